@@ -1,0 +1,45 @@
+"""Training-data attribution: which training samples made a language model say that?
+
+The public names below are loaded on first use, so that a process which needs only `errors`, `specs` or
+`manifest` (the web service) never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bergson_core.attribution import AttributionIndex
+    from bergson_core.build import build_index
+    from bergson_core.collect import collect_gradients
+    from bergson_core.gradients import GradientCollector
+    from bergson_core.normalizers import fit_normalizers
+    from bergson_core.processor import GradientProcessor
+    from bergson_core.specs import AttributionQuery, BuildSpec
+
+_HOME = {
+    "AttributionIndex": "bergson_core.attribution",
+    "AttributionQuery": "bergson_core.specs",
+    "BuildSpec": "bergson_core.specs",
+    "GradientCollector": "bergson_core.gradients",
+    "GradientProcessor": "bergson_core.processor",
+    "build_index": "bergson_core.build",
+    "collect_gradients": "bergson_core.collect",
+    "fit_normalizers": "bergson_core.normalizers",
+}
+
+__all__ = [
+    "AttributionIndex",
+    "AttributionQuery",
+    "BuildSpec",
+    "GradientCollector",
+    "GradientProcessor",
+    "build_index",
+    "collect_gradients",
+    "fit_normalizers",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bergson_core' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

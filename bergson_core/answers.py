@@ -1,0 +1,75 @@
+"""What comes back: progress of a build, and the answer to a query. No torch here.
+
+These classes are what the library returns, what crosses Redis, and what HTTP shows.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Report(BaseModel):
+    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Progress(Report):
+    """How far a build is. Each stage counts from 0 again."""
+
+    stage: str = "queued"
+    """What is being done: queued, load, statistics, gradients, search, publish."""
+    done: int = 0
+    total: int = 0
+    unit: str = "documents"
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    """Seconds until this stage ends, at its rate so far."""
+
+
+class ResultRow(Report):
+    """A training sample and its influence on what the model said."""
+
+    rank: int
+    id: str
+    score: float
+    prompt: str | None = None
+    completion: str | None = None
+    metadata: dict[str, Any] | None = None
+    loss: float
+    """Sum of the sample's token cross-entropies under the indexed model, in nats."""
+
+
+class QueryEcho(Report):
+    """The query as it was understood."""
+
+    prompt: str
+    completion: str
+    generated: bool = False
+    loss: float
+    """Sum of the completion's token cross-entropies, in nats."""
+    n_tokens: int
+    """Tokens of the completion."""
+
+
+class TimingMs(Report):
+    """Milliseconds: waiting to be taken by a worker, and the gradient and search of the whole micro-batch."""
+
+    queue: float = 0.0
+    gradient: float
+    search: float
+    total: float
+
+
+class Answer(Report):
+    """The training samples behind one completion; `results` is null where only opponents were asked for."""
+
+    index: str
+    generation: int
+    profile: str = "default"
+    query: QueryEcho
+    results: list[ResultRow] | None = None
+    opponents: list[ResultRow] | None = None
+    timing_ms: TimingMs

@@ -1,0 +1,107 @@
+"""Every error that a user can cause, and nothing else.
+
+    BergsonError
+    ├── InvalidInput (ValueError)        what was sent is wrong; the text says what was expected
+    │   ├── ModelNotFound                no such model, or not one that can be loaded
+    │   ├── DatasetNotFound              no such dataset, split or file
+    │   ├── ColumnNotFound               the dataset has no such column
+    │   └── TooLong                      prompt and completion exceed what the model takes
+    ├── IndexNotFound                    no published index of that name
+    ├── IndexExists                      the name is taken
+    ├── IndexBusy                        the index is being built, by this or another process
+    ├── IndexCorrupt                     files differ from what the manifest says
+    ├── JobNotFound
+    ├── Unavailable                      a part that is needed does not answer
+    │   ├── RedisUnavailable
+    │   ├── NoWorker                     no worker is alive
+    │   └── QueueFull                    too much waits already
+    ├── DeadlineExceeded                 no answer in time
+    ├── Cancelled                        somebody asked for the work to stop
+    └── LeaseLost                        another worker has taken this job over
+
+`code` is the stable name that crosses process borders (Redis, HTTP); `from_code` is its inverse.
+"""
+
+
+class BergsonError(Exception):
+    """Base of all errors that are the caller's to handle. `str(error)` is fit to be shown."""
+
+    code = "error"
+
+
+class InvalidInput(BergsonError, ValueError):
+    code = "invalid_input"
+
+
+class ModelNotFound(InvalidInput):
+    code = "model_not_found"
+
+
+class DatasetNotFound(InvalidInput):
+    code = "dataset_not_found"
+
+
+class ColumnNotFound(InvalidInput):
+    code = "column_not_found"
+
+
+class TooLong(InvalidInput):
+    code = "too_long"
+
+
+class IndexNotFound(BergsonError):
+    code = "index_not_found"
+
+
+class IndexExists(BergsonError):
+    code = "index_exists"
+
+
+class IndexBusy(BergsonError):
+    code = "index_busy"
+
+
+class IndexCorrupt(BergsonError):
+    code = "index_corrupt"
+
+
+class JobNotFound(BergsonError):
+    code = "job_not_found"
+
+
+class Unavailable(BergsonError):
+    code = "unavailable"
+
+
+class RedisUnavailable(Unavailable):
+    code = "redis_unavailable"
+
+
+class NoWorker(Unavailable):
+    code = "no_worker"
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class DeadlineExceeded(BergsonError):
+    code = "deadline_exceeded"
+
+
+class Cancelled(BergsonError):
+    code = "cancelled"
+
+
+class LeaseLost(BergsonError):
+    code = "lease_lost"
+
+
+def _tree(root: type[BergsonError]) -> list[type[BergsonError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+def from_code(code: str, detail: str) -> BergsonError:
+    """The error that was written as (code, detail); an unknown code gives a plain `BergsonError`."""
+    kinds = {kind.code: kind for kind in _tree(BergsonError)}
+    return kinds.get(code, BergsonError)(detail)

@@ -1,0 +1,103 @@
+"""The manifest of an index: what is not in it does not exist. No torch here.
+
+    <index>/manifest.json        written last, by rename; readers start here
+    <index>/statistics/...       processor (normalizers, projection) and profiles
+    <index>/shards/00000/...     rows and their text
+    <index>/search/...           FAISS
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bergson_core.errors import IndexCorrupt, IndexNotFound
+from bergson_core.specs import BuildSpec
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FileEntry(_Part):
+    """A file of the index, by its path below the index directory."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(_Part):
+    """A run of rows: `first_row` is the number of its first row in the whole index."""
+
+    name: str
+    first_row: int
+    rows: int
+    tokens: int
+    files: tuple[FileEntry, ...]
+
+
+class ModuleEntry(_Part):
+    """A tracked layer and the shape of its weight gradient."""
+
+    name: str
+    out_features: int
+    in_features: int
+
+
+class Manifest(_Part):
+    """What an index is made of and how it was made."""
+
+    format_version: int
+    generation: int
+    created_at: str
+    spec: BuildSpec
+    fingerprint: str
+    model_sha256: str
+    modules: tuple[ModuleEntry, ...]
+    coverage_percent: float
+    dimensions: int
+    rows: int
+    tokens: int
+    files: tuple[FileEntry, ...]
+    shards: tuple[ShardEntry, ...]
+
+    def total_bytes(self) -> int:
+        """Bytes on disk of every file that the index consists of."""
+        return sum(entry.bytes for part in (self, *self.shards) for entry in part.files)
+
+
+def read_manifest(index: Path) -> Manifest:
+    """The manifest of the index in directory `index`.
+
+    Raises `IndexNotFound` where none is published, `IndexCorrupt` where it is not one this version reads.
+    """
+    path = index / FILE_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise IndexNotFound(f"no index at {index}: build one first, or name another") from None
+    except (OSError, ValueError) as error:
+        raise IndexCorrupt(f"{path} cannot be read: {error}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise IndexCorrupt(
+            f"{path} has format version {version!r}; this release reads version {FORMAT_VERSION}. "
+            "Build the index again, or use the release that wrote it"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
+
+
+def published(root: Path) -> Iterator[tuple[str, Path]]:
+    """(name, directory) of each published index below `root`, by name. A half-built index is not there."""
+    if root.is_dir():
+        for path in sorted(root.iterdir()):
+            if (path / FILE_NAME).is_file():
+                yield path.name, path

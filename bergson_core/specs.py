@@ -1,0 +1,166 @@
+"""What to build and what to ask: frozen, validated, and the same object on every side.
+
+The body of `POST /index` and `POST /attribute`, the message on Redis, the manifest on disk and the options of
+the command line are all these classes, so that a field exists once. No torch here.
+"""
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+MAX_INLINE_DOCUMENTS = 10_000
+
+IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
+Normalizer = Literal["none", "adafactor", "adam"]
+
+
+def _refuse(value: object) -> None:
+    if value is not None:
+        raise ValueError("expected null: this version does not support the field")
+
+
+Reserved = Annotated[None, BeforeValidator(_refuse)]
+"""A field of the contract that is accepted as null only."""
+
+
+class Spec(BaseModel):
+    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class DatasetSpec(Spec):
+    """A dataset to read: a hub id, a `save_to_disk` directory, or a jsonl, json, csv or parquet file."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    """Hub id, directory or file."""
+    split: str = Field("train", min_length=1, max_length=256)
+    """Split of the dataset."""
+    subset: str | None = Field(None, max_length=256)
+    """Configuration of a hub dataset, where it has several."""
+
+
+class ColumnsSpec(Spec):
+    """Which columns of the dataset mean what."""
+
+    prompt: str = "text"
+    """Column with the text, or with the prompt where a completion column is named."""
+    completion: str | None = None
+    """Column with the completion; the loss is then taken over the completion only."""
+    messages: Reserved = None
+    """Column with chat messages."""
+    id: str | None = None
+    """Column with a unique id; without one, ids are row numbers as strings."""
+    metadata: tuple[str, ...] = ()
+    """Columns kept beside each row and returned with it."""
+
+
+class GradientSpec(Spec):
+    """How a sample becomes a row of the index."""
+
+    projection_dim: int = Field(16, ge=1, le=256)
+    """p: each module's gradient is projected to p × p."""
+    normalizer: Normalizer = "adafactor"
+    """Second-moment normalisation of the gradients before they are projected."""
+    rows: Literal["float16"] = "float16"
+    """How rows are kept on disk."""
+    optimizer_state: Reserved = None
+    """Optimizer checkpoint to take second moments from."""
+    modules: str | None = Field(None, max_length=1024)
+    """Regular expression; only modules whose name it matches are tracked. All layers but the head by default."""
+    include_bias: bool = False
+    """Track the gradients of biases too."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Longest document in tokens; the model's context by default. A longer document is an error, never cut."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the projections."""
+    sample_size: int = Field(2048, ge=1)
+    """Documents from which the normalizer is fitted."""
+
+    @field_validator("modules")
+    @classmethod
+    def _is_a_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"expected a regular expression of module names: {error}") from None
+        return value
+
+
+class ScoringSpec(Spec):
+    """How rows are compared: TrackStar (arXiv 2410.17413) by default."""
+
+    normalize: Literal["none", "row"] = "row"
+    """`row`: unit length after preconditioning, so that scores are cosines. `none`: the influence itself."""
+    preconditioner: bool = True
+    """Multiply by the inverse square root of the second moment of the rows, module by module."""
+    damping: float = Field(0.1, gt=0, le=10)
+    """Added to each module's second moment, in units of its mean eigenvalue."""
+
+
+class SearchSpec(Spec):
+    """How candidates are found; the returned scores are exact whatever finds them."""
+
+    kind: Literal["auto", "exact"] = "auto"
+    """`exact` scans every row; `auto` chooses by size."""
+
+
+Document = dict[str, Any]
+
+
+class BuildSpec(Spec):
+    """Everything that decides the rows of an index."""
+
+    model: str = Field(min_length=1, max_length=4096)
+    """Hub id or local directory of a causal language model (safetensors weights only)."""
+    revision: str | None = Field(None, max_length=256)
+    """Branch, tag or commit of the hub repository."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of the weights and of the forward and backward pass."""
+    dataset: DatasetSpec | None = None
+    """The training samples; give this or `documents`."""
+    documents: tuple[Document, ...] | None = Field(None, max_length=MAX_INLINE_DOCUMENTS)
+    """The training samples, inline: up to 10,000 objects with the columns named in `columns`."""
+    columns: ColumnsSpec = ColumnsSpec()
+    gradients: GradientSpec = GradientSpec()
+    scoring: ScoringSpec = ScoringSpec()
+    search: SearchSpec = SearchSpec()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset is None) == (self.documents is None):
+            raise ValueError("expected exactly one of `dataset` and `documents`")
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 of the spec: two builds with the same one give the same rows."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class AttributionQuery(Spec):
+    """A prompt and what the model said; which training samples made it say that?"""
+
+    index: IndexName
+    prompt: str = Field(max_length=1_000_000)
+    """What came before. May be empty."""
+    completion: str = Field(min_length=1, max_length=1_000_000)
+    """What is to be explained; the query's loss is over its tokens only."""
+    top_k: int = Field(10, ge=1, le=1000)
+    """Number of rows to return."""
+    direction: Literal["proponents", "opponents", "both"] = "proponents"
+    """Samples that made the completion more likely, less likely, or a list of each."""
+    include: tuple[Literal["text", "metadata"], ...] = ("text", "metadata")
+    """What comes with each row beside id, score and loss."""
+    profile: Literal["default"] = "default"
+    """Preconditioner to score with."""
+    span: Reserved = None
+    """Characters [start, end) of the completion to attribute."""
+    filter: Reserved = None
+    """Conditions on metadata."""
+    verify: Reserved = None
+    """Unlearn the results for real and report what changed."""

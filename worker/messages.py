@@ -1,0 +1,89 @@
+"""What crosses Redis: JSON of these classes, never pickle. No torch here.
+
+Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
+"""
+
+from typing import Literal
+
+from bergson_core.answers import Answer, Progress, Report
+from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
+
+SCHEMA_VERSION = 1
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Message(Report):
+    """Base of everything that is sent."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+class Problem(Report):
+    """An error on its way to the caller: `code` is one of `bergson_core.errors`."""
+
+    code: str
+    detail: str
+
+
+class BuildJob(Message):
+    """Build an index and publish it below the data directory."""
+
+    kind: Literal["build"] = "build"
+    job_id: str
+    index: IndexName
+    spec: BuildSpec
+    request_id: str
+
+
+Job = BuildJob
+
+
+class Query(Message):
+    """One question; the answer goes to the stream `reply_to` under the same `query_id`."""
+
+    query_id: str
+    reply_to: str
+    request_id: str
+    sent_at: float
+    """Unix time in seconds."""
+    deadline: float
+    """Unix time in seconds after which nobody waits for the answer."""
+    query: AttributionQuery
+
+
+class Reply(Message):
+    """An answer or a problem, never both."""
+
+    query_id: str
+    answer: Answer | None = None
+    problem: Problem | None = None
+
+
+class JobRecord(Report):
+    """A job as anybody may see it."""
+
+    job_id: str
+    kind: str
+    index: str
+    state: JobState
+    progress: Progress = Progress()
+    error: Problem | None = None
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    deliveries: int = 0
+
+
+class Heartbeat(Report):
+    """A live worker; written every few seconds with a time to live."""
+
+    worker_id: str
+    pid: int
+    host: str
+    device: str
+    started_at: float
+    state: Literal["idle", "building"]
+    resident: list[str] = []
+    """Names of the indexes in memory."""
