@@ -20,7 +20,7 @@ class Progress(Report):
     """How far a build is. Each stage counts from 0 again."""
 
     stage: str = "queued"
-    """What is being done: queued, load, statistics, gradients, search, publish."""
+    """What is being done: queued, load, read, statistics, gradients, search, done."""
     done: int = 0
     total: int = 0
     unit: str = "documents"

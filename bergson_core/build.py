@@ -1,0 +1,270 @@
+"""Builds an index: statistics, shards, preconditioner, search, and the manifest last.
+
+    <output>/.lock          held while building; given back by the kernel when the process dies
+    <output>/building.json  whose build this is; a build of the same fingerprint goes on from its finished shards
+
+What is not in the manifest does not exist, so a build may be killed at any moment.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+
+from bergson_core.answers import Progress
+from bergson_core.batching import Batch, Tokens, batches, check_length
+from bergson_core.collect import BUDGET_TOKENS, RowCollector
+from bergson_core.documents import Documents, Record, load_documents, tokenize_records
+from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
+from bergson_core.layers import coverage_percent, select
+from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, ShardEntry, read_manifest
+from bergson_core.models import LanguageModel, context_limit, load_model
+from bergson_core.normalizers import fit_normalizers
+from bergson_core.preconditioners import Preconditioner, SecondMoment
+from bergson_core.processor import GradientProcessor
+from bergson_core.progress import Clock
+from bergson_core.search import build_shard_search
+from bergson_core.specs import BuildSpec
+from bergson_core.store import (
+    Shard,
+    ShardWriter,
+    drop_build_files,
+    file_entry,
+    finished_shard,
+    shard_moment,
+    sync_files,
+    write_durably,
+)
+
+SHARD_BYTES = 64 * 2**20
+MAX_SHARD_ROWS = 4096
+
+Report = Callable[[Progress], None]
+
+
+def build_index(
+    spec: BuildSpec,
+    output: str | Path,
+    *,
+    report: Report = lambda progress: None,
+    confirm: Callable[[], None] = lambda: None,
+    shard_rows: int | None = None,
+) -> Manifest:
+    """Builds the index that `spec` describes in the directory `output`, and returns its manifest.
+
+    `report` is called after every batch and `confirm` before each publish; either may raise to stop the build,
+    which keeps its finished shards. Called again with the same spec, a build resumes, and a finished one returns
+    at once; rows are byte-identical either way. `shard_rows` bounds the rows of a shard; by default a shard is
+    about 64 MiB.
+    Raises `IndexExists` where `output` holds something else, `IndexBusy` while another process builds there, and
+    `InvalidInput` for a bad model, dataset or document, before any gradient is computed.
+    """
+    output = Path(output)
+    _check_free(output, spec)
+    fresh = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            try:
+                return _Build(spec, output, report, confirm, shard_rows).run()
+            except InvalidInput:
+                if fresh:  # nothing was begun: leave nothing behind
+                    _remove_empty(output)
+                raise
+    except Timeout:
+        raise IndexBusy(f"{output} is being built by another process; wait for it or stop it") from None
+
+
+def _check_free(output: Path, spec: BuildSpec) -> None:
+    """Raises `IndexExists` unless `output` is absent, empty, or this very build."""
+    if output.exists() and not output.is_dir():
+        raise IndexExists(f"{output} is a file; expected a new directory")
+    try:
+        other = read_manifest(output).fingerprint
+    except IndexNotFound:
+        stamp = output / "building.json"
+        if not stamp.is_file():
+            if output.exists() and any(path.name != ".lock" for path in output.iterdir()):
+                raise IndexExists(f"{output} is not empty and holds no index; expected a new directory") from None
+            return
+        other = json.loads(stamp.read_text())["spec"]
+    if other != spec.fingerprint():
+        raise IndexExists(f"{output} holds an index of another model, dataset or settings; choose another directory")
+
+
+def _remove_empty(output: Path) -> None:
+    for name in ("building.json", ".lock"):
+        (output / name).unlink(missing_ok=True)
+    if not any(output.iterdir()):
+        output.rmdir()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one look at every document gave. `limit` is the longest document allowed, in tokens."""
+
+    documents: Documents
+    limit: int | None
+    content_sha256: str
+
+
+class _Build:
+    """One run of a build. The steps are in `run`, in order."""
+
+    def __init__(
+        self, spec: BuildSpec, output: Path, report: Report, confirm: Callable[[], None], shard_rows: int | None
+    ) -> None:
+        self.spec, self.output = spec, output
+        self._report, self._confirm = report, confirm
+        self._shard_rows = shard_rows
+
+    def run(self) -> Manifest:
+        try:
+            return read_manifest(self.output)
+        except IndexNotFound:
+            pass
+        self._report(Progress(stage="load"))
+        model = load_model(self.spec.model, self.spec.revision, self.spec.dtype)
+        select(model.model, self.spec.gradients.modules)
+        plan = self._plan(model)
+        self.fingerprint = _fingerprint(self.spec, model, plan.content_sha256)
+        stamp = {"spec": self.spec.fingerprint(), "build": self.fingerprint}
+        write_durably(self.output / "building.json", json.dumps(stamp).encode())
+        processor = self._statistics(model, plan)
+        collector = RowCollector(model, processor, self.spec.gradients.modules)
+        shards = self._shards(model, plan, collector)
+        return self._publish(model, collector, shards)
+
+    def _plan(self, model: LanguageModel) -> _Plan:
+        """Reads and checks every document before any gradient is computed."""
+        documents = load_documents(self.spec)
+        documents.check_ids()
+        limit = context_limit(model, self.spec.gradients.max_tokens)
+        digest, clock = hashlib.sha256(), Clock("read", len(documents))
+        for chunk in documents.chunks():
+            tokens = _checked_tokens(model, chunk, limit)
+            for record in chunk:
+                digest.update(repr(record).encode())
+            self._report(clock.tick(len(chunk), sum(len(one.ids) for one in tokens)))
+        return _Plan(documents, limit, digest.hexdigest())
+
+    def _statistics(self, model: LanguageModel, plan: _Plan) -> GradientProcessor:
+        """The fitted processor: the one that an earlier run of this build saved, or a new one."""
+        settings, directory = self.spec.gradients, self.output / "statistics"
+        if (directory / "done").is_file() and (directory / "done").read_text() == self.fingerprint:
+            return GradientProcessor.load(directory)
+        size = min(settings.sample_size, len(plan.documents))
+        chosen = np.random.Generator(np.random.Philox(settings.seed)).choice(len(plan.documents), size, replace=False)
+        tokens = _checked_tokens(model, plan.documents.read(sorted(chosen.tolist())), plan.limit)
+        layers = select(model.model, settings.modules)
+        sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), Clock("statistics", size))
+        fitted = fit_normalizers(
+            model.tracking(layers.values()), layers, sample, settings.normalizer, include_bias=settings.include_bias
+        )
+        processor = GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)
+        processor.save(directory)
+        write_durably(directory / "done", self.fingerprint.encode())
+        return processor
+
+    def _shards(self, model: LanguageModel, plan: _Plan, collector: RowCollector) -> list[ShardEntry]:
+        total = len(plan.documents)
+        fits = max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // (2 * collector.dimensions)))
+        size = self._shard_rows or fits
+        clock = Clock("gradients", total)
+        entries = []
+        for number, start in enumerate(range(0, total, size)):
+            name, rows = f"{number:05d}", range(start, min(start + size, total))
+            entry = finished_shard(self.output, name, self.fingerprint)
+            if entry is None or (entry.first_row, entry.rows) != (start, len(rows)):
+                entry = self._collect_shard(name, model, plan, collector, rows, clock)
+            clock.skip_to(rows.stop)
+            entries.append(entry)
+        return entries
+
+    def _collect_shard(
+        self, name: str, model: LanguageModel, plan: _Plan, collector: RowCollector, numbers: range, clock: Clock
+    ) -> ShardEntry:
+        """Runs these documents through the model and writes their shard."""
+        records = plan.documents.read(numbers)
+        tokens = _checked_tokens(model, records, plan.limit)
+        layers = len(collector.slices)
+        width = collector.dimensions // layers
+        moment = SecondMoment(layers, width, model.device)
+        writer = ShardWriter(self.output, name, len(numbers), layers, width)
+        for batch in batches(tokens, BUDGET_TOKENS, model.device):
+            rows, losses = collector.collect(batch)
+            blocks = rows.reshape(len(batch), layers, width)
+            moment.add(blocks)
+            writer.put(batch.numbers, blocks, losses)
+            self._report(clock.tick(len(batch), batch.tokens))
+        self._confirm()
+        return writer.finish(records, [one.labelled for one in tokens], moment, numbers.start, self.fingerprint)
+
+    def _reported(self, source: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+        for batch in source:
+            yield batch
+            self._report(clock.tick(len(batch), batch.tokens))
+
+    def _publish(self, model: LanguageModel, collector: RowCollector, shards: list[ShardEntry]) -> Manifest:
+        """Fits the preconditioner, builds the search, and writes the manifest."""
+        scoring, output = self.spec.scoring, self.output
+        layers = list(collector.layers.values())
+        rows = sum(entry.rows for entry in shards)
+        preconditioner, files = None, [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
+        if scoring.preconditioner:
+            total = sum(shard_moment(output, entry).double() for entry in shards)
+            preconditioner = Preconditioner.fit(total, rows, scoring.damping)
+            path = output / "profiles" / "default.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            save_file({"inverse_root": preconditioner.inverse_root, "second_moment": (total / rows).float()}, path)
+            files.append(file_entry(path, output))
+        for done, entry in enumerate(shards, start=1):
+            shard = Shard.open(output, entry, len(layers), collector.dimensions // len(layers))
+            files += build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
+            self._report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            generation=1,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            spec=self.spec,
+            fingerprint=self.spec.fingerprint(),
+            model_sha256=model.sha256,
+            modules=tuple(
+                ModuleEntry(name=layer.name, out_features=layer.out_features, in_features=layer.in_features)
+                for layer in layers
+            ),
+            coverage_percent=round(coverage_percent(model.model, layers), 2),
+            dimensions=collector.dimensions,
+            rows=rows,
+            tokens=sum(entry.tokens for entry in shards),
+            files=tuple(files),
+            shards=tuple(shards),
+        )
+        sync_files(output, manifest.files)
+        self._confirm()
+        write_durably(output / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+        (output / "building.json").unlink(missing_ok=True)
+        drop_build_files(output, shards)
+        self._report(Progress(stage="done", done=rows, total=rows))
+        return manifest
+
+
+def _checked_tokens(model: LanguageModel, records: Sequence[Record], limit: int | None) -> list[Tokens]:
+    """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
+    assert model.tokenizer is not None  # load_model always gives one
+    tokens = tokenize_records(model.tokenizer, records)
+    for record, one in zip(records, tokens, strict=True):
+        check_length(one, limit, f"document {record.id!r}")
+    return tokens
+
+
+def _fingerprint(spec: BuildSpec, model: LanguageModel, content_sha256: str) -> str:
+    """Everything that decides the rows: two builds with the same one may share shards."""
+    parts = (str(FORMAT_VERSION), spec.fingerprint(), model.sha256, content_sha256)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""Where training samples come from: hub datasets, saved datasets and files, read through Arrow by batches.
+
+Nothing from a dataset is run: the `datasets` library has no loading scripts any more, and only these file types
+are opened.
+"""
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+from bergson_core.batching import Tokens, tokenize
+from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READ_AT_ONCE = 1024
+"""Documents read from Arrow in one go."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training sample. `metadata` holds JSON values."""
+
+    id: str
+    prompt: str
+    completion: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A dataset seen as records. Slices are cheap, whatever the size."""
+
+    dataset: Dataset
+    columns: ColumnsSpec
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, numbers: range | Sequence[int]) -> list[Record]:
+        """The records of these rows. Raises `InvalidInput` for a row that is not text."""
+        index = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else list(numbers)
+        values = self.dataset[index]
+        columns = self.columns
+        prompts = self._texts(values[columns.prompt], columns.prompt, numbers)
+        completions: Sequence[str | None] = [None] * len(prompts)
+        if columns.completion is not None:
+            completions = self._texts(values[columns.completion], columns.completion, numbers)
+        ids = [str(k) for k in numbers] if columns.id is None else [str(value) for value in values[columns.id]]
+        metadata = [
+            dict(zip(columns.metadata, row, strict=True))
+            for row in zip(*(values[name] for name in columns.metadata), strict=True)
+        ] or [{} for _ in prompts]
+        return [Record(*row) for row in zip(ids, prompts, completions, metadata, strict=True)]
+
+    def chunks(self) -> Iterator[list[Record]]:
+        """All records, `READ_AT_ONCE` at a time."""
+        for start in range(0, len(self), READ_AT_ONCE):
+            yield self.read(range(start, min(start + READ_AT_ONCE, len(self))))
+
+    def check_ids(self) -> None:
+        """Raises `InvalidInput` naming an id that stands twice. Eight bytes a document are held."""
+        if self.columns.id is None:
+            return
+        hashes = array("q")
+        for chunk in self.chunks():
+            hashes.extend(hash(record.id) for record in chunk)
+        ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
+        if not (repeated := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())):
+            return
+        seen = set()
+        for record in (record for chunk in self.chunks() for record in chunk if hash(record.id) in repeated):
+            if record.id in seen:
+                raise InvalidInput(
+                    f"{self.name}: the id {record.id!r} in column {self.columns.id!r} stands more than once; "
+                    "ids have to be unique"
+                )
+            seen.add(record.id)
+
+    def _texts(self, values: Sequence[Any], column: str, numbers: Sequence[int]) -> list[str]:
+        for number, value in zip(numbers, values, strict=True):
+            if not isinstance(value, str):
+                raise InvalidInput(
+                    f"{self.name}: row {number} of column {column!r} is {type(value).__name__}, expected text"
+                )
+        return list(values)
+
+
+def tokenize_records(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[Tokens]:
+    """Tokens of records that either all have completions or all have none."""
+    prompts = [record.prompt for record in records]
+    completions = [record.completion for record in records if record.completion is not None]
+    return tokenize(tokenizer, prompts, completions or None)
+
+
+def load_documents(spec: BuildSpec) -> Documents:
+    """The documents that a build reads.
+
+    Raises `DatasetNotFound`, `ColumnNotFound`, or `InvalidInput` for an empty dataset.
+    """
+    if spec.dataset is not None:
+        name, dataset = spec.dataset.path, open_dataset(spec.dataset)
+    else:
+        name, dataset = "documents", Dataset.from_list([dict(row) for row in spec.documents or ()])
+    return as_documents(dataset, spec.columns, name)
+
+
+def as_documents(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
+    """A dataset in memory or on disk as documents, after checking that the columns are there."""
+    if len(dataset) == 0:
+        raise InvalidInput(f"{name} is empty; expected at least one document")
+    wanted = [columns.prompt, columns.completion, columns.id, *columns.metadata]
+    for column in filter(None, wanted):
+        if column not in dataset.column_names:
+            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}")
+    return Documents(dataset.select_columns(list(dict.fromkeys(filter(None, wanted)))), columns, name)
+
+
+def open_dataset(spec: DatasetSpec) -> Dataset:
+    """Opens a file, a directory of `save_to_disk`, or a hub dataset, memory-mapped where it can be.
+
+    Raises `DatasetNotFound` where there is nothing that can be read, saying what was expected.
+    """
+    path = Path(spec.path).expanduser()
+    try:
+        if path.is_file():
+            return _open_file(path, spec)
+        if path.is_dir():
+            return _open_directory(path, spec)
+        if path.is_absolute() or spec.path.startswith((".", "~")) or path.suffix in _BUILDERS:
+            raise DatasetNotFound(f"no dataset at {spec.path}: no such file or directory")
+        if "://" in spec.path:
+            raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")
+        return load_dataset(spec.path, name=spec.subset, split=spec.split)
+    except DatasetNotFound:
+        raise
+    except (OSError, ValueError, RuntimeError, DatasetGenerationError, json.JSONDecodeError) as error:
+        reason = error.__cause__ or error
+        raise DatasetNotFound(f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}") from error
+
+
+def _open_file(path: Path, spec: DatasetSpec) -> Dataset:
+    builder = _BUILDERS.get(path.suffix)
+    if builder is None:
+        raise DatasetNotFound(f"{path} is not of a known type; expected {', '.join(_BUILDERS)}")
+    if path.stat().st_size == 0:
+        raise InvalidInput(f"{path} is empty; expected at least one document")
+    _expect_train(spec, f"the file {path}")
+    return load_dataset(builder, data_files=str(path), split="train")
+
+
+def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
+    loaded = load_from_disk(str(path))
+    if isinstance(loaded, DatasetDict):
+        if spec.split not in loaded:
+            raise DatasetNotFound(f"{path} has no split {spec.split!r}; it has {', '.join(loaded)}")
+        return loaded[spec.split]
+    _expect_train(spec, f"the directory {path}")
+    return loaded
+
+
+def _expect_train(spec: DatasetSpec, what: str) -> None:
+    if spec.split != "train":
+        raise DatasetNotFound(f"{what} has one split only, 'train'; {spec.split!r} was asked for")

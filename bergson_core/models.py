@@ -1,0 +1,148 @@
+"""Loads a causal language model and its tokenizer, and knows where its head begins.
+
+Only safetensors weights and only code that transformers itself ships: nothing from a model's directory is run.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from bergson_core.errors import InvalidInput, ModelNotFound
+from bergson_core.layers import Layer
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with what is needed to run it on text.
+
+    `backbone` and `head` compute the model's logits as head(backbone(ids).last_hidden_state), which was checked;
+    both are None where the model is not of that form, or where the head itself is tracked. `max_tokens` is the
+    model's context, None where it states none. `sha256` covers config, weights and tokenizer; empty for a model
+    that did not come from files.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    max_tokens: int | None
+    backbone: nn.Module | None
+    head: nn.Module | None
+    sha256: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def tracking(self, layers: Iterable[Layer]) -> "LanguageModel":
+        """The same model, run whole where a tracked layer is in the head."""
+        if any(layer.module is self.head for layer in layers):
+            return replace(self, backbone=None, head=None)
+        return self
+
+
+def default_device() -> str:
+    """The first GPU, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "float32", device: str | None = None
+) -> LanguageModel:
+    """The model and tokenizer of a hub id or a directory, frozen, in evaluation mode.
+
+    Raises `ModelNotFound` where there is none, or none that can be loaded from safetensors without foreign code.
+    """
+    directory = _resolve(name, revision)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if not any(directory.glob("*.safetensors")):
+        raise ModelNotFound(f"{name} has no safetensors weights; expected model.safetensors (pickle is never loaded)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, dtype=getattr(torch, dtype), **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
+    model.requires_grad_(False).eval().to(device or default_device())
+    return wrap(model, tokenizer, _content_hash(directory))
+
+
+def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = "") -> LanguageModel:
+    """A model that is already in memory."""
+    config = getattr(model, "config", None)
+    text_config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    limit = getattr(text_config, "max_position_embeddings", None)
+    backbone, head = _split(model)
+    return LanguageModel(model, tokenizer, limit, backbone, head, sha256)
+
+
+def _resolve(name: str, revision: str | None) -> Path:
+    """The directory with the files: `name` itself, or a snapshot of the hub repository."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
+        return path
+    if path.exists() or name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelNotFound(f"model {name!r} is no local directory, and the hub did not give it: {error}") from error
+
+
+def _content_hash(directory: Path) -> str:
+    """sha256 over the names and contents of config, weights and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({*directory.glob("*.json"), *directory.glob("*.safetensors")}):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
+
+    Some models scale or cap their logits after the head; the check on a few tokens finds them out.
+    """
+    backbone = getattr(model, "base_model", model)
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    if backbone is model or not isinstance(head, nn.Module):
+        return None, None
+    training, device = model.training, next(model.parameters()).device
+    ids = torch.arange(1, 6, device=device)[None] % head.weight.shape[0]
+    model.eval()
+    try:
+        whole = model(input_ids=ids, use_cache=False).logits
+        parts = head(backbone(input_ids=ids, use_cache=False).last_hidden_state)
+    except (AttributeError, TypeError):
+        return None, None
+    finally:
+        model.train(training)
+    same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+    return (backbone, head) if same else (None, None)
+
+
+def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
+    """The longest document in tokens: what the user allows, or the model's context.
+
+    Raises `InvalidInput` where more is allowed than the model takes.
+    """
+    if max_tokens is not None and model.max_tokens is not None and max_tokens > model.max_tokens:
+        raise InvalidInput(f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens")
+    return max_tokens or model.max_tokens

@@ -1,0 +1,54 @@
+"""TrackStar's preconditioner (Chang et al., arXiv 2410.17413, section 3): fit → state, apply(state, rows).
+
+Legend: n rows, m layers, d numbers a layer.
+
+C is block-diagonal over layers, the mean outer product of the stored rows. A score is the inner product of two
+rows after C^-½ and then, not before, scaling to unit length: the two do not commute.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@final
+class SecondMoment:
+    """Σ row rowᵀ of each layer, [m, d, d], gathered while the rows are made."""
+
+    def __init__(self, layers: int, width: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(layers, width, width, device=device)
+        self.rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Counts in `rows` [n, m, d]."""
+        by_layer = rows.transpose(0, 1).to(self.total)
+        self.total.baddbmm_(by_layer.mT, by_layer)
+        self.rows += len(rows)
+
+
+@final
+@dataclass(frozen=True)
+class Preconditioner:
+    """C^-½ of each layer, [m, d, d] float32, symmetric."""
+
+    inverse_root: Tensor
+
+    @classmethod
+    def fit(cls, total: Tensor, rows: int, damping: float) -> "Preconditioner":
+        """From Σ row rowᵀ [m, d, d] over `rows` rows, with `damping` × the mean eigenvalue added, in float64.
+
+        A layer whose rows were all zero gets a zero block: it can say nothing about any query.
+        """
+        roots = torch.zeros(total.shape, dtype=torch.float32)
+        for root, block in zip(roots, total, strict=True):
+            values, vectors = torch.linalg.eigh(block.double().cpu() / rows)
+            values = values.clamp_min(0)
+            if (mean := values.mean()) > 0:
+                root.copy_(vectors * (values + damping * mean).rsqrt() @ vectors.mT)
+        return cls(roots)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """C^-½ rows [n, m, d]."""
+        return (rows.transpose(0, 1) @ self.inverse_root).transpose(0, 1)

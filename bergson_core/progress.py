@@ -1,0 +1,32 @@
+"""Rates and remaining time of one stage of a build. No torch here."""
+
+import time
+
+from bergson_core.answers import Progress
+
+
+class Clock:
+    """Counts documents and tokens of a stage; time starts with the first tick's work, not with resumed work."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        self._stage, self._total = stage, total
+        self._done = self._worked = self._tokens = 0
+        self._started = time.perf_counter()
+
+    def tick(self, documents: int, tokens: int) -> Progress:
+        """The progress after so many more documents and tokens."""
+        self._done += documents
+        self._worked += documents
+        self._tokens += tokens
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        return Progress(
+            stage=self._stage,
+            done=self._done,
+            total=self._total,
+            tokens_per_s=self._tokens / seconds,
+            eta_s=(self._total - self._done) * seconds / self._worked,
+        )
+
+    def skip_to(self, done: int) -> None:
+        """Counts work that an earlier run has done."""
+        self._done = done

@@ -1,0 +1,88 @@
+"""FAISS finds candidates; `attribution` scores them exactly from the stored rows.
+
+Legend: q queries, n rows of a shard, m layers, d numbers a layer, D = m·d.
+
+One FAISS file a shard, so that building needs the memory of one shard and appending touches no old file. It
+holds φ = C^-½ row, of unit length where scores are normalized, as float16; `norms.bin` [n] float32 the length
+before scaling, with which a score is recomputed from the raw row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from bergson_core.manifest import FileEntry, Manifest
+from bergson_core.preconditioners import Preconditioner
+from bergson_core.store import Shard, check_contents, file_entry
+
+_AT_ONCE = 1024
+
+
+def features(rows: Tensor, preconditioner: Preconditioner | None, normalize: str) -> tuple[Tensor, Tensor]:
+    """(φ [n, D], lengths before scaling [n]) of rows [n, m, d]; a zero row has φ = 0."""
+    phi = (preconditioner.apply(rows) if preconditioner else rows).flatten(1)
+    norms = torch.linalg.vector_norm(phi, dim=1)
+    if normalize == "row":
+        phi = phi / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
+    return phi, norms
+
+
+def build_shard_search(
+    root: Path, shard: Shard, preconditioner: Preconditioner | None, normalize: str, generation: int
+) -> tuple[FileEntry, ...]:
+    """Writes the FAISS index and the norms of one shard."""
+    directory = root / "search" / str(generation) / shard.entry.name
+    directory.mkdir(parents=True, exist_ok=True)
+    index = faiss.IndexScalarQuantizer(
+        int(np.prod(shard.blocks.shape[1:])), faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    all_norms = []
+    for start in range(0, shard.entry.rows, _AT_ONCE):
+        phi, norms = features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
+        index.add(phi.numpy())
+        all_norms.append(norms.numpy())
+    np.concatenate(all_norms).astype(np.float32).tofile(directory / "norms.bin")
+    faiss.write_index(index, str(directory / "candidates.faiss"))
+    return tuple(file_entry(directory / name, root) for name in ("candidates.faiss", "norms.bin"))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The FAISS indexes and norms of all shards of one generation."""
+
+    indexes: Sequence[faiss.Index]
+    norms: Sequence[np.ndarray]
+    first_rows: Sequence[int]
+
+    @classmethod
+    def open(cls, root: Path, manifest: Manifest) -> "Candidates":
+        """Raises `IndexCorrupt` before FAISS sees a file that is not the one that was written."""
+        check_contents(root, [entry for entry in manifest.files if entry.path.startswith("search/")])
+        indexes, norms = [], []
+        for shard in manifest.shards:
+            directory = root / "search" / str(manifest.generation) / shard.name
+            indexes.append(faiss.read_index(str(directory / "candidates.faiss"), faiss.IO_FLAG_MMAP_IFC))
+            norms.append(np.memmap(directory / "norms.bin", dtype=np.float32, mode="r"))
+        return cls(indexes, norms, [shard.first_row for shard in manifest.shards])
+
+    def find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shard [q, k], place in the shard [q, k]) of the rows with the largest ⟨φ, query⟩, best first.
+
+        `queries` [q, D] float32; k is the smaller of `count` and the number of rows.
+        """
+        scores, shards, places = [], [], []
+        for number, index in enumerate(self.indexes):
+            found_scores, found = index.search(queries, min(count, index.ntotal))
+            scores.append(found_scores)
+            places.append(found)
+            shards.append(np.full_like(found, number))
+        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :count]
+        return (
+            np.take_along_axis(np.concatenate(shards, axis=1), order, axis=1),
+            np.take_along_axis(np.concatenate(places, axis=1), order, axis=1),
+        )
