@@ -1,0 +1,196 @@
+"""A build is whole or absent, resumes, and refuses bad input before it computes anything."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from bergson_core import build_index
+from bergson_core.answers import Progress
+from bergson_core.errors import (
+    BergsonError,
+    Cancelled,
+    ColumnNotFound,
+    DatasetNotFound,
+    IndexBusy,
+    IndexCorrupt,
+    IndexExists,
+    IndexNotFound,
+    InvalidInput,
+    ModelNotFound,
+    TooLong,
+)
+from bergson_core.manifest import FILE_NAME, published, read_manifest
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from tests.core.conftest import make_spec
+
+
+def contents(index: Path) -> dict[str, str]:
+    manifest = read_manifest(index)
+    entries = [*manifest.files, *(entry for shard in manifest.shards for entry in shard.files)]
+    return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
+
+
+def test_the_manifest_describes_the_whole_index(index, spec):
+    manifest = read_manifest(index)
+    assert (manifest.rows, len(manifest.shards), manifest.dimensions) == (40, 3, 8 * 16)
+    assert manifest.spec == spec
+    assert manifest.coverage_percent > 20
+    for path in contents(index):
+        assert (index / path).is_file()
+    on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
+    assert on_disk - contents(index).keys() <= {".lock", FILE_NAME, "statistics/done"}
+
+
+def stop_after(batches: int):
+    seen = []
+
+    def report(progress: Progress) -> None:
+        seen.append(progress)
+        if sum(one.stage == "gradients" for one in seen) > batches:
+            raise Cancelled("stopped by the test")
+
+    return report
+
+
+def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(spec, path, shard_rows=16, report=stop_after(1))
+    with pytest.raises(IndexNotFound):
+        read_manifest(path)
+    assert list(published(tmp_path)) == []
+    kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
+    build_index(spec, path, shard_rows=16)
+    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
+    assert contents(path) == contents(index)
+
+
+def build_and_die(spec: BuildSpec, path: Path) -> None:
+    def report(progress: Progress) -> None:
+        if progress.stage == "gradients" and progress.done > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build_index(spec, path, shard_rows=16, report=report)
+
+
+def test_a_killed_build_is_finished_by_the_next_process_with_the_same_rows(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(spec, path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (path / FILE_NAME).exists()
+    assert (path / "shards" / "00000").is_dir()
+    build_index(spec, path, shard_rows=16)
+    assert contents(path) == contents(index)
+
+
+def test_a_finished_build_is_returned_at_once(spec, index):
+    assert build_index(spec, index, report=stop_after(0)) == read_manifest(index)
+
+
+def test_another_spec_at_the_same_place_is_refused(sources, index):
+    with pytest.raises(IndexExists, match="another"):
+        build_index(make_spec(sources, gradients=GradientSpec(projection_dim=5)), index)
+
+
+def test_a_directory_with_other_files_is_refused(spec, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(IndexExists, match="not empty"):
+        build_index(spec, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_changed_documents_are_not_mixed_with_old_shards(sources, tmp_path):
+    documents = tmp_path / "documents.jsonl"
+    lines = (sources / "documents.jsonl").read_text().splitlines(keepends=True)
+    documents.write_text("".join(lines))
+    spec = make_spec(sources, dataset=DatasetSpec(path=str(documents)))
+    with pytest.raises(Cancelled):
+        build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(1))
+    first = (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes()
+    documents.write_text("".join(reversed(lines)))
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    assert (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
+    path = tmp_path / "facts"
+    path.mkdir()
+    with FileLock(path / ".lock"), pytest.raises(IndexBusy):
+        build_index(spec, path)
+
+
+def rows_file(directory: Path, *rows: object) -> DatasetSpec:
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetSpec(path=str(path))
+
+
+BAD = {
+    "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
+    "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
+    "no such file": (DatasetNotFound, "no dataset", lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))}),
+    "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": text_file(d)}),
+    "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
+    "a missing completion": (ColumnNotFound, "'answer'", lambda d: {"columns": ColumnsSpec(completion="answer")}),
+    "an empty file": (InvalidInput, "empty", lambda d: {"dataset": rows_file(d)}),
+    "a row that is not text": (InvalidInput, "row 1", lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None}))),
+    "rows of numbers": (InvalidInput, "int, expected text", lambda d: plain(rows_file(d, {"text": 3}))),
+    "an id twice": (
+        InvalidInput,
+        "'x'",
+        lambda d: {
+            "dataset": rows_file(d, {"text": "a b", "id": "x"}, {"text": "c d", "id": "x"}),
+            "columns": ColumnsSpec(id="id"),
+        },
+    ),
+    "a document too long": (TooLong, "document '0'", lambda d: plain(rows_file(d, {"text": "a long text " * 90}))),
+    "more tokens than the model takes": (InvalidInput, "64", lambda d: {"gradients": GradientSpec(max_tokens=65)}),
+    "modules that are not there": (InvalidInput, "track", lambda d: {"gradients": GradientSpec(modules="conv")}),
+}
+
+
+def plain(dataset: DatasetSpec) -> dict:
+    return {"dataset": dataset, "columns": ColumnsSpec()}
+
+
+def text_file(directory: Path) -> DatasetSpec:
+    (directory / "notes.docx").write_text("x")
+    return DatasetSpec(path=str(directory / "notes.docx"))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_leaves_nothing(case, sources, tmp_path):
+    kind, says, changes = BAD[case]
+    with pytest.raises(kind, match=says):
+        build_index(make_spec(sources, **changes(tmp_path)), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_pickled_weights_are_never_loaded(sources, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in (sources / "model").glob("*.json"):
+        (model / path.name).write_bytes(path.read_bytes())
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelNotFound, match="safetensors"):
+        build_index(make_spec(sources, model=str(model)), tmp_path / "index")
+
+
+def test_a_manifest_of_another_version_is_refused(tmp_path):
+    (tmp_path / FILE_NAME).write_text('{"format_version": 99}')
+    with pytest.raises(IndexCorrupt, match="version 99"):
+        read_manifest(tmp_path)
+
+
+def test_every_error_names_itself():
+    from bergson_core.errors import _tree, from_code
+
+    for kind in _tree(BergsonError):
+        assert type(from_code(kind.code, "why")) is kind

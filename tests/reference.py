@@ -1,0 +1,42 @@
+"""Per-sample gradients by a plain loop of autograd over single, unpadded documents: what the engine must equal."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from bergson_core.batching import Tokens
+
+
+def loss_of(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+    """Summed cross-entropy of the labelled tokens of one document."""
+    ids = torch.from_numpy(tokens.ids)[None]
+    logits = model(input_ids=ids, use_cache=False).logits[0]
+    first = tokens.first_label
+    return F.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum")
+
+
+def gradients(
+    model: PreTrainedModel, names: Sequence[str], documents: Sequence[Tokens], bias: bool = False
+) -> dict[str, Tensor]:
+    """Layer name → [n, o, i], or [n, o, i + 1] with the bias as last column."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    for tokens in documents:
+        model.zero_grad()
+        loss_of(model, tokens).backward()
+        for name in names:
+            rows[name].append(weight_gradient(model.get_submodule(name), bias))
+    model.zero_grad()
+    return {name: torch.stack(parts) for name, parts in rows.items()}
+
+
+def weight_gradient(layer: nn.Module, bias: bool) -> Tensor:
+    grad = layer.weight.grad.clone()
+    if isinstance(layer, Conv1D):
+        grad = grad.T
+    if bias and layer.bias is not None:
+        grad = torch.cat([grad, layer.bias.grad[:, None]], dim=1)
+    return grad
