@@ -93,7 +93,9 @@ class AttributionIndex:
         found = self._search(torch.from_numpy(rows), [queries[k] for k in good])
         done = time.perf_counter()
         timing = TimingMs(
-            gradient=1e3 * (gradient_done - started), search=1e3 * (done - gradient_done), total=1e3 * (done - started)
+            gradient=1e3 * (gradient_done - started),
+            search=1e3 * (done - gradient_done),
+            total=1e3 * (done - started),
         )
         for k, one, loss, (results, opponents) in zip(good, tokens, losses, found, strict=True):
             query = queries[k]
@@ -130,7 +132,9 @@ class AttributionIndex:
         normalize = self.manifest.spec.scoring.normalize
         blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
         phi, _ = features(blocks, self.preconditioner, normalize)
-        weights = self.preconditioner.apply(phi.reshape(blocks.shape)).flatten(1) if self.preconditioner else phi
+        weights = (
+            self.preconditioner.apply(phi.reshape(blocks.shape)).flatten(1) if self.preconditioner else phi
+        )
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
         asked = [(k, sign) for k, query in enumerate(queries) for sign in signs[query.direction]]
         directed = np.stack([sign * phi[k].numpy() for k, sign in asked])
@@ -140,7 +144,8 @@ class AttributionIndex:
             scores = self._exact_scores(weights[k], shards, places)
             best = np.argsort(-sign * scores, kind="stable")[: queries[k].top_k]
             answers[k][sign] = [
-                self._result(rank, shards[c], places[c], scores[c], queries[k]) for rank, c in enumerate(best, start=1)
+                self._result(rank, shards[c], places[c], scores[c], queries[k])
+                for rank, c in enumerate(best, start=1)
             ]
         return [(found.get(1), found.get(-1)) for found in answers]
 
@@ -156,9 +161,7 @@ class AttributionIndex:
             scores[here] = raw.numpy()
         return scores
 
-    def _result(
-        self, rank: int, shard: int, place: int, score: float, query: AttributionQuery
-    ) -> ResultRow:
+    def _result(self, rank: int, shard: int, place: int, score: float, query: AttributionQuery) -> ResultRow:
         row = self.shards[shard].records.slice(place, 1).to_pylist()[0]
         text = "text" in query.include
         return ResultRow(

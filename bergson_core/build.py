@@ -91,11 +91,15 @@ def _check_free(output: Path, spec: BuildSpec) -> None:
         stamp = output / "building.json"
         if not stamp.is_file():
             if output.exists() and any(path.name != ".lock" for path in output.iterdir()):
-                raise IndexExists(f"{output} is not empty and holds no index; expected a new directory") from None
+                raise IndexExists(
+                    f"{output} is not empty and holds no index; expected a new directory"
+                ) from None
             return
         other = json.loads(stamp.read_text())["spec"]
     if other != spec.fingerprint():
-        raise IndexExists(f"{output} holds an index of another model, dataset or settings; choose another directory")
+        raise IndexExists(
+            f"{output} holds an index of another model, dataset or settings; choose another directory"
+        )
 
 
 def _remove_empty(output: Path) -> None:
@@ -118,7 +122,12 @@ class _Build:
     """One run of a build. The steps are in `run`, in order."""
 
     def __init__(
-        self, spec: BuildSpec, output: Path, report: Report, confirm: Callable[[], None], shard_rows: int | None
+        self,
+        spec: BuildSpec,
+        output: Path,
+        report: Report,
+        confirm: Callable[[], None],
+        shard_rows: int | None,
     ) -> None:
         self.spec, self.output = spec, output
         self._report, self._confirm = report, confirm
@@ -160,12 +169,18 @@ class _Build:
         if (directory / "done").is_file() and (directory / "done").read_text() == self.fingerprint:
             return GradientProcessor.load(directory)
         size = min(settings.sample_size, len(plan.documents))
-        chosen = np.random.Generator(np.random.Philox(settings.seed)).choice(len(plan.documents), size, replace=False)
+        chosen = np.random.Generator(np.random.Philox(settings.seed)).choice(
+            len(plan.documents), size, replace=False
+        )
         tokens = _checked_tokens(model, plan.documents.read(sorted(chosen.tolist())), plan.limit)
         layers = select(model.model, settings.modules)
         sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), Clock("statistics", size))
         fitted = fit_normalizers(
-            model.tracking(layers.values()), layers, sample, settings.normalizer, include_bias=settings.include_bias
+            model.tracking(layers.values()),
+            layers,
+            sample,
+            settings.normalizer,
+            include_bias=settings.include_bias,
         )
         processor = GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)
         processor.save(directory)
@@ -188,7 +203,13 @@ class _Build:
         return entries
 
     def _collect_shard(
-        self, name: str, model: LanguageModel, plan: _Plan, collector: RowCollector, numbers: range, clock: Clock
+        self,
+        name: str,
+        model: LanguageModel,
+        plan: _Plan,
+        collector: RowCollector,
+        numbers: range,
+        clock: Clock,
     ) -> ShardEntry:
         """Runs these documents through the model and writes their shard."""
         records = plan.documents.read(numbers)
@@ -204,7 +225,9 @@ class _Build:
             writer.put(batch.numbers, blocks, losses)
             self._report(clock.tick(len(batch), batch.tokens))
         self._confirm()
-        return writer.finish(records, [one.labelled for one in tokens], moment, numbers.start, self.fingerprint)
+        return writer.finish(
+            records, [one.labelled for one in tokens], moment, numbers.start, self.fingerprint
+        )
 
     def _reported(self, source: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         for batch in source:
@@ -216,13 +239,18 @@ class _Build:
         scoring, output = self.spec.scoring, self.output
         layers = list(collector.layers.values())
         rows = sum(entry.rows for entry in shards)
-        preconditioner, files = None, [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
+        preconditioner, files = (
+            None,
+            [file_entry(path, output) for path in sorted((output / "statistics").iterdir())],
+        )
         if scoring.preconditioner:
             total = sum(shard_moment(output, entry).double() for entry in shards)
             preconditioner = Preconditioner.fit(total, rows, scoring.damping)
             path = output / "profiles" / "default.safetensors"
             path.parent.mkdir(exist_ok=True)
-            save_file({"inverse_root": preconditioner.inverse_root, "second_moment": (total / rows).float()}, path)
+            save_file(
+                {"inverse_root": preconditioner.inverse_root, "second_moment": (total / rows).float()}, path
+            )
             files.append(file_entry(path, output))
         for done, entry in enumerate(shards, start=1):
             shard = Shard.open(output, entry, len(layers), collector.dimensions // len(layers))

@@ -55,7 +55,9 @@ class Documents:
         completions: Sequence[str | None] = [None] * len(prompts)
         if columns.completion is not None:
             completions = self._texts(values[columns.completion], columns.completion, numbers)
-        ids = [str(k) for k in numbers] if columns.id is None else [str(value) for value in values[columns.id]]
+        ids = (
+            [str(k) for k in numbers] if columns.id is None else [str(value) for value in values[columns.id]]
+        )
         metadata = [
             dict(zip(columns.metadata, row, strict=True))
             for row in zip(*(values[name] for name in columns.metadata), strict=True)
@@ -145,7 +147,9 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
         raise
     except (OSError, ValueError, RuntimeError, DatasetGenerationError, json.JSONDecodeError) as error:
         reason = error.__cause__ or error
-        raise DatasetNotFound(f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}") from error
+        raise DatasetNotFound(
+            f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}"
+        ) from error
 
 
 def _open_file(path: Path, spec: DatasetSpec) -> Dataset:

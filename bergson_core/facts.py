@@ -12,13 +12,9 @@ answer is usually about somebody else. Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 FIRST_NAMES = tuple(
     "Adala Berin Corvan Delia Edrik Fenna Galen Hestia Ivo Jorun Kelda Lorin Mirel Nadir Orla "

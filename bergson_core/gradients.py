@@ -141,7 +141,9 @@ def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> 
     if processor.projection_dim is None:
         return Whole(normalizer, None, None, bias)
     left = rademacher(processor.seed, layer.name, "left", processor.projection_dim, layer.out_features)
-    right = rademacher(processor.seed, layer.name, "right", processor.projection_dim, layer.in_features + bias)
+    right = rademacher(
+        processor.seed, layer.name, "right", processor.projection_dim, layer.in_features + bias
+    )
     if isinstance(normalizer, AdamNormalizer):
         wide = _widened(like.new_empty(0))
         return Whole(normalizer, left.to(wide), right.to(wide), bias)

@@ -1,9 +1,9 @@
 """The manifest of an index: what is not in it does not exist. No torch here.
 
-    <index>/manifest.json        written last, by rename; readers start here
-    <index>/statistics/...       processor (normalizers, projection) and profiles
-    <index>/shards/00000/...     rows and their text
-    <index>/search/...           FAISS
+<index>/manifest.json        written last, by rename; readers start here
+<index>/statistics/...       processor (normalizers, projection) and profiles
+<index>/shards/00000/...     rows and their text
+<index>/search/...           FAISS
 """
 
 import json

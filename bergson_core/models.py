@@ -64,7 +64,9 @@ def load_model(
     directory = _resolve(name, revision)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not any(directory.glob("*.safetensors")):
-        raise ModelNotFound(f"{name} has no safetensors weights; expected model.safetensors (pickle is never loaded)")
+        raise ModelNotFound(
+            f"{name} has no safetensors weights; expected model.safetensors (pickle is never loaded)"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -76,10 +78,14 @@ def load_model(
     return wrap(model, tokenizer, _content_hash(directory))
 
 
-def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = "") -> LanguageModel:
+def wrap(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
+) -> LanguageModel:
     """A model that is already in memory."""
     config = getattr(model, "config", None)
-    text_config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    text_config = (
+        config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    )
     limit = getattr(text_config, "max_position_embeddings", None)
     backbone, head = _split(model)
     return LanguageModel(model, tokenizer, limit, backbone, head, sha256)
@@ -99,7 +105,9 @@ def _resolve(name: str, revision: str | None) -> Path:
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelNotFound(f"model {name!r} is no local directory, and the hub did not give it: {error}") from error
+        raise ModelNotFound(
+            f"model {name!r} is no local directory, and the hub did not give it: {error}"
+        ) from error
 
 
 def _content_hash(directory: Path) -> str:
@@ -144,5 +152,7 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
     Raises `InvalidInput` where more is allowed than the model takes.
     """
     if max_tokens is not None and model.max_tokens is not None and max_tokens > model.max_tokens:
-        raise InvalidInput(f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens")
+        raise InvalidInput(
+            f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
+        )
     return max_tokens or model.max_tokens

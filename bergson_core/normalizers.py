@@ -128,7 +128,9 @@ def fit_normalizers(
         bias = include_bias and getattr(layers[name].module, "bias", None) is not None
         a, g = (with_bias(a) if bias else a).to(_accumulator(a)), g.to(_accumulator(g))
         new = list(adafactor_moments(a, g)) if kind == "adafactor" else [adam_moments(a, g)]
-        sums[name] = [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
+        sums[name] = (
+            [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
+        )
 
     samples = 0
     for batch in batches:

@@ -23,7 +23,9 @@ def forward_backward(model: LanguageModel, batch: Batch) -> Tensor:
     """
     picked, targets, owners = _labelled_outputs(model, batch)
     leaf = picked.detach().requires_grad_()
-    losses = torch.zeros(len(batch), device=picked.device, dtype=torch.promote_types(picked.dtype, torch.float32))
+    losses = torch.zeros(
+        len(batch), device=picked.device, dtype=torch.promote_types(picked.dtype, torch.float32)
+    )
     for part, target, owner in zip(
         *(rows.split(_rows_at_once(model, picked)) for rows in (leaf, targets, owners)), strict=True
     ):

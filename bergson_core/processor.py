@@ -29,7 +29,9 @@ class GradientProcessor:
         include_bias: bool = False,
     ) -> None:
         if projection_dim is not None and projection_dim < 1:
-            raise InvalidInput(f"projection_dim is {projection_dim}; expected 1 or more, or None for whole gradients")
+            raise InvalidInput(
+                f"projection_dim is {projection_dim}; expected 1 or more, or None for whole gradients"
+            )
         self.projection_dim = projection_dim
         self.normalizers = dict(normalizers or {})
         self.seed = seed

@@ -89,7 +89,8 @@ class ShardWriter:
         _write_records(directory / "rows.arrow", records, self._losses, labelled)
         save_file({"total": moment.total.cpu()}, directory / _MOMENT)
         files = tuple(
-            file_entry(directory / name).model_copy(update={"path": f"shards/{self._name}/{name}"}) for name in _KEPT
+            file_entry(directory / name).model_copy(update={"path": f"shards/{self._name}/{name}"})
+            for name in _KEPT
         )
         entry = ShardEntry(
             name=self._name, first_row=first_row, rows=self._rows, tokens=int(sum(labelled)), files=files

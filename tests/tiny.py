@@ -55,7 +55,9 @@ def gpt2(vocabulary: int = VOCABULARY) -> PreTrainedModel:
 ARCHITECTURES = {"gpt_neox": gpt_neox, "llama": llama, "gpt2": gpt2}
 
 
-def model(architecture: str = "gpt_neox", seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def model(
+    architecture: str = "gpt_neox", seed: int = 0, dtype: torch.dtype = torch.float64
+) -> PreTrainedModel:
     """A model with random weights and biases, in evaluation mode."""
     torch.manual_seed(seed)
     made = ARCHITECTURES[architecture]().to(dtype).eval()

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from bergson_core import AttributionIndex, GradientProcessor, build_index
 from bergson_core.attribution import AttributionQuery
+from bergson_core.batching import batches, tokenize
 from bergson_core.collect import RowCollector
 from bergson_core.documents import load_documents, tokenize_records
-from bergson_core.batching import batches, tokenize
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput, TooLong
 from bergson_core.manifest import read_manifest
 from bergson_core.models import load_model
@@ -19,8 +19,12 @@ from tests import tiny
 from tests.core.conftest import make_spec
 
 
-def query(prompt: str = "Person 3 lives in", completion: str = " city 1.", **changes: object) -> AttributionQuery:
-    return AttributionQuery.model_validate({"index": "facts", "prompt": prompt, "completion": completion, **changes})
+def query(
+    prompt: str = "Person 3 lives in", completion: str = " city 1.", **changes: object
+) -> AttributionQuery:
+    return AttributionQuery.model_validate(
+        {"index": "facts", "prompt": prompt, "completion": completion, **changes}
+    )
 
 
 def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
@@ -64,7 +68,9 @@ def test_scores_are_those_of_the_definition(sources, tmp_path, normalize, precon
     for row in answer.results:
         found[int(row.id.removeprefix("doc-"))] = row.score
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3 * expected.abs().max().item())
-    assert [row.score for row in answer.results] == sorted((row.score for row in answer.results), reverse=True)
+    assert [row.score for row in answer.results] == sorted(
+        (row.score for row in answer.results), reverse=True
+    )
 
 
 def test_a_batch_gives_each_query_what_it_gets_alone(index):
@@ -189,4 +195,6 @@ def test_the_profile_holds_the_second_moment_of_all_rows(index):
     rows = torch.cat([shard.rows(slice(None)) for shard in AttributionIndex.open(index).shards])
     expected = torch.einsum("nmi,nmj->mij", rows, rows) / manifest.rows
     assert profile["second_moment"].shape == (layers, 16, 16)
-    torch.testing.assert_close(profile["second_moment"], expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
+    torch.testing.assert_close(
+        profile["second_moment"], expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item()
+    )

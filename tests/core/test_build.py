@@ -135,12 +135,24 @@ def rows_file(directory: Path, *rows: object) -> DatasetSpec:
 BAD = {
     "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
     "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
-    "no such file": (DatasetNotFound, "no dataset", lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))}),
+    "no such file": (
+        DatasetNotFound,
+        "no dataset",
+        lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))},
+    ),
     "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": text_file(d)}),
     "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
-    "a missing completion": (ColumnNotFound, "'answer'", lambda d: {"columns": ColumnsSpec(completion="answer")}),
+    "a missing completion": (
+        ColumnNotFound,
+        "'answer'",
+        lambda d: {"columns": ColumnsSpec(completion="answer")},
+    ),
     "an empty file": (InvalidInput, "empty", lambda d: {"dataset": rows_file(d)}),
-    "a row that is not text": (InvalidInput, "row 1", lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None}))),
+    "a row that is not text": (
+        InvalidInput,
+        "row 1",
+        lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None})),
+    ),
     "rows of numbers": (InvalidInput, "int, expected text", lambda d: plain(rows_file(d, {"text": 3}))),
     "an id twice": (
         InvalidInput,
@@ -150,9 +162,21 @@ BAD = {
             "columns": ColumnsSpec(id="id"),
         },
     ),
-    "a document too long": (TooLong, "document '0'", lambda d: plain(rows_file(d, {"text": "a long text " * 90}))),
-    "more tokens than the model takes": (InvalidInput, "64", lambda d: {"gradients": GradientSpec(max_tokens=65)}),
-    "modules that are not there": (InvalidInput, "track", lambda d: {"gradients": GradientSpec(modules="conv")}),
+    "a document too long": (
+        TooLong,
+        "document '0'",
+        lambda d: plain(rows_file(d, {"text": "a long text " * 90})),
+    ),
+    "more tokens than the model takes": (
+        InvalidInput,
+        "64",
+        lambda d: {"gradients": GradientSpec(max_tokens=65)},
+    ),
+    "modules that are not there": (
+        InvalidInput,
+        "track",
+        lambda d: {"gradients": GradientSpec(modules="conv")},
+    ),
 }
 
 

@@ -50,7 +50,9 @@ def test_collect_gradients_refuses_what_it_cannot_read():
 def test_labels_begin_with_the_completion():
     tokenizer = tiny.tokenizer(tiny.texts(20))
     prompts, completions = ["Person 3 lives in", "", "Person"], [" city 1.", "city", " 5"]
-    for tokens, prompt, completion in zip(tokenize(tokenizer, prompts, completions), prompts, completions, strict=True):
+    for tokens, prompt, completion in zip(
+        tokenize(tokenizer, prompts, completions), prompts, completions, strict=True
+    ):
         assert tokenizer.decode(tokens.ids) == prompt + completion
         labelled = tokenizer.decode(tokens.ids[tokens.first_label :])
         assert labelled == completion or not prompt  # without a prompt the first token cannot be predicted
@@ -61,7 +63,9 @@ def test_buckets_hold_every_document_once_and_keep_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 30, size=200).tolist()
     buckets = list(length_buckets(lengths, budget))
     assert sorted(k for bucket in buckets for k in bucket) == list(range(200))
-    assert all(len(bucket) == 1 or len(bucket) * max(lengths[k] for k in bucket) <= budget for bucket in buckets)
+    assert all(
+        len(bucket) == 1 or len(bucket) * max(lengths[k] for k in bucket) <= budget for bucket in buckets
+    )
 
 
 def test_float16_rows_neither_overflow_nor_vanish():
@@ -75,7 +79,12 @@ def test_float16_rows_neither_overflow_nor_vanish():
 
 def save(dataset: Dataset, directory, kind: str) -> str:
     path = str(directory / f"rows.{kind}")
-    writers = {"json": dataset.to_json, "jsonl": dataset.to_json, "csv": dataset.to_csv, "parquet": dataset.to_parquet}
+    writers = {
+        "json": dataset.to_json,
+        "jsonl": dataset.to_json,
+        "csv": dataset.to_csv,
+        "parquet": dataset.to_parquet,
+    }
     if kind == "directory":
         dataset.save_to_disk(path)
     elif kind == "splits":

@@ -142,7 +142,9 @@ def test_the_output_head_can_be_tracked_by_name():
 
 
 def test_a_plain_torch_model_with_an_in_place_activation_is_tracked():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)).double().requires_grad_(False)
+    model = (
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)).double().requires_grad_(False)
+    )
     inputs = torch.randn(5, 4, dtype=torch.float64)
     with GradientCollector(model) as collector:
         model(inputs).square().sum().backward()
@@ -151,7 +153,9 @@ def test_a_plain_torch_model_with_an_in_place_activation_is_tracked():
         model.zero_grad()
         model(inputs[k : k + 1]).square().sum().backward()
         for name in ("0", "2"):
-            torch.testing.assert_close(collector.gradients[name][k], model.get_submodule(name).weight.grad, **EXACT)
+            torch.testing.assert_close(
+                collector.gradients[name][k], model.get_submodule(name).weight.grad, **EXACT
+            )
 
 
 def test_a_layer_used_twice_gives_the_sum_over_its_uses():

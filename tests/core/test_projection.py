@@ -18,7 +18,10 @@ def test_inner_products_are_kept_on_average_over_seeds(shape, p):
     h = g + torch.randn(shape, dtype=torch.float64)
     products = []
     for seed in range(800):
-        left, right = rademacher(seed, "m", "left", p, out_features), rademacher(seed, "m", "right", p, in_features)
+        left, right = (
+            rademacher(seed, "m", "left", p, out_features),
+            rademacher(seed, "m", "right", p, in_features),
+        )
         products.append(((left @ g @ right.T) * (left @ h @ right.T)).sum())
     products = torch.stack(products)
     error = products.std() / len(products) ** 0.5

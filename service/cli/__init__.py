@@ -1,0 +1,55 @@
+"""The command line: `bergson <output_path> --model M --dataset D` builds; other verbs are commands.
+
+It stands at the top of the imports, since it starts the service and the worker as well as the library. Each
+command parses, calls one function, and prints; heavy imports wait until a command needs them.
+"""
+
+import sys
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
+
+from bergson_core.errors import BergsonError
+from service.cli import building, demo, processes, querying
+from service.cli.output import fail
+
+
+class BuildByDefault(TyperGroup):
+    """`bergson facts --model …` is `bergson build facts --model …`: a first word that is no command is a path."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=BuildByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which training samples made this language model say that?\n\n"
+    "`bergson OUTPUT_PATH --model M --dataset D` builds an index; `bergson query OUTPUT_PATH` asks it; "
+    "`bergson up` serves indexes over HTTP.",
+    rich_markup_mode="markdown",
+)
+app.command("build")(building.build)
+app.command("query")(querying.query)
+app.command("up")(processes.up)
+app.command("serve")(processes.serve)
+app.command("worker")(processes.worker)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Runs the command line. What a user can mend is said in a line or two, with exit status 1."""
+    try:
+        app()
+    except ValidationError as error:
+        fail("\n".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
+    except BergsonError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,93 @@
+"""`bergson <output_path>`: build an index."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from service.cli.output import console, explain, progress_bar, quiet_libraries
+
+_COLUMNS = "Columns"
+_GRADIENTS = "Gradients"
+_SCORING = "Scoring"
+
+
+def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
+    """An option under `--with_underscores` and `--with-dashes`, explained by the spec's docstring."""
+    flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    return typer.Option(*flags, help=explain(spec, field), rich_help_panel=panel)
+
+
+def build(
+    output_path: Annotated[
+        Path, typer.Argument(help="Directory of the index; a stopped build resumes there.")
+    ],
+    model: Annotated[str, _option("model", BuildSpec, "model")],
+    dataset: Annotated[str, _option("dataset", DatasetSpec, "path")],
+    revision: Annotated[str | None, _option("revision", BuildSpec, "revision")] = None,
+    dtype: Annotated[str, _option("dtype", BuildSpec, "dtype")] = "float32",
+    split: Annotated[str, _option("split", DatasetSpec, "split")] = "train",
+    subset: Annotated[str | None, _option("subset", DatasetSpec, "subset")] = None,
+    prompt_column: Annotated[str, _option("prompt_column", ColumnsSpec, "prompt", _COLUMNS)] = "text",
+    completion_column: Annotated[
+        str | None, _option("completion_column", ColumnsSpec, "completion", _COLUMNS)
+    ] = None,
+    id_column: Annotated[str | None, _option("id_column", ColumnsSpec, "id", _COLUMNS)] = None,
+    metadata_column: Annotated[
+        list[str] | None, _option("metadata_column", ColumnsSpec, "metadata", _COLUMNS)
+    ] = None,
+    projection_dim: Annotated[
+        int, _option("projection_dim", GradientSpec, "projection_dim", _GRADIENTS)
+    ] = 16,
+    normalizer: Annotated[str, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)] = "adafactor",
+    modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
+    include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
+    max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
+    seed: Annotated[int, _option("seed", GradientSpec, "seed", _GRADIENTS)] = 0,
+    sample_size: Annotated[int, _option("sample_size", GradientSpec, "sample_size", _GRADIENTS)] = 2048,
+    normalize: Annotated[str, _option("normalize", ScoringSpec, "normalize", _SCORING)] = "row",
+    preconditioner: Annotated[
+        bool,
+        typer.Option(
+            "--preconditioner/--no_preconditioner",
+            help=explain(ScoringSpec, "preconditioner"),
+            rich_help_panel=_SCORING,
+        ),
+    ] = True,
+    damping: Annotated[float, _option("damping", ScoringSpec, "damping", _SCORING)] = 0.1,
+) -> None:
+    """Build an index of projected, normalized per-sample gradients."""
+    spec = BuildSpec.model_validate(
+        {
+            "model": model,
+            "revision": revision,
+            "dtype": dtype,
+            "dataset": {"path": dataset, "split": split, "subset": subset},
+            "columns": {
+                "prompt": prompt_column,
+                "completion": completion_column,
+                "id": id_column,
+                "metadata": metadata_column or (),
+            },
+            "gradients": {
+                "projection_dim": projection_dim,
+                "normalizer": normalizer,
+                "modules": modules,
+                "include_bias": include_bias,
+                "max_tokens": max_tokens,
+                "seed": seed,
+                "sample_size": sample_size,
+            },
+            "scoring": {"normalize": normalize, "preconditioner": preconditioner, "damping": damping},
+        }
+    )
+    from bergson_core.build import build_index
+
+    with quiet_libraries(), progress_bar() as show:
+        manifest = build_index(spec, output_path, report=show)
+    console.print(
+        f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "
+        f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "
+        f"{manifest.total_bytes() / 2**20:,.1f} MiB"
+    )

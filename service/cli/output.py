@@ -1,0 +1,85 @@
+"""What the commands share in showing things: help from the specs, progress bars, tables, errors."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from bergson_core import answers
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> NoReturn:
+    """Says what is wrong on standard error and ends with status 1."""
+    errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    sys.exit(1)
+
+
+def explain(spec: type[BaseModel], field: str) -> str:
+    """The help of an option: the docstring of the field that it sets."""
+    return (spec.model_fields[field].description or "").replace("\n", " ")
+
+
+class Bar(Protocol):
+    """Shows the progress of the stage at hand."""
+
+    def __call__(self, progress: answers.Progress) -> None: ...
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar for each stage of a build, on standard error."""
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: answers.Progress) -> None:
+            if not progress.total:
+                return
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, rate="")
+            rate = f"{progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s else ""
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
+
+        yield show
+
+
+def results_table(
+    title: str, rows: Sequence[answers.ResultRow], marked: frozenset[str] = frozenset()
+) -> Table:
+    """Results as a table; rows whose id is in `marked` get a tick."""
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for name in ("", "score", "loss", "id"):
+        table.add_column(name, justify="right" if name in ("score", "loss") else "left")
+    table.add_column("sample", overflow="fold")
+    for row in rows:
+        sample = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
+        tick = Text("✓", "green") if row.id in marked else Text("")
+        table.add_row(tick, f"{row.score:+.4f}", f"{row.loss:.2f}", Text(row.id), sample)
+    return table
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps the progress bars of transformers and datasets out of ours."""
+    import datasets
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    yield
