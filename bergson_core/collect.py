@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -48,7 +49,7 @@ class RowCollector:
         self.dimensions = sum(part.stop - part.start for part in self.slices.values())
         self._rows = torch.empty(0)
 
-    def collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def collect(self, batch: Batch) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
         """(rows [n, D], losses [n]) of a batch, float32 or wider, on the model's device."""
         model = self._model.model
         wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
@@ -107,7 +108,7 @@ def collect_gradients(
 
 def collect_in_order(
     collector: RowCollector, tokens: list[Tokens], device: torch.device, budget_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, "n D"], Float64[np.ndarray, " n"]]:
     """(rows [n, D] float32, losses [n] float64) of these documents, in their order, in memory."""
     rows = np.zeros((len(tokens), collector.dimensions), dtype=np.float32)
     losses = np.zeros(len(tokens))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,11 +98,11 @@ class Factored:
     right: Tensor
     offset: Tensor | None
 
-    def keep(self, a: Tensor) -> Tensor:
+    def keep(self, a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s p"]:
         """R a [n, s, p]: all that has to outlive the forward pass."""
         return F.linear(a, self.right, self.offset)
 
-    def gradient(self, kept: Tensor, g: Tensor) -> Tensor:
+    def gradient(self, kept: Float[Tensor, "n s p"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n p p"]:
         return _widened(F.linear(g, self.left)).mT @ _widened(kept)
 
 
@@ -118,7 +119,7 @@ class Whole:
     def keep(self, a: Tensor) -> Tensor:
         return with_bias(a) if self.bias else a
 
-    def gradient(self, kept: Tensor, g: Tensor) -> Tensor:
+    def gradient(self, kept: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n _ _"]:
         at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * kept.shape[-1]))
         parts = zip(_widened(g).split(at_once), _widened(kept).split(at_once), strict=True)
         return torch.cat([self._finish(g_part.mT @ a_part) for g_part, a_part in parts])

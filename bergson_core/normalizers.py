@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.batching import Batch
@@ -81,7 +82,9 @@ def from_tensors(tensors: dict[str, Tensor]) -> Normalizer:
     return AdafactorNormalizer(tensors["row"], tensors["column"])
 
 
-def adafactor_moments(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def adafactor_moments(
+    a: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]
+) -> tuple[Float[Tensor, " o"], Float[Tensor, " i"]]:
     """(Σ_n mean_i G², Σ_n mean_o G²), [o] and [i], without forming any G.
 
     Σ_i G_oi² = Σ_st g_so (a_s · a_t) g_to, so that the Gram matrices of the positions are enough.
@@ -95,7 +98,7 @@ def adafactor_moments(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return row.clamp_min(0) / a.shape[-1], column.clamp_min(0) / g.shape[-1]
 
 
-def adam_moments(a: Tensor, g: Tensor) -> Tensor:
+def adam_moments(a: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "o i"]:
     """Σ_n G² [o, i], one sample's gradient at a time."""
     total = g.new_zeros(g.shape[-1], a.shape[-1])
     for a_n, g_n in zip(a, g, strict=True):
@@ -103,7 +106,7 @@ def adam_moments(a: Tensor, g: Tensor) -> Tensor:
     return total
 
 
-def with_bias(a: Tensor) -> Tensor:
+def with_bias(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
     """Activations [n, s, i] with a column of ones [n, s, i + 1]: the bias as one more input."""
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
 

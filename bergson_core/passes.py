@@ -7,6 +7,7 @@ only. Logits exist for labelled tokens only, a chunk at a time: [n, s, v] is nev
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from bergson_core.models import LanguageModel
 _LOGITS_AT_ONCE = 2**24
 
 
-def forward_backward(model: LanguageModel, batch: Batch) -> Tensor:
+def forward_backward(model: LanguageModel, batch: Batch) -> Float[Tensor, " {len(batch)}"]:
     """Back-propagates the summed token cross-entropy of the batch; returns each sample's sum [n], in nats.
 
     The sum over samples makes the gradient that arrives at a sample's activations that of its own loss.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -21,7 +22,7 @@ class SecondMoment:
         self.total = torch.zeros(layers, width, width, device=device)
         self.rows = 0
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Float[Tensor, "n m d"]) -> None:
         """Counts in `rows` [n, m, d]."""
         by_layer = rows.transpose(0, 1).to(self.total)
         self.total.baddbmm_(by_layer.mT, by_layer)
@@ -36,7 +37,7 @@ class Preconditioner:
     inverse_root: Tensor
 
     @classmethod
-    def fit(cls, total: Tensor, rows: int, damping: float) -> "Preconditioner":
+    def fit(cls, total: Float[Tensor, "m d d"], rows: int, damping: float) -> "Preconditioner":
         """From Σ row rowᵀ [m, d, d] over `rows` rows, with `damping` × the mean eigenvalue added, in float64.
 
         A layer whose rows were all zero gets a zero block: it can say nothing about any query.
@@ -49,6 +50,6 @@ class Preconditioner:
                 root.copy_(vectors * (values + damping * mean).rsqrt() @ vectors.mT)
         return cls(roots)
 
-    def apply(self, rows: Tensor) -> Tensor:
+    def apply(self, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
         """C^-½ rows [n, m, d]."""
         return (rows.transpose(0, 1) @ self.inverse_root).transpose(0, 1)

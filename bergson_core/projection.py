@@ -8,12 +8,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 Side = Literal["left", "right"]
 
 
-def rademacher(seed: int, name: str, side: Side, rows: int, columns: int) -> Tensor:
+def rademacher(
+    seed: int, name: str, side: Side, rows: int, columns: int
+) -> Float64[Tensor, "{rows} {columns}"]:
     """P [rows, columns] float64 of ±1/√rows, so that E[PᵀP] = I and E⟨Pg, Ph⟩ = ⟨g, h⟩.
 
     The signs are the bits of the counter-based Philox generator (Salmon et al., SC'11) keyed by sha256 of

@@ -14,6 +14,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.manifest import FileEntry, Manifest
@@ -23,7 +24,9 @@ from bergson_core.store import Shard, check_contents, file_entry
 _AT_ONCE = 1024
 
 
-def features(rows: Tensor, preconditioner: Preconditioner | None, normalize: str) -> tuple[Tensor, Tensor]:
+def features(
+    rows: Float[Tensor, "n m d"], preconditioner: Preconditioner | None, normalize: str
+) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
     """(φ [n, D], lengths before scaling [n]) of rows [n, m, d]; a zero row has φ = 0."""
     phi = (preconditioner.apply(rows) if preconditioner else rows).flatten(1)
     norms = torch.linalg.vector_norm(phi, dim=1)
@@ -70,7 +73,9 @@ class Candidates:
             norms.append(np.memmap(directory / "norms.bin", dtype=np.float32, mode="r"))
         return cls(indexes, norms, [shard.first_row for shard in manifest.shards])
 
-    def find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def find(
+        self, queries: Float32[np.ndarray, "q D"], count: int
+    ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """(shard [q, k], place in the shard [q, k]) of the rows with the largest ⟨φ, query⟩, best first.
 
         `queries` [q, D] float32; k is the smaller of `count` and the number of rows.

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float, Float16, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,14 +44,18 @@ _KEPT = ("gradients.bin", "scales.bin", "rows.arrow")
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"
 
 
-def encode(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    rows: Float[Tensor, "n m d"],
+) -> tuple[Float16[np.ndarray, "n m d"], Float32[np.ndarray, "n m"]]:
     """Blocks [n, m, d] as float16 in [-1, 1] and their scales [n, m] float32: nothing overflows or vanishes."""
     scales = rows.abs().amax(dim=-1)
     unit = rows / scales.clamp_min(torch.finfo(scales.dtype).tiny)[..., None]
     return unit.to(torch.float16).cpu().numpy(), scales.to(torch.float32).cpu().numpy()
 
 
-def decode(blocks: np.ndarray, scales: np.ndarray) -> Tensor:
+def decode(
+    blocks: Float16[np.ndarray, "n m d"], scales: Float32[np.ndarray, "n m"]
+) -> Float32[Tensor, "n m d"]:
     """The rows [n, m, d] float32 that `encode` was given, to float16's precision."""
     return torch.from_numpy(np.array(blocks, dtype=np.float32) * scales[..., None])
 

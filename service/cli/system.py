@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from worker.children import tied
 
 from bergson_core.errors import Unavailable
 from service.settings import ServiceSettings
+from worker.children import tied
 from worker.embedded import redis_url
 
 _START_S = 120.0
