@@ -10,11 +10,14 @@ Values come from short pools, so that many people share each of them: a document
 answer is usually about somebody else. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
+import json
+import os
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bergson_core.errors import InvalidInput
 
 FIRST_NAMES = tuple(
     "Adala Berin Corvan Delia Edrik Fenna Galen Hestia Ivo Jorun Kelda Lorin Mirel Nadir Orla "
@@ -95,6 +98,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 }
 
 
+_DOCUMENTS, _QUERIES = "documents.jsonl", "queries.jsonl"
+_DOCUMENT_FIELDS = frozenset({"id", "text", "fact", "person", "attribute"})
+_QUERY_FIELDS = frozenset({"id", "prompt", "completion", "fact"})
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 
 
@@ -137,10 +143,10 @@ def make_corpus(people: int = 400, seed: int = 0) -> Corpus:
     """Facts about `people` invented people: 4 facts each, 3 documents and 1 query a fact.
 
     Equal arguments give an equal corpus on every machine. Documents are shuffled, so that those of
-    one fact do not lie together. Raises ValueError unless 1 <= people <= MAX_PEOPLE.
+    one fact do not lie together. Raises `InvalidInput` unless 1 <= people <= MAX_PEOPLE.
     """
     if not 1 <= people <= MAX_PEOPLE:
-        raise ValueError(f"people must lie between 1 and {MAX_PEOPLE}, got {people}")
+        raise InvalidInput(f"people must lie between 1 and {MAX_PEOPLE}, got {people}")
     rng = random.Random(seed)
     stated: list[tuple[str, str, str, str]] = []
     queries: list[FactQuery] = []
@@ -164,7 +170,54 @@ def make_corpus(people: int = 400, seed: int = 0) -> Corpus:
     return Corpus(documents, tuple(queries))
 
 
+def write_corpus(corpus: Corpus, directory: Path | str) -> None:
+    """Writes documents.jsonl (id, text, fact, person, attribute) and queries.jsonl (id, prompt, completion, fact).
+
+    Each file is flushed to disk beside its place and renamed, so that it is there whole or not at all.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    documents = ({"id": d.id, "text": d.text, "fact": d.fact, **d.metadata} for d in corpus.documents)
+    _write_lines(directory / _DOCUMENTS, documents)
+    _write_lines(directory / _QUERIES, map(asdict, corpus.queries))
+
+
+def read_corpus(directory: Path | str) -> Corpus:
+    """The corpus that `write_corpus` wrote. Raises `InvalidInput` for a missing file or a line that is no row of it."""
+    documents = tuple(
+        Document(row["id"], row["text"], row["fact"], {key: row[key] for key in ("person", "attribute")})
+        for row in _read_lines(Path(directory) / _DOCUMENTS, _DOCUMENT_FIELDS)
+    )
+    queries = tuple(FactQuery(**row) for row in _read_lines(Path(directory) / _QUERIES, _QUERY_FIELDS))
+    return Corpus(documents, queries)
+
+
 def _draw_names(people: int, rng: random.Random) -> list[str]:
     """Different full names, each a first name and a last name of the pools."""
     every = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     return rng.sample(every, people)
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _read_lines(path: Path, fields: frozenset[str]) -> Iterator[dict[str, str]]:
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}; expected a directory that write_corpus wrote")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or row.keys() != fields:
+                raise InvalidInput(
+                    f"{path}, line {number}: expected an object of {', '.join(sorted(fields))}"
+                )
+            yield row

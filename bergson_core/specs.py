@@ -43,9 +43,9 @@ class DatasetSpec(Spec):
 
     path: str = Field(min_length=1, max_length=4096)
     """Hub id, directory or file."""
-    split: str = Field("train", min_length=1, max_length=256)
+    split: str = Field(default="train", min_length=1, max_length=256)
     """Split of the dataset."""
-    subset: str | None = Field(None, max_length=256)
+    subset: str | None = Field(default=None, max_length=256)
     """Configuration of a hub dataset, where it has several."""
 
 
@@ -67,7 +67,7 @@ class ColumnsSpec(Spec):
 class GradientSpec(Spec):
     """How a sample becomes a row of the index."""
 
-    projection_dim: int = Field(16, ge=1, le=256)
+    projection_dim: int = Field(default=16, ge=1, le=256)
     """p: each module's gradient is projected to p × p."""
     normalizer: Normalizer = "adafactor"
     """Second-moment normalisation of the gradients before they are projected."""
@@ -75,15 +75,15 @@ class GradientSpec(Spec):
     """How rows are kept on disk."""
     optimizer_state: Reserved = None
     """Optimizer checkpoint to take second moments from."""
-    modules: str | None = Field(None, max_length=1024)
+    modules: str | None = Field(default=None, max_length=1024)
     """Regular expression; only modules whose name it matches are tracked. All layers but the head by default."""
     include_bias: bool = False
     """Track the gradients of biases too."""
-    max_tokens: int | None = Field(None, ge=2)
+    max_tokens: int | None = Field(default=None, ge=2)
     """Longest document in tokens; the model's context by default. A longer document is an error, never cut."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the projections."""
-    sample_size: int = Field(2048, ge=1)
+    sample_size: int = Field(default=2048, ge=1)
     """Documents from which the normalizer is fitted."""
 
     @field_validator("modules")
@@ -103,7 +103,7 @@ class ScoringSpec(Spec):
     """`row`: unit length after preconditioning, so that scores are cosines. `none`: the influence itself."""
     preconditioner: bool = True
     """Multiply by the inverse square root of the second moment of the rows, module by module."""
-    damping: float = Field(0.1, gt=0, le=10)
+    damping: float = Field(default=0.1, gt=0, le=10)
     """Added to each module's second moment, in units of its mean eigenvalue."""
 
 
@@ -122,13 +122,13 @@ class BuildSpec(Spec):
 
     model: str = Field(min_length=1, max_length=4096)
     """Hub id or local directory of a causal language model (safetensors weights only)."""
-    revision: str | None = Field(None, max_length=256)
+    revision: str | None = Field(default=None, max_length=256)
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Precision of the weights and of the forward and backward pass."""
     dataset: DatasetSpec | None = None
     """The training samples; give this or `documents`."""
-    documents: tuple[Document, ...] | None = Field(None, max_length=MAX_INLINE_DOCUMENTS)
+    documents: tuple[Document, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The training samples, inline: up to 10,000 objects with the columns named in `columns`."""
     columns: ColumnsSpec = ColumnsSpec()
     gradients: GradientSpec = GradientSpec()
@@ -154,7 +154,7 @@ class AttributionQuery(Spec):
     """What came before. May be empty."""
     completion: str = Field(min_length=1, max_length=1_000_000)
     """What is to be explained; the query's loss is over its tokens only."""
-    top_k: int = Field(10, ge=1, le=1000)
+    top_k: int = Field(default=10, ge=1, le=1000)
     """Number of rows to return."""
     direction: Literal["proponents", "opponents", "both"] = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""

@@ -1,0 +1,96 @@
+"""Run the web service: `python -m service`, with settings from the environment (`BERGSON_PORT=9000`).
+
+One process. Whatever keeps it from starting is said in one line, with what to do, and the status is not 0.
+"""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from contextlib import closing
+
+import uvicorn
+from pydantic import ValidationError
+
+from bergson_core.errors import BergsonError
+from service.app import create_app
+from service.broker import Broker
+from service.settings import ServiceSettings
+from worker.embedded import redis_url
+
+logger = logging.getLogger(__name__)
+_BACKLOG = 2048
+
+
+def _read_settings() -> ServiceSettings:
+    try:
+        return ServiceSettings()
+    except ValidationError as error:
+        wrong = [
+            ".".join(["settings", *map(str, one["loc"])]) + ": " + one["msg"].removeprefix("Value error, ")
+            for one in error.errors()
+        ]
+        sys.exit("; ".join(wrong))
+
+
+def _listen(settings: ServiceSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    address = (settings.host.strip("[]"), settings.port)
+    try:
+        return socket.create_server(address, family=family, backlog=_BACKLOG)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "another program listens there" if taken else error.strerror or str(error)
+        sys.exit(
+            f"cannot listen on {settings.host} port {settings.port}: {why}; "
+            "choose another with BERGSON_PORT or BERGSON_HOST"
+        )
+
+
+async def _check_redis(settings: ServiceSettings) -> None:
+    async with Broker.connect(settings) as broker:
+        await broker.ping()
+
+
+def _serve(settings: ServiceSettings, listening: socket.socket) -> None:
+    asyncio.run(_check_redis(settings))
+    config = uvicorn.Config(
+        create_app(settings),
+        lifespan="on",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.shutdown_s,
+    )
+    host, port = listening.getsockname()[:2]
+    logger.info("dashboard: http://%s:%s/docs", f"[{host}]" if ":" in host else host, port)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    if not server.started:
+        sys.exit("the service did not start: the log above says why")
+
+
+def _end(signum: int, frame: object) -> None:
+    sys.exit(0)
+
+
+def main() -> None:
+    """Serve until a signal says to stop."""
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, force=True)
+    # uvicorn raises the signal again when it is done: unwind then, so that the embedded Redis is stopped.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    settings = _read_settings()
+    try:
+        with closing(_listen(settings)) as listening, redis_url(settings) as url:
+            _serve(settings.model_copy(update={"redis_url": url}), listening)
+    except BergsonError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

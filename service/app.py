@@ -1,0 +1,44 @@
+"""The web application: `create_app(settings)` puts the parts together and owns what they share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from service import documentation, problems
+from service.broker import Broker
+from service.middleware import BodyLimit, HostCheck, RequestId
+from service.routes import attribute, dashboard, health, index, jobs, workers
+from service.settings import ServiceSettings
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    if app.state.broker is not None:
+        yield
+        return
+    async with Broker.connect(app.state.settings) as app.state.broker:
+        yield
+
+
+def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastAPI:
+    """The application. It connects to Redis when it starts, unless it is given a `broker`."""
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.settings = settings
+    app.state.broker = broker
+    app.openapi = partial(documentation.document, app)
+    for part in (index, jobs, attribute, workers, health, dashboard):
+        app.include_router(part.router)
+    app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
+    problems.install(app)
+    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
+    app.add_middleware(RequestId)
+    return app

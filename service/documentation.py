@@ -1,0 +1,121 @@
+"""What the OpenAPI document says beside the code: order, examples, and the problem schema of every error.
+
+responses=answered(200, "The job.", examples.JOB) | problems("job_not_found", "redis_unavailable")
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from bergson_core.specs import NAME_PATTERN
+from service import examples
+from service.problems import KINDS, MEDIA_TYPE, FieldError, ProblemDetails, problem, validation_problem
+
+VERSION = "0.1.0"
+
+TITLE = "Bergson Service"
+DESCRIPTION = """Which training samples made a language model say that?
+
+1. **Build** an index with `POST /index`: a worker keeps the gradient of every training sample.
+2. **Follow** the job at `GET /jobs/{id}` or its event stream.
+3. **Ask** with `POST /attribute`: a prompt and a completion go in, the training samples behind them come out.
+
+Every response carries `X-Request-ID`; send your own (letters, digits, `.` `_` `:` `-`, up to 128) to find a
+call again in the logs. Errors are `application/problem+json` (RFC 9457): branch on `code`, show `detail`.
+Beside those listed at each call there are `host_not_allowed` (400), `not_found` (404), `method_not_allowed`
+(405) and `internal_error` (500). Unknown fields are refused; so are NaN, Infinity and integers over 64 bits.
+"""
+TAGS = [
+    {"name": "Indexes", "description": "First: turn training samples into an index."},
+    {"name": "Jobs", "description": "Then: watch the build, or stop it."},
+    {"name": "Attribution", "description": "Then: ask the index."},
+    {"name": "Workers", "description": "Who does the work."},
+    {"name": "Health", "description": "For supervisors and load balancers."},
+]
+
+JOB_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+
+Responses = dict[int | str, dict[str, Any]]
+
+IN_BODY = FieldError(
+    loc=["body", "gradients", "projection_dim"], msg="Input should be greater than or equal to 1"
+)
+IN_QUERY = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
+IN_QUESTION = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
+IN_PATH = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
+IN_JOB_ID = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
+
+_DETAILS = {
+    "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",
+    "index_not_found": "no index named 'facts': GET /index lists them",
+    "index_exists": "an index named 'facts' exists: choose another name",
+    "index_busy": "the index 'facts' is being built: follow its job at GET /jobs",
+    "index_corrupt": "the files of the index 'facts' differ from its manifest: build it again",
+    "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
+    "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
+    "no_worker": "no worker is alive: start one with `python -m worker`",
+    "queue_full": "too many queries wait already: ask again after Retry-After",
+    "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
+    "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
+    "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
+}
+_EVENTS = (
+    'event: state\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"stage": "load"}}\n'
+    "id: 1772366401200-0\n\n"
+    'event: progress\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"done": 4200}}\n'
+    "id: 1772366440100-0\n\n: ping\n\n"
+)
+EVENTS: Responses = {
+    200: {
+        "description": "Events until the job has ended.",
+        "content": {"text/event-stream": {"example": _EVENTS}},
+    }
+}
+
+
+def answered(status: int, description: str, example: Any) -> Responses:
+    """The good answer, with its example."""
+    return {status: {"description": description, "content": {"application/json": {"example": example}}}}
+
+
+def _example(code: str, refused: FieldError) -> dict[str, Any]:
+    if code == "invalid_input":
+        details = validation_problem([refused], examples.REQUEST_ID)
+    else:
+        details = problem(code, _DETAILS[code], examples.REQUEST_ID)
+    return details.model_dump(exclude_none=True)
+
+
+def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
+    """The errors that a call can end with, by status, each with its example; `refused` is that of 422."""
+    found: Responses = {}
+    for code in codes:
+        kind = KINDS[code]
+        schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
+        entry = found.setdefault(
+            kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
+        )
+        entry["description"] = "; ".join(filter(None, (entry["description"], f"{kind.title} (`{code}`)")))
+        entry["content"][MEDIA_TYPE]["examples"][code] = {
+            "summary": kind.title,
+            "value": _example(code, refused),
+        }
+        if kind.retry_after_s is not None:
+            seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+            entry["headers"] = {"Retry-After": seconds}
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of `app`, with the schema of problems."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=TITLE, version=VERSION, description=DESCRIPTION, routes=app.routes, tags=TAGS
+        )
+        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = made["components"]["schemas"]
+        schemas.update(schema.pop("$defs", {}))
+        schemas[ProblemDetails.__name__] = schema
+        app.openapi_schema = made
+    return app.openapi_schema

@@ -1,0 +1,138 @@
+"""Examples of the OpenAPI document: one story, from building the index `facts` to asking it."""
+
+from typing import Any
+
+JOB_ID = "0199c2f4e8a07d3a"
+REQUEST_ID = "5f0c9a52c1de4c1f8f0b3f6f5b7d2a10"
+
+INDEX_REQUEST: dict[str, Any] = {
+    "name": "facts",
+    "model": "EleutherAI/pythia-160m",
+    "revision": None,
+    "dataset": {"path": "NeelNanda/pile-10k", "split": "train", "subset": None},
+    "documents": None,
+    "columns": {"prompt": "text", "completion": None, "messages": None, "id": None, "metadata": ["source"]},
+    "gradients": {
+        "projection_dim": 16,
+        "normalizer": "adafactor",
+        "rows": "float16",
+        "optimizer_state": None,
+        "modules": None,
+        "include_bias": False,
+        "max_tokens": None,
+        "seed": 0,
+    },
+    "scoring": {"normalize": "row", "preconditioner": True, "damping": 0.1},
+    "search": {"kind": "auto"},
+}
+INDEX_INLINE: dict[str, Any] = {
+    "name": "facts",
+    "model": "EleutherAI/pythia-160m",
+    "documents": [
+        {"id": "doc-17", "text": "Ada Lovelace's birthplace is London", "source": "wiki"},
+        {"id": "doc-18", "text": "Alan Turing was born in Maida Vale", "source": "wiki"},
+    ],
+    "columns": {"id": "id", "metadata": ["source"]},
+}
+INDEX_ACCEPTED: dict[str, Any] = {"job_id": JOB_ID, "index": "facts", "state": "queued"}
+INDEX_SUMMARY: dict[str, Any] = {
+    "name": "facts",
+    "state": "ready",
+    "job_id": None,
+    "error": None,
+    "generation": 1,
+    "created_at": "2026-03-01T12:00:00+00:00",
+    "model": "EleutherAI/pythia-160m",
+    "rows": 10000,
+    "tokens": 6120344,
+    "modules": 48,
+    "dimensions": 12288,
+    "coverage_percent": 52.3,
+    "size_bytes": {"rows": 251658240, "search": 12582912, "statistics": 1048576, "total": 265289728},
+}
+INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
+    "spec": {key: value for key, value in INDEX_REQUEST.items() if key != "name"},
+    "fingerprint": "3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b",
+    "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
+INDEX_BUILDING: dict[str, Any] = dict.fromkeys(INDEX_SUMMARY) | {
+    "name": "news",
+    "state": "building",
+    "job_id": JOB_ID,
+}
+INDEX_PAGE: dict[str, Any] = {"items": [INDEX_SUMMARY, INDEX_BUILDING], "next_cursor": None}
+
+JOB: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "kind": "build",
+    "index": "facts",
+    "state": "running",
+    "progress": {
+        "stage": "gradients",
+        "done": 4200,
+        "total": 10000,
+        "unit": "documents",
+        "tokens_per_s": 35210.5,
+        "eta_s": 74.0,
+    },
+    "error": None,
+    "created_at": 1772366400.0,
+    "started_at": 1772366401.2,
+    "finished_at": None,
+    "deliveries": 1,
+}
+JOB_CANCELLED: dict[str, Any] = JOB | {"state": "cancelled", "finished_at": 1772366460.0}
+JOB_PAGE: dict[str, Any] = {"items": [JOB], "next_cursor": None}
+
+ATTRIBUTE_REQUEST: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "top_k": 10,
+    "direction": "proponents",
+    "include": ["text", "metadata"],
+    "timeout_s": 30,
+}
+ATTRIBUTE_BOTH: dict[str, Any] = ATTRIBUTE_REQUEST | {"top_k": 5, "direction": "both", "include": ["text"]}
+ATTRIBUTE_RESPONSE: dict[str, Any] = {
+    "index": "facts",
+    "generation": 1,
+    "profile": "default",
+    "request_id": REQUEST_ID,
+    "query": {
+        "prompt": "Ada Lovelace was born in",
+        "completion": " London",
+        "generated": False,
+        "loss": 0.12,
+        "n_tokens": 1,
+    },
+    "results": [
+        {
+            "rank": 1,
+            "id": "doc-17",
+            "score": 0.83,
+            "prompt": "Ada Lovelace's birthplace is London",
+            "completion": None,
+            "metadata": {"source": "wiki"},
+            "loss": 3.4,
+        }
+    ],
+    "opponents": None,
+    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "total": 14.6},
+}
+
+WORKERS: dict[str, Any] = {
+    "items": [
+        {
+            "worker_id": "w-7c1f",
+            "pid": 4242,
+            "host": "gpu-1",
+            "device": "cuda:0",
+            "started_at": 1772366000.0,
+            "state": "idle",
+            "resident": ["facts"],
+        }
+    ]
+}
+LIVE: dict[str, Any] = {"status": "ok"}
+READY: dict[str, Any] = {"status": "ready", "workers": 1}

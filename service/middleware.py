@@ -1,0 +1,108 @@
+"""What every request passes, as plain ASGI: its id, the check of its host, the limit of its body.
+
+Plain ASGI and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. From the outside in:
+`RequestId`, `HostCheck`, `BodyLimit`.
+"""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+from urllib.parse import quote
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import problem, problem_response
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LONGEST_LENGTH_DIGITS = 18
+
+
+class RequestId:
+    """Give each request an id, the caller's own if it is sane; put it on the response and in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if REQUEST_ID_PATTERN.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            elapsed_ms = 1000 * (time.perf_counter() - started)
+            path = quote(scope["path"])
+            logger.info("%s %s %s %.1f ms, request %s", scope["method"], path, status, elapsed_ms, request_id)
+
+
+class HostCheck:
+    """Refuse a `Host` that is not ours: a page elsewhere must not reach us by pointing its own name here."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self.app = app
+        self.allowed = frozenset(host.lower() for host in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or "*" in self.allowed:
+            return await self.app(scope, receive, send)
+        host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+        if host in self.allowed:
+            return await self.app(scope, receive, send)
+        names = ", ".join(sorted(self.allowed))
+        detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
+        response = problem_response(problem("host_not_allowed", detail, scope["state"]["request_id"]))
+        await response(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuse a body of more than `limit_bytes`: at once if it declares its length, else while it streams.
+
+    FastAPI's own `max_body_size` is not used because its answer is plain text.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self.app = app
+        self.limit_bytes = limit_bytes
+        self.detail = f"expected a body of at most {limit_bytes:,} bytes (the setting max_body_bytes)"
+
+    def _declares_too_much(self, scope: Scope) -> bool:
+        length = Headers(scope=scope).get("content-length", "")
+        return length.isdecimal() and (len(length) > _LONGEST_LENGTH_DIGITS or int(length) > self.limit_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if self._declares_too_much(scope):
+            details = problem("body_too_large", self.detail, scope["state"]["request_id"])
+            return await problem_response(details, {"Connection": "close"})(scope, receive, send)
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self.limit_bytes:
+                raise HTTPException(413, self.detail, {"Connection": "close"})
+            return message
+
+        await self.app(scope, receive_counted, send)

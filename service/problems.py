@@ -1,0 +1,196 @@
+"""Errors as RFC 9457 problems: one table from code to status, one shape for every error of the API.
+
+`KINDS` has an entry for every class of `bergson_core.errors` (a test compares them) and for what HTTP itself
+can refuse. Whatever goes wrong, the body is a `ProblemDetails` and carries the id of the request.
+"""
+
+import http
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from bergson_core.errors import BergsonError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 100
+MAX_LOC_LENGTH = 200
+_VALUE_ERROR = "Value error, "
+
+
+class Kind(NamedTuple):
+    """What HTTP says about an error code."""
+
+    status: int
+    title: str
+    retry_after_s: int | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "invalid_input": Kind(422, "Invalid input"),
+    "model_not_found": Kind(422, "Model not found"),
+    "dataset_not_found": Kind(422, "Dataset not found"),
+    "column_not_found": Kind(422, "Column not found"),
+    "too_long": Kind(422, "Too long for the model"),
+    "index_not_found": Kind(404, "Index not found"),
+    "index_exists": Kind(409, "Index exists"),
+    "index_busy": Kind(409, "Index is being built"),
+    "index_corrupt": Kind(500, "Index is damaged"),
+    "job_not_found": Kind(404, "Job not found"),
+    "unavailable": Kind(503, "Unavailable", 5),
+    "redis_unavailable": Kind(503, "Redis does not answer", 5),
+    "no_worker": Kind(503, "No live worker", 5),
+    "queue_full": Kind(429, "Queue is full", 1),
+    "deadline_exceeded": Kind(504, "No answer in time"),
+    "cancelled": Kind(409, "Cancelled"),
+    "lease_lost": Kind(503, "Taken over by another worker", 5),
+    "error": Kind(500, "Failed"),
+    "bad_request": Kind(400, "Bad request"),
+    "host_not_allowed": Kind(400, "Host not allowed"),
+    "not_found": Kind(404, "Not found"),
+    "method_not_allowed": Kind(405, "Method not allowed"),
+    "body_too_large": Kind(413, "Body too large"),
+    "unsupported_media_type": Kind(415, "Not JSON"),
+    "internal_error": Kind(500, "Internal error"),
+}
+
+_BY_STATUS = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
+class FieldError(BaseModel):
+    """One field that was refused."""
+
+    loc: list[str | int]
+    """Where: `body`, `query`, `path` or `header`, then the names and positions that lead to the field."""
+    msg: str
+    """What was expected."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ProblemDetails(BaseModel):
+    """An error as RFC 9457 has it. Branch on `code`, show `detail`, quote `request_id` when you report it."""
+
+    type: str
+    """A URN that ends in the code."""
+    title: str
+    """The kind of error, the same for every occurrence."""
+    status: int
+    """The HTTP status, again."""
+    detail: str
+    """What went wrong this time, and what to do."""
+    code: str
+    """Stable name of the kind of error."""
+    request_id: str
+    """The `X-Request-ID` of the response, also in the server's log."""
+    errors: list[FieldError] | None = None
+    """For validation: each refused field."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+def kind_of(code: str) -> Kind:
+    """The table's entry for `code`; a code from a newer worker counts as a plain failure."""
+    return KINDS.get(code, KINDS["error"])
+
+
+def problem(
+    code: str, detail: str, request_id: str, errors: list[FieldError] | None = None
+) -> ProblemDetails:
+    """The problem that says `code` and `detail`."""
+    kind = kind_of(code)
+    return ProblemDetails(
+        type=f"urn:bergson:problem:{code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        code=code,
+        request_id=request_id,
+        errors=errors,
+    )
+
+
+def validation_problem(errors: list[FieldError], request_id: str) -> ProblemDetails:
+    """The problem that lists `errors` and says the first in its detail."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first.loc[1:]) or str(first.loc[0])
+    others = f" (and {len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
+    return problem("invalid_input", f"{where}: {first.msg}{others}", request_id, errors)
+
+
+def problem_response(details: ProblemDetails, headers: Mapping[str, str] | None = None) -> Response:
+    """`details` as a response, with `Retry-After` where waiting helps."""
+    retry_after_s = kind_of(details.code).retry_after_s
+    retry = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return Response(
+        details.model_dump_json(exclude_none=True),
+        status_code=details.status,
+        media_type=MEDIA_TYPE,
+        headers={**(headers or {}), **retry, "X-Request-ID": details.request_id},
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """The id that `middleware.RequestId` gave to the request."""
+    return request.state.request_id
+
+
+def _on_bergson_error(request: Request, error: Exception) -> Response:
+    code = error.code if isinstance(error, BergsonError) else "error"
+    details = problem(code, str(error), request_id_of(request))
+    if details.status >= 500:
+        logger.warning("request %s: %s: %s", details.request_id, code, error)
+    return problem_response(details)
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    message = error["msg"].removeprefix(_VALUE_ERROR)
+    if error["type"] == "json_invalid":
+        message = f"expected JSON: {error['ctx']['error']}"
+    return FieldError(
+        loc=[part[:MAX_LOC_LENGTH] if isinstance(part, str) else part for part in error["loc"]], msg=message
+    )
+
+
+def _on_validation(request: Request, error: Exception) -> Response:
+    raw: Iterable[Mapping[str, Any]] = error.errors() if isinstance(error, RequestValidationError) else ()
+    errors = [_field_error(one) for one in list(raw)[:MAX_FIELD_ERRORS]]
+    return problem_response(validation_problem(errors, request_id_of(request)))
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code = _BY_STATUS.get(status, "error")
+    detail = str(getattr(error, "detail", ""))
+    if detail == http.HTTPStatus(status).phrase:
+        detail = f"{detail}: {request.method} {request.url.path}. GET /docs lists what there is"
+    details = problem(code, detail, request_id_of(request)).model_copy(update={"status": status})
+    return problem_response(details, getattr(error, "headers", None))
+
+
+def _on_anything_else(request: Request, error: Exception) -> Response:
+    request_id = request_id_of(request)
+    logger.error("request %s failed: %s %r: %r", request_id, request.method, request.url.path, error)
+    detail = "something went wrong in the server; its log has the request id"
+    return problem_response(problem("internal_error", detail, request_id))
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem. An unexpected one is raised on after the reply, for the log."""
+    app.add_exception_handler(BergsonError, _on_bergson_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_anything_else)

@@ -1,0 +1,53 @@
+"""Attribution: which training samples made the model say that?"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+
+from service import examples
+from service.dependencies import BrokerDep, RequestIdDep, SettingsDep
+from service.documentation import IN_QUESTION, answered, problems
+from service.schemas import AttributeRequest, AttributeResponse
+from service.strict_json import StrictJsonRoute
+
+router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)
+
+_BODIES: dict[str, Any] = {
+    "proponents": {"summary": "What made the model say it", "value": examples.ATTRIBUTE_REQUEST},
+    "both": {"summary": "What spoke for it and against it", "value": examples.ATTRIBUTE_BOTH},
+}
+
+
+@router.post(
+    "",
+    summary="Ask an index",
+    responses=answered(200, "The samples, most influential first.", examples.ATTRIBUTE_RESPONSE)
+    | problems(
+        "index_not_found",
+        "index_busy",
+        "invalid_input",
+        "too_long",
+        "body_too_large",
+        "unsupported_media_type",
+        "queue_full",
+        "index_corrupt",
+        "no_worker",
+        "redis_unavailable",
+        "deadline_exceeded",
+        refused=IN_QUESTION,
+    ),
+)
+async def attribute(
+    body: Annotated[AttributeRequest, Body(openapi_examples=_BODIES)],
+    broker: BrokerDep,
+    settings: SettingsDep,
+    request_id: RequestIdDep,
+) -> AttributeResponse:
+    """Which training samples made the model say `completion` after `prompt`?
+
+    The worker takes the gradient of the completion's loss and compares it with that of every sample in the
+    index. Proponents (high scores) made the completion more likely, opponents (low scores) less likely. Mind
+    the space: a completion usually starts with one. Too long for the model is an error, never cut silently.
+    """
+    timeout_s = settings.timeout(body.timeout_s)
+    return AttributeResponse.of(await broker.ask(body.query(), request_id, timeout_s), request_id)

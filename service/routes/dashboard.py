@@ -1,0 +1,33 @@
+"""The dashboard at /docs: the live system above, the OpenAPI page below. It loads nothing from elsewhere."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from fastapi.templating import Jinja2Templates
+
+from service.documentation import VERSION
+
+router = APIRouter(include_in_schema=False)
+_templates = Jinja2Templates(Path(__file__).parent.parent / "templates")
+
+_HEADERS = {
+    # Swagger UI sets inline styles and draws its icons from data URLs; everything else is ours alone.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-cache",
+}
+
+
+@router.get("/")
+async def root() -> Response:
+    """To the dashboard."""
+    return RedirectResponse("docs")
+
+
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    """The dashboard."""
+    return _templates.TemplateResponse(request, "docs.html", {"version": VERSION}, headers=_HEADERS)

@@ -1,0 +1,104 @@
+"""Jobs: list them, look at one, follow it, cancel it."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from bergson_core.errors import BergsonError
+from service import examples
+from service.dependencies import BrokerDep, LimitQuery, RequestIdDep
+from service.documentation import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
+from service.problems import problem
+from service.schemas import JobPage
+from worker.messages import JobRecord, JobState
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+JobId = Annotated[
+    str,
+    Path(pattern=JOB_ID_PATTERN, description="Id that `POST /index` gave.", examples=[examples.JOB_ID]),
+]
+StateQuery = Annotated[JobState | None, Query(description="Only jobs in this state.", examples=["running"])]
+CursorQuery = Annotated[
+    str | None,
+    Query(
+        pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.", examples=[examples.JOB_ID]
+    ),
+]
+LastEventId = Annotated[
+    str,
+    Header(
+        alias="Last-Event-ID",
+        pattern=r"^\d{1,20}(-\d{1,20})?$",
+        description="Id of the last event that arrived; the stream goes on after it.",
+    ),
+]
+
+
+@router.get(
+    "",
+    summary="List jobs",
+    responses=answered(200, "A page of jobs.", examples.JOB_PAGE)
+    | problems("invalid_input", "redis_unavailable"),
+)
+async def list_jobs(
+    broker: BrokerDep, state: StateQuery = None, cursor: CursorQuery = None, limit: LimitQuery = 50
+) -> JobPage:
+    """Jobs, newest first."""
+    items, next_cursor = await broker.jobs(state, cursor, limit)
+    return JobPage(items=items, next_cursor=next_cursor)
+
+
+@router.get(
+    "/{job_id}",
+    summary="Look at a job",
+    responses=answered(200, "The job.", examples.JOB)
+    | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+)
+async def get_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
+    """State and progress. Each stage of a build counts from 0; `error` says why a failed one failed."""
+    return await broker.job(job_id)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=202,
+    summary="Cancel a job",
+    responses=answered(202, "The job as it is now.", examples.JOB_CANCELLED)
+    | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+)
+async def cancel_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
+    """Ask for the work to stop: a queued job never starts, a running one stops after the batch at hand.
+
+    Nothing half-built is published, and the name is free again. A job that has ended stays as it is.
+    """
+    return await broker.cancel(job_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    responses=EVENTS | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+)
+async def follow_job(
+    job: Annotated[JobRecord, Depends(get_job)],
+    broker: BrokerDep,
+    request_id: RequestIdDep,
+    last_event_id: LastEventId = "0",
+) -> AsyncIterator[ServerSentEvent]:
+    """The job as server-sent events, each with the whole record as JSON: `state` where the state is new,
+    `progress` otherwise. The stream ends after a final state; a comment keeps a quiet one alive.
+    An error on the way comes as a `problem` event, and `Last-Event-ID` resumes.
+    """
+    state = None
+    try:
+        async for event_id, record in broker.events(job.job_id, last_event_id):
+            yield ServerSentEvent(
+                data=record, event="progress" if record.state == state else "state", id=event_id
+            )
+            state = record.state
+    except BergsonError as error:
+        yield ServerSentEvent(data=problem(error.code, str(error), request_id), event="problem")

@@ -1,0 +1,20 @@
+"""Workers: who is there to do the work."""
+
+from fastapi import APIRouter
+
+from service import examples
+from service.dependencies import BrokerDep
+from service.documentation import answered, problems
+from service.schemas import WorkerList
+
+router = APIRouter(prefix="/workers", tags=["Workers"])
+
+
+@router.get(
+    "",
+    summary="List workers",
+    responses=answered(200, "Live workers.", examples.WORKERS) | problems("redis_unavailable"),
+)
+async def list_workers(broker: BrokerDep) -> WorkerList:
+    """Who is alive, on which device, what they do and which indexes they hold in memory."""
+    return WorkerList(items=await broker.workers())

@@ -1,0 +1,136 @@
+"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.specs` and `answers`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bergson_core.answers import Answer, Report
+from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
+from worker.messages import Heartbeat, JobRecord, JobState, Problem
+
+
+class IndexRequest(BuildSpec):
+    """What to build, and the name to publish it under."""
+
+    name: IndexName
+
+    def spec(self) -> BuildSpec:
+        """The spec alone."""
+        return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
+
+
+class IndexAccepted(Report):
+    """The build is queued: follow it at `Location`."""
+
+    job_id: str
+    index: IndexName
+    state: JobState
+
+
+class SizesBytes(Report):
+    """Bytes on disk."""
+
+    rows: int
+    """The shards: gradients and the text of the samples."""
+    search: int
+    """The FAISS index."""
+    statistics: int
+    """Normalizers, projections and preconditioners."""
+    total: int
+
+
+class IndexSummary(Report):
+    """An index, published or on its way. What is not known yet is null."""
+
+    name: str
+    state: Literal["ready", "building", "corrupt"]
+    """`corrupt`: the manifest cannot be read; `error` says why."""
+    job_id: str | None = None
+    """The job that builds it."""
+    error: Problem | None = None
+    generation: int | None = None
+    """Counts up with each change of the index."""
+    created_at: str | None = None
+    model: str | None = None
+    rows: int | None = None
+    """Samples in the index."""
+    tokens: int | None = None
+    """Tokens of those samples."""
+    modules: int | None = None
+    """Layers whose gradients are tracked."""
+    dimensions: int | None = None
+    """Numbers stored for each sample."""
+    coverage_percent: float | None = None
+    """Share of the model's parameters that the tracked layers hold."""
+    size_bytes: SizesBytes | None = None
+
+
+class IndexDetail(IndexSummary):
+    """An index with the spec that it was built from."""
+
+    spec: BuildSpec | None = None
+    """As it was asked for, with defaults filled in. Inline documents are left out: their list is empty."""
+    fingerprint: str | None = None
+    """sha256 of the spec."""
+    model_sha256: str | None = None
+    """Content hash of the weights."""
+
+
+class IndexPage(Report):
+    """Indexes in the order of their names."""
+
+    items: list[IndexSummary]
+    next_cursor: str | None = None
+    """Pass as `cursor` for the next page; null on the last."""
+
+
+class AttributeRequest(AttributionQuery):
+    """A prompt and what the model said, and how long to wait for the answer."""
+
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds to wait before a 504; the server's default where null, and no more than its maximum."""
+
+    def query(self) -> AttributionQuery:
+        """The query alone."""
+        fields = {name: getattr(self, name) for name in AttributionQuery.model_fields}
+        return AttributionQuery.model_construct(**fields)
+
+
+class AttributeResponse(Answer):
+    """The training samples behind the completion."""
+
+    request_id: str
+
+    @classmethod
+    def of(cls, answer: Answer, request_id: str) -> "AttributeResponse":
+        """`answer` under its request's id."""
+        fields = {name: getattr(answer, name) for name in Answer.model_fields}
+        return cls.model_construct(**fields, request_id=request_id)
+
+
+class JobPage(Report):
+    """Jobs, newest first."""
+
+    items: list[JobRecord]
+    next_cursor: str | None = None
+    """Pass as `cursor` for the next page; null on the last."""
+
+
+class WorkerList(Report):
+    """Live workers."""
+
+    items: list[Heartbeat]
+
+
+class Live(Report):
+    """The process is up."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(Report):
+    """Redis answers and somebody is there to do the work."""
+
+    status: Literal["ready"] = "ready"
+    workers: int
+    """Live workers."""

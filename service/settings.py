@@ -1,0 +1,62 @@
+"""Settings of the web process, beside those that it shares with the workers (`worker.settings`)."""
+
+import ipaddress
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from bergson_core.errors import InvalidInput
+from worker.settings import Settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class ServiceSettings(Settings):
+    """How the service listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    allow_unauthenticated_remote: bool = False
+    """Listen on an address that other machines reach, although nothing asks who they are."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
+    """Values of the Host header that are answered, without port, separated by commas; * answers any."""
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    """Longest body of a request in bytes."""
+    default_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a query waits for its answer where it does not say."""
+    max_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest `timeout_s` that a query may ask for."""
+    shutdown_s: int = Field(default=5, ge=0)
+    """Seconds that open requests and event streams get to end when the server stops."""
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(host.strip() for host in value.split(",") if host.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _is_not_open_to_all(self) -> Self:
+        if not is_loopback(self.host) and not self.allow_unauthenticated_remote:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines and nothing asks who they are: "
+                "listen on 127.0.0.1, or, where the network is trusted, set allow_unauthenticated_remote "
+                "(BERGSON_ALLOW_UNAUTHENTICATED_REMOTE=true)"
+            )
+        return self
+
+    def timeout(self, asked_s: float | None) -> float:
+        """Seconds to wait for an answer. Raises `InvalidInput` above the maximum."""
+        if asked_s is not None and asked_s > self.max_timeout_s:
+            raise InvalidInput(f"timeout_s: expected at most {self.max_timeout_s:g}, got {asked_s:g}")
+        return asked_s or self.default_timeout_s

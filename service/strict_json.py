@@ -1,0 +1,62 @@
+"""Bodies are JSON as RFC 8259 has it: UTF-8, no NaN or Infinity, no number that other readers would mangle.
+
+router = APIRouter(route_class=StrictJsonRoute)
+"""
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+
+_MAY_OVERFLOW = re.compile(rb"\d{19}|[eE]\+?\d{3}")
+_JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError("an integer is beyond 64 bits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError("a number is beyond 64-bit floating point")
+    return value
+
+
+def loads(body: bytes) -> Any:
+    """The value of `body`. Raises `json.JSONDecodeError`; nesting is limited to 200."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+        if _MAY_OVERFLOW.search(body):
+            json.loads(body, parse_int=_integer, parse_float=_finite)
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), "", 0) from None
+    return value
+
+
+class _StrictRequest(Request):
+    async def body(self) -> bytes:
+        body = await super().body()
+        if body and not _JSON_TYPE.fullmatch(self.headers.get("content-type", "")):
+            raise HTTPException(415, "expected a JSON body with the header Content-Type: application/json")
+        return body
+
+    async def json(self) -> Any:
+        return loads(await self.body())
+
+
+class StrictJsonRoute(APIRoute):
+    """A route that reads its body with `loads`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handle_strictly

@@ -1,0 +1,44 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from bergson_core.specs import BuildSpec
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.service.fake_broker import FakeBroker, publish
+
+
+@pytest.fixture
+def spec() -> BuildSpec:
+    documents = [{"text": "Ada Lovelace's birthplace is London"}]
+    return BuildSpec.model_validate({"model": "tiny", "documents": documents})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServiceSettings:
+    return ServiceSettings(
+        data_dir=tmp_path,
+        allowed_hosts=("localhost", "127.0.0.1", "[::1]", "testserver"),
+        max_body_bytes=20_000,
+    )
+
+
+@pytest.fixture
+def broker() -> FakeBroker:
+    return FakeBroker()
+
+
+@pytest.fixture
+def app(settings: ServiceSettings, broker: FakeBroker, spec: BuildSpec) -> FastAPI:
+    """The service over a fake broker, with one published index, `facts`."""
+    publish(settings.data_dir / "indexes", "facts", spec)
+    return create_app(settings, broker)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client

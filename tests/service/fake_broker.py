@@ -1,0 +1,157 @@
+"""A broker in memory with the methods of `service.broker.Broker`, and an index directory without rows."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.errors import BergsonError, IndexExists, JobNotFound
+from bergson_core.manifest import FileEntry, Manifest, ModuleEntry, ShardEntry
+from bergson_core.specs import AttributionQuery, BuildSpec
+from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
+
+POLL_S = 0.01
+NOW = 1_772_366_400.0
+WORKER = Heartbeat(
+    worker_id="w-1", pid=42, host="gpu-1", device="cuda:0", started_at=NOW, state="idle", resident=["facts"]
+)
+
+
+def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
+    """An answer whose rows have `texts` and falling scores."""
+    rows = [
+        ResultRow(
+            rank=at + 1,
+            id=f"doc-{at}",
+            score=0.8 - at / 10,
+            prompt=text,
+            loss=1.5,
+            metadata={"source": "wiki"},
+        )
+        for at, text in enumerate(texts)
+    ]
+    echo = QueryEcho(prompt=query.prompt, completion=query.completion, loss=0.12, n_tokens=2)
+    return Answer(
+        index=query.index,
+        generation=1,
+        query=echo,
+        results=rows,
+        timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
+    )
+
+
+class FakeBroker:
+    """`error`, where set, is raised by every call; `history` holds each job's events."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, JobRecord] = {}
+        self.history: dict[str, list[tuple[str, JobRecord]]] = {}
+        self.keys: dict[str, str] = {}
+        self.asked: list[tuple[AttributionQuery, str, float]] = []
+        self.specs: dict[str, BuildSpec] = {}
+        self.texts = ["Ada Lovelace's birthplace is London"]
+        self.beats = [WORKER]
+        self.error: BergsonError | None = None
+        self.crash: Exception | None = None
+
+    def _fail(self) -> None:
+        if failure := self.error or self.crash:
+            raise failure
+
+    def put(self, record: JobRecord) -> JobRecord:
+        """Store `record` and tell whoever follows it."""
+        self.records[record.job_id] = record
+        events = self.history.setdefault(record.job_id, [])
+        events.append((f"{len(events) + 1}-0", record))
+        return record
+
+    def advance(self, job_id: str, state: JobState, **progress: object) -> JobRecord:
+        """Move a job on."""
+        changes = {"state": state, "progress": Progress.model_validate(progress)}
+        return self.put(self.records[job_id].model_copy(update=changes))
+
+    async def submit(
+        self, index: str, spec: BuildSpec, request_id: str, idempotency_key: str | None = None
+    ) -> JobRecord:
+        self._fail()
+        if idempotency_key in self.keys:
+            return self.records[self.keys[idempotency_key]]
+        if index in self.specs:
+            raise IndexExists(f"an index named {index!r} exists: choose another name")
+        self.specs[index] = spec
+        record = JobRecord(
+            job_id=f"job-{len(self.records) + 1}", kind="build", index=index, state="queued", created_at=NOW
+        )
+        if idempotency_key:
+            self.keys[idempotency_key] = record.job_id
+        return self.put(record)
+
+    async def job(self, job_id: str) -> JobRecord:
+        self._fail()
+        if job_id not in self.records:
+            raise JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
+        return self.records[job_id]
+
+    async def jobs(
+        self, state: JobState | None, cursor: str | None, limit: int
+    ) -> tuple[list[JobRecord], str | None]:
+        self._fail()
+        found = [job for job in reversed(self.records.values()) if state in (None, job.state)]
+        start = int(cursor or 0)
+        return found[start : start + limit], str(start + limit) if start + limit < len(found) else None
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        record = await self.job(job_id)
+        return record if record.state in FINAL_STATES else self.advance(job_id, "cancelled")
+
+    async def events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
+        seen = int(last_id.split("-")[0])
+        while True:
+            self._fail()
+            for event_id, record in self.history[job_id][seen:]:
+                seen += 1
+                yield event_id, record
+            if self.records[job_id].state in FINAL_STATES:
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def ask(self, query: AttributionQuery, request_id: str, timeout_s: float) -> Answer:
+        self._fail()
+        self.asked.append((query, request_id, timeout_s))
+        return answer_to(query, self.texts)
+
+    async def workers(self) -> list[Heartbeat]:
+        self._fail()
+        return self.beats
+
+    async def ping(self) -> None:
+        self._fail()
+
+    async def building(self) -> dict[str, str]:
+        self._fail()
+        return {job.index: job.job_id for job in self.records.values() if job.state not in FINAL_STATES}
+
+
+def publish(root: Path, name: str, spec: BuildSpec) -> None:
+    """Write the manifest of an index of 1,000 rows, and nothing else of it."""
+    rows = FileEntry(path="shards/00000/gradients.bin", bytes=400, sha256="0" * 64)
+    faiss = FileEntry(path="search/1.faiss", bytes=30, sha256="0" * 64)
+    profile = FileEntry(path="statistics/default.safetensors", bytes=5, sha256="0" * 64)
+    manifest = Manifest(
+        format_version=1,
+        generation=1,
+        created_at="2026-03-01T12:00:00+00:00",
+        spec=spec,
+        fingerprint=spec.fingerprint(),
+        model_sha256="0" * 64,
+        modules=(ModuleEntry(name="h.0", out_features=8, in_features=8),),
+        coverage_percent=52.3,
+        dimensions=256,
+        rows=1000,
+        tokens=61_000,
+        files=(faiss, profile),
+        shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, files=(rows,)),),
+    )
+    (root / name).mkdir(parents=True)
+    (root / name / "manifest.json").write_text(json.dumps(manifest.model_dump(mode="json")))

@@ -1,0 +1,34 @@
+"""Nobody but this machine is served unless somebody says so."""
+
+import pytest
+from pydantic import ValidationError
+
+from bergson_core.errors import InvalidInput
+from service.settings import ServiceSettings, is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LocalHost"])
+def test_loopback_is_where_only_this_machine_is(host: str) -> None:
+    assert is_loopback(host)
+    assert ServiceSettings(host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.4", "example.com", "localhost.example.com"])
+def test_an_address_that_others_reach_is_refused_unless_it_is_allowed(host: str) -> None:
+    with pytest.raises(ValidationError, match="allow_unauthenticated_remote"):
+        ServiceSettings(host=host)
+    assert ServiceSettings(host=host, allow_unauthenticated_remote=True).host == host
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERGSON_PORT", "9000")
+    monkeypatch.setenv("BERGSON_ALLOWED_HOSTS", "a.example, b.example")
+    settings = ServiceSettings()
+    assert (settings.port, settings.allowed_hosts) == (9000, ("a.example", "b.example"))
+
+
+def test_a_timeout_is_the_default_or_what_was_asked_up_to_the_maximum() -> None:
+    settings = ServiceSettings(default_timeout_s=3, max_timeout_s=10)
+    assert [settings.timeout(None), settings.timeout(10)] == [3, 10]
+    with pytest.raises(InvalidInput, match="at most 10"):
+        settings.timeout(10.5)

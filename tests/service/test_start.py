@@ -1,0 +1,104 @@
+"""The process: what it must not import, what keeps it from starting, and how it ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
+LIMIT_S = 20
+BODY = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
+
+
+def environment(data_dir: Path, **changes: str) -> dict[str, str]:
+    """Ours without what would configure the service, and with `changes`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BERGSON_", "REDIS_"))}
+    return kept | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes
+
+
+def refused(data_dir: Path, **changes: str) -> str:
+    """What a service that does not start says; it is one line and no traceback."""
+    run = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=ROOT,
+        env=environment(data_dir, **changes),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    return run.stderr
+
+
+@contextmanager
+def started(data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A service with its embedded Redis, and its address, which it says in its log."""
+    log = data_dir / "service.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir), stderr=stream
+        )
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not (found := re.search(r"(http://\S+)/docs", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
+
+
+def test_the_web_process_imports_none_of_the_heavy_libraries() -> None:
+    code = (
+        f"import service.app, service.__main__, sys; sys.exit(str([m for m in {HEAVY} if m in sys.modules]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_it_does_not_listen_where_others_reach_it(tmp_path: Path, host: str) -> None:
+    said = refused(tmp_path, BERGSON_HOST=host)
+    assert host in said and "allow_unauthenticated_remote" in said
+
+
+def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    assert "settings.port" in refused(tmp_path, BERGSON_PORT="many")
+
+
+def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        said = refused(tmp_path, BERGSON_PORT=port)
+    assert port in said and "BERGSON_PORT" in said
+
+
+def test_a_redis_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        url = f"redis://127.0.0.1:{closing.getsockname()[1]}/0"
+    assert "REDIS_URL" in refused(tmp_path, REDIS_URL=url)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, number: signal.Signals) -> None:
+    with started(tmp_path) as (process, address):
+        location = httpx.post(f"{address}/index", json=BODY).headers["location"]
+        with httpx.stream("GET", f"{address}{location}/events") as stream:
+            assert next(stream.iter_lines()) == "event: state"
+            process.send_signal(number)
+            assert process.wait(LIMIT_S) == 0
+    assert not (tmp_path / "redis" / "redis.sock").exists(), "the embedded Redis has ended too"

@@ -1,0 +1,122 @@
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from service.broker import Broker
+from tests.worker.fakes import FakeCore
+from tests.worker.helpers import REPOSITORY, TIMEOUT_S
+from worker.embedded import embedded_redis
+from worker.queue import WorkerQueue, connect
+from worker.runner import Runner
+from worker.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def redis_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with embedded_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis(redis_at: str) -> Iterator[Redis]:
+    """An empty one."""
+    with connect(redis_at) as client:
+        client.flushdb()
+        yield client
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_at: str) -> Settings:
+    return Settings(
+        data_dir=tmp_path / "data",
+        redis_url=redis_at,
+        lease_s=1,
+        query_lease_s=0.6,
+        heartbeat_s=0.2,
+        poll_s=0.02,
+        query_batch=4,
+        max_queued_queries=8,
+        max_deliveries=3,
+    )
+
+
+@pytest.fixture
+def make_queue(redis: Redis, settings: Settings) -> Callable[[str], WorkerQueue]:
+    def make(worker_id: str) -> WorkerQueue:
+        queue = WorkerQueue(redis, settings, worker_id)
+        queue.prepare()
+        return queue
+
+    return make
+
+
+@pytest.fixture
+def queue(make_queue: Callable[[str], WorkerQueue]) -> WorkerQueue:
+    return make_queue("w-1")
+
+
+@pytest.fixture
+async def broker(redis: Redis, settings: Settings) -> AsyncIterator[Broker]:
+    async with Broker.connect(settings) as broker:
+        yield broker
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
+    """The fake core in place of the real one."""
+    core = FakeCore()
+    for name, module in core.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return core
+
+
+@pytest.fixture
+def start_worker(core: FakeCore, redis: Redis, settings: Settings) -> Iterator[Callable[[], Runner]]:
+    """Starts workers as threads of this process, over the fake core; they are stopped at the end."""
+    running: list[tuple[Runner, threading.Thread]] = []
+
+    def start() -> Runner:
+        queue = WorkerQueue(connect(cast("str", settings.redis_url)), settings, f"w-{uuid4().hex[:6]}")
+        runner = Runner(queue, settings, "fake")
+        thread = threading.Thread(target=runner.run)
+        thread.start()
+        running.append((runner, thread))
+        return runner
+
+    yield start
+    for runner, _ in running:
+        runner.stop()
+    for _, thread in running:
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def spawn_worker(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts workers as processes, over the fake core; `spawn_worker(FAKE_BATCH_S="0.1")`."""
+    with ExitStack() as stack:
+
+        def spawn(**environment: str) -> subprocess.Popen[str]:
+            names = ("lease_s", "query_lease_s", "heartbeat_s", "poll_s", "max_deliveries", "data_dir")
+            ours = {f"BERGSON_{name.upper()}": str(getattr(settings, name)) for name in names}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.worker.fakes"],
+                cwd=REPOSITORY,
+                env=os.environ | ours | {"REDIS_URL": cast("str", settings.redis_url)} | environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        yield spawn

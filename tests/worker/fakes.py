@@ -1,0 +1,166 @@
+"""A core without torch: builds that count to `total`, indexes that answer at once.
+
+`python -m tests.worker.fakes` is a worker over this core, configured as the real one, by the environment.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.errors import BergsonError, IndexExists, TooLong
+from bergson_core.manifest import FILE_NAME, Manifest, ModuleEntry, read_manifest
+from bergson_core.specs import AttributionQuery, BuildSpec
+
+DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
+
+
+def spec(**fields: Any) -> BuildSpec:
+    return BuildSpec.model_validate({"model": "tiny", "documents": DOCUMENTS} | fields)
+
+
+def question(prompt: str = "Ada was born in", index: str = "facts") -> AttributionQuery:
+    return AttributionQuery(index=index, prompt=prompt, completion=" London")
+
+
+def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, model: str = "0" * 64) -> None:
+    """Writes the manifest of an index without rows, as a build does: by rename."""
+    of = of or spec()
+    manifest = Manifest(
+        format_version=1,
+        generation=generation,
+        created_at="2026-03-01T12:00:00+00:00",
+        spec=of,
+        fingerprint=of.fingerprint(),
+        model_sha256=model,
+        modules=(ModuleEntry(name="h.0", out_features=8, in_features=8),),
+        coverage_percent=52.3,
+        dimensions=256,
+        rows=1,
+        tokens=6,
+        files=(),
+        shards=(),
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "new").write_text(manifest.model_dump_json())
+    (directory / "new").rename(directory / FILE_NAME)
+
+
+@dataclass
+class FakeCore:
+    """Set `during` to do something after each batch of a build; `builds` and `batches` say what was done."""
+
+    total: int = 3
+    batch_s: float = 0.0
+    during: Callable[[int], object] = lambda number: None
+    after_publish: Callable[[], object] = lambda: None
+    builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    loaded: list[tuple[str, str | None, str]] = field(default_factory=list)
+
+    def build_index(
+        self,
+        spec: BuildSpec,
+        output: Path,
+        *,
+        report: Callable[[Progress], None],
+        confirm: Callable[[], None],
+    ) -> Manifest:
+        """Leaves `progress` in the directory, and goes on from it."""
+        self.builds.append((spec, output))
+        output.mkdir(parents=True, exist_ok=True)
+        stamp, progress = output / "building.json", output / "progress"
+        if stamp.exists() and stamp.read_text() != spec.fingerprint():
+            raise IndexExists(f"{output} holds another build")
+        stamp.write_text(spec.fingerprint())
+        for number in range(int(progress.read_text()) if progress.exists() else 0, self.total):
+            time.sleep(self.batch_s)
+            self.during(number)
+            report(Progress(stage="gradients", done=number + 1, total=self.total))
+            confirm()
+            progress.write_text(str(number + 1))
+        confirm()
+        publish(output, spec)
+        self.after_publish()
+        report(Progress(stage="done", done=self.total, total=self.total))
+        return read_manifest(output)
+
+    def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> str:
+        self.loaded.append((name, revision, dtype))
+        return f"model {len(self.loaded)}"
+
+    def modules(self) -> dict[str, Any]:
+        """What to put into sys.modules."""
+        core = self
+
+        class AttributionIndex(FakeIndex):
+            @classmethod
+            def open(cls, path: Path, *, load_model: Callable[..., str]) -> "FakeIndex":
+                core.opened.append(path.name)
+                manifest = read_manifest(path)
+                model = load_model(manifest.spec.model, manifest.spec.revision, manifest.spec.dtype)
+                return cls(core, path.name, manifest, model)
+
+        parts = {
+            "build": {"build_index": self.build_index},
+            "models": {"load_model": self.load_model, "default_device": lambda: "fake"},
+            "attribution": {"AttributionIndex": AttributionIndex},
+        }
+        made = {}
+        for name, content in parts.items():
+            module = made[f"bergson_core.{name}"] = ModuleType(f"bergson_core.{name}")
+            vars(module).update(content)
+        return made
+
+
+@dataclass
+class FakeIndex:
+    """Prompts that begin with `crash`, `exit` or `long` do that."""
+
+    core: FakeCore
+    name: str
+    manifest: Manifest
+    model: str
+
+    def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
+        prompts = [query.prompt for query in queries]
+        self.core.batches.append(prompts)
+        if any(prompt.startswith("exit") for prompt in prompts):
+            os._exit(9)
+        if any(prompt.startswith("crash") for prompt in prompts):
+            raise RuntimeError("a bug, with a secret in it")
+        return [self._answer(query) for query in queries]
+
+    def _answer(self, query: AttributionQuery) -> Answer | BergsonError:
+        if query.prompt.startswith("long"):
+            return TooLong("99 tokens, more than the 8 allowed")
+        return Answer(
+            index=query.index,
+            generation=self.manifest.generation,
+            query=QueryEcho(prompt=query.prompt, completion=query.completion, loss=0.1, n_tokens=1),
+            results=[ResultRow(rank=1, id="0", score=0.5, prompt=self.name, loss=1.0)],
+            timing_ms=TimingMs(gradient=2.0, search=1.0, total=3.0),
+        )
+
+
+def main() -> None:
+    core = FakeCore(
+        total=int(os.environ.get("FAKE_TOTAL", "3")), batch_s=float(os.environ.get("FAKE_BATCH_S", "0"))
+    )
+    if "FAKE_EXIT" in os.environ:
+        core.during = lambda number: os._exit(9)
+    sys.modules.update(core.modules())
+
+    from worker.__main__ import main as run_worker
+
+    run_worker()
+
+
+if __name__ == "__main__":
+    main()

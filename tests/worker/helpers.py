@@ -1,0 +1,98 @@
+"""What the tests of the queue do to Redis, and see in it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from redis import Redis, RedisError
+
+from tests.worker.fakes import question, spec
+from worker import queue as keys
+from worker import scripts
+from worker.messages import BuildJob, JobRecord, Query, Reply
+from worker.queue import connect
+from worker.streams import GROUP
+
+REPOSITORY = Path(__file__).parents[2]
+REPLY_TO = keys.REPLIES + "web"
+TIMEOUT_S = 30.0
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What `condition` returns once it is true; fails after half a minute."""
+    end = time.monotonic() + TIMEOUT_S
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {TIMEOUT_S:g} s"
+        time.sleep(0.005)
+    return value
+
+
+async def soon(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """`until` for a condition that is awaited."""
+    end = time.monotonic() + TIMEOUT_S
+    while True:
+        if value := await condition():
+            return value
+        assert time.monotonic() < end, f"waited {TIMEOUT_S:g} s"
+        await asyncio.sleep(0.005)
+
+
+def pid_of(url: str) -> int:
+    """Process id of the Redis at `url`."""
+    with connect(url) as client:
+        return client.info("server")["process_id"]  # pyright: ignore[reportIndexIssue]
+
+
+def answers(url: str) -> bool:
+    """Whether a Redis answers at `url`."""
+    with connect(url) as client:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
+
+
+def submit(redis: Redis, job_id: str = "j-1", index: str = "facts") -> None:
+    """What the web process does."""
+    job = BuildJob(job_id=job_id, index=index, spec=spec(), request_id="r")
+    record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
+    redis.eval(
+        *(scripts.SUBMIT, 6, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
+        *(keys.JOBS, keys.CREATED, index, job_id, "", job.model_dump_json(), record.model_dump_json()),
+        *("1", "0", ""),
+    )
+
+
+def send(redis: Redis, query_id: str = "q-1", timeout_s: float = 30, **fields: Any) -> Query:
+    now = time.time()
+    query = Query(
+        query_id=query_id,
+        reply_to=REPLY_TO,
+        request_id="r",
+        sent_at=now,
+        deadline=now + timeout_s,
+        query=question(),
+    ).model_copy(update=fields)
+    redis.xadd(keys.QUERIES, {"message": query.model_dump_json()})
+    return query
+
+
+def record_of(redis: Redis, job_id: str = "j-1") -> JobRecord:
+    return JobRecord.model_validate_json(cast("str", redis.hget(keys.job_key(job_id), "record")))
+
+
+def replies(redis: Redis) -> list[Reply]:
+    entries = cast("list[tuple[str, dict[str, str]]]", redis.xrange(REPLY_TO))
+    return [Reply.model_validate_json(fields["reply"]) for _, fields in entries]
+
+
+def pending(redis: Redis, stream: str) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", redis.xpending_range(stream, GROUP, "-", "+", 100))
+
+
+def let_lapse(redis: Redis, stream: str) -> None:
+    """As if whoever holds the entries had been silent for an hour."""
+    for entry in pending(redis, stream):
+        redis.xclaim(stream, GROUP, entry["consumer"], 0, [entry["message_id"]], idle=3_600_000, justid=True)

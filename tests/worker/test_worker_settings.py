@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from worker.settings import Settings
+
+
+def test_the_environment_configures_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("REDIS_URL", "redis://there")
+    monkeypatch.setenv("BERGSON_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("BERGSON_ALLOWED_ROOTS", "/models:/corpora")
+    monkeypatch.setenv("BERGSON_QUERY_BATCH", "7")
+    settings = Settings()
+    assert (settings.redis_url, settings.query_batch) == ("redis://there", 7)
+    assert settings.allowed_roots == (Path("/models"), Path("/corpora"))
+    assert settings.indexes_dir == tmp_path / "indexes"
+
+
+def test_only_the_data_directory_is_allowed_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert Settings().roots == (tmp_path / "data",)
+
+
+def test_every_setting_says_what_it_is():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -1,0 +1,57 @@
+"""`python -m worker`: one worker, configured by the environment (`worker.settings`), until SIGTERM or Ctrl-C."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from bergson_core.errors import BergsonError
+from worker.embedded import redis_url
+from worker.queue import WorkerQueue, connect
+from worker.runner import Runner
+from worker.settings import Settings
+
+
+def main(settings: Settings | None = None) -> None:
+    """Runs a worker in this process, in the main thread. A second signal ends it at once."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = settings or Settings()
+    except ValidationError as error:
+        sys.exit(str(error))
+    _prepare_libraries(settings.threads)
+    from bergson_core.models import default_device  # afterwards: libraries look when they are loaded
+
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+    try:
+        with redis_url(settings) as url, connect(url) as client:
+            runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
+
+            def stop(number: int, _frame: FrameType | None) -> None:
+                signal.signal(number, signal.SIG_DFL)
+                runner.stop()
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
+            runner.run()
+    except BergsonError as error:
+        sys.exit(str(error))
+
+
+def _prepare_libraries(threads: int) -> None:
+    """Caps what torch and FAISS use, unless `threads` is 0, and keeps progress bars out of the log."""
+    if threads:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

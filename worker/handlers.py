@@ -1,0 +1,125 @@
+"""What is done for each kind of job. No Redis here, and torch only once a job is run."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bergson_core.answers import Progress
+from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
+from bergson_core.manifest import FILE_NAME
+from bergson_core.specs import BuildSpec, DatasetSpec, Document
+from worker.messages import BuildJob
+from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def build(
+    job: BuildJob, settings: Settings, report: Callable[[Progress], None], confirm: Callable[[], None]
+) -> None:
+    """Builds the index that `job` describes, in the data directory.
+
+    `report` and `confirm` are those of `build_index`, whose errors come through. Raises `InvalidInput` where the
+    job names a local path that is not allowed.
+    """
+    from bergson_core.build import build_index
+
+    check_paths(job.spec, settings.roots)
+    directory = settings.indexes_dir / job.index
+    with _read_from_file(job, settings.uploads_dir) as spec:
+        try:
+            build_index(spec, directory, report=report, confirm=confirm)
+        except IndexExists:
+            if not discard(directory):
+                raise
+            build_index(spec, directory, report=report, confirm=confirm)
+
+
+def discard(directory: Path) -> bool:
+    """Removes what a build left that will not be resumed; False where there is no such thing.
+
+    A published index, and what another process is building, stay.
+    """
+    if (directory / FILE_NAME).exists() or not (directory / "building.json").is_file():
+        return False
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            if (directory / FILE_NAME).exists():
+                return False
+            logger.info("removing the unfinished build in %s", directory)
+            shutil.rmtree(directory)
+    except Timeout:
+        return False
+    return True
+
+
+def check_paths(spec: BuildSpec, roots: Iterable[Path]) -> None:
+    """Raises `InvalidInput` where `spec` names something local that is not below one of `roots`.
+
+    A hub id passes unless something local has that name. Links and `..` are followed before they are compared.
+    """
+    roots = tuple(roots)
+    named = {"model": spec.model} | ({"dataset.path": spec.dataset.path} if spec.dataset else {})
+    for field, name in named.items():
+        try:
+            path = Path(name).expanduser()
+            if _HUB_ID.fullmatch(name) and not os.path.lexists(path):
+                continue
+            real = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
+        if not any(real.is_relative_to(root) for root in roots):
+            allowed = ", ".join(str(root) for root in roots)
+            raise InvalidInput(
+                f"{field}: expected a hub id or a path below {allowed}, got {name!r}. "
+                "The operator allows more with BERGSON_ALLOWED_ROOTS"
+            )
+
+
+@contextmanager
+def _read_from_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
+    """The job's spec, with inline documents moved to a file of `uploads` while the context is open.
+
+    The file bears the name of its content, so that a build that is taken up again has the same fingerprint, and
+    of the index, so that it is this job's alone.
+    """
+    if job.spec.documents is None:
+        yield job.spec
+        return
+    path = _write(job.spec.documents, uploads, job.index)
+    dataset = DatasetSpec(path=str(path), split="train")
+    try:
+        yield job.spec.model_copy(update={"documents": None, "dataset": dataset})
+    except (LeaseLost, IndexBusy):
+        raise  # another worker is reading it
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _write(documents: Iterable[Document], uploads: Path, index: str) -> Path:
+    """Writes one JSON object a line, all or nothing; returns uploads/<index>-<sha256>.jsonl."""
+    content = "".join(json.dumps(document) + "\n" for document in documents).encode()
+    path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
+    uploads.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=uploads, prefix=".writing-", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return path

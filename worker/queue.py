@@ -1,0 +1,323 @@
+"""The worker's side of the queue. Everything that is kept in Redis is listed here; only commands of Redis 6.2.
+
+    bergson:queries               stream  one entry a query: message = `Query`; deleted when it is answered
+    bergson:replies:{web_id}      stream  answers for one web process: reply = `Reply`; its reader deletes them;
+                                          forgotten a minute after the last one
+    bergson:jobs                  stream  one entry a job: job_id; deleted when the job has ended
+    bergson:job:{job_id}          hash    message = `BuildJob` with any inline documents (until it ended),
+                                          record = `JobRecord`, token = the fencing token, entry = its entry in
+                                          bergson:jobs, cancel = 1 if wanted; forgotten `keep_jobs_s` after the end
+    bergson:job:{job_id}:events   stream  the latest 256 or so of its records: record = `JobRecord`
+    bergson:jobs:created          zset    job_id by the time it was submitted; forgotten jobs go when listed
+    bergson:building              hash    index name → job_id, from submission until the job has ended
+    bergson:idempotency:{sha256}  hash    job_id, body = sha256 of what was submitted; forgotten after a day
+    bergson:workers               set     worker_id of the workers of late; dead ones go when listed
+    bergson:worker:{worker_id}    string  `Heartbeat`, for as long as it counts
+
+The streams of queries and of jobs are shared as `worker.streams` says. No torch here.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import redis
+from pydantic import ValidationError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from bergson_core.answers import Progress
+from bergson_core.errors import InvalidInput, LeaseLost
+from worker import scripts
+from worker.messages import (
+    FINAL_STATES,
+    SCHEMA_VERSION,
+    BuildJob,
+    Heartbeat,
+    JobRecord,
+    JobState,
+    Problem,
+    Query,
+    Reply,
+)
+from worker.settings import Settings
+from worker.streams import GROUP, Entry, WorkStream
+
+logger = logging.getLogger(__name__)
+
+QUERIES = "bergson:queries"
+REPLIES = "bergson:replies:"
+JOBS = "bergson:jobs"
+CREATED = "bergson:jobs:created"
+BUILDING = "bergson:building"
+IDEMPOTENCY = "bergson:idempotency:"
+WORKERS = "bergson:workers"
+
+MAX_EVENTS = 256
+MAX_REPLIES = 4096
+REPLIES_TTL_S = 60
+QUERY_DELIVERIES = 2
+
+_GIVEN_UP = (
+    "given up after {} starts: each time its worker died or fell silent before it was done. "
+    "The logs of the workers say why; submit it again when that is mended"
+)
+
+CLIENT_OPTIONS: dict[str, Any] = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace"}
+
+
+def job_key(job_id: str) -> str:
+    return f"bergson:job:{job_id}"
+
+
+def events_key(job_id: str) -> str:
+    return f"bergson:job:{job_id}:events"
+
+
+def worker_key(worker_id: str) -> str:
+    return f"bergson:worker:{worker_id}"
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that fails at once instead of sending a command twice: the caller knows what may be repeated."""
+    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **CLIENT_OPTIONS)
+
+
+class TakenQuery(NamedTuple):
+    """A query in this worker's hands, until it is replied to."""
+
+    entry: str
+    query: Query
+
+
+@dataclass
+class ClaimedJob:
+    """A job in this worker's hands. `renewed_at` is in seconds of the monotonic clock."""
+
+    job: BuildJob
+    record: JobRecord
+    token: int
+    renewed_at: float
+    cancelled: bool = False
+    lost: bool = False
+
+    def check(self, lease_s: float) -> None:
+        """Raises `LeaseLost` where another worker has the job, or may have it by now."""
+        if self.lost:
+            raise _lost(self.record.job_id)
+        if time.monotonic() - self.renewed_at > lease_s:
+            raise LeaseLost(f"job {self.record.job_id}: Redis did not renew the lease within {lease_s:g} s")
+
+
+class WorkerQueue:
+    """Takes work, renews its lease, and hands in what came of it.
+
+    All methods raise `redis.RedisError` where Redis does not answer; all but `take_queries` and `take_job` may
+    then be called again.
+    """
+
+    def __init__(self, client: redis.Redis, settings: Settings, worker_id: str):
+        self.worker_id = worker_id
+        self._redis = client
+        self._settings = settings
+        self._queries = WorkStream(client, QUERIES, worker_id)
+        self._jobs = WorkStream(client, JOBS, worker_id)
+        self._save_script = client.register_script(scripts.SAVE)
+        self._renew_script = client.register_script(scripts.RENEW)
+
+    def prepare(self) -> None:
+        """To be called before anything else, and again after a failure: Redis may have lost everything."""
+        self._queries.prepare()
+        self._jobs.prepare()
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Says that this worker lives."""
+        with self._redis.pipeline() as pipe:
+            pipe.sadd(WORKERS, self.worker_id)
+            ttl_ms = round(1000 * self._settings.heartbeat_ttl_s)
+            pipe.set(worker_key(self.worker_id), heartbeat.model_dump_json(), px=ttl_ms)
+            pipe.execute()
+
+    def leave(self) -> None:
+        """Says that this worker is gone."""
+        self._redis.delete(worker_key(self.worker_id))
+        self._redis.srem(WORKERS, self.worker_id)
+
+    # Queries
+
+    def take_queries(self, block_s: float = 0) -> list[TakenQuery]:
+        """What waits, up to `query_batch`: what a dead worker left, or else what is new.
+
+        Waits up to `block_s` seconds (at most 4) where there is nothing. What nobody waits for any more is
+        dropped; what cannot be read, or has ended two workers already, is refused.
+        """
+        count, lease_s = self._settings.query_batch, self._settings.query_lease_s
+        entries = self._queries.abandoned(count, lease_s) or self._queries.new(count, block_s)
+        accepted = (self._accept(entry) for entry in entries)
+        return [taken for taken in accepted if taken is not None]
+
+    def hold_queries(self, taken: Sequence[TakenQuery]) -> None:
+        """Starts the leases of queries in this worker's hands anew."""
+        self._queries.hold([one.entry for one in taken])
+
+    def reply(self, replies: Iterable[tuple[TakenQuery, Reply]]) -> None:
+        """Sends the replies and takes their queries off the queue, all or none."""
+        with self._redis.pipeline() as pipe:
+            for taken, reply in replies:
+                self._send(pipe, taken.query.reply_to, reply)
+                self._queries.drop(taken.entry, pipe)
+            pipe.execute()
+
+    def _accept(self, entry: Entry) -> TakenQuery | None:
+        raw = entry.fields.get("message", "")
+        try:
+            query = Query.model_validate_json(raw)
+        except ValidationError as error:
+            self._refuse(entry, Problem(code=InvalidInput.code, detail=_unreadable(raw, error)))
+            return None
+        if time.time() >= query.deadline:
+            logger.info("query %s dropped: its deadline has passed", query.query_id)
+            self._queries.drop(entry.id)
+        elif not query.reply_to.startswith(REPLIES):
+            self._refuse(entry, Problem(code=InvalidInput.code, detail=f"reply_to: expected {REPLIES}..."))
+        elif entry.deliveries > QUERY_DELIVERIES:
+            self._refuse(entry, Problem(code="internal", detail="the workers that took this query died"))
+        else:
+            return TakenQuery(entry.id, query)
+        return None
+
+    def _refuse(self, entry: Entry, problem: Problem) -> None:
+        """Answers with a problem, where it can be told whom to answer, and takes the query off the queue."""
+        logger.warning("query in entry %s refused: %s", entry.id, problem.detail)
+        raw = _fields(entry.fields.get("message", ""))
+        query_id, reply_to = raw.get("query_id"), raw.get("reply_to")
+        with self._redis.pipeline() as pipe:
+            if isinstance(query_id, str) and isinstance(reply_to, str) and reply_to.startswith(REPLIES):
+                self._send(pipe, reply_to, Reply(query_id=query_id, problem=problem))
+            self._queries.drop(entry.id, pipe)
+            pipe.execute()
+
+    @staticmethod
+    def _send(pipe: Any, reply_to: str, reply: Reply) -> None:
+        pipe.xadd(reply_to, {"reply": reply.model_dump_json()}, maxlen=MAX_REPLIES, approximate=True)
+        pipe.expire(reply_to, REPLIES_TTL_S)
+
+    # Jobs
+
+    def take_job(self) -> ClaimedJob | None:
+        """The next job: one whose worker is silent or handed it back, or else a new one. Never waits.
+
+        A job that is to be cancelled, cannot be read, or was started too often, is ended here instead.
+        """
+        for entry in self._jobs.abandoned(1, self._settings.lease_s) or self._jobs.new(1):
+            try:
+                return self._claim(entry)
+            except LeaseLost:
+                logger.info("job in entry %s changed hands while it was taken", entry.id)
+        return None
+
+    def renew(self, claim: ClaimedJob) -> None:
+        """Starts the lease anew. Raises `LeaseLost` where another worker has the job, or Redis has lost it."""
+        now, keys = time.monotonic(), [job_key(claim.record.job_id), JOBS]
+        if not self._renew_script(keys=keys, args=[claim.token, GROUP, self.worker_id]):
+            claim.lost = True
+            raise _lost(claim.record.job_id)
+        claim.renewed_at = now
+
+    def progress(self, claim: ClaimedJob, progress: Progress) -> None:
+        """Publishes how far the job is, and learns whether it is to be cancelled. Raises `LeaseLost`."""
+        claim.record = claim.record.model_copy(update={"progress": progress})
+        claim.cancelled = self._save(claim.record, claim.token, claim.token, "keep")
+
+    def finish(self, claim: ClaimedJob, state: JobState, problem: Problem | None = None) -> None:
+        """Ends the job. Raises `LeaseLost`."""
+        self._end(claim.record, claim.token, state, problem)
+
+    def hand_back(self, claim: ClaimedJob) -> None:
+        """Lets another worker resume the job at once; this start of it does not count. Raises `LeaseLost`."""
+        update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
+        self._save(claim.record.model_copy(update=update), claim.token, claim.token + 1, "back")
+
+    def _claim(self, entry: Entry) -> ClaimedJob | None:
+        now, job_id = time.monotonic(), entry.fields.get("job_id", "")
+        fields = ["message", "record", "token", "cancel"]
+        message, raw, token, cancel = cast("list[str | None]", self._redis.hmget(job_key(job_id), fields))
+        record = read_record(raw)
+        if record is None or record.state in FINAL_STATES:
+            logger.warning("entry %s names job %r, which is unknown or over: dropped", entry.id, job_id)
+            self._jobs.drop(entry.id)
+            return None
+        held = int(token or 0)
+        if cancel:
+            return self._end(record, held, "cancelled", None)
+        if record.deliveries >= self._settings.max_deliveries:
+            problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
+            return self._end(record, held, "failed", problem)
+        try:
+            job = BuildJob.model_validate_json(message or "")
+        except ValidationError as error:
+            problem = Problem(code=InvalidInput.code, detail=_unreadable(message or "", error))
+            return self._end(record, held, "failed", problem)
+        started_at = record.started_at or time.time()
+        update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
+        record = record.model_copy(update=update)
+        self._save(record, held, held + 1, "keep")
+        return ClaimedJob(job, record, held + 1, renewed_at=now)
+
+    def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
+        update = {"state": state, "error": problem, "finished_at": time.time()}
+        self._save(record.model_copy(update=update), token, token + 1, "end")
+
+    def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
+        arguments = save_arguments(record, token, new_token, what, self.worker_id, self._settings.keep_jobs_s)
+        outcome = cast("int", self._save_script(**arguments))
+        if outcome < 0:
+            raise _lost(record.job_id)
+        return outcome == 1
+
+
+def save_arguments(
+    record: JobRecord, token: int, new_token: int, what: str, consumer: str, keep_s: int
+) -> dict[str, Any]:
+    """Arguments of `scripts.SAVE`, for workers and for the web process."""
+    job_id, index = record.job_id, record.index
+    return {
+        "keys": [job_key(job_id), events_key(job_id), JOBS, BUILDING],
+        "args": [
+            *(token, new_token, record.model_dump_json(), what, GROUP, consumer),
+            *(index, job_id, keep_s, MAX_EVENTS),
+        ],
+    }
+
+
+def _lost(job_id: str) -> LeaseLost:
+    return LeaseLost(f"job {job_id} was taken over by another worker, has ended, or is gone from Redis")
+
+
+def read_record(raw: str | None) -> JobRecord | None:
+    """The record that was written, or None where there is none that this version reads."""
+    try:
+        return JobRecord.model_validate_json(raw) if raw else None
+    except ValidationError as error:
+        logger.warning("job record cannot be read: %s", error)
+        return None
+
+
+def _fields(raw: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _unreadable(raw: str, error: ValidationError) -> str:
+    version = _fields(raw).get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        return f"message has schema version {version!r}; this worker reads {SCHEMA_VERSION}: upgrade the older side"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "message"
+    return f"message cannot be read: {where}: {first['msg']}"

@@ -1,0 +1,263 @@
+"""The loop of a worker: queries first, then a job, whose build yields to queries between its batches.
+
+Errors of users become problems of their query or job; so does anything unexpected, and the worker lives on. While
+Redis is away it waits. `stop` ends the loop after the batch at hand; a running build is handed back.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from redis import RedisError
+
+from bergson_core.answers import Answer, Progress
+from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
+from worker import handlers
+from worker.messages import Heartbeat, Problem, Reply
+from worker.pulse import Pulse
+from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
+from worker.residency import Residency
+from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_PROGRESS_S = 0.25  # at most so often is progress published
+_YIELD_S = 1.0  # a build goes on after so long, however many queries wait
+_FINAL_STAGE = "done"  # what a build reports once its index is published
+
+
+class Runner:
+    """One worker. `device` is what it says about itself."""
+
+    def __init__(self, queue: WorkerQueue, settings: Settings, device: str):
+        self._queue, self._settings, self._device = queue, settings, device
+        self._residency = Residency(settings.indexes_dir, settings.resident_indexes)
+        self._pulse = Pulse(queue, settings, self._heartbeat)
+        self._started_at = time.time()
+        self._stopping = False
+        self._published_at = 0.0
+        self._redis_again_at = 0.0
+
+    def stop(self) -> None:
+        """Ends `run` soon. May be called by a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
+        pause, prepared = _Pause(), False
+        with self._pulse:
+            logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
+            while not self._stopping:
+                if not self._pulse.alive:
+                    raise RuntimeError("the thread that renews leases has died; its error is above")
+                try:
+                    if not prepared:
+                        self._queue.prepare()
+                        prepared, pause = True, _Pause()
+                    self._step()
+                except RedisError as error:
+                    prepared = False
+                    pause.take(error)
+        try:
+            self._queue.leave()
+        except RedisError as error:
+            logger.warning("could not say goodbye to Redis: %s", error)
+        logger.info("worker %s has stopped", self._queue.worker_id)
+
+    def _step(self) -> None:
+        if self._serve(self._settings.poll_s):
+            return
+        claim = self._queue.take_job()
+        if claim is not None:
+            self._pulse.claim = claim
+            try:
+                self._build(claim)
+            finally:
+                self._pulse.claim = None
+
+    # Queries
+
+    def _serve(self, block_s: float = 0) -> bool:
+        """Answers what waits, index by index; False where nothing does."""
+        taken = self._queue.take_queries(block_s)
+        taken_at = time.time()
+        by_index: dict[str, list[TakenQuery]] = defaultdict(list)
+        for one in taken:
+            by_index[one.query.query.index].append(one)
+        self._pulse.queries = taken
+        try:
+            for name, group in by_index.items():
+                self._queue.reply(self._answer(name, group, taken_at))
+        finally:
+            self._pulse.queries = ()
+        return bool(taken)
+
+    def _answer(self, name: str, group: list[TakenQuery], taken_at: float) -> list[tuple[TakenQuery, Reply]]:
+        """A reply to each query; those that nobody waits for by now are not computed."""
+        now = time.time()
+        waiting = [taken for taken in group if taken.query.deadline > now]
+        late = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
+        replies = [_reply(taken, late) for taken in group if taken.query.deadline <= now]
+        if not waiting:
+            return replies
+        queries = [taken.query.query for taken in waiting]
+        outcomes = _attempt(lambda: self._residency.get(name).attribute(queries))
+        if isinstance(outcomes, Problem):
+            return replies + [_reply(taken, outcomes) for taken in waiting]
+        for taken, outcome in zip(waiting, outcomes, strict=True):
+            if isinstance(outcome, BergsonError):
+                outcome = _problem(outcome)
+            else:
+                outcome = _timed(outcome, max(0.0, 1000 * (taken_at - taken.query.sent_at)))
+            replies.append(_reply(taken, outcome))
+        return replies
+
+    # Jobs
+
+    def _build(self, claim: ClaimedJob) -> None:
+        """Runs a job to its end, or hands it back where this worker stops or has lost it."""
+        job, record = claim.job, claim.record
+        logger.info("job %s: building index %s, start %d", job.job_id, job.index, record.deliveries)
+        report, confirm = partial(self._report, claim), partial(self._confirm, claim)
+        try:
+            outcome = _attempt(lambda: handlers.build(job, self._settings, report, confirm))
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._insist(lambda: self._queue.hand_back(claim))
+        except Cancelled:
+            if claim.cancelled:
+                _attempt(lambda: handlers.discard(self._settings.indexes_dir / job.index))
+                self._insist(lambda: self._queue.finish(claim, "cancelled"))
+            else:
+                self._insist(lambda: self._queue.hand_back(claim))
+        else:
+            self._end(claim, outcome)
+
+    def _end(self, claim: ClaimedJob, problem: Problem | None) -> None:
+        job_id = claim.record.job_id
+        if problem is None:
+            logger.info("job %s has succeeded", job_id)
+            self._insist(lambda: self._queue.finish(claim, "succeeded"))
+        elif problem.code == IndexBusy.code and claim.record.deliveries > 1:
+            logger.warning("job %s waits for its last worker to let go of the directory", job_id)
+        else:
+            logger.warning("job %s has failed: %s: %s", job_id, problem.code, problem.detail)
+            self._insist(lambda: self._queue.finish(claim, "failed", problem))
+
+    def _report(self, claim: ClaimedJob, progress: Progress) -> None:
+        """Called after every batch. Raises `LeaseLost`, or `Cancelled` where somebody or this worker stops."""
+        if not self._pulse.alive:
+            raise LeaseLost("the thread that renews leases has died")
+        claim.check(self._settings.lease_s)
+        now, published = time.monotonic(), progress.stage == _FINAL_STAGE
+        if now >= self._redis_again_at:
+            try:
+                while self._serve() and time.monotonic() < now + _YIELD_S:
+                    pass
+                if progress.stage != claim.record.progress.stage or now - self._published_at >= _PROGRESS_S:
+                    self._queue.progress(claim, progress)
+                    self._published_at = now
+            except RedisError as error:
+                logger.warning("progress not published: %s", error)
+                self._redis_again_at = time.monotonic() + 1
+        if (claim.cancelled or self._stopping) and not published:
+            raise Cancelled("cancelled on request" if claim.cancelled else "this worker is stopping")
+
+    def _confirm(self, claim: ClaimedJob) -> None:
+        """Called before anything is published. Raises `LeaseLost` unless Redis says that the job is ours."""
+        pause = _Pause()
+        while True:
+            try:
+                self._queue.renew(claim)
+                return
+            except RedisError as error:
+                claim.check(self._settings.lease_s)
+                if self._stopping:
+                    raise Cancelled("this worker is stopping, and Redis does not answer") from error
+                pause.take(error)
+
+    # Both
+
+    def _insist(self, call: Callable[[], None]) -> None:
+        """Makes `call` until Redis takes it; gives up where the job is another's, or when stopping."""
+        pause = _Pause()
+        while True:
+            try:
+                call()
+                return
+            except LeaseLost as error:
+                logger.warning("%s", error)
+                return
+            except RedisError as error:
+                if self._stopping and pause.is_long:
+                    logger.error("Redis does not answer; another worker will do the job again")
+                    return
+                pause.take(error)
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            worker_id=self._queue.worker_id,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=self._device,
+            started_at=self._started_at,
+            state="idle" if self._pulse.claim is None else "building",
+            resident=self._residency.names,
+        )
+
+
+def _attempt(work: Callable[[], T]) -> T | Problem:
+    """What `work` returns, or the problem that it met. Being stopped is not a problem and comes through."""
+    try:
+        return work()
+    except (Cancelled, LeaseLost):
+        raise
+    except BergsonError as error:
+        return _problem(error)
+    except Exception as error:  # whatever it is, it is this query's or job's, not the worker's
+        logger.exception("unexpected error")
+        return Problem(
+            code="internal", detail=f"unexpected {type(error).__name__}: the worker's log has more"
+        )
+
+
+class _Pause:
+    """Waits longer each time, up to a second: signals are looked at in between."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.05
+
+    @property
+    def is_long(self) -> bool:
+        return self._next_s >= 1
+
+    def take(self, error: RedisError) -> None:
+        if self._next_s == 0.05 or self.is_long:
+            logger.warning("Redis does not answer, trying again: %s", error)
+        time.sleep(self._next_s)
+        self._next_s = min(1.0, 2 * self._next_s)
+
+
+def _problem(error: BergsonError) -> Problem:
+    return Problem(code=error.code, detail=str(error))
+
+
+def _timed(answer: Answer, queue_ms: float) -> Answer:
+    timing = answer.timing_ms
+    total = queue_ms + timing.total
+    return answer.model_copy(
+        update={"timing_ms": timing.model_copy(update={"queue": queue_ms, "total": total})}
+    )
+
+
+def _reply(taken: TakenQuery, outcome: Answer | Problem) -> tuple[TakenQuery, Reply]:
+    query_id = taken.query.query_id
+    if isinstance(outcome, Problem):
+        return taken, Reply(query_id=query_id, problem=outcome)
+    return taken, Reply(query_id=query_id, answer=outcome)
