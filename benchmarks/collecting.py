@@ -69,7 +69,9 @@ def collect_all(collector: RowCollector, work: list[Batch]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a document")
     parser.add_argument("--documents", type=int, default=64)
@@ -98,8 +100,12 @@ def main() -> None:
     few = documents[:: max(1, len(documents) // 8)]
     naive = options.tokens * len(few) / seconds(lambda: run_naive(model, few))
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"GPT-NeoX of {parameters / 1e6:.1f} M parameters, {options.documents} documents of {options.tokens} tokens")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(
+        f"GPT-NeoX of {parameters / 1e6:.1f} M parameters, {options.documents} documents of {options.tokens} tokens"
+    )
     print(f"{'':<22}{'tokens/s':>10}{'of the floor':>14}{'(min':>8}{'max)':>7}")
     for name, times in taken.items():
         ratios = [floor / one for floor, one in zip(taken["floor"], times, strict=True)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bergson_core import build_index
 from bergson_core.facts import make_corpus
+from bergson_core.manifest import read_manifest
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
 
 
@@ -57,7 +58,9 @@ def build(model: Path, documents: Path, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=5000)
     parser.add_argument("--factor", type=int, default=4)
     options = parser.parse_args()
@@ -71,8 +74,10 @@ def main() -> None:
             process.start()
             process.join()
             peaks[documents] = int(output.with_suffix(".peak").read_text())
-            size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-            print(f"{documents:>8,} documents: peak RSS {peaks[documents] / 2**20:,.0f} MiB, index {size / 2**20:,.0f} MiB")
+            size = read_manifest(output).total_bytes() / 2**20
+            print(
+                f"{documents:>8,} documents: peak {peaks[documents] / 2**20:,.0f} MiB, index {size:,.0f} MiB"
+            )
         few, many = peaks.values()
         print(f"ratio {many / few:.3f}")
 

@@ -144,7 +144,7 @@ class AttributionIndex:
             scores = self._exact_scores(weights[k], shards, places)
             best = np.argsort(-sign * scores, kind="stable")[: queries[k].top_k]
             answers[k][sign] = [
-                self._result(rank, shards[c], places[c], scores[c], queries[k])
+                self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), queries[k])
                 for rank, c in enumerate(best, start=1)
             ]
         return [(found.get(1), found.get(-1)) for found in answers]
@@ -167,7 +167,7 @@ class AttributionIndex:
         return ResultRow(
             rank=rank,
             id=row["id"],
-            score=float(score),
+            score=score,
             prompt=row["prompt"] if text else None,
             completion=row["completion"] if text else None,
             metadata=json.loads(row["metadata"]) if "metadata" in query.include else None,

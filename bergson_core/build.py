@@ -37,8 +37,8 @@ from bergson_core.store import (
     drop_build_files,
     file_entry,
     finished_shard,
-    shard_moment,
     sync_files,
+    total_moment,
     write_durably,
 )
 
@@ -244,7 +244,7 @@ class _Build:
             [file_entry(path, output) for path in sorted((output / "statistics").iterdir())],
         )
         if scoring.preconditioner:
-            total = sum(shard_moment(output, entry).double() for entry in shards)
+            total = total_moment(output, shards)
             preconditioner = Preconditioner.fit(total, rows, scoring.damping)
             path = output / "profiles" / "default.safetensors"
             path.parent.mkdir(exist_ok=True)

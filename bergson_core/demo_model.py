@@ -150,6 +150,7 @@ def _fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
 
 
 def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPTNeoXForCausalLM:
+    end, padding = (tokenizer.get_vocab()[token] for token in (_EOS, _PAD))
     config = GPTNeoXConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -159,9 +160,9 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPTNeoXFor
         max_position_embeddings=128,
         use_parallel_residual=False,
         initializer_range=0.05,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=padding,
     )
     return GPTNeoXForCausalLM(config).float()
 

@@ -166,7 +166,7 @@ def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         if spec.split not in loaded:
-            raise DatasetNotFound(f"{path} has no split {spec.split!r}; it has {', '.join(loaded)}")
+            raise DatasetNotFound(f"{path} has no split {spec.split!r}; it has {', '.join(map(str, loaded))}")
         return loaded[spec.split]
     _expect_train(spec, f"the directory {path}")
     return loaded

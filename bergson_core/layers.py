@@ -59,7 +59,7 @@ def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict
     """
     layers = trackable(model)
     if targets is None:
-        head = _output_head(model)
+        head = output_head(model)
         chosen = {name: layer for name, layer in layers.items() if layer.module is not head}
     elif isinstance(targets, str):
         chosen = {name: layer for name, layer in layers.items() if re.search(targets, name)}
@@ -99,9 +99,10 @@ def samples_first(features: Tensor, samples: int, name: str) -> Tensor:
     )
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
+def output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
-    return getter() if callable(getter) else None
+    head = getter() if callable(getter) else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _some(layers: dict[str, Layer]) -> str:

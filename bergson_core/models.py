@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput, ModelNotFound
-from bergson_core.layers import Layer
+from bergson_core.layers import Layer, output_head
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -35,7 +35,7 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase | None
     max_tokens: int | None
     backbone: nn.Module | None
-    head: nn.Module | None
+    head: nn.Linear | None
     sha256: str = ""
 
     @property
@@ -74,7 +74,8 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
-    model.requires_grad_(False).eval().to(device or default_device())
+    model.requires_grad_(False).eval()
+    nn.Module.to(model, device or default_device())
     return wrap(model, tokenizer, _content_hash(directory))
 
 
@@ -122,18 +123,16 @@ def _content_hash(directory: Path) -> str:
 
 
 @torch.no_grad()
-def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
 
     Some models scale or cap their logits after the head; the check on a few tokens finds them out.
     """
-    backbone = getattr(model, "base_model", model)
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    if backbone is model or not isinstance(head, nn.Module):
+    backbone, head = getattr(model, "base_model", model), output_head(model)
+    if backbone is model or not isinstance(head, nn.Linear):
         return None, None
     training, device = model.training, next(model.parameters()).device
-    ids = torch.arange(1, 6, device=device)[None] % head.weight.shape[0]
+    ids = torch.arange(1, 6, device=device)[None] % head.out_features
     model.eval()
     try:
         whole = model(input_ids=ids, use_cache=False).logits

@@ -53,5 +53,5 @@ def _labelled_outputs(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _rows_at_once(model: LanguageModel, picked: Tensor) -> int:
-    width = picked.shape[-1] if model.head is None else model.head.weight.shape[0]
+    width = picked.shape[-1] if model.head is None else model.head.out_features
     return max(1, _LOGITS_AT_ONCE // int(width))

@@ -136,9 +136,13 @@ def finished_shard(root: Path, name: str, fingerprint: str) -> ShardEntry | None
     return ShardEntry.model_validate(stamp["entry"]) if stamp["fingerprint"] == fingerprint else None
 
 
-def shard_moment(root: Path, entry: ShardEntry) -> Tensor:
-    """Σ row rowᵀ [m, d, d] over a shard's rows; there while the index is being built."""
-    return load_file(root / "shards" / entry.name / _MOMENT)["total"]
+def total_moment(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
+    """Σ row rowᵀ [m, d, d] float64 over the rows of all shards; what it reads is there during a build only."""
+    files = (root / "shards" / entry.name / _MOMENT for entry in shards)
+    total = load_file(next(files))["total"].double()
+    for file in files:
+        total += load_file(file)["total"]
+    return total
 
 
 def drop_build_files(root: Path, shards: Iterable[ShardEntry]) -> None:
