@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, logging
 
-from bergson_core import GradientProcessor, fit_normalizers
+from bergson_core import GradientProcessor
 from bergson_core.batching import Batch, Tokens, batches
 from bergson_core.collect import RowCollector
 from bergson_core.hooks import frozen
 from bergson_core.layers import select
 from bergson_core.models import LanguageModel, wrap
+from bergson_core.normalizers import fit_normalizers
 from bergson_core.passes import forward_backward
 
 

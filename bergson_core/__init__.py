@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from bergson_core.attribution import AttributionIndex
     from bergson_core.build import build_index
     from bergson_core.collect import collect_gradients
+    from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
-    from bergson_core.normalizers import fit_normalizers
     from bergson_core.processor import GradientProcessor
     from bergson_core.specs import AttributionQuery, BuildSpec
 
@@ -24,7 +24,7 @@ _HOME = {
     "GradientProcessor": "bergson_core.processor",
     "build_index": "bergson_core.build",
     "collect_gradients": "bergson_core.collect",
-    "fit_normalizers": "bergson_core.normalizers",
+    "fit_processor": "bergson_core.fitting",
 }
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "GradientProcessor",
     "build_index",
     "collect_gradients",
-    "fit_normalizers",
+    "fit_processor",
 ]
 
 

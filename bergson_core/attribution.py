@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
-from bergson_core.batching import Tokens, check_length, tokenize
-from bergson_core.collect import BUDGET_TOKENS, RowCollector, collect_in_order
+from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
+from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model

@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput, TooLong
 
+BUDGET_TOKENS = 4096
+"""Tokens of a batch, padding included."""
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from bergson_core.answers import Progress
-from bergson_core.batching import Batch, Tokens, batches, check_length
-from bergson_core.collect import BUDGET_TOKENS, RowCollector
+from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches, check_length
+from bergson_core.collect import RowCollector
 from bergson_core.documents import Documents, Record, load_documents, tokenize_records
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
+from bergson_core.fitting import fit, sample_numbers
 from bergson_core.layers import coverage_percent, select
 from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, ShardEntry, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
-from bergson_core.normalizers import fit_normalizers
 from bergson_core.preconditioners import Preconditioner, SecondMoment
 from bergson_core.processor import GradientProcessor
 from bergson_core.progress import Clock
@@ -168,21 +167,11 @@ class _Build:
         settings, directory = self.spec.gradients, self.output / "statistics"
         if (directory / "done").is_file() and (directory / "done").read_text() == self.fingerprint:
             return GradientProcessor.load(directory)
-        size = min(settings.sample_size, len(plan.documents))
-        chosen = np.random.Generator(np.random.Philox(settings.seed)).choice(
-            len(plan.documents), size, replace=False
-        )
-        tokens = _checked_tokens(model, plan.documents.read(sorted(chosen.tolist())), plan.limit)
-        layers = select(model.model, settings.modules)
-        sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), Clock("statistics", size))
-        fitted = fit_normalizers(
-            model.tracking(layers.values()),
-            layers,
-            sample,
-            settings.normalizer,
-            include_bias=settings.include_bias,
-        )
-        processor = GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)
+        numbers = sample_numbers(len(plan.documents), settings)
+        tokens = _checked_tokens(model, plan.documents.read(numbers), plan.limit)
+        clock = Clock("statistics", len(numbers))
+        sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), clock)
+        processor = fit(model, select(model.model, settings.modules), sample, settings)
         processor.save(directory)
         write_durably(directory / "done", self.fingerprint.encode())
         return processor

@@ -4,7 +4,7 @@ Legend: n samples, m layers, d numbers a layer (p² where projected), D = Σ d n
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,15 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.batching import Batch, Tokens, batches, check_length
-from bergson_core.documents import READ_AT_ONCE, as_documents, tokenize_records
-from bergson_core.errors import ColumnNotFound
+from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches
+from bergson_core.documents import token_chunks
+from bergson_core.fitting import fit_processor
 from bergson_core.gradients import GradientCollector
 from bergson_core.hooks import frozen
 from bergson_core.models import LanguageModel, wrap
 from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
 from bergson_core.specs import ColumnsSpec
-
-BUDGET_TOKENS = 4096
-"""Tokens of a batch, padding included."""
 
 
 class RowCollector:
@@ -88,18 +85,21 @@ def collect_gradients(
     """`dataset` with two new columns: `gradients` [D] float32, one row a document, and `loss`, in nats.
 
     A gradient is that of the document's summed token cross-entropy; with a completion column, of the completion
-    alone. Without `tokenizer` the column `input_ids` is used. `processor` defaults to a projection to 16 × 16
-    a layer, not normalized; fit normalizers with `fit_normalizers`. Memory does not grow with the dataset.
+    alone. Without `tokenizer` the column `input_ids` is used. `processor` defaults to that of `fit_processor`:
+    Adafactor, fitted from a sample of `dataset`, and 16 × 16 numbers a layer. Memory does not grow with the
+    dataset.
     Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
     """
-    language_model = wrap(model, tokenizer)
-    collector = RowCollector(language_model, processor or GradientProcessor(16), target_modules)
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column)
+    if processor is None:
+        processor = fit_processor(model, dataset, tokenizer, columns=columns, target_modules=target_modules)
+    language_model = wrap(model, tokenizer)
+    collector = RowCollector(language_model, processor, target_modules)
     schema = pa.schema({"gradients": pa.list_(pa.float32(), collector.dimensions), "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # lives as long as the dataset that maps it
     path = str(Path(directory) / "gradients.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for tokens in _token_chunks(language_model, dataset, columns):
+        for tokens in token_chunks(tokenizer, dataset, columns, language_model.max_tokens):
             rows, losses = collect_in_order(collector, tokens, language_model.device, budget_tokens)
             gradients = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), collector.dimensions)
             writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
@@ -116,20 +116,3 @@ def collect_in_order(
         new_rows, new_losses = collector.collect(batch)
         rows[batch.numbers], losses[batch.numbers] = new_rows.float().cpu().numpy(), new_losses.cpu().numpy()
     return rows, losses
-
-
-def _token_chunks(model: LanguageModel, dataset: Dataset, columns: ColumnsSpec) -> Iterator[list[Tokens]]:
-    """Tokens of `READ_AT_ONCE` documents at a time, none longer than the model takes."""
-    if model.tokenizer is None and "input_ids" not in dataset.column_names:
-        raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
-    documents = as_documents(dataset, columns) if model.tokenizer is not None else None
-    for start in range(0, len(dataset), READ_AT_ONCE):
-        numbers = range(start, min(start + READ_AT_ONCE, len(dataset)))
-        if documents is None or model.tokenizer is None:
-            ids = dataset[start : numbers.stop]["input_ids"]
-            chunk = [Tokens(np.asarray(row, dtype=np.int64), 1) for row in ids]
-        else:
-            chunk = tokenize_records(model.tokenizer, documents.read(numbers))
-        for number, tokens in zip(numbers, chunk, strict=True):
-            check_length(tokens, model.max_tokens, f"row {number}")
-        yield chunk

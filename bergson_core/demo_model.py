@@ -151,8 +151,9 @@ def _fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
 
 def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPTNeoXForCausalLM:
     end, padding = (tokenizer.get_vocab()[token] for token in (_EOS, _PAD))
+    ids = tokenizer.get_vocab()
     config = GPTNeoXConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(ids),
         hidden_size=recipe.hidden,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,

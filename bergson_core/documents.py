@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.batching import Tokens, tokenize
+from bergson_core.batching import Tokens, check_length, tokenize
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
 
@@ -102,6 +102,28 @@ def tokenize_records(tokenizer: PreTrainedTokenizerBase, records: Sequence[Recor
     prompts = [record.prompt for record in records]
     completions = [record.completion for record in records if record.completion is not None]
     return tokenize(tokenizer, prompts, completions or None)
+
+
+def token_chunks(
+    tokenizer: PreTrainedTokenizerBase | None, dataset: Dataset, columns: ColumnsSpec, limit: int | None
+) -> Iterator[list[Tokens]]:
+    """Tokens of `READ_AT_ONCE` documents at a time; without `tokenizer`, those in the column `input_ids`.
+
+    Raises `TooLong` for a document of more than `limit` tokens.
+    """
+    if tokenizer is None and "input_ids" not in dataset.column_names:
+        raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
+    documents = as_documents(dataset, columns) if tokenizer is not None else None
+    for start in range(0, len(dataset), READ_AT_ONCE):
+        numbers = range(start, min(start + READ_AT_ONCE, len(dataset)))
+        if documents is None or tokenizer is None:
+            ids = dataset[start : numbers.stop]["input_ids"]
+            chunk = [Tokens(np.asarray(row, dtype=np.int64), 1) for row in ids]
+        else:
+            chunk = tokenize_records(tokenizer, documents.read(numbers))
+        for number, tokens in zip(numbers, chunk, strict=True):
+            check_length(tokens, limit, f"row {number}")
+        yield chunk
 
 
 def load_documents(spec: BuildSpec) -> Documents:

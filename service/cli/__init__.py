@@ -34,6 +34,7 @@ app = typer.Typer(
     "`bergson OUTPUT_PATH --model M --dataset D` builds an index; `bergson query OUTPUT_PATH` asks it; "
     "`bergson up` serves indexes over HTTP.",
     rich_markup_mode="markdown",
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --top-k is --top_k
 )
 app.command("build")(building.build)
 app.command("query")(querying.query)
@@ -48,8 +49,13 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        fail("\n".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
+        fail("\n".join(map(_say, error.errors())))
     except BergsonError as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _say(wrong: Any) -> str:
+    where = ".".join(map(str, wrong["loc"])) or "settings"
+    return f"{where}: {wrong['msg'].removeprefix('Value error, ')}; got {wrong['input']!r}"

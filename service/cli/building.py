@@ -14,9 +14,8 @@ _SCORING = "Scoring"
 
 
 def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
-    """An option under `--with_underscores` and `--with-dashes`, explained by the spec's docstring."""
-    flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    return typer.Option(*flags, help=explain(spec, field), rich_help_panel=panel)
+    """An option that is explained by the spec's docstring."""
+    return typer.Option(f"--{name}", help=explain(spec, field), rich_help_panel=panel)
 
 
 def build(

@@ -34,7 +34,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the corpus and of the training.")] = 0,
     port: Annotated[int, typer.Option(help="Port of the service.")] = 8000,
     data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", "--data-dir", help="Where the model and the index are kept.")
+        Path | None, typer.Option("--data_dir", help="Where the model and the index are kept.")
     ] = None,
 ) -> None:
     """Train a small model on invented facts, index it, and ask which documents made it answer."""

@@ -9,9 +9,7 @@ import typer
 from service.cli.output import console, explain
 from service.settings import ServiceSettings
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data_dir", "--data-dir", help=explain(ServiceSettings, "data_dir"))
-]
+DataDir = Annotated[Path | None, typer.Option("--data_dir", help=explain(ServiceSettings, "data_dir"))]
 Host = Annotated[str | None, typer.Option(help=explain(ServiceSettings, "host"))]
 Port = Annotated[int | None, typer.Option(help=explain(ServiceSettings, "port"))]
 Allow = Annotated[

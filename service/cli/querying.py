@@ -14,7 +14,7 @@ def query(
     index: Annotated[Path, typer.Argument(help="Directory of the index.")],
     prompt: Annotated[str, typer.Option(help=explain(AttributionQuery, "prompt"))],
     completion: Annotated[str, typer.Option(help=explain(AttributionQuery, "completion"))],
-    top_k: Annotated[int, typer.Option("--top_k", "--top-k", help=explain(AttributionQuery, "top_k"))] = 10,
+    top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
     direction: Annotated[str, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")

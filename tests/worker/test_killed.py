@@ -20,8 +20,8 @@ def test_the_job_of_a_killed_worker_is_done_by_the_next(redis: Redis, spawn_work
     until(lambda: record_of(redis).progress.done > 1)
     first.kill()
     spawn_worker()
-    until(lambda: record_of(redis).state == "succeeded")
-    assert record_of(redis).deliveries == 2
+    record = until(lambda: (one := record_of(redis)).finished_at and one)
+    assert (record.state, record.deliveries, record.error) == ("succeeded", 2, None)
 
 
 def test_a_job_that_kills_three_workers_is_given_up(redis: Redis, spawn_worker: Spawn):

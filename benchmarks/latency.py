@@ -1,0 +1,86 @@
+"""What the service adds to a query: `POST /attribute` beside the same query in this process.
+
+    python -m benchmarks.latency [--documents 4800] [--queries 200]
+
+Builds an index of the fact corpus on a GPT-NeoX of a million parameters, opens it here, and starts Redis, a worker
+and the web service as processes of their own. Rounds alternate: a query here, the same query over HTTP, one client,
+one at a time. What is reported is the difference of the two medians, and the timings that the worker gives itself.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.memory import build, make_model, make_sources
+from bergson_core import AttributionIndex
+from bergson_core.facts import make_corpus
+from bergson_core.specs import AttributionQuery
+from service.cli.api import Api
+from service.cli.system import running_system
+from service.settings import ServiceSettings
+
+INDEX = "facts"
+WARM_UP = 20
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def percentile(seconds: Sequence[float], percent: int) -> float:
+    """In milliseconds."""
+    return 1e3 * statistics.quantiles(seconds, n=100)[percent - 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=4800)
+    parser.add_argument("--queries", type=int, default=200)
+    options = parser.parse_args()
+    facts = make_corpus(people=400, seed=0).queries
+    queries = [
+        AttributionQuery(index=INDEX, prompt=fact.prompt, completion=fact.completion)
+        for fact in (facts[k % len(facts)] for k in range(WARM_UP + options.queries))
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        path = root / "indexes" / INDEX
+        path.parent.mkdir()
+        build(make_model(root), make_sources(root, options.documents), path)
+        index = AttributionIndex.open(path)
+        here, over_http, inside = [], [], []
+        settings = ServiceSettings(data_dir=root, port=free_port())
+        os.environ |= {"BERGSON_DATA_DIR": str(root), "BERGSON_PORT": str(settings.port)}
+        with running_system(settings, log=root / "processes.log") as system:
+            api = Api(system.url)
+            for query in queries:
+                started = time.perf_counter()
+                index.attribute([query])
+                here.append(time.perf_counter() - started)
+                started = time.perf_counter()
+                answer = api.attribute(INDEX, query.prompt, query.completion)
+                over_http.append(time.perf_counter() - started)
+                inside.append(answer.timing_ms)
+    here, over_http, inside = here[WARM_UP:], over_http[WARM_UP:], inside[WARM_UP:]
+    print(f"{options.documents:,} documents, {options.queries} queries, one client, top 10 with text")
+    print(f"{'':<16}{'median ms':>10}{'p95 ms':>10}")
+    for name, seconds in {"in this process": here, "POST /attribute": over_http}.items():
+        print(f"{name:<16}{percentile(seconds, 50):>10.1f}{percentile(seconds, 95):>10.1f}")
+    print(f"overhead, median minus median: {percentile(over_http, 50) - percentile(here, 50):.1f} ms")
+    parts = {
+        part: statistics.median(getattr(one, part) for one in inside)
+        for part in ("queue", "gradient", "search")
+    }
+    print("as the worker tells: " + ", ".join(f"{part} {value:.1f} ms" for part, value in parts.items()))
+
+
+if __name__ == "__main__":
+    main()

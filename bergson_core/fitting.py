@@ -1,0 +1,60 @@
+"""Fits a processor's normalizers from a seeded sample of the corpus."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from bergson_core.batching import BUDGET_TOKENS, Batch, batches
+from bergson_core.documents import token_chunks
+from bergson_core.layers import Layer, select
+from bergson_core.models import LanguageModel, wrap
+from bergson_core.normalizers import fit_normalizers
+from bergson_core.processor import GradientProcessor
+from bergson_core.specs import ColumnsSpec, GradientSpec
+
+
+def fit_processor(
+    model: nn.Module,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    settings: GradientSpec | None = None,
+    *,
+    columns: ColumnsSpec | None = None,
+    target_modules: str | Iterable[str] | None = None,
+) -> GradientProcessor:
+    """The processor of `settings` with normalizers fitted from `settings.sample_size` documents of `dataset`.
+
+    The default is Adafactor and a projection to 16 × 16 a layer. Without `tokenizer` the column `input_ids` is
+    used. `target_modules`, as in `GradientCollector`, goes before `settings.modules`.
+    Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
+    """
+    settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
+    language_model = wrap(model, tokenizer)
+    sample = dataset.select(sample_numbers(len(dataset), settings))
+    tokens = list(chain.from_iterable(token_chunks(tokenizer, sample, columns, language_model.max_tokens)))
+    layers = select(model, target_modules or settings.modules)
+    return fit(language_model, layers, batches(tokens, BUDGET_TOKENS, language_model.device), settings)
+
+
+def sample_numbers(total: int, settings: GradientSpec) -> list[int]:
+    """Row numbers of the sample, ascending: the same ones for the same seed."""
+    generator = np.random.Generator(np.random.Philox(settings.seed))
+    return sorted(generator.choice(total, min(settings.sample_size, total), replace=False).tolist())
+
+
+def fit(
+    model: LanguageModel, layers: dict[str, Layer], sample: Iterable[Batch], settings: GradientSpec
+) -> GradientProcessor:
+    """The processor of `settings`, fitted in one streaming pass over `sample`."""
+    fitted = fit_normalizers(
+        model.tracking(layers.values()),
+        layers,
+        sample,
+        settings.normalizer,
+        include_bias=settings.include_bias,
+    )
+    return GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)

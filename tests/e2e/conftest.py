@@ -1,0 +1,90 @@
+"""The whole service as real processes: embedded Redis, workers, web."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.cli.api import Api
+from service.cli.system import System, running_system
+from service.settings import ServiceSettings
+from tests import tiny
+
+BERGSON = str(Path(sys.executable).with_name("bergson"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def bergson(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line to its end."""
+    return subprocess.run(
+        [BERGSON, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "COLUMNS": "160", **environment},
+    )
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., System]]:
+    """`start(workers=1, **settings)`: the service on a free port, with its data in tmp_path; it ends with the test."""
+    running = []
+
+    def begin(workers: int = 1, **settings: object) -> System:
+        values = {"data_dir": tmp_path, "port": free_port(), "lease_s": 3, "heartbeat_s": 0.5, **settings}
+        for name, value in values.items():
+            monkeypatch.setenv(f"BERGSON_{name.upper()}", str(value))
+        context = running_system(ServiceSettings(), workers, log=tmp_path / "processes.log")
+        running.append(context)
+        return context.__enter__()
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield begin
+    for context in running:
+        context.__exit__(None, None, None)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A model and forty documents below the data directory, where requests may name them."""
+    tiny.save_model(tmp_path / "model")
+    tiny.save_documents(tmp_path / "documents.jsonl")
+    return tmp_path
+
+
+def build_request(sources: Path, **changes: object) -> dict:
+    return {
+        "model": str(sources / "model"),
+        "dataset": {"path": str(sources / "documents.jsonl")},
+        "columns": {"id": "id", "metadata": ["source"]},
+        "gradients": {"projection_dim": 4},
+    } | changes
+
+
+def build(api: Api, name: str, request: dict) -> None:
+    api.follow(api.start_build(name, request), lambda progress: None)
+
+
+def children_of(directory: Path) -> list[psutil.Process]:
+    """Processes that have `directory` in their environment or command: those that a test has started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.environ().get("BERGSON_DATA_DIR", "")]
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if process.pid != os.getpid() and any(str(directory) in word for word in words):
+            found.append(process)
+    return found

@@ -1,0 +1,121 @@
+"""The command line as its user meets it."""
+
+import json
+import signal
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from tests import tiny
+from tests.e2e.conftest import BERGSON, bergson, children_of, free_port
+
+pytestmark = pytest.mark.e2e
+
+
+def test_build_and_query_from_the_command_line(sources):
+    index = sources / "facts"
+    options = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--projection_dim", 4)
+    built = bergson(index, *options, "--id_column", "id")
+    assert built.returncode == 0, built.stderr
+    assert "40 documents" in built.stdout
+    text = tiny.texts(40)[5]
+    asked = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
+    assert text in bergson(*asked).stdout
+    answer = json.loads(bergson(*asked, "--json").stdout)
+    assert answer["results"][0]["prompt"] == text
+    again = bergson(index, *options, "--id_column", "id")
+    assert (again.returncode, "40 documents" in again.stdout) == (0, True)
+    other = bergson(index, *options)
+    assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
+
+
+BAD_COMMANDS = {
+    "no such model": (("--model", "/nothing"), "no model directory"),
+    "no such dataset": (("--dataset", "nothing.jsonl"), "no dataset"),
+    "a missing column": (("--prompt_column", "body"), "it has"),
+    "a projection of 0": (("--projection_dim", "0"), "greater than or equal to 1"),
+    "a negative projection": (("--projection_dim", "-4"), "greater than or equal to 1"),
+    "an unknown normalizer": (("--normalizer", "sgd"), "'adafactor'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
+    changes, says = BAD_COMMANDS[case]
+    options = {"--model": sources / "model", "--dataset": sources / "documents.jsonl", changes[0]: changes[1]}
+    result = bergson(sources / "facts", *(word for pair in options.items() for word in pair))
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (sources / "facts").exists()
+
+
+@pytest.mark.parametrize("command", ["", "build", "query", "up", "serve", "worker", "demo"])
+def test_every_option_is_explained(command):
+    shown = bergson(*filter(None, [command]), "--help")
+    assert shown.returncode == 0
+    options = [line for line in shown.stdout.splitlines() if line.lstrip("│ *").startswith("--")]
+    assert options
+    for line in options:
+        words = line.strip("│ ").replace("*", "").split()
+        assert len([word for word in words if not word.startswith(("-", "<", "["))]) >= 3, line
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_taken_port_is_named(command, tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = bergson(command, "--port", port, "--data_dir", tmp_path)
+    assert result.returncode != 0
+    assert str(port) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_an_unreachable_redis_is_named(command, tmp_path):
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    result = bergson(command, "--port", free_port(), "--data_dir", tmp_path, REDIS_URL=url)
+    assert result.returncode != 0
+    assert "Redis" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_up_leaves_no_process_behind(sent, tmp_path):
+    port = free_port()
+    process = subprocess.Popen(
+        [BERGSON, "up", "--port", str(port), "--data_dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    line = process.stdout.readline()
+    assert f":{port}/docs" in line
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    assert len(children_of(tmp_path)) >= 3
+    process.send_signal(sent)
+    process.wait(40)
+    deadline = time.monotonic() + 30
+    while (left := children_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def test_the_demo_finds_the_facts_and_is_quick_the_second_time(tmp_path):
+    options = ("demo", "--exit", "--people", 60, "--data_dir", tmp_path, "--port", free_port())
+    first = bergson(*options)
+    assert first.returncode == 0, first.stdout + first.stderr
+    figures = {
+        line.split()[0]: line.split()[-3:] for line in first.stdout.splitlines() if line.count("0.") >= 3
+    }
+    assert float(figures["gradients"][0]) > 5 * float(figures["random"][0])
+    assert not children_of(tmp_path)
+    started = time.monotonic()
+    second = bergson(*options)
+    assert second.returncode == 0
+    assert "build " not in second.stdout  # the index was there
+    assert time.monotonic() - started < 60

@@ -1,0 +1,128 @@
+"""The whole path over HTTP, and what happens when a worker is killed."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from bergson_core import build_index
+from bergson_core.errors import (
+    ColumnNotFound,
+    IndexExists,
+    IndexNotFound,
+    InvalidInput,
+    ModelNotFound,
+    TooLong,
+)
+from bergson_core.manifest import read_manifest
+from bergson_core.specs import BuildSpec
+from service.cli.api import Api
+from tests import tiny
+from tests.e2e.conftest import build, build_request
+
+pytestmark = pytest.mark.e2e
+
+
+def test_an_index_is_built_and_asked_over_http_and_bad_input_is_named(start, sources):
+    system = start()
+    api = Api(system.url)
+    build(api, "facts", build_request(sources))
+    found = api.index("facts")
+    assert (found["state"], found["rows"], found["dimensions"]) == ("ready", 40, 128)
+
+    texts = tiny.texts(40)
+    answer = api.attribute("facts", texts[5][:1], texts[5][1:], top_k=40)
+    assert answer.results[0].prompt == texts[5]
+    assert answer.results[0].score == pytest.approx(1, abs=2e-3)
+    assert answer.results[0].metadata == {"source": "wiki"}
+
+    alone = [api.attribute("facts", text[:6], text[6:], top_k=40) for text in texts[:12]]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(
+            pool.map(lambda text: api.attribute("facts", text[:6], text[6:], top_k=40), texts[:12])
+        )
+    for one, batched in zip(alone, together, strict=True):
+        scores = {row.id: row.score for row in one.results}
+        assert {row.id: row.score for row in batched.results} == pytest.approx(scores, abs=1e-5)
+
+    with pytest.raises(IndexNotFound):
+        api.attribute("nothing", "a", " b")
+    with pytest.raises(TooLong, match="64"):
+        api.attribute("facts", "word " * 90, " b")
+    with pytest.raises(IndexExists):
+        api.start_build("facts", build_request(sources))
+    with pytest.raises(InvalidInput, match="BERGSON_ALLOWED_ROOTS"):
+        build(api, "outside", build_request(sources, model="/etc"))
+    with pytest.raises(ModelNotFound):
+        build(api, "no-model", build_request(sources, model=str(sources / "nothing")))
+    with pytest.raises(ColumnNotFound, match="it has"):
+        build(api, "no-column", build_request(sources, columns={"prompt": "body"}))
+    zero = build_request(sources, gradients={"projection_dim": 0})
+    bad = httpx.post(f"{system.url}/index", json={"name": "x", **zero})
+    assert (bad.status_code, bad.json()["code"]) == (422, "invalid_input")
+    listed = httpx.get(f"{system.url}/index").json()["items"]
+    assert [index["name"] for index in listed] == ["facts"]
+
+
+def test_inline_documents_are_indexed(start, sources):
+    api = Api(start().url)
+    documents = [
+        {"id": f"d{k}", "text": text, "kind": k} for k, text in enumerate(dict.fromkeys(tiny.texts(20)))
+    ]
+    request = build_request(sources, columns={"id": "id", "metadata": ["kind"]}, documents=documents)
+    build(api, "inline", {key: value for key, value in request.items() if key != "dataset"})
+    answer = api.attribute("inline", documents[3]["text"][:1], documents[3]["text"][1:], top_k=1)
+    assert (answer.results[0].id, answer.results[0].metadata) == ("d3", {"kind": 3})
+    assert list((sources / "uploads").iterdir()) == []
+
+
+def test_a_killed_workers_build_is_finished_by_the_next_with_the_same_rows(start, sources):
+    rows = [{"id": f"d{k}", "text": text} for k, text in enumerate(tiny.texts(20_000))]
+    (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={"id": "id"})
+    system = start(workers=2)
+    api = Api(system.url)
+    job = api.start_build("facts", request)
+    shard = sources / "indexes" / "facts" / "shards" / "00001" / "gradients.bin"
+    deadline = time.monotonic() + 120
+    while not shard.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (first,) = [
+        beat for beat in httpx.get(f"{system.url}/workers").json()["items"] if beat["state"] == "building"
+    ]
+    os.kill(first["pid"], signal.SIGKILL)
+    assert not (sources / "indexes" / "facts" / "manifest.json").exists()
+    kept = shard.stat().st_mtime_ns
+
+    api.follow(job, lambda progress: None)
+    assert shard.stat().st_mtime_ns == kept  # what was finished was not done again
+    record = httpx.get(f"{system.url}/jobs/{job}").json()
+    assert (record["state"], record["deliveries"]) == ("succeeded", 2)
+    spec = BuildSpec.model_validate(request)
+    undisturbed = build_index(spec, sources / "undisturbed")
+    assert [shard.files for shard in read_manifest(sources / "indexes" / "facts").shards] == [
+        shard.files for shard in undisturbed.shards
+    ]
+
+
+def test_a_cancelled_build_leaves_nothing_and_frees_its_name(start, sources):
+    rows = [{"text": text} for text in tiny.texts(20_000)]
+    (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    system = start()
+    api = Api(system.url)
+    job = api.start_build(
+        "facts", build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={})
+    )
+    while httpx.get(f"{system.url}/jobs/{job}").json()["progress"]["stage"] != "gradients":
+        time.sleep(0.05)
+    httpx.delete(f"{system.url}/jobs/{job}").raise_for_status()
+    while (record := httpx.get(f"{system.url}/jobs/{job}").json())["state"] == "running":
+        time.sleep(0.05)
+    assert record["state"] == "cancelled"
+    assert not (sources / "indexes" / "facts").exists()
+    build(api, "facts", build_request(sources))
+    assert api.index("facts")["rows"] == 40
