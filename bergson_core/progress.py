@@ -1,5 +1,6 @@
 """Rates and remaining time of one stage of a build. No torch here."""
 
+import os
 import time
 
 from bergson_core.answers import Progress
@@ -30,3 +31,10 @@ class Clock:
     def skip_to(self, done: int) -> None:
         """Counts work that an earlier run has done."""
         self._done = done
+
+
+def quiet_libraries() -> None:
+    """Keeps the progress bars and remarks of Hugging Face's libraries out of ours; before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

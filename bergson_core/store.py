@@ -57,7 +57,8 @@ def decode(
     blocks: Float16[np.ndarray, "n m d"], scales: Float32[np.ndarray, "n m"]
 ) -> Float32[Tensor, "n m d"]:
     """The rows [n, m, d] float32 that `encode` was given, to float16's precision."""
-    return torch.from_numpy(np.array(blocks, dtype=np.float32) * scales[..., None])
+    # np.array copies what may be a read-only map; torch widens float16 some twenty times faster than NumPy.
+    return torch.from_numpy(np.array(blocks)).float() * torch.from_numpy(np.array(scales))[..., None]
 
 
 class ShardWriter:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
+from bergson_core.progress import quiet_libraries
 from worker.embedded import redis_url
 from worker.queue import WorkerQueue, connect
 from worker.runner import Runner
@@ -48,8 +49,7 @@ def _prepare_libraries(threads: int) -> None:
     if threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
+    quiet_libraries()
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 

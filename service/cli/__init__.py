@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
+from bergson_core.progress import quiet_libraries
 from service.cli import building, demo, processes, querying
 from service.cli.output import fail
 
@@ -46,6 +47,7 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Runs the command line. What a user can mend is said in a line or two, with exit status 1."""
+    quiet_libraries()
     try:
         app()
     except ValidationError as error:

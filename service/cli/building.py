@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
-from service.cli.output import console, explain, progress_bar, quiet_libraries
+from service.cli.output import console, explain, progress_bar
 
 _COLUMNS = "Columns"
 _GRADIENTS = "Gradients"
@@ -83,7 +83,7 @@ def build(
     )
     from bergson_core.build import build_index
 
-    with quiet_libraries(), progress_bar() as show:
+    with progress_bar() as show:
         manifest = build_index(spec, output_path, report=show)
     console.print(
         f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "

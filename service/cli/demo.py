@@ -14,7 +14,7 @@ from bergson_core.answers import Answer, Progress
 from bergson_core.facts import Corpus, make_corpus, write_corpus
 from bergson_core.specs import BuildSpec
 from service.cli.api import Api
-from service.cli.output import console, progress_bar, quiet_libraries, results_table
+from service.cli.output import console, progress_bar, results_table
 from service.cli.processes import set_environment
 
 SHOWN = 4
@@ -62,7 +62,7 @@ def demo(
 def _train(corpus: Corpus, directory: Path, seed: int) -> None:
     from bergson_core.demo_model import train_demo_model
 
-    with quiet_libraries(), progress_bar() as show:
+    with progress_bar() as show:
         report = train_demo_model(
             corpus,
             directory / "model",
@@ -139,5 +139,5 @@ def _report(api: Api, index: str, corpus: Corpus) -> None:
     console.print(table)
     median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
     console.print(
-        f"[bold]latency[/]  median {median * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms a query, over HTTP"
+        f"[bold]latency[/]  median {median * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms a query over HTTP, top {DEPTH}"
     )

@@ -71,15 +71,3 @@ def results_table(
         tick = Text("✓", "green") if row.id in marked else Text("")
         table.add_row(tick, f"{row.score:+.4f}", f"{row.loss:.2f}", Text(row.id), sample)
     return table
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keeps the progress bars of transformers and datasets out of ours."""
-    import datasets
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    yield

@@ -7,7 +7,7 @@ import typer
 
 from bergson_core.errors import BergsonError
 from bergson_core.specs import AttributionQuery
-from service.cli.output import console, explain, quiet_libraries, results_table
+from service.cli.output import console, explain, results_table
 
 
 def query(
@@ -26,8 +26,7 @@ def query(
     )
     from bergson_core.attribution import AttributionIndex
 
-    with quiet_libraries():
-        (answer,) = AttributionIndex.open(index).attribute([asked])
+    (answer,) = AttributionIndex.open(index).attribute([asked])
     if isinstance(answer, BergsonError):
         raise answer
     answer = answer.model_copy(update={"index": index.name})

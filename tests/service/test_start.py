@@ -1,5 +1,6 @@
 """The process: what it must not import, what keeps it from starting, and how it ends."""
 
+import asyncio
 import os
 import re
 import signal
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from service.__main__ import _listen
+from service.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
@@ -67,6 +71,21 @@ def test_the_web_process_imports_none_of_the_heavy_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.stderr.strip() == "[]"
+
+
+async def test_answers_are_not_held_back_by_nagles_algorithm(tmp_path: Path) -> None:
+    seen = asyncio.get_running_loop().create_future()
+
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        seen.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listening = _listen(ServiceSettings(data_dir=tmp_path, port=0))
+    async with await asyncio.start_server(accepted, sock=listening):
+        _, writer = await asyncio.open_connection(*listening.getsockname())
+        assert await seen
+        writer.close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
