@@ -15,6 +15,9 @@ MAX_INLINE_DOCUMENTS = 10_000
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
 Normalizer = Literal["none", "adafactor", "adam"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+Normalize = Literal["none", "row"]
+Direction = Literal["proponents", "opponents", "both"]
 
 
 def _refuse(value: object) -> None:
@@ -99,7 +102,7 @@ class GradientSpec(Spec):
 class ScoringSpec(Spec):
     """How rows are compared: TrackStar (arXiv 2410.17413) by default."""
 
-    normalize: Literal["none", "row"] = "row"
+    normalize: Normalize = "row"
     """`row`: unit length after preconditioning, so that scores are cosines. `none`: the influence itself."""
     preconditioner: bool = True
     """Multiply by the inverse square root of the second moment of the rows, module by module."""
@@ -124,7 +127,7 @@ class BuildSpec(Spec):
     """Hub id or local directory of a causal language model (safetensors weights only)."""
     revision: str | None = Field(default=None, max_length=256)
     """Branch, tag or commit of the hub repository."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Dtype = "float32"
     """Precision of the weights and of the forward and backward pass."""
     dataset: DatasetSpec | None = None
     """The training samples; give this or `documents`."""
@@ -156,7 +159,7 @@ class AttributionQuery(Spec):
     """What is to be explained; the query's loss is over its tokens only."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of rows to return."""
-    direction: Literal["proponents", "opponents", "both"] = "proponents"
+    direction: Direction = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""
     include: tuple[Literal["text", "metadata"], ...] = ("text", "metadata")
     """What comes with each row beside id, score and loss."""

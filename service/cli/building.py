@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.specs import (
+    BuildSpec,
+    ColumnsSpec,
+    DatasetSpec,
+    Dtype,
+    GradientSpec,
+    Normalize,
+    Normalizer,
+    ScoringSpec,
+)
 from service.cli.output import console, explain, progress_bar
 
 _COLUMNS = "Columns"
@@ -25,7 +34,7 @@ def build(
     model: Annotated[str, _option("model", BuildSpec, "model")],
     dataset: Annotated[str, _option("dataset", DatasetSpec, "path")],
     revision: Annotated[str | None, _option("revision", BuildSpec, "revision")] = None,
-    dtype: Annotated[str, _option("dtype", BuildSpec, "dtype")] = "float32",
+    dtype: Annotated[Dtype, _option("dtype", BuildSpec, "dtype")] = "float32",
     split: Annotated[str, _option("split", DatasetSpec, "split")] = "train",
     subset: Annotated[str | None, _option("subset", DatasetSpec, "subset")] = None,
     prompt_column: Annotated[str, _option("prompt_column", ColumnsSpec, "prompt", _COLUMNS)] = "text",
@@ -39,13 +48,15 @@ def build(
     projection_dim: Annotated[
         int, _option("projection_dim", GradientSpec, "projection_dim", _GRADIENTS)
     ] = 16,
-    normalizer: Annotated[str, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)] = "adafactor",
+    normalizer: Annotated[
+        Normalizer, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)
+    ] = "adafactor",
     modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
     include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
     max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
     seed: Annotated[int, _option("seed", GradientSpec, "seed", _GRADIENTS)] = 0,
     sample_size: Annotated[int, _option("sample_size", GradientSpec, "sample_size", _GRADIENTS)] = 2048,
-    normalize: Annotated[str, _option("normalize", ScoringSpec, "normalize", _SCORING)] = "row",
+    normalize: Annotated[Normalize, _option("normalize", ScoringSpec, "normalize", _SCORING)] = "row",
     preconditioner: Annotated[
         bool,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bergson_core.errors import BergsonError
-from bergson_core.specs import AttributionQuery
+from bergson_core.specs import AttributionQuery, Direction
 from service.cli.output import console, explain, results_table
 
 
@@ -15,7 +15,7 @@ def query(
     prompt: Annotated[str, typer.Option(help=explain(AttributionQuery, "prompt"))],
     completion: Annotated[str, typer.Option(help=explain(AttributionQuery, "completion"))],
     top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
-    direction: Annotated[str, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
+    direction: Annotated[Direction, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,

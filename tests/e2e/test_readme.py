@@ -1,0 +1,60 @@
+"""The examples of README.md, run as they stand there, over a tiny model in the place of the demo's."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+pytestmark = pytest.mark.e2e
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    demo = tmp_path / ".cache" / "bergson" / "demo" / "people-400-seed-0"
+    tiny.save_model(demo / "model")
+    (demo / "corpus").mkdir()
+    rows = [{"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))]
+    (demo / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(home: Path, *command: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        command,
+        cwd=home,
+        env={**os.environ, "HOME": str(home), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_library_example_gives_a_projected_gradient_for_each_layer(home: Path):
+    assert run(home, sys.executable, "-c", LIBRARY).count("(1, 16, 16)") == 8
+
+
+def test_the_commands_build_an_index_and_ask_it(home: Path):
+    said = run(home, "sh", "-ec", COMMANDS)
+    assert "20 documents" in said
+    assert len(re.findall(r"doc-\d", said)) == 3
+
+
+def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, start):
+    url = start(allowed_roots=home / ".cache").url
+    said = run(home, sys.executable, "-c", SERVICE.replace("http://127.0.0.1:8000", url))
+    assert '"state":"succeeded"' in said
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["1", "2", "3"]
