@@ -55,7 +55,7 @@ class QueryEcho(Report):
 
 
 class TimingMs(Report):
-    """Milliseconds: waiting to be taken by a worker, and the gradient and search of the whole micro-batch."""
+    """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch."""
 
     queue: float = 0.0
     gradient: float

@@ -86,19 +86,18 @@ class Runner:
     def _serve(self, block_s: float = 0) -> bool:
         """Answers what waits, index by index; False where nothing does."""
         taken = self._queue.take_queries(block_s)
-        taken_at = time.time()
         by_index: dict[str, list[TakenQuery]] = defaultdict(list)
         for one in taken:
             by_index[one.query.query.index].append(one)
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                self._queue.reply(self._answer(name, group, taken_at))
+                self._queue.reply(self._answer(name, group))
         finally:
             self._pulse.queries = ()
         return bool(taken)
 
-    def _answer(self, name: str, group: list[TakenQuery], taken_at: float) -> list[tuple[TakenQuery, Reply]]:
+    def _answer(self, name: str, group: list[TakenQuery]) -> list[tuple[TakenQuery, Reply]]:
         """A reply to each query; those that nobody waits for by now are not computed."""
         now = time.time()
         waiting = [taken for taken in group if taken.query.deadline > now]
@@ -114,7 +113,7 @@ class Runner:
             if isinstance(outcome, BergsonError):
                 outcome = _problem(outcome)
             else:
-                outcome = _timed(outcome, max(0.0, 1000 * (taken_at - taken.query.sent_at)))
+                outcome = _timed(outcome, taken.query.sent_at)
             replies.append(_reply(taken, outcome))
         return replies
 
@@ -248,12 +247,12 @@ def _problem(error: BergsonError) -> Problem:
     return Problem(code=error.code, detail=str(error))
 
 
-def _timed(answer: Answer, queue_ms: float) -> Answer:
+def _timed(answer: Answer, sent_at: float) -> Answer:
+    """With the time since the query was sent; what was not spent on computing was spent waiting."""
     timing = answer.timing_ms
-    total = queue_ms + timing.total
-    return answer.model_copy(
-        update={"timing_ms": timing.model_copy(update={"queue": queue_ms, "total": total})}
-    )
+    total = max(timing.total, 1000 * (time.time() - sent_at))
+    timing = timing.model_copy(update={"queue": total - timing.total, "total": total})
+    return answer.model_copy(update={"timing_ms": timing})
 
 
 def _reply(taken: TakenQuery, outcome: Answer | Problem) -> tuple[TakenQuery, Reply]:
