@@ -46,7 +46,7 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
     changes, says = BAD_COMMANDS[case]
     options = {"--model": sources / "model", "--dataset": sources / "documents.jsonl", changes[0]: changes[1]}
     result = bergson(sources / "facts", *(word for pair in options.items() for word in pair))
-    assert result.returncode == 1
+    assert result.returncode in (1, 2)  # 2: the command line itself refuses the option
     assert says in result.stderr
     assert "Traceback" not in result.stderr
     assert not (sources / "facts").exists()
