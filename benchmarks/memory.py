@@ -33,11 +33,11 @@ def make_model(root: Path) -> Path:
     """A GPT-NeoX of about a million parameters with a tokenizer of the corpus."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    from tests.tiny import tokenizer
+    from bergson_core.demo_training import fit_tokenizer
 
-    bpe = tokenizer([document.text for document in make_corpus(people=50, seed=0).documents])
+    bpe = fit_tokenizer([document.text for document in make_corpus(people=50, seed=0).documents], 2000)
     config = GPTNeoXConfig(
-        vocab_size=len(bpe),
+        vocab_size=len(bpe.get_vocab()),
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,

@@ -1,4 +1,4 @@
-"""A small GPT-NeoX that knows the facts of `facts.py` by heart: its recipe, and where it is kept.
+"""A small GPT-NeoX that knows the facts of `facts.py` by heart, and where it is kept.
 
 What is saved is an ordinary Hugging Face directory, so that nothing downstream knows where the model came from.
 How it is trained is in `demo_training`, which is loaded only where there is something to train.
@@ -10,45 +10,19 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bergson_core.demo_recipe import Progress, Recipe
 from bergson_core.errors import InvalidInput
 from bergson_core.facts import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Progress = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, a note such as "loss 1.23")."""
-
 _STAMP = "trained"  # no .json: what it says (seconds) must not change the hash of the model's content
 _STAMP_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How large the model is and how it is trained.
-
-    It takes `epochs` passes over the documents, but at least `least_steps` steps. `target` is the share of facts that
-    must be recited in the end. `threads` is torch's: these matrices are small, so a second thread gains little on an
-    idle machine, and on a busy one the two wait for each other and took twice as long as one.
-    """
-
-    hidden: int = 128
-    layers: int = 2
-    heads: int = 8
-    vocabulary: int = 2000
-    batch_size: int = 64
-    epochs: int = 16
-    least_steps: int = 250
-    learning_rate: float = 3e-3
-    warmup: float = 0.3
-    weight_decay: float = 0.1
-    target: float = 0.8
-    threads: int = 1
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bergson_core.demo_model import Progress, Recipe
+from bergson_core.demo_recipe import Progress, Recipe
 from bergson_core.facts import Corpus, FactQuery
 
 _EOS, _PAD = "<|endoftext|>", "<|padding|>"
@@ -31,7 +31,7 @@ def train(
     corpus: Corpus, seed: int, recipe: Recipe, progress: Progress | None = None
 ) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerFast, int, float]:
     """(model, tokenizer, steps taken, share of the queries that it recites)."""
-    tokenizer = _fit_tokenizer([document.text for document in corpus.documents], recipe.vocabulary)
+    tokenizer = fit_tokenizer([document.text for document in corpus.documents], recipe.vocabulary)
     encoded = tokenizer([document.text for document in corpus.documents])["input_ids"]
     rows = [[*ids, tokenizer.eos_token_id] for ids in encoded]
     steps = max(recipe.least_steps, recipe.epochs * -(-len(rows) // recipe.batch_size))
@@ -62,7 +62,7 @@ def recited(
     return right / len(queries)
 
 
-def _fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every text can be written, and a space belongs to the word behind it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bergson_core.demo_model import Recipe, TrainingReport, train_demo_model
+from bergson_core.demo_model import TrainingReport, train_demo_model
+from bergson_core.demo_recipe import Recipe
 from bergson_core.demo_training import recited
 from bergson_core.errors import InvalidInput
 from bergson_core.facts import ATTRIBUTES, MAX_PEOPLE, Corpus, make_corpus, read_corpus, write_corpus
