@@ -20,10 +20,10 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, log
 from bergson_core import GradientProcessor
 from bergson_core.batching import Batch, Tokens, batches
 from bergson_core.collect import RowCollector
+from bergson_core.fitting import fit_normalizers
 from bergson_core.hooks import frozen
 from bergson_core.layers import select
 from bergson_core.models import LanguageModel, wrap
-from bergson_core.normalizers import fit_normalizers
 from bergson_core.passes import forward_backward
 
 

@@ -23,7 +23,7 @@ from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.processor import GradientProcessor
-from bergson_core.search import Candidates, features
+from bergson_core.search import Candidates, features, inverse
 from bergson_core.specs import AttributionQuery
 from bergson_core.store import Shard, check_contents
 
@@ -150,15 +150,14 @@ class AttributionIndex:
         return [(found.get(1), found.get(-1)) for found in answers]
 
     def _exact_scores(self, weights: Tensor, shards: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Scores [k] float32 from the stored rows: (C^-½ φ) · row, over the row's length where normalized."""
+        """Scores [k] float32 from the stored rows: (C^-½ φ) · row over its lengths, block by block or as a whole."""
         scores = np.zeros(len(places), dtype=np.float32)
         for number in np.unique(shards):
             here = shards == number
-            raw = self.shards[number].rows(places[here]).flatten(1) @ weights
-            if self.manifest.spec.scoring.normalize == "row":
-                norms = np.asarray(self.candidates.norms[number][places[here]])
-                raw = raw * torch.from_numpy(np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0))
-            scores[here] = raw.numpy()
+            rows = self.shards[number].rows(places[here])
+            raw = torch.einsum("kmd,md->km", rows, weights.reshape(rows.shape[1:]))
+            lengths = torch.from_numpy(np.array(self.candidates.lengths[number][places[here]]))
+            scores[here] = (raw * inverse(lengths)).sum(1).numpy()
         return scores
 
     def _result(self, rank: int, shard: int, place: int, score: float, query: AttributionQuery) -> ResultRow:

@@ -1,20 +1,25 @@
 """Fits a processor's normalizers from a seeded sample of the corpus."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
+import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.batching import BUDGET_TOKENS, Batch, batches
 from bergson_core.documents import token_chunks
+from bergson_core.errors import InvalidInput
+from bergson_core.hooks import capture, frozen
 from bergson_core.layers import Layer, select
 from bergson_core.models import LanguageModel, wrap
-from bergson_core.normalizers import fit_normalizers
+from bergson_core.normalizers import KINDS, Normalizer, with_bias
+from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
 from bergson_core.specs import ColumnsSpec, GradientSpec
+from bergson_core.specs import Normalizer as NormalizerKind
 
 
 def fit_processor(
@@ -50,11 +55,45 @@ def fit(
     model: LanguageModel, layers: dict[str, Layer], sample: Iterable[Batch], settings: GradientSpec
 ) -> GradientProcessor:
     """The processor of `settings`, fitted in one streaming pass over `sample`."""
-    fitted = fit_normalizers(
-        model.tracking(layers.values()),
-        layers,
-        sample,
-        settings.normalizer,
-        include_bias=settings.include_bias,
-    )
+    model = model.tracking(layers.values())
+    fitted = fit_normalizers(model, layers, sample, settings.normalizer, include_bias=settings.include_bias)
     return GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)
+
+
+def fit_normalizers(
+    model: LanguageModel,
+    layers: dict[str, Layer],
+    sample: Iterable[Batch],
+    kind: NormalizerKind = "adafactor",
+    *,
+    include_bias: bool = False,
+) -> dict[str, Normalizer]:
+    """A normalizer for each layer, fitted in one streaming pass over `sample`; none for kind `none`.
+
+    Raises `InvalidInput` where there is no sample to fit from.
+    """
+    if kind == "none":
+        return {}
+    moments, make = KINDS[kind]
+    sums: dict[str, Sequence[Tensor]] = {}
+
+    def arrive(name: str, a: Tensor, g: Tensor) -> None:
+        bias = include_bias and getattr(layers[name].module, "bias", None) is not None
+        a, g = (tensor.to(_accumulator(tensor)) for tensor in (with_bias(a) if bias else a, g))
+        new = moments(a, g)
+        sums[name] = (
+            [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
+        )
+
+    samples = 0
+    for batch in sample:
+        with frozen(model.model), capture(model.model, layers, lambda _, a: a, arrive):
+            forward_backward(model, batch)
+        samples += len(batch)
+    if not samples:
+        raise InvalidInput("expected at least one document to fit the normalizers from; got none")
+    return {name: make(sums[name], samples) for name in layers}
+
+
+def _accumulator(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

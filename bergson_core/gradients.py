@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bergson_core.hooks import capture
 from bergson_core.layers import Layer, natural_key, select
-from bergson_core.normalizers import AdafactorNormalizer, AdamNormalizer, Normalizer, with_bias
+from bergson_core.normalizers import FactoredNormalizer, Normalizer, with_bias
 from bergson_core.processor import GradientProcessor
 from bergson_core.projection import rademacher
 
@@ -125,11 +125,8 @@ class Whole:
         return torch.cat([self._finish(g_part.mT @ a_part) for g_part, a_part in parts])
 
     def _finish(self, gradient: Tensor) -> Tensor:
-        if isinstance(self.normalizer, AdamNormalizer):
-            gradient = gradient * self.normalizer.inverse_root().to(gradient)
-        elif isinstance(self.normalizer, AdafactorNormalizer):
-            row, column = self.normalizer.scales()
-            gradient = gradient * row.to(gradient)[:, None] * column.to(gradient)
+        if self.normalizer is not None:
+            gradient = self.normalizer.apply(gradient)
         if self.left is not None and self.right is not None:
             gradient = self.left @ gradient @ self.right.mT
         return gradient
@@ -145,12 +142,11 @@ def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> 
     right = rademacher(
         processor.seed, layer.name, "right", processor.projection_dim, layer.in_features + bias
     )
-    if isinstance(normalizer, AdamNormalizer):
+    if isinstance(normalizer, FactoredNormalizer):
+        left, right = normalizer.fold(left, right)
+    elif normalizer is not None:
         wide = _widened(like.new_empty(0))
         return Whole(normalizer, left.to(wide), right.to(wide), bias)
-    if isinstance(normalizer, AdafactorNormalizer):
-        row, column = normalizer.scales()
-        left, right = left * row, right * column
     left, right = left.to(like), right.to(like)
     if bias:
         return Factored(left, right[:, :-1].contiguous(), right[:, -1].contiguous())

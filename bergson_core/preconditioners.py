@@ -14,6 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def inverse_root(moment: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:
+    """(M + damping · mean eigenvalue · I)^-½ of a symmetric M, in float64; zero where M is."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp_min(0)
+    mean = values.mean()
+    if mean == 0:
+        return torch.zeros_like(vectors)
+    return vectors * (values + damping * mean).rsqrt() @ vectors.mT
+
+
 @final
 class SecondMoment:
     """Σ row rowᵀ of each layer, [m, d, d], gathered while the rows are made."""
@@ -44,10 +54,7 @@ class Preconditioner:
         """
         roots = torch.zeros(total.shape, dtype=torch.float32)
         for root, block in zip(roots, total, strict=True):
-            values, vectors = torch.linalg.eigh(block.double().cpu() / rows)
-            values = values.clamp_min(0)
-            if (mean := values.mean()) > 0:
-                root.copy_(vectors * (values + damping * mean).rsqrt() @ vectors.mT)
+            root.copy_(inverse_root(block.double().cpu() / rows, damping))
         return cls(roots)
 
     def apply(self, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:

@@ -3,8 +3,8 @@
 Legend: q queries, n rows of a shard, m layers, d numbers a layer, D = m·d.
 
 One FAISS file a shard, so that building needs the memory of one shard and appending touches no old file. It
-holds φ = C^-½ row, of unit length where scores are normalized, as float16; `norms.bin` [n] float32 the length
-before scaling, with which a score is recomputed from the raw row.
+holds φ = C^-½ row / lengths, as float16; `lengths.bin` [n, c] float32 is what a score is divided by when it is
+recomputed from the raw row: c is m where each layer's block is scaled by itself, else 1.
 """
 
 from collections.abc import Sequence
@@ -19,59 +19,73 @@ from torch import Tensor
 
 from bergson_core.manifest import FileEntry, Manifest
 from bergson_core.preconditioners import Preconditioner
+from bergson_core.specs import Normalize
 from bergson_core.store import Shard, check_contents, file_entry
 
 _AT_ONCE = 1024
 
 
 def features(
-    rows: Float[Tensor, "n m d"], preconditioner: Preconditioner | None, normalize: str
-) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
-    """(φ [n, D], lengths before scaling [n]) of rows [n, m, d]; a zero row has φ = 0."""
-    phi = (preconditioner.apply(rows) if preconditioner else rows).flatten(1)
-    norms = torch.linalg.vector_norm(phi, dim=1)
-    if normalize == "row":
-        phi = phi / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
-    return phi, norms
+    rows: Float[Tensor, "n m d"], preconditioner: Preconditioner | None, normalize: Normalize
+) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n c"]]:
+    """(φ [n, D], lengths [n, c]) of rows [n, m, d]: φ is C^-½ row over its lengths, 0 where they are.
+
+    `none`: lengths are 1. `row`: φ is of unit length. `block`: each of the m blocks is of length 1/√m, so that an
+    inner product of two φ is the mean of their layers' cosines.
+    """
+    phi = preconditioner.apply(rows) if preconditioner else rows
+    if normalize == "block":
+        lengths = torch.linalg.vector_norm(phi, dim=2) * phi.shape[1] ** 0.5
+    elif normalize == "row":
+        lengths = torch.linalg.vector_norm(phi, dim=(1, 2))[:, None]
+    else:
+        lengths = phi.new_ones(len(phi), 1)
+    return (phi * inverse(lengths)[..., None]).flatten(1), lengths
+
+
+def inverse(lengths: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """1 / lengths, and 0 for 0."""
+    return torch.where(lengths > 0, 1 / lengths, 0)
 
 
 def build_shard_search(
-    root: Path, shard: Shard, preconditioner: Preconditioner | None, normalize: str, generation: int
+    root: Path, shard: Shard, preconditioner: Preconditioner | None, normalize: Normalize, generation: int
 ) -> tuple[FileEntry, ...]:
-    """Writes the FAISS index and the norms of one shard."""
+    """Writes the FAISS index and the lengths of one shard."""
     directory = root / "search" / str(generation) / shard.entry.name
     directory.mkdir(parents=True, exist_ok=True)
     index = faiss.IndexScalarQuantizer(
         int(np.prod(shard.blocks.shape[1:])), faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
-    all_norms = []
+    all_lengths = []
     for start in range(0, shard.entry.rows, _AT_ONCE):
-        phi, norms = features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
+        phi, lengths = features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
         index.add(phi.numpy())
-        all_norms.append(norms.numpy())
-    np.concatenate(all_norms).astype(np.float32).tofile(directory / "norms.bin")
+        all_lengths.append(lengths.numpy())
+    np.concatenate(all_lengths).astype(np.float32).tofile(directory / "lengths.bin")
     faiss.write_index(index, str(directory / "candidates.faiss"))
-    return tuple(file_entry(directory / name, root) for name in ("candidates.faiss", "norms.bin"))
+    return tuple(file_entry(directory / name, root) for name in ("candidates.faiss", "lengths.bin"))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The FAISS indexes and norms of all shards of one generation."""
+    """The FAISS indexes and lengths [n, c] of all shards of one generation."""
 
     indexes: Sequence[faiss.Index]
-    norms: Sequence[np.ndarray]
+    lengths: Sequence[np.ndarray]
     first_rows: Sequence[int]
 
     @classmethod
     def open(cls, root: Path, manifest: Manifest) -> "Candidates":
         """Raises `IndexCorrupt` before FAISS sees a file that is not the one that was written."""
         check_contents(root, [entry for entry in manifest.files if entry.path.startswith("search/")])
-        indexes, norms = [], []
+        indexes, lengths = [], []
         for shard in manifest.shards:
             directory = root / "search" / str(manifest.generation) / shard.name
             indexes.append(faiss.read_index(str(directory / "candidates.faiss"), faiss.IO_FLAG_MMAP_IFC))
-            norms.append(np.memmap(directory / "norms.bin", dtype=np.float32, mode="r"))
-        return cls(indexes, norms, [shard.first_row for shard in manifest.shards])
+            flat = np.memmap(directory / "lengths.bin", dtype=np.float32, mode="r")
+            lengths.append(flat.reshape(shard.rows, -1))
+        return cls(indexes, lengths, [shard.first_row for shard in manifest.shards])
 
     def find(
         self, queries: Float32[np.ndarray, "q D"], count: int

@@ -14,9 +14,9 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
-Normalizer = Literal["none", "adafactor", "adam"]
+Normalizer = Literal["none", "adafactor", "adam", "kfac"]
 Dtype = Literal["float32", "bfloat16", "float64"]
-Normalize = Literal["none", "row"]
+Normalize = Literal["none", "row", "block"]
 Direction = Literal["proponents", "opponents", "both"]
 
 
@@ -103,7 +103,8 @@ class ScoringSpec(Spec):
     """How rows are compared: TrackStar (arXiv 2410.17413) by default."""
 
     normalize: Normalize = "row"
-    """`row`: unit length after preconditioning, so that scores are cosines. `none`: the influence itself."""
+    """`row`: unit length after preconditioning, so that scores are cosines. `block`: each module's block by itself, so
+    that scores are means of the modules' cosines. `none`: the influence itself."""
     preconditioner: bool = True
     """Multiply by the inverse square root of the second moment of the rows, module by module."""
     damping: float = Field(default=0.1, gt=0, le=10)

@@ -40,3 +40,29 @@ def weight_gradient(layer: nn.Module, bias: bool) -> Tensor:
     if bias and layer.bias is not None:
         grad = torch.cat([grad, layer.bias.grad[:, None]], dim=1)
     return grad
+
+
+def sides(
+    model: PreTrainedModel, names: Sequence[str], documents: Sequence[Tokens], bias: bool = False
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Layer name → (inputs [s, i], or [s, i + 1] with a column of ones for the bias, output gradients [s, o])."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    for tokens in documents:
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def remember(module: nn.Module, args: tuple, output: Tensor, seen: dict = seen) -> None:
+            output.retain_grad()
+            seen[module] = (args[0].detach(), output)
+
+        handles = [model.get_submodule(name).register_forward_hook(remember) for name in names]
+        loss_of(model, tokens).backward()
+        for handle in handles:
+            handle.remove()
+        for name in names:
+            a, output = seen[model.get_submodule(name)]
+            a, g = a.reshape(-1, a.shape[-1]), output.grad.reshape(-1, output.shape[-1])
+            if bias and model.get_submodule(name).bias is not None:
+                a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+            found[name].append((a, g))
+    model.zero_grad()
+    return found

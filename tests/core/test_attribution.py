@@ -49,6 +49,8 @@ def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(second)
         root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
         phi, phi_query = torch.einsum("mij,nmj->nmi", root, train), torch.einsum("mij,mj->mi", root, one)
+    if spec.scoring.normalize == "block":
+        return torch.nn.functional.cosine_similarity(phi, phi_query, dim=2).mean(1)
     phi, phi_query = phi.flatten(1), phi_query.flatten()
     if spec.scoring.normalize == "row":
         phi, phi_query = phi / phi.norm(dim=1, keepdim=True), phi_query / phi_query.norm()
@@ -56,7 +58,7 @@ def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("preconditioner", [True, False])
-@pytest.mark.parametrize("normalize", ["row", "none"])
+@pytest.mark.parametrize("normalize", ["row", "block", "none"])
 def test_scores_are_those_of_the_definition(sources, tmp_path, normalize, preconditioner):
     spec = make_spec(sources, scoring=ScoringSpec(normalize=normalize, preconditioner=preconditioner))
     path = tmp_path / "facts"

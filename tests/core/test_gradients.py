@@ -9,9 +9,10 @@ from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.batching import Tokens, batches
 from bergson_core.collect import RowCollector
 from bergson_core.errors import InvalidInput
+from bergson_core.fitting import fit_normalizers
 from bergson_core.layers import select
 from bergson_core.models import wrap
-from bergson_core.normalizers import DAMPING, fit_normalizers
+from bergson_core.normalizers import DAMPING, KFAC_DAMPING
 from bergson_core.projection import rademacher
 from tests import reference, tiny
 
@@ -25,11 +26,17 @@ def documents(first_label: int = 1) -> list[Tokens]:
     return [Tokens(rng.integers(0, tiny.VOCABULARY, size=s), first_label) for s in (9, 14, 5, 14, 7)]
 
 
-def normalized(whole: torch.Tensor, moment_of: torch.Tensor, kind: str) -> torch.Tensor:
-    """The definition of each normalizer on whole gradients [n, o, i]."""
+def normalized(
+    whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """The definition of each normalizer on whole gradients [n, o, i]; `sides` are (a [s, i], g [s, o]) of each."""
     if kind == "none":
         return whole
-    second = moment_of.square().mean(0)
+    if kind == "kfac":
+        a, g = (torch.cat(side) for side in zip(*sides, strict=True))
+        left, right = (damped_root(side[g.abs().sum(1) > 0]) for side in (g, a))
+        return left @ whole @ right
+    second = whole.square().mean(0)
     if kind == "adam":
         return whole / (second + DAMPING * second.mean()).sqrt()
     row, column = second.mean(1), second.mean(0)
@@ -37,15 +44,24 @@ def normalized(whole: torch.Tensor, moment_of: torch.Tensor, kind: str) -> torch
     return whole / (torch.outer(row, column) / row.mean()).sqrt()
 
 
+def damped_root(rows: torch.Tensor) -> torch.Tensor:
+    """(M + ε I)^-½ of M = E[row rowᵀ], by singular values."""
+    moment = rows.T @ rows / len(rows)
+    moment += KFAC_DAMPING * moment.trace() / len(moment) * torch.eye(len(moment), dtype=moment.dtype)
+    u, values, v = torch.linalg.svd(moment)
+    return u / values.sqrt() @ v
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["weights", "biases"])
 @pytest.mark.parametrize("projection", [None, 5], ids=["whole", "projected"])
-@pytest.mark.parametrize("kind", ["none", "adafactor", "adam"])
+@pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection, bias):
     model, seed = tiny.model(architecture), 3
     docs = documents(first_label=3)
     layers = select(model)
     whole = reference.gradients(model, list(layers), docs, bias)
+    sides = reference.sides(model, list(layers), docs, bias)
     fitted = fit_normalizers(wrap(model), layers, batches(docs, 40), kind, include_bias=bias)
     processor = GradientProcessor(projection, fitted, seed, include_bias=bias)
     collector = RowCollector(wrap(model), processor)
@@ -53,7 +69,7 @@ def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection,
     for batch in batches(docs, 60):
         rows[batch.numbers], _ = collector.collect(batch)
     for name in layers:
-        expected = normalized(whole[name], whole[name], kind)
+        expected = normalized(whole[name], kind, sides[name])
         if projection:
             left = rademacher(seed, name, "left", projection, expected.shape[1])
             right = rademacher(seed, name, "right", projection, expected.shape[2])
@@ -186,7 +202,7 @@ def test_a_projection_below_one_is_refused(dimension):
         GradientProcessor(dimension)
 
 
-@pytest.mark.parametrize("kind", ["none", "adafactor", "adam"])
+@pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
 def test_a_processor_is_the_same_after_saving(tmp_path, kind):
     model, docs = tiny.model(), documents()
     fitted = fit_normalizers(wrap(model), select(model), batches(docs, 60), kind, include_bias=True)
