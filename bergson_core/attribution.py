@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
@@ -21,14 +20,11 @@ from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
-from bergson_core.preconditioners import Preconditioner
+from bergson_core.preconditioners import PROFILE, Preconditioner
 from bergson_core.processor import GradientProcessor
 from bergson_core.search import Candidates, features, inverse
 from bergson_core.specs import AttributionQuery
-from bergson_core.store import Shard, check_contents
-
-OVERSAMPLING = 4
-"""Candidates scored exactly for each result asked for."""
+from bergson_core.store import RowShape, Shard, check_contents
 
 LoadModel = Callable[..., LanguageModel]
 
@@ -65,14 +61,13 @@ class AttributionIndex:
         processor = GradientProcessor.load(root / "statistics")
         names = [module.name for module in manifest.modules]
         collector = RowCollector(model, processor, names)
-        width = manifest.dimensions // len(names)
         return cls(
             name=root.name,
             manifest=manifest,
             model=model,
             collector=collector,
-            preconditioner=_load_profile(root) if spec.scoring.preconditioner else None,
-            shards=[Shard.open(root, entry, len(names), width) for entry in manifest.shards],
+            preconditioner=Preconditioner.load(root / PROFILE) if spec.scoring.preconditioner else None,
+            shards=[Shard.open(root, entry, RowShape.of(manifest)) for entry in manifest.shards],
             candidates=Candidates.open(root, manifest),
         )
 
@@ -132,15 +127,17 @@ class AttributionIndex:
         normalize = self.manifest.spec.scoring.normalize
         blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
         phi, _ = features(blocks, self.preconditioner, normalize)
-        weights = (
-            self.preconditioner.apply(phi.reshape(blocks.shape)).flatten(1) if self.preconditioner else phi
-        )
+        weights = phi.reshape(blocks.shape)
+        if (
+            self.preconditioner and self.candidates.shape.kind != "sign"
+        ):  # sign rows are preconditioned already
+            weights = self.preconditioner.apply(weights)
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
         asked = [(k, sign) for k, query in enumerate(queries) for sign in signs[query.direction]]
-        directed = np.stack([sign * phi[k].numpy() for k, sign in asked])
-        count = OVERSAMPLING * max(query.top_k for query in queries)
+        directed = torch.stack([sign * phi[k] for k, sign in asked])
+        top_k = max(query.top_k for query in queries)
         answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
-        for (k, sign), shards, places in zip(asked, *self.candidates.find(directed, count), strict=True):
+        for (k, sign), shards, places in zip(asked, *self.candidates.find(directed, top_k), strict=True):
             scores = self._exact_scores(weights[k], shards, places)
             best = np.argsort(-sign * scores, kind="stable")[: queries[k].top_k]
             answers[k][sign] = [
@@ -155,7 +152,7 @@ class AttributionIndex:
         for number in np.unique(shards):
             here = shards == number
             rows = self.shards[number].rows(places[here])
-            raw = torch.einsum("kmd,md->km", rows, weights.reshape(rows.shape[1:]))
+            raw = torch.einsum("kmd,md->km", rows, weights)
             lengths = torch.from_numpy(np.array(self.candidates.lengths[number][places[here]]))
             scores[here] = (raw * inverse(lengths)).sum(1).numpy()
         return scores
@@ -172,7 +169,3 @@ class AttributionIndex:
             metadata=json.loads(row["metadata"]) if "metadata" in query.include else None,
             loss=row["loss"],
         )
-
-
-def _load_profile(root: Path) -> Preconditioner:
-    return Preconditioner(load_file(root / "profiles" / "default.safetensors")["inverse_root"])

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+from torch import Tensor
 
 from bergson_core.answers import Progress
 from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches, check_length
@@ -25,9 +25,10 @@ from bergson_core.fitting import fit, sample_numbers
 from bergson_core.layers import coverage_percent, select
 from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, ShardEntry, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
-from bergson_core.preconditioners import Preconditioner, SecondMoment
+from bergson_core.preconditioners import PROFILE, Preconditioner, SecondMoment
 from bergson_core.processor import GradientProcessor
 from bergson_core.progress import Clock
+from bergson_core.rows import RowMaker
 from bergson_core.search import build_shard_search
 from bergson_core.specs import BuildSpec
 from bergson_core.store import (
@@ -144,10 +145,10 @@ class _Build:
         self.fingerprint = _fingerprint(self.spec, model, plan.content_sha256)
         stamp = {"spec": self.spec.fingerprint(), "build": self.fingerprint}
         write_durably(self.output / "building.json", json.dumps(stamp).encode())
-        processor = self._statistics(model, plan)
-        collector = RowCollector(model, processor, self.spec.gradients.modules)
-        shards = self._shards(model, plan, collector)
-        return self._publish(model, collector, shards)
+        self._statistics(model, plan)
+        rows = self._open_rows(model)
+        shards = self._shards(model, plan, rows)
+        return self._publish(model, rows, shards)
 
     def _plan(self, model: LanguageModel) -> _Plan:
         """Reads and checks every document before any gradient is computed."""
@@ -162,32 +163,56 @@ class _Build:
             self._report(clock.tick(len(chunk), sum(len(one.ids) for one in tokens)))
         return _Plan(documents, limit, digest.hexdigest())
 
-    def _statistics(self, model: LanguageModel, plan: _Plan) -> GradientProcessor:
-        """The fitted processor: the one that an earlier run of this build saved, or a new one."""
+    @property
+    def _signs_preconditioned(self) -> bool:
+        """C^-½ goes before the signs are taken, so that it has to be known by then."""
+        return self.spec.gradients.rows == "sign" and self.spec.scoring.preconditioner
+
+    def _statistics(self, model: LanguageModel, plan: _Plan) -> None:
+        """Saves what is fitted from the sample, unless an earlier run of this build has."""
         settings, directory = self.spec.gradients, self.output / "statistics"
         if (directory / "done").is_file() and (directory / "done").read_text() == self.fingerprint:
-            return GradientProcessor.load(directory)
+            return
         numbers = sample_numbers(len(plan.documents), settings)
         tokens = _checked_tokens(model, plan.documents.read(numbers), plan.limit)
         clock = Clock("statistics", len(numbers))
         sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), clock)
         processor = fit(model, select(model.model, settings.modules), sample, settings)
         processor.save(directory)
+        if self._signs_preconditioned:
+            rows = RowMaker(RowCollector(model, processor, settings.modules), settings.rows)
+            moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
+            for batch in batches(tokens, BUDGET_TOKENS, model.device):
+                moment.add(rows.blocks(batch)[0])
+            self._save_preconditioner(moment.total, moment.rows)
         write_durably(directory / "done", self.fingerprint.encode())
-        return processor
 
-    def _shards(self, model: LanguageModel, plan: _Plan, collector: RowCollector) -> list[ShardEntry]:
+    def _save_preconditioner(self, total: Tensor, rows: int) -> Preconditioner:
+        """From Σ row rowᵀ [m, d, d] over `rows` rows."""
+        preconditioner = Preconditioner.fit(total, rows, self.spec.scoring.damping)
+        preconditioner.save(self.output / PROFILE, total / rows)
+        return preconditioner
+
+    def _open_rows(self, model: LanguageModel) -> RowMaker:
+        settings = self.spec.gradients
+        collector = RowCollector(model, GradientProcessor.load(self.output / "statistics"), settings.modules)
+        before = (
+            Preconditioner.load(self.output / PROFILE, model.device) if self._signs_preconditioned else None
+        )
+        return RowMaker(collector, settings.rows, before)
+
+    def _shards(self, model: LanguageModel, plan: _Plan, rows: RowMaker) -> list[ShardEntry]:
         total = len(plan.documents)
-        fits = max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // (2 * collector.dimensions)))
+        fits = max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // rows.shape.row_bytes))
         size = self._shard_rows or fits
         clock = Clock("gradients", total)
         entries = []
         for number, start in enumerate(range(0, total, size)):
-            name, rows = f"{number:05d}", range(start, min(start + size, total))
+            name, numbers = f"{number:05d}", range(start, min(start + size, total))
             entry = finished_shard(self.output, name, self.fingerprint)
-            if entry is None or (entry.first_row, entry.rows) != (start, len(rows)):
-                entry = self._collect_shard(name, model, plan, collector, rows, clock)
-            clock.skip_to(rows.stop)
+            if entry is None or (entry.first_row, entry.rows) != (start, len(numbers)):
+                entry = self._collect_shard(name, model, plan, rows, numbers, clock)
+            clock.skip_to(numbers.stop)
             entries.append(entry)
         return entries
 
@@ -196,21 +221,21 @@ class _Build:
         name: str,
         model: LanguageModel,
         plan: _Plan,
-        collector: RowCollector,
+        rows: RowMaker,
         numbers: range,
         clock: Clock,
     ) -> ShardEntry:
         """Runs these documents through the model and writes their shard."""
         records = plan.documents.read(numbers)
         tokens = _checked_tokens(model, records, plan.limit)
-        layers = len(collector.slices)
-        width = collector.dimensions // layers
-        moment = SecondMoment(layers, width, model.device)
-        writer = ShardWriter(self.output, name, len(numbers), layers, width)
+        shape, moment = rows.shape, None
+        if self.spec.scoring.preconditioner and not self._signs_preconditioned:
+            moment = SecondMoment(shape.layers, shape.width, model.device)
+        writer = ShardWriter(self.output, name, len(numbers), shape)
         for batch in batches(tokens, BUDGET_TOKENS, model.device):
-            rows, losses = collector.collect(batch)
-            blocks = rows.reshape(len(batch), layers, width)
-            moment.add(blocks)
+            blocks, losses = rows.blocks(batch)
+            if moment is not None:
+                moment.add(blocks)
             writer.put(batch.numbers, blocks, losses)
             self._report(clock.tick(len(batch), batch.tokens))
         self._confirm()
@@ -223,26 +248,19 @@ class _Build:
             yield batch
             self._report(clock.tick(len(batch), batch.tokens))
 
-    def _publish(self, model: LanguageModel, collector: RowCollector, shards: list[ShardEntry]) -> Manifest:
+    def _publish(self, model: LanguageModel, rows: RowMaker, shards: list[ShardEntry]) -> Manifest:
         """Fits the preconditioner, builds the search, and writes the manifest."""
-        scoring, output = self.spec.scoring, self.output
+        scoring, output, collector = self.spec.scoring, self.output, rows.collector
         layers = list(collector.layers.values())
-        rows = sum(entry.rows for entry in shards)
-        preconditioner, files = (
-            None,
-            [file_entry(path, output) for path in sorted((output / "statistics").iterdir())],
-        )
+        count = sum(entry.rows for entry in shards)
+        preconditioner = rows.before
+        files = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
         if scoring.preconditioner:
-            total = total_moment(output, shards)
-            preconditioner = Preconditioner.fit(total, rows, scoring.damping)
-            path = output / "profiles" / "default.safetensors"
-            path.parent.mkdir(exist_ok=True)
-            save_file(
-                {"inverse_root": preconditioner.inverse_root, "second_moment": (total / rows).float()}, path
-            )
-            files.append(file_entry(path, output))
+            if preconditioner is None:
+                preconditioner = self._save_preconditioner(total_moment(output, shards), count)
+            files.append(file_entry(output / PROFILE, output))
         for done, entry in enumerate(shards, start=1):
-            shard = Shard.open(output, entry, len(layers), collector.dimensions // len(layers))
+            shard = Shard.open(output, entry, rows.shape)
             files += build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
             self._report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
         manifest = Manifest(
@@ -258,7 +276,7 @@ class _Build:
             ),
             coverage_percent=round(coverage_percent(model.model, layers), 2),
             dimensions=collector.dimensions,
-            rows=rows,
+            rows=count,
             tokens=sum(entry.tokens for entry in shards),
             files=tuple(files),
             shards=tuple(shards),
@@ -268,7 +286,7 @@ class _Build:
         write_durably(output / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         (output / "building.json").unlink(missing_ok=True)
         drop_build_files(output, shards)
-        self._report(Progress(stage="done", done=rows, total=rows))
+        self._report(Progress(stage="done", done=count, total=count))
         return manifest
 
 

@@ -7,11 +7,17 @@ rows after C^-½ and then, not before, scaling to unit length: the two do not co
 """
 
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Final, final
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+PROFILE: Final = "profiles/default.safetensors"
+"""Where an index keeps its preconditioner."""
 
 
 def inverse_root(moment: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:
@@ -57,6 +63,17 @@ class Preconditioner:
             root.copy_(inverse_root(block.double().cpu() / rows, damping))
         return cls(roots)
 
+    def save(self, path: Path, second_moment: Float[Tensor, "m d d"]) -> None:
+        """Writes a safetensors file, with C beside C^-½."""
+        path.parent.mkdir(exist_ok=True)
+        save_file({"inverse_root": self.inverse_root, "second_moment": second_moment.float().cpu()}, path)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "Preconditioner":
+        """What `save` wrote."""
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return cls(file.get_tensor("inverse_root"))
+
     def apply(self, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
         """C^-½ rows [n, m, d]."""
-        return (rows.transpose(0, 1) @ self.inverse_root).transpose(0, 1)
+        return (rows.transpose(0, 1) @ self.inverse_root.to(rows)).transpose(0, 1)

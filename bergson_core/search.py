@@ -3,8 +3,9 @@
 Legend: q queries, n rows of a shard, m layers, d numbers a layer, D = m·d.
 
 One FAISS file a shard, so that building needs the memory of one shard and appending touches no old file. It
-holds φ = C^-½ row / lengths, as float16; `lengths.bin` [n, c] float32 is what a score is divided by when it is
-recomputed from the raw row: c is m where each layer's block is scaled by itself, else 1.
+holds φ = C^-½ row / lengths, as float16, or the bits of sign rows themselves, compared by Hamming distance.
+`lengths.bin` [n, c] float32 is what a score is divided by when it is recomputed from the raw row: c is m where each
+layer's block is scaled by itself, else 1.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,12 @@ from torch import Tensor
 from bergson_core.manifest import FileEntry, Manifest
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.specs import Normalize
-from bergson_core.store import Shard, check_contents, file_entry
+from bergson_core.store import RowShape, Shard, check_contents, file_entry
 
 _AT_ONCE = 1024
+_OVERSAMPLING = 4
+_OVERSAMPLING_BY_BITS, _LEAST_BY_BITS = 20, 200
+_PHI, _LENGTHS, _BITS = "candidates.faiss", "lengths.bin", "candidates.bits.faiss"
 
 
 def features(
@@ -54,50 +58,66 @@ def build_shard_search(
     """Writes the FAISS index and the lengths of one shard."""
     directory = root / "search" / str(generation) / shard.entry.name
     directory.mkdir(parents=True, exist_ok=True)
-    index = faiss.IndexScalarQuantizer(
-        int(np.prod(shard.blocks.shape[1:])), faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
+    if shard.shape.kind == "sign":
+        flat = shard.blocks.reshape(shard.entry.rows, -1)
+        bits = faiss.IndexBinaryFlat(8 * flat.shape[1])
+        bits.add(np.ascontiguousarray(flat))
+        faiss.write_index_binary(bits, str(directory / _BITS))
+        return (file_entry(directory / _BITS, root),)
+    dimensions = shard.shape.layers * shard.shape.width
+    index = faiss.IndexScalarQuantizer(dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     all_lengths = []
     for start in range(0, shard.entry.rows, _AT_ONCE):
         phi, lengths = features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
         index.add(phi.numpy())
         all_lengths.append(lengths.numpy())
-    np.concatenate(all_lengths).astype(np.float32).tofile(directory / "lengths.bin")
-    faiss.write_index(index, str(directory / "candidates.faiss"))
-    return tuple(file_entry(directory / name, root) for name in ("candidates.faiss", "lengths.bin"))
+    np.concatenate(all_lengths).astype(np.float32).tofile(directory / _LENGTHS)
+    faiss.write_index(index, str(directory / _PHI))
+    return tuple(file_entry(directory / name, root) for name in (_PHI, _LENGTHS))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The FAISS indexes and lengths [n, c] of all shards of one generation."""
+    """The FAISS indexes of all shards of one generation, and the lengths [n, c] of their rows; 1 for sign rows."""
 
-    indexes: Sequence[faiss.Index]
+    indexes: Sequence[faiss.Index | faiss.IndexBinary]
     lengths: Sequence[np.ndarray]
-    first_rows: Sequence[int]
+    shape: RowShape
 
     @classmethod
     def open(cls, root: Path, manifest: Manifest) -> "Candidates":
         """Raises `IndexCorrupt` before FAISS sees a file that is not the one that was written."""
         check_contents(root, [entry for entry in manifest.files if entry.path.startswith("search/")])
-        indexes, lengths = [], []
+        indexes, lengths, shape = [], [], RowShape.of(manifest)
         for shard in manifest.shards:
             directory = root / "search" / str(manifest.generation) / shard.name
-            indexes.append(faiss.read_index(str(directory / "candidates.faiss"), faiss.IO_FLAG_MMAP_IFC))
-            flat = np.memmap(directory / "lengths.bin", dtype=np.float32, mode="r")
-            lengths.append(flat.reshape(shard.rows, -1))
-        return cls(indexes, lengths, [shard.first_row for shard in manifest.shards])
+            if shape.kind == "sign":
+                indexes.append(faiss.read_index_binary(str(directory / _BITS), faiss.IO_FLAG_MMAP_IFC))
+                lengths.append(np.broadcast_to(np.float32(1), (shard.rows, 1)))
+            else:
+                indexes.append(faiss.read_index(str(directory / _PHI), faiss.IO_FLAG_MMAP_IFC))
+                flat = np.memmap(directory / _LENGTHS, dtype=np.float32, mode="r")
+                lengths.append(flat.reshape(shard.rows, -1))
+        return cls(indexes, lengths, shape)
 
     def find(
-        self, queries: Float32[np.ndarray, "q D"], count: int
+        self, queries: Float32[Tensor, "q D"], top_k: int
     ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """(shard [q, k], place in the shard [q, k]) of the rows with the largest ⟨φ, query⟩, best first.
+        """(shard [q, k], place in the shard [q, k]) of the rows most like each query, best first.
 
-        `queries` [q, D] float32; k is the smaller of `count` and the number of rows.
+        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs, which sees less and finds more
+        candidates for it. k is the number of candidates for `top_k` results, or of all rows where they are fewer.
         """
+        if self.shape.kind == "sign":
+            count = max(_LEAST_BY_BITS, _OVERSAMPLING_BY_BITS * top_k)
+            blocks, _ = self.shape.codec.encode(queries.reshape(-1, self.shape.layers, self.shape.width))
+            asked, sign = np.ascontiguousarray(blocks.reshape(len(queries), -1)), -1
+        else:
+            count, asked, sign = _OVERSAMPLING * top_k, queries.numpy(), 1
         scores, shards, places = [], [], []
         for number, index in enumerate(self.indexes):
-            found_scores, found = index.search(queries, min(count, index.ntotal))
-            scores.append(found_scores)
+            found_scores, found = index.search(asked, min(count, index.ntotal))
+            scores.append(sign * found_scores)
             places.append(found)
             shards.append(np.full_like(found, number))
         order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :count]

@@ -12,11 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
+MAX_PRECONDITIONED_DIM = 64
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
 Normalizer = Literal["none", "adafactor", "adam", "kfac"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Normalize = Literal["none", "row", "block"]
+RowKind = Literal["float16", "int8", "sign"]
 Direction = Literal["proponents", "opponents", "both"]
 
 
@@ -74,8 +76,9 @@ class GradientSpec(Spec):
     """p: each module's gradient is projected to p × p."""
     normalizer: Normalizer = "adafactor"
     """Second-moment normalisation of the gradients before they are projected."""
-    rows: Literal["float16"] = "float16"
-    """How rows are kept on disk."""
+    rows: RowKind = "float16"
+    """How rows are kept on disk. `sign` keeps one bit a number, after the preconditioner, which is then fitted from the
+    sample."""
     optimizer_state: Reserved = None
     """Optimizer checkpoint to take second moments from."""
     modules: str | None = Field(default=None, max_length=1024)
@@ -143,6 +146,16 @@ class BuildSpec(Spec):
     def _one_source(self) -> Self:
         if (self.dataset is None) == (self.documents is None):
             raise ValueError("expected exactly one of `dataset` and `documents`")
+        return self
+
+    @model_validator(mode="after")
+    def _preconditioner_fits(self) -> Self:
+        p = self.gradients.projection_dim
+        if self.scoring.preconditioner and p > MAX_PRECONDITIONED_DIM:
+            raise ValueError(
+                f"the preconditioner has p⁴ numbers for each module: expected a projection_dim of at most "
+                f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false"
+            )
         return self
 
     def fingerprint(self) -> str:

@@ -1,9 +1,9 @@
 """Rows on disk: written as a whole shard or not at all, read through memory maps.
 
-Legend: n rows of a shard, m layers, d numbers a layer.
+Legend: n rows of a shard, m layers, d numbers a layer, w entries that are kept of them.
 
-    shards/00000/gradients.bin   [n, m, d] float16, each block divided by its largest magnitude
-    shards/00000/scales.bin      [n, m] float32, those magnitudes; 0 for a block of zeros
+    shards/00000/gradients.bin   blocks [n, m, w] of a codec (`codecs`)
+    shards/00000/scales.bin      its scales [n, .]
     shards/00000/rows.arrow      Arrow file: id, prompt, completion, metadata (JSON), loss, n_tokens
 
 A shard is made in a directory beside its place, flushed to disk, and renamed. `rows.arrow` and not Parquet,
@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float, Float16, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bergson_core.codecs import CODECS, Codec
 from bergson_core.documents import Record
 from bergson_core.errors import IndexCorrupt
-from bergson_core.manifest import FileEntry, ShardEntry
+from bergson_core.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.preconditioners import SecondMoment
+from bergson_core.specs import RowKind
 
 _ROWS = pa.schema(
     [
@@ -44,47 +44,61 @@ _KEPT = ("gradients.bin", "scales.bin", "rows.arrow")
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"
 
 
-def encode(
-    rows: Float[Tensor, "n m d"],
-) -> tuple[Float16[np.ndarray, "n m d"], Float32[np.ndarray, "n m"]]:
-    """Blocks [n, m, d] as float16 in [-1, 1] and their scales [n, m] float32: nothing overflows or vanishes."""
-    scales = rows.abs().amax(dim=-1)
-    unit = rows / scales.clamp_min(torch.finfo(scales.dtype).tiny)[..., None]
-    return unit.to(torch.float16).cpu().numpy(), scales.to(torch.float32).cpu().numpy()
+@dataclass(frozen=True)
+class RowShape:
+    """What a row consists of: `layers` blocks of `width` numbers, kept as `kind`."""
 
+    kind: RowKind
+    layers: int
+    width: int
 
-def decode(
-    blocks: Float16[np.ndarray, "n m d"], scales: Float32[np.ndarray, "n m"]
-) -> Float32[Tensor, "n m d"]:
-    """The rows [n, m, d] float32 that `encode` was given, to float16's precision."""
-    # np.array copies what may be a read-only map; torch widens float16 some twenty times faster than NumPy.
-    return torch.from_numpy(np.array(blocks)).float() * torch.from_numpy(np.array(scales))[..., None]
+    @classmethod
+    def of(cls, manifest: Manifest) -> "RowShape":
+        layers = len(manifest.modules)
+        return cls(manifest.spec.gradients.rows, layers, manifest.dimensions // layers)
+
+    @property
+    def codec(self) -> Codec:
+        return CODECS[self.kind]
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """(m, w)."""
+        return self.layers, self.codec.entries(self.width)
+
+    @property
+    def scales(self) -> int:
+        return self.codec.scales(self.layers)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.codec.row_bytes(self.layers, self.width)
 
 
 class ShardWriter:
     """Collects the rows of one shard and publishes it by renaming its directory. See `finish`."""
 
-    def __init__(self, root: Path, name: str, rows: int, layers: int, width: int) -> None:
-        self._root, self._name, self._rows = root, name, rows
+    def __init__(self, root: Path, name: str, rows: int, shape: RowShape) -> None:
+        self._root, self._name, self._rows, self._codec = root, name, rows, shape.codec
         self._directory = root / "shards" / f".{name}.tmp"
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True)
         self._blocks = np.memmap(
-            self._directory / "gradients.bin", dtype=np.float16, mode="w+", shape=(rows, layers, width)
+            self._directory / "gradients.bin", self._codec.block_type, "w+", shape=(rows, *shape.blocks)
         )
-        self._scales = np.zeros((rows, layers), dtype=np.float32)
+        self._scales = np.zeros((rows, shape.scales), dtype=self._codec.scale_type)
         self._losses = np.zeros(rows)
 
     def put(self, numbers: np.ndarray, rows: Tensor, losses: Tensor) -> None:
         """Stores `rows` [b, m, d] and their losses [b] at these places of the shard."""
-        self._blocks[numbers], self._scales[numbers] = encode(rows)
+        self._blocks[numbers], self._scales[numbers] = self._codec.encode(rows)
         self._losses[numbers] = losses.cpu().numpy()
 
     def finish(
         self,
         records: Sequence[Record],
         labelled: Sequence[int],
-        moment: SecondMoment,
+        moment: SecondMoment | None,
         first_row: int,
         fingerprint: str,
     ) -> ShardEntry:
@@ -93,7 +107,8 @@ class ShardWriter:
         self._blocks.flush()
         self._scales.tofile(directory / "scales.bin")
         _write_records(directory / "rows.arrow", records, self._losses, labelled)
-        save_file({"total": moment.total.cpu()}, directory / _MOMENT)
+        if moment is not None:
+            save_file({"total": moment.total.cpu()}, directory / _MOMENT)
         files = tuple(
             file_entry(directory / name).model_copy(update={"path": f"shards/{self._name}/{name}"})
             for name in _KEPT
@@ -155,27 +170,30 @@ def drop_build_files(root: Path, shards: Iterable[ShardEntry]) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """A published shard, memory-mapped: `blocks` [n, m, d] float16, `scales` [n, m], `records` an Arrow table."""
+    """A published shard, memory-mapped: `blocks` [n, m, w], `scales` [n, .], `records` an Arrow table."""
 
     entry: ShardEntry
+    shape: RowShape
     blocks: np.ndarray
     scales: np.ndarray
     records: pa.Table
 
     @classmethod
-    def open(cls, root: Path, entry: ShardEntry, layers: int, width: int) -> "Shard":
+    def open(cls, root: Path, entry: ShardEntry, shape: RowShape) -> "Shard":
         """Raises `IndexCorrupt` where a file is missing or not of the size the manifest states."""
         check_sizes(root, entry.files)
-        directory, shape = root / "shards" / entry.name, (entry.rows, layers, width)
-        blocks = np.memmap(directory / "gradients.bin", dtype=np.float16, mode="r", shape=shape)
-        scales = np.memmap(directory / "scales.bin", dtype=np.float32, mode="r", shape=shape[:2])
+        directory, codec = root / "shards" / entry.name, shape.codec
+        blocks = np.memmap(
+            directory / "gradients.bin", codec.block_type, "r", shape=(entry.rows, *shape.blocks)
+        )
+        scales = np.memmap(directory / "scales.bin", codec.scale_type, "r", shape=(entry.rows, shape.scales))
         with pa.memory_map(str(directory / "rows.arrow")) as source:
             records = pa.ipc.open_file(source).read_all()
-        return cls(entry, blocks, scales, records)
+        return cls(entry, shape, blocks, scales, records)
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32."""
-        return decode(self.blocks[numbers], self.scales[numbers])
+        return self.shape.codec.decode(self.blocks[numbers], self.scales[numbers], self.shape.width)
 
 
 def check_sizes(root: Path, files: Iterable[FileEntry]) -> None:

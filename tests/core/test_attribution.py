@@ -14,7 +14,7 @@ from bergson_core.documents import load_documents, tokenize_records
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput, TooLong
 from bergson_core.manifest import read_manifest
 from bergson_core.models import load_model
-from bergson_core.specs import ColumnsSpec, DatasetSpec, ScoringSpec
+from bergson_core.specs import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from tests import tiny
 from tests.core.conftest import make_spec
 
@@ -49,6 +49,9 @@ def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(second)
         root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
         phi, phi_query = torch.einsum("mij,nmj->nmi", root, train), torch.einsum("mij,mj->mi", root, one)
+    if spec.gradients.rows == "sign":
+        phi_query = phi_query / (phi_query.norm(dim=1, keepdim=True) * len(phi_query) ** 0.5)
+        return phi.sign().flatten(1) @ phi_query.flatten() / phi[0].numel() ** 0.5
     if spec.scoring.normalize == "block":
         return torch.nn.functional.cosine_similarity(phi, phi_query, dim=2).mean(1)
     phi, phi_query = phi.flatten(1), phi_query.flatten()
@@ -58,9 +61,17 @@ def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("preconditioner", [True, False])
-@pytest.mark.parametrize("normalize", ["row", "block", "none"])
-def test_scores_are_those_of_the_definition(sources, tmp_path, normalize, preconditioner):
-    spec = make_spec(sources, scoring=ScoringSpec(normalize=normalize, preconditioner=preconditioner))
+@pytest.mark.parametrize(
+    ("rows", "normalize"),
+    [("float16", "row"), ("float16", "block"), ("float16", "none"), ("int8", "block"), ("sign", "block")],
+)
+@pytest.mark.parametrize("normalizer", ["adafactor", "kfac"])
+def test_scores_are_those_of_the_definition(sources, tmp_path, normalizer, rows, normalize, preconditioner):
+    spec = make_spec(
+        sources,
+        gradients=GradientSpec(projection_dim=4, normalizer=normalizer, rows=rows),
+        scoring=ScoringSpec(normalize=normalize, preconditioner=preconditioner),
+    )
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)
     asked = query(top_k=40)
@@ -69,7 +80,9 @@ def test_scores_are_those_of_the_definition(sources, tmp_path, normalize, precon
     found = torch.zeros(40, dtype=torch.float64)
     for row in answer.results:
         found[int(row.id.removeprefix("doc-"))] = row.score
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3 * expected.abs().max().item())
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=(2e-2 if rows == "int8" else 2e-3) * expected.abs().max().item()
+    )
     assert [row.score for row in answer.results] == sorted(
         (row.score for row in answer.results), reverse=True
     )

@@ -1,0 +1,44 @@
+"""Rows come back from disk as what they were."""
+
+import numpy as np
+import pytest
+import torch
+
+from bergson_core.codecs import CODECS
+from bergson_core.store import RowShape
+
+ERRORS = {"float16": 1e-3, "int8": 2e-2}
+
+
+def rows() -> torch.Tensor:
+    """Five rows of three blocks: tiny, usual, huge, and one of zeros."""
+    torch.manual_seed(0)
+    made = torch.randn(5, 3, 19) * torch.tensor([1e-20, 1.0, 1e20])[:, None]
+    made[2, 1] = 0
+    return made
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_scaled_rows_neither_overflow_nor_vanish(kind):
+    codec = CODECS[kind]
+    blocks, scales = codec.encode(rows())
+    error = (codec.decode(blocks, scales, 19) - rows()).norm(dim=-1)
+    assert (error <= ERRORS[kind] * rows().norm(dim=-1)).all()
+    assert blocks.dtype == np.dtype(kind)
+
+
+def test_signs_are_kept_in_one_bit_each_and_come_back_at_unit_length():
+    codec = CODECS["sign"]
+    blocks, scales = codec.encode(rows())
+    assert (blocks.shape, blocks.dtype) == ((5, 3, 3), np.uint8)
+    decoded = codec.decode(blocks, scales, 19)
+    torch.testing.assert_close(decoded, rows().sign() / (3 * 19) ** 0.5)
+    assert decoded[0].norm() == pytest.approx(1)
+    assert not decoded[2, 1].any()
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_the_bytes_of_a_row_are_those_on_disk(kind):
+    blocks, scales = CODECS[kind].encode(rows())
+    assert RowShape(kind, 3, 19).row_bytes == (blocks.nbytes + scales.nbytes) / 5
+    assert (blocks.shape[1:], scales.shape[1]) == (RowShape(kind, 3, 19).blocks, RowShape(kind, 3, 19).scales)
