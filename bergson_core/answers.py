@@ -38,8 +38,8 @@ class ResultRow(Report):
     prompt: str | None = None
     completion: str | None = None
     metadata: dict[str, Any] | None = None
-    loss: float
-    """Sum of the sample's token cross-entropies under the indexed model, in nats."""
+    loss: float | None
+    """Null where the sample's gradient was not finite, so that it was skipped. Sum of the sample's token cross-entropies under the indexed model, in nats."""
 
 
 class QueryEcho(Report):

@@ -8,6 +8,7 @@ What is not in the manifest does not exist, so a build may be killed at any mome
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +42,8 @@ from bergson_core.store import (
     total_moment,
     write_durably,
 )
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 MAX_SHARD_ROWS = 4096
@@ -239,6 +242,8 @@ class _Build:
             writer.put(batch.numbers, blocks, losses)
             self._report(clock.tick(len(batch), batch.tokens))
         self._confirm()
+        if skipped := [record.id for record, skip in zip(records, writer.skipped, strict=True) if skip]:
+            logger.warning("gradients that are not finite; these documents can never be found: %s", skipped)
         return writer.finish(
             records, [one.labelled for one in tokens], moment, numbers.start, self.fingerprint
         )
@@ -278,6 +283,7 @@ class _Build:
             dimensions=collector.dimensions,
             rows=count,
             tokens=sum(entry.tokens for entry in shards),
+            skipped=sum(entry.skipped for entry in shards),
             files=tuple(files),
             shards=tuple(shards),
         )

@@ -80,7 +80,8 @@ def fit_normalizers(
     def arrive(name: str, a: Tensor, g: Tensor) -> None:
         bias = include_bias and getattr(layers[name].module, "bias", None) is not None
         a, g = (tensor.to(_accumulator(tensor)) for tensor in (with_bias(a) if bias else a, g))
-        new = moments(a, g)
+        finite = a.isfinite().all(-1).all(-1) & g.isfinite().all(-1).all(-1)
+        new = moments(a[finite], g[finite])
         sums[name] = (
             [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
         )

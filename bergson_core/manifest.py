@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.specs import BuildSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 
 
@@ -32,12 +32,16 @@ class FileEntry(_Part):
 
 
 class ShardEntry(_Part):
-    """A run of rows: `first_row` is the number of its first row in the whole index."""
+    """A run of rows: `first_row` is the number of its first row in the whole index.
+
+    `skipped` of them are zeros, because their gradients were not finite.
+    """
 
     name: str
     first_row: int
     rows: int
     tokens: int
+    skipped: int
     files: tuple[FileEntry, ...]
 
 
@@ -63,6 +67,7 @@ class Manifest(_Part):
     dimensions: int
     rows: int
     tokens: int
+    skipped: int
     files: tuple[FileEntry, ...]
     shards: tuple[ShardEntry, ...]
 

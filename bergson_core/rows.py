@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +27,9 @@ class RowMaker:
         return RowShape(self.kind, layers, self.collector.dimensions // layers)
 
     def blocks(self, batch: Batch) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
-        """(rows [n, m, d], losses [n])."""
+        """(rows [n, m, d], losses [n]); a row with a number that is not finite is 0, and its loss NaN."""
         rows, losses = self.collector.collect(batch)
+        finite = rows.isfinite().all(1) & losses.isfinite()
+        rows, losses = rows.masked_fill(~finite[:, None], 0), losses.masked_fill(~finite, torch.nan)
         blocks = rows.reshape(len(batch), self.shape.layers, self.shape.width)
         return (blocks if self.before is None else self.before.apply(blocks)), losses

@@ -76,7 +76,10 @@ class RowShape:
 
 
 class ShardWriter:
-    """Collects the rows of one shard and publishes it by renaming its directory. See `finish`."""
+    """Collects the rows of one shard and publishes it by renaming its directory. See `finish`.
+
+    A loss that is NaN marks a row that was skipped; it is null in `rows.arrow`.
+    """
 
     def __init__(self, root: Path, name: str, rows: int, shape: RowShape) -> None:
         self._root, self._name, self._rows, self._codec = root, name, rows, shape.codec
@@ -93,6 +96,11 @@ class ShardWriter:
         """Stores `rows` [b, m, d] and their losses [b] at these places of the shard."""
         self._blocks[numbers], self._scales[numbers] = self._codec.encode(rows)
         self._losses[numbers] = losses.cpu().numpy()
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """Which rows [n] were skipped."""
+        return np.isnan(self._losses)
 
     def finish(
         self,
@@ -114,7 +122,12 @@ class ShardWriter:
             for name in _KEPT
         )
         entry = ShardEntry(
-            name=self._name, first_row=first_row, rows=self._rows, tokens=int(sum(labelled)), files=files
+            name=self._name,
+            first_row=first_row,
+            rows=self._rows,
+            tokens=int(sum(labelled)),
+            skipped=int(self.skipped.sum()),
+            files=files,
         )
         stamp = {"fingerprint": fingerprint, "entry": entry.model_dump()}
         (directory / _ENTRY).write_text(json.dumps(stamp))
@@ -136,7 +149,7 @@ def _write_records(
         pa.array([record.prompt for record in records], pa.string()),
         pa.array([record.completion for record in records], pa.string()),
         pa.array([json.dumps(record.metadata, default=str) for record in records], pa.string()),
-        pa.array(losses, pa.float64()),
+        pa.array(losses, pa.float64(), from_pandas=True),
         pa.array(labelled, pa.int32()),
     ]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _ROWS) as writer:
@@ -209,7 +222,9 @@ def check_sizes(root: Path, files: Iterable[FileEntry]) -> None:
 
 
 def check_contents(root: Path, files: Iterable[FileEntry]) -> None:
-    """Raises `IndexCorrupt` where a file's sha256 is not the one stated."""
+    """Raises `IndexCorrupt` where a file is missing, or its sha256 is not the one stated."""
+    files = list(files)
+    check_sizes(root, files)
     for entry in files:
         if _sha256(root / entry.path) != entry.sha256:
             raise IndexCorrupt(f"{root / entry.path} was altered: its sha256 is not the one in the manifest")

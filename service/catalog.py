@@ -32,6 +32,7 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
         model=manifest.spec.model,
         rows=manifest.rows,
         tokens=manifest.tokens,
+        skipped=manifest.skipped,
         modules=len(manifest.modules),
         dimensions=manifest.dimensions,
         coverage_percent=manifest.coverage_percent,

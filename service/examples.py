@@ -25,6 +25,13 @@ INDEX_REQUEST: dict[str, Any] = {
     "scoring": {"normalize": "row", "preconditioner": True, "damping": 0.1},
     "search": {"kind": "auto"},
 }
+INDEX_RECOMMENDED: dict[str, Any] = {
+    "name": "facts",
+    "model": "EleutherAI/pythia-160m",
+    "dataset": {"path": "NeelNanda/pile-10k"},
+    "gradients": {"projection_dim": 32, "normalizer": "kfac", "rows": "sign"},
+    "scoring": {"normalize": "block"},
+}
 INDEX_INLINE: dict[str, Any] = {
     "name": "facts",
     "model": "EleutherAI/pythia-160m",

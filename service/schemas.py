@@ -56,6 +56,8 @@ class IndexSummary(Report):
     """Samples in the index."""
     tokens: int | None = None
     """Tokens of those samples."""
+    skipped: int | None = None
+    """Samples that can never be found, because their gradients were not finite; the worker's log names them."""
     modules: int | None = None
     """Layers whose gradients are tracked."""
     dimensions: int | None = None

@@ -13,6 +13,7 @@ from bergson_core.specs import (
     GradientSpec,
     Normalize,
     Normalizer,
+    RowKind,
     ScoringSpec,
 )
 from service.cli.output import console, explain, progress_bar
@@ -20,6 +21,8 @@ from service.cli.output import console, explain, progress_bar
 _COLUMNS = "Columns"
 _GRADIENTS = "Gradients"
 _SCORING = "Scoring"
+LOW_COVERAGE = 90
+"""Percent of the parameters below which it is said."""
 
 
 def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
@@ -51,6 +54,7 @@ def build(
     normalizer: Annotated[
         Normalizer, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)
     ] = "adafactor",
+    rows: Annotated[RowKind, _option("rows", GradientSpec, "rows", _GRADIENTS)] = "float16",
     modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
     include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
     max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
@@ -83,6 +87,7 @@ def build(
             "gradients": {
                 "projection_dim": projection_dim,
                 "normalizer": normalizer,
+                "rows": rows,
                 "modules": modules,
                 "include_bias": include_bias,
                 "max_tokens": max_tokens,
@@ -101,3 +106,12 @@ def build(
         f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "
         f"{manifest.total_bytes() / 2**20:,.1f} MiB"
     )
+    if manifest.skipped:
+        console.print(
+            f"[yellow]{manifest.skipped:,} documents were skipped: their gradients were not finite[/]"
+        )
+    if manifest.coverage_percent < LOW_COVERAGE:
+        console.print(
+            f"[yellow]{100 - manifest.coverage_percent:.0f} % of the parameters are in no tracked layer[/] "
+            "(embeddings, the output head, layers of other kinds): what a document changed there is not seen"
+        )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bergson_core.answers import Answer, Progress
 from bergson_core.facts import Corpus, make_corpus, write_corpus
+from bergson_core.manifest import FORMAT_VERSION
 from bergson_core.specs import BuildSpec
 from service.cli.api import Api
 from service.cli.output import console, progress_bar, results_table
@@ -83,9 +84,11 @@ def _build(api: Api, directory: Path) -> str:
         "model": str(directory / "model"),
         "dataset": {"path": str(directory / "corpus" / "documents.jsonl")},
         "columns": {"prompt": "text", "id": "id", "metadata": ["fact", "person", "attribute"]},
+        "gradients": {"normalizer": "kfac", "rows": "sign"},  # docs/quality.md says why
+        "scoring": {"normalize": "block"},
     }
     weights = (directory / "model" / "model.safetensors").read_bytes()
-    spec = BuildSpec.model_validate(request).fingerprint()
+    spec = f"{FORMAT_VERSION} {BuildSpec.model_validate(request).fingerprint()}"
     index = "facts-" + hashlib.sha256(spec.encode() + weights).hexdigest()[:8]
     found = api.index(index)
     if found is None or found["state"] == "building":  # by an earlier run that was stopped
@@ -96,7 +99,7 @@ def _build(api: Api, directory: Path) -> str:
         found = api.index(index) or {}
     console.print(
         f"[bold]index[/]   {index}: {found['rows']:,} rows of {found['dimensions']:,} dimensions, "
-        f"{found['coverage_percent']:g} % of the parameters, {found['size_bytes']['total'] / 2**20:.0f} MiB"
+        f"{found['coverage_percent']:g} % of the parameters, {found['size_bytes']['total'] / 2**20:.1f} MiB"
     )
     return index
 

@@ -71,5 +71,7 @@ def results_table(
     for row in rows:
         sample = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
         tick = Text("✓", "green") if row.id in marked else Text("")
-        table.add_row(tick, f"{row.score:+.4f}", f"{row.loss:.2f}", Text(row.id), sample)
+        table.add_row(
+            tick, f"{row.score:+.4f}", "" if row.loss is None else f"{row.loss:.2f}", Text(row.id), sample
+        )
     return table

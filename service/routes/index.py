@@ -28,6 +28,7 @@ CursorQuery = Annotated[
 ]
 _BODIES: dict[str, Any] = {
     "dataset": {"summary": "A dataset of the hub", "value": examples.INDEX_REQUEST},
+    "recommended": {"summary": "What finds most for its bytes", "value": examples.INDEX_RECOMMENDED},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
 }
 _ACCEPTED = answered(202, "The build is queued.", examples.INDEX_ACCEPTED)

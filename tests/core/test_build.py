@@ -7,9 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
-from bergson_core import build_index
+from bergson_core import AttributionIndex, AttributionQuery, build_index
 from bergson_core.answers import Progress
 from bergson_core.errors import (
     BergsonError,
@@ -26,6 +27,7 @@ from bergson_core.errors import (
 )
 from bergson_core.manifest import FILE_NAME, published, read_manifest
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from tests import tiny
 from tests.core.conftest import make_spec
 
 
@@ -117,6 +119,29 @@ def test_changed_documents_are_not_mixed_with_old_shards(sources, tmp_path):
     documents.write_text("".join(reversed(lines)))
     build_index(spec, tmp_path / "facts", shard_rows=16)
     assert (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def test_a_document_whose_gradient_is_not_finite_is_named_and_skipped_and_spoils_no_other(
+    sources, tmp_path, caplog
+):
+    model, tokenizer = tiny.model(dtype=torch.float32), tiny.tokenizer(tiny.texts(20))
+    (broken,) = tokenizer("~")["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[broken] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"id": f"doc-{k}", "text": text} for k, text in enumerate([*tiny.texts(20), "a ~ here"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"model": str(tmp_path / "model"), "columns": ColumnsSpec(id="id")}
+    spec = make_spec(sources, dataset=DatasetSpec(path=str(tmp_path / "rows.jsonl")), **changes)
+    manifest = build_index(spec, tmp_path / "facts")
+    assert manifest.skipped == 1
+    assert "['doc-20']" in caplog.text
+    asked = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 1.", top_k=21)
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([asked])
+    scores = {row.id: (row.score, row.loss) for row in answer.results}
+    assert scores.pop("doc-20") == (0, None)
+    assert all(score and loss for score, loss in scores.values())
 
 
 def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):

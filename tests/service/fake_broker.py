@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, JobNotFound
-from bergson_core.manifest import FileEntry, Manifest, ModuleEntry, ShardEntry
+from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
 
@@ -139,7 +139,7 @@ def publish(root: Path, name: str, spec: BuildSpec) -> None:
     faiss = FileEntry(path="search/1.faiss", bytes=30, sha256="0" * 64)
     profile = FileEntry(path="statistics/default.safetensors", bytes=5, sha256="0" * 64)
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         generation=1,
         created_at="2026-03-01T12:00:00+00:00",
         spec=spec,
@@ -150,8 +150,9 @@ def publish(root: Path, name: str, spec: BuildSpec) -> None:
         dimensions=256,
         rows=1000,
         tokens=61_000,
+        skipped=0,
         files=(faiss, profile),
-        shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, files=(rows,)),),
+        shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, skipped=0, files=(rows,)),),
     )
     (root / name).mkdir(parents=True)
     (root / name / "manifest.json").write_text(json.dumps(manifest.model_dump(mode="json")))
