@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from service.cli import building, demo, processes, querying
+from service.cli import building, checking, demo, processes, querying
 from service.cli.output import fail
 
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command("build")(building.build)
 app.command("query")(querying.query)
+app.command("check")(checking.check)
 app.command("up")(processes.up)
 app.command("serve")(processes.serve)
 app.command("worker")(processes.worker)

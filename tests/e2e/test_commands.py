@@ -31,6 +31,15 @@ def test_build_and_query_from_the_command_line(sources):
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
 
+def test_check_compares_each_precision_and_recommends_one(sources):
+    result = bergson("check", "--model", sources / "model")
+    assert result.returncode == 0, result.stderr
+    assert {"float32", "bfloat16"} <= {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
+    assert "recommended: --dtype" in result.stdout
+    missing = bergson("check", "--model", "/nothing")
+    assert (missing.returncode, "no model directory" in missing.stderr) == (1, True)
+
+
 BAD_COMMANDS = {
     "no such model": (("--model", "/nothing"), "no model directory"),
     "no such dataset": (("--dataset", "nothing.jsonl"), "no dataset"),
@@ -52,7 +61,7 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
     assert not (sources / "facts").exists()
 
 
-@pytest.mark.parametrize("command", ["", "build", "query", "up", "serve", "worker", "demo"])
+@pytest.mark.parametrize("command", ["", "build", "query", "check", "up", "serve", "worker", "demo"])
 def test_every_option_is_explained(command):
     shown = bergson(*filter(None, [command]), "--help")
     assert shown.returncode == 0
