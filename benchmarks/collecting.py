@@ -85,7 +85,9 @@ def main() -> None:
     documents = [Tokens(rng.integers(1, 4096, options.tokens), 1) for _ in range(options.documents)]
     work = list(batches(documents, 4096))
     layers = select(model.model)
-    normalizers = {kind: fit_normalizers(model, layers, work, kind) for kind in ("none", "adafactor", "kfac", "adam")}
+    normalizers = {
+        kind: fit_normalizers(model, layers, work, kind) for kind in ("none", "adafactor", "kfac", "adam")
+    }
     runs: dict[str, Callable[[], None]] = {"floor": lambda: run_floor(model, work)}
     for p in options.projection_dims:
         for kind, fitted in normalizers.items():

@@ -73,7 +73,7 @@ class GradientSpec(Spec):
     """How a sample becomes a row of the index."""
 
     projection_dim: int = Field(default=16, ge=1, le=256)
-    """p: each module's gradient is projected to p × p."""
+    """p: each module's gradient is projected to p × p, also where a side of the module is shorter than p."""
     normalizer: Normalizer = "adafactor"
     """Second-moment normalisation of the gradients before they are projected."""
     rows: RowKind = "float16"

@@ -87,6 +87,20 @@ def test_losses_are_the_summed_cross_entropies(architecture):
         torch.testing.assert_close(losses, expected, **EXACT)
 
 
+@pytest.mark.parametrize("kind", ["adafactor", "adam", "kfac"])
+def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
+    model, docs = tiny.model(), documents()
+    layers = select(model, ["gpt_neox.layers.0.attention.dense"])
+    fitted = fit_normalizers(wrap(model), layers, batches(docs, 60), kind)
+    whole, wide = (
+        torch.cat([RowCollector(wrap(model), processor, list(layers)).collect(batch)[0] for batch in work])
+        for work in [list(batches(docs, 60))]
+        for processor in (GradientProcessor(None, fitted), GradientProcessor(200, fitted))
+    )
+    assert wide.shape[1] == 200**2 > whole.shape[1]
+    torch.testing.assert_close(wide @ wide.T, whole @ whole.T, rtol=0.3, atol=0.05 * (whole @ whole.T).max())
+
+
 def test_collector_without_a_processor_gives_raw_gradients_in_natural_order():
     model = tiny.model("gpt2")
     ids = torch.randint(0, tiny.VOCABULARY, (3, 6))
