@@ -39,7 +39,8 @@ class ResultRow(Report):
     completion: str | None = None
     metadata: dict[str, Any] | None = None
     loss: float | None
-    """Null where the sample's gradient was not finite, so that it was skipped. Sum of the sample's token cross-entropies under the indexed model, in nats."""
+    """Sum of the sample's token cross-entropies under the indexed model, in nats; null where its gradient was not
+    finite, so that it was skipped."""
 
 
 class QueryEcho(Report):

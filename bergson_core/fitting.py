@@ -68,9 +68,9 @@ def fit_normalizers(
     *,
     include_bias: bool = False,
 ) -> dict[str, Normalizer]:
-    """A normalizer for each layer, fitted in one streaming pass over `sample`; none for kind `none`.
+    """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
 
-    Raises `InvalidInput` where there is no sample to fit from.
+    Raises `InvalidInput` where no token of the sample is labelled.
     """
     if kind == "none":
         return {}
@@ -91,9 +91,11 @@ def fit_normalizers(
         with frozen(model.model), capture(model.model, layers, lambda _, a: a, arrive):
             forward_backward(model, batch)
         samples += len(batch)
-    if not samples:
-        raise InvalidInput("expected at least one document to fit the normalizers from; got none")
-    return {name: make(sums[name], samples) for name in layers}
+    if not sums:
+        raise InvalidInput(
+            f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
+        )
+    return {name: make(sums[name], samples) for name in layers if name in sums}
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:

@@ -4,56 +4,139 @@ Gradients are asked for at the outputs of tracked layers only: with frozen param
 activation gradients alone, and stops below the lowest tracked layer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bergson_core import experts
+from bergson_core.errors import InvalidInput
 from bergson_core.layers import Layer, samples_first
 
 Keep = Callable[[str, Tensor], Any]
 """(name, activations [n, s, i]) → whatever the backward side will need; the activations are not kept otherwise."""
 Arrive = Callable[[str, Any, Tensor], None]
 """(name, what Keep returned, output gradients [n, s, o])."""
+Forward = Callable[..., Tensor]
 
 
 @contextmanager
 def capture(model: nn.Module, layers: Mapping[str, Layer], keep: Keep, arrive: Arrive) -> Iterator[None]:
     """While open, each forward pass of a layer calls `keep`, and each backward pass `arrive`.
 
-    A layer that is used twice in one pass calls both twice. Nothing is written onto the modules.
+    A layer that is used twice in one pass calls both twice; an expert that no token is routed to, with s = 0. Under
+    gradient checkpointing `keep` is called again in the recomputed forward pass, `arrive` once all the same. Nothing
+    is left on the modules.
+    Raises `InvalidInput`, during a pass, where features cannot be told apart by sample, where a frozen layer runs
+    with gradients off although the model does not, and where what `keep` returned was changed in place.
     """
-    samples = [1]
-
-    def note_batch(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if first is not None and first.dim() > 0:
-            samples[0] = first.shape[0]
-
-    def hook_of(name: str) -> Callable[..., Tensor | None]:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():
-                return None
-            n = samples[0]
-            features = args[0] if args else kwargs["input"]
-            kept = keep(name, samples_first(features.detach(), n, name))
-            lowest = not output.requires_grad
-            if lowest:  # the clone is no leaf, so that an in-place activation may follow
-                output = output.detach().requires_grad_().clone()
-            output.register_hook(lambda grad: arrive(name, kept, samples_first(grad, n, name)))
-            return output if lowest else None
-
-        return hook
-
+    tracker = _Tracker(keep, arrive)
+    fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
         for root in {model, getattr(model, "base_model", model)}:
-            handles.callback(root.register_forward_pre_hook(note_batch, with_kwargs=True).remove)
+            handles.callback(root.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
         for name, layer in layers.items():
-            handle = layer.module.register_forward_hook(hook_of(name), with_kwargs=True)
-            handles.callback(handle.remove)
+            if layer.part is not None:
+                fused.setdefault(layer.module, {})[layer.part] = name
+                continue
+            for module in (layer.module, *layer.twins):
+                hook = partial(tracker.linear, name)
+                handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        for module, names in fused.items():
+            handles.enter_context(_forward_replaced(module, partial(tracker.experts, module, names)))
         yield
+
+
+class _Tracker:
+    """What the hooks of one capture share: the shape of the batch, and whether its pass has gradients."""
+
+    def __init__(self, keep: Keep, arrive: Arrive) -> None:
+        self._keep, self._arrive = keep, arrive
+        self._batch: Sequence[int] = (1,)
+        self._with_gradients = False
+
+    def note_batch(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._with_gradients = torch.is_grad_enabled()
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if first is not None and first.dim() > 0:
+            self._batch = first.shape
+
+    def linear(
+        self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
+    ) -> Tensor | None:
+        """The forward hook of a Linear or Conv1D."""
+        if not self._tracks(name, module):
+            return None
+        features = args[0] if args else kwargs["input"]
+        regroup = partial(samples_first, batch=self._batch, name=name)
+        return self._watch(name, features, output, regroup)
+
+    def experts(
+        self, module: nn.Module, names: Mapping[str, str], untracked: Forward, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The forward pass of fused experts, instead of `untracked`; `names` are the layers of tracked parts."""
+        if not self._tracks(next(iter(names.values())), module):
+            return untracked(*args, **kwargs)
+
+        def watch(part: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]) -> Tensor:
+            return self._watch(names[part], features, output, regroup) if part in names else output
+
+        tokens = args[0] if args else kwargs["hidden_states"]
+        samples_first(tokens, self._batch, next(iter(names.values())))
+        return experts.run(module, watch, self._batch[0], *args, **kwargs)
+
+    def _tracks(self, name: str, module: nn.Module) -> bool:
+        if torch.is_grad_enabled():
+            return True
+        if self._with_gradients and not any(weight.requires_grad for weight in module.parameters()):
+            raise InvalidInput(
+                f"layer {name!r} runs with gradients off inside a pass that has them, so that none would reach it: "
+                "with gradient checkpointing, set use_reentrant=False or turn it off; where the model itself turns "
+                "them off, leave the layer out with target_modules"
+            )
+        return False
+
+    def _watch(
+        self, name: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        kept = self._keep(name, regroup(features.detach()))
+        version = _version(kept)
+        lowest = not output.requires_grad
+        if lowest:  # the clone is no leaf, so that an in-place activation may follow
+            output = output.detach().requires_grad_().clone()
+
+        def arrived(grad: Tensor) -> None:
+            if _version(kept) != version:
+                raise InvalidInput(
+                    f"the input of layer {name!r} is changed in place after the layer has run, so that its gradient "
+                    "is lost; project the gradients (projection_dim), or leave it out with target_modules"
+                )
+            self._arrive(name, kept, regroup(grad))
+
+        output.register_hook(arrived)
+        return output
+
+
+def _version(kept: Any) -> int:
+    """How often a tensor was changed in place."""
+    return kept._version if isinstance(kept, Tensor) and not kept.is_inference() else 0
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """While open, `module` runs `forward(what it ran before, *args, **kwargs)`."""
+    own = vars(module).get("forward")
+    module.forward = partial(forward, module.forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 @contextmanager

@@ -4,26 +4,42 @@ Legend: n samples, s positions, i input features, o output features.
 
 A tracked layer computes y = x Wᵀ + b; the gradient of one sample is G = Σ_s g_s a_sᵀ, always [o, i], also for
 `Conv1D` (GPT-2), whose weight is stored as [i, o]. With the bias, G is [o, i + 1]: its last column is Σ_s g_s.
+
+Tracked are Linear and Conv1D modules, and each expert's two linear maps where a module fuses them (experts.py), the
+latter without their biases. Modules that share one weight are one layer; a head's share in a tied embedding is not
+in its gradient.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from bergson_core import experts
 from bergson_core.errors import InvalidInput
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A tracked layer: its name in the model, the module, and the shape of its gradient."""
+    """A tracked layer: its name in the model, the module, and the shape of its gradient.
+
+    `part` is which of the linear maps of fused experts it is, None for a module of its own. `twins` are other
+    modules with the very same weight and bias: the gradient is the sum over all of them.
+    """
 
     name: str
     module: nn.Module
     out_features: int
     in_features: int
+    part: str | None = None
+    twins: tuple[nn.Module, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -44,12 +60,48 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 def trackable(model: nn.Module) -> dict[str, Layer]:
     """Every layer of a known type, by name, in natural order."""
-    found = {}
+    found: dict[str, Layer] = {}
+    first_with: dict[tuple[int, int], str] = {}
     for name, module in model.named_modules():
+        if experts.is_fused(module):
+            for part, shape in experts.parts(module).items():
+                whole = f"{name}.{part}" if name else part
+                found[whole] = Layer(whole, module, *shape, part)
+            continue
         shape = next((of for kind, of in _SHAPES.items() if isinstance(module, kind)), None)
-        if shape is not None:
+        if shape is None or not _runs_as_linear(module):
+            continue
+        owner = first_with.setdefault((id(module.weight), id(module.bias)), name)
+        if owner == name:
             found[name] = Layer(name, module, *shape(module))
+        else:
+            found[owner] = replace(found[owner], twins=(*found[owner].twins, module))
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+@torch.no_grad()
+def _runs_as_linear(module: nn.Module) -> bool:
+    """Whether a Linear or Conv1D computes x Wᵀ + b: a subclass with a forward of its own, as of a router, may not.
+
+    A weight that is packed or quantised is taken on trust.
+    """
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return False  # the out_proj of nn.MultiheadAttention, which is never called
+    forward = type(module).forward
+    if forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+    if weight.is_meta or weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return True
+    matrix = weight.T if isinstance(module, Conv1D) else weight
+    probe = torch.linspace(-1, 1, matrix.shape[-1], dtype=weight.dtype, device=weight.device)[None]
+    expected = F.linear(probe, matrix, bias)
+    try:
+        output = forward(module, probe)
+    except (TypeError, ValueError, RuntimeError):
+        return False  # takes something else than features
+    same_shape = isinstance(output, Tensor) and output.shape == expected.shape
+    return same_shape and torch.allclose(output.to(expected), expected, rtol=2e-2, atol=1e-3)
 
 
 def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict[str, Layer]:
@@ -73,7 +125,7 @@ def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict
     if not chosen:
         raise InvalidInput(
             f"nothing to track: {'no layer' if targets is None else repr(targets)} matches a Linear or Conv1D "
-            f"layer; this model has {_some(layers)}"
+            f"layer or fused experts; this model has {_some(layers)}"
         )
     return chosen
 
@@ -84,18 +136,20 @@ def coverage_percent(model: nn.Module, layers: Iterable[Layer]) -> float:
     return 100.0 * sum(layer.parameters for layer in layers) / total
 
 
-def samples_first(features: Tensor, samples: int, name: str) -> Tensor:
-    """`features` [n, i], [n·s, i] or [n, s, i] as [n, s, i].
+def samples_first(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
+    """`features` [n, ..., i], [n, i] or [n·s, i] as [n, s, i], for a model's input of shape `batch` [n, s, ...].
 
-    Raises `InvalidInput` where the rows cannot be told apart by sample.
+    Raises `InvalidInput` where the rows cannot be told apart by sample: they are as many as neither the samples
+    nor the positions of the batch, as an expert's tokens are.
     """
-    if features.dim() == 3 and features.shape[0] == samples:
-        return features
-    if features.dim() == 2 and features.shape[0] % samples == 0:
-        return features.reshape(samples, -1, features.shape[-1])
+    samples, rows, width = batch[0], features.shape[0], features.shape[-1]
+    if features.dim() > 2 and rows == samples:
+        return features.flatten(1, -2)
+    if features.dim() == 2 and (samples == 1 or rows in (samples, math.prod(batch[:2]))):
+        return features.reshape(samples, rows // samples, width)
     raise InvalidInput(
         f"layer {name!r} sees features of shape {tuple(features.shape)} for {samples} samples; expected "
-        "[samples, positions, features]. Leave it out with target_modules"
+        "[samples, positions, features], or all positions of the batch in order. Leave it out with target_modules"
     )
 
 

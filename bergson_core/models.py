@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput, ModelNotFound
+from bergson_core.hooks import frozen
 from bergson_core.layers import Layer, output_head
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -44,7 +45,7 @@ class LanguageModel:
 
     def tracking(self, layers: Iterable[Layer]) -> "LanguageModel":
         """The same model, run whole where a tracked layer is in the head."""
-        if any(layer.module is self.head for layer in layers):
+        if any(self.head in (layer.module, *layer.twins) for layer in layers):
             return replace(self, backbone=None, head=None)
         return self
 
@@ -126,23 +127,33 @@ def _content_hash(directory: Path) -> str:
 def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
 
-    Some models scale or cap their logits after the head; the check on a few tokens finds them out.
+    Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
+    comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
     """
     backbone, head = getattr(model, "base_model", model), output_head(model)
     if backbone is model or not isinstance(head, nn.Linear):
         return None, None
-    training, device = model.training, next(model.parameters()).device
-    ids = torch.arange(1, 6, device=device)[None] % head.out_features
-    model.eval()
+    ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
+    ends: list[Tensor] = []
+
+    def note_ends(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        ends.extend((*args, output))
+
+    hook = head.register_forward_hook(note_ends)
     try:
-        whole = model(input_ids=ids, use_cache=False).logits
-        parts = head(backbone(input_ids=ids, use_cache=False).last_hidden_state)
+        with frozen(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+            hook.remove()
+            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
     except (AttributeError, TypeError):
         return None, None
     finally:
-        model.train(training)
-    same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
-    return (backbone, head) if same else (None, None)
+        hook.remove()
+    if len(ends) != 2 or ends[0].shape != hidden.shape:
+        return None, None
+    unscaled = torch.allclose(hidden, ends[0], rtol=1e-3, atol=1e-4)
+    uncapped = torch.equal(logits, ends[1].to(logits.dtype))
+    return (backbone, head) if unscaled and uncapped else (None, None)
 
 
 def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:

@@ -3,7 +3,8 @@
 Legend: n samples, s positions, t labelled tokens of the whole batch, h hidden features, v vocabulary.
 
 With frozen parameters and a capture open (`hooks.capture`), the backward pass computes activation gradients
-only. Logits exist for labelled tokens only, a chunk at a time: [n, s, v] is never formed.
+only. Logits exist for labelled tokens only, a chunk at a time; [n, s, v] is formed only for a model that is not
+its backbone and a linear head (`models.LanguageModel`).
 """
 
 import torch

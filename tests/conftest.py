@@ -15,8 +15,8 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
 )
-# Workers started by a test inherit the cap: several of them beside each other must not fight for the cores.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Tiny matrices gain nothing from a second thread, and workers that a test starts must not fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A developer's own settings must not reach the tests, least of all their Redis.
 for _name in [name for name in os.environ if name == "REDIS_URL" or name.startswith("BERGSON_")]:
     del os.environ[_name]

@@ -204,6 +204,12 @@ def test_a_layer_used_twice_gives_the_sum_over_its_uses():
     torch.testing.assert_close(collector.gradients["shared"].sum(0), model.shared.weight.grad, **EXACT)
 
 
+def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
+    docs = [Tokens(np.array([5]), 1), Tokens(np.array([5, 6]), 2)]
+    with pytest.raises(InvalidInput, match="labelled tokens"):
+        fit_normalizers(wrap(tiny.model()), select(tiny.model()), batches(docs, 60))
+
+
 @pytest.mark.parametrize("targets", ["no_such_layer", ["gpt_neox.layers.0.nothing"], []])
 def test_targets_that_match_nothing_are_refused(targets):
     with pytest.raises(InvalidInput, match="track"):

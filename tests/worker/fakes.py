@@ -14,7 +14,7 @@ from typing import Any
 
 from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, TooLong
-from bergson_core.manifest import FILE_NAME, Manifest, ModuleEntry, read_manifest
+from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, read_manifest
 from bergson_core.specs import AttributionQuery, BuildSpec
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
@@ -32,7 +32,7 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
     """Writes the manifest of an index without rows, as a build does: by rename."""
     of = of or spec()
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         generation=generation,
         created_at="2026-03-01T12:00:00+00:00",
         spec=of,
@@ -41,6 +41,7 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
         modules=(ModuleEntry(name="h.0", out_features=8, in_features=8),),
         coverage_percent=52.3,
         dimensions=256,
+        skipped=0,
         rows=1,
         tokens=6,
         files=(),
