@@ -1,6 +1,6 @@
 """Collecting against its floor: the same batches, forward and activation-gradient backward, with no hooks.
 
-    python -m benchmarks.collecting [--projection_dims 16 32] [--tokens 128] [--rounds 15]
+    python -m benchmarks.collecting [--projection_dims 16 32] [--tokens 128] [--rounds 9]
 
 The floor asks for a gradient at the input embeddings and runs the same loss code, so the ratio is what hooks,
 projections and rows cost. Rounds alternate, and the ratio is taken round by round, so that a machine whose
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a document")
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     logging.set_verbosity_error()
 

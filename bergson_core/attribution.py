@@ -151,8 +151,7 @@ class AttributionIndex:
         scores = np.zeros(len(places), dtype=np.float32)
         for number in np.unique(shards):
             here = shards == number
-            rows = self.shards[number].rows(places[here])
-            raw = torch.einsum("kmd,md->km", rows, weights)
+            raw = self.shards[number].products(places[here], weights)
             lengths = torch.from_numpy(np.array(self.candidates.lengths[number][places[here]]))
             scores[here] = (raw * inverse(lengths)).sum(1).numpy()
         return scores

@@ -25,7 +25,8 @@ from bergson_core.store import RowShape, Shard, check_contents, file_entry
 
 _AT_ONCE = 1024
 _OVERSAMPLING = 4
-_OVERSAMPLING_BY_BITS, _LEAST_BY_BITS = 20, 200
+# Recall@10 of the demo's index (4,800 rows of 2,048 bits): 0.935 at 400 candidates, 0.990 at 1,000, 0.999 at 2,000.
+_OVERSAMPLING_BY_BITS, _LEAST_BY_BITS = 20, 2000
 _PHI, _LENGTHS, _BITS = "candidates.faiss", "lengths.bin", "candidates.bits.faiss"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -207,6 +208,10 @@ class Shard:
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32."""
         return self.shape.codec.decode(self.blocks[numbers], self.scales[numbers], self.shape.width)
+
+    def products(self, numbers: np.ndarray, weights: Float32[Tensor, "m d"]) -> Float32[Tensor, "k m"]:
+        """Inner product of each block of these rows with its layer's weights."""
+        return self.shape.codec.products(self.blocks[numbers], self.scales[numbers], weights)
 
 
 def check_sizes(root: Path, files: Iterable[FileEntry]) -> None:

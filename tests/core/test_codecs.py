@@ -38,6 +38,14 @@ def test_signs_are_kept_in_one_bit_each_and_come_back_at_unit_length():
 
 
 @pytest.mark.parametrize("kind", CODECS)
+def test_products_are_those_of_the_decoded_rows(kind):
+    codec, weights = CODECS[kind], torch.randn(3, 19)
+    kept = codec.encode(rows())
+    expected = (codec.decode(*kept, 19) * weights).sum(2)
+    torch.testing.assert_close(codec.products(*kept, weights), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CODECS)
 def test_the_bytes_of_a_row_are_those_on_disk(kind):
     blocks, scales = CODECS[kind].encode(rows())
     assert RowShape(kind, 3, 19).row_bytes == (blocks.nbytes + scales.nbytes) / 5
