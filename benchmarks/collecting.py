@@ -27,10 +27,10 @@ from bergson_core.models import LanguageModel, wrap
 from bergson_core.passes import forward_backward
 
 
-def make_model() -> PreTrainedModel:
-    """A GPT-NeoX of 8.4 M parameters, as a small research model would be."""
+def make_model(vocabulary: int = 4096) -> PreTrainedModel:
+    """A GPT-NeoX of 8.4 M parameters with the default vocabulary, as a small research model would be."""
     config = GPTNeoXConfig(
-        vocab_size=4096,
+        vocab_size=vocabulary,
         hidden_size=256,
         num_hidden_layers=8,
         num_attention_heads=4,

@@ -12,27 +12,13 @@ import statistics
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, logging
+from transformers import logging
 
-from benchmarks.collecting import collect_all, seconds
+from benchmarks.collecting import collect_all, make_model, seconds
 from bergson_core import GradientProcessor
 from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.collect import RowCollector
-from bergson_core.models import LanguageModel, wrap
-
-
-def make_model(vocabulary: int) -> LanguageModel:
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        intermediate_size=1024,
-        max_position_embeddings=2048,
-    )
-    torch.manual_seed(0)
-    return wrap(GPTNeoXForCausalLM(config).eval())
+from bergson_core.models import wrap
 
 
 def main() -> None:
@@ -45,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     logging.set_verbosity_error()
-    model = make_model(options.vocabulary)
+    model = wrap(make_model(options.vocabulary))
     assert model.head is not None  # GPT-NeoX has one that can be told from its backbone
     rng = np.random.default_rng(0)
     documents = [

@@ -128,9 +128,7 @@ class AttributionIndex:
         blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
         phi, _ = features(blocks, self.preconditioner, normalize)
         weights = phi.reshape(blocks.shape)
-        if (
-            self.preconditioner and self.candidates.shape.kind != "sign"
-        ):  # sign rows are preconditioned already
+        if self.preconditioner and self.candidates.shape.kind != "sign":  # which are preconditioned already
             weights = self.preconditioner.apply(weights)
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
         asked = [(k, sign) for k, query in enumerate(queries) for sign in signs[query.direction]]

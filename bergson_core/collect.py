@@ -63,7 +63,7 @@ class RowCollector:
 def _layout(layers: dict, processor: GradientProcessor) -> dict[str, slice]:
     slices, start = {}, 0
     for name, layer in layers.items():
-        bias = processor.include_bias and getattr(layer.module, "bias", None) is not None
+        bias = processor.include_bias and layer.has_bias
         whole = layer.out_features * (layer.in_features + bias)
         size = whole if processor.projection_dim is None else processor.projection_dim**2
         slices[name] = slice(start, start + size)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from bergson_core.batching import BUDGET_TOKENS, Batch, batches
 from bergson_core.documents import token_chunks
 from bergson_core.errors import InvalidInput
+from bergson_core.gradients import widened
 from bergson_core.hooks import capture, frozen
 from bergson_core.layers import Layer, select
 from bergson_core.models import LanguageModel, wrap
@@ -78,8 +78,8 @@ def fit_normalizers(
     sums: dict[str, Sequence[Tensor]] = {}
 
     def arrive(name: str, a: Tensor, g: Tensor) -> None:
-        bias = include_bias and getattr(layers[name].module, "bias", None) is not None
-        a, g = (tensor.to(_accumulator(tensor)) for tensor in (with_bias(a) if bias else a, g))
+        bias = include_bias and layers[name].has_bias
+        a, g = widened(with_bias(a) if bias else a), widened(g)
         finite = a.isfinite().all(-1).all(-1) & g.isfinite().all(-1).all(-1)
         new = moments(a[finite], g[finite])
         sums[name] = (
@@ -96,7 +96,3 @@ def fit_normalizers(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
     return {name: make(sums[name], samples) for name in layers if name in sums}
-
-
-def _accumulator(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

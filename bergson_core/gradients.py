@@ -103,7 +103,7 @@ class Factored:
         return F.linear(a, self.right, self.offset)
 
     def gradient(self, kept: Float[Tensor, "n s p"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n p p"]:
-        return _widened(F.linear(g, self.left)).mT @ _widened(kept)
+        return widened(F.linear(g, self.left)).mT @ widened(kept)
 
 
 @final
@@ -121,7 +121,7 @@ class Whole:
 
     def gradient(self, kept: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n _ _"]:
         at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * kept.shape[-1]))
-        parts = zip(_widened(g).split(at_once), _widened(kept).split(at_once), strict=True)
+        parts = zip(widened(g).split(at_once), widened(kept).split(at_once), strict=True)
         return torch.cat([self._finish(g_part.mT @ a_part) for g_part, a_part in parts])
 
     def _finish(self, gradient: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Whole:
 def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> Factored | Whole:
     """How `processor` turns the activations and output gradients of `layer` into rows, for tensors like `like`."""
     normalizer = processor.normalizers.get(layer.name)
-    bias = processor.include_bias and getattr(layer.module, "bias", None) is not None
+    bias = processor.include_bias and layer.has_bias
     if processor.projection_dim is None:
         return Whole(normalizer, None, None, bias)
     left = rademacher(processor.seed, layer.name, "left", processor.projection_dim, layer.out_features)
@@ -145,7 +145,7 @@ def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> 
     if isinstance(normalizer, FactoredNormalizer):
         left, right = normalizer.fold(left, right)
     elif normalizer is not None:
-        wide = _widened(like.new_empty(0))
+        wide = widened(like.new_empty(0))
         return Whole(normalizer, left.to(wide), right.to(wide), bias)
     left, right = left.to(like), right.to(like)
     if bias:
@@ -153,6 +153,6 @@ def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> 
     return Factored(left, right, None)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     """float32, or float64 as it was."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

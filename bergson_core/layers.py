@@ -46,6 +46,11 @@ class Layer:
         """Number of weights, without the bias."""
         return self.out_features * self.in_features
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias whose gradient can be one more column."""
+        return getattr(self.module, "bias", None) is not None
+
 
 _SHAPES: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
     nn.Linear: lambda linear: (linear.out_features, linear.in_features),
