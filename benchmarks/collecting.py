@@ -82,7 +82,9 @@ def main() -> None:
 
     model = wrap(make_model())
     rng = np.random.default_rng(0)
-    documents = [Tokens(rng.integers(1, 4096, options.tokens), 1) for _ in range(options.documents)]
+    documents = [
+        Tokens.labelled_from(rng.integers(1, 4096, options.tokens), 1) for _ in range(options.documents)
+    ]
     work = list(batches(documents, 4096))
     layers = select(model.model)
     normalizers = {

@@ -35,7 +35,7 @@ def main() -> None:
     assert model.head is not None  # GPT-NeoX has one that can be told from its backbone
     rng = np.random.default_rng(0)
     documents = [
-        Tokens(rng.integers(0, options.vocabulary, options.tokens), options.tokens * 9 // 10)
+        Tokens.labelled_from(rng.integers(0, options.vocabulary, options.tokens), options.tokens * 9 // 10)
         for _ in range(options.documents)
     ]
     work = list(batches(documents, BUDGET_TOKENS))

@@ -75,7 +75,8 @@ class Rows:
 
 def _kept(kind: RowKind, rows: Tensor) -> Tensor:
     """Rows [n, m, d] as they come back from disk."""
-    return CODECS[kind].decode(*CODECS[kind].encode(rows), rows.shape[2])
+    blocks, scales = CODECS[kind].encode(rows)
+    return CODECS[kind].decode(blocks.numpy(), scales.numpy(), rows.shape[2])
 
 
 def measure(scores: Tensor, corpus: Corpus) -> Retrieval:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bergson_core.collect import collect_gradients
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
+    from bergson_core.mixing import fit_profile
     from bergson_core.processor import GradientProcessor
     from bergson_core.specs import AttributionQuery, BuildSpec
 
@@ -25,6 +26,7 @@ _HOME = {
     "build_index": "bergson_core.build",
     "collect_gradients": "bergson_core.collect",
     "fit_processor": "bergson_core.fitting",
+    "fit_profile": "bergson_core.mixing",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "build_index",
     "collect_gradients",
     "fit_processor",
+    "fit_profile",
 ]
 
 

@@ -5,26 +5,43 @@ Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
 from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
+from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
-from bergson_core.preconditioners import PROFILE, Preconditioner
 from bergson_core.processor import GradientProcessor
-from bergson_core.search import Candidates, features, inverse
-from bergson_core.specs import AttributionQuery
+from bergson_core.profiles import DEFAULT, Profile
+from bergson_core.search import Candidates, inverse
+from bergson_core.specs import AttributionQuery, Direction, GradientSpec
 from bergson_core.store import RowShape, Shard, check_contents
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What of a query concerns the search."""
+
+    top_k: int
+    direction: Direction
+    include: Sequence[str]
+    profile: str
+
+    @classmethod
+    def by(cls, query: AttributionQuery) -> "_Asked":
+        return cls(query.top_k, query.direction, query.include, query.profile)
+
 
 LoadModel = Callable[..., LanguageModel]
 
@@ -37,7 +54,8 @@ class AttributionIndex:
     manifest: Manifest
     model: LanguageModel
     collector: RowCollector
-    preconditioner: Preconditioner | None
+    processor: GradientProcessor
+    profiles: Mapping[str, Profile]
     shards: Sequence[Shard]
     candidates: Candidates
 
@@ -52,13 +70,14 @@ class AttributionIndex:
         manifest = read_manifest(root)
         spec = manifest.spec
         check_contents(root, [entry for entry in manifest.files if not entry.path.startswith("search/")])
+        processor = GradientProcessor.load(root / "statistics")
+        _check_projection(processor, spec.gradients)
         model = load_model(spec.model, spec.revision, spec.dtype)
         if model.sha256 != manifest.model_sha256:
             raise IndexCorrupt(
                 f"the model {spec.model} is not the one that the index {root.name} was built from: its files have "
                 "changed; restore it or build the index again"
             )
-        processor = GradientProcessor.load(root / "statistics")
         names = [module.name for module in manifest.modules]
         collector = RowCollector(model, processor, names)
         return cls(
@@ -66,7 +85,8 @@ class AttributionIndex:
             manifest=manifest,
             model=model,
             collector=collector,
-            preconditioner=Preconditioner.load(root / PROFILE) if spec.scoring.preconditioner else None,
+            processor=processor,
+            profiles={entry.name: Profile.open(root, manifest, entry) for entry in manifest.profiles},
             shards=[Shard.open(root, entry, RowShape.of(manifest)) for entry in manifest.shards],
             candidates=Candidates.open(root, manifest),
         )
@@ -85,7 +105,7 @@ class AttributionIndex:
         tokens = [outcomes[k] for k in good]
         rows, losses = collect_in_order(self.collector, tokens, self.model.device, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
-        found = self._search(torch.from_numpy(rows), [queries[k] for k in good])
+        found = self._search(torch.from_numpy(rows), [_Asked.by(queries[k]) for k in good])
         done = time.perf_counter()
         timing = TimingMs(
             gradient=1e3 * (gradient_done - started),
@@ -97,6 +117,7 @@ class AttributionIndex:
             outcomes[k] = Answer(
                 index=query.index,
                 generation=self.manifest.generation,
+                profile=query.profile,
                 query=QueryEcho(
                     prompt=query.prompt, completion=query.completion, loss=float(loss), n_tokens=one.labelled
                 ),
@@ -106,10 +127,47 @@ class AttributionIndex:
             )
         return outcomes
 
+    def search(
+        self,
+        rows: Float[Tensor, "q D"],
+        processor: GradientProcessor,
+        *,
+        top_k: int = 10,
+        direction: Literal["proponents", "opponents"] = "proponents",
+        profile: str = DEFAULT,
+    ) -> list[list[ResultRow]]:
+        """The `top_k` training samples, best first, for each gradient that was made elsewhere.
+
+        Of a loss of one's own, say: `rows` are what a `GradientCollector` gives for each of the index's modules in
+        natural order, each flattened, with `processor`.
+        Raises `InvalidInput` where `processor` is not that of the index, saved in its directory `statistics`: another
+        projection or normalizer makes rows that cannot be compared.
+        """
+        if processor is not self.processor and processor.fingerprint() != self.processor.fingerprint():
+            raise InvalidInput(
+                f"the gradients were made by another processor than the rows of {self.name}: expected "
+                f"{self.processor.settings} and the normalizers fitted for it; load them from its directory "
+                "statistics with GradientProcessor.load"
+            )
+        if rows.dim() != 2 or rows.shape[1] != self.collector.dimensions:
+            raise InvalidInput(
+                f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
+            )
+        self._check_profile(profile)
+        asked = _Asked(top_k, direction, ("text", "metadata"), profile)
+        found = self._search(rows.float().cpu(), [asked] * len(rows))
+        return [proponents or opponents or [] for proponents, opponents in found]
+
+    def _check_profile(self, profile: str) -> None:
+        if profile not in self.profiles:
+            raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(self.profiles)}")
+
     def _tokens(self, query: AttributionQuery) -> Tokens | BergsonError:
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
+            self._check_profile(query.profile)
             (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [query.completion])
+            tokens = weighted(tokens, self.manifest.spec.gradients.loss)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")
         except BergsonError as error:
             return error
@@ -121,40 +179,43 @@ class AttributionIndex:
         return tokens
 
     def _search(
-        self, rows: Tensor, queries: Sequence[AttributionQuery]
+        self, rows: Tensor, queries: Sequence[_Asked]
     ) -> list[tuple[list[ResultRow] | None, list[ResultRow] | None]]:
         """(proponents, opponents) for each query from its row [q, D]; None for what was not asked for."""
-        normalize = self.manifest.spec.scoring.normalize
         blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
-        phi, _ = features(blocks, self.preconditioner, normalize)
-        weights = phi.reshape(blocks.shape)
-        if self.preconditioner and self.candidates.shape.kind != "sign":  # which are preconditioned already
-            weights = self.preconditioner.apply(weights)
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
-        asked = [(k, sign) for k, query in enumerate(queries) for sign in signs[query.direction]]
-        directed = torch.stack([sign * phi[k] for k, sign in asked])
-        top_k = max(query.top_k for query in queries)
         answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
-        for (k, sign), shards, places in zip(asked, *self.candidates.find(directed, top_k), strict=True):
-            scores = self._exact_scores(weights[k], shards, places)
-            best = np.argsort(-sign * scores, kind="stable")[: queries[k].top_k]
-            answers[k][sign] = [
-                self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), queries[k])
-                for rank, c in enumerate(best, start=1)
-            ]
+        for name in dict.fromkeys(query.profile for query in queries):
+            profile = self.profiles[name]
+            here = [k for k, query in enumerate(queries) if query.profile == name]
+            phi, weights = profile.prepare(blocks[here])
+            asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
+            directed = torch.stack([sign * phi[i] for i, sign in asked])
+            top_k = max(queries[k].top_k for k in here)
+            candidates = self.candidates.find(directed, top_k, profile.oversampling)
+            for (i, sign), shards, places in zip(asked, *candidates, strict=True):
+                query = queries[here[i]]
+                scores = self._exact_scores(weights[i], profile, shards, places)
+                best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
+                answers[here[i]][sign] = [
+                    self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), query)
+                    for rank, c in enumerate(best, start=1)
+                ]
         return [(found.get(1), found.get(-1)) for found in answers]
 
-    def _exact_scores(self, weights: Tensor, shards: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def _exact_scores(
+        self, weights: Tensor, profile: Profile, shards: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
         """Scores [k] float32 from the stored rows: (C^-½ φ) · row over its lengths, block by block or as a whole."""
         scores = np.zeros(len(places), dtype=np.float32)
         for number in np.unique(shards):
             here = shards == number
             raw = self.shards[number].products(places[here], weights)
-            lengths = torch.from_numpy(np.array(self.candidates.lengths[number][places[here]]))
+            lengths = torch.from_numpy(np.array(profile.lengths[number][places[here]]))
             scores[here] = (raw * inverse(lengths)).sum(1).numpy()
         return scores
 
-    def _result(self, rank: int, shard: int, place: int, score: float, query: AttributionQuery) -> ResultRow:
+    def _result(self, rank: int, shard: int, place: int, score: float, query: _Asked) -> ResultRow:
         row = self.shards[shard].records.slice(place, 1).to_pylist()[0]
         text = "text" in query.include
         return ResultRow(
@@ -166,3 +227,14 @@ class AttributionIndex:
             metadata=json.loads(row["metadata"]) if "metadata" in query.include else None,
             loss=row["loss"],
         )
+
+
+def _check_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
+    stated = {
+        "projection_dim": settings.projection_dim,
+        "projection": settings.projection,
+        "seed": settings.seed,
+        "include_bias": settings.include_bias,
+    }
+    if processor.settings != stated:
+        raise IndexCorrupt(f"the rows were projected by {stated}, and statistics hold {processor.settings}")

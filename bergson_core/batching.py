@@ -19,15 +19,24 @@ BUDGET_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenised document: the loss is taken over `ids[first_label:]`, all else is context."""
+    """One tokenised document: `ids` [s], and `labels` [s] true on the tokens that the loss is taken over.
+
+    The loss is the sum over these tokens, times `weight`.
+    """
 
     ids: np.ndarray
-    first_label: int
+    labels: np.ndarray
+    weight: float = 1.0
+
+    @classmethod
+    def labelled_from(cls, ids: np.ndarray, first: int) -> "Tokens":
+        """The loss is taken over `ids[first:]`, all before is context."""
+        return cls(ids, np.arange(len(ids)) >= first)
 
     @property
     def labelled(self) -> int:
-        """Tokens that the loss is summed over."""
-        return max(0, len(self.ids) - self.first_label)
+        """Tokens that the loss is taken over."""
+        return int(self.labels.sum())
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,15 @@ class Batch:
     """Documents side by side, padded on the right.
 
     `numbers` [n] are the documents' places in the sequence that was batched; `input_ids` [n, s]; `mask` [n, s] is 1
-    on tokens, or None where nothing is padded; `labelled` [n, s] is true on tokens that the loss is taken over.
+    on tokens, or None where nothing is padded; `labelled` [n, s] is true on tokens that the loss is taken over;
+    `weights` [n] float64 are what their losses are multiplied by, None where all are 1.
     """
 
     numbers: np.ndarray
     input_ids: Tensor
     mask: Tensor | None
     labelled: Tensor
+    weights: Tensor | None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -65,7 +76,7 @@ def tokenize(
         return []
     if completions is None:
         encoded = tokenizer(list(prompts), return_attention_mask=False)["input_ids"]
-        return [Tokens(np.asarray(ids, dtype=np.int64), 1) for ids in encoded]
+        return [Tokens.labelled_from(np.asarray(ids, dtype=np.int64), 1) for ids in encoded]
     if not tokenizer.is_fast:
         raise InvalidInput(
             f"{type(tokenizer).__name__} does not tell which characters a token stands for; expected a fast tokenizer "
@@ -74,7 +85,7 @@ def tokenize(
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
     return [
-        Tokens(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
+        Tokens.labelled_from(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
         for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
     ]
 
@@ -120,13 +131,16 @@ def _collate(documents: list[Tokens], numbers: list[int], device: torch.device |
     lengths = np.array([len(tokens.ids) for tokens in documents])
     places = np.arange(max(1, lengths.max()))
     ids = np.zeros((len(documents), len(places)), dtype=np.int64)
-    for row, tokens in zip(ids, documents, strict=True):
+    labelled = np.zeros(ids.shape, dtype=bool)
+    for row, labels, tokens in zip(ids, labelled, documents, strict=True):
         row[: len(tokens.ids)] = tokens.ids
+        labels[: len(tokens.ids)] = tokens.labels
     present = places < lengths[:, None]
-    labelled = present & (places >= np.array([tokens.first_label for tokens in documents])[:, None])
+    weights = torch.tensor([tokens.weight for tokens in documents], dtype=torch.float64)
     return Batch(
         numbers=np.array(numbers),
         input_ids=torch.from_numpy(ids).to(device),
         mask=None if present.all() else torch.from_numpy(present.astype(np.int64)).to(device),
         labelled=torch.from_numpy(labelled).to(device),
+        weights=None if (weights == 1).all() else weights.to(device),
     )

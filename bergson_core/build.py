@@ -13,21 +13,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from bergson_core.answers import Progress
-from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches, check_length
+from bergson_core.batching import Batch, Tokens, batches, check_length
+from bergson_core.budget import find_budget
 from bergson_core.collect import RowCollector
 from bergson_core.documents import Documents, Record, load_documents, tokenize_records
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.fitting import fit, sample_numbers
 from bergson_core.layers import coverage_percent, select
-from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, ShardEntry, read_manifest
+from bergson_core.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    FileEntry,
+    Manifest,
+    ModuleEntry,
+    ProfileEntry,
+    ShardEntry,
+    read_manifest,
+)
 from bergson_core.models import LanguageModel, context_limit, load_model
-from bergson_core.preconditioners import PROFILE, Preconditioner, SecondMoment
+from bergson_core.optimizer_state import checkpoint_file
+from bergson_core.preconditioners import Preconditioner, SecondMoment
 from bergson_core.processor import GradientProcessor
+from bergson_core.profiles import DEFAULT, preconditioner_path, write_lengths
 from bergson_core.progress import Clock
 from bergson_core.rows import RowMaker
 from bergson_core.search import build_shard_search
@@ -37,11 +51,13 @@ from bergson_core.store import (
     ShardWriter,
     drop_build_files,
     file_entry,
+    file_sha256,
     finished_shard,
     sync_files,
     total_moment,
     write_durably,
 )
+from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +96,11 @@ def build_index(
                 if fresh:  # nothing was begun: leave nothing behind
                     _remove_empty(output)
                 raise
+            except torch.OutOfMemoryError as error:
+                raise InvalidInput(
+                    f"a batch does not fit into the device's memory: expected shorter documents (max_tokens), dtype "
+                    f"bfloat16, or a larger device; {error}"
+                ) from error
     except Timeout:
         raise IndexBusy(f"{output} is being built by another process; wait for it or stop it") from None
 
@@ -114,10 +135,14 @@ def _remove_empty(output: Path) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one look at every document gave. `limit` is the longest document allowed, in tokens."""
+    """What one look at every document gave.
+
+    `limit` is the longest document allowed, `longest` the longest there is, in tokens.
+    """
 
     documents: Documents
     limit: int | None
+    longest: int
     content_sha256: str
 
 
@@ -148,7 +173,7 @@ class _Build:
         self.fingerprint = _fingerprint(self.spec, model, plan.content_sha256)
         stamp = {"spec": self.spec.fingerprint(), "build": self.fingerprint}
         write_durably(self.output / "building.json", json.dumps(stamp).encode())
-        self._statistics(model, plan)
+        self._budget_tokens = self._statistics(model, plan)
         rows = self._open_rows(model)
         shards = self._shards(model, plan, rows)
         return self._publish(model, rows, shards)
@@ -158,49 +183,67 @@ class _Build:
         documents = load_documents(self.spec)
         documents.check_ids()
         limit = context_limit(model, self.spec.gradients.max_tokens)
-        digest, clock = hashlib.sha256(), Clock("read", len(documents))
+        digest, clock, longest = hashlib.sha256(), Clock("read", len(documents)), 0
         for chunk in documents.chunks():
-            tokens = _checked_tokens(model, chunk, limit)
+            lengths = [len(one.ids) for one in self._tokens(model, chunk, limit)]
+            longest = max(longest, *lengths)
             for record in chunk:
                 digest.update(repr(record).encode())
-            self._report(clock.tick(len(chunk), sum(len(one.ids) for one in tokens)))
-        return _Plan(documents, limit, digest.hexdigest())
+            self._report(clock.tick(len(chunk), sum(lengths)))
+        return _Plan(documents, limit, longest, digest.hexdigest())
+
+    def _tokens(self, model: LanguageModel, records: Sequence[Record], limit: int | None) -> list[Tokens]:
+        """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
+        assert model.tokenizer is not None  # load_model always gives one
+        tokens = tokenize_records(model.tokenizer, records, self.spec.gradients.loss)
+        for record, one in zip(records, tokens, strict=True):
+            check_length(one, limit, f"document {record.id!r}")
+        return tokens
 
     @property
     def _signs_preconditioned(self) -> bool:
         """C^-½ goes before the signs are taken, so that it has to be known by then."""
         return self.spec.gradients.rows == "sign" and self.spec.scoring.preconditioner
 
-    def _statistics(self, model: LanguageModel, plan: _Plan) -> None:
-        """Saves what is fitted from the sample, unless an earlier run of this build has."""
+    def _statistics(self, model: LanguageModel, plan: _Plan) -> int:
+        """Saves what is fitted from the sample, unless an earlier run of this build has; returns the tokens of a batch.
+
+        These are that run's where they still fit, since another size of batches rounds rows differently.
+        """
         settings, directory = self.spec.gradients, self.output / "statistics"
-        if (directory / "done").is_file() and (directory / "done").read_text() == self.fingerprint:
-            return
+        layers = select(model.model, settings.modules)
+        budget, done = find_budget(model, layers, plan.longest), directory / "done"
+        if done.is_file() and (before := json.loads(done.read_text()))["build"] == self.fingerprint:
+            return min(budget, before["budget_tokens"])
         numbers = sample_numbers(len(plan.documents), settings)
-        tokens = _checked_tokens(model, plan.documents.read(numbers), plan.limit)
+        tokens = self._tokens(model, plan.documents.read(numbers), plan.limit)
         clock = Clock("statistics", len(numbers))
-        sample = self._reported(batches(tokens, BUDGET_TOKENS, model.device), clock)
-        processor = fit(model, select(model.model, settings.modules), sample, settings)
+        sample = self._reported(batches(tokens, budget, model.device), clock)
+        processor = fit(model, layers, sample, settings)
         processor.save(directory)
         if self._signs_preconditioned:
             rows = RowMaker(RowCollector(model, processor, settings.modules), settings.rows)
             moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
-            for batch in batches(tokens, BUDGET_TOKENS, model.device):
+            for batch in batches(tokens, budget, model.device):
                 moment.add(rows.blocks(batch)[0])
             self._save_preconditioner(moment.total, moment.rows)
-        write_durably(directory / "done", self.fingerprint.encode())
+        stamp = {"build": self.fingerprint, "budget_tokens": budget}
+        write_durably(done, json.dumps(stamp).encode())
+        return budget
 
     def _save_preconditioner(self, total: Tensor, rows: int) -> Preconditioner:
         """From Σ row rowᵀ [m, d, d] over `rows` rows."""
         preconditioner = Preconditioner.fit(total, rows, self.spec.scoring.damping)
-        preconditioner.save(self.output / PROFILE, total / rows)
+        preconditioner.save(preconditioner_path(self.output), total / rows)
         return preconditioner
 
     def _open_rows(self, model: LanguageModel) -> RowMaker:
         settings = self.spec.gradients
         collector = RowCollector(model, GradientProcessor.load(self.output / "statistics"), settings.modules)
         before = (
-            Preconditioner.load(self.output / PROFILE, model.device) if self._signs_preconditioned else None
+            Preconditioner.load(preconditioner_path(self.output), model.device)
+            if self._signs_preconditioned
+            else None
         )
         return RowMaker(collector, settings.rows, before)
 
@@ -230,16 +273,21 @@ class _Build:
     ) -> ShardEntry:
         """Runs these documents through the model and writes their shard."""
         records = plan.documents.read(numbers)
-        tokens = _checked_tokens(model, records, plan.limit)
+        tokens = self._tokens(model, records, plan.limit)
         shape, moment = rows.shape, None
         if self.spec.scoring.preconditioner and not self._signs_preconditioned:
             moment = SecondMoment(shape.layers, shape.width, model.device)
         writer = ShardWriter(self.output, name, len(numbers), shape)
-        for batch in batches(tokens, BUDGET_TOKENS, model.device):
+
+        def encoded(batch: Batch) -> tuple[Any, ...]:
             blocks, losses = rows.blocks(batch)
             if moment is not None:
                 moment.add(blocks)
-            writer.put(batch.numbers, blocks, losses)
+            return batch, *shape.codec.encode(blocks), losses
+
+        work = batches(tokens, self._budget_tokens, model.device)
+        for batch, blocks, scales, losses in one_late(map(encoded, work)):
+            writer.put(batch.numbers, blocks, scales, losses)
             self._report(clock.tick(len(batch), batch.tokens))
         self._confirm()
         if skipped := [record.id for record, skip in zip(records, writer.skipped, strict=True) if skip]:
@@ -260,13 +308,17 @@ class _Build:
         count = sum(entry.rows for entry in shards)
         preconditioner = rows.before
         files = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
+        of_profile: list[FileEntry] = []
         if scoring.preconditioner:
             if preconditioner is None:
                 preconditioner = self._save_preconditioner(total_moment(output, shards), count)
-            files.append(file_entry(output / PROFILE, output))
+            of_profile.append(file_entry(preconditioner_path(output), output))
         for done, entry in enumerate(shards, start=1):
             shard = Shard.open(output, entry, rows.shape)
-            files += build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
+            file, lengths = build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
+            files.append(file)
+            if lengths is not None:
+                of_profile.append(write_lengths(output, DEFAULT, entry.name, lengths))
             self._report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -286,8 +338,9 @@ class _Build:
             skipped=sum(entry.skipped for entry in shards),
             files=tuple(files),
             shards=tuple(shards),
+            profiles=(ProfileEntry(name=DEFAULT, files=tuple(of_profile)),),
         )
-        sync_files(output, manifest.files)
+        sync_files(output, (*files, *of_profile))
         self._confirm()
         write_durably(output / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         (output / "building.json").unlink(missing_ok=True)
@@ -296,16 +349,9 @@ class _Build:
         return manifest
 
 
-def _checked_tokens(model: LanguageModel, records: Sequence[Record], limit: int | None) -> list[Tokens]:
-    """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
-    assert model.tokenizer is not None  # load_model always gives one
-    tokens = tokenize_records(model.tokenizer, records)
-    for record, one in zip(records, tokens, strict=True):
-        check_length(one, limit, f"document {record.id!r}")
-    return tokens
-
-
 def _fingerprint(spec: BuildSpec, model: LanguageModel, content_sha256: str) -> str:
     """Everything that decides the rows: two builds with the same one may share shards."""
-    parts = (str(FORMAT_VERSION), spec.fingerprint(), model.sha256, content_sha256)
+    state = spec.gradients.optimizer_state
+    moments = file_sha256(checkpoint_file(state)) if state is not None else ""
+    parts = (str(FORMAT_VERSION), spec.fingerprint(), model.sha256, content_sha256, moments)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

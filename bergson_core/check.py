@@ -79,7 +79,7 @@ def _documents(model: LanguageModel) -> list[Tokens]:
     vocabulary = len(model.tokenizer.get_vocab())
     rng = np.random.default_rng(0)
     lengths = [longest // 2] * (_DOCUMENTS // 2) + [longest] * (_DOCUMENTS // 2)
-    return [Tokens(rng.integers(0, vocabulary, length), 1) for length in lengths]
+    return [Tokens.labelled_from(rng.integers(0, vocabulary, length), 1) for length in lengths]
 
 
 def _rows(

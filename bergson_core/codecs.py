@@ -11,8 +11,9 @@ from typing import Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from bergson_core.specs import RowKind
 
@@ -32,8 +33,8 @@ class Codec(ABC):
         """Entries of the scales of a row of so many layers."""
 
     @abstractmethod
-    def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[np.ndarray, np.ndarray]:
-        """(blocks [n, m, w], scales)."""
+    def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[Tensor, Tensor]:
+        """(blocks [n, m, w], scales), on the device of `rows`, of the codec's types."""
 
     @abstractmethod
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
@@ -70,11 +71,11 @@ class Scaled(Codec):
     def scales(self, layers: int) -> int:
         return layers
 
-    def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[Tensor, Tensor]:
         largest = rows.abs().amax(dim=-1)
         unit = rows / largest.clamp_min(torch.finfo(largest.dtype).tiny)[..., None] * self._steps
         kept = unit if self._dtype.is_floating_point else unit.round()
-        return kept.to(self._dtype).cpu().numpy(), (largest / self._steps).float().cpu().numpy()
+        return kept.to(self._dtype), (largest / self._steps).float()
 
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
         # np.array copies what may be a read-only map; torch widens float16 some twenty times faster than NumPy.
@@ -96,11 +97,8 @@ class Signs(Codec):
     def scales(self, layers: int) -> int:
         return -(-layers // 8)
 
-    def encode(
-        self, rows: Float[Tensor, "n m d"]
-    ) -> tuple[UInt8[np.ndarray, "n m w"], UInt8[np.ndarray, "n _"]]:
-        positive, seen = (rows > 0).cpu().numpy(), (rows != 0).any(-1).cpu().numpy()
-        return np.packbits(positive, axis=-1), np.packbits(seen, axis=-1)
+    def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[UInt8[Tensor, "n m w"], UInt8[Tensor, "n _"]]:
+        return _packed(rows > 0), _packed((rows != 0).any(-1))
 
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
         layers = blocks.shape[1]
@@ -113,7 +111,7 @@ class Signs(Codec):
     ) -> Float32[Tensor, "n m"]:
         # What each value of each byte adds to the product is a table: a row is 1/8 as many look-ups as numbers.
         layers, width = weights.shape
-        padded = torch.nn.functional.pad(weights, (0, -width % 8)).reshape(-1, 8)
+        padded = F.pad(weights, (0, -width % 8)).reshape(-1, 8)
         signs = (
             torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
         )
@@ -123,6 +121,13 @@ class Signs(Codec):
         return torch.from_numpy(looked_up).reshape(len(blocks), layers, -1).sum(2) * (
             seen / (layers * width) ** 0.5
         )
+
+
+def _packed(bits: Bool[Tensor, "*n d"]) -> UInt8[Tensor, "*n w"]:
+    """What NumPy's packbits gives: the first of eight is the highest bit."""
+    octets = F.pad(bits, (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
+    places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return (octets * places).sum(-1, dtype=torch.uint8)
 
 
 CODECS: Final[dict[RowKind, Codec]] = {

@@ -1,11 +1,12 @@
 """The only loop over documents that makes rows; where they go is the caller's business.
 
-Legend: n samples, m layers, d numbers a layer (p² where projected), D = Σ d numbers a row.
+Legend: n samples, s positions, m layers, d numbers a layer (p² where projected), D = Σ d numbers a row.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches
+from bergson_core.batching import Batch, Tokens, batches
+from bergson_core.budget import find_budget
 from bergson_core.documents import token_chunks
 from bergson_core.fitting import fit_processor
 from bergson_core.gradients import GradientCollector
@@ -23,14 +25,19 @@ from bergson_core.hooks import frozen
 from bergson_core.models import LanguageModel, wrap
 from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
-from bergson_core.specs import ColumnsSpec
+from bergson_core.specs import ColumnsSpec, GradientSpec, Loss
+from bergson_core.transfer import one_late
+
+_NUMBERS_AT_ONCE: Final = 2**25
+"""Of token rows in memory: 128 MiB."""
 
 
 class RowCollector:
     """Runs batches through a model and lays each sample's gradients out as one row.
 
     A row is the layers' gradients in natural order of their names, each flattened: `slices` says where each
-    one is. Hooks are in place during a pass only, so that the same model may serve others between batches.
+    one is. With `per_token` there is one for each position. Hooks are in place during a pass only, so that the same
+    model may serve others between batches.
     """
 
     def __init__(
@@ -38,26 +45,35 @@ class RowCollector:
         model: LanguageModel,
         processor: GradientProcessor,
         target_modules: str | Iterable[str] | None = None,
+        *,
+        per_token: bool = False,
     ) -> None:
-        self._collector = GradientCollector(model.model, processor, self._arrive, target_modules)
+        self._collector = GradientCollector(
+            model.model, processor, self._arrive, target_modules, per_token=per_token
+        )
         self.layers = self._collector.layers
         self._model = model.tracking(self.layers.values())
         self.slices = _layout(self.layers, processor)
         self.dimensions = sum(part.stop - part.start for part in self.slices.values())
         self._rows = torch.empty(0)
 
-    def collect(self, batch: Batch) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
-        """(rows [n, D], losses [n]) of a batch, float32 or wider, on the model's device."""
-        model = self._model.model
+    def collect(self, batch: Batch) -> tuple[Float[Tensor, "n *s D"], Float[Tensor, " n"]]:
+        """(rows [n, D], or [n, s, D] per token, losses [n]) of a batch, float32 or wider, on the model's device."""
+        model, ids = self._model.model, batch.input_ids
         wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-        self._rows = torch.zeros(len(batch), self.dimensions, dtype=wide, device=batch.input_ids.device)
+        shape = ids.shape if self._collector.per_token else ids.shape[:1]
+        self._rows = torch.zeros(*shape, self.dimensions, dtype=wide, device=ids.device)
         with frozen(model), self._collector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
         return rows, losses
 
+    @property
+    def per_token(self) -> bool:
+        return self._collector.per_token
+
     def _arrive(self, name: str, gradient: Tensor) -> None:
-        self._rows[:, self.slices[name]] += gradient.flatten(1)
+        self._rows[..., self.slices[name]] += gradient.flatten(-2)
 
 
 def _layout(layers: dict, processor: GradientProcessor) -> dict[str, slice]:
@@ -79,40 +95,85 @@ def collect_gradients(
     *,
     prompt_column: str = "text",
     completion_column: str | None = None,
+    messages_column: str | None = None,
+    weight_column: str | None = None,
+    loss: Loss = "sum",
+    per_token: bool = False,
     target_modules: str | Iterable[str] | None = None,
-    budget_tokens: int = BUDGET_TOKENS,
+    budget_tokens: int | None = None,
 ) -> Dataset:
     """`dataset` with two new columns: `gradients` [D] float32, one row a document, and `loss`, in nats.
 
-    A gradient is that of the document's summed token cross-entropy; with a completion column, of the completion
-    alone. Without `tokenizer` the column `input_ids` is used. `processor` defaults to that of `fit_processor`:
-    Adafactor, fitted from a sample of `dataset`, and 16 × 16 numbers a layer. Memory does not grow with the
-    dataset.
+    A gradient is that of the document's token cross-entropy, summed or the mean; with a completion column, of the
+    completion alone; with a messages column, of the assistant's turns; times the number in a weight column. The
+    column `loss` is always the plain sum. With `per_token`, `gradients` is [s, D], a row for each token of a document:
+    what its position adds to the document's row, which is their sum. Without `tokenizer` the column `input_ids` is
+    used, and `labels` where there is one. `processor` defaults to that of `fit_processor`: Adafactor, fitted from a
+    sample of `dataset`, and 16 × 16 numbers a layer. Memory does not grow with the dataset. `budget_tokens` is what a
+    batch may have, padding included; by default as many as fit into the device's memory.
     Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
     """
-    columns = ColumnsSpec(prompt=prompt_column, completion=completion_column)
+    columns = ColumnsSpec(
+        prompt=prompt_column, completion=completion_column, messages=messages_column, weight=weight_column
+    )
     if processor is None:
-        processor = fit_processor(model, dataset, tokenizer, columns=columns, target_modules=target_modules)
+        settings = GradientSpec(loss=loss)
+        processor = fit_processor(
+            model, dataset, tokenizer, settings, columns=columns, target_modules=target_modules
+        )
     language_model = wrap(model, tokenizer)
-    collector = RowCollector(language_model, processor, target_modules)
-    schema = pa.schema({"gradients": pa.list_(pa.float32(), collector.dimensions), "loss": pa.float64()})
+    collector = RowCollector(language_model, processor, target_modules, per_token=per_token)
+    row = pa.list_(pa.float32(), collector.dimensions)
+    schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # lives as long as the dataset that maps it
     path = str(Path(directory) / "gradients.arrow")
+    longest, budget = 0, budget_tokens or 0
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for tokens in token_chunks(tokenizer, dataset, columns, language_model.max_tokens):
-            rows, losses = collect_in_order(collector, tokens, language_model.device, budget_tokens)
-            gradients = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), collector.dimensions)
-            writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
+        for chunk in token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss):
+            if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
+                longest, budget = here, find_budget(language_model, collector.layers, here)
+            if per_token:
+                budget = max(1, min(budget, _NUMBERS_AT_ONCE // collector.dimensions))
+            for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
+                rows, losses = collect_in_order(collector, tokens, language_model.device, budget)
+                gradients: Any = pa.FixedSizeListArray.from_arrays(
+                    pa.array(rows.ravel()), collector.dimensions
+                )
+                if per_token:
+                    ends = np.cumsum([0, *(len(one.ids) for one in tokens)])
+                    gradients = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), gradients)
+                writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
     return concatenate_datasets([dataset, Dataset.from_file(path)], axis=1)
+
+
+def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
+    """`documents` in order, so many at a time that a row for each of their tokens fits into memory."""
+    few: list[Tokens] = []
+    for tokens in documents:
+        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > _NUMBERS_AT_ONCE:
+            yield few
+            few = []
+        few.append(tokens)
+    yield few
 
 
 def collect_in_order(
     collector: RowCollector, tokens: list[Tokens], device: torch.device, budget_tokens: int
-) -> tuple[Float32[np.ndarray, "n D"], Float64[np.ndarray, " n"]]:
-    """(rows [n, D] float32, losses [n] float64) of these documents, in their order, in memory."""
-    rows = np.zeros((len(tokens), collector.dimensions), dtype=np.float32)
+) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
+    """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
+
+    There is a row for each document, or, of a collector of token rows, for each of their tokens.
+    """
+    firsts = np.cumsum([0, *(len(one.ids) if collector.per_token else 1 for one in tokens)])
+    rows = np.zeros((firsts[-1], collector.dimensions), dtype=np.float32)
     losses = np.zeros(len(tokens))
-    for batch in batches(tokens, budget_tokens, device):
-        new_rows, new_losses = collector.collect(batch)
-        rows[batch.numbers], losses[batch.numbers] = new_rows.float().cpu().numpy(), new_losses.cpu().numpy()
+    made = ((batch.numbers, *collector.collect(batch)) for batch in batches(tokens, budget_tokens, device))
+    for numbers, new_rows, new_losses in one_late(made):
+        losses[numbers] = new_losses
+        if not collector.per_token:
+            rows[numbers] = new_rows
+            continue
+        for number, of_tokens in zip(numbers, new_rows, strict=True):
+            count = firsts[number + 1] - firsts[number]
+            rows[firsts[number] : firsts[number + 1]] = of_tokens[:count]
     return rows, losses

@@ -5,9 +5,10 @@ are opened.
 """
 
 import json
+import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,29 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.batching import Tokens, check_length, tokenize
+from bergson_core.chats import Messages, check_messages, tokenize_chats
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, Loss
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_IGNORED = -100
 READ_AT_ONCE = 1024
 """Documents read from Arrow in one go."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One training sample. `metadata` holds JSON values."""
+    """One training sample. `metadata` holds JSON values.
+
+    Of a chat, `messages` is what is run and `prompt` the same as JSON. The loss is multiplied by `weight`.
+    """
 
     id: str
     prompt: str
     completion: str | None
     metadata: dict[str, Any]
+    messages: Messages | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,25 @@ class Documents:
         return len(self.dataset)
 
     def read(self, numbers: range | Sequence[int]) -> list[Record]:
-        """The records of these rows. Raises `InvalidInput` for a row that is not text."""
+        """The records of these rows. Raises `InvalidInput` for a row that is not text, a chat or a finite weight."""
         index = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else list(numbers)
         values = self.dataset[index]
         columns = self.columns
-        prompts = self._texts(values[columns.prompt], columns.prompt, numbers)
-        completions: Sequence[str | None] = [None] * len(prompts)
+        completions: Sequence[str | None] = [None] * len(numbers)
+        chats: Sequence[Messages | None] = completions
+        if columns.messages is not None:
+            chats = [
+                check_messages(value, self._row(number, columns.messages))
+                for number, value in zip(numbers, values[columns.messages], strict=True)
+            ]
+            prompts = [json.dumps(chat, ensure_ascii=False, default=str) for chat in chats]
+        else:
+            prompts = self._texts(values[columns.prompt], columns.prompt, numbers)
         if columns.completion is not None:
             completions = self._texts(values[columns.completion], columns.completion, numbers)
+        weights: Sequence[float] = [1.0] * len(numbers)
+        if columns.weight is not None:
+            weights = self._weights(values[columns.weight], columns.weight, numbers)
         ids = (
             [str(k) for k in numbers] if columns.id is None else [str(value) for value in values[columns.id]]
         )
@@ -62,7 +81,8 @@ class Documents:
             dict(zip(columns.metadata, row, strict=True))
             for row in zip(*(values[name] for name in columns.metadata), strict=True)
         ] or [{} for _ in prompts]
-        return [Record(*row) for row in zip(ids, prompts, completions, metadata, strict=True)]
+        rows = zip(ids, prompts, completions, metadata, chats, weights, strict=True)
+        return [Record(*row) for row in rows]
 
     def chunks(self) -> Iterator[list[Record]]:
         """All records, `READ_AT_ONCE` at a time."""
@@ -91,24 +111,47 @@ class Documents:
     def _texts(self, values: Sequence[Any], column: str, numbers: Sequence[int]) -> list[str]:
         for number, value in zip(numbers, values, strict=True):
             if not isinstance(value, str):
-                raise InvalidInput(
-                    f"{self.name}: row {number} of column {column!r} is {type(value).__name__}, expected text"
-                )
+                raise InvalidInput(f"{self._row(number, column)} is {type(value).__name__}, expected text")
         return list(values)
 
+    def _weights(self, values: Sequence[Any], column: str, numbers: Sequence[int]) -> list[float]:
+        for number, value in zip(numbers, values, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidInput(f"{self._row(number, column)} is {value!r}, expected a finite number")
+        return [float(value) for value in values]
 
-def tokenize_records(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[Tokens]:
-    """Tokens of records that either all have completions or all have none."""
-    prompts = [record.prompt for record in records]
+    def _row(self, number: int, column: str) -> str:
+        return f"{self.name}: row {number} of column {column!r}"
+
+
+def tokenize_records(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], loss: Loss = "sum"
+) -> list[Tokens]:
+    """Tokens of records that all have messages, or all have completions, or all have neither."""
+    chats = [record.messages for record in records if record.messages is not None]
     completions = [record.completion for record in records if record.completion is not None]
-    return tokenize(tokenizer, prompts, completions or None)
+    if chats:
+        found = tokenize_chats(tokenizer, chats)
+    else:
+        found = tokenize(tokenizer, [record.prompt for record in records], completions or None)
+    return [weighted(tokens, loss, record.weight) for tokens, record in zip(found, records, strict=True)]
+
+
+def weighted(tokens: Tokens, loss: Loss, weight: float = 1.0) -> Tokens:
+    """`tokens` whose loss is `weight` times the sum over labelled tokens, or times their mean."""
+    return replace(tokens, weight=weight / max(1, tokens.labelled) if loss == "mean" else weight)
 
 
 def token_chunks(
-    tokenizer: PreTrainedTokenizerBase | None, dataset: Dataset, columns: ColumnsSpec, limit: int | None
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Dataset,
+    columns: ColumnsSpec,
+    limit: int | None,
+    loss: Loss = "sum",
 ) -> Iterator[list[Tokens]]:
     """Tokens of `READ_AT_ONCE` documents at a time; without `tokenizer`, those in the column `input_ids`.
 
+    Labelled of these are all but the first, or those whose entry in a column `labels` is not -100.
     Raises `TooLong` for a document of more than `limit` tokens.
     """
     if tokenizer is None and "input_ids" not in dataset.column_names:
@@ -117,13 +160,20 @@ def token_chunks(
     for start in range(0, len(dataset), READ_AT_ONCE):
         numbers = range(start, min(start + READ_AT_ONCE, len(dataset)))
         if documents is None or tokenizer is None:
-            ids = dataset[start : numbers.stop]["input_ids"]
-            chunk = [Tokens(np.asarray(row, dtype=np.int64), 1) for row in ids]
+            chunk = [weighted(tokens, loss) for tokens in _given_tokens(dataset[start : numbers.stop])]
         else:
-            chunk = tokenize_records(tokenizer, documents.read(numbers))
+            chunk = tokenize_records(tokenizer, documents.read(numbers), loss)
         for number, tokens in zip(numbers, chunk, strict=True):
             check_length(tokens, limit, f"row {number}")
         yield chunk
+
+
+def _given_tokens(values: dict[str, Sequence[Any]]) -> Iterator[Tokens]:
+    all_ids = values["input_ids"]
+    for ids, labels in zip(all_ids, values.get("labels", all_ids), strict=True):
+        labelled = np.asarray(labels) != _IGNORED
+        labelled[:1] = False
+        yield Tokens(np.asarray(ids, dtype=np.int64), labelled)
 
 
 def load_documents(spec: BuildSpec) -> Documents:
@@ -142,7 +192,8 @@ def as_documents(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") 
     """A dataset in memory or on disk as documents, after checking that the columns are there."""
     if len(dataset) == 0:
         raise InvalidInput(f"{name} is empty; expected at least one document")
-    wanted = [columns.prompt, columns.completion, columns.id, *columns.metadata]
+    prompt = columns.prompt if columns.messages is None else columns.messages
+    wanted = [prompt, columns.completion, columns.id, columns.weight, *columns.metadata]
     for column in filter(None, wanted):
         if column not in dataset.column_names:
             raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}")

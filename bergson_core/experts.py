@@ -23,6 +23,8 @@ Regroup = Callable[[Tensor], Tensor]
 """Rows [r, f] of the tokens of one expert as [n, u, f], padded with zeros."""
 Watch = Callable[[str, Tensor, Tensor, Regroup], Tensor]
 """(part, activations [r, i], outputs [r, o], how to regroup them by sample) → the outputs to go on with."""
+Group = Callable[[Tensor, int], Regroup]
+"""(positions in the batch [r] of an expert's tokens, tokens of the batch) → how to regroup its rows."""
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -47,17 +49,17 @@ def parts(experts: Any) -> dict[str, tuple[int, int]]:
 def run(
     experts: Any,
     watch: Watch,
-    samples: int,
+    group: Group,
     hidden: Float[Tensor, "t i"],
     chosen: Int[Tensor, "t k"],
     weights: Float[Tensor, "t k"],
 ) -> Float[Tensor, "t i"]:
-    """The output of fused experts; tokens are in the order of their samples, equally many each."""
+    """The output of fused experts; `group` tells the rows of one expert apart by sample."""
     first, last = _projections(experts)
     out = torch.zeros_like(hidden)
     for expert in range(len(getattr(experts, last))):
         token, slot = (chosen == expert).nonzero(as_tuple=True)
-        regroup = _BySample.of(token, samples, len(hidden) // samples)
+        regroup = group(token, len(hidden))
         rows = hidden[token]
         rows = watch(f"{first}.{expert}", rows, _linear(experts, first, expert, rows), regroup)
         rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
@@ -76,18 +78,24 @@ class _BySample:
     place: Tensor
     shape: tuple[int, int]
 
-    @classmethod
-    def of(cls, token: Int[Tensor, " r"], samples: int, tokens_a_sample: int) -> "_BySample":
-        """`token` are ascending positions in the batch."""
-        sample = token // tokens_a_sample
-        counts = sample.bincount(minlength=samples)
-        place = torch.arange(len(token), device=token.device) - (counts.cumsum(0) - counts)[sample]
-        return cls(sample, place, (samples, int(counts.max())))
-
     def __call__(self, rows: Float[Tensor, "r f"]) -> Float[Tensor, "n u f"]:
         grouped = rows.new_zeros(*self.shape, rows.shape[-1])
         grouped[self.sample, self.place] = rows
         return grouped
+
+
+def by_sample(token: Int[Tensor, " r"], total: int, samples: int, by_position: bool) -> Regroup:
+    """How to group the rows of `token`, which are ascending positions of `total`, equally many of each sample.
+
+    With `by_position` a row's place is its position in its sample, else rows are packed.
+    """
+    each = total // samples
+    sample = token // each
+    if by_position:
+        return _BySample(sample, token % each, (samples, each))
+    counts = sample.bincount(minlength=samples)
+    place = torch.arange(len(token), device=token.device) - (counts.cumsum(0) - counts)[sample]
+    return _BySample(sample, place, (samples, int(counts.max())))
 
 
 def _projections(experts: Any) -> tuple[str, str]:

@@ -1,14 +1,17 @@
 """Fits a processor's normalizers from a seeded sample of the corpus."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Final, Literal, cast
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.batching import BUDGET_TOKENS, Batch, batches
+from bergson_core.batching import Batch, batches
+from bergson_core.budget import find_budget
 from bergson_core.documents import token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients import widened
@@ -16,10 +19,14 @@ from bergson_core.hooks import capture, frozen
 from bergson_core.layers import Layer, select
 from bergson_core.models import LanguageModel, wrap
 from bergson_core.normalizers import KINDS, Normalizer, with_bias
+from bergson_core.optimizer_state import normalizers_from_checkpoint
 from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
 from bergson_core.specs import ColumnsSpec, GradientSpec
 from bergson_core.specs import Normalizer as NormalizerKind
+
+MAX_KFAC_SIDE: Final = 2**15
+"""Longest side of a layer that K-FAC is fitted for: 4 GiB of float32 a matrix."""
 
 
 def fit_processor(
@@ -40,9 +47,12 @@ def fit_processor(
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
     language_model = wrap(model, tokenizer)
     sample = dataset.select(sample_numbers(len(dataset), settings))
-    tokens = list(chain.from_iterable(token_chunks(tokenizer, sample, columns, language_model.max_tokens)))
+    chunks = token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
+    tokens = list(chain.from_iterable(chunks))
     layers = select(model, target_modules or settings.modules)
-    return fit(language_model, layers, batches(tokens, BUDGET_TOKENS, language_model.device), settings)
+    longest = max((len(one.ids) for one in tokens), default=0)
+    budget = find_budget(language_model, layers, longest)
+    return fit(language_model, layers, batches(tokens, budget, language_model.device), settings)
 
 
 def sample_numbers(total: int, settings: GradientSpec) -> list[int]:
@@ -55,9 +65,25 @@ def fit(
     model: LanguageModel, layers: dict[str, Layer], sample: Iterable[Batch], settings: GradientSpec
 ) -> GradientProcessor:
     """The processor of `settings`, fitted in one streaming pass over `sample`."""
-    model = model.tracking(layers.values())
-    fitted = fit_normalizers(model, layers, sample, settings.normalizer, include_bias=settings.include_bias)
-    return GradientProcessor(settings.projection_dim, fitted, settings.seed, settings.include_bias)
+    bias = settings.include_bias
+    if settings.optimizer_state is not None:
+        kind = cast("Literal['adafactor', 'adam']", settings.normalizer)  # GradientSpec lets no other pass
+        fitted = normalizers_from_checkpoint(
+            settings.optimizer_state, model.model, layers, kind, include_bias=bias
+        )
+    else:
+        sampler = None
+        if settings.fit_labels == "sampled":
+            sampler = torch.Generator(model.device).manual_seed(settings.seed)
+        fitted = fit_normalizers(
+            model.tracking(layers.values()),
+            layers,
+            sample,
+            settings.normalizer,
+            include_bias=bias,
+            sampler=sampler,
+        )
+    return GradientProcessor(settings.projection_dim, fitted, settings.seed, bias, settings.projection)
 
 
 def fit_normalizers(
@@ -67,21 +93,29 @@ def fit_normalizers(
     kind: NormalizerKind = "adafactor",
     *,
     include_bias: bool = False,
+    sampler: torch.Generator | None = None,
 ) -> dict[str, Normalizer]:
     """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
 
-    Raises `InvalidInput` where no token of the sample is labelled.
+    With `sampler`, labels are drawn from the model (`forward_backward`).
+    Raises `InvalidInput` where no token of the sample is labelled, and for K-FAC of a layer too wide for it.
     """
     if kind == "none":
         return {}
-    moments, make = KINDS[kind]
+    if kind == "kfac":
+        _check_sides(layers)
+    chosen = KINDS[kind]
     sums: dict[str, Sequence[Tensor]] = {}
 
     def arrive(name: str, a: Tensor, g: Tensor) -> None:
-        bias = include_bias and layers[name].has_bias
-        a, g = widened(with_bias(a) if bias else a), widened(g)
-        finite = a.isfinite().all(-1).all(-1) & g.isfinite().all(-1).all(-1)
-        new = moments(a[finite], g[finite])
+        layer, g = layers[name], widened(g)
+        finite = g.isfinite().flatten(1).all(1)
+        if a.is_floating_point():
+            a = widened(with_bias(a) if include_bias and layer.has_bias else a)
+            finite &= a.isfinite().flatten(1).all(1)
+            new = chosen.moments(a[finite], g[finite])
+        else:
+            new = chosen.token_moments(a[finite], g[finite], layer.in_features)
         sums[name] = (
             [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
         )
@@ -89,10 +123,21 @@ def fit_normalizers(
     samples = 0
     for batch in sample:
         with frozen(model.model), capture(model.model, layers, lambda _, a: a, arrive):
-            forward_backward(model, batch)
+            forward_backward(model, batch, sampler)
         samples += len(batch)
     if not sums:
         raise InvalidInput(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
-    return {name: make(sums[name], samples) for name in layers if name in sums}
+    return {name: chosen.make(sums[name], samples) for name in layers if name in sums}
+
+
+def _check_sides(layers: Mapping[str, Layer]) -> None:
+    for name, layer in layers.items():
+        is_embedding = isinstance(layer.module, nn.Embedding)
+        side = layer.out_features if is_embedding else max(layer.out_features, layer.in_features)
+        if side > MAX_KFAC_SIDE:
+            raise InvalidInput(
+                f"layer {name!r} has a side of {side}, and kfac has a matrix of side × side: expected at most "
+                f"{MAX_KFAC_SIDE}. Leave the layer out, or take normalizer adafactor"
+            )

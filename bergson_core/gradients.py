@@ -3,16 +3,18 @@
 Legend: n samples, s positions, o output features, i input features, p projected.
 
 G = Σ_s g_s a_sᵀ [o, i] is the gradient of one sample. What is stored is L G Rᵀ = Σ_s (L g_s)(R a_s)ᵀ [p, p]:
-where the normalizer factorises over the two sides it is folded into L and R, and G is never formed.
+where the normalizer factorises over the two sides it is folded into L and R, and G is never formed. The activations of
+an embedding are token ids [n, s], which stand for one-hot vectors.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final, Self, final
+from functools import partial
+from typing import Final, Self, cast, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +22,7 @@ from bergson_core.hooks import capture
 from bergson_core.layers import Layer, natural_key, select
 from bergson_core.normalizers import FactoredNormalizer, Normalizer, with_bias
 from bergson_core.processor import GradientProcessor
-from bergson_core.projection import rademacher
+from bergson_core.projection import PROJECTIONS
 
 Closure = Callable[[str, Tensor], None]
 _WHOLE_GRADIENTS_AT_ONCE: Final = 2**24
@@ -32,7 +34,9 @@ class GradientCollector:
     Without `processor` they are raw and whole, [n, o, i] for each layer; with one they are normalized and
     projected, [n, p, p]. Without `closure`, `gradients` holds those of the last backward pass, by layer name in
     natural order; with one, `closure(name, gradient)` is called as each arrives and nothing is kept.
-    `target_modules` is a regular expression or a list of layer names; by default all but the output head.
+    `target_modules` is a regular expression or a list of layer names; by default all but embeddings and the output
+    head, or the active adapters of a PEFT model. With `per_token`, gradients are [n, s, ...]: what each position of
+    the input adds to the sample's gradient, through every layer; over s they sum to it.
 
     The gradients are those of whatever is back-propagated: sum the loss over samples, and each row is the
     gradient of that sample's own loss. float32, or float64 where the model is.
@@ -48,8 +52,11 @@ class GradientCollector:
         processor: GradientProcessor | None = None,
         closure: Closure | None = None,
         target_modules: str | Iterable[str] | None = None,
+        *,
+        per_token: bool = False,
     ) -> None:
         self.model = model
+        self.per_token = per_token
         self.processor = processor or GradientProcessor()
         self.layers = select(model, target_modules)
         self._closure = closure
@@ -64,17 +71,25 @@ class GradientCollector:
 
     def __enter__(self) -> Self:
         self._collected = {}
-        self._open.enter_context(capture(self.model, self.layers, self._keep, self._arrive))
+        opened = capture(self.model, self.layers, self._keep, self._arrive, by_position=self.per_token)
+        self._open.enter_context(opened)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
     def _keep(self, name: str, activations: Tensor) -> Tensor:
-        return self._transform(name, activations).keep(activations)
+        is_float = activations.is_floating_point()
+        like = activations if is_float else cast(Tensor, self.layers[name].module.weight)
+        return self._transform(name, like).keep(activations)
 
     def _arrive(self, name: str, kept: Tensor, output_gradients: Tensor) -> None:
-        gradient = self._transform(name, output_gradients).gradient(kept, output_gradients)
+        transform, (n, s) = self._transform(name, output_gradients), output_gradients.shape[:2]
+        if self.per_token:  # each position is a sample of its own
+            kept, output_gradients = (one.flatten(0, 1)[:, None] for one in (kept, output_gradients))
+        gradient = transform.gradient(kept, output_gradients)
+        if self.per_token:
+            gradient = gradient.unflatten(0, (n, s))
         if self._closure is not None:
             self._closure(name, gradient)
         elif name in self._collected:  # a layer used twice: the gradient is the sum
@@ -98,8 +113,10 @@ class Factored:
     right: Tensor
     offset: Tensor | None
 
-    def keep(self, a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s p"]:
+    def keep(self, a: Float[Tensor, "n s i"] | Int[Tensor, "n s"]) -> Float[Tensor, "n s p"]:
         """R a [n, s, p]: all that has to outlive the forward pass."""
+        if not a.is_floating_point():
+            return F.embedding(a, self.right.mT)
         return F.linear(a, self.right, self.offset)
 
     def gradient(self, kept: Float[Tensor, "n s p"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n p p"]:
@@ -114,15 +131,24 @@ class Whole:
     normalizer: Normalizer | None
     left: Tensor | None
     right: Tensor | None
+    in_features: int
     bias: bool
 
     def keep(self, a: Tensor) -> Tensor:
         return with_bias(a) if self.bias else a
 
-    def gradient(self, kept: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n _ _"]:
-        at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * kept.shape[-1]))
-        parts = zip(widened(g).split(at_once), widened(kept).split(at_once), strict=True)
-        return torch.cat([self._finish(g_part.mT @ a_part) for g_part, a_part in parts])
+    def gradient(
+        self, kept: Float[Tensor, "n s i"] | Int[Tensor, "n s"], g: Float[Tensor, "n s o"]
+    ) -> Float[Tensor, "n _ _"]:
+        at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * self.in_features))
+        parts = zip(widened(g).split(at_once), kept.split(at_once), strict=True)
+        return torch.cat([self._finish(self._whole(a_part, g_part)) for g_part, a_part in parts])
+
+    def _whole(self, a: Tensor, g: Tensor) -> Float[Tensor, "n o i"]:
+        if a.is_floating_point():
+            return g.mT @ widened(a)
+        by_token = g.new_zeros(len(g), self.in_features, g.shape[-1])
+        return by_token.scatter_add_(1, a[..., None].expand_as(g), g).mT
 
     def _finish(self, gradient: Tensor) -> Tensor:
         if self.normalizer is not None:
@@ -137,16 +163,15 @@ def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> 
     normalizer = processor.normalizers.get(layer.name)
     bias = processor.include_bias and layer.has_bias
     if processor.projection_dim is None:
-        return Whole(normalizer, None, None, bias)
-    left = rademacher(processor.seed, layer.name, "left", processor.projection_dim, layer.out_features)
-    right = rademacher(
-        processor.seed, layer.name, "right", processor.projection_dim, layer.in_features + bias
-    )
+        return Whole(normalizer, None, None, layer.in_features, bias)
+    draw = partial(PROJECTIONS[processor.projection], processor.seed, layer.name)
+    left = draw("left", processor.projection_dim, layer.out_features)
+    right = draw("right", processor.projection_dim, layer.in_features + bias)
     if isinstance(normalizer, FactoredNormalizer):
         left, right = normalizer.fold(left, right)
     elif normalizer is not None:
         wide = widened(like.new_empty(0))
-        return Whole(normalizer, left.to(wide), right.to(wide), bias)
+        return Whole(normalizer, left.to(wide), right.to(wide), layer.in_features, bias)
     left, right = left.to(like), right.to(like)
     if bias:
         return Factored(left, right[:, :-1].contiguous(), right[:, -1].contiguous())

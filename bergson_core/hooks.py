@@ -7,7 +7,7 @@ activation gradients alone, and stops below the lowest tracked layer.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,30 @@ from bergson_core.errors import InvalidInput
 from bergson_core.layers import Layer, samples_first
 
 Keep = Callable[[str, Tensor], Any]
-"""(name, activations [n, s, i]) → whatever the backward side will need; the activations are not kept otherwise."""
+"""(name, activations [n, s, i], or token ids [n, s]) → whatever the backward side will need; nothing else is kept."""
 Arrive = Callable[[str, Any, Tensor], None]
 """(name, what Keep returned, output gradients [n, s, o])."""
 Forward = Callable[..., Tensor]
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Mapping[str, Layer], keep: Keep, arrive: Arrive) -> Iterator[None]:
+def capture(
+    model: nn.Module, layers: Mapping[str, Layer], keep: Keep, arrive: Arrive, *, by_position: bool = False
+) -> Iterator[None]:
     """While open, each forward pass of a layer calls `keep`, and each backward pass `arrive`.
 
     A layer that is used twice in one pass calls both twice; an expert that no token is routed to, with s = 0. Under
     gradient checkpointing `keep` is called again in the recomputed forward pass, `arrive` once all the same. Nothing
-    is left on the modules.
-    Raises `InvalidInput`, during a pass, where features cannot be told apart by sample, where a frozen layer runs
-    with gradients off although the model does not, and where what `keep` returned was changed in place.
+    is left on the modules. With `by_position`, s are the positions of the model's input for every layer: those that
+    an expert does not see are zeros.
+    Raises `InvalidInput`, during a pass, where features cannot be told apart by sample (or, with `by_position`, by
+    position), where a frozen layer runs with gradients off although the model does not, and where what `keep`
+    returned was changed in place.
     """
-    tracker = _Tracker(keep, arrive)
+    tracker = _Tracker(keep, arrive, by_position)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
-        for root in {model, getattr(model, "base_model", model)}:
+        for root in roots(model):
             handles.callback(root.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
         for name, layer in layers.items():
             if layer.part is not None:
@@ -53,8 +57,8 @@ def capture(model: nn.Module, layers: Mapping[str, Layer], keep: Keep, arrive: A
 class _Tracker:
     """What the hooks of one capture share: the shape of the batch, and whether its pass has gradients."""
 
-    def __init__(self, keep: Keep, arrive: Arrive) -> None:
-        self._keep, self._arrive = keep, arrive
+    def __init__(self, keep: Keep, arrive: Arrive, by_position: bool) -> None:
+        self._keep, self._arrive, self._by_position = keep, arrive, by_position
         self._batch: Sequence[int] = (1,)
         self._with_gradients = False
 
@@ -67,12 +71,27 @@ class _Tracker:
     def linear(
         self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> Tensor | None:
-        """The forward hook of a Linear or Conv1D."""
+        """The forward hook of a Linear, a Conv1D or an Embedding."""
         if not self._tracks(name, module):
             return None
-        features = args[0] if args else kwargs["input"]
-        regroup = partial(samples_first, batch=self._batch, name=name)
+        features = self._grouped(name, args[0] if args else kwargs["input"])
+        padding = getattr(module, "padding_idx", None)  # an entry of an embedding that is never trained
+
+        def regroup(grad: Tensor) -> Tensor:
+            grouped = self._grouped(name, grad)
+            return grouped if padding is None else grouped.masked_fill((features == padding)[..., None], 0)
+
         return self._watch(name, features, output, regroup)
+
+    def _grouped(self, name: str, features: Tensor) -> Tensor:
+        grouped = samples_first(features, self._batch, name)
+        if self._by_position and tuple(grouped.shape[:2]) != tuple(self._batch[:2]):
+            raise InvalidInput(
+                f"layer {name!r} sees features of shape {tuple(grouped.shape)} and the model an input of shape "
+                f"{tuple(self._batch)}; rows of single tokens need one feature a position. Leave the layer out with "
+                "target_modules"
+            )
+        return grouped
 
     def experts(
         self, module: nn.Module, names: Mapping[str, str], untracked: Forward, *args: Any, **kwargs: Any
@@ -82,11 +101,11 @@ class _Tracker:
             return untracked(*args, **kwargs)
 
         def watch(part: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]) -> Tensor:
-            return self._watch(names[part], features, output, regroup) if part in names else output
+            return self._watch(names[part], regroup(features), output, regroup) if part in names else output
 
-        tokens = args[0] if args else kwargs["hidden_states"]
-        samples_first(tokens, self._batch, next(iter(names.values())))
-        return experts.run(module, watch, self._batch[0], *args, **kwargs)
+        self._grouped(next(iter(names.values())), args[0] if args else kwargs["hidden_states"])
+        group = partial(experts.by_sample, samples=self._batch[0], by_position=self._by_position)
+        return experts.run(module, watch, group, *args, **kwargs)
 
     def _tracks(self, name: str, module: nn.Module) -> bool:
         if torch.is_grad_enabled():
@@ -102,7 +121,8 @@ class _Tracker:
     def _watch(
         self, name: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        kept = self._keep(name, regroup(features.detach()))
+        """`features` are grouped by sample already, the gradients of `output` are by `regroup`."""
+        kept = self._keep(name, features.detach())
         version = _version(kept)
         lowest = not output.requires_grad
         if lowest:  # the clone is no leaf, so that an in-place activation may follow
@@ -118,6 +138,18 @@ class _Tracker:
 
         output.register_hook(arrived)
         return output
+
+
+def roots(model: nn.Module) -> set[nn.Module]:
+    """The modules that a pass may start from: the model, and its backbone, also below PEFT's wrapper."""
+    inner = unwrapped(model)
+    return {model, inner, getattr(inner, "base_model", inner)}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that a PEFT model wraps, any other as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return cast(nn.Module, inner()) if callable(inner) else model
 
 
 def _version(kept: Any) -> int:

@@ -1,7 +1,8 @@
 """The manifest of an index: what is not in it does not exist. No torch here.
 
 <index>/manifest.json        written last, by rename; readers start here
-<index>/statistics/...       processor (normalizers, projection) and profiles
+<index>/statistics/...       processor (normalizers, projection)
+<index>/profiles/<name>/...  preconditioner, and a length for each row
 <index>/shards/00000/...     rows and their text
 <index>/search/...           FAISS
 """
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.specs import BuildSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 
 
@@ -45,6 +46,15 @@ class ShardEntry(_Part):
     files: tuple[FileEntry, ...]
 
 
+class ProfileEntry(_Part):
+    """A way to compare rows. `mixing` is the share of the queries' second moment in it, None where there were none."""
+
+    name: str
+    mixing: float | None = None
+    queries: int = 0
+    files: tuple[FileEntry, ...]
+
+
 class ModuleEntry(_Part):
     """A tracked layer and the shape of its weight gradient."""
 
@@ -70,10 +80,11 @@ class Manifest(_Part):
     skipped: int
     files: tuple[FileEntry, ...]
     shards: tuple[ShardEntry, ...]
+    profiles: tuple[ProfileEntry, ...]
 
     def total_bytes(self) -> int:
         """Bytes on disk of every file that the index consists of."""
-        return sum(entry.bytes for part in (self, *self.shards) for entry in part.files)
+        return sum(entry.bytes for part in (self, *self.shards, *self.profiles) for entry in part.files)
 
 
 def read_manifest(index: Path) -> Manifest:

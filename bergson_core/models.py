@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput, ModelNotFound
-from bergson_core.hooks import frozen
+from bergson_core.hooks import frozen, unwrapped
 from bergson_core.layers import Layer, output_head
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -130,7 +130,8 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
     comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
     """
-    backbone, head = getattr(model, "base_model", model), output_head(model)
+    inner = unwrapped(model)
+    backbone, head = getattr(inner, "base_model", inner), output_head(model)
     if backbone is model or not isinstance(head, nn.Linear):
         return None, None
     ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features

@@ -8,12 +8,12 @@ L G Rᵀ is normalized and G is never formed. `moments` are sums over samples; `
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bergson_core.preconditioners import inverse_root
@@ -82,17 +82,22 @@ class KfacNormalizer(FactoredNormalizer):
     """S^-½ G A^-½, K-FAC's approximation of the Fisher information (Martens and Grosse, arXiv 1503.05671).
 
     S = E[g gᵀ] and A = E[a aᵀ], over the positions that the loss depends on; both damped by `KFAC_DAMPING`. Kept are
-    `output_root` = S^-½ [o, o] and `activation_root` = A^-½ [i, i].
+    `output_root` = S^-½ [o, o] and `activation_root` = A^-½ [i, i], or its diagonal [i] for an embedding, whose
+    inputs are one-hot.
     """
 
     output_root: Tensor
     activation_root: Tensor
 
     def apply(self, gradients: Tensor) -> Tensor:
-        return self.output_root.to(gradients) @ gradients @ self.activation_root.to(gradients)
+        return self._right(self.output_root.to(gradients) @ gradients)
 
     def fold(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return left @ self.output_root.to(left), right @ self.activation_root.to(right)
+        return left @ self.output_root.to(left), self._right(right)
+
+    def _right(self, matrix: Tensor) -> Tensor:
+        root = self.activation_root.to(matrix)
+        return matrix * root if root.dim() == 1 else matrix @ root
 
     def tensors(self) -> dict[str, Tensor]:
         return {"output_root": self.output_root, "activation_root": self.activation_root}
@@ -159,6 +164,46 @@ def kfac_moments(
     return g.mT @ g, a.mT @ a, seen.sum().to(g)
 
 
+def adafactor_token_moments(
+    tokens: Int[Tensor, "n s"], g: Float[Tensor, "n s o"], vocabulary: int
+) -> tuple[Float[Tensor, " o"], Float[Tensor, " v"]]:
+    """`adafactor_moments` of an embedding, whose activations are one-hot [n, s, v] and never formed."""
+    row, column = g.new_zeros(g.shape[-1]), g.new_zeros(vocabulary)
+    for seen, gradient in _by_token(tokens, g):
+        square = gradient.square()
+        row += square.sum(0) / vocabulary
+        column[seen] += square.mean(1)
+    return row, column
+
+
+def adam_token_moments(
+    tokens: Int[Tensor, "n s"], g: Float[Tensor, "n s o"], vocabulary: int
+) -> tuple[Float[Tensor, "o v"]]:
+    """`adam_moments` of an embedding."""
+    total = g.new_zeros(g.shape[-1], vocabulary)
+    for seen, gradient in _by_token(tokens, g):
+        total[:, seen] += gradient.square().mT
+    return (total,)
+
+
+def kfac_token_moments(
+    tokens: Int[Tensor, "n s"], g: Float[Tensor, "n s o"], vocabulary: int
+) -> tuple[Float[Tensor, "o o"], Float[Tensor, " v"], Float[Tensor, ""]]:
+    """`kfac_moments` of an embedding; Σ a aᵀ is diagonal, and its diagonal returned."""
+    seen = (g != 0).any(-1)
+    tokens, g = tokens[seen], g[seen]
+    return g.mT @ g, tokens.bincount(minlength=vocabulary).to(g), seen.sum().to(g)
+
+
+def _by_token(
+    tokens: Int[Tensor, "n s"], g: Float[Tensor, "n s o"]
+) -> Iterator[tuple[Int[Tensor, " u"], Float[Tensor, "u o"]]]:
+    """For each sample the tokens that it has, and the columns of its gradient that are theirs."""
+    for tokens_n, g_n in zip(tokens, g, strict=True):
+        seen, places = tokens_n.unique(return_inverse=True)
+        yield seen, g.new_zeros(len(seen), g.shape[-1]).index_add_(0, places, g_n)
+
+
 def with_bias(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
     """Activations [n, s, i] with a column of ones [n, s, i + 1]: the bias as one more input."""
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
@@ -167,19 +212,39 @@ def with_bias(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
 def _make_kfac(sums: Sequence[Tensor], samples: int) -> KfacNormalizer:
     output, activation, positions = sums
     output, activation = (total.cpu() / positions.cpu().clamp_min(1) for total in (output, activation))
-    roots = (inverse_root(moment, KFAC_DAMPING).to(moment.dtype) for moment in (output, activation))
-    return KfacNormalizer(*roots)
+    return KfacNormalizer(_kfac_root(output), _kfac_root(activation))
 
 
-Moments = Callable[[Tensor, Tensor], Sequence[Tensor]]
-Make = Callable[[Sequence[Tensor], int], Normalizer]
+def _kfac_root(moment: Tensor) -> Tensor:
+    """The damped inverse root of a matrix [d, d], or of a diagonal [d]."""
+    if moment.dim() == 2:
+        return inverse_root(moment, KFAC_DAMPING).to(moment.dtype)
+    mean = moment.mean()
+    return (moment + KFAC_DAMPING * mean).rsqrt() if mean > 0 else torch.zeros_like(moment)
 
-KINDS: Final[dict[str, tuple[Moments, Make]]] = {
-    "adafactor": (
+
+@dataclass(frozen=True)
+class Kind:
+    """How a normalizer is fitted.
+
+    moments        sums over a batch, from a [n, s, i] and g [n, s, o]
+    token_moments  the same for an embedding, from tokens [n, s], g and the vocabulary's size
+    make           the normalizer, from the sums over so many samples
+    """
+
+    moments: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    token_moments: Callable[[Tensor, Tensor, int], Sequence[Tensor]]
+    make: Callable[[Sequence[Tensor], int], Normalizer]
+
+
+KINDS: Final = {
+    "adafactor": Kind(
         adafactor_moments,
+        adafactor_token_moments,
         lambda sums, samples: AdafactorNormalizer(*(total.cpu() / samples for total in sums)),
     ),
-    "adam": (adam_moments, lambda sums, samples: AdamNormalizer(sums[0].cpu() / samples)),
-    "kfac": (kfac_moments, _make_kfac),
+    "adam": Kind(
+        adam_moments, adam_token_moments, lambda sums, samples: AdamNormalizer(sums[0].cpu() / samples)
+    ),
+    "kfac": Kind(kfac_moments, kfac_token_moments, _make_kfac),
 }
-"""Kind → (sums over a batch from a and g, the normalizer from the sums over so many samples)."""

@@ -7,6 +7,8 @@ only. Logits exist for labelled tokens only, a chunk at a time; [n, s, v] is for
 its backbone and a linear head (`models.LanguageModel`).
 """
 
+from typing import Final
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,26 +17,37 @@ from torch.nn import functional as F
 from bergson_core.batching import Batch
 from bergson_core.models import LanguageModel
 
-_LOGITS_AT_ONCE = 2**24
+LOGITS_AT_ONCE: Final = 2**24
+"""Numbers of the logits that exist at a time."""
 
 
-def forward_backward(model: LanguageModel, batch: Batch) -> Float[Tensor, " {len(batch)}"]:
-    """Back-propagates the summed token cross-entropy of the batch; returns each sample's sum [n], in nats.
+def forward_backward(
+    model: LanguageModel, batch: Batch, sampler: torch.Generator | None = None
+) -> Float[Tensor, " {len(batch)}"]:
+    """Back-propagates the weighted token cross-entropy of the batch; returns each sample's plain sum [n], in nats.
 
-    The sum over samples makes the gradient that arrives at a sample's activations that of its own loss.
+    The sum over samples makes the gradient that arrives at a sample's activations that of its own loss. With
+    `sampler`, a generator of the model's device, the labels are drawn from what the model predicts instead of the
+    documents' own: squares of such gradients are those of the Fisher information (Kunstner et al.,
+    arXiv 1905.12558, section 3).
     """
     picked, targets, owners = _labelled_outputs(model, batch)
+    weights = None if batch.weights is None else batch.weights[owners]
     leaf = picked.detach().requires_grad_()
     losses = torch.zeros(
         len(batch), device=picked.device, dtype=torch.promote_types(picked.dtype, torch.float32)
     )
-    for part, target, owner in zip(
-        *(rows.split(_rows_at_once(model, picked)) for rows in (leaf, targets, owners)), strict=True
-    ):
-        logits = part if model.head is None else model.head(part)
-        token_losses = F.cross_entropy(logits.to(losses.dtype), target, reduction="none")
-        if len(target) and picked.requires_grad:
-            token_losses.sum().backward()
+    at_once = _rows_at_once(model, picked)
+    for start in range(0, len(leaf), at_once):
+        here = slice(start, start + at_once)
+        part, target, owner = leaf[here], targets[here], owners[here]
+        logits = (part if model.head is None else model.head(part)).to(losses.dtype)
+        if sampler is not None:
+            target = logits.detach().softmax(-1).multinomial(1, generator=sampler)[:, 0]
+        token_losses = F.cross_entropy(logits, target, reduction="none")
+        if picked.requires_grad:
+            scaled = token_losses if weights is None else token_losses * weights[here].to(token_losses)
+            scaled.sum().backward()
         losses.index_add_(0, owner, token_losses.detach())
     if leaf.grad is not None:
         picked.backward(leaf.grad)
@@ -55,4 +68,4 @@ def _labelled_outputs(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tenso
 
 def _rows_at_once(model: LanguageModel, picked: Tensor) -> int:
     width = picked.shape[-1] if model.head is None else model.head.out_features
-    return max(1, _LOGITS_AT_ONCE // int(width))
+    return max(1, LOGITS_AT_ONCE // int(width))

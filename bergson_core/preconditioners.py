@@ -8,16 +8,13 @@ rows after C^-½ and then, not before, scaling to unit length: the two do not co
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-PROFILE: Final = "profiles/default.safetensors"
-"""Where an index keeps its preconditioner."""
 
 
 def inverse_root(moment: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:
@@ -65,8 +62,14 @@ class Preconditioner:
 
     def save(self, path: Path, second_moment: Float[Tensor, "m d d"]) -> None:
         """Writes a safetensors file, with C beside C^-½."""
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"inverse_root": self.inverse_root, "second_moment": second_moment.float().cpu()}, path)
+
+    def inverted(self) -> "Preconditioner":
+        """C^½ of each layer, of the damped C; zero where C^-½ is."""
+        values, vectors = torch.linalg.eigh(self.inverse_root.double())
+        roots = torch.where(values > 0, 1 / values.clamp_min(torch.finfo(torch.float32).tiny), 0)
+        return Preconditioner((vectors * roots[:, None] @ vectors.mT).float())
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "Preconditioner":

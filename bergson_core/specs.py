@@ -19,6 +19,9 @@ Normalizer = Literal["none", "adafactor", "adam", "kfac"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 Normalize = Literal["none", "row", "block"]
 RowKind = Literal["float16", "int8", "sign"]
+Projection = Literal["rademacher", "normal"]
+Loss = Literal["sum", "mean"]
+FitLabels = Literal["true", "sampled"]
 Direction = Literal["proponents", "opponents", "both"]
 
 
@@ -61,12 +64,21 @@ class ColumnsSpec(Spec):
     """Column with the text, or with the prompt where a completion column is named."""
     completion: str | None = None
     """Column with the completion; the loss is then taken over the completion only."""
-    messages: Reserved = None
-    """Column with chat messages."""
+    messages: str | None = None
+    """Column with chats, lists of messages with role and content, instead of `prompt`. The loss is over what the
+    assistant says, which the model's chat template has to mark with {% generation %}."""
     id: str | None = None
     """Column with a unique id; without one, ids are row numbers as strings."""
     metadata: tuple[str, ...] = ()
     """Columns kept beside each row and returned with it."""
+    weight: str | None = None
+    """Column with numbers, such as rewards or advantages, that a document's loss is multiplied by."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.messages is not None and self.completion is not None:
+            raise ValueError("expected `completion` or `messages`, not both")
+        return self
 
 
 class GradientSpec(Spec):
@@ -79,10 +91,19 @@ class GradientSpec(Spec):
     rows: RowKind = "float16"
     """How rows are kept on disk. `sign` keeps one bit a number, after the preconditioner, which is then fitted from the
     sample."""
-    optimizer_state: Reserved = None
-    """Optimizer checkpoint to take second moments from."""
+    optimizer_state: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Optimizer checkpoint to take the second moments of adam or adafactor from, instead of a sample: an `optimizer.pt`
+    of the Hugging Face Trainer, its checkpoint directory, or a safetensors file of moments. They are of batches'
+    gradients, those of a sample of single documents'."""
+    fit_labels: FitLabels = "true"
+    """Labels that the normalizer is fitted with: `true`, those of the documents, or `sampled` from the model."""
+    projection: Projection = "rademacher"
+    """Distribution of the random projections' entries."""
+    loss: Loss = "sum"
+    """Cross-entropy of a document: the sum over its labelled tokens, or their mean."""
     modules: str | None = Field(default=None, max_length=1024)
-    """Regular expression; only modules whose name it matches are tracked. All layers but the head by default."""
+    """Regular expression; only modules whose name it matches are tracked. By default all layers but embeddings and the
+    output head, or the adapters where the model has some."""
     include_bias: bool = False
     """Track the gradients of biases too."""
     max_tokens: int | None = Field(default=None, ge=2)
@@ -91,6 +112,14 @@ class GradientSpec(Spec):
     """Seed of the projections."""
     sample_size: int = Field(default=2048, ge=1)
     """Documents from which the normalizer is fitted."""
+
+    @model_validator(mode="after")
+    def _has_moments(self) -> Self:
+        if self.optimizer_state is not None and self.normalizer not in ("adam", "adafactor"):
+            raise ValueError(
+                f"optimizer_state holds the second moments of adam or adafactor; got normalizer {self.normalizer!r}"
+            )
+        return self
 
     @field_validator("modules")
     @classmethod
@@ -177,8 +206,8 @@ class AttributionQuery(Spec):
     """Samples that made the completion more likely, less likely, or a list of each."""
     include: tuple[Literal["text", "metadata"], ...] = ("text", "metadata")
     """What comes with each row beside id, score and loss."""
-    profile: Literal["default"] = "default"
-    """Preconditioner to score with."""
+    profile: IndexName = "default"
+    """Preconditioner to score with: `default`, or one that was fitted for a task."""
     span: Reserved = None
     """Characters [start, end) of the completion to attribute."""
     filter: Reserved = None

@@ -93,10 +93,9 @@ class ShardWriter:
         self._scales = np.zeros((rows, shape.scales), dtype=self._codec.scale_type)
         self._losses = np.zeros(rows)
 
-    def put(self, numbers: np.ndarray, rows: Tensor, losses: Tensor) -> None:
-        """Stores `rows` [b, m, d] and their losses [b] at these places of the shard."""
-        self._blocks[numbers], self._scales[numbers] = self._codec.encode(rows)
-        self._losses[numbers] = losses.cpu().numpy()
+    def put(self, numbers: np.ndarray, blocks: np.ndarray, scales: np.ndarray, losses: np.ndarray) -> None:
+        """Stores what the codec made of b rows, and their losses [b], at these places of the shard."""
+        self._blocks[numbers], self._scales[numbers], self._losses[numbers] = blocks, scales, losses
 
     @property
     def skipped(self) -> np.ndarray:
@@ -231,14 +230,14 @@ def check_contents(root: Path, files: Iterable[FileEntry]) -> None:
     files = list(files)
     check_sizes(root, files)
     for entry in files:
-        if _sha256(root / entry.path) != entry.sha256:
+        if file_sha256(root / entry.path) != entry.sha256:
             raise IndexCorrupt(f"{root / entry.path} was altered: its sha256 is not the one in the manifest")
 
 
 def file_entry(path: Path, root: Path | None = None) -> FileEntry:
     """Size and sha256 of a file, named below `root`."""
     name = str(path.relative_to(root)) if root else path.name
-    return FileEntry(path=name, bytes=path.stat().st_size, sha256=_sha256(path))
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def sync_files(root: Path, files: Iterable[FileEntry]) -> None:
@@ -265,6 +264,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,8 +15,8 @@ def loss_of(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     """Summed cross-entropy of the labelled tokens of one document."""
     ids = torch.from_numpy(tokens.ids)[None]
     logits = model(input_ids=ids, use_cache=False).logits[0]
-    first = tokens.first_label
-    return F.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum")
+    targets = ids[0].where(torch.from_numpy(tokens.labels), -100)
+    return F.cross_entropy(logits[:-1], targets[1:], reduction="sum")
 
 
 def gradients(
@@ -35,9 +35,9 @@ def gradients(
 
 def weight_gradient(layer: nn.Module, bias: bool) -> Tensor:
     grad = layer.weight.grad.clone()
-    if isinstance(layer, Conv1D):
+    if isinstance(layer, Conv1D | nn.Embedding):
         grad = grad.T
-    if bias and layer.bias is not None:
+    if bias and getattr(layer, "bias", None) is not None:
         grad = torch.cat([grad, layer.bias.grad[:, None]], dim=1)
     return grad
 

@@ -22,6 +22,7 @@ from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_LOCAL_ONLY = "gradients.optimizer_state"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -70,19 +71,26 @@ def check_paths(spec: BuildSpec, roots: Iterable[Path]) -> None:
     A hub id passes unless something local has that name. Links and `..` are followed before they are compared.
     """
     roots = tuple(roots)
-    named = {"model": spec.model} | ({"dataset.path": spec.dataset.path} if spec.dataset else {})
+    named = {
+        "model": spec.model,
+        "dataset.path": spec.dataset and spec.dataset.path,
+        _LOCAL_ONLY: spec.gradients.optimizer_state,
+    }
     for field, name in named.items():
+        if name is None:
+            continue
         try:
             path = Path(name).expanduser()
-            if _HUB_ID.fullmatch(name) and not os.path.lexists(path):
+            if field != _LOCAL_ONLY and _HUB_ID.fullmatch(name) and not os.path.lexists(path):
                 continue
             real = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
         if not any(real.is_relative_to(root) for root in roots):
             allowed = ", ".join(str(root) for root in roots)
+            expected = "a path" if field == _LOCAL_ONLY else "a hub id or a path"
             raise InvalidInput(
-                f"{field}: expected a hub id or a path below {allowed}, got {name!r}. "
+                f"{field}: expected {expected} below {allowed}, got {name!r}. "
                 "The operator allows more with BERGSON_ALLOWED_ROOTS"
             )
 

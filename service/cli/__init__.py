@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command("build")(building.build)
 app.command("query")(querying.query)
+app.command("profile")(querying.profile)
 app.command("check")(checking.check)
 app.command("up")(processes.up)
 app.command("serve")(processes.serve)

@@ -10,9 +10,12 @@ from bergson_core.specs import (
     ColumnsSpec,
     DatasetSpec,
     Dtype,
+    FitLabels,
     GradientSpec,
+    Loss,
     Normalize,
     Normalizer,
+    Projection,
     RowKind,
     ScoringSpec,
 )
@@ -45,9 +48,13 @@ def build(
         str | None, _option("completion_column", ColumnsSpec, "completion", _COLUMNS)
     ] = None,
     id_column: Annotated[str | None, _option("id_column", ColumnsSpec, "id", _COLUMNS)] = None,
+    messages_column: Annotated[
+        str | None, _option("messages_column", ColumnsSpec, "messages", _COLUMNS)
+    ] = None,
     metadata_column: Annotated[
         list[str] | None, _option("metadata_column", ColumnsSpec, "metadata", _COLUMNS)
     ] = None,
+    weight_column: Annotated[str | None, _option("weight_column", ColumnsSpec, "weight", _COLUMNS)] = None,
     projection_dim: Annotated[
         int, _option("projection_dim", GradientSpec, "projection_dim", _GRADIENTS)
     ] = 16,
@@ -55,6 +62,14 @@ def build(
         Normalizer, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)
     ] = "adafactor",
     rows: Annotated[RowKind, _option("rows", GradientSpec, "rows", _GRADIENTS)] = "float16",
+    optimizer_state: Annotated[
+        str | None, _option("optimizer_state", GradientSpec, "optimizer_state", _GRADIENTS)
+    ] = None,
+    fit_labels: Annotated[FitLabels, _option("fit_labels", GradientSpec, "fit_labels", _GRADIENTS)] = "true",
+    projection: Annotated[
+        Projection, _option("projection", GradientSpec, "projection", _GRADIENTS)
+    ] = "rademacher",
+    loss: Annotated[Loss, _option("loss", GradientSpec, "loss", _GRADIENTS)] = "sum",
     modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
     include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
     max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
@@ -81,13 +96,19 @@ def build(
             "columns": {
                 "prompt": prompt_column,
                 "completion": completion_column,
+                "messages": messages_column,
                 "id": id_column,
                 "metadata": metadata_column or (),
+                "weight": weight_column,
             },
             "gradients": {
                 "projection_dim": projection_dim,
                 "normalizer": normalizer,
                 "rows": rows,
+                "optimizer_state": optimizer_state,
+                "fit_labels": fit_labels,
+                "projection": projection,
+                "loss": loss,
                 "modules": modules,
                 "include_bias": include_bias,
                 "max_tokens": max_tokens,

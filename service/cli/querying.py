@@ -1,4 +1,4 @@
-"""`bergson query`: ask an index on disk."""
+"""`bergson query`: ask an index on disk; `bergson profile`: prepare it for a task."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bergson_core.errors import BergsonError
-from bergson_core.specs import AttributionQuery, Direction
+from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
 from service.cli.output import console, explain, results_table
 
 
@@ -16,13 +16,21 @@ def query(
     completion: Annotated[str, typer.Option(help=explain(AttributionQuery, "completion"))],
     top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
     direction: Annotated[Direction, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
+    profile: Annotated[str, typer.Option(help=explain(AttributionQuery, "profile"))] = "default",
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,
 ) -> None:
     """Find the training samples that made the model say a completion."""
     asked = AttributionQuery.model_validate(
-        {"index": "index", "prompt": prompt, "completion": completion, "top_k": top_k, "direction": direction}
+        {
+            "index": "index",
+            "prompt": prompt,
+            "completion": completion,
+            "top_k": top_k,
+            "direction": direction,
+            "profile": profile,
+        }
     )
     from bergson_core.attribution import AttributionIndex
 
@@ -37,3 +45,36 @@ def query(
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
             console.print(results_table(title, rows))
+
+
+def profile(
+    index: Annotated[Path, typer.Argument(help="Directory of the index.")],
+    name: Annotated[str, typer.Option(help="Name of the profile, for `bergson query --profile`.")],
+    dataset: Annotated[
+        str, typer.Option(help=f"A sample of the task's queries. {explain(DatasetSpec, 'path')}")
+    ],
+    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
+    prompt_column: Annotated[
+        str, typer.Option("--prompt_column", help="Column with the prompts.")
+    ] = "prompt",
+    completion_column: Annotated[
+        str, typer.Option("--completion_column", help="Column with the completions.")
+    ] = "completion",
+    mixing: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the queries in the second moment; by default matched by eigenvalues."
+        ),
+    ] = None,
+) -> None:
+    """Fit a preconditioner to a task from a sample of its queries, without running the corpus again."""
+    columns = ColumnsSpec(prompt=prompt_column, completion=completion_column)
+    from bergson_core.documents import open_dataset
+    from bergson_core.mixing import fit_profile
+
+    queries = open_dataset(DatasetSpec(path=dataset, split=split))
+    manifest = fit_profile(index, name, queries, columns, mixing=mixing)
+    fitted = manifest.profiles[-1]
+    console.print(
+        f"{index}: profile {name} from {fitted.queries:,} queries, whose share is {fitted.mixing:.3g}"
+    )

@@ -1,6 +1,7 @@
 """The engine against a plain loop of autograd in float64, on many architectures and in unusual settings."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def one_thread():
 
 def documents(lengths: tuple[int, ...] = (9, 14, 10, 13, 12)) -> list[Tokens]:
     rng = np.random.default_rng(0)
-    return [Tokens(rng.integers(1, tiny.VOCABULARY, size=s), 3) for s in lengths]
+    return [Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 3) for s in lengths]
 
 
 def plain_gradients(
@@ -205,7 +206,8 @@ def test_a_norm_after_each_expert_is_run():
     config._experts_implementation = "eager"
     hidden, weights = torch.randn(8, 6, dtype=torch.float64), torch.rand(8, 2, dtype=torch.float64)
     chosen = torch.stack([torch.randperm(3)[:2] for _ in range(8)])
-    found = experts.run(module, lambda _part, _rows, output, _regroup: output, 2, hidden, chosen, weights)
+    group = partial(experts.by_sample, samples=2, by_position=False)
+    found = experts.run(module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights)
     torch.testing.assert_close(found, module(hidden, chosen, weights))
 
 

@@ -1,6 +1,7 @@
 """Scores are those of the definition, whatever finds the candidates and whoever else asks."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -27,8 +28,13 @@ def query(
     )
 
 
-def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
-    """Score of every document, from unstored float64 rows and TrackStar's equations."""
+def scores_by_definition(
+    path, spec, asked: AttributionQuery, queries: Sequence[tuple[str, str]] = (), mixing: float = 0
+) -> torch.Tensor:
+    """Score of every document, from unstored float64 rows and TrackStar's equations.
+
+    Where there are `queries`, the preconditioner's second moment is mixed with that of theirs.
+    """
     model = load_model(spec.model, dtype="float64")
     collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
 
@@ -42,8 +48,12 @@ def scores_by_definition(path, spec, asked: AttributionQuery) -> torch.Tensor:
     train = rows_of(tokenize_records(model.tokenizer, documents.read(range(len(documents)))))
     (one,) = rows_of(tokenize(model.tokenizer, [asked.prompt], [asked.completion]))
     phi, phi_query = train, one
-    if spec.scoring.preconditioner:
+    if spec.scoring.preconditioner or queries:
         second = torch.einsum("nmi,nmj->mij", train, train) / len(train)
+        if queries:
+            others = rows_of(tokenize(model.tokenizer, *map(list, zip(*queries, strict=True))))
+            of_queries = torch.einsum("nmi,nmj->mij", others, others) / len(others)
+            second = mixing * of_queries + (1 - mixing) * second
         mean = second.diagonal(dim1=1, dim2=2).mean(1)
         second += spec.scoring.damping * mean[:, None, None] * torch.eye(second.shape[1], dtype=second.dtype)
         values, vectors = torch.linalg.eigh(second)
@@ -204,7 +214,7 @@ def test_no_index_says_so(tmp_path):
 
 
 def test_the_profile_holds_the_second_moment_of_all_rows(index):
-    profile = load_file(index / "profiles" / "default.safetensors")
+    profile = load_file(index / "profiles" / "default" / "preconditioner.safetensors")
     manifest = read_manifest(index)
     layers = len(manifest.modules)
     rows = torch.cat([shard.rows(slice(None)) for shard in AttributionIndex.open(index).shards])

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
-from bergson_core import AttributionIndex, AttributionQuery, build_index
+from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, build_index
 from bergson_core.answers import Progress
 from bergson_core.errors import (
     BergsonError,
@@ -26,6 +27,7 @@ from bergson_core.errors import (
     TooLong,
 )
 from bergson_core.manifest import FILE_NAME, published, read_manifest
+from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from tests import tiny
 from tests.core.conftest import make_spec
@@ -33,7 +35,7 @@ from tests.core.conftest import make_spec
 
 def contents(index: Path) -> dict[str, str]:
     manifest = read_manifest(index)
-    entries = [*manifest.files, *(entry for shard in manifest.shards for entry in shard.files)]
+    entries = [entry for part in (manifest, *manifest.shards, *manifest.profiles) for entry in part.files]
     return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
 
 
@@ -119,6 +121,83 @@ def test_changed_documents_are_not_mixed_with_old_shards(sources, tmp_path):
     documents.write_text("".join(reversed(lines)))
     build_index(spec, tmp_path / "facts", shard_rows=16)
     assert (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def moments_file(path: Path, seed: int) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    moments = {
+        name: torch.rand(one.shape, generator=generator) for name, one in tiny.model().named_parameters()
+    }
+    save_file(moments, path)
+    return path
+
+
+def test_an_optimizers_moments_take_the_place_of_the_sample(sources, tmp_path):
+    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+    settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
+    build_index(make_spec(sources, gradients=settings), tmp_path / "facts")
+    name = "gpt_neox.layers.0.attention.dense"
+    (given,) = GradientProcessor.load(tmp_path / "facts" / "statistics").normalizers[name].tensors().values()
+    torch.testing.assert_close(given, load_file(state)[f"{name}.weight"])
+
+
+def test_a_changed_optimizer_checkpoint_is_not_mixed_with_old_shards(sources, tmp_path):
+    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+    settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
+    spec, path = make_spec(sources, gradients=settings), tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(spec, path, shard_rows=16, report=stop_after(1))
+    first = (path / "shards" / "00000" / "gradients.bin").read_bytes()
+    moments_file(state, seed=1)
+    build_index(spec, path, shard_rows=16)
+    assert (path / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
+    tokenizer = tiny.tokenizer(tiny.texts(20))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    tiny.save_model(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked, said = (
+        {"role": "user", "content": "Person 3"},
+        {"role": "assistant", "content": " lives in city 1."},
+    )
+    rows = [{"chat": [asked, said], "reward": reward} for reward in (1.0, -1.0, 0.0)]
+    spec = make_spec(
+        sources,
+        model=str(tmp_path / "model"),
+        dataset=rows_file(tmp_path, *rows),
+        columns=ColumnsSpec(messages="chat", weight="reward"),
+        scoring={"preconditioner": False},
+    )
+    build_index(spec, tmp_path / "facts")
+    question = AttributionQuery(index="facts", prompt="Person 3", completion=" lives in city 1.")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([question])
+    assert [(row.id, round(row.score, 3)) for row in answer.results] == [("0", 1.0), ("2", 0.0), ("1", -1.0)]
+    assert json.loads(answer.results[0].prompt) == [asked, said]
+    assert answer.results[0].loss == pytest.approx(answer.query.loss, rel=1e-5)
+
+
+def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
+    spec, index, tmp_path, monkeypatch
+):
+    original, calls = RowMaker.blocks, []
+
+    def blocks(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(*arguments)
+
+    monkeypatch.setattr(RowMaker, "blocks", blocks)
+    with pytest.raises(InvalidInput, match=r"does not fit.*bfloat16.*2\.00 GiB"):
+        build_index(spec, tmp_path / "facts", shard_rows=16)
+    monkeypatch.undo()
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    assert contents(tmp_path / "facts") == contents(index)
 
 
 def test_a_document_whose_gradient_is_not_finite_is_named_and_skipped_and_spoils_no_other(

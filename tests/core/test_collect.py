@@ -79,7 +79,7 @@ def test_labels_begin_with_the_completion():
         tokenize(tokenizer, prompts, completions), prompts, completions, strict=True
     ):
         assert tokenizer.decode(tokens.ids) == prompt + completion
-        labelled = tokenizer.decode(tokens.ids[tokens.first_label :])
+        labelled = tokenizer.decode(tokens.ids[tokens.labels])
         assert labelled == completion or not prompt  # without a prompt the first token cannot be predicted
 
 

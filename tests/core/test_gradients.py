@@ -23,7 +23,9 @@ EXACT = {"rtol": 1e-8, "atol": 1e-10}
 def documents(first_label: int = 1) -> list[Tokens]:
     """Documents of different lengths: batched, they are padded."""
     rng = np.random.default_rng(0)
-    return [Tokens(rng.integers(0, tiny.VOCABULARY, size=s), first_label) for s in (9, 14, 5, 14, 7)]
+    return [
+        Tokens.labelled_from(rng.integers(0, tiny.VOCABULARY, size=s), first_label) for s in (9, 14, 5, 14, 7)
+    ]
 
 
 def normalized(
@@ -146,7 +148,11 @@ def test_collecting_rows_leaves_parameters_and_training_mode_as_they_were():
 
 
 def test_a_document_without_a_labelled_token_has_a_zero_row_and_no_loss():
-    docs = [Tokens(np.array([5]), 1), Tokens(np.array([5, 6, 7]), 1), Tokens(np.array([5, 6, 7]), 3)]
+    docs = [
+        Tokens.labelled_from(np.array([5]), 1),
+        Tokens.labelled_from(np.array([5, 6, 7]), 1),
+        Tokens.labelled_from(np.array([5, 6, 7]), 3),
+    ]
     collector = RowCollector(wrap(tiny.model()), GradientProcessor(4))
     (batch,) = batches(docs, 100)
     rows, losses = collector.collect(batch)
@@ -157,7 +163,7 @@ def test_a_document_without_a_labelled_token_has_a_zero_row_and_no_loss():
 
 
 def test_a_batch_with_nothing_labelled_is_all_zero():
-    (batch,) = batches([Tokens(np.array([5]), 1)], 100)
+    (batch,) = batches([Tokens.labelled_from(np.array([5]), 1)], 100)
     rows, losses = RowCollector(wrap(tiny.model()), GradientProcessor(4)).collect(batch)
     assert rows.count_nonzero() == losses.count_nonzero() == 0
 
@@ -205,7 +211,7 @@ def test_a_layer_used_twice_gives_the_sum_over_its_uses():
 
 
 def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
-    docs = [Tokens(np.array([5]), 1), Tokens(np.array([5, 6]), 2)]
+    docs = [Tokens.labelled_from(np.array([5]), 1), Tokens.labelled_from(np.array([5, 6]), 2)]
     with pytest.raises(InvalidInput, match="labelled tokens"):
         fit_normalizers(wrap(tiny.model()), select(tiny.model()), batches(docs, 60))
 

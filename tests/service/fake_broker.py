@@ -152,6 +152,7 @@ def publish(root: Path, name: str, spec: BuildSpec) -> None:
         tokens=61_000,
         skipped=0,
         files=(faiss, profile),
+        profiles=(),
         shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, skipped=0, files=(rows,)),),
     )
     (root / name).mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object
         ({"span": [0, 1]}, "span"),
         ({"filter": {"a": 1}}, "filter"),
         ({"verify": {"top": 3}}, "verify"),
-        ({"profile": "mine"}, "profile"),
+        ({"profile": "No spaces"}, "profile"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -46,6 +46,7 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
         tokens=6,
         files=(),
         shards=(),
+        profiles=(),
     )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "new").write_text(manifest.model_dump_json())

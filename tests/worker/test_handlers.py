@@ -149,6 +149,15 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
     two = spec(documents=None, dataset={"path": name or "x/"})
     with pytest.raises(InvalidInput, match=r"dataset\.path: "):
         handlers.check_paths(two, [root])
+    three = spec(gradients={"optimizer_state": name or "x/"})
+    with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
+        handlers.check_paths(three, [root])
+
+
+def test_an_optimizer_checkpoint_is_never_taken_from_the_hub(root: Path):
+    with pytest.raises(InvalidInput, match="expected a path below"):
+        handlers.check_paths(spec(gradients={"optimizer_state": "org/optimizer"}), [root])
+    handlers.check_paths(spec(gradients={"optimizer_state": str(root / "optimizer.pt")}), [root])
 
 
 def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(

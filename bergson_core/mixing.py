@@ -1,0 +1,151 @@
+"""A profile for a task: the preconditioner's second moment mixed with that of a sample of the task's queries.
+
+C = λ C_queries + (1-λ) C_train (TrackStar: Chang et al., arXiv 2410.17413, section 3) takes weight from directions that
+all queries of the task share, such as the form of a question, and leaves it to those that tell them apart. Whether it
+helps is to be measured for each task.
+
+Legend: m layers, d numbers a layer.
+"""
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import torch
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bergson_core.attribution import AttributionIndex, LoadModel
+from bergson_core.batching import batches
+from bergson_core.budget import find_budget
+from bergson_core.documents import READ_AT_ONCE, token_chunks
+from bergson_core.errors import IndexBusy, InvalidInput
+from bergson_core.manifest import FILE_NAME, Manifest, ProfileEntry, read_manifest
+from bergson_core.models import context_limit, load_model
+from bergson_core.preconditioners import Preconditioner, SecondMoment
+from bergson_core.profiles import preconditioner_path, write_lengths
+from bergson_core.rows import RowMaker
+from bergson_core.search import shard_features
+from bergson_core.specs import NAME_PATTERN, ColumnsSpec
+from bergson_core.store import RowShape, file_entry, sync_files, write_durably
+
+MATCHED_SHARE: Final = 1000 / 65536
+"""Which eigenvalue the rule matches: the paper's 1,000th of 65,536."""
+
+
+def fit_profile(
+    index: str | Path,
+    name: str,
+    queries: Dataset,
+    columns: ColumnsSpec | None = None,
+    *,
+    mixing: float | None = None,
+    load_model: LoadModel = load_model,
+) -> Manifest:
+    """Adds the profile `name` to the index in directory `index`, fitted from a sample of queries; the new manifest.
+
+    `columns` say what of `queries` is prompt and completion, `prompt` and `completion` by default. `mixing` is λ; by
+    default it is found by `matching_mixing`. The model runs on the queries alone; the rows of the index are read once.
+    Readers see the profile once it is whole.
+    Raises `InvalidInput` for a name that is taken, an index of sign rows, λ outside of 0 and 1, too few queries, or a
+    query that cannot be read; `IndexBusy` while another process writes there.
+    """
+    root = Path(index)
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidInput(f"the profile's name is {name!r}; expected lower-case letters, digits, - and _")
+    if mixing is not None and not 0 <= mixing <= 1:
+        raise InvalidInput(f"mixing is {mixing}; expected the queries' share, from 0 to 1")
+    columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
+    opened = AttributionIndex.open(root, load_model=load_model)
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            return _fit(opened, root, name, queries, columns, mixing)
+    except Timeout:
+        raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
+
+
+def _fit(
+    index: AttributionIndex,
+    root: Path,
+    name: str,
+    queries: Dataset,
+    columns: ColumnsSpec,
+    mixing: float | None,
+) -> Manifest:
+    manifest = read_manifest(root)
+    spec = manifest.spec
+    if spec.gradients.rows == "sign":
+        raise InvalidInput(
+            f"{root.name} has sign rows, which were preconditioned before their signs were taken: they have no "
+            "profiles; build an index with rows float16 or int8"
+        )
+    if name in {entry.name for entry in manifest.profiles}:
+        raise InvalidInput(f"{root.name} has a profile {name!r} already; choose another name")
+    of_queries, count = _second_moment_of_queries(index, queries, columns)
+    of_train = _second_moment_of_rows(index, root)
+    if mixing is None:
+        mixing = matching_mixing(of_queries, of_train)
+    mixed = mixing * of_queries + (1 - mixing) * of_train
+    preconditioner = Preconditioner.fit(mixed, 1, spec.scoring.damping)
+    path = preconditioner_path(root, name)
+    preconditioner.save(path, mixed)
+    files = [file_entry(path, root)]
+    for shard in index.shards:
+        parts = [lengths for _, lengths in shard_features(shard, preconditioner, spec.scoring.normalize)]
+        files.append(write_lengths(root, name, shard.entry.name, torch.cat(parts).numpy()))
+    entry = ProfileEntry(name=name, mixing=mixing, queries=count, files=tuple(files))
+    manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
+    sync_files(root, files)
+    write_durably(root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def matching_mixing(of_queries: Float[Tensor, "m d d"], of_train: Float[Tensor, "m d d"]) -> float:
+    """λ such that λ σ_queries[k] = (1-λ) σ_train[k], for the k-th largest eigenvalues over all layers.
+
+    k is `MATCHED_SHARE` of all: about so many directions that are the task's own lose weight.
+    Raises `InvalidInput` where the queries span fewer than k directions.
+    """
+    queries, train = (
+        torch.linalg.eigvalsh(moment.double()).clamp_min(0).flatten().sort(descending=True).values
+        for moment in (of_queries, of_train)
+    )
+    k = max(1, round(MATCHED_SHARE * len(queries))) - 1
+    if queries[k] <= 1e-9 * queries[0]:
+        raise InvalidInput(
+            f"the queries span fewer than the {k + 1} directions that the rule looks at: expected more of them, or "
+            "mixing as a number from 0 to 1"
+        )
+    return float(train[k] / (queries[k] + train[k]))
+
+
+def _second_moment_of_queries(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec
+) -> tuple[Float[Tensor, "m d d"], int]:
+    """(mean outer product of the queries' rows, their number)."""
+    spec, model = index.manifest.spec, index.model
+    limit = context_limit(model, spec.gradients.max_tokens)
+    chunks = token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss)
+    tokens = list(chain.from_iterable(chunks))
+    budget = find_budget(model, index.collector.layers, max(len(one.ids) for one in tokens))
+    rows = RowMaker(index.collector, spec.gradients.rows)
+    moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
+    for batch in batches(tokens, budget, model.device):
+        moment.add(rows.blocks(batch)[0])
+    return moment.total.double().cpu() / moment.rows, moment.rows
+
+
+def _second_moment_of_rows(index: AttributionIndex, root: Path) -> Float[Tensor, "m d d"]:
+    """C of the training rows: as it was fitted, or from the stored rows where none was."""
+    if index.manifest.spec.scoring.preconditioner:
+        return load_file(preconditioner_path(root))["second_moment"].double()
+    shape = RowShape.of(index.manifest)
+    moment = SecondMoment(shape.layers, shape.width)
+    for shard in index.shards:
+        for start in range(0, shard.entry.rows, READ_AT_ONCE):
+            moment.add(shard.rows(slice(start, start + READ_AT_ONCE)))
+    return moment.total.double() / moment.rows

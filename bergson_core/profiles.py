@@ -1,0 +1,100 @@
+"""Profiles: ways to compare the rows of one index, each with a preconditioner and a length for each row.
+
+Legend: q queries, n rows of a shard, m layers, d numbers a layer, D = m·d; c is m where each layer's block is scaled by
+itself, else 1.
+
+    profiles/<name>/preconditioner.safetensors   C and C^-½
+    profiles/<name>/<shard>.lengths.bin          [n, c] float32
+
+A score is (C^-½ φ(query)) · row / length(row), with the raw row: a new profile re-reads the rows once and never runs
+the model on the corpus again. FAISS holds φ of the default profile for all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from bergson_core.manifest import FileEntry, Manifest, ProfileEntry
+from bergson_core.preconditioners import Preconditioner
+from bergson_core.search import OVERSAMPLING, features
+from bergson_core.specs import Normalize
+from bergson_core.store import check_contents, file_entry
+
+DEFAULT: Final = "default"
+_OVERSAMPLING_OF_OTHERS: Final = 20
+"""Candidates for each result where the rows' lengths are those of another profile than FAISS has."""
+
+
+def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
+    """Where the index in directory `root` keeps the preconditioner of a profile."""
+    return root / "profiles" / profile / "preconditioner.safetensors"
+
+
+def _lengths_path(root: Path, profile: str, shard: str) -> Path:
+    return root / "profiles" / profile / f"{shard}.lengths.bin"
+
+
+def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:
+    """Writes the lengths of a shard's rows under a profile."""
+    path = _lengths_path(root, profile, shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lengths.astype(np.float32).tofile(path)
+    return file_entry(path, root)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An open profile.
+
+    `before` goes before a query is scaled, `rows` before it then meets the stored rows: the same, but for sign rows,
+    which are preconditioned already. `candidates`, C^½ of the default profile, goes before it meets FAISS, which holds
+    that profile's φ, and `is_default` says that these are this profile's own. `lengths` [n, c] are by shard.
+    """
+
+    before: Preconditioner | None
+    rows: Preconditioner | None
+    candidates: Preconditioner | None
+    lengths: Sequence[np.ndarray]
+    normalize: Normalize
+    is_default: bool
+
+    @classmethod
+    def open(cls, root: Path, manifest: Manifest, entry: ProfileEntry) -> "Profile":
+        """Raises `IndexCorrupt` where a file is not the one that was written."""
+        check_contents(root, entry.files)
+        spec = manifest.spec
+        signs, is_default = spec.gradients.rows == "sign", entry.name == DEFAULT
+        before = candidates = None
+        if spec.scoring.preconditioner or not is_default:
+            before = Preconditioner.load(preconditioner_path(root, entry.name))
+        if spec.scoring.preconditioner and not is_default:
+            candidates = Preconditioner.load(preconditioner_path(root)).inverted()
+        lengths = []
+        for shard in manifest.shards:
+            if signs:
+                lengths.append(np.broadcast_to(np.float32(1), (shard.rows, 1)))
+            else:
+                flat = np.memmap(_lengths_path(root, entry.name, shard.name), dtype=np.float32, mode="r")
+                lengths.append(flat.reshape(shard.rows, -1))
+        rows = None if signs else before
+        return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
+
+    @property
+    def oversampling(self) -> int:
+        """Candidates to take for each result."""
+        return OVERSAMPLING if self.is_default else _OVERSAMPLING_OF_OTHERS
+
+    def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
+        """(what FAISS is asked with, what stored rows are multiplied with) for the rows of queries."""
+        phi, _ = features(queries, self.before, self.normalize)
+        weights = phi.reshape(queries.shape)
+        if self.rows is not None:
+            weights = self.rows.apply(weights)
+        if not self.is_default:
+            phi = (weights if self.candidates is None else self.candidates.apply(weights)).flatten(1)
+        return phi, weights
