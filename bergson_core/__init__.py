@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bergson_core.mixing import fit_profile
     from bergson_core.processor import GradientProcessor
     from bergson_core.specs import AttributionQuery, BuildSpec
+    from bergson_core.training import IndexCallback
 
 _HOME = {
     "AttributionIndex": "bergson_core.attribution",
@@ -23,6 +24,7 @@ _HOME = {
     "BuildSpec": "bergson_core.specs",
     "GradientCollector": "bergson_core.gradients",
     "GradientProcessor": "bergson_core.processor",
+    "IndexCallback": "bergson_core.training",
     "build_index": "bergson_core.build",
     "collect_gradients": "bergson_core.collect",
     "fit_processor": "bergson_core.fitting",
@@ -35,6 +37,7 @@ __all__ = [
     "BuildSpec",
     "GradientCollector",
     "GradientProcessor",
+    "IndexCallback",
     "build_index",
     "collect_gradients",
     "fit_processor",

@@ -11,13 +11,11 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from bergson_core.answers import Progress
 from bergson_core.batching import Batch, Tokens, batches, check_length
@@ -26,14 +24,10 @@ from bergson_core.collect import RowCollector
 from bergson_core.documents import Documents, Record, load_documents, tokenize_records
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.fitting import fit, sample_numbers
-from bergson_core.layers import coverage_percent, select
+from bergson_core.layers import select
 from bergson_core.manifest import (
-    FILE_NAME,
     FORMAT_VERSION,
-    FileEntry,
     Manifest,
-    ModuleEntry,
-    ProfileEntry,
     ShardEntry,
     read_manifest,
 )
@@ -41,30 +35,21 @@ from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.optimizer_state import checkpoint_file
 from bergson_core.preconditioners import Preconditioner, SecondMoment
 from bergson_core.processor import GradientProcessor
-from bergson_core.profiles import DEFAULT, preconditioner_path, write_lengths
+from bergson_core.profiles import preconditioner_path
 from bergson_core.progress import Clock
+from bergson_core.publishing import Report, publish, rows_a_shard, save_preconditioner
 from bergson_core.rows import RowMaker
-from bergson_core.search import build_shard_search
 from bergson_core.specs import BuildSpec
 from bergson_core.store import (
-    Shard,
     ShardWriter,
     drop_build_files,
-    file_entry,
     file_sha256,
     finished_shard,
-    sync_files,
-    total_moment,
     write_durably,
 )
 from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 64 * 2**20
-MAX_SHARD_ROWS = 4096
-
-Report = Callable[[Progress], None]
 
 
 def build_index(
@@ -85,7 +70,7 @@ def build_index(
     `InvalidInput` for a bad model, dataset or document, before any gradient is computed.
     """
     output = Path(output)
-    _check_free(output, spec)
+    check_free(output, spec)
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,7 +90,7 @@ def build_index(
         raise IndexBusy(f"{output} is being built by another process; wait for it or stop it") from None
 
 
-def _check_free(output: Path, spec: BuildSpec) -> None:
+def check_free(output: Path, spec: BuildSpec) -> None:
     """Raises `IndexExists` unless `output` is absent, empty, or this very build."""
     if output.exists() and not output.is_dir():
         raise IndexExists(f"{output} is a file; expected a new directory")
@@ -176,7 +161,11 @@ class _Build:
         self._budget_tokens = self._statistics(model, plan)
         rows = self._open_rows(model)
         shards = self._shards(model, plan, rows)
-        return self._publish(model, rows, shards)
+        manifest = publish(self.spec, self.output, model, rows, shards, self._report, self._confirm)
+        (self.output / "building.json").unlink(missing_ok=True)
+        drop_build_files(self.output, shards)
+        self._report(Progress(stage="done", done=manifest.rows, total=manifest.rows))
+        return manifest
 
     def _plan(self, model: LanguageModel) -> _Plan:
         """Reads and checks every document before any gradient is computed."""
@@ -226,16 +215,10 @@ class _Build:
             moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
             for batch in batches(tokens, budget, model.device):
                 moment.add(rows.blocks(batch)[0])
-            self._save_preconditioner(moment.total, moment.rows)
+            save_preconditioner(self.output, moment.total, moment.rows, self.spec.scoring.damping)
         stamp = {"build": self.fingerprint, "budget_tokens": budget}
         write_durably(done, json.dumps(stamp).encode())
         return budget
-
-    def _save_preconditioner(self, total: Tensor, rows: int) -> Preconditioner:
-        """From Σ row rowᵀ [m, d, d] over `rows` rows."""
-        preconditioner = Preconditioner.fit(total, rows, self.spec.scoring.damping)
-        preconditioner.save(preconditioner_path(self.output), total / rows)
-        return preconditioner
 
     def _open_rows(self, model: LanguageModel) -> RowMaker:
         settings = self.spec.gradients
@@ -249,8 +232,7 @@ class _Build:
 
     def _shards(self, model: LanguageModel, plan: _Plan, rows: RowMaker) -> list[ShardEntry]:
         total = len(plan.documents)
-        fits = max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // rows.shape.row_bytes))
-        size = self._shard_rows or fits
+        size = self._shard_rows or rows_a_shard(rows.shape)
         clock = Clock("gradients", total)
         entries = []
         for number, start in enumerate(range(0, total, size)):
@@ -300,53 +282,6 @@ class _Build:
         for batch in source:
             yield batch
             self._report(clock.tick(len(batch), batch.tokens))
-
-    def _publish(self, model: LanguageModel, rows: RowMaker, shards: list[ShardEntry]) -> Manifest:
-        """Fits the preconditioner, builds the search, and writes the manifest."""
-        scoring, output, collector = self.spec.scoring, self.output, rows.collector
-        layers = list(collector.layers.values())
-        count = sum(entry.rows for entry in shards)
-        preconditioner = rows.before
-        files = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
-        of_profile: list[FileEntry] = []
-        if scoring.preconditioner:
-            if preconditioner is None:
-                preconditioner = self._save_preconditioner(total_moment(output, shards), count)
-            of_profile.append(file_entry(preconditioner_path(output), output))
-        for done, entry in enumerate(shards, start=1):
-            shard = Shard.open(output, entry, rows.shape)
-            file, lengths = build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
-            files.append(file)
-            if lengths is not None:
-                of_profile.append(write_lengths(output, DEFAULT, entry.name, lengths))
-            self._report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            generation=1,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            spec=self.spec,
-            fingerprint=self.spec.fingerprint(),
-            model_sha256=model.sha256,
-            modules=tuple(
-                ModuleEntry(name=layer.name, out_features=layer.out_features, in_features=layer.in_features)
-                for layer in layers
-            ),
-            coverage_percent=round(coverage_percent(model.model, layers), 2),
-            dimensions=collector.dimensions,
-            rows=count,
-            tokens=sum(entry.tokens for entry in shards),
-            skipped=sum(entry.skipped for entry in shards),
-            files=tuple(files),
-            shards=tuple(shards),
-            profiles=(ProfileEntry(name=DEFAULT, files=tuple(of_profile)),),
-        )
-        sync_files(output, (*files, *of_profile))
-        self._confirm()
-        write_durably(output / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-        (output / "building.json").unlink(missing_ok=True)
-        drop_build_files(output, shards)
-        self._report(Progress(stage="done", done=count, total=count))
-        return manifest
 
 
 def _fingerprint(spec: BuildSpec, model: LanguageModel, content_sha256: str) -> str:

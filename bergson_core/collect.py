@@ -4,7 +4,7 @@ Legend: n samples, s positions, m layers, d numbers a layer (p² where projected
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from bergson_core.documents import token_chunks
 from bergson_core.fitting import fit_processor
 from bergson_core.gradients import GradientCollector
 from bergson_core.hooks import frozen
+from bergson_core.layers import Layer
 from bergson_core.models import LanguageModel, wrap
 from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
@@ -53,7 +54,7 @@ class RowCollector:
         )
         self.layers = self._collector.layers
         self._model = model.tracking(self.layers.values())
-        self.slices = _layout(self.layers, processor)
+        self.slices = layout(self.layers, processor)
         self.dimensions = sum(part.stop - part.start for part in self.slices.values())
         self._rows = torch.empty(0)
 
@@ -76,7 +77,8 @@ class RowCollector:
         self._rows[..., self.slices[name]] += gradient.flatten(-2)
 
 
-def _layout(layers: dict, processor: GradientProcessor) -> dict[str, slice]:
+def layout(layers: Mapping[str, Layer], processor: GradientProcessor) -> dict[str, slice]:
+    """Where in a row each layer's numbers are, in the order of `layers`."""
     slices, start = {}, 0
     for name, layer in layers.items():
         bias = processor.include_bias and layer.has_bias

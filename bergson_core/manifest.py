@@ -10,6 +10,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +18,8 @@ from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.specs import BuildSpec
 
 FORMAT_VERSION = 3
+Origin = Literal["build", "training"]
+"""What made the rows: a build from the finished model, or the training run itself."""
 FILE_NAME = "manifest.json"
 
 
@@ -69,6 +72,7 @@ class Manifest(_Part):
     format_version: int
     generation: int
     created_at: str
+    origin: Origin = "build"
     spec: BuildSpec
     fingerprint: str
     model_sha256: str

@@ -27,9 +27,14 @@ class RowMaker:
         return RowShape(self.kind, layers, self.collector.dimensions // layers)
 
     def blocks(self, batch: Batch) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
+        """(rows [n, m, d], losses [n]) as `kept` has them."""
+        return self.kept(*self.collector.collect(batch))
+
+    def kept(
+        self, rows: Float[Tensor, "n D"], losses: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
         """(rows [n, m, d], losses [n]); a row with a number that is not finite is 0, and its loss NaN."""
-        rows, losses = self.collector.collect(batch)
         finite = rows.isfinite().all(1) & losses.isfinite()
         rows, losses = rows.masked_fill(~finite[:, None], 0), losses.masked_fill(~finite, torch.nan)
-        blocks = rows.reshape(len(batch), self.shape.layers, self.shape.width)
+        blocks = rows.reshape(len(rows), self.shape.layers, self.shape.width)
         return (blocks if self.before is None else self.before.apply(blocks)), losses
