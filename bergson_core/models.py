@@ -6,15 +6,17 @@ Only safetensors weights and only code that transformers itself ships: nothing f
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from bergson_core.adapters import CONFIG, WEIGHTS, AdapterBase, adapter_base
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.hooks import frozen, unwrapped
 from bergson_core.layers import Layer, output_head
@@ -58,26 +60,59 @@ def default_device() -> str:
 def load_model(
     name: str, revision: str | None = None, dtype: str = "float32", device: str | None = None
 ) -> LanguageModel:
-    """The model and tokenizer of a hub id or a directory, frozen, in evaluation mode.
+    """The model and tokenizer of a hub id or a directory, frozen, in evaluation mode; LoRA adapters on their model.
 
     Raises `ModelNotFound` where there is none, or none that can be loaded from safetensors without foreign code.
     """
-    directory = _resolve(name, revision)
+    directory = adapters = _resolve(name, revision)
+    if base := adapter_base(adapters):
+        directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if not any(directory.glob("*.safetensors")):
-        raise ModelNotFound(
-            f"{name} has no safetensors weights; expected model.safetensors (pickle is never loaded)"
-        )
+    _check_weights(directory, "*.safetensors")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
+        tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
             directory, use_safetensors=True, dtype=getattr(torch, dtype), **options
         )
+        if base:
+            model = _with_adapters(model, adapters)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
     model.requires_grad_(False).eval()
     nn.Module.to(model, device or default_device())
-    return wrap(model, tokenizer, _content_hash(directory))
+    return wrap(model, tokenizer, _content_hash(*dict.fromkeys((directory, adapters))))
+
+
+def _check_weights(directory: Path, pattern: str) -> None:
+    if not any(directory.glob(pattern)):
+        raise ModelNotFound(
+            f"{directory} has no safetensors weights; expected {pattern.replace('*', 'model')} (pickle is never loaded)"
+        )
+
+
+def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
+    """The directory of the model that adapters belong to.
+
+    Adapters of the hub name no local model, and none name adapters in turn.
+    """
+    if not local and Path(base.name).expanduser().exists():
+        raise ModelNotFound(f"the adapters are of the local model {base.name!r}; expected a hub id")
+    directory = _resolve(base.name, base.revision)
+    if adapter_base(directory):
+        raise ModelNotFound(
+            f"{adapters} has adapters of {base.name}, which are adapters too; expected a whole model"
+        )
+    return directory
+
+
+def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
+    _check_weights(adapters, WEIGHTS)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
+    return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
 
 
 def wrap(
@@ -97,7 +132,7 @@ def _resolve(name: str, revision: str | None) -> Path:
     """The directory with the files: `name` itself, or a snapshot of the hub repository."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / config).is_file() for config in ("config.json", CONFIG)):
             raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
         return path
     if path.exists() or name.startswith(("/", "./", "../", "~")):
@@ -112,10 +147,11 @@ def _resolve(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _content_hash(directory: Path) -> str:
+def _content_hash(*directories: Path) -> str:
     """sha256 over the names and contents of config, weights and tokenizer."""
     digest = hashlib.sha256()
-    for path in sorted({*directory.glob("*.json"), *directory.glob("*.safetensors")}):
+    files = [sorted({*one.glob("*.json"), *one.glob("*.safetensors")}) for one in directories]
+    for path in chain.from_iterable(files):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bergson_core.adapters import adapter_base
 from bergson_core.answers import Progress
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.manifest import FILE_NAME
@@ -22,7 +23,6 @@ from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_ONLY = "gradients.optimizer_state"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -71,28 +71,29 @@ def check_paths(spec: BuildSpec, roots: Iterable[Path]) -> None:
     A hub id passes unless something local has that name. Links and `..` are followed before they are compared.
     """
     roots = tuple(roots)
-    named = {
-        "model": spec.model,
-        "dataset.path": spec.dataset and spec.dataset.path,
-        _LOCAL_ONLY: spec.gradients.optimizer_state,
-    }
-    for field, name in named.items():
-        if name is None:
-            continue
-        try:
-            path = Path(name).expanduser()
-            if field != _LOCAL_ONLY and _HUB_ID.fullmatch(name) and not os.path.lexists(path):
-                continue
-            real = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
-        if not any(real.is_relative_to(root) for root in roots):
-            allowed = ", ".join(str(root) for root in roots)
-            expected = "a path" if field == _LOCAL_ONLY else "a hub id or a path"
-            raise InvalidInput(
-                f"{field}: expected {expected} below {allowed}, got {name!r}. "
-                "The operator allows more with BERGSON_ALLOWED_ROOTS"
-            )
+    _check_path("model", spec.model, roots)
+    if base := adapter_base(Path(spec.model).expanduser()):
+        _check_path("the model of its adapters", base.name, roots)
+    if spec.dataset is not None:
+        _check_path("dataset.path", spec.dataset.path, roots)
+    if spec.gradients.optimizer_state is not None:
+        _check_path("gradients.optimizer_state", spec.gradients.optimizer_state, roots, from_hub=False)
+
+
+def _check_path(field: str, name: str, roots: tuple[Path, ...], from_hub: bool = True) -> None:
+    try:
+        path = Path(name).expanduser()
+        if from_hub and _HUB_ID.fullmatch(name) and not os.path.lexists(path):
+            return
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
+    if not any(real.is_relative_to(root) for root in roots):
+        allowed = ", ".join(str(root) for root in roots)
+        raise InvalidInput(
+            f"{field}: expected a {'hub id or a ' * from_hub}path below {allowed}, got {name!r}. "
+            "The operator allows more with BERGSON_ALLOWED_ROOTS"
+        )
 
 
 @contextmanager

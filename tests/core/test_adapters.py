@@ -1,16 +1,21 @@
 """PEFT models: the adapters are what was trained, so they are what is tracked."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from bergson_core import GradientProcessor
-from bergson_core.batching import Tokens, batches
+from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index, models
+from bergson_core.batching import Tokens, batches, tokenize
 from bergson_core.collect import RowCollector
+from bergson_core.errors import ModelNotFound
 from bergson_core.layers import coverage_percent, select
-from bergson_core.models import wrap
+from bergson_core.models import load_model, wrap
 from tests import reference, tiny
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -73,6 +78,87 @@ def test_a_module_that_is_trained_beside_the_adapters_counts_in_the_coverage():
     names = list(select(model))
     assert any("lm_head" in name for name in names)
     assert coverage_percent(model, select(model).values()) == pytest.approx(100)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory of adapters of the model beside it, as PEFT writes them."""
+    tiny.save_model(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model = get_peft_model(base, LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapters")
+    return tmp_path / "adapters"
+
+
+def test_an_index_of_adapters_is_built_and_asked(saved, tmp_path):
+    documents = tiny.save_documents(tmp_path / "documents.jsonl")
+    spec = BuildSpec(model=str(saved), dataset={"path": str(documents)}, gradients={"projection_dim": 4})
+    manifest = build_index(spec, tmp_path / "facts")
+    assert {module.name.split(".")[-2] for module in manifest.modules} == {"lora_A", "lora_B"}
+    assert manifest.coverage_percent == 100
+    query = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 3")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), saved)
+    tokens = tokenize(tiny.tokenizer(tiny.texts(20)), [query.prompt], [query.completion])
+    assert answer.query.loss == pytest.approx(reference.loss_of(loaded, tokens[0]).item(), rel=1e-4)
+
+
+def test_other_adapters_or_another_model_below_them_are_another_model(saved, tmp_path):
+    before = load_model(str(saved)).sha256
+    assert load_model(str(saved)).sha256 == before != load_model(str(tmp_path / "model")).sha256
+    tiny.save_model(tmp_path / "model", seed=1)
+    assert load_model(str(saved)).sha256 != before
+
+
+def edit(directory, **changes):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"peft_type": "IA3"}, "expected type LORA"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "no megatron_config"),
+        ({"base_model_name_or_path": None}, "hub id or directory"),
+        ({"base_model_name_or_path": "/nothing/there"}, "no model directory"),
+    ],
+    ids=["another type", "a module to import", "no model", "a model that is gone"],
+)
+def test_adapters_that_cannot_be_trusted_or_placed_are_refused(saved, changes, says):
+    edit(saved, **changes)
+    with pytest.raises(ModelNotFound, match=says):
+        load_model(str(saved))
+
+
+def test_adapters_on_adapters_are_refused(saved):
+    edit(saved, base_model_name_or_path=str(saved))
+    with pytest.raises(ModelNotFound, match="adapters too"):
+        load_model(str(saved))
+
+
+def test_pickled_adapters_are_never_loaded(saved):
+    (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
+    with pytest.raises(ModelNotFound, match="pickle is never loaded"):
+        load_model(str(saved))
+
+
+def test_a_model_beside_a_configuration_of_adapters_is_not_taken_for_a_whole_one(saved, tmp_path):
+    """transformers would load the model that the configuration names, wherever it lies."""
+    model = tmp_path / "model"
+    edit(saved, base_model_name_or_path="/nothing/there")
+    shutil.copyfile(saved / "adapter_config.json", model / "adapter_config.json")
+    with pytest.raises(ModelNotFound, match="/nothing/there"):
+        load_model(str(model))
+
+
+def test_adapters_of_the_hub_name_no_local_model(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "snapshot_download", lambda *_args, **_options: str(saved))
+    with pytest.raises(ModelNotFound, match="local model"):
+        load_model("org/adapters")
 
 
 def test_layers_below_the_adapters_can_be_named():

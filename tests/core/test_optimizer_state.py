@@ -347,7 +347,6 @@ def test_a_file_of_the_trained_parameters_alone_is_read_where_the_model_says_whi
         normalizers_from_checkpoint(path, model, select(model, [SQUARE]), "adam")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # in peft
 def test_a_file_of_lora_adapters_alone_is_read_for_the_adapters(tmp_path):
     run, model = train(tmp_path, lora(), "adamw_torch"), lora()
     layers = select(model)

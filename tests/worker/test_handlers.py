@@ -154,6 +154,21 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
         handlers.check_paths(three, [root])
 
 
+def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
+    adapters = root / "adapters"
+    adapters.mkdir()
+
+    def of(base: str) -> None:
+        config = {"peft_type": "LORA", "base_model_name_or_path": base}
+        (adapters / "adapter_config.json").write_text(json.dumps(config))
+        handlers.check_paths(spec(model=str(adapters)), [root])
+
+    of(str(root / "model"))
+    of("org/model")
+    with pytest.raises(InvalidInput, match="the model of its adapters: expected a hub id or a path below"):
+        of("/etc")
+
+
 def test_an_optimizer_checkpoint_is_never_taken_from_the_hub(root: Path):
     with pytest.raises(InvalidInput, match="expected a path below"):
         handlers.check_paths(spec(gradients={"optimizer_state": "org/optimizer"}), [root])
