@@ -56,8 +56,9 @@ system:
 	|| sh scripts/system-packages.sh chromium fonts-dejavu-core redis-server \
 	|| { test -z "$$CI" && echo 'Going on without: tests that need a missing program are skipped.'; }
 
+# Two workers, the cores of CI; each imports torch, so that plain pytest is quicker for one file. ARGS=-n0 is without.
 test: system lint
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check $(CODE)

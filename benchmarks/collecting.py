@@ -1,6 +1,7 @@
 """Collecting against its floor: the same batches, forward and activation-gradient backward, with no hooks.
 
-    python -m benchmarks.collecting [--projection_dims 16 32] [--tokens 128] [--rounds 9]
+    python -m benchmarks.collecting [--model small] [--device cpu] [--dtype float32] [--projection_dims 16 32]
+        [--tokens 128] [--documents 64] [--rounds 9]
 
 The floor asks for a gradient at the input embeddings and runs the same loss code, so the ratio is what hooks,
 projections and rows cost. Rounds alternate, and the ratio is taken round by round, so that a machine whose
@@ -15,8 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, logging
+from transformers import logging
 
+from benchmarks import models
 from bergson_core import GradientProcessor
 from bergson_core.batching import Batch, Tokens, batches
 from bergson_core.collect import RowCollector
@@ -25,20 +27,6 @@ from bergson_core.hooks import frozen
 from bergson_core.layers import select
 from bergson_core.models import LanguageModel, wrap
 from bergson_core.passes import forward_backward
-
-
-def make_model(vocabulary: int = 4096) -> PreTrainedModel:
-    """A GPT-NeoX of 8.4 M parameters with the default vocabulary, as a small research model would be."""
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        intermediate_size=1024,
-        max_position_embeddings=2048,
-    )
-    torch.manual_seed(0)
-    return GPTNeoXForCausalLM(config).eval()
 
 
 def run_floor(model: LanguageModel, work: list[Batch]) -> None:
@@ -61,6 +49,8 @@ def run_naive(model: LanguageModel, documents: list[Tokens]) -> None:
 def seconds(run: Callable[[], None]) -> float:
     started = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -73,6 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=models.MODELS, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a document")
     parser.add_argument("--documents", type=int, default=64)
@@ -80,12 +73,12 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
 
-    model = wrap(make_model())
+    model = wrap(models.make(options.model, options.device, options.dtype))
     rng = np.random.default_rng(0)
     documents = [
         Tokens.labelled_from(rng.integers(1, 4096, options.tokens), 1) for _ in range(options.documents)
     ]
-    work = list(batches(documents, 4096))
+    work = list(batches(documents, 4096, options.device))
     layers = select(model.model)
     normalizers = {
         kind: fit_normalizers(model, layers, work, kind) for kind in ("none", "adafactor", "kfac", "adam")
@@ -109,14 +102,15 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     print(
-        f"GPT-NeoX of {parameters / 1e6:.1f} M parameters, {options.documents} documents of {options.tokens} tokens"
+        f"{options.model}: {parameters / 1e6:.1f} M parameters, {options.dtype} on {options.device}, "
+        f"{options.documents} documents of {options.tokens} tokens"
     )
-    print(f"{'':<22}{'tokens/s':>10}{'of the floor':>14}{'(min':>8}{'max)':>7}")
+    print(f"{'':<22}{'tokens/s':>10}{'of the floor':>14}{'(min':>8}{'max)':>7}{'fastest':>10}")
     for name, times in taken.items():
         ratios = [floor / one for floor, one in zip(taken["floor"], times, strict=True)]
         print(
             f"{name:<22}{tokens / statistics.median(times):>10,.0f}{statistics.median(ratios):>14.3f}"
-            f"{min(ratios):>8.2f}{max(ratios):>7.2f}"
+            f"{min(ratios):>8.2f}{max(ratios):>7.2f}{min(taken['floor']) / min(times):>10.3f}"
         )
     print(f"{'naive loop':<22}{naive:>10,.0f}{naive * statistics.median(taken['floor']) / tokens:>14.3f}")
 

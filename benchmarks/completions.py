@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from transformers import logging
 
-from benchmarks.collecting import collect_all, make_model, seconds
+from benchmarks import models
+from benchmarks.collecting import collect_all, seconds
 from bergson_core import GradientProcessor
 from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.collect import RowCollector
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     logging.set_verbosity_error()
-    model = wrap(make_model(options.vocabulary))
+    model = wrap(models.small(options.vocabulary).eval())
     assert model.head is not None  # GPT-NeoX has one that can be told from its backbone
     rng = np.random.default_rng(0)
     documents = [

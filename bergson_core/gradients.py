@@ -25,7 +25,7 @@ from bergson_core.processor import GradientProcessor
 from bergson_core.projection import PROJECTIONS
 
 Closure = Callable[[str, Tensor], None]
-_WHOLE_GRADIENTS_AT_ONCE: Final = 2**24
+_WHOLE_GRADIENTS_AT_ONCE: Final = 2**22
 
 
 class GradientCollector:

@@ -75,12 +75,9 @@ class _Tracker:
         if not self._tracks(name, module):
             return None
         features = self._grouped(name, args[0] if args else kwargs["input"])
-        padding = getattr(module, "padding_idx", None)  # an entry of an embedding that is never trained
-
-        def regroup(grad: Tensor) -> Tensor:
-            grouped = self._grouped(name, grad)
-            return grouped if padding is None else grouped.masked_fill((features == padding)[..., None], 0)
-
+        regroup = partial(self._grouped, name)
+        if (padding := getattr(module, "padding_idx", None)) is not None:  # an entry that is never trained
+            return self._watch(name, features, output, partial(_zeroed, features == padding, regroup))
         return self._watch(name, features, output, regroup)
 
     def _grouped(self, name: str, features: Tensor) -> Tensor:
@@ -138,6 +135,10 @@ class _Tracker:
 
         output.register_hook(arrived)
         return output
+
+
+def _zeroed(where: Tensor, regroup: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    return regroup(rows).masked_fill(where[..., None], 0)
 
 
 def roots(model: nn.Module) -> set[nn.Module]:

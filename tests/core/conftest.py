@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+# First, because what is imported while jaxtyping's hook (tests/shapes.py) runs a module of ours is compiled anew.
+import datasets  # noqa: F401
 import pytest
+import torch  # noqa: F401
+import transformers  # noqa: F401
 
 from bergson_core import build_index
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec

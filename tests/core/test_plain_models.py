@@ -1,5 +1,7 @@
 """The engine against a plain loop of autograd in float64, on modules that are not transformers'."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -147,3 +149,27 @@ def test_a_linear_subclass_is_tracked_only_where_it_is_linear():
     model = nn.Sequential(Transposed(4, 5), Softmaxed(5, 4))
     assert list(select(model)) == ["0"]
     assert_equals_plain_autograd(model, torch.randn(3, 5, 4, dtype=torch.float64))
+
+
+def test_activations_do_not_outlive_the_forward_pass_once_they_are_projected():
+    places = []
+
+    def is_alive(place: int) -> bool:
+        return any(type(one) is torch.Tensor and one.data_ptr() == place for one in gc.get_objects())
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.above = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            doubled = self.below(x) * 2
+            places.append(doubled.data_ptr())
+            return self.above(doubled)
+
+    model = Doubled().requires_grad_(False)
+    for processor, lives in ((GradientProcessor(2), False), (GradientProcessor(), True)):
+        with GradientCollector(model, processor):
+            output = model(torch.randn(3, 4))
+            assert is_alive(places[-1]) == lives
+            output.sum().backward()

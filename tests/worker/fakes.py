@@ -86,7 +86,8 @@ class FakeCore:
             self.during(number)
             report(Progress(stage="gradients", done=number + 1, total=self.total))
             confirm()
-            progress.write_text(str(number + 1))
+            (output / "next").write_text(str(number + 1))
+            (output / "next").rename(progress)  # whole, also when this process is killed now
         confirm()
         publish(output, spec)
         self.after_publish()

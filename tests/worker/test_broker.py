@@ -113,10 +113,12 @@ async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
     assert redis.xlen(keys.QUERIES) == 0
 
 
-async def test_too_many_queries_are_refused(broker: Broker, queue: WorkerQueue, settings: Settings):
+async def test_too_many_queries_are_refused(
+    broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
+):
     queue.beat(BEAT)
     waiting = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
-    await asyncio.sleep(0.1)
+    await asyncio.to_thread(until, lambda: redis.xlen(keys.QUERIES) == settings.max_queued_queries)
     with pytest.raises(QueueFull, match="8 queries wait"):
         await ask(broker)
     for task in waiting:
@@ -144,8 +146,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
 async def test_answers_are_deleted_once_read(broker: Broker, alive: None, redis: Redis):
     for _ in range(3):
         await ask(broker)
-    await asyncio.sleep(0.1)
-    assert redis.xlen(broker._replies.stream) == 0
+    await asyncio.to_thread(until, lambda: redis.xlen(broker._replies.stream) == 0)
 
 
 async def test_callers_get_an_error_when_the_reader_has_died(
