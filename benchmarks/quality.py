@@ -5,12 +5,13 @@
 The model is the demo's (trained here where it is not there yet), and the rows go through the same code as an index:
 fitted normalizers, projection, float16 or sign, preconditioner, normalisation. Scores are those of every document,
 without a search in between. Sign rows keep only the signs of L G Rᵀ: the score is ⟨query block / its length, signs⟩,
-summed over layers. C has p⁴ numbers a layer, so that it is left out beyond p = 32.
+summed over layers. C has p⁴ numbers a layer: at p = 64 it takes a minute and more a layer on two cores.
 """
 
 import argparse
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from bergson_core.evaluate import Retrieval, bm25_rankings, random_rankings, ret
 from bergson_core.facts import Corpus, make_corpus
 from bergson_core.fitting import fit, sample_numbers
 from bergson_core.layers import select
+from bergson_core.mixing import matching_mixing
 from bergson_core.models import LanguageModel, load_model
 from bergson_core.preconditioners import Preconditioner, SecondMoment
 from bergson_core.search import features
@@ -31,12 +33,14 @@ from bergson_core.specs import GradientSpec, Normalize, Normalizer, RowKind
 
 DEPTH = 100
 DAMPING = 0.1
-MOST_WITH_C = 32
 NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
 
 
 class Rows:
-    """Rows of the documents and of the queries [., m, d] under one processor, and C^-½ of the documents' rows."""
+    """Rows of the documents and of the queries [., m, d] under one processor, and C^-½, by name.
+
+    `C` is of the documents, `C mixed` of them and the queries, by the rule of TrackStar, whose λ is `mixing`.
+    """
 
     def __init__(
         self, model: LanguageModel, documents: list[Tokens], queries: list[Tokens], settings: GradientSpec
@@ -52,25 +56,32 @@ class Rows:
 
         self.queries = collect(queries)
         self.documents = _kept("float16", collect(documents))
-        self.preconditioner: Preconditioner | None = None
-        if settings.projection_dim <= MOST_WITH_C:
-            moment = SecondMoment(self.layers, self.documents.shape[2])
-            moment.add(self.documents)
-            self.preconditioner = Preconditioner.fit(moment.total, len(documents), DAMPING)
+        of_documents, of_queries = _second_moment(self.documents), _second_moment(self.queries)
+        self.mixing = matching_mixing(of_queries, of_documents)
+        mixed = self.mixing * of_queries + (1 - self.mixing) * of_documents
+        self.roots: dict[str, Preconditioner | None] = {
+            "": None,
+            ", C": Preconditioner.fit(of_documents, 1, DAMPING),
+            ", C mixed": Preconditioner.fit(mixed, 1, DAMPING),
+        }
 
-    def scores(self, preconditioned: bool, normalize: Normalize) -> Tensor:
+    def scores(self, root: Preconditioner | None, normalize: Normalize) -> Tensor:
         """Scores [q, n] from float16 rows."""
-        root = self.preconditioner if preconditioned else None
         asked, _ = features(self.queries, root, normalize)
         kept, _ = features(self.documents, root, normalize)
         return asked @ kept.mT
 
-    def sign_scores(self, preconditioned: bool) -> Tensor:
+    def sign_scores(self, root: Preconditioner | None) -> Tensor:
         """Scores [q, n] from one bit a number, where C^-½ goes before the sign."""
-        root = self.preconditioner if preconditioned else None
         asked, _ = features(self.queries, root, "block")
         kept = _kept("sign", root.apply(self.documents) if root else self.documents)
         return asked @ kept.flatten(1).mT
+
+
+def _second_moment(rows: Tensor) -> Tensor:
+    moment = SecondMoment(*rows.shape[1:])
+    moment.add(rows)
+    return moment.total.double() / len(rows)
 
 
 def _kept(kind: RowKind, rows: Tensor) -> Tensor:
@@ -123,15 +134,13 @@ def main() -> None:
     for p, kind in itertools.product(options.projection_dims, options.normalizers):
         rows = Rows(model, documents, queries, GradientSpec(projection_dim=p, normalizer=kind))
         numbers = rows.layers * p * p
-        for preconditioned in (False, True) if rows.preconditioner else (False,):
-            with_c = ", C" if preconditioned else ""
+        print(f"p = {p}, {kind}: λ {rows.mixing:.2f}", file=sys.stderr)
+        for with_c, root in rows.roots.items():
             for normalize in ("none", "row", "block"):
                 name = f"p = {p}, {kind}, float16{with_c}, {normalize}"
-                print(line(name, f"{2 * numbers:,}", measure(rows.scores(preconditioned, normalize), corpus)))
+                print(line(name, f"{2 * numbers:,}", measure(rows.scores(root, normalize), corpus)))
             name = f"p = {p}, {kind}, sign{with_c}"
-            print(
-                line(name, f"{numbers // 8:,}", measure(rows.sign_scores(preconditioned), corpus)), flush=True
-            )
+            print(line(name, f"{numbers // 8:,}", measure(rows.sign_scores(root), corpus)), flush=True)
 
 
 if __name__ == "__main__":

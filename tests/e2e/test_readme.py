@@ -1,4 +1,4 @@
-"""The examples of README.md, run as they stand there, over a tiny model in the place of the demo's."""
+"""The examples of README.md and of the guide, run as they stand there, over a tiny model in the place of the demo's."""
 
 import json
 import os
@@ -13,7 +13,9 @@ from tests import tiny
 
 pytestmark = pytest.mark.e2e
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+GUIDE = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "gradients.md").read_text(), re.DOTALL))
 LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 (COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
 
@@ -45,6 +47,14 @@ def run(home: Path, *command: str) -> str:
 
 def test_the_library_example_gives_a_projected_gradient_for_each_layer(home: Path):
     assert run(home, sys.executable, "-c", LIBRARY).count("(1, 16, 16)") == 8
+
+
+def test_the_guides_examples_run_one_after_the_other(home: Path):
+    numbers, found, mixing, *_, shards = run(home, sys.executable, "-c", GUIDE).splitlines()
+    assert numbers.split()[0] == str(8 * 16 * 16)
+    assert len(re.findall(r"'\d+'", found)) == 3
+    assert 0 < float(mixing) < 1
+    assert shards == "1"
 
 
 def test_the_commands_build_an_index_and_ask_it(home: Path):
