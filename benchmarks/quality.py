@@ -45,7 +45,10 @@ class Rows:
     def __init__(
         self, model: LanguageModel, documents: list[Tokens], queries: list[Tokens], settings: GradientSpec
     ) -> None:
-        sample = [documents[number] for number in sample_numbers(len(documents), settings)]
+        sample = [
+            documents[number]
+            for number in sample_numbers(len(documents), settings.sample_size, settings.seed)
+        ]
         processor = fit(model, select(model.model), batches(sample, BUDGET_TOKENS), settings)
         collector = RowCollector(model, processor)
         self.layers = len(collector.slices)

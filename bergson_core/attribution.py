@@ -192,7 +192,8 @@ class AttributionIndex:
             asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
             directed = torch.stack([sign * phi[i] for i, sign in asked])
             top_k = max(queries[k].top_k for k in here)
-            candidates = self.candidates.find(directed, top_k, profile.oversampling)
+            count = profile.candidates_for(top_k, self.manifest.search)
+            candidates = self.candidates.find(directed, count)
             for (i, sign), shards, places in zip(asked, *candidates, strict=True):
                 query = queries[here[i]]
                 scores = self._exact_scores(weights[i], profile, shards, places)

@@ -9,18 +9,20 @@ What is not in the manifest does not exist, so a build may be killed at any mome
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from bergson_core.answers import Progress
 from bergson_core.batching import Batch, Tokens, batches, check_length
 from bergson_core.budget import find_budget
-from bergson_core.collect import RowCollector
+from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.documents import Documents, Record, load_documents, tokenize_records
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.fitting import fit, sample_numbers
@@ -38,6 +40,7 @@ from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import preconditioner_path
 from bergson_core.progress import Clock
 from bergson_core.publishing import Report, publish, rows_a_shard, save_preconditioner
+from bergson_core.recall import SAMPLE, Sample
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec
 from bergson_core.store import (
@@ -95,7 +98,7 @@ def check_free(output: Path, spec: BuildSpec) -> None:
     if output.exists() and not output.is_dir():
         raise IndexExists(f"{output} is a file; expected a new directory")
     try:
-        other = read_manifest(output).fingerprint
+        own, other = spec.fingerprint(), read_manifest(output).fingerprint
     except IndexNotFound:
         stamp = output / "building.json"
         if not stamp.is_file():
@@ -104,18 +107,16 @@ def check_free(output: Path, spec: BuildSpec) -> None:
                     f"{output} is not empty and holds no index; expected a new directory"
                 ) from None
             return
-        other = json.loads(stamp.read_text())["spec"]
-    if other != spec.fingerprint():
+        own, other = spec.rows_fingerprint(), json.loads(stamp.read_text())["spec"]
+    if other != own:
         raise IndexExists(
             f"{output} holds an index of another model, dataset or settings; choose another directory"
         )
 
 
 def _remove_empty(output: Path) -> None:
-    for name in ("building.json", ".lock"):
-        (output / name).unlink(missing_ok=True)
-    if not any(output.iterdir()):
-        output.rmdir()
+    if {path.name for path in output.iterdir()} <= {"building.json", ".lock"}:
+        shutil.rmtree(output)
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,13 @@ class _Build:
         select(model.model, self.spec.gradients.modules)
         plan = self._plan(model)
         self.fingerprint = _fingerprint(self.spec, model, plan.content_sha256)
-        stamp = {"spec": self.spec.fingerprint(), "build": self.fingerprint}
+        stamp = {"spec": self.spec.rows_fingerprint(), "build": self.fingerprint}
         write_durably(self.output / "building.json", json.dumps(stamp).encode())
         self._budget_tokens = self._statistics(model, plan)
         rows = self._open_rows(model)
         shards = self._shards(model, plan, rows)
-        manifest = publish(self.spec, self.output, model, rows, shards, self._report, self._confirm)
+        sample = self._sample(model, plan, rows.collector)
+        manifest = publish(self.spec, self.output, model, rows, shards, sample, self._report, self._confirm)
         (self.output / "building.json").unlink(missing_ok=True)
         drop_build_files(self.output, shards)
         self._report(Progress(stage="done", done=manifest.rows, total=manifest.rows))
@@ -204,7 +206,7 @@ class _Build:
         budget, done = find_budget(model, layers, plan.longest), directory / "done"
         if done.is_file() and (before := json.loads(done.read_text()))["build"] == self.fingerprint:
             return min(budget, before["budget_tokens"])
-        numbers = sample_numbers(len(plan.documents), settings)
+        numbers = sample_numbers(len(plan.documents), settings.sample_size, settings.seed)
         tokens = self._tokens(model, plan.documents.read(numbers), plan.limit)
         clock = Clock("statistics", len(numbers))
         sample = self._reported(batches(tokens, budget, model.device), clock)
@@ -243,6 +245,13 @@ class _Build:
             clock.skip_to(numbers.stop)
             entries.append(entry)
         return entries
+
+    def _sample(self, model: LanguageModel, plan: _Plan, collector: RowCollector) -> Sample:
+        """The raw rows of some documents, to measure the search with."""
+        numbers = sample_numbers(len(plan.documents), SAMPLE, self.spec.gradients.seed)
+        tokens = self._tokens(model, plan.documents.read(numbers), plan.limit)
+        rows, _ = collect_in_order(collector, tokens, model.device, self._budget_tokens)
+        return Sample.of(np.array(numbers), torch.from_numpy(rows), len(collector.slices))
 
     def _collect_shard(
         self,
@@ -288,5 +297,5 @@ def _fingerprint(spec: BuildSpec, model: LanguageModel, content_sha256: str) -> 
     """Everything that decides the rows: two builds with the same one may share shards."""
     state = spec.gradients.optimizer_state
     moments = file_sha256(checkpoint_file(state)) if state is not None else ""
-    parts = (str(FORMAT_VERSION), spec.fingerprint(), model.sha256, content_sha256, moments)
+    parts = (str(FORMAT_VERSION), spec.rows_fingerprint(), model.sha256, content_sha256, moments)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

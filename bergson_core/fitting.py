@@ -46,7 +46,7 @@ def fit_processor(
     """
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
     language_model = wrap(model, tokenizer)
-    sample = dataset.select(sample_numbers(len(dataset), settings))
+    sample = dataset.select(sample_numbers(len(dataset), settings.sample_size, settings.seed))
     chunks = token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
     tokens = list(chain.from_iterable(chunks))
     layers = select(model, target_modules or settings.modules)
@@ -55,10 +55,10 @@ def fit_processor(
     return fit(language_model, layers, batches(tokens, budget, language_model.device), settings)
 
 
-def sample_numbers(total: int, settings: GradientSpec) -> list[int]:
-    """Row numbers of the sample, ascending: the same ones for the same seed."""
-    generator = np.random.Generator(np.random.Philox(settings.seed))
-    return sorted(generator.choice(total, min(settings.sample_size, total), replace=False).tolist())
+def sample_numbers(total: int, size: int, seed: int) -> list[int]:
+    """Row numbers of a sample of `size`, or of all, ascending: the same ones for the same seed."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    return sorted(generator.choice(total, min(size, total), replace=False).tolist())
 
 
 def fit(

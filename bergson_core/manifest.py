@@ -20,6 +20,8 @@ from bergson_core.specs import BuildSpec
 FORMAT_VERSION = 3
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
+SearchKind = Literal["float16", "rabitq", "hamming"]
+"""What FAISS compares: φ in float16, φ in one bit a number, or the bits of sign rows."""
 FILE_NAME = "manifest.json"
 
 
@@ -47,6 +49,20 @@ class ShardEntry(_Part):
     tokens: int
     skipped: int
     files: tuple[FileEntry, ...]
+
+
+class SearchEntry(_Part):
+    """How candidates are found, and how well, measured with `queries` documents of the index as queries.
+
+    `candidates` are taken for ten results, and as many in proportion for more. A recall is the share of the ten rows
+    with the highest (or, for opponents, the lowest) exact scores that are among them.
+    """
+
+    kind: SearchKind
+    candidates: int
+    recall_at_10: float
+    opponents_recall_at_10: float
+    queries: int
 
 
 class ProfileEntry(_Part):
@@ -85,6 +101,7 @@ class Manifest(_Part):
     files: tuple[FileEntry, ...]
     shards: tuple[ShardEntry, ...]
     profiles: tuple[ProfileEntry, ...]
+    search: SearchEntry
 
     def total_bytes(self) -> int:
         """Bytes on disk of every file that the index consists of."""

@@ -19,15 +19,15 @@ import numpy as np
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.manifest import FileEntry, Manifest, ProfileEntry
+from bergson_core.manifest import FileEntry, Manifest, ProfileEntry, SearchEntry
 from bergson_core.preconditioners import Preconditioner
-from bergson_core.search import OVERSAMPLING, features
+from bergson_core.search import features
 from bergson_core.specs import Normalize
 from bergson_core.store import check_contents, file_entry
 
 DEFAULT: Final = "default"
-_OVERSAMPLING_OF_OTHERS: Final = 20
-"""Candidates for each result where the rows' lengths are those of another profile than FAISS has."""
+_MORE_FOR_OTHERS: Final = 5
+"""Times the candidates where the rows' lengths are those of another profile than FAISS has."""
 
 
 def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
@@ -84,10 +84,10 @@ class Profile:
         rows = None if signs else before
         return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
 
-    @property
-    def oversampling(self) -> int:
-        """Candidates to take for each result."""
-        return OVERSAMPLING if self.is_default else _OVERSAMPLING_OF_OTHERS
+    def candidates_for(self, top_k: int, search: SearchEntry) -> int:
+        """How many candidates to take for `top_k` results."""
+        count = max(search.candidates, -(-search.candidates * top_k // 10))
+        return count if self.is_default else _MORE_FOR_OTHERS * count
 
     def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
         """(what FAISS is asked with, what stored rows are multiplied with) for the rows of queries."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,13 +22,16 @@ from bergson_core.manifest import (
     ModuleEntry,
     Origin,
     ProfileEntry,
+    SearchEntry,
+    SearchKind,
     ShardEntry,
 )
 from bergson_core.models import LanguageModel
 from bergson_core.preconditioners import Preconditioner
-from bergson_core.profiles import DEFAULT, preconditioner_path, write_lengths
+from bergson_core.profiles import DEFAULT, Profile, preconditioner_path, write_lengths
+from bergson_core.recall import Sample, choose, ladder, measure
 from bergson_core.rows import RowMaker
-from bergson_core.search import build_shard_search
+from bergson_core.search import Candidates, build_shard_search
 from bergson_core.specs import BuildSpec
 from bergson_core.store import RowShape, Shard, file_entry, sync_files, total_moment, write_durably
 
@@ -57,11 +61,15 @@ def publish(
     model: LanguageModel,
     rows: RowMaker,
     shards: Sequence[ShardEntry],
+    sample: Sample,
     report: Report = lambda progress: None,
     confirm: Callable[[], None] = lambda: None,
     origin: Origin = "build",
 ) -> Manifest:
-    """Fits the preconditioner, builds the search, and writes the manifest of finished shards."""
+    """Fits the preconditioner, builds and measures the search, and writes the manifest of finished shards.
+
+    Raises `InvalidInput` where the candidates for the `sample` do not hold `min_recall`.
+    """
     scoring, collector = spec.scoring, rows.collector
     layers = list(collector.layers.values())
     count = sum(entry.rows for entry in shards)
@@ -73,13 +81,32 @@ def publish(
             total = total_moment(output, shards)
             preconditioner = save_preconditioner(output, total, count, scoring.damping)
         of_profile.append(file_entry(preconditioner_path(output), output))
-    for done, entry in enumerate(shards, start=1):
-        shard = Shard.open(output, entry, rows.shape)
-        file, lengths = build_shard_search(output, shard, preconditioner, scoring.normalize, generation=1)
-        files.append(file)
-        if lengths is not None:
-            of_profile.append(write_lengths(output, DEFAULT, entry.name, lengths))
-        report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
+    opened = [Shard.open(output, entry, rows.shape) for entry in shards]
+    search: list[FileEntry] = []
+    lengths: list[np.ndarray] = []
+
+    def measured(kind: SearchKind) -> SearchEntry:
+        search.clear()
+        lengths.clear()
+        for done, shard in enumerate(opened, start=1):
+            file, of_rows = build_shard_search(
+                output, shard, preconditioner, scoring.normalize, kind, generation=1
+            )
+            search.append(file)
+            lengths.append(of_rows)
+            report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
+        before = None if kind == "hamming" else preconditioner
+        profile = Profile(preconditioner, before, None, lengths, scoring.normalize, is_default=True)
+        candidates = Candidates.read(output, shards, kind, rows.shape, generation=1)
+        return measure(sample, profile, opened, candidates, spec.search.min_recall)
+
+    found = choose(ladder(spec.search, rows.shape, count), spec.search.min_recall, measured)
+    if found.kind != "hamming":
+        of_profile += [
+            write_lengths(output, DEFAULT, entry.name, of_rows)
+            for entry, of_rows in zip(shards, lengths, strict=True)
+        ]
+    files += search
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         generation=1,
@@ -100,6 +127,7 @@ def publish(
         files=tuple(files),
         shards=tuple(shards),
         profiles=(ProfileEntry(name=DEFAULT, files=tuple(of_profile)),),
+        search=found,
     )
     sync_files(output, (*files, *of_profile))
     confirm()

@@ -9,7 +9,6 @@ holds φ = C^-½ row / lengths, as float16, or the bits of sign rows themselves,
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import faiss
 import numpy as np
@@ -17,16 +16,12 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.manifest import FileEntry, Manifest
+from bergson_core.manifest import FileEntry, Manifest, SearchKind, ShardEntry
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.specs import Normalize
 from bergson_core.store import RowShape, Shard, check_contents, file_entry
 
 _AT_ONCE = 1024
-OVERSAMPLING: Final = 4
-"""Candidates for each result."""
-# Recall@10 of the demo's index (4,800 rows of 2,048 bits): 0.935 at 400 candidates, 0.990 at 1,000, 0.999 at 2,000.
-_OVERSAMPLING_BY_BITS, _LEAST_BY_BITS = 20, 2000
 _PHI, _BITS = "candidates.faiss", "candidates.bits.faiss"
 
 
@@ -62,19 +57,24 @@ def inverse(lengths: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 def build_shard_search(
-    root: Path, shard: Shard, preconditioner: Preconditioner | None, normalize: Normalize, generation: int
-) -> tuple[FileEntry, Float32[np.ndarray, "n c"] | None]:
-    """Writes the FAISS index of one shard; returns the lengths of its rows too, None for sign rows."""
+    root: Path,
+    shard: Shard,
+    preconditioner: Preconditioner | None,
+    normalize: Normalize,
+    kind: SearchKind,
+    generation: int,
+) -> tuple[FileEntry, Float32[np.ndarray, "n c"]]:
+    """Writes the FAISS index of one shard; returns the lengths of its rows too, which are 1 for sign rows."""
     directory = root / "search" / str(generation) / shard.entry.name
     directory.mkdir(parents=True, exist_ok=True)
-    if shard.shape.kind == "sign":
+    if kind == "hamming":
         flat = shard.blocks.reshape(shard.entry.rows, -1)
         bits = faiss.IndexBinaryFlat(8 * flat.shape[1])
         bits.add(np.ascontiguousarray(flat))
         faiss.write_index_binary(bits, str(directory / _BITS))
-        return file_entry(directory / _BITS, root), None
+        return file_entry(directory / _BITS, root), np.ones((shard.entry.rows, 1), dtype=np.float32)
     dimensions = shard.shape.layers * shard.shape.width
-    index = faiss.IndexScalarQuantizer(dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index = _empty(kind, dimensions)
     all_lengths = []
     for phi, lengths in shard_features(shard, preconditioner, normalize):
         index.add(phi.numpy())
@@ -83,41 +83,64 @@ def build_shard_search(
     return file_entry(directory / _PHI, root), np.concatenate(all_lengths)
 
 
+def _empty(kind: SearchKind, dimensions: int) -> faiss.Index:
+    """An index for φ. RaBitQ (Gao and Long, arXiv 2405.12497) gets no centre: φ lie around the origin."""
+    if kind == "float16":
+        return faiss.IndexScalarQuantizer(
+            dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        )
+    index = faiss.IndexRaBitQ(dimensions, faiss.METRIC_INNER_PRODUCT)
+    index.train(np.zeros((1, dimensions), dtype=np.float32))
+    index.qb = 8
+    return index
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """The FAISS indexes of all shards of one generation."""
+    """The FAISS indexes of all shards of one generation, and the numbers of their first rows."""
 
     indexes: Sequence[faiss.Index | faiss.IndexBinary]
+    firsts: Sequence[int]
+    kind: SearchKind
     shape: RowShape
 
     @classmethod
     def open(cls, root: Path, manifest: Manifest) -> "Candidates":
         """Raises `IndexCorrupt` before FAISS sees a file that is not the one that was written."""
         check_contents(root, [entry for entry in manifest.files if entry.path.startswith("search/")])
-        indexes, shape = [], RowShape.of(manifest)
-        for shard in manifest.shards:
-            directory = root / "search" / str(manifest.generation) / shard.name
-            if shape.kind == "sign":
-                indexes.append(faiss.read_index_binary(str(directory / _BITS), faiss.IO_FLAG_MMAP_IFC))
-            else:
-                indexes.append(faiss.read_index(str(directory / _PHI), faiss.IO_FLAG_MMAP_IFC))
-        return cls(indexes, shape)
+        return cls.read(
+            root, manifest.shards, manifest.search.kind, RowShape.of(manifest), manifest.generation
+        )
+
+    @classmethod
+    def read(
+        cls, root: Path, shards: Sequence[ShardEntry], kind: SearchKind, shape: RowShape, generation: int
+    ) -> "Candidates":
+        """Of files that are known to be as they were written."""
+        read, name = (faiss.read_index_binary, _BITS) if kind == "hamming" else (faiss.read_index, _PHI)
+        directory = root / "search" / str(generation)
+        paths = [directory / shard.name / name for shard in shards]
+        indexes = [read(str(path), faiss.IO_FLAG_MMAP_IFC) for path in paths]
+        return cls(indexes, [shard.first_row for shard in shards], kind, shape)
+
+    def numbers(self, queries: Float32[Tensor, "q D"], count: int) -> Int[np.ndarray, "q k"]:
+        """As `find`, the numbers of the rows in the index."""
+        shards, places = self.find(queries, count)
+        return np.asarray(self.firsts)[shards] + places
 
     def find(
-        self, queries: Float32[Tensor, "q D"], top_k: int, oversampling: int = OVERSAMPLING
+        self, queries: Float32[Tensor, "q D"], count: int
     ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """(shard [q, k], place in the shard [q, k]) of the rows most like each query, best first.
+        """(shard [q, k], place in the shard [q, k]) of the `count` rows most like each query, best first.
 
-        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs, which sees less and finds more
-        candidates for it. k is the number of candidates for `top_k` results, `oversampling` for each where φ are
-        compared, or of all rows where they are fewer.
+        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs. k is `count`, or the number of all
+        rows where they are fewer.
         """
-        if self.shape.kind == "sign":
-            count = max(_LEAST_BY_BITS, _OVERSAMPLING_BY_BITS * top_k)
+        if self.kind == "hamming":
             blocks, _ = self.shape.codec.encode(queries.reshape(-1, self.shape.layers, self.shape.width))
             asked, sign = blocks.flatten(1).numpy(), -1
         else:
-            count, asked, sign = oversampling * top_k, queries.numpy(), 1
+            asked, sign = queries.numpy(), 1
         scores, shards, places = [], [], []
         for number, index in enumerate(self.indexes):
             found_scores, found = index.search(asked, min(count, index.ntotal))

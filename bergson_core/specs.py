@@ -146,8 +146,11 @@ class ScoringSpec(Spec):
 class SearchSpec(Spec):
     """How candidates are found; the returned scores are exact whatever finds them."""
 
-    kind: Literal["auto", "exact"] = "auto"
-    """`exact` scans every row; `auto` chooses by size."""
+    kind: Literal["auto", "exact", "rabitq"] = "auto"
+    """`exact` compares every row in float16, `rabitq` by one bit a number. `auto` takes `rabitq` for a large index,
+    where it holds `min_recall`. Sign rows are compared by their own bits."""
+    min_recall: float = Field(default=0.99, gt=0, le=1)
+    """Share of the ten best rows that have to be among the candidates, measured before an index is published."""
 
 
 Document = dict[str, Any]
@@ -188,8 +191,12 @@ class BuildSpec(Spec):
         return self
 
     def fingerprint(self) -> str:
-        """sha256 of the spec: two builds with the same one give the same rows."""
+        """sha256 of the spec: two builds with the same one give the same index."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def rows_fingerprint(self) -> str:
+        """sha256 of what decides the rows: all of the spec but how they are searched."""
+        return self.model_copy(update={"search": SearchSpec()}).fingerprint()
 
 
 class AttributionQuery(Spec):

@@ -26,7 +26,7 @@ from bergson_core.build import check_free
 from bergson_core.collect import RowCollector, layout
 from bergson_core.documents import Documents, as_documents, token_chunks
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput
-from bergson_core.fitting import fit_processor
+from bergson_core.fitting import fit_processor, sample_numbers
 from bergson_core.gradients import GradientCollector
 from bergson_core.manifest import FILE_NAME, ShardEntry
 from bergson_core.models import LanguageModel, load_model
@@ -34,6 +34,7 @@ from bergson_core.passes import forward_backward
 from bergson_core.preconditioners import SecondMoment
 from bergson_core.processor import GradientProcessor
 from bergson_core.publishing import publish, rows_a_shard, save_preconditioner
+from bergson_core.recall import SAMPLE, Sample
 from bergson_core.recorder import Recorder
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
@@ -98,7 +99,7 @@ class IndexCallback(TrainerCallback):
             self._open.enter_context(FileLock(self.output / ".lock", timeout=0))
         except Timeout:
             raise IndexBusy(f"{self.output} is being written by another process") from None
-        (self.output / "building.json").write_text(f'{{"spec": "{self._spec.fingerprint()}"}}')
+        (self.output / "building.json").write_text(f'{{"spec": "{self._spec.rows_fingerprint()}"}}')
         statistics = self.output / "statistics"
         if state.global_step and not _snapshot(args, state).is_file():
             raise InvalidInput(
@@ -200,7 +201,10 @@ class IndexCallback(TrainerCallback):
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
             shards.append(writer.finish(documents.read(numbers), labelled, moment, numbers.start, _ENDED))
-        publish(self._spec, self.output, model, rows, shards, origin="training")
+        places = np.array(sample_numbers(total, SAMPLE, self._settings.seed))
+        stored = torch.from_numpy(np.array(self._recorder.rows[places]))
+        sample = Sample.of(places, stored, shape.layers)
+        publish(self._spec, self.output, model, rows, shards, sample, origin="training")
         drop_build_files(self.output, shards)
 
     def _stored(self, numbers: range) -> Float[Tensor, "n D"]:

@@ -40,6 +40,8 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
         spec=_without_documents(manifest.spec),
         fingerprint=manifest.fingerprint,
         model_sha256=manifest.model_sha256,
+        profiles=[entry.name for entry in manifest.profiles],
+        search=manifest.search,
     )
 
 

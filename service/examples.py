@@ -23,7 +23,7 @@ INDEX_REQUEST: dict[str, Any] = {
         "seed": 0,
     },
     "scoring": {"normalize": "row", "preconditioner": True, "damping": 0.1},
-    "search": {"kind": "auto"},
+    "search": {"kind": "auto", "min_recall": 0.99},
 }
 INDEX_RECOMMENDED: dict[str, Any] = {
     "name": "facts",
@@ -61,6 +61,14 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
     "spec": {key: value for key, value in INDEX_REQUEST.items() if key != "name"},
     "fingerprint": "3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b",
     "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "profiles": ["default"],
+    "search": {
+        "kind": "float16",
+        "candidates": 40,
+        "recall_at_10": 1.0,
+        "opponents_recall_at_10": 1.0,
+        "queries": 64,
+    },
 }
 INDEX_BUILDING: dict[str, Any] = dict.fromkeys(INDEX_SUMMARY) | {
     "name": "news",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from bergson_core.answers import Answer, Report
+from bergson_core.manifest import SearchEntry
 from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
 from worker.messages import Heartbeat, JobRecord, JobState, Problem
 
@@ -76,6 +77,10 @@ class IndexDetail(IndexSummary):
     """sha256 of the spec."""
     model_sha256: str | None = None
     """Content hash of the weights."""
+    profiles: list[str] = []
+    """Names that `profile` of a query can have."""
+    search: SearchEntry | None = None
+    """How candidates are found, and how many of the ten best rows are among them."""
 
 
 class IndexPage(Report):

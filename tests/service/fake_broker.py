@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, JobNotFound
-from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, ShardEntry
+from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
 
@@ -153,6 +153,9 @@ def publish(root: Path, name: str, spec: BuildSpec) -> None:
         skipped=0,
         files=(faiss, profile),
         profiles=(),
+        search=SearchEntry(
+            kind="float16", candidates=40, recall_at_10=0.998, opponents_recall_at_10=1, queries=64
+        ),
         shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, skipped=0, files=(rows,)),),
     )
     (root / name).mkdir(parents=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, TooLong
-from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, read_manifest
+from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, SearchEntry, read_manifest
 from bergson_core.specs import AttributionQuery, BuildSpec
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
@@ -47,6 +47,9 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
         files=(),
         shards=(),
         profiles=(),
+        search=SearchEntry(
+            kind="float16", candidates=40, recall_at_10=1, opponents_recall_at_10=1, queries=64
+        ),
     )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "new").write_text(manifest.model_dump_json())

@@ -1,0 +1,141 @@
+"""How many of the true best rows are among the candidates: measured on every index before it is published.
+
+Legend: q sampled documents taken as queries, n rows of a shard, m layers, d numbers a layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bergson_core.errors import InvalidInput
+from bergson_core.manifest import SearchEntry
+from bergson_core.profiles import Profile
+from bergson_core.search import Candidates, SearchKind, inverse
+from bergson_core.specs import SearchSpec
+from bergson_core.store import RowShape, Shard
+
+SAMPLE: Final = 64
+"""Documents whose own gradients are taken as queries."""
+BEST: Final = 10
+_LEAST: Final[dict[SearchKind, int]] = {"float16": 4 * BEST, "rabitq": 20 * BEST, "hamming": 20 * BEST}
+_MOST: Final[dict[SearchKind, int]] = {"float16": 40 * BEST, "rabitq": 400 * BEST, "hamming": 2000 * BEST}
+"""Candidates for the ten best rows: what is tried first, and what is given up at."""
+_ONE_BIT_FROM_BYTES: Final = 2**28
+_AT_ONCE: Final = 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents taken as queries: their `numbers` [q] in the index, and their raw `rows` [q, m, d]."""
+
+    numbers: Int[np.ndarray, " q"]
+    rows: Float[Tensor, "q m d"]
+
+    @classmethod
+    def of(cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], layers: int) -> "Sample":
+        """Without the documents whose gradients are zero or not finite: nothing is like them."""
+        good = rows.isfinite().all(1) & rows.any(1)
+        return cls(numbers[good.numpy()], rows[good].reshape(int(good.sum()), layers, -1))
+
+
+def ladder(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind, ...]:
+    """The kinds of search to try for an index of `count` rows, the leanest first."""
+    if shape.kind == "sign":
+        return ("hamming",)
+    if search.kind != "auto":
+        return ("float16",) if search.kind == "exact" else ("rabitq",)
+    large = 2 * shape.layers * shape.width * count > _ONE_BIT_FROM_BYTES
+    return ("rabitq", "float16") if large else ("float16",)
+
+
+def choose(
+    kinds: Sequence[SearchKind], min_recall: float, measured: Callable[[SearchKind], SearchEntry]
+) -> SearchEntry:
+    """The first of `kinds` whose candidates hold `min_recall`; `measured` builds one and measures it.
+
+    Raises `InvalidInput` where none does.
+    """
+    found = []
+    for kind in kinds:
+        found.append(measured(kind))
+        if found[-1].recall_at_10 >= min_recall:
+            return found[-1]
+    said = ", ".join(f"{one.recall_at_10:.3f} by {one.kind} at {one.candidates} candidates" for one in found)
+    raise InvalidInput(
+        f"the candidates hold a recall@10 of {said}, less than min_recall {min_recall}: nothing is published. Build "
+        "again with a lower min_recall or search kind exact, for which the finished rows are kept, or with other rows"
+    )
+
+
+def measure(
+    sample: Sample, profile: Profile, shards: Sequence[Shard], candidates: Candidates, min_recall: float
+) -> SearchEntry:
+    """Recall@10 of the fewest candidates, doubled from `_LEAST` on, that hold `min_recall` if any do.
+
+    The truth is the exact scores of all rows but the query's own; opponents are measured with as many candidates.
+    """
+    asked, weights = profile.prepare(sample.rows)
+    rows = sum(shard.entry.rows for shard in shards)
+    most = min(rows, max(_MOST[candidates.kind], rows // 10 if candidates.kind == "hamming" else 0))
+    recalls: list[Float[np.ndarray, " c"]] = []
+    for sign in (1, -1):
+        numbers = candidates.numbers(sign * asked, most)
+        least, scores = _truth(sign * weights, sample.numbers, numbers, profile, shards)
+        wanted = min(BEST, max(1, rows - 1))
+        recalls.append((scores >= least).cumsum(1).clip(max=wanted).mean(0) / wanted)
+    count = min(most, _LEAST[candidates.kind])
+    while count < most and recalls[0][count - 1] < min_recall:
+        count = min(most, 2 * count)
+    of_best, of_worst = (float(recall[count - 1]) for recall in recalls)
+    return SearchEntry(
+        kind=candidates.kind,
+        candidates=count,
+        recall_at_10=of_best,
+        opponents_recall_at_10=of_worst,
+        queries=len(sample.numbers),
+    )
+
+
+def _truth(
+    weights: Float[Tensor, "q m d"],
+    own: Int[np.ndarray, " q"],
+    numbers: Int[np.ndarray, "q c"],
+    profile: Profile,
+    shards: Sequence[Shard],
+) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q c"]]:
+    """(the tenth best exact score of all rows but the query's own, the exact scores of the candidates `numbers`).
+
+    A row as good as the tenth best is as good an answer: a corpus may hold the same document twice. So scores are told
+    apart by more than rounding only.
+    """
+    best, found = torch.empty(len(own), 0), torch.full(numbers.shape, -torch.inf)
+    wanted, mine = torch.from_numpy(numbers), torch.from_numpy(own)[:, None]
+    for first, scores in all_scores(weights, profile, shards):
+        here = torch.arange(first, first + len(scores))
+        scores = scores.mT.masked_fill(here == mine, -torch.inf)
+        best = torch.cat([best, scores], dim=1)
+        best = best.topk(min(BEST, best.shape[1])).values
+        inside = (wanted >= first) & (wanted < first + len(here))
+        found = torch.where(inside, scores.gather(1, (wanted - first).clamp(0, len(here) - 1)), found)
+    others = sum(shard.entry.rows for shard in shards) - 1
+    last = min(BEST, max(1, others)) - 1
+    least = best[:, last : last + 1]
+    return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.numpy()
+
+
+def all_scores(
+    weights: Float[Tensor, "q m d"], profile: Profile, shards: Sequence[Shard]
+) -> Iterator[tuple[int, Float[Tensor, "n q"]]]:
+    """(number of the first row, exact scores [n, q]) of all rows, in parts; `weights` as `Profile.prepare` gives."""
+    flat = weights.flatten(1).float().mT
+    for shard, lengths in zip(shards, profile.lengths, strict=True):
+        for start in range(0, shard.entry.rows, _AT_ONCE):
+            here = slice(start, start + _AT_ONCE)
+            scales = inverse(torch.from_numpy(np.array(lengths[here])))
+            rows = shard.rows(here) * scales[..., None]
+            yield shard.entry.first_row + start, rows.flatten(1) @ flat
