@@ -11,7 +11,6 @@ process, with an allocator that is told to give large blocks back at once.
 import argparse
 import multiprocessing
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,18 +56,18 @@ def measure(options: argparse.Namespace, what: tuple[Any, ...], results: Any) ->
     on_gpu = options.device != "cpu"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if on_gpu else resident()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: fitting has its own
+    before = torch.cuda.memory_allocated() if on_gpu else resident("VmRSS")
     run()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
     results.put((what, peak - before))
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(field: str) -> int:
+    """Resident bytes of this process, now (VmRSS) or at their peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def main() -> None:

@@ -97,7 +97,9 @@ def test_what_the_code_imports_is_a_dependency(project: dict[str, Any]) -> None:
     foreign = imported - set(packages) - sys.stdlib_module_names
     # They come with FastAPI and pydantic, which show them in their own interfaces.
     foreign -= {"anyio", "starlette", "pydantic_core"}
-    declared = {requirement_name(one) for one in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"]
+    optional = (one for extra, listed in extras.items() if extra != "dev" for one in listed)
+    declared = {requirement_name(one) for one in (*project["project"]["dependencies"], *optional)}
     assert {name for name in foreign if not declared & owners(name)} == set()
 
 
