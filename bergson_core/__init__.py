@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from bergson_core.attribution import AttributionIndex
     from bergson_core.build import build_index
     from bergson_core.collect import collect_gradients
+    from bergson_core.duplicates import document_numbers, near_duplicates
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
     from bergson_core.mixing import fit_profile
     from bergson_core.processor import GradientProcessor
+    from bergson_core.scoring import score_corpus, self_influence
+    from bergson_core.selection import Totals, best
     from bergson_core.specs import AttributionQuery, BuildSpec
+    from bergson_core.tables import write_table
     from bergson_core.training import IndexCallback
 
 _HOME = {
@@ -25,10 +29,17 @@ _HOME = {
     "GradientCollector": "bergson_core.gradients",
     "GradientProcessor": "bergson_core.processor",
     "IndexCallback": "bergson_core.training",
+    "Totals": "bergson_core.selection",
+    "best": "bergson_core.selection",
     "build_index": "bergson_core.build",
     "collect_gradients": "bergson_core.collect",
+    "document_numbers": "bergson_core.duplicates",
     "fit_processor": "bergson_core.fitting",
     "fit_profile": "bergson_core.mixing",
+    "near_duplicates": "bergson_core.duplicates",
+    "score_corpus": "bergson_core.scoring",
+    "self_influence": "bergson_core.scoring",
+    "write_table": "bergson_core.tables",
 }
 
 __all__ = [
@@ -38,10 +49,17 @@ __all__ = [
     "GradientCollector",
     "GradientProcessor",
     "IndexCallback",
+    "Totals",
+    "best",
     "build_index",
     "collect_gradients",
+    "document_numbers",
     "fit_processor",
     "fit_profile",
+    "near_duplicates",
+    "score_corpus",
+    "self_influence",
+    "write_table",
 ]
 
 

@@ -153,19 +153,20 @@ class AttributionIndex:
             raise InvalidInput(
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
-        self._check_profile(profile)
+        self.check_profile(profile)
         asked = _Asked(top_k, direction, ("text", "metadata"), profile)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
         return [proponents or opponents or [] for proponents, opponents in found]
 
-    def _check_profile(self, profile: str) -> None:
+    def check_profile(self, profile: str) -> None:
+        """Raises `InvalidInput` for a profile that the index does not have, saying which it has."""
         if profile not in self.profiles:
             raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(self.profiles)}")
 
     def _tokens(self, query: AttributionQuery) -> Tokens | BergsonError:
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
-            self._check_profile(query.profile)
+            self.check_profile(query.profile)
             (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [query.completion])
             tokens = weighted(tokens, self.manifest.spec.gradients.loss)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from bergson_core.manifest import FileEntry, Manifest, ProfileEntry, SearchEntry
 from bergson_core.preconditioners import Preconditioner
-from bergson_core.search import features
+from bergson_core.search import features, inverse
 from bergson_core.specs import Normalize
-from bergson_core.store import check_contents, file_entry
+from bergson_core.store import Shard, check_contents, file_entry
 
 DEFAULT: Final = "default"
 _MORE_FOR_OTHERS: Final = 5
@@ -98,3 +99,13 @@ class Profile:
         if not self.is_default:
             phi = (weights if self.candidates is None else self.candidates.apply(weights)).flatten(1)
         return phi, weights
+
+    def scores(
+        self, number: int, shard: Shard, places: slice, weights: Float[Tensor, "D q"]
+    ) -> Float[Tensor, "n q"]:
+        """Exact scores of these rows of the shard of that number, as one matrix product; `weights` are of `prepare`."""
+        over = inverse(torch.from_numpy(np.array(self.lengths[number][places])))
+        rows = shard.rows(places)
+        if over.shape[1] == 1:
+            return rows.flatten(1) @ weights * over
+        return (rows * over[..., None]).flatten(1) @ weights

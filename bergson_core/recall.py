@@ -3,7 +3,7 @@
 Legend: q sampled documents taken as queries, n rows of a shard, m layers, d numbers a layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bergson_core.errors import InvalidInput
-from bergson_core.manifest import SearchEntry
+from bergson_core.manifest import SearchEntry, SearchKind
 from bergson_core.profiles import Profile
-from bergson_core.search import Candidates, SearchKind, inverse
+from bergson_core.search import Candidates
 from bergson_core.specs import SearchSpec
 from bergson_core.store import RowShape, Shard
 
@@ -115,7 +115,13 @@ def _truth(
     """
     best, found = torch.empty(len(own), 0), torch.full(numbers.shape, -torch.inf)
     wanted, mine = torch.from_numpy(numbers), torch.from_numpy(own)[:, None]
-    for first, scores in all_scores(weights, profile, shards):
+    flat = weights.flatten(1).float().mT
+    parts = (
+        (shard.entry.first_row + start, profile.scores(number, shard, slice(start, start + _AT_ONCE), flat))
+        for number, shard in enumerate(shards)
+        for start in range(0, shard.entry.rows, _AT_ONCE)
+    )
+    for first, scores in parts:
         here = torch.arange(first, first + len(scores))
         scores = scores.mT.masked_fill(here == mine, -torch.inf)
         best = torch.cat([best, scores], dim=1)
@@ -126,16 +132,3 @@ def _truth(
     last = min(BEST, max(1, others)) - 1
     least = best[:, last : last + 1]
     return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.numpy()
-
-
-def all_scores(
-    weights: Float[Tensor, "q m d"], profile: Profile, shards: Sequence[Shard]
-) -> Iterator[tuple[int, Float[Tensor, "n q"]]]:
-    """(number of the first row, exact scores [n, q]) of all rows, in parts; `weights` as `Profile.prepare` gives."""
-    flat = weights.flatten(1).float().mT
-    for shard, lengths in zip(shards, profile.lengths, strict=True):
-        for start in range(0, shard.entry.rows, _AT_ONCE):
-            here = slice(start, start + _AT_ONCE)
-            scales = inverse(torch.from_numpy(np.array(lengths[here])))
-            rows = shard.rows(here) * scales[..., None]
-            yield shard.entry.first_row + start, rows.flatten(1) @ flat

@@ -23,6 +23,7 @@ Projection = Literal["rademacher", "normal"]
 Loss = Literal["sum", "mean"]
 FitLabels = Literal["true", "sampled"]
 Direction = Literal["proponents", "opponents", "both"]
+Aggregate = Literal["mean", "max", "each"]
 
 
 def _refuse(value: object) -> None:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from service.cli import building, checking, demo, processes, querying
+from service.cli import building, checking, corpus, demo, processes, querying
 from service.cli.output import fail
 
 
@@ -21,7 +21,7 @@ class BuildByDefault(TyperGroup):
     """`bergson facts --model …` is `bergson build facts --model …`: a first word that is no command is a path."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
+        if args and not args[0].startswith("-") and args[0].replace("-", "_") not in self.commands:
             args = ["build", *args]
         return super().parse_args(ctx, args)
 
@@ -40,6 +40,8 @@ app = typer.Typer(
 app.command("build")(building.build)
 app.command("query")(querying.query)
 app.command("profile")(querying.profile)
+app.command("score")(corpus.score)
+app.command("self_influence")(corpus.self_influence)
 app.command("check")(checking.check)
 app.command("up")(processes.up)
 app.command("serve")(processes.serve)

@@ -6,10 +6,16 @@ import subprocess
 import time
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from bergson_core import build_index
+from bergson_core.errors import InvalidInput
+from bergson_core.specs import BuildSpec, ColumnsSpec
+from service.cli import app
 from tests import tiny
-from tests.e2e.conftest import BERGSON, bergson, children_of, free_port
+from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -29,6 +35,34 @@ def test_build_and_query_from_the_command_line(sources):
     assert (again.returncode, "40 documents" in again.stdout) == (0, True)
     other = bergson(index, *options)
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
+
+
+def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
+    columns = ColumnsSpec(id="id", metadata=("source",))
+    build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
+    queries, output = sources / "queries.jsonl", sources / "scores.jsonl"
+    queries.write_text(json.dumps({"prompt": "Person 3 lives in", "completion": " city 1."}) + "\n")
+    options = ("--queries", queries, "--output", output, "--by", "source", "--top-k", 3)
+    result = bergson("score", sources / "facts", *options)
+    assert result.returncode == 0, result.stderr
+    assert "3 of 40 documents" in result.stdout
+    assert {("web", "20"), ("wiki", "20")} <= {tuple(line.split()[:2]) for line in result.stdout.splitlines()}
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"id", "score", "loss", "n_tokens", "metadata"}] * 3
+
+
+def test_an_output_is_ranked_and_replaced_on_request_only(sources):
+    build_index(BuildSpec.model_validate(build_request(sources)), sources / "facts")
+    output = sources / "odd.parquet"
+    command = ["self-influence", str(sources / "facts"), "--output", str(output), "--top_k", "5"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    scores = pq.read_table(output)["score"].to_pylist()
+    assert (len(scores), scores) == (5, sorted(scores, reverse=True))
+    again = CliRunner().invoke(app, command)
+    assert isinstance(again.exception, InvalidInput)
+    assert "there already" in str(again.exception)
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 
 def test_check_compares_each_precision_and_recommends_one(sources):
@@ -61,7 +95,9 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
     assert not (sources / "facts").exists()
 
 
-@pytest.mark.parametrize("command", ["", "build", "query", "check", "up", "serve", "worker", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "build", "query", "score", "self_influence", "check", "up", "serve", "worker", "demo"]
+)
 def test_every_option_is_explained(command):
     shown = bergson(*filter(None, [command]), "--help")
     assert shown.returncode == 0

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GUIDE = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "gradients.md").read_text(), re.DOTALL))
+GUIDE, CORPUS = (
+    "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
+    for name in ("gradients.md", "corpus.md")
+)
 LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 (COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
 
@@ -55,6 +58,14 @@ def test_the_guides_examples_run_one_after_the_other(home: Path):
     assert len(re.findall(r"'\d+'", found)) == 3
     assert 0 < float(mixing) < 1
     assert shards == "1"
+
+
+def test_the_examples_of_a_whole_corpus_run_one_after_the_other(home: Path):
+    chosen, totals, odd, groups = run(home, sys.executable, "-c", CORPUS).splitlines()
+    assert len(re.findall(r"'doc-\d+'", chosen)) == len(re.findall(r"'doc-\d+'", odd)) == 5
+    assert totals.count("'sum'") == 3
+    assert len(re.findall(r"\d+", groups)) == 5
+    assert (home / "scores.parquet").is_file()
 
 
 def test_the_commands_build_an_index_and_ask_it(home: Path):
