@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
@@ -20,12 +21,13 @@ from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
+from bergson_core.filters import MetadataFilter
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.search import Candidates, inverse
-from bergson_core.specs import AttributionQuery, Direction, GradientSpec
+from bergson_core.specs import AttributionQuery, Condition, Direction, GradientSpec
 from bergson_core.store import RowShape, Shard, check_contents
 
 
@@ -37,12 +39,19 @@ class _Asked:
     direction: Direction
     include: Sequence[str]
     profile: str
+    filter: Mapping[str, Condition] | None
 
     @classmethod
     def by(cls, query: AttributionQuery) -> "_Asked":
-        return cls(query.top_k, query.direction, query.include, query.profile)
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
+
+    def like(self, other: "_Asked") -> bool:
+        """Whether both can be searched for together."""
+        return self.profile == other.profile and self.filter == other.filter
 
 
+_ALL_BELOW: Final = 10
+"""Times the candidates: so few rows that meet a filter are all scored exactly."""
 LoadModel = Callable[..., LanguageModel]
 
 
@@ -58,6 +67,7 @@ class AttributionIndex:
     profiles: Mapping[str, Profile]
     shards: Sequence[Shard]
     candidates: Candidates
+    metadata: MetadataFilter
 
     @classmethod
     def open(cls, path: str | Path, *, load_model: LoadModel = load_model) -> "AttributionIndex":
@@ -80,6 +90,7 @@ class AttributionIndex:
             )
         names = [module.name for module in manifest.modules]
         collector = RowCollector(model, processor, names)
+        shards = [Shard.open(root, entry, RowShape.of(manifest)) for entry in manifest.shards]
         return cls(
             name=root.name,
             manifest=manifest,
@@ -87,8 +98,9 @@ class AttributionIndex:
             collector=collector,
             processor=processor,
             profiles={entry.name: Profile.open(root, manifest, entry) for entry in manifest.profiles},
-            shards=[Shard.open(root, entry, RowShape.of(manifest)) for entry in manifest.shards],
+            shards=shards,
             candidates=Candidates.open(root, manifest),
+            metadata=MetadataFilter(shards, spec.columns.metadata),
         )
 
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
@@ -135,6 +147,7 @@ class AttributionIndex:
         top_k: int = 10,
         direction: Literal["proponents", "opponents"] = "proponents",
         profile: str = DEFAULT,
+        filter: Mapping[str, Any] | None = None,
     ) -> list[list[ResultRow]]:
         """The `top_k` training samples, best first, for each gradient that was made elsewhere.
 
@@ -154,7 +167,8 @@ class AttributionIndex:
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
         self.check_profile(profile)
-        asked = _Asked(top_k, direction, ("text", "metadata"), profile)
+        conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
+        asked = _Asked(top_k, direction, ("text", "metadata"), profile, conditions)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
         return [proponents or opponents or [] for proponents, opponents in found]
 
@@ -167,6 +181,7 @@ class AttributionIndex:
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
             self.check_profile(query.profile)
+            self.metadata.check(query.filter or {})
             (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [query.completion])
             tokens = weighted(tokens, self.manifest.spec.gradients.loss)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")
@@ -186,17 +201,20 @@ class AttributionIndex:
         blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
         answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
-        for name in dict.fromkeys(query.profile for query in queries):
-            profile = self.profiles[name]
-            here = [k for k, query in enumerate(queries) if query.profile == name]
+        left = list(range(len(queries)))
+        while left:
+            first = queries[left[0]]
+            here = [k for k in left if queries[k].like(first)]
+            left = [k for k in left if k not in here]
+            profile = self.profiles[first.profile]
             phi, weights = profile.prepare(blocks[here])
             asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
             directed = torch.stack([sign * phi[i] for i, sign in asked])
-            top_k = max(queries[k].top_k for k in here)
-            count = profile.candidates_for(top_k, self.manifest.search)
-            candidates = self.candidates.find(directed, count)
+            count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest.search)
+            candidates = self._candidates(directed, count, first.filter)
             for (i, sign), shards, places in zip(asked, *candidates, strict=True):
-                query = queries[here[i]]
+                query, real = queries[here[i]], places >= 0
+                shards, places = shards[real], places[real]
                 scores = self._exact_scores(weights[i], profile, shards, places)
                 best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
                 answers[here[i]][sign] = [
@@ -204,6 +222,23 @@ class AttributionIndex:
                     for rank, c in enumerate(best, start=1)
                 ]
         return [(found.get(1), found.get(-1)) for found in answers]
+
+    def _candidates(
+        self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(shard [q, k], place [q, k] or -1) of the rows to score exactly.
+
+        Where few rows meet the conditions, these are all of them: among few, FAISS has nothing to save.
+        """
+        if conditions is None:
+            return self.candidates.find(queries, count)
+        allowed = self.metadata.rows(conditions)
+        if sum(int(mask.sum()) for mask in allowed) > _ALL_BELOW * count:
+            return self.candidates.find(queries, count, allowed)
+        places = [np.flatnonzero(mask) for mask in allowed]
+        shards = np.repeat(np.arange(len(places)), [len(one) for one in places])
+        shape = (len(queries), len(shards))
+        return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
 
     def _exact_scores(
         self, weights: Tensor, profile: Profile, shards: np.ndarray, places: np.ndarray

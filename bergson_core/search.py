@@ -9,11 +9,12 @@ holds φ = C^-½ row / lengths, as float16, or the bits of sign rows themselves,
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.manifest import FileEntry, Manifest, SearchKind, ShardEntry
@@ -22,6 +23,7 @@ from bergson_core.specs import Normalize
 from bergson_core.store import RowShape, Shard, check_contents, file_entry
 
 _AT_ONCE = 1024
+_QUERY_BITS = 8
 _PHI, _BITS = "candidates.faiss", "candidates.bits.faiss"
 
 
@@ -83,6 +85,15 @@ def build_shard_search(
     return file_entry(directory / _PHI, root), np.concatenate(all_lengths)
 
 
+def _only(rows: Bool[np.ndarray, " n"], kind: SearchKind) -> Any:
+    """What makes FAISS look at these rows alone."""
+    made: Any = faiss  # whose constructors are known at run time only
+    selector = made.IDSelectorBitmap(np.packbits(rows, bitorder="little"))
+    if kind == "rabitq":
+        return made.RaBitQSearchParameters(sel=selector, qb=_QUERY_BITS)
+    return made.SearchParameters(sel=selector)
+
+
 def _empty(kind: SearchKind, dimensions: int) -> faiss.Index:
     """An index for φ. RaBitQ (Gao and Long, arXiv 2405.12497) gets no centre: φ lie around the origin."""
     if kind == "float16":
@@ -91,7 +102,7 @@ def _empty(kind: SearchKind, dimensions: int) -> faiss.Index:
         )
     index = faiss.IndexRaBitQ(dimensions, faiss.METRIC_INNER_PRODUCT)
     index.train(np.zeros((1, dimensions), dtype=np.float32))
-    index.qb = 8
+    index.qb = _QUERY_BITS
     return index
 
 
@@ -129,12 +140,16 @@ class Candidates:
         return np.asarray(self.firsts)[shards] + places
 
     def find(
-        self, queries: Float32[Tensor, "q D"], count: int
+        self,
+        queries: Float32[Tensor, "q D"],
+        count: int,
+        allowed: Sequence[np.ndarray] | None = None,
     ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """(shard [q, k], place in the shard [q, k]) of the `count` rows most like each query, best first.
 
-        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs. k is `count`, or the number of all
-        rows where they are fewer.
+        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs. k is `count`, or the number of
+        all rows where they are fewer. With `allowed`, bool [n] by shard, only these rows are looked at; where they are
+        fewer than k, the rest of the places are -1.
         """
         if self.kind == "hamming":
             blocks, _ = self.shape.codec.encode(queries.reshape(-1, self.shape.layers, self.shape.width))
@@ -143,8 +158,9 @@ class Candidates:
             asked, sign = queries.numpy(), 1
         scores, shards, places = [], [], []
         for number, index in enumerate(self.indexes):
-            found_scores, found = index.search(asked, min(count, index.ntotal))
-            scores.append(sign * found_scores)
+            params = None if allowed is None else _only(allowed[number], self.kind)
+            found_scores, found = index.search(asked, min(count, index.ntotal), params=params)
+            scores.append(np.where(found >= 0, sign * found_scores, -np.inf))
             places.append(found)
             shards.append(np.full_like(found, number))
         order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :count]

@@ -5,6 +5,7 @@ the command line are all these classes, so that a field exists once. No torch he
 """
 
 import hashlib
+import operator
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -200,6 +201,43 @@ class BuildSpec(Spec):
         return self.model_copy(update={"search": SearchSpec()}).fingerprint()
 
 
+Scalar = bool | int | float | str | None
+
+
+class Range(Spec):
+    """Numbers or texts between two bounds."""
+
+    gte: int | float | str | None = None
+    gt: int | float | str | None = None
+    lte: int | float | str | None = None
+    lt: int | float | str | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        bounds = [bound for bound in (self.gte, self.gt, self.lte, self.lt) if bound is not None]
+        if not bounds or len({isinstance(bound, str) for bound in bounds}) > 1:
+            raise ValueError("expected at least one of gte, gt, lte, lt: all numbers, or all texts")
+        return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` lies between the bounds; what cannot be compared with them does not."""
+        bounds = (
+            (self.gte, operator.ge),
+            (self.gt, operator.gt),
+            (self.lte, operator.le),
+            (self.lt, operator.lt),
+        )
+        given = [(bound, compare) for bound, compare in bounds if bound is not None]
+        kind = str if isinstance(given[0][0], str) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        return all(compare(value, bound) for bound, compare in given)
+
+
+Condition = Scalar | tuple[Scalar, ...] | Range
+"""A value, several of which one has to match, or a range."""
+
+
 class AttributionQuery(Spec):
     """A prompt and what the model said; which training samples made it say that?"""
 
@@ -218,7 +256,8 @@ class AttributionQuery(Spec):
     """Preconditioner to score with: `default`, or one that was fitted for a task."""
     span: Reserved = None
     """Characters [start, end) of the completion to attribute."""
-    filter: Reserved = None
-    """Conditions on metadata."""
+    filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
+    """Conditions on metadata, all of which a row has to meet: a value, a list of values, or a range such as
+    `{"gte": 1990, "lt": 2000}`, for each column named."""
     verify: Reserved = None
     """Unlearn the results for real and report what changed."""

@@ -109,6 +109,9 @@ ATTRIBUTE_REQUEST: dict[str, Any] = {
     "timeout_s": 30,
 }
 ATTRIBUTE_BOTH: dict[str, Any] = ATTRIBUTE_REQUEST | {"top_k": 5, "direction": "both", "include": ["text"]}
+ATTRIBUTE_FILTERED: dict[str, Any] = ATTRIBUTE_REQUEST | {
+    "filter": {"source": ["wiki", "books"], "year": {"gte": 1990, "lt": 2000}}
+}
 ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "index": "facts",
     "generation": 1,

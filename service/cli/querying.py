@@ -1,11 +1,12 @@
 """`bergson query`: ask an index on disk; `bergson profile`: prepare it for a task."""
 
+from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bergson_core.errors import BergsonError
+from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
 from service.cli.output import console, explain, results_table
 
@@ -17,6 +18,10 @@ def query(
     top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
     direction: Annotated[Direction, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
     profile: Annotated[str, typer.Option(help=explain(AttributionQuery, "profile"))] = "default",
+    filter: Annotated[
+        str | None,
+        typer.Option(help=f"As JSON: {explain(AttributionQuery, 'filter')}", metavar="JSON"),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,
@@ -30,6 +35,7 @@ def query(
             "top_k": top_k,
             "direction": direction,
             "profile": profile,
+            "filter": None if filter is None else _parsed(filter),
         }
     )
     from bergson_core.attribution import AttributionIndex
@@ -45,6 +51,15 @@ def query(
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
             console.print(results_table(title, rows))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f'--filter is not JSON ({error}); expected such as {{"source": ["wiki"]}}'
+        ) from None
 
 
 def profile(

@@ -15,6 +15,7 @@ router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=Strict
 _BODIES: dict[str, Any] = {
     "proponents": {"summary": "What made the model say it", "value": examples.ATTRIBUTE_REQUEST},
     "both": {"summary": "What spoke for it and against it", "value": examples.ATTRIBUTE_BOTH},
+    "filtered": {"summary": "Among some documents only", "value": examples.ATTRIBUTE_FILTERED},
 }
 
 
