@@ -79,10 +79,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a document")
-    options = parser.parse_args()
     kinds = ("none", "adafactor", "kfac", "adam")
+    parser.add_argument("--normalizers", nargs="+", choices=kinds, default=kinds)
+    options = parser.parse_args()
     runs: list[tuple[Any, ...]] = [("training",), ("floor",)]
-    runs += [(kind, p) for p in options.projection_dims for kind in kinds]
+    runs += [(kind, p) for p in options.projection_dims for kind in options.normalizers]
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # for the processes that are started: glibc's
     context = multiprocessing.get_context("spawn")
     results, peaks = context.Queue(), {}

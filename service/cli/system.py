@@ -51,7 +51,11 @@ def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None
     Its processes write to `log`, or to this one's standard error. Raises `Unavailable` where one of them does
     not start, with the end of the log.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for sent in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # the first is ignored where a script has started this behind "&"
+        signal.signal(sent, _interrupt)
     with ExitStack() as stack:
         url = stack.enter_context(redis_url(settings))
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
