@@ -54,7 +54,7 @@ class Rows:
         self.layers = len(collector.slices)
 
         def collect(tokens: list[Tokens]) -> Tensor:
-            rows, _ = collect_in_order(collector, tokens, model.device, BUDGET_TOKENS)
+            rows, _ = collect_in_order(collector, tokens, BUDGET_TOKENS)
             return torch.from_numpy(rows).reshape(len(tokens), self.layers, -1)
 
         self.queries = collect(queries)

@@ -115,7 +115,7 @@ class AttributionIndex:
         if not good:
             return outcomes
         tokens = [outcomes[k] for k in good]
-        rows, losses = collect_in_order(self.collector, tokens, self.model.device, BUDGET_TOKENS)
+        rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
         found = self._search(torch.from_numpy(rows), [_Asked.by(queries[k]) for k in good])
         done = time.perf_counter()

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from bergson_core.answers import Progress
 from bergson_core.batching import Batch, Tokens, batches, check_length
 from bergson_core.budget import find_budget
-from bergson_core.collect import RowCollector, collect_in_order
+from bergson_core.collect import RowCollector
 from bergson_core.documents import Documents, Record, load_documents, tokenize_records
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.fitting import fit, sample_numbers
@@ -247,11 +246,10 @@ class _Build:
         return entries
 
     def _sample(self, model: LanguageModel, plan: _Plan, collector: RowCollector) -> Sample:
-        """The raw rows of some documents, to measure the search with."""
+        """Some documents as queries, to measure the search with."""
         numbers = sample_numbers(len(plan.documents), SAMPLE, self.spec.gradients.seed)
         tokens = self._tokens(model, plan.documents.read(numbers), plan.limit)
-        rows, _ = collect_in_order(collector, tokens, model.device, self._budget_tokens)
-        return Sample.of(np.array(numbers), torch.from_numpy(rows), len(collector.slices))
+        return Sample.collect(collector, numbers, tokens, self._budget_tokens)
 
     def _collect_shard(
         self,

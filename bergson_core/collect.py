@@ -4,7 +4,7 @@ Legend: n samples, s positions, m layers, d numbers a layer (p² where projected
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,6 +68,10 @@ class RowCollector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
         return rows, losses
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
 
     @property
     def per_token(self) -> bool:
@@ -137,7 +141,7 @@ def collect_gradients(
             if per_token:
                 budget = max(1, min(budget, _NUMBERS_AT_ONCE // collector.dimensions))
             for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
-                rows, losses = collect_in_order(collector, tokens, language_model.device, budget)
+                rows, losses = collect_in_order(collector, tokens, budget)
                 gradients: Any = pa.FixedSizeListArray.from_arrays(
                     pa.array(rows.ravel()), collector.dimensions
                 )
@@ -160,7 +164,7 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
 
 
 def collect_in_order(
-    collector: RowCollector, tokens: list[Tokens], device: torch.device, budget_tokens: int
+    collector: RowCollector, tokens: Sequence[Tokens], budget_tokens: int
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
     """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
 
@@ -169,7 +173,10 @@ def collect_in_order(
     firsts = np.cumsum([0, *(len(one.ids) if collector.per_token else 1 for one in tokens)])
     rows = np.zeros((firsts[-1], collector.dimensions), dtype=np.float32)
     losses = np.zeros(len(tokens))
-    made = ((batch.numbers, *collector.collect(batch)) for batch in batches(tokens, budget_tokens, device))
+    made = (
+        (batch.numbers, *collector.collect(batch))
+        for batch in batches(tokens, budget_tokens, collector.device)
+    )
     for numbers, new_rows, new_losses in one_late(made):
         losses[numbers] = new_losses
         if not collector.per_token:

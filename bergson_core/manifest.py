@@ -54,7 +54,7 @@ class ShardEntry(_Part):
 class SearchEntry(_Part):
     """How candidates are found, and how well, measured with `queries` documents of the index as queries.
 
-    `candidates` are taken for ten results, and as many in proportion for more. A recall is the share of the ten rows
+    `candidates` are taken for ten results, and some more for each further one. A recall is the share of the ten rows
     with the highest (or, for opponents, the lowest) exact scores that are among them.
     """
 

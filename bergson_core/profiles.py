@@ -20,13 +20,15 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.manifest import FileEntry, Manifest, ProfileEntry, SearchEntry
+from bergson_core.manifest import FileEntry, Manifest, ProfileEntry, SearchEntry, SearchKind
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.search import features, inverse
 from bergson_core.specs import Normalize
 from bergson_core.store import Shard, check_contents, file_entry
 
 DEFAULT: Final = "default"
+FOR_EACH_MORE: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
+"""Candidates for each result beyond those that recall was measured for, and the fewest for each of these."""
 _MORE_FOR_OTHERS: Final = 5
 """Times the candidates where the rows' lengths are those of another profile than FAISS has."""
 
@@ -86,8 +88,8 @@ class Profile:
         return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
 
     def candidates_for(self, top_k: int, search: SearchEntry) -> int:
-        """How many candidates to take for `top_k` results."""
-        count = max(search.candidates, -(-search.candidates * top_k // 10))
+        """How many candidates to take for `top_k` results: what was measured for ten, and some for each further one."""
+        count = search.candidates + FOR_EACH_MORE[search.kind] * max(0, top_k - 10)
         return count if self.is_default else _MORE_FOR_OTHERS * count
 
     def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from bergson_core.batching import Tokens, batches
+from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.budget import find_budget
 from bergson_core.build import check_free
 from bergson_core.collect import RowCollector, layout
@@ -201,9 +201,9 @@ class IndexCallback(TrainerCallback):
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
             shards.append(writer.finish(documents.read(numbers), labelled, moment, numbers.start, _ENDED))
-        places = np.array(sample_numbers(total, SAMPLE, self._settings.seed))
-        stored = torch.from_numpy(np.array(self._recorder.rows[places]))
-        sample = Sample.of(places, stored, shape.layers)
+        places = sample_numbers(total, SAMPLE, self._settings.seed)
+        chunks = token_chunks(None, self._dataset.select(places), self._columns, None)
+        sample = Sample.collect(rows.collector, places, list(chain.from_iterable(chunks)), BUDGET_TOKENS)
         publish(self._spec, self.output, model, rows, shards, sample, origin="training")
         drop_build_files(self.output, shards)
 

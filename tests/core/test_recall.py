@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index, recall
+from bergson_core.batching import Tokens
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.manifest import read_manifest
 from bergson_core.recall import Sample, ladder, measure
@@ -76,7 +77,7 @@ def rows_of(index: AttributionIndex, texts: list[str]) -> torch.Tensor:
     from bergson_core.collect import collect_in_order
 
     tokens = tokenize(index.model.tokenizer, texts, None)
-    rows, _ = collect_in_order(index.collector, tokens, index.model.device, 1000)
+    rows, _ = collect_in_order(index.collector, tokens, 1000)
     return torch.from_numpy(rows)
 
 
@@ -138,6 +139,13 @@ def test_documents_without_a_gradient_are_no_queries():
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
     sample = Sample.of(np.array([5, 6, 7, 8]), rows, layers=1)
     assert sample.numbers.tolist() == [5, 8]
+
+
+def test_queries_are_the_ends_of_documents():
+    tokens = Tokens(np.arange(10), np.arange(10) >= 2)
+    assert recall._end(tokens).labels.nonzero()[0].tolist() == [8, 9]
+    assert recall._end(Tokens(np.arange(3), np.array([False, True, False]))).labelled == 1
+    assert recall._end(Tokens(np.arange(1), np.zeros(1, dtype=bool))).labelled == 0
 
 
 def test_an_index_of_one_document_has_nothing_to_miss(sources, tmp_path):
