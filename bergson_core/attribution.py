@@ -267,11 +267,6 @@ class AttributionIndex:
 
 
 def _check_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
-    stated = {
-        "projection_dim": settings.projection_dim,
-        "projection": settings.projection,
-        "seed": settings.seed,
-        "include_bias": settings.include_bias,
-    }
+    stated = {name: getattr(settings, name) for name in processor.settings}
     if processor.settings != stated:
         raise IndexCorrupt(f"the rows were projected by {stated}, and statistics hold {processor.settings}")

@@ -30,7 +30,7 @@ from bergson_core.preconditioners import Preconditioner, SecondMoment
 from bergson_core.profiles import preconditioner_path, write_lengths
 from bergson_core.rows import RowMaker
 from bergson_core.search import shard_features
-from bergson_core.specs import NAME_PATTERN, ColumnsSpec
+from bergson_core.specs import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
 from bergson_core.store import RowShape, file_entry, sync_files, write_durably
 
 MATCHED_SHARE: Final = 1000 / 65536
@@ -82,6 +82,11 @@ def _fit(
         raise InvalidInput(
             f"{root.name} has sign rows, which were preconditioned before their signs were taken: they have no "
             "profiles; build an index with rows float16 or int8"
+        )
+    if spec.gradients.projection_dim > MAX_PRECONDITIONED_DIM:
+        raise InvalidInput(
+            f"{root.name} has a projection_dim of {spec.gradients.projection_dim}, and a profile has p⁴ numbers for "
+            f"each module: expected at most {MAX_PRECONDITIONED_DIM}"
         )
     if name in {entry.name for entry in manifest.profiles}:
         raise InvalidInput(f"{root.name} has a profile {name!r} already; choose another name")

@@ -7,6 +7,7 @@ Legend: n samples of a micro-batch, N documents, D numbers a row, t steps.
 """
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,7 @@ from bergson_core.collect import RowCollector, layout
 from bergson_core.documents import Documents, as_documents, token_chunks
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput
 from bergson_core.fitting import fit_processor, sample_numbers
-from bergson_core.gradients import GradientCollector
+from bergson_core.layers import select
 from bergson_core.manifest import FILE_NAME, ShardEntry
 from bergson_core.models import LanguageModel, load_model
 from bergson_core.passes import forward_backward
@@ -111,9 +112,7 @@ class IndexCallback(TrainerCallback):
             processor.save(statistics)
         else:
             processor = GradientProcessor.load(statistics)
-        slices = layout(
-            GradientCollector(model, processor, target_modules=self._settings.modules).layers, processor
-        )
+        slices = layout(select(model, self._settings.modules), processor)
         shape = (len(self._dataset), sum(part.stop - part.start for part in slices.values()))
         self._take_up(args, state, shape)
         rows = np.memmap(self.output / _ROWS, np.float32, "r+", shape=shape)
@@ -191,21 +190,25 @@ class IndexCallback(TrainerCallback):
             rows = RowMaker(rows.collector, rows.kind, before)
         shards: list[ShardEntry] = []
         for numbers in parts:
-            chunks = token_chunks(None, self._dataset.select(numbers), self._columns, None)
-            tokens = list(chain.from_iterable(chunks))
+            tokens = self._tokens(numbers)
             blocks, losses = rows.kept(self._stored(numbers), _losses(model, rows.collector, tokens))
-            moment = SecondMoment(shape.layers, shape.width)
-            moment.add(blocks)
+            moment = None
+            if scoring.preconditioner and rows.before is None:
+                moment = SecondMoment(shape.layers, shape.width)
+                moment.add(blocks)
             writer = ShardWriter(self.output, f"{len(shards):05d}", len(numbers), shape)
             kept, scales = (one.numpy() for one in shape.codec.encode(blocks))
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
             shards.append(writer.finish(documents.read(numbers), labelled, moment, numbers.start, _ENDED))
         places = sample_numbers(total, SAMPLE, self._settings.seed)
-        chunks = token_chunks(None, self._dataset.select(places), self._columns, None)
-        sample = Sample.collect(rows.collector, places, list(chain.from_iterable(chunks)), BUDGET_TOKENS)
+        sample = Sample.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
         publish(self._spec, self.output, model, rows, shards, sample, origin="training")
         drop_build_files(self.output, shards)
+
+    def _tokens(self, numbers: Sequence[int]) -> list[Tokens]:
+        chunks = token_chunks(None, self._dataset.select(numbers), self._columns, None)
+        return list(chain.from_iterable(chunks))
 
     def _stored(self, numbers: range) -> Float[Tensor, "n D"]:
         return torch.from_numpy(np.array(self._recorder.rows[numbers.start : numbers.stop]))

@@ -7,7 +7,6 @@ host only waits for a copy once the batch after it has been started.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +35,4 @@ def _start(item: tuple[Any, ...]) -> tuple[tuple[Any, ...], torch.cuda.Event | N
 def _finish(copies: tuple[Any, ...], event: torch.cuda.Event | None) -> tuple[Any, ...]:
     if event is not None:
         event.synchronize()
-    return tuple(_array(one) if isinstance(one, Tensor) else one for one in copies)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.numpy()
+    return tuple(one.numpy() if isinstance(one, Tensor) else one for one in copies)

@@ -110,6 +110,16 @@ def test_sign_rows_have_no_profiles(sources, tmp_path, sample):
         fit_profile(tmp_path / "facts", "work", sample)
 
 
+def test_rows_too_wide_for_a_preconditioner_have_no_profiles(sources, tmp_path, sample):
+    narrow = r"layers\.0\.attention\.dense$"
+    settings = GradientSpec(projection_dim=65, modules=narrow)
+    build_index(
+        make_spec(sources, gradients=settings, scoring=ScoringSpec(preconditioner=False)), tmp_path / "f"
+    )
+    with pytest.raises(InvalidInput, match="expected at most 64"):
+        fit_profile(tmp_path / "f", "work", sample)
+
+
 def test_a_profile_waits_for_nobody(copied, sample):
     from filelock import FileLock
 

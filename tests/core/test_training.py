@@ -9,7 +9,7 @@ import transformers
 from datasets import Dataset
 from torch.nn import functional as F
 
-from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
+from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback, training
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.layers import select
 from bergson_core.manifest import read_manifest
@@ -239,6 +239,15 @@ def test_rows_of_every_kind_are_preconditioned_and_found(dataset, tokenizer, tmp
     (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
     assert len(answer.results) == 13
     assert all(-1.001 <= row.score <= 1.001 for row in answer.results)
+
+
+def test_no_second_moment_is_gathered_where_there_is_no_preconditioner(
+    dataset, tokenizer, tmp_path, monkeypatch
+):
+    """It has p⁴ numbers a layer, which fit no memory for the widest rows."""
+    monkeypatch.delattr(training, "SecondMoment")
+    trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)]).train()
+    assert read_manifest(tmp_path / "facts").rows == 13
 
 
 def test_documents_without_text_are_decoded(dataset, tokenizer, tmp_path):
