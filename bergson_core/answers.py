@@ -73,4 +73,6 @@ class Answer(Report):
     query: QueryEcho
     results: list[ResultRow] | None = None
     opponents: list[ResultRow] | None = None
+    partial: bool = False
+    """Damaged shards of the index were left out."""
     timing_ms: TimingMs

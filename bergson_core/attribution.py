@@ -3,12 +3,11 @@
 Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,37 +20,14 @@ from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
-from bergson_core.filters import MetadataFilter
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
-from bergson_core.search import Candidates, inverse
-from bergson_core.specs import AttributionQuery, Condition, Direction, GradientSpec
-from bergson_core.store import RowShape, Shard, check_contents
+from bergson_core.searcher import Asked, Found, Searcher
+from bergson_core.specs import AttributionQuery, Condition, GradientSpec
+from bergson_core.store import Shard
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """What of a query concerns the search."""
-
-    top_k: int
-    direction: Direction
-    include: Sequence[str]
-    profile: str
-    filter: Mapping[str, Condition] | None
-
-    @classmethod
-    def by(cls, query: AttributionQuery) -> "_Asked":
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
-
-    def like(self, other: "_Asked") -> bool:
-        """Whether both can be searched for together."""
-        return self.profile == other.profile and self.filter == other.filter
-
-
-_ALL_BELOW: Final = 10
-"""Times the candidates: so few rows that meet a filter are all scored exactly."""
 LoadModel = Callable[..., LanguageModel]
 
 
@@ -64,44 +40,56 @@ class AttributionIndex:
     model: LanguageModel
     collector: RowCollector
     processor: GradientProcessor
-    profiles: Mapping[str, Profile]
-    shards: Sequence[Shard]
-    candidates: Candidates
-    metadata: MetadataFilter
+    searcher: Searcher
 
     @classmethod
-    def open(cls, path: str | Path, *, load_model: LoadModel = load_model) -> "AttributionIndex":
+    def open(
+        cls, path: str | Path, *, load_model: LoadModel = load_model, partial: bool = False
+    ) -> "AttributionIndex":
         """The index at `path`, with the model that it was built from: `load_model(name, revision, dtype)`.
 
+        It stays as it is when documents are appended later; what is taken down is hidden at once. With `partial`,
+        shards that are damaged are left out, and only queries that allow it are answered.
         Raises `IndexNotFound` where none is published there, `IndexCorrupt` where its files or the model are not
         those that it was built from, `ModelNotFound` where the model is gone.
         """
         root = Path(path)
-        manifest = read_manifest(root)
-        spec = manifest.spec
-        check_contents(root, [entry for entry in manifest.files if not entry.path.startswith("search/")])
+        while True:
+            manifest = read_manifest(root)
+            try:
+                return cls._open(root, manifest, load_model, partial)
+            except (IndexCorrupt, FileNotFoundError) as error:
+                if read_manifest(root).generation != manifest.generation:
+                    continue  # files of the old generation went while they were opened
+                if isinstance(error, IndexCorrupt):
+                    raise
+                raise IndexCorrupt(f"a file of {root} is gone: {error}") from error
+
+    @classmethod
+    def _open(
+        cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool
+    ) -> "AttributionIndex":
+        spec, searcher = manifest.spec, Searcher.open(root, manifest)
+        if searcher.damaged and not partial:
+            raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)
         model = load_model(spec.model, spec.revision, spec.dtype)
-        if model.sha256 != manifest.model_sha256:
-            raise IndexCorrupt(
-                f"the model {spec.model} is not the one that the index {root.name} was built from: its files have "
-                "changed; restore it or build the index again"
-            )
-        names = [module.name for module in manifest.modules]
-        collector = RowCollector(model, processor, names)
-        shards = [Shard.open(root, entry, RowShape.of(manifest)) for entry in manifest.shards]
-        return cls(
-            name=root.name,
-            manifest=manifest,
-            model=model,
-            collector=collector,
-            processor=processor,
-            profiles={entry.name: Profile.open(root, manifest, entry) for entry in manifest.profiles},
-            shards=shards,
-            candidates=Candidates.open(root, manifest),
-            metadata=MetadataFilter(shards, spec.columns.metadata),
-        )
+        check_model(root.name, manifest, model)
+        collector = RowCollector(model, processor, [module.name for module in manifest.modules])
+        return cls(root.name, manifest, model, collector, processor, searcher)
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return self.searcher.shards
+
+    def visible(self) -> Sequence[np.ndarray | None]:
+        """For each shard which of its rows may be shown by now, bool [n], or None for all of them."""
+        return self.searcher.visible.masks()
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        return self.searcher.profiles
 
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
         """An answer, or the error that is the query's own fault, for each query in order.
@@ -117,7 +105,7 @@ class AttributionIndex:
         tokens = [outcomes[k] for k in good]
         rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
-        found = self._search(torch.from_numpy(rows), [_Asked.by(queries[k]) for k in good])
+        found = self._search(torch.from_numpy(rows), [Asked.by(queries[k]) for k in good])
         done = time.perf_counter()
         timing = TimingMs(
             gradient=1e3 * (gradient_done - started),
@@ -135,6 +123,7 @@ class AttributionIndex:
                 ),
                 results=results,
                 opponents=opponents,
+                partial=bool(self.searcher.damaged),
                 timing_ms=timing,
             )
         return outcomes
@@ -168,7 +157,7 @@ class AttributionIndex:
             )
         self.check_profile(profile)
         conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
-        asked = _Asked(top_k, direction, ("text", "metadata"), profile, conditions)
+        asked = Asked(top_k, direction, ("text", "metadata"), profile, conditions)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
         return [proponents or opponents or [] for proponents, opponents in found]
 
@@ -181,7 +170,9 @@ class AttributionIndex:
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
             self.check_profile(query.profile)
-            self.metadata.check(query.filter or {})
+            self.searcher.metadata.check(query.filter or {})
+            if self.searcher.damaged and not query.partial:
+                raise damage(self.name, self.searcher.damaged)
             (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [query.completion])
             tokens = weighted(tokens, self.manifest.spec.gradients.loss)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")
@@ -194,75 +185,25 @@ class AttributionIndex:
             )
         return tokens
 
-    def _search(
-        self, rows: Tensor, queries: Sequence[_Asked]
-    ) -> list[tuple[list[ResultRow] | None, list[ResultRow] | None]]:
-        """(proponents, opponents) for each query from its row [q, D]; None for what was not asked for."""
-        blocks = rows.reshape(len(rows), len(self.collector.slices), -1)
-        signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
-        answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
-        left = list(range(len(queries)))
-        while left:
-            first = queries[left[0]]
-            here = [k for k in left if queries[k].like(first)]
-            left = [k for k in left if k not in here]
-            profile = self.profiles[first.profile]
-            phi, weights = profile.prepare(blocks[here])
-            asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
-            directed = torch.stack([sign * phi[i] for i, sign in asked])
-            count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest.search)
-            candidates = self._candidates(directed, count, first.filter)
-            for (i, sign), shards, places in zip(asked, *candidates, strict=True):
-                query, real = queries[here[i]], places >= 0
-                shards, places = shards[real], places[real]
-                scores = self._exact_scores(weights[i], profile, shards, places)
-                best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
-                answers[here[i]][sign] = [
-                    self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), query)
-                    for rank, c in enumerate(best, start=1)
-                ]
-        return [(found.get(1), found.get(-1)) for found in answers]
+    def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
+        return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
 
-    def _candidates(
-        self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(shard [q, k], place [q, k] or -1) of the rows to score exactly.
 
-        Where few rows meet the conditions, these are all of them: among few, FAISS has nothing to save.
-        """
-        if conditions is None:
-            return self.candidates.find(queries, count)
-        allowed = self.metadata.rows(conditions)
-        if sum(int(mask.sum()) for mask in allowed) > _ALL_BELOW * count:
-            return self.candidates.find(queries, count, allowed)
-        places = [np.flatnonzero(mask) for mask in allowed]
-        shards = np.repeat(np.arange(len(places)), [len(one) for one in places])
-        shape = (len(queries), len(shards))
-        return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
+def damage(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
+    """The error that names the damaged shards of an index."""
+    shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
+    return IndexCorrupt(
+        f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; restore the files from a copy, "
+        "build the index again, or ask with partial for what the other shards know"
+    )
 
-    def _exact_scores(
-        self, weights: Tensor, profile: Profile, shards: np.ndarray, places: np.ndarray
-    ) -> np.ndarray:
-        """Scores [k] float32 from the stored rows: (C^-½ φ) · row over its lengths, block by block or as a whole."""
-        scores = np.zeros(len(places), dtype=np.float32)
-        for number in np.unique(shards):
-            here = shards == number
-            raw = self.shards[number].products(places[here], weights)
-            lengths = torch.from_numpy(np.array(profile.lengths[number][places[here]]))
-            scores[here] = (raw * inverse(lengths)).sum(1).numpy()
-        return scores
 
-    def _result(self, rank: int, shard: int, place: int, score: float, query: _Asked) -> ResultRow:
-        row = self.shards[shard].records.slice(place, 1).to_pylist()[0]
-        text = "text" in query.include
-        return ResultRow(
-            rank=rank,
-            id=row["id"],
-            score=score,
-            prompt=row["prompt"] if text else None,
-            completion=row["completion"] if text else None,
-            metadata=json.loads(row["metadata"]) if "metadata" in query.include else None,
-            loss=row["loss"],
+def check_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
+    """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
+    if model.sha256 != manifest.model_sha256:
+        raise IndexCorrupt(
+            f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "
+            "changed; restore it or build the index again"
         )
 
 

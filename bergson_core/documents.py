@@ -45,11 +45,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Documents:
-    """A dataset seen as records. Slices are cheap, whatever the size."""
+    """A dataset seen as records; ids are numbers from `first_number` by default. Slices are cheap at any size."""
 
     dataset: Dataset
     columns: ColumnsSpec
     name: str
+    first_number: int = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,9 +75,10 @@ class Documents:
         weights: Sequence[float] = [1.0] * len(numbers)
         if columns.weight is not None:
             weights = self._weights(values[columns.weight], columns.weight, numbers)
-        ids = (
-            [str(k) for k in numbers] if columns.id is None else [str(value) for value in values[columns.id]]
-        )
+        if columns.id is None:
+            ids = [str(self.first_number + number) for number in numbers]
+        else:
+            ids = [str(value) for value in values[columns.id]]
         metadata = [
             dict(zip(columns.metadata, row, strict=True))
             for row in zip(*(values[name] for name in columns.metadata), strict=True)

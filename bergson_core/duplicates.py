@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,6 +15,7 @@ from bergson_core.attribution import AttributionIndex
 from bergson_core.errors import InvalidInput
 from bergson_core.profiles import DEFAULT
 from bergson_core.search import features
+from bergson_core.texts import has_ids
 
 MOST_DOCUMENTS: Final = 1000
 """That are compared with each other: all results of an answer."""
@@ -51,10 +50,10 @@ def near_duplicates(
 
 def document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[int]:
     """The numbers of the documents of these ids. Raises `InvalidInput` naming an id that the index does not have."""
-    wanted, found = pa.array(ids, pa.string()), {}
-    for shard in index.shards:
-        here = pc.call_function("is_in", [shard.records["id"]], pc.SetLookupOptions(wanted))
-        for place in np.flatnonzero(here.to_numpy()).tolist():
+    found = {}
+    for shard, visible in zip(index.shards, index.visible(), strict=True):
+        here = has_ids(shard.records, ids)
+        for place in np.flatnonzero(here if visible is None else here & visible).tolist():
             found[shard.records["id"][place].as_py()] = shard.entry.first_row + place
     if missing := [one for one in ids if one not in found]:
         raise InvalidInput(f"{index.name} has no document of the id {missing[0]!r}")

@@ -7,9 +7,12 @@
     │   ├── ColumnNotFound               the dataset has no such column
     │   └── TooLong                      prompt and completion exceed what the model takes
     ├── IndexNotFound                    no published index of that name
+    ├── DocumentNotFound                 no document of that id, or one that was taken down
+    ├── IdsExist                         documents of these ids are in the index
     ├── IndexExists                      the name is taken
     ├── IndexBusy                        the index is being built, by this or another process
     ├── IndexCorrupt                     files differ from what the manifest says
+    ├── DiskFull                         there is no room for what is to be written
     ├── JobNotFound
     ├── Unavailable                      a part that is needed does not answer
     │   ├── RedisUnavailable
@@ -21,6 +24,8 @@
 
 `code` is the stable name that crosses process borders (Redis, HTTP); `from_code` is its inverse.
 """
+
+from collections.abc import Sequence
 
 
 class BergsonError(Exception):
@@ -53,6 +58,27 @@ class IndexNotFound(BergsonError):
     code = "index_not_found"
 
 
+class DocumentNotFound(BergsonError):
+    code = "document_not_found"
+
+
+class IdsExist(BergsonError):
+    """`ids` are those that exist, where it is known here; `str(error)` names the first."""
+
+    code = "ids_exist"
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ids: Sequence[str]) -> "IdsExist":
+        more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+        error = cls(
+            f"the index has documents of these ids already: {', '.join(map(repr, ids[:10]))}{more}; expected new ids, "
+            "or take the documents down first"
+        )
+        error.ids = tuple(ids)
+        return error
+
+
 class IndexExists(BergsonError):
     code = "index_exists"
 
@@ -63,6 +89,10 @@ class IndexBusy(BergsonError):
 
 class IndexCorrupt(BergsonError):
     code = "index_corrupt"
+
+
+class DiskFull(BergsonError):
+    code = "disk_full"
 
 
 class JobNotFound(BergsonError):

@@ -1,6 +1,6 @@
 """The manifest of an index: what is not in it does not exist. No torch here.
 
-<index>/manifest.json        written last, by rename; readers start here
+<index>/manifest.json        written last, by rename; readers start here; docs/manifest.schema.json is its JSON schema
 <index>/statistics/...       processor (normalizers, projection)
 <index>/profiles/<name>/...  preconditioner, and a length for each row
 <index>/shards/00000/...     rows and their text
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.specs import BuildSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
@@ -40,7 +40,8 @@ class FileEntry(_Part):
 class ShardEntry(_Part):
     """A run of rows: `first_row` is the number of its first row in the whole index.
 
-    `skipped` of them are zeros, because their gradients were not finite.
+    `skipped` of them are zeros, because their gradients were not finite. Its documents were added in `generation`, by
+    the build or append of the fingerprint `source`.
     """
 
     name: str
@@ -48,6 +49,8 @@ class ShardEntry(_Part):
     rows: int
     tokens: int
     skipped: int
+    generation: int = 1
+    source: str
     files: tuple[FileEntry, ...]
 
 
@@ -55,7 +58,8 @@ class SearchEntry(_Part):
     """How candidates are found, and how well, measured with `queries` documents of the index as queries.
 
     `candidates` are taken for ten results, and some more for each further one. A recall is the share of the ten rows
-    with the highest (or, for opponents, the lowest) exact scores that are among them.
+    with the highest (or, for opponents, the lowest) exact scores that are among them. It was measured over `rows` rows;
+    where there are more by now, more candidates are taken in proportion.
     """
 
     kind: SearchKind
@@ -63,6 +67,7 @@ class SearchEntry(_Part):
     recall_at_10: float
     opponents_recall_at_10: float
     queries: int
+    rows: int
 
 
 class ProfileEntry(_Part):
@@ -83,7 +88,11 @@ class ModuleEntry(_Part):
 
 
 class Manifest(_Part):
-    """What an index is made of and how it was made."""
+    """What an index is made of and how it was made.
+
+    `generation` counts its changes. `numbered` documents were ever added to it: the next one without an id of its own
+    gets this number. The rows of the first `compacted` takedowns of the log are gone.
+    """
 
     format_version: int
     generation: int
@@ -98,6 +107,8 @@ class Manifest(_Part):
     rows: int
     tokens: int
     skipped: int
+    numbered: int
+    compacted: int = 0
     files: tuple[FileEntry, ...]
     shards: tuple[ShardEntry, ...]
     profiles: tuple[ProfileEntry, ...]

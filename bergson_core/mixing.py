@@ -14,7 +14,6 @@ from typing import Final
 
 import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,15 +22,15 @@ from bergson_core.attribution import AttributionIndex, LoadModel
 from bergson_core.batching import batches
 from bergson_core.budget import find_budget
 from bergson_core.documents import READ_AT_ONCE, token_chunks
-from bergson_core.errors import IndexBusy, InvalidInput
-from bergson_core.manifest import FILE_NAME, Manifest, ProfileEntry, read_manifest
+from bergson_core.errors import InvalidInput
+from bergson_core.manifest import Manifest, ProfileEntry, read_manifest
 from bergson_core.models import context_limit, load_model
 from bergson_core.preconditioners import Preconditioner, SecondMoment
-from bergson_core.profiles import preconditioner_path, write_lengths
+from bergson_core.profiles import preconditioner_path
+from bergson_core.publishing import Confirm, Report, publish_next, writing
 from bergson_core.rows import RowMaker
-from bergson_core.search import shard_features
 from bergson_core.specs import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
-from bergson_core.store import RowShape, file_entry, sync_files, write_durably
+from bergson_core.store import RowShape
 
 MATCHED_SHARE: Final = 1000 / 65536
 """Which eigenvalue the rule matches: the paper's 1,000th of 65,536."""
@@ -45,12 +44,14 @@ def fit_profile(
     *,
     mixing: float | None = None,
     load_model: LoadModel = load_model,
+    report: Report = lambda progress: None,
+    confirm: Confirm = lambda: None,
 ) -> Manifest:
     """Adds the profile `name` to the index in directory `index`, fitted from a sample of queries; the new manifest.
 
     `columns` say what of `queries` is prompt and completion, `prompt` and `completion` by default. `mixing` is λ; by
     default it is found by `matching_mixing`. The model runs on the queries alone; the rows of the index are read once.
-    Readers see the profile once it is whole.
+    Readers see the profile once it is whole, as a new generation. `report` and `confirm` are those of `build_index`.
     Raises `InvalidInput` for a name that is taken, an index of sign rows, λ outside of 0 and 1, too few queries, or a
     query that cannot be read; `IndexBusy` while another process writes there.
     """
@@ -60,23 +61,25 @@ def fit_profile(
     if mixing is not None and not 0 <= mixing <= 1:
         raise InvalidInput(f"mixing is {mixing}; expected the queries' share, from 0 to 1")
     columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
-    opened = AttributionIndex.open(root, load_model=load_model)
-    try:
-        with FileLock(root / ".lock", timeout=0):
-            return _fit(opened, root, name, queries, columns, mixing)
-    except Timeout:
-        raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
+    read_manifest(root)  # or else there is nothing to lock
+    with writing(root):
+        opened = AttributionIndex.open(root, load_model=load_model)
+        manifest = opened.manifest
+        _check(manifest, root, name)
+        of_queries, count = _second_moment_of_queries(opened, queries, columns)
+        of_train = _second_moment_of_rows(opened, root)
+        if mixing is None:
+            mixing = matching_mixing(of_queries, of_train)
+        mixed = mixing * of_queries + (1 - mixing) * of_train
+        confirm()
+        preconditioner = Preconditioner.fit(mixed, 1, manifest.spec.scoring.damping)
+        preconditioner.save(preconditioner_path(root, name), mixed)
+        entry = ProfileEntry(name=name, mixing=mixing, queries=count, files=())
+        manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
+        return publish_next(root, manifest, manifest.shards, report=report, confirm=confirm)
 
 
-def _fit(
-    index: AttributionIndex,
-    root: Path,
-    name: str,
-    queries: Dataset,
-    columns: ColumnsSpec,
-    mixing: float | None,
-) -> Manifest:
-    manifest = read_manifest(root)
+def _check(manifest: Manifest, root: Path, name: str) -> None:
     spec = manifest.spec
     if spec.gradients.rows == "sign":
         raise InvalidInput(
@@ -90,23 +93,6 @@ def _fit(
         )
     if name in {entry.name for entry in manifest.profiles}:
         raise InvalidInput(f"{root.name} has a profile {name!r} already; choose another name")
-    of_queries, count = _second_moment_of_queries(index, queries, columns)
-    of_train = _second_moment_of_rows(index, root)
-    if mixing is None:
-        mixing = matching_mixing(of_queries, of_train)
-    mixed = mixing * of_queries + (1 - mixing) * of_train
-    preconditioner = Preconditioner.fit(mixed, 1, spec.scoring.damping)
-    path = preconditioner_path(root, name)
-    preconditioner.save(path, mixed)
-    files = [file_entry(path, root)]
-    for shard in index.shards:
-        parts = [lengths for _, lengths in shard_features(shard, preconditioner, spec.scoring.normalize)]
-        files.append(write_lengths(root, name, shard.entry.name, torch.cat(parts).numpy()))
-    entry = ProfileEntry(name=name, mixing=mixing, queries=count, files=tuple(files))
-    manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
-    sync_files(root, files)
-    write_durably(root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-    return manifest
 
 
 def matching_mixing(of_queries: Float[Tensor, "m d d"], of_train: Float[Tensor, "m d d"]) -> float:

@@ -10,6 +10,7 @@ A score is (C^-½ φ(query)) · row / length(row), with the raw row: a new profi
 the model on the corpus again. FAISS holds φ of the default profile for all of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.manifest import FileEntry, Manifest, ProfileEntry, SearchEntry, SearchKind
+from bergson_core.files import file_entry, mapped
+from bergson_core.manifest import FileEntry, Manifest, SearchKind, ShardEntry
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.search import features, inverse
-from bergson_core.specs import Normalize
-from bergson_core.store import Shard, check_contents, file_entry
+from bergson_core.specs import BuildSpec, Normalize
+from bergson_core.store import Shard, write_array
 
 DEFAULT: Final = "default"
 FOR_EACH_MORE: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
@@ -38,15 +40,16 @@ def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
     return root / "profiles" / profile / "preconditioner.safetensors"
 
 
-def _lengths_path(root: Path, profile: str, shard: str) -> Path:
-    return root / "profiles" / profile / f"{shard}.lengths.bin"
+def lengths_path(profile: str, shard: str) -> str:
+    """Where below its directory an index keeps the lengths of a shard's rows under a profile."""
+    return f"profiles/{profile}/{shard}.lengths.bin"
 
 
 def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:
     """Writes the lengths of a shard's rows under a profile."""
-    path = _lengths_path(root, profile, shard)
+    path = root / lengths_path(profile, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lengths.astype(np.float32).tofile(path)
+    write_array(path, lengths.astype(np.float32))
     return file_entry(path, root)
 
 
@@ -67,29 +70,30 @@ class Profile:
     is_default: bool
 
     @classmethod
-    def open(cls, root: Path, manifest: Manifest, entry: ProfileEntry) -> "Profile":
-        """Raises `IndexCorrupt` where a file is not the one that was written."""
-        check_contents(root, entry.files)
-        spec = manifest.spec
-        signs, is_default = spec.gradients.rows == "sign", entry.name == DEFAULT
+    def open(cls, root: Path, spec: BuildSpec, name: str, shards: Sequence[ShardEntry]) -> "Profile":
+        """The profile of that name for these shards, from files that were checked (`files.check_files`)."""
+        signs, is_default = spec.gradients.rows == "sign", name == DEFAULT
         before = candidates = None
         if spec.scoring.preconditioner or not is_default:
-            before = Preconditioner.load(preconditioner_path(root, entry.name))
+            before = Preconditioner.load(preconditioner_path(root, name))
         if spec.scoring.preconditioner and not is_default:
             candidates = Preconditioner.load(preconditioner_path(root)).inverted()
-        lengths = []
-        for shard in manifest.shards:
+        lengths: list[np.ndarray] = []
+        for shard in shards:
             if signs:
                 lengths.append(np.broadcast_to(np.float32(1), (shard.rows, 1)))
             else:
-                flat = np.memmap(_lengths_path(root, entry.name, shard.name), dtype=np.float32, mode="r")
-                lengths.append(flat.reshape(shard.rows, -1))
+                path = root / lengths_path(name, shard.name)
+                columns = path.stat().st_size // (4 * shard.rows)
+                lengths.append(mapped(path, np.float32, (shard.rows, columns)))
         rows = None if signs else before
         return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
 
-    def candidates_for(self, top_k: int, search: SearchEntry) -> int:
+    def candidates_for(self, top_k: int, manifest: Manifest) -> int:
         """How many candidates to take for `top_k` results: what was measured for ten, and some for each further one."""
-        count = search.candidates + FOR_EACH_MORE[search.kind] * max(0, top_k - 10)
+        search = manifest.search
+        measured = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
+        count = measured + FOR_EACH_MORE[search.kind] * max(0, top_k - 10)
         return count if self.is_default else _MORE_FOR_OTHERS * count
 
     def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:

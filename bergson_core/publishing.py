@@ -1,18 +1,26 @@
-"""The end of every build: preconditioner, search, and the manifest last.
+"""The end of every build and of every change of an index: search, profiles, and the manifest last.
+
+What is new lies beside what is published until the manifest is replaced, in one step; then what no longer belongs to
+the index is removed. Whoever reads has the old index or the new one, whole.
 
 Legend: m layers, d numbers a layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
+import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.answers import Progress
+from bergson_core.errors import IndexBusy
+from bergson_core.files import file_entry, sync_files, write_durably
 from bergson_core.layers import coverage_percent
 from bergson_core.manifest import (
     FILE_NAME,
@@ -28,17 +36,31 @@ from bergson_core.manifest import (
 )
 from bergson_core.models import LanguageModel
 from bergson_core.preconditioners import Preconditioner
-from bergson_core.profiles import DEFAULT, Profile, preconditioner_path, write_lengths
+from bergson_core.profiles import DEFAULT, Profile, lengths_path, preconditioner_path, write_lengths
 from bergson_core.recall import Sample, choose, ladder, measure
 from bergson_core.rows import RowMaker
-from bergson_core.search import Candidates, build_shard_search
+from bergson_core.search import Candidates, build_shard_search, search_path, shard_features
 from bergson_core.specs import BuildSpec
-from bergson_core.store import RowShape, Shard, file_entry, sync_files, total_moment, write_durably
+from bergson_core.store import RowShape, Shard, disk_errors, total_moment
 
 SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
 
 Report = Callable[[Progress], None]
+Confirm = Callable[[], None]
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Keeps all other writers out of the index in directory `root`.
+
+    Raises `IndexBusy` where one is there, and `DiskFull` where there is no room for what is written here.
+    """
+    try:
+        with FileLock(root / ".lock", timeout=0), disk_errors(root):
+            yield
+    except Timeout:
+        raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
 
 
 def rows_a_shard(shape: RowShape) -> int:
@@ -63,7 +85,7 @@ def publish(
     shards: Sequence[ShardEntry],
     sample: Sample,
     report: Report = lambda progress: None,
-    confirm: Callable[[], None] = lambda: None,
+    confirm: Confirm = lambda: None,
     origin: Origin = "build",
 ) -> Manifest:
     """Fits the preconditioner, builds and measures the search, and writes the manifest of finished shards.
@@ -71,65 +93,171 @@ def publish(
     Raises `InvalidInput` where the candidates for the `sample` do not hold `min_recall`.
     """
     scoring, collector = spec.scoring, rows.collector
-    layers = list(collector.layers.values())
-    count = sum(entry.rows for entry in shards)
-    preconditioner = rows.before
-    files = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
-    of_profile: list[FileEntry] = []
+    layers, count = list(collector.layers.values()), sum(entry.rows for entry in shards)
+    if scoring.preconditioner and rows.before is None:
+        save_preconditioner(output, total_moment(output, shards), count, scoring.damping)
+    index = Parts(output, spec, rows.shape, shards)
+    for path in sorted((output / "statistics").iterdir()):
+        index.add(file_entry(path, output))
+    shared = tuple(index.files.values())
     if scoring.preconditioner:
-        if preconditioner is None:
-            total = total_moment(output, shards)
-            preconditioner = save_preconditioner(output, total, count, scoring.damping)
-        of_profile.append(file_entry(preconditioner_path(output), output))
-    opened = [Shard.open(output, entry, rows.shape) for entry in shards]
-    search: list[FileEntry] = []
-    lengths: list[np.ndarray] = []
-
-    def measured(kind: SearchKind) -> SearchEntry:
-        search.clear()
-        lengths.clear()
-        for done, shard in enumerate(opened, start=1):
-            file, of_rows = build_shard_search(
-                output, shard, preconditioner, scoring.normalize, kind, generation=1
-            )
-            search.append(file)
-            lengths.append(of_rows)
-            report(Progress(stage="search", done=done, total=len(shards), unit="shards"))
-        before = None if kind == "hamming" else preconditioner
-        profile = Profile(preconditioner, before, None, lengths, scoring.normalize, is_default=True)
-        candidates = Candidates.read(output, shards, kind, rows.shape, generation=1)
-        return measure(sample, profile, opened, candidates, spec.search.min_recall)
-
-    found = choose(ladder(spec.search, rows.shape, count), spec.search.min_recall, measured)
-    if found.kind != "hamming":
-        of_profile += [
-            write_lengths(output, DEFAULT, entry.name, of_rows)
-            for entry, of_rows in zip(shards, lengths, strict=True)
-        ]
-    files += search
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        generation=1,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        origin=origin,
-        spec=spec,
-        fingerprint=spec.fingerprint(),
-        model_sha256=model.sha256,
-        modules=tuple(
-            ModuleEntry(name=layer.name, out_features=layer.out_features, in_features=layer.in_features)
-            for layer in layers
+        index.add(file_entry(preconditioner_path(output), output))
+    found = index.measured(sample, report)
+    return index.publish(
+        Manifest(
+            format_version=FORMAT_VERSION,
+            generation=1,
+            created_at=_now(),
+            origin=origin,
+            spec=spec,
+            fingerprint=spec.fingerprint(),
+            model_sha256=model.sha256,
+            modules=tuple(
+                ModuleEntry(name=one.name, out_features=one.out_features, in_features=one.in_features)
+                for one in layers
+            ),
+            coverage_percent=round(coverage_percent(model.model, layers), 2),
+            dimensions=collector.dimensions,
+            numbered=count,
+            profiles=(ProfileEntry(name=DEFAULT, files=()),),
+            search=found,
+            files=shared,
+            **_counts(shards),
         ),
-        coverage_percent=round(coverage_percent(model.model, layers), 2),
-        dimensions=collector.dimensions,
-        rows=count,
-        tokens=sum(entry.tokens for entry in shards),
-        skipped=sum(entry.skipped for entry in shards),
-        files=tuple(files),
-        shards=tuple(shards),
-        profiles=(ProfileEntry(name=DEFAULT, files=tuple(of_profile)),),
-        search=found,
+        confirm,
     )
-    sync_files(output, (*files, *of_profile))
-    confirm()
-    write_durably(output / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-    return manifest
+
+
+def publish_next(
+    root: Path,
+    old: Manifest,
+    shards: Sequence[ShardEntry],
+    sample: Sample | None = None,
+    report: Report = lambda progress: None,
+    confirm: Confirm = lambda: None,
+    **changes: Any,
+) -> Manifest:
+    """Replaces `old` by an index of these shards, of which only the new ones are looked at; statistics stay.
+
+    With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
+    longer holds `min_recall`. `changes` are fields of the manifest.
+    """
+    index = Parts(root, old.spec, RowShape.of(old), shards, _files(old))
+    found = old.search
+    if sample is None:
+        index.build(old.search.kind, report)
+    else:
+        found = index.measured(sample, report)
+    for profile in old.profiles:
+        if profile.name != DEFAULT:
+            index.add_profile(profile.name)
+    new = {"generation": old.generation + 1, "created_at": _now(), "search": found}
+    return index.publish(old.model_copy(update=new | _counts(shards) | changes), confirm)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _counts(shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    return {
+        "rows": sum(entry.rows for entry in shards),
+        "tokens": sum(entry.tokens for entry in shards),
+        "skipped": sum(entry.skipped for entry in shards),
+        "shards": tuple(shards),
+    }
+
+
+def _files(manifest: Manifest) -> dict[str, FileEntry]:
+    parts = (manifest, *manifest.shards, *manifest.profiles)
+    return {entry.path: entry for part in parts for entry in part.files}
+
+
+@dataclass
+class Parts:
+    """The files of an index on their way into its next manifest; those in `published` are in the last one."""
+
+    root: Path
+    spec: BuildSpec
+    shape: RowShape
+    shards: Sequence[ShardEntry]
+    published: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = dict(self.published)
+        self._opened = [Shard.open(self.root, entry, self.shape) for entry in self.shards]
+        for entry in self.shards:
+            self.files |= {file.path: file for file in entry.files}
+
+    def add(self, entry: FileEntry) -> None:
+        """Makes a file a part of the index."""
+        self.files[entry.path] = entry
+
+    def build(self, kind: SearchKind, report: Report) -> None:
+        """Builds what finds candidates in each shard that has no such thing yet, and the lengths of its rows."""
+        missing = [one for one in self._opened if search_path(kind, one.entry.name) not in self.files]
+        path = preconditioner_path(self.root)
+        preconditioner = Preconditioner.load(path) if self.spec.scoring.preconditioner else None
+        for done, shard in enumerate(missing, start=1):
+            file, lengths = build_shard_search(
+                self.root, shard, preconditioner, self.spec.scoring.normalize, kind
+            )
+            self.add(file)
+            if kind != "hamming" and lengths_path(DEFAULT, shard.entry.name) not in self.files:
+                self.add(write_lengths(self.root, DEFAULT, shard.entry.name, lengths))
+            report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
+
+    def measured(self, sample: Sample, report: Report) -> SearchEntry:
+        """The leanest search that holds `min_recall`. Raises `InvalidInput` where none does."""
+
+        def of(kind: SearchKind) -> SearchEntry:
+            self.build(kind, report)
+            profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
+            candidates = Candidates.open(self.root, self.shards, kind, self.shape)
+            return measure(sample, profile, self._opened, candidates, self.spec.search.min_recall)
+
+        count = sum(entry.rows for entry in self.shards)
+        return choose(ladder(self.spec.search, self.shape, count), self.spec.search.min_recall, of)
+
+    def add_profile(self, name: str) -> None:
+        """Adds the lengths under a fitted profile of the rows of each shard that has none yet."""
+        preconditioner = Preconditioner.load(preconditioner_path(self.root, name))
+        self.add(file_entry(preconditioner_path(self.root, name), self.root))
+        for shard in self._opened:
+            if lengths_path(name, shard.entry.name) not in self.files:
+                parts = shard_features(shard, preconditioner, self.spec.scoring.normalize)
+                lengths = torch.cat([of_rows for _, of_rows in parts]).numpy()
+                self.add(write_lengths(self.root, name, shard.entry.name, lengths))
+
+    def publish(self, manifest: Manifest, confirm: Confirm) -> Manifest:
+        """Writes `manifest` with the files that its shards and profiles have, and removes all others."""
+        names = [entry.name for entry in self.shards]
+        shared = [entry for entry in manifest.files if not entry.path.startswith("search/")]
+        search = [self.files[search_path(manifest.search.kind, name)] for name in names]
+        profiles = tuple(
+            one.model_copy(update={"files": tuple(self._of_profile(one.name, names))})
+            for one in manifest.profiles
+        )
+        manifest = manifest.model_copy(update={"files": (*shared, *search), "profiles": profiles})
+        files = _files(manifest)
+        sync_files(self.root, [one for path, one in files.items() if path not in self.published])
+        confirm()
+        write_durably(self.root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+        drop_unpublished(self.root, manifest)
+        return manifest
+
+    def _of_profile(self, name: str, shards: Sequence[str]) -> list[FileEntry]:
+        own = str(preconditioner_path(self.root, name).relative_to(self.root))
+        paths = [own, *(lengths_path(name, shard) for shard in shards)]
+        return [self.files[path] for path in paths if path in self.files]
+
+
+def drop_unpublished(root: Path, manifest: Manifest) -> None:
+    """Removes what a build, append or compaction left that the index does not consist of."""
+    kept = _files(manifest).keys()
+    for part in ("shards", "search", "profiles"):
+        for path in sorted((root / part).rglob("*"), reverse=True):
+            if path.is_file() and str(path.relative_to(root)) not in kept:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()

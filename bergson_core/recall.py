@@ -120,6 +120,7 @@ def measure(
         recall_at_10=of_best,
         opponents_recall_at_10=of_worst,
         queries=len(sample.numbers),
+        rows=rows,
     )
 
 

@@ -163,12 +163,13 @@ def _stream(
     )
 
     def batches_of_all() -> Iterator[pa.RecordBatch]:
-        for number, shard in enumerate(index.shards):
+        for number, (shard, visible) in enumerate(zip(index.shards, index.visible(), strict=True)):
             for start in range(0, shard.entry.rows, at_once):
                 places = slice(start, min(start + at_once, shard.entry.rows))
                 kept = shard.records.slice(start, places.stop - start)
                 columns = {field.name: values(number, places)}
                 columns |= {name: kept[name].combine_chunks() for name in schema.names if name != field.name}
-                yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
+                batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
+                yield batch if visible is None else batch.filter(pa.array(visible[places]))
 
     return pa.RecordBatchReader.from_batches(schema, batches_of_all())

@@ -17,14 +17,19 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.manifest import FileEntry, Manifest, SearchKind, ShardEntry
+from bergson_core.files import file_entry
+from bergson_core.manifest import FileEntry, SearchKind, ShardEntry
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.specs import Normalize
-from bergson_core.store import RowShape, Shard, check_contents, file_entry
+from bergson_core.store import RowShape, Shard
 
 _AT_ONCE = 1024
 _QUERY_BITS = 8
-_PHI, _BITS = "candidates.faiss", "candidates.bits.faiss"
+
+
+def search_path(kind: SearchKind, shard: str) -> str:
+    """Where below its directory an index keeps what finds candidates in a shard."""
+    return f"search/{kind}/{shard}.faiss"
 
 
 def features(
@@ -64,25 +69,24 @@ def build_shard_search(
     preconditioner: Preconditioner | None,
     normalize: Normalize,
     kind: SearchKind,
-    generation: int,
 ) -> tuple[FileEntry, Float32[np.ndarray, "n c"]]:
     """Writes the FAISS index of one shard; returns the lengths of its rows too, which are 1 for sign rows."""
-    directory = root / "search" / str(generation) / shard.entry.name
-    directory.mkdir(parents=True, exist_ok=True)
+    path = root / search_path(kind, shard.entry.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "hamming":
         flat = shard.blocks.reshape(shard.entry.rows, -1)
         bits = faiss.IndexBinaryFlat(8 * flat.shape[1])
         bits.add(np.ascontiguousarray(flat))
-        faiss.write_index_binary(bits, str(directory / _BITS))
-        return file_entry(directory / _BITS, root), np.ones((shard.entry.rows, 1), dtype=np.float32)
+        faiss.write_index_binary(bits, str(path))
+        return file_entry(path, root), np.ones((shard.entry.rows, 1), dtype=np.float32)
     dimensions = shard.shape.layers * shard.shape.width
     index = _empty(kind, dimensions)
     all_lengths = []
     for phi, lengths in shard_features(shard, preconditioner, normalize):
         index.add(phi.numpy())
         all_lengths.append(lengths.numpy())
-    faiss.write_index(index, str(directory / _PHI))
-    return file_entry(directory / _PHI, root), np.concatenate(all_lengths)
+    faiss.write_index(index, str(path))
+    return file_entry(path, root), np.concatenate(all_lengths)
 
 
 def _only(rows: Bool[np.ndarray, " n"], kind: SearchKind) -> Any:
@@ -108,7 +112,7 @@ def _empty(kind: SearchKind, dimensions: int) -> faiss.Index:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The FAISS indexes of all shards of one generation, and the numbers of their first rows."""
+    """The FAISS indexes of some shards, and the numbers of their first rows."""
 
     indexes: Sequence[faiss.Index | faiss.IndexBinary]
     firsts: Sequence[int]
@@ -116,21 +120,12 @@ class Candidates:
     shape: RowShape
 
     @classmethod
-    def open(cls, root: Path, manifest: Manifest) -> "Candidates":
-        """Raises `IndexCorrupt` before FAISS sees a file that is not the one that was written."""
-        check_contents(root, [entry for entry in manifest.files if entry.path.startswith("search/")])
-        return cls.read(
-            root, manifest.shards, manifest.search.kind, RowShape.of(manifest), manifest.generation
-        )
-
-    @classmethod
-    def read(
-        cls, root: Path, shards: Sequence[ShardEntry], kind: SearchKind, shape: RowShape, generation: int
+    def open(
+        cls, root: Path, shards: Sequence[ShardEntry], kind: SearchKind, shape: RowShape
     ) -> "Candidates":
-        """Of files that are known to be as they were written."""
-        read, name = (faiss.read_index_binary, _BITS) if kind == "hamming" else (faiss.read_index, _PHI)
-        directory = root / "search" / str(generation)
-        paths = [directory / shard.name / name for shard in shards]
+        """Maps files that were checked (`files.check_files`): FAISS trusts what it reads."""
+        read = faiss.read_index_binary if kind == "hamming" else faiss.read_index
+        paths = [root / search_path(kind, shard.name) for shard in shards]
         indexes = [read(str(path), faiss.IO_FLAG_MMAP_IFC) for path in paths]
         return cls(indexes, [shard.first_row for shard in shards], kind, shape)
 
@@ -143,13 +138,13 @@ class Candidates:
         self,
         queries: Float32[Tensor, "q D"],
         count: int,
-        allowed: Sequence[np.ndarray] | None = None,
+        allowed: Sequence[np.ndarray | None] | None = None,
     ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """(shard [q, k], place in the shard [q, k]) of the `count` rows most like each query, best first.
 
         They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs. k is `count`, or the number of
-        all rows where they are fewer. With `allowed`, bool [n] by shard, only these rows are looked at; where they are
-        fewer than k, the rest of the places are -1.
+        all rows where they are fewer. With `allowed`, bool [n] by shard or None for all of it, only these rows
+        are looked at; where they are fewer than k, the rest of the places are -1.
         """
         if self.kind == "hamming":
             blocks, _ = self.shape.codec.encode(queries.reshape(-1, self.shape.layers, self.shape.width))
@@ -158,7 +153,8 @@ class Candidates:
             asked, sign = queries.numpy(), 1
         scores, shards, places = [], [], []
         for number, index in enumerate(self.indexes):
-            params = None if allowed is None else _only(allowed[number], self.kind)
+            rows = None if allowed is None else allowed[number]
+            params = None if rows is None else _only(rows, self.kind)
             found_scores, found = index.search(asked, min(count, index.ntotal), params=params)
             scores.append(np.where(found >= 0, sign * found_scores, -np.inf))
             places.append(found)

@@ -7,7 +7,7 @@ the command line are all these classes, so that a field exists once. No torch he
 import hashlib
 import operator
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -156,6 +156,13 @@ class SearchSpec(Spec):
 
 
 Document = dict[str, Any]
+Source = TypeVar("Source", "BuildSpec", "AppendSpec")
+
+
+def _with_one_source(spec: Source) -> Source:
+    if (spec.dataset is None) == (spec.documents is None):
+        raise ValueError("expected exactly one of `dataset` and `documents`")
+    return spec
 
 
 class BuildSpec(Spec):
@@ -178,9 +185,7 @@ class BuildSpec(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.dataset is None) == (self.documents is None):
-            raise ValueError("expected exactly one of `dataset` and `documents`")
-        return self
+        return _with_one_source(self)
 
     @model_validator(mode="after")
     def _preconditioner_fits(self) -> Self:
@@ -199,6 +204,27 @@ class BuildSpec(Spec):
     def rows_fingerprint(self) -> str:
         """sha256 of what decides the rows: all of the spec but how they are searched."""
         return self.model_copy(update={"search": SearchSpec()}).fingerprint()
+
+
+class AppendSpec(Spec):
+    """Documents to add to an index; what else is given has to be what the index was built with."""
+
+    STATED: ClassVar = ("model", "revision", "dtype", "columns", "gradients", "scoring")
+
+    dataset: DatasetSpec | None = None
+    """The new training samples; give this or `documents`. Their columns are named as those of the index."""
+    documents: tuple[Document, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
+    """The new training samples, inline: up to 10,000 objects."""
+    model: str | None = Field(default=None, min_length=1, max_length=4096)
+    revision: str | None = Field(default=None, max_length=256)
+    dtype: Dtype | None = None
+    columns: ColumnsSpec | None = None
+    gradients: GradientSpec | None = None
+    scoring: ScoringSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        return _with_one_source(self)
 
 
 Scalar = bool | int | float | str | None
@@ -254,6 +280,8 @@ class AttributionQuery(Spec):
     """What comes with each row beside id, score and loss."""
     profile: IndexName = "default"
     """Preconditioner to score with: `default`, or one that was fitted for a task."""
+    partial: bool = False
+    """Where shards of the index are damaged, search the others instead of refusing; the answer says so."""
     span: Reserved = None
     """Characters [start, end) of the completion to attribute."""
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)

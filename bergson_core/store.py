@@ -4,45 +4,44 @@ Legend: n rows of a shard, m layers, d numbers a layer, w entries that are kept 
 
     shards/00000/gradients.bin   blocks [n, m, w] of a codec (`codecs`)
     shards/00000/scales.bin      its scales [n, .]
-    shards/00000/rows.arrow      Arrow file: id, prompt, completion, metadata (JSON), loss, n_tokens
+    shards/00000/rows.arrow      the documents (`texts`)
 
-A shard is made in a directory beside its place, flushed to disk, and renamed. `rows.arrow` and not Parquet,
-since a query reads ten rows at random places: a memory-mapped Arrow file does that without decoding a row group.
+A shard is made in a directory beside its place, flushed to disk, and renamed. The name of one that was published is
+never used again.
 """
 
-import hashlib
-import json
+import errno
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bergson_core.codecs import CODECS, Codec
 from bergson_core.documents import Record
-from bergson_core.errors import IndexCorrupt
-from bergson_core.manifest import FileEntry, Manifest, ShardEntry
+from bergson_core.errors import DiskFull
+from bergson_core.files import file_entry, mapped, sync
+from bergson_core.manifest import Manifest, ShardEntry
 from bergson_core.preconditioners import SecondMoment
 from bergson_core.specs import RowKind
+from bergson_core.texts import TEXTS, open_texts, texts_table, write_texts
 
-_ROWS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("completion", pa.string()),
-        ("metadata", pa.string()),
-        ("loss", pa.float64()),
-        ("n_tokens", pa.int32()),
-    ]
-)
-_KEPT = ("gradients.bin", "scales.bin", "rows.arrow")
+_BLOCKS, _SCALES = "gradients.bin", "scales.bin"
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"
+_FULL: Final = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed",
+}
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,15 @@ class RowShape:
 
 
 class ShardWriter:
-    """Collects the rows of one shard and publishes it by renaming its directory. See `finish`.
+    """Collects the rows of one shard in memory and publishes it whole. See `finish`.
 
-    A loss that is NaN marks a row that was skipped; it is null in `rows.arrow`.
+    A loss that is NaN marks a row that was skipped; it is null in the documents' table.
     """
 
     def __init__(self, root: Path, name: str, rows: int, shape: RowShape) -> None:
-        self._root, self._name, self._rows, self._codec = root, name, rows, shape.codec
-        self._directory = root / "shards" / f".{name}.tmp"
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True)
-        self._blocks = np.memmap(
-            self._directory / "gradients.bin", self._codec.block_type, "w+", shape=(rows, *shape.blocks)
-        )
-        self._scales = np.zeros((rows, shape.scales), dtype=self._codec.scale_type)
+        self._root, self._name, codec = root, name, shape.codec
+        self._blocks = np.zeros((rows, *shape.blocks), dtype=codec.block_type)
+        self._scales = np.zeros((rows, shape.scales), dtype=codec.scale_type)
         self._losses = np.zeros(rows)
 
     def put(self, numbers: np.ndarray, blocks: np.ndarray, scales: np.ndarray, losses: np.ndarray) -> None:
@@ -107,62 +101,100 @@ class ShardWriter:
         records: Sequence[Record],
         labelled: Sequence[int],
         moment: SecondMoment | None,
-        first_row: int,
-        fingerprint: str,
+        place: "Place",
     ) -> ShardEntry:
-        """Writes the rest, flushes all to disk, and gives the shard its name."""
-        directory = self._directory
-        self._blocks.flush()
-        self._scales.tofile(directory / "scales.bin")
-        _write_records(directory / "rows.arrow", records, self._losses, labelled)
+        """Writes the shard of these documents, whose labelled tokens [n] are counted."""
+        texts = texts_table(records, self._losses, labelled)
+        return write_shard(self._root, self._name, self._blocks, self._scales, texts, place, moment)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in an index a shard belongs, and what made it (`manifest.ShardEntry`)."""
+
+    first_row: int
+    source: str
+    generation: int = 1
+
+
+def write_shard(
+    root: Path,
+    name: str,
+    blocks: np.ndarray,
+    scales: np.ndarray,
+    texts: pa.Table,
+    place: Place,
+    moment: SecondMoment | None = None,
+) -> ShardEntry:
+    """Writes all of a shard, flushes it to disk, and gives it its name."""
+    directory, target = root / "shards" / f".{name}.tmp", root / "shards" / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    try:
+        write_array(directory / _BLOCKS, blocks)
+        write_array(directory / _SCALES, scales)
+        write_texts(directory / TEXTS, texts)
         if moment is not None:
             save_file({"total": moment.total.cpu()}, directory / _MOMENT)
         files = tuple(
-            file_entry(directory / name).model_copy(update={"path": f"shards/{self._name}/{name}"})
-            for name in _KEPT
+            file_entry(directory / file).model_copy(update={"path": f"shards/{name}/{file}"})
+            for file in (_BLOCKS, _SCALES, TEXTS)
         )
         entry = ShardEntry(
-            name=self._name,
-            first_row=first_row,
-            rows=self._rows,
-            tokens=int(sum(labelled)),
-            skipped=int(self.skipped.sum()),
+            name=name,
+            first_row=place.first_row,
+            rows=len(blocks),
+            tokens=int(sum(texts["n_tokens"].to_pylist())),
+            skipped=texts["loss"].null_count,
+            generation=place.generation,
+            source=place.source,
             files=files,
         )
-        stamp = {"fingerprint": fingerprint, "entry": entry.model_dump()}
-        (directory / _ENTRY).write_text(json.dumps(stamp))
+        (directory / _ENTRY).write_text(entry.model_dump_json())
         for path in directory.iterdir():
-            _sync(path)
-        _sync(directory)
-        place = self._root / "shards" / self._name
-        shutil.rmtree(place, ignore_errors=True)
-        directory.rename(place)
-        _sync(place.parent)
-        return entry
+            sync(path)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    sync(directory)
+    shutil.rmtree(target, ignore_errors=True)
+    directory.rename(target)
+    sync(target.parent)
+    return entry
 
 
-def _write_records(
-    path: Path, records: Sequence[Record], losses: np.ndarray, labelled: Sequence[int]
-) -> None:
-    columns = [
-        pa.array([record.id for record in records], pa.string()),
-        pa.array([record.prompt for record in records], pa.string()),
-        pa.array([record.completion for record in records], pa.string()),
-        pa.array([json.dumps(record.metadata, default=str) for record in records], pa.string()),
-        pa.array(losses, pa.float64(), from_pandas=True),
-        pa.array(labelled, pa.int32()),
-    ]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _ROWS) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=_ROWS))
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes the numbers alone; unlike `tofile`, with the reason where that fails."""
+    with path.open("wb") as file:
+        file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 
-def finished_shard(root: Path, name: str, fingerprint: str) -> ShardEntry | None:
-    """The entry of a shard that an earlier build of the same fingerprint has finished."""
+@contextmanager
+def disk_errors(root: Path) -> Iterator[None]:
+    """Raises `DiskFull` where what is done here has no room; each library that writes says so in its own way."""
     try:
-        stamp = json.loads((root / "shards" / name / _ENTRY).read_text())
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        full = [why for code, why in _FULL.items() if code == number or os.strerror(code) in str(error)]
+        if not full:
+            raise
+        raise DiskFull(
+            f"{root} cannot be written, {full[0]}: make room and start again, finished work is kept ({error})"
+        ) from error
+
+
+def finished_shard(root: Path, name: str, place: Place, rows: int) -> ShardEntry | None:
+    """The entry of a shard of so many rows that an earlier run has finished for this very place."""
+    try:
+        entry = ShardEntry.model_validate_json((root / "shards" / name / _ENTRY).read_text())
     except (OSError, ValueError):
         return None
-    return ShardEntry.model_validate(stamp["entry"]) if stamp["fingerprint"] == fingerprint else None
+    return (
+        entry
+        if (Place(entry.first_row, entry.source, entry.generation), entry.rows) == (place, rows)
+        else None
+    )
 
 
 def total_moment(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
@@ -172,13 +204,6 @@ def total_moment(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
     for file in files:
         total += load_file(file)["total"]
     return total
-
-
-def drop_build_files(root: Path, shards: Iterable[ShardEntry]) -> None:
-    """Removes what only an unfinished build needs."""
-    for entry in shards:
-        for name in (_MOMENT, _ENTRY):
-            (root / "shards" / entry.name / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -193,16 +218,11 @@ class Shard:
 
     @classmethod
     def open(cls, root: Path, entry: ShardEntry, shape: RowShape) -> "Shard":
-        """Raises `IndexCorrupt` where a file is missing or not of the size the manifest states."""
-        check_sizes(root, entry.files)
+        """Maps files that were checked (`files.check_files`)."""
         directory, codec = root / "shards" / entry.name, shape.codec
-        blocks = np.memmap(
-            directory / "gradients.bin", codec.block_type, "r", shape=(entry.rows, *shape.blocks)
-        )
-        scales = np.memmap(directory / "scales.bin", codec.scale_type, "r", shape=(entry.rows, shape.scales))
-        with pa.memory_map(str(directory / "rows.arrow")) as source:
-            records = pa.ipc.open_file(source).read_all()
-        return cls(entry, shape, blocks, scales, records)
+        blocks = mapped(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.blocks))
+        scales = mapped(directory / _SCALES, codec.scale_type, (entry.rows, shape.scales))
+        return cls(entry, shape, blocks, scales, open_texts(directory / TEXTS))
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32."""
@@ -211,60 +231,3 @@ class Shard:
     def products(self, numbers: np.ndarray, weights: Float32[Tensor, "m d"]) -> Float32[Tensor, "k m"]:
         """Inner product of each block of these rows with its layer's weights."""
         return self.shape.codec.products(self.blocks[numbers], self.scales[numbers], weights)
-
-
-def check_sizes(root: Path, files: Iterable[FileEntry]) -> None:
-    """Raises `IndexCorrupt` where a file is missing or has another size than stated."""
-    for entry in files:
-        path = root / entry.path
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.bytes:
-            raise IndexCorrupt(
-                f"{path} has {'no file' if size is None else f'{size} bytes'}, the manifest says {entry.bytes} bytes; "
-                "restore it from a copy or build the index again"
-            )
-
-
-def check_contents(root: Path, files: Iterable[FileEntry]) -> None:
-    """Raises `IndexCorrupt` where a file is missing, or its sha256 is not the one stated."""
-    files = list(files)
-    check_sizes(root, files)
-    for entry in files:
-        if file_sha256(root / entry.path) != entry.sha256:
-            raise IndexCorrupt(f"{root / entry.path} was altered: its sha256 is not the one in the manifest")
-
-
-def file_entry(path: Path, root: Path | None = None) -> FileEntry:
-    """Size and sha256 of a file, named below `root`."""
-    name = str(path.relative_to(root)) if root else path.name
-    return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def sync_files(root: Path, files: Iterable[FileEntry]) -> None:
-    """Flushes these files and their directories to disk."""
-    paths = [root / entry.path for entry in files]
-    for path in (*paths, *{path.parent for path in paths}):
-        _sync(path)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

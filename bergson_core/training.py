@@ -39,7 +39,7 @@ from bergson_core.recall import SAMPLE, Sample
 from bergson_core.recorder import Recorder
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
-from bergson_core.store import ShardWriter, drop_build_files
+from bergson_core.store import Place, ShardWriter
 
 _ROWS: Final = "rows.bin"
 _SNAPSHOT: Final = "bergson_rows.bin"
@@ -200,11 +200,11 @@ class IndexCallback(TrainerCallback):
             kept, scales = (one.numpy() for one in shape.codec.encode(blocks))
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
-            shards.append(writer.finish(documents.read(numbers), labelled, moment, numbers.start, _ENDED))
+            place = Place(numbers.start, _ENDED)
+            shards.append(writer.finish(documents.read(numbers), labelled, moment, place))
         places = sample_numbers(total, SAMPLE, self._settings.seed)
         sample = Sample.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
         publish(self._spec, self.output, model, rows, shards, sample, origin="training")
-        drop_build_files(self.output, shards)
 
     def _tokens(self, numbers: Sequence[int]) -> list[Tokens]:
         chunks = token_chunks(None, self._dataset.select(numbers), self._columns, None)

@@ -68,6 +68,7 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
         "recall_at_10": 1.0,
         "opponents_recall_at_10": 1.0,
         "queries": 64,
+        "rows": 10000,
     },
 }
 INDEX_BUILDING: dict[str, Any] = dict.fromkeys(INDEX_SUMMARY) | {
@@ -136,6 +137,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         }
     ],
     "opponents": None,
+    "partial": False,
     "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "total": 14.6},
 }
 

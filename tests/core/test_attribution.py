@@ -180,7 +180,7 @@ def test_completions_alone_are_explained_where_a_column_names_them(sources, tmp_
         assert answer.results[0].loss == pytest.approx(answer.query.loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("part", ["search/1/00001/candidates.faiss", "statistics/normalizers.safetensors"])
+@pytest.mark.parametrize("part", ["search/float16/00001.faiss", "statistics/normalizers.safetensors"])
 def test_an_altered_file_is_refused_before_it_is_read(spec, tmp_path, part):
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)

@@ -47,7 +47,7 @@ def test_the_manifest_describes_the_whole_index(index, spec):
     for path in contents(index):
         assert (index / path).is_file()
     on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
-    assert on_disk - contents(index).keys() <= {".lock", FILE_NAME, "statistics/done"}
+    assert on_disk - contents(index).keys() <= {".lock", ".checked.json", FILE_NAME, "statistics/done"}
 
 
 def stop_after(batches: int):

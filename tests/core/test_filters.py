@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bergson_core import AttributionIndex, AttributionQuery, attribution, build_index
+from bergson_core import AttributionIndex, AttributionQuery, build_index, searcher
 from bergson_core.errors import InvalidInput
 from bergson_core.filters import meets
 from bergson_core.specs import GradientSpec, Range, SearchSpec
@@ -44,7 +44,7 @@ def found(index: AttributionIndex, **changes: object) -> dict[str, float]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_that_match_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
     index = indexes[kind]
-    monkeypatch.setattr(attribution, "_ALL_BELOW", 10 if exact else 0)
+    monkeypatch.setattr(searcher, "_ALL_BELOW", 10 if exact else 0)
     every = found(index, top_k=MANY, direction=direction)
     condition = {"source": "wiki", "number": {"gte": 51, "lt": 251}}
     wanted = {key: score for key, score in every.items() if is_wiki(key) and 51 <= number_of(key) < 251}

@@ -57,13 +57,13 @@ def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, t
     rows = rows_of(index, [documents[k] for k in numbers])
     sample = Sample(numbers, rows.reshape(3, len(index.collector.slices), -1))
     profile = index.profiles["default"]
-    found = measure(sample, profile, index.shards, index.candidates, min_recall=0.01)
+    found = measure(sample, profile, index.shards, index.searcher.candidates, min_recall=0.01)
     asked, weights = profile.prepare(sample.rows)
     every = torch.cat([shard.rows(slice(None)) for shard in index.shards])
     lengths = torch.from_numpy(np.concatenate([np.array(one) for one in profile.lengths]))
     for sign, said in ((1, found.recall_at_10), (-1, found.opponents_recall_at_10)):
         exact = sign * torch.einsum("nmd,qmd->qn", every / lengths[..., None].clamp_min(1e-30), weights)
-        candidates = index.candidates.numbers(sign * asked, found.candidates)
+        candidates = index.searcher.candidates.numbers(sign * asked, found.candidates)
         shares = []
         for q, number in enumerate(numbers):
             exact[q, number] = -torch.inf

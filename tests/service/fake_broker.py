@@ -151,12 +151,17 @@ def publish(root: Path, name: str, spec: BuildSpec) -> None:
         rows=1000,
         tokens=61_000,
         skipped=0,
+        numbered=1000,
         files=(faiss, profile),
         profiles=(),
         search=SearchEntry(
-            kind="float16", candidates=40, recall_at_10=0.998, opponents_recall_at_10=1, queries=64
+            kind="float16", candidates=40, recall_at_10=0.998, opponents_recall_at_10=1, queries=64, rows=1000
         ),
-        shards=(ShardEntry(name="00000", first_row=0, rows=1000, tokens=61_000, skipped=0, files=(rows,)),),
+        shards=(
+            ShardEntry(
+                name="00000", first_row=0, rows=1000, tokens=61_000, skipped=0, source="0" * 64, files=(rows,)
+            ),
+        ),
     )
     (root / name).mkdir(parents=True)
     (root / name / "manifest.json").write_text(json.dumps(manifest.model_dump(mode="json")))

@@ -44,11 +44,12 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
         skipped=0,
         rows=1,
         tokens=6,
+        numbered=1,
         files=(),
         shards=(),
         profiles=(),
         search=SearchEntry(
-            kind="float16", candidates=40, recall_at_10=1, opponents_recall_at_10=1, queries=64
+            kind="float16", candidates=40, recall_at_10=1, opponents_recall_at_10=1, queries=64, rows=1
         ),
     )
     directory.mkdir(parents=True, exist_ok=True)

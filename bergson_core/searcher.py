@@ -1,0 +1,192 @@
+"""The rows of an index, open for search: candidates, exact scores, what is hidden or filtered. No model here.
+
+Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bergson_core.answers import ResultRow
+from bergson_core.errors import IndexCorrupt
+from bergson_core.files import check_files
+from bergson_core.filters import MetadataFilter
+from bergson_core.manifest import FileEntry, Manifest, ShardEntry
+from bergson_core.profiles import Profile, lengths_path
+from bergson_core.search import Candidates, inverse, search_path
+from bergson_core.specs import AttributionQuery, Condition, Direction
+from bergson_core.store import RowShape, Shard
+from bergson_core.takedowns import Hidden
+from bergson_core.texts import document
+
+_ALL_BELOW: Final = 10
+"""Times the candidates: so few rows that meet a filter are all scored exactly."""
+Found = tuple[list[ResultRow] | None, list[ResultRow] | None]
+"""(proponents, opponents) of a query, None for what was not asked for."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a query concerns the search."""
+
+    top_k: int
+    direction: Direction
+    include: Sequence[str]
+    profile: str
+    filter: Mapping[str, Condition] | None
+
+    @classmethod
+    def by(cls, query: AttributionQuery) -> "Asked":
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
+
+    def like(self, other: "Asked") -> bool:
+        """Whether both can be searched for together."""
+        return self.profile == other.profile and self.filter == other.filter
+
+
+class Visible:
+    """Which rows may be shown by now: all but those that were taken down. For one thread."""
+
+    def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self._hidden, self._shards = Hidden(root, manifest), shards
+        self._masks: list[np.ndarray | None] = [None] * len(shards)
+
+    def masks(self) -> Sequence[np.ndarray | None]:
+        """For each shard which of its rows, bool [n], or None for all of them."""
+        if self._hidden.update():
+            hidden = [self._hidden.of(shard.entry, shard.records) for shard in self._shards]
+            self._masks = [~one if one.any() else None for one in hidden]
+        return self._masks
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """The shards of an index that are whole, or some of them. For one thread.
+
+    `damaged` says of each other shard what is wrong with it.
+    """
+
+    manifest: Manifest
+    shards: Sequence[Shard]
+    profiles: Mapping[str, Profile]
+    candidates: Candidates
+    metadata: MetadataFilter
+    visible: Visible
+    damaged: Mapping[str, str]
+
+    @classmethod
+    def open(cls, root: Path, manifest: Manifest, names: Collection[str] | None = None) -> "Searcher":
+        """The shards of these names, or all, of the index in directory `root`.
+
+        Raises `IndexCorrupt` where what they share is damaged.
+        """
+        entries = [entry for entry in manifest.shards if names is None or entry.name in names]
+        damaged = _damaged(root, manifest, entries)
+        entries = [entry for entry in entries if entry.name not in damaged]
+        shape, spec = RowShape.of(manifest), manifest.spec
+        shards = [Shard.open(root, entry, shape) for entry in entries]
+        return cls(
+            manifest=manifest,
+            shards=shards,
+            profiles={one.name: Profile.open(root, spec, one.name, entries) for one in manifest.profiles},
+            candidates=Candidates.open(root, entries, manifest.search.kind, shape),
+            metadata=MetadataFilter(shards, spec.columns.metadata),
+            visible=Visible(root, manifest, shards),
+            damaged=damaged,
+        )
+
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+        """What is found for each query from its row."""
+        signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
+        answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
+        left = list(range(len(queries)))
+        while left:
+            first = queries[left[0]]
+            here = [k for k in left if queries[k].like(first)]
+            left = [k for k in left if k not in here]
+            profile = self.profiles[first.profile]
+            phi, weights = profile.prepare(blocks[here])
+            asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
+            directed = torch.stack([sign * phi[i] for i, sign in asked])
+            count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest)
+            candidates = self._candidates(directed, count, first.filter)
+            for (i, sign), shards, places in zip(asked, *candidates, strict=True):
+                query, real = queries[here[i]], places >= 0
+                shards, places = shards[real], places[real]
+                scores = self._exact_scores(weights[i], profile, shards, places)
+                best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
+                answers[here[i]][sign] = [
+                    self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), query)
+                    for rank, c in enumerate(best, start=1)
+                ]
+        return [(found.get(1), found.get(-1)) for found in answers]
+
+    def _candidates(
+        self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(shard [q, k], place [q, k] or -1) of the rows to score exactly.
+
+        Where few rows meet the conditions, these are all of them: among few, FAISS has nothing to save.
+        """
+        visible = self.visible.masks()
+        if conditions is None:
+            return self.candidates.find(queries, count, visible)
+        meeting = self.metadata.rows(conditions)
+        allowed = [rows if mask is None else rows & mask for rows, mask in zip(meeting, visible, strict=True)]
+        if sum(int(mask.sum()) for mask in allowed) > _ALL_BELOW * count:
+            return self.candidates.find(queries, count, allowed)
+        places = [np.flatnonzero(mask) for mask in allowed]
+        shards = np.repeat(np.arange(len(places)), [len(one) for one in places])
+        shape = (len(queries), len(shards))
+        return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
+
+    def _exact_scores(
+        self, weights: Tensor, profile: Profile, shards: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
+        """Scores [k] float32 from the stored rows: (C^-½ φ) · row over its lengths, block by block or as a whole."""
+        scores = np.zeros(len(places), dtype=np.float32)
+        for number in np.unique(shards):
+            here = shards == number
+            raw = self.shards[number].products(places[here], weights)
+            lengths = torch.from_numpy(np.array(profile.lengths[number][places[here]]))
+            scores[here] = (raw * inverse(lengths)).sum(1).numpy()
+        return scores
+
+    def _result(self, rank: int, shard: int, place: int, score: float, query: Asked) -> ResultRow:
+        row = document(self.shards[shard].records, place)
+        text = "text" in query.include
+        return ResultRow(
+            rank=rank,
+            id=row["id"],
+            score=score,
+            prompt=row["prompt"] if text else None,
+            completion=row["completion"] if text else None,
+            metadata=row["metadata"] if "metadata" in query.include else None,
+            loss=row["loss"],
+        )
+
+
+def _damaged(root: Path, manifest: Manifest, entries: Sequence[ShardEntry]) -> dict[str, str]:
+    """What is wrong with each of these shards that is not whole. Raises `IndexCorrupt` for what all of them share."""
+    owners: dict[str, str] = {}
+    for shard in entries:
+        owners |= {entry.path: shard.name for entry in shard.files}
+        owners[search_path(manifest.search.kind, shard.name)] = shard.name
+        owners |= {lengths_path(profile.name, shard.name): shard.name for profile in manifest.profiles}
+    everything = [entry for part in (manifest, *entries, *manifest.profiles) for entry in part.files]
+    found = check_files(root, [entry for entry in everything if _concerns(entry, owners)])
+    for entry, wrong in found:
+        if entry.path not in owners:
+            raise IndexCorrupt(f"{wrong}; restore it from a copy or build the index again")
+    return {owners[entry.path]: wrong for entry, wrong in found}
+
+
+def _concerns(entry: FileEntry, owners: Collection[str]) -> bool:
+    """Whether a file belongs to one of the shards at hand, or to all shards."""
+    return entry.path in owners or not entry.path.endswith((".faiss", ".lengths.bin"))
