@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bergson_core.append import append_documents
     from bergson_core.attribution import AttributionIndex
     from bergson_core.build import build_index
     from bergson_core.collect import collect_gradients
+    from bergson_core.compaction import compact
     from bergson_core.duplicates import document_numbers, near_duplicates
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from bergson_core.processor import GradientProcessor
     from bergson_core.scoring import score_corpus, self_influence
     from bergson_core.selection import Totals, best
-    from bergson_core.specs import AttributionQuery, BuildSpec
+    from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec
     from bergson_core.tables import write_table
+    from bergson_core.takedowns import take_down
     from bergson_core.training import IndexCallback
 
 _HOME = {
+    "AppendSpec": "bergson_core.specs",
     "AttributionIndex": "bergson_core.attribution",
     "AttributionQuery": "bergson_core.specs",
     "BuildSpec": "bergson_core.specs",
@@ -30,19 +34,23 @@ _HOME = {
     "GradientProcessor": "bergson_core.processor",
     "IndexCallback": "bergson_core.training",
     "Totals": "bergson_core.selection",
+    "append_documents": "bergson_core.append",
     "best": "bergson_core.selection",
     "build_index": "bergson_core.build",
     "collect_gradients": "bergson_core.collect",
+    "compact": "bergson_core.compaction",
     "document_numbers": "bergson_core.duplicates",
     "fit_processor": "bergson_core.fitting",
     "fit_profile": "bergson_core.mixing",
     "near_duplicates": "bergson_core.duplicates",
     "score_corpus": "bergson_core.scoring",
     "self_influence": "bergson_core.scoring",
+    "take_down": "bergson_core.takedowns",
     "write_table": "bergson_core.tables",
 }
 
 __all__ = [
+    "AppendSpec",
     "AttributionIndex",
     "AttributionQuery",
     "BuildSpec",
@@ -50,15 +58,18 @@ __all__ = [
     "GradientProcessor",
     "IndexCallback",
     "Totals",
+    "append_documents",
     "best",
     "build_index",
     "collect_gradients",
+    "compact",
     "document_numbers",
     "fit_processor",
     "fit_profile",
     "near_duplicates",
     "score_corpus",
     "self_influence",
+    "take_down",
     "write_table",
 ]
 

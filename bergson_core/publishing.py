@@ -97,9 +97,7 @@ def publish(
     if scoring.preconditioner and rows.before is None:
         save_preconditioner(output, total_moment(output, shards), count, scoring.damping)
     index = Parts(output, spec, rows.shape, shards)
-    for path in sorted((output / "statistics").iterdir()):
-        index.add(file_entry(path, output))
-    shared = tuple(index.files.values())
+    statistics = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
     if scoring.preconditioner:
         index.add(file_entry(preconditioner_path(output), output))
     found = index.measured(sample, report)
@@ -121,7 +119,7 @@ def publish(
             numbered=count,
             profiles=(ProfileEntry(name=DEFAULT, files=()),),
             search=found,
-            files=shared,
+            files=tuple(statistics),
             **_counts(shards),
         ),
         confirm,
@@ -142,7 +140,7 @@ def publish_next(
     With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
     longer holds `min_recall`. `changes` are fields of the manifest.
     """
-    index = Parts(root, old.spec, RowShape.of(old), shards, _files(old))
+    index = Parts(root, old.spec, RowShape.of(old), shards, files_of(old))
     found = old.search
     if sample is None:
         index.build(old.search.kind, report)
@@ -168,7 +166,8 @@ def _counts(shards: Sequence[ShardEntry]) -> dict[str, Any]:
     }
 
 
-def _files(manifest: Manifest) -> dict[str, FileEntry]:
+def files_of(manifest: Manifest) -> dict[str, FileEntry]:
+    """All files that an index consists of, by path."""
     parts = (manifest, *manifest.shards, *manifest.profiles)
     return {entry.path: entry for part in parts for entry in part.files}
 
@@ -239,7 +238,7 @@ class Parts:
             for one in manifest.profiles
         )
         manifest = manifest.model_copy(update={"files": (*shared, *search), "profiles": profiles})
-        files = _files(manifest)
+        files = files_of(manifest)
         sync_files(self.root, [one for path, one in files.items() if path not in self.published])
         confirm()
         write_durably(self.root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
@@ -254,7 +253,7 @@ class Parts:
 
 def drop_unpublished(root: Path, manifest: Manifest) -> None:
     """Removes what a build, append or compaction left that the index does not consist of."""
-    kept = _files(manifest).keys()
+    kept = files_of(manifest).keys()
     for part in ("shards", "search", "profiles"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in kept:
