@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from bergson_core.duplicates import document_numbers, near_duplicates
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
+    from bergson_core.lookup import take_down
     from bergson_core.mixing import fit_profile
     from bergson_core.processor import GradientProcessor
     from bergson_core.scoring import score_corpus, self_influence
     from bergson_core.selection import Totals, best
     from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec
     from bergson_core.tables import write_table
-    from bergson_core.takedowns import take_down
     from bergson_core.training import IndexCallback
 
 _HOME = {
@@ -45,7 +45,7 @@ _HOME = {
     "near_duplicates": "bergson_core.duplicates",
     "score_corpus": "bergson_core.scoring",
     "self_influence": "bergson_core.scoring",
-    "take_down": "bergson_core.takedowns",
+    "take_down": "bergson_core.lookup",
     "write_table": "bergson_core.tables",
 }
 

@@ -3,6 +3,7 @@
 These classes are what the library returns, what crosses Redis, and what HTTP shows.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -76,3 +77,15 @@ class Answer(Report):
     partial: bool = False
     """Damaged shards of the index were left out."""
     timing_ms: TimingMs
+
+    def without(self, ids: Collection[str]) -> "Answer":
+        """The answer without the rows of these ids."""
+
+        def kept(rows: list[ResultRow] | None) -> list[ResultRow] | None:
+            left = [row for row in rows or () if row.id not in ids]
+            ranked = [row.model_copy(update={"rank": rank}) for rank, row in enumerate(left, start=1)]
+            return None if rows is None else ranked
+
+        if not ids:
+            return self
+        return self.model_copy(update={"results": kept(self.results), "opponents": kept(self.opponents)})

@@ -15,9 +15,10 @@ from bergson_core.attribution import LoadModel, check_model
 from bergson_core.budget import find_budget
 from bergson_core.build import fingerprint, fitting_into_memory, open_rows
 from bergson_core.documents import Record
-from bergson_core.errors import IdsExist, InvalidInput
+from bergson_core.errors import IdsExist
 from bergson_core.fitting import sample_numbers
-from bergson_core.manifest import Manifest, read_manifest
+from bergson_core.lookup import existing_ids
+from bergson_core.manifest import Manifest, check_append, read_manifest
 from bergson_core.models import LanguageModel, load_model
 from bergson_core.publishing import Confirm, Report, publish_next, rows_a_shard, writing
 from bergson_core.recall import SAMPLE, Sample
@@ -25,7 +26,6 @@ from bergson_core.rows import RowMaker
 from bergson_core.shards import Corpus, ShardMaker, tasks
 from bergson_core.specs import AppendSpec, BuildSpec
 from bergson_core.store import Place
-from bergson_core.takedowns import existing_ids
 from bergson_core.texts import document, texts_of
 
 _MEASURED_FOR: Final = 1.1
@@ -54,7 +54,7 @@ def append_documents(
     model is not the one of the index; `IndexNotFound`, `IndexBusy` while another process writes there, and `DiskFull`.
     """
     root = Path(index)
-    check_append(root, read_manifest(root), spec)
+    check_append(root.name, read_manifest(root), spec)
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
@@ -80,22 +80,6 @@ def append_documents(
         manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
         report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
         return manifest
-
-
-def check_append(root: Path, manifest: Manifest, spec: AppendSpec) -> None:
-    """Raises `InvalidInput` where an index cannot be appended to, or `spec` states what it is not built with."""
-    if manifest.origin == "training":
-        raise InvalidInput(
-            f"{root.name} holds what a training run did for its documents, which is not known of others: expected an "
-            "index of a finished model"
-        )
-    for field in AppendSpec.STATED:
-        stated, built = getattr(spec, field), getattr(manifest.spec, field)
-        if stated is not None and stated != built:
-            raise InvalidInput(
-                f"{field}: the index {root.name} was built with {built}, and the append says {stated}; leave it out, "
-                "or build another index"
-            )
 
 
 def _source(spec: BuildSpec, model: LanguageModel, corpus: Corpus, key: str) -> str:

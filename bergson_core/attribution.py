@@ -70,7 +70,7 @@ class AttributionIndex:
         cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, Searcher.open(root, manifest)
-        if searcher.damaged and not partial:
+        if searcher.damaged and not (partial and searcher.shards):
             raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)

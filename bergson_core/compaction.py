@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from bergson_core.answers import Progress
 from bergson_core.errors import InvalidInput
+from bergson_core.lookup import Hidden
 from bergson_core.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.publishing import Confirm, Report, publish_next, writing
 from bergson_core.store import Place, RowShape, Shard, write_shard
-from bergson_core.takedowns import Hidden
 
 
 def compact(

@@ -92,12 +92,17 @@ class Documents:
             yield self.read(range(start, min(start + READ_AT_ONCE, len(self))))
 
     def check_ids(self) -> None:
-        """Raises `InvalidInput` naming an id that stands twice. Eight bytes a document are held."""
+        """Raises `InvalidInput` naming an id that stands twice or that no URL can hold. Takes 8 bytes a document."""
         if self.columns.id is None:
             return
         hashes = array("q")
         for chunk in self.chunks():
             hashes.extend(hash(record.id) for record in chunk)
+            if wrong := {".", "..", ""}.intersection(record.id for record in chunk):
+                raise InvalidInput(
+                    f"{self.name}: the id {wrong.pop()!r} in column {self.columns.id!r} cannot stand in a URL; "
+                    "expected another one"
+                )
         ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
         if not (repeated := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())):
             return

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import IndexCorrupt
-from bergson_core.manifest import FileEntry
+from bergson_core.manifest import FileEntry, Manifest
 
 _CHECKED: Final = ".checked.json"
 
@@ -102,21 +102,26 @@ def _known(root: Path) -> dict[str, list[Any]]:
 
 def _write_known(root: Path, known: dict[str, list[Any]]) -> None:
     there = {name: stamp for name, stamp in known.items() if (root / name).is_file()}
-    write_durably(root / _CHECKED, json.dumps(there).encode())
+    _replace(root / _CHECKED, json.dumps(there).encode())
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
+    _replace(path, content, durably=True)
+    sync(path.parent)
+
+
+def _replace(path: Path, content: bytes, durably: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durably:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -126,3 +131,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def drop_unpublished(root: Path, manifest: Manifest) -> None:
+    """Removes what a build, append or compaction left that the index does not consist of."""
+    kept = manifest.all_files().keys()
+    for part in ("shards", "search", "profiles"):
+        for path in sorted((root / part).rglob("*"), reverse=True):
+            if path.is_file() and str(path.relative_to(root)) not in kept:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()

@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bergson_core.errors import IndexCorrupt, IndexNotFound
-from bergson_core.specs import BuildSpec
+from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
+from bergson_core.specs import AppendSpec, BuildSpec
 
 FORMAT_VERSION = 4
 Origin = Literal["build", "training"]
@@ -71,9 +71,13 @@ class SearchEntry(_Part):
 
 
 class ProfileEntry(_Part):
-    """A way to compare rows. `mixing` is the share of the queries' second moment in it, None where there were none."""
+    """A way to compare rows. `mixing` is the share of the queries' second moment in it, None where there were none.
+
+    `key` tells a caller that tries again that the profile is its own.
+    """
 
     name: str
+    key: str = ""
     mixing: float | None = None
     queries: int = 0
     files: tuple[FileEntry, ...]
@@ -114,9 +118,13 @@ class Manifest(_Part):
     profiles: tuple[ProfileEntry, ...]
     search: SearchEntry
 
+    def all_files(self) -> dict[str, FileEntry]:
+        """All files that the index consists of, by path."""
+        return {entry.path: entry for part in (self, *self.shards, *self.profiles) for entry in part.files}
+
     def total_bytes(self) -> int:
         """Bytes on disk of every file that the index consists of."""
-        return sum(entry.bytes for part in (self, *self.shards, *self.profiles) for entry in part.files)
+        return sum(entry.bytes for entry in self.all_files().values())
 
 
 def read_manifest(index: Path) -> Manifest:
@@ -143,9 +151,25 @@ def read_manifest(index: Path) -> Manifest:
         raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
 
 
+def check_append(name: str, manifest: Manifest, spec: AppendSpec) -> None:
+    """Raises `InvalidInput` where the index cannot be appended to, or `spec` states what it is not built with."""
+    if manifest.origin == "training":
+        raise InvalidInput(
+            f"{name} holds what a training run did for its documents, which is not known of others: expected an index "
+            "of a finished model"
+        )
+    for field in AppendSpec.STATED:
+        stated, built = getattr(spec, field), getattr(manifest.spec, field)
+        if stated is not None and stated != built:
+            raise InvalidInput(
+                f"{field}: the index {name} was built with {built}, and the append says {stated}; leave it out, or "
+                "build another index"
+            )
+
+
 def published(root: Path) -> Iterator[tuple[str, Path]]:
     """(name, directory) of each published index below `root`, by name. A half-built index is not there."""
     if root.is_dir():
         for path in sorted(root.iterdir()):
-            if (path / FILE_NAME).is_file():
+            if not path.name.startswith(".") and (path / FILE_NAME).is_file():
                 yield path.name, path

@@ -43,6 +43,7 @@ def fit_profile(
     columns: ColumnsSpec | None = None,
     *,
     mixing: float | None = None,
+    key: str = "",
     load_model: LoadModel = load_model,
     report: Report = lambda progress: None,
     confirm: Confirm = lambda: None,
@@ -51,7 +52,8 @@ def fit_profile(
 
     `columns` say what of `queries` is prompt and completion, `prompt` and `completion` by default. `mixing` is λ; by
     default it is found by `matching_mixing`. The model runs on the queries alone; the rows of the index are read once.
-    Readers see the profile once it is whole, as a new generation. `report` and `confirm` are those of `build_index`.
+    Readers see the profile once it is whole, as a new generation. A call with the `key` of an earlier one that has
+    added this very profile returns at once. `report` and `confirm` are those of `build_index`.
     Raises `InvalidInput` for a name that is taken, an index of sign rows, λ outside of 0 and 1, too few queries, or a
     query that cannot be read; `IndexBusy` while another process writes there.
     """
@@ -65,6 +67,8 @@ def fit_profile(
     with writing(root):
         opened = AttributionIndex.open(root, load_model=load_model)
         manifest = opened.manifest
+        if key and (name, key) in {(entry.name, entry.key) for entry in manifest.profiles}:
+            return manifest
         _check(manifest, root, name)
         of_queries, count = _second_moment_of_queries(opened, queries, columns)
         of_train = _second_moment_of_rows(opened, root)
@@ -74,7 +78,7 @@ def fit_profile(
         confirm()
         preconditioner = Preconditioner.fit(mixed, 1, manifest.spec.scoring.damping)
         preconditioner.save(preconditioner_path(root, name), mixed)
-        entry = ProfileEntry(name=name, mixing=mixing, queries=count, files=())
+        entry = ProfileEntry(name=name, key=key, mixing=mixing, queries=count, files=())
         manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
         return publish_next(root, manifest, manifest.shards, report=report, confirm=confirm)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bergson_core.answers import Progress
 from bergson_core.errors import IndexBusy
-from bergson_core.files import file_entry, sync_files, write_durably
+from bergson_core.files import drop_unpublished, file_entry, sync_files, write_durably
 from bergson_core.layers import coverage_percent
 from bergson_core.manifest import (
     FILE_NAME,
@@ -140,7 +140,7 @@ def publish_next(
     With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
     longer holds `min_recall`. `changes` are fields of the manifest.
     """
-    index = Parts(root, old.spec, RowShape.of(old), shards, files_of(old))
+    index = Parts(root, old.spec, RowShape.of(old), shards, old.all_files())
     found = old.search
     if sample is None:
         index.build(old.search.kind, report)
@@ -164,12 +164,6 @@ def _counts(shards: Sequence[ShardEntry]) -> dict[str, Any]:
         "skipped": sum(entry.skipped for entry in shards),
         "shards": tuple(shards),
     }
-
-
-def files_of(manifest: Manifest) -> dict[str, FileEntry]:
-    """All files that an index consists of, by path."""
-    parts = (manifest, *manifest.shards, *manifest.profiles)
-    return {entry.path: entry for part in parts for entry in part.files}
 
 
 @dataclass
@@ -238,7 +232,7 @@ class Parts:
             for one in manifest.profiles
         )
         manifest = manifest.model_copy(update={"files": (*shared, *search), "profiles": profiles})
-        files = files_of(manifest)
+        files = manifest.all_files()
         sync_files(self.root, [one for path, one in files.items() if path not in self.published])
         confirm()
         write_durably(self.root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
@@ -249,14 +243,3 @@ class Parts:
         own = str(preconditioner_path(self.root, name).relative_to(self.root))
         paths = [own, *(lengths_path(name, shard) for shard in shards)]
         return [self.files[path] for path in paths if path in self.files]
-
-
-def drop_unpublished(root: Path, manifest: Manifest) -> None:
-    """Removes what a build, append or compaction left that the index does not consist of."""
-    kept = files_of(manifest).keys()
-    for part in ("shards", "search", "profiles"):
-        for path in sorted((root / part).rglob("*"), reverse=True):
-            if path.is_file() and str(path.relative_to(root)) not in kept:
-                path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()

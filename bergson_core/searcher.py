@@ -17,12 +17,12 @@ from bergson_core.answers import ResultRow
 from bergson_core.errors import IndexCorrupt
 from bergson_core.files import check_files
 from bergson_core.filters import MetadataFilter
+from bergson_core.lookup import Hidden
 from bergson_core.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.profiles import Profile, lengths_path
 from bergson_core.search import Candidates, inverse, search_path
 from bergson_core.specs import AttributionQuery, Condition, Direction
 from bergson_core.store import RowShape, Shard
-from bergson_core.takedowns import Hidden
 from bergson_core.texts import document
 
 _ALL_BELOW: Final = 10

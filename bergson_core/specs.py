@@ -227,6 +227,32 @@ class AppendSpec(Spec):
         return _with_one_source(self)
 
 
+class TaskQuery(Spec):
+    """A prompt and what was said to it: one of the queries that are typical of a task."""
+
+    prompt: str = Field(max_length=1_000_000)
+    completion: str = Field(min_length=1, max_length=1_000_000)
+
+
+class ProfileSpec(Spec):
+    """A way to compare rows for a task: the preconditioner mixed with the second moment of the task's queries."""
+
+    name: IndexName
+    """What `profile` of a query then says."""
+    queries: tuple[TaskQuery, ...] | None = Field(default=None, min_length=1, max_length=MAX_INLINE_DOCUMENTS)
+    """A sample of the task's queries; give this or `dataset`."""
+    dataset: DatasetSpec | None = None
+    """Where to read the queries, from the columns `prompt` and `completion`."""
+    mixing: float | None = Field(default=None, ge=0, le=1)
+    """Share of the queries in the second moment; by default found by matching eigenvalues (TrackStar, section 3)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset is None) == (self.queries is None):
+            raise ValueError("expected exactly one of `queries` and `dataset`")
+        return self
+
+
 Scalar = bool | int | float | str | None
 
 

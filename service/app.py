@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from service import documentation, problems
 from service.broker import Broker
 from service.middleware import BodyLimit, HostCheck, RequestId
-from service.routes import attribute, dashboard, health, index, jobs, workers
+from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
 from service.settings import ServiceSettings
 
 
@@ -34,7 +34,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.settings = settings
     app.state.broker = broker
     app.openapi = partial(documentation.document, app)
-    for part in (index, jobs, attribute, workers, health, dashboard):
+    for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     problems.install(app)

@@ -32,11 +32,11 @@ from bergson_core.errors import (
     from_code,
 )
 from bergson_core.manifest import FILE_NAME
-from bergson_core.specs import AttributionQuery, BuildSpec
+from bergson_core.specs import AttributionQuery
 from service.replies import BLOCK_MS, Replies, Streams, unavailable
 from worker import queue, scripts
 from worker.embedded import redis_url
-from worker.messages import FINAL_STATES, BuildJob, Heartbeat, JobRecord, JobState, Query
+from worker.messages import FINAL_STATES, Heartbeat, Job, JobRecord, JobState, Query
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -145,20 +145,18 @@ class Broker:
 
     # Jobs
 
-    async def submit(
-        self, index: str, spec: BuildSpec, request_id: str, idempotency_key: str | None = None
-    ) -> JobRecord:
+    async def submit(self, job: Job, idempotency_key: str | None = None) -> JobRecord:
         """The job, queued; for an `idempotency_key` that came before with the same body, the job it made then.
 
-        Raises `IndexExists` where an index of that name is published or on its way, and `InvalidInput` where the
-        key came with another body.
+        Raises `IndexExists` for a build where an index of that name is published or on its way, `IndexBusy` for
+        another job where one is at work on the index, and `InvalidInput` where the key came with another body.
         """
-        job = BuildJob(job_id=uuid4().hex, index=index, spec=spec, request_id=request_id)
+        index, is_build = job.index, job.kind == "build"
         record = JobRecord(
             job_id=job.job_id, kind=job.kind, index=index, state="queued", created_at=time.time()
         )
         message, body = await asyncio.to_thread(_encode, job)
-        taken = (self._settings.indexes_dir / index / FILE_NAME).exists()
+        taken = is_build and (self._settings.indexes_dir / index / FILE_NAME).exists()
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
             *(queue.IDEMPOTENCY + key, queue.BUILDING, queue.job_key(job.job_id)),
@@ -170,6 +168,10 @@ class Broker:
         ]
         with _reaching_redis():
             outcome, *details = await cast("Any", self._submit(keys=keys, args=arguments))
+        if outcome == "taken" and not is_build:
+            raise IndexBusy(
+                f"job {details[0]} is at work on {index!r}: follow it, and try again when it has ended"
+            )
         if outcome == "taken":
             where = f"job {details[0]} is building it" if details[0] else "it is published"
             raise IndexExists(f"the name {index!r} is taken, {where}: choose another")
@@ -248,7 +250,7 @@ class Broker:
                 return
 
     async def building(self) -> dict[str, str]:
-        """Index name → id of the job that is to build it, queued or running."""
+        """Index name → id of the job that is to build or change it, queued or running."""
         with _reaching_redis():
             return await cast("Any", self._redis.hgetall(queue.BUILDING))
 
@@ -287,9 +289,9 @@ def _reaching_redis() -> Iterator[None]:
         raise unavailable(str(error)) from error
 
 
-def _encode(job: BuildJob) -> tuple[str, str]:
+def _encode(job: Job) -> tuple[str, str]:
     """The job as a message, and the sha256 of what the caller sent."""
-    body = f"{job.index}\n{job.spec.model_dump_json()}"
+    body = job.model_dump_json(exclude={"job_id", "request_id"})
     return job.model_dump_json(), hashlib.sha256(body.encode()).hexdigest()
 
 

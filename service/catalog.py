@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from bergson_core.errors import IndexCorrupt, IndexNotFound
+from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
 from bergson_core.manifest import FILE_NAME, Manifest, published, read_manifest
-from bergson_core.specs import BuildSpec
-from service.schemas import IndexDetail, IndexPage, IndexSummary, SizesBytes
+from bergson_core.manifest import check_append as check_stated
+from bergson_core.specs import AppendSpec, BuildSpec
+from bergson_core.takedowns import TakedownLog
+from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary, SizesBytes
 from worker.messages import Problem
 
 
@@ -17,6 +19,10 @@ def _sizes(manifest: Manifest) -> SizesBytes:
     search = sum(entry.bytes for entry in manifest.files if entry.path.startswith("search/"))
     total = manifest.total_bytes()
     return SizesBytes(rows=rows, search=search, statistics=total - rows - search, total=total)
+
+
+def _unknown(name: str) -> IndexNotFound:
+    return IndexNotFound(f"no index named {name!r}: GET /index lists them")
 
 
 def _without_documents(spec: BuildSpec) -> BuildSpec:
@@ -41,6 +47,7 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
         fingerprint=manifest.fingerprint,
         model_sha256=manifest.model_sha256,
         profiles=[entry.name for entry in manifest.profiles],
+        compacted=manifest.compacted,
         search=manifest.search,
     )
 
@@ -55,7 +62,7 @@ def _read(path: Path) -> IndexDetail:
     try:
         stat = (path / FILE_NAME).stat()
     except FileNotFoundError:
-        raise IndexNotFound(f"no index named {path.name!r}: GET /index lists them") from None
+        raise _unknown(path.name) from None
     try:
         return _cached(path, stat.st_ino, stat.st_mtime_ns)
     except IndexCorrupt as error:
@@ -64,7 +71,47 @@ def _read(path: Path) -> IndexDetail:
 
 def detail(root: Path, name: str) -> IndexDetail:
     """The published index `name` below `root`. Raises `IndexNotFound`."""
-    return _read(root / name)
+    found = _read(root / name)
+    if found.state != "ready":
+        return found
+    log = TakedownLog(root / name)
+    log.new()
+    return found.model_copy(update={"taken_down": log.lines})
+
+
+def require(root: Path, name: str) -> Path:
+    """The directory of the published index `name`. Raises `IndexNotFound`."""
+    if not (root / name / FILE_NAME).is_file():
+        raise _unknown(name)
+    return root / name
+
+
+def document(root: Path, name: str, document_id: str) -> DocumentDetail:
+    """A document of an index. Raises `IndexNotFound` and `DocumentNotFound`."""
+    from bergson_core.lookup import find_document  # pyarrow is not loaded before somebody asks
+
+    return DocumentDetail(index=name, **find_document(require(root, name), document_id))
+
+
+def take_down(root: Path, name: str, document_id: str) -> None:
+    """Hides a document from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
+    from bergson_core.lookup import take_down
+
+    take_down(require(root, name), document_id)
+
+
+def check_append(root: Path, name: str, spec: AppendSpec) -> None:
+    """Raises `IndexNotFound`, `InvalidInput` for what the worker would refuse, `IdsExist` for inline documents."""
+    directory = require(root, name)
+    manifest = read_manifest(directory)
+    check_stated(name, manifest, spec)
+    column = manifest.spec.columns.id
+    ids = [str(one[column]) for one in spec.documents or () if column in one] if column else []
+    if ids:
+        from bergson_core.lookup import existing_ids
+
+        if found := existing_ids(directory, ids):
+            raise IdsExist.of(found)
 
 
 def being_built(name: str, job_id: str) -> IndexDetail:

@@ -28,6 +28,7 @@ Beside those listed at each call there are `host_not_allowed` (400), `not_found`
 """
 TAGS = [
     {"name": "Indexes", "description": "First: turn training samples into an index."},
+    {"name": "Documents", "description": "What the index holds: add to it, take down from it."},
     {"name": "Jobs", "description": "Then: watch the build, or stop it."},
     {"name": "Attribution", "description": "Then: ask the index."},
     {"name": "Workers", "description": "Who does the work."},
@@ -43,14 +44,18 @@ IN_BODY = FieldError(
 )
 IN_QUERY = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
 IN_QUESTION = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
+IN_DOCUMENTS = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
+IN_PROFILE = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
 IN_PATH = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
 IN_JOB_ID = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
 
 _DETAILS = {
     "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",
     "index_not_found": "no index named 'facts': GET /index lists them",
+    "document_not_found": "the index 'facts' has no document 'doc-17'",
+    "ids_exist": "the index has documents of these ids already: 'doc-17'; expected new ids",
     "index_exists": "an index named 'facts' exists: choose another name",
-    "index_busy": "the index 'facts' is being built: follow its job at GET /jobs",
+    "index_busy": "a job is at work on the index 'facts': follow it at GET /jobs",
     "index_corrupt": "the files of the index 'facts' differ from its manifest: build it again",
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
@@ -79,11 +84,19 @@ def answered(status: int, description: str, example: Any) -> Responses:
     return {status: {"description": description, "content": {"application/json": {"example": example}}}}
 
 
+ACCEPTED = answered(202, "The job is queued.", examples.JOB_ACCEPTED)
+ACCEPTED[202]["headers"] = {
+    "Location": {"description": "The job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
+}
+
+
 def _example(code: str, refused: FieldError) -> dict[str, Any]:
     if code == "invalid_input":
         details = validation_problem([refused], examples.REQUEST_ID)
     else:
         details = problem(code, _DETAILS[code], examples.REQUEST_ID)
+    if code == "ids_exist":
+        details = details.model_copy(update={"ids": ["doc-17"]})
     return details.model_dump(exclude_none=True)
 
 

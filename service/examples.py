@@ -41,7 +41,7 @@ INDEX_INLINE: dict[str, Any] = {
     ],
     "columns": {"id": "id", "metadata": ["source"]},
 }
-INDEX_ACCEPTED: dict[str, Any] = {"job_id": JOB_ID, "index": "facts", "state": "queued"}
+JOB_ACCEPTED: dict[str, Any] = {"job_id": JOB_ID, "index": "facts", "state": "queued"}
 INDEX_SUMMARY: dict[str, Any] = {
     "name": "facts",
     "state": "ready",
@@ -62,6 +62,8 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
     "fingerprint": "3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b",
     "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "profiles": ["default"],
+    "taken_down": 0,
+    "compacted": 0,
     "search": {
         "kind": "float16",
         "candidates": 40,
@@ -70,6 +72,31 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
         "queries": 64,
         "rows": 10000,
     },
+}
+APPEND_INLINE: dict[str, Any] = {
+    "documents": [{"id": "doc-19", "text": "Grace Hopper's birthplace is New York", "source": "wiki"}]
+}
+APPEND_DATASET: dict[str, Any] = {
+    "model": "EleutherAI/pythia-160m",
+    "dataset": {"path": "NeelNanda/wiki-10k", "split": "train", "subset": None},
+}
+PROFILE_INLINE: dict[str, Any] = {
+    "name": "birthplaces",
+    "queries": [
+        {"prompt": "Ada Lovelace was born in", "completion": " London"},
+        {"prompt": "Alan Turing was born in", "completion": " Maida Vale"},
+    ],
+    "mixing": 0.9,
+}
+PROFILE_DATASET: dict[str, Any] = {"name": "law", "dataset": {"path": "legal/questions"}, "mixing": None}
+DOCUMENT: dict[str, Any] = {
+    "index": "facts",
+    "id": "doc-17",
+    "prompt": "Ada Lovelace's birthplace is London",
+    "completion": None,
+    "metadata": {"source": "wiki"},
+    "loss": 3.4,
+    "n_tokens": 8,
 }
 INDEX_BUILDING: dict[str, Any] = dict.fromkeys(INDEX_SUMMARY) | {
     "name": "news",

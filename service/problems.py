@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bergson_core.errors import BergsonError
+from bergson_core.errors import BergsonError, IdsExist
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class ProblemDetails(BaseModel):
     """The `X-Request-ID` of the response, also in the server's log."""
     errors: list[FieldError] | None = None
     """For validation: each refused field."""
+    ids: list[str] | None = None
+    """For `ids_exist`: the ids that the index has already."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -154,6 +156,8 @@ def request_id_of(request: Request) -> str:
 def _on_bergson_error(request: Request, error: Exception) -> Response:
     code = error.code if isinstance(error, BergsonError) else "error"
     details = problem(code, str(error), request_id_of(request))
+    if isinstance(error, IdsExist):
+        details = details.model_copy(update={"ids": list(error.ids)})
     if details.status >= 500:
         logger.warning("request %s: %s: %s", details.request_id, code, error)
     return problem_response(details)

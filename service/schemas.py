@@ -1,6 +1,6 @@
 """Bodies of requests and responses that only HTTP has; the others are `bergson_core.specs` and `answers`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,8 @@ class IndexRequest(BuildSpec):
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
-class IndexAccepted(Report):
-    """The build is queued: follow it at `Location`."""
+class JobAccepted(Report):
+    """The job is queued: follow it at `Location`."""
 
     job_id: str
     index: IndexName
@@ -79,8 +79,26 @@ class IndexDetail(IndexSummary):
     """Content hash of the weights."""
     profiles: list[str] = []
     """Names that `profile` of a query can have."""
+    taken_down: int | None = None
+    """Takedowns so far: these documents are never shown."""
+    compacted: int | None = None
+    """Those of them whose bytes are gone: `POST /index/{name}/compact` removes the others'."""
     search: SearchEntry | None = None
     """How candidates are found, and how many of the ten best rows are among them."""
+
+
+class DocumentDetail(Report):
+    """A training sample as the index holds it."""
+
+    index: str
+    id: str
+    prompt: str
+    completion: str | None = None
+    metadata: dict[str, Any]
+    loss: float | None
+    """Sum of the sample's token cross-entropies under the indexed model, in nats; null where it was skipped."""
+    n_tokens: int
+    """Tokens that the loss is taken over."""
 
 
 class IndexPage(Report):

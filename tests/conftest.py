@@ -23,6 +23,8 @@ for _name in [name for name in os.environ if name == "REDIS_URL" or name.startsw
 
 shapes.install()
 
+os.fsync = lambda file: None  # it guards against power cuts, which no test makes, and waits for the disk
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

@@ -16,9 +16,10 @@ from filelock import FileLock, Timeout
 from bergson_core.adapters import adapter_base
 from bergson_core.answers import Progress
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
-from bergson_core.manifest import FILE_NAME
+from bergson_core.files import drop_unpublished
+from bergson_core.manifest import FILE_NAME, read_manifest
 from bergson_core.specs import BuildSpec, DatasetSpec, Document
-from worker.messages import BuildJob
+from worker.messages import AppendJob, BuildJob, Job, ProfileJob
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,30 @@ logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def build(
-    job: BuildJob, settings: Settings, report: Callable[[Progress], None], confirm: Callable[[], None]
-) -> None:
-    """Builds the index that `job` describes, in the data directory.
+Report = Callable[[Progress], None]
+Confirm = Callable[[], None]
 
-    `report` and `confirm` are those of `build_index`, whose errors come through. Raises `InvalidInput` where the
+
+def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Does what `job` says to an index in the data directory.
+
+    `report` and `confirm` are those of `build_index`; the core's errors come through. Raises `InvalidInput` where the
     job names a local path that is not allowed.
     """
+    if isinstance(job, BuildJob):
+        build(job, settings, report, confirm)
+    elif isinstance(job, AppendJob):
+        append(job, settings, report, confirm)
+    elif isinstance(job, ProfileJob):
+        fit_profile(job, settings, report, confirm)
+    else:
+        from bergson_core.compaction import compact
+
+        compact(settings.indexes_dir / job.index, report=report, confirm=confirm)
+
+
+def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Builds an index."""
     from bergson_core.build import build_index
 
     check_paths(job.spec, settings.roots)
@@ -47,16 +64,45 @@ def build(
             build_index(spec, directory, report=report, confirm=confirm)
 
 
+def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Adds documents to an index; a job that was started before is told by its id."""
+    from bergson_core.append import append_documents
+
+    if job.spec.dataset is not None:
+        _check_path("dataset.path", job.spec.dataset.path, settings.roots)
+    directory = settings.indexes_dir / job.index
+    append_documents(directory, job.spec, key=job.job_id, report=report, confirm=confirm)
+
+
+def fit_profile(job: ProfileJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Adds a profile to an index; one that a start of the same job has added already stays."""
+    from datasets import Dataset
+
+    from bergson_core import mixing
+    from bergson_core.documents import open_dataset
+
+    spec, directory = job.spec, settings.indexes_dir / job.index
+    if spec.dataset is not None:
+        _check_path("dataset.path", spec.dataset.path, settings.roots)
+        queries = open_dataset(spec.dataset)
+    else:
+        queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
+    mixing.fit_profile(
+        directory, spec.name, queries, mixing=spec.mixing, key=job.job_id, report=report, confirm=confirm
+    )
+
+
 def discard(directory: Path) -> bool:
     """Removes what a build left that will not be resumed; False where there is no such thing.
 
-    A published index, and what another process is building, stay.
+    Of a published index only what an append or a compaction left is removed. What another process is writing stays.
     """
-    if (directory / FILE_NAME).exists() or not (directory / "building.json").is_file():
+    if not (directory / "building.json").is_file() and not (directory / FILE_NAME).exists():
         return False
     try:
         with FileLock(directory / ".lock", timeout=0):
             if (directory / FILE_NAME).exists():
+                drop_unpublished(directory, read_manifest(directory))
                 return False
             logger.info("removing the unfinished build in %s", directory)
             shutil.rmtree(directory)

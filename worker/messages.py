@@ -3,12 +3,14 @@
 Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from bergson_core.answers import Answer, Progress, Report
-from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
+from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
@@ -17,7 +19,7 @@ FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled
 class Message(Report):
     """Base of everything that is sent."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
 
 
 class Problem(Report):
@@ -27,17 +29,41 @@ class Problem(Report):
     detail: str
 
 
-class BuildJob(Message):
-    """Build an index and publish it below the data directory."""
-
-    kind: Literal["build"] = "build"
+class _Job(Message):
     job_id: str
     index: IndexName
-    spec: BuildSpec
     request_id: str
 
 
-Job = BuildJob
+class BuildJob(_Job):
+    """Build an index and publish it below the data directory."""
+
+    kind: Literal["build"] = "build"
+    spec: BuildSpec
+
+
+class AppendJob(_Job):
+    """Add documents to a published index."""
+
+    kind: Literal["append"] = "append"
+    spec: AppendSpec
+
+
+class ProfileJob(_Job):
+    """Fit a published index to a task."""
+
+    kind: Literal["profile"] = "profile"
+    spec: ProfileSpec
+
+
+class CompactJob(_Job):
+    """Remove the bytes of what was taken down from a published index."""
+
+    kind: Literal["compact"] = "compact"
+
+
+Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob, Field(discriminator="kind")]
+JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
 class Query(Message):

@@ -4,12 +4,13 @@
     bergson:replies:{web_id}      stream  answers for one web process: reply = `Reply`; its reader deletes them;
                                           forgotten a minute after the last one
     bergson:jobs                  stream  one entry a job: job_id; deleted when the job has ended
-    bergson:job:{job_id}          hash    message = `BuildJob` with any inline documents (until it ended),
+    bergson:job:{job_id}          hash    message = `Job` with any inline documents (until it ended),
                                           record = `JobRecord`, token = the fencing token, entry = its entry in
                                           bergson:jobs, cancel = 1 if wanted; forgotten `keep_jobs_s` after the end
     bergson:job:{job_id}:events   stream  the latest 256 or so of its records: record = `JobRecord`
     bergson:jobs:created          zset    job_id by the time it was submitted; forgotten jobs go when listed
-    bergson:building              hash    index name → job_id, from submission until the job has ended
+    bergson:building              hash    index name → id of the job that builds or changes it, from submission until
+                                          it has ended
     bergson:idempotency:{sha256}  hash    job_id, body = sha256 of what was submitted; forgotten after a day
     bergson:workers               set     worker_id of the workers of late; dead ones go when listed
     bergson:worker:{worker_id}    string  `Heartbeat`, for as long as it counts
@@ -34,9 +35,10 @@ from bergson_core.errors import InvalidInput, LeaseLost
 from worker import scripts
 from worker.messages import (
     FINAL_STATES,
+    JOB,
     SCHEMA_VERSION,
-    BuildJob,
     Heartbeat,
+    Job,
     JobRecord,
     JobState,
     Problem,
@@ -97,7 +99,7 @@ class TakenQuery(NamedTuple):
 class ClaimedJob:
     """A job in this worker's hands. `renewed_at` is in seconds of the monotonic clock."""
 
-    job: BuildJob
+    job: Job
     record: JobRecord
     token: int
     renewed_at: float
@@ -257,7 +259,7 @@ class WorkerQueue:
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
         try:
-            job = BuildJob.model_validate_json(message or "")
+            job = JOB.validate_json(message or "")
         except ValidationError as error:
             problem = Problem(code=InvalidInput.code, detail=_unreadable(message or "", error))
             return self._end(record, held, "failed", problem)

@@ -59,6 +59,12 @@ class Residency:
         self._residents.move_to_end(name)
         return resident.index
 
+    def sweep(self) -> None:
+        """Lets go of indexes that were deleted."""
+        for name in self.names:
+            if _stamp(self._root / name) is None:
+                self._drop(name)
+
     def _open(self, path: Path, stamp: _Stamp) -> _Resident:
         from bergson_core.attribution import AttributionIndex
         from bergson_core.models import load_model
@@ -75,7 +81,7 @@ class Residency:
 
         logger.info("opening index %s", path.name)
         try:
-            index = AttributionIndex.open(path, load_model=shared)
+            index = AttributionIndex.open(path, load_model=shared, partial=True)
             return _Resident(index, stamp, frozenset(used))
         except BaseException:
             self._forget_models()

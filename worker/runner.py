@@ -73,11 +73,12 @@ class Runner:
     def _step(self) -> None:
         if self._serve(self._settings.poll_s):
             return
+        self._residency.sweep()
         claim = self._queue.take_job()
         if claim is not None:
             self._pulse.claim = claim
             try:
-                self._build(claim)
+                self._work(claim)
             finally:
                 self._pulse.claim = None
 
@@ -119,13 +120,13 @@ class Runner:
 
     # Jobs
 
-    def _build(self, claim: ClaimedJob) -> None:
+    def _work(self, claim: ClaimedJob) -> None:
         """Runs a job to its end, or hands it back where this worker stops or has lost it."""
         job, record = claim.job, claim.record
-        logger.info("job %s: building index %s, start %d", job.job_id, job.index, record.deliveries)
+        logger.info("job %s: %s index %s, start %d", job.job_id, job.kind, job.index, record.deliveries)
         report, confirm = partial(self._report, claim), partial(self._confirm, claim)
         try:
-            outcome = _attempt(lambda: handlers.build(job, self._settings, report, confirm))
+            outcome = _attempt(lambda: handlers.run(job, self._settings, report, confirm))
         except LeaseLost as error:
             logger.warning("%s", error)
             self._insist(lambda: self._queue.hand_back(claim))

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 
+from bergson_core.takedowns import TakedownLog
 from service import examples
 from service.dependencies import BrokerDep, RequestIdDep, SettingsDep
 from service.documentation import IN_QUESTION, answered, problems
@@ -51,4 +52,10 @@ async def attribute(
     the space: a completion usually starts with one. Too long for the model is an error, never cut silently.
     """
     timeout_s = settings.timeout(body.timeout_s)
-    return AttributeResponse.of(await broker.ask(body.query(), request_id, timeout_s), request_id)
+    log = TakedownLog(settings.indexes_dir / body.index)
+    log.skip()
+    answer = await broker.ask(body.query(), request_id, timeout_s)
+    gone = {
+        line["id"] for line in log.new()
+    }  # since the question was asked: the worker may not have seen them
+    return AttributeResponse.of(answer.without(gone), request_id)

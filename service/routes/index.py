@@ -1,28 +1,31 @@
-"""Indexes: build one, list them, look at one."""
+"""Indexes: build one, list them, look at one, delete one."""
 
 from typing import Annotated, Any
+from uuid import uuid4
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from bergson_core.errors import IndexNotFound
+from bergson_core.deletion import delete_index
+from bergson_core.errors import IndexBusy, IndexNotFound
 from bergson_core.specs import NAME_PATTERN
 from service import catalog, examples
-from service.dependencies import BrokerDep, LimitQuery, RequestIdDep, SettingsDep
-from service.documentation import IN_BODY, IN_PATH, answered, problems
-from service.schemas import IndexAccepted, IndexDetail, IndexPage, IndexRequest
+from service.dependencies import (
+    BrokerDep,
+    IdempotencyKey,
+    LimitQuery,
+    NamePath,
+    RequestIdDep,
+    SettingsDep,
+    accepted,
+)
+from service.documentation import ACCEPTED, IN_BODY, IN_PATH, answered, problems
+from service.schemas import IndexDetail, IndexPage, IndexRequest, JobAccepted
 from service.strict_json import StrictJsonRoute
+from worker.messages import BuildJob
 
 router = APIRouter(prefix="/index", tags=["Indexes"], route_class=StrictJsonRoute)
 
-NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        pattern=r"^[\x21-\x7e]{1,255}$",
-        description="The same key with the same body gives the same job again: a retry builds nothing twice.",
-    ),
-]
 CursorQuery = Annotated[
     str, Query(pattern=NAME_PATTERN, description="`next_cursor` of the page before.", examples=["facts"])
 ]
@@ -31,17 +34,13 @@ _BODIES: dict[str, Any] = {
     "recommended": {"summary": "What finds most for its bytes", "value": examples.INDEX_RECOMMENDED},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
 }
-_ACCEPTED = answered(202, "The build is queued.", examples.INDEX_ACCEPTED)
-_ACCEPTED[202]["headers"] = {
-    "Location": {"description": "The job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
-}
 
 
 @router.post(
     "",
     status_code=202,
     summary="Build an index",
-    responses=_ACCEPTED
+    responses=ACCEPTED
     | problems(
         "invalid_input",
         "index_exists",
@@ -57,16 +56,15 @@ async def build_index(
     broker: BrokerDep,
     request_id: RequestIdDep,
     idempotency_key: IdempotencyKey = None,
-) -> IndexAccepted:
+) -> JobAccepted:
     """Queue a build: the worker runs every training sample through the model once and keeps its gradient.
 
     Give a `dataset` or inline `documents`, and say in `columns` what is what. The defaults are good ones; for
     more precision try a larger `gradients.projection_dim` first, at a quadratic price in disk.
     The answer comes at once; follow the job at `Location`.
     """
-    job = await broker.submit(body.name, body.spec(), request_id, idempotency_key)
-    response.headers["Location"] = f"/jobs/{job.job_id}"
-    return IndexAccepted(job_id=job.job_id, index=job.index, state=job.state)
+    job = BuildJob(job_id=uuid4().hex, index=body.name, spec=body.spec(), request_id=request_id)
+    return accepted(await broker.submit(job, idempotency_key), response)
 
 
 @router.get(
@@ -98,3 +96,18 @@ async def get_index(name: NamePath, broker: BrokerDep, settings: SettingsDep) ->
         if name not in building:
             raise
         return catalog.being_built(name, building[name])
+
+
+@router.delete(
+    "/{name}",
+    status_code=204,
+    summary="Delete an index",
+    responses={204: {"description": "It is gone from disk, and from memory as soon as a worker looks."}}
+    | problems("index_not_found", "index_busy", "invalid_input", "redis_unavailable", refused=IN_PATH),
+)
+async def remove_index(name: NamePath, broker: BrokerDep, settings: SettingsDep) -> None:
+    """Remove an index for good. One that a job is at work on is refused: cancel the job first."""
+    if job_id := (await broker.building()).get(name):
+        raise IndexBusy(f"job {job_id} is at work on {name!r}: wait for it, or cancel it")
+    directory = await run_in_threadpool(catalog.require, settings.indexes_dir, name)
+    await run_in_threadpool(delete_index, directory)

@@ -266,6 +266,11 @@ BAD = {
             "columns": ColumnsSpec(id="id"),
         },
     ),
+    "an id that no URL can hold": (
+        InvalidInput,
+        "'..'",
+        lambda d: {"dataset": rows_file(d, {"text": "a b", "id": ".."}), "columns": ColumnsSpec(id="id")},
+    ),
     "a document too long": (
         TooLong,
         "document '0'",

@@ -25,9 +25,9 @@ from bergson_core import (
 )
 from bergson_core.answers import Progress
 from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
+from bergson_core.lookup import existing_ids, find_document
 from bergson_core.manifest import read_manifest
 from bergson_core.specs import GradientSpec, ScoringSpec
-from bergson_core.takedowns import existing_ids, find_document
 from tests import tiny
 from tests.core.conftest import make_spec
 from tests.core.test_attribution import query

@@ -9,7 +9,7 @@ from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingM
 from bergson_core.errors import BergsonError, IndexExists, JobNotFound
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
-from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
+from worker.messages import FINAL_STATES, BuildJob, Heartbeat, Job, JobRecord, JobState
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0
@@ -50,6 +50,7 @@ class FakeBroker:
         self.keys: dict[str, str] = {}
         self.asked: list[tuple[AttributionQuery, str, float]] = []
         self.specs: dict[str, BuildSpec] = {}
+        self.jobs_sent: list[Job] = []
         self.texts = ["Ada Lovelace's birthplace is London"]
         self.beats = [WORKER]
         self.error: BergsonError | None = None
@@ -71,17 +72,21 @@ class FakeBroker:
         changes = {"state": state, "progress": Progress.model_validate(progress)}
         return self.put(self.records[job_id].model_copy(update=changes))
 
-    async def submit(
-        self, index: str, spec: BuildSpec, request_id: str, idempotency_key: str | None = None
-    ) -> JobRecord:
+    async def submit(self, job: Job, idempotency_key: str | None = None) -> JobRecord:
         self._fail()
         if idempotency_key in self.keys:
             return self.records[self.keys[idempotency_key]]
-        if index in self.specs:
-            raise IndexExists(f"an index named {index!r} exists: choose another name")
-        self.specs[index] = spec
+        if isinstance(job, BuildJob):
+            if job.index in self.specs:
+                raise IndexExists(f"an index named {job.index!r} exists: choose another name")
+            self.specs[job.index] = job.spec
+        self.jobs_sent.append(job)
         record = JobRecord(
-            job_id=f"job-{len(self.records) + 1}", kind="build", index=index, state="queued", created_at=NOW
+            job_id=f"job-{len(self.records) + 1}",
+            kind=job.kind,
+            index=job.index,
+            state="queued",
+            created_at=NOW,
         )
         if idempotency_key:
             self.keys[idempotency_key] = record.job_id

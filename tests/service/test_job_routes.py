@@ -14,11 +14,12 @@ from bergson_core.errors import RedisUnavailable
 from bergson_core.specs import BuildSpec
 from tests.service.fake_broker import FakeBroker
 from tests.service.test_problems import problem_of
+from tests.worker.helpers import job_of
 
 
 @pytest.fixture
 def job_id(broker: FakeBroker, spec: BuildSpec) -> str:
-    return asyncio.run(broker.submit("news", spec, "request")).job_id
+    return asyncio.run(broker.submit(job_of("news", spec))).job_id
 
 
 def events(text: str) -> list[dict[str, str]]:
@@ -49,7 +50,7 @@ def test_a_malformed_job_id_is_refused(client: TestClient, job_id: str) -> None:
 def test_jobs_are_listed_newest_first_in_pages_and_by_state(
     client: TestClient, broker: FakeBroker, job_id: str, spec: BuildSpec
 ) -> None:
-    second = asyncio.run(broker.submit("more", spec, "request")).job_id
+    second = asyncio.run(broker.submit(job_of("more", spec))).job_id
     broker.advance(job_id, "running")
     page = client.get("/jobs?limit=1").json()
     assert [job["job_id"] for job in page["items"]] == [second]

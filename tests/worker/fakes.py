@@ -108,7 +108,9 @@ class FakeCore:
 
         class AttributionIndex(FakeIndex):
             @classmethod
-            def open(cls, path: Path, *, load_model: Callable[..., str]) -> "FakeIndex":
+            def open(
+                cls, path: Path, *, load_model: Callable[..., str], partial: bool = False
+            ) -> "FakeIndex":
                 core.opened.append(path.name)
                 manifest = read_manifest(path)
                 model = load_model(manifest.spec.model, manifest.spec.revision, manifest.spec.dtype)

@@ -5,9 +5,11 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 from redis import Redis, RedisError
 
+from bergson_core.specs import BuildSpec
 from tests.worker.fakes import question, spec
 from worker import queue as keys
 from worker import scripts
@@ -52,6 +54,11 @@ def answers(url: str) -> bool:
             return bool(client.ping())
         except RedisError:
             return False
+
+
+def job_of(index: str, of: BuildSpec, request_id: str = "r") -> BuildJob:
+    """A new job, as the web process makes it."""
+    return BuildJob(job_id=uuid4().hex, index=index, spec=of, request_id=request_id)
 
 
 def submit(redis: Redis, job_id: str = "j-1", index: str = "facts") -> None:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -26,10 +27,10 @@ from bergson_core.errors import (
 )
 from service.broker import Broker
 from tests.worker.fakes import FakeCore, publish, question, spec
-from tests.worker.helpers import answers, pid_of, soon, until
+from tests.worker.helpers import answers, job_of, pid_of, soon, until
 from worker import queue as keys
 from worker.embedded import embedded_redis
-from worker.messages import Heartbeat, JobRecord, Reply
+from worker.messages import CompactJob, Heartbeat, JobRecord, Reply
 from worker.queue import TakenQuery, WorkerQueue, connect
 from worker.runner import Runner
 from worker.settings import Settings
@@ -101,7 +102,7 @@ async def test_the_workers_error_is_raised_here(broker: Broker, alive: None):
 
 async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCore, alive: None):
     core.total, core.batch_s = 10_000, 0.01
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     with pytest.raises(IndexBusy, match=job.job_id):
         await ask(broker, index="new")
     await broker.cancel(job.job_id)
@@ -138,7 +139,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
     queue.beat(BEAT)
     asked = asyncio.create_task(ask(broker))
     query = (await taken_query(queue)).query
-    redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 2, "query_id": "{query.query_id}"}}'})
+    redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 99, "query_id": "{query.query_id}"}}'})
     with pytest.raises(BergsonError, match="cannot be read"):
         await asked
 
@@ -169,67 +170,81 @@ async def test_callers_get_an_error_when_the_reader_has_died(
 
 
 async def test_a_submitted_job_is_queued_and_can_be_seen(broker: Broker):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     assert (job.state, job.index) == ("queued", "new")
     assert await broker.job(job.job_id) == job
     assert await broker.building() == {"new": job.job_id}
 
 
 async def test_a_name_can_be_taken_once(broker: Broker, settings: Settings):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     with pytest.raises(IndexExists, match=job.job_id):
-        await broker.submit("new", spec(model="other"), "r")
+        await broker.submit(job_of("new", spec(model="other"), "r"))
     publish(settings.indexes_dir / "facts")
     with pytest.raises(IndexExists, match="it is published"):
-        await broker.submit("facts", spec(), "r")
+        await broker.submit(job_of("facts", spec(), "r"))
+
+
+async def test_one_job_at_a_time_changes_an_index(broker: Broker):
+    def change() -> CompactJob:
+        return CompactJob(job_id=uuid4().hex, index="facts", request_id="r")
+
+    job = await broker.submit(change())
+    assert (job.kind, job.state) == ("compact", "queued")
+    with pytest.raises(IndexBusy, match=f"job {job.job_id} is at work on 'facts'"):
+        await broker.submit(change())
+    with pytest.raises(IndexExists, match=r"published|building"):
+        await broker.submit(job_of("facts", spec()))
+    await broker.cancel(job.job_id)
+    assert (await broker.submit(change())).state == "queued"
 
 
 async def test_of_submits_at_once_one_gets_the_name(broker: Broker):
     made = await asyncio.gather(
-        *(broker.submit("new", spec(), "r") for _ in range(8)), return_exceptions=True
+        *(broker.submit(job_of("new", spec(), "r")) for _ in range(8)), return_exceptions=True
     )
     assert sorted(type(one).__name__ for one in made) == ["IndexExists"] * 7 + ["JobRecord"]
 
 
 async def test_a_name_is_free_again_when_its_job_was_cancelled(broker: Broker):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     await broker.cancel(job.job_id)
     assert await broker.building() == {}
-    await broker.submit("new", spec(), "r")
+    await broker.submit(job_of("new", spec(), "r"))
 
 
 async def test_the_same_idempotency_key_and_body_give_the_same_job(broker: Broker, settings: Settings):
-    job = await broker.submit("new", spec(), "r-1", "key")
-    assert await broker.submit("new", spec(), "r-2", "key") == job
+    job = await broker.submit(job_of("new", spec(), "r-1"), "key")
+    assert await broker.submit(job_of("new", spec(), "r-2"), "key") == job
     await broker.cancel(job.job_id)
     publish(settings.indexes_dir / "new")
-    assert (await broker.submit("new", spec(), "r-3", "key")).job_id == job.job_id
+    assert (await broker.submit(job_of("new", spec(), "r-3"), "key")).job_id == job.job_id
 
 
 async def test_an_idempotency_key_with_another_body_is_refused(broker: Broker):
-    await broker.submit("new", spec(), "r", "key")
+    await broker.submit(job_of("new", spec(), "r"), "key")
     for index, body in (("new", spec(model="other")), ("another", spec())):
         with pytest.raises(InvalidInput, match="idempotency key"):
-            await broker.submit(index, body, "r", "key")
+            await broker.submit(job_of(index, body, "r"), "key")
 
 
 async def test_a_refused_submit_does_not_use_up_its_key(broker: Broker):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     with pytest.raises(IndexExists):
-        await broker.submit("new", spec(), "r", "key")
+        await broker.submit(job_of("new", spec(), "r"), "key")
     await broker.cancel(job.job_id)
-    assert (await broker.submit("new", spec(), "r", "key")).state == "queued"
+    assert (await broker.submit(job_of("new", spec(), "r"), "key")).state == "queued"
 
 
 async def test_a_queued_job_is_cancelled_at_once_and_never_starts(broker: Broker, queue: WorkerQueue):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     assert (await broker.cancel(job.job_id)).state == "cancelled"
     assert queue.take_job() is None
     assert (await broker.cancel(job.job_id)).state == "cancelled"
 
 
 async def test_a_running_job_is_told_to_stop(broker: Broker, queue: WorkerQueue):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     claim = queue.take_job()
     assert claim is not None
     assert (await broker.cancel(job.job_id)).state == "running"
@@ -244,10 +259,10 @@ async def test_unknown_jobs_are_not_found(broker: Broker):
 
 
 async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
-    made = [(await broker.submit(f"i-{number}", spec(), "r")).job_id for number in range(5)]
+    made = [(await broker.submit(job_of(f"i-{number}", spec(), "r"))).job_id for number in range(5)]
     first, cursor = await broker.jobs(limit=2)
     assert cursor is not None
-    await broker.submit("later", spec(), "r")
+    await broker.submit(job_of("later", spec(), "r"))
     second, cursor = await broker.jobs(cursor=cursor, limit=2)
     third, end = await broker.jobs(cursor=cursor, limit=2)
     assert [job.job_id for job in first + second + third] == made[::-1]
@@ -258,7 +273,7 @@ async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
 
 async def test_jobs_are_listed_by_state(broker: Broker):
     for number in range(4):
-        job = await broker.submit(f"i-{number}", spec(), "r")
+        job = await broker.submit(job_of(f"i-{number}", spec(), "r"))
         if number % 2:
             await broker.cancel(job.job_id)
     queued, cursor = await broker.jobs("queued", limit=1)
@@ -269,7 +284,7 @@ async def test_jobs_are_listed_by_state(broker: Broker):
 
 
 async def test_jobs_that_redis_has_forgotten_leave_the_list(broker: Broker, redis: Redis):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     redis.delete(keys.job_key(job.job_id))
     assert await broker.jobs() == ([], None)
     assert redis.zcard(keys.CREATED) == 0
@@ -280,7 +295,7 @@ async def test_jobs_that_redis_has_forgotten_leave_the_list(broker: Broker, redi
 
 async def test_events_tell_the_whole_story_and_end(broker: Broker, core: FakeCore, start_worker: Start):
     core.batch_s = 0.3
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     start_worker()
     events = await follow(broker, job.job_id)
     assert [record.state for _, record in events][:2] == ["queued", "running"]
@@ -292,7 +307,7 @@ async def test_events_tell_the_whole_story_and_end(broker: Broker, core: FakeCor
 async def test_events_resume_after_the_last_one_that_was_seen(
     broker: Broker, core: FakeCore, start_worker: Start
 ):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     start_worker()
     events = await follow(broker, job.job_id)
     assert await follow(broker, job.job_id, events[0][0]) == events[1:]
@@ -300,7 +315,7 @@ async def test_events_resume_after_the_last_one_that_was_seen(
 
 
 async def test_events_arrive_while_they_happen(broker: Broker, queue: WorkerQueue):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     events = broker.events(job.job_id)
     assert (await anext(events))[1].state == "queued"
     waiting = asyncio.create_task(anext(cast("Any", events)))
@@ -314,7 +329,7 @@ async def test_events_arrive_while_they_happen(broker: Broker, queue: WorkerQueu
 
 @pytest.mark.parametrize("last_id", ["x", "1-x", "-", "", "99999999999999999999", "1-2-3"])
 async def test_what_is_no_event_id_is_refused(broker: Broker, last_id: str):
-    job = await broker.submit("new", spec(), "r")
+    job = await broker.submit(job_of("new", spec(), "r"))
     with pytest.raises(InvalidInput, match="event id"):
         await follow(broker, job.job_id, last_id)
 
@@ -348,7 +363,7 @@ async def test_without_redis_every_call_says_so(lonely: Broker):
         lonely.job("x"),
         lonely.jobs(),
         lonely.cancel("x"),
-        lonely.submit("new", spec(), "r"),
+        lonely.submit(job_of("new", spec(), "r")),
         ask(lonely),
         follow(lonely, "x"),
     ):
@@ -366,7 +381,7 @@ async def test_answers_and_jobs_survive_a_restart_of_redis(tmp_path: Path, core:
             try:
                 await soon(broker.workers)
                 await ask(broker)
-                job = await broker.submit("facts-2", spec(), "r")
+                job = await broker.submit(job_of("facts-2", spec(), "r"))
                 await asyncio.to_thread(kill_redis, url)
                 await ask(broker)
                 assert (await follow(broker, job.job_id))[-1][1].state == "succeeded"

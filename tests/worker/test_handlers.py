@@ -10,7 +10,7 @@ from bergson_core.errors import Cancelled, IndexExists, InvalidInput, LeaseLost
 from bergson_core.specs import BuildSpec
 from tests.worker.fakes import FakeCore, publish, spec
 from worker import handlers
-from worker.messages import BuildJob
+from worker.messages import JOB, BuildJob
 from worker.settings import Settings
 
 
@@ -196,6 +196,27 @@ def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Pa
     (tmp_path / "alias").symlink_to(root)
     settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
     handlers.check_paths(spec(model=str(root / "model")), settings.roots)
+
+
+@pytest.mark.parametrize("kind", ["append", "profile"])
+def test_a_change_with_a_forbidden_path_reads_nothing(settings: Settings, kind: str):
+    publish(settings.indexes_dir / "facts")
+    spec = {"dataset": {"path": "/etc/passwd"}} | ({"name": "law"} if kind == "profile" else {})
+    job = JOB.validate_python(
+        {"kind": kind, "job_id": "j-1", "index": "facts", "request_id": "r", "spec": spec}
+    )
+    with pytest.raises(InvalidInput, match=r"dataset\.path: expected"):
+        handlers.run(job, settings, lambda progress: None, lambda: None)
+
+
+def test_what_a_stopped_change_left_in_a_published_index_is_removed_and_nothing_else(tmp_path: Path):
+    publish(tmp_path)
+    (tmp_path / "shards" / "00007").mkdir(parents=True)
+    (tmp_path / "shards" / "00007" / "rows.arrow").write_text("half")
+    (tmp_path / "takedowns.jsonl").write_text("")
+    assert not handlers.discard(tmp_path)
+    assert not (tmp_path / "shards" / "00007").exists()
+    assert {path.name for path in tmp_path.iterdir()} >= {"manifest.json", "takedowns.jsonl"}
 
 
 def test_a_job_with_a_forbidden_path_builds_nothing(core: FakeCore, settings: Settings):

@@ -1,0 +1,86 @@
+"""Documents by their ids, and which of them were taken down. No torch here.
+
+Legend: n rows of a shard.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bergson_core.errors import DocumentNotFound
+from bergson_core.manifest import Manifest, ShardEntry, read_manifest
+from bergson_core.takedowns import TakedownLog, record_takedown
+from bergson_core.texts import document, has_ids, texts_of
+
+
+class Hidden:
+    """Which rows of an index were taken down by now and are not gone yet. For one thread."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self._log, self._compacted = TakedownLog(root), manifest.compacted
+        self._generations: dict[str, int] = {}
+
+    def update(self) -> bool:
+        """Reads what is new in the log; whether there was anything."""
+        before = self._log.lines
+        new = self._log.new()
+        for line in new[max(0, self._compacted - before) :]:
+            self._generations[line["id"]] = line["generation"]
+        return bool(new)
+
+    @property
+    def lines(self) -> int:
+        """Of the log, that were read."""
+        return self._log.lines
+
+    def of(self, entry: ShardEntry, texts: pa.Table) -> np.ndarray:
+        """Which rows of a shard, bool [n], are hidden, as far as `update` has read."""
+        ids = [one for one, generation in self._generations.items() if generation >= entry.generation]
+        return has_ids(texts, ids) if ids else np.zeros(len(texts), dtype=bool)
+
+
+def take_down(index: str | Path, document_id: str) -> None:
+    """Hides the document of that id from every answer from now on, in every process, for good.
+
+    Raises `DocumentNotFound` where the index has none, or hides it already, and `IndexNotFound`.
+    """
+    root = Path(index)
+    read_manifest(root)  # or else there is no log to lock
+
+    def check() -> int:
+        manifest = read_manifest(root)
+        _find(root, manifest, document_id)
+        return manifest.generation
+
+    record_takedown(root, document_id, check)
+
+
+def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
+    """The document of that id, as `texts.document` gives it. Raises `DocumentNotFound` and `IndexNotFound`."""
+    root = Path(index)
+    return _find(root, read_manifest(root), document_id)
+
+
+def existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
+    """Those of `ids`, in their order, that documents of the index have which are not taken down."""
+    root, found = Path(index), set()
+    manifest = read_manifest(root)
+    hidden = Hidden(root, manifest)
+    hidden.update()
+    for entry, texts in texts_of(root, manifest):
+        here = has_ids(texts, ids) & ~hidden.of(entry, texts)
+        found.update(texts["id"].filter(pa.array(here)).to_pylist())
+    return [one for one in ids if one in found]
+
+
+def _find(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
+    hidden = Hidden(root, manifest)
+    hidden.update()
+    for entry, texts in texts_of(root, manifest):
+        here = has_ids(texts, [document_id])
+        if here.any() and (here := here & ~hidden.of(entry, texts)).any():
+            return document(texts, int(here.argmax()))
+    raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")

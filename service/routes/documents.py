@@ -1,0 +1,87 @@
+"""The documents of an index: add some, look at one, take one down."""
+
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Body, Path, Response
+from fastapi.concurrency import run_in_threadpool
+
+from bergson_core.specs import AppendSpec
+from service import catalog, examples
+from service.dependencies import BrokerDep, IdempotencyKey, NamePath, RequestIdDep, SettingsDep, accepted
+from service.documentation import ACCEPTED, IN_DOCUMENTS, IN_PATH, answered, problems
+from service.schemas import DocumentDetail, JobAccepted
+from service.strict_json import StrictJsonRoute
+from worker.messages import AppendJob
+
+router = APIRouter(prefix="/index/{name}/documents", tags=["Documents"], route_class=StrictJsonRoute)
+
+IdPath = Annotated[
+    str,
+    Path(min_length=1, max_length=4096, description="Id of the document.", examples=["doc-17"]),
+]
+_BODIES: dict[str, Any] = {
+    "inline": {"summary": "Documents in the request", "value": examples.APPEND_INLINE},
+    "dataset": {"summary": "A dataset", "value": examples.APPEND_DATASET},
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Add documents",
+    responses=ACCEPTED
+    | problems(
+        "invalid_input",
+        "index_not_found",
+        "ids_exist",
+        "index_busy",
+        "body_too_large",
+        "unsupported_media_type",
+        "redis_unavailable",
+        refused=IN_DOCUMENTS,
+    ),
+)
+async def append_documents(
+    name: NamePath,
+    body: Annotated[AppendSpec, Body(openapi_examples=_BODIES)],
+    response: Response,
+    broker: BrokerDep,
+    settings: SettingsDep,
+    request_id: RequestIdDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JobAccepted:
+    """Queue an append: the new documents alone run through the model, and the index is asked as before meanwhile.
+
+    They are read with the columns of the index. Ids that it has already are refused with their list. Model and
+    settings may be stated; others than those of the index are refused.
+    """
+    await run_in_threadpool(catalog.check_append, settings.indexes_dir, name, body)
+    job = AppendJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
+    return accepted(await broker.submit(job, idempotency_key), response)
+
+
+@router.get(
+    "/{document_id:path}",
+    summary="Look at a document",
+    responses=answered(200, "The document.", examples.DOCUMENT)
+    | problems("index_not_found", "document_not_found", "invalid_input", "index_corrupt", refused=IN_PATH),
+)
+async def get_document(name: NamePath, document_id: IdPath, settings: SettingsDep) -> DocumentDetail:
+    """Text, metadata and loss of a training sample."""
+    return await run_in_threadpool(catalog.document, settings.indexes_dir, name, document_id)
+
+
+@router.delete(
+    "/{document_id:path}",
+    status_code=204,
+    summary="Take a document down",
+    responses={204: {"description": "No answer shows it any more, from now on."}}
+    | problems("index_not_found", "document_not_found", "invalid_input", "index_corrupt", refused=IN_PATH),
+)
+async def take_document_down(name: NamePath, document_id: IdPath, settings: SettingsDep) -> None:
+    """Hide a document from every answer, at once and for good; no worker is needed for it.
+
+    Its bytes are removed by `POST /index/{name}/compact`. Its id may be used again.
+    """
+    await run_in_threadpool(catalog.take_down, settings.indexes_dir, name, document_id)
