@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from service.cli import building, checking, corpus, demo, processes, querying
+from service.cli import building, changing, checking, corpus, demo, processes, querying
 from service.cli.output import fail
 
 
@@ -40,6 +40,10 @@ app = typer.Typer(
 app.command("build")(building.build)
 app.command("query")(querying.query)
 app.command("profile")(querying.profile)
+app.command("append")(changing.append)
+app.command("takedown")(changing.takedown)
+app.command("compact")(changing.compact)
+app.command("verify")(changing.verify)
 app.command("score")(corpus.score)
 app.command("self_influence")(corpus.self_influence)
 app.command("check")(checking.check)

@@ -37,6 +37,30 @@ def test_build_and_query_from_the_command_line(sources):
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
 
+def test_an_index_is_changed_and_verified_from_the_command_line(sources):
+    columns = ColumnsSpec(id="id", metadata=("source",))
+    build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
+    rows = [{"id": f"new-{k}", "text": text, "source": "x"} for k, text in enumerate(tiny.texts(5))]
+    (sources / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*command: object) -> str:
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "45 documents, 5 added, generation 2" in run(
+        "append", sources / "facts", "--dataset", sources / "more.jsonl"
+    )
+    assert "added before" in run("append", sources / "facts", "--dataset", sources / "more.jsonl")
+    assert run("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
+    assert "43 documents" in run("compact", sources / "facts")
+    assert "all as they were written" in run("verify", sources / "facts")
+    path = next((sources / "facts" / "shards").glob("*/gradients.bin"))
+    path.write_bytes(bytes(len(path.read_bytes())))
+    failed = bergson("verify", sources / "facts")
+    assert (failed.returncode, "was altered" in failed.stderr) == (1, True)
+
+
 def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")

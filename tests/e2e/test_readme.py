@@ -15,9 +15,9 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GUIDE, CORPUS = (
+GUIDE, CORPUS, LIVING = (
     "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
-    for name in ("gradients.md", "corpus.md")
+    for name in ("gradients.md", "corpus.md", "index.md")
 )
 LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 (COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
@@ -66,6 +66,10 @@ def test_the_examples_of_a_whole_corpus_run_one_after_the_other(home: Path):
     assert totals.count("'sum'") == 3
     assert len(re.findall(r"\d+", groups)) == 5
     assert (home / "scores.parquet").is_file()
+
+
+def test_the_examples_of_a_living_index_run_one_after_the_other(home: Path):
+    assert run(home, sys.executable, "-c", LIVING).split() == ["2", "1", "new-1", "True", "True"]
 
 
 def test_the_commands_build_an_index_and_ask_it(home: Path):

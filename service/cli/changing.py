@@ -1,0 +1,69 @@
+"""`bergson append`, `takedown`, `compact`: change an index on disk; `bergson verify`: read every byte of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bergson_core.specs import AppendSpec, DatasetSpec
+from service.cli.output import console, explain, fail, progress_bar
+
+IndexPath = Annotated[Path, typer.Argument(help="Directory of the index.")]
+
+
+def append(
+    index: IndexPath,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help=f"The new samples, in columns named as the index's. {explain(DatasetSpec, 'path')}"
+        ),
+    ],
+    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
+    subset: Annotated[str | None, typer.Option(help=explain(DatasetSpec, "subset"))] = None,
+) -> None:
+    """Add documents to an index; the old ones are not run again. A stopped append resumes."""
+    spec = AppendSpec(dataset=DatasetSpec(path=dataset, split=split, subset=subset))
+    from bergson_core.append import append_documents
+    from bergson_core.manifest import read_manifest
+
+    before = read_manifest(index)
+    with progress_bar() as show:
+        manifest = append_documents(index, spec, report=show)
+    added = f"{manifest.rows - before.rows:,} added" if manifest != before else "these were added before"
+    console.print(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
+
+
+def takedown(
+    index: IndexPath,
+    ids: Annotated[list[str], typer.Argument(help="Ids of the documents.", metavar="ID...")],
+) -> None:
+    """Hide documents from every answer, at once and for good; `bergson compact` removes their bytes."""
+    from bergson_core.lookup import take_down
+
+    for one in ids:
+        take_down(index, one)
+        console.print(f"{index}: {one} is taken down", markup=False)
+
+
+def compact(index: IndexPath) -> None:
+    """Remove the bytes of the documents that were taken down."""
+    from bergson_core.compaction import compact as compact_index
+
+    with progress_bar() as show:
+        manifest = compact_index(index, report=show)
+    console.print(f"{index}: {manifest.rows:,} documents, {manifest.total_bytes() / 2**20:,.1f} MiB")
+
+
+def verify(index: IndexPath) -> None:
+    """Read every byte of an index and compare it with the manifest; opening reads only what has changed."""
+    from bergson_core.files import check_files
+    from bergson_core.manifest import read_manifest
+
+    manifest = read_manifest(index)
+    entries = manifest.all_files().values()
+    if wrong := check_files(index, entries, again=True):
+        fail("\n".join(found for _, found in wrong))
+    console.print(
+        f"{index}: {len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB, all as they were written"
+    )
