@@ -178,9 +178,10 @@ def published(root: Path) -> Iterator[tuple[str, Path]]:
 
 def schema_text() -> str:
     """The JSON schema of manifests of this version, as docs/manifest.schema.json has it."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
+    schema = Manifest.model_json_schema()
     schema["properties"]["format_version"]["const"] = FORMAT_VERSION
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | schema, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

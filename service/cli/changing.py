@@ -64,6 +64,5 @@ def verify(index: IndexPath) -> None:
     entries = manifest.all_files().values()
     if wrong := check_files(index, entries, again=True):
         fail("\n".join(found for _, found in wrong))
-    console.print(
-        f"{index}: {len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB, all as they were written"
-    )
+    size = f"{len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB"
+    console.print(f"{index}: {size}, all as they were written")

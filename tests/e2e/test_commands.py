@@ -48,10 +48,9 @@ def test_an_index_is_changed_and_verified_from_the_command_line(sources):
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "45 documents, 5 added, generation 2" in run(
-        "append", sources / "facts", "--dataset", sources / "more.jsonl"
-    )
-    assert "added before" in run("append", sources / "facts", "--dataset", sources / "more.jsonl")
+    append = ("append", sources / "facts", "--dataset", sources / "more.jsonl")
+    assert "45 documents, 5 added, generation 2" in run(*append)
+    assert "added before" in run(*append)
     assert run("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
     assert "43 documents" in run("compact", sources / "facts")
     assert "all as they were written" in run("verify", sources / "facts")
