@@ -214,8 +214,8 @@ def test_redis_appends_to_a_file_on_its_volume(compose: dict[str, Any]) -> None:
     assert "redis:/data" in redis["volumes"]
 
 
-def test_the_web_service_cannot_write_to_the_data(compose: dict[str, Any]) -> None:
-    assert compose["services"]["web"]["volumes"] == ["data:/data:ro"]
+def test_web_and_workers_write_to_the_same_data_and_web_sees_nothing_else(compose: dict[str, Any]) -> None:
+    assert compose["services"]["web"]["volumes"] == ["data:/data"]
     assert "data:/data" in compose["services"]["worker"]["volumes"]
 
 
