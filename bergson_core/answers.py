@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from bergson_core.manifest import SearchKind
+
 
 class Report(BaseModel):
     """Base: immutable, unknown fields refused, and a field's docstring is its description."""
@@ -28,6 +30,50 @@ class Progress(Report):
     tokens_per_s: float | None = None
     eta_s: float | None = None
     """Seconds until this stage ends, at its rate so far."""
+
+
+class SizesBytes(Report):
+    """Bytes on disk."""
+
+    rows: int
+    """The shards: gradients and the text of the samples."""
+    search: int
+    """The FAISS index."""
+    statistics: int
+    """Normalizers, projections and preconditioners."""
+    total: int
+
+
+class Estimate(Report):
+    """What a build would take on the machine that was asked.
+
+    Where fewer samples were looked at than there are, tokens, bytes on disk and seconds are extrapolated from them.
+    """
+
+    documents: int
+    """Samples in the dataset."""
+    looked_at: int
+    """Samples that were read and tokenised: all, or a random sample."""
+    tokens: int
+    """Tokens that the loss is taken over, as the index counts them."""
+    modules: int
+    """Layers whose gradients are tracked."""
+    dimensions: int
+    """Numbers stored for each sample."""
+    coverage_percent: float
+    """Share of the model's parameters that the tracked layers hold."""
+    search: SearchKind
+    """How candidates are found, if that holds `min_recall`; `rabitq` that was not asked for gives way to `float16`."""
+    size_bytes: SizesBytes
+    """The finished index."""
+    peak_disk_bytes: int
+    """The index and what is needed beside it until it is finished. The cached dataset is not counted."""
+    peak_memory_bytes: int
+    """Resident memory of the process that builds, at its peak, mapped files included."""
+    peak_device_bytes: int | None = None
+    """Memory that is taken from the GPU, at its peak; null without one."""
+    seconds: float
+    """Time of the build at the rates that were measured, with nothing else running."""
 
 
 class ResultRow(Report):

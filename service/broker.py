@@ -19,8 +19,9 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bergson_core.answers import Answer
+from bergson_core.answers import Answer, Estimate
 from bergson_core.errors import (
+    Cancelled,
     DeadlineExceeded,
     IndexBusy,
     IndexExists,
@@ -36,7 +37,7 @@ from bergson_core.specs import AttributionQuery
 from service.replies import BLOCK_MS, Replies, Streams, unavailable
 from worker import queue, scripts
 from worker.embedded import redis_url
-from worker.messages import FINAL_STATES, Heartbeat, Job, JobRecord, JobState, Query
+from worker.messages import FINAL_STATES, BuildJob, EstimateJob, Heartbeat, Job, JobRecord, JobState, Query
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,9 @@ class Broker:
         Raises `IndexExists` for a build where an index of that name is published or on its way, `IndexBusy` for
         another job where one is at work on the index, and `InvalidInput` where the key came with another body.
         """
-        index, is_build = job.index, job.kind == "build"
+        index, is_build = job.index or "", isinstance(job, BuildJob)
         record = JobRecord(
-            job_id=job.job_id, kind=job.kind, index=index, state="queued", created_at=time.time()
+            job_id=job.job_id, kind=job.kind, index=job.index, state="queued", created_at=time.time()
         )
         message, body = await asyncio.to_thread(_encode, job)
         taken = is_build and (self._settings.indexes_dir / index / FILE_NAME).exists()
@@ -248,6 +249,28 @@ class Broker:
                         ended = ended or record.state in FINAL_STATES
             if ended:
                 return
+
+    async def estimate(self, job: EstimateJob, timeout_s: float) -> Estimate:
+        """What a worker finds out; the job is cancelled where nobody waits for it any more.
+
+        Raises `NoWorker`, `DeadlineExceeded` after `timeout_s` seconds, and whatever error the worker met.
+        """
+        await self._require_worker()
+        await self.submit(job)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for _, record in self.events(job.job_id):
+                    if record.estimate is not None:
+                        return record.estimate
+                    if record.error is not None:
+                        raise from_code(record.error.code, record.error.detail)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no estimate within {timeout_s:g} s; the workers may be busy (GET /jobs): wait longer, or ask later"
+            ) from None
+        finally:
+            await asyncio.shield(self.cancel(job.job_id))
+        raise Cancelled("the estimate was cancelled")
 
     async def building(self) -> dict[str, str]:
         """Index name → id of the job that is to build or change it, queued or running."""

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from bergson_core.answers import SizesBytes
 from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
 from bergson_core.manifest import FILE_NAME, Manifest, published, read_manifest
 from bergson_core.manifest import check_append as check_stated
 from bergson_core.specs import AppendSpec, BuildSpec
 from bergson_core.takedowns import TakedownLog
-from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary, SizesBytes
+from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from worker.messages import Problem
 
 

@@ -38,4 +38,4 @@ LimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
 def accepted(job: JobRecord, response: Response) -> JobAccepted:
     """The answer that a job is queued, with its place in the header `Location`."""
     response.headers["Location"] = f"/jobs/{job.job_id}"
-    return JobAccepted(job_id=job.job_id, index=job.index, state=job.state)
+    return JobAccepted(job_id=job.job_id, index=job.index or "", state=job.state)

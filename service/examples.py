@@ -73,6 +73,25 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
         "rows": 10000,
     },
 }
+ESTIMATE: dict[str, Any] = {
+    "documents": 10000,
+    "looked_at": 4096,
+    "tokens": 6_100_000,
+    "modules": 48,
+    "dimensions": 12288,
+    "coverage_percent": 52.3,
+    "search": "float16",
+    "size_bytes": {
+        "rows": 270_000_000,
+        "search": 246_000_000,
+        "statistics": 26_000_000,
+        "total": 542_000_000,
+    },
+    "peak_disk_bytes": 580_000_000,
+    "peak_memory_bytes": 3_400_000_000,
+    "peak_device_bytes": None,
+    "seconds": 410.0,
+}
 APPEND_INLINE: dict[str, Any] = {
     "documents": [{"id": "doc-19", "text": "Grace Hopper's birthplace is New York", "source": "wiki"}]
 }

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bergson_core.answers import Answer, Report
+from bergson_core.answers import Answer, Report, SizesBytes
 from bergson_core.manifest import SearchEntry
 from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
 from worker.messages import Heartbeat, JobRecord, JobState, Problem
@@ -20,24 +20,25 @@ class IndexRequest(BuildSpec):
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
+class EstimateRequest(BuildSpec):
+    """A build as in `POST /index`, and how long to wait for its estimate."""
+
+    name: IndexName | None = None
+    """May be left in the body; nothing is made under it."""
+    timeout_s: float = Field(300, gt=0, le=3600)
+    """Seconds to wait before a 504."""
+
+    def spec(self) -> BuildSpec:
+        """The spec alone."""
+        return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
+
+
 class JobAccepted(Report):
     """The job is queued: follow it at `Location`."""
 
     job_id: str
     index: IndexName
     state: JobState
-
-
-class SizesBytes(Report):
-    """Bytes on disk."""
-
-    rows: int
-    """The shards: gradients and the text of the samples."""
-    search: int
-    """The FAISS index."""
-    statistics: int
-    """Normalizers, projections and preconditioners."""
-    total: int
 
 
 class IndexSummary(Report):

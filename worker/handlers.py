@@ -14,12 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bergson_core.adapters import adapter_base
-from bergson_core.answers import Progress
+from bergson_core.answers import Estimate, Progress
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.files import drop_unpublished
 from bergson_core.manifest import FILE_NAME, read_manifest
 from bergson_core.specs import BuildSpec, DatasetSpec, Document
-from worker.messages import AppendJob, BuildJob, Job, ProfileJob
+from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ Report = Callable[[Progress], None]
 Confirm = Callable[[], None]
 
 
-def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> None:
-    """Does what `job` says to an index in the data directory.
+def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estimate | None:
+    """Does what `job` says to an index in the data directory, or finds out what it would take.
 
     `report` and `confirm` are those of `build_index`; the core's errors come through. Raises `InvalidInput` where the
     job names a local path that is not allowed.
@@ -43,10 +43,16 @@ def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> None:
         append(job, settings, report, confirm)
     elif isinstance(job, ProfileJob):
         fit_profile(job, settings, report, confirm)
+    elif isinstance(job, EstimateJob):
+        from bergson_core.estimate import estimate_build
+
+        check_paths(job.spec, settings.roots)
+        return estimate_build(job.spec, report=report)
     else:
         from bergson_core.compaction import compact
 
         compact(settings.indexes_dir / job.index, report=report, confirm=confirm)
+    return None
 
 
 def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from bergson_core.answers import Answer, Progress, Report
+from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
 SCHEMA_VERSION = 2
@@ -62,7 +62,17 @@ class CompactJob(_Job):
     kind: Literal["compact"] = "compact"
 
 
-Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob, Field(discriminator="kind")]
+class EstimateJob(Message):
+    """Find out what a build would take; the finding stands in the job's record."""
+
+    kind: Literal["estimate"] = "estimate"
+    job_id: str
+    index: None = None
+    request_id: str
+    spec: BuildSpec
+
+
+Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Field(discriminator="kind")]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
@@ -92,9 +102,12 @@ class JobRecord(Report):
 
     job_id: str
     kind: str
-    index: str
+    index: str | None = None
+    """Null for an estimate, which is of no index."""
     state: JobState
     progress: Progress = Progress()
+    estimate: Estimate | None = None
+    """What an estimate has found."""
     error: Problem | None = None
     created_at: float
     started_at: float | None = None

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bergson_core.answers import Progress
+from bergson_core.answers import Estimate, Progress
 from bergson_core.errors import InvalidInput, LeaseLost
 from worker import scripts
 from worker.messages import (
@@ -234,9 +234,15 @@ class WorkerQueue:
         claim.record = claim.record.model_copy(update={"progress": progress})
         claim.cancelled = self._save(claim.record, claim.token, claim.token, "keep")
 
-    def finish(self, claim: ClaimedJob, state: JobState, problem: Problem | None = None) -> None:
+    def finish(
+        self,
+        claim: ClaimedJob,
+        state: JobState,
+        problem: Problem | None = None,
+        estimate: Estimate | None = None,
+    ) -> None:
         """Ends the job. Raises `LeaseLost`."""
-        self._end(claim.record, claim.token, state, problem)
+        self._end(claim.record.model_copy(update={"estimate": estimate}), claim.token, state, problem)
 
     def hand_back(self, claim: ClaimedJob) -> None:
         """Lets another worker resume the job at once; this start of it does not count. Raises `LeaseLost`."""
@@ -285,7 +291,7 @@ def save_arguments(
     record: JobRecord, token: int, new_token: int, what: str, consumer: str, keep_s: int
 ) -> dict[str, Any]:
     """Arguments of `scripts.SAVE`, for workers and for the web process."""
-    job_id, index = record.job_id, record.index
+    job_id, index = record.job_id, record.index or ""
     return {
         "keys": [job_key(job_id), events_key(job_id), JOBS, BUILDING],
         "args": [

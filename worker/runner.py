@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from redis import RedisError
 
-from bergson_core.answers import Answer, Progress
+from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
 from worker import handlers
 from worker.messages import Heartbeat, Problem, Reply
@@ -132,18 +132,21 @@ class Runner:
             self._insist(lambda: self._queue.hand_back(claim))
         except Cancelled:
             if claim.cancelled:
-                _attempt(lambda: handlers.discard(self._settings.indexes_dir / job.index))
+                if job.index is not None:
+                    directory = self._settings.indexes_dir / job.index
+                    _attempt(lambda: handlers.discard(directory))
                 self._insist(lambda: self._queue.finish(claim, "cancelled"))
             else:
                 self._insist(lambda: self._queue.hand_back(claim))
         else:
             self._end(claim, outcome)
 
-    def _end(self, claim: ClaimedJob, problem: Problem | None) -> None:
-        job_id = claim.record.job_id
+    def _end(self, claim: ClaimedJob, outcome: Problem | Estimate | None) -> None:
+        job_id, problem = claim.record.job_id, outcome if isinstance(outcome, Problem) else None
+        estimate = outcome if isinstance(outcome, Estimate) else None
         if problem is None:
             logger.info("job %s has succeeded", job_id)
-            self._insist(lambda: self._queue.finish(claim, "succeeded"))
+            self._insist(lambda: self._queue.finish(claim, "succeeded", estimate=estimate))
         elif problem.code == IndexBusy.code and claim.record.deliveries > 1:
             logger.warning("job %s waits for its last worker to let go of the directory", job_id)
         else:

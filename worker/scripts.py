@@ -4,9 +4,9 @@ Every change of a job is made by its fencing token: whoever holds an older token
 """
 
 SUBMIT = """
--- Creates a job, reserves its index's name, and remembers the idempotency key, if there is one.
+-- Creates a job, reserves its index's name, and remembers the idempotency key, if there are such.
 -- KEYS idempotency, building, job, events, jobs, created
--- ARGV index, job_id, body_sha256, message, record, created_at, name_taken, idempotency_ttl_s or ''
+-- ARGV index or '', job_id, body_sha256, message, record, created_at, name_taken, idempotency_ttl_s or ''
 -- Returns {'known', job_id, body_sha256} | {'taken', job_id or ''} | {'created', job_id}
 local remember = ARGV[8] ~= ''
 if remember and redis.call('EXISTS', KEYS[1]) == 1 then
@@ -14,7 +14,7 @@ if remember and redis.call('EXISTS', KEYS[1]) == 1 then
   return {'known', known[1], known[2]}
 end
 if ARGV[7] == '1' then return {'taken', ''} end
-if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 0 then
+if ARGV[1] ~= '' and redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 0 then
   return {'taken', redis.call('HGET', KEYS[2], ARGV[1])}
 end
 local entry = redis.call('XADD', KEYS[5], '*', 'job_id', ARGV[2])

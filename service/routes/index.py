@@ -6,6 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
+from bergson_core.answers import Estimate
 from bergson_core.deletion import delete_index
 from bergson_core.errors import IndexBusy, IndexNotFound
 from bergson_core.specs import NAME_PATTERN
@@ -20,9 +21,9 @@ from service.dependencies import (
     accepted,
 )
 from service.documentation import ACCEPTED, IN_BODY, IN_PATH, answered, problems
-from service.schemas import IndexDetail, IndexPage, IndexRequest, JobAccepted
+from service.schemas import EstimateRequest, IndexDetail, IndexPage, IndexRequest, JobAccepted
 from service.strict_json import StrictJsonRoute
-from worker.messages import BuildJob
+from worker.messages import BuildJob, EstimateJob
 
 router = APIRouter(prefix="/index", tags=["Indexes"], route_class=StrictJsonRoute)
 
@@ -34,6 +35,7 @@ _BODIES: dict[str, Any] = {
     "recommended": {"summary": "What finds most for its bytes", "value": examples.INDEX_RECOMMENDED},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
 }
+_ESTIMATES: dict[str, Any] = {"dataset": {"summary": "A build", "value": examples.INDEX_REQUEST}}
 
 
 @router.post(
@@ -65,6 +67,34 @@ async def build_index(
     """
     job = BuildJob(job_id=uuid4().hex, index=body.name, spec=body.spec(), request_id=request_id)
     return accepted(await broker.submit(job, idempotency_key), response)
+
+
+@router.post(
+    "/estimate",
+    summary="Estimate a build",
+    responses=answered(200, "What the build would take.", examples.ESTIMATE)
+    | problems(
+        "invalid_input",
+        "body_too_large",
+        "unsupported_media_type",
+        "no_worker",
+        "redis_unavailable",
+        "deadline_exceeded",
+        refused=IN_BODY,
+    ),
+)
+async def estimate_index(
+    body: Annotated[EstimateRequest, Body(openapi_examples=_ESTIMATES)],
+    broker: BrokerDep,
+    request_id: RequestIdDep,
+) -> Estimate:
+    """What `POST /index` with this body would take: documents, tokens, disk, memory, time.
+
+    A worker tries the build on some of the documents, in a process of its own, and measures it: that takes about a
+    minute where a batch takes some seconds. It is listed as a job meanwhile, and cancelled when the time is up.
+    """
+    job = EstimateJob(job_id=uuid4().hex, spec=body.spec(), request_id=request_id)
+    return await broker.estimate(job, body.timeout_s)
 
 
 @router.get(

@@ -5,11 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, JobNotFound
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
-from worker.messages import FINAL_STATES, BuildJob, Heartbeat, Job, JobRecord, JobState
+from service import examples
+from worker.messages import FINAL_STATES, BuildJob, EstimateJob, Heartbeat, Job, JobRecord, JobState
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0
@@ -51,6 +52,7 @@ class FakeBroker:
         self.asked: list[tuple[AttributionQuery, str, float]] = []
         self.specs: dict[str, BuildSpec] = {}
         self.jobs_sent: list[Job] = []
+        self.waits: list[float] = []
         self.texts = ["Ada Lovelace's birthplace is London"]
         self.beats = [WORKER]
         self.error: BergsonError | None = None
@@ -91,6 +93,12 @@ class FakeBroker:
         if idempotency_key:
             self.keys[idempotency_key] = record.job_id
         return self.put(record)
+
+    async def estimate(self, job: EstimateJob, timeout_s: float) -> Estimate:
+        self._fail()
+        self.jobs_sent.append(job)
+        self.waits.append(timeout_s)
+        return Estimate.model_validate(examples.ESTIMATE)
 
     async def job(self, job_id: str) -> JobRecord:
         self._fail()

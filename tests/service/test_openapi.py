@@ -14,7 +14,7 @@ from bergson_core.specs import AppendSpec, ProfileSpec
 from service.documentation import TAGS
 from service.openapi import text
 from service.problems import KINDS, MEDIA_TYPE, ProblemDetails
-from service.schemas import AttributeRequest, IndexRequest
+from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static"}
@@ -58,6 +58,7 @@ def test_every_route_is_documented(app: FastAPI, document: dict[str, Any]) -> No
 def test_the_contract_of_this_version_is_there(document: dict[str, Any]) -> None:
     assert {name for name, _ in operations(document)} == {
         "POST /index",
+        "POST /index/estimate",
         "GET /index",
         "GET /index/{name}",
         "DELETE /index/{name}",
@@ -136,6 +137,7 @@ def test_every_good_example_is_what_the_call_answers(app: FastAPI, document: dic
 
 BODIES = {
     "/index": IndexRequest,
+    "/index/estimate": EstimateRequest,
     "/index/{name}/documents": AppendSpec,
     "/index/{name}/profiles": ProfileSpec,
     "/attribute": AttributeRequest,

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bergson_core.answers import Answer, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, TooLong
 from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, SearchEntry, read_manifest
 from bergson_core.specs import AttributionQuery, BuildSpec
+from service import examples
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
 
@@ -98,6 +99,13 @@ class FakeCore:
         report(Progress(stage="done", done=self.total, total=self.total))
         return read_manifest(output)
 
+    def estimate_build(self, spec: BuildSpec, *, report: Callable[[Progress], None]) -> Estimate:
+        for number in range(self.total):
+            time.sleep(self.batch_s)
+            self.during(number)
+            report(Progress(stage="estimate", done=number + 1, total=self.total))
+        return Estimate.model_validate(examples.ESTIMATE)
+
     def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> str:
         self.loaded.append((name, revision, dtype))
         return f"model {len(self.loaded)}"
@@ -118,6 +126,7 @@ class FakeCore:
 
         parts = {
             "build": {"build_index": self.build_index},
+            "estimate": {"estimate_build": self.estimate_build},
             "models": {"load_model": self.load_model, "default_device": lambda: "fake"},
             "attribution": {"AttributionIndex": AttributionIndex},
         }

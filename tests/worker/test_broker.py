@@ -25,12 +25,13 @@ from bergson_core.errors import (
     RedisUnavailable,
     TooLong,
 )
+from service import examples
 from service.broker import Broker
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import answers, job_of, pid_of, soon, until
 from worker import queue as keys
 from worker.embedded import embedded_redis
-from worker.messages import CompactJob, Heartbeat, JobRecord, Reply
+from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Reply
 from worker.queue import TakenQuery, WorkerQueue, connect
 from worker.runner import Runner
 from worker.settings import Settings
@@ -197,6 +198,50 @@ async def test_one_job_at_a_time_changes_an_index(broker: Broker):
         await broker.submit(job_of("facts", spec()))
     await broker.cancel(job.job_id)
     assert (await broker.submit(change())).state == "queued"
+
+
+def estimate_of(model: str = "tiny") -> EstimateJob:
+    return EstimateJob(job_id=uuid4().hex, request_id="r", spec=spec(model=model))
+
+
+async def test_an_estimate_is_found_by_a_worker_and_takes_no_name(
+    broker: Broker, core: FakeCore, start_worker: Start
+):
+    start_worker()
+    await soon(broker.workers)
+    found = await broker.estimate(estimate_of(), 20)
+    assert found.model_dump() == examples.ESTIMATE
+    (job,), _ = await broker.jobs()
+    assert (job.kind, job.index, job.state) == ("estimate", None, "succeeded")
+    assert await broker.building() == {}
+
+
+async def test_an_estimate_that_nobody_waits_for_is_cancelled(
+    broker: Broker, core: FakeCore, start_worker: Start
+):
+    core.batch_s = 0.2
+    core.total = 1000
+    start_worker()
+    await soon(broker.workers)
+    with pytest.raises(DeadlineExceeded, match=r"no estimate within 0\.5 s"):
+        await broker.estimate(estimate_of(), 0.5)
+
+    async def ended() -> bool:
+        return (await broker.jobs())[0][0].state == "cancelled"
+
+    await soon(ended)
+
+
+async def test_the_error_of_an_estimate_is_raised_here(broker: Broker, core: FakeCore, start_worker: Start):
+    start_worker()
+    await soon(broker.workers)
+    with pytest.raises(InvalidInput, match="model: expected"):
+        await broker.estimate(estimate_of("/etc"), 20)
+
+
+async def test_without_a_worker_there_is_no_estimate(broker: Broker):
+    with pytest.raises(NoWorker):
+        await broker.estimate(estimate_of(), 20)
 
 
 async def test_of_submits_at_once_one_gets_the_name(broker: Broker):
