@@ -44,7 +44,9 @@ def main() -> None:
         loaded(str(model), None, "float32")
         documents = DatasetSpec(path=str(make_sources(root, options.documents)))
         settings = GradientSpec(rows=options.rows)
-        spec = BuildSpec(model=str(model), dataset=documents, columns=ColumnsSpec(id="id"), gradients=settings)
+        spec = BuildSpec(
+            model=str(model), dataset=documents, columns=ColumnsSpec(id="id"), gradients=settings
+        )
         seconds = timed(build_index, spec, output)
         print(f"build of {options.documents:,} documents {seconds:8.2f} s")
 

@@ -1,47 +1,54 @@
-"""Peak memory of a build at n and 4 n documents, each in a process of its own.
+"""Peak memory of builds of more and more short documents, each in a process of its own.
 
-    python -m benchmarks.memory [--documents 5000] [--factor 4]
+    python -m benchmarks.memory [--documents 20000 80000 320000] [--openings mapped streaming] [--rows float16]
 
-Peak RSS is the operating system's figure for the whole life of the process (ru_maxrss), imports included. It
-counts mapped pages of files too.
+A GPT-NeoX of 80,000 parameters, documents of two sentences, p = 16: 2,048 numbers a row. `mapped` is a jsonl file as
+the datasets library opens it, `streaming` the same file as a stream. Resident is the peak over the whole life of the
+process (VmHWM), imports and mapped pages of files included; anonymous is the most that was not a file's (RssAnon),
+looked at 100 times a second. The allocator is told to give large blocks back at once: left alone it keeps some
+150 MiB of them, more or fewer in each run.
 """
 
 import argparse
 import json
 import multiprocessing
-import resource
+import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
+from benchmarks.peak import resident
 from bergson_core import build_index
 from bergson_core.facts import make_corpus
 from bergson_core.manifest import read_manifest
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 
 
 def make_sources(root: Path, documents: int) -> Path:
-    """`documents` short documents, cut from or repeated out of the fact corpus, under new ids."""
+    """`documents` pairs of sentences of the fact corpus, under ids of their own."""
     texts = [document.text for document in make_corpus(people=400, seed=0).documents]
     path = root / f"documents-{documents}.jsonl"
     with path.open("w") as file:
         for k in range(documents):
-            file.write(json.dumps({"id": f"doc-{k}", "text": texts[k % len(texts)]}) + "\n")
+            text = f"{texts[k % len(texts)]} {texts[(k // len(texts) + 7 * k) % len(texts)]}"
+            file.write(json.dumps({"id": f"doc-{k}", "text": text}) + "\n")
     return path
 
 
 def make_model(root: Path) -> Path:
-    """A GPT-NeoX of about a million parameters with a tokenizer of the corpus."""
+    """A GPT-NeoX of two layers with a tokenizer of the corpus."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     from bergson_core.demo_training import fit_tokenizer
 
-    bpe = fit_tokenizer([document.text for document in make_corpus(people=50, seed=0).documents], 2000)
+    bpe = fit_tokenizer([document.text for document in make_corpus(people=50, seed=0).documents], 1000)
     config = GPTNeoXConfig(
         vocab_size=len(bpe.get_vocab()),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=128,
     )
     GPTNeoXForCausalLM(config).save_pretrained(root / "model")
@@ -49,37 +56,63 @@ def make_model(root: Path) -> Path:
     return root / "model"
 
 
-def build(model: Path, documents: Path, output: Path) -> None:
-    """Builds, and writes the peak RSS in bytes beside the index."""
-    spec = BuildSpec(model=str(model), dataset=DatasetSpec(path=str(documents)), columns=ColumnsSpec(id="id"))
+def build(spec: BuildSpec, output: Path) -> None:
+    """Builds, and writes what was measured beside the index: bytes and seconds."""
+    over, anonymous = threading.Event(), [0]
+
+    def look() -> None:
+        while not over.wait(0.01):
+            anonymous[0] = max(anonymous[0], resident("RssAnon"))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    began = time.perf_counter()
     build_index(spec, output)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    output.with_suffix(".peak").write_text(str(peak))
+    seconds = time.perf_counter() - began
+    over.set()
+    watcher.join()
+    measured = {"resident": resident("VmHWM"), "anonymous": anonymous[0], "seconds": seconds}
+    output.with_suffix(".json").write_text(json.dumps(measured))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=5000)
-    parser.add_argument("--factor", type=int, default=4)
+    openings = ("mapped", "streaming")
+    parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 80_000, 320_000])
+    parser.add_argument("--openings", nargs="+", choices=openings, default=openings)
+    parser.add_argument("--rows", default="float16")
     options = parser.parse_args()
     processes = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        model, peaks = make_model(root), {}
-        for documents in (options.documents, options.documents * options.factor):
-            output = root / f"index-{documents}"
-            process = processes.Process(target=build, args=(model, make_sources(root, documents), output))
-            process.start()
-            process.join()
-            peaks[documents] = int(output.with_suffix(".peak").read_text())
-            size = read_manifest(output).total_bytes() / 2**20
-            print(
-                f"{documents:>8,} documents: peak {peaks[documents] / 2**20:,.0f} MiB, index {size:,.0f} MiB"
-            )
-        few, many = peaks.values()
-        print(f"ratio {many / few:.3f}")
+        # Of the processes that are started. The second is glibc's.
+        os.environ |= {"HF_DATASETS_CACHE": str(root / "cache"), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+        model = make_model(root)
+        for opening in options.openings:
+            first = 0
+            for documents in options.documents:
+                path = make_sources(root, documents)
+                spec = BuildSpec(
+                    model=str(model),
+                    dataset=DatasetSpec(path=str(path), streaming=opening == "streaming"),
+                    columns=ColumnsSpec(id="id"),
+                    gradients=GradientSpec(rows=options.rows),
+                )
+                output = root / f"{opening}-{documents}"
+                process = processes.Process(target=build, args=(spec, output))
+                process.start()
+                process.join()
+                found = json.loads(output.with_suffix(".json").read_text())
+                manifest, first = read_manifest(output), first or found["resident"]
+                print(
+                    f"{opening:<10}{documents:>9,} documents  resident {found['resident'] / 2**20:>6,.0f} MiB"
+                    f"  {found['resident'] / first:.3f}  anonymous {found['anonymous'] / 2**20:>6,.0f} MiB"
+                    f"  {documents / found['seconds']:>6,.0f} documents/s"
+                    f"  index {manifest.total_bytes() / 2**20:>6,.0f} MiB, {manifest.search.kind}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

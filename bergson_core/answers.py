@@ -26,6 +26,7 @@ class Progress(Report):
     """What is being done: queued, load, read, statistics, gradients, search, done."""
     done: int = 0
     total: int = 0
+    """0 while it is not known."""
     unit: str = "documents"
     tokens_per_s: float | None = None
     eta_s: float | None = None

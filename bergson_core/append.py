@@ -16,6 +16,7 @@ from bergson_core.budget import find_budget
 from bergson_core.build import fingerprint, fitting_into_memory, open_rows
 from bergson_core.documents import Record
 from bergson_core.errors import IdsExist
+from bergson_core.files import APPENDING
 from bergson_core.fitting import sample_numbers
 from bergson_core.lookup import existing_ids
 from bergson_core.manifest import Manifest, check_append, read_manifest
@@ -61,7 +62,7 @@ def append_documents(
         model = load_model(old.spec.model, old.spec.revision, old.spec.dtype)
         check_model(root.name, old, model)
         new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
-        corpus = Corpus.survey(new, model, report, old.numbered)
+        corpus = Corpus.survey(new, _workspace(root, spec, key), model, report, old.numbered)
         source = _source(new, model, corpus, key)
         if source in {shard.source for shard in old.shards}:
             return old
@@ -80,6 +81,14 @@ def append_documents(
         manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
         report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
         return manifest
+
+
+def _workspace(root: Path, spec: AppendSpec, key: str) -> Path:
+    """Where a stream is read into, for this append alone; what was stopped finds it again."""
+    name = hashlib.sha256(f"{key}\0{spec.model_dump_json()}".encode()).hexdigest()[:16]
+    path = root / f"{APPENDING}{name}"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def _source(spec: BuildSpec, model: LanguageModel, corpus: Corpus, key: str) -> str:

@@ -1,7 +1,8 @@
 """Builds an index: statistics, shards, preconditioner, search, and the manifest last.
 
-    <output>/.lock          held while building; given back by the kernel when the process dies
-    <output>/building.json  whose build this is; a build of the same fingerprint goes on from its finished shards
+    <output>/.lock            held while building; given back by the kernel when the process dies
+    <output>/building.json    whose build this is; a build of the same fingerprint goes on from its finished shards
+    <output>/documents.arrow  what has been read of a stream (`streaming`)
 
 What is not in the manifest does not exist, so a build may be killed at any moment.
 """
@@ -12,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -23,7 +25,7 @@ from bergson_core.errors import IndexExists, IndexNotFound, InvalidInput
 from bergson_core.files import file_sha256, write_durably
 from bergson_core.fitting import fit, sample_numbers
 from bergson_core.layers import select
-from bergson_core.manifest import FORMAT_VERSION, Manifest, read_manifest
+from bergson_core.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.models import LanguageModel, load_model
 from bergson_core.optimizer_state import checkpoint_file
 from bergson_core.preconditioners import Preconditioner, SecondMoment
@@ -36,6 +38,9 @@ from bergson_core.rows import RowMaker
 from bergson_core.shards import Corpus, ShardMaker, tasks
 from bergson_core.specs import BuildSpec
 from bergson_core.store import Place
+from bergson_core.streaming import FILE_NAME as STREAMED
+
+STAMP: Final = "building.json"
 
 
 def build_index(
@@ -63,8 +68,8 @@ def build_index(
         with writing(output), fitting_into_memory():
             return _Build(spec, output, report, confirm, shard_rows).run()
     except InvalidInput:
-        if fresh:  # nothing was begun: leave nothing behind
-            _remove_empty(output)
+        if not (output / "statistics").exists():  # nothing was begun: leave nothing behind
+            _forget(output, fresh)
         raise
 
 
@@ -87,7 +92,7 @@ def check_free(output: Path, spec: BuildSpec) -> None:
     try:
         own, other = spec.fingerprint(), read_manifest(output).fingerprint
     except IndexNotFound:
-        stamp = output / "building.json"
+        stamp = output / STAMP
         if not stamp.is_file():
             if output.exists() and any(path.name != ".lock" for path in output.iterdir()):
                 raise IndexExists(
@@ -101,13 +106,16 @@ def check_free(output: Path, spec: BuildSpec) -> None:
         )
 
 
-def _remove_empty(output: Path) -> None:
-    if {path.name for path in output.iterdir()} <= {"building.json", ".lock"}:
+def _forget(output: Path, fresh: bool) -> None:
+    """Removes what was read of documents that are wrong, so that they can be put right, and a `fresh` directory."""
+    for name in (STAMP, STREAMED):
+        (output / name).unlink(missing_ok=True)
+    if fresh:
         shutil.rmtree(output)
 
 
 class _Build:
-    """One run of a build. The steps are in `run`, in order."""
+    """One run of a build. The steps are in `run` and `_rows`, in order."""
 
     def __init__(
         self, spec: BuildSpec, output: Path, report: Report, confirm: Confirm, shard_rows: int | None
@@ -118,16 +126,24 @@ class _Build:
 
     def run(self) -> Manifest:
         try:
-            return read_manifest(self.output)
+            manifest = read_manifest(self.output)
         except IndexNotFound:
-            pass
+            rows = self._rows()  # whose documents are closed by now, and their mapped pages given back
+            manifest = publish(self.spec, self.output, *rows, self._report, self._confirm)
+        for name in (STREAMED, STAMP):
+            (self.output / name).unlink(missing_ok=True)
+        self._report(Progress(stage="done", done=manifest.rows, total=manifest.rows))
+        return manifest
+
+    def _rows(self) -> tuple[LanguageModel, RowMaker, list[ShardEntry], Sample]:
+        """What is published: the shards of all documents, and some documents as queries to measure the search with."""
         self._report(Progress(stage="load"))
         model = load_model(self.spec.model, self.spec.revision, self.spec.dtype)
         select(model.model, self.spec.gradients.modules)
-        corpus = Corpus.survey(self.spec, model, self._report)
+        stamp = {"spec": self.spec.rows_fingerprint()}
+        write_durably(self.output / STAMP, json.dumps(stamp).encode())
+        corpus = Corpus.survey(self.spec, self.output, model, self._report)
         source = fingerprint(self.spec, model, corpus)
-        stamp = {"spec": self.spec.rows_fingerprint(), "build": source}
-        write_durably(self.output / "building.json", json.dumps(stamp).encode())
         budget_tokens = self._statistics(model, corpus, source)
         rows = open_rows(self.spec, self.output, model)
         moments = self.spec.scoring.preconditioner and rows.before is None
@@ -136,11 +152,12 @@ class _Build:
         work = tasks(len(corpus.documents), size, Place(0, source))
         shards = maker.make_all(work, self._report, self._confirm)
         numbers = sample_numbers(len(corpus.documents), SAMPLE, self.spec.gradients.seed)
-        sample = Sample.collect(rows.collector, numbers, corpus.read(model, numbers), budget_tokens)
-        manifest = publish(self.spec, self.output, model, rows, shards, sample, self._report, self._confirm)
-        (self.output / "building.json").unlink(missing_ok=True)
-        self._report(Progress(stage="done", done=manifest.rows, total=manifest.rows))
-        return manifest
+        return (
+            model,
+            rows,
+            shards,
+            Sample.collect(rows.collector, numbers, corpus.read(model, numbers), budget_tokens),
+        )
 
     def _statistics(self, model: LanguageModel, corpus: Corpus, source: str) -> int:
         """Saves what is fitted from the sample, unless an earlier run of this build has; returns the tokens of a batch.

@@ -8,13 +8,16 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.table import CastError
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.batching import Tokens, check_length, tokenize
@@ -23,6 +26,9 @@ from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, Loss
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_TYPES = (
+    "; the first rows decide what columns hold: expected all rows to be alike, or parquet, which states it"
+)
 _IGNORED = -100
 READ_AT_ONCE = 1024
 """Documents read from Arrow in one go."""
@@ -198,13 +204,25 @@ def load_documents(spec: BuildSpec) -> Documents:
 def as_documents(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
     """A dataset in memory or on disk as documents, after checking that the columns are there."""
     if len(dataset) == 0:
-        raise InvalidInput(f"{name} is empty; expected at least one document")
+        raise empty(name)
+    wanted = wanted_columns(columns, dataset.column_names, name)
+    return Documents(dataset.select_columns(wanted), columns, name)
+
+
+def wanted_columns(columns: ColumnsSpec, there: Sequence[str], name: str) -> list[str]:
+    """The columns that documents are made of. Raises `ColumnNotFound` where one is not `there`."""
     prompt = columns.prompt if columns.messages is None else columns.messages
-    wanted = [prompt, columns.completion, columns.id, columns.weight, *columns.metadata]
-    for column in filter(None, wanted):
-        if column not in dataset.column_names:
-            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}")
-    return Documents(dataset.select_columns(list(dict.fromkeys(filter(None, wanted)))), columns, name)
+    named = [prompt, columns.completion, columns.id, columns.weight, *columns.metadata]
+    wanted = list(dict.fromkeys(filter(None, named)))
+    for column in wanted:
+        if column not in there:
+            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(there)}")
+    return wanted
+
+
+def empty(name: str) -> InvalidInput:
+    """What to raise for a dataset without rows."""
+    return InvalidInput(f"{name} is empty; expected at least one document")
 
 
 def open_dataset(spec: DatasetSpec) -> Dataset:
@@ -212,34 +230,54 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
 
     Raises `DatasetNotFound` where there is nothing that can be read, saying what was expected.
     """
-    path = Path(spec.path).expanduser()
+    with readable(spec):
+        return cast(Dataset, _open(spec, streaming=False))
+
+
+def open_stream(spec: DatasetSpec) -> Dataset | IterableDataset:
+    """As `open_dataset`, but nothing is read yet of a file or hub dataset; a directory of `save_to_disk` is mapped."""
+    with readable(spec):
+        return _open(spec, streaming=True)
+
+
+@contextmanager
+def readable(spec: DatasetSpec) -> Iterator[None]:
+    """What the datasets library raises here becomes a `DatasetNotFound` that names the dataset."""
     try:
-        if path.is_file():
-            return _open_file(path, spec)
-        if path.is_dir():
-            return _open_directory(path, spec)
-        if path.is_absolute() or spec.path.startswith((".", "~")) or path.suffix in _BUILDERS:
-            raise DatasetNotFound(f"no dataset at {spec.path}: no such file or directory")
-        if "://" in spec.path:
-            raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")
-        return load_dataset(spec.path, name=spec.subset, split=spec.split)
-    except DatasetNotFound:
+        yield
+    except InvalidInput:
         raise
-    except (OSError, ValueError, RuntimeError, DatasetGenerationError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError, DatasetGenerationError) as error:
         reason = error.__cause__ or error
+        advice = _TYPES if isinstance(reason, TypeError | CastError) else ""
         raise DatasetNotFound(
-            f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}"
+            f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}{advice}"
         ) from error
 
 
-def _open_file(path: Path, spec: DatasetSpec) -> Dataset:
+def _open(spec: DatasetSpec, streaming: bool) -> Dataset | IterableDataset:
+    path = Path(spec.path).expanduser()
+    if path.is_file():
+        return _open_file(path, spec, streaming)
+    if path.is_dir():
+        return _open_directory(path, spec)
+    if "://" in spec.path:
+        raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")
+    if path.is_absolute() or spec.path.startswith((".", "~")) or path.suffix in _BUILDERS:
+        raise DatasetNotFound(f"no dataset at {spec.path}: no such file or directory")
+    if spec.path in _PACKAGED_DATASETS_MODULES:  # would be read from whatever lies in the working directory
+        raise DatasetNotFound(f"{spec.path!r} is a file format; expected a hub id, a directory or a file")
+    return load_dataset(spec.path, name=spec.subset, split=spec.split, streaming=streaming)
+
+
+def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | IterableDataset:
     builder = _BUILDERS.get(path.suffix)
     if builder is None:
         raise DatasetNotFound(f"{path} is not of a known type; expected {', '.join(_BUILDERS)}")
     if path.stat().st_size == 0:
-        raise InvalidInput(f"{path} is empty; expected at least one document")
+        raise empty(str(path))
     _expect_train(spec, f"the file {path}")
-    return load_dataset(builder, data_files=str(path), split="train")
+    return load_dataset(builder, data_files=str(path), split="train", streaming=streaming)
 
 
 def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:

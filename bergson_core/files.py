@@ -6,9 +6,12 @@ A file that is as it was when it was last checked is not read again, so that an 
 `check_files` with `again` reads every byte.
 """
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +24,10 @@ import pyarrow as pa
 from bergson_core.errors import IndexCorrupt
 from bergson_core.manifest import FileEntry, Manifest
 
+_libc: Final = ctypes.CDLL(None)
 _CHECKED: Final = ".checked.json"
+APPENDING: Final = ".appending-"
+"""How the directories begin that appends read streams into."""
 
 
 def file_sha256(path: Path) -> str:
@@ -42,6 +48,17 @@ def mapped(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.nda
         return np.zeros(shape, dtype)
     with pa.memory_map(str(path)) as source:
         return np.frombuffer(source.read_buffer(), dtype).reshape(shape)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives the pages of a part of what `mapped` returned back: in memory, they count as this process's.
+
+    Of nothing else: other memory would be lost.
+    """
+    if array.nbytes:
+        start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        length = array.ctypes.data + array.nbytes - start
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def check_files(
@@ -136,6 +153,8 @@ def sync(path: Path) -> None:
 def drop_unpublished(root: Path, manifest: Manifest) -> None:
     """Removes what a build, append or compaction left that the index does not consist of."""
     kept = manifest.all_files().keys()
+    for path in root.glob(f"{APPENDING}*"):
+        shutil.rmtree(path)
     for part in ("shards", "search", "profiles"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in kept:

@@ -7,7 +7,10 @@ from bergson_core.answers import Progress
 
 
 class Clock:
-    """Counts documents and tokens of a stage; time starts with the first tick's work, not with resumed work."""
+    """Counts documents and tokens of a stage; time starts with the first tick's work, not with resumed work.
+
+    A `total` of 0 is one that is not known.
+    """
 
     def __init__(self, stage: str, total: int) -> None:
         self._stage, self._total = stage, total
@@ -25,7 +28,7 @@ class Clock:
             done=self._done,
             total=self._total,
             tokens_per_s=self._tokens / seconds,
-            eta_s=(self._total - self._done) * seconds / self._worked,
+            eta_s=(self._total - self._done) * seconds / self._worked if self._total else None,
         )
 
     def skip_to(self, done: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bergson_core.batching import Batch, Tokens, batches, check_length
-from bergson_core.documents import Documents, Record, load_documents, tokenize_records
+from bergson_core.documents import Documents, Record, tokenize_records
 from bergson_core.manifest import ShardEntry
 from bergson_core.models import LanguageModel, context_limit
 from bergson_core.preconditioners import SecondMoment
@@ -21,6 +21,7 @@ from bergson_core.publishing import Confirm, Report
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec
 from bergson_core.store import Place, ShardWriter, finished_shard
+from bergson_core.streaming import load_streamed
 from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,15 @@ class Corpus:
     content_sha256: str
 
     @classmethod
-    def survey(cls, spec: BuildSpec, model: LanguageModel, report: Report, first_number: int = 0) -> "Corpus":
+    def survey(
+        cls, spec: BuildSpec, root: Path, model: LanguageModel, report: Report, first_number: int = 0
+    ) -> "Corpus":
         """Looks at every document of `spec`. Raises `InvalidInput` for one that cannot be taken, naming it.
 
-        Documents without ids of their own are numbered from `first_number`.
+        A stream is read into the directory `root` (`load_streamed`). Documents without ids of their own are numbered
+        from `first_number`.
         """
-        documents = replace(load_documents(spec), first_number=first_number)
+        documents = replace(load_streamed(spec, root, report), first_number=first_number)
         documents.check_ids()
         corpus = cls(spec, documents, context_limit(model, spec.gradients.max_tokens), 0, "")
         digest, clock, longest = hashlib.sha256(), Clock("read", len(documents)), 0

@@ -57,6 +57,9 @@ class DatasetSpec(Spec):
     """Split of the dataset."""
     subset: str | None = Field(default=None, max_length=256)
     """Configuration of a hub dataset, where it has several."""
+    streaming: bool = False
+    """Read it once, as a stream, and keep the columns that are needed beside the index until that is published; it
+    is never in memory or in the cache as a whole. A `save_to_disk` directory is read where it is."""
 
 
 class ColumnsSpec(Spec):

@@ -29,7 +29,7 @@ from torch import Tensor
 from bergson_core.codecs import CODECS, Codec
 from bergson_core.documents import Record
 from bergson_core.errors import DiskFull
-from bergson_core.files import file_entry, mapped, sync
+from bergson_core.files import file_entry, mapped, release, sync
 from bergson_core.manifest import Manifest, ShardEntry
 from bergson_core.preconditioners import SecondMoment
 from bergson_core.specs import RowKind
@@ -225,8 +225,13 @@ class Shard:
         return cls(entry, shape, blocks, scales, open_texts(directory / TEXTS))
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
-        """Rows [., m, d] float32."""
-        return self.shape.codec.decode(self.blocks[numbers], self.scales[numbers], self.shape.width)
+        """Rows [., m, d] float32. A scan by slices leaves none of the mapped pages in memory."""
+        blocks, scales = self.blocks[numbers], self.scales[numbers]
+        rows = self.shape.codec.decode(blocks, scales, self.shape.width)
+        if isinstance(numbers, slice):
+            release(blocks)
+            release(scales)
+        return rows
 
     def products(self, numbers: np.ndarray, weights: Float32[Tensor, "m d"]) -> Float32[Tensor, "k m"]:
         """Inner product of each block of these rows with its layer's weights."""

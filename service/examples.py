@@ -9,7 +9,7 @@ INDEX_REQUEST: dict[str, Any] = {
     "name": "facts",
     "model": "EleutherAI/pythia-160m",
     "revision": None,
-    "dataset": {"path": "NeelNanda/pile-10k", "split": "train", "subset": None},
+    "dataset": {"path": "NeelNanda/pile-10k", "split": "train", "subset": None, "streaming": False},
     "documents": None,
     "columns": {"prompt": "text", "completion": None, "messages": None, "id": None, "metadata": ["source"]},
     "gradients": {

@@ -43,6 +43,7 @@ def build(
     dtype: Annotated[Dtype, _option("dtype", BuildSpec, "dtype")] = "float32",
     split: Annotated[str, _option("split", DatasetSpec, "split")] = "train",
     subset: Annotated[str | None, _option("subset", DatasetSpec, "subset")] = None,
+    streaming: Annotated[bool, _option("streaming", DatasetSpec, "streaming")] = False,
     prompt_column: Annotated[str, _option("prompt_column", ColumnsSpec, "prompt", _COLUMNS)] = "text",
     completion_column: Annotated[
         str | None, _option("completion_column", ColumnsSpec, "completion", _COLUMNS)
@@ -92,7 +93,7 @@ def build(
             "model": model,
             "revision": revision,
             "dtype": dtype,
-            "dataset": {"path": dataset, "split": split, "subset": subset},
+            "dataset": {"path": dataset, "split": split, "subset": subset, "streaming": streaming},
             "columns": {
                 "prompt": prompt_column,
                 "completion": completion_column,

@@ -48,14 +48,15 @@ def progress_bar() -> Iterator[Bar]:
         tasks: dict[str, Any] = {}
 
         def show(progress: answers.Progress) -> None:
-            if not progress.total or progress.stage == "done":
+            if not (progress.done or progress.total) or progress.stage == "done":
                 return
+            total = progress.total or None  # not known: of a stream
             if progress.stage not in tasks:
                 for earlier in bars.tasks:  # its last report may have been skipped
                     bars.update(earlier.id, completed=earlier.total)
-                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, rate="")
+                tasks[progress.stage] = bars.add_task(progress.stage, total=total, rate="")
             rate = f"{progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s else ""
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
+            bars.update(tasks[progress.stage], completed=progress.done, total=total, rate=rate)
 
         yield show
 

@@ -265,3 +265,14 @@ def test_the_search_is_measured_again_once_the_index_has_grown_by_a_tenth(facts)
 
     assert grown(0, 2).search.rows == FIRST
     assert grown(2, 1).search.rows == FIRST + 3
+
+
+def test_a_streamed_append_adds_the_same_rows_and_leaves_nothing_of_the_stream(facts, parts, rest, tmp_path):
+    plain = append_documents(shutil.copytree(facts, tmp_path / "plain"), rest)
+    stream = AppendSpec(dataset=DatasetSpec(path=str(parts / "rest.jsonl"), streaming=True))
+    with pytest.raises(Cancelled):
+        append_documents(facts, stream, report=stop_in_the_middle)
+    assert [one.name for path in facts.glob(".appending-*") for one in path.iterdir()] == ["documents.arrow"]
+    streamed = append_documents(facts, stream)
+    assert [shard.files for shard in streamed.shards] == [shard.files for shard in plain.shards]
+    assert list(facts.glob(".appending-*")) == []

@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.batching import length_buckets, tokenize
-from bergson_core.documents import open_dataset
+from bergson_core.documents import open_dataset, open_stream
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, TooLong
 from bergson_core.layers import select
 from bergson_core.normalizers import AdafactorNormalizer
@@ -129,10 +129,22 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
     assert len(open_dataset(DatasetSpec(path=path, split="test"))) == 1
 
 
-@pytest.mark.parametrize("path", ["https://example.com/rows.jsonl", "s3://bucket/rows.parquet"])
+@pytest.mark.parametrize(
+    "path", ["https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://datasets/owner/name"]
+)
 def test_urls_are_refused(path):
-    with pytest.raises(DatasetNotFound):
-        open_dataset(DatasetSpec(path=path))
+    for opened in (open_dataset, open_stream):
+        with pytest.raises(DatasetNotFound, match="URL"):
+            opened(DatasetSpec(path=path))
+
+
+@pytest.mark.parametrize("name", ["json", "text", "csv"])
+def test_the_name_of_a_file_format_opens_nothing(name, tmp_path, monkeypatch):
+    (tmp_path / "private.jsonl").write_text('{"text": "not asked for"}\n')
+    monkeypatch.chdir(tmp_path)
+    for opened in (open_dataset, open_stream):
+        with pytest.raises(DatasetNotFound, match="file format"):
+            opened(DatasetSpec(path=name))
 
 
 def test_a_broken_file_says_what_is_wrong(tmp_path):

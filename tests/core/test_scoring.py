@@ -1,5 +1,6 @@
 """Every document has the score that the definition and an answer give it; memory holds a part of a shard at a time."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -44,6 +45,13 @@ def opened(index) -> AttributionIndex:
 def small_reads(monkeypatch):
     """Five rows of 128 numbers at a time, where shards have 16."""
     monkeypatch.setattr(scoring, "_NUMBERS_AT_ONCE", 5 * 128 + 1)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(3, 7), slice(10, 1000), slice(16, 32)])
+def test_rows_that_are_read_in_order_are_those_that_are_mapped(opened, part):
+    for shard in opened.shards:
+        places = np.arange(shard.entry.rows)[part]
+        torch.testing.assert_close(shard.rows(part), shard.rows(places), rtol=0, atol=0)
 
 
 def scores_by_answers(opened: AttributionIndex, asked=ASKED) -> torch.Tensor:

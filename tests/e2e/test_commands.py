@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from bergson_core import build_index
 from bergson_core.errors import InvalidInput
-from bergson_core.specs import BuildSpec, ColumnsSpec
+from bergson_core.manifest import read_manifest
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
 from service.cli import app
 from tests import tiny
 from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, free_port
@@ -58,6 +59,15 @@ def test_an_index_is_changed_and_verified_from_the_command_line(sources):
     path.write_bytes(bytes(len(path.read_bytes())))
     failed = bergson("verify", sources / "facts")
     assert (failed.returncode, "was altered" in failed.stderr) == (1, True)
+
+
+def test_a_dataset_is_read_as_a_stream_on_request(sources):
+    index, options = sources / "facts", ("--projection_dim", "4", "--streaming")
+    paths = ("--model", str(sources / "model"), "--dataset", str(sources / "documents.jsonl"))
+    result = CliRunner().invoke(app, ["build", str(index), *paths, *options])
+    assert result.exit_code == 0, result.output
+    built, asked = read_manifest(index), DatasetSpec(path=str(sources / "documents.jsonl"), streaming=True)
+    assert (built.rows, built.spec.dataset) == (40, asked)
 
 
 def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):

@@ -16,7 +16,8 @@ function progressText({ progress, state, started_at, finished_at, created_at }) 
   if (FINAL.has(state)) {
     return started_at && finished_at ? `took ${duration(finished_at - started_at)}, ended ${ago(finished_at)}` : "";
   }
-  const done = progress.total ? `${count(progress.done)} of ${count(progress.total)} ${progress.unit}` : null;
+  const of = progress.total ? ` of ${count(progress.total)}` : "";
+  const done = progress.done || of ? `${count(progress.done)}${of} ${progress.unit}` : null;
   const rate = progress.tokens_per_s ? `${count(Math.round(progress.tokens_per_s))} tokens/s` : null;
   const left = progress.eta_s === null ? null : `${duration(progress.eta_s)} left`;
   return [progress.stage, done, rate, left].filter(Boolean).join(" · ");
