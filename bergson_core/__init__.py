@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bergson_core.collect import collect_gradients
     from bergson_core.compaction import compact
     from bergson_core.duplicates import document_numbers, near_duplicates
+    from bergson_core.estimate import estimate_build
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
     from bergson_core.lookup import take_down
@@ -40,6 +41,7 @@ _HOME = {
     "collect_gradients": "bergson_core.collect",
     "compact": "bergson_core.compaction",
     "document_numbers": "bergson_core.duplicates",
+    "estimate_build": "bergson_core.estimate",
     "fit_processor": "bergson_core.fitting",
     "fit_profile": "bergson_core.mixing",
     "near_duplicates": "bergson_core.duplicates",
@@ -64,6 +66,7 @@ __all__ = [
     "collect_gradients",
     "compact",
     "document_numbers",
+    "estimate_build",
     "fit_processor",
     "fit_profile",
     "near_duplicates",

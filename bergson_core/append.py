@@ -7,6 +7,7 @@ documents, plus, each time that the index has grown by a tenth, one reading of a
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from bergson_core.rows import RowMaker
 from bergson_core.shards import Corpus, ShardMaker, tasks
 from bergson_core.specs import AppendSpec, BuildSpec
 from bergson_core.store import Place
+from bergson_core.streaming import load_streamed
 from bergson_core.texts import document, texts_of
 
 _MEASURED_FOR: Final = 1.1
@@ -62,7 +64,8 @@ def append_documents(
         model = load_model(old.spec.model, old.spec.revision, old.spec.dtype)
         check_model(root.name, old, model)
         new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
-        corpus = Corpus.survey(new, _workspace(root, spec, key), model, report, old.numbered)
+        documents = load_streamed(new, _workspace(root, spec, key), report)
+        corpus = Corpus.survey(new, replace(documents, first_number=old.numbered), model, report)
         source = _source(new, model, corpus, key)
         if source in {shard.source for shard in old.shards}:
             return old

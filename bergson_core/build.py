@@ -10,8 +10,9 @@ What is not in the manifest does not exist, so a build may be killed at any mome
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from bergson_core.answers import Progress
 from bergson_core.batching import Batch, batches
 from bergson_core.budget import find_budget
 from bergson_core.collect import RowCollector
+from bergson_core.documents import Documents
 from bergson_core.errors import IndexExists, IndexNotFound, InvalidInput
 from bergson_core.files import file_sha256, write_durably
 from bergson_core.fitting import fit, sample_numbers
@@ -39,6 +41,7 @@ from bergson_core.shards import Corpus, ShardMaker, tasks
 from bergson_core.specs import BuildSpec
 from bergson_core.store import Place
 from bergson_core.streaming import FILE_NAME as STREAMED
+from bergson_core.streaming import load_streamed
 
 STAMP: Final = "building.json"
 
@@ -66,7 +69,7 @@ def build_index(
     output.mkdir(parents=True, exist_ok=True)
     try:
         with writing(output), fitting_into_memory():
-            return _Build(spec, output, report, confirm, shard_rows).run()
+            return Build(spec, output, report, confirm, shard_rows).run()
     except InvalidInput:
         if not (output / "statistics").exists():  # nothing was begun: leave nothing behind
             _forget(output, fresh)
@@ -114,7 +117,7 @@ def _forget(output: Path, fresh: bool) -> None:
         shutil.rmtree(output)
 
 
-class _Build:
+class Build:
     """One run of a build. The steps are in `run` and `_rows`, in order."""
 
     def __init__(
@@ -142,24 +145,23 @@ class _Build:
         select(model.model, self.spec.gradients.modules)
         stamp = {"spec": self.spec.rows_fingerprint()}
         write_durably(self.output / STAMP, json.dumps(stamp).encode())
-        corpus = Corpus.survey(self.spec, self.output, model, self._report)
-        source = fingerprint(self.spec, model, corpus)
-        budget_tokens = self._statistics(model, corpus, source)
-        rows = open_rows(self.spec, self.output, model)
-        moments = self.spec.scoring.preconditioner and rows.before is None
-        maker = ShardMaker(self.output, corpus, model, rows, budget_tokens, moments)
-        size = self._shard_rows or rows_a_shard(rows.shape)
-        work = tasks(len(corpus.documents), size, Place(0, source))
-        shards = maker.make_all(work, self._report, self._confirm)
-        numbers = sample_numbers(len(corpus.documents), SAMPLE, self.spec.gradients.seed)
-        return (
-            model,
-            rows,
-            shards,
-            Sample.collect(rows.collector, numbers, corpus.read(model, numbers), budget_tokens),
-        )
+        corpus = self._survey(model)
+        self._source = fingerprint(self.spec, model, corpus)
+        self._budget_tokens = self._statistics(model, corpus)
+        rows = open_rows(self.spec, self.output, model, self._collector)
+        shards = self._shards(model, corpus, rows)
+        return model, rows, shards, self._sample(model, corpus, rows.collector)
 
-    def _statistics(self, model: LanguageModel, corpus: Corpus, source: str) -> int:
+    def _survey(self, model: LanguageModel) -> Corpus:
+        return Corpus.survey(self.spec, self._documents(), model, self._report)
+
+    def _documents(self) -> Documents:
+        return load_streamed(self.spec, self.output, self._report)
+
+    def _collector(self, model: LanguageModel, processor: GradientProcessor) -> RowCollector:
+        return RowCollector(model, processor, self.spec.gradients.modules)
+
+    def _statistics(self, model: LanguageModel, corpus: Corpus) -> int:
         """Saves what is fitted from the sample, unless an earlier run of this build has; returns the tokens of a batch.
 
         These are that run's where they still fit, since another size of batches rounds rows differently.
@@ -167,7 +169,7 @@ class _Build:
         settings, directory = self.spec.gradients, self.output / "statistics"
         layers = select(model.model, settings.modules)
         budget, done = find_budget(model, layers, corpus.longest), directory / "done"
-        if done.is_file() and (before := json.loads(done.read_text()))["build"] == source:
+        if done.is_file() and (before := json.loads(done.read_text()))["build"] == self._source:
             return min(budget, before["budget_tokens"])
         numbers = sample_numbers(len(corpus.documents), settings.sample_size, settings.seed)
         tokens = corpus.read(model, numbers)
@@ -176,14 +178,26 @@ class _Build:
         processor = fit(model, layers, sample, settings)
         processor.save(directory)
         if signs_preconditioned(self.spec):
-            rows = RowMaker(RowCollector(model, processor, settings.modules), settings.rows)
+            rows = RowMaker(self._collector(model, processor), settings.rows)
             moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
             for batch in batches(tokens, budget, model.device):
                 moment.add(rows.blocks(batch)[0])
             save_preconditioner(self.output, moment.total, moment.rows, self.spec.scoring.damping)
-        stamp = {"build": source, "budget_tokens": budget}
+        stamp = {"build": self._source, "budget_tokens": budget}
         write_durably(done, json.dumps(stamp).encode())
         return budget
+
+    def _shards(self, model: LanguageModel, corpus: Corpus, rows: RowMaker) -> list[ShardEntry]:
+        moments = self.spec.scoring.preconditioner and rows.before is None
+        maker = ShardMaker(self.output, corpus, model, rows, self._budget_tokens, moments)
+        size = self._shard_rows or rows_a_shard(rows.shape)
+        work = tasks(len(corpus.documents), size, Place(0, self._source))
+        return maker.make_all(work, self._report, self._confirm)
+
+    def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:
+        """Some documents as queries, to measure the search with."""
+        numbers = sample_numbers(len(corpus.documents), SAMPLE, self.spec.gradients.seed)
+        return Sample.collect(collector, numbers, corpus.read(model, numbers), self._budget_tokens)
 
     def _reported(self, source: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         for batch in source:
@@ -196,14 +210,18 @@ def signs_preconditioned(spec: BuildSpec) -> bool:
     return spec.gradients.rows == "sign" and spec.scoring.preconditioner
 
 
-def open_rows(spec: BuildSpec, output: Path, model: LanguageModel) -> RowMaker:
+def open_rows(
+    spec: BuildSpec,
+    output: Path,
+    model: LanguageModel,
+    collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
+) -> RowMaker:
     """What makes rows as the index at `output` has them, from its saved statistics."""
-    settings = spec.gradients
-    collector = RowCollector(model, GradientProcessor.load(output / "statistics"), settings.modules)
-    before = None
+    processor = GradientProcessor.load(output / "statistics")
+    made, before = collector or partial(RowCollector, target_modules=spec.gradients.modules), None
     if signs_preconditioned(spec):
         before = Preconditioner.load(preconditioner_path(output), model.device)
-    return RowMaker(collector, settings.rows, before)
+    return RowMaker(made(model, processor), spec.gradients.rows, before)
 
 
 def fingerprint(spec: BuildSpec, model: LanguageModel, corpus: Corpus) -> str:

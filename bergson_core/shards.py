@@ -21,7 +21,6 @@ from bergson_core.publishing import Confirm, Report
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec
 from bergson_core.store import Place, ShardWriter, finished_shard
-from bergson_core.streaming import load_streamed
 from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
@@ -41,15 +40,8 @@ class Corpus:
     content_sha256: str
 
     @classmethod
-    def survey(
-        cls, spec: BuildSpec, root: Path, model: LanguageModel, report: Report, first_number: int = 0
-    ) -> "Corpus":
-        """Looks at every document of `spec`. Raises `InvalidInput` for one that cannot be taken, naming it.
-
-        A stream is read into the directory `root` (`load_streamed`). Documents without ids of their own are numbered
-        from `first_number`.
-        """
-        documents = replace(load_streamed(spec, root, report), first_number=first_number)
+    def survey(cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: Report) -> "Corpus":
+        """Looks at every one of `documents`. Raises `InvalidInput` for one that cannot be taken, naming it."""
         documents.check_ids()
         corpus = cls(spec, documents, context_limit(model, spec.gradients.max_tokens), 0, "")
         digest, clock, longest = hashlib.sha256(), Clock("read", len(documents)), 0

@@ -38,6 +38,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --top-k is --top_k
 )
 app.command("build")(building.build)
+app.command("estimate")(building.estimate)
 app.command("query")(querying.query)
 app.command("profile")(querying.profile)
 app.command("append")(changing.append)

@@ -1,124 +1,29 @@
-"""`bergson <output_path>`: build an index."""
+"""`bergson <output_path>`: build an index; `bergson estimate`: what that would take."""
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from bergson_core.specs import (
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    Dtype,
-    FitLabels,
-    GradientSpec,
-    Loss,
-    Normalize,
-    Normalizer,
-    Projection,
-    RowKind,
-    ScoringSpec,
-)
-from service.cli.output import console, explain, progress_bar
+from bergson_core.answers import Estimate
+from bergson_core.specs import BuildSpec
+from service.cli.output import console, progress_bar
+from service.cli.spec_options import takes_spec
 
-_COLUMNS = "Columns"
-_GRADIENTS = "Gradients"
-_SCORING = "Scoring"
 LOW_COVERAGE = 90
 """Percent of the parameters below which it is said."""
 
 
-def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
-    """An option that is explained by the spec's docstring."""
-    return typer.Option(f"--{name}", help=explain(spec, field), rich_help_panel=panel)
-
-
+@takes_spec
 def build(
     output_path: Annotated[
         Path, typer.Argument(help="Directory of the index; a stopped build resumes there.")
     ],
-    model: Annotated[str, _option("model", BuildSpec, "model")],
-    dataset: Annotated[str, _option("dataset", DatasetSpec, "path")],
-    revision: Annotated[str | None, _option("revision", BuildSpec, "revision")] = None,
-    dtype: Annotated[Dtype, _option("dtype", BuildSpec, "dtype")] = "float32",
-    split: Annotated[str, _option("split", DatasetSpec, "split")] = "train",
-    subset: Annotated[str | None, _option("subset", DatasetSpec, "subset")] = None,
-    streaming: Annotated[bool, _option("streaming", DatasetSpec, "streaming")] = False,
-    prompt_column: Annotated[str, _option("prompt_column", ColumnsSpec, "prompt", _COLUMNS)] = "text",
-    completion_column: Annotated[
-        str | None, _option("completion_column", ColumnsSpec, "completion", _COLUMNS)
-    ] = None,
-    id_column: Annotated[str | None, _option("id_column", ColumnsSpec, "id", _COLUMNS)] = None,
-    messages_column: Annotated[
-        str | None, _option("messages_column", ColumnsSpec, "messages", _COLUMNS)
-    ] = None,
-    metadata_column: Annotated[
-        list[str] | None, _option("metadata_column", ColumnsSpec, "metadata", _COLUMNS)
-    ] = None,
-    weight_column: Annotated[str | None, _option("weight_column", ColumnsSpec, "weight", _COLUMNS)] = None,
-    projection_dim: Annotated[
-        int, _option("projection_dim", GradientSpec, "projection_dim", _GRADIENTS)
-    ] = 16,
-    normalizer: Annotated[
-        Normalizer, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)
-    ] = "adafactor",
-    rows: Annotated[RowKind, _option("rows", GradientSpec, "rows", _GRADIENTS)] = "float16",
-    optimizer_state: Annotated[
-        str | None, _option("optimizer_state", GradientSpec, "optimizer_state", _GRADIENTS)
-    ] = None,
-    fit_labels: Annotated[FitLabels, _option("fit_labels", GradientSpec, "fit_labels", _GRADIENTS)] = "true",
-    projection: Annotated[
-        Projection, _option("projection", GradientSpec, "projection", _GRADIENTS)
-    ] = "rademacher",
-    loss: Annotated[Loss, _option("loss", GradientSpec, "loss", _GRADIENTS)] = "sum",
-    modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
-    include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
-    max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
-    seed: Annotated[int, _option("seed", GradientSpec, "seed", _GRADIENTS)] = 0,
-    sample_size: Annotated[int, _option("sample_size", GradientSpec, "sample_size", _GRADIENTS)] = 2048,
-    normalize: Annotated[Normalize, _option("normalize", ScoringSpec, "normalize", _SCORING)] = "row",
-    preconditioner: Annotated[
-        bool,
-        typer.Option(
-            "--preconditioner/--no_preconditioner",
-            help=explain(ScoringSpec, "preconditioner"),
-            rich_help_panel=_SCORING,
-        ),
-    ] = True,
-    damping: Annotated[float, _option("damping", ScoringSpec, "damping", _SCORING)] = 0.1,
+    spec: BuildSpec,
 ) -> None:
     """Build an index of projected, normalized per-sample gradients."""
-    spec = BuildSpec.model_validate(
-        {
-            "model": model,
-            "revision": revision,
-            "dtype": dtype,
-            "dataset": {"path": dataset, "split": split, "subset": subset, "streaming": streaming},
-            "columns": {
-                "prompt": prompt_column,
-                "completion": completion_column,
-                "messages": messages_column,
-                "id": id_column,
-                "metadata": metadata_column or (),
-                "weight": weight_column,
-            },
-            "gradients": {
-                "projection_dim": projection_dim,
-                "normalizer": normalizer,
-                "rows": rows,
-                "optimizer_state": optimizer_state,
-                "fit_labels": fit_labels,
-                "projection": projection,
-                "loss": loss,
-                "modules": modules,
-                "include_bias": include_bias,
-                "max_tokens": max_tokens,
-                "seed": seed,
-                "sample_size": sample_size,
-            },
-            "scoring": {"normalize": normalize, "preconditioner": preconditioner, "damping": damping},
-        }
-    )
     from bergson_core.build import build_index
 
     with progress_bar() as show:
@@ -132,8 +37,55 @@ def build(
         console.print(
             f"[yellow]{manifest.skipped:,} documents were skipped: their gradients were not finite[/]"
         )
-    if manifest.coverage_percent < LOW_COVERAGE:
+    _say_coverage(manifest.coverage_percent)
+
+
+@takes_spec
+def estimate(
+    spec: BuildSpec,
+    json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
+) -> None:
+    """Say what a build would take, by trying a part of it: documents, tokens, disk, memory, time."""
+    from bergson_core.estimate import estimate_build
+
+    with progress_bar() as show:
+        found = estimate_build(spec, report=show)
+    if json:
+        console.print_json(found.model_dump_json())
+        return
+    console.print(_estimate_table(found))
+    if found.looked_at < found.documents:
+        console.print(f"extrapolated from {found.looked_at:,} documents")
+    _say_coverage(found.coverage_percent)
+
+
+def _estimate_table(found: Estimate) -> Table:
+    disk, device = found.size_bytes, found.peak_device_bytes
+    parts = ", ".join(f"{name} {_mib(getattr(disk, name))}" for name in ("rows", "search", "statistics"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in {
+        "documents": f"{found.documents:,}",
+        "tokens": f"{found.tokens:,} labelled",
+        "dimensions": f"{found.dimensions:,} a document, of {found.modules} modules",
+        "coverage": f"{found.coverage_percent:g} % of the parameters",
+        "index": f"{_mib(disk.total)}: {parts}",
+        "disk": f"{_mib(found.peak_disk_bytes)} at the peak",
+        "memory": f"{_mib(found.peak_memory_bytes)} at the peak",
+        "GPU": "" if device is None else f"{_mib(device)} at the peak",
+        "time": str(timedelta(seconds=round(found.seconds))),
+    }.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _say_coverage(percent: float) -> None:
+    if percent < LOW_COVERAGE:
         console.print(
-            f"[yellow]{100 - manifest.coverage_percent:.0f} % of the parameters are in no tracked layer[/] "
+            f"[yellow]{100 - percent:.0f} % of the parameters are in no tracked layer[/] "
             "(embeddings, the output head, layers of other kinds): what a document changed there is not seen"
         )

@@ -21,9 +21,11 @@ def append(
     ],
     split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
     subset: Annotated[str | None, typer.Option(help=explain(DatasetSpec, "subset"))] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help=explain(DatasetSpec, "streaming"))] = False,
 ) -> None:
     """Add documents to an index; the old ones are not run again. A stopped append resumes."""
-    spec = AppendSpec(dataset=DatasetSpec(path=dataset, split=split, subset=subset))
+    source = DatasetSpec(path=dataset, split=split, subset=subset, streaming=streaming)
+    spec = AppendSpec(dataset=source)
     from bergson_core.append import append_documents
     from bergson_core.manifest import read_manifest
 

@@ -70,6 +70,32 @@ def test_a_dataset_is_read_as_a_stream_on_request(sources):
     assert (built.rows, built.spec.dataset) == (40, asked)
 
 
+def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(sources):
+    source = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--id_column", "id")
+    options = (*source, "--projection_dim", 4, "--search", "rabitq", "--min_recall", 0.2)
+    found = json.loads(bergson("estimate", *options, "--json").stdout)
+    built = bergson(sources / "facts", *options)
+    assert built.returncode == 0, built.stderr
+    manifest = read_manifest(sources / "facts")
+    assert (found["documents"], found["tokens"]) == (manifest.rows, manifest.tokens)
+    assert found["search"] == manifest.search.kind == "rabitq"
+    assert found["size_bytes"]["total"] == manifest.total_bytes()
+    assert manifest.spec.search.min_recall == 0.2
+    shown = CliRunner().invoke(app, ["estimate", *map(str, options)])
+    assert shown.exit_code == 0, shown.output
+    lines = {line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if line.strip()}
+    assert {name: lines[name] for name in ("documents", "tokens", "dimensions")} == {
+        "documents": "40",
+        "tokens": f"{manifest.tokens:,}",
+        "dimensions": "128",
+    }
+    assert {"coverage", "index", "disk", "memory", "time"} <= lines.keys()
+    assert "GPU" not in lines
+    wrong = bergson("estimate", "--model", "/nothing", *options[2:])
+    assert (wrong.returncode, "no model directory" in wrong.stderr) == (1, True)
+    assert "Traceback" not in wrong.stderr
+
+
 def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
@@ -129,7 +155,8 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "build", "query", "score", "self_influence", "check", "up", "serve", "worker", "demo"]
+    "command",
+    ["", "build", "estimate", "query", "score", "self_influence", "check", "up", "serve", "worker", "demo"],
 )
 def test_every_option_is_explained(command):
     shown = bergson(*filter(None, [command]), "--help")

@@ -53,11 +53,12 @@ def test_the_library_example_gives_a_projected_gradient_for_each_layer(home: Pat
 
 
 def test_the_guides_examples_run_one_after_the_other(home: Path):
-    numbers, found, mixing, *_, shards = run(home, sys.executable, "-c", GUIDE).splitlines()
+    numbers, found, mixing, *_, shards, estimate = run(home, sys.executable, "-c", GUIDE).splitlines()
     assert numbers.split()[0] == str(8 * 16 * 16)
     assert len(re.findall(r"'\d+'", found)) == 3
     assert 0 < float(mixing) < 1
     assert shards == "1"
+    assert len([float(number) for number in estimate.split()]) == 4
 
 
 def test_the_examples_of_a_whole_corpus_run_one_after_the_other(home: Path):
