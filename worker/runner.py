@@ -146,7 +146,7 @@ class Runner:
         estimate = outcome if isinstance(outcome, Estimate) else None
         if problem is None:
             logger.info("job %s has succeeded", job_id)
-            self._insist(lambda: self._queue.finish(claim, "succeeded", estimate=estimate))
+            self._insist(lambda: self._queue.finish(claim, "succeeded", None, estimate))
         elif problem.code == IndexBusy.code and claim.record.deliveries > 1:
             logger.warning("job %s waits for its last worker to let go of the directory", job_id)
         else:
