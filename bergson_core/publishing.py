@@ -206,7 +206,7 @@ class Parts:
         def of(kind: SearchKind) -> SearchEntry:
             self.build(kind, report)
             profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
-            candidates = Candidates.open(self.root, self.shards, kind, self.shape)
+            candidates = Candidates.open(self.root, self.shards, kind, self.shape, in_turn=True)
             return measure(sample, profile, self._opened, candidates, self.spec.search.min_recall)
 
         count = sum(entry.rows for entry in self.shards)

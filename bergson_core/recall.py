@@ -136,8 +136,9 @@ def _truth(
     A row as good as the tenth best is as good an answer: a corpus may hold the same document twice. So scores are told
     apart by more than rounding only.
     """
-    best, found = torch.empty(len(own), 0), torch.full(numbers.shape, -torch.inf)
-    wanted, mine = torch.from_numpy(numbers), torch.from_numpy(own)[:, None]
+    best, mine = torch.empty(len(own), 0), torch.from_numpy(own)[:, None]
+    wanted, order, done = numbers.ravel(), np.argsort(numbers, axis=None), 0
+    found = np.full(wanted.shape, -np.inf, dtype=np.float32)
     flat = weights.flatten(1).float().mT
     parts = (
         (shard.entry.first_row + start, profile.scores(number, shard, slice(start, start + _AT_ONCE), flat))
@@ -149,9 +150,10 @@ def _truth(
         scores = scores.mT.masked_fill(here == mine, -torch.inf)
         best = torch.cat([best, scores], dim=1)
         best = best.topk(min(BEST, best.shape[1])).values
-        inside = (wanted >= first) & (wanted < first + len(here))
-        found = torch.where(inside, scores.gather(1, (wanted - first).clamp(0, len(here) - 1)), found)
+        end = int(np.searchsorted(wanted, first + len(here), sorter=order))
+        inside, done = order[done:end], end
+        found[inside] = scores.numpy()[inside // numbers.shape[1], wanted[inside] - first]
     others = sum(shard.entry.rows for shard in shards) - 1
     last = min(BEST, max(1, others)) - 1
     least = best[:, last : last + 1]
-    return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.numpy()
+    return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.reshape(numbers.shape)

@@ -6,10 +6,10 @@ One FAISS file a shard, so that building needs the memory of one shard and appen
 holds φ = C^-½ row / lengths, as float16, or the bits of sign rows themselves, compared by Hamming distance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import faiss
 import numpy as np
@@ -121,12 +121,25 @@ class Candidates:
 
     @classmethod
     def open(
-        cls, root: Path, shards: Sequence[ShardEntry], kind: SearchKind, shape: RowShape
+        cls,
+        root: Path,
+        shards: Sequence[ShardEntry],
+        kind: SearchKind,
+        shape: RowShape,
+        *,
+        in_turn: bool = False,
     ) -> "Candidates":
-        """Maps files that were checked (`files.check_files`): FAISS trusts what it reads."""
-        read = faiss.read_index_binary if kind == "hamming" else faiss.read_index
+        """Maps files that were checked (`files.check_files`): FAISS trusts what it reads.
+
+        With `in_turn`, one at a time whenever they are asked, so that memory does not grow with the shards.
+        """
+        load = faiss.read_index_binary if kind == "hamming" else faiss.read_index
+
+        def read(path: str) -> Any:
+            return load(path, faiss.IO_FLAG_MMAP_IFC)
+
         paths = [root / search_path(kind, shard.name) for shard in shards]
-        indexes = [read(str(path), faiss.IO_FLAG_MMAP_IFC) for path in paths]
+        indexes = _InTurn(read, paths) if in_turn else [read(str(path)) for path in paths]
         return cls(indexes, [shard.first_row for shard in shards], kind, shape)
 
     def numbers(self, queries: Float32[Tensor, "q D"], count: int) -> Int[np.ndarray, "q k"]:
@@ -151,16 +164,39 @@ class Candidates:
             asked, sign = blocks.flatten(1).numpy(), -1
         else:
             asked, sign = queries.numpy(), 1
-        scores, shards, places = [], [], []
+        scores = np.empty((len(asked), 0), dtype=np.float32)
+        shards, places = (np.empty((len(asked), 0), dtype=np.int64) for _ in range(2))
         for number, index in enumerate(self.indexes):
             rows = None if allowed is None else allowed[number]
             params = None if rows is None else _only(rows, self.kind)
             found_scores, found = index.search(asked, min(count, index.ntotal), params=params)
-            scores.append(np.where(found >= 0, sign * found_scores, -np.inf))
-            places.append(found)
-            shards.append(np.full_like(found, number))
-        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :count]
-        return (
-            np.take_along_axis(np.concatenate(shards, axis=1), order, axis=1),
-            np.take_along_axis(np.concatenate(places, axis=1), order, axis=1),
-        )
+            found_scores = np.where(found >= 0, sign * found_scores, -np.inf).astype(np.float32)
+            scores = np.concatenate([scores, found_scores], axis=1)
+            shards = np.concatenate([shards, np.full_like(found, number)], axis=1)
+            places = np.concatenate([places, found], axis=1)
+            best = np.argsort(-scores, axis=1, kind="stable")[
+                :, :count
+            ]  # no more than these are kept at a time
+            scores, shards, places = (
+                np.take_along_axis(part, best, axis=1) for part in (scores, shards, places)
+            )
+        return shards, places
+
+
+class _InTurn(Sequence[Any]):
+    """Indexes that are read when they are looked at and not kept: what is in memory is one of them."""
+
+    def __init__(self, read: Callable[[str], Any], paths: Sequence[Path]) -> None:
+        self._read, self._paths = read, paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, number: int) -> Any: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Any]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return _InTurn(self._read, self._paths[number])
+        return self._read(str(self._paths[number]))
