@@ -34,6 +34,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
+        self.run_s = 0.0  # passes that were not spared
         self.kept_bytes = 0  # by the allocator, after the first pass
         self.begin("load")
 
@@ -80,6 +81,7 @@ class Passes:
             torch.cuda.synchronize(self._device)
         seconds = perf_counter() - started
         self._meter.count("passes", spent=seconds)
+        self._meter.run_s += seconds
         self._seconds, self._rate = self._seconds + seconds, seconds / batch.tokens
         self._documents = max(self._documents, count)
         self._meter.kept_bytes = self._meter.kept_bytes or kept_by_allocator()

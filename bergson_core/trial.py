@@ -43,8 +43,8 @@ from bergson_core.store import RowShape
 _ANY_RECALL: Final = 1e-9
 """Random rows are not to be judged."""
 _KEPT_AGAIN: Final = 0.5
-"""Of the memory that the allocator keeps after one batch, what comes on top when batches of other sizes find no room
-there."""
+"""Of the memory that the allocator keeps after one batch, what comes on top when many follow: those of other sizes find
+no room there."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Trial(Build):
             search=manifest.search.kind,
             size_bytes=sizes,
             peak_disk_bytes=sizes.total + shards * self._while_building,
-            peak_memory_bytes=resident("VmHWM") + round(_KEPT_AGAIN * self._meter.kept_bytes),
+            peak_memory_bytes=self._peak_memory_bytes(manifest.rows),
             peak_device_bytes=device,
             seconds=round(self._seconds(manifest.rows), 1),
         )
@@ -169,16 +169,25 @@ class Trial(Build):
             rows=rows, search=search, statistics=once + lengths, total=rows + search + lengths + once
         )
 
+    def _peak_memory_bytes(self, rows: int) -> int:
+        """What was measured, and what the batches that were left out add to what the allocator keeps."""
+        left_out = 1 - self._meter.run_s / max(self._meter.run_s, self._passes_s(rows), 1e-9)
+        return resident("VmHWM") + round(_KEPT_AGAIN * left_out * self._meter.kept_bytes)
+
+    def _passes_s(self, rows: int) -> float:
+        """Seconds of all passes of the whole build."""
+        stages, size = self._meter.stages, self.spec.gradients.sample_size
+        fitted = stages["statistics"]["passes"] * min(size, self._documents_in_all) / min(size, rows)
+        collected = stages["gradients"]["passes"] * self._documents_in_all / rows
+        return fitted + collected + stages["sample"]["passes"]
+
     def _seconds(self, rows: int) -> float:
-        stages, documents = self._meter.stages, self._documents_in_all
-        whole = {name: sum(stage.values()) for name, stage in stages.items()}
-        fitted, search = stages["statistics"], stages["search"]
-        size = self.spec.gradients.sample_size
-        more_fitted = min(size, documents) / min(size, rows)
-        once = whole["load"] + fitted["decompositions"] + fitted["other"] + search["decompositions"]
-        once += whole["sample"] + fitted["passes"] * more_fitted
-        by_row = (whole["gradients"] + search["other"]) / rows
-        return once + documents * (by_row + whole["read"] / self._looked_at)
+        stages = self._meter.stages
+        once = sum(stage["decompositions"] for stage in stages.values())
+        once += sum(stages[name]["other"] for name in ("load", "statistics", "sample"))
+        by_row = (stages["gradients"]["other"] + stages["search"]["other"]) / rows
+        by_document = stages["read"]["other"] / self._looked_at + by_row
+        return once + self._passes_s(rows) + by_document * self._documents_in_all
 
 
 def _spread(lengths: Sequence[int], count: int) -> list[int]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bergson_core.answers import Estimate
 from bergson_core.specs import BuildSpec
-from service.cli.output import console, progress_bar
+from service.cli.output import console, progress_bar, say
 from service.cli.spec_options import takes_spec
 
 LOW_COVERAGE = 90
@@ -28,7 +28,7 @@ def build(
 
     with progress_bar() as show:
         manifest = build_index(spec, output_path, report=show)
-    console.print(
+    say(
         f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "
         f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "
         f"{manifest.total_bytes() / 2**20:,.1f} MiB"

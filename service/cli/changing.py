@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bergson_core.specs import AppendSpec, DatasetSpec
-from service.cli.output import console, explain, fail, progress_bar
+from service.cli.output import explain, fail, progress_bar, say
 
 IndexPath = Annotated[Path, typer.Argument(help="Directory of the index.")]
 
@@ -33,7 +33,7 @@ def append(
     with progress_bar() as show:
         manifest = append_documents(index, spec, report=show)
     added = f"{manifest.rows - before.rows:,} added" if manifest != before else "these were added before"
-    console.print(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
+    say(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
 
 
 def takedown(
@@ -45,7 +45,7 @@ def takedown(
 
     for one in ids:
         take_down(index, one)
-        console.print(f"{index}: {one} is taken down", markup=False)
+        say(f"{index}: {one} is taken down")
 
 
 def compact(index: IndexPath) -> None:
@@ -54,7 +54,7 @@ def compact(index: IndexPath) -> None:
 
     with progress_bar() as show:
         manifest = compact_index(index, report=show)
-    console.print(f"{index}: {manifest.rows:,} documents, {manifest.total_bytes() / 2**20:,.1f} MiB")
+    say(f"{index}: {manifest.rows:,} documents, {manifest.total_bytes() / 2**20:,.1f} MiB")
 
 
 def verify(index: IndexPath) -> None:
@@ -67,4 +67,4 @@ def verify(index: IndexPath) -> None:
     if wrong := check_files(index, entries, again=True):
         fail("\n".join(found for _, found in wrong))
     size = f"{len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB"
-    console.print(f"{index}: {size}, all as they were written")
+    say(f"{index}: {size}, all as they were written")

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bergson_core.answers import Progress
 from bergson_core.specs import Aggregate, AttributionQuery, ColumnsSpec, DatasetSpec
-from service.cli.output import console, explain, progress_bar
+from service.cli.output import console, explain, progress_bar, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,7 +124,7 @@ def _write(
         if top_k is not None:
             rows = best(rows, top_k).to_reader()
         count = write_table(rows, output, overwrite=overwrite)
-    console.print(f"{output}: {count:,} of {index.manifest.rows:,} documents")
+    say(f"{output}: {count:,} of {index.manifest.rows:,} documents")
 
 
 def _totals_table(column: str, totals: "pa.Table") -> Table:

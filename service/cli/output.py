@@ -17,6 +17,11 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
+def say(message: str) -> None:
+    """Prints a line as it is: brackets in a path are no markup, and what reads the output meets no break in it."""
+    console.print(message, markup=False, soft_wrap=True)
+
+
 def fail(message: str) -> NoReturn:
     """Says what is wrong on standard error and ends with status 1."""
     errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)

@@ -8,7 +8,7 @@ import typer
 
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
-from service.cli.output import console, explain, results_table
+from service.cli.output import console, explain, results_table, say
 
 
 def query(
@@ -90,6 +90,4 @@ def profile(
     queries = open_dataset(DatasetSpec(path=dataset, split=split))
     manifest = fit_profile(index, name, queries, columns, mixing=mixing)
     fitted = manifest.profiles[-1]
-    console.print(
-        f"{index}: profile {name} from {fitted.queries:,} queries, whose share is {fitted.mixing:.3g}"
-    )
+    say(f"{index}: profile {name} from {fitted.queries:,} queries, whose share is {fitted.mixing:.3g}")
