@@ -43,7 +43,7 @@ class Codec(ABC):
     def products(
         self, blocks: np.ndarray, scales: np.ndarray, weights: Float32[Tensor, "m d"]
     ) -> Float32[Tensor, "n m"]:
-        """Inner product of each block of these rows with its layer's weights."""
+        """Inner product of each block of these rows, which may be written to, with its layer's weights."""
         return torch.einsum("nmd,md->nm", self.decode(blocks, scales, weights.shape[1]), weights)
 
     def row_bytes(self, layers: int, width: int) -> int:
@@ -112,15 +112,12 @@ class Signs(Codec):
         # What each value of each byte adds to the product is a table: a row is 1/8 as many look-ups as numbers.
         layers, width = weights.shape
         padded = F.pad(weights, (0, -width % 8)).reshape(-1, 8)
-        signs = (
-            torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
-        )
-        table = (padded @ signs.mT).numpy()
-        looked_up = table[np.arange(len(table)), np.asarray(blocks).reshape(len(blocks), -1)]
+        values = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+        table = padded @ (torch.from_numpy(values).float() * 2 - 1).mT
+        entries = 256 * torch.arange(len(table), dtype=torch.int32) + torch.from_numpy(blocks).flatten(1)
+        sums = F.embedding_bag(entries.reshape(-1, blocks.shape[2]), table.reshape(-1, 1), mode="sum")
         seen = torch.from_numpy(np.unpackbits(scales, axis=-1, count=layers)).float()
-        return torch.from_numpy(looked_up).reshape(len(blocks), layers, -1).sum(2) * (
-            seen / (layers * width) ** 0.5
-        )
+        return sums.reshape(len(blocks), layers) * (seen / (layers * width) ** 0.5)
 
 
 def _packed(bits: Bool[Tensor, "*n d"]) -> UInt8[Tensor, "*n w"]:

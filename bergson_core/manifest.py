@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.specs import AppendSpec, BuildSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
-"""What FAISS compares: φ in float16, φ in one bit a number, or the bits of sign rows."""
+"""What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
 FILE_NAME = "manifest.json"
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.answers import Progress
+from bergson_core.candidates import Candidates
 from bergson_core.errors import IndexBusy
 from bergson_core.files import drop_unpublished, file_entry, sync_files, write_durably
 from bergson_core.layers import coverage_percent
@@ -39,7 +40,7 @@ from bergson_core.preconditioners import Preconditioner
 from bergson_core.profiles import DEFAULT, Profile, lengths_path, preconditioner_path, write_lengths
 from bergson_core.recall import Sample, choose, ladder, measure
 from bergson_core.rows import RowMaker
-from bergson_core.search import Candidates, build_shard_search, search_path, shard_features
+from bergson_core.search import build_shard_search, search_path, shard_features
 from bergson_core.specs import BuildSpec
 from bergson_core.store import RowShape, Shard, disk_errors, total_moment
 
@@ -187,7 +188,12 @@ class Parts:
         self.files[entry.path] = entry
 
     def build(self, kind: SearchKind, report: Report) -> None:
-        """Builds what finds candidates in each shard that has no such thing yet, and the lengths of its rows."""
+        """Builds what finds candidates in each shard that has no such thing yet, and the lengths of its rows.
+
+        Sign rows need neither.
+        """
+        if kind == "hamming":
+            return
         missing = [one for one in self._opened if search_path(kind, one.entry.name) not in self.files]
         path = preconditioner_path(self.root)
         preconditioner = Preconditioner.load(path) if self.spec.scoring.preconditioner else None
@@ -196,7 +202,7 @@ class Parts:
                 self.root, shard, preconditioner, self.spec.scoring.normalize, kind
             )
             self.add(file)
-            if kind != "hamming" and lengths_path(DEFAULT, shard.entry.name) not in self.files:
+            if lengths_path(DEFAULT, shard.entry.name) not in self.files:
                 self.add(write_lengths(self.root, DEFAULT, shard.entry.name, lengths))
             report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
 
@@ -206,7 +212,7 @@ class Parts:
         def of(kind: SearchKind) -> SearchEntry:
             self.build(kind, report)
             profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
-            candidates = Candidates.open(self.root, self.shards, kind, self.shape, in_turn=True)
+            candidates = Candidates.open(self.root, self._opened, kind, briefly=True)
             return measure(sample, profile, self._opened, candidates, self.spec.search.min_recall)
 
         count = sum(entry.rows for entry in self.shards)
@@ -226,7 +232,8 @@ class Parts:
         """Writes `manifest` with the files that its shards and profiles have, and removes all others."""
         names = [entry.name for entry in self.shards]
         shared = [entry for entry in manifest.files if not entry.path.startswith("search/")]
-        search = [self.files[search_path(manifest.search.kind, name)] for name in names]
+        kind = manifest.search.kind
+        search = [self.files[search_path(kind, name)] for name in names if kind != "hamming"]
         profiles = tuple(
             one.model_copy(update={"files": tuple(self._of_profile(one.name, names))})
             for one in manifest.profiles

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bergson_core.batching import Tokens
+from bergson_core.candidates import Candidates
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.errors import InvalidInput
 from bergson_core.manifest import SearchEntry, SearchKind
 from bergson_core.profiles import FOR_EACH_MORE, Profile
-from bergson_core.search import Candidates
 from bergson_core.specs import SearchSpec
 from bergson_core.store import RowShape, Shard
 

@@ -14,13 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.answers import ResultRow
+from bergson_core.candidates import Candidates
 from bergson_core.errors import IndexCorrupt
 from bergson_core.files import check_files
 from bergson_core.filters import MetadataFilter
 from bergson_core.lookup import Hidden
 from bergson_core.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.profiles import Profile, lengths_path
-from bergson_core.search import Candidates, inverse, search_path
+from bergson_core.search import inverse, search_path
+from bergson_core.side_by_side import side_by_side
 from bergson_core.specs import AttributionQuery, Condition, Direction
 from bergson_core.store import RowShape, Shard
 from bergson_core.texts import document
@@ -95,7 +97,7 @@ class Searcher:
             manifest=manifest,
             shards=shards,
             profiles={one.name: Profile.open(root, spec, one.name, entries) for one in manifest.profiles},
-            candidates=Candidates.open(root, entries, manifest.search.kind, shape),
+            candidates=Candidates.open(root, shards, manifest.search.kind),
             metadata=MetadataFilter(shards, spec.columns.metadata),
             visible=Visible(root, manifest, shards),
             damaged=damaged,
@@ -116,10 +118,10 @@ class Searcher:
             directed = torch.stack([sign * phi[i] for i, sign in asked])
             count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest)
             candidates = self._candidates(directed, count, first.filter)
-            for (i, sign), shards, places in zip(asked, *candidates, strict=True):
-                query, real = queries[here[i]], places >= 0
-                shards, places = shards[real], places[real]
-                scores = self._exact_scores(weights[i], profile, shards, places)
+            work = ((weights[i], profile, *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
+            scored = side_by_side(self._exact_scores, work)
+            for (i, sign), (shards, places, scores) in zip(asked, scored, strict=True):
+                query = queries[here[i]]
                 best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
                 answers[here[i]][sign] = [
                     self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), query)
@@ -147,16 +149,24 @@ class Searcher:
         return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
 
     def _exact_scores(
-        self, weights: Tensor, profile: Profile, shards: np.ndarray, places: np.ndarray
-    ) -> np.ndarray:
-        """Scores [k] float32 from the stored rows: (C^-½ φ) · row over its lengths, block by block or as a whole."""
-        scores = np.zeros(len(places), dtype=np.float32)
+        self, asked: tuple[Tensor, Profile, np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shards [k], places [k], scores [k] float32) of the rows that are real, from what is stored of them.
+
+        A score is (C^-½ φ) · row over its lengths, block by block or as a whole.
+        """
+        weights, profile, shards, places = asked
+        shards, places = shards[places >= 0], places[places >= 0]
+        sources = [
+            (shard.blocks, shard.scales, of) for shard, of in zip(self.shards, profile.lengths, strict=True)
+        ]
+        blocks, scales, lengths = (np.empty((len(places), *one.shape[1:]), one.dtype) for one in sources[0])
         for number in np.unique(shards):
             here = shards == number
-            raw = self.shards[number].products(places[here], weights)
-            lengths = torch.from_numpy(np.array(profile.lengths[number][places[here]]))
-            scores[here] = (raw * inverse(lengths)).sum(1).numpy()
-        return scores
+            for kept, source in zip((blocks, scales, lengths), sources[number], strict=True):
+                kept[here] = source[places[here]]
+        raw = self.shards[0].shape.codec.products(blocks, scales, weights)
+        return shards, places, (raw * inverse(torch.from_numpy(lengths))).sum(1).numpy()
 
     def _result(self, rank: int, shard: int, place: int, score: float, query: Asked) -> ResultRow:
         row = document(self.shards[shard].records, place)

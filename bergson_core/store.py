@@ -21,7 +21,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -232,7 +231,3 @@ class Shard:
             release(blocks)
             release(scales)
         return rows
-
-    def products(self, numbers: np.ndarray, weights: Float32[Tensor, "m d"]) -> Float32[Tensor, "k m"]:
-        """Inner product of each block of these rows with its layer's weights."""
-        return self.shape.codec.products(self.blocks[numbers], self.scales[numbers], weights)
