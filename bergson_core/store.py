@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +29,11 @@ from torch import Tensor
 from bergson_core.codecs import CODECS, Codec
 from bergson_core.documents import Record
 from bergson_core.errors import DiskFull
-from bergson_core.files import file_entry, mapped, release, sync
+from bergson_core.files import file_entry, mapped, mapped_bytes, release, sync
 from bergson_core.manifest import Manifest, ShardEntry
 from bergson_core.preconditioners import SecondMoment
 from bergson_core.specs import RowKind
-from bergson_core.texts import TEXTS, open_texts, texts_table, write_texts
+from bergson_core.texts import TEXTS, read_texts, texts_table, write_texts
 
 _BLOCKS, _SCALES = "gradients.bin", "scales.bin"
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"
@@ -207,13 +208,13 @@ def total_moment(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A published shard, memory-mapped: `blocks` [n, m, w], `scales` [n, .], `records` an Arrow table."""
+    """A published shard, memory-mapped: `blocks` [n, m, w], `scales` [n, .], and the file of its documents."""
 
     entry: ShardEntry
     shape: RowShape
     blocks: np.ndarray
     scales: np.ndarray
-    records: pa.Table
+    texts: pa.Buffer
 
     @classmethod
     def open(cls, root: Path, entry: ShardEntry, shape: RowShape) -> "Shard":
@@ -221,7 +222,12 @@ class Shard:
         directory, codec = root / "shards" / entry.name, shape.codec
         blocks = mapped(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.blocks))
         scales = mapped(directory / _SCALES, codec.scale_type, (entry.rows, shape.scales))
-        return cls(entry, shape, blocks, scales, open_texts(directory / TEXTS))
+        return cls(entry, shape, blocks, scales, mapped_bytes(directory / TEXTS))
+
+    @cached_property
+    def records(self) -> pa.Table:
+        """The documents, as `texts` has them."""
+        return read_texts(self.texts)
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32. A scan by slices leaves none of the mapped pages in memory."""

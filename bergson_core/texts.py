@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bergson_core.files import mapped_bytes
 from bergson_core.manifest import Manifest, ShardEntry
 
 if TYPE_CHECKING:
@@ -52,10 +53,9 @@ def write_texts(path: Path, texts: pa.Table) -> None:
         writer.write_table(texts.combine_chunks())
 
 
-def open_texts(path: Path) -> pa.Table:
-    """The table in such a file, mapped into memory, without a file descriptor."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+def read_texts(content: pa.Buffer) -> pa.Table:
+    """The table in such a file, whose content was mapped (`files.mapped_bytes`)."""
+    return pa.ipc.open_file(content).read_all()
 
 
 def has_ids(texts: pa.Table, ids: Iterable[str]) -> np.ndarray:
@@ -67,7 +67,7 @@ def has_ids(texts: pa.Table, ids: Iterable[str]) -> np.ndarray:
 def texts_of(root: Path, manifest: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
     """Each shard of the index in directory `root` with its documents."""
     for entry in manifest.shards:
-        yield entry, open_texts(root / "shards" / entry.name / TEXTS)
+        yield entry, read_texts(mapped_bytes(root / "shards" / entry.name / TEXTS))
 
 
 def document(texts: pa.Table, place: int) -> dict[str, Any]:
