@@ -37,7 +37,7 @@ NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
 
 
 class Rows:
-    """Rows of the documents and of the queries [., m, d] under one processor, and C^-½, by name.
+    """Rows of the documents (`raw`: before they were kept) and of the queries [., m, d] under one processor, and C^-½.
 
     `C` is of the documents, `C mixed` of them and the queries, by the rule of TrackStar, whose λ is `mixing`.
     """
@@ -58,7 +58,8 @@ class Rows:
             return torch.from_numpy(rows).reshape(len(tokens), self.layers, -1)
 
         self.queries = collect(queries)
-        self.documents = _kept("float16", collect(documents))
+        self.raw = collect(documents)
+        self.documents = kept("float16", self.raw)
         of_documents, of_queries = _second_moment(self.documents), _second_moment(self.queries)
         self.mixing = matching_mixing(of_queries, of_documents)
         mixed = self.mixing * of_queries + (1 - self.mixing) * of_documents
@@ -71,14 +72,14 @@ class Rows:
     def scores(self, root: Preconditioner | None, normalize: Normalize) -> Tensor:
         """Scores [q, n] from float16 rows."""
         asked, _ = features(self.queries, root, normalize)
-        kept, _ = features(self.documents, root, normalize)
-        return asked @ kept.mT
+        found, _ = features(self.documents, root, normalize)
+        return asked @ found.mT
 
     def sign_scores(self, root: Preconditioner | None) -> Tensor:
         """Scores [q, n] from one bit a number, where C^-½ goes before the sign."""
         asked, _ = features(self.queries, root, "block")
-        kept = _kept("sign", root.apply(self.documents) if root else self.documents)
-        return asked @ kept.flatten(1).mT
+        signs = kept("sign", root.apply(self.documents) if root else self.documents)
+        return asked @ signs.flatten(1).mT
 
 
 def _second_moment(rows: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def _second_moment(rows: Tensor) -> Tensor:
     return moment.total.double() / len(rows)
 
 
-def _kept(kind: RowKind, rows: Tensor) -> Tensor:
+def kept(kind: RowKind, rows: Tensor) -> Tensor:
     """Rows [n, m, d] as they come back from disk."""
     blocks, scales = CODECS[kind].encode(rows)
     return CODECS[kind].decode(blocks.numpy(), scales.numpy(), rows.shape[2])
@@ -108,9 +109,10 @@ def line(name: str, size: str, found: Retrieval) -> str:
     )
 
 
-def main() -> None:
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What the benchmarks on the demo's corpus take."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--normalizers", nargs="+", choices=NORMALIZERS, default=NORMALIZERS)
@@ -120,7 +122,11 @@ def main() -> None:
         type=Path,
         default=Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bergson" / "demo",
     )
-    options = parser.parse_args()
+    return parser
+
+
+def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Tokens], list[Tokens]]:
+    """(the corpus, the model that knows it, tokens of its documents, tokens of its queries)."""
     corpus = make_corpus(options.people, seed=0)
     directory = options.data_dir.expanduser() / f"people-{options.people}-seed-0" / "model"
     train_demo_model(corpus, directory)
@@ -129,6 +135,13 @@ def main() -> None:
     documents = tokenize(model.tokenizer, [document.text for document in corpus.documents], None)
     asked = corpus.queries
     queries = tokenize(model.tokenizer, [one.prompt for one in asked], [one.completion for one in asked])
+    return corpus, model, documents, queries
+
+
+def main() -> None:
+    options = arguments(__doc__ or "").parse_args()
+    corpus, model, documents, queries = demo(options)
+    asked = corpus.queries
 
     print(f"{len(documents):,} documents, {len(queries):,} queries, the top {DEPTH} of each")
     print("| rows | bytes | MRR | Recall@10 | strict recall@10 |\n|---|---:|---:|---:|---:|")

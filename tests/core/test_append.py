@@ -1,7 +1,6 @@
 """An append costs its own documents, gives the rows of a build, and is there whole or not at all."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from tests import tiny
 from tests.core.conftest import make_spec
 from tests.core.test_attribution import query
 from tests.core.test_profiles import sample  # noqa: F401
+from tests.processes import own_processes
 
 FIRST, ALL = 28, 40
 
@@ -176,7 +176,7 @@ def append_and_die(index: Path, spec: AppendSpec) -> None:
 
 
 def test_a_killed_append_is_finished_by_the_next(facts, rest):
-    process = multiprocessing.get_context("spawn").Process(target=append_and_die, args=(facts, rest))
+    process = own_processes().Process(target=append_and_die, args=(facts, rest))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -1,7 +1,6 @@
 """A build is whole or absent, resumes, and refuses bad input before it computes anything."""
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -31,6 +30,7 @@ from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from tests import tiny
 from tests.core.conftest import make_spec
+from tests.processes import own_processes
 
 
 def contents(index: Path) -> dict[str, str]:
@@ -84,7 +84,7 @@ def build_and_die(spec: BuildSpec, path: Path) -> None:
 
 def test_a_killed_build_is_finished_by_the_next_process_with_the_same_rows(spec, index, tmp_path):
     path = tmp_path / "facts"
-    process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(spec, path))
+    process = own_processes().Process(target=build_and_die, args=(spec, path))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

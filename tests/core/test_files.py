@@ -1,7 +1,6 @@
 """Files are read once to be checked, damage is named and kept apart, and a full disk loses nothing."""
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -14,6 +13,7 @@ from bergson_core import AppendSpec, AttributionIndex, append_documents, build_i
 from bergson_core.errors import BergsonError, DiskFull, IndexCorrupt, IndexNotFound
 from bergson_core.manifest import read_manifest
 from tests.core.test_attribution import query
+from tests.processes import own_processes
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def with_little_room(largest_file: int, call: Any, arguments: tuple[Any, ...], o
 
 
 def tried(largest_file: int, call: Any, *arguments: Any) -> tuple[str, str]:
-    context = multiprocessing.get_context("spawn")
+    context = own_processes()
     outcome = context.Queue()
     process = context.Process(target=with_little_room, args=(largest_file, call, arguments, outcome))
     process.start()

@@ -1,7 +1,6 @@
 """What is taken down is never shown again, by anybody, and compaction removes its bytes."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -32,6 +31,7 @@ from tests import tiny
 from tests.core.conftest import make_spec
 from tests.core.test_attribution import query
 from tests.core.test_profiles import QUERIES, sample  # noqa: F401
+from tests.processes import own_processes
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def take_down_many(index: Path, numbers: range) -> None:
 
 
 def test_takedowns_of_several_processes_are_all_kept(facts):
-    context = multiprocessing.get_context("spawn")
+    context = own_processes()
     parts = [range(10), range(10, 20), range(20, 30)]
     processes = [context.Process(target=take_down_many, args=(facts, part)) for part in parts]
     for process in processes:
@@ -240,7 +240,7 @@ def compact_and_die(index: Path) -> None:
 
 def test_a_compaction_that_was_killed_leaves_the_index_and_its_takedowns(facts):
     take_down(facts, "doc-7")
-    process = multiprocessing.get_context("spawn").Process(target=compact_and_die, args=(facts,))
+    process = own_processes().Process(target=compact_and_die, args=(facts,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

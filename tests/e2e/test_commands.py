@@ -21,6 +21,13 @@ from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, fre
 pytestmark = pytest.mark.e2e
 
 
+def in_this_process(*command: object) -> str:
+    """What a command prints that succeeds; for what needs no process of its own."""
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def test_build_and_query_from_the_command_line(sources):
     index = sources / "facts"
     options = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--projection_dim", 4)
@@ -30,10 +37,9 @@ def test_build_and_query_from_the_command_line(sources):
     text = tiny.texts(40)[5]
     asked = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
     assert text in bergson(*asked).stdout
-    answer = json.loads(bergson(*asked, "--json").stdout)
+    answer = json.loads(in_this_process(*asked, "--json"))
     assert answer["results"][0]["prompt"] == text
-    again = bergson(index, *options, "--id_column", "id")
-    assert (again.returncode, "40 documents" in again.stdout) == (0, True)
+    assert "40 documents" in in_this_process("build", index, *options, "--id_column", "id")
     other = bergson(index, *options)
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
@@ -44,17 +50,12 @@ def test_an_index_is_changed_and_verified_from_the_command_line(sources):
     rows = [{"id": f"new-{k}", "text": text, "source": "x"} for k, text in enumerate(tiny.texts(5))]
     (sources / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(*command: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in command])
-        assert result.exit_code == 0, result.output
-        return result.output
-
     append = ("append", sources / "facts", "--dataset", sources / "more.jsonl")
-    assert "45 documents, 5 added, generation 2" in run(*append)
-    assert "added before" in run(*append)
-    assert run("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
-    assert "43 documents" in run("compact", sources / "facts")
-    assert "all as they were written" in run("verify", sources / "facts")
+    assert "45 documents, 5 added, generation 2" in in_this_process(*append)
+    assert "added before" in in_this_process(*append)
+    assert in_this_process("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
+    assert "43 documents" in in_this_process("compact", sources / "facts")
+    assert "all as they were written" in in_this_process("verify", sources / "facts")
     path = next((sources / "facts" / "shards").glob("*/gradients.bin"))
     path.write_bytes(bytes(len(path.read_bytes())))
     failed = bergson("verify", sources / "facts")
@@ -64,8 +65,7 @@ def test_an_index_is_changed_and_verified_from_the_command_line(sources):
 def test_a_dataset_is_read_as_a_stream_on_request(sources):
     index, options = sources / "facts", ("--projection_dim", "4", "--streaming")
     paths = ("--model", str(sources / "model"), "--dataset", str(sources / "documents.jsonl"))
-    result = CliRunner().invoke(app, ["build", str(index), *paths, *options])
-    assert result.exit_code == 0, result.output
+    in_this_process("build", index, *paths, *options)
     built, asked = read_manifest(index), DatasetSpec(path=str(sources / "documents.jsonl"), streaming=True)
     assert (built.rows, built.spec.dataset) == (40, asked)
 
@@ -73,17 +73,15 @@ def test_a_dataset_is_read_as_a_stream_on_request(sources):
 def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(sources):
     source = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--id_column", "id")
     options = (*source, "--projection_dim", 4, "--search", "rabitq", "--min_recall", 0.2)
-    found = json.loads(bergson("estimate", *options, "--json").stdout)
-    built = bergson(sources / "facts", *options)
-    assert built.returncode == 0, built.stderr
+    found = json.loads(in_this_process("estimate", *options, "--json"))
+    in_this_process("build", sources / "facts", *options)
     manifest = read_manifest(sources / "facts")
     assert (found["documents"], found["tokens"]) == (manifest.rows, manifest.tokens)
     assert found["search"] == manifest.search.kind == "rabitq"
     assert found["size_bytes"]["total"] == manifest.total_bytes()
     assert manifest.spec.search.min_recall == 0.2
-    shown = CliRunner().invoke(app, ["estimate", *map(str, options)])
-    assert shown.exit_code == 0, shown.output
-    lines = {line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if line.strip()}
+    shown = in_this_process("estimate", *options)
+    lines = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.strip()}
     assert {name: lines[name] for name in ("documents", "tokens", "dimensions")} == {
         "documents": "40",
         "tokens": f"{manifest.tokens:,}",
@@ -102,10 +100,9 @@ def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
     queries, output = sources / "queries.jsonl", sources / "scores.jsonl"
     queries.write_text(json.dumps({"prompt": "Person 3 lives in", "completion": " city 1."}) + "\n")
     options = ("--queries", queries, "--output", output, "--by", "source", "--top-k", 3)
-    result = bergson("score", sources / "facts", *options)
-    assert result.returncode == 0, result.stderr
-    assert "3 of 40 documents" in result.stdout
-    assert {("web", "20"), ("wiki", "20")} <= {tuple(line.split()[:2]) for line in result.stdout.splitlines()}
+    printed = in_this_process("score", sources / "facts", *options)
+    assert "3 of 40 documents" in printed
+    assert {("web", "20"), ("wiki", "20")} <= {tuple(line.split()[:2]) for line in printed.splitlines()}
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [set(row) for row in rows] == [{"id", "score", "loss", "n_tokens", "metadata"}] * 3
 
