@@ -1,0 +1,86 @@
+"""Does a coarse quantizer hold its recall? IVF with RaBitQ over an index's φ, beside the flat search.
+
+    python -m benchmarks.coarse INDEX [--cells 512] [--kind made-float|demo-float]
+
+INDEX is one of `benchmarks.search --keep`. The cells are found by k-means over 40 rows a cell. For each number of cells
+that are looked into: the share of the ten best rows that are among as many candidates as the flat search takes, and
+milliseconds of a query on one core.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from benchmarks.made_rows import MadeRows
+from benchmarks.search import BEST, QUESTIONS, SHAPES, demo_questions
+from bergson_core.manifest import read_manifest
+from bergson_core.preconditioners import Preconditioner
+from bergson_core.profiles import preconditioner_path
+from bergson_core.search import QUERY_BITS, shard_features
+from bergson_core.searcher import Searcher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("index", type=Path)
+    parser.add_argument("--cells", type=int, default=512)
+    parser.add_argument("--kind", choices=["made-float", "demo-float"], default="demo-float")
+    options = parser.parse_args()
+    root, manifest = options.index, read_manifest(options.index)
+    searcher, scoring = Searcher.open(root, manifest), manifest.spec.scoring
+    preconditioner = Preconditioner.load(preconditioner_path(root)) if scoring.preconditioner else None
+    shape = SHAPES["made-float"]
+    questions = (
+        demo_questions(root)
+        if options.kind == "demo-float"
+        else MadeRows(manifest.rows, shape.layers, shape.width).questions(QUESTIONS)
+    )
+    asked, _ = searcher.profiles["default"].prepare(questions)
+
+    def phi():
+        for shard in searcher.shards:
+            for part, _ in shard_features(shard, preconditioner, scoring.normalize):
+                yield part
+
+    stride = max(1, manifest.rows // (40 * options.cells))
+    sample = torch.cat([part[::stride] for part in phi()]).numpy()
+    made = faiss
+    quantizer = faiss.IndexFlatIP(manifest.dimensions)
+    index = made.IndexIVFRaBitQ(quantizer, manifest.dimensions, options.cells, faiss.METRIC_INNER_PRODUCT)
+    index.qb, index.cp.niter = QUERY_BITS, 10
+    started = time.perf_counter()
+    index.train(sample)
+    print(
+        f"{options.cells} cells from {len(sample):,} rows: {time.perf_counter() - started:.0f} s", flush=True
+    )
+    best, first = torch.empty(len(asked), 0), 0
+    numbers = torch.empty(len(asked), 0, dtype=torch.long)
+    started = time.perf_counter()
+    for part in phi():
+        index.add(part.numpy())
+        best = torch.cat([best, asked @ part.mT], dim=1)
+        numbers = torch.cat([numbers, torch.arange(first, first + len(part)).expand(len(asked), -1)], dim=1)
+        best, kept = best.topk(BEST)
+        numbers, first = numbers.gather(1, kept), first + len(part)
+    print(f"added in {time.perf_counter() - started:.0f} s", flush=True)
+    faiss.omp_set_num_threads(1)
+    count = manifest.search.candidates
+    for probes in (1, 4, 16, 64, 128, 256, options.cells):
+        index.nprobe = probes
+        started = time.perf_counter()
+        found = np.concatenate([index.search(one[None], count)[1] for one in asked.numpy()])
+        each = 1e3 * (time.perf_counter() - started) / len(asked)
+        recall = (
+            np.mean([len(np.intersect1d(*both)) for both in zip(numbers.numpy(), found, strict=True)]) / BEST
+        )
+        print(f"{probes:>4} of {options.cells} cells: recall@{BEST} {recall:.3f}, {each:.1f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()
