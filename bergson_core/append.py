@@ -25,7 +25,7 @@ from bergson_core.models import LanguageModel, load_model
 from bergson_core.publishing import Confirm, Report, publish_next, rows_a_shard, writing
 from bergson_core.recall import SAMPLE, Sample
 from bergson_core.rows import RowMaker
-from bergson_core.shards import Corpus, ShardMaker, make_shards, tasks, tokens_of
+from bergson_core.shards import Corpus, ShardMaker, make_shards, prepare, tasks, tokens_of
 from bergson_core.specs import AppendSpec, BuildSpec, Executor
 from bergson_core.store import Place
 from bergson_core.streaming import load_streamed
@@ -60,6 +60,7 @@ def append_documents(
     """
     root = Path(index)
     check_append(root.name, read_manifest(root), spec)
+    prepare(executor)
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))

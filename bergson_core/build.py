@@ -37,7 +37,7 @@ from bergson_core.progress import Clock
 from bergson_core.publishing import Confirm, Report, publish, rows_a_shard, save_preconditioner, writing
 from bergson_core.recall import SAMPLE, Sample
 from bergson_core.rows import RowMaker
-from bergson_core.shards import Corpus, ShardMaker, make_shards, tasks
+from bergson_core.shards import Corpus, ShardMaker, make_shards, prepare, tasks
 from bergson_core.specs import BuildSpec, Executor
 from bergson_core.store import Place
 from bergson_core.streaming import FILE_NAME as STREAMED
@@ -67,6 +67,7 @@ def build_index(
     """
     output = Path(output)
     check_free(output, spec)
+    prepare(executor)
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:

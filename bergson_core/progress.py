@@ -28,7 +28,9 @@ class Clock:
             done=self._done,
             total=self._total,
             tokens_per_s=self._tokens / seconds,
-            eta_s=(self._total - self._done) * seconds / self._worked if self._total and self._worked else None,
+            eta_s=(self._total - self._done) * seconds / self._worked
+            if self._total and self._worked
+            else None,
         )
 
     def skip(self, documents: int) -> None:

@@ -1,8 +1,8 @@
 """Documents → shards: what a build, an append and each of several machines do alike.
 
 A shard is a function of its documents and of what is fixed before the first: the spec, the model, the processor, the
-budget of a batch. So shards may be made in any order, anywhere, again; each is written whole or not at all, and an index
-has it once the one that holds the index's lock accepts it.
+budget of a batch. So shards may be made in any order, anywhere, again; each is written whole or not at all, and an
+index has it once the one that holds the index's lock accepts it.
 """
 
 import hashlib
@@ -156,11 +156,20 @@ def make_shards(
                 continue
             if step.skipped:
                 logger.warning(
-                    "gradients that are not finite; these documents can never be found: %s", list(step.skipped)
+                    "gradients that are not finite; these documents can never be found: %s",
+                    list(step.skipped),
                 )
             confirm()
             entries[step.written.entry.name] = step.written.accept()
     return [entries[task.name] for task in work]
+
+
+def prepare(executor: Executor) -> None:
+    """Raises `ClusterUnavailable` where there is none to make shards: at the start of a build, not hours later."""
+    if executor == "ray":
+        from bergson_core.ray_cluster import connect
+
+        connect()
 
 
 def _made(
