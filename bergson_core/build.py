@@ -134,7 +134,8 @@ class Build:
     ) -> None:
         self.spec, self.output = spec, output
         self._report, self._confirm = report, confirm
-        self._shard_rows, self._executor = shard_rows, executor
+        self._shard_rows = shard_rows
+        self._executor: Executor = executor
 
     def run(self) -> Manifest:
         try:

@@ -3,6 +3,7 @@
 What is started here ends with this process; a cluster that was there before goes on.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -33,7 +34,7 @@ def connect() -> None:
         return
     try:
         with _signals_kept():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise ClusterUnavailable(f"no Ray cluster answers at {where}: {error}") from error
@@ -53,6 +54,12 @@ def slots(device: str) -> dict[str, int]:
     kind, size = ("GPU", 1) if device == "cuda" else ("CPU", cpus_of_a_slot())
     nodes = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: int(node["Resources"].get(kind, 0)) // size for node in nodes}
+
+
+def actor(kind: type, *arguments: Any, **options: Any) -> Any:
+    """A handle of an actor of this class; `options` are Ray's."""
+    remote: Any = ray.remote(kind)
+    return remote.options(**options).remote(*arguments)
 
 
 def resources(device: str) -> dict[str, Any]:

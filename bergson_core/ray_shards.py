@@ -27,7 +27,7 @@ from bergson_core.build import open_rows
 from bergson_core.documents import Documents, Record
 from bergson_core.errors import BergsonError, ClusterUnavailable, InvalidInput
 from bergson_core.models import load_model
-from bergson_core.ray_cluster import TRIES, connect, resources, result, slots
+from bergson_core.ray_cluster import TRIES, actor, connect, resources, result, slots
 from bergson_core.shards import ShardMaker, Step, Task
 from bergson_core.specs import BuildSpec
 
@@ -168,9 +168,9 @@ class _Crew:
         while self._left or any(errand.task for errand in self._errands.values()):
             self._hire()
             while self._left and self._idle:
-                actor, task = self._idle.pop(), self._left.popleft()
-                steps = actor.make.remote(task, self._documents.read(task.numbers))
-                self._errands[steps] = _Errand(actor, task)
+                free, task = self._idle.pop(), self._left.popleft()
+                steps = free.make.remote(task, self._documents.read(task.numbers))
+                self._errands[steps] = _Errand(free, task)
             ready, _ = ray.wait(list(self._errands), timeout=_EVERY_S)
             if not ready:
                 yield Step()
@@ -185,8 +185,8 @@ class _Crew:
         self._looked_at = time.monotonic()
         wanted = min(max(1, sum(slots(self._device).values())), here + len(self._left))
         for _ in range(here, wanted):
-            actor = ray.remote(ShardActor).options(**resources(self._device)).remote(self._recipe)
-            self._errands[actor.open.remote()] = _Errand(actor)
+            started = actor(ShardActor, self._recipe, **resources(self._device))
+            self._errands[started.open.remote()] = _Errand(started)
 
     def _advanced(self, waited: Any) -> Step:
         """Takes what has come from an actor."""
@@ -218,8 +218,8 @@ class _Crew:
 
     def dismiss(self) -> None:
         """Ends all actors, and waits until none writes any more."""
-        for actor in (*self._idle, *(errand.actor for errand in self._errands.values())):
-            ray.kill(actor)
+        for one in (*self._idle, *(errand.actor for errand in self._errands.values())):
+            ray.kill(one)
         if self._errands:
             ray.wait(list(self._errands), num_returns=len(self._errands), timeout=_DYING_S)
 
