@@ -44,9 +44,11 @@ def connect() -> None:
 def _signals_kept() -> Iterator[None]:
     """Ray sets a handler of its own, which ends the process at once: a worker has to finish what it has in hand."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def slots(device: str) -> dict[str, int]:
@@ -73,6 +75,11 @@ def cpus_of_a_slot() -> int:
     """As many as torch has threads here, or the largest node CPUs."""
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     return max(1, min(torch.get_num_threads(), largest))
+
+
+def first_line(error: Exception) -> str:
+    """What Ray says, without the state of all its parts."""
+    return str(error).partition("\n")[0]
 
 
 def result(reference: Any) -> Any:

@@ -7,7 +7,7 @@ beside them.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +27,7 @@ from bergson_core.errors import ClusterUnavailable
 from bergson_core.filters import MetadataFilter
 from bergson_core.manifest import Manifest, ShardEntry
 from bergson_core.profiles import Profile
-from bergson_core.ray_cluster import actor, connect, result, slots
+from bergson_core.ray_cluster import TRIES, actor, connect, first_line, result, slots
 from bergson_core.searcher import Asked, Found, Searcher, Visible
 from bergson_core.store import Shard
 
@@ -53,11 +53,12 @@ class SearchActor:
 
 @dataclass
 class _Part:
-    """Shards of these names, and the actor that has them open."""
+    """Shards of these names, and the actor that has them open; `opening` is what it will say is damaged."""
 
     names: Sequence[str]
     actor: Any
-    damaged: Mapping[str, str]
+    opening: Any
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 class RaySearcher:
@@ -71,11 +72,8 @@ class RaySearcher:
         connect()
         self._root, self._manifest, self._shared = root.absolute(), manifest, ray.put(manifest)
         runs = split(manifest.shards, max(1, len(_places())))
-        opening = [self._start(names, number) for number, names in enumerate(runs)]
-        self._parts = [
-            _Part(names, started, _answer(damaged))
-            for names, (started, damaged) in zip(runs, opening, strict=True)
-        ]
+        started = [self._started(names, number) for number, names in enumerate(runs)]
+        self._parts = [self._opened(part, number) for number, part in enumerate(started)]
         self.metadata = MetadataFilter((), manifest.spec.columns.metadata)
 
     @property
@@ -110,25 +108,34 @@ class RaySearcher:
             try:
                 answers.append(result(reference))
             except RayError as error:
-                logger.warning("a search actor was lost: %s", error)
-                part = self._parts[number] = self._replaced(number)
-                answers.append(_answer(part.actor.search.remote(*question)))
+                part = self._parts[number] = self._replaced(self._parts[number], number, error)
+                answers.append(_last(part.actor.search.remote(*question)))
         return [merged(found, query) for query, *found in zip(queries, *answers, strict=True)]
 
-    def _start(self, names: Sequence[str], number: int) -> tuple[Any, Any]:
-        """(an actor on the machine whose turn it is, what `open` will return)."""
+    def _started(self, names: Sequence[str], number: int) -> _Part:
+        """An actor on the machine whose turn it is, on its way to have these shards open."""
         options: dict[str, Any] = {"num_cpus": 0}
         if places := _places():
             place = NodeAffinitySchedulingStrategy(places[number % len(places)], soft=True)
             options["scheduling_strategy"] = place
-        started = actor(SearchActor, **options)
-        return started, started.open.remote(self._root, self._shared, names, torch.get_num_threads())
+        made = actor(SearchActor, **options)
+        opening = made.open.remote(self._root, self._shared, names, torch.get_num_threads())
+        return _Part(names, made, opening)
 
-    def _replaced(self, number: int) -> _Part:
-        names = self._parts[number].names
-        ray.kill(self._parts[number].actor)  # it may live, and not answer
-        started, damaged = self._start(names, number)
-        return _Part(names, started, _answer(damaged))
+    def _opened(self, part: _Part, number: int, tries: int = TRIES) -> _Part:
+        """The part once it is open. A machine may just have died, so that others are tried."""
+        if tries == 1:
+            return replace(part, damaged=_last(part.opening))
+        try:
+            return replace(part, damaged=result(part.opening))
+        except RayError as error:
+            return self._replaced(part, number + 1, error, tries - 1)
+
+    def _replaced(self, part: _Part, number: int, error: RayError, tries: int = TRIES) -> _Part:
+        """Another actor for the part, open."""
+        logger.warning("a search actor was lost: %s", first_line(error))
+        ray.kill(part.actor)  # it may live, and not answer
+        return self._opened(self._started(part.names, number), number, tries)
 
 
 def _places() -> list[str]:
@@ -136,12 +143,12 @@ def _places() -> list[str]:
     return [node for node, count in slots("cpu").items() for _ in range(count)]
 
 
-def _answer(reference: Any) -> Any:
-    """As `result`; that an actor has died is an error of its own by now."""
+def _last(reference: Any) -> Any:
+    """As `result`, where nothing else is tried."""
     try:
         return result(reference)
     except RayError as error:
-        raise ClusterUnavailable(f"an actor that searches has died: {error}") from error
+        raise ClusterUnavailable(f"actors that search the index die: {first_line(error)}") from error
 
 
 def split(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:

@@ -27,7 +27,7 @@ from bergson_core.build import open_rows
 from bergson_core.documents import Documents, Record
 from bergson_core.errors import BergsonError, ClusterUnavailable, InvalidInput
 from bergson_core.models import load_model
-from bergson_core.ray_cluster import TRIES, actor, connect, resources, result, slots
+from bergson_core.ray_cluster import TRIES, actor, connect, first_line, resources, result, slots
 from bergson_core.shards import ShardMaker, Step, Task
 from bergson_core.specs import BuildSpec
 
@@ -209,9 +209,11 @@ class _Crew:
         ray.kill(errand.actor)
         what = f"shard {errand.task.name}" if errand.task else _OPENING
         self._deaths[what] += 1
-        logger.warning("an actor was lost (%s): %s", what, error)
+        logger.warning("an actor was lost (%s): %s", what, first_line(error))
         if self._deaths[what] >= TRIES and (errand.task or not (self._errands or self._idle)):
-            raise ClusterUnavailable(f"{TRIES} actors were lost, {what}; the last one so: {error}")
+            raise ClusterUnavailable(
+                f"{TRIES} actors were lost, {what}; the last one so: {first_line(error)}"
+            )
         if errand.task:
             self._left.appendleft(errand.task)
         return Step(-errand.documents, -errand.tokens)
