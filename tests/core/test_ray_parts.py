@@ -1,5 +1,6 @@
 """What goes on around a Ray cluster, without one: who is told to use it, what is checked, how answers are merged."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from bergson_core import append_documents, build_index, ray_cluster, ray_shards
 from bergson_core.answers import ResultRow
 from bergson_core.build import open_rows
+from bergson_core.codecs import CODECS
 from bergson_core.errors import ClusterUnavailable, InvalidInput
 from bergson_core.manifest import ShardEntry, read_manifest
 from bergson_core.models import load_model
@@ -31,7 +33,8 @@ def test_without_ray_all_else_works_and_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "from bergson_core import AttributionIndex, BuildSpec, append_documents, build_index\n"
-        "from bergson_core.errors import ClusterUnavailable\n"
+        "from bergson_core.codecs import CODECS
+from bergson_core.errors import ClusterUnavailable\n"
         "spec = BuildSpec(model='m', documents=[{'text': 'a'}])\n"
         "try: build_index(spec, 'nowhere', executor='ray')\n"
         "except ClusterUnavailable as error: print(error)"
@@ -157,6 +160,16 @@ def test_shards_are_split_into_runs_of_about_as_many_rows():
     assert split(shards, 2) == [["a", "b", "c"], ["d"]]
     assert split(shards, 4) == [["a", "b"], ["c"], ["d"]]
     assert split(shards, 100) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_the_guide_states_the_bytes_of_a_row():
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    table = re.findall(r"^\| [0-9]+ [MB] \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \| [\d,]+ \|$", text, re.MULTILINE)
+    expected = [
+        (f"{CODECS['float16'].row_bytes(layers, 16**2):,}", f"{CODECS['sign'].row_bytes(layers, 32**2):,}")
+        for layers in (48, 112, 224)
+    ]
+    assert table == expected
 
 
 def row(name: str, score: float) -> ResultRow:
