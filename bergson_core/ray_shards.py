@@ -180,7 +180,7 @@ class _Crew:
     def _hire(self) -> None:
         """Starts actors where there are slots and shards for more."""
         here = len(self._errands) + len(self._idle)
-        if (time.monotonic() < self._looked_at + _LOOK_S and here) or self._deaths[_OPENING] >= TRIES:
+        if here and (time.monotonic() < self._looked_at + _LOOK_S or self._deaths[_OPENING] >= TRIES):
             return
         self._looked_at = time.monotonic()
         wanted = min(max(1, sum(slots(self._device).values())), here + len(self._left))

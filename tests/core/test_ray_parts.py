@@ -33,8 +33,7 @@ def test_without_ray_all_else_works_and_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "from bergson_core import AttributionIndex, BuildSpec, append_documents, build_index\n"
-        "from bergson_core.codecs import CODECS
-from bergson_core.errors import ClusterUnavailable\n"
+        "from bergson_core.errors import ClusterUnavailable\n"
         "spec = BuildSpec(model='m', documents=[{'text': 'a'}])\n"
         "try: build_index(spec, 'nowhere', executor='ray')\n"
         "except ClusterUnavailable as error: print(error)"
