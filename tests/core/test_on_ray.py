@@ -63,22 +63,24 @@ def kill_the_second_node(cluster: Cluster) -> None:
 def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
     cluster, spec, local, tmp_path, monkeypatch, caplog
 ):
-    crews, seen = [], []
+    seen = []
 
-    class Watched(ray_shards._Crew):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            crews.append(self)
+    class Together(ray_shards._Crew):
+        """Begins once both actors are there: one alone might make all of these small shards before."""
+
+        def _hire(self):
+            super()._hire()
+            while not seen and len(self._idle) < 2:
+                for one in ray.wait(list(self._errands))[0]:
+                    self._advanced(one)
 
     def report(progress):
-        if progress.stage != "gradients":
-            return
-        seen.append(progress.done)
-        both_work = sum(errand.task is not None for errand in crews[0]._errands.values()) == 2
-        if both_work and progress.done and cluster.worker_nodes:
-            kill_the_second_node(cluster)
+        if progress.stage == "gradients":
+            seen.append(progress.done)
+            if cluster.worker_nodes:
+                kill_the_second_node(cluster)
 
-    monkeypatch.setattr(ray_shards, "_Crew", Watched)
+    monkeypatch.setattr(ray_shards, "_Crew", Together)
     try:
         build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor="ray", report=report)
         assert not cluster.worker_nodes
