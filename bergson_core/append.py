@@ -25,8 +25,8 @@ from bergson_core.models import LanguageModel, load_model
 from bergson_core.publishing import Confirm, Report, publish_next, rows_a_shard, writing
 from bergson_core.recall import SAMPLE, Sample
 from bergson_core.rows import RowMaker
-from bergson_core.shards import Corpus, ShardMaker, tasks
-from bergson_core.specs import AppendSpec, BuildSpec
+from bergson_core.shards import Corpus, ShardMaker, make_shards, prepare, tasks, tokens_of
+from bergson_core.specs import AppendSpec, BuildSpec, Executor
 from bergson_core.store import Place
 from bergson_core.streaming import load_streamed
 from bergson_core.texts import document, texts_of
@@ -45,19 +45,22 @@ def append_documents(
     confirm: Confirm = lambda: None,
     load_model: LoadModel = load_model,
     shard_rows: int | None = None,
+    executor: Executor = "local",
 ) -> Manifest:
     """Adds the documents of `spec` to the index in directory `index`, and returns its new manifest.
 
     Readers see the old generation until the new one is whole. An append that was stopped goes on from its finished
     shards, and one that is in the index already returns at once: that is told by its documents and by `key`, which a
-    caller gives who may send the same documents twice on purpose. `report`, `confirm` and `shard_rows` are those of
-    `build_index`.
+    caller gives who may send the same documents twice on purpose. `report`, `confirm`, `shard_rows` and `executor` are
+    those of `build_index`.
     Raises `IdsExist` where the index has documents of the same ids; `InvalidInput` where `spec` says something else
     than the index was built with, for a bad document, and for an index of a training run; `IndexCorrupt` where the
-    model is not the one of the index; `IndexNotFound`, `IndexBusy` while another process writes there, and `DiskFull`.
+    model is not the one of the index; `IndexNotFound`, `IndexBusy` while another process writes there, `DiskFull` and
+    `ClusterUnavailable`.
     """
     root = Path(index)
     check_append(root.name, read_manifest(root), spec)
+    prepare(executor)
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
@@ -71,12 +74,13 @@ def append_documents(
             return old
         _check_ids(root, corpus)
         rows = open_rows(new, root, model)
-        maker = ShardMaker(root, corpus, model, rows, _budget_tokens(root, model, rows, corpus), False)
+        maker = ShardMaker(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
         place = Place(old.rows, source, old.generation + 1)
         first_name = 1 + max(int(shard.name) for shard in old.shards)
         size = shard_rows or rows_a_shard(rows.shape)
         work = tasks(len(corpus.documents), size, place, first_name)
-        shards = (*old.shards, *maker.make_all(work, report, confirm))
+        made = make_shards(maker, corpus.documents, work, report, confirm, executor)
+        shards = (*old.shards, *made)
         sample = None
         if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
             sample = _sample(root, old.model_copy(update={"shards": shards}), maker)
@@ -121,7 +125,7 @@ def _sample(root: Path, manifest: Manifest, maker: ShardMaker) -> Sample:
     """Documents of the whole index as queries, from their stored text."""
     total = sum(shard.rows for shard in manifest.shards)
     numbers = sample_numbers(total, SAMPLE, manifest.spec.gradients.seed)
-    tokens = maker.corpus.tokens(maker.model, _records(root, manifest, numbers))
+    tokens = tokens_of(_records(root, manifest, numbers), maker.spec, maker.model)
     return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,11 @@ from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.searcher import Asked, Found, Searcher
-from bergson_core.specs import AttributionQuery, Condition, GradientSpec
+from bergson_core.specs import AttributionQuery, Condition, Executor, GradientSpec
 from bergson_core.store import Shard
+
+if TYPE_CHECKING:
+    from bergson_core.ray_searcher import RaySearcher
 
 LoadModel = Callable[..., LanguageModel]
 
@@ -40,24 +43,30 @@ class AttributionIndex:
     model: LanguageModel
     collector: RowCollector
     processor: GradientProcessor
-    searcher: Searcher
+    searcher: "Searcher | RaySearcher"
 
     @classmethod
     def open(
-        cls, path: str | Path, *, load_model: LoadModel = load_model, partial: bool = False
+        cls,
+        path: str | Path,
+        *,
+        load_model: LoadModel = load_model,
+        partial: bool = False,
+        executor: Executor = "local",
     ) -> "AttributionIndex":
         """The index at `path`, with the model that it was built from: `load_model(name, revision, dtype)`.
 
         It stays as it is when documents are appended later; what is taken down is hidden at once. With `partial`,
-        shards that are damaged are left out, and only queries that allow it are answered.
+        shards that are damaged are left out, and only queries that allow it are answered. With the executor `ray`
+        the machines of a cluster hold the shards (docs/scaling.md).
         Raises `IndexNotFound` where none is published there, `IndexCorrupt` where its files or the model are not
-        those that it was built from, `ModelNotFound` where the model is gone.
+        those that it was built from, `ModelNotFound` where the model is gone, `ClusterUnavailable`.
         """
         root = Path(path)
         while True:
             manifest = read_manifest(root)
             try:
-                return cls._open(root, manifest, load_model, partial)
+                return cls._open(root, manifest, load_model, partial, executor)
             except (IndexCorrupt, FileNotFoundError) as error:
                 if read_manifest(root).generation != manifest.generation:
                     continue  # files of the old generation went while they were opened
@@ -67,10 +76,10 @@ class AttributionIndex:
 
     @classmethod
     def _open(
-        cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool
+        cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool, executor: Executor
     ) -> "AttributionIndex":
-        spec, searcher = manifest.spec, Searcher.open(root, manifest)
-        if searcher.damaged and not (partial and searcher.shards):
+        spec, searcher = manifest.spec, _searcher(root, manifest, executor)
+        if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
             raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)
@@ -163,8 +172,9 @@ class AttributionIndex:
 
     def check_profile(self, profile: str) -> None:
         """Raises `InvalidInput` for a profile that the index does not have, saying which it has."""
-        if profile not in self.profiles:
-            raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(self.profiles)}")
+        names = [one.name for one in self.manifest.profiles]
+        if profile not in names:
+            raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(names)}")
 
     def _tokens(self, query: AttributionQuery) -> Tokens | BergsonError:
         assert self.model.tokenizer is not None  # load_model always gives one
@@ -187,6 +197,14 @@ class AttributionIndex:
 
     def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
+
+
+def _searcher(root: Path, manifest: Manifest, executor: Executor) -> "Searcher | RaySearcher":
+    if executor == "local":
+        return Searcher.open(root, manifest)
+    from bergson_core.ray_searcher import RaySearcher
+
+    return RaySearcher(root, manifest)
 
 
 def damage(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:

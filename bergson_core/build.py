@@ -37,8 +37,8 @@ from bergson_core.progress import Clock
 from bergson_core.publishing import Confirm, Report, publish, rows_a_shard, save_preconditioner, writing
 from bergson_core.recall import SAMPLE, Sample
 from bergson_core.rows import RowMaker
-from bergson_core.shards import Corpus, ShardMaker, tasks
-from bergson_core.specs import BuildSpec
+from bergson_core.shards import Corpus, ShardMaker, make_shards, prepare, tasks
+from bergson_core.specs import BuildSpec, Executor
 from bergson_core.store import Place
 from bergson_core.streaming import FILE_NAME as STREAMED
 from bergson_core.streaming import load_streamed
@@ -53,23 +53,26 @@ def build_index(
     report: Report = lambda progress: None,
     confirm: Confirm = lambda: None,
     shard_rows: int | None = None,
+    executor: Executor = "local",
 ) -> Manifest:
     """Builds the index that `spec` describes in the directory `output`, and returns its manifest.
 
     `report` is called after every batch and `confirm` before each publish; either may raise to stop the build,
     which keeps its finished shards. Called again with the same spec, a build resumes, and a finished one returns
     at once; rows are byte-identical either way. `shard_rows` bounds the rows of a shard; by default a shard is
-    about 64 MiB.
+    about 64 MiB. `executor` says where shards are made; docs/scaling.md is about `ray`.
     Raises `IndexExists` where `output` holds something else, `IndexBusy` while another process builds there,
-    `InvalidInput` for a bad model, dataset or document, before any gradient is computed, and `DiskFull`.
+    `InvalidInput` for a bad model, dataset or document, before any gradient is computed, `DiskFull`, and
+    `ClusterUnavailable` where there is no Ray to make shards.
     """
     output = Path(output)
     check_free(output, spec)
+    prepare(executor)
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
         with writing(output), fitting_into_memory():
-            return Build(spec, output, report, confirm, shard_rows).run()
+            return Build(spec, output, report, confirm, shard_rows, executor).run()
     except InvalidInput:
         if not (output / "statistics").exists():  # nothing was begun: leave nothing behind
             _forget(output, fresh)
@@ -121,11 +124,18 @@ class Build:
     """One run of a build. The steps are in `run` and `_rows`, in order."""
 
     def __init__(
-        self, spec: BuildSpec, output: Path, report: Report, confirm: Confirm, shard_rows: int | None
+        self,
+        spec: BuildSpec,
+        output: Path,
+        report: Report,
+        confirm: Confirm,
+        shard_rows: int | None,
+        executor: Executor = "local",
     ) -> None:
         self.spec, self.output = spec, output
         self._report, self._confirm = report, confirm
         self._shard_rows = shard_rows
+        self._executor: Executor = executor
 
     def run(self) -> Manifest:
         try:
@@ -189,10 +199,10 @@ class Build:
 
     def _shards(self, model: LanguageModel, corpus: Corpus, rows: RowMaker) -> list[ShardEntry]:
         moments = self.spec.scoring.preconditioner and rows.before is None
-        maker = ShardMaker(self.output, corpus, model, rows, self._budget_tokens, moments)
+        maker = ShardMaker(self.output, self.spec, model, rows, self._budget_tokens, moments)
         size = self._shard_rows or rows_a_shard(rows.shape)
         work = tasks(len(corpus.documents), size, Place(0, self._source))
-        return maker.make_all(work, self._report, self._confirm)
+        return make_shards(maker, corpus.documents, work, self._report, self._confirm, self._executor)
 
     def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:
         """Some documents as queries, to measure the search with."""

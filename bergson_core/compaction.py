@@ -57,4 +57,4 @@ def compact(
 def _without(root: Path, shard: Shard, kept: np.ndarray, name: str, place: Place) -> ShardEntry:
     """The shard of the rows `kept` alone, as they are."""
     texts = shard.records.take(pa.array(kept))
-    return write_shard(root, name, shard.blocks[kept], shard.scales[kept], texts, place)
+    return write_shard(root, name, shard.blocks[kept], shard.scales[kept], texts, place).accept()

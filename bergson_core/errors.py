@@ -17,6 +17,7 @@
     ├── Unavailable                      a part that is needed does not answer
     │   ├── RedisUnavailable
     │   ├── NoWorker                     no worker is alive
+    │   ├── ClusterUnavailable           no Ray cluster does the work
     │   └── QueueFull                    too much waits already
     ├── DeadlineExceeded                 no answer in time
     ├── Cancelled                        somebody asked for the work to stop
@@ -109,6 +110,10 @@ class RedisUnavailable(Unavailable):
 
 class NoWorker(Unavailable):
     code = "no_worker"
+
+
+class ClusterUnavailable(Unavailable):
+    code = "cluster_unavailable"
 
 
 class QueueFull(Unavailable):

@@ -18,7 +18,7 @@ class Clock:
         self._started = time.perf_counter()
 
     def tick(self, documents: int, tokens: int) -> Progress:
-        """The progress after so many more documents and tokens."""
+        """The progress after so many more documents and tokens; fewer than none, where work was lost."""
         self._done += documents
         self._worked += documents
         self._tokens += tokens
@@ -28,12 +28,14 @@ class Clock:
             done=self._done,
             total=self._total,
             tokens_per_s=self._tokens / seconds,
-            eta_s=(self._total - self._done) * seconds / self._worked if self._total else None,
+            eta_s=(self._total - self._done) * seconds / self._worked
+            if self._total and self._worked
+            else None,
         )
 
-    def skip_to(self, done: int) -> None:
+    def skip(self, documents: int) -> None:
         """Counts work that an earlier run has done."""
-        self._done = done
+        self._done += documents
 
 
 def quiet_libraries() -> None:

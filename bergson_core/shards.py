@@ -1,12 +1,14 @@
 """Documents → shards: what a build, an append and each of several machines do alike.
 
-A shard is a function of its documents and of what is fixed before the first: `Corpus`, the processor, the budget of a
-batch. So shards may be made in any order, anywhere, again; each is written whole or not at all.
+A shard is a function of its documents and of what is fixed before the first: the spec, the model, the processor, the
+budget of a batch. So shards may be made in any order, anywhere, again; each is written whole or not at all, and an
+index has it once the one that holds the index's lock accepts it.
 """
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from bergson_core.preconditioners import SecondMoment
 from bergson_core.progress import Clock
 from bergson_core.publishing import Confirm, Report
 from bergson_core.rows import RowMaker
-from bergson_core.specs import BuildSpec
-from bergson_core.store import Place, ShardWriter, finished_shard
+from bergson_core.specs import BuildSpec, Executor
+from bergson_core.store import Place, ShardWriter, Written, drop_asides, finished_shard
 from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
@@ -28,14 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that were read and checked before any gradient is computed.
-
-    `limit` is the longest document allowed, `longest` the longest there is, in tokens.
-    """
+    """Documents that were read and checked before any gradient is computed; the longest has `longest` tokens."""
 
     spec: BuildSpec
     documents: Documents
-    limit: int | None
     longest: int
     content_sha256: str
 
@@ -43,28 +41,29 @@ class Corpus:
     def survey(cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: Report) -> "Corpus":
         """Looks at every one of `documents`. Raises `InvalidInput` for one that cannot be taken, naming it."""
         documents.check_ids()
-        corpus = cls(spec, documents, context_limit(model, spec.gradients.max_tokens), 0, "")
         digest, clock, longest = hashlib.sha256(), Clock("read", len(documents)), 0
         for chunk in documents.chunks():
-            lengths = [len(one.ids) for one in corpus.tokens(model, chunk)]
+            lengths = [len(one.ids) for one in tokens_of(chunk, spec, model)]
             longest = max(longest, *lengths)
             for record in chunk:
                 # Without its number, which is another one when an append that is done already is tried again.
                 digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
             report(clock.tick(len(chunk), sum(lengths)))
-        return replace(corpus, longest=longest, content_sha256=digest.hexdigest())
-
-    def tokens(self, model: LanguageModel, records: Sequence[Record]) -> list[Tokens]:
-        """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
-        assert model.tokenizer is not None  # load_model always gives one
-        tokens = tokenize_records(model.tokenizer, records, self.spec.gradients.loss)
-        for record, one in zip(records, tokens, strict=True):
-            check_length(one, self.limit, f"document {record.id!r}")
-        return tokens
+        return cls(spec, documents, longest, digest.hexdigest())
 
     def read(self, model: LanguageModel, numbers: Sequence[int]) -> list[Tokens]:
         """Tokens of the documents of these numbers."""
-        return self.tokens(model, self.documents.read(numbers))
+        return tokens_of(self.documents.read(numbers), self.spec, model)
+
+
+def tokens_of(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
+    """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
+    assert model.tokenizer is not None  # load_model always gives one
+    tokens = tokenize_records(model.tokenizer, records, spec.gradients.loss)
+    limit = context_limit(model, spec.gradients.max_tokens)
+    for record, one in zip(records, tokens, strict=True):
+        check_length(one, limit, f"document {record.id!r}")
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -89,33 +88,36 @@ def tasks(total: int, rows_a_shard: int, place: Place, first_name: int = 0) -> l
 
 
 @dataclass(frozen=True)
+class Step:
+    """What has been done of a shard since the step before; the last one says where it was written.
+
+    `skipped` are the ids of its documents whose gradients are not finite.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    written: Written | None = None
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ShardMaker:
-    """Makes shards of a corpus below `output`. With `moments`, the second moment of its rows lies beside each."""
+    """Makes shards beside their places below `output`. With `moments`, the second moment of its rows lies in each."""
 
     output: Path
-    corpus: Corpus
+    spec: BuildSpec
     model: LanguageModel
     rows: RowMaker
     budget_tokens: int
     moments: bool
 
-    def make_all(self, work: Sequence[Task], report: Report, confirm: Confirm) -> list[ShardEntry]:
-        """The shards of `work`, but for those that an earlier run has finished."""
-        clock, entries = Clock("gradients", sum(len(task.numbers) for task in work)), []
-        for task in work:
-            entry = finished_shard(self.output, task.name, task.place, len(task.numbers))
-            entries.append(entry or self.make(task, report, confirm, clock))
-            clock.skip_to(task.numbers.stop)
-        return entries
-
-    def make(self, task: Task, report: Report, confirm: Confirm, clock: Clock) -> ShardEntry:
-        """Runs these documents through the model and writes their shard."""
-        records = self.corpus.documents.read(task.numbers)
-        tokens = self.corpus.tokens(self.model, records)
+    def make(self, task: Task, records: Sequence[Record]) -> Iterator[Step]:
+        """Runs these documents through the model and writes their shard: a step for each batch, and the last one."""
+        tokens = tokens_of(records, self.spec, self.model)
         shape, moment = self.rows.shape, None
         if self.moments:
             moment = SecondMoment(shape.layers, shape.width, self.model.device)
-        writer = ShardWriter(self.output, task.name, len(task.numbers), shape)
+        writer = ShardWriter(self.output, task.name, len(records), shape)
 
         def encoded(batch: Batch) -> tuple[Any, ...]:
             blocks, losses = self.rows.blocks(batch)
@@ -126,8 +128,58 @@ class ShardMaker:
         work = batches(tokens, self.budget_tokens, self.model.device)
         for batch, blocks, scales, losses in one_late(map(encoded, work)):
             writer.put(batch.numbers, blocks, scales, losses)
-            report(clock.tick(len(batch), batch.tokens))
-        confirm()
-        if skipped := [record.id for record, skip in zip(records, writer.skipped, strict=True) if skip]:
-            logger.warning("gradients that are not finite; these documents can never be found: %s", skipped)
-        return writer.finish(records, [one.labelled for one in tokens], moment, task.place)
+            yield Step(len(batch), batch.tokens)
+        skipped = tuple(record.id for record, skip in zip(records, writer.skipped, strict=True) if skip)
+        written = writer.write(records, [one.labelled for one in tokens], moment, task.place)
+        yield Step(written=written, skipped=skipped)
+
+
+def make_shards(
+    maker: ShardMaker,
+    documents: Documents,
+    work: Sequence[Task],
+    report: Report,
+    confirm: Confirm,
+    executor: Executor = "local",
+) -> list[ShardEntry]:
+    """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
+    drop_asides(maker.output)
+    finished = [finished_shard(maker.output, task.name, task.place, len(task.numbers)) for task in work]
+    entries = {entry.name: entry for entry in finished if entry is not None}
+    clock = Clock("gradients", sum(len(task.numbers) for task in work))
+    clock.skip(sum(entry.rows for entry in entries.values()))
+    left = [task for task in work if task.name not in entries]
+    with closing(_made(maker, documents, left, executor)) as steps:
+        for step in steps:
+            if step.written is None:
+                report(clock.tick(step.documents, step.tokens))
+                continue
+            if step.skipped:
+                logger.warning(
+                    "gradients that are not finite; these documents can never be found: %s",
+                    list(step.skipped),
+                )
+            confirm()
+            entries[step.written.entry.name] = step.written.accept()
+    return [entries[task.name] for task in work]
+
+
+def prepare(executor: Executor) -> None:
+    """Raises `ClusterUnavailable` where there is none to make shards: at the start of a build, not hours later."""
+    if executor == "ray":
+        from bergson_core.ray_cluster import connect
+
+        connect()
+
+
+def _made(
+    maker: ShardMaker, documents: Documents, work: Sequence[Task], executor: Executor
+) -> Generator[Step, None, None]:
+    """Every step of every shard of `work`; those of one shard are in order."""
+    if executor == "ray":
+        from bergson_core.ray_shards import made_on_cluster
+
+        yield from made_on_cluster(maker, documents, work)
+    else:
+        for task in work:
+            yield from maker.make(task, documents.read(task.numbers))

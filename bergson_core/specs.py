@@ -25,6 +25,8 @@ Loss = Literal["sum", "mean"]
 FitLabels = Literal["true", "sampled"]
 Direction = Literal["proponents", "opponents", "both"]
 Aggregate = Literal["mean", "max", "each"]
+Executor = Literal["local", "ray"]
+"""Where shards are made and searched: in this process, or by the machines of a Ray cluster. The rows are the same."""
 
 
 def _refuse(value: object) -> None:

@@ -6,8 +6,9 @@ Legend: n rows of a shard, m layers, d numbers a layer, w entries that are kept 
     shards/00000/scales.bin      its scales [n, .]
     shards/00000/rows.arrow      the documents (`texts`)
 
-A shard is made in a directory beside its place, flushed to disk, and renamed. The name of one that was published is
-never used again.
+A shard is made in a directory beside its place, whose name nobody else has, flushed to disk, and renamed by whoever
+holds the index's lock. So a process that everybody takes for dead may go on writing and harm nothing. The name of a
+shard that was published is never used again.
 """
 
 import errno
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +78,7 @@ class RowShape:
 
 
 class ShardWriter:
-    """Collects the rows of one shard in memory and publishes it whole. See `finish`.
+    """Collects the rows of one shard in memory and writes it whole. See `write`.
 
     A loss that is NaN marks a row that was skipped; it is null in the documents' table.
     """
@@ -96,13 +98,13 @@ class ShardWriter:
         """Which rows [n] were skipped."""
         return np.isnan(self._losses)
 
-    def finish(
+    def write(
         self,
         records: Sequence[Record],
         labelled: Sequence[int],
         moment: SecondMoment | None,
         place: "Place",
-    ) -> ShardEntry:
+    ) -> "Written":
         """Writes the shard of these documents, whose labelled tokens [n] are counted."""
         texts = texts_table(records, self._losses, labelled)
         return write_shard(self._root, self._name, self._blocks, self._scales, texts, place, moment)
@@ -117,6 +119,28 @@ class Place:
     generation: int = 1
 
 
+@dataclass(frozen=True)
+class Written:
+    """A shard that is whole and on disk in the directory `aside`; an index has it once it is accepted."""
+
+    entry: ShardEntry
+    aside: Path
+
+    def accept(self) -> ShardEntry:
+        """Gives the shard its name, which another one loses."""
+        target = self.aside.with_name(self.entry.name)
+        shutil.rmtree(target, ignore_errors=True)
+        self.aside.rename(target)
+        sync(target.parent)
+        return self.entry
+
+
+def drop_asides(root: Path) -> None:
+    """Removes what was never accepted of shards."""
+    for path in (root / "shards").glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write_shard(
     root: Path,
     name: str,
@@ -125,10 +149,9 @@ def write_shard(
     texts: pa.Table,
     place: Place,
     moment: SecondMoment | None = None,
-) -> ShardEntry:
-    """Writes all of a shard, flushes it to disk, and gives it its name."""
-    directory, target = root / "shards" / f".{name}.tmp", root / "shards" / name
-    shutil.rmtree(directory, ignore_errors=True)
+) -> Written:
+    """Writes all of a shard and flushes it to disk."""
+    directory = root / "shards" / f".{name}.{uuid4().hex}.tmp"
     directory.mkdir(parents=True)
     try:
         write_array(directory / _BLOCKS, blocks)
@@ -157,10 +180,7 @@ def write_shard(
         shutil.rmtree(directory, ignore_errors=True)
         raise
     sync(directory)
-    shutil.rmtree(target, ignore_errors=True)
-    directory.rename(target)
-    sync(target.parent)
-    return entry
+    return Written(entry, directory)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -201,7 +201,7 @@ class IndexCallback(TrainerCallback):
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
             place = Place(numbers.start, _ENDED)
-            shards.append(writer.finish(documents.read(numbers), labelled, moment, place))
+            shards.append(writer.write(documents.read(numbers), labelled, moment, place).accept())
         places = sample_numbers(total, SAMPLE, self._settings.seed)
         sample = Sample.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
         publish(self._spec, self.output, model, rows, shards, sample, origin="training")

@@ -35,7 +35,7 @@ from bergson_core.progress import Clock
 from bergson_core.publishing import Report, rows_a_shard
 from bergson_core.recall import Sample, ladder
 from bergson_core.rows import RowMaker
-from bergson_core.shards import Corpus
+from bergson_core.shards import Corpus, tokens_of
 from bergson_core.sparing import Meter, OneOfEachSize, Passes, SomeRows, resident
 from bergson_core.specs import BuildSpec, SearchSpec
 from bergson_core.store import RowShape
@@ -112,7 +112,7 @@ class Trial(Build):
         self.spec = self.spec.model_copy(update={"search": self._first_search(shape)})
         self._looked_at, tokens = len(corpus.documents), []
         for chunk in corpus.documents.chunks():
-            tokens += [(len(one.ids), one.labelled) for one in corpus.tokens(model, chunk)]
+            tokens += [(len(one.ids), one.labelled) for one in tokens_of(chunk, self.spec, model)]
         lengths = [length for length, _ in tokens]
         self._labelled = sum(labelled for _, labelled in tokens)
         places = _spread(lengths, min(self._documents_in_all, rows_a_shard(shape)))

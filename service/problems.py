@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "unavailable": Kind(503, "Unavailable", 5),
     "redis_unavailable": Kind(503, "Redis does not answer", 5),
     "no_worker": Kind(503, "No live worker", 5),
+    "cluster_unavailable": Kind(503, "No Ray cluster does the work", 5),
     "queue_full": Kind(429, "Queue is full", 1),
     "deadline_exceeded": Kind(504, "No answer in time"),
     "cancelled": Kind(409, "Cancelled"),

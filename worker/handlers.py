@@ -63,11 +63,11 @@ def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -
     directory = settings.indexes_dir / job.index
     with _read_from_file(job, settings.uploads_dir) as spec:
         try:
-            build_index(spec, directory, report=report, confirm=confirm)
+            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
         except IndexExists:
             if not discard(directory):
                 raise
-            build_index(spec, directory, report=report, confirm=confirm)
+            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
 
 
 def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm) -> None:
@@ -77,7 +77,9 @@ def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm)
     if job.spec.dataset is not None:
         _check_path("dataset.path", job.spec.dataset.path, settings.roots)
     directory = settings.indexes_dir / job.index
-    append_documents(directory, job.spec, key=job.job_id, report=report, confirm=confirm)
+    append_documents(
+        directory, job.spec, key=job.job_id, report=report, confirm=confirm, executor=settings.executor
+    )
 
 
 def fit_profile(job: ProfileJob, settings: Settings, report: Report, confirm: Confirm) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bergson_core.errors import IndexNotFound
 from bergson_core.manifest import FILE_NAME, read_manifest
+from bergson_core.specs import Executor
 
 if TYPE_CHECKING:
     from bergson_core.attribution import AttributionIndex
@@ -29,10 +30,11 @@ class _Resident:
 
 
 class Residency:
-    """At most `bound` open indexes out of the directory `root`."""
+    """At most `bound` open indexes out of the directory `root`; `executor` holds their shards."""
 
-    def __init__(self, root: Path, bound: int):
+    def __init__(self, root: Path, bound: int, executor: Executor = "local"):
         self._root, self._bound = root, bound
+        self._executor: Executor = executor
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         self._models: dict[_ModelKey, Any] = {}
 
@@ -81,7 +83,7 @@ class Residency:
 
         logger.info("opening index %s", path.name)
         try:
-            index = AttributionIndex.open(path, load_model=shared, partial=True)
+            index = AttributionIndex.open(path, load_model=shared, partial=True, executor=self._executor)
             return _Resident(index, stamp, frozenset(used))
         except BaseException:
             self._forget_models()

@@ -37,7 +37,7 @@ class Runner:
 
     def __init__(self, queue: WorkerQueue, settings: Settings, device: str):
         self._queue, self._settings, self._device = queue, settings, device
-        self._residency = Residency(settings.indexes_dir, settings.resident_indexes)
+        self._residency = Residency(settings.indexes_dir, settings.resident_indexes, settings.executor)
         self._pulse = Pulse(queue, settings, self._heartbeat)
         self._started_at = time.time()
         self._stopping = False

@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bergson_core.specs import Executor
+
 
 def _split_paths(value: object) -> object:
     """A string as the shell writes a list of paths: `/data:/models`."""
@@ -59,6 +61,8 @@ class Settings(BaseSettings):
     """Seconds for which a finished job can still be looked up."""
     threads: int = Field(default=0, ge=0)
     """Threads that torch and FAISS use in a worker; 0 leaves it to them."""
+    executor: Executor = "local"
+    """`ray` makes and searches shards on the machines of a Ray cluster, `local` in the worker itself."""
 
     @field_validator("data_dir")
     @classmethod

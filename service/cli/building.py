@@ -10,7 +10,7 @@ from rich.table import Table
 from bergson_core.answers import Estimate
 from bergson_core.specs import BuildSpec
 from service.cli.output import console, progress_bar, say
-from service.cli.spec_options import takes_spec
+from service.cli.spec_options import ExecutorOption, takes_spec
 
 LOW_COVERAGE = 90
 """Percent of the parameters below which it is said."""
@@ -22,12 +22,13 @@ def build(
         Path, typer.Argument(help="Directory of the index; a stopped build resumes there.")
     ],
     spec: BuildSpec,
+    executor: ExecutorOption = "local",
 ) -> None:
     """Build an index of projected, normalized per-sample gradients."""
     from bergson_core.build import build_index
 
     with progress_bar() as show:
-        manifest = build_index(spec, output_path, report=show)
+        manifest = build_index(spec, output_path, report=show, executor=executor)
     say(
         f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "
         f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "

@@ -7,6 +7,7 @@ import typer
 
 from bergson_core.specs import AppendSpec, DatasetSpec
 from service.cli.output import explain, fail, progress_bar, say
+from service.cli.spec_options import ExecutorOption
 
 IndexPath = Annotated[Path, typer.Argument(help="Directory of the index.")]
 
@@ -22,6 +23,7 @@ def append(
     split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
     subset: Annotated[str | None, typer.Option(help=explain(DatasetSpec, "subset"))] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help=explain(DatasetSpec, "streaming"))] = False,
+    executor: ExecutorOption = "local",
 ) -> None:
     """Add documents to an index; the old ones are not run again. A stopped append resumes."""
     source = DatasetSpec(path=dataset, split=split, subset=subset, streaming=streaming)
@@ -31,7 +33,7 @@ def append(
 
     before = read_manifest(index)
     with progress_bar() as show:
-        manifest = append_documents(index, spec, report=show)
+        manifest = append_documents(index, spec, report=show, executor=executor)
     added = f"{manifest.rows - before.rows:,} added" if manifest != before else "these were added before"
     say(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
 

@@ -9,6 +9,7 @@ import typer
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
 from service.cli.output import console, explain, results_table, say
+from service.cli.spec_options import ExecutorOption
 
 
 def query(
@@ -25,6 +26,7 @@ def query(
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,
+    executor: ExecutorOption = "local",
 ) -> None:
     """Find the training samples that made the model say a completion."""
     asked = AttributionQuery.model_validate(
@@ -40,7 +42,7 @@ def query(
     )
     from bergson_core.attribution import AttributionIndex
 
-    (answer,) = AttributionIndex.open(index).attribute([asked])
+    (answer,) = AttributionIndex.open(index, executor=executor).attribute([asked])
     if isinstance(answer, BergsonError):
         raise answer
     answer = answer.model_copy(update={"index": index.name})

@@ -12,6 +12,7 @@ from bergson_core.specs import (
     ColumnsSpec,
     DatasetSpec,
     Dtype,
+    Executor,
     FitLabels,
     GradientSpec,
     Loss,
@@ -28,6 +29,13 @@ _COLUMNS = "Columns"
 _GRADIENTS = "Gradients"
 _SCORING = "Scoring"
 _SEARCH = "Search"
+
+ExecutorOption = Annotated[
+    Executor,
+    typer.Option(
+        help="Where shards are made or searched: in this process, or on the machines of a Ray cluster."
+    ),
+]
 
 
 def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:

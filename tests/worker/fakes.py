@@ -15,7 +15,7 @@ from typing import Any
 from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
 from bergson_core.errors import BergsonError, IndexExists, TooLong
 from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, SearchEntry, read_manifest
-from bergson_core.specs import AttributionQuery, BuildSpec
+from bergson_core.specs import AttributionQuery, BuildSpec, Executor
 from service import examples
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
@@ -69,6 +69,7 @@ class FakeCore:
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
+    executors: list[Executor] = field(default_factory=list)
     loaded: list[tuple[str, str | None, str]] = field(default_factory=list)
 
     def build_index(
@@ -78,9 +79,11 @@ class FakeCore:
         *,
         report: Callable[[Progress], None],
         confirm: Callable[[], None],
+        executor: Executor = "local",
     ) -> Manifest:
         """Leaves `progress` in the directory, and goes on from it."""
         self.builds.append((spec, output))
+        self.executors.append(executor)
         output.mkdir(parents=True, exist_ok=True)
         stamp, progress = output / "building.json", output / "progress"
         if stamp.exists() and stamp.read_text() != spec.fingerprint():
@@ -117,8 +120,14 @@ class FakeCore:
         class AttributionIndex(FakeIndex):
             @classmethod
             def open(
-                cls, path: Path, *, load_model: Callable[..., str], partial: bool = False
+                cls,
+                path: Path,
+                *,
+                load_model: Callable[..., str],
+                partial: bool = False,
+                executor: Executor = "local",
             ) -> "FakeIndex":
+                core.executors.append(executor)
                 core.opened.append(path.name)
                 manifest = read_manifest(path)
                 model = load_model(manifest.spec.model, manifest.spec.revision, manifest.spec.dtype)

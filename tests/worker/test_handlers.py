@@ -11,6 +11,7 @@ from bergson_core.specs import BuildSpec
 from tests.worker.fakes import FakeCore, publish, spec
 from worker import handlers
 from worker.messages import JOB, BuildJob
+from worker.residency import Residency
 from worker.settings import Settings
 
 
@@ -68,6 +69,14 @@ def test_the_file_stays_only_where_another_worker_reads_it(
     with pytest.raises(type(error)):
         run(settings, spec())
     assert len(uploads(settings)) == left
+
+
+def test_the_setting_says_where_shards_are_made_and_searched(core: FakeCore, settings: Settings):
+    on_ray = settings.model_copy(update={"executor": "ray"})
+    run(on_ray, spec())
+    Residency(on_ray.indexes_dir, 1, on_ray.executor).get("facts")
+    run(settings, spec(), index="other")
+    assert core.executors == ["ray", "ray", "local"]
 
 
 def test_jobs_with_the_same_documents_do_not_share_a_file(core: FakeCore, settings: Settings):
