@@ -44,7 +44,8 @@ class Codec(ABC):
         self, blocks: np.ndarray, scales: np.ndarray, weights: Float32[Tensor, "m d"]
     ) -> Float32[Tensor, "n m"]:
         """Inner product of each block of these rows, which may be written to, with its layer's weights."""
-        return torch.einsum("nmd,md->nm", self.decode(blocks, scales, weights.shape[1]), weights)
+        # Not as a matrix product, whose rounding depends on what other rows there are.
+        return (self.decode(blocks, scales, weights.shape[1]) * weights).sum(2)
 
     def row_bytes(self, layers: int, width: int) -> int:
         """Bytes of a row of so many layers of `width` numbers."""
