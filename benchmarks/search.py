@@ -58,7 +58,7 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows.rows(task.numbers)))
         records = [Record(f"doc-{number}", "made", None, {}) for number in task.numbers]
         texts = texts_table(records, np.zeros(len(records)), [1] * len(records))
-        shards.append(write_shard(root, task.name, blocks, scales, texts, task.place))
+        shards.append(write_shard(root, task.name, blocks, scales, texts, task.place).accept())
     started = time.perf_counter()
     parts = Parts(root, spec, shape, shards)
     found = parts.measured(Sample(np.full(SAMPLE, -1), rows.questions(SAMPLE)), lambda progress: None)

@@ -39,8 +39,8 @@ def shards(tmp_path, kind):
         rows = torch.randn(count, shape.layers, shape.width, generator=torch.Generator().manual_seed(number))
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
         texts = texts_table([], np.zeros(0), [])
-        entry = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, Place(first, ""))
-        made.append(Shard.open(tmp_path, entry, shape))
+        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, Place(first, ""))
+        made.append(Shard.open(tmp_path, written.accept(), shape))
         if kind != "hamming":
             build_shard_search(tmp_path, made[-1], None, "row", kind)
         first += count
