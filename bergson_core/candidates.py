@@ -25,8 +25,8 @@ from bergson_core.search import QUERY_BITS, search_path
 from bergson_core.side_by_side import side_by_side
 from bergson_core.store import Shard
 
-_MERGED_FROM: Final = 2**16
-"""Scores a query that are gathered before the best of them are taken."""
+_MERGED_FROM: Final = 2**20
+"""Scores that are gathered before the best of them are taken: 12 MiB with the numbers of their rows."""
 
 
 class Part(ABC):
@@ -163,7 +163,7 @@ def _best_of_all(
     for scores, rows in found:
         kept.append((scores, rows))
         waiting += scores.shape[1]
-        if waiting >= max(_MERGED_FROM, 4 * count):
+        if waiting >= max(_MERGED_FROM // max(1, queries), 4 * count):
             kept, waiting = [_best(kept, count)], 0
     return _best(kept, count)
 
