@@ -163,7 +163,7 @@ def test_shards_are_split_into_runs_of_about_as_many_rows():
 
 def test_the_guide_states_the_bytes_of_a_row():
     text = (REPOSITORY / "docs" / "scaling.md").read_text()
-    table = re.findall(r"^\| [0-9]+ [MB] \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \| [\d,]+ \|$", text, re.MULTILINE)
+    table = re.findall(r"^\| [0-9]+ [MB] \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \|$", text, re.MULTILINE)
     expected = [
         (f"{CODECS['float16'].row_bytes(layers, 16**2):,}", f"{CODECS['sign'].row_bytes(layers, 32**2):,}")
         for layers in (48, 112, 224)
