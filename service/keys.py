@@ -87,9 +87,9 @@ class Key(Caller):
     """A key as it is kept."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
-    name: KeyName
+    name: KeyName = Field()
     """Unique among the keys."""
-    scope: Scope
+    scope: Scope = Field()
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Of the secret."""
     created_at: float

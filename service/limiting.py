@@ -8,6 +8,7 @@ process by itself, so that a process that dies leaves no count behind.
 import math
 import time
 from collections import Counter
+from typing import Any
 
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -25,9 +26,8 @@ def shared_storage(pool: ConnectionPool) -> Storage:
 
     `limits` installs redis-py only up to 7 for its calls that block; these, which do not, hold with 8 (a test counts).
     """
-    return RedisStorage(
-        "async+redis://", implementation="redispy", key_prefix=queue.RATES, connection_pool=pool
-    )  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = {"connection_pool": pool, "key_prefix": queue.RATES}
+    return RedisStorage("async+redis://", implementation="redispy", **options)
 
 
 class Limits:
