@@ -14,11 +14,14 @@
     ├── IndexCorrupt                     files differ from what the manifest says
     ├── DiskFull                         there is no room for what is to be written
     ├── JobNotFound
+    ├── Unauthorized                     no API key came along, or none that counts
+    ├── Forbidden                        the API key may not do this
     ├── Unavailable                      a part that is needed does not answer
     │   ├── RedisUnavailable
     │   ├── NoWorker                     no worker is alive
     │   ├── ClusterUnavailable           no Ray cluster does the work
-    │   └── QueueFull                    too much waits already
+    │   ├── QueueFull                    too much waits already
+    │   └── RateLimited                  one API key asks too much
     ├── DeadlineExceeded                 no answer in time
     ├── Cancelled                        somebody asked for the work to stop
     └── LeaseLost                        another worker has taken this job over
@@ -100,6 +103,14 @@ class JobNotFound(BergsonError):
     code = "job_not_found"
 
 
+class Unauthorized(BergsonError):
+    code = "unauthorized"
+
+
+class Forbidden(BergsonError):
+    code = "forbidden"
+
+
 class Unavailable(BergsonError):
     code = "unavailable"
 
@@ -118,6 +129,19 @@ class ClusterUnavailable(Unavailable):
 
 class QueueFull(Unavailable):
     code = "queue_full"
+
+
+class RateLimited(Unavailable):
+    """`wait_s`: seconds after which it may be tried again."""
+
+    code = "rate_limited"
+    wait_s: int = 1
+
+    @classmethod
+    def of(cls, detail: str, wait_s: int) -> "RateLimited":
+        error = cls(detail)
+        error.wait_s = wait_s
+        return error
 
 
 class DeadlineExceeded(BergsonError):

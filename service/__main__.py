@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
+from service.access import check_start
 from service.app import create_app
 from service.broker import Broker
 from service.settings import ServiceSettings
@@ -88,6 +89,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _end)
     settings = _read_settings()
     try:
+        check_start(settings)
         with closing(_listen(settings)) as listening, redis_url(settings) as url:
             _serve(settings.model_copy(update={"redis_url": url}), listening)
     except BergsonError as error:

@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service import documentation, problems
+from service.access import Keys, authorize
 from service.broker import Broker
-from service.middleware import BodyLimit, HostCheck, RequestId
+from service.limiting import Limits, shared_storage
+from service.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
 from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
 from service.settings import ServiceSettings
 
@@ -20,6 +22,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
+        app.state.limits = Limits(shared_storage(app.state.broker.pool))
         yield
 
 
@@ -29,16 +32,20 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        dependencies=[Depends(authorize)],
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
     app.state.broker = broker
+    app.state.limits = Limits()
+    app.state.keys = Keys(settings)
     app.openapi = partial(documentation.document, app)
     for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     problems.install(app)
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(KeyCheck, keys=app.state.keys)
     app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
     app.add_middleware(RequestId)
     return app

@@ -8,14 +8,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
 from redis import RedisError
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -80,6 +80,11 @@ class Broker:
                 await broker._redis.aclose()
         finally:
             await asyncio.to_thread(stack.close)
+
+    @property
+    def pool(self) -> ConnectionPool:
+        """Connections to the same Redis."""
+        return self._redis.connection_pool
 
     async def ping(self) -> None:
         """Returns where Redis answers."""
@@ -187,9 +192,16 @@ class Broker:
         return (await self._read(job_id))[0]
 
     async def jobs(
-        self, state: JobState | None = None, cursor: str | None = None, limit: int = 50
+        self,
+        state: JobState | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        shown: Callable[[str | None], bool] = lambda index: True,
     ) -> tuple[list[JobRecord], str | None]:
-        """Up to `limit` jobs, newest first, and the cursor of the next page, None after the last one."""
+        """Up to `limit` jobs, newest first, and the cursor of the next page, None after the last one.
+
+        Of the jobs of indexes alone that are `shown`.
+        """
         with _reaching_redis():
             start = 0
             if cursor is not None:
@@ -205,7 +217,7 @@ class Broker:
                     if raw is None:
                         gone.append(job_id)
                     elif (record := queue.read_record(raw)) and state in (None, record.state):
-                        found.append(record)
+                        found += [record] if shown(record.index) else []
                 if len(found) > limit:
                     break
             if gone:
@@ -283,7 +295,7 @@ class Broker:
             raw, token = await cast("Any", self._redis.hmget(queue.job_key(job_id), ["record", "token"]))
         record = queue.read_record(raw)
         if record is None:
-            raise JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
+            raise no_job(job_id)
         return record, int(token)
 
     async def _raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
@@ -291,6 +303,11 @@ class Broker:
             for job_id in job_ids:
                 pipe.hget(queue.job_key(job_id), "record")
             return await pipe.execute()
+
+
+def no_job(job_id: str) -> JobNotFound:
+    """What is said of a job that is not there, or not there for who asks."""
+    return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
 
 
 def _client(url: str, connections: int) -> Redis:

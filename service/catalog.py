@@ -1,7 +1,7 @@
 """Published indexes, read from disk. Disk is the truth: what has no manifest does not exist."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,8 @@ def _sizes(manifest: Manifest) -> SizesBytes:
     return SizesBytes(rows=rows, search=search, statistics=total - rows - search, total=total)
 
 
-def _unknown(name: str) -> IndexNotFound:
+def unknown(name: str) -> IndexNotFound:
+    """What is said of an index that is not there, or not there for who asks."""
     return IndexNotFound(f"no index named {name!r}: GET /index lists them")
 
 
@@ -63,7 +64,7 @@ def _read(path: Path) -> IndexDetail:
     try:
         stat = (path / FILE_NAME).stat()
     except FileNotFoundError:
-        raise _unknown(path.name) from None
+        raise unknown(path.name) from None
     try:
         return _cached(path, stat.st_ino, stat.st_mtime_ns)
     except IndexCorrupt as error:
@@ -83,7 +84,7 @@ def detail(root: Path, name: str) -> IndexDetail:
 def require(root: Path, name: str) -> Path:
     """The directory of the published index `name`. Raises `IndexNotFound`."""
     if not (root / name / FILE_NAME).is_file():
-        raise _unknown(name)
+        raise unknown(name)
     return root / name
 
 
@@ -126,10 +127,15 @@ def _summary(detail: IndexDetail) -> IndexSummary:
     )
 
 
-def page(root: Path, building: Mapping[str, str], after: str, limit: int) -> IndexPage:
-    """Up to `limit` indexes whose names come after `after`; `building` maps names to job ids."""
+def page(
+    root: Path, building: Mapping[str, str], after: str, limit: int, shown: Callable[[str], bool]
+) -> IndexPage:
+    """Up to `limit` indexes whose names come after `after`; `building` maps names to job ids.
+
+    Of those alone that are `shown`, which is asked with their names.
+    """
     ready = dict(published(root))
-    names = sorted({*ready, *building})
+    names = sorted(filter(shown, {*ready, *building}))
     start = bisect_right(names, after)
     chosen = names[start : start + limit]
     items = [_read(ready[name]) if name in ready else being_built(name, building[name]) for name in chosen]

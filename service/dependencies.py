@@ -1,11 +1,13 @@
-"""What views ask for by type: the broker, the settings, the request's id, parts of a page."""
+"""What views ask for by type: the broker, the settings, who asks, the request's id, parts of a page."""
 
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request, Response
 
 from bergson_core.specs import NAME_PATTERN
+from service.access import Keys
 from service.broker import Broker
+from service.keys import Caller
 from service.problems import request_id_of
 from service.schemas import JobAccepted
 from service.settings import ServiceSettings
@@ -20,18 +22,36 @@ def _settings(request: Request) -> ServiceSettings:
     return request.app.state.settings
 
 
+def _caller(request: Request) -> Caller:
+    return request.state.caller
+
+
+def _keys(request: Request) -> Keys:
+    return request.app.state.keys
+
+
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+KeysDep = Annotated[Keys, Depends(_keys)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]
-IdempotencyKey = Annotated[
+_IdempotencyHeader = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]{1,255}$",
         description="The same key with the same body gives the same job again: a retry does nothing twice.",
     ),
 ]
+
+
+def _idempotency_key(caller: CallerDep, idempotency_key: _IdempotencyHeader = None) -> str | None:
+    """Each caller's own: what two of them call the same is not the same."""
+    return f"{caller.id}:{idempotency_key}" if idempotency_key and caller.id else idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 LimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
 
 

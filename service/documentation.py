@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from bergson_core.specs import NAME_PATTERN
 from service import examples
+from service.access import SCOPES
 from service.problems import KINDS, MEDIA_TYPE, FieldError, ProblemDetails, problem, validation_problem
 
 VERSION = "0.1.0"
@@ -23,8 +24,13 @@ DESCRIPTION = """Which training samples made a language model say that?
 
 Every response carries `X-Request-ID`; send your own (letters, digits, `.` `_` `:` `-`, up to 128) to find a
 call again in the logs. Errors are `application/problem+json` (RFC 9457): branch on `code`, show `detail`.
-Beside those listed at each call there are `host_not_allowed` (400), `not_found` (404), `method_not_allowed`
-(405) and `internal_error` (500). Unknown fields are refused; so are NaN, Infinity and integers over 64 bits.
+Beside those listed at each call there are `host_not_allowed` (400), `unauthorized` (401), `forbidden` (403),
+`not_found` (404), `method_not_allowed` (405), `rate_limited` (429, with `Retry-After`) and `internal_error` (500).
+Unknown fields are refused; so are NaN, Infinity and integers over 64 bits.
+
+Where there are API keys (`bergson keys create`), each call needs one, as `Authorization: Bearer bg_…`; only health and
+these pages are open. What a key's scope must be stands at each call: `read`, `write` or `admin`. Indexes that a key is
+not for are, for it, not there.
 """
 TAGS = [
     {"name": "Indexes", "description": "First: turn training samples into an index."},
@@ -34,6 +40,12 @@ TAGS = [
     {"name": "Workers", "description": "Who does the work."},
     {"name": "Health", "description": "For supervisors and load balancers."},
 ]
+
+SECURITY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, `bg_…`. None is needed on a machine's own address as long as there are no keys.",
+}
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 
@@ -120,8 +132,18 @@ def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
+def _secure(made: dict[str, Any]) -> None:
+    """Say of each call which scope it needs; OpenAPI 3.1 has the names of roles in the place of OAuth's scopes."""
+    made["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
+    for item in made["paths"].values():
+        for operation in item.values():
+            if needed := SCOPES.get(operation["operationId"]):
+                operation["security"] = [{"key": [needed]}]
+                operation["description"] += f"\n\nScope of the key: `{needed}`."
+
+
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the schema of problems."""
+    """The OpenAPI document of `app`, with the schema of problems and who may call what."""
     if app.openapi_schema is None:
         made = get_openapi(
             title=TITLE, version=VERSION, description=DESCRIPTION, routes=app.routes, tags=TAGS
@@ -130,5 +152,6 @@ def document(app: FastAPI) -> dict[str, Any]:
         schemas = made["components"]["schemas"]
         schemas.update(schema.pop("$defs", {}))
         schemas[ProblemDetails.__name__] = schema
+        _secure(made)
         app.openapi_schema = made
     return app.openapi_schema

@@ -1,7 +1,7 @@
-"""What every request passes, as plain ASGI: its id, the check of its host, the limit of its body.
+"""What every request passes, as plain ASGI: its id, the checks of its host and of its key, the limit of its body.
 
 Plain ASGI and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. From the outside in:
-`RequestId`, `HostCheck`, `BodyLimit`.
+`RequestId`, `HostCheck`, `KeyCheck`, `BodyLimit`.
 """
 
 import logging
@@ -15,7 +15,10 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import problem, problem_response
+from bergson_core.errors import BergsonError
+from service import access
+from service.limiting import Limits
+from service.problems import error_response, problem, problem_response
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,10 @@ class RequestId:
         finally:
             elapsed_ms = 1000 * (time.perf_counter() - started)
             path = quote(scope["path"])
-            logger.info("%s %s %s %.1f ms, request %s", scope["method"], path, status, elapsed_ms, request_id)
+            caller = scope["state"].get("caller")
+            who = f", key {caller.name}" if caller and caller.id else ""
+            line = "%s %s %s %.1f ms, request %s%s"
+            logger.info(line, scope["method"], path, status, elapsed_ms, request_id, who)
 
 
 class HostCheck:
@@ -72,6 +78,36 @@ class HostCheck:
         detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
         response = problem_response(problem("host_not_allowed", detail, scope["state"]["request_id"]))
         await response(scope, receive, send)
+
+
+class KeyCheck:
+    """Refuse who has no key, or asks too much with it, before a byte of the body is read.
+
+    What comes through has `state.caller`, which is None for what is open to all.
+    """
+
+    def __init__(self, app: ASGIApp, keys: access.Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        scope["state"]["caller"] = None
+        if access.is_open(scope["method"], scope["path"]):
+            return await self.app(scope, receive, send)
+        limits: Limits = scope["app"].state.limits
+        try:
+            caller = scope["state"]["caller"] = self.keys.caller(
+                Headers(scope=scope).get("authorization", "")
+            )
+            await limits.enter(caller)
+        except BergsonError as error:
+            return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            limits.leave(caller)
 
 
 class BodyLimit:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bergson_core.errors import BergsonError, IdsExist
+from bergson_core.errors import BergsonError, IdsExist, RateLimited, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,14 @@ KINDS: dict[str, Kind] = {
     "index_corrupt": Kind(500, "Index is damaged"),
     "disk_full": Kind(507, "Disk is full"),
     "job_not_found": Kind(404, "Job not found"),
+    "unauthorized": Kind(401, "No valid API key"),
+    "forbidden": Kind(403, "Not allowed"),
     "unavailable": Kind(503, "Unavailable", 5),
     "redis_unavailable": Kind(503, "Redis does not answer", 5),
     "no_worker": Kind(503, "No live worker", 5),
     "cluster_unavailable": Kind(503, "No Ray cluster does the work", 5),
     "queue_full": Kind(429, "Queue is full", 1),
+    "rate_limited": Kind(429, "Too many requests", 1),
     "deadline_exceeded": Kind(504, "No answer in time"),
     "cancelled": Kind(409, "Cancelled"),
     "lease_lost": Kind(503, "Taken over by another worker", 5),
@@ -145,8 +148,22 @@ def problem_response(details: ProblemDetails, headers: Mapping[str, str] | None 
         details.model_dump_json(exclude_none=True),
         status_code=details.status,
         media_type=MEDIA_TYPE,
-        headers={**(headers or {}), **retry, "X-Request-ID": details.request_id},
+        headers={**retry, **(headers or {}), "X-Request-ID": details.request_id},
     )
+
+
+def error_response(error: BergsonError, request_id: str) -> Response:
+    """The problem that `error` is, with the headers that belong to it."""
+    details, headers = problem(error.code, str(error), request_id), {}
+    if isinstance(error, IdsExist):
+        details = details.model_copy(update={"ids": list(error.ids)})
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.wait_s)
+    if details.status >= 500:
+        logger.warning("request %s: %s: %s", request_id, error.code, error)
+    return problem_response(details, headers)
 
 
 def request_id_of(request: Request) -> str:
@@ -155,13 +172,8 @@ def request_id_of(request: Request) -> str:
 
 
 def _on_bergson_error(request: Request, error: Exception) -> Response:
-    code = error.code if isinstance(error, BergsonError) else "error"
-    details = problem(code, str(error), request_id_of(request))
-    if isinstance(error, IdsExist):
-        details = details.model_copy(update={"ids": list(error.ids)})
-    if details.status >= 500:
-        logger.warning("request %s: %s: %s", details.request_id, code, error)
-    return problem_response(details)
+    known = error if isinstance(error, BergsonError) else BergsonError(str(error))
+    return error_response(known, request_id_of(request))
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:

@@ -93,13 +93,18 @@ class DocumentDetail(Report):
 
     index: str
     id: str
-    prompt: str
+    prompt: str | None
+    """Null, as completion and metadata are, where the API key shows no text."""
     completion: str | None = None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] | None
     loss: float | None
     """Sum of the sample's token cross-entropies under the indexed model, in nats; null where it was skipped."""
     n_tokens: int
     """Tokens that the loss is taken over."""
+
+    def without_text(self) -> "DocumentDetail":
+        """The document as it is shown with a key that shows no text."""
+        return self.model_copy(update={"prompt": None, "completion": None, "metadata": None})
 
 
 class IndexPage(Report):

@@ -1,9 +1,9 @@
 """Settings of the web process, beside those that it shares with the workers (`worker.settings`)."""
 
 import ipaddress
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from bergson_core.errors import InvalidInput
@@ -22,11 +22,9 @@ class ServiceSettings(Settings):
     """How the service listens and what it accepts."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; one that other machines reach asks for an API key (`bergson keys create`)."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
-    allow_unauthenticated_remote: bool = False
-    """Listen on an address that other machines reach, although nothing asks who they are."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
     """Values of the Host header that are answered, without port, separated by commas; * answers any."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
@@ -44,16 +42,6 @@ class ServiceSettings(Settings):
         if isinstance(value, str):
             return tuple(host.strip() for host in value.split(",") if host.strip())
         return value
-
-    @model_validator(mode="after")
-    def _is_not_open_to_all(self) -> Self:
-        if not is_loopback(self.host) and not self.allow_unauthenticated_remote:
-            raise ValueError(
-                f"host {self.host!r} can be reached from other machines and nothing asks who they are: "
-                "listen on 127.0.0.1, or, where the network is trusted, set allow_unauthenticated_remote "
-                "(BERGSON_ALLOW_UNAUTHENTICATED_REMOTE=true)"
-            )
-        return self
 
     def timeout(self, asked_s: float | None) -> float:
         """Seconds to wait for an answer. Raises `InvalidInput` above the maximum."""

@@ -14,6 +14,8 @@
     bergson:idempotency:{sha256}  hash    job_id, body = sha256 of what was submitted; forgotten after a day
     bergson:workers               set     worker_id of the workers of late; dead ones go when listed
     bergson:worker:{worker_id}    string  `Heartbeat`, for as long as it counts
+    bergson:rate:{…}              string  two for each API key with a rate: its calls in this span of time and
+                                          in the one before (`service.limiting`); forgotten after two spans
 
 The streams of queries and of jobs are shared as `worker.streams` says. No torch here.
 """
@@ -57,6 +59,7 @@ CREATED = "bergson:jobs:created"
 BUILDING = "bergson:building"
 IDEMPOTENCY = "bergson:idempotency:"
 WORKERS = "bergson:workers"
+RATES = "bergson:rate"
 
 MAX_EVENTS = 256
 MAX_REPLIES = 4096

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from service.cli import building, changing, checking, corpus, demo, processes, querying
+from service.cli import building, changing, checking, corpus, demo, keys, processes, querying
 from service.cli.output import fail
 
 
@@ -52,6 +52,7 @@ app.command("up")(processes.up)
 app.command("serve")(processes.serve)
 app.command("worker")(processes.worker)
 app.command("demo")(demo.demo)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

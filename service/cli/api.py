@@ -1,6 +1,7 @@
 """The calls of the HTTP API that the demo makes, as any program would make them."""
 
 import json
+import os
 from typing import Any
 
 import httpx
@@ -11,10 +12,15 @@ from service.cli.output import Bar
 
 
 class Api:
-    """A client of the service at `url`. A problem that it answers is raised as the error that it stands for."""
+    """A client of the service at `url`. A problem that it answers is raised as the error that it stands for.
+
+    It sends the key in `BERGSON_API_KEY`, where there is one.
+    """
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=60)
+        key = os.environ.get("BERGSON_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        self._client = httpx.Client(base_url=url, timeout=60, headers=headers)
 
     def index(self, name: str) -> dict[str, Any] | None:
         """A published index, or None where there is none of that name."""

@@ -58,9 +58,11 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="Number of workers.")] = 1,
 ) -> None:
     """Run everything: Redis (embedded unless REDIS_URL is set), workers and the web service, until Ctrl-C."""
+    from service.access import check_start
     from service.cli.system import running_system
 
     settings = set_environment(data_dir, host, port, allow)
+    check_start(settings)
     with running_system(settings, workers) as system:
         console.print(f"dashboard: {system.url}/docs   data: {settings.data_dir}   Ctrl-C stops everything")
         system.wait()

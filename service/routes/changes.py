@@ -37,7 +37,7 @@ async def fit_profile(
     broker: BrokerDep,
     settings: SettingsDep,
     request_id: RequestIdDep,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
     """Queue the fit of a profile: the preconditioner mixed with the second moment of a sample of the task's queries.
 

@@ -8,7 +8,15 @@ from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.specs import AppendSpec
 from service import catalog, examples
-from service.dependencies import BrokerDep, IdempotencyKey, NamePath, RequestIdDep, SettingsDep, accepted
+from service.dependencies import (
+    BrokerDep,
+    CallerDep,
+    IdempotencyKey,
+    NamePath,
+    RequestIdDep,
+    SettingsDep,
+    accepted,
+)
 from service.documentation import ACCEPTED, IN_DOCUMENTS, IN_PATH, answered, problems
 from service.schemas import DocumentDetail, JobAccepted
 from service.strict_json import StrictJsonRoute
@@ -49,7 +57,7 @@ async def append_documents(
     broker: BrokerDep,
     settings: SettingsDep,
     request_id: RequestIdDep,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
     """Queue an append: the new documents alone run through the model, and the index is asked as before meanwhile.
 
@@ -67,9 +75,12 @@ async def append_documents(
     responses=answered(200, "The document.", examples.DOCUMENT)
     | problems("index_not_found", "document_not_found", "invalid_input", "index_corrupt", refused=IN_PATH),
 )
-async def get_document(name: NamePath, document_id: IdPath, settings: SettingsDep) -> DocumentDetail:
+async def get_document(
+    name: NamePath, document_id: IdPath, settings: SettingsDep, caller: CallerDep
+) -> DocumentDetail:
     """Text, metadata and loss of a training sample."""
-    return await run_in_threadpool(catalog.document, settings.indexes_dir, name, document_id)
+    found = await run_in_threadpool(catalog.document, settings.indexes_dir, name, document_id)
+    return found if caller.text else found.without_text()
 
 
 @router.delete(

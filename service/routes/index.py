@@ -8,11 +8,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.answers import Estimate
 from bergson_core.deletion import delete_index
-from bergson_core.errors import IndexBusy, IndexNotFound
+from bergson_core.errors import Forbidden, IndexBusy, IndexNotFound
 from bergson_core.specs import NAME_PATTERN
 from service import catalog, examples
 from service.dependencies import (
     BrokerDep,
+    CallerDep,
     IdempotencyKey,
     LimitQuery,
     NamePath,
@@ -56,8 +57,9 @@ async def build_index(
     body: Annotated[IndexRequest, Body(openapi_examples=_BODIES)],
     response: Response,
     broker: BrokerDep,
+    caller: CallerDep,
     request_id: RequestIdDep,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
     """Queue a build: the worker runs every training sample through the model once and keeps its gradient.
 
@@ -65,6 +67,8 @@ async def build_index(
     more precision try a larger `gradients.projection_dim` first, at a quadratic price in disk.
     The answer comes at once; follow the job at `Location`.
     """
+    if not caller.sees(body.name):
+        raise Forbidden(f"this key is for indexes named {' or '.join(caller.indexes)}, not {body.name!r}")
     job = BuildJob(job_id=uuid4().hex, index=body.name, spec=body.spec(), request_id=request_id)
     return accepted(await broker.submit(job, idempotency_key), response)
 
@@ -104,11 +108,16 @@ async def estimate_index(
     | problems("invalid_input", "redis_unavailable"),
 )
 async def list_indexes(
-    broker: BrokerDep, settings: SettingsDep, cursor: CursorQuery | None = None, limit: LimitQuery = 50
+    broker: BrokerDep,
+    settings: SettingsDep,
+    caller: CallerDep,
+    cursor: CursorQuery | None = None,
+    limit: LimitQuery = 50,
 ) -> IndexPage:
     """Every index, by name: those that can be asked (`ready`) and those on their way (`building`)."""
     building = await broker.building()
-    return await run_in_threadpool(catalog.page, settings.indexes_dir, building, cursor or "", limit)
+    root = settings.indexes_dir
+    return await run_in_threadpool(catalog.page, root, building, cursor or "", limit, caller.sees)
 
 
 @router.get(

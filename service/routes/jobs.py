@@ -8,7 +8,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from bergson_core.errors import BergsonError
 from service import examples
-from service.dependencies import BrokerDep, LimitQuery, RequestIdDep
+from service.broker import no_job
+from service.dependencies import BrokerDep, CallerDep, KeysDep, LimitQuery, RequestIdDep
 from service.documentation import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
 from service.problems import problem
 from service.schemas import JobPage
@@ -44,10 +45,14 @@ LastEventId = Annotated[
     | problems("invalid_input", "redis_unavailable"),
 )
 async def list_jobs(
-    broker: BrokerDep, state: StateQuery = None, cursor: CursorQuery = None, limit: LimitQuery = 50
+    broker: BrokerDep,
+    caller: CallerDep,
+    state: StateQuery = None,
+    cursor: CursorQuery = None,
+    limit: LimitQuery = 50,
 ) -> JobPage:
     """Jobs, newest first."""
-    items, next_cursor = await broker.jobs(state, cursor, limit)
+    items, next_cursor = await broker.jobs(state, cursor, limit, shown=caller.sees)
     return JobPage(items=items, next_cursor=next_cursor)
 
 
@@ -57,9 +62,16 @@ async def list_jobs(
     responses=answered(200, "The job.", examples.JOB)
     | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
 )
-async def get_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
+async def get_job(job_id: JobId, broker: BrokerDep, caller: CallerDep) -> JobRecord:
     """State and progress. Each stage of a build counts from 0; `error` says why a failed one failed."""
-    return await broker.job(job_id)
+    job = await broker.job(job_id)
+    if not caller.sees(job.index):
+        raise no_job(job_id)
+    return job
+
+
+JobDep = Annotated[JobRecord, Depends(get_job)]
+"""The job of the path, where it is one that the caller may see."""
 
 
 @router.delete(
@@ -69,12 +81,12 @@ async def get_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
     responses=answered(202, "The job as it is now.", examples.JOB_CANCELLED)
     | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
 )
-async def cancel_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
+async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
     """Ask for the work to stop: a queued job never starts, a running one stops after the batch at hand.
 
     Nothing half-built is published, and the name is free again. A job that has ended stays as it is.
     """
-    return await broker.cancel(job_id)
+    return await broker.cancel(job.job_id)
 
 
 @router.get(
@@ -84,18 +96,21 @@ async def cancel_job(job_id: JobId, broker: BrokerDep) -> JobRecord:
     responses=EVENTS | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
 )
 async def follow_job(
-    job: Annotated[JobRecord, Depends(get_job)],
+    job: JobDep,
     broker: BrokerDep,
+    keys: KeysDep,
+    caller: CallerDep,
     request_id: RequestIdDep,
     last_event_id: LastEventId = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as server-sent events, each with the whole record as JSON: `state` where the state is new,
     `progress` otherwise. The stream ends after a final state; a comment keeps a quiet one alive.
-    An error on the way comes as a `problem` event, and `Last-Event-ID` resumes.
+    An error on the way comes as a `problem` event, also that the key was revoked; `Last-Event-ID` resumes.
     """
     state = None
     try:
         async for event_id, record in broker.events(job.job_id, last_event_id):
+            keys.check(caller)
             yield ServerSentEvent(
                 data=record, event="progress" if record.state == state else "state", id=event_id
             )

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from service import examples
-from service.dependencies import BrokerDep
+from service.dependencies import BrokerDep, CallerDep
 from service.documentation import answered, problems
 from service.schemas import WorkerList
 
@@ -15,6 +15,8 @@ router = APIRouter(prefix="/workers", tags=["Workers"])
     summary="List workers",
     responses=answered(200, "Live workers.", examples.WORKERS) | problems("redis_unavailable"),
 )
-async def list_workers(broker: BrokerDep) -> WorkerList:
+async def list_workers(broker: BrokerDep, caller: CallerDep) -> WorkerList:
     """Who is alive, on which device, what they do and which indexes they hold in memory."""
-    return WorkerList(items=await broker.workers())
+    beats = await broker.workers()
+    shown = [beat.model_copy(update={"resident": [*filter(caller.sees, beat.resident)]}) for beat in beats]
+    return WorkerList(items=shown)

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from bergson_core.specs import BuildSpec
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish
+from tests.worker.helpers import job_of
 
 
 @pytest.fixture
@@ -42,3 +44,13 @@ def app(settings: ServiceSettings, broker: FakeBroker, spec: BuildSpec) -> FastA
 def client(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def jobs(broker: FakeBroker, spec: BuildSpec) -> list[str]:
+    """Ids of two jobs, of the indexes `facts` and `secret`, and of an estimate, which belongs to none."""
+    ids = [asyncio.run(broker.submit(job_of(name, spec))).job_id for name in ("facts", "secret")]
+    estimate = broker.records[ids[0]].model_copy(
+        update={"job_id": "job-3", "kind": "estimate", "index": None}
+    )
+    return [*ids, broker.put(estimate).job_id]

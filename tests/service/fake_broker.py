@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
@@ -107,10 +107,11 @@ class FakeBroker:
         return self.records[job_id]
 
     async def jobs(
-        self, state: JobState | None, cursor: str | None, limit: int
+        self, state: JobState | None, cursor: str | None, limit: int, shown: Callable[[str | None], bool]
     ) -> tuple[list[JobRecord], str | None]:
         self._fail()
-        found = [job for job in reversed(self.records.values()) if state in (None, job.state)]
+        jobs = reversed(self.records.values())
+        found = [job for job in jobs if state in (None, job.state) and shown(job.index)]
         start = int(cursor or 0)
         return found[start : start + limit], str(start + limit) if start + limit < len(found) else None
 

@@ -9,8 +9,10 @@ from fastapi import FastAPI
 
 from bergson_core.specs import BuildSpec
 from service.app import create_app
+from service.keys import KeyFile
 from service.settings import ServiceSettings
 from tests.service.fake_broker import NOW, FakeBroker, publish
+from tests.service.keyed import bearer
 from tests.service.served import serve
 from worker.messages import JobRecord
 
@@ -118,3 +120,29 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     assert page.title() == "Bergson Service"
     assert browser_broker.asked[0][0].completion == " London"
     assert not visit.troubles
+
+
+def test_a_key_is_asked_for_sent_with_every_call_and_missed_when_it_is_revoked(
+    visit: Visit, tmp_path: Path, browser_broker: FakeBroker
+) -> None:
+    page, says = visit.page, visit.page.locator("#key-says")
+    expect(page.locator("#workers .tile")).to_have_count(1)
+    key = bearer(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
+    page.reload()
+    expect(says).to_contain_text("asks for an API key")
+    expect(page.locator(".board")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("ready, 1 worker")
+    page.get_by_label("API key").fill(key[:-1] + ("B" if key.endswith("A") else "A"))
+    page.get_by_role("button", name="Use it").click()
+    expect(says).to_contain_text("The key was refused")
+    page.get_by_label("API key").fill(f" {key} ")
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#indexes .tile strong")).to_contain_text(["facts"])
+    expect(says).to_be_hidden()
+    browser_broker.advance("job-a", "running", stage="gradients", done=25, total=100)
+    expect(page.locator("#jobs .job", has_text="index-job-a")).to_contain_text("25 of 100 documents")
+    KeyFile(tmp_path).revoke("ada")
+    expect(says).to_contain_text("The key was refused")
+    expect(page.locator(".board")).to_be_hidden()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(says).to_contain_text("asks for an API key")

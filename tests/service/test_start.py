@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from service.__main__ import _listen
+from service.keys import KeyFile
 from service.settings import ServiceSettings
+from tests.service.keyed import bearer
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
@@ -47,12 +49,12 @@ def refused(data_dir: Path, **changes: str) -> str:
 
 
 @contextmanager
-def started(data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def started(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A service with its embedded Redis, and its address, which it says in its log."""
     log = data_dir / "service.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir), stderr=stream
+            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir, **changes), stderr=stream
         )
     try:
         deadline = time.monotonic() + LIMIT_S
@@ -89,9 +91,9 @@ async def test_answers_are_not_held_back_by_nagles_algorithm(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_it_does_not_listen_where_others_reach_it(tmp_path: Path, host: str) -> None:
+def test_it_does_not_listen_where_others_reach_it_without_a_key(tmp_path: Path, host: str) -> None:
     said = refused(tmp_path, BERGSON_HOST=host)
-    assert host in said and "allow_unauthenticated_remote" in said
+    assert host in said and "bergson keys create" in said
 
 
 def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
@@ -121,3 +123,16 @@ def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, numb
             process.send_signal(number)
             assert process.wait(LIMIT_S) == 0
     assert not (tmp_path / "redis" / "redis.sock").exists(), "the embedded Redis has ended too"
+
+
+@pytest.mark.e2e
+def test_with_a_key_it_listens_where_others_reach_it_and_answers_who_has_one(tmp_path: Path) -> None:
+    headers = bearer(tmp_path, scope="write", rate="2/minute")
+    with started(tmp_path, BERGSON_HOST="0.0.0.0", BERGSON_ALLOWED_HOSTS="*") as (_, address):
+        assert httpx.get(f"{address}/livez").status_code == 200
+        assert httpx.post(f"{address}/index", json=BODY).status_code == 401
+        assert httpx.post(f"{address}/index", json=BODY, headers=headers).status_code == 202
+        assert httpx.get(f"{address}/jobs", headers=headers).json()["items"][0]["index"] == "news"
+        assert httpx.get(f"{address}/jobs", headers=headers).status_code == 429
+        KeyFile(tmp_path).revoke("ada")
+        assert httpx.get(f"{address}/jobs", headers=headers).status_code == 401

@@ -1,6 +1,7 @@
 /* The question form and its table of results. */
 
-import { byId, call, el, note } from "./dom.js";
+import { call } from "./api.js";
+import { byId, el, note } from "./dom.js";
 
 const milliseconds = (value) => `${value.toFixed(1)} ms`;
 

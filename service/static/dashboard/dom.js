@@ -11,24 +11,6 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Call the API. Throws an Error whose message is the problem's detail. */
-export async function call(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers: { Accept: "application/json", ...options.headers } });
-  } catch {
-    throw new Error("The server does not answer.");
-  }
-  const body = await response.json().catch(() => null);
-  if (!response.ok) {
-    const error = new Error(body?.detail ?? `${response.status} ${response.statusText}`);
-    error.title = body?.title ?? "Failed";
-    error.requestId = body?.request_id;
-    throw error;
-  }
-  return body;
-}
-
 /** A note in place of content: what is empty, or what went wrong. */
 export function note(text, kind = "") {
   return el("p", { className: `note ${kind}`, textContent: text });

@@ -1,6 +1,7 @@
 /* Jobs: a list from /jobs, each active one followed on its own event stream, and a cancel button. */
 
-import { ago, badge, byId, call, count, duration, el, note } from "./dom.js";
+import { call, events } from "./api.js";
+import { ago, badge, byId, count, duration, el, note } from "./dom.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 /* A browser opens six connections to a host at most: the others are seen when the list is fetched again. */
@@ -9,6 +10,7 @@ const CONFIRM_MS = 4000;
 
 const cards = new Map();
 const streams = new Map();
+const lastEvents = new Map();
 let onEnd = () => {};
 
 function progressText({ progress, state, started_at, finished_at, created_at }) {
@@ -88,26 +90,29 @@ function show(job) {
 }
 
 function unfollow(id) {
-  streams.get(id)?.close();
+  streams.get(id)?.abort();
   streams.delete(id);
 }
 
-function follow(job) {
-  if (streams.has(job.job_id) || streams.size >= MAX_STREAMS) return;
-  const stream = new EventSource(`jobs/${encodeURIComponent(job.job_id)}/events`);
-  streams.set(job.job_id, stream);
-  const update = (event) => {
-    const record = JSON.parse(event.data);
-    show(record);
-    if (FINAL.has(record.state)) {
-      unfollow(record.job_id);
-      onEnd();
+/** Show a job's events to its end. Where the stream breaks, the next refresh follows it again from there. */
+async function follow({ job_id: id }) {
+  if (streams.has(id) || streams.size >= MAX_STREAMS) return;
+  const stop = new AbortController();
+  streams.set(id, stop);
+  let state = null;
+  try {
+    for await (const event of events(`jobs/${encodeURIComponent(id)}/events`, stop.signal, lastEvents.get(id))) {
+      if (event.event === "problem") break;
+      const record = JSON.parse(event.data);
+      lastEvents.set(id, event.id);
+      show(record);
+      state = record.state;
     }
-  };
-  stream.addEventListener("state", update);
-  stream.addEventListener("progress", update);
-  stream.addEventListener("problem", () => unfollow(job.job_id));
-  stream.addEventListener("error", () => stream.readyState === EventSource.CLOSED && unfollow(job.job_id));
+  } catch { // what is wrong is said when the list is fetched
+  } finally {
+    if (streams.get(id) === stop) streams.delete(id);
+  }
+  if (FINAL.has(state)) onEnd();
 }
 
 /** Fetch the list again, and follow what is active. */
@@ -117,6 +122,7 @@ export async function refreshJobs() {
   const present = new Set(items.map((job) => job.job_id));
   for (const id of [...cards.keys()].filter((known) => !present.has(known))) {
     unfollow(id);
+    lastEvents.delete(id);
     cards.delete(id);
   }
   const nodes = items.map(show);

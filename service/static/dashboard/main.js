@@ -1,6 +1,8 @@
 /* Start the dashboard: refresh while somebody looks, follow jobs, set up Swagger UI. */
 
+import { authorization } from "./api.js";
 import { byId, note } from "./dom.js";
+import { isLocked, setUpKey } from "./key.js";
 import { onJobEnd, refreshJobs, stopFollowing } from "./jobs.js";
 import { refreshIndexes, refreshStatus, refreshWorkers } from "./overview.js";
 import { setUpAsk } from "./ask.js";
@@ -13,13 +15,13 @@ async function refreshPanel([id, refresh]) {
     await refresh();
     byId(`${id}-trouble`).replaceChildren();
   } catch (error) {
-    byId(`${id}-trouble`).replaceChildren(note(error.message, "bad"));
+    byId(`${id}-trouble`).replaceChildren(...(error.status === 401 ? [] : [note(error.message, "bad")]));
   }
 }
 
 async function refreshAll() {
   if (document.hidden) return;
-  await Promise.all([refreshStatus(), ...Object.entries(panels).map(refreshPanel)]);
+  await Promise.all([refreshStatus(), ...(isLocked() ? [] : Object.entries(panels).map(refreshPanel))]);
 }
 
 async function keepFresh() {
@@ -40,12 +42,17 @@ function setUpSwagger() {
     defaultModelsExpandDepth: 0,
     displayRequestDuration: true,
     validatorUrl: null,
+    requestInterceptor: (request) => ({ ...request, headers: { ...request.headers, ...authorization() } }),
   });
 }
 
 onJobEnd(refreshAll);
 document.addEventListener("visibilitychange", () => (document.hidden ? stopFollowing() : refreshAll()));
 addEventListener("pagehide", stopFollowing);
+setUpKey(() => {
+  stopFollowing();
+  refreshAll();
+});
 setUpAsk();
 keepFresh();
 setUpSwagger();

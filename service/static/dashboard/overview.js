@@ -1,6 +1,7 @@
 /* Indexes, workers, and whether the whole can work. */
 
-import { ago, badge, byId, bytes, call, count, el, facts, note } from "./dom.js";
+import { call } from "./api.js";
+import { ago, badge, byId, bytes, count, el, facts, note } from "./dom.js";
 
 function indexCard(index) {
   const size = index.size_bytes?.total;
