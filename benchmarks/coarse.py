@@ -9,14 +9,15 @@ milliseconds of a query on one core.
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
 
-from benchmarks.made_rows import MadeRows
-from benchmarks.search import BEST, QUESTIONS, SHAPES, demo_questions
+from benchmarks.search import BEST, questions_for
 from bergson_core.manifest import read_manifest
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.profiles import preconditioner_path
@@ -35,22 +36,16 @@ def main() -> None:
     root, manifest = options.index, read_manifest(options.index)
     searcher, scoring = Searcher.open(root, manifest), manifest.spec.scoring
     preconditioner = Preconditioner.load(preconditioner_path(root)) if scoring.preconditioner else None
-    shape = SHAPES["made-float"]
-    questions = (
-        demo_questions(root)
-        if options.kind == "demo-float"
-        else MadeRows(manifest.rows, shape.layers, shape.width).questions(QUESTIONS)
-    )
-    asked, _ = searcher.profiles["default"].prepare(questions)
+    asked, _ = searcher.profiles["default"].prepare(questions_for(options.kind, root, manifest.rows))
 
-    def phi():
+    def phi() -> Iterator[torch.Tensor]:
         for shard in searcher.shards:
             for part, _ in shard_features(shard, preconditioner, scoring.normalize):
                 yield part
 
     stride = max(1, manifest.rows // (40 * options.cells))
     sample = torch.cat([part[::stride] for part in phi()]).numpy()
-    made = faiss
+    made: Any = faiss  # whose constructors are known at run time only
     quantizer = faiss.IndexFlatIP(manifest.dimensions)
     index = made.IndexIVFRaBitQ(quantizer, manifest.dimensions, options.cells, faiss.METRIC_INNER_PRODUCT)
     index.qb, index.cp.niter = QUERY_BITS, 10

@@ -11,19 +11,13 @@ import itertools
 
 from torch import Tensor
 
-from benchmarks.quality import DAMPING, Rows, arguments, demo, kept
-from bergson_core.preconditioners import Preconditioner, SecondMoment
-from bergson_core.search import features
+from benchmarks.quality import DAMPING, Rows, arguments, demo, kept, scores, second_moment
+from bergson_core.preconditioners import Preconditioner
 from bergson_core.specs import GradientSpec, Normalize, RowKind
 
 KINDS: tuple[RowKind, ...] = ("float16", "int8")
 NORMALIZES: tuple[Normalize, ...] = ("none", "row", "block")
 BEST = 10
-
-
-def scores(documents: Tensor, queries: Tensor, root: Preconditioner | None, normalize: Normalize) -> Tensor:
-    """Scores [q, n]."""
-    return features(queries, root, normalize)[0] @ features(documents, root, normalize)[0].mT
 
 
 def same_best(one: Tensor, other: Tensor) -> float:
@@ -40,9 +34,7 @@ def main() -> None:
     print("| rows | error | largest | the same ten |\n|---|---:|---:|---:|")
     for p, normalizer in itertools.product(options.projection_dims, options.normalizers):
         rows = Rows(model, documents, queries, GradientSpec(projection_dim=p, normalizer=normalizer))
-        moment = SecondMoment(*rows.raw.shape[1:])
-        moment.add(rows.raw)
-        c = Preconditioner.fit(moment.total, moment.rows, DAMPING)
+        c = Preconditioner.fit(second_moment(rows.raw), 1, DAMPING)
         for (name, root), normalize, kind in itertools.product(
             {"": None, ", C": c}.items(), NORMALIZES, KINDS
         ):

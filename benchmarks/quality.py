@@ -60,7 +60,7 @@ class Rows:
         self.queries = collect(queries)
         self.raw = collect(documents)
         self.documents = kept("float16", self.raw)
-        of_documents, of_queries = _second_moment(self.documents), _second_moment(self.queries)
+        of_documents, of_queries = second_moment(self.documents), second_moment(self.queries)
         self.mixing = matching_mixing(of_queries, of_documents)
         mixed = self.mixing * of_queries + (1 - self.mixing) * of_documents
         self.roots: dict[str, Preconditioner | None] = {
@@ -71,9 +71,7 @@ class Rows:
 
     def scores(self, root: Preconditioner | None, normalize: Normalize) -> Tensor:
         """Scores [q, n] from float16 rows."""
-        asked, _ = features(self.queries, root, normalize)
-        found, _ = features(self.documents, root, normalize)
-        return asked @ found.mT
+        return scores(self.documents, self.queries, root, normalize)
 
     def sign_scores(self, root: Preconditioner | None) -> Tensor:
         """Scores [q, n] from one bit a number, where C^-½ goes before the sign."""
@@ -82,7 +80,12 @@ class Rows:
         return asked @ signs.flatten(1).mT
 
 
-def _second_moment(rows: Tensor) -> Tensor:
+def scores(documents: Tensor, queries: Tensor, root: Preconditioner | None, normalize: Normalize) -> Tensor:
+    """Scores [q, n]."""
+    return features(queries, root, normalize)[0] @ features(documents, root, normalize)[0].mT
+
+
+def second_moment(rows: Tensor) -> Tensor:
     moment = SecondMoment(*rows.shape[1:])
     moment.add(rows)
     return moment.total.double() / len(rows)

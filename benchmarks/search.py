@@ -214,13 +214,17 @@ def true_tenth(searcher: Searcher, questions: torch.Tensor) -> np.ndarray:
     return (best[:, -1] - 1e-5 * best[:, -1].abs() - 1e-9).numpy()
 
 
+def questions_for(kind: str, root: Path, count: int) -> torch.Tensor:
+    """Gradients [q, m, d] to ask the index of `count` rows in `root` with."""
+    if kind not in SHAPES:
+        return demo_questions(root)
+    shape = SHAPES[kind]
+    return MadeRows(count, shape.layers, shape.width).questions(QUESTIONS)
+
+
 def run(kind: str, root: Path, count: int) -> None:
     """In a process of its own."""
-    if kind.startswith("made"):
-        shape = SHAPES[kind]
-        ask(root, MadeRows(count, shape.layers, shape.width).questions(QUESTIONS))
-    else:
-        ask(root, demo_questions(root))
+    ask(root, questions_for(kind, root, count))
 
 
 def main() -> None:

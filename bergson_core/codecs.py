@@ -17,6 +17,11 @@ from torch.nn import functional as F
 
 from bergson_core.specs import RowKind
 
+_SIGNS_OF_BYTES: Final = (
+    torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
+)
+"""[256, 8]: ±1 for each bit of each value of a byte."""
+
 
 class Codec(ABC):
     """One way to keep rows."""
@@ -113,8 +118,7 @@ class Signs(Codec):
         # What each value of each byte adds to the product is a table: a row is 1/8 as many look-ups as numbers.
         layers, width = weights.shape
         padded = F.pad(weights, (0, -width % 8)).reshape(-1, 8)
-        values = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-        table = padded @ (torch.from_numpy(values).float() * 2 - 1).mT
+        table = padded @ _SIGNS_OF_BYTES.mT
         entries = 256 * torch.arange(len(table), dtype=torch.int32) + torch.from_numpy(blocks).flatten(1)
         sums = F.embedding_bag(entries.reshape(-1, blocks.shape[2]), table.reshape(-1, 1), mode="sum")
         seen = torch.from_numpy(np.unpackbits(scales, axis=-1, count=layers)).float()

@@ -157,13 +157,15 @@ class Searcher:
         """
         weights, profile, shards, places = asked
         shards, places = shards[places >= 0], places[places >= 0]
-        sources = [
-            (shard.blocks, shard.scales, of) for shard, of in zip(self.shards, profile.lengths, strict=True)
-        ]
-        blocks, scales, lengths = (np.empty((len(places), *one.shape[1:]), one.dtype) for one in sources[0])
+
+        def stored(number: int) -> tuple[np.ndarray, ...]:
+            shard = self.shards[number]
+            return shard.blocks, shard.scales, profile.lengths[number]
+
+        blocks, scales, lengths = (np.empty((len(places), *one.shape[1:]), one.dtype) for one in stored(0))
         for number in np.unique(shards):
             here = shards == number
-            for kept, source in zip((blocks, scales, lengths), sources[number], strict=True):
+            for kept, source in zip((blocks, scales, lengths), stored(number), strict=True):
                 kept[here] = source[places[here]]
         raw = self.shards[0].shape.codec.products(blocks, scales, weights)
         return shards, places, (raw * inverse(torch.from_numpy(lengths))).sum(1).numpy()

@@ -74,10 +74,11 @@ class Keys:
 
 def check_start(settings: ServiceSettings) -> None:
     """Raises `InvalidInput` where others would reach a service without keys, or the keys cannot be read."""
+    file = KeyFile(settings.data_dir)
     try:
-        keys = KeyFile(settings.data_dir).read() or ()
+        keys = file.read() or ()
     except Unavailable:
-        raise InvalidInput(f"{KeyFile(settings.data_dir).path} cannot be read; see above") from None
+        raise InvalidInput(f"{file.path} cannot be read; see above") from None
     if not is_loopback(settings.host) and not any(key.counts() for key in keys):
         raise InvalidInput(
             f"host {settings.host!r} can be reached from other machines, and there is no API key for them: make one "
