@@ -10,7 +10,11 @@ from pydantic import Field, TypeAdapter
 from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+Priority = Literal["interactive", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
+"""Whether somebody waits for this one query, or it is one of many; the former goes first."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
@@ -19,7 +23,7 @@ FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled
 class Message(Report):
     """Base of everything that is sent."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
 
 
 class Problem(Report):
@@ -86,6 +90,7 @@ class Query(Message):
     """Unix time in seconds."""
     deadline: float
     """Unix time in seconds after which nobody waits for the answer."""
+    priority: Priority = "interactive"
     query: AttributionQuery
 
 

@@ -18,9 +18,9 @@ from redis import RedisError
 from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
 from worker import handlers
-from worker.messages import Heartbeat, Problem, Reply
+from worker.messages import Heartbeat, Problem, Query, Reply
 from worker.pulse import Pulse
-from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
+from worker.queue import ClaimedJob, WorkerQueue
 from worker.residency import Residency
 from worker.settings import Settings
 
@@ -86,36 +86,36 @@ class Runner:
 
     def _serve(self, block_s: float = 0) -> bool:
         """Answers what waits, index by index; False where nothing does."""
-        taken = self._queue.take_queries(block_s)
-        by_index: dict[str, list[TakenQuery]] = defaultdict(list)
+        taken = self._queue.queries.take(block_s)
+        by_index: dict[str, list[Query]] = defaultdict(list)
         for one in taken:
-            by_index[one.query.query.index].append(one)
+            by_index[one.query.index].append(one)
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                self._queue.reply(self._answer(name, group))
+                self._queue.queries.reply(self._answer(name, group))
         finally:
             self._pulse.queries = ()
         return bool(taken)
 
-    def _answer(self, name: str, group: list[TakenQuery]) -> list[tuple[TakenQuery, Reply]]:
+    def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
         """A reply to each query; those that nobody waits for by now are not computed."""
         now = time.time()
-        waiting = [taken for taken in group if taken.query.deadline > now]
+        waiting = [query for query in group if query.deadline > now]
         late = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
-        replies = [_reply(taken, late) for taken in group if taken.query.deadline <= now]
+        replies = [_reply(query, late) for query in group if query.deadline <= now]
         if not waiting:
             return replies
-        queries = [taken.query.query for taken in waiting]
+        queries = [one.query for one in waiting]
         outcomes = _attempt(lambda: self._residency.get(name).attribute(queries))
         if isinstance(outcomes, Problem):
-            return replies + [_reply(taken, outcomes) for taken in waiting]
-        for taken, outcome in zip(waiting, outcomes, strict=True):
+            return replies + [_reply(query, outcomes) for query in waiting]
+        for query, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, BergsonError):
                 outcome = _problem(outcome)
             else:
-                outcome = _timed(outcome, taken.query.sent_at)
-            replies.append(_reply(taken, outcome))
+                outcome = _timed(outcome, query.sent_at)
+            replies.append(_reply(query, outcome))
         return replies
 
     # Jobs
@@ -259,8 +259,8 @@ def _timed(answer: Answer, sent_at: float) -> Answer:
     return answer.model_copy(update={"timing_ms": timing})
 
 
-def _reply(taken: TakenQuery, outcome: Answer | Problem) -> tuple[TakenQuery, Reply]:
-    query_id = taken.query.query_id
+def _reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
+    query_id = query.query_id
     if isinstance(outcome, Problem):
-        return taken, Reply(query_id=query_id, problem=outcome)
-    return taken, Reply(query_id=query_id, answer=outcome)
+        return query, Reply(query_id=query_id, problem=outcome)
+    return query, Reply(query_id=query_id, answer=outcome)

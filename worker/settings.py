@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """Largest number of waiting queries that are answered together."""
     max_queued_queries: int = Field(default=1000, ge=1)
     """Queries that may wait or be worked on before more are refused."""
+    max_queue_wait_s: float = Field(default=10, gt=0)
+    """Seconds that the oldest waiting query may have waited before more are refused."""
     max_deliveries: int = Field(default=3, ge=1)
     """Times that a job is started before it is given up as one that kills its workers."""
     resident_indexes: int = Field(default=4, ge=1)
