@@ -64,7 +64,7 @@ def append_documents(
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
-        model = load_model(old.spec.model, old.spec.revision, old.spec.dtype)
+        model = load_model(old.spec.model, old.revision, old.spec.dtype)
         check_model(root.name, old, model)
         new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
         documents = load_streamed(new, _workspace(root, spec, key), report)

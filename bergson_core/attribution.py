@@ -92,7 +92,7 @@ class AttributionIndex:
             raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)
-        model = load_model(spec.model, spec.revision, spec.dtype)
+        model = load_model(spec.model, manifest.revision, spec.dtype)
         check_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         return cls(root.name, manifest, model, collector, processor, searcher)

@@ -113,6 +113,7 @@ def publish(
             spec=spec,
             fingerprint=spec.fingerprint(),
             model_sha256=model.sha256,
+            model_revision=model.revision,
             modules=tuple(
                 ModuleEntry(name=one.name, out_features=one.out_features, in_features=one.in_features)
                 for one in layers

@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from service import documentation, problems
 from service.access import Keys, authorize
 from service.broker import Broker
+from service.cache import AnswerCache
 from service.limiting import Limits, shared_storage
 from service.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
 from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
@@ -39,6 +40,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.broker = broker
     app.state.limits = Limits()
     app.state.keys = Keys(settings)
+    app.state.cache = AnswerCache(settings.cache_bytes)
     app.openapi = partial(documentation.document, app)
     for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)

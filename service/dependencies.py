@@ -6,8 +6,10 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 
 from bergson_core.specs import NAME_PATTERN
 from service.access import Keys
+from service.asking import Asking
 from service.broker import Broker
 from service.keys import Caller
+from service.limiting import Limits
 from service.problems import request_id_of
 from service.schemas import JobAccepted
 from service.settings import ServiceSettings
@@ -30,6 +32,17 @@ def _keys(request: Request) -> Keys:
     return request.app.state.keys
 
 
+def _asking(request: Request) -> Asking:
+    state = request.app.state
+    return Asking(state.broker, state.settings, state.cache, request.state.caller, request_id_of(request))
+
+
+def _limits(request: Request) -> Limits:
+    return request.app.state.limits
+
+
+AskingDep = Annotated[Asking, Depends(_asking)]
+LimitsDep = Annotated[Limits, Depends(_limits)]
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]

@@ -56,6 +56,7 @@ IN_BODY = FieldError(
 )
 IN_QUERY = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
 IN_QUESTION = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
+IN_BATCH = FieldError(loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000")
 IN_DOCUMENTS = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 IN_PROFILE = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
 IN_PATH = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")

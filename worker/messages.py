@@ -120,6 +120,19 @@ class JobRecord(Report):
     deliveries: int = 0
 
 
+class ResidentModel(Report):
+    """A model in a worker's memory."""
+
+    model: str
+    revision: str | None = None
+    dtype: str
+    sha256: str
+    """Of config, weights and tokenizer."""
+    parameters: int
+    indexes: list[str] = []
+    """Open indexes that were built from it."""
+
+
 class Heartbeat(Report):
     """A live worker; written every few seconds with a time to live."""
 
@@ -131,3 +144,6 @@ class Heartbeat(Report):
     state: Literal["idle", "building"]
     resident: list[str] = []
     """Names of the indexes in memory."""
+    models: list[ResidentModel] = []
+    memory_bytes: int = 0
+    """Resident memory of the process, mapped files included."""

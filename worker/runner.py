@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from redis import RedisError
@@ -212,6 +213,8 @@ class Runner:
             started_at=self._started_at,
             state="idle" if self._pulse.claim is None else "building",
             resident=self._residency.names,
+            models=self._residency.models,
+            memory_bytes=_resident_bytes(),
         )
 
 
@@ -249,6 +252,14 @@ class _Pause:
 
 def _problem(error: BergsonError) -> Problem:
     return Problem(code=error.code, detail=str(error))
+
+
+def _resident_bytes() -> int:
+    """Memory of this process, as the kernel counts it."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not on Linux
+        return 0
 
 
 def _timed(answer: Answer, sent_at: float) -> Answer:

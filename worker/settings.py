@@ -20,6 +20,14 @@ def _split_paths(value: object) -> object:
     return value
 
 
+def _split_patterns(value: object) -> object:
+    """Patterns separated by commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+PatternList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_patterns)]
 PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
 
 
@@ -41,6 +49,11 @@ class Settings(BaseSettings):
     allowed_roots: PathList = ()
     """Directories, separated by `:`, below which a request may name local models and datasets; only `data_dir`
     where none is given."""
+    allowed_models: PatternList = ("*",)
+    """Hub ids of models that a request may name, as shell patterns separated by commas, such as `EleutherAI/*,gpt2`;
+    none where it is empty. Local models are allowed by `allowed_roots`."""
+    allowed_datasets: PatternList = ("*",)
+    """The same for datasets."""
     lease_s: float = Field(default=60, gt=0)
     """Seconds after which a job whose worker is silent goes to another one."""
     query_lease_s: float = Field(default=5, gt=0)
@@ -80,6 +93,14 @@ class Settings(BaseSettings):
     def uploads_dir(self) -> Path:
         """Where documents that came inline are put while an index is built from them."""
         return self.data_dir / "uploads"
+
+    def allows(self, path: Path) -> bool:
+        """Whether a job may read what lies at this real path: below one of `roots`, and not what the service keeps."""
+        own = self.data_dir.resolve()
+        kept = (own / name for name in ("indexes", "uploads", "redis", "keys.json"))
+        return any(path.is_relative_to(root) for root in self.roots) and not any(
+            path.is_relative_to(one) for one in kept
+        )
 
     @property
     def heartbeat_ttl_s(self) -> float:

@@ -68,6 +68,8 @@ def test_the_contract_of_this_version_is_there(document: dict[str, Any]) -> None
         "POST /index/{name}/profiles",
         "POST /index/{name}/compact",
         "POST /attribute",
+        "POST /attribute/batch",
+        "GET /models",
         "GET /jobs",
         "GET /jobs/{job_id}",
         "DELETE /jobs/{job_id}",
