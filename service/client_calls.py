@@ -1,7 +1,6 @@
 """How a client calls: the request, its repetition, the pages of a list. What it calls is in `service.client`."""
 
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -13,8 +12,8 @@ from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from service.client_answers import Event, EventReader, Patience, as_error, error_of, no_answer, was_sent
 from service.client_io import AsyncIo, Io
 from service.schemas import IndexPage, JobPage
+from service.settings import ClientSettings
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 _GRACE_S = 10.0
 """By so much does the client wait longer for an answer than the service does."""
 
@@ -39,9 +38,10 @@ class Caller:
         retry_s: float = 60.0,
         **options: Any,
     ):
-        key = api_key or os.environ.get("BERGSON_API_KEY")
+        settings = ClientSettings()
+        key = api_key or (settings.api_key and settings.api_key.get_secret_value())
         self._io = self._open(
-            base_url=url or os.environ.get("BERGSON_URL") or DEFAULT_URL,
+            base_url=url or settings.url,
             headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=timeout_s,
             **options,
