@@ -21,7 +21,7 @@ help:
 	@echo 'make test       lint, types, direction of imports, all tests; installs what they need'
 	@echo 'make lint       the first three of these;  make format  puts the code in shape'
 	@echo 'make bench      the numbers of docs/benchmarks.md'
-	@echo 'make openapi    write docs/openapi.json and docs/manifest.schema.json'
+	@echo 'make openapi    write docs/openapi.json, docs/manifest.schema.json and docs/settings.md'
 	@echo 'make clean      remove what was built;  make distclean  also the environment $(VENV)'
 	@echo
 	@echo 'PYTHON=python3.12       another Python than python3.11'
@@ -80,6 +80,8 @@ openapi: $(VENV)/.installed
 	@mv docs/openapi.json.new docs/openapi.json
 	@$(PY) -m bergson_core.manifest >docs/manifest.schema.json.new
 	@mv docs/manifest.schema.json.new docs/manifest.schema.json
+	@$(PY) -m service.settings_table >docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -20,8 +20,8 @@ from benchmarks.memory import build, make_model, make_sources
 from bergson_core import AttributionIndex
 from bergson_core.facts import make_corpus
 from bergson_core.specs import AttributionQuery
-from service.cli.api import Api
 from service.cli.system import running_system
+from service.client import Client
 from service.settings import ServiceSettings
 
 INDEX = "facts"
@@ -60,13 +60,13 @@ def main() -> None:
         settings = ServiceSettings(data_dir=root, port=free_port())
         os.environ |= {"BERGSON_DATA_DIR": str(root), "BERGSON_PORT": str(settings.port)}
         with running_system(settings, log=root / "processes.log") as system:
-            api = Api(system.url)
+            client = Client(system.url)
             for query in queries:
                 started = time.perf_counter()
                 index.attribute([query])
                 here.append(time.perf_counter() - started)
                 started = time.perf_counter()
-                answer = api.attribute(INDEX, query.prompt, query.completion)
+                answer = client.attribute(INDEX, query.prompt, query.completion)
                 over_http.append(time.perf_counter() - started)
                 inside.append(answer.timing_ms)
     here, over_http, inside = here[WARM_UP:], over_http[WARM_UP:], inside[WARM_UP:]

@@ -33,9 +33,14 @@ from collections.abc import Sequence
 
 
 class BergsonError(Exception):
-    """Base of all errors that are the caller's to handle. `str(error)` is fit to be shown."""
+    """Base of all errors that are the caller's to handle. `str(error)` is fit to be shown.
+
+    `status` and `request_id` are those of the HTTP answer that said it, where one did.
+    """
 
     code = "error"
+    status: int | None = None
+    request_id: str | None = None
 
 
 class InvalidInput(BergsonError, ValueError):
@@ -112,7 +117,10 @@ class Forbidden(BergsonError):
 
 
 class Unavailable(BergsonError):
+    """`wait_s`: seconds after which it may be tried again."""
+
     code = "unavailable"
+    wait_s: int = 0
 
 
 class RedisUnavailable(Unavailable):
@@ -132,8 +140,6 @@ class QueueFull(Unavailable):
 
 
 class RateLimited(Unavailable):
-    """`wait_s`: seconds after which it may be tried again."""
-
     code = "rate_limited"
     wait_s: int = 1
 

@@ -1,10 +1,10 @@
-"""Settings of the web process, beside those that it shares with the workers (`worker.settings`)."""
+"""Settings of the web process, beside those that it shares with the workers (`worker.settings`), and of clients."""
 
 import ipaddress
 from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bergson_core.errors import InvalidInput
 from worker.settings import Settings
@@ -50,3 +50,16 @@ class ServiceSettings(Settings):
         if asked_s is not None and asked_s > self.max_timeout_s:
             raise InvalidInput(f"timeout_s: expected at most {self.max_timeout_s:g}, got {asked_s:g}")
         return asked_s or self.default_timeout_s
+
+
+class ClientSettings(BaseSettings):
+    """Where a client finds the service, and who it is there."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BERGSON_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
+    )
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of the service, for `service.client` where it is given none."""
+    api_key: SecretStr | None = None
+    """API key, for `service.client` where it is given none, and for `bergson demo`."""

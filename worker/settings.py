@@ -39,13 +39,15 @@ class Settings(BaseSettings):
         frozen=True,
         extra="ignore",
         populate_by_name=True,
+        hide_input_in_errors=True,  # a URL may hold a password
         use_attribute_docstrings=True,
     )
 
     data_dir: Path = Path("data")
     """Directory of the indexes, of inline documents while they are read, and of the embedded Redis."""
-    redis_url: str | None = Field(default=None, validation_alias="REDIS_URL")
-    """`redis://`, `rediss://` or `unix://`, from `REDIS_URL`. Without it a Redis is started in `data_dir`."""
+    redis_url: str | None = Field(default=None, validation_alias="REDIS_URL", repr=False)
+    """`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://` or `rediss+sentinel://`, with user and password
+    where it asks for them (docs/service.md). Without it a Redis is started in `data_dir`."""
     allowed_roots: PathList = ()
     """Directories, separated by `:`, below which a request may name local models and datasets; only `data_dir`
     where none is given."""

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bergson_core.answers import Answer, Progress
+from bergson_core.answers import Progress
+from bergson_core.errors import IndexNotFound
 from bergson_core.facts import Corpus, make_corpus, write_corpus
 from bergson_core.manifest import FORMAT_VERSION
 from bergson_core.specs import BuildSpec
-from service.cli.api import Api
 from service.cli.output import console, progress_bar, results_table
 from service.cli.processes import set_environment
+from service.client import Client
 
 SHOWN = 4
 EVALUATED = 200
@@ -49,11 +50,13 @@ def demo(
     )
     _train(corpus, directory, seed)
     settings = set_environment(data_dir=directory, port=port)
-    with running_system(settings, log=directory / "processes.log") as system:
-        api = Api(system.url)
-        index = _build(api, directory)
-        _show_answers(api, index, corpus)
-        _report(api, index, corpus)
+    with (
+        running_system(settings, log=directory / "processes.log") as system,
+        Client(system.url) as client,
+    ):
+        index = _build(client, directory)
+        _show_answers(client, index, corpus)
+        _report(client, index, corpus)
         console.print(f"\n[bold]dashboard[/]  {system.url}/docs   index: {index}   files: {directory}")
         if not exit:
             console.print("Ctrl-C stops everything.")
@@ -78,7 +81,7 @@ def _train(corpus: Corpus, directory: Path, seed: int) -> None:
     )
 
 
-def _build(api: Api, directory: Path) -> str:
+def _build(client: Client, directory: Path) -> str:
     """Builds the index of this model and corpus through the service, unless it is there already."""
     request: dict[str, Any] = {
         "model": str(directory / "model"),
@@ -90,31 +93,46 @@ def _build(api: Api, directory: Path) -> str:
     weights = (directory / "model" / "model.safetensors").read_bytes()
     spec = f"{FORMAT_VERSION} {BuildSpec.model_validate(request).fingerprint()}"
     index = "facts-" + hashlib.sha256(spec.encode() + weights).hexdigest()[:8]
-    found = api.index(index)
-    if found is None or found["state"] == "building":  # by an earlier run that was stopped
-        job = found["job_id"] if found else api.start_build(index, request)
-        with progress_bar() as show:
-            rate = api.follow(job, show)
-        console.print(f"[bold]build[/]   {rate:,.0f} tokens/s")
-        found = api.index(index) or {}
+    try:
+        job = client.index(index).job_id  # of an earlier run that was stopped; None where it is ready
+    except IndexNotFound:
+        job = client.build(index, **request).job_id
+    if job is not None:
+        _follow(client, job)
+    found = client.index(index)
+    assert found.size_bytes is not None
     console.print(
-        f"[bold]index[/]   {index}: {found['rows']:,} rows of {found['dimensions']:,} dimensions, "
-        f"{found['coverage_percent']:g} % of the parameters, {found['size_bytes']['total'] / 2**20:.1f} MiB"
+        f"[bold]index[/]   {index}: {found.rows:,} rows of {found.dimensions:,} dimensions, "
+        f"{found.coverage_percent:g} % of the parameters, {found.size_bytes.total / 2**20:.1f} MiB"
     )
     return index
 
 
-def _show_answers(api: Api, index: str, corpus: Corpus) -> None:
+def _follow(client: Client, job: str) -> None:
+    rate = 0.0
+    with progress_bar() as show:
+
+        def look(progress: Progress) -> None:
+            nonlocal rate
+            show(progress)
+            if progress.stage == "gradients":
+                rate = progress.tokens_per_s or rate
+
+        client.wait(job, look)
+    console.print(f"[bold]build[/]   {rate:,.0f} tokens/s")
+
+
+def _show_answers(client: Client, index: str, corpus: Corpus) -> None:
     gold = corpus.gold()
     step = len(corpus.queries) // SHOWN + 1  # an odd stride meets every kind of fact
     for query in corpus.queries[:: step | 1][:SHOWN]:
-        answer = api.attribute(index, query.prompt, query.completion, top_k=5)
+        answer = client.attribute(index, query.prompt, query.completion, top_k=5)
         title = f"\n{query.prompt}[{query.completion.strip()}]   {answer.timing_ms.total:.0f} ms"
         console.print(results_table(title, answer.results or [], marked=gold[query.id]))
     console.print("✓ states the fact")
 
 
-def _report(api: Api, index: str, corpus: Corpus) -> None:
+def _report(client: Client, index: str, corpus: Corpus) -> None:
     """Retrieval quality beside BM25 and random order, and latency, over queries through the service."""
     from bergson_core.evaluate import bm25_rankings, random_rankings, retrieval
 
@@ -122,7 +140,7 @@ def _report(api: Api, index: str, corpus: Corpus) -> None:
     seconds, found = [], {}
     for query in queries:
         started = time.perf_counter()
-        answer: Answer = api.attribute(index, query.prompt, query.completion, top_k=DEPTH, include=[])
+        answer = client.attribute(index, query.prompt, query.completion, top_k=DEPTH, include=[])
         seconds.append(time.perf_counter() - started)
         found[query.id] = [row.id for row in answer.results or []]
     gold = {query.id: corpus.gold()[query.id] for query in queries}

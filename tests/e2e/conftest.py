@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cli.api import Api
 from service.cli.system import System, running_system
 from service.settings import ServiceSettings
 from tests import tiny
@@ -71,10 +70,6 @@ def build_request(sources: Path, **changes: object) -> dict:
         "columns": {"id": "id", "metadata": ["source"]},
         "gradients": {"projection_dim": 4},
     } | changes
-
-
-def build(api: Api, name: str, request: dict) -> None:
-    api.follow(api.start_build(name, request), lambda progress: None)
 
 
 def children_of(directory: Path) -> list[psutil.Process]:

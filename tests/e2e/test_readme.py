@@ -15,9 +15,9 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GUIDE, CORPUS, LIVING = (
+GUIDE, CORPUS, LIVING, CLIENT = (
     "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
-    for name in ("gradients.md", "corpus.md", "index.md")
+    for name in ("gradients.md", "corpus.md", "index.md", "client.md")
 )
 LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 (COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
@@ -82,5 +82,15 @@ def test_the_commands_build_an_index_and_ask_it(home: Path):
 def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, start):
     url = start(allowed_roots=home / ".cache").url
     said = run(home, sys.executable, "-c", SERVICE.replace("http://127.0.0.1:8000", url))
-    assert '"state":"succeeded"' in said
+    assert "stage='done'" in said
     assert [line.split()[0] for line in said.splitlines()[-3:]] == ["1", "2", "3"]
+
+
+def test_the_examples_of_the_client_run_one_after_the_other(home: Path, start):
+    url = start(allowed_roots=home / ".cache").url
+    said = run(home, sys.executable, "-c", CLIENT.replace("http://127.0.0.1:8000", url)).splitlines()
+    assert said[0].startswith("queued") and any(line.startswith("succeeded done") for line in said)
+    assert "20 rows" in said and any(line.startswith("409 index_exists") for line in said)
+    assert said[-7:-4] == [line for line in said if re.match(r"[123] -?\d", line)]
+    assert said[-4:-2] == ["Berin Birchall has retired.", "people"]
+    assert [line.rsplit(" ", 1)[0] for line in said[-2:]] == ["Berin Birchall", "Ada Lovelace"]

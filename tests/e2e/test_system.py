@@ -11,6 +11,7 @@ import pytest
 
 from bergson_core import build_index
 from bergson_core.errors import (
+    Cancelled,
     ColumnNotFound,
     IndexExists,
     IndexNotFound,
@@ -20,19 +21,19 @@ from bergson_core.errors import (
 )
 from bergson_core.manifest import read_manifest
 from bergson_core.specs import BuildSpec
-from service.cli.api import Api
+from service.client import Client
 from tests import tiny
-from tests.e2e.conftest import build, build_request
+from tests.e2e.conftest import build_request
 
 pytestmark = pytest.mark.e2e
 
 
 def test_an_index_is_built_and_asked_over_http_and_bad_input_is_named(start, sources):
     system = start()
-    api = Api(system.url)
-    build(api, "facts", build_request(sources))
+    api = Client(system.url)
+    api.build("facts", wait=True, **build_request(sources))
     found = api.index("facts")
-    assert (found["state"], found["rows"], found["dimensions"]) == ("ready", 40, 128)
+    assert (found.state, found.rows, found.dimensions) == ("ready", 40, 128)
 
     texts = tiny.texts(40)
     answer = api.attribute("facts", texts[5][:1], texts[5][1:], top_k=40)
@@ -54,27 +55,27 @@ def test_an_index_is_built_and_asked_over_http_and_bad_input_is_named(start, sou
     with pytest.raises(TooLong, match="64"):
         api.attribute("facts", "word " * 90, " b")
     with pytest.raises(IndexExists):
-        api.start_build("facts", build_request(sources))
+        api.build("facts", **build_request(sources))
     with pytest.raises(InvalidInput, match="BERGSON_ALLOWED_ROOTS"):
-        build(api, "outside", build_request(sources, model="/etc"))
+        api.build("outside", wait=True, **build_request(sources, model="/etc"))
     with pytest.raises(ModelNotFound):
-        build(api, "no-model", build_request(sources, model=str(sources / "nothing")))
+        api.build("no-model", wait=True, **build_request(sources, model=str(sources / "nothing")))
     with pytest.raises(ColumnNotFound, match="it has"):
-        build(api, "no-column", build_request(sources, columns={"prompt": "body"}))
+        api.build("no-column", wait=True, **build_request(sources, columns={"prompt": "body"}))
     zero = build_request(sources, gradients={"projection_dim": 0})
     bad = httpx.post(f"{system.url}/index", json={"name": "x", **zero})
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_input")
-    listed = httpx.get(f"{system.url}/index").json()["items"]
-    assert [index["name"] for index in listed] == ["facts"]
+    assert [index.name for index in api.indexes()] == ["facts"]
 
 
 def test_inline_documents_are_indexed(start, sources):
-    api = Api(start().url)
+    api = Client(start().url)
     documents = [
         {"id": f"d{k}", "text": text, "kind": k} for k, text in enumerate(dict.fromkeys(tiny.texts(20)))
     ]
     request = build_request(sources, columns={"id": "id", "metadata": ["kind"]}, documents=documents)
-    build(api, "inline", {key: value for key, value in request.items() if key != "dataset"})
+    del request["dataset"]
+    api.build("inline", wait=True, **request)
     answer = api.attribute("inline", documents[3]["text"][:1], documents[3]["text"][1:], top_k=1)
     assert (answer.results[0].id, answer.results[0].metadata) == ("d3", {"kind": 3})
     assert list((sources / "uploads").iterdir()) == []
@@ -85,23 +86,20 @@ def test_a_killed_workers_build_is_finished_by_the_next_with_the_same_rows(start
     (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     request = build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={"id": "id"})
     system = start(workers=2)
-    api = Api(system.url)
-    job = api.start_build("facts", request)
+    api = Client(system.url)
+    job = api.build("facts", **request).job_id
     shard = sources / "indexes" / "facts" / "shards" / "00001" / "gradients.bin"
     deadline = time.monotonic() + 120
     while not shard.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    (first,) = [
-        beat for beat in httpx.get(f"{system.url}/workers").json()["items"] if beat["state"] == "building"
-    ]
-    os.kill(first["pid"], signal.SIGKILL)
+    (first,) = [beat for beat in api.workers() if beat.state == "building"]
+    os.kill(first.pid, signal.SIGKILL)
     assert not (sources / "indexes" / "facts" / "manifest.json").exists()
     kept = shard.stat().st_mtime_ns
 
-    api.follow(job, lambda progress: None)
+    record = api.wait(job)
     assert shard.stat().st_mtime_ns == kept  # what was finished was not done again
-    record = httpx.get(f"{system.url}/jobs/{job}").json()
-    assert (record["state"], record["deliveries"]) == ("succeeded", 2)
+    assert (record.state, record.deliveries) == ("succeeded", 2)
     spec = BuildSpec.model_validate(request)
     undisturbed = build_index(spec, sources / "undisturbed")
     assert [shard.files for shard in read_manifest(sources / "indexes" / "facts").shards] == [
@@ -113,16 +111,14 @@ def test_a_cancelled_build_leaves_nothing_and_frees_its_name(start, sources):
     rows = [{"text": text} for text in tiny.texts(20_000)]
     (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     system = start()
-    api = Api(system.url)
-    job = api.start_build(
-        "facts", build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={})
-    )
-    while httpx.get(f"{system.url}/jobs/{job}").json()["progress"]["stage"] != "gradients":
+    api = Client(system.url)
+    request = build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={})
+    job = api.build("facts", **request).job_id
+    while api.job(job).progress.stage != "gradients":
         time.sleep(0.05)
-    httpx.delete(f"{system.url}/jobs/{job}").raise_for_status()
-    while (record := httpx.get(f"{system.url}/jobs/{job}").json())["state"] == "running":
-        time.sleep(0.05)
-    assert record["state"] == "cancelled"
+    api.cancel(job)
+    with pytest.raises(Cancelled):
+        api.wait(job)
     assert not (sources / "indexes" / "facts").exists()
-    build(api, "facts", build_request(sources))
-    assert api.index("facts")["rows"] == 40
+    api.build("facts", wait=True, **build_request(sources))
+    assert api.index("facts").rows == 40

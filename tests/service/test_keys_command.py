@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import httpx
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from bergson_core.errors import InvalidInput
 from service.cli import app
-from service.cli.api import Api
 from service.keys import KeyFile
 
 
@@ -49,21 +47,3 @@ def test_keys_are_listed_without_their_secrets_until_they_are_revoked() -> None:
 def test_a_key_that_makes_no_sense_is_not_made(tmp_path: Path, wrong: tuple[str, str]) -> None:
     assert keys("create", "ada", "--scope", "read", *wrong).exit_code != 0
     assert KeyFile(tmp_path).read() is None
-
-
-def test_our_own_client_sends_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[httpx.Headers] = []
-
-    def client(**options: object) -> httpx.Client:
-        def answer(request: httpx.Request) -> httpx.Response:
-            sent.append(request.headers)
-            return httpx.Response(404)
-
-        return real(transport=httpx.MockTransport(answer), **options)  # pyright: ignore[reportArgumentType]
-
-    real = httpx.Client
-    monkeypatch.setattr(httpx, "Client", client)
-    assert Api("http://127.0.0.1").index("facts") is None
-    monkeypatch.setenv("BERGSON_API_KEY", "bg_x_y")
-    assert Api("http://127.0.0.1").index("facts") is None
-    assert [headers.get("authorization") for headers in sent] == [None, "Bearer bg_x_y"]

@@ -1,9 +1,12 @@
 """Where only this machine is, and what the environment says."""
 
+from pathlib import Path
+
 import pytest
 
 from bergson_core.errors import InvalidInput
-from service.settings import ServiceSettings, is_loopback
+from service import settings_table
+from service.settings import ClientSettings, ServiceSettings, is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LocalHost"])
@@ -28,3 +31,29 @@ def test_a_timeout_is_the_default_or_what_was_asked_up_to_the_maximum() -> None:
     assert [settings.timeout(None), settings.timeout(10)] == [3, 10]
     with pytest.raises(InvalidInput, match="at most 10"):
         settings.timeout(10.5)
+
+
+def test_the_committed_table_of_settings_is_what_the_settings_say() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert committed.read_text() == settings_table.text(), "run `make openapi`"
+
+
+@pytest.mark.parametrize("settings", [ServiceSettings, ClientSettings])
+def test_every_setting_is_in_the_table_under_the_variable_that_it_is_read_from(
+    settings: type[ServiceSettings | ClientSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = settings_table.text()
+    for name, field in settings.model_fields.items():
+        variable = settings_table.variable(settings, name)
+        assert f"| `{variable}` |" in written and field.description
+        with monkeypatch.context() as context:
+            context.setenv(variable, "ray" if name == "executor" else "1")
+            assert name in settings().model_fields_set
+
+
+def test_settings_do_not_show_the_secrets_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://ada:secret@there")
+    monkeypatch.setenv("BERGSON_API_KEY", "secret")
+    assert (
+        "secret" not in f"{ServiceSettings()!r} {ServiceSettings()} {ClientSettings()!r} {ClientSettings()}"
+    )
