@@ -19,6 +19,7 @@ from bergson_core.errors import BergsonError
 from service import access
 from service.limiting import Limits
 from service.problems import error_response, problem, problem_response
+from worker import logs
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class RequestId:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if REQUEST_ID_PATTERN.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        logs.begin(request_id=request_id)
 
         started, status = time.perf_counter(), 500
 
@@ -54,11 +56,16 @@ class RequestId:
             await self.app(scope, receive, send_with_id)
         finally:
             elapsed_ms = 1000 * (time.perf_counter() - started)
-            path = quote(scope["path"])
-            caller = scope["state"].get("caller")
-            who = f", key {caller.name}" if caller and caller.id else ""
-            line = "%s %s %s %.1f ms, request %s%s"
-            logger.info(line, scope["method"], path, status, elapsed_ms, request_id, who)
+            self._log(scope, status, elapsed_ms)
+
+    @staticmethod
+    def _log(scope: Scope, status: int, elapsed_ms: float) -> None:
+        method, path, caller = scope["method"], quote(scope["path"]), scope["state"].get("caller")
+        key = caller.name if caller and caller.id else None
+        fields = {"method": method, "path": path, "status": status, "duration_ms": round(elapsed_ms, 1)}
+        who = f", key {key}" if key else ""
+        extra = fields | ({"key": key} if key else {})
+        logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, who, extra=extra)
 
 
 class HostCheck:

@@ -17,7 +17,7 @@ from redis import RedisError
 
 from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
-from worker import handlers
+from worker import handlers, logs
 from worker.messages import Heartbeat, Problem, Reply
 from worker.pulse import Pulse
 from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
@@ -78,7 +78,8 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                self._work(claim)
+                with logs.about(request_id=claim.job.request_id, job_id=claim.job.job_id):
+                    self._work(claim)
             finally:
                 self._pulse.claim = None
 
@@ -93,7 +94,8 @@ class Runner:
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                self._queue.reply(self._answer(name, group))
+                with logs.about(request_ids=[taken.query.request_id for taken in group]):
+                    self._queue.reply(self._answer(name, group))
         finally:
             self._pulse.queries = ()
         return bool(taken)
