@@ -80,7 +80,6 @@ def _text(logger: WrappedLogger, name: str, event: EventDict) -> str:
     """One line, and below it, indented, what an exception or the stack has to say."""
     head = [event.pop(key) for key in ("timestamp", "level", "logger", "event")]
     below = [part for key in ("exception", "stack") for part in str(event.pop(key, "")).split("\n") if part]
-    line = f"{head[0]} {head[1].upper()} {head[2]}: {head[3]}" + "".join(
-        f" {k}={v}" for k, v in event.items()
-    )
+    context = "".join(f" {key}={event[key]}" for key in sorted(event))
+    line = f"{head[0]} {head[1].upper()} {head[2]}: {head[3]}{context}"
     return "\n    ".join(_UNSAFE.sub(lambda found: ascii(found[0])[1:-1], part) for part in [line, *below])
