@@ -23,6 +23,7 @@ SCOPES: dict[str, Scope] = {
     "get_job": "read",
     "follow_job": "read",
     "list_workers": "read",
+    "metrics": "read",
     "build_index": "write",
     "estimate_index": "write",  # it runs a model
     "append_documents": "write",

@@ -11,6 +11,7 @@ from service import documentation, problems
 from service.access import Keys, authorize
 from service.broker import Broker
 from service.limiting import Limits, shared_storage
+from service.metrics import WebMetrics
 from service.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
 from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
 from service.settings import ServiceSettings
@@ -39,6 +40,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.broker = broker
     app.state.limits = Limits()
     app.state.keys = Keys(settings)
+    app.state.metrics = WebMetrics()
     app.openapi = partial(documentation.document, app)
     for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
@@ -47,5 +49,5 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheck, keys=app.state.keys)
     app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, metrics=app.state.metrics)
     return app

@@ -8,6 +8,7 @@ from bergson_core.specs import NAME_PATTERN
 from service.access import Keys
 from service.broker import Broker
 from service.keys import Caller
+from service.metrics import WebMetrics
 from service.problems import request_id_of
 from service.schemas import JobAccepted
 from service.settings import ServiceSettings
@@ -30,10 +31,15 @@ def _keys(request: Request) -> Keys:
     return request.app.state.keys
 
 
+def _metrics(request: Request) -> WebMetrics:
+    return request.app.state.metrics
+
+
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 KeysDep = Annotated[Keys, Depends(_keys)]
+MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]

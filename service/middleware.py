@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bergson_core.errors import BergsonError
 from service import access
 from service.limiting import Limits
+from service.metrics import WebMetrics
 from service.problems import error_response, problem, problem_response
 from worker import logs
 
@@ -28,10 +29,14 @@ _LONGEST_LENGTH_DIGITS = 18
 
 
 class RequestId:
-    """Give each request an id, the caller's own if it is sane; put it on the response and in the log."""
+    """Give each request an id, the caller's own if it is sane; put it on the response and in the log.
 
-    def __init__(self, app: ASGIApp) -> None:
+    It is outermost, so that what is counted into `metrics` is every request, also one that is refused.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: WebMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,8 +60,9 @@ class RequestId:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            elapsed_ms = 1000 * (time.perf_counter() - started)
-            self._log(scope, status, elapsed_ms)
+            elapsed_s = time.perf_counter() - started
+            self.metrics.served(scope, status, elapsed_s)
+            self._log(scope, status, 1000 * elapsed_s)
 
     @staticmethod
     def _log(scope: Scope, status: int, elapsed_ms: float) -> None:

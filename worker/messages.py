@@ -3,7 +3,7 @@
 Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -13,6 +13,8 @@ from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexNam
 SCHEMA_VERSION = 2
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MetricSuffix = Literal["", "_total", "_bucket", "_count", "_sum"]
+METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -115,8 +117,8 @@ class JobRecord(Report):
     deliveries: int = 0
 
 
-class Heartbeat(Report):
-    """A live worker; written every few seconds with a time to live."""
+class WorkerStatus(Report):
+    """A live worker, as anybody may see it."""
 
     worker_id: str
     pid: int
@@ -126,3 +128,19 @@ class Heartbeat(Report):
     state: Literal["idle", "building"]
     resident: list[str] = []
     """Names of the indexes in memory."""
+
+
+class MetricFamily(Report):
+    """A metric of Prometheus. A sample is a suffix of the name, labels, and a value."""
+
+    name: str = Field(pattern=r"^bergson_[a-z_]+$")
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: list[tuple[MetricSuffix, dict[str, str], float]]
+
+
+class Heartbeat(WorkerStatus):
+    """What a worker writes every few seconds, with a time to live."""
+
+    metrics: list[MetricFamily] = []
+    """Its numbers so far (`worker.metrics`)."""

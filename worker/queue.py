@@ -33,7 +33,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from bergson_core.answers import Estimate, Progress
-from bergson_core.errors import InvalidInput, LeaseLost
+from bergson_core.errors import DeadlineExceeded, InvalidInput, LeaseLost
 from worker import scripts
 from worker.messages import (
     FINAL_STATES,
@@ -47,6 +47,7 @@ from worker.messages import (
     Query,
     Reply,
 )
+from worker.metrics import WorkerMetrics
 from worker.settings import Settings
 from worker.streams import GROUP, Entry, WorkStream
 
@@ -126,6 +127,7 @@ class WorkerQueue:
 
     def __init__(self, client: redis.Redis, settings: Settings, worker_id: str):
         self.worker_id = worker_id
+        self.metrics = WorkerMetrics()
         self._redis = client
         self._settings = settings
         self._queries = WorkStream(client, QUERIES, worker_id)
@@ -185,18 +187,22 @@ class WorkerQueue:
             return None
         if time.time() >= query.deadline:
             logger.info("query %s dropped: its deadline has passed", query.query_id)
+            self.metrics.queries.labels(DeadlineExceeded.code).inc()
             self._queries.drop(entry.id)
         elif not query.reply_to.startswith(REPLIES):
             self._refuse(entry, Problem(code=InvalidInput.code, detail=f"reply_to: expected {REPLIES}..."))
         elif entry.deliveries > QUERY_DELIVERIES:
+            self.metrics.given_up.labels("query").inc()
             self._refuse(entry, Problem(code="internal", detail="the workers that took this query died"))
         else:
+            self.metrics.reclaimed.labels("query").inc(entry.deliveries > 1)
             return TakenQuery(entry.id, query)
         return None
 
     def _refuse(self, entry: Entry, problem: Problem) -> None:
         """Answers with a problem, where it can be told whom to answer, and takes the query off the queue."""
         logger.warning("query in entry %s refused: %s", entry.id, problem.detail)
+        self.metrics.queries.labels(problem.code).inc()
         raw = _fields(entry.fields.get("message", ""))
         query_id, reply_to = raw.get("query_id"), raw.get("reply_to")
         with self._redis.pipeline() as pipe:
@@ -265,6 +271,7 @@ class WorkerQueue:
         if cancel:
             return self._end(record, held, "cancelled", None)
         if record.deliveries >= self._settings.max_deliveries:
+            self.metrics.given_up.labels("job").inc()
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
         try:
@@ -272,6 +279,7 @@ class WorkerQueue:
         except ValidationError as error:
             problem = Problem(code=InvalidInput.code, detail=_unreadable(message or "", error))
             return self._end(record, held, "failed", problem)
+        self.metrics.reclaimed.labels("job").inc(record.state == "running")  # one that came back is queued
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
         record = record.model_copy(update=update)
@@ -281,6 +289,7 @@ class WorkerQueue:
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
         self._save(record.model_copy(update=update), token, token + 1, "end")
+        self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
         arguments = save_arguments(record, token, new_token, what, self.worker_id, self._settings.keep_jobs_s)

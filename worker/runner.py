@@ -95,7 +95,9 @@ class Runner:
         try:
             for name, group in by_index.items():
                 with logs.about(request_ids=[taken.query.request_id for taken in group]):
-                    self._queue.reply(self._answer(name, group))
+                    replies = self._answer(name, group)
+                    self._queue.reply(replies)
+                self._queue.metrics.replied([reply for _, reply in replies])
         finally:
             self._pulse.queries = ()
         return bool(taken)
@@ -206,14 +208,17 @@ class Runner:
                 pause.take(error)
 
     def _heartbeat(self) -> Heartbeat:
+        claim, resident = self._pulse.claim, self._residency.names
+        tokens_per_s = claim.record.progress.tokens_per_s if claim else None
         return Heartbeat(
             worker_id=self._queue.worker_id,
             pid=os.getpid(),
             host=socket.gethostname(),
             device=self._device,
             started_at=self._started_at,
-            state="idle" if self._pulse.claim is None else "building",
-            resident=self._residency.names,
+            state="idle" if claim is None else "building",
+            resident=resident,
+            metrics=self._queue.metrics.families(len(resident), tokens_per_s),
         )
 
 

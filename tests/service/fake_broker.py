@@ -10,12 +10,21 @@ from bergson_core.errors import BergsonError, IndexExists, JobNotFound
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from service import examples
+from service.load import QueueLoad
 from worker.messages import FINAL_STATES, BuildJob, EstimateJob, Heartbeat, Job, JobRecord, JobState
+from worker.metrics import WorkerMetrics
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0
 WORKER = Heartbeat(
-    worker_id="w-1", pid=42, host="gpu-1", device="cuda:0", started_at=NOW, state="idle", resident=["facts"]
+    worker_id="w-1",
+    pid=42,
+    host="gpu-1",
+    device="cuda:0",
+    started_at=NOW,
+    state="idle",
+    resident=["facts"],
+    metrics=WorkerMetrics().families(resident=1, tokens_per_s=None),
 )
 
 
@@ -138,6 +147,11 @@ class FakeBroker:
     async def workers(self) -> list[Heartbeat]:
         self._fail()
         return self.beats
+
+    async def load(self) -> QueueLoad:
+        return QueueLoad(
+            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.workers()
+        )
 
     async def ping(self) -> None:
         self._fail()
