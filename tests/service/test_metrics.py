@@ -117,8 +117,11 @@ def test_the_cache_is_counted(app: FastAPI, client: TestClient) -> None:
     assert value(found, "bergson_cache_requests_total", outcome="miss") == 0
 
 
-def test_it_asks_for_a_key_like_everything_else(client: TestClient, tmp_path: Path) -> None:
-    headers = bearer(tmp_path)
+def test_it_asks_for_a_key_like_everything_else_one_that_sees_no_index_is_enough(
+    client: TestClient, tmp_path: Path
+) -> None:
+    headers = bearer(tmp_path, indexes=("-",))
+    assert client.get("/index", headers=headers).json()["items"] == []
     problem_of(client.get("/metrics"), 401, "unauthorized")
     found = scraped(client, **headers)
     assert value(found, "bergson_http_requests_total", method="GET", route="other", status="401") == 1
