@@ -25,6 +25,7 @@ SCOPES: dict[str, Scope] = {
     "follow_job": "read",
     "list_workers": "read",
     "list_models": "read",
+    "metrics": "read",
     "build_index": "write",
     "estimate_index": "write",  # it runs a model
     "append_documents": "write",

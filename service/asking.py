@@ -16,6 +16,7 @@ from service import catalog
 from service.broker import Broker
 from service.cache import AnswerCache, key_of
 from service.keys import Caller
+from service.metrics import WebMetrics
 from service.settings import ServiceSettings
 from worker.messages import Priority
 
@@ -29,6 +30,7 @@ class Asking:
     broker: Broker
     settings: ServiceSettings
     cache: AnswerCache
+    metrics: WebMetrics
     caller: Caller
     request_id: str
 
@@ -44,7 +46,9 @@ class Asking:
         log = TakedownLog(index)
         log.skip()
         key = key_of(index, log, query)
-        if known := self.cache.get(key):
+        known = self.cache.get(key)
+        self.metrics.cache.labels("miss" if known is None else "hit").inc()
+        if known is not None:
             timing = TimingMs(gradient=0, search=0, total=1000 * (time.perf_counter() - started))
             return known.model_copy(update={"timing_ms": timing})
         answer = await self.broker.ask(query, self.request_id, timeout_s, self.caller.id, priority)

@@ -34,6 +34,7 @@ from bergson_core.errors import (
 )
 from bergson_core.manifest import FILE_NAME
 from bergson_core.specs import AttributionQuery
+from service.load import QueueLoad, read_load
 from service.replies import BLOCK_MS, Replies, Streams, unavailable
 from worker import queue, scripts
 from worker.embedded import redis_url
@@ -111,6 +112,12 @@ class Broker:
             if dead:
                 await cast("Any", self._redis.srem(queue.WORKERS, *dead))
         return [beat for one in raw if one is not None and (beat := _read_heartbeat(one)) is not None]
+
+    async def load(self) -> QueueLoad:
+        """How much there is to do, and who does it."""
+        workers = await self.workers()
+        with _reaching_redis():
+            return await read_load(self._redis, workers)
 
     # Queries
 

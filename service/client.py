@@ -39,7 +39,7 @@ from service.schemas import (
     Ready,
     WorkerList,
 )
-from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
+from worker.messages import FINAL_STATES, WorkerStatus, JobRecord, JobState
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -194,7 +194,7 @@ class AsyncClient(Caller):
 
     # The system
 
-    async def workers(self) -> list[Heartbeat]:
+    async def workers(self) -> list[WorkerStatus]:
         """The live workers."""
         return read(WorkerList, await self._send("GET", "/workers")).items
 

@@ -10,6 +10,7 @@ from service.asking import Asking
 from service.broker import Broker
 from service.keys import Caller
 from service.limiting import Limits
+from service.metrics import WebMetrics
 from service.problems import request_id_of
 from service.schemas import JobAccepted
 from service.settings import ServiceSettings
@@ -32,9 +33,14 @@ def _keys(request: Request) -> Keys:
     return request.app.state.keys
 
 
+def _metrics(request: Request) -> WebMetrics:
+    return request.app.state.metrics
+
+
 def _asking(request: Request) -> Asking:
     state = request.app.state
-    return Asking(state.broker, state.settings, state.cache, request.state.caller, request_id_of(request))
+    caller, request_id = request.state.caller, request_id_of(request)
+    return Asking(state.broker, state.settings, state.cache, state.metrics, caller, request_id)
 
 
 def _limits(request: Request) -> Limits:
@@ -47,6 +53,7 @@ BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 KeysDep = Annotated[Keys, Depends(_keys)]
+MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]

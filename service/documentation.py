@@ -90,6 +90,16 @@ EVENTS: Responses = {
         "content": {"text/event-stream": {"example": _EVENTS}},
     }
 }
+_METRICS = (
+    "# HELP bergson_queue_queries Queries that wait or are worked on.\n# TYPE bergson_queue_queries gauge\n"
+    "bergson_queue_queries 2.0\n"
+    "# HELP bergson_queries_total Queries that were replied to: ok, or a problem.\n"
+    "# TYPE bergson_queries_total counter\n"
+    'bergson_queries_total{outcome="ok",worker="gpu-1-42-a1b2c3"} 1024.0\n'
+)
+METRICS: Responses = {
+    200: {"description": "The numbers.", "content": {"text/plain": {"example": _METRICS}}},
+}
 
 
 def answered(status: int, description: str, example: Any) -> Responses:

@@ -8,7 +8,7 @@ from bergson_core.answers import Answer, Report, SizesBytes
 from bergson_core.manifest import SearchEntry
 from bergson_core.specs import AttributionQuery, BuildSpec, IndexName, Spec
 from service.problems import ProblemDetails
-from worker.messages import Heartbeat, JobRecord, JobState, Problem
+from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 
 
 class IndexRequest(BuildSpec):
@@ -190,7 +190,7 @@ class JobPage(Report):
 class WorkerList(Report):
     """Live workers."""
 
-    items: list[Heartbeat]
+    items: list[WorkerStatus]
 
 
 class Live(Report):

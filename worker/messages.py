@@ -3,7 +3,7 @@
 Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -17,6 +17,8 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 """Whether somebody waits for this one query, or it is one of many; the former goes first."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MetricSuffix = Literal["", "_total", "_bucket", "_count", "_sum"]
+METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -133,8 +135,8 @@ class ResidentModel(Report):
     """Open indexes that were built from it."""
 
 
-class Heartbeat(Report):
-    """A live worker; written every few seconds with a time to live."""
+class WorkerStatus(Report):
+    """A live worker, as anybody may see it."""
 
     worker_id: str
     pid: int
@@ -147,3 +149,19 @@ class Heartbeat(Report):
     models: list[ResidentModel] = []
     memory_bytes: int = 0
     """Resident memory of the process, mapped files included."""
+
+
+class MetricFamily(Report):
+    """A metric of Prometheus. A sample is a suffix of the name, labels, and a value."""
+
+    name: str = Field(pattern=r"^bergson_[a-z_]+$")
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: list[tuple[MetricSuffix, dict[str, str], float]]
+
+
+class Heartbeat(WorkerStatus):
+    """What a worker writes every few seconds, with a time to live."""
+
+    metrics: list[MetricFamily] = []
+    """Its numbers so far (`worker.metrics`)."""

@@ -14,9 +14,10 @@ from typing import Any, Final, cast
 import redis
 from pydantic import ValidationError
 
-from bergson_core.errors import InvalidInput
+from bergson_core.errors import DeadlineExceeded, InvalidInput
 from worker import scripts
 from worker.messages import PRIORITIES, SCHEMA_VERSION, Priority, Problem, Query, Reply
+from worker.metrics import WorkerMetrics
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class QueryQueue:
     All methods raise `redis.RedisError` where Redis does not answer; all but `take` may then be called again.
     """
 
-    def __init__(self, client: redis.Redis, settings: Settings):
-        self._redis, self._settings = client, settings
+    def __init__(self, client: redis.Redis, settings: Settings, metrics: WorkerMetrics):
+        self._redis, self._settings, self._metrics = client, settings, metrics
         self._take = client.register_script(scripts.TAKE)
         self._hold = client.register_script(scripts.HOLD)
         self._keys = [TAKEN, BELL, *(key for one in PRIORITIES for key in waiting_keys(one))]
@@ -107,20 +108,24 @@ class QueryQueue:
             return None
         if time.time() >= query.deadline:
             logger.info("query %s dropped: its deadline has passed", query_id)
+            self._metrics.queries.labels(DeadlineExceeded.code).inc()
             _drop(self._redis, query_id)
         elif not query.reply_to.startswith(REPLIES):
             problem = Problem(code=InvalidInput.code, detail=f"reply_to: expected {REPLIES}...")
             self._refuse(query_id, raw, problem)
         elif deliveries > DELIVERIES:
+            self._metrics.given_up.labels("query").inc()
             problem = Problem(code="internal", detail="the workers that took this query died")
             self._refuse(query_id, raw, problem)
         else:
+            self._metrics.reclaimed.labels("query").inc(deliveries > 1)
             return query
         return None
 
     def _refuse(self, query_id: str, raw: str, problem: Problem) -> None:
         """Answers with a problem, where it can be told whom to answer, and takes the query off the queue."""
         logger.warning("query %s refused: %s", query_id, problem.detail)
+        self._metrics.queries.labels(problem.code).inc()
         reply_to = fields_of(raw).get("reply_to")
         with self._redis.pipeline() as pipe:
             if isinstance(reply_to, str) and reply_to.startswith(REPLIES):

@@ -49,6 +49,7 @@ from worker.messages import (
     JobState,
     Problem,
 )
+from worker.metrics import WorkerMetrics
 from worker.queries import QueryQueue, unreadable
 from worker.settings import Settings
 from worker.streams import GROUP, Entry, WorkStream
@@ -116,9 +117,10 @@ class WorkerQueue:
 
     def __init__(self, client: redis.Redis, settings: Settings, worker_id: str):
         self.worker_id = worker_id
+        self.metrics = WorkerMetrics()
         self._redis = client
         self._settings = settings
-        self.queries = QueryQueue(client, settings)
+        self.queries = QueryQueue(client, settings, self.metrics)
         self._jobs = WorkStream(client, JOBS, worker_id)
         self._save_script = client.register_script(scripts.SAVE)
         self._renew_script = client.register_script(scripts.RENEW)
@@ -195,6 +197,7 @@ class WorkerQueue:
         if cancel:
             return self._end(record, held, "cancelled", None)
         if record.deliveries >= self._settings.max_deliveries:
+            self.metrics.given_up.labels("job").inc()
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
         try:
@@ -202,6 +205,7 @@ class WorkerQueue:
         except ValidationError as error:
             problem = Problem(code=InvalidInput.code, detail=unreadable(message or "", error))
             return self._end(record, held, "failed", problem)
+        self.metrics.reclaimed.labels("job").inc(record.state == "running")  # one that came back is queued
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
         record = record.model_copy(update=update)
@@ -211,6 +215,7 @@ class WorkerQueue:
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
         self._save(record.model_copy(update=update), token, token + 1, "end")
+        self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
         arguments = save_arguments(record, token, new_token, what, self.worker_id, self._settings.keep_jobs_s)

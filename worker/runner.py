@@ -18,7 +18,7 @@ from redis import RedisError
 
 from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
-from worker import handlers
+from worker import handlers, logs
 from worker.messages import Heartbeat, Problem, Query, Reply
 from worker.pulse import Pulse
 from worker.queue import ClaimedJob, WorkerQueue
@@ -79,7 +79,8 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                self._work(claim)
+                with logs.about(request_id=claim.job.request_id, job_id=claim.job.job_id):
+                    self._work(claim)
             finally:
                 self._pulse.claim = None
 
@@ -94,7 +95,10 @@ class Runner:
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                self._queue.queries.reply(self._answer(name, group))
+                with logs.about(request_ids=[query.request_id for query in group]):
+                    replies = self._answer(name, group)
+                    self._queue.queries.reply(replies)
+                self._queue.metrics.replied([reply for _, reply in replies])
         finally:
             self._pulse.queries = ()
         return bool(taken)
@@ -205,16 +209,19 @@ class Runner:
                 pause.take(error)
 
     def _heartbeat(self) -> Heartbeat:
+        claim, resident = self._pulse.claim, self._residency.names
+        tokens_per_s = claim.record.progress.tokens_per_s if claim else None
         return Heartbeat(
             worker_id=self._queue.worker_id,
             pid=os.getpid(),
             host=socket.gethostname(),
             device=self._device,
             started_at=self._started_at,
-            state="idle" if self._pulse.claim is None else "building",
-            resident=self._residency.names,
+            state="idle" if claim is None else "building",
+            resident=resident,
             models=self._residency.models,
             memory_bytes=_resident_bytes(),
+            metrics=self._queue.metrics.families(len(resident), tokens_per_s),
         )
 
 

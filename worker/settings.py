@@ -5,7 +5,7 @@ The web process reads the same ones. A field's docstring is its documentation. N
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,6 +28,14 @@ def _split_patterns(value: object) -> object:
 
 
 PatternList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_patterns)]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+LogFormat = Literal["auto", "json", "text"]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
 
 
@@ -80,6 +88,10 @@ class Settings(BaseSettings):
     """Threads that torch and FAISS use in a worker; 0 leaves it to them."""
     executor: Executor = "local"
     """`ray` makes and searches shards on the machines of a Ray cluster, `local` in the worker itself."""
+    log_format: LogFormat = "auto"
+    """`json`, an object a line; `text`, for people; `auto` is text on a terminal and JSON elsewhere."""
+    log_level: LogLevel = "info"
+    """The least that is logged: debug, info, warning or error."""
 
     @field_validator("data_dir")
     @classmethod

@@ -7,7 +7,7 @@ from service.dependencies import BrokerDep, CallerDep
 from service.documentation import answered, problems
 from service.keys import Caller
 from service.schemas import ModelList, ModelSummary, WorkerList
-from worker.messages import Heartbeat
+from worker.messages import WorkerStatus
 
 router = APIRouter(tags=["Workers"])
 
@@ -42,7 +42,7 @@ async def list_models(broker: BrokerDep, caller: CallerDep) -> ModelList:
     return ModelList(items=[found[key] for key in sorted(found)])
 
 
-def _shown(beat: Heartbeat, caller: Caller) -> Heartbeat:
+def _shown(beat: WorkerStatus, caller: Caller) -> WorkerStatus:
     """What `caller` may see of it: indexes that are there for the caller, and their models."""
     models = [
         one.model_copy(update={"indexes": seen})

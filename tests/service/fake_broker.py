@@ -10,6 +10,7 @@ from bergson_core.errors import BergsonError, IndexExists, JobNotFound, TooLong
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from service import examples
+from service.load import QueueLoad
 from worker.messages import (
     FINAL_STATES,
     BuildJob,
@@ -21,6 +22,7 @@ from worker.messages import (
     Priority,
     ResidentModel,
 )
+from worker.metrics import WorkerMetrics
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0
@@ -35,6 +37,7 @@ WORKER = Heartbeat(
     models=[
         ResidentModel(model="tiny", dtype="float32", sha256="0" * 64, parameters=1000, indexes=["facts"])
     ],
+    metrics=WorkerMetrics().families(resident=1, tokens_per_s=None),
 )
 
 
@@ -171,6 +174,11 @@ class FakeBroker:
     async def workers(self) -> list[Heartbeat]:
         self._fail()
         return self.beats
+
+    async def load(self) -> QueueLoad:
+        return QueueLoad(
+            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.workers()
+        )
 
     async def ping(self) -> None:
         self._fail()

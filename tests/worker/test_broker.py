@@ -28,6 +28,7 @@ from bergson_core.errors import (
 )
 from service import examples
 from service.broker import Broker
+from service.load import QueueLoad
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import answers, job_of, left, pid_of, send, soon, until, waiting
 from worker import queries
@@ -127,6 +128,7 @@ async def test_too_many_queries_are_refused(
         await ask(broker)
     for task in asked:
         task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def test_where_a_query_waits_too_long_already_more_are_refused(
@@ -433,6 +435,34 @@ async def test_live_workers_are_listed_and_dead_ones_forgotten(
     assert not redis.exists(keys.WORKERS)
 
 
+async def older(broker: Broker, age_s: float) -> QueueLoad | None:
+    load = await broker.load()
+    return load if load.oldest_query_age_s > age_s else None
+
+
+async def test_the_load_of_an_empty_redis_is_nothing(broker: Broker):
+    assert await broker.load() == QueueLoad(
+        queries=0, oldest_query_age_s=0, jobs_queued=0, jobs_running=0, workers=[]
+    )
+
+
+async def test_the_load_is_what_waits_what_is_worked_on_and_who_does_it(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    for name in ("one", "two", "three"):
+        await broker.submit(job_of(name, spec()))
+    queue.take_job()
+    queue.beat(BEAT)
+    send(redis, "q-1")
+    queue.queries.take()
+    send(redis, "q-2")
+    first = await broker.load()
+    assert (first.queries, first.jobs_queued, first.jobs_running, first.workers) == (2, 2, 1, [BEAT])
+    # The age is that of the first, which is worked on.
+    later = await soon(lambda: older(broker, first.oldest_query_age_s + 0.01))
+    assert later.queries == 2
+
+
 @pytest.fixture
 async def lonely(tmp_path: Path) -> AsyncIterator[Broker]:
     """A broker whose Redis is not there."""
@@ -445,6 +475,7 @@ async def test_without_redis_every_call_says_so(lonely: Broker):
     for attempt in (
         lonely.ping(),
         lonely.workers(),
+        lonely.load(),
         lonely.building(),
         lonely.job("x"),
         lonely.jobs(),
