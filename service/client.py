@@ -39,7 +39,7 @@ from service.schemas import (
     Ready,
     WorkerList,
 )
-from worker.messages import FINAL_STATES, WorkerStatus, JobRecord, JobState
+from worker.messages import FINAL_STATES, JobRecord, JobState, WorkerStatus
 
 __all__ = ["AsyncClient", "Client"]
 
