@@ -4,8 +4,8 @@
 
 Everything is on this machine and shares its cores: Redis, one worker, the web service, and the clients, coroutines of
 this process that each send a query, wait for its answer, and send the next one, over a connection of their own. The
-index is the demo's (`make demo` first): 4,800 documents as signs, kfac, block norm. Queries take turns through its 1,600
-facts, the top 10 with text; the cache of answers is off, but where it is measured.
+index is the demo's (`make demo` first): 4,800 documents as signs, kfac, block norm. Queries take turns through its
+1,600 facts, the top 10 with text; the cache of answers is off, but where it is measured.
 
 Then: the same with a worker that takes one query at a time; with a build running beside it; what the cache gives; and
 how soon the web process is ready, with how much memory.
