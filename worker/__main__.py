@@ -30,6 +30,7 @@ def main(settings: Settings | None = None) -> None:
     _prepare_libraries(settings.threads)
     from bergson_core.models import default_device  # afterwards: libraries look when they are loaded
 
+    logs.adopt_libraries()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:
