@@ -9,7 +9,7 @@ from worker.metrics import WorkerMetrics
 
 
 @contextmanager
-def job(job: Job) -> Iterator[None]:
+def working_on(job: Job) -> Iterator[None]:
     """While the context is open, the job is worked on."""
     about = {"request_id": job.request_id, "job_id": job.job_id}
     attributes = {f"bergson.{key}": value for key, value in about.items()} | {
@@ -20,7 +20,7 @@ def job(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def queries(index: str, queries: Sequence[Query]) -> Iterator[None]:
+def answering(index: str, queries: Sequence[Query]) -> Iterator[None]:
     """While the context is open, these queries of an index are answered together."""
     attributes = {"bergson.index": index, "bergson.batch_size": len(queries)}
     parents = [query.traceparent for query in queries]

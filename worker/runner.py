@@ -78,7 +78,7 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                with observed.job(claim.job):
+                with observed.working_on(claim.job):
                     self._work(claim)
             finally:
                 self._pulse.claim = None
@@ -94,7 +94,7 @@ class Runner:
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                with observed.queries(name, [taken.query for taken in group]):
+                with observed.answering(name, [taken.query for taken in group]):
                     replies = self._answer(name, group)
                     self._queue.reply(replies)
                     observed.replied([reply for _, reply in replies], self._queue.metrics)
