@@ -149,7 +149,7 @@ class Broker:
         with self._replies.expected(query_id) as future:
             await self._require_worker()
             await self._enqueue(message, lane)
-            # No cancelling timeout around the two lines above: see `Replies.close`.
+            # No cancelling timeout around the two lines above: see `replies.stop`.
             try:
                 await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
             finally:
