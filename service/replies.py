@@ -29,7 +29,7 @@ def unavailable(why: str) -> RedisUnavailable:
 
 
 async def stop(task: asyncio.Task[Any]) -> None:
-    """Cancels a task until it has ended: redis-py sends through asyncio.wait_for, which in Python 3.11 may swallow it."""
+    """Cancels a task until it has ended: redis-py sends by asyncio.wait_for, which in Python 3.11 may swallow it."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.1)
