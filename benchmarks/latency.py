@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.memory import build, make_model, make_sources
-from bergson_core import AttributionIndex
+from benchmarks.memory import make_model, make_sources
+from bergson_core import AttributionIndex, build_index
 from bergson_core.facts import make_corpus
-from bergson_core.specs import AttributionQuery
+from bergson_core.specs import AttributionQuery, BuildSpec, ColumnsSpec, DatasetSpec
 from service.cli.system import running_system
 from service.client import Client
 from service.settings import ServiceSettings
@@ -54,7 +54,9 @@ def main() -> None:
         root = Path(directory)
         path = root / "indexes" / INDEX
         path.parent.mkdir()
-        build(make_model(root), make_sources(root, options.documents), path)
+        source = DatasetSpec(path=str(make_sources(root, options.documents)))
+        spec = BuildSpec(model=str(make_model(root)), dataset=source, columns=ColumnsSpec(id="id"))
+        build_index(spec, path)
         index = AttributionIndex.open(path)
         here, over_http, inside = [], [], []
         settings = ServiceSettings(data_dir=root, port=free_port())
