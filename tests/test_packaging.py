@@ -23,7 +23,8 @@ import yaml
 
 from service.settings import ServiceSettings
 from worker.messages import Heartbeat
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
 from worker.embedded import redis_url
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 

@@ -15,7 +15,8 @@ from service.broker import Broker
 from tests.worker.fakes import FakeCore
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S
 from worker.embedded import embedded_redis
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 

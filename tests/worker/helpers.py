@@ -14,7 +14,7 @@ from tests.worker.fakes import question, spec
 from worker import queue as keys
 from worker import scripts
 from worker.messages import BuildJob, JobRecord, Query, Reply
-from worker.queue import connect
+from worker.redis_client import connect
 from worker.streams import GROUP
 
 REPOSITORY = Path(__file__).parents[2]

@@ -32,7 +32,8 @@ from tests.worker.helpers import answers, job_of, pid_of, soon, until
 from worker import queue as keys
 from worker.embedded import embedded_redis
 from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Reply
-from worker.queue import TakenQuery, WorkerQueue, connect
+from worker.queue import TakenQuery, WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 

@@ -1,0 +1,201 @@
+"""What a URL of Redis may say: against servers with TLS, with a user of few rights, and behind Sentinel."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from redis import RedisError
+
+from bergson_core.errors import BergsonError, InvalidInput, RedisUnavailable
+from service.broker import Broker
+from service.keys import Caller
+from service.limiting import Limits, shared_storage
+from tests.worker.fakes import FakeCore, publish, question, spec
+from tests.worker.helpers import REPOSITORY, TIMEOUT_S, job_of, soon, until
+from tests.worker.servers import certify, free_port, options, running
+from worker.messages import EstimateJob
+from worker.queue import WorkerQueue
+from worker.redis_client import connect, connect_async
+from worker.runner import Runner
+from worker.settings import Settings
+
+RULE = re.findall(r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE)
+Require = Callable[..., str]
+
+
+@pytest.fixture
+def server(require: Require) -> str:
+    return require("redis-server")
+
+
+@asynccontextmanager
+async def system(url: str, settings: Settings) -> AsyncIterator[Broker]:
+    """A worker with the index `facts`, as a thread, and the web process's side, both at `url`."""
+    settings = settings.model_copy(update={"redis_url": url, "lease_s": 5})
+    publish(settings.indexes_dir / "facts")
+    with connect(url) as client:
+        runner = Runner(WorkerQueue(client, settings, f"w-{uuid4().hex[:6]}"), settings, "fake")
+        thread = threading.Thread(target=runner.run)
+        thread.start()
+        try:
+            async with Broker.connect(settings) as broker:
+                await soon(broker.workers)
+                yield broker
+        finally:
+            runner.stop()
+            await asyncio.to_thread(thread.join, TIMEOUT_S)
+    assert not thread.is_alive()
+
+
+async def use_everything(broker: Broker) -> None:
+    """All that web processes and workers do in Redis."""
+    await broker.ping()
+    assert (await broker.ask(question(), "r", 20)).index == "facts"
+    for name in ("news", "old"):
+        job = await broker.submit(job_of(name, spec()), idempotency_key=f"key-{name}")
+        assert [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
+    assert len((await broker.jobs(cursor=None))[0]) == 2
+    await broker.estimate(EstimateJob(job_id=uuid4().hex, request_id="r", spec=spec()), 20)
+    limits = Limits(shared_storage(broker.pool))
+    await limits.enter(Caller(id="0" * 12, name="ada", rate="3/minute"))
+
+
+async def test_tls_is_spoken_to_a_server_whose_certificate_is_trusted(
+    server: str, require: Require, tmp_path: Path, core: FakeCore, settings: Settings
+):
+    certificate, key = certify(require("openssl"), tmp_path)
+    port = free_port()
+    tls = {"tls_cert_file": certificate, "tls_key_file": key, "tls_ca_cert_file": certificate}
+    command = [server, *options(port=0, tls_port=port, tls_auth_clients="no", **tls)]
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
+    with running(command, tmp_path / "redis", url):
+        async with system(url, settings) as broker:
+            await use_everything(broker)
+        for other in (f"rediss://127.0.0.1:{port}", f"redis://127.0.0.1:{port}"):
+            with pytest.raises(RedisError), connect(other) as client:
+                client.ping()
+
+
+async def test_a_user_with_the_rights_that_the_guide_lists_is_enough(
+    server: str, tmp_path: Path, core: FakeCore, settings: Settings
+):
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    with running([server, *options(port=port)], tmp_path / "redis", url), connect(url) as admin:
+        (rule,) = RULE
+        admin.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "p@ss/word").split())
+        async with system(url.replace("//", "//bergson:p%40ss%2Fword@"), settings) as broker:
+            await use_everything(broker)
+        denied = [entry["object"] for entry in admin.acl_log() if entry["object"] != "client|setinfo"]
+        assert denied == []
+        with pytest.raises(RedisError), connect(url.replace("//", "//bergson:p%40ss%2Fword@")) as client:
+            client.set("elsewhere", 1)
+
+
+@pytest.fixture
+def sentinel(server: str, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """URL of a master with a replica and a sentinel, all with passwords, and the master's process."""
+    ports = master, replica, guard = free_port(), free_port(), free_port()
+    ours = {"requirepass": "secret", "masterauth": "secret", "repl_diskless_sync_delay": 0}
+    (tmp_path / "sentinel").mkdir()
+    configuration = tmp_path / "sentinel" / "sentinel.conf"
+    configuration.write_text(
+        f"port {guard}\nbind 127.0.0.1\nrequirepass watchword\n"
+        f"sentinel monitor facts 127.0.0.1 {master} 1\nsentinel auth-pass facts secret\n"
+        "sentinel down-after-milliseconds facts 500\nsentinel failover-timeout facts 5000\n"
+    )
+    direct = [f"redis://:secret@127.0.0.1:{port}" for port in ports]
+    with ExitStack() as stack:
+        first = running([server, *options(port=master, **ours)], tmp_path / "master", direct[0])
+        process = stack.enter_context(first)
+        second = [server, *options(port=replica, replicaof=f"127.0.0.1 {master}", **ours)]
+        stack.enter_context(running(second, tmp_path / "replica", direct[1]))
+        watch = f"redis://:watchword@127.0.0.1:{guard}"
+        stack.enter_context(running([server, str(configuration), "--sentinel"], tmp_path / "sentinel", watch))
+        with connect(watch) as client:
+            until(lambda: client.sentinel_slaves("facts"))
+        with connect(direct[1]) as client:
+            until(lambda: client.info("replication")["master_link_status"] == "up")
+        dead = free_port()
+        yield (
+            f"redis+sentinel://:secret@127.0.0.1:{dead},127.0.0.1:{guard}/facts/0?sentinel_password=watchword",
+            process,
+        )
+
+
+async def test_the_system_goes_on_when_the_master_dies_and_sentinel_names_another(
+    sentinel: tuple[str, subprocess.Popen[bytes]],
+    core: FakeCore,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+):
+    url, master = sentinel
+    async with system(url, settings) as broker:
+        await use_everything(broker)
+        master.send_signal(signal.SIGKILL)
+
+        async def answered() -> bool:
+            try:
+                return (await broker.ask(question(), "r", 2)).index == "facts"
+            except BergsonError:
+                return False
+
+        await soon(answered)
+        job = await broker.submit(job_of("later", spec()))
+        assert [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
+    assert "Redis does not answer" in caplog.text
+    assert "secret" not in caplog.text and "watchword" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ada:s3cret@there",
+        "redis://ada:s3cret/word@there",
+        "redis://ada:s3cret@there:port",
+        "redis://ada:s3cret@there?db=first",
+        "redis://ada:s3cret@there?colour=s3cret",
+        "redis+sentinel://ada:s3cret@there",
+        "redis+sentinel://ada:s3cret@there:port/facts",
+        "redis+sentinel://ada:s3cret@there/facts?colour=s3cret",
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused_without_quoting_it(url: str):
+    for make in (connect, lambda url: connect_async(url, 1)):
+        with pytest.raises(InvalidInput, match="REDIS_URL") as refused:
+            make(url)
+        assert "s3cret" not in f"{refused.value!r} {refused.value.__cause__!r}"
+
+
+@pytest.mark.parametrize("module", ["worker", "service"])
+def test_a_process_that_cannot_use_its_url_says_so_in_one_line(module: str, tmp_path: Path):
+    environment = {"REDIS_URL": "redis://ada:s3cret/word@there", "BERGSON_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", module]
+    ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.strip().splitlines()
+    assert "REDIS_URL" in line and "s3cret" not in line
+
+
+async def test_a_wrong_password_is_told_without_it(server: str, tmp_path: Path, settings: Settings):
+    port = free_port()
+    right, wrong = (f"redis://:{word}@127.0.0.1:{port}" for word in ("secret", "s3cret"))
+    with running([server, *options(port=port, requirepass="secret")], tmp_path / "redis", right):
+        async with Broker.connect(settings.model_copy(update={"redis_url": wrong})) as broker:
+            with pytest.raises(RedisUnavailable, match="password") as refused:
+                await broker.ping()
+        assert "s3cret" not in str(refused.value)
+
+
+def test_what_the_url_says_of_our_own_options_does_not_count():
+    client = connect("redis://there?protocol=3&decode_responses=no&retry=9")
+    assert client.connection_pool.connection_kwargs["protocol"] == 2
+    assert client.connection_pool.connection_kwargs["decode_responses"] is True
