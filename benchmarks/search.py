@@ -54,7 +54,7 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
         scoring=ScoringSpec(preconditioner=False, normalize="block"),
     )
     shards = []
-    for task in tasks(rows.count, rows_a_shard(shape), Place(0, "made")):
+    for task in tasks(rows.count, rows_a_shard(shape, rows.count), Place(0, "made")):
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows.rows(task.numbers)))
         records = [Record(f"doc-{number}", "made", None, {}) for number in task.numbers]
         texts = texts_table(records, np.zeros(len(records)), [1] * len(records))

@@ -97,10 +97,11 @@ class QueryEcho(Report):
     prompt: str
     completion: str
     generated: bool = False
+    """The completion is what the model says by itself."""
     loss: float
-    """Sum of the completion's token cross-entropies, in nats."""
+    """Sum of the cross-entropies of the completion's tokens, or of those of the span, in nats."""
     n_tokens: int
-    """Tokens of the completion."""
+    """How many these are."""
 
 
 class TimingMs(Report):

@@ -64,7 +64,7 @@ def append_documents(
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
-        model = load_model(old.spec.model, old.spec.revision, old.spec.dtype)
+        model = load_model(old.spec.model, old.revision, old.spec.dtype)
         check_model(root.name, old, model)
         new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
         documents = load_streamed(new, _workspace(root, spec, key), report)
@@ -77,7 +77,7 @@ def append_documents(
         maker = ShardMaker(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
         place = Place(old.rows, source, old.generation + 1)
         first_name = 1 + max(int(shard.name) for shard in old.shards)
-        size = shard_rows or rows_a_shard(rows.shape)
+        size = shard_rows or rows_a_shard(rows.shape, old.rows + len(corpus.documents))
         work = tasks(len(corpus.documents), size, place, first_name)
         made = make_shards(maker, corpus.documents, work, report, confirm, executor)
         shards = (*old.shards, *made)

@@ -20,6 +20,7 @@ from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
+from bergson_core.generation import complete
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.processor import GradientProcessor
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from bergson_core.ray_searcher import RaySearcher
 
 LoadModel = Callable[..., LanguageModel]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the model said, given or generated, and the tokens of prompt and completion."""
+
+    completion: str
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class AttributionIndex:
             raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)
-        model = load_model(spec.model, spec.revision, spec.dtype)
+        model = load_model(spec.model, manifest.revision, spec.dtype)
         check_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         return cls(root.name, manifest, model, collector, processor, searcher)
@@ -107,11 +116,12 @@ class AttributionIndex:
         up to rounding.
         """
         started = time.perf_counter()
-        outcomes: list[Any] = [self._tokens(query) for query in queries]
-        good = [k for k, outcome in enumerate(outcomes) if isinstance(outcome, Tokens)]
+        asked = [self._said(query) for query in queries]
+        outcomes: list[Any] = list(asked)
+        good = {k: one for k, one in enumerate(asked) if isinstance(one, _Said)}
         if not good:
             return outcomes
-        tokens = [outcomes[k] for k in good]
+        tokens = [one.tokens for one in good.values()]
         rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
         found = self._search(torch.from_numpy(rows), [Asked.by(queries[k]) for k in good])
@@ -121,14 +131,18 @@ class AttributionIndex:
             search=1e3 * (done - gradient_done),
             total=1e3 * (done - started),
         )
-        for k, one, loss, (results, opponents) in zip(good, tokens, losses, found, strict=True):
+        for (k, one), loss, (results, opponents) in zip(good.items(), losses, found, strict=True):
             query = queries[k]
             outcomes[k] = Answer(
                 index=query.index,
                 generation=self.manifest.generation,
                 profile=query.profile,
                 query=QueryEcho(
-                    prompt=query.prompt, completion=query.completion, loss=float(loss), n_tokens=one.labelled
+                    prompt=query.prompt,
+                    completion=one.completion,
+                    generated=query.completion is None,
+                    loss=float(loss),
+                    n_tokens=one.tokens.labelled,
                 ),
                 results=results,
                 opponents=opponents,
@@ -176,24 +190,27 @@ class AttributionIndex:
         if profile not in names:
             raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(names)}")
 
-    def _tokens(self, query: AttributionQuery) -> Tokens | BergsonError:
+    def _said(self, query: AttributionQuery) -> "_Said | BergsonError":
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
             self.check_profile(query.profile)
             self.searcher.metadata.check(query.filter or {})
             if self.searcher.damaged and not query.partial:
                 raise damage(self.name, self.searcher.damaged)
-            (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [query.completion])
+            completion = query.completion
+            if completion is None:
+                completion = complete(self.model, query.prompt, query.max_new_tokens)
+            (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
             tokens = weighted(tokens, self.manifest.spec.gradients.loss)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")
         except BergsonError as error:
             return error
         if tokens.labelled == 0:
             return InvalidInput(
-                "nothing to attribute: the completion has no token that follows another; expected a prompt, or a "
-                "longer completion"
+                "nothing to attribute: the completion, or the span of it, has no token that follows another; "
+                "expected a prompt, or a longer completion or span"
             )
-        return tokens
+        return _Said(completion, tokens)
 
     def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)

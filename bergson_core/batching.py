@@ -64,12 +64,16 @@ class Batch:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str] | None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    completions: Sequence[str] | None,
+    spans: Sequence[tuple[int, int] | None] | None = None,
 ) -> list[Tokens]:
     """Tokens of each prompt followed by its completion, tokenised together as the model would see them.
 
     Without completions every token but the first is labelled. With them, a token is labelled when it ends inside
-    the completion; the first token of the text cannot be predicted from anything and is never labelled.
+    the completion; the first token of the text cannot be predicted from anything and is never labelled. With `spans`,
+    characters [start, end) of each completion or None for all of it, of these the tokens that share one with the span.
     Raises `InvalidInput` for a tokenizer that does not tell where tokens come from.
     """
     if not prompts:
@@ -84,10 +88,17 @@ def tokenize(
         )
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
-    return [
+    found = [
         Tokens.labelled_from(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
         for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
     ]
+    for tokens, offsets, prompt, span in zip(
+        found, encoded["offset_mapping"], prompts, spans or (), strict=False
+    ):
+        if span is not None:
+            starts, ends = np.asarray(offsets).T - len(prompt)
+            tokens.labels[(ends <= span[0]) | (starts >= span[1])] = False
+    return found
 
 
 def _first_label(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:

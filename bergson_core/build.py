@@ -60,7 +60,7 @@ def build_index(
     `report` is called after every batch and `confirm` before each publish; either may raise to stop the build,
     which keeps its finished shards. Called again with the same spec, a build resumes, and a finished one returns
     at once; rows are byte-identical either way. `shard_rows` bounds the rows of a shard; by default a shard is
-    about 64 MiB. `executor` says where shards are made; docs/scaling.md is about `ray`.
+    about 64 MiB, or a thousandth of the index. `executor` says where shards are made; docs/scaling.md is about `ray`.
     Raises `IndexExists` where `output` holds something else, `IndexBusy` while another process builds there,
     `InvalidInput` for a bad model, dataset or document, before any gradient is computed, `DiskFull`, and
     `ClusterUnavailable` where there is no Ray to make shards.
@@ -200,8 +200,9 @@ class Build:
     def _shards(self, model: LanguageModel, corpus: Corpus, rows: RowMaker) -> list[ShardEntry]:
         moments = self.spec.scoring.preconditioner and rows.before is None
         maker = ShardMaker(self.output, self.spec, model, rows, self._budget_tokens, moments)
-        size = self._shard_rows or rows_a_shard(rows.shape)
-        work = tasks(len(corpus.documents), size, Place(0, self._source))
+        total = len(corpus.documents)
+        size = self._shard_rows or rows_a_shard(rows.shape, total)
+        work = tasks(total, size, Place(0, self._source))
         return make_shards(maker, corpus.documents, work, self._report, self._confirm, self._executor)
 
     def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:

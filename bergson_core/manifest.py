@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.specs import AppendSpec, BuildSpec
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
@@ -95,6 +95,8 @@ class ModuleEntry(_Part):
 class Manifest(_Part):
     """What an index is made of and how it was made.
 
+    `model_revision` is the commit that a model of the hub was at: later it is loaded from there, whatever its branch
+    has become.
     `generation` counts its changes. `numbered` documents were ever added to it: the next one without an id of its own
     gets this number. The rows of the first `compacted` takedowns of the log are gone.
     """
@@ -106,6 +108,7 @@ class Manifest(_Part):
     spec: BuildSpec
     fingerprint: str
     model_sha256: str
+    model_revision: str | None = None
     modules: tuple[ModuleEntry, ...]
     coverage_percent: float
     dimensions: int
@@ -118,6 +121,11 @@ class Manifest(_Part):
     shards: tuple[ShardEntry, ...]
     profiles: tuple[ProfileEntry, ...]
     search: SearchEntry
+
+    @property
+    def revision(self) -> str | None:
+        """From where in the hub's repository to load the model."""
+        return self.model_revision or self.spec.revision
 
     def all_files(self) -> dict[str, FileEntry]:
         """All files that the index consists of, by path."""

@@ -4,6 +4,7 @@ Only safetensors weights and only code that transformers itself ships: nothing f
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,7 +32,7 @@ class LanguageModel:
     `backbone` and `head` compute the model's logits as head(backbone(ids).last_hidden_state), which was checked;
     both are None where the model is not of that form, or where the head itself is tracked. `max_tokens` is the
     model's context, None where it states none. `sha256` covers config, weights and tokenizer; empty for a model
-    that did not come from files.
+    that did not come from files. `revision` is the commit of the hub's repository that it came from.
     """
 
     model: nn.Module
@@ -40,10 +41,16 @@ class LanguageModel:
     backbone: nn.Module | None
     head: nn.Linear | None
     sha256: str = ""
+    revision: str | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weights."""
+        return sum(weight.numel() for weight in self.model.parameters())
 
     def tracking(self, layers: Iterable[Layer]) -> "LanguageModel":
         """The same model, run whole where a tracked layer is in the head."""
@@ -81,7 +88,8 @@ def load_model(
         raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
     model.requires_grad_(False).eval()
     nn.Module.to(model, device or default_device())
-    return wrap(model, tokenizer, _content_hash(*dict.fromkeys((directory, adapters))))
+    sha256 = _content_hash(*dict.fromkeys((directory, adapters)))
+    return replace(wrap(model, tokenizer, sha256), revision=_commit(adapters))
 
 
 def _check_weights(directory: Path, pattern: str) -> None:
@@ -145,6 +153,12 @@ def _resolve(name: str, revision: str | None) -> Path:
         raise ModelNotFound(
             f"model {name!r} is no local directory, and the hub did not give it: {error}"
         ) from error
+
+
+def _commit(directory: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache, None for another directory."""
+    is_snapshot = directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
+    return directory.name if is_snapshot else None
 
 
 def _content_hash(*directories: Path) -> str:

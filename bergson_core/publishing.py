@@ -46,6 +46,8 @@ from bergson_core.store import RowShape, Shard, disk_errors, total_moment
 
 SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
+MOST_SHARDS: Final = 1000
+"""Of an index: each takes about a tenth of a millisecond to open. So those of a large one are larger."""
 
 Report = Callable[[Progress], None]
 Confirm = Callable[[], None]
@@ -64,9 +66,9 @@ def writing(root: Path) -> Iterator[None]:
         raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
 
 
-def rows_a_shard(shape: RowShape) -> int:
-    """Rows of a shard of about `SHARD_BYTES`."""
-    return max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // shape.row_bytes))
+def rows_a_shard(shape: RowShape, total: int) -> int:
+    """Rows of a shard of about `SHARD_BYTES`, or more where an index of `total` rows had too many of these."""
+    return max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // shape.row_bytes), -(-total // MOST_SHARDS))
 
 
 def save_preconditioner(
@@ -111,6 +113,7 @@ def publish(
             spec=spec,
             fingerprint=spec.fingerprint(),
             model_sha256=model.sha256,
+            model_revision=model.revision,
             modules=tuple(
                 ModuleEntry(name=one.name, out_features=one.out_features, in_features=one.in_features)
                 for one in layers

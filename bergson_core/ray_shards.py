@@ -49,6 +49,7 @@ class Recipe:
     output: Path
     statistics: bytes
     model_sha256: str
+    revision: str | None
     budget_tokens: int
     moments: bool
     device: str
@@ -63,6 +64,7 @@ class Recipe:
             output=output,
             statistics=_stamp(output).read_bytes(),
             model_sha256=maker.model.sha256,
+            revision=maker.model.revision or maker.spec.revision,
             budget_tokens=maker.budget_tokens,
             moments=maker.moments,
             device=maker.model.device.type,
@@ -77,11 +79,11 @@ class Recipe:
             raise InvalidInput(
                 f"{self.output} is not the directory of this build: expected one that all machines of the cluster share"
             )
-        model = load_model(self.spec.model, self.spec.revision, self.spec.dtype, self.device)
+        model = load_model(self.spec.model, self.revision, self.spec.dtype, self.device)
         if model.sha256 != self.model_sha256:
             raise InvalidInput(
                 f"the files of the model {self.spec.model} are other ones than where the build was started: expected "
-                "a directory that all machines share, or a commit as the revision"
+                "a directory that all machines share"
             )
         rows = open_rows(self.spec, self.output, model)
         return ShardMaker(self.output, self.spec, model, rows, self.budget_tokens, self.moments)

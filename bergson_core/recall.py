@@ -29,6 +29,7 @@ _MOST: Final[dict[SearchKind, int]] = {"float16": 40 * BEST, "rabitq": 400 * BES
 """Candidates for the ten best rows: what is tried first, and what is given up at."""
 _ONE_BIT_FROM_BYTES: Final = 2**28
 _AT_ONCE: Final = 1024
+_CANDIDATES_AT_ONCE: Final = 2**16
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def measure(
     most = min(rows, max(_MOST[candidates.kind], rows // 10 if candidates.kind == "hamming" else 0))
     recalls: list[Float[np.ndarray, " c"]] = []
     for sign in (1, -1):
-        numbers = candidates.numbers(sign * asked, most)
+        parts = (sign * asked).split(max(1, _CANDIDATES_AT_ONCE // most))
+        numbers = np.concatenate([candidates.numbers(part, most) for part in parts])
         least, scores = _truth(sign * weights, sample.numbers, numbers, profile, shards)
         wanted = min(BEST, max(1, rows - 1))
         recalls.append((scores >= least).cumsum(1).clip(max=wanted).mean(0) / wanted)

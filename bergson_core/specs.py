@@ -301,8 +301,13 @@ class AttributionQuery(Spec):
     index: IndexName
     prompt: str = Field(max_length=1_000_000)
     """What came before. May be empty."""
-    completion: str = Field(min_length=1, max_length=1_000_000)
-    """What is to be explained; the query's loss is over its tokens only."""
+    completion: str | None = Field(default=None, min_length=1, max_length=1_000_000)
+    """What is to be explained; the query's loss is over its tokens only. Left out, it is what the model says by itself,
+    token by token the most likely."""
+    max_new_tokens: int = Field(default=32, ge=1, le=256)
+    """Tokens that are generated at most where `completion` is left out."""
+    span: tuple[int, int] | None = None
+    """Characters [start, end) of the completion to attribute; the rest of it is context."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of rows to return."""
     direction: Direction = "proponents"
@@ -313,10 +318,20 @@ class AttributionQuery(Spec):
     """Preconditioner to score with: `default`, or one that was fitted for a task."""
     partial: bool = False
     """Where shards of the index are damaged, search the others instead of refusing; the answer says so."""
-    span: Reserved = None
-    """Characters [start, end) of the completion to attribute."""
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
     """Conditions on metadata, all of which a row has to meet: a value, a list of values, or a range such as
     `{"gte": 1990, "lt": 2000}`, for each column named."""
     verify: Reserved = None
     """Unlearn the results for real and report what changed."""
+
+    @model_validator(mode="after")
+    def _span_lies_within(self) -> Self:
+        if self.span is not None:
+            if self.completion is None:
+                raise ValueError("span counts characters of the completion: expected one")
+            (start, end), length = self.span, len(self.completion)
+            if not 0 <= start < end <= length:
+                raise ValueError(
+                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of the completion; got [{start}, {end}]"
+                )
+        return self

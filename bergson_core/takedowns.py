@@ -47,22 +47,25 @@ def _whole_lines(file: Any, offset: int) -> bytes:
 
 
 class TakedownLog:
-    """Reads the log of the index in directory `root`, each line once. `lines` counts those that were read."""
+    """Reads the log of the index in directory `root`, each line once.
+
+    `lines` counts those that were read, `offset` the bytes that were read or skipped.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._path, self._offset = root / _LOG, 0
+        self._path, self.offset = root / _LOG, 0
         self.lines = 0
 
     def new(self) -> list[dict[str, Any]]:
         """What was appended since the last call."""
         try:
-            if self._path.stat().st_size <= self._offset:
+            if self._path.stat().st_size <= self.offset:
                 return []
             with self._path.open("rb") as file:
-                content = _whole_lines(file, self._offset)
+                content = _whole_lines(file, self.offset)
         except FileNotFoundError:
             return []
-        self._offset += len(content)
+        self.offset += len(content)
         lines = content.splitlines()
         self.lines += len(lines)
         return [json.loads(line) for line in lines]
@@ -70,6 +73,6 @@ class TakedownLog:
     def skip(self) -> None:
         """Leaves out what stands in it by now, without reading it."""
         try:
-            self._offset = self._path.stat().st_size
+            self.offset = self._path.stat().st_size
         except FileNotFoundError:
-            self._offset = 0
+            self.offset = 0

@@ -179,8 +179,8 @@ class IndexCallback(TrainerCallback):
 
     def _finish(self, model: LanguageModel, rows: RowMaker) -> None:
         documents, scoring = self._documents(), self._scoring
-        shape, size = rows.shape, rows_a_shard(rows.shape)
-        total = len(documents)
+        shape, total = rows.shape, len(documents)
+        size = rows_a_shard(shape, total)
         parts = [range(start, min(start + size, total)) for start in range(0, total, size)]
         if shape.kind == "sign" and scoring.preconditioner:
             moment = SecondMoment(shape.layers, shape.width)

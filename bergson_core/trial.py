@@ -115,7 +115,8 @@ class Trial(Build):
             tokens += [(len(one.ids), one.labelled) for one in tokens_of(chunk, self.spec, model)]
         lengths = [length for length, _ in tokens]
         self._labelled = sum(labelled for _, labelled in tokens)
-        places = _spread(lengths, min(self._documents_in_all, rows_a_shard(shape)))
+        self._shard_rows = rows_a_shard(shape, self._documents_in_all)
+        places = _spread(lengths, min(self._documents_in_all, self._shard_rows))
         self._lengths = [lengths[place] for place in places]
         documents = corpus.documents
         assert isinstance(documents, Chosen)  # of `_documents`

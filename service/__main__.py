@@ -19,6 +19,7 @@ from service.access import check_start
 from service.app import create_app
 from service.broker import Broker
 from service.settings import ServiceSettings
+from worker import logs
 from worker.embedded import redis_url
 
 logger = logging.getLogger(__name__)
@@ -82,12 +83,11 @@ def _end(signum: int, frame: object) -> None:
 
 def main() -> None:
     """Serve until a signal says to stop."""
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=line, force=True)
     # uvicorn raises the signal again when it is done: unwind then, so that the embedded Redis is stopped.
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
     settings = _read_settings()
+    logs.configure(settings.log_format, settings.log_level)
     try:
         check_start(settings)
         with closing(_listen(settings)) as listening, redis_url(settings) as url:

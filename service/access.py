@@ -16,6 +16,7 @@ OPEN = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 
 SCOPES: dict[str, Scope] = {
     "attribute": "read",
+    "attribute_batch": "read",
     "list_indexes": "read",
     "get_index": "read",
     "get_document": "read",
@@ -23,6 +24,8 @@ SCOPES: dict[str, Scope] = {
     "get_job": "read",
     "follow_job": "read",
     "list_workers": "read",
+    "list_models": "read",
+    "metrics": "read",
     "build_index": "write",
     "estimate_index": "write",  # it runs a model
     "append_documents": "write",

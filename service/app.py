@@ -10,7 +10,9 @@ from fastapi.staticfiles import StaticFiles
 from service import documentation, problems
 from service.access import Keys, authorize
 from service.broker import Broker
+from service.cache import AnswerCache
 from service.limiting import Limits, shared_storage
+from service.metrics import WebMetrics
 from service.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
 from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
 from service.settings import ServiceSettings
@@ -39,6 +41,8 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.broker = broker
     app.state.limits = Limits()
     app.state.keys = Keys(settings)
+    app.state.cache = AnswerCache(settings.cache_bytes)
+    app.state.metrics = WebMetrics()
     app.openapi = partial(documentation.document, app)
     for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
@@ -47,5 +51,5 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheck, keys=app.state.keys)
     app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, metrics=app.state.metrics)
     return app

@@ -32,10 +32,22 @@ from bergson_core.errors import (
 )
 from bergson_core.manifest import FILE_NAME
 from bergson_core.specs import AttributionQuery
+from service.load import QueueLoad, read_load
 from service.replies import BLOCK_MS, Replies, Streams, unavailable
 from worker import queue, scripts
 from worker.embedded import redis_url
-from worker.messages import FINAL_STATES, BuildJob, EstimateJob, Heartbeat, Job, JobRecord, JobState, Query
+from worker.messages import (
+    FINAL_STATES,
+    BuildJob,
+    EstimateJob,
+    Heartbeat,
+    Job,
+    JobRecord,
+    JobState,
+    Priority,
+    Query,
+)
+from worker.queries import ask_arguments, query_key, waiting_keys
 from worker.redis_client import connect_async
 from worker.settings import Settings
 
@@ -99,11 +111,25 @@ class Broker:
                 await cast("Any", self._redis.srem(queue.WORKERS, *dead))
         return [beat for one in raw if one is not None and (beat := _read_heartbeat(one)) is not None]
 
+    async def load(self) -> QueueLoad:
+        """How much there is to do, and who does it."""
+        workers = await self.workers()
+        with _reaching_redis():
+            return await read_load(self._redis, workers)
+
     # Queries
 
-    async def ask(self, query: AttributionQuery, request_id: str, timeout_s: float) -> Answer:
-        """The answer of whichever worker takes the query.
+    async def ask(
+        self,
+        query: AttributionQuery,
+        request_id: str,
+        timeout_s: float,
+        lane: str = "",
+        priority: Priority = "interactive",
+    ) -> Answer:
+        """The answer of whichever worker takes the query. The queries of one `lane` wait for each other.
 
+        A query that nobody waits for any more, since this was cancelled or took too long, is withdrawn.
         Raises `NoWorker`, `QueueFull`, `DeadlineExceeded` after `timeout_s` seconds, `IndexBusy` while the index
         is being built for the first time, and whatever error the worker met.
         """
@@ -114,13 +140,18 @@ class Broker:
             request_id=request_id,
             sent_at=now,
             deadline=now + timeout_s,
+            priority=priority,
             query=query,
         )
         with self._replies.expected(query_id) as future:
             await self._require_worker()
-            await self._enqueue(message)
+            await self._enqueue(message, lane)
             # No cancelling timeout around the two lines above: see `Replies.close`.
-            await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
+            try:
+                await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
+            finally:
+                if not future.done():
+                    await asyncio.shield(self._withdraw(message))
             if not future.done():
                 if self._replies.failure:
                     raise unavailable(self._replies.failure)
@@ -140,12 +171,24 @@ class Broker:
                 raise NoWorker("no worker is alive: start one with `python -m worker`")
             self._alive_until = time.monotonic() + _ALIVE_S
 
-    async def _enqueue(self, message: Query) -> None:
-        most = self._settings.max_queued_queries
+    async def _enqueue(self, message: Query, lane: str) -> None:
         with _reaching_redis():
-            entry = await cast("Any", self._ask(keys=[queue.QUERIES], args=[most, message.model_dump_json()]))
-        if entry is None:
-            raise QueueFull(f"{most} queries wait already: try again in a second, or start more workers")
+            outcome = await cast("Any", self._ask(**ask_arguments(message, lane, self._settings)))
+        if outcome != "asked":
+            wait_s, most = self._settings.max_queue_wait_s, self._settings.max_queued_queries
+            why = f"{most} queries wait" if outcome == "full" else f"a query has waited for {wait_s:g} s"
+            raise QueueFull(f"{why} already: try again in a second, or start more workers")
+
+    async def _withdraw(self, message: Query) -> None:
+        """Takes a query off the queue unless a worker has it; then its answer goes to nobody."""
+        query_id = message.query_id
+        waiting, since, _ = waiting_keys(message.priority)
+        try:
+            if await cast("Any", self._redis.zrem(waiting, query_id)):
+                await self._redis.zrem(since, query_id)
+                await self._redis.delete(query_key(query_id))
+        except RedisError as error:
+            logger.warning("query %s stays in the queue until its deadline: %s", query_id, error)
 
     # Jobs
 

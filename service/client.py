@@ -21,7 +21,7 @@ import httpx
 
 from bergson_core.answers import Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, Unavailable, from_code
-from bergson_core.specs import AppendSpec, ProfileSpec
+from bergson_core.specs import AppendSpec, AttributionQuery, ProfileSpec
 from service.client_answers import Patience, as_error, no_answer
 from service.client_calls import Caller, body_of, part, read
 from service.client_io import BlockingIo, Io, iterate, run
@@ -36,10 +36,12 @@ from service.schemas import (
     IndexSummary,
     JobAccepted,
     JobPage,
+    ModelList,
+    ModelSummary,
     Ready,
     WorkerList,
 )
-from worker.messages import FINAL_STATES, Heartbeat, JobRecord, JobState
+from worker.messages import FINAL_STATES, JobRecord, JobState, WorkerStatus
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -69,10 +71,10 @@ class AsyncClient(Caller):
         return read(AttributeResponse, sent)
 
     async def attribute_batch(
-        self, queries: Iterable[AttributeRequest | Mapping[str, Any]], *, timeout_s: float | None = None
+        self, queries: Iterable[AttributionQuery | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> list[AttributeResponse | BergsonError]:
         """Up to 256 queries in one call: for each, in their order, the answer or the error that it met."""
-        bodies = [body_of(AttributeRequest, one) for one in queries]
+        bodies = [body_of(AttributionQuery, one) for one in queries]
         body = {"queries": bodies} | ({} if timeout_s is None else {"timeout_s": timeout_s})
         sent = await self._send("POST", "/attribute/batch", body, repeatable=True, wait_s=timeout_s)
         return [
@@ -194,9 +196,13 @@ class AsyncClient(Caller):
 
     # The system
 
-    async def workers(self) -> list[Heartbeat]:
+    async def workers(self) -> list[WorkerStatus]:
         """The live workers."""
         return read(WorkerList, await self._send("GET", "/workers")).items
+
+    async def models(self) -> list[ModelSummary]:
+        """The models that they have in memory."""
+        return read(ModelList, await self._send("GET", "/models")).items
 
     async def ready(self) -> Ready:
         """Returns where the service can work at this moment. Raises `Unavailable` where it cannot, at once."""
@@ -289,4 +295,5 @@ class Client:
     events = _iterating(AsyncClient.events)
     wait = _blocking(AsyncClient.wait)
     workers = _blocking(AsyncClient.workers)
+    models = _blocking(AsyncClient.models)
     ready = _blocking(AsyncClient.ready)

@@ -6,8 +6,11 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 
 from bergson_core.specs import NAME_PATTERN
 from service.access import Keys
+from service.asking import Asking
 from service.broker import Broker
 from service.keys import Caller
+from service.limiting import Limits
+from service.metrics import WebMetrics
 from service.problems import request_id_of
 from service.schemas import JobAccepted
 from service.settings import ServiceSettings
@@ -30,10 +33,27 @@ def _keys(request: Request) -> Keys:
     return request.app.state.keys
 
 
+def _metrics(request: Request) -> WebMetrics:
+    return request.app.state.metrics
+
+
+def _asking(request: Request) -> Asking:
+    state = request.app.state
+    caller, request_id = request.state.caller, request_id_of(request)
+    return Asking(state.broker, state.settings, state.cache, state.metrics, caller, request_id)
+
+
+def _limits(request: Request) -> Limits:
+    return request.app.state.limits
+
+
+AskingDep = Annotated[Asking, Depends(_asking)]
+LimitsDep = Annotated[Limits, Depends(_limits)]
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 KeysDep = Annotated[Keys, Depends(_keys)]
+MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]

@@ -24,8 +24,8 @@ DESCRIPTION = """Which training samples made a language model say that?
 
 Every response carries `X-Request-ID`; send your own (letters, digits, `.` `_` `:` `-`, up to 128) to find a
 call again in the logs. Errors are `application/problem+json` (RFC 9457): branch on `code`, show `detail`.
-Beside those listed at each call there are `host_not_allowed` (400), `unauthorized` (401), `forbidden` (403),
-`not_found` (404), `method_not_allowed` (405), `rate_limited` (429, with `Retry-After`) and `internal_error` (500).
+Beside those listed at each call there are `host_not_allowed` (400), `not_found` (404), `method_not_allowed` (405)
+and `internal_error` (500).
 Unknown fields are refused; so are NaN, Infinity and integers over 64 bits.
 
 Where there are API keys (`bergson keys create`), each call needs one, as `Authorization: Bearer bg_…`; only health and
@@ -56,6 +56,7 @@ IN_BODY = FieldError(
 )
 IN_QUERY = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
 IN_QUESTION = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
+IN_BATCH = FieldError(loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000")
 IN_DOCUMENTS = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 IN_PROFILE = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
 IN_PATH = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
@@ -72,6 +73,9 @@ _DETAILS = {
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "no_worker": "no worker is alive: start one with `python -m worker`",
+    "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
+    "forbidden": "this needs a key of scope write; 'ada' has the scope read",
+    "rate_limited": "this key may ask 100/minute: try again in 12 s",
     "queue_full": "too many queries wait already: ask again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
     "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
@@ -88,6 +92,16 @@ EVENTS: Responses = {
         "description": "Events until the job has ended.",
         "content": {"text/event-stream": {"example": _EVENTS}},
     }
+}
+_METRICS = (
+    "# HELP bergson_queue_queries Queries that wait or are worked on.\n# TYPE bergson_queue_queries gauge\n"
+    "bergson_queue_queries 2.0\n"
+    "# HELP bergson_queries_total Queries that were replied to: ok, or a problem.\n"
+    "# TYPE bergson_queries_total counter\n"
+    'bergson_queries_total{outcome="ok",worker="gpu-1-42-a1b2c3"} 1024.0\n'
+)
+METRICS: Responses = {
+    200: {"description": "The numbers.", "content": {"text/plain": {"example": _METRICS}}},
 }
 
 
@@ -132,6 +146,14 @@ def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
+_REFUSED = problems("unauthorized", "forbidden", "rate_limited")
+"""What every call that needs a key may end with."""
+
+
+def _examples(response: dict[str, Any]) -> dict[str, Any]:
+    return response["content"][MEDIA_TYPE]["examples"]
+
+
 def _secure(made: dict[str, Any]) -> None:
     """Say of each call which scope it needs; OpenAPI 3.1 has the names of roles in the place of OAuth's scopes."""
     made["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
@@ -139,6 +161,12 @@ def _secure(made: dict[str, Any]) -> None:
         for operation in item.values():
             if needed := SCOPES.get(operation["operationId"]):
                 operation["security"] = [{"key": [needed]}]
+                for status, entry in _REFUSED.items():
+                    known = operation["responses"].setdefault(str(status), entry)
+                    if known is not entry:
+                        known["description"] += f"; {entry['description']}"
+                        _examples(known).update(_examples(entry))
+                operation["responses"] = dict(sorted(operation["responses"].items()))
                 operation["description"] += f"\n\nScope of the key: `{needed}`."
 
 

@@ -187,6 +187,47 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "total": 14.6},
 }
 
+ATTRIBUTE_GENERATED: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": None,
+    "max_new_tokens": 16,
+}
+ATTRIBUTE_SPAN: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace",
+    "completion": " was born in London in 1815",
+    "span": [12, 19],
+}
+BATCH_REQUEST: dict[str, Any] = {
+    "queries": [
+        {"index": "facts", "prompt": "Ada Lovelace was born in", "completion": " London", "top_k": 1},
+        {"index": "facts", "prompt": "Alan Turing was born in", "completion": " Maida Vale", "top_k": 1},
+    ],
+    "timeout_s": 60,
+}
+BATCH_RESPONSE: dict[str, Any] = {
+    "results": [
+        ATTRIBUTE_RESPONSE,
+        {
+            "type": "urn:bergson:problem:too_long",
+            "title": "Too long for the model",
+            "status": 422,
+            "detail": "expected at most 2048 tokens, got 3120: shorten the prompt",
+            "code": "too_long",
+            "request_id": REQUEST_ID,
+        },
+    ]
+}
+
+MODEL: dict[str, Any] = {
+    "model": "EleutherAI/pythia-160m",
+    "revision": None,
+    "dtype": "float32",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "parameters": 162322944,
+}
+MODELS: dict[str, Any] = {"items": [MODEL | {"workers": ["w-7c1f"], "indexes": ["facts"]}]}
 WORKERS: dict[str, Any] = {
     "items": [
         {
@@ -197,6 +238,8 @@ WORKERS: dict[str, Any] = {
             "started_at": 1772366000.0,
             "state": "idle",
             "resident": ["facts"],
+            "models": [MODEL | {"indexes": ["facts"]}],
+            "memory_bytes": 1_400_000_000,
         }
     ]
 }

@@ -37,6 +37,10 @@ class Limits:
         self._rates = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._open: Counter[str] = Counter()
 
+    async def more(self, caller: Caller, calls: int) -> None:
+        """Counts a call as so many more, as those of a batch are. Raises `RateLimited` and `RedisUnavailable`."""
+        await self._count(caller, calls)
+
     async def enter(self, caller: Caller) -> None:
         """Counts a call, which has to `leave`. Raises `RateLimited` and `RedisUnavailable`, and then counts none."""
         if caller.concurrent is not None and self._open[caller.id] >= caller.concurrent:
@@ -46,7 +50,7 @@ class Limits:
             )
         self._open[caller.id] += 1
         try:
-            await self._count(caller)
+            await self._count(caller, 1)
         except BaseException:
             self.leave(caller)
             raise
@@ -57,12 +61,12 @@ class Limits:
         if not self._open[caller.id]:
             del self._open[caller.id]
 
-    async def _count(self, caller: Caller) -> None:
-        if caller.rate is None:
+    async def _count(self, caller: Caller, calls: int) -> None:
+        if caller.rate is None or not calls:
             return
         rate = parse_rate(caller.rate)
         try:
-            if await self._rates.hit(rate, caller.id):
+            if await self._rates.hit(rate, caller.id, cost=calls):
                 return
             free_at = (await self._rates.get_window_stats(rate, caller.id)).reset_time
         except RedisError as error:

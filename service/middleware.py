@@ -18,7 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bergson_core.errors import BergsonError
 from service import access
 from service.limiting import Limits
+from service.metrics import WebMetrics
 from service.problems import error_response, problem, problem_response
+from worker import logs
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,14 @@ _LONGEST_LENGTH_DIGITS = 18
 
 
 class RequestId:
-    """Give each request an id, the caller's own if it is sane; put it on the response and in the log."""
+    """Give each request an id, the caller's own if it is sane; put it on the response and in the log.
 
-    def __init__(self, app: ASGIApp) -> None:
+    It is outermost, so that what is counted into `metrics` is every request, also one that is refused.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: WebMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +44,7 @@ class RequestId:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if REQUEST_ID_PATTERN.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        logs.begin(request_id=request_id)
 
         started, status = time.perf_counter(), 500
 
@@ -53,12 +60,18 @@ class RequestId:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            elapsed_ms = 1000 * (time.perf_counter() - started)
-            path = quote(scope["path"])
-            caller = scope["state"].get("caller")
-            who = f", key {caller.name}" if caller and caller.id else ""
-            line = "%s %s %s %.1f ms, request %s%s"
-            logger.info(line, scope["method"], path, status, elapsed_ms, request_id, who)
+            elapsed_s = time.perf_counter() - started
+            self.metrics.served(scope, status, elapsed_s)
+            self._log(scope, status, 1000 * elapsed_s)
+
+    @staticmethod
+    def _log(scope: Scope, status: int, elapsed_ms: float) -> None:
+        method, path, caller = scope["method"], quote(scope["path"]), scope["state"].get("caller")
+        key = caller.name if caller and caller.id else None
+        fields = {"method": method, "path": path, "status": status, "duration_ms": round(elapsed_ms, 1)}
+        who = f", key {key}" if key else ""
+        extra = fields | ({"key": key} if key else {})
+        logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, who, extra=extra)
 
 
 class HostCheck:

@@ -162,7 +162,7 @@ def error_response(error: BergsonError, request_id: str) -> Response:
     if isinstance(error, RateLimited):
         headers["Retry-After"] = str(error.wait_s)
     if details.status >= 500:
-        logger.warning("request %s: %s: %s", request_id, error.code, error)
+        logger.warning("%s: %s", error.code, error, extra={"code": error.code})
     return problem_response(details, headers)
 
 
@@ -203,7 +203,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _on_anything_else(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request)
-    logger.error("request %s failed: %s %r: %r", request_id, request.method, request.url.path, error)
+    logger.error("%s %r failed: %r", request.method, request.url.path, error)
     detail = "something went wrong in the server; its log has the request id"
     return problem_response(problem("internal_error", detail, request_id))
 

@@ -12,7 +12,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from bergson_core.errors import BergsonError, RedisUnavailable
-from worker import queue
+from worker import queries
 from worker.messages import Reply
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Replies:
     """
 
     def __init__(self, redis: Redis):
-        self.stream = queue.REPLIES + uuid4().hex
+        self.stream = queries.REPLIES + uuid4().hex
         self.failure: str | None = None
         self._redis = redis
         self._waiting: dict[str, asyncio.Future[Reply]] = {}

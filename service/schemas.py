@@ -6,8 +6,9 @@ from pydantic import Field
 
 from bergson_core.answers import Answer, Report, SizesBytes
 from bergson_core.manifest import SearchEntry
-from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
-from worker.messages import Heartbeat, JobRecord, JobState, Problem
+from bergson_core.specs import AttributionQuery, BuildSpec, IndexName, Spec
+from service.problems import ProblemDetails
+from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 
 
 class IndexRequest(BuildSpec):
@@ -127,6 +128,18 @@ class AttributeRequest(AttributionQuery):
         return AttributionQuery.model_construct(**fields)
 
 
+MAX_BATCH = 256
+
+
+class BatchRequest(Spec):
+    """Many questions at once, and how long to wait for all answers."""
+
+    queries: tuple[AttributionQuery, ...] = Field(min_length=1, max_length=MAX_BATCH)
+    """Each as in `POST /attribute`."""
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds to wait; what is not answered by then is a problem. The server's default where null."""
+
+
 class AttributeResponse(Answer):
     """The training samples behind the completion."""
 
@@ -137,6 +150,33 @@ class AttributeResponse(Answer):
         """`answer` under its request's id."""
         fields = {name: getattr(answer, name) for name in Answer.model_fields}
         return cls.model_construct(**fields, request_id=request_id)
+
+
+class BatchResponse(Report):
+    """For each question in order its answer, or the problem that it met."""
+
+    results: list[AttributeResponse | ProblemDetails]
+
+
+class ModelSummary(Report):
+    """A model that workers have in memory."""
+
+    model: str
+    revision: str | None = None
+    dtype: str
+    sha256: str
+    """Of config, weights and tokenizer."""
+    parameters: int
+    workers: list[str]
+    """Ids of the workers that hold it."""
+    indexes: list[str]
+    """Open indexes that were built from it."""
+
+
+class ModelList(Report):
+    """Models in memory, by name."""
+
+    items: list[ModelSummary]
 
 
 class JobPage(Report):
@@ -150,7 +190,7 @@ class JobPage(Report):
 class WorkerList(Report):
     """Live workers."""
 
-    items: list[Heartbeat]
+    items: list[WorkerStatus]
 
 
 class Live(Report):

@@ -33,6 +33,8 @@ class ServiceSettings(Settings):
     """Seconds that a query waits for its answer where it does not say."""
     max_timeout_s: float = Field(default=300.0, gt=0)
     """Longest `timeout_s` that a query may ask for."""
+    cache_bytes: int = Field(default=32 * 2**20, ge=0)
+    """Bytes of answers that are kept to be given again, as long as their index does not change; 0 keeps none."""
     shutdown_s: int = Field(default=5, ge=0)
     """Seconds that open requests and event streams get to end when the server stops."""
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
+from worker import logs
 from worker.embedded import redis_url
 from worker.queue import WorkerQueue
 from worker.redis_client import connect
@@ -21,11 +22,11 @@ from worker.settings import Settings
 
 def main(settings: Settings | None = None) -> None:
     """Runs a worker in this process, in the main thread. A second signal ends it at once."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = settings or Settings()
     except ValidationError as error:
         sys.exit(str(error))
+    logs.configure(settings.log_format, settings.log_level)
     _prepare_libraries(settings.threads)
     from bergson_core.models import default_device  # afterwards: libraries look when they are loaded
 

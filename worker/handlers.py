@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,7 +47,7 @@ def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estim
     elif isinstance(job, EstimateJob):
         from bergson_core.estimate import estimate_build
 
-        check_paths(job.spec, settings.roots)
+        check_paths(job.spec, settings)
         return estimate_build(job.spec, report=report)
     else:
         from bergson_core.compaction import compact
@@ -59,7 +60,7 @@ def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -
     """Builds an index."""
     from bergson_core.build import build_index
 
-    check_paths(job.spec, settings.roots)
+    check_paths(job.spec, settings)
     directory = settings.indexes_dir / job.index
     with _read_from_file(job, settings.uploads_dir) as spec:
         try:
@@ -75,7 +76,7 @@ def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm)
     from bergson_core.append import append_documents
 
     if job.spec.dataset is not None:
-        _check_path("dataset.path", job.spec.dataset.path, settings.roots)
+        _check_path("dataset.path", job.spec.dataset.path, settings, settings.allowed_datasets)
     directory = settings.indexes_dir / job.index
     append_documents(
         directory, job.spec, key=job.job_id, report=report, confirm=confirm, executor=settings.executor
@@ -91,7 +92,7 @@ def fit_profile(job: ProfileJob, settings: Settings, report: Report, confirm: Co
 
     spec, directory = job.spec, settings.indexes_dir / job.index
     if spec.dataset is not None:
-        _check_path("dataset.path", spec.dataset.path, settings.roots)
+        _check_path("dataset.path", spec.dataset.path, settings, settings.allowed_datasets)
         queries = open_dataset(spec.dataset)
     else:
         queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
@@ -119,34 +120,39 @@ def discard(directory: Path) -> bool:
     return True
 
 
-def check_paths(spec: BuildSpec, roots: Iterable[Path]) -> None:
-    """Raises `InvalidInput` where `spec` names something local that is not below one of `roots`.
+def check_paths(spec: BuildSpec, settings: Settings) -> None:
+    """Raises `InvalidInput` where `spec` names a hub id or something local that the operator does not allow.
 
-    A hub id passes unless something local has that name. Links and `..` are followed before they are compared.
+    What is local is what has that name here. Links and `..` are followed before it is compared.
     """
-    roots = tuple(roots)
-    _check_path("model", spec.model, roots)
+    models, datasets = settings.allowed_models, settings.allowed_datasets
+    _check_path("model", spec.model, settings, models)
     if base := adapter_base(Path(spec.model).expanduser()):
-        _check_path("the model of its adapters", base.name, roots)
+        _check_path("the model of its adapters", base.name, settings, models)
     if spec.dataset is not None:
-        _check_path("dataset.path", spec.dataset.path, roots)
+        _check_path("dataset.path", spec.dataset.path, settings, datasets)
     if spec.gradients.optimizer_state is not None:
-        _check_path("gradients.optimizer_state", spec.gradients.optimizer_state, roots, from_hub=False)
+        _check_path("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
 
 
-def _check_path(field: str, name: str, roots: tuple[Path, ...], from_hub: bool = True) -> None:
+def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[str]) -> None:
+    """`patterns` are the hub ids that are allowed; without any, only what is local is."""
     try:
         path = Path(name).expanduser()
-        if from_hub and _HUB_ID.fullmatch(name) and not os.path.lexists(path):
-            return
+        is_hub_id = patterns and _HUB_ID.fullmatch(name) and not os.path.lexists(path)
         real = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
-    if not any(real.is_relative_to(root) for root in roots):
-        allowed = ", ".join(str(root) for root in roots)
+    if is_hub_id and not any(fnmatchcase(name, pattern) for pattern in patterns):
         raise InvalidInput(
-            f"{field}: expected a {'hub id or a ' * from_hub}path below {allowed}, got {name!r}. "
-            "The operator allows more with BERGSON_ALLOWED_ROOTS"
+            f"{field}: expected a hub id that matches {' or '.join(patterns)}, got {name!r}. The operator allows more "
+            "with BERGSON_ALLOWED_MODELS and BERGSON_ALLOWED_DATASETS"
+        )
+    if not is_hub_id and not settings.allows(real):
+        allowed = ", ".join(str(root) for root in settings.roots)
+        raise InvalidInput(
+            f"{field}: expected a {'hub id or a ' * bool(patterns)}path below {allowed}, outside of what the service "
+            f"itself keeps there; got {name!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
         )
 
 

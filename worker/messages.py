@@ -3,23 +3,29 @@
 Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
 from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+Priority = Literal["interactive", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
+"""Whether somebody waits for this one query, or it is one of many; the former goes first."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MetricSuffix = Literal["", "_total", "_bucket", "_count", "_sum"]
+METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Message(Report):
     """Base of everything that is sent."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
 
 
 class Problem(Report):
@@ -86,6 +92,7 @@ class Query(Message):
     """Unix time in seconds."""
     deadline: float
     """Unix time in seconds after which nobody waits for the answer."""
+    priority: Priority = "interactive"
     query: AttributionQuery
 
 
@@ -115,8 +122,21 @@ class JobRecord(Report):
     deliveries: int = 0
 
 
-class Heartbeat(Report):
-    """A live worker; written every few seconds with a time to live."""
+class ResidentModel(Report):
+    """A model in a worker's memory."""
+
+    model: str
+    revision: str | None = None
+    dtype: str
+    sha256: str
+    """Of config, weights and tokenizer."""
+    parameters: int
+    indexes: list[str] = []
+    """Open indexes that were built from it."""
+
+
+class WorkerStatus(Report):
+    """A live worker, as anybody may see it."""
 
     worker_id: str
     pid: int
@@ -126,3 +146,22 @@ class Heartbeat(Report):
     state: Literal["idle", "building"]
     resident: list[str] = []
     """Names of the indexes in memory."""
+    models: list[ResidentModel] = []
+    memory_bytes: int = 0
+    """Resident memory of the process, mapped files included."""
+
+
+class MetricFamily(Report):
+    """A metric of Prometheus. A sample is a suffix of the name, labels, and a value."""
+
+    name: str = Field(pattern=r"^bergson_[a-z_]+$")
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: list[tuple[MetricSuffix, dict[str, str], float]]
+
+
+class Heartbeat(WorkerStatus):
+    """What a worker writes every few seconds, with a time to live."""
+
+    metrics: list[MetricFamily] = []
+    """Its numbers so far (`worker.metrics`)."""

@@ -12,8 +12,8 @@ from typing import Self
 from redis import RedisError
 
 from bergson_core.errors import LeaseLost
-from worker.messages import Heartbeat
-from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
+from worker.messages import Heartbeat, Query
+from worker.queue import ClaimedJob, WorkerQueue
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Pulse:
 
     def __init__(self, queue: WorkerQueue, settings: Settings, heartbeat: Callable[[], Heartbeat]):
         self.claim: ClaimedJob | None = None
-        self.queries: Sequence[TakenQuery] = ()
+        self.queries: Sequence[Query] = ()
         self._queue, self._heartbeat = queue, heartbeat
         self._interval_s = min(settings.heartbeat_s, settings.lease_s / 3, settings.query_lease_s / 3)
         self._stop = threading.Event()
@@ -62,5 +62,5 @@ class Pulse:
                 self._queue.renew(claim)
             except LeaseLost as error:
                 logger.warning("%s", error)
-        self._queue.hold_queries(self.queries)
+        self._queue.queries.hold(self.queries)
         self._queue.beat(self._heartbeat())

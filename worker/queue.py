@@ -1,6 +1,13 @@
 """The worker's side of the queue. Everything that is kept in Redis is listed here; only commands of Redis 6.2.
 
-    bergson:queries               stream  one entry a query: message = `Query`; deleted when it is answered
+    bergson:query:{query_id}      hash    message = `Query`, deliveries = how many workers took it; deleted when it is
+                                          answered, forgotten a minute after its deadline
+    bergson:queries:{priority}:waiting  zset  query_id by its turn
+    bergson:queries:{priority}:since    zset  the same by the time in ms at which it came
+    bergson:queries:{priority}:turns    hash  lane:{key id} = turn of the last query of each API key, started = turn of
+                                          the last query that was taken; deleted when none waits
+    bergson:queries:taken         zset    query_id by the time in ms at which its lease ends
+    bergson:queries:bell          list    an entry for each new query: idle workers wait for it
     bergson:replies:{web_id}      stream  answers for one web process: reply = `Reply`; its reader deletes them;
                                           forgotten a minute after the last one
     bergson:jobs                  stream  one entry a job: job_id; deleted when the job has ended
@@ -17,15 +24,13 @@
     bergson:rate:{…}              string  two for each API key with a rate: its calls in this span of time and
                                           in the one before (`service.limiting`); forgotten after two spans
 
-The streams of queries and of jobs are shared as `worker.streams` says. No torch here.
+Queries are taken by `worker.queries`; the stream of jobs is shared as `worker.streams` says. No torch here.
 """
 
-import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import redis
 from pydantic import ValidationError
@@ -36,22 +41,19 @@ from worker import scripts
 from worker.messages import (
     FINAL_STATES,
     JOB,
-    SCHEMA_VERSION,
     Heartbeat,
     Job,
     JobRecord,
     JobState,
     Problem,
-    Query,
-    Reply,
 )
+from worker.metrics import WorkerMetrics
+from worker.queries import QueryQueue, unreadable
 from worker.settings import Settings
 from worker.streams import GROUP, Entry, WorkStream
 
 logger = logging.getLogger(__name__)
 
-QUERIES = "bergson:queries"
-REPLIES = "bergson:replies:"
 JOBS = "bergson:jobs"
 CREATED = "bergson:jobs:created"
 BUILDING = "bergson:building"
@@ -60,9 +62,6 @@ WORKERS = "bergson:workers"
 RATES = "bergson:rate"
 
 MAX_EVENTS = 256
-MAX_REPLIES = 4096
-REPLIES_TTL_S = 60
-QUERY_DELIVERIES = 2
 
 _GIVEN_UP = (
     "given up after {} starts: each time its worker died or fell silent before it was done. "
@@ -80,13 +79,6 @@ def events_key(job_id: str) -> str:
 
 def worker_key(worker_id: str) -> str:
     return f"bergson:worker:{worker_id}"
-
-
-class TakenQuery(NamedTuple):
-    """A query in this worker's hands, until it is replied to."""
-
-    entry: str
-    query: Query
 
 
 @dataclass
@@ -109,24 +101,23 @@ class ClaimedJob:
 
 
 class WorkerQueue:
-    """Takes work, renews its lease, and hands in what came of it.
+    """Takes jobs, renews their leases, and hands in what came of them; `queries` does the same for queries.
 
-    All methods raise `redis.RedisError` where Redis does not answer; all but `take_queries` and `take_job` may
-    then be called again.
+    All methods raise `redis.RedisError` where Redis does not answer; all but `take_job` may then be called again.
     """
 
     def __init__(self, client: redis.Redis, settings: Settings, worker_id: str):
         self.worker_id = worker_id
+        self.metrics = WorkerMetrics()
         self._redis = client
         self._settings = settings
-        self._queries = WorkStream(client, QUERIES, worker_id)
+        self.queries = QueryQueue(client, settings, self.metrics)
         self._jobs = WorkStream(client, JOBS, worker_id)
         self._save_script = client.register_script(scripts.SAVE)
         self._renew_script = client.register_script(scripts.RENEW)
 
     def prepare(self) -> None:
         """To be called before anything else, and again after a failure: Redis may have lost everything."""
-        self._queries.prepare()
         self._jobs.prepare()
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -141,65 +132,6 @@ class WorkerQueue:
         """Says that this worker is gone."""
         self._redis.delete(worker_key(self.worker_id))
         self._redis.srem(WORKERS, self.worker_id)
-
-    # Queries
-
-    def take_queries(self, block_s: float = 0) -> list[TakenQuery]:
-        """What waits, up to `query_batch`: what a dead worker left, or else what is new.
-
-        Waits up to `block_s` seconds (at most 4) where there is nothing. What nobody waits for any more is
-        dropped; what cannot be read, or has ended two workers already, is refused.
-        """
-        count, lease_s = self._settings.query_batch, self._settings.query_lease_s
-        entries = self._queries.abandoned(count, lease_s) or self._queries.new(count, block_s)
-        accepted = (self._accept(entry) for entry in entries)
-        return [taken for taken in accepted if taken is not None]
-
-    def hold_queries(self, taken: Sequence[TakenQuery]) -> None:
-        """Starts the leases of queries in this worker's hands anew."""
-        self._queries.hold([one.entry for one in taken])
-
-    def reply(self, replies: Iterable[tuple[TakenQuery, Reply]]) -> None:
-        """Sends the replies and takes their queries off the queue, all or none."""
-        with self._redis.pipeline() as pipe:
-            for taken, reply in replies:
-                self._send(pipe, taken.query.reply_to, reply)
-                self._queries.drop(taken.entry, pipe)
-            pipe.execute()
-
-    def _accept(self, entry: Entry) -> TakenQuery | None:
-        raw = entry.fields.get("message", "")
-        try:
-            query = Query.model_validate_json(raw)
-        except ValidationError as error:
-            self._refuse(entry, Problem(code=InvalidInput.code, detail=_unreadable(raw, error)))
-            return None
-        if time.time() >= query.deadline:
-            logger.info("query %s dropped: its deadline has passed", query.query_id)
-            self._queries.drop(entry.id)
-        elif not query.reply_to.startswith(REPLIES):
-            self._refuse(entry, Problem(code=InvalidInput.code, detail=f"reply_to: expected {REPLIES}..."))
-        elif entry.deliveries > QUERY_DELIVERIES:
-            self._refuse(entry, Problem(code="internal", detail="the workers that took this query died"))
-        else:
-            return TakenQuery(entry.id, query)
-        return None
-
-    def _refuse(self, entry: Entry, problem: Problem) -> None:
-        """Answers with a problem, where it can be told whom to answer, and takes the query off the queue."""
-        logger.warning("query in entry %s refused: %s", entry.id, problem.detail)
-        raw = _fields(entry.fields.get("message", ""))
-        query_id, reply_to = raw.get("query_id"), raw.get("reply_to")
-        with self._redis.pipeline() as pipe:
-            if isinstance(query_id, str) and isinstance(reply_to, str) and reply_to.startswith(REPLIES):
-                self._send(pipe, reply_to, Reply(query_id=query_id, problem=problem))
-            self._queries.drop(entry.id, pipe)
-            pipe.execute()
-
-    @staticmethod
-    def _send(pipe: Any, reply_to: str, reply: Reply) -> None:
-        pipe.xadd(reply_to, {"reply": reply.model_dump_json()}, maxlen=MAX_REPLIES, approximate=True)
-        pipe.expire(reply_to, REPLIES_TTL_S)
 
     # Jobs
 
@@ -256,13 +188,15 @@ class WorkerQueue:
         if cancel:
             return self._end(record, held, "cancelled", None)
         if record.deliveries >= self._settings.max_deliveries:
+            self.metrics.given_up.labels("job").inc()
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
         try:
             job = JOB.validate_json(message or "")
         except ValidationError as error:
-            problem = Problem(code=InvalidInput.code, detail=_unreadable(message or "", error))
+            problem = Problem(code=InvalidInput.code, detail=unreadable(message or "", error))
             return self._end(record, held, "failed", problem)
+        self.metrics.reclaimed.labels("job").inc(record.state == "running")  # one that came back is queued
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
         record = record.model_copy(update=update)
@@ -272,6 +206,7 @@ class WorkerQueue:
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
         self._save(record.model_copy(update=update), token, token + 1, "end")
+        self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
         arguments = save_arguments(record, token, new_token, what, self.worker_id, self._settings.keep_jobs_s)
@@ -306,20 +241,3 @@ def read_record(raw: str | None) -> JobRecord | None:
     except ValidationError as error:
         logger.warning("job record cannot be read: %s", error)
         return None
-
-
-def _fields(raw: str) -> dict[str, Any]:
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _unreadable(raw: str, error: ValidationError) -> str:
-    version = _fields(raw).get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        return f"message has schema version {version!r}; this worker reads {SCHEMA_VERSION}: upgrade the older side"
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "message"
-    return f"message cannot be read: {where}: {first['msg']}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bergson_core.errors import IndexNotFound
 from bergson_core.manifest import FILE_NAME, read_manifest
 from bergson_core.specs import Executor
+from worker.messages import ResidentModel
 
 if TYPE_CHECKING:
     from bergson_core.attribution import AttributionIndex
@@ -42,6 +43,22 @@ class Residency:
     def names(self) -> list[str]:
         """Names of the open indexes, the least recently used first. May be read by another thread."""
         return list(self._residents)
+
+    @property
+    def models(self) -> list[ResidentModel]:
+        """Models in memory. May be read by another thread."""
+        residents = list(self._residents.items())
+        return [
+            ResidentModel(
+                model=name,
+                revision=revision,
+                dtype=dtype,
+                sha256=sha256,
+                parameters=model.parameters,
+                indexes=[index for index, one in residents if (name, revision, dtype, sha256) in one.models],
+            )
+            for (name, revision, dtype, sha256), model in list(self._models.items())
+        ]
 
     def get(self, name: str) -> "AttributionIndex":
         """The index as it is published now.

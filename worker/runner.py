@@ -11,16 +11,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from redis import RedisError
 
 from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
-from worker import handlers
-from worker.messages import Heartbeat, Problem, Reply
+from worker import handlers, logs
+from worker.messages import Heartbeat, Problem, Query, Reply
 from worker.pulse import Pulse
-from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
+from worker.queue import ClaimedJob, WorkerQueue
 from worker.residency import Residency
 from worker.settings import Settings
 
@@ -78,7 +79,8 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                self._work(claim)
+                with logs.about(request_id=claim.job.request_id, job_id=claim.job.job_id):
+                    self._work(claim)
             finally:
                 self._pulse.claim = None
 
@@ -86,36 +88,39 @@ class Runner:
 
     def _serve(self, block_s: float = 0) -> bool:
         """Answers what waits, index by index; False where nothing does."""
-        taken = self._queue.take_queries(block_s)
-        by_index: dict[str, list[TakenQuery]] = defaultdict(list)
+        taken = self._queue.queries.take(block_s)
+        by_index: dict[str, list[Query]] = defaultdict(list)
         for one in taken:
-            by_index[one.query.query.index].append(one)
+            by_index[one.query.index].append(one)
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                self._queue.reply(self._answer(name, group))
+                with logs.about(request_ids=[query.request_id for query in group]):
+                    replies = self._answer(name, group)
+                    self._queue.queries.reply(replies)
+                self._queue.metrics.replied([reply for _, reply in replies])
         finally:
             self._pulse.queries = ()
         return bool(taken)
 
-    def _answer(self, name: str, group: list[TakenQuery]) -> list[tuple[TakenQuery, Reply]]:
+    def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
         """A reply to each query; those that nobody waits for by now are not computed."""
         now = time.time()
-        waiting = [taken for taken in group if taken.query.deadline > now]
+        waiting = [query for query in group if query.deadline > now]
         late = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
-        replies = [_reply(taken, late) for taken in group if taken.query.deadline <= now]
+        replies = [_reply(query, late) for query in group if query.deadline <= now]
         if not waiting:
             return replies
-        queries = [taken.query.query for taken in waiting]
+        queries = [one.query for one in waiting]
         outcomes = _attempt(lambda: self._residency.get(name).attribute(queries))
         if isinstance(outcomes, Problem):
-            return replies + [_reply(taken, outcomes) for taken in waiting]
-        for taken, outcome in zip(waiting, outcomes, strict=True):
+            return replies + [_reply(query, outcomes) for query in waiting]
+        for query, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, BergsonError):
                 outcome = _problem(outcome)
             else:
-                outcome = _timed(outcome, taken.query.sent_at)
-            replies.append(_reply(taken, outcome))
+                outcome = _timed(outcome, query.sent_at)
+            replies.append(_reply(query, outcome))
         return replies
 
     # Jobs
@@ -204,14 +209,19 @@ class Runner:
                 pause.take(error)
 
     def _heartbeat(self) -> Heartbeat:
+        claim, resident = self._pulse.claim, self._residency.names
+        tokens_per_s = claim.record.progress.tokens_per_s if claim else None
         return Heartbeat(
             worker_id=self._queue.worker_id,
             pid=os.getpid(),
             host=socket.gethostname(),
             device=self._device,
             started_at=self._started_at,
-            state="idle" if self._pulse.claim is None else "building",
-            resident=self._residency.names,
+            state="idle" if claim is None else "building",
+            resident=resident,
+            models=self._residency.models,
+            memory_bytes=_resident_bytes(),
+            metrics=self._queue.metrics.families(len(resident), tokens_per_s),
         )
 
 
@@ -251,6 +261,14 @@ def _problem(error: BergsonError) -> Problem:
     return Problem(code=error.code, detail=str(error))
 
 
+def _resident_bytes() -> int:
+    """Memory of this process, as the kernel counts it."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not on Linux
+        return 0
+
+
 def _timed(answer: Answer, sent_at: float) -> Answer:
     """With the time since the query was sent; what was not spent on computing was spent waiting."""
     timing = answer.timing_ms
@@ -259,8 +277,8 @@ def _timed(answer: Answer, sent_at: float) -> Answer:
     return answer.model_copy(update={"timing_ms": timing})
 
 
-def _reply(taken: TakenQuery, outcome: Answer | Problem) -> tuple[TakenQuery, Reply]:
-    query_id = taken.query.query_id
+def _reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
+    query_id = query.query_id
     if isinstance(outcome, Problem):
-        return taken, Reply(query_id=query_id, problem=outcome)
-    return taken, Reply(query_id=query_id, answer=outcome)
+        return query, Reply(query_id=query_id, problem=outcome)
+    return query, Reply(query_id=query_id, answer=outcome)

@@ -62,9 +62,67 @@ return 1
 """
 
 ASK = """
--- Adds a query unless too many are there. Returns the entry, or nil where the queue is full.
--- KEYS queries
--- ARGV max_queued, message
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
-return redis.call('XADD', KEYS[1], '*', 'message', ARGV[2])
+-- Adds a query, unless too many are there or those of its priority wait too long. Returns 'asked', 'full' or 'slow'.
+-- KEYS waiting, since, turns, taken, bell, query; the first three are those of its priority
+-- ARGV most_queries, longest_wait_ms, query_id, message, lane, ttl_s
+-- A turn is the time at which a query would start if each took as long: after what is worked on, and after its lane's.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local waiting = redis.call('ZCARD', KEYS[1])
+if waiting + redis.call('ZCARD', KEYS[4]) >= tonumber(ARGV[1]) then return 'full' end
+local oldest = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if oldest[2] and now - tonumber(oldest[2]) > tonumber(ARGV[2]) then return 'slow' end
+if waiting == 0 then redis.call('DEL', KEYS[3]) end
+local lane = 'lane:' .. ARGV[5]
+local started = tonumber(redis.call('HGET', KEYS[3], 'started') or 0)
+local turn = math.max(started, tonumber(redis.call('HGET', KEYS[3], lane) or 0) + 1)
+redis.call('HSET', KEYS[3], lane, turn)
+redis.call('ZADD', KEYS[1], turn, ARGV[3])
+redis.call('ZADD', KEYS[2], now, ARGV[3])
+redis.call('HSET', KEYS[6], 'message', ARGV[4])
+redis.call('EXPIRE', KEYS[6], ARGV[6])
+redis.call('RPUSH', KEYS[5], 1)
+redis.call('LTRIM', KEYS[5], -64, -1)
+return 'asked'
+"""
+
+TAKE = """
+-- Takes queries whose lease has ended, or else the next ones, all of one priority.
+-- KEYS taken, bell, then for each priority, the most urgent first: waiting, since, turns
+-- ARGV count, lease_ms, prefix of the queries' keys
+-- Returns query_id, message, deliveries of each. Where nothing waits the bell is hushed: what comes next rings it.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local found = {}
+local function take(id)
+  local key = ARGV[3] .. id
+  local message = redis.call('HGET', key, 'message')
+  if not message then return redis.call('ZREM', KEYS[1], id) end
+  redis.call('ZADD', KEYS[1], now + ARGV[2], id)
+  for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do take(id) end
+for first = 3, #KEYS, 3 do
+  while #found == 0 do
+    local next = redis.call('ZRANGE', KEYS[first], 0, ARGV[1] - 1, 'WITHSCORES')
+    if #next == 0 then break end
+    for i = 1, #next, 2 do
+      redis.call('ZREM', KEYS[first], next[i])
+      redis.call('ZREM', KEYS[first + 1], next[i])
+      redis.call('HSET', KEYS[first + 2], 'started', next[i + 1])
+      take(next[i])
+    end
+  end
+end
+if #found == 0 then redis.call('DEL', KEYS[2]) end
+return found
+"""
+
+HOLD = """
+-- Starts the leases of queries anew, of those that are still taken.
+-- KEYS taken
+-- ARGV lease_ms, query_id...
+local clock = redis.call('TIME')
+local ends = clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[1]
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
 """

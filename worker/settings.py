@@ -5,7 +5,7 @@ The web process reads the same ones. A field's docstring is its documentation. N
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -20,6 +20,22 @@ def _split_paths(value: object) -> object:
     return value
 
 
+def _split_patterns(value: object) -> object:
+    """Patterns separated by commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+PatternList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_patterns)]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+LogFormat = Literal["auto", "json", "text"]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
 
 
@@ -43,6 +59,11 @@ class Settings(BaseSettings):
     allowed_roots: PathList = ()
     """Directories, separated by `:`, below which a request may name local models and datasets; only `data_dir`
     where none is given."""
+    allowed_models: PatternList = ("*",)
+    """Hub ids of models that a request may name, as shell patterns separated by commas, such as `EleutherAI/*,gpt2`;
+    none where it is empty. Local models are allowed by `allowed_roots`."""
+    allowed_datasets: PatternList = ("*",)
+    """The same for datasets."""
     lease_s: float = Field(default=60, gt=0)
     """Seconds after which a job whose worker is silent goes to another one."""
     query_lease_s: float = Field(default=5, gt=0)
@@ -55,6 +76,8 @@ class Settings(BaseSettings):
     """Largest number of waiting queries that are answered together."""
     max_queued_queries: int = Field(default=1000, ge=1)
     """Queries that may wait or be worked on before more are refused."""
+    max_queue_wait_s: float = Field(default=10, gt=0)
+    """Seconds that the oldest waiting query may have waited before more are refused."""
     max_deliveries: int = Field(default=3, ge=1)
     """Times that a job is started before it is given up as one that kills its workers."""
     resident_indexes: int = Field(default=4, ge=1)
@@ -65,6 +88,10 @@ class Settings(BaseSettings):
     """Threads that torch and FAISS use in a worker; 0 leaves it to them."""
     executor: Executor = "local"
     """`ray` makes and searches shards on the machines of a Ray cluster, `local` in the worker itself."""
+    log_format: LogFormat = "auto"
+    """`json`, an object a line; `text`, for people; `auto` is text on a terminal and JSON elsewhere."""
+    log_level: LogLevel = "info"
+    """The least that is logged: debug, info, warning or error."""
 
     @field_validator("data_dir")
     @classmethod
@@ -80,6 +107,14 @@ class Settings(BaseSettings):
     def uploads_dir(self) -> Path:
         """Where documents that came inline are put while an index is built from them."""
         return self.data_dir / "uploads"
+
+    def allows(self, path: Path) -> bool:
+        """Whether a job may read what lies at this real path: below one of `roots`, and not what the service keeps."""
+        own = self.data_dir.resolve()
+        kept = (own / name for name in ("indexes", "uploads", "redis", "keys.json"))
+        return any(path.is_relative_to(root) for root in self.roots) and not any(
+            path.is_relative_to(one) for one in kept
+        )
 
     @property
     def heartbeat_ttl_s(self) -> float:

@@ -15,7 +15,10 @@ from service.cli.spec_options import ExecutorOption
 def query(
     index: Annotated[Path, typer.Argument(help="Directory of the index.")],
     prompt: Annotated[str, typer.Option(help=explain(AttributionQuery, "prompt"))],
-    completion: Annotated[str, typer.Option(help=explain(AttributionQuery, "completion"))],
+    completion: Annotated[str | None, typer.Option(help=explain(AttributionQuery, "completion"))] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", help=explain(AttributionQuery, "max_new_tokens"))
+    ] = 32,
     top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
     direction: Annotated[Direction, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
     profile: Annotated[str, typer.Option(help=explain(AttributionQuery, "profile"))] = "default",
@@ -34,6 +37,7 @@ def query(
             "index": "index",
             "prompt": prompt,
             "completion": completion,
+            "max_new_tokens": max_new_tokens,
             "top_k": top_k,
             "direction": direction,
             "profile": profile,
@@ -49,6 +53,8 @@ def query(
     if json:
         console.print_json(answer.model_dump_json())
         return
+    if answer.query.generated:
+        console.print(f"the model says: {answer.query.completion!r}", markup=False)
     console.print(f"loss of the completion: {answer.query.loss:.3f} nats over {answer.query.n_tokens} tokens")
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:

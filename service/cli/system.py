@@ -59,6 +59,8 @@ def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None
     with ExitStack() as stack:
         url = stack.enter_context(redis_url(settings))
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        if log:  # it is read by whoever started this
+            environment.setdefault("BERGSON_LOG_FORMAT", "text")
         output = stack.enter_context(log.open("ab")) if log else None
         commands = {"web service": "service"} | {f"worker {k + 1}": "worker" for k in range(workers)}
         processes: dict[str, subprocess.Popen] = {}

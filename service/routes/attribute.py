@@ -1,17 +1,20 @@
 """Attribution: which training samples made the model say that?"""
 
-from typing import Annotated, Any
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 
-from bergson_core.errors import Forbidden
+from bergson_core.errors import BergsonError
 from bergson_core.specs import AttributionQuery
-from bergson_core.takedowns import TakedownLog
-from service import catalog, examples
-from service.dependencies import BrokerDep, CallerDep, RequestIdDep, SettingsDep
-from service.documentation import IN_QUESTION, answered, problems
-from service.keys import Caller
-from service.schemas import AttributeRequest, AttributeResponse
+from service import examples
+from service.asking import while_connected
+from service.dependencies import AskingDep, LimitsDep
+from service.documentation import IN_BATCH, IN_QUESTION, answered, problems
+from service.problems import ProblemDetails, problem
+from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
 from service.strict_json import StrictJsonRoute
 
 router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)
@@ -20,58 +23,90 @@ _BODIES: dict[str, Any] = {
     "proponents": {"summary": "What made the model say it", "value": examples.ATTRIBUTE_REQUEST},
     "both": {"summary": "What spoke for it and against it", "value": examples.ATTRIBUTE_BOTH},
     "filtered": {"summary": "Among some documents only", "value": examples.ATTRIBUTE_FILTERED},
+    "generated": {"summary": "What the model says by itself", "value": examples.ATTRIBUTE_GENERATED},
+    "span": {"summary": "A part of what it said", "value": examples.ATTRIBUTE_SPAN},
 }
+_BATCHES: dict[str, Any] = {"two": {"summary": "Two questions", "value": examples.BATCH_REQUEST}}
+T = TypeVar("T")
 
 
-def _allowed(query: AttributionQuery, caller: Caller) -> AttributionQuery:
-    """The query as `caller` may ask it: without text there is no metadata either, nor a filter that finds it out."""
-    if not caller.sees(query.index):
-        raise catalog.unknown(query.index)
-    if caller.text:
-        return query
-    if query.filter is not None:
-        raise Forbidden("this key sees no metadata: ask without `filter`")
-    return query.model_copy(update={"include": ()})
+_ERRORS = (
+    "index_not_found",
+    "index_busy",
+    "invalid_input",
+    "too_long",
+    "body_too_large",
+    "unsupported_media_type",
+    "queue_full",
+    "index_corrupt",
+    "no_worker",
+    "redis_unavailable",
+    "deadline_exceeded",
+)
+_AT_ONCE = 64
+"""Queries of a batch that are asked at once; the others wait here, so that a batch does not fill the queue."""
 
 
 @router.post(
     "",
     summary="Ask an index",
     responses=answered(200, "The samples, most influential first.", examples.ATTRIBUTE_RESPONSE)
-    | problems(
-        "index_not_found",
-        "index_busy",
-        "invalid_input",
-        "too_long",
-        "body_too_large",
-        "unsupported_media_type",
-        "queue_full",
-        "index_corrupt",
-        "no_worker",
-        "redis_unavailable",
-        "deadline_exceeded",
-        refused=IN_QUESTION,
-    ),
+    | problems(*_ERRORS, refused=IN_QUESTION),
 )
 async def attribute(
     body: Annotated[AttributeRequest, Body(openapi_examples=_BODIES)],
-    broker: BrokerDep,
-    settings: SettingsDep,
-    caller: CallerDep,
-    request_id: RequestIdDep,
+    request: Request,
+    asking: AskingDep,
 ) -> AttributeResponse:
     """Which training samples made the model say `completion` after `prompt`?
 
     The worker takes the gradient of the completion's loss and compares it with that of every sample in the
     index. Proponents (high scores) made the completion more likely, opponents (low scores) less likely. Mind
-    the space: a completion usually starts with one. Too long for the model is an error, never cut silently.
+    the space: a completion usually starts with one. Without a completion the model says one, which is then explained.
+    Too long for the model is an error, never cut silently.
+
+    The same question to an index that has not changed is answered from memory, in a millisecond.
     """
-    query = _allowed(body.query(), caller)
-    timeout_s = settings.timeout(body.timeout_s)
-    log = TakedownLog(settings.indexes_dir / body.index)
-    log.skip()
-    answer = await broker.ask(query, request_id, timeout_s)
-    gone = {
-        line["id"] for line in log.new()
-    }  # since the question was asked: the worker may not have seen them
-    return AttributeResponse.of(answer.without(gone), request_id)
+    work = asking.answer(body.query(), asking.settings.timeout(body.timeout_s))
+    return AttributeResponse.of(await while_connected(request, work), asking.request_id)
+
+
+@router.post(
+    "/batch",
+    summary="Ask many questions",
+    responses=answered(200, "An answer or a problem for each, in order.", examples.BATCH_RESPONSE)
+    | problems(
+        "invalid_input", "body_too_large", "unsupported_media_type", "redis_unavailable", refused=IN_BATCH
+    ),
+)
+async def attribute_batch(
+    body: Annotated[BatchRequest, Body(openapi_examples=_BATCHES)],
+    request: Request,
+    asking: AskingDep,
+    limits: LimitsDep,
+) -> BatchResponse:
+    """Up to 256 questions, answered together; each counts as a call.
+
+    Questions that somebody asks by itself go first, so that a batch makes nobody wait for long.
+    """
+    timeout_s = asking.settings.timeout(body.timeout_s)
+    await limits.more(asking.caller, len(body.queries) - 1)
+    ends, turns = time.monotonic() + timeout_s, asyncio.Semaphore(_AT_ONCE)
+
+    async def one(query: AttributionQuery) -> AttributeResponse | ProblemDetails:
+        async with turns:
+            try:
+                left_s = max(0.001, ends - time.monotonic())
+                answer = await asking.answer(query, left_s, "batch")
+                return AttributeResponse.of(answer, asking.request_id)
+            except BergsonError as error:
+                return problem(error.code, str(error), asking.request_id)
+
+    return BatchResponse(results=await while_connected(request, _gathered(map(one, body.queries))))
+
+
+async def _gathered(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each returns, in order; one that fails, or a cancellation of all, cancels the others."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in work]
+    return [task.result() for task in tasks]

@@ -1,11 +1,13 @@
 """Health: for a supervisor and a load balancer."""
 
 from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
 
-from bergson_core.errors import NoWorker
+from bergson_core.errors import NoWorker, RedisUnavailable
 from service import examples
-from service.dependencies import BrokerDep
-from service.documentation import answered, problems
+from service.dependencies import BrokerDep, MetricsDep
+from service.documentation import METRICS, answered, problems
+from service.metrics import CONTENT_TYPE
 from service.schemas import Live, Ready
 
 router = APIRouter(tags=["Health"])
@@ -28,3 +30,16 @@ async def readyz(broker: BrokerDep) -> Ready:
     if not (alive := await broker.workers()):
         raise NoWorker("no worker is alive: start one with `python -m worker`")
     return Ready(workers=len(alive))
+
+
+@router.get("/metrics", summary="What can be measured", response_class=PlainTextResponse, responses=METRICS)
+async def metrics(broker: BrokerDep, metrics: MetricsDep) -> PlainTextResponse:
+    """The numbers of this process, of the queue and of all live workers, in the text format of Prometheus.
+
+    It answers without Redis as well: `bergson_redis_up` is 0 then, and what is in Redis is left out.
+    """
+    try:
+        load = await broker.load()
+    except RedisUnavailable:
+        load = None
+    return PlainTextResponse(metrics.text(load), media_type=CONTENT_TYPE)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.answers import Estimate
@@ -11,6 +11,7 @@ from bergson_core.deletion import delete_index
 from bergson_core.errors import Forbidden, IndexBusy, IndexNotFound
 from bergson_core.specs import NAME_PATTERN
 from service import catalog, examples
+from service.asking import while_connected
 from service.dependencies import (
     BrokerDep,
     CallerDep,
@@ -89,6 +90,7 @@ async def build_index(
 )
 async def estimate_index(
     body: Annotated[EstimateRequest, Body(openapi_examples=_ESTIMATES)],
+    request: Request,
     broker: BrokerDep,
     request_id: RequestIdDep,
 ) -> Estimate:
@@ -98,7 +100,7 @@ async def estimate_index(
     minute where a batch takes some seconds. It is listed as a job meanwhile, and cancelled when the time is up.
     """
     job = EstimateJob(job_id=uuid4().hex, spec=body.spec(), request_id=request_id)
-    return await broker.estimate(job, body.timeout_s)
+    return await while_connected(request, broker.estimate(job, body.timeout_s))
 
 
 @router.get(

@@ -1,22 +1,53 @@
-"""Workers: who is there to do the work."""
+"""Workers and the models that they hold: who is there to do the work."""
 
 from fastapi import APIRouter
 
 from service import examples
 from service.dependencies import BrokerDep, CallerDep
 from service.documentation import answered, problems
-from service.schemas import WorkerList
+from service.keys import Caller
+from service.schemas import ModelList, ModelSummary, WorkerList
+from worker.messages import WorkerStatus
 
-router = APIRouter(prefix="/workers", tags=["Workers"])
+router = APIRouter(tags=["Workers"])
 
 
 @router.get(
-    "",
+    "/workers",
     summary="List workers",
     responses=answered(200, "Live workers.", examples.WORKERS) | problems("redis_unavailable"),
 )
 async def list_workers(broker: BrokerDep, caller: CallerDep) -> WorkerList:
-    """Who is alive, on which device, what they do and which indexes they hold in memory."""
-    beats = await broker.workers()
-    shown = [beat.model_copy(update={"resident": [*filter(caller.sees, beat.resident)]}) for beat in beats]
-    return WorkerList(items=shown)
+    """Who is alive, on which device, what they do, and which indexes and models they hold in memory."""
+    return WorkerList(items=[_shown(beat, caller) for beat in await broker.workers()])
+
+
+@router.get(
+    "/models",
+    summary="List models",
+    responses=answered(200, "Models in memory.", examples.MODELS) | problems("redis_unavailable"),
+)
+async def list_models(broker: BrokerDep, caller: CallerDep) -> ModelList:
+    """Which models are in the memory of which workers, and for which indexes. Any other is loaded when it is needed."""
+    found: dict[tuple[str, ...], ModelSummary] = {}
+    for beat in await broker.workers():
+        for one in _shown(beat, caller).models:
+            key = (one.model, one.revision or "", one.dtype, one.sha256)
+            known = found.get(key)
+            found[key] = ModelSummary(
+                **one.model_dump(exclude={"indexes"}),
+                workers=[*(known.workers if known else ()), beat.worker_id],
+                indexes=sorted({*one.indexes, *(known.indexes if known else ())}),
+            )
+    return ModelList(items=[found[key] for key in sorted(found)])
+
+
+def _shown(beat: WorkerStatus, caller: Caller) -> WorkerStatus:
+    """What `caller` may see of it: indexes that are there for the caller, and their models."""
+    models = [
+        one.model_copy(update={"indexes": seen})
+        for one in beat.models
+        if (seen := [*filter(caller.sees, one.indexes)]) or not caller.indexes
+    ]
+    resident = [*filter(caller.sees, beat.resident)]
+    return beat.model_copy(update={"resident": resident, "models": models})

@@ -6,16 +6,38 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
-from bergson_core.errors import BergsonError, IndexExists, JobNotFound
+from bergson_core.errors import BergsonError, IndexExists, JobNotFound, TooLong
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from service import examples
-from worker.messages import FINAL_STATES, BuildJob, EstimateJob, Heartbeat, Job, JobRecord, JobState
+from service.load import QueueLoad
+from worker.messages import (
+    FINAL_STATES,
+    BuildJob,
+    EstimateJob,
+    Heartbeat,
+    Job,
+    JobRecord,
+    JobState,
+    Priority,
+    ResidentModel,
+)
+from worker.metrics import WorkerMetrics
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0
 WORKER = Heartbeat(
-    worker_id="w-1", pid=42, host="gpu-1", device="cuda:0", started_at=NOW, state="idle", resident=["facts"]
+    worker_id="w-1",
+    pid=42,
+    host="gpu-1",
+    device="cuda:0",
+    started_at=NOW,
+    state="idle",
+    resident=["facts"],
+    models=[
+        ResidentModel(model="tiny", dtype="float32", sha256="0" * 64, parameters=1000, indexes=["facts"])
+    ],
+    metrics=WorkerMetrics().families(resident=1, tokens_per_s=None),
 )
 
 
@@ -32,7 +54,8 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
         )
         for at, text in enumerate(texts)
     ]
-    echo = QueryEcho(prompt=query.prompt, completion=query.completion, loss=0.12, n_tokens=2)
+    said = query.completion or " said"
+    echo = QueryEcho(prompt=query.prompt, completion=said, loss=0.12, n_tokens=2)
     return Answer(
         index=query.index,
         generation=1,
@@ -50,6 +73,8 @@ class FakeBroker:
         self.history: dict[str, list[tuple[str, JobRecord]]] = {}
         self.keys: dict[str, str] = {}
         self.asked: list[tuple[AttributionQuery, str, float]] = []
+        self.turns: list[tuple[str, Priority]] = []
+        self.withdrawn: list[str] = []
         self.specs: dict[str, BuildSpec] = {}
         self.jobs_sent: list[Job] = []
         self.waits: list[float] = []
@@ -130,14 +155,30 @@ class FakeBroker:
                 return
             await asyncio.sleep(POLL_S)
 
-    async def ask(self, query: AttributionQuery, request_id: str, timeout_s: float) -> Answer:
+    async def ask(
+        self, query: AttributionQuery, request_id: str, timeout_s: float, lane: str, priority: Priority
+    ) -> Answer:
         self._fail()
         self.asked.append((query, request_id, timeout_s))
+        self.turns.append((lane, priority))
+        if "wait" in query.prompt:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.withdrawn.append(query.prompt)
+                raise
+        if "bad" in query.prompt:
+            raise TooLong("expected at most 8 tokens, got 99")
         return answer_to(query, self.texts)
 
     async def workers(self) -> list[Heartbeat]:
         self._fail()
         return self.beats
+
+    async def load(self) -> QueueLoad:
+        return QueueLoad(
+            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.workers()
+        )
 
     async def ping(self) -> None:
         self._fail()

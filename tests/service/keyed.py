@@ -16,6 +16,7 @@ BODIES: dict[str, Any] = {
     "append_documents": examples.APPEND_INLINE,
     "fit_profile": examples.PROFILE_INLINE,
     "attribute": examples.ATTRIBUTE_REQUEST,
+    "attribute_batch": examples.BATCH_REQUEST,
 }
 
 

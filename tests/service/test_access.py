@@ -50,7 +50,7 @@ def test_every_call_refuses_without_a_valid_key_but_those_that_are_open(
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/static", "/docs/", "/livez/x", "/LIVEZ", "/metrics", "/%2e%2e/index"]
+    "path", ["/nothing", "/static", "/docs/", "/livez/x", "/LIVEZ", "/metrics/", "/%2e%2e/index"]
 )
 def test_what_does_not_exist_asks_for_a_key_as_well(client: TestClient, tmp_path: Path, path: str) -> None:
     bearer(tmp_path)

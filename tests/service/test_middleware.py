@@ -1,11 +1,17 @@
 """Every response has an id, and only our own names are answered."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from bergson_core.errors import RedisUnavailable
+from tests.service.fake_broker import FakeBroker
+from tests.service.keyed import bearer
 from tests.service.test_problems import problem_of
+from worker import logs
 
 PATHS = ["/livez", "/docs", "/openapi.json", "/static/dashboard/main.js", "/nothing", "/jobs/none"]
 
@@ -51,3 +57,36 @@ def test_no_page_elsewhere_may_read_us(client: TestClient) -> None:
     assert not [name for name in preflight.headers if name.startswith("access-control")]
     answer = client.get("/livez", headers=headers)
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_call_is_one_line_of_the_log_with_its_fields(
+    client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(logs.formatter("json"))
+    headers = bearer(tmp_path) | {"X-Request-ID": "mine-1"}
+    with caplog.at_level("INFO", logger="service"):
+        client.get("/jobs/a%0Ab?secret=1", headers=headers)
+    (line,) = (json.loads(line) for line in caplog.text.splitlines())
+    assert line.pop("duration_ms") >= 0
+    assert {key: line[key] for key in ("logger", "method", "path", "status", "key", "request_id")} == {
+        "logger": "service.middleware",
+        "method": "GET",
+        "path": "/jobs/a%0Ab",
+        "status": 422,
+        "key": "ada",
+        "request_id": "mine-1",
+    }
+    assert line["event"].startswith("GET /jobs/a%0Ab 422 ")
+
+
+def test_whatever_is_logged_on_the_way_bears_the_requests_id(
+    client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(logs.formatter("json"))
+    broker.error = RedisUnavailable("Redis does not answer")
+    with caplog.at_level("INFO", logger="service"):
+        for sent in ("mine-1", "mine-2"):
+            client.get("/workers", headers={"X-Request-ID": sent})
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    assert [line["request_id"] for line in lines] == ["mine-1", "mine-1", "mine-2", "mine-2"]
+    assert lines[0]["code"] == "redis_unavailable"

@@ -55,7 +55,10 @@ def test_lists_show_what_the_key_is_for(
     client: TestClient, limited: dict[str, str], broker: FakeBroker, jobs: list[str]
 ) -> None:
     broker.beats = [WORKER.model_copy(update={"resident": ["facts", "secret"]})]
-    shown = [client.get(path, headers=limited).json()["items"] for path in ("/index", "/jobs", "/workers")]
+    shown = [
+        client.get(path, headers=limited).json()["items"]
+        for path in ("/index", "/jobs", "/workers", "/models")
+    ]
     assert [one["name"] for one in shown[0]] == ["facts"]
     assert [one["job_id"] for one in shown[1]] == jobs[:1]
     assert [one["resident"] for one in shown[2]] == [["facts"]]

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import BergsonError, QueueFull
 from service.problems import KINDS, MEDIA_TYPE, ProblemDetails
 from tests.service.fake_broker import FakeBroker
+from worker import logs
 
 
 def kinds(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
@@ -71,6 +72,7 @@ def test_an_unexpected_error_shows_nothing_of_its_inside_and_is_logged_with_the_
     client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.crash = RuntimeError("the password is 1234")
+    caplog.handler.setFormatter(logs.formatter("text"))
     with caplog.at_level(logging.ERROR):
         response = client.get("/workers", headers={"X-Request-ID": "mine-1"})
     assert "1234" not in problem_of(response, 500, "internal_error").detail

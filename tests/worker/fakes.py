@@ -58,6 +58,12 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
     (directory / "new").rename(directory / FILE_NAME)
 
 
+@dataclass(frozen=True)
+class FakeModel:
+    number: int
+    parameters: int = 1000
+
+
 @dataclass
 class FakeCore:
     """Set `during` to do something after each batch of a build; `builds` and `batches` say what was done."""
@@ -109,9 +115,9 @@ class FakeCore:
             report(Progress(stage="estimate", done=number + 1, total=self.total))
         return Estimate.model_validate(examples.ESTIMATE)
 
-    def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> str:
+    def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> FakeModel:
         self.loaded.append((name, revision, dtype))
-        return f"model {len(self.loaded)}"
+        return FakeModel(len(self.loaded))
 
     def modules(self) -> dict[str, Any]:
         """What to put into sys.modules."""
@@ -123,7 +129,7 @@ class FakeCore:
                 cls,
                 path: Path,
                 *,
-                load_model: Callable[..., str],
+                load_model: Callable[..., FakeModel],
                 partial: bool = False,
                 executor: Executor = "local",
             ) -> "FakeIndex":
@@ -153,7 +159,7 @@ class FakeIndex:
     core: FakeCore
     name: str
     manifest: Manifest
-    model: str
+    model: FakeModel
 
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
         prompts = [query.prompt for query in queries]
@@ -170,7 +176,9 @@ class FakeIndex:
         return Answer(
             index=query.index,
             generation=self.manifest.generation,
-            query=QueryEcho(prompt=query.prompt, completion=query.completion, loss=0.1, n_tokens=1),
+            query=QueryEcho(
+                prompt=query.prompt, completion=query.completion or " said", loss=0.1, n_tokens=1
+            ),
             results=[ResultRow(rank=1, id="0", score=0.5, prompt=self.name, loss=1.0)],
             timing_ms=TimingMs(gradient=2.0, search=1.0, total=3.0),
         )

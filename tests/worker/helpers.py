@@ -11,14 +11,15 @@ from redis import Redis, RedisError
 
 from bergson_core.specs import BuildSpec
 from tests.worker.fakes import question, spec
+from worker import queries, scripts
 from worker import queue as keys
-from worker import scripts
-from worker.messages import BuildJob, JobRecord, Query, Reply
+from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
 from worker.redis_client import connect
+from worker.settings import Settings
 from worker.streams import GROUP
 
 REPOSITORY = Path(__file__).parents[2]
-REPLY_TO = keys.REPLIES + "web"
+REPLY_TO = queries.REPLIES + "web"
 TIMEOUT_S = 30.0
 
 
@@ -72,7 +73,10 @@ def submit(redis: Redis, job_id: str = "j-1", index: str = "facts") -> None:
     )
 
 
-def send(redis: Redis, query_id: str = "q-1", timeout_s: float = 30, **fields: Any) -> Query:
+def send(
+    redis: Redis, query_id: str = "q-1", timeout_s: float = 30, lane: str = "", raw: str = "", **fields: Any
+) -> Query:
+    """What the web process does; `raw` is sent instead of the query."""
     now = time.time()
     query = Query(
         query_id=query_id,
@@ -82,8 +86,28 @@ def send(redis: Redis, query_id: str = "q-1", timeout_s: float = 30, **fields: A
         deadline=now + timeout_s,
         query=question(),
     ).model_copy(update=fields)
-    redis.xadd(keys.QUERIES, {"message": query.model_dump_json()})
+    arguments = queries.ask_arguments(query, lane, Settings())
+    if raw:
+        arguments["args"][3] = raw
+    assert redis.register_script(scripts.ASK)(**arguments) == "asked"
     return query
+
+
+def waiting(redis: Redis) -> int:
+    """Queries that no worker has taken."""
+    return sum(cast("int", redis.zcard(queries.waiting_keys(one)[0])) for one in PRIORITIES)
+
+
+def left(redis: Redis) -> list[str]:
+    """What there is of queries, but for whose turn it is."""
+    names = cast("list[str]", redis.keys("bergson:quer*"))
+    return [name for name in names if not name.endswith((":turns", ":bell"))]
+
+
+def let_queries_lapse(redis: Redis) -> None:
+    """As if whoever took them had been silent for an hour."""
+    for query_id in cast("list[str]", redis.zrange(queries.TAKEN, 0, -1)):
+        redis.zadd(queries.TAKEN, {query_id: 0})
 
 
 def record_of(redis: Redis, job_id: str = "j-1") -> JobRecord:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,14 @@ from bergson_core.errors import (
 )
 from service import examples
 from service.broker import Broker
+from service.load import QueueLoad
 from tests.worker.fakes import FakeCore, publish, question, spec
-from tests.worker.helpers import answers, job_of, pid_of, soon, until
+from tests.worker.helpers import answers, job_of, left, pid_of, send, soon, until, waiting
+from worker import queries
 from worker import queue as keys
 from worker.embedded import embedded_redis
-from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Reply
-from worker.queue import TakenQuery, WorkerQueue
+from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Query, Reply
+from worker.queue import WorkerQueue
 from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
@@ -53,8 +56,8 @@ async def alive(broker: Broker, worker: Runner) -> None:
     await soon(broker.workers)
 
 
-async def taken_query(queue: WorkerQueue) -> TakenQuery:
-    (taken,) = await asyncio.to_thread(until, queue.take_queries)
+async def taken_query(queue: WorkerQueue) -> Query:
+    (taken,) = await asyncio.to_thread(until, queue.queries.take)
     return taken
 
 
@@ -86,7 +89,7 @@ async def test_queries_of_several_requests_are_answered_together(
     publish(settings.indexes_dir / "facts")
     queue.beat(BEAT)
     asked = [asyncio.create_task(ask(broker, f"prompt {number}")) for number in range(8)]
-    await asyncio.to_thread(until, lambda: redis.xlen(keys.QUERIES) == 8)
+    await asyncio.to_thread(until, lambda: waiting(redis) == 8)
     start_worker()
     answers = await asyncio.gather(*asked)
     assert [answer.query.prompt for answer in answers] == [f"prompt {number}" for number in range(8)]
@@ -113,26 +116,66 @@ async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCo
 async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
     with pytest.raises(NoWorker, match="python -m worker"):
         await ask(broker)
-    assert redis.xlen(keys.QUERIES) == 0
+    assert waiting(redis) == 0
 
 
 async def test_too_many_queries_are_refused(
     broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
 ):
     queue.beat(BEAT)
-    waiting = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
-    await asyncio.to_thread(until, lambda: redis.xlen(keys.QUERIES) == settings.max_queued_queries)
+    asked = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
+    await asyncio.to_thread(until, lambda: waiting(redis) == settings.max_queued_queries)
     with pytest.raises(QueueFull, match="8 queries wait"):
         await ask(broker)
-    for task in waiting:
+    for task in asked:
         task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
-async def test_an_answer_that_does_not_come_in_time_is_given_up(broker: Broker, queue: WorkerQueue):
+async def test_where_a_query_waits_too_long_already_more_are_refused(
+    broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
+):
+    queue.beat(BEAT)
+    send(redis, "old")
+    waiting_keys = queries.waiting_keys("interactive")
+    redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s - 1)})
+    with pytest.raises(QueueFull, match="waited for 10 s"):
+        await ask(broker)
+    redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s + 5)})
+    with pytest.raises(DeadlineExceeded):
+        await ask(broker, timeout_s=0.01)
+
+
+async def test_an_answer_that_does_not_come_in_time_is_given_up_and_never_computed(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
     queue.beat(BEAT)
     with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
         await ask(broker, timeout_s=0.05)
     assert broker._replies._waiting == {}
+    assert left(redis) == []
+
+
+async def test_a_query_that_nobody_waits_for_any_more_is_withdrawn(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    queue.beat(BEAT)
+    asked = asyncio.create_task(ask(broker))
+    await asyncio.to_thread(until, lambda: waiting(redis) == 1)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert left(redis) == []
+
+
+async def test_a_query_in_a_workers_hands_stays_there(broker: Broker, queue: WorkerQueue, redis: Redis):
+    queue.beat(BEAT)
+    asked = asyncio.create_task(ask(broker, timeout_s=0.5))
+    query = await taken_query(queue)
+    with pytest.raises(DeadlineExceeded):
+        await asked
+    assert left(redis) != []
+    queue.queries.reply([(query, Reply(query_id=query.query_id))])
 
 
 async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
@@ -140,7 +183,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
 ):
     queue.beat(BEAT)
     asked = asyncio.create_task(ask(broker))
-    query = (await taken_query(queue)).query
+    query = await taken_query(queue)
     redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 99, "query_id": "{query.query_id}"}}'})
     with pytest.raises(BergsonError, match="cannot be read"):
         await asked
@@ -162,7 +205,7 @@ async def test_callers_get_an_error_when_the_reader_has_died(
     queue.beat(BEAT)
     asked = asyncio.create_task(ask(broker))
     taken = await taken_query(queue)
-    queue.reply([(taken, Reply(query_id=taken.query.query_id))])
+    queue.queries.reply([(taken, Reply(query_id=taken.query_id))])
     for attempt in (asked, ask(broker)):
         with pytest.raises(RedisUnavailable, match="has ended"):
             await attempt
@@ -393,6 +436,34 @@ async def test_live_workers_are_listed_and_dead_ones_forgotten(
     assert not redis.exists(keys.WORKERS)
 
 
+async def older(broker: Broker, age_s: float) -> QueueLoad | None:
+    load = await broker.load()
+    return load if load.oldest_query_age_s > age_s else None
+
+
+async def test_the_load_of_an_empty_redis_is_nothing(broker: Broker):
+    assert await broker.load() == QueueLoad(
+        queries=0, oldest_query_age_s=0, jobs_queued=0, jobs_running=0, workers=[]
+    )
+
+
+async def test_the_load_is_what_waits_what_is_worked_on_and_who_does_it(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    for name in ("one", "two", "three"):
+        await broker.submit(job_of(name, spec()))
+    queue.take_job()
+    queue.beat(BEAT)
+    send(redis, "q-1")
+    queue.queries.take()
+    send(redis, "q-2")
+    first = await broker.load()
+    assert (first.queries, first.jobs_queued, first.jobs_running, first.workers) == (2, 2, 1, [BEAT])
+    # The age is that of the first, which is worked on.
+    later = await soon(lambda: older(broker, first.oldest_query_age_s + 0.01))
+    assert later.queries == 2
+
+
 @pytest.fixture
 async def lonely(tmp_path: Path) -> AsyncIterator[Broker]:
     """A broker whose Redis is not there."""
@@ -405,6 +476,7 @@ async def test_without_redis_every_call_says_so(lonely: Broker):
     for attempt in (
         lonely.ping(),
         lonely.workers(),
+        lonely.load(),
         lonely.building(),
         lonely.job("x"),
         lonely.jobs(),

@@ -124,8 +124,8 @@ def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Pa
     "name", ["gpt2", "EleutherAI/pythia-160m", "roneneldan/TinyStories-1M", "a.b/c_d-1", "missing/data.jsonl"]
 )
 def test_hub_ids_pass(root: Path, name: str):
-    handlers.check_paths(spec(model=name), [root])
-    handlers.check_paths(spec(documents=None, dataset={"path": name}), [root])
+    handlers.check_paths(spec(model=name), Settings(data_dir=root))
+    handlers.check_paths(spec(documents=None, dataset={"path": name}), Settings(data_dir=root))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,55 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
     name = name.format(root=root)
     one = BuildSpec.model_construct(model=name, dataset=None)
     with pytest.raises(InvalidInput, match=r"model: "):
-        handlers.check_paths(one, [root])
+        handlers.check_paths(one, Settings(data_dir=root))
     two = spec(documents=None, dataset={"path": name or "x/"})
     with pytest.raises(InvalidInput, match=r"dataset\.path: "):
-        handlers.check_paths(two, [root])
+        handlers.check_paths(two, Settings(data_dir=root))
     three = spec(gradients={"optimizer_state": name or "x/"})
     with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
-        handlers.check_paths(three, [root])
+        handlers.check_paths(three, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keys.json",
+        "uploads/other.jsonl",
+        "indexes/secret/takedowns.jsonl",
+        "redis/appendonly.aof",
+        "link/keys.json",
+    ],
+)
+def test_what_the_service_keeps_is_no_dataset(root: Path, name: str):
+    (root / "link").symlink_to(root)
+    one = spec(documents=None, dataset={"path": str(root / name)})
+    for settings in (Settings(data_dir=root), Settings(data_dir=root, allowed_roots=(root.parent,))):
+        with pytest.raises(InvalidInput, match="outside of what the service itself keeps"):
+            handlers.check_paths(one, settings)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "passes"),
+    [
+        ("EleutherAI/*,gpt2", "EleutherAI/pythia-160m", True),
+        ("EleutherAI/*,gpt2", "gpt2", True),
+        ("EleutherAI/*,gpt2", "evil/model", False),
+        ("EleutherAI/*,gpt2", "eleutherai/pythia", False),
+        ("", "gpt2", False),
+    ],
+)
+def test_the_operator_says_which_hub_ids_pass(
+    root: Path, monkeypatch: pytest.MonkeyPatch, patterns: str, name: str, passes: bool
+):
+    monkeypatch.setenv("BERGSON_ALLOWED_MODELS", patterns)
+    monkeypatch.setenv("BERGSON_ALLOWED_DATASETS", patterns)
+    settings = Settings(data_dir=root)
+    for one in (spec(model=name), spec(model=str(root), documents=None, dataset={"path": name})):
+        if passes:
+            handlers.check_paths(one, settings)
+        else:
+            with pytest.raises(InvalidInput, match="BERGSON_ALLOWED_"):
+                handlers.check_paths(one, settings)
 
 
 def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
@@ -170,7 +212,7 @@ def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
     def of(base: str) -> None:
         config = {"peft_type": "LORA", "base_model_name_or_path": base}
         (adapters / "adapter_config.json").write_text(json.dumps(config))
-        handlers.check_paths(spec(model=str(adapters)), [root])
+        handlers.check_paths(spec(model=str(adapters)), Settings(data_dir=root))
 
     of(str(root / "model"))
     of("org/model")
@@ -180,8 +222,10 @@ def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
 
 def test_an_optimizer_checkpoint_is_never_taken_from_the_hub(root: Path):
     with pytest.raises(InvalidInput, match="expected a path below"):
-        handlers.check_paths(spec(gradients={"optimizer_state": "org/optimizer"}), [root])
-    handlers.check_paths(spec(gradients={"optimizer_state": str(root / "optimizer.pt")}), [root])
+        handlers.check_paths(spec(gradients={"optimizer_state": "org/optimizer"}), Settings(data_dir=root))
+    handlers.check_paths(
+        spec(gradients={"optimizer_state": str(root / "optimizer.pt")}), Settings(data_dir=root)
+    )
 
 
 def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(
@@ -190,7 +234,7 @@ def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(
     (root.parent / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(root.parent)
     with pytest.raises(InvalidInput, match="expected a hub id or a path below"):
-        handlers.check_paths(spec(model="org/model"), [root])
+        handlers.check_paths(spec(model="org/model"), Settings(data_dir=root))
 
 
 def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -198,13 +242,13 @@ def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.Monkey
     (root / "link").symlink_to(root / "corpora")
     monkeypatch.chdir(root)
     for name in (str(root / "corpora" / "x.jsonl"), str(root / "link"), "./corpora", "corpora"):
-        handlers.check_paths(spec(model=name), [root])
+        handlers.check_paths(spec(model=name), Settings(data_dir=root))
 
 
 def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Path):
     (tmp_path / "alias").symlink_to(root)
     settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
-    handlers.check_paths(spec(model=str(root / "model")), settings.roots)
+    handlers.check_paths(spec(model=str(root / "model")), settings)
 
 
 @pytest.mark.parametrize("kind", ["append", "profile"])

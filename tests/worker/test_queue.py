@@ -1,6 +1,7 @@
 """The worker's side of the queue, against a real Redis. Time is not waited for: entries are made older."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -9,10 +10,21 @@ from redis import Redis
 from bergson_core.answers import Progress
 from bergson_core.errors import LeaseLost
 from tests.worker.fakes import spec
-from tests.worker.helpers import REPLY_TO, let_lapse, pending, record_of, replies, send, submit
+from tests.worker.helpers import (
+    REPLY_TO,
+    left,
+    let_lapse,
+    let_queries_lapse,
+    pending,
+    record_of,
+    replies,
+    send,
+    submit,
+)
 from worker import queue as keys
-from worker.messages import Heartbeat, JobRecord, Problem, Reply
-from worker.queue import ClaimedJob, TakenQuery, WorkerQueue
+from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
+from worker.queries import KEPT_S, query_key
+from worker.queue import ClaimedJob, WorkerQueue
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
@@ -24,79 +36,122 @@ def taken_job(queue: WorkerQueue) -> ClaimedJob:
     return claim
 
 
+def taken_ids(queue: WorkerQueue) -> list[str]:
+    return [query.query_id for query in queue.queries.take()]
+
+
 def refusal(redis: Redis) -> Problem:
     (reply,) = replies(redis)
     assert reply.problem is not None
-    assert redis.xlen(keys.QUERIES) == 0
-    assert pending(redis, keys.QUERIES) == []
+    assert left(redis) == []
     return reply.problem
 
 
 def test_a_reply_takes_the_query_off_the_queue(redis: Redis, queue: WorkerQueue):
     send(redis)
-    (taken,) = queue.take_queries()
-    queue.reply([(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))])
+    (taken,) = queue.queries.take()
+    queue.queries.reply([(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))])
     assert refusal(redis).code == "too_long"
-    assert 0 < cast("int", redis.ttl(REPLY_TO)) <= keys.REPLIES_TTL_S
+    assert 0 < cast("int", redis.ttl(REPLY_TO)) <= KEPT_S
 
 
 def test_what_waits_forms_a_batch_up_to_the_bound(redis: Redis, queue: WorkerQueue):
     for number in range(6):
         send(redis, f"q-{number}")
-    assert [len(queue.take_queries()) for _ in range(3)] == [4, 2, 0]
+    assert [len(queue.queries.take()) for _ in range(3)] == [4, 2, 0]
+
+
+def test_what_a_person_waits_for_goes_before_a_batch_and_not_with_it(redis: Redis, queue: WorkerQueue):
+    send(redis, "b-1", priority="batch")
+    send(redis, "p-1")
+    send(redis, "b-2", priority="batch")
+    send(redis, "p-2")
+    assert [taken_ids(queue) for _ in range(2)] == [["p-1", "p-2"], ["b-1", "b-2"]]
+
+
+def test_callers_take_turns_however_much_one_of_them_asks(redis: Redis, queue: WorkerQueue):
+    for number in range(6):
+        send(redis, f"ada-{number}", lane="ada")
+    send(redis, "bob-0", lane="bob")
+    send(redis, "cy-0", lane="cy")
+    assert set(taken_ids(queue)) == {"ada-0", "ada-1", "bob-0", "cy-0"}
+    send(redis, "bob-1", lane="bob")
+    assert "bob-1" in taken_ids(queue)
+
+
+def test_who_asked_much_before_waits_no_longer_once_it_is_done(redis: Redis, queue: WorkerQueue):
+    for number in range(8):
+        send(redis, f"ada-{number}", lane="ada")
+    while taken_ids(queue):
+        pass
+    send(redis, "bob-0", lane="bob")
+    send(redis, "ada-8", lane="ada")
+    send(redis, "bob-1", lane="bob")
+    assert set(taken_ids(queue)) == {"ada-8", "bob-0", "bob-1"}
+
+
+def test_a_worker_that_finds_nothing_waits_for_the_bell_once(redis: Redis, queue: WorkerQueue):
+    for number in range(5):
+        send(redis, f"q-{number}")
+    assert [len(queue.queries.take(0.01)) for _ in range(3)] == [4, 1, 0]
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(queue.queries.take, 4)
+        send(redis, "late")
+        assert [query.query_id for query in found.result()] == ["late"]
 
 
 def test_an_expired_query_is_dropped_without_an_answer(redis: Redis, queue: WorkerQueue):
     send(redis, timeout_s=-1)
-    assert queue.take_queries() == []
+    assert queue.queries.take() == []
     assert replies(redis) == []
-    assert redis.xlen(keys.QUERIES) == 0
-    assert pending(redis, keys.QUERIES) == []
+    assert left(redis) == []
 
 
 def test_a_query_of_a_killed_worker_is_redone_once_and_then_refused(redis: Redis, make_queue: MakeQueue):
     send(redis)
-    assert len(make_queue("w-1").take_queries()) == 1
-    assert make_queue("w-2").take_queries() == []
-    let_lapse(redis, keys.QUERIES)
-    assert len(make_queue("w-2").take_queries()) == 1
-    let_lapse(redis, keys.QUERIES)
-    assert make_queue("w-3").take_queries() == []
+    assert len(make_queue("w-1").queries.take()) == 1
+    assert make_queue("w-2").queries.take() == []
+    let_queries_lapse(redis)
+    assert len(make_queue("w-2").queries.take()) == 1
+    let_queries_lapse(redis)
+    assert make_queue("w-3").queries.take() == []
     assert "died" in refusal(redis).detail
 
 
 def test_a_query_that_is_held_is_not_redone(redis: Redis, make_queue: MakeQueue):
     send(redis)
     first = make_queue("w-1")
-    taken = first.take_queries()
-    let_lapse(redis, keys.QUERIES)
-    first.hold_queries(taken)
-    assert make_queue("w-2").take_queries() == []
+    taken = first.queries.take()
+    let_queries_lapse(redis)
+    first.queries.hold(taken)
+    assert make_queue("w-2").queries.take() == []
 
 
 def test_holding_a_query_that_was_answered_does_not_bring_it_back(redis: Redis, queue: WorkerQueue):
     send(redis)
-    taken = queue.take_queries()
-    queue.reply([(taken[0], Reply(query_id="q-1"))])
-    queue.hold_queries(taken)
-    assert pending(redis, keys.QUERIES) == []
+    taken = queue.queries.take()
+    queue.queries.reply([(taken[0], Reply(query_id="q-1"))])
+    queue.queries.hold(taken)
+    assert left(redis) == []
 
 
-def test_an_entry_that_is_gone_from_the_stream_is_forgotten(redis: Redis, make_queue: MakeQueue):
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_query_that_redis_has_forgotten_is_dropped(redis: Redis, make_queue: MakeQueue, taken: bool):
     send(redis)
-    (taken,) = make_queue("w-1").take_queries()
-    redis.xdel(keys.QUERIES, taken.entry)
-    let_lapse(redis, keys.QUERIES)
-    assert make_queue("w-2").take_queries() == []
-    assert pending(redis, keys.QUERIES) == []
+    if taken:
+        make_queue("w-1").queries.take()
+    redis.delete(query_key("q-1"))
+    let_queries_lapse(redis)
+    assert make_queue("w-2").queries.take() == []
+    assert left(redis) == []
 
 
 def test_a_query_of_a_newer_schema_is_refused_to_its_sender(redis: Redis, queue: WorkerQueue):
-    raw = send(redis).model_dump_json().replace('"schema_version":2', '"schema_version":99')
-    redis.delete(keys.QUERIES)
-    queue.prepare()
-    redis.xadd(keys.QUERIES, {"message": raw})
-    assert queue.take_queries() == []
+    query = send(redis, "q-0")
+    queue.queries.reply([(queue.queries.take()[0], Reply(query_id="q-0"))])
+    redis.delete(REPLY_TO)
+    send(redis, raw=query.model_dump_json().replace('"schema_version":3', '"schema_version":99'))
+    assert queue.queries.take() == []
     problem = refusal(redis)
     assert problem.code == "invalid_input"
     assert "schema version 99" in problem.detail
@@ -105,24 +160,23 @@ def test_a_query_of_a_newer_schema_is_refused_to_its_sender(redis: Redis, queue:
 @pytest.mark.parametrize(
     "message",
     [
-        b"no json",
+        "no json",
         b"\xff\xfe",
-        b"[]",
-        b'{"query_id": "q-1", "reply_to": "bergson:jobs", "schema_version": 2}',
-        b'{"query_id": ["q-1"], "reply_to": "bergson:replies:web", "schema_version": 2}',
+        "[]",
+        '{"query_id": "q-1", "reply_to": "bergson:jobs", "schema_version": 3}',
     ],
 )
-def test_a_message_that_nobody_can_be_told_about_is_dropped(redis: Redis, queue: WorkerQueue, message: bytes):
-    redis.xadd(keys.QUERIES, {"message": message})
-    assert queue.take_queries() == []
-    assert redis.xlen(keys.QUERIES) == 0
+def test_a_message_that_nobody_can_be_told_about_is_dropped(redis: Redis, queue: WorkerQueue, message: Any):
+    send(redis, raw=message)
+    assert queue.queries.take() == []
+    assert left(redis) == []
     assert not redis.exists(REPLY_TO, keys.JOBS + "x")
     assert redis.xlen(keys.JOBS) == 0
 
 
 def test_a_query_that_wants_its_answer_in_a_foreign_key_is_refused(redis: Redis, queue: WorkerQueue):
     send(redis, reply_to=keys.JOBS)
-    assert queue.take_queries() == []
+    assert queue.queries.take() == []
     assert redis.xlen(keys.JOBS) == 0
 
 
@@ -333,5 +387,5 @@ def test_what_was_sent_before_any_worker_existed_is_taken(
     submit(redis)
     send(redis)
     queue = make_queue("w-1")
-    assert isinstance(queue.take_queries()[0], TakenQuery)
+    assert isinstance(queue.queries.take()[0], Query)
     assert queue.take_job() is not None

@@ -39,6 +39,21 @@ def test_an_index_that_is_gone_is_dropped(core: FakeCore, tmp_path: Path):
     assert residency.names == []
 
 
+def test_models_in_memory_are_told_with_the_indexes_that_use_them(core: FakeCore, tmp_path: Path):
+    residency = Residency(tmp_path, 2)
+    assert residency.models == []
+    for name in ("a", "b"):
+        publish(tmp_path / name)
+        residency.get(name)
+    (model,) = residency.models
+    assert (model.model, model.dtype, model.parameters, model.indexes) == (
+        "tiny",
+        "float32",
+        1000,
+        ["a", "b"],
+    )
+
+
 def test_the_least_recently_used_makes_room(core: FakeCore, tmp_path: Path):
     for name in ("a", "b", "c"):
         publish(tmp_path / name)

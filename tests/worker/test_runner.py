@@ -14,6 +14,7 @@ from tests.worker.fakes import FakeCore, publish, question
 from tests.worker.helpers import let_lapse, record_of, replies, send, submit, until
 from worker import queue as keys
 from worker.messages import JobRecord, Reply
+from worker.queries import QueryQueue
 from worker.queue import WorkerQueue
 from worker.runner import Runner
 from worker.settings import Settings
@@ -92,13 +93,13 @@ def test_a_bug_is_an_internal_problem_without_details_and_the_worker_lives_on(
 def test_a_query_that_expires_in_the_workers_hands_is_never_computed(
     redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    take = WorkerQueue.take_queries
+    take = QueryQueue.take
 
-    def late(self: WorkerQueue, block_s: float = 0) -> Any:
+    def late(self: QueryQueue, block_s: float = 0) -> Any:
         taken = take(self, block_s)
-        return [one._replace(query=one.query.model_copy(update={"deadline": 0})) for one in taken]
+        return [one.model_copy(update={"deadline": 0}) for one in taken]
 
-    monkeypatch.setattr(WorkerQueue, "take_queries", late)
+    monkeypatch.setattr(QueryQueue, "take", late)
     send(redis)
     start_worker()
     assert problem_of(answered(redis)["q-1"]) == "deadline_exceeded"
@@ -248,14 +249,14 @@ def test_a_worker_shows_its_heartbeat_and_takes_it_with_it(redis: Redis, core: F
 def test_a_worker_waits_for_a_redis_that_is_away_and_starts_over_when_it_lost_everything(
     redis: Redis, core: FakeCore, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    take, failures = WorkerQueue.take_queries, iter(range(3))
+    take, failures = QueryQueue.take, iter(range(3))
 
-    def away(self: WorkerQueue, block_s: float = 0) -> Any:
+    def away(self: QueryQueue, block_s: float = 0) -> Any:
         if next(failures, None) is not None:
             raise RedisConnectionError("Connection refused")
         return take(self, block_s)
 
-    monkeypatch.setattr(WorkerQueue, "take_queries", away)
+    monkeypatch.setattr(QueryQueue, "take", away)
     start_worker()
     send(redis)
     answered(redis)

@@ -21,5 +21,10 @@ def test_only_the_data_directory_is_allowed_by_default(tmp_path: Path, monkeypat
     assert Settings().roots == (tmp_path / "data",)
 
 
+def test_a_level_of_the_log_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BERGSON_LOG_LEVEL", "WARNING")
+    assert Settings().log_level == "warning"
+
+
 def test_every_setting_says_what_it_is():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
