@@ -28,11 +28,14 @@ def main(settings: Settings | None = None) -> None:
         sys.exit(str(error))
     logs.configure(settings.log_format, settings.log_level)
     _prepare_libraries(settings.threads)
-    from bergson_core.models import default_device  # afterwards: libraries look when they are loaded
 
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:
+            from bergson_core.models import (
+                default_device,  # after all this: it loads torch, which takes seconds
+            )
+
             runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
 
             def stop(number: int, _frame: FrameType | None) -> None:

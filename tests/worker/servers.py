@@ -1,12 +1,17 @@
 """Redis servers that a test starts, on ports of their own."""
 
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-from tests.worker.helpers import answers, until
+from tests.worker.helpers import REPOSITORY, answers, until
+from worker.redis_client import connect
+
+(RULE,) = re.findall(r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE)
 
 
 def free_port() -> int:
@@ -49,3 +54,16 @@ def certify(openssl: str, directory: Path) -> tuple[Path, Path]:
     command += f" -addext subjectAltName=IP:127.0.0.1 -out {certificate} -keyout {key}"
     subprocess.run(command.split(), check=True, capture_output=True)
     return certificate, key
+
+
+def restricted(url: str, password: str = "p@ss/word") -> str:
+    """The same server as a user who has only the rights that docs/service.md lists."""
+    with connect(url) as admin:
+        admin.execute_command("ACL", "SETUSER", *RULE.replace("PASSWORD", password).split())
+    return url.replace("://", f"://bergson:{quote(password, safe='')}@")
+
+
+def refusals(url: str) -> list[str]:
+    """What the server has refused that user for lack of rights; redis-py tries one thing that it can do without."""
+    with connect(url) as admin:
+        return [entry["object"] for entry in admin.acl_log() if entry["object"] != "client|setinfo"]

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from redis import RedisError
+from redis.exceptions import NoPermissionError
 
 from bergson_core.errors import BergsonError, InvalidInput, RedisUnavailable
 from service.broker import Broker
@@ -20,15 +21,19 @@ from service.keys import Caller
 from service.limiting import Limits, shared_storage
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S, job_of, soon, until
-from tests.worker.servers import certify, free_port, options, running
+from tests.worker.servers import RULE, certify, free_port, options, refusals, restricted, running
 from worker.messages import EstimateJob
 from worker.queue import WorkerQueue
 from worker.redis_client import connect, connect_async
 from worker.runner import Runner
 from worker.settings import Settings
 
-RULE = re.findall(r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE)
 Require = Callable[..., str]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", heartbeat_s=0.2, poll_s=0.02)
 
 
 @pytest.fixture
@@ -89,15 +94,19 @@ async def test_a_user_with_the_rights_that_the_guide_lists_is_enough(
 ):
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
-    with running([server, *options(port=port)], tmp_path / "redis", url), connect(url) as admin:
-        (rule,) = RULE
-        admin.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "p@ss/word").split())
-        async with system(url.replace("//", "//bergson:p%40ss%2Fword@"), settings) as broker:
+    with running([server, *options(port=port)], tmp_path / "redis", url):
+        ours = restricted(url)
+        async with system(ours, settings) as broker:
             await use_everything(broker)
-        denied = [entry["object"] for entry in admin.acl_log() if entry["object"] != "client|setinfo"]
-        assert denied == []
-        with pytest.raises(RedisError), connect(url.replace("//", "//bergson:p%40ss%2Fword@")) as client:
-            client.set("elsewhere", 1)
+        assert refusals(url) == []
+        for forbidden in (["SET", "elsewhere", 1], ["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"]):
+            with pytest.raises(NoPermissionError), connect(ours) as client:
+                client.execute_command(*forbidden)
+
+
+def test_the_guide_lists_the_commands_of_all_scripts():
+    called = re.findall(r"redis\.call\('([A-Z]+)'", (REPOSITORY / "worker" / "scripts.py").read_text())
+    assert {f"+{one.lower()}" for one in called} <= set(RULE.split())
 
 
 @pytest.fixture
