@@ -3,17 +3,19 @@
 Legend: n rows of a shard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from bergson_core.errors import DocumentNotFound
+from bergson_core.errors import DocumentNotFound, IndexCorrupt
 from bergson_core.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.takedowns import TakedownLog, record_takedown
 from bergson_core.texts import document, has_ids, texts_of
+
+T = TypeVar("T")
 
 
 class Hidden:
@@ -50,30 +52,44 @@ def take_down(index: str | Path, document_id: str) -> None:
     root = Path(index)
     read_manifest(root)  # or else there is no log to lock
 
-    def check() -> int:
-        manifest = read_manifest(root)
+    def generation(manifest: Manifest) -> int:
         _find(root, manifest, document_id)
         return manifest.generation
 
-    record_takedown(root, document_id, check)
+    record_takedown(root, document_id, lambda: _in_newest(root, generation))
 
 
 def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
     """The document of that id, as `texts.document` gives it. Raises `DocumentNotFound` and `IndexNotFound`."""
     root = Path(index)
-    return _find(root, read_manifest(root), document_id)
+    return _in_newest(root, lambda manifest: _find(root, manifest, document_id))
 
 
 def existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
     """Those of `ids`, in their order, that documents of the index have which are not taken down."""
-    root, found = Path(index), set()
-    manifest = read_manifest(root)
-    hidden = Hidden(root, manifest)
-    hidden.update()
-    for entry, texts in texts_of(root, manifest):
-        here = has_ids(texts, ids) & ~hidden.of(entry, texts)
-        found.update(texts["id"].filter(pa.array(here)).to_pylist())
+    root = Path(index)
+
+    def existing(manifest: Manifest) -> set[str]:
+        found, hidden = set[str](), Hidden(root, manifest)
+        hidden.update()
+        for entry, texts in texts_of(root, manifest):
+            here = has_ids(texts, ids) & ~hidden.of(entry, texts)
+            found.update(texts["id"].filter(pa.array(here)).to_pylist())
+        return found
+
+    found = _in_newest(root, existing)
     return [one for one in ids if one in found]
+
+
+def _in_newest(root: Path, look: Callable[[Manifest], T]) -> T:
+    """What `look` finds in the index; again where a compaction has taken the files of the old generation away."""
+    while True:
+        manifest = read_manifest(root)
+        try:
+            return look(manifest)
+        except IndexCorrupt:
+            if read_manifest(root).generation == manifest.generation:
+                raise
 
 
 def _find(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:

@@ -7,9 +7,18 @@ the command line are all these classes, so that a field exists once. No torch he
 import hashlib
 import operator
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
@@ -48,6 +57,18 @@ class Spec(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what pydantic would take for a number or a truth value: "10", true, 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
+        if kinds and kinds <= {int, float} and isinstance(value, bool | str):
+            raise ValueError(f"expected a number, got {str(value)[:100]!r}")
+        if kinds == {bool} and not isinstance(value, bool):
+            raise ValueError(f"expected true or false, got {str(value)[:100]!r}")
+        return value
 
 
 class DatasetSpec(Spec):

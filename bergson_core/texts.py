@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bergson_core.errors import IndexCorrupt
 from bergson_core.files import mapped_bytes
 from bergson_core.manifest import Manifest, ShardEntry
 
@@ -65,9 +66,16 @@ def has_ids(texts: pa.Table, ids: Iterable[str]) -> np.ndarray:
 
 
 def texts_of(root: Path, manifest: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
-    """Each shard of the index in directory `root` with its documents."""
+    """Each shard of the index in directory `root` with its documents. Raises `IndexCorrupt` where these are gone."""
     for entry in manifest.shards:
-        yield entry, read_texts(mapped_bytes(root / "shards" / entry.name / TEXTS))
+        try:
+            texts = read_texts(mapped_bytes(root / "shards" / entry.name / TEXTS))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise IndexCorrupt(
+                f"shard {entry.name} of the index {root.name} cannot be read: restore it from a copy or build the "
+                f"index again ({error})"
+            ) from error
+        yield entry, texts
 
 
 def document(texts: pa.Table, place: int) -> dict[str, Any]:

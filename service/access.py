@@ -89,6 +89,20 @@ def check_start(settings: ServiceSettings) -> None:
         )
 
 
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Raises `InvalidInput` for a query parameter that is not documented: a typo is no wish for the default."""
+    if not request.query_params:
+        return
+    paths, path = request.app.openapi()["paths"], getattr(request.scope["route"], "path_format", "")
+    if path not in paths:
+        return
+    parameters = paths[path].get(request.method.lower(), {}).get("parameters", ())
+    known = [one["name"] for one in parameters if one["in"] == "query"]
+    if unknown := sorted(set(request.query_params) - set(known)):
+        expected = " or ".join(known) or "none"
+        raise InvalidInput(f"query parameter {unknown[0][:100]!r}: expected {expected}")
+
+
 async def authorize(request: Request) -> None:
     """Raises `Forbidden` for too small a scope, and `IndexNotFound` for an index that is not there for the caller.
 

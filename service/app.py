@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service import documentation, problems
-from service.access import Keys, authorize
+from service.access import Keys, authorize, refuse_unknown_parameters
 from service.broker import Broker
 from service.cache import AnswerCache
 from service.limiting import Limits, shared_storage
@@ -34,7 +34,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
-        dependencies=[Depends(authorize)],
+        dependencies=[Depends(authorize), Depends(refuse_unknown_parameters)],
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings

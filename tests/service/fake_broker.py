@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
-from bergson_core.errors import BergsonError, IndexExists, JobNotFound, TooLong
+from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
 from service import examples
@@ -137,6 +138,8 @@ class FakeBroker:
         self._fail()
         jobs = reversed(self.records.values())
         found = [job for job in jobs if state in (None, job.state) and shown(job.index)]
+        if not re.fullmatch("[0-9]+", cursor or "0"):
+            raise InvalidInput("cursor: no such page; start again without one")
         start = int(cursor or 0)
         return found[start : start + limit], str(start + limit) if start + limit < len(found) else None
 

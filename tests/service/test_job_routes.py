@@ -31,6 +31,14 @@ def events(text: str) -> list[dict[str, str]]:
     return parsed
 
 
+
+def test_a_query_parameter_that_does_not_exist_is_refused_with_those_that_do(client: TestClient) -> None:
+    problem = problem_of(client.get("/jobs?stat=running"), 422, "invalid_input")
+    assert problem.detail == "query parameter 'stat': expected state or cursor or limit"
+    assert client.get("/livez?surprise=1").status_code == 422
+    assert client.get("/docs?theme=dark").status_code == 200
+
+
 def test_a_job_shows_its_state_and_progress(client: TestClient, broker: FakeBroker, job_id: str) -> None:
     broker.advance(job_id, "running", stage="gradients", done=5, total=10)
     job = client.get(f"/jobs/{job_id}").json()
