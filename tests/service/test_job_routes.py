@@ -31,7 +31,6 @@ def events(text: str) -> list[dict[str, str]]:
     return parsed
 
 
-
 def test_a_query_parameter_that_does_not_exist_is_refused_with_those_that_do(client: TestClient) -> None:
     problem = problem_of(client.get("/jobs?stat=running"), 422, "invalid_input")
     assert problem.detail == "query parameter 'stat': expected state or cursor or limit"
