@@ -109,33 +109,45 @@ def test_the_guide_lists_the_commands_of_all_scripts():
     assert {f"+{one.lower()}" for one in called} <= set(RULE.split())
 
 
-@pytest.fixture
-def sentinel(server: str, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """URL of a master with a replica and a sentinel, all with passwords, and the master's process."""
-    ports = master, replica, guard = free_port(), free_port(), free_port()
-    ours = {"requirepass": "secret", "masterauth": "secret", "repl_diskless_sync_delay": 0}
-    (tmp_path / "sentinel").mkdir()
-    configuration = tmp_path / "sentinel" / "sentinel.conf"
+@pytest.fixture(params=["redis", "rediss"])
+def sentinel(
+    request: pytest.FixtureRequest, server: str, require: Require, tmp_path: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """URL of a master with a replica and a sentinel, all with passwords, by TLS or not, and the master's process."""
+    master, replica, guard, dead = (free_port() for _ in range(4))
+    port, query, ours = "port", "", {"requirepass": "secret", "masterauth": "secret"}
+    if request.param == "rediss":
+        certificate, key = certify(require("openssl"), tmp_path)
+        port, query = "tls_port", f"ssl_ca_certs={certificate}"
+        ours |= {"port": 0, "tls_replication": "yes", "tls_auth_clients": "no"}
+        ours |= {"tls_cert_file": certificate, "tls_key_file": key, "tls_ca_cert_file": certificate}
+    watching = options(**ours | {"requirepass": "watchword", port: guard})
+    configuration = tmp_path / "sentinel.conf"
     configuration.write_text(
-        f"port {guard}\nbind 127.0.0.1\nrequirepass watchword\n"
         f"sentinel monitor facts 127.0.0.1 {master} 1\nsentinel auth-pass facts secret\n"
         "sentinel down-after-milliseconds facts 500\nsentinel failover-timeout facts 5000\n"
     )
-    direct = [f"redis://:secret@127.0.0.1:{port}" for port in ports]
+    urls = [
+        f"{request.param}://:{word}@127.0.0.1:{at}/0?{query}"
+        for word, at in (("secret", master), ("secret", replica), ("watchword", guard))
+    ]
+    commands = [
+        [server, *options(**ours, **{port: master})],
+        [server, *options(**ours, **{port: replica}, replicaof=f"127.0.0.1 {master}")],
+        [server, str(configuration), "--sentinel", *watching],
+    ]
     with ExitStack() as stack:
-        first = running([server, *options(port=master, **ours)], tmp_path / "master", direct[0])
-        process = stack.enter_context(first)
-        second = [server, *options(port=replica, replicaof=f"127.0.0.1 {master}", **ours)]
-        stack.enter_context(running(second, tmp_path / "replica", direct[1]))
-        watch = f"redis://:watchword@127.0.0.1:{guard}"
-        stack.enter_context(running([server, str(configuration), "--sentinel"], tmp_path / "sentinel", watch))
-        with connect(watch) as client:
+        process, *_ = [
+            stack.enter_context(running(command, tmp_path / f"server-{at}", url))
+            for at, (command, url) in enumerate(zip(commands, urls, strict=True))
+        ]
+        with connect(urls[2]) as client:
             until(lambda: client.sentinel_slaves("facts"))
-        with connect(direct[1]) as client:
+        with connect(urls[1]) as client:
             until(lambda: client.info("replication")["master_link_status"] == "up")
-        dead = free_port()
+        sentinels = f"127.0.0.1:{dead},127.0.0.1:{guard}"
         yield (
-            f"redis+sentinel://:secret@127.0.0.1:{dead},127.0.0.1:{guard}/facts/0?sentinel_password=watchword",
+            f"{request.param}+sentinel://:secret@{sentinels}/facts/0?sentinel_password=watchword&{query}",
             process,
         )
 
