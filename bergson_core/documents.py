@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
@@ -197,7 +196,6 @@ def load_documents(spec: BuildSpec) -> Documents:
     """
     if spec.dataset is not None:
         name, dataset = spec.dataset.path, open_dataset(spec.dataset)
-        pa.default_memory_pool().release_unused()  # some 50 MB that reading a file for the first time has taken
     else:
         name, dataset = "documents", Dataset.from_list([dict(row) for row in spec.documents or ()])
     return as_documents(dataset, spec.columns, name)

@@ -48,6 +48,8 @@ SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
 MOST_SHARDS: Final = 1000
 """Of an index: each takes about a tenth of a millisecond to open. So those of a large one are larger."""
+LARGEST_SHARD_BYTES: Final = 2 * 2**30
+"""Whatever the index: a shard is in memory while it is made."""
 
 Report = Callable[[Progress], None]
 Confirm = Callable[[], None]
@@ -68,7 +70,9 @@ def writing(root: Path) -> Iterator[None]:
 
 def rows_a_shard(shape: RowShape, total: int) -> int:
     """Rows of a shard of about `SHARD_BYTES`, or more where an index of `total` rows had too many of these."""
-    return max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // shape.row_bytes), -(-total // MOST_SHARDS))
+    usual = min(MAX_SHARD_ROWS, SHARD_BYTES // shape.row_bytes)
+    large = min(-(-total // MOST_SHARDS), LARGEST_SHARD_BYTES // shape.row_bytes)
+    return max(1, usual, large)
 
 
 def save_preconditioner(

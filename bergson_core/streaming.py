@@ -42,6 +42,12 @@ def load_streamed(spec: BuildSpec, root: Path, report: Callable[[Progress], None
 
     `report` is called after every batch and may raise to stop.
     """
+    documents = _loaded(spec, root, report)
+    pa.default_memory_pool().release_unused()  # some 50 MB that reading a file for the first time has taken
+    return documents
+
+
+def _loaded(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
     source = spec.dataset
     if source is None or not source.streaming:
         return load_documents(spec)

@@ -22,7 +22,7 @@ from service.access import check_start
 from service.app import create_app
 from service.broker import Broker
 from service.settings import ServiceSettings
-from worker import logs
+from worker import logs, tracing
 from worker.embedded import redis_url
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _end)
     settings = _read_settings()
     logs.configure(settings.log_format, settings.log_level)
+    tracing.configure("bergson-web")
     try:
         check_start(settings)
         with closing(_listen(settings)) as listening, redis_url(settings) as url:

@@ -17,6 +17,7 @@ from service.broker import Broker
 from service.cache import AnswerCache, key_of
 from service.keys import Caller
 from service.metrics import WebMetrics
+from service.replies import stop
 from service.settings import ServiceSettings
 from worker.messages import Priority
 
@@ -78,10 +79,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise Cancelled("the client has closed the connection")
         return task.result()
     finally:
-        for one in (task, gone):
-            while not one.done():  # again and again: see `replies.Replies.close`
-                one.cancel()
-                await asyncio.wait([one], timeout=0.1)
+        await stop(task)
+        await stop(gone)
 
 
 async def _gone(request: Request) -> None:

@@ -34,7 +34,7 @@ from bergson_core.manifest import FILE_NAME
 from bergson_core.specs import AttributionQuery
 from service.load import QueueLoad, read_load
 from service.replies import BLOCK_MS, Replies, Streams, unavailable
-from worker import queue, scripts
+from worker import queue, scripts, tracing
 from worker.embedded import redis_url
 from worker.messages import (
     FINAL_STATES,
@@ -138,6 +138,7 @@ class Broker:
             query_id=query_id,
             reply_to=self._replies.stream,
             request_id=request_id,
+            traceparent=tracing.traceparent(),
             sent_at=now,
             deadline=now + timeout_s,
             priority=priority,
@@ -146,7 +147,7 @@ class Broker:
         with self._replies.expected(query_id) as future:
             await self._require_worker()
             await self._enqueue(message, lane)
-            # No cancelling timeout around the two lines above: see `Replies.close`.
+            # No cancelling timeout around the two lines above: see `replies.stop`.
             try:
                 await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
             finally:
@@ -202,6 +203,7 @@ class Broker:
         record = JobRecord(
             job_id=job.job_id, kind=job.kind, index=job.index, state="queued", created_at=time.time()
         )
+        job = job.model_copy(update={"traceparent": tracing.traceparent()})
         message, body = await asyncio.to_thread(_encode, job)
         taken = is_build and (self._settings.indexes_dir / index / FILE_NAME).exists()
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
@@ -361,7 +363,7 @@ def _reaching_redis() -> Iterator[None]:
 
 def _encode(job: Job) -> tuple[str, str]:
     """The job as a message, and the sha256 of what the caller sent."""
-    body = job.model_dump_json(exclude={"job_id", "request_id"})
+    body = job.model_dump_json(exclude={"job_id", "request_id", "traceparent"})
     return job.model_dump_json(), hashlib.sha256(body.encode()).hexdigest()
 
 

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bergson_core.errors import BergsonError
 from service import access
 from service.limiting import Limits
-from service.metrics import WebMetrics
+from service.metrics import WebMetrics, route_of
 from service.problems import error_response, problem, problem_response
-from worker import logs
+from worker import logs, tracing
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,21 @@ class RequestId:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        finally:
-            elapsed_s = time.perf_counter() - started
-            self.metrics.served(scope, status, elapsed_s)
-            self._log(scope, status, 1000 * elapsed_s)
+        parent, about = Headers(scope=scope).get("traceparent"), {"bergson.request_id": request_id}
+        with tracing.span(scope["method"], "server", [parent], about) as span:
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                elapsed_s = time.perf_counter() - started
+                self.metrics.served(scope, status, elapsed_s)
+                self._trace(scope, status, span)
+                self._log(scope, status, 1000 * elapsed_s)
+
+    @staticmethod
+    def _trace(scope: Scope, status: int, span: tracing.Spans) -> None:
+        method, route = scope["method"], route_of(scope)
+        attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        span.set(attributes, name=f"{method} {route}", failed=status >= 500)
 
     @staticmethod
     def _log(scope: Scope, status: int, elapsed_ms: float) -> None:

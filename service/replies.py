@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -28,6 +28,13 @@ def unavailable(why: str) -> RedisUnavailable:
     return RedisUnavailable(f"Redis does not answer: start it, or correct REDIS_URL ({why})")
 
 
+async def stop(task: asyncio.Task[Any]) -> None:
+    """Cancels a task until it has ended: redis-py sends by asyncio.wait_for, which in Python 3.11 may swallow it."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+
+
 class Replies:
     """The stream of this process's answers, the task that reads it, and who waits for what.
 
@@ -46,10 +53,8 @@ class Replies:
         self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        while self._task is not None and not self._task.done():
-            # Again and again: redis-py sends through asyncio.wait_for, which in Python 3.11 can swallow this.
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.1)
+        if self._task is not None:
+            await stop(self._task)
         with suppress(RedisError):
             await self._redis.delete(self.stream)
         await self._redis.aclose()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from worker import logs
+from worker import logs, tracing
 from worker.embedded import redis_url
 from worker.queue import WorkerQueue
 from worker.redis_client import connect
@@ -27,8 +27,10 @@ def main(settings: Settings | None = None) -> None:
     except ValidationError as error:
         sys.exit(str(error))
     logs.configure(settings.log_format, settings.log_level)
+    tracing.configure("bergson-worker")
     _prepare_libraries(settings.threads)
 
+    logs.adopt_libraries()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:

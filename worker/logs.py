@@ -34,6 +34,14 @@ def configure(form: LogFormat, level: LogLevel, stream: TextIO | None = None) ->
     logging.captureWarnings(True)
 
 
+def adopt_libraries() -> None:
+    """Makes libraries that were loaded by now and write for themselves (transformers, torch) write here instead."""
+    for one in logging.root.manager.loggerDict.values():
+        if isinstance(one, logging.Logger) and one.handlers:
+            one.handlers.clear()
+            one.propagate = True
+
+
 def formatter(form: Literal["json", "text"]) -> logging.Formatter:
     """What writes down the records of `logging` in this form."""
     before: list[Processor] = [

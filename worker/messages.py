@@ -28,6 +28,14 @@ class Message(Report):
     schema_version: Literal[3] = SCHEMA_VERSION
 
 
+class Request(Message):
+    """Base of what a web process sends for one of its callers."""
+
+    request_id: str
+    traceparent: str | None = None
+    """The span that it belongs to, as the W3C writes it, where there is tracing."""
+
+
 class Problem(Report):
     """An error on its way to the caller: `code` is one of `bergson_core.errors`."""
 
@@ -35,10 +43,9 @@ class Problem(Report):
     detail: str
 
 
-class _Job(Message):
+class _Job(Request):
     job_id: str
     index: IndexName
-    request_id: str
 
 
 class BuildJob(_Job):
@@ -68,13 +75,12 @@ class CompactJob(_Job):
     kind: Literal["compact"] = "compact"
 
 
-class EstimateJob(Message):
+class EstimateJob(Request):
     """Find out what a build would take; the finding stands in the job's record."""
 
     kind: Literal["estimate"] = "estimate"
     job_id: str
     index: None = None
-    request_id: str
     spec: BuildSpec
 
 
@@ -82,12 +88,11 @@ Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Fi
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
-class Query(Message):
+class Query(Request):
     """One question; the answer goes to the stream `reply_to` under the same `query_id`."""
 
     query_id: str
     reply_to: str
-    request_id: str
     sent_at: float
     """Unix time in seconds."""
     deadline: float

@@ -18,7 +18,7 @@ from redis import RedisError
 
 from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
-from worker import handlers, logs
+from worker import handlers, observed
 from worker.messages import Heartbeat, Problem, Query, Reply
 from worker.pulse import Pulse
 from worker.queue import ClaimedJob, WorkerQueue
@@ -79,7 +79,7 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                with logs.about(request_id=claim.job.request_id, job_id=claim.job.job_id):
+                with observed.working_on(claim.job):
                     self._work(claim)
             finally:
                 self._pulse.claim = None
@@ -95,10 +95,10 @@ class Runner:
         self._pulse.queries = taken
         try:
             for name, group in by_index.items():
-                with logs.about(request_ids=[query.request_id for query in group]):
+                with observed.answering(name, group):
                     replies = self._answer(name, group)
                     self._queue.queries.reply(replies)
-                self._queue.metrics.replied([reply for _, reply in replies])
+                    observed.replied([reply for _, reply in replies], self._queue.metrics)
         finally:
             self._pulse.queries = ()
         return bool(taken)

@@ -26,8 +26,10 @@ from bergson_core.errors import (
     TooLong,
 )
 from bergson_core.manifest import FILE_NAME, published, read_manifest
+from bergson_core.publishing import rows_a_shard
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.store import RowShape
 from tests import tiny
 from tests.core.conftest import make_spec
 from tests.processes import own_processes
@@ -59,6 +61,16 @@ def stop_after(batches: int):
             raise Cancelled("stopped by the test")
 
     return report
+
+
+@pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
+@pytest.mark.parametrize("total", [1, 10**5, 10**7, 10**8])
+def test_an_index_has_few_shards_and_none_is_larger_than_memory_bears(kind, width, total):
+    shape = RowShape(kind, 48, width)
+    rows = rows_a_shard(shape, total)
+    size, shards = rows * shape.row_bytes, -(-total // rows)
+    assert size <= 2**26 or (shards <= 1000 and size <= 2**31) or size > 2**31 - shape.row_bytes
+    assert shards <= max(1000, total * shape.row_bytes / 2**31 + 1)
 
 
 def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index, tmp_path):

@@ -40,7 +40,7 @@ def told(family: Metric) -> str:
 def table() -> dict[str, set[str]]:
     """The metrics of the guide, and the labels of each."""
     text = (DOCS / "observing.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*)\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(bergson_\w+)` \|(.*?)\|(.*)\|$", text, re.MULTILINE)
     assert all(what.strip() for _, _, what in rows)
     return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels, _ in rows}
 

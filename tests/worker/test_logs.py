@@ -109,6 +109,17 @@ def test_uvicorns_second_copy_of_a_message_is_left_out():
     assert "color_message" not in json_lines(stream)[0]
 
 
+def test_a_library_that_writes_for_itself_writes_here_instead():
+    library, own = logging.getLogger("some_library"), io.StringIO()
+    library.addHandler(logging.StreamHandler(own))
+    library.propagate = False
+    with configured("json") as stream:
+        logs.adopt_libraries()
+        logging.getLogger("some_library.part").warning("careful")
+    assert own.getvalue() == ""
+    assert [line["event"] for line in json_lines(stream)] == ["careful"]
+
+
 def test_warnings_of_libraries_are_events_as_well():
     with configured("json") as stream:
         logging.captureWarnings(False)
