@@ -52,8 +52,8 @@ demo: $(VENV)/.installed
 
 # A program that is not there fails the tests that need it in CI, and skips them elsewhere (tests/conftest.py).
 system:
-	@command -v chromium >/dev/null && command -v redis-server >/dev/null \
-	|| sh scripts/system-packages.sh chromium fonts-dejavu-core redis-server \
+	@command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v openssl >/dev/null \
+	|| sh scripts/system-packages.sh chromium fonts-dejavu-core openssl redis-server \
 	|| { test -z "$$CI" && echo 'Going on without: tests that need a missing program are skipped.'; }
 
 # Two workers, the cores of CI; each imports torch, so that plain pytest is quicker for one file. ARGS=-n0 is without.

@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 
-from worker.queue import WORKERS, connect, worker_key
+from worker.queue import WORKERS, worker_key
+from worker.redis_client import connect
 
 
 def main() -> None:

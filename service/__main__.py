@@ -9,9 +9,12 @@ import logging
 import signal
 import socket
 import sys
+import time
 from contextlib import closing
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
@@ -58,20 +61,37 @@ async def _check_redis(settings: ServiceSettings) -> None:
         await broker.ping()
 
 
+class _Server(uvicorn.Server):
+    """Is not ready from the first signal on, and stops `drain_s` seconds later; a second signal ends it at once."""
+
+    def __init__(self, app: FastAPI, settings: ServiceSettings):
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=settings.shutdown_s,
+        )
+        super().__init__(config)
+        self._state, self._drain_s, self._stop_at = app.state, settings.drain_s, 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+        self._state.stopping, self._stop_at = True, time.monotonic() + self._drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; whether to stop."""
+        return await super().on_tick(counter) and (self.force_exit or time.monotonic() >= self._stop_at)
+
+
 def _serve(settings: ServiceSettings, listening: socket.socket) -> None:
     asyncio.run(_check_redis(settings))
-    config = uvicorn.Config(
-        create_app(settings),
-        lifespan="on",
-        proxy_headers=False,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=settings.shutdown_s,
-    )
     host, port = listening.getsockname()[:2]
     logger.info("dashboard: http://%s:%s/docs", f"[{host}]" if ":" in host else host, port)
-    server = uvicorn.Server(config)
+    server = _Server(create_app(settings), settings)
     server.run(sockets=[listening])
     if not server.started:
         sys.exit("the service did not start: the log above says why")

@@ -39,6 +39,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     )
     app.state.settings = settings
     app.state.broker = broker
+    app.state.stopping = False
     app.state.limits = Limits()
     app.state.keys = Keys(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)

@@ -15,9 +15,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 from redis import RedisError
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import ConnectionPool
 
 from bergson_core.answers import Answer, Estimate
 from bergson_core.errors import (
@@ -50,11 +48,11 @@ from worker.messages import (
     Query,
 )
 from worker.queries import ask_arguments, query_key, waiting_keys
+from worker.redis_client import connect_async
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_POOL_WAIT_S = 5.0
 _CONNECTIONS, _FOLLOWERS = 32, 256
 _ALIVE_S = 1.0  # for so long is a worker that was seen alive not looked for again
 _IDEMPOTENCY_S = 24 * 3600
@@ -67,9 +65,9 @@ class Broker:
 
     def __init__(self, settings: Settings, url: str):
         self._settings = settings
-        self._redis = _client(url, _CONNECTIONS)
-        self._follow = _client(url, _FOLLOWERS)
-        self._replies = Replies(_client(url, 1))
+        self._redis = connect_async(url, _CONNECTIONS)
+        self._follow = connect_async(url, _FOLLOWERS)
+        self._replies = Replies(connect_async(url, 1))
         self._submit = self._redis.register_script(scripts.SUBMIT)
         self._save = self._redis.register_script(scripts.SAVE)
         self._ask = self._redis.register_script(scripts.ASK)
@@ -353,17 +351,6 @@ class Broker:
 def no_job(job_id: str) -> JobNotFound:
     """What is said of a job that is not there, or not there for who asks."""
     return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
-
-
-def _client(url: str, connections: int) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=_POOL_WAIT_S,
-        retry=Retry(NoBackoff(), 0),
-        **queue.CLIENT_OPTIONS,
-    )
-    return Redis.from_pool(pool)
 
 
 @contextmanager

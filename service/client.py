@@ -5,7 +5,7 @@
         answer = client.attribute("facts", "Ada Lovelace was born in", " London", top_k=3)
 
 What is sent and what comes back are the service's own schemas, and a problem is raised as the error of
-`bergson_core.errors` that it stands for. No torch here, and nothing of the server.
+`bergson_core.errors` that it stands for. No torch here, and nothing of the server (a test holds it to that).
 
 `AsyncClient` is written out; `Client` takes its methods from there (`service.client_io` says how).
 """

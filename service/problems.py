@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bergson_core.errors import BergsonError, IdsExist, RateLimited, Unauthorized
+from service.schemas import FieldError, ProblemDetails
 
 logger = logging.getLogger(__name__)
 
@@ -75,40 +75,6 @@ _BY_STATUS = {
     413: "body_too_large",
     415: "unsupported_media_type",
 }
-
-
-class FieldError(BaseModel):
-    """One field that was refused."""
-
-    loc: list[str | int]
-    """Where: `body`, `query`, `path` or `header`, then the names and positions that lead to the field."""
-    msg: str
-    """What was expected."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class ProblemDetails(BaseModel):
-    """An error as RFC 9457 has it. Branch on `code`, show `detail`, quote `request_id` when you report it."""
-
-    type: str
-    """A URN that ends in the code."""
-    title: str
-    """The kind of error, the same for every occurrence."""
-    status: int
-    """The HTTP status, again."""
-    detail: str
-    """What went wrong this time, and what to do."""
-    code: str
-    """Stable name of the kind of error."""
-    request_id: str
-    """The `X-Request-ID` of the response, also in the server's log."""
-    errors: list[FieldError] | None = None
-    """For validation: each refused field."""
-    ids: list[str] | None = None
-    """For `ids_exist`: the ids that the index has already."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 def kind_of(code: str) -> Kind:

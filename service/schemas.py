@@ -2,13 +2,46 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.answers import Answer, Report, SizesBytes
 from bergson_core.manifest import SearchEntry
 from bergson_core.specs import AttributionQuery, BuildSpec, IndexName, Spec
-from service.problems import ProblemDetails
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
+
+
+class FieldError(BaseModel):
+    """One field that was refused."""
+
+    loc: list[str | int]
+    """Where: `body`, `query`, `path` or `header`, then the names and positions that lead to the field."""
+    msg: str
+    """What was expected."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ProblemDetails(BaseModel):
+    """An error as RFC 9457 has it. Branch on `code`, show `detail`, quote `request_id` when you report it."""
+
+    type: str
+    """A URN that ends in the code."""
+    title: str
+    """The kind of error, the same for every occurrence."""
+    status: int
+    """The HTTP status, again."""
+    detail: str
+    """What went wrong this time, and what to do."""
+    code: str
+    """Stable name of the kind of error."""
+    request_id: str
+    """The `X-Request-ID` of the response, also in the server's log."""
+    errors: list[FieldError] | None = None
+    """For validation: each refused field."""
+    ids: list[str] | None = None
+    """For `ids_exist`: the ids that the index has already."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class IndexRequest(BuildSpec):

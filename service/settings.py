@@ -35,6 +35,9 @@ class ServiceSettings(Settings):
     """Longest `timeout_s` that a query may ask for."""
     cache_bytes: int = Field(default=32 * 2**20, ge=0)
     """Bytes of answers that are kept to be given again, as long as their index does not change; 0 keeps none."""
+    drain_s: float = Field(default=0.0, ge=0)
+    """Seconds after SIGTERM for which requests are still taken while `/readyz` fails, so that a load balancer looks
+    away first."""
     shutdown_s: int = Field(default=5, ge=0)
     """Seconds that open requests and event streams get to end when the server stops."""
 

@@ -1,6 +1,7 @@
 """The files around the code: pyproject.toml, the images, the compose file, Makefile. Nothing is built with Docker."""
 
 import ast
+import configparser
 import json
 import re
 import stat
@@ -21,9 +22,11 @@ import jsonschema
 import pytest
 import yaml
 
+from service.cli import app
 from service.settings import ServiceSettings
 from worker.messages import Heartbeat
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -234,7 +237,7 @@ def test_every_service_is_hardened_checked_and_can_be_scaled(compose: dict[str, 
         assert service["cap_drop"] == ["ALL"]
         assert "no-new-privileges:true" in service["security_opt"]
         assert service["stop_grace_period"]
-        assert "container_name" not in service
+        assert not {"container_name", "hostname", "network_mode"} & set(service)
         assert "test" in service["healthcheck"]
 
 
@@ -296,6 +299,38 @@ def test_the_health_check_of_a_worker_passes_while_one_on_this_host_is_alive(red
     assert healthy()
     queue.leave()
     assert not healthy()
+
+
+# systemd
+
+
+@pytest.mark.parametrize("unit", sorted((ROOT / "docs" / "systemd").iterdir()), ids=lambda path: path.name)
+def test_a_unit_of_systemd_starts_a_command_of_ours_that_is_told_to_stop_and_can_do_little_else(
+    unit: Path,
+) -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment]
+    parser.read_string(unit.read_text())
+    service = parser["Service"]
+    program, command = service["ExecStart"].split()
+    assert program.endswith("/bin/bergson")
+    assert command in {one.name for one in app.registered_commands} and command in unit.name.replace(
+        "web", "serve"
+    )
+    variables = dict(one.split("=") for one in service["Environment"].split())
+    assert variables["BERGSON_DATA_DIR"] == f"/var/lib/{service['StateDirectory']}"
+    assert (service["User"], service["KillMode"], service["Restart"]) == ("bergson", "mixed", "on-failure")
+    assert int(service["TimeoutStopSec"]) > ServiceSettings().shutdown_s + ServiceSettings().drain_s
+    assert service["CapabilityBoundingSet"] == "" and service["ProtectSystem"] == "strict"
+    assert parser["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_the_units_of_systemd_are_named_in_the_guide() -> None:
+    assert {path.name for path in (ROOT / "docs" / "systemd").iterdir()} == {
+        "bergson-web.service",
+        "bergson-worker@.service",
+    }
+    assert "enable --now bergson-web bergson-worker@0" in (ROOT / "docs" / "service.md").read_text()
 
 
 # Makefile, CI and README

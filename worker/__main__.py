@@ -14,7 +14,8 @@ from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
 from worker import logs, tracing
 from worker.embedded import redis_url
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 
@@ -28,12 +29,15 @@ def main(settings: Settings | None = None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-worker")
     _prepare_libraries(settings.threads)
-    from bergson_core.models import default_device  # afterwards: libraries look when they are loaded
 
     logs.adopt_libraries()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:
+            from bergson_core.models import (
+                default_device,  # after all this: it loads torch, which takes seconds
+            )
+
             runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
 
             def stop(number: int, _frame: FrameType | None) -> None:

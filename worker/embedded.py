@@ -22,11 +22,10 @@ from typing import IO
 from urllib.parse import quote
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from bergson_core.errors import RedisUnavailable
 from worker.children import tied
+from worker.redis_client import connect
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -184,7 +183,7 @@ def _executable() -> str:
 
 def _answers(url: str) -> bool:
     """Whether a Redis answers and has loaded its data."""
-    with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0)) as client:
+    with connect(url) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:

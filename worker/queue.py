@@ -34,8 +34,6 @@ from typing import Any, cast
 
 import redis
 from pydantic import ValidationError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from bergson_core.answers import Estimate, Progress
 from bergson_core.errors import InvalidInput, LeaseLost
@@ -70,8 +68,6 @@ _GIVEN_UP = (
     "The logs of the workers say why; submit it again when that is mended"
 )
 
-CLIENT_OPTIONS: dict[str, Any] = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace"}
-
 
 def job_key(job_id: str) -> str:
     return f"bergson:job:{job_id}"
@@ -83,11 +79,6 @@ def events_key(job_id: str) -> str:
 
 def worker_key(worker_id: str) -> str:
     return f"bergson:worker:{worker_id}"
-
-
-def connect(url: str) -> redis.Redis:
-    """A client that fails at once instead of sending a command twice: the caller knows what may be repeated."""
-    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **CLIENT_OPTIONS)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Health: for a supervisor and a load balancer."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
-from bergson_core.errors import NoWorker, RedisUnavailable
+from bergson_core.errors import NoWorker, RedisUnavailable, Unavailable
 from service import examples
 from service.dependencies import BrokerDep, MetricsDep
 from service.documentation import METRICS, answered, problems
@@ -22,10 +22,13 @@ async def livez() -> Live:
 @router.get(
     "/readyz",
     summary="Can it work?",
-    responses=answered(200, "It can.", examples.READY) | problems("redis_unavailable", "no_worker"),
+    responses=answered(200, "It can.", examples.READY)
+    | problems("redis_unavailable", "no_worker", "unavailable"),
 )
-async def readyz(broker: BrokerDep) -> Ready:
-    """Redis answers and a worker is alive. Send no traffic where this fails."""
+async def readyz(request: Request, broker: BrokerDep) -> Ready:
+    """Redis answers, a worker is alive, and this process is not stopping. Send no traffic where this fails."""
+    if request.app.state.stopping:
+        raise Unavailable("this web process is stopping: ask another")
     await broker.ping()
     if not (alive := await broker.workers()):
         raise NoWorker("no worker is alive: start one with `python -m worker`")

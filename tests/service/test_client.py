@@ -1,8 +1,11 @@
 """The client against the service itself over a fake broker, and against answers that a service does not give often."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from inspect import isasyncgenfunction, iscoroutinefunction, isfunction
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +33,7 @@ from tests.service.keyed import bearer
 from tests.service.served import serve
 from worker.messages import Problem
 
+ROOT = Path(__file__).parents[2]
 Answering = Callable[[httpx.Request], httpx.Response]
 CHANGES = ("documents", "profiles", "compact")
 DOCUMENTS = [{"text": "Ada Lovelace's birthplace is London"}]
@@ -81,6 +85,13 @@ def breaking(kind: type[httpx.TransportError]) -> Answering:
 
 def answer(body: object) -> httpx.Response:
     return httpx.Response(200, json=body)
+
+
+def test_a_client_loads_neither_torch_nor_the_server() -> None:
+    heavy = ("torch", "transformers", "faiss", "datasets", "fastapi", "starlette", "uvicorn", "redis")
+    code = f"import service.client, sys; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stderr.strip() == "[]"
 
 
 # What it calls
@@ -253,6 +264,15 @@ def test_the_answers_of_a_batch_are_answers_or_errors_in_the_order_of_the_querie
     assert not isinstance(first, BergsonError) and first.index == "facts"
     assert isinstance(second, InvalidInput) and second.request_id == "r-2"
     assert json.loads(asked[0].content) == {"queries": [query, query | {"top_k": 3}], "timeout_s": 5}
+
+
+def test_a_batch_is_answered_by_the_service(client: Client, broker: FakeBroker) -> None:
+    query = {"index": "facts", "prompt": "a", "completion": " b"}
+    first, second = client.attribute_batch([query, query | {"prompt": "c"}], timeout_s=5)
+    assert not isinstance(first, BergsonError) and not isinstance(second, BergsonError)
+    assert (first.query.prompt, second.query.prompt) == ("a", "c")
+    with pytest.raises(InvalidInput, match="queries"):
+        client.attribute_batch([query] * 257)
 
 
 # Trying again

@@ -1,5 +1,6 @@
 """/livez looks at nothing; /readyz looks at Redis and the workers."""
 
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
@@ -24,6 +25,12 @@ def test_it_is_not_ready_without_redis(client: TestClient, broker: FakeBroker) -
 def test_it_is_not_ready_without_a_worker(client: TestClient, broker: FakeBroker) -> None:
     broker.beats = []
     problem_of(client.get("/readyz"), 503, "no_worker")
+
+
+def test_it_is_not_ready_while_it_stops_but_answers(app: FastAPI, client: TestClient) -> None:
+    app.state.stopping = True
+    problem_of(client.get("/readyz"), 503, "unavailable")
+    assert client.get("/livez").status_code == client.get("/index").status_code == 200
 
 
 def test_workers_are_listed_as_they_report(client: TestClient) -> None:

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from redis.asyncio import Redis
 
 from bergson_core.errors import RateLimited, RedisUnavailable
 from service.keys import Caller
@@ -18,7 +17,7 @@ from service.settings import ServiceSettings
 from tests.service.keyed import bearer
 from tests.service.test_problems import problem_of
 from worker.embedded import redis_url
-from worker.queue import CLIENT_OPTIONS
+from worker.redis_client import connect_async
 
 
 def caller(key_id: str = "0" * 12, rate: str | None = None, concurrent: int | None = None) -> Caller:
@@ -28,7 +27,7 @@ def caller(key_id: str = "0" * 12, rate: str | None = None, concurrent: int | No
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Limits]:
     """The limits of one web process that counts in Redis, as `service.app` makes them."""
-    async with Redis.from_url(url, **CLIENT_OPTIONS) as redis:
+    async with connect_async(url, 8) as redis:
         yield Limits(shared_storage(redis.connection_pool))
 
 
@@ -105,7 +104,7 @@ async def test_web_processes_count_together_in_redis(tmp_path: Path) -> None:
                     await limits.enter(who)
                 assert 1 <= refused.value.wait_s <= 60
             await ask(other, caller("1" * 12, rate="3/minute"), 3)
-        async with Redis.from_url(url, **CLIENT_OPTIONS) as redis:
+        async with connect_async(url, 8) as redis:
             keys = await redis.keys("*")
             assert keys and all(key.startswith("bergson:rate:") for key in keys)
             assert all([0 < await redis.ttl(key) <= 120 for key in keys])

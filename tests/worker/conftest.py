@@ -14,31 +14,47 @@ from redis import Redis
 from service.broker import Broker
 from tests.worker.fakes import FakeCore
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S
+from tests.worker.servers import options, refusals, restricted, running
 from worker.embedded import embedded_redis
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 
 
-@pytest.fixture(scope="session")
-def redis_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+@pytest.fixture(scope="session", params=["embedded", "system"])
+def redis_at(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable[..., str]
+) -> Iterator[tuple[str, str]]:
+    """URLs of a Redis, for the test and for what it tests: the embedded one, of 6.2, and the newer one on the PATH.
+
+    On the latter what is tested is a user who has no more rights than docs/service.md lists.
+    """
+    directory = tmp_path_factory.mktemp("redis")
+    if request.param == "embedded":
+        with embedded_redis(directory) as url:
+            yield url, url
+        return
+    url = f"unix://{directory}/redis.sock"
+    command = [require("redis-server"), *options(port=0, unixsocket=f"{directory}/redis.sock")]
+    with running(command, directory, url):
+        yield url, restricted(url)
+        assert refusals(url) == []
 
 
 @pytest.fixture
-def redis(redis_at: str) -> Iterator[Redis]:
+def redis(redis_at: tuple[str, str]) -> Iterator[Redis]:
     """An empty one."""
-    with connect(redis_at) as client:
+    with connect(redis_at[0]) as client:
         client.flushdb()
         yield client
 
 
 @pytest.fixture
-def settings(tmp_path: Path, redis_at: str) -> Settings:
+def settings(tmp_path: Path, redis_at: tuple[str, str]) -> Settings:
     return Settings(
         data_dir=tmp_path / "data",
-        redis_url=redis_at,
+        redis_url=redis_at[1],
         lease_s=1,
         query_lease_s=0.6,
         heartbeat_s=0.2,
@@ -50,13 +66,15 @@ def settings(tmp_path: Path, redis_at: str) -> Settings:
 
 
 @pytest.fixture
-def make_queue(redis: Redis, settings: Settings) -> Callable[[str], WorkerQueue]:
-    def make(worker_id: str) -> WorkerQueue:
-        queue = WorkerQueue(redis, settings, worker_id)
-        queue.prepare()
-        return queue
+def make_queue(redis: Redis, settings: Settings) -> Iterator[Callable[[str], WorkerQueue]]:
+    with connect(cast("str", settings.redis_url)) as client:
 
-    return make
+        def make(worker_id: str) -> WorkerQueue:
+            queue = WorkerQueue(client, settings, worker_id)
+            queue.prepare()
+            return queue
+
+        yield make
 
 
 @pytest.fixture

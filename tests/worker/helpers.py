@@ -14,7 +14,7 @@ from tests.worker.fakes import question, spec
 from worker import queries, scripts
 from worker import queue as keys
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
-from worker.queue import connect
+from worker.redis_client import connect
 from worker.settings import Settings
 from worker.streams import GROUP
 

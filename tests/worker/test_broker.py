@@ -36,7 +36,8 @@ from worker import queries
 from worker import queue as keys
 from worker.embedded import embedded_redis
 from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Query, Reply
-from worker.queue import WorkerQueue, connect
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
 from worker.runner import Runner
 from worker.settings import Settings
 

@@ -18,7 +18,7 @@ from bergson_core.errors import RedisUnavailable
 from tests.worker.helpers import REPOSITORY, answers, pid_of, until
 from worker import embedded
 from worker.embedded import embedded_redis, redis_url
-from worker.queue import connect
+from worker.redis_client import connect
 from worker.settings import Settings
 
 

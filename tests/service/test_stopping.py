@@ -1,0 +1,84 @@
+"""How a web process ends: what is open is answered, and who asks whether it is ready is told no."""
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bergson_core.specs import BuildSpec
+from service.client import Client
+from tests.service.fake_broker import WORKER, answer_to, publish
+from tests.service.test_start import LIMIT_S, started
+from tests.worker.helpers import until
+from worker.embedded import embedded_redis
+from worker.messages import Reply
+from worker.metrics import WorkerMetrics
+from worker.queries import QueryQueue
+from worker.queue import WorkerQueue
+from worker.redis_client import connect
+from worker.settings import Settings
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def redis_at(tmp_path: Path, spec: BuildSpec) -> Iterator[str]:
+    """A Redis in which a worker seems to live for a minute, that knows the index `facts`."""
+    publish(tmp_path / "indexes", "facts", spec)
+    with embedded_redis(tmp_path / "redis") as url, connect(url) as client:
+        WorkerQueue(client, Settings(heartbeat_s=20), WORKER.worker_id).beat(WORKER)
+        yield url
+
+
+def refuses(address: str) -> bool:
+    try:
+        httpx.get(f"{address}/livez")
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
+    tmp_path: Path, redis_at: str
+) -> None:
+    with (
+        started(tmp_path, REDIS_URL=redis_at, BERGSON_SHUTDOWN_S="20") as (process, address),
+        connect(redis_at) as redis,
+        ThreadPoolExecutor(1) as pool,
+        Client(address, retry_s=0) as client,
+    ):
+        asked = pool.submit(client.attribute, "facts", "Ada was born in", " London")
+        queries = QueryQueue(redis, Settings(), WorkerMetrics())
+        (query,) = until(queries.take)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(address))
+        assert process.poll() is None and not asked.done()
+        queries.reply([(query, Reply(query_id=query.query_id, answer=answer_to(query.query, ["a"])))])
+        assert asked.result(LIMIT_S).results
+        assert process.wait(LIMIT_S) == 0
+
+
+def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_ready(
+    tmp_path: Path, redis_at: str
+) -> None:
+    with started(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3") as (process, address):
+        assert httpx.get(f"{address}/readyz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        assert httpx.get(f"{address}/jobs").status_code == 200
+        assert process.wait(LIMIT_S) == 0
+        assert time.monotonic() - begun >= 2.9
+
+
+def test_a_second_signal_ends_the_waiting(tmp_path: Path, redis_at: str) -> None:
+    with started(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3600") as (process, address):
+        assert httpx.get(f"{address}/livez").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
