@@ -28,6 +28,15 @@ def unavailable(why: str) -> RedisUnavailable:
     return RedisUnavailable(f"Redis does not answer: start it, or correct REDIS_URL ({why})")
 
 
+@contextmanager
+def reaching_redis() -> Iterator[None]:
+    """Raises `RedisUnavailable` where Redis does not answer."""
+    try:
+        yield
+    except RedisError as error:
+        raise unavailable(str(error)) from error
+
+
 async def stop(task: asyncio.Task[Any]) -> None:
     """Cancels a task until it has ended: redis-py sends by asyncio.wait_for, which in Python 3.11 may swallow it."""
     while not task.done():

@@ -8,9 +8,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from bergson_core.errors import BergsonError
 from service import examples
-from service.broker import no_job
 from service.dependencies import BrokerDep, CallerDep, KeysDep, LimitQuery, RequestIdDep
 from service.documentation import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
+from service.jobs import no_job
 from service.problems import problem
 from service.schemas import JobPage
 from worker.messages import JobRecord, JobState
