@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,20 +23,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.latency import free_port
+from benchmarks.memory import make_sources
+from bergson_core.batching import BUDGET_TOKENS
 from bergson_core.facts import make_corpus
 from service.cli.demo import _default_directory
 from service.cli.system import System, running_system
 from service.client import Client
 from service.settings import ServiceSettings
+from worker.embedded import embedded_redis
 
 INDEX = "facts"
 
@@ -111,7 +113,7 @@ def system(root: Path, **settings: Any) -> Iterator[System]:
     os.environ |= {
         "BERGSON_DATA_DIR": str(root),
         "BERGSON_PORT": str(port),
-        "BERGSON_ALLOWED_ROOTS": str(demo),
+        "BERGSON_ALLOWED_ROOTS": f"{demo}:{root}",
     } | named
     try:
         with (
@@ -137,20 +139,45 @@ def build_of(demo: Path) -> dict[str, Any]:
     }
 
 
-def web_process(root: Path) -> tuple[float, float]:
-    """(seconds until a web process answers /livez, its resident memory in MB then)."""
+@contextmanager
+def building(url: str, root: Path) -> Iterator[None]:
+    """While the context is open a build of 200,000 documents runs, and says afterwards how large its batches were."""
+    demo = _default_directory() / "people-400-seed-0"
+    source = {"path": str(make_sources(root, 200_000))}
+    with Client(url) as client:
+        job = client.build("other", model=str(demo / "model"), dataset=source)
+        for record in client.events(job):
+            if record.progress.stage == "gradients":
+                break
+        yield
+        record = client.job(job)
+        assert record.state == "running" and record.progress.stage == "gradients", record
+        rate = record.progress.tokens_per_s or 0
+        client.cancel(job)
+        for _ in client.events(job):
+            pass
+    print(f"{'':<34}the build: {rate:,.0f} tokens/s, a batch of {BUDGET_TOKENS:,} tokens")
+
+
+def web_process(root: Path, redis: str) -> tuple[float, float]:
+    """(seconds until a web process answers, its resident memory in MB then)."""
     port = free_port()
-    environment = os.environ | {"BERGSON_PORT": str(port), "BERGSON_DATA_DIR": str(root)}
+    environment = os.environ | {
+        "BERGSON_PORT": str(port),
+        "BERGSON_DATA_DIR": str(root),
+        "REDIS_URL": redis,
+    }
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "service"], env=environment, stderr=subprocess.DEVNULL
     ) as process:
         while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/livez")
-                break
-            except httpx.TransportError:
-                time.sleep(0.005)
+            with socket.socket() as connection, suppress(ConnectionError):
+                connection.connect(("127.0.0.1", port))
+                connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                if b" 200 " in connection.recv(100):
+                    break
+            time.sleep(0.005)
         ready_s = time.perf_counter() - started
         pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         process.terminate()
@@ -174,19 +201,9 @@ def main() -> None:
         with system(root, cache_bytes=0) as running:
             for clients in options.clients:
                 show(f"{clients} clients", under_load(running.url, clients, options.seconds))
-            with Client(running.url) as client:
-                alone = under_load(running.url, 1, options.seconds / 2)
-                demo = _default_directory() / "people-400-seed-0"
-                slow = build_of(demo) | {
-                    "gradients": {"normalizer": "adam", "projection_dim": 64, "rows": "int8"}
-                }
-                job = client.build("other", **slow, search={"min_recall": 0.01})
-                time.sleep(2)
-                beside = under_load(running.url, 1, options.seconds / 2)
-                state = client.job(job).state
-                client.cancel(job)
-            show("1 client, nothing else", alone)
-            show(f"1 client beside a build ({state})", beside)
+            show("1 client, nothing else", under_load(running.url, 1, options.seconds / 2))
+            with building(running.url, root):
+                show("1 client beside a build", under_load(running.url, 1, options.seconds / 2))
         with system(root, cache_bytes=0, query_batch=1) as running:
             show("32 clients, one query at a time", under_load(running.url, 32, options.seconds))
         with system(root) as running:
@@ -194,7 +211,8 @@ def main() -> None:
             show(
                 "1 client, answers from the cache", under_load(running.url, 1, options.seconds / 6, facts=20)
             )
-            found = sorted(web_process(Path(directory) / f"other-{k}") for k in range(5))
+        with embedded_redis(root / "redis") as redis:
+            found = sorted(web_process(root, redis) for _ in range(5))
         ready_s, megabytes = found[2]
         print(f"web process: ready in {ready_s:.2f} s (median of 5), {megabytes:.0f} MB then")
 
