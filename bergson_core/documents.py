@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.table import CastError
+from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.batching import Tokens, check_length, tokenize
@@ -206,7 +207,23 @@ def as_documents(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") 
     if len(dataset) == 0:
         raise empty(name)
     wanted = wanted_columns(columns, dataset.column_names, name)
+    for column in wanted:
+        if _opens_files(kind := dataset.features[column]):
+            raise InvalidInput(
+                f"{name}: column {column!r} holds {kind}; expected text, numbers, lists or objects"
+            )
     return Documents(dataset.select_columns(wanted), columns, name)
+
+
+def _opens_files(feature: Any) -> bool:
+    """Whether reading a value may open a path or a URL that stands in it, as images and sounds do; Json does not."""
+    if isinstance(feature, dict):
+        return any(map(_opens_files, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(_opens_files, feature))
+    if hasattr(feature, "feature"):
+        return _opens_files(feature.feature)
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
 
 
 def wanted_columns(columns: ColumnsSpec, there: Sequence[str], name: str) -> list[str]:
@@ -247,7 +264,7 @@ def readable(spec: DatasetSpec) -> Iterator[None]:
         yield
     except InvalidInput:
         raise
-    except (OSError, TypeError, ValueError, RuntimeError, DatasetGenerationError) as error:
+    except (OSError, TypeError, LookupError, ValueError, RuntimeError, DatasetGenerationError) as error:
         reason = error.__cause__ or error
         advice = _TYPES if isinstance(reason, TypeError | CastError) else ""
         raise DatasetNotFound(
@@ -276,11 +293,18 @@ def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | Iter
         raise DatasetNotFound(f"{path} is not of a known type; expected {', '.join(_BUILDERS)}")
     if path.stat().st_size == 0:
         raise empty(str(path))
+    if any(sign in str(path) for sign in ("*", "?", "[", "::")):  # a pattern, which finds other files
+        raise DatasetNotFound(f"{path}: expected a path without *, ?, [ and ::")
+    if Extractor.infer_extractor_format(
+        path
+    ):  # would be unpacked, whatever its name: a few bytes may fill a disk
+        raise DatasetNotFound(f"{path} is compressed or an archive; expected it unpacked")
     _expect_train(spec, f"the file {path}")
     return load_dataset(builder, data_files=str(path), split="train", streaming=streaming)
 
 
 def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
+    _check_names(path)
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         if spec.split not in loaded:
@@ -288,6 +312,17 @@ def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
         return loaded[spec.split]
     _expect_train(spec, f"the directory {path}")
     return loaded
+
+
+def _check_names(directory: Path) -> None:
+    """Raises `DatasetNotFound` where a `save_to_disk` directory names splits or files that lie elsewhere."""
+    splits = directory / "dataset_dict.json"
+    names = json.loads(splits.read_bytes())["splits"] if splits.is_file() else []
+    for state in (directory / "state.json", *directory.glob("*/state.json")):
+        if state.is_file():
+            names += [one["filename"] for one in json.loads(state.read_bytes())["_data_files"]]
+    if wrong := [name for name in names if name == ".." or Path(name).name != name]:
+        raise DatasetNotFound(f"{directory} names {wrong[0]!r}; expected files of its own")
 
 
 def _expect_train(spec: DatasetSpec, what: str) -> None:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bergson_core import experts
 from bergson_core.errors import InvalidInput
+from bergson_core.patterns import matching
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict
     """The layers to track: by a regular expression, by exact names, or by default.
 
     The default is all but embeddings and the output head; of a model with adapters (PEFT), those that are active.
-    Raises `InvalidInput` where nothing is left to track or a name is not a layer of a known type.
+    Raises `InvalidInput` where nothing is left to track, a name is not a layer of a known type, or the expression
+    takes too long.
     """
     layers = trackable(model)
     if targets is None:
@@ -138,7 +140,8 @@ def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict
             and not isinstance(layer.module, nn.Embedding)
         }
     elif isinstance(targets, str):
-        chosen = {name: layer for name, layer in layers.items() if re.search(targets, name)}
+        found = matching(targets, list(layers))
+        chosen = {name: layer for name, layer in layers.items() if name in found}
     else:
         names = set(targets)
         if unknown := sorted(names - layers.keys()):

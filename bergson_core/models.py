@@ -13,15 +13,27 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bergson_core.adapters import CONFIG, WEIGHTS, AdapterBase, adapter_base
+from bergson_core.configs import check_config
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.hooks import frozen, unwrapped
 from bergson_core.layers import Layer, output_head
 
+_UNFIT = (
+    *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
+    *(TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError),
+)
+"""What transformers raises where files are missing, damaged, or say what makes no sense."""
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -76,15 +88,19 @@ def load_model(
         directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     _check_weights(directory, "*.safetensors")
+    check_config(directory)
     try:
         with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
         tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, dtype=getattr(torch, dtype), **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
+        model: nn.Module = loaded[0]
+        if missing := sorted(loaded[1]["missing_keys"]):  # they would be random numbers
+            raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
         if base:
             model = _with_adapters(model, adapters)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _UNFIT as error:
         raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
     model.requires_grad_(False).eval()
     nn.Module.to(model, device or default_device())

@@ -1,0 +1,182 @@
+"""What comes with models and data is not trusted: no code of theirs runs, no file beside them is read.
+
+Elsewhere: pickles in tests/core/test_optimizer_state.py, test_build.py and test_adapters.py; paths and links in
+tests/worker/test_handlers.py; weights that are no numbers in test_losses.py.
+"""
+
+import gzip
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from bergson_core import patterns
+from bergson_core.documents import load_documents, open_dataset
+from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
+from bergson_core.models import load_model
+from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from tests import tiny
+
+
+def changed(directory: Path, **fields: Any) -> str:
+    """A model with other fields in its config."""
+    path = tiny.save_model(directory) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return str(directory)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a known type", "a type of its own"])
+def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
+    names: dict[str, Any] = {
+        "AutoConfig": "evil.C",
+        "AutoModelForCausalLM": "evil.M",
+        "AutoTokenizer": ["evil.T", "evil.T"],
+    }
+    fields = {"auto_map": names} | ({} if known else {"model_type": "evil", "architectures": ["M"]})
+    model = changed(tmp_path / "model", **fields)
+    changed_tokenizer = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    (tmp_path / "model" / "tokenizer_config.json").write_text(
+        json.dumps(changed_tokenizer | {"auto_map": names})
+    )
+    canary = tmp_path / "canary"
+    (tmp_path / "model" / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nC = M = T = object\n")
+    if known:
+        load_model(model)
+    else:
+        with pytest.raises(ModelNotFound):
+            load_model(model)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"attn_implementation": "evil/kernel"}, "foreign code"),
+        ({"_attn_implementation": {"": "evil/kernel"}}, "foreign code"),
+        ({"text_config": {"_attn_implementation_internal": "flash_attention_2"}}, "foreign code"),
+        ({"experts_implementation": "evil/kernel"}, "foreign code"),
+        ({"num_hidden_layers": 10**9}, "expected 0 to 10,000"),
+        ({"num_hidden_layers": 10**400}, "no configuration"),
+        ({"num_hidden_layers": 3}, "no weights for gpt_neox.layers.2"),
+        ({"hidden_size": 10**9}, "cannot be loaded"),
+        ({"vocab_size": 10**12}, "cannot be loaded"),
+        ({"hidden_size": "24"}, "cannot be loaded"),
+        ({"num_attention_heads": 0}, "cannot be loaded"),
+    ],
+    ids=str,
+)
+def test_a_config_that_asks_for_too_much_is_refused(tmp_path, fields, says):
+    with pytest.raises(ModelNotFound, match=says):
+        load_model(changed(tmp_path / "model", **fields))
+
+
+@pytest.mark.parametrize("content", ["", "[", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=range(4))
+def test_a_config_that_is_no_json_is_refused(tmp_path, content):
+    (tiny.save_model(tmp_path / "model") / "config.json").write_text(content)
+    with pytest.raises(ModelNotFound, match="no configuration"):
+        load_model(str(tmp_path / "model"))
+
+
+def header(size: int | None = None, **tensors: Any) -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + b"\0" * 64
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(2**60),
+        header(a={"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}),
+        header(
+            a={"dtype": "F32", "shape": [16], "data_offsets": [0, 64]},
+            b={"dtype": "F32", "shape": [8], "data_offsets": [32, 64]},
+        ),
+        b"",
+    ],
+    ids=["a header of 2**60 bytes", "a tensor of 2**42 bytes", "tensors that overlap", "nothing"],
+)
+def test_weights_that_lie_about_their_size_are_refused(tmp_path, content):
+    (tiny.save_model(tmp_path / "model") / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["gzip", "zip", "zip after text"])
+def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, streaming):
+    path, line = tmp_path / "bomb.jsonl", b'{"text": "a"}\n' * 1000
+    if kind == "gzip":
+        path.write_bytes(gzip.compress(line))
+    else:
+        path.write_bytes(line if kind == "zip after text" else b"")
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("a.jsonl", line)
+    with pytest.raises(DatasetNotFound, match="compressed or an archive"):
+        load_documents(spec_of(path, streaming=streaming))
+
+
+def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:
+    dataset = DatasetSpec(path=str(path), streaming=streaming)
+    return BuildSpec(model="m", dataset=dataset, columns=ColumnsSpec(metadata=metadata))
+
+
+@pytest.mark.parametrize("name", ["[ab].jsonl", "*.jsonl", "a?.jsonl", "a::b.jsonl"])
+def test_a_file_whose_name_is_a_pattern_finds_no_other_files(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "mine"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "theirs"}\n')
+    with pytest.raises(DatasetNotFound, match="expected a path without"):
+        open_dataset(DatasetSpec(path=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_saved_dataset_names_no_files_elsewhere(tmp_path, absolute):
+    for name in ("secret", "mine"):
+        Dataset.from_list([{"text": name}]).save_to_disk(tmp_path / name)
+    named = (tmp_path / "secret" if absolute else Path("../secret")) / "data-00000-of-00001.arrow"
+    path = tmp_path / "mine" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_data_files": [{"filename": str(named)}]}))
+    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+        open_dataset(DatasetSpec(path=str(tmp_path / "mine")))
+
+
+def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
+    for name in ("secret", "mine"):
+        DatasetDict({"train": Dataset.from_list([{"text": name}])}).save_to_disk(tmp_path / name)
+    (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["../secret/train"]}')
+    shutil.rmtree(tmp_path / "mine" / "train")
+    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+        open_dataset(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["Audio", "Image"])
+def test_no_path_or_url_in_a_row_is_opened(tmp_path, kind, nested):
+    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    value: Any = {"bytes": None, "path": "http://127.0.0.1:9/x"}
+    column = pa.array([[value]], pa.list_(struct_type)) if nested else pa.array([value], struct_type)
+    feature = {"_type": "List", "feature": {"_type": kind}} if nested else {"_type": kind}
+    columns = {"text": ["a"], "it": column}
+    features = {"text": {"dtype": "string", "_type": "Value"}, "it": feature}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), tmp_path / "rows.parquet")
+    with pytest.raises(InvalidInput, match="'it' holds"):
+        load_documents(spec_of(tmp_path / "rows.parquet", "it"))
+    assert load_documents(spec_of(tmp_path / "rows.parquet")).read(range(1))[0].prompt == "a"
+
+
+@pytest.mark.parametrize("pattern", [r"([\w.]+)+!", r"(\w*\w*)*$$!", "(.*)*x*!"])
+def test_an_expression_that_would_take_for_ever_is_stopped(monkeypatch, pattern):
+    monkeypatch.setattr(patterns, "LIMIT_S", 1)
+    with pytest.raises(InvalidInput, match="takes more than 1 s"):
+        patterns.matching(pattern, ["gpt_neox.layers.0.attention.query_key_value" * 2])
+
+
+def test_an_expression_finds_what_python_finds():
+    assert patterns.matching(r"(?<=h\.)\d+\.ü", ["h.0.ü", "h.x.ü", "0.ü"]) == {"h.0.ü"}
