@@ -23,7 +23,7 @@ class Progress(Report):
     """How far a build is. Each stage counts from 0 again."""
 
     stage: str = "queued"
-    """What is being done: queued, load, read, statistics, gradients, search, done."""
+    """What is being done: queued, load, read, statistics, gradients, preconditioner, search, measure, done."""
     done: int = 0
     total: int = 0
     """0 while it is not known."""

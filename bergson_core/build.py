@@ -185,7 +185,7 @@ class Build:
         tokens = corpus.read(model, numbers)
         clock = Clock("statistics", len(numbers))
         sample = self._reported(batches(tokens, budget, model.device), clock)
-        processor = fit(model, layers, sample, settings)
+        processor = fit(model, layers, sample, settings, lambda: self._report(clock.tick(0, 0)))
         processor.save(directory)
         if signs_preconditioned(self.spec):
             rows = RowMaker(self._collector(model, processor), settings.rows)

@@ -1,6 +1,6 @@
 """Fits a processor's normalizers from a seeded sample of the corpus."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Final, Literal, cast
 
@@ -22,6 +22,7 @@ from bergson_core.normalizers import KINDS, Normalizer, with_bias
 from bergson_core.optimizer_state import normalizers_from_checkpoint
 from bergson_core.passes import forward_backward
 from bergson_core.processor import GradientProcessor
+from bergson_core.progress import aside
 from bergson_core.specs import ColumnsSpec, GradientSpec
 from bergson_core.specs import Normalizer as NormalizerKind
 
@@ -62,9 +63,13 @@ def sample_numbers(total: int, size: int, seed: int) -> list[int]:
 
 
 def fit(
-    model: LanguageModel, layers: dict[str, Layer], sample: Iterable[Batch], settings: GradientSpec
+    model: LanguageModel,
+    layers: dict[str, Layer],
+    sample: Iterable[Batch],
+    settings: GradientSpec,
+    tell: Callable[[], object] = lambda: None,
 ) -> GradientProcessor:
-    """The processor of `settings`, fitted in one streaming pass over `sample`."""
+    """The processor of `settings`, fitted in one streaming pass over `sample`; `tell` is called while it decomposes."""
     bias = settings.include_bias
     if settings.optimizer_state is not None:
         kind = cast("Literal['adafactor', 'adam']", settings.normalizer)  # GradientSpec lets no other pass
@@ -82,6 +87,7 @@ def fit(
             settings.normalizer,
             include_bias=bias,
             sampler=sampler,
+            tell=tell,
         )
     return GradientProcessor(settings.projection_dim, fitted, settings.seed, bias, settings.projection)
 
@@ -94,6 +100,7 @@ def fit_normalizers(
     *,
     include_bias: bool = False,
     sampler: torch.Generator | None = None,
+    tell: Callable[[], object] = lambda: None,
 ) -> dict[str, Normalizer]:
     """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
 
@@ -129,7 +136,7 @@ def fit_normalizers(
         raise InvalidInput(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
-    return {name: chosen.make(sums[name], samples) for name in layers if name in sums}
+    return aside(lambda: {name: chosen.make(sums[name], samples) for name in layers if name in sums}, tell)
 
 
 def _check_sides(layers: Mapping[str, Layer]) -> None:

@@ -1,9 +1,40 @@
-"""Rates and remaining time of one stage of a build. No torch here."""
+"""Rates and remaining time of one stage of a build, and what is done while a long step of it runs. No torch here."""
 
 import os
 import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Final, TypeVar
 
 from bergson_core.answers import Progress
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+_TELL_S: Final = 0.02
+
+
+def meanwhile(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
+    """Returns what `work` does in a thread of its own, and yields `item` some fifty times a second until it is done.
+
+    So a step that cannot be divided holds up nobody: a worker answers queries between two items. It goes on to its end
+    also where the generator is closed.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work)
+        while not wait([future], timeout=_TELL_S).done:
+            yield item
+        return future.result()
+
+
+def aside(work: Callable[[], T], tell: Callable[[], object]) -> T:
+    """`meanwhile` with `tell` called for each item; what it raises comes through once `work` has ended."""
+    steps = meanwhile(work, None)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+        tell()
 
 
 class Clock:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from bergson_core.manifest import (
 from bergson_core.models import LanguageModel
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.profiles import DEFAULT, Profile, lengths_path, preconditioner_path, write_lengths
+from bergson_core.progress import aside
 from bergson_core.recall import Sample, choose, ladder, measure
 from bergson_core.rows import RowMaker
 from bergson_core.search import build_shard_search, search_path, shard_features
@@ -102,7 +104,10 @@ def publish(
     scoring, collector = spec.scoring, rows.collector
     layers, count = list(collector.layers.values()), sum(entry.rows for entry in shards)
     if scoring.preconditioner and rows.before is None:
-        save_preconditioner(output, total_moment(output, shards), count, scoring.damping)
+        aside(
+            lambda: save_preconditioner(output, total_moment(output, shards), count, scoring.damping),
+            lambda: report(Progress(stage="preconditioner")),
+        )
     index = Parts(output, spec, rows.shape, shards)
     statistics = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
     if scoring.preconditioner:
@@ -205,9 +210,11 @@ class Parts:
         path = preconditioner_path(self.root)
         preconditioner = Preconditioner.load(path) if self.spec.scoring.preconditioner else None
         for done, shard in enumerate(missing, start=1):
-            file, lengths = build_shard_search(
-                self.root, shard, preconditioner, self.spec.scoring.normalize, kind
+            before = Progress(stage="search", done=done - 1, total=len(missing), unit="shards")
+            make = partial(
+                build_shard_search, self.root, shard, preconditioner, self.spec.scoring.normalize, kind
             )
+            file, lengths = aside(make, partial(report, before))
             self.add(file)
             if lengths_path(DEFAULT, shard.entry.name) not in self.files:
                 self.add(write_lengths(self.root, DEFAULT, shard.entry.name, lengths))
@@ -220,7 +227,10 @@ class Parts:
             self.build(kind, report)
             profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
             candidates = Candidates.open(self.root, self._opened, kind, briefly=True)
-            return measure(sample, profile, self._opened, candidates, self.spec.search.min_recall)
+            return aside(
+                lambda: measure(sample, profile, self._opened, candidates, self.spec.search.min_recall),
+                lambda: report(Progress(stage="measure", unit="rows")),
+            )
 
         count = sum(entry.rows for entry in self.shards)
         return choose(ladder(self.spec.search, self.shape, count), self.spec.search.min_recall, of)

@@ -11,14 +11,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bergson_core.batching import Batch, Tokens, batches, check_length
 from bergson_core.documents import Documents, Record, tokenize_records
 from bergson_core.manifest import ShardEntry
 from bergson_core.models import LanguageModel, context_limit
 from bergson_core.preconditioners import SecondMoment
-from bergson_core.progress import Clock
+from bergson_core.progress import Clock, meanwhile
 from bergson_core.publishing import Confirm, Report
 from bergson_core.rows import RowMaker
 from bergson_core.specs import BuildSpec, Executor
@@ -26,6 +26,8 @@ from bergson_core.store import Place, ShardWriter, Written, drop_asides, finishe
 from bergson_core.transfer import one_late
 
 logger = logging.getLogger(__name__)
+
+_TOKENIZED_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,14 @@ class ShardMaker:
     moments: bool
 
     def make(self, task: Task, records: Sequence[Record]) -> Iterator[Step]:
-        """Runs these documents through the model and writes their shard: a step for each batch, and the last one."""
-        tokens = tokens_of(records, self.spec, self.model)
+        """Runs these documents through the model and writes their shard: a step for each batch, and the last one.
+
+        Empty steps come in between where something takes long, so that whoever takes them may do something else too.
+        """
+        tokens: list[Tokens] = []
+        for start in range(0, len(records), _TOKENIZED_AT_ONCE):
+            tokens += tokens_of(records[start : start + _TOKENIZED_AT_ONCE], self.spec, self.model)
+            yield Step()
         shape, moment = self.rows.shape, None
         if self.moments:
             moment = SecondMoment(shape.layers, shape.width, self.model.device)
@@ -130,7 +138,8 @@ class ShardMaker:
             writer.put(batch.numbers, blocks, scales, losses)
             yield Step(len(batch), batch.tokens)
         skipped = tuple(record.id for record, skip in zip(records, writer.skipped, strict=True) if skip)
-        written = writer.write(records, [one.labelled for one in tokens], moment, task.place)
+        labelled = [one.labelled for one in tokens]
+        written = yield from meanwhile(lambda: writer.write(records, labelled, moment, task.place), Step())
         yield Step(written=written, skipped=skipped)
 
 
