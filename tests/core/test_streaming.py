@@ -89,7 +89,7 @@ def test_a_stopped_build_goes_on_from_what_it_has_read(sources, index, tmp_path)
     documents.write_bytes((sources / "documents.jsonl").read_bytes())
     spec = streamed(make_spec(sources, dataset=DatasetSpec(path=str(documents))))
     with pytest.raises(Cancelled):
-        build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(1))
+        build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(16))
     documents.unlink()
     build_index(spec, tmp_path / "facts", shard_rows=16)
     assert contents(tmp_path / "facts") == contents(index)
@@ -132,7 +132,7 @@ def test_what_a_killed_process_has_read_in_part_is_not_used(spec, index, tmp_pat
 def test_what_was_read_for_one_spec_is_not_used_for_another(sources, spec, tmp_path):
     path = tmp_path / "facts"
     with pytest.raises(Cancelled):
-        build_index(streamed(spec), path, shard_rows=16, report=stop_after(1))
+        build_index(streamed(spec), path, shard_rows=16, report=stop_after(16))
     for other in (spec, streamed(spec, gradients=GradientSpec(projection_dim=5))):
         with pytest.raises(IndexExists, match="another"):
             build_index(other, path)
