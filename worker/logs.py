@@ -51,7 +51,7 @@ def formatter(form: Literal["json", "text"]) -> logging.Formatter:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     if form == "json":
-        before += [ExtraAdder(), _without_colours]
+        before += [ExtraAdder(), _without_noise]
     after: list[Processor] = [
         ProcessorFormatter.remove_processors_meta,
         structlog.processors.StackInfoRenderer(),
@@ -78,9 +78,10 @@ def about(**fields: object) -> Iterator[None]:
         begin(**before)
 
 
-def _without_colours(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """uvicorn sends each message a second time, with the colours of a terminal."""
-    event.pop("color_message", None)
+def _without_noise(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """uvicorn sends each message a second time, with the colours of a terminal, and Ray the time."""
+    for key in ("color_message", "_ray_timestamp_ns"):
+        event.pop(key, None)
     return event
 
 

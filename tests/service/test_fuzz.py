@@ -22,7 +22,7 @@ from tests.service.keyed import bearer
 from worker.messages import JobRecord
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text())
-EXAMPLES = 15
+EXAMPLES = 8
 WITHOUT = [positive_data_acceptance]
 """What is valid by itself may be wrong together, or for this index: that it is refused with 422 is documented."""
 
