@@ -105,8 +105,11 @@ def test_an_exception_is_told_in_full_below_its_line(form: Literal["json", "text
 
 def test_what_uvicorn_and_ray_add_to_a_message_is_left_out():
     with configured("json") as stream:
-        extra = {"color_message": "\x1b[36mStarted", "_ray_timestamp_ns": 1}
-        logging.getLogger("some.server").info("Started", extra=extra)
+        record = logging.makeLogRecord(
+            {"name": "some.server", "levelno": 20, "levelname": "INFO", "msg": "Started"}
+        )
+        record.color_message, record._ray_timestamp_ns = "\x1b[36mStarted", 1
+        logging.getLogger("some.server").handle(record)
     assert {"color_message", "_ray_timestamp_ns"}.isdisjoint(json_lines(stream)[0])
 
 
