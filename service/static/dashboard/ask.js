@@ -10,7 +10,7 @@ function question(form) {
   return {
     index: fields.get("index").trim(),
     prompt: fields.get("prompt"),
-    completion: fields.get("completion"),
+    completion: fields.get("completion") || null, // then the model says one
     top_k: Number(fields.get("top_k")),
     direction: fields.get("direction"),
   };
