@@ -15,7 +15,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis import RedisError
 from redis.asyncio import ConnectionPool
 
-from bergson_core.errors import RateLimited
+from bergson_core.errors import InvalidInput, RateLimited
 from service.keys import Caller, parse_rate
 from service.replies import unavailable
 from worker import queue
@@ -38,7 +38,14 @@ class Limits:
         self._open: Counter[str] = Counter()
 
     async def more(self, caller: Caller, calls: int) -> None:
-        """Counts a call as so many more, as those of a batch are. Raises `RateLimited` and `RedisUnavailable`."""
+        """Counts a call as so many more, as those of a batch are.
+
+        Raises `InvalidInput` where they are more than the key may ever ask at once, `RateLimited`, `RedisUnavailable`.
+        """
+        if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
+            raise InvalidInput(
+                f"this key may ask {caller.rate}, got {calls + 1} questions: send fewer at once"
+            )
         await self._count(caller, calls)
 
     async def enter(self, caller: Caller) -> None:

@@ -226,5 +226,8 @@ def test_a_batch_counts_as_its_questions(
     body = {"queries": [QUERY | {"prompt": f"prompt {number}"} for number in range(4)]}
     assert client.post("/attribute/batch", json=body, headers=header).status_code == 200
     problem_of(client.post("/attribute/batch", json=body, headers=header), 429, "rate_limited")
+    too_many, other = {"queries": [QUERY] * 6}, bearer(settings.data_dir, name="bob", rate="5/minute")
+    problem = problem_of(client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input")
+    assert "may ask 5/minute, got 6 questions" in problem.detail
     assert len(broker.asked) == 4
     assert {lane for lane, _ in broker.turns} != {""}

@@ -25,6 +25,8 @@ from playwright.sync_api import ConsoleMessage, Page, Request, expect, sync_play
 
 pytestmark = pytest.mark.browser
 
+expect.set_options(timeout=30_000)  # the page looks again every few seconds, and CI is busy
+
 
 class Visit:
     """A page and what went wrong on it."""
