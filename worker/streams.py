@@ -5,7 +5,6 @@ idle time is its lease, and whoever holds it starts that anew now and then. Only
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import redis
@@ -41,10 +40,9 @@ class WorkStream:
             if not consumer["pending"] and consumer["idle"] > _DEAD_CONSUMER_MS:
                 self._redis.xgroup_delconsumer(self._name, GROUP, consumer["name"])
 
-    def new(self, count: int, block_s: float = 0) -> list[Entry]:
-        """Up to `count` entries that nobody took yet; waits up to `block_s` seconds where there is none."""
-        block_ms = round(1000 * block_s) or None
-        found = self._redis.xreadgroup(GROUP, self._worker_id, {self._name: ">"}, count=count, block=block_ms)
+    def new(self, count: int) -> list[Entry]:
+        """Up to `count` entries that nobody took yet. Never waits."""
+        found = self._redis.xreadgroup(GROUP, self._worker_id, {self._name: ">"}, count=count)
         streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", found or [])
         return [Entry(entry, fields, 1) for _, entries in streams for entry, fields in entries]
 
@@ -75,16 +73,9 @@ class WorkStream:
         logger.info("took over %d entries of %s", len(entries), self._name)
         return entries
 
-    def hold(self, entries: Sequence[str]) -> None:
-        """Starts the leases of entries in this worker's hands anew."""
-        if entries:
-            ids = cast("list[Any]", list(entries))
-            self._redis.xclaim(self._name, GROUP, self._worker_id, 0, ids, justid=True)
-
-    def drop(self, entry: str, pipe: Any = None) -> None:
-        """Takes an entry off the stream for good, now or as a part of the transaction `pipe`."""
-        with self._redis.pipeline() as own:
-            target = own if pipe is None else pipe
-            target.xack(self._name, GROUP, entry)
-            target.xdel(self._name, entry)
-            own.execute()
+    def drop(self, entry: str) -> None:
+        """Takes an entry off the stream for good."""
+        with self._redis.pipeline() as pipe:
+            pipe.xack(self._name, GROUP, entry)
+            pipe.xdel(self._name, entry)
+            pipe.execute()
