@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bergson_core.demo_recipe import Progress, Recipe
 from bergson_core.errors import InvalidInput
 from bergson_core.facts import Corpus
+from bergson_core.recipes import Progress, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

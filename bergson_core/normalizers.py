@@ -20,7 +20,7 @@ from bergson_core.preconditioners import inverse_root
 
 DAMPING: Final = 1e-4
 """Added to a second moment, in units of its mean: a unit that was silent in the sample is not blown up."""
-KFAC_DAMPING: Final = 0.1
+KFAC_DAMPING: Final = 1e-3
 """Added to the eigenvalues of both factors, in units of their mean."""
 _GRAM_POSITIONS: Final = 512
 """Rows of the s × s Gram matrices formed at a time."""

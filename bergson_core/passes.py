@@ -7,14 +7,17 @@ only. Logits exist for labelled tokens only, a chunk at a time; [n, s, v] is for
 its backbone and a linear head (`models.LanguageModel`).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from bergson_core.batching import Batch
+from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches
+from bergson_core.hooks import frozen
 from bergson_core.models import LanguageModel
 
 LOGITS_AT_ONCE: Final = 2**24
@@ -52,6 +55,17 @@ def forward_backward(
     if leaf.grad is not None:
         picked.backward(leaf.grad)
     return losses
+
+
+def losses_of(
+    model: LanguageModel, documents: Sequence[Tokens], budget_tokens: int = BUDGET_TOKENS
+) -> Float64[np.ndarray, " n"]:
+    """The plain sum of each document's token cross-entropies, in nats, forward only."""
+    found = np.zeros(len(documents))
+    with torch.no_grad(), frozen(model.model):
+        for batch in batches(documents, budget_tokens, model.device):
+            found[batch.numbers] = forward_backward(model, batch).double().cpu().numpy()
+    return found
 
 
 def _labelled_outputs(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
+from bergson_core.batching import BUDGET_TOKENS, Tokens
 from bergson_core.budget import find_budget
 from bergson_core.build import check_free
 from bergson_core.collect import RowCollector, layout
@@ -31,7 +31,7 @@ from bergson_core.fitting import fit_processor, sample_numbers
 from bergson_core.layers import select
 from bergson_core.manifest import FILE_NAME, ShardEntry
 from bergson_core.models import LanguageModel, load_model
-from bergson_core.passes import forward_backward
+from bergson_core.passes import losses_of
 from bergson_core.preconditioners import SecondMoment
 from bergson_core.processor import GradientProcessor
 from bergson_core.publishing import publish, rows_a_shard, save_preconditioner
@@ -241,10 +241,5 @@ def _snapshot(args: Any, state: Any) -> Path:
 
 def _losses(model: LanguageModel, collector: RowCollector, tokens: list[Tokens]) -> Float[Tensor, " N"]:
     """The loss of each document under `model`, forward only."""
-    found = torch.zeros(len(tokens), dtype=torch.float64)
     longest = max(len(one.ids) for one in tokens)
-    budget = find_budget(model, collector.layers, longest)
-    for batch in batches(tokens, budget, model.device):
-        with torch.no_grad():
-            found[batch.numbers] = forward_backward(model, batch).double().cpu()
-    return found
+    return torch.from_numpy(losses_of(model, tokens, find_budget(model, collector.layers, longest)))

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bergson_core.demo_model import TrainingReport, train_demo_model
-from bergson_core.demo_recipe import Recipe
 from bergson_core.demo_training import recited
 from bergson_core.errors import InvalidInput
 from bergson_core.facts import ATTRIBUTES, MAX_PEOPLE, Corpus, make_corpus, read_corpus, write_corpus
+from bergson_core.recipes import Recipe
 
 CORPUS = make_corpus(people=40)
 SMALL = Recipe(batch_size=32, least_steps=300)
