@@ -18,6 +18,7 @@ from torch import Tensor
 from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
 from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
+from bergson_core.conditions import Condition
 from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.generation import complete
@@ -26,7 +27,7 @@ from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.searcher import Asked, Found, Searcher
-from bergson_core.specs import AttributionQuery, Condition, Executor, GradientSpec
+from bergson_core.specs import AttributionQuery, Executor, GradientSpec
 from bergson_core.store import Shard
 
 if TYPE_CHECKING:

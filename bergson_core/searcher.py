@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bergson_core.answers import ResultRow
 from bergson_core.candidates import Candidates
+from bergson_core.conditions import Condition
 from bergson_core.errors import IndexCorrupt
 from bergson_core.files import check_files
 from bergson_core.filters import MetadataFilter
@@ -23,7 +24,7 @@ from bergson_core.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.profiles import Profile, lengths_path
 from bergson_core.search import inverse, search_path
 from bergson_core.side_by_side import side_by_side
-from bergson_core.specs import AttributionQuery, Condition, Direction
+from bergson_core.specs import AttributionQuery, Direction
 from bergson_core.store import RowShape, Shard
 from bergson_core.texts import document
 

@@ -5,20 +5,13 @@ the command line are all these classes, so that a field exists once. No torch he
 """
 
 import hashlib
-import operator
 import re
-from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from bergson_core.conditions import Condition
+from bergson_core.spec import Spec
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
@@ -45,30 +38,6 @@ def _refuse(value: object) -> None:
 
 Reserved = Annotated[None, BeforeValidator(_refuse)]
 """A field of the contract that is accepted as null only."""
-
-
-class Spec(BaseModel):
-    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses what pydantic would take for a number or a truth value: "10", true, 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
-        if kinds and kinds <= {int, float} and isinstance(value, bool | str):
-            raise ValueError(f"expected a number, got {str(value)[:100]!r}")
-        if kinds == {bool} and not isinstance(value, bool):
-            raise ValueError(f"expected true or false, got {str(value)[:100]!r}")
-        return value
 
 
 class DatasetSpec(Spec):
@@ -277,43 +246,6 @@ class ProfileSpec(Spec):
         if (self.dataset is None) == (self.queries is None):
             raise ValueError("expected exactly one of `queries` and `dataset`")
         return self
-
-
-Scalar = bool | int | float | str | None
-
-
-class Range(Spec):
-    """Numbers or texts between two bounds."""
-
-    gte: int | float | str | None = None
-    gt: int | float | str | None = None
-    lte: int | float | str | None = None
-    lt: int | float | str | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        bounds = [bound for bound in (self.gte, self.gt, self.lte, self.lt) if bound is not None]
-        if not bounds or len({isinstance(bound, str) for bound in bounds}) > 1:
-            raise ValueError("expected at least one of gte, gt, lte, lt: all numbers, or all texts")
-        return self
-
-    def holds(self, value: Any) -> bool:
-        """Whether `value` lies between the bounds; what cannot be compared with them does not."""
-        bounds = (
-            (self.gte, operator.ge),
-            (self.gt, operator.gt),
-            (self.lte, operator.le),
-            (self.lt, operator.lt),
-        )
-        given = [(bound, compare) for bound, compare in bounds if bound is not None]
-        kind = str if isinstance(given[0][0], str) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind):
-            return False
-        return all(compare(value, bound) for bound, compare in given)
-
-
-Condition = Scalar | tuple[Scalar, ...] | Range
-"""A value, several of which one has to match, or a range."""
 
 
 class AttributionQuery(Spec):
