@@ -15,7 +15,7 @@ from bergson_core.answers import Progress
 from bergson_core.attribution import LoadModel, check_model
 from bergson_core.budget import find_budget
 from bergson_core.build import fingerprint, fitting_into_memory, open_rows
-from bergson_core.documents import Record
+from bergson_core.documents import Record, as_record
 from bergson_core.errors import IdsExist
 from bergson_core.files import APPENDING
 from bergson_core.fitting import sample_numbers
@@ -130,11 +130,10 @@ def _sample(root: Path, manifest: Manifest, maker: ShardMaker) -> Sample:
 
 
 def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
-    is_chat, records = manifest.spec.columns.messages is not None, []
+    records = []
     for entry, texts in texts_of(root, manifest):
         for number in numbers:
             if entry.first_row <= number < entry.first_row + entry.rows:
                 row = document(texts, number - entry.first_row)
-                chat = json.loads(row["prompt"]) if is_chat else None
-                records.append(Record(row["id"], row["prompt"], row["completion"], {}, chat))
+                records.append(as_record(row["id"], row["prompt"], row["completion"], manifest.spec.columns))
     return records

@@ -29,7 +29,7 @@ from bergson_core.processor import GradientProcessor
 from bergson_core.specs import ColumnsSpec, GradientSpec, Loss
 from bergson_core.transfer import one_late
 
-_NUMBERS_AT_ONCE: Final = 2**25
+NUMBERS_AT_ONCE: Final = 2**25
 """Of token rows in memory: 128 MiB."""
 
 
@@ -38,7 +38,7 @@ class RowCollector:
 
     A row is the layers' gradients in natural order of their names, each flattened: `slices` says where each
     one is. With `per_token` there is one for each position. Hooks are in place during a pass only, so that the same
-    model may serve others between batches.
+    model may serve others between batches. `like` is a collector to share projections with (`GradientCollector`).
     """
 
     def __init__(
@@ -48,9 +48,15 @@ class RowCollector:
         target_modules: str | Iterable[str] | None = None,
         *,
         per_token: bool = False,
+        like: "RowCollector | None" = None,
     ) -> None:
         self._collector = GradientCollector(
-            model.model, processor, self._arrive, target_modules, per_token=per_token
+            model.model,
+            processor,
+            self._arrive,
+            target_modules,
+            per_token=per_token,
+            like=like and like._collector,
         )
         self.layers = self._collector.layers
         self._model = model.tracking(self.layers.values())
@@ -139,7 +145,7 @@ def collect_gradients(
             if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
                 longest, budget = here, find_budget(language_model, collector.layers, here)
             if per_token:
-                budget = max(1, min(budget, _NUMBERS_AT_ONCE // collector.dimensions))
+                budget = max(1, min(budget, NUMBERS_AT_ONCE // collector.dimensions))
             for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
                 rows, losses = collect_in_order(collector, tokens, budget)
                 gradients: Any = pa.FixedSizeListArray.from_arrays(
@@ -156,7 +162,7 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
     """`documents` in order, so many at a time that a row for each of their tokens fits into memory."""
     few: list[Tokens] = []
     for tokens in documents:
-        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > _NUMBERS_AT_ONCE:
+        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > NUMBERS_AT_ONCE:
             yield few
             few = []
         few.append(tokens)

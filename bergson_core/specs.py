@@ -16,6 +16,7 @@ from bergson_core.spec import Spec
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
 MAX_PRECONDITIONED_DIM = 64
+MAX_TOP_K_WITH_TOKENS = 32
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
 Normalizer = Literal["none", "adafactor", "adam", "kfac"]
@@ -265,8 +266,9 @@ class AttributionQuery(Spec):
     """Number of rows to return."""
     direction: Direction = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""
-    include: tuple[Literal["text", "metadata"], ...] = ("text", "metadata")
-    """What comes with each row beside id, score and loss."""
+    include: tuple[Literal["text", "metadata", "tokens", "modules"], ...] = ("text", "metadata")
+    """What comes with each row beside id, score, percentile and loss: `tokens` and `modules` are the parts of its score
+    by token and by module. For `tokens` the rows run through the model again: at most 32 of each direction."""
     profile: IndexName = "default"
     """Preconditioner to score with: `default`, or one that was fitted for a task."""
     partial: bool = False
@@ -276,6 +278,15 @@ class AttributionQuery(Spec):
     `{"gte": 1990, "lt": 2000}`, for each column named."""
     verify: Reserved = None
     """Unlearn the results for real and report what changed."""
+
+    @model_validator(mode="after")
+    def _few_with_tokens(self) -> Self:
+        if "tokens" in self.include and self.top_k > MAX_TOP_K_WITH_TOKENS:
+            raise ValueError(
+                "the tokens of a row cost a pass through the model: expected a top_k of at most "
+                f"{MAX_TOP_K_WITH_TOKENS} with them, got {self.top_k}; lower it, or leave tokens out of include"
+            )
+        return self
 
     @model_validator(mode="after")
     def _span_lies_within(self) -> Self:
