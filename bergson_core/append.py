@@ -83,7 +83,7 @@ def append_documents(
         shards = (*old.shards, *made)
         sample = None
         if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
-            sample = _sample(root, old.model_copy(update={"shards": shards}), maker)
+            sample = _sample(root, old.model_copy(update={"shards": shards}), maker, report)
         numbered = old.numbered + len(corpus.documents)
         manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
         report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
@@ -121,12 +121,13 @@ def _budget_tokens(root: Path, model: LanguageModel, rows: RowMaker, corpus: Cor
     return min(before, find_budget(model, rows.collector.layers, corpus.longest))
 
 
-def _sample(root: Path, manifest: Manifest, maker: ShardMaker) -> Sample:
+def _sample(root: Path, manifest: Manifest, maker: ShardMaker, report: Report) -> Sample:
     """Documents of the whole index as queries, from their stored text."""
     total = sum(shard.rows for shard in manifest.shards)
     numbers = sample_numbers(total, SAMPLE, manifest.spec.gradients.seed)
     tokens = tokens_of(_records(root, manifest, numbers), maker.spec, maker.model)
-    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens)
+    telling = Progress(stage="measure", unit="rows")
+    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling))
 
 
 def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:

@@ -25,6 +25,7 @@ from bergson_core.found import Found, Hit
 from bergson_core.generation import complete
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
+from bergson_core.notice import notice
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.sampled import percentile
@@ -154,6 +155,7 @@ class AttributionIndex:
                 ),
                 results=results,
                 opponents=opponents,
+                notice=self._notice(query, results, its.sampled),
                 partial=bool(self.searcher.damaged),
                 timing_ms=_UNTIMED,
             )
@@ -246,6 +248,14 @@ class AttributionIndex:
             hit.row.model_copy(update={"percentile": percentile(hit.row.score, sampled), "tokens": its})
             for hit, its in zip(hits, tokens, strict=True)
         ]
+
+    def _notice(
+        self, query: AttributionQuery, results: list[ResultRow] | None, sampled: Float32[np.ndarray, " r"]
+    ) -> str | None:
+        """What there is to say where nothing stands out, under the profile that it was calibrated for."""
+        if not results or query.profile != DEFAULT:
+            return None
+        return notice(results[0].score, sampled, self.manifest.notice)
 
     def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)

@@ -4,7 +4,7 @@ Legend: n samples, s positions, m layers, d numbers a layer (p² where projected
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,6 +74,10 @@ class RowCollector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
         return rows, losses
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._model
 
     @property
     def device(self) -> torch.device:
@@ -170,11 +174,15 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
 
 
 def collect_in_order(
-    collector: RowCollector, tokens: Sequence[Tokens], budget_tokens: int
+    collector: RowCollector,
+    tokens: Sequence[Tokens],
+    budget_tokens: int,
+    tell: Callable[[], object] = lambda: None,
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
     """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
 
-    There is a row for each document, or, of a collector of token rows, for each of their tokens.
+    There is a row for each document, or, of a collector of token rows, for each of their tokens. `tell` is called after
+    each batch.
     """
     firsts = np.cumsum([0, *(len(one.ids) if collector.per_token else 1 for one in tokens)])
     rows = np.zeros((firsts[-1], collector.dimensions), dtype=np.float32)
@@ -185,6 +193,7 @@ def collect_in_order(
     )
     for numbers, new_rows, new_losses in one_late(made):
         losses[numbers] = new_losses
+        tell()
         if not collector.per_token:
             rows[numbers] = new_rows
             continue

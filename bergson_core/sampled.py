@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.fitting import sample_numbers
-from bergson_core.manifest import Manifest
 from bergson_core.profiles import Profile
 from bergson_core.search import inverse
 from bergson_core.store import Shard
@@ -22,6 +21,8 @@ from bergson_core.store import Shard
 MOST_ROWS: Final = 4096
 MOST_NUMBERS: Final = 2**23
 """Of the sampled rows in memory, as float32: 32 MiB, which a query reads in about a millisecond."""
+LEAST_ROWS: Final = 64
+"""However many numbers each has."""
 _ROUNDING: Final = 1e-5
 """By so much have scores to differ: a result may be one of the sampled rows, whose score is computed in another way."""
 
@@ -35,14 +36,15 @@ class SampledRows:
     places: Int[np.ndarray, " r"]
 
     @classmethod
-    def read(cls, manifest: Manifest, shards: Sequence[Shard]) -> "SampledRows":
-        """Those of the index that lie in these shards.
+    def read(cls, shards: Sequence[Shard], total: int, seed: int) -> "SampledRows":
+        """Those of an index of `total` rows that lie in these of its shards.
 
         Which rows of the index these are is decided by its size and seed alone: actors that hold a part of the shards
         each find their share of the same sample, and documents that were appended are in it as any others.
         """
-        count = max(1, min(MOST_ROWS, MOST_NUMBERS // manifest.dimensions))
-        numbers = np.array(sample_numbers(manifest.rows, count, manifest.spec.gradients.seed))
+        shape = shards[0].shape
+        count = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // (shape.layers * shape.width)))
+        numbers = np.array(sample_numbers(total, count, seed))
         found: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
         for number, shard in enumerate(shards):
             places = numbers - shard.entry.first_row

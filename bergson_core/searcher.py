@@ -109,7 +109,7 @@ class Searcher:
     @cached_property
     def sampled(self) -> SampledRows:
         """Rows to compare results with, read when they are first asked for."""
-        return SampledRows.read(self.manifest, self.shards)
+        return SampledRows.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
 
     def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
         """What is found for each query from its row."""

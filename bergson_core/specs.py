@@ -27,6 +27,7 @@ Projection = Literal["rademacher", "normal"]
 Loss = Literal["sum", "mean"]
 FitLabels = Literal["true", "sampled"]
 Direction = Literal["proponents", "opponents", "both"]
+Part = Literal["text", "metadata", "tokens", "modules"]
 Aggregate = Literal["mean", "max", "each"]
 Executor = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or by the machines of a Ray cluster. The rows are the same."""
@@ -266,7 +267,7 @@ class AttributionQuery(Spec):
     """Number of rows to return."""
     direction: Direction = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""
-    include: tuple[Literal["text", "metadata", "tokens", "modules"], ...] = ("text", "metadata")
+    include: tuple[Part, ...] = ("text", "metadata")
     """What comes with each row beside id, score, percentile and loss: `tokens` and `modules` are the parts of its score
     by token and by module. For `tokens` the rows run through the model again: at most 32 of each direction."""
     profile: IndexName = "default"
