@@ -152,8 +152,8 @@ def ask(root: Path, questions: torch.Tensor) -> None:
     results: list[list[float]] = []
 
     def single(question: torch.Tensor) -> None:
-        (found, _), *_ = searcher.search(question[None], [asked])
-        results.append([row.score for row in found or ()])
+        found, *_ = searcher.search(question[None], [asked])
+        results.append([hit.row.score for hit in found.proponents or ()])
 
     alone = timed(lambda q=question: single(q) for question in questions)
     memory = mapped_bytes(root)

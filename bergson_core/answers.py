@@ -77,18 +77,38 @@ class Estimate(Report):
     """Time of the build at the rates that were measured, with nothing else running."""
 
 
+class TokenInfluence(Report):
+    """A token of a training sample and its part of the sample's score."""
+
+    token: str
+    """The characters that it stands for, or its name where it stands for none."""
+    start: int | None
+    """Its characters are [start, end) of prompt and completion together; null where it stands for none of these, and in
+    chats, whose text is the template's."""
+    end: int | None
+    influence: float
+    """What its position adds to the score; those of all tokens sum to the score."""
+
+
 class ResultRow(Report):
     """A training sample and its influence on what the model said."""
 
     rank: int
     id: str
     score: float
+    percentile: float | None = None
+    """How many of a hundred random samples of the index score lower for this query. Null where there is none to compare
+    with."""
     prompt: str | None = None
     completion: str | None = None
     metadata: dict[str, Any] | None = None
     loss: float | None
     """Sum of the sample's token cross-entropies under the indexed model, in nats; null where its gradient was not
     finite, so that it was skipped."""
+    modules: dict[str, float] | None = None
+    """Each module's part of the score, where `include` asks for it; they sum to the score."""
+    tokens: list[TokenInfluence] | None = None
+    """Each token's part of the score, where `include` asks for it; they sum to the score."""
 
 
 class QueryEcho(Report):
@@ -105,7 +125,10 @@ class QueryEcho(Report):
 
 
 class TimingMs(Report):
-    """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch."""
+    """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch.
+
+    `search` has the passes through the model in it that `tokens` take.
+    """
 
     queue: float = 0.0
     gradient: float
@@ -122,6 +145,9 @@ class Answer(Report):
     query: QueryEcho
     results: list[ResultRow] | None = None
     opponents: list[ResultRow] | None = None
+    notice: str | None = None
+    """`no strong influence found` where the best of `results` stands out no more than that of a query which no sample
+    states."""
     partial: bool = False
     """Damaged shards of the index were left out."""
     timing_ms: TimingMs

@@ -15,7 +15,7 @@ from bergson_core.answers import Progress
 from bergson_core.attribution import LoadModel, check_model
 from bergson_core.budget import find_budget
 from bergson_core.build import fingerprint, fitting_into_memory, open_rows
-from bergson_core.documents import Record
+from bergson_core.documents import Record, as_record
 from bergson_core.errors import IdsExist
 from bergson_core.files import APPENDING
 from bergson_core.fitting import sample_numbers
@@ -83,7 +83,7 @@ def append_documents(
         shards = (*old.shards, *made)
         sample = None
         if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
-            sample = _sample(root, old.model_copy(update={"shards": shards}), maker)
+            sample = _sample(root, old.model_copy(update={"shards": shards}), maker, report)
         numbered = old.numbered + len(corpus.documents)
         manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
         report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
@@ -121,20 +121,20 @@ def _budget_tokens(root: Path, model: LanguageModel, rows: RowMaker, corpus: Cor
     return min(before, find_budget(model, rows.collector.layers, corpus.longest))
 
 
-def _sample(root: Path, manifest: Manifest, maker: ShardMaker) -> Sample:
+def _sample(root: Path, manifest: Manifest, maker: ShardMaker, report: Report) -> Sample:
     """Documents of the whole index as queries, from their stored text."""
     total = sum(shard.rows for shard in manifest.shards)
     numbers = sample_numbers(total, SAMPLE, manifest.spec.gradients.seed)
     tokens = tokens_of(_records(root, manifest, numbers), maker.spec, maker.model)
-    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens)
+    telling = Progress(stage="measure", unit="rows")
+    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling))
 
 
 def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
-    is_chat, records = manifest.spec.columns.messages is not None, []
+    records = []
     for entry, texts in texts_of(root, manifest):
         for number in numbers:
             if entry.first_row <= number < entry.first_row + entry.rows:
                 row = document(texts, number - entry.first_row)
-                chat = json.loads(row["prompt"]) if is_chat else None
-                records.append(Record(row["id"], row["prompt"], row["completion"], {}, chat))
+                records.append(as_record(row["id"], row["prompt"], row["completion"], manifest.spec.columns))
     return records

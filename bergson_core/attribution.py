@@ -4,35 +4,41 @@ Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs
+from bergson_core.answers import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
+from bergson_core.conditions import Condition
 from bergson_core.documents import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
+from bergson_core.found import Found, Hit
 from bergson_core.generation import complete
 from bergson_core.manifest import Manifest, read_manifest
 from bergson_core.models import LanguageModel, context_limit, load_model
+from bergson_core.notice import notice
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
-from bergson_core.searcher import Asked, Found, Searcher
-from bergson_core.specs import AttributionQuery, Condition, Executor, GradientSpec
+from bergson_core.sampled import percentile
+from bergson_core.searcher import Asked, Searcher
+from bergson_core.specs import AttributionQuery, Executor, GradientSpec
 from bergson_core.store import Shard
+from bergson_core.token_influence import TokenInfluences
 
 if TYPE_CHECKING:
     from bergson_core.ray_searcher import RaySearcher
 
 LoadModel = Callable[..., LanguageModel]
+_UNTIMED: Final = TimingMs(gradient=0, search=0, total=0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class AttributionIndex:
     collector: RowCollector
     processor: GradientProcessor
     searcher: "Searcher | RaySearcher"
+    tokens: TokenInfluences
 
     @classmethod
     def open(
@@ -95,7 +102,8 @@ class AttributionIndex:
         model = load_model(spec.model, manifest.revision, spec.dtype)
         check_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
-        return cls(root.name, manifest, model, collector, processor, searcher)
+        tokens = TokenInfluences(root, manifest, model, processor, collector)
+        return cls(root.name, manifest, model, collector, processor, searcher, tokens)
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -125,14 +133,15 @@ class AttributionIndex:
         rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
         found = self._search(torch.from_numpy(rows), [Asked.by(queries[k]) for k in good])
-        done = time.perf_counter()
-        timing = TimingMs(
-            gradient=1e3 * (gradient_done - started),
-            search=1e3 * (done - gradient_done),
-            total=1e3 * (done - started),
-        )
-        for (k, one), loss, (results, opponents) in zip(good.items(), losses, found, strict=True):
+        for (k, one), loss, its in zip(good.items(), losses, found, strict=True):
             query = queries[k]
+            try:
+                results, opponents = (
+                    self._shown(hits, its.sampled, query.include) for hits in (its.proponents, its.opponents)
+                )
+            except BergsonError as error:
+                outcomes[k] = error
+                continue
             outcomes[k] = Answer(
                 index=query.index,
                 generation=self.manifest.generation,
@@ -146,10 +155,20 @@ class AttributionIndex:
                 ),
                 results=results,
                 opponents=opponents,
+                notice=self._notice(query, results, its.sampled),
                 partial=bool(self.searcher.damaged),
-                timing_ms=timing,
+                timing_ms=_UNTIMED,
             )
-        return outcomes
+        done = time.perf_counter()
+        timing = TimingMs(
+            gradient=1e3 * (gradient_done - started),
+            search=1e3 * (done - gradient_done),
+            total=1e3 * (done - started),
+        )
+        return [
+            one.model_copy(update={"timing_ms": timing}) if isinstance(one, Answer) else one
+            for one in outcomes
+        ]
 
     def search(
         self,
@@ -182,7 +201,9 @@ class AttributionIndex:
         conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
         asked = Asked(top_k, direction, ("text", "metadata"), profile, conditions)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
-        return [proponents or opponents or [] for proponents, opponents in found]
+        return [
+            self._shown(one.proponents or one.opponents, one.sampled, asked.include) or [] for one in found
+        ]
 
     def check_profile(self, profile: str) -> None:
         """Raises `InvalidInput` for a profile that the index does not have, saying which it has."""
@@ -194,6 +215,8 @@ class AttributionIndex:
         assert self.model.tokenizer is not None  # load_model always gives one
         try:
             self.check_profile(query.profile)
+            if "tokens" in query.include:
+                self.tokens.check()
             self.searcher.metadata.check(query.filter or {})
             if self.searcher.damaged and not query.partial:
                 raise damage(self.name, self.searcher.damaged)
@@ -211,6 +234,28 @@ class AttributionIndex:
                 "expected a prompt, or a longer completion or span"
             )
         return _Said(completion, tokens)
+
+    def _shown(
+        self, hits: Sequence[Hit] | None, sampled: Float32[np.ndarray, " r"], include: Collection[str]
+    ) -> list[ResultRow] | None:
+        """The rows of `hits` as an answer has them: with how they stand among random rows, and with their tokens."""
+        if hits is None:
+            return None
+        tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
+        if "tokens" in include and hits:
+            tokens = self.tokens.of([hit.retold for hit in hits if hit.retold])
+        return [
+            hit.row.model_copy(update={"percentile": percentile(hit.row.score, sampled), "tokens": its})
+            for hit, its in zip(hits, tokens, strict=True)
+        ]
+
+    def _notice(
+        self, query: AttributionQuery, results: list[ResultRow] | None, sampled: Float32[np.ndarray, " r"]
+    ) -> str | None:
+        """What there is to say where nothing stands out, under the profile that it was calibrated for."""
+        if not results or query.profile != DEFAULT:
+            return None
+        return notice(results[0].score, sampled, self.manifest.notice)
 
     def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)

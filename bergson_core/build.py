@@ -208,7 +208,8 @@ class Build:
     def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:
         """Some documents as queries, to measure the search with."""
         numbers = sample_numbers(len(corpus.documents), SAMPLE, self.spec.gradients.seed)
-        return Sample.collect(collector, numbers, corpus.read(model, numbers), self._budget_tokens)
+        tokens, telling = corpus.read(model, numbers), Progress(stage="measure", unit="rows")
+        return Sample.collect(collector, numbers, tokens, self._budget_tokens, lambda: self._report(telling))
 
     def _reported(self, source: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         for batch in source:

@@ -4,7 +4,7 @@ Legend: n samples, s positions, m layers, d numbers a layer (p² where projected
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from bergson_core.processor import GradientProcessor
 from bergson_core.specs import ColumnsSpec, GradientSpec, Loss
 from bergson_core.transfer import one_late
 
-_NUMBERS_AT_ONCE: Final = 2**25
+NUMBERS_AT_ONCE: Final = 2**25
 """Of token rows in memory: 128 MiB."""
 
 
@@ -38,7 +38,7 @@ class RowCollector:
 
     A row is the layers' gradients in natural order of their names, each flattened: `slices` says where each
     one is. With `per_token` there is one for each position. Hooks are in place during a pass only, so that the same
-    model may serve others between batches.
+    model may serve others between batches. `like` is a collector to share projections with (`GradientCollector`).
     """
 
     def __init__(
@@ -48,9 +48,15 @@ class RowCollector:
         target_modules: str | Iterable[str] | None = None,
         *,
         per_token: bool = False,
+        like: "RowCollector | None" = None,
     ) -> None:
         self._collector = GradientCollector(
-            model.model, processor, self._arrive, target_modules, per_token=per_token
+            model.model,
+            processor,
+            self._arrive,
+            target_modules,
+            per_token=per_token,
+            like=like and like._collector,
         )
         self.layers = self._collector.layers
         self._model = model.tracking(self.layers.values())
@@ -68,6 +74,10 @@ class RowCollector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
         return rows, losses
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._model
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +149,7 @@ def collect_gradients(
             if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
                 longest, budget = here, find_budget(language_model, collector.layers, here)
             if per_token:
-                budget = max(1, min(budget, _NUMBERS_AT_ONCE // collector.dimensions))
+                budget = max(1, min(budget, NUMBERS_AT_ONCE // collector.dimensions))
             for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
                 rows, losses = collect_in_order(collector, tokens, budget)
                 gradients: Any = pa.FixedSizeListArray.from_arrays(
@@ -156,7 +166,7 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
     """`documents` in order, so many at a time that a row for each of their tokens fits into memory."""
     few: list[Tokens] = []
     for tokens in documents:
-        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > _NUMBERS_AT_ONCE:
+        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > NUMBERS_AT_ONCE:
             yield few
             few = []
         few.append(tokens)
@@ -164,11 +174,15 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
 
 
 def collect_in_order(
-    collector: RowCollector, tokens: Sequence[Tokens], budget_tokens: int
+    collector: RowCollector,
+    tokens: Sequence[Tokens],
+    budget_tokens: int,
+    tell: Callable[[], object] = lambda: None,
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
     """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
 
-    There is a row for each document, or, of a collector of token rows, for each of their tokens.
+    There is a row for each document, or, of a collector of token rows, for each of their tokens. `tell` is called after
+    each batch.
     """
     firsts = np.cumsum([0, *(len(one.ids) if collector.per_token else 1 for one in tokens)])
     rows = np.zeros((firsts[-1], collector.dimensions), dtype=np.float32)
@@ -179,6 +193,7 @@ def collect_in_order(
     )
     for numbers, new_rows, new_losses in one_late(made):
         losses[numbers] = new_losses
+        tell()
         if not collector.per_token:
             rows[numbers] = new_rows
             continue

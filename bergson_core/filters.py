@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from bergson_core.conditions import Condition, Range
 from bergson_core.errors import InvalidInput
-from bergson_core.specs import Condition, Range
 from bergson_core.store import Shard
 
 

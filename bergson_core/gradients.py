@@ -36,7 +36,8 @@ class GradientCollector:
     natural order; with one, `closure(name, gradient)` is called as each arrives and nothing is kept.
     `target_modules` is a regular expression or a list of layer names; by default all but embeddings and the output
     head, or the active adapters of a PEFT model. With `per_token`, gradients are [n, s, ...]: what each position of
-    the input adds to the sample's gradient, through every layer; over s they sum to it.
+    the input adds to the sample's gradient, through every layer; over s they sum to it. What is drawn and folded for
+    each layer is shared with `like`, a collector of the same model and processor.
 
     The gradients are those of whatever is back-propagated: sum the loss over samples, and each row is the
     gradient of that sample's own loss. float32, or float64 where the model is.
@@ -54,6 +55,7 @@ class GradientCollector:
         target_modules: str | Iterable[str] | None = None,
         *,
         per_token: bool = False,
+        like: "GradientCollector | None" = None,
     ) -> None:
         self.model = model
         self.per_token = per_token
@@ -61,7 +63,9 @@ class GradientCollector:
         self.layers = select(model, target_modules)
         self._closure = closure
         self._collected: dict[str, Tensor] = {}
-        self._transforms: dict[tuple[str, torch.dtype, torch.device], Factored | Whole] = {}
+        self._transforms: dict[tuple[str, torch.dtype, torch.device], Factored | Whole] = (
+            {} if like is None else like._transforms
+        )
         self._open = ExitStack()
 
     @property

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.specs import AppendSpec, BuildSpec
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
@@ -71,6 +71,17 @@ class SearchEntry(_Part):
     rows: int
 
 
+class NoticeEntry(_Part):
+    """From which prominence of its best result on an answer claims an influence (`notice`), under the default profile.
+
+    A share `false_alarms` of the `queries` that it was calibrated with, which no document states, lies above.
+    """
+
+    threshold: float
+    false_alarms: float
+    queries: int
+
+
 class ProfileEntry(_Part):
     """A way to compare rows. `mixing` is the share of the queries' second moment in it, None where there were none.
 
@@ -98,7 +109,8 @@ class Manifest(_Part):
     `model_revision` is the commit that a model of the hub was at: later it is loaded from there, whatever its branch
     has become.
     `generation` counts its changes. `numbered` documents were ever added to it: the next one without an id of its own
-    gets this number. The rows of the first `compacted` takedowns of the log are gone.
+    gets this number. The rows of the first `compacted` takedowns of the log are gone. An index of too few rows has no
+    `notice`.
     """
 
     format_version: int
@@ -121,6 +133,7 @@ class Manifest(_Part):
     shards: tuple[ShardEntry, ...]
     profiles: tuple[ProfileEntry, ...]
     search: SearchEntry
+    notice: NoticeEntry | None = None
 
     @property
     def revision(self) -> str | None:

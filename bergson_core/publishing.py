@@ -30,6 +30,7 @@ from bergson_core.manifest import (
     FileEntry,
     Manifest,
     ModuleEntry,
+    NoticeEntry,
     Origin,
     ProfileEntry,
     SearchEntry,
@@ -37,11 +38,13 @@ from bergson_core.manifest import (
     ShardEntry,
 )
 from bergson_core.models import LanguageModel
+from bergson_core.notice import calibrate
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.profiles import DEFAULT, Profile, lengths_path, preconditioner_path, write_lengths
 from bergson_core.progress import aside
 from bergson_core.recall import Sample, choose, ladder, measure
 from bergson_core.rows import RowMaker
+from bergson_core.sampled import SampledRows
 from bergson_core.search import build_shard_search, search_path, shard_features
 from bergson_core.specs import BuildSpec
 from bergson_core.store import RowShape, Shard, disk_errors, total_moment
@@ -132,6 +135,7 @@ def publish(
             numbered=count,
             profiles=(ProfileEntry(name=DEFAULT, files=()),),
             search=found,
+            notice=index.calibrated(sample, found, report),
             files=tuple(statistics),
             **_counts(shards),
         ),
@@ -151,18 +155,19 @@ def publish_next(
     """Replaces `old` by an index of these shards, of which only the new ones are looked at; statistics stay.
 
     With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
-    longer holds `min_recall`. `changes` are fields of the manifest.
+    longer holds `min_recall`, and the notice is calibrated again. `changes` are fields of the manifest.
     """
     index = Parts(root, old.spec, RowShape.of(old), shards, old.all_files())
-    found = old.search
+    found, threshold = old.search, old.notice
     if sample is None:
         index.build(old.search.kind, report)
     else:
         found = index.measured(sample, report)
+        threshold = index.calibrated(sample, found, report)
     for profile in old.profiles:
         if profile.name != DEFAULT:
             index.add_profile(profile.name)
-    new = {"generation": old.generation + 1, "created_at": _now(), "search": found}
+    new = {"generation": old.generation + 1, "created_at": _now(), "search": found, "notice": threshold}
     return index.publish(old.model_copy(update=new | _counts(shards) | changes), confirm)
 
 
@@ -234,6 +239,19 @@ class Parts:
 
         count = sum(entry.rows for entry in self.shards)
         return choose(ladder(self.spec.search, self.shape, count), self.spec.search.min_recall, of)
+
+    def calibrated(self, sample: Sample, search: SearchEntry, report: Report) -> NoticeEntry | None:
+        """What an answer's notice goes by, for candidates that are found as `search` says."""
+        if sample.joined is None:
+            return None
+        queries, seed = sample.joined, self.spec.gradients.seed
+        profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
+        candidates = Candidates.open(self.root, self._opened, search.kind, briefly=True)
+        sampled = SampledRows.read(self._opened, sum(entry.rows for entry in self.shards), seed)
+        return aside(
+            lambda: calibrate(queries, profile, candidates, search.candidates, sampled),
+            lambda: report(Progress(stage="measure", unit="rows")),
+        )
 
     def add_profile(self, name: str) -> None:
         """Adds the lengths under a fitted profile of the rows of each shard that has none yet."""

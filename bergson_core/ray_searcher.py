@@ -22,13 +22,13 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from bergson_core.answers import ResultRow
 from bergson_core.errors import ClusterUnavailable
 from bergson_core.filters import MetadataFilter
+from bergson_core.found import Found, Hit
 from bergson_core.manifest import Manifest, ShardEntry
 from bergson_core.profiles import Profile
 from bergson_core.ray_cluster import TRIES, actor, connect, first_line, result, slots
-from bergson_core.searcher import Asked, Found, Searcher, Visible
+from bergson_core.searcher import Asked, Searcher, Visible
 from bergson_core.store import Shard
 
 logger = logging.getLogger(__name__)
@@ -164,12 +164,16 @@ def split(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:
 def merged(found: Sequence[Found], query: Asked) -> Found:
     """The best of what was found in each run of shards; of equal scores the ones of earlier shards."""
 
-    def best(lists: Sequence[list[ResultRow] | None], sign: int) -> list[ResultRow] | None:
+    def best(lists: Sequence[Sequence[Hit] | None], sign: int) -> list[Hit] | None:
         if query.direction not in ("both", "proponents" if sign > 0 else "opponents"):
             return None
-        rows = sorted((row for one in lists for row in one or ()), key=lambda row: -sign * row.score)
+        hits = sorted((hit for one in lists for hit in one or ()), key=lambda hit: -sign * hit.row.score)
         return [
-            row.model_copy(update={"rank": rank}) for rank, row in enumerate(rows[: query.top_k], start=1)
+            replace(hit, row=hit.row.model_copy(update={"rank": rank}))
+            for rank, hit in enumerate(hits[: query.top_k], start=1)
         ]
 
-    return best([one for one, _ in found], 1), best([one for _, one in found], -1)
+    sampled = np.concatenate([np.empty(0, np.float32), *(one.sampled for one in found)])
+    return Found(
+        best([one.proponents for one in found], 1), best([one.opponents for one in found], -1), sampled
+    )

@@ -4,7 +4,7 @@ Legend: q sampled documents taken as queries, n rows of a shard, m layers, d num
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from bergson_core.candidates import Candidates
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.errors import InvalidInput
 from bergson_core.manifest import SearchEntry, SearchKind
+from bergson_core.notice import joined_rows
 from bergson_core.profiles import FOR_EACH_MORE, Profile
 from bergson_core.specs import SearchSpec
 from bergson_core.store import RowShape, Shard
@@ -34,10 +35,14 @@ _CANDIDATES_AT_ONCE: Final = 2**16
 
 @dataclass(frozen=True)
 class Sample:
-    """Documents taken as queries: their `numbers` [q] in the index, and the raw `rows` [q, m, d] of the queries."""
+    """Documents taken as queries: their `numbers` [q] in the index, and the raw `rows` [q, m, d] of the queries.
+
+    `joined` [j, m, d] are those of queries made of two documents each, which none of them states (`notice`).
+    """
 
     numbers: Int[np.ndarray, " q"]
     rows: Float[Tensor, "q m d"]
+    joined: Float[Tensor, "j m d"] | None = None
 
     @classmethod
     def of(cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], layers: int) -> "Sample":
@@ -47,15 +52,22 @@ class Sample:
 
     @classmethod
     def collect(
-        cls, collector: RowCollector, numbers: Sequence[int], tokens: Sequence[Tokens], budget_tokens: int
+        cls,
+        collector: RowCollector,
+        numbers: Sequence[int],
+        tokens: Sequence[Tokens],
+        budget_tokens: int,
+        tell: Callable[[], object] = lambda: None,
     ) -> "Sample":
         """The gradients of the ends of these documents, as of a prompt and a completion.
 
         Those of whole documents are found too easily where a corpus says a thing twice: on the demo's sign rows 400
         candidates held all of their ten best rows, 0.90 of those of the ends, and 0.94 of those of real questions.
+        `tell` is called between batches.
         """
-        rows, _ = collect_in_order(collector, [_end(one) for one in tokens], budget_tokens)
-        return cls.of(np.asarray(numbers), torch.from_numpy(rows), len(collector.slices))
+        rows, _ = collect_in_order(collector, [_end(one) for one in tokens], budget_tokens, tell)
+        sample = cls.of(np.asarray(numbers), torch.from_numpy(rows), len(collector.slices))
+        return replace(sample, joined=joined_rows(collector, tokens, budget_tokens, tell))
 
 
 def _end(tokens: Tokens) -> Tokens:

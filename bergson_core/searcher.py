@@ -5,6 +5,7 @@ Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -15,22 +16,24 @@ from torch import Tensor
 
 from bergson_core.answers import ResultRow
 from bergson_core.candidates import Candidates
+from bergson_core.conditions import Condition
 from bergson_core.errors import IndexCorrupt
+from bergson_core.exact import ExactScores, Stored
 from bergson_core.files import check_files
 from bergson_core.filters import MetadataFilter
+from bergson_core.found import Found, Hit, Retold
 from bergson_core.lookup import Hidden
 from bergson_core.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.profiles import Profile, lengths_path
-from bergson_core.search import inverse, search_path
+from bergson_core.sampled import SampledRows
+from bergson_core.search import search_path
 from bergson_core.side_by_side import side_by_side
-from bergson_core.specs import AttributionQuery, Condition, Direction
+from bergson_core.specs import AttributionQuery, Direction
 from bergson_core.store import RowShape, Shard
 from bergson_core.texts import document
 
 _ALL_BELOW: Final = 10
 """Times the candidates: so few rows that meet a filter are all scored exactly."""
-Found = tuple[list[ResultRow] | None, list[ResultRow] | None]
-"""(proponents, opponents) of a query, None for what was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,16 @@ class Searcher:
             damaged=damaged,
         )
 
+    @cached_property
+    def sampled(self) -> SampledRows:
+        """Rows to compare results with, read when they are first asked for."""
+        return SampledRows.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
+
     def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
         """What is found for each query from its row."""
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
-        answers: list[dict[int, list[ResultRow]]] = [{} for _ in queries]
+        hits: list[dict[int, list[Hit]]] = [{} for _ in queries]
+        sampled: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
         left = list(range(len(queries)))
         while left:
             first = queries[left[0]]
@@ -114,20 +123,28 @@ class Searcher:
             left = [k for k in left if k not in here]
             profile = self.profiles[first.profile]
             phi, weights = profile.prepare(blocks[here])
+            exact = ExactScores(self.shards, profile)
             asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
             directed = torch.stack([sign * phi[i] for i, sign in asked])
             count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest)
             candidates = self._candidates(directed, count, first.filter)
-            work = ((weights[i], profile, *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
-            scored = side_by_side(self._exact_scores, work)
-            for (i, sign), (shards, places, scores) in zip(asked, scored, strict=True):
-                query = queries[here[i]]
+            work = ((exact, weights[i], *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
+            scored = side_by_side(_scored, work)
+            for (i, sign), (shards, places, parts) in zip(asked, scored, strict=True):
+                query, scores = queries[here[i]], parts.sum(1).numpy()
                 best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
-                answers[here[i]][sign] = [
-                    self._result(rank, int(shards[c]), int(places[c]), float(scores[c]), query)
-                    for rank, c in enumerate(best, start=1)
+                stored: Sequence[Stored | None] = [None] * len(best)
+                if "tokens" in query.include:
+                    stored = exact.stored(weights[i], shards[best], places[best])
+                hits[here[i]][sign] = [
+                    self._hit(rank, int(shards[c]), int(places[c]), parts[c], query, kept)
+                    for rank, (c, kept) in enumerate(zip(best, stored, strict=True), start=1)
                 ]
-        return [(found.get(1), found.get(-1)) for found in answers]
+            for k, scores in zip(
+                here, self.sampled.scores(profile, weights, self.visible.masks()), strict=True
+            ):
+                sampled[k] = scores
+        return [Found(one.get(1), one.get(-1), scores) for one, scores in zip(hits, sampled, strict=True)]
 
     def _candidates(
         self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
@@ -148,40 +165,35 @@ class Searcher:
         shape = (len(queries), len(shards))
         return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
 
-    def _exact_scores(
-        self, asked: tuple[Tensor, Profile, np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(shards [k], places [k], scores [k] float32) of the rows that are real, from what is stored of them.
-
-        A score is (C^-½ φ) · row over its lengths, block by block or as a whole.
-        """
-        weights, profile, shards, places = asked
-        shards, places = shards[places >= 0], places[places >= 0]
-
-        def stored(number: int) -> tuple[np.ndarray, ...]:
-            shard = self.shards[number]
-            return shard.blocks, shard.scales, profile.lengths[number]
-
-        blocks, scales, lengths = (np.empty((len(places), *one.shape[1:]), one.dtype) for one in stored(0))
-        for number in np.unique(shards):
-            here = shards == number
-            for kept, source in zip((blocks, scales, lengths), stored(number), strict=True):
-                kept[here] = source[places[here]]
-        raw = self.shards[0].shape.codec.products(blocks, scales, weights)
-        return shards, places, (raw * inverse(torch.from_numpy(lengths))).sum(1).numpy()
-
-    def _result(self, rank: int, shard: int, place: int, score: float, query: Asked) -> ResultRow:
-        row = document(self.shards[shard].records, place)
+    def _hit(
+        self, rank: int, shard: int, place: int, parts: Tensor, query: Asked, stored: Stored | None
+    ) -> Hit:
+        """The row at this place, whose score the `parts` [m] of its layers sum to."""
+        row, modules = document(self.shards[shard].records, place), None
         text = "text" in query.include
-        return ResultRow(
+        if "modules" in query.include:
+            names = (module.name for module in self.manifest.modules)
+            modules = dict(zip(names, parts.tolist(), strict=True))
+        found = ResultRow(
             rank=rank,
             id=row["id"],
-            score=score,
+            score=float(parts.sum()),
             prompt=row["prompt"] if text else None,
             completion=row["completion"] if text else None,
             metadata=row["metadata"] if "metadata" in query.include else None,
             loss=row["loss"],
+            modules=modules,
         )
+        return Hit(found, stored and Retold(row["prompt"], row["completion"], stored))
+
+
+def _scored(
+    asked: tuple[ExactScores, Tensor, np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """(shards [k], places [k], what each layer adds to the score [k, m]) of the rows that are real."""
+    exact, weights, shards, places = asked
+    shards, places = shards[places >= 0], places[places >= 0]
+    return shards, places, exact.layer_parts(weights, shards, places)
 
 
 def _damaged(root: Path, manifest: Manifest, entries: Sequence[ShardEntry]) -> dict[str, str]:

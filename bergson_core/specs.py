@@ -5,24 +5,18 @@ the command line are all these classes, so that a field exists once. No torch he
 """
 
 import hashlib
-import operator
 import re
-from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from bergson_core.conditions import Condition
+from bergson_core.spec import Spec
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
 MAX_PRECONDITIONED_DIM = 64
+MAX_TOP_K_WITH_TOKENS = 32
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
 Normalizer = Literal["none", "adafactor", "adam", "kfac"]
@@ -33,6 +27,7 @@ Projection = Literal["rademacher", "normal"]
 Loss = Literal["sum", "mean"]
 FitLabels = Literal["true", "sampled"]
 Direction = Literal["proponents", "opponents", "both"]
+Part = Literal["text", "metadata", "tokens", "modules"]
 Aggregate = Literal["mean", "max", "each"]
 Executor = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or by the machines of a Ray cluster. The rows are the same."""
@@ -45,30 +40,6 @@ def _refuse(value: object) -> None:
 
 Reserved = Annotated[None, BeforeValidator(_refuse)]
 """A field of the contract that is accepted as null only."""
-
-
-class Spec(BaseModel):
-    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses what pydantic would take for a number or a truth value: "10", true, 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
-        if kinds and kinds <= {int, float} and isinstance(value, bool | str):
-            raise ValueError(f"expected a number, got {str(value)[:100]!r}")
-        if kinds == {bool} and not isinstance(value, bool):
-            raise ValueError(f"expected true or false, got {str(value)[:100]!r}")
-        return value
 
 
 class DatasetSpec(Spec):
@@ -279,43 +250,6 @@ class ProfileSpec(Spec):
         return self
 
 
-Scalar = bool | int | float | str | None
-
-
-class Range(Spec):
-    """Numbers or texts between two bounds."""
-
-    gte: int | float | str | None = None
-    gt: int | float | str | None = None
-    lte: int | float | str | None = None
-    lt: int | float | str | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        bounds = [bound for bound in (self.gte, self.gt, self.lte, self.lt) if bound is not None]
-        if not bounds or len({isinstance(bound, str) for bound in bounds}) > 1:
-            raise ValueError("expected at least one of gte, gt, lte, lt: all numbers, or all texts")
-        return self
-
-    def holds(self, value: Any) -> bool:
-        """Whether `value` lies between the bounds; what cannot be compared with them does not."""
-        bounds = (
-            (self.gte, operator.ge),
-            (self.gt, operator.gt),
-            (self.lte, operator.le),
-            (self.lt, operator.lt),
-        )
-        given = [(bound, compare) for bound, compare in bounds if bound is not None]
-        kind = str if isinstance(given[0][0], str) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind):
-            return False
-        return all(compare(value, bound) for bound, compare in given)
-
-
-Condition = Scalar | tuple[Scalar, ...] | Range
-"""A value, several of which one has to match, or a range."""
-
-
 class AttributionQuery(Spec):
     """A prompt and what the model said; which training samples made it say that?"""
 
@@ -333,8 +267,9 @@ class AttributionQuery(Spec):
     """Number of rows to return."""
     direction: Direction = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""
-    include: tuple[Literal["text", "metadata"], ...] = ("text", "metadata")
-    """What comes with each row beside id, score and loss."""
+    include: tuple[Part, ...] = ("text", "metadata")
+    """What comes with each row beside id, score, percentile and loss: `tokens` and `modules` are the parts of its score
+    by token and by module. For `tokens` the rows run through the model again: at most 32 of each direction."""
     profile: IndexName = "default"
     """Preconditioner to score with: `default`, or one that was fitted for a task."""
     partial: bool = False
@@ -344,6 +279,15 @@ class AttributionQuery(Spec):
     `{"gte": 1990, "lt": 2000}`, for each column named."""
     verify: Reserved = None
     """Unlearn the results for real and report what changed."""
+
+    @model_validator(mode="after")
+    def _few_with_tokens(self) -> Self:
+        if "tokens" in self.include and self.top_k > MAX_TOP_K_WITH_TOKENS:
+            raise ValueError(
+                "the tokens of a row cost a pass through the model: expected a top_k of at most "
+                f"{MAX_TOP_K_WITH_TOKENS} with them, got {self.top_k}; lower it, or leave tokens out of include"
+            )
+        return self
 
     @model_validator(mode="after")
     def _span_lies_within(self) -> Self:

@@ -60,14 +60,14 @@ class Asking:
         return answer
 
     def _allowed(self, query: AttributionQuery) -> AttributionQuery:
-        """The query as the caller may ask it: without text there is no metadata, nor a filter that finds it out."""
+        """The query as the caller may ask it: without text no tokens, no metadata, nor a filter that finds it out."""
         if not self.caller.sees(query.index):
             raise catalog.unknown(query.index)
         if self.caller.text:
             return query
         if query.filter is not None:
             raise Forbidden("this key sees no metadata: ask without `filter`")
-        return query.model_copy(update={"include": ()})
+        return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

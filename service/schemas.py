@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.answers import Answer, Report, SizesBytes
 from bergson_core.manifest import SearchEntry
-from bergson_core.specs import AttributionQuery, BuildSpec, IndexName, Spec
+from bergson_core.spec import Spec
+from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 
 

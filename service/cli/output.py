@@ -71,13 +71,30 @@ def results_table(
 ) -> Table:
     """Results as a table; rows whose id is in `marked` get a tick."""
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for name in ("", "score", "loss", "id"):
-        table.add_column(name, justify="right" if name in ("score", "loss") else "left")
+    for name in ("", "score", "percentile", "loss", "id"):
+        table.add_column(name, justify="right" if name in ("score", "percentile", "loss") else "left")
     table.add_column("sample", overflow="fold")
     for row in rows:
         sample = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
         tick = Text("✓", "green") if row.id in marked else Text("")
-        table.add_row(
-            tick, f"{row.score:+.4f}", "" if row.loss is None else f"{row.loss:.2f}", Text(row.id), sample
-        )
+        standing = "" if row.percentile is None else f"{row.percentile:.2f}"
+        loss = "" if row.loss is None else f"{row.loss:.2f}"
+        table.add_row(tick, f"{row.score:+.4f}", standing, loss, Text(row.id), sample)
     return table
+
+
+def by_token(row: answers.ResultRow) -> Text | None:
+    """The tokens of a result with their parts of its score; the largest in bold."""
+    return _parts([(one.token, one.influence) for one in row.tokens]) if row.tokens else None
+
+
+def by_module(row: answers.ResultRow) -> Text | None:
+    """The modules of a result with their parts of its score; the largest in bold."""
+    return _parts(list(row.modules.items())) if row.modules else None
+
+
+def _parts(parts: Sequence[tuple[str, float]]) -> Text:
+    largest = max(abs(part) for _, part in parts)
+    return Text.assemble(
+        *((f"{name!r} {part:+.4f}  ", "bold" if 2 * abs(part) > largest else "") for name, part in parts)
+    )

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
-from service.cli.output import console, explain, results_table, say
+from service.cli.output import by_module, by_token, console, explain, results_table, say
 from service.cli.spec_options import ExecutorOption
 
 
@@ -26,6 +27,10 @@ def query(
         str | None,
         typer.Option(help=f"As JSON: {explain(AttributionQuery, 'filter')}", metavar="JSON"),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Given once for each: {explain(AttributionQuery, 'include')}"),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,
@@ -42,6 +47,7 @@ def query(
             "direction": direction,
             "profile": profile,
             "filter": None if filter is None else _parsed(filter),
+            "include": include or ("text", "metadata"),
         }
     )
     from bergson_core.attribution import AttributionIndex
@@ -59,6 +65,12 @@ def query(
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
             console.print(results_table(title, rows))
+            for row in rows:
+                for parts in (by_token(row), by_module(row)):
+                    if parts is not None:
+                        console.print(Text.assemble((f"{row.id} ", "bold"), parts))
+    if answer.notice is not None:
+        console.print(answer.notice, markup=False)
 
 
 def _parsed(text: str) -> Any:

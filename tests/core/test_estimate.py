@@ -110,6 +110,7 @@ def test_of_few_documents_all_are_looked_at_and_bytes_and_tokens_are_exact(sourc
         "read",
         "statistics",
         "gradients",
+        "measure",
         "search",
         "done",
     ]

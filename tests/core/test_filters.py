@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, AttributionQuery, build_index, searcher
+from bergson_core.conditions import Range
 from bergson_core.errors import InvalidInput
 from bergson_core.filters import meets
-from bergson_core.specs import GradientSpec, Range, SearchSpec
+from bergson_core.specs import GradientSpec, SearchSpec
 from tests import tiny
 from tests.core.conftest import make_spec
 from tests.core.test_attribution import query

@@ -24,6 +24,7 @@ QUERIES = [
     query(direction="both", top_k=100),
     query(filter={"source": "wiki"}),
     query(filter={"number": {"gte": 38}}),
+    query(top_k=2, direction="both", include=["tokens", "modules"]),
 ]
 
 

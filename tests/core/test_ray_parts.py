@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from bergson_core.answers import ResultRow
 from bergson_core.build import open_rows
 from bergson_core.codecs import CODECS
 from bergson_core.errors import ClusterUnavailable, InvalidInput
+from bergson_core.found import Found, Hit
 from bergson_core.manifest import ShardEntry, read_manifest
 from bergson_core.models import load_model
 from bergson_core.ray_searcher import merged, split
@@ -171,17 +173,18 @@ def test_the_guide_states_the_bytes_of_a_row():
     assert table == expected
 
 
-def row(name: str, score: float) -> ResultRow:
-    return ResultRow(rank=1, id=name, score=score, loss=None)
+def hit(name: str, score: float) -> Hit:
+    return Hit(ResultRow(rank=1, id=name, score=score, loss=None))
 
 
 def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
     asked = Asked(top_k=3, direction="both", include=(), profile="default", filter=None)
     found = [
-        ([row("a", 0.5), row("b", 0.1)], [row("b", 0.1), row("a", 0.5)]),
-        ([row("c", 0.9), row("d", 0.5)], [row("d", 0.5), row("c", 0.9)]),
+        Found([hit("a", 0.5), hit("b", 0.1)], [hit("b", 0.1), hit("a", 0.5)], np.array([0.5], np.float32)),
+        Found([hit("c", 0.9), hit("d", 0.5)], [hit("d", 0.5), hit("c", 0.9)], np.array([0.2], np.float32)),
     ]
-    proponents, opponents = merged(found, asked)
-    assert [(one.rank, one.id) for one in proponents] == [(1, "c"), (2, "a"), (3, "d")]
-    assert [one.id for one in opponents] == ["b", "a", "d"]
-    assert merged(found, replace(asked, direction="opponents"))[0] is None
+    best = merged(found, asked)
+    assert [(one.row.rank, one.row.id) for one in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
+    assert [one.row.id for one in best.opponents] == ["b", "a", "d"]
+    assert best.sampled.tolist() == pytest.approx([0.5, 0.2])
+    assert merged(found, replace(asked, direction="opponents")).proponents is None

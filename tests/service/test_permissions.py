@@ -99,6 +99,9 @@ def test_a_key_without_text_gets_ids_and_scores_alone(
     hidden = bearer(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.asked[0][0].include == ()
+    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
+    assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
+    assert broker.asked[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in problem_of(filtered, 403, "forbidden").detail
 
