@@ -51,19 +51,16 @@ class Runner:
 
     def run(self) -> None:
         """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
-        pause, prepared = _Pause(), False
+        pause = _Pause()
         with self._pulse:
             logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
             while not self._stopping:
                 if not self._pulse.alive:
                     raise RuntimeError("the thread that renews leases has died; its error is above")
                 try:
-                    if not prepared:
-                        self._queue.prepare()
-                        prepared, pause = True, _Pause()
                     self._step()
+                    pause = _Pause()
                 except RedisError as error:
-                    prepared = False
                     pause.take(error)
         try:
             self._queue.leave()

@@ -8,10 +8,10 @@ from redis import Redis
 
 from bergson_core.answers import Progress
 from tests.worker.fakes import FakeCore, publish, question
-from tests.worker.helpers import let_lapse, let_queries_lapse, record_of, replies, send, submit, until
-from worker import queue as keys
+from tests.worker.helpers import let_lapse, record_of, replies, send, submit, until
 from worker.messages import Heartbeat
 from worker.metrics import WorkerMetrics
+from worker.queries import TAKEN
 from worker.queue import WorkerQueue
 from worker.runner import Runner
 from worker.settings import Settings
@@ -93,8 +93,8 @@ def test_work_of_a_silent_worker_is_counted_as_reclaimed_and_in_the_end_as_given
     for queue in workers:
         queue.take_job()
         queue.queries.take()
-        let_lapse(redis, keys.JOBS)
-        let_queries_lapse(redis)
+        let_lapse(redis)
+        let_lapse(redis, TAKEN)
     found = [numbers(queue.metrics) for queue in workers]
     assert [of(one, "bergson_reclaimed_total", work="job") for one in found] == [0, 1, 1, 0]
     assert [of(one, "bergson_given_up_total", work="job") for one in found] == [0, 0, 0, 1]

@@ -182,7 +182,7 @@ def test_a_stolen_job_is_let_go_before_anything_is_published(
 ):
     def steal(number: int) -> None:
         if number == 1:
-            let_lapse(redis, keys.JOBS)
+            let_lapse(redis)
             assert make_queue("thief").take_job() is not None
 
     core.during = steal
@@ -231,7 +231,7 @@ def test_a_directory_that_the_last_worker_still_holds_is_waited_for(
 
     submit(redis, index="new")
     assert make_queue("dead").take_job() is not None
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     core.during = busy
     start_worker()
     record = ended(redis)
