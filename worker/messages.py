@@ -11,6 +11,8 @@ from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
 SCHEMA_VERSION = 3
+MAX_BYTES = 2**28
+"""Of a message that is read: more than any request has, and less than fills a memory."""
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
@@ -124,7 +126,7 @@ class JobRecord(Report):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    deliveries: int = 0
+    deliveries: int = Field(default=0, ge=0)
 
 
 class ResidentModel(Report):

@@ -44,6 +44,7 @@ from worker import scripts
 from worker.messages import (
     FINAL_STATES,
     JOB,
+    MAX_BYTES,
     Heartbeat,
     Job,
     JobRecord,
@@ -183,31 +184,58 @@ class WorkerQueue:
         return round(1000 * self._settings.lease_s)
 
     def _claim(self, job_id: str, now: float) -> ClaimedJob | None:
-        fields = ["message", "record", "token", "cancel"]
-        message, raw, token, cancel = cast("list[str | None]", self._redis.hmget(job_key(job_id), fields))
-        record = read_record(raw)
-        if record is None or record.state in FINAL_STATES:
-            logger.warning("job %r is unknown or over: dropped", job_id)
-            self._redis.zrem(TAKEN, job_id)
+        record, held, cancel = self._read(job_id)
+        if record is None or record.state in FINAL_STATES or record.job_id != job_id:
+            self._drop(job_id)
             return None
-        held = int(token or 0)
         if cancel:
             return self._end(record, held, "cancelled", None)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
-        try:
-            job = JOB.validate_json(message or "")
-        except ValidationError as error:
-            problem = Problem(code=InvalidInput.code, detail=unreadable(message or "", error))
-            return self._end(record, held, "failed", problem)
         self.metrics.reclaimed.labels("job").inc(record.state == "running")  # one that came back is queued
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
         record = record.model_copy(update=update)
         self._save(record, held, held + 1, "keep")
+        job = self._job(record)  # after its start is counted: a message may kill who reads it
+        if isinstance(job, Problem):
+            return self._end(record, held + 1, "failed", job)
         return ClaimedJob(job, record, held + 1, renewed_at=now)
+
+    def _read(self, job_id: str) -> tuple[JobRecord | None, int, bool]:
+        """A job's record, its token, and whether it is to be cancelled; no record where it makes no sense."""
+        try:
+            found = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
+            raw, token, cancel = cast("list[str | None]", found)
+            return read_record(raw), int(token or 0), bool(cancel)
+        except ValueError:
+            return None, 0, False
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return None, 0, False
+
+    def _job(self, record: JobRecord) -> Job | Problem:
+        """The job of this record, or why there is none."""
+        key, raw = job_key(record.job_id), ""
+        try:
+            if cast("int", self._redis.hstrlen(key, "message")) <= MAX_BYTES:
+                raw = cast("str | None", self._redis.hget(key, "message")) or ""
+            job = JOB.validate_json(raw)
+        except ValidationError as error:
+            return Problem(code=InvalidInput.code, detail=unreadable(raw, error))
+        if (job.job_id, job.index) != (record.job_id, record.index):
+            return Problem(code=InvalidInput.code, detail="the message is of another job than the record")
+        return job
+
+    def _drop(self, job_id: str) -> None:
+        logger.warning("job %r is unknown or over: dropped", job_id)
+        building = cast("dict[str, str]", self._redis.hgetall(BUILDING))
+        for index in (name for name, builder in building.items() if builder == job_id):
+            self._redis.hdel(BUILDING, index)
+        self._redis.zrem(TAKEN, job_id)
 
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}

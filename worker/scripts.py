@@ -108,15 +108,20 @@ return 'asked'
 TAKE = """
 -- Takes queries whose lease has ended, or else the next ones, all of one priority.
 -- KEYS taken, bell, then for each priority, the most urgent first: waiting, since, turns
--- ARGV count, lease_ms, prefix of the queries' keys
--- Returns query_id, message, deliveries of each. Where nothing waits the bell is hushed: what comes next rings it.
+-- ARGV count, lease_ms, prefix of the queries' keys, most_bytes
+-- Returns query_id, message, deliveries of each; '' for a message of more bytes. Where nothing waits the bell is
+-- hushed: what comes next rings it. What is no query is removed: an error here would hold up all that come after.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local found = {}
 local function take(id)
   local key = ARGV[3] .. id
-  local message = redis.call('HGET', key, 'message')
-  if not message then return redis.call('ZREM', KEYS[1], id) end
+  local size = redis.pcall('HSTRLEN', key, 'message')
+  if type(size) ~= 'number' or size == 0 then
+    redis.call('DEL', key)
+    return redis.call('ZREM', KEYS[1], id)
+  end
+  local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
   for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
 end
