@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from bergson_core import patterns
+from bergson_core import chats, patterns
 from bergson_core.documents import load_documents, open_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
 from bergson_core.models import load_model
@@ -176,6 +176,27 @@ def test_an_expression_that_would_take_for_ever_is_stopped(monkeypatch, pattern)
     monkeypatch.setattr(patterns, "LIMIT_S", 1)
     with pytest.raises(InvalidInput, match="takes more than 1 s"):
         patterns.matching(pattern, ["gpt_neox.layers.0.attention.query_key_value" * 2])
+
+
+LOOP = "{% for a in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LOOP * 5 + "{% endfor %}" * 5, "takes more than"),
+        ("{{ 'a' * 10 ** 11 }}", "MemoryError"),
+        ("{{ 'a' * 10 ** 6 }}", "1000001 characters"),
+        ("{% set x = ''.__class__.__mro__[1].__subclasses__() %}{{ x }}", "SecurityError"),
+    ],
+    ids=["loops", "more than memory", "too long", "out of the sandbox"],
+)
+def test_a_chat_template_is_bounded_in_time_memory_and_what_it_says(monkeypatch, template, says):
+    monkeypatch.setattr(chats, "LIMIT_S", 1 if LOOP in template else chats.LIMIT_S)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% generation %}a{% endgeneration %}" + template
+    with pytest.raises(InvalidInput, match=says):
+        chats.tokenize_chats(tokenizer, [[{"role": "user", "content": "hi"}]])
 
 
 def test_an_expression_finds_what_python_finds():
