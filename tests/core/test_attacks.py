@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
 
 from bergson_core import chats, patterns
 from bergson_core.documents import load_documents, open_dataset
@@ -62,6 +63,9 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
         ({"_attn_implementation": {"": "evil/kernel"}}, "foreign code"),
         ({"text_config": {"_attn_implementation_internal": "flash_attention_2"}}, "foreign code"),
         ({"experts_implementation": "evil/kernel"}, "foreign code"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "not quantised"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "not quantised"),
+        ({"transformers_weights": "../other/model.safetensors"}, "expected a file beside it"),
         ({"num_hidden_layers": 10**9}, "expected 0 to 10,000"),
         ({"num_hidden_layers": 10**400}, "no configuration"),
         ({"num_hidden_layers": 3}, "no weights for gpt_neox.layers.2"),
@@ -82,6 +86,43 @@ def test_a_config_that_is_no_json_is_refused(tmp_path, content):
     (tiny.save_model(tmp_path / "model") / "config.json").write_text(content)
     with pytest.raises(ModelNotFound, match="no configuration"):
         load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, name):
+    with (tiny.save_model(tmp_path / "model") / name).open("r+") as file:
+        file.truncate(2**40)  # of zeros, which take no room
+    with pytest.raises(ModelNotFound, match=r"1,099,511,627,776 bytes; expected at most"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_an_index_of_weights_names_no_files_elsewhere(tmp_path):
+    for seed, name in enumerate(("mine", "secret")):
+        tiny.save_model(tmp_path / name, seed=seed)
+    tensors = load_file(tmp_path / "mine" / "model.safetensors")
+    (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "mine" / "other.safetensors")
+
+    def load(shard: str) -> None:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+        (tmp_path / "mine" / "model.safetensors.index.json").write_text(json.dumps(index))
+        load_model(str(tmp_path / "mine"))
+
+    load("other.safetensors")
+    for name in ("../secret/model.safetensors", str(tmp_path / "secret" / "model.safetensors")):
+        with pytest.raises(ModelNotFound, match="expected files of its own"):
+            load(name)
+
+
+def test_a_tokenizer_names_no_files_elsewhere(tmp_path):
+    other = tiny.save_model(tmp_path / "other")
+    tiny.tokenizer(["zzz qqq"] * 3).save_pretrained(other)
+    before = load_model(str(tiny.save_model(tmp_path / "model"))).tokenizer
+    path = tmp_path / "model" / "tokenizer_config.json"
+    named = dict.fromkeys(("tokenizer_file", "vocab_file"), str(other / "tokenizer.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    after = load_model(str(tmp_path / "model")).tokenizer
+    assert before is not None and after is not None
+    assert after.tokenize("zzz qqq") == before.tokenize("zzz qqq")
 
 
 def header(size: int | None = None, **tensors: Any) -> bytes:
