@@ -9,16 +9,17 @@ import json
 import shutil
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, data_files
 from safetensors.torch import load_file
 
-from bergson_core import chats, patterns
+from bergson_core import chats, hub_datasets, patterns
 from bergson_core.documents import load_documents, open_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
 from bergson_core.models import load_model
@@ -194,6 +195,70 @@ def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
     shutil.rmtree(tmp_path / "mine" / "train")
     with pytest.raises(DatasetNotFound, match="expected files of its own"):
         open_dataset(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
+
+
+OF_HUB = "hf://datasets/org/data@0123456789012345678901234567890123456789"
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """Patterns that the datasets library looks for, where nothing is found."""
+    found: list[str] = []
+
+    def resolve(pattern: str, base_path: str, **_options: Any) -> list[str]:
+        found.append(pattern)
+        return []
+
+    monkeypatch.setattr(data_files, "resolve_pattern", resolve)
+    return found
+
+
+def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = OF_HUB) -> None:
+    """As if the README of the hub's `org/data` named this as its data."""
+
+    def load_dataset(*_args: Any, **_options: Any) -> None:
+        data_files.DataFilesDict.from_patterns({"train": [pattern]}, base_path=base_path)
+        data_files.DataFilesPatternsDict.from_patterns({"train": [pattern]}).resolve(base_path)
+        with suppress(data_files.EmptyDatasetError):
+            data_files.get_data_patterns(base_path)
+
+    monkeypatch.setattr(hub_datasets, "load_dataset", load_dataset)
+    open_dataset(DatasetSpec(path="org/data"))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        *(
+            "/etc/passwd",
+            "file:///etc/passwd",
+            "../other/x.csv",
+            "data/../../x.csv",
+            "data/%2e%2e/%2e%2e/x.csv",
+        ),
+        *("http://169.254.169.254/x.json", "ftp://10.0.0.1/x.csv", "hf://datasets/org/secret@main/x.csv"),
+        *("zip://x.csv::http://10.0.0.1/x.zip", "https://huggingface.co/datasets/org/secret/resolve/main/x"),
+    ],
+)
+def test_a_dataset_of_the_hub_names_no_files_elsewhere(monkeypatch, looked_up, named):
+    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+        load_named(monkeypatch, named)
+    assert looked_up == []
+
+
+@pytest.mark.parametrize("directory", ["/etc", "hf://datasets/org/secret@main", OF_HUB + "/../.."])
+def test_a_dataset_of_the_hub_is_in_no_directory_elsewhere(monkeypatch, looked_up, directory):
+    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+        load_named(monkeypatch, "**", directory)
+    assert looked_up == []
+
+
+def test_a_dataset_of_the_hub_names_files_of_its_own(monkeypatch, looked_up):
+    resolve = data_files.resolve_pattern
+    for named in ("data/train-*", "https://huggingface.co/datasets/org/data/resolve/main/x.parquet"):
+        load_named(monkeypatch, named)
+        assert named in looked_up
+    assert data_files.resolve_pattern is resolve
 
 
 @pytest.mark.parametrize("nested", [False, True])
