@@ -19,7 +19,7 @@ import pytest
 from datasets import Dataset, DatasetDict, data_files
 from safetensors.torch import load_file
 
-from bergson_core import chats, hub_datasets, patterns
+from bergson_core import chats, hub_datasets, parquet_files, patterns
 from bergson_core.documents import load_documents, open_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
 from bergson_core.models import load_model
@@ -162,6 +162,30 @@ def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, strea
             file.writestr("a.jsonl", line)
     with pytest.raises(DatasetNotFound, match="compressed or an archive"):
         load_documents(spec_of(path, streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["once", "pages", "nested"])
+def test_a_parquet_file_that_unpacks_to_more_than_it_may_be_is_refused(
+    tmp_path, monkeypatch, kind, streaming
+):
+    monkeypatch.setattr(parquet_files, "_ANYWAY", 2**24)
+    path, text = tmp_path / "bomb.parquet", "a" * 2**20
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array([text]))
+    columns = {"once": once, "pages": [text] * 40, "nested": [[{"content": text}]] * 40}
+    table = pa.table({"text": columns[kind]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=kind == "once")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DatasetNotFound, match="at most 100 times its size"):
+        load_documents(spec_of(path, streaming=streaming))
+
+
+def test_a_parquet_file_whose_columns_repeat_is_read(tmp_path):
+    table = pa.table({"text": [f"text {n}" for n in range(3000)], "source": ["wiki"] * 3000})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2000)
+    documents = load_documents(spec_of(tmp_path / "a.parquet", "source"))
+    assert [one.prompt for chunk in documents.chunks() for one in chunk] == table["text"].to_pylist()
+    assert documents.read([2999])[0].metadata == {"source": "wiki"}
 
 
 def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:
