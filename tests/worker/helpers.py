@@ -14,6 +14,7 @@ from tests.worker.fakes import question, spec
 from worker import queries, scripts
 from worker import queue as keys
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
+from worker.queue import WorkerQueue
 from worker.redis_client import connect
 from worker.settings import Settings
 
@@ -122,3 +123,8 @@ def jobs_left(redis: Redis) -> list[str]:
     """Keys of jobs that wait or are worked on."""
     names = cast("list[str]", redis.keys("bergson:jobs:*"))
     return [name for name in names if name != keys.CREATED]
+
+
+def taken_ids(queue: WorkerQueue) -> list[str]:
+    """Takes what is next."""
+    return [query.query_id for query in queue.queries.take()]
