@@ -5,7 +5,7 @@ Every message carries `schema_version`; a reader refuses one it does not know in
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
@@ -95,9 +95,9 @@ class Query(Request):
 
     query_id: str
     reply_to: str
-    sent_at: float
+    sent_at: FiniteFloat
     """Unix time in seconds."""
-    deadline: float
+    deadline: FiniteFloat
     """Unix time in seconds after which nobody waits for the answer."""
     priority: Priority = "interactive"
     query: AttributionQuery

@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 from redis import Redis
 
-from tests.worker.fakes import spec
+from tests.worker.fakes import question, spec
 from tests.worker.helpers import (
+    REPLY_TO,
     jobs_left,
     left,
     let_lapse,
@@ -21,7 +22,7 @@ from tests.worker.helpers import (
     taken_ids,
 )
 from worker import queue as keys
-from worker.messages import JOB, BuildJob, JobRecord
+from worker.messages import JOB, BuildJob, JobRecord, Query
 from worker.queries import TAKEN, query_key
 from worker.queue import WorkerQueue
 
@@ -30,12 +31,16 @@ BUILD = BuildJob(job_id="j-1", index="facts", spec=spec(), request_id="r").model
 RECORD = JobRecord(job_id="j-1", kind="build", index="facts", state="queued", created_at=1).model_dump_json()
 
 
+QUERY = Query(
+    query_id="q-1", reply_to=REPLY_TO, request_id="r", sent_at=1, deadline=2, query=question()
+).model_dump_json()
 DEEP = "[" * 100_000
 NO_QUERIES = {
     "deep": DEEP,
     "deep inside": '{"query": ' + DEEP,
     "no object": '"x"',
     "a number of 5000 digits": "9" * 5000,
+    "no deadline that comes": QUERY.replace('"deadline":2.0', '"deadline":NaN'),
     "fields of other types": '{"schema_version": 3, "query_id": [], "reply_to": {}, "query": 1}',
 }
 
