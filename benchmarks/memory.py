@@ -18,10 +18,10 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.peak import resident
 from bergson_core import build_index
 from bergson_core.facts import make_corpus
 from bergson_core.manifest import read_manifest
+from bergson_core.sparing import resident
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 
 

@@ -27,6 +27,7 @@ from bergson_core.collect import RowCollector
 from bergson_core.fitting import fit_normalizers
 from bergson_core.layers import select
 from bergson_core.models import LanguageModel, wrap
+from bergson_core.sparing import resident
 
 
 def run_training(model: LanguageModel, work: list[Batch]) -> None:
@@ -62,12 +63,6 @@ def measure(options: argparse.Namespace, what: tuple[Any, ...], results: Any) ->
     run()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
     results.put((what, peak - before))
-
-
-def resident(field: str) -> int:
-    """Resident bytes of this process, now (VmRSS) or at their peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def main() -> None:

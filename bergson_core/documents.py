@@ -24,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from bergson_core.batching import Tokens, check_length, tokenize
 from bergson_core.chats import Messages, check_messages, tokenize_chats
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
+from bergson_core.hub_datasets import LOADING, load_hub_dataset
+from bergson_core.parquet_files import AT_ONCE, check_unpacked
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, Loss
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -290,7 +292,7 @@ def _open(spec: DatasetSpec, streaming: bool) -> Dataset | IterableDataset:
         raise DatasetNotFound(f"no dataset at {spec.path}: no such file or directory")
     if spec.path in _PACKAGED_DATASETS_MODULES:  # would be read from whatever lies in the working directory
         raise DatasetNotFound(f"{spec.path!r} is a file format; expected a hub id, a directory or a file")
-    return load_dataset(spec.path, name=spec.subset, split=spec.split, streaming=streaming)
+    return load_hub_dataset(spec, streaming)
 
 
 def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | IterableDataset:
@@ -306,7 +308,12 @@ def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | Iter
     ):  # would be unpacked, whatever its name: a few bytes may fill a disk
         raise DatasetNotFound(f"{path} is compressed or an archive; expected it unpacked")
     _expect_train(spec, f"the file {path}")
-    return load_dataset(builder, data_files=str(path), split="train", streaming=streaming)
+    options = {}
+    if builder == "parquet":
+        check_unpacked(path)
+        options["batch_size"] = AT_ONCE
+    with LOADING:
+        return load_dataset(builder, data_files=str(path), split="train", streaming=streaming, **options)
 
 
 def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bergson_core.adapters import CONFIG, WEIGHTS, AdapterBase, adapter_base
-from bergson_core.configs import check_config
+from bergson_core import patterns
+from bergson_core.adapters import CONFIG, WEIGHTS, AdapterBase, adapter_base, expressions
+from bergson_core.configs import check_config, check_files
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.hooks import frozen, unwrapped
 from bergson_core.layers import Layer, output_head
@@ -88,6 +89,8 @@ def load_model(
         directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     _check_weights(directory, "*.safetensors")
+    for one in {directory, adapters}:
+        check_files(one)
     check_config(directory)
     try:
         with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
@@ -136,6 +139,9 @@ def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
         from peft import PeftModel
     except ImportError as error:
         raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
+    if searched := expressions(adapters):
+        names = [name for name, _ in model.named_modules()]
+        patterns.try_out(f"{adapters / CONFIG}", searched, names)
     return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
 
 

@@ -1,37 +1,35 @@
-"""Regular expressions of strangers, in a process of their own: `(a+)+$` takes time exponential in a name's length.
+"""Regular expressions of strangers: `(a+)+$` takes time exponential in a name's length. See `bounded`."""
 
-Python's `re` cannot be stopped, and holds the lock of the interpreter meanwhile: the worker's lease would lapse, and
-the next worker would hang in its place.
-"""
-
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
+from bergson_core import bounded
 from bergson_core.errors import InvalidInput
 
 LIMIT_S: Final = 10
-_SEARCH: Final = """
+How = Literal["search", "match", "fullmatch"]
+_FIND: Final = """
 import json, re, sys
-pattern, names = json.load(sys.stdin)
-json.dump([name for name in names if re.search(pattern, name)], sys.stdout)
+wanted, names = json.load(sys.stdin)
+found = [[name for name in names if getattr(re, how)(pattern, name)] for how, pattern in wanted]
+json.dump(found, sys.stdout)
 """
 
 
 def matching(pattern: str, names: Sequence[str]) -> set[str]:
     """The names in which `pattern` is found. Raises `InvalidInput` where that takes more than `LIMIT_S` seconds."""
-    command = [sys.executable, "-I", "-c", _SEARCH]
+    return set(try_out("modules", [("search", pattern)], names)[0])
+
+
+def try_out(what: str, expressions: Sequence[tuple[How, str]], names: Sequence[str]) -> list[list[str]]:
+    """The names that each expression finds. Raises `InvalidInput` where all take more than `LIMIT_S` seconds."""
+    said = f"{what}: {', '.join(repr(pattern) for _, pattern in expressions)}"[:500]
     try:
-        done = subprocess.run(
-            command, input=json.dumps([pattern, names]), capture_output=True, text=True, timeout=LIMIT_S
-        )
-    except subprocess.TimeoutExpired:
+        return bounded.run(_FIND, [expressions, names], LIMIT_S)
+    except TimeoutError:
         raise InvalidInput(
-            f"modules: {pattern!r} takes more than {LIMIT_S} s on {len(names)} names; expected an expression without "
+            f"{said} takes more than {LIMIT_S} s on {len(names)} names; expected an expression without "
             "repeats within repeats"
         ) from None
-    if done.returncode:
-        raise InvalidInput(f"modules: {pattern!r} cannot be searched for: {done.stderr.strip()[-200:]}")
-    return set(json.loads(done.stdout))
+    except ValueError as error:
+        raise InvalidInput(f"{said} cannot be searched for: {error}") from None

@@ -178,13 +178,13 @@ class Broker(Jobs):
         except RedisError as error:
             logger.warning("query %s stays in the queue until its deadline: %s", query_id, error)
 
-    async def estimate(self, job: EstimateJob, timeout_s: float) -> Estimate:
+    async def estimate(self, job: EstimateJob, timeout_s: float, lane: str = "") -> Estimate:
         """What a worker finds out; the job is cancelled where nobody waits for it any more.
 
         Raises `NoWorker`, `DeadlineExceeded` after `timeout_s` seconds, and whatever error the worker met.
         """
         await self._require_worker()
-        await self.submit(job)
+        await self.submit(job, lane=lane)
         try:
             async with asyncio.timeout(timeout_s):
                 async for _, record in self.events(job.job_id):

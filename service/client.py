@@ -211,9 +211,8 @@ class AsyncClient(Caller):
     async def _submit(
         self, path: str, body: dict[str, Any] | None, wait: bool, on_progress: OnProgress | None
     ) -> JobRecord:
-        """The job of a call that queues one. A call with a body may be repeated: its key makes one job of all tries."""
-        headers = None if body is None else {"Idempotency-Key": uuid4().hex}
-        sent = await self._send("POST", path, body, repeatable=body is not None, headers=headers)
+        """The job of a call that queues one, which may be repeated: its key makes one job of all tries."""
+        sent = await self._send("POST", path, body, repeatable=True, headers={"Idempotency-Key": uuid4().hex})
         job_id = read(JobAccepted, sent).job_id
         return await (self.wait(job_id, on_progress) if wait else self.job(job_id))
 

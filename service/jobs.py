@@ -31,9 +31,10 @@ class Jobs:
         self._submit = redis.register_script(scripts.SUBMIT)
         self._save = redis.register_script(scripts.SAVE)
 
-    async def submit(self, job: Job, idempotency_key: str | None = None) -> JobRecord:
+    async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
         """The job, queued; for an `idempotency_key` that came before with the same body, the job it made then.
 
+        The jobs of one `lane` wait for each other; lanes take turns.
         Raises `IndexExists` for a build where an index of that name is published or on its way, `IndexBusy` for
         another job where one is at work on the index, and `InvalidInput` where the key came with another body.
         """
@@ -47,11 +48,11 @@ class Jobs:
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
             *(queue.IDEMPOTENCY + key, queue.BUILDING, queue.job_key(job.job_id)),
-            *(queue.events_key(job.job_id), queue.JOBS, queue.CREATED),
+            *(queue.events_key(job.job_id), queue.CREATED, queue.LANES, queue.LANE + lane),
         ]
         arguments = [
             *(index, job.job_id, body, message, record.model_dump_json(), record.created_at),
-            *(int(taken), _IDEMPOTENCY_S if idempotency_key else ""),
+            *(int(taken), _IDEMPOTENCY_S if idempotency_key else "", lane),
         ]
         with reaching_redis():
             outcome, *details = await cast("Any", self._submit(keys=keys, args=arguments))
@@ -116,9 +117,7 @@ class Jobs:
                     await cast("Any", self._redis.hset(queue.job_key(job_id), "cancel", "1"))
                     return record
                 ended = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
-                arguments = queue.save_arguments(
-                    ended, token, token + 1, "end", "web", self._settings.keep_jobs_s
-                )
+                arguments = queue.save_arguments(ended, token, token + 1, "end", self._settings.keep_jobs_s)
                 if await cast("Any", self._save(**arguments)) >= 0:  # or else a worker has just taken it
                     return ended
 

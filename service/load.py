@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from redis import ResponseError
 from redis.asyncio import Redis
 
 from worker import queue
 from worker.messages import PRIORITIES, Heartbeat
 from worker.queries import TAKEN, waiting_keys
-from worker.streams import GROUP
 
 
 @dataclass(frozen=True)
@@ -31,27 +29,24 @@ class QueueLoad:
 
 async def read_load(redis: Redis, workers: Sequence[Heartbeat]) -> QueueLoad:
     """The load at this moment. Raises `RedisError`."""
+    lanes = await cast("Any", redis.lrange(queue.LANES, 0, -1))
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
-        pipe.xlen(queue.JOBS)
-        pipe.xpending(queue.JOBS, GROUP)
+        pipe.zcard(queue.TAKEN)
         pipe.zcard(TAKEN)
         for priority in PRIORITIES:
             waiting, since, _ = waiting_keys(priority)
             pipe.zcard(waiting)
             pipe.zrange(since, 0, 0, withscores=True)
-        now, jobs, taken, *queries = await cast("Any", pipe.execute(raise_on_error=False))
-    for answer in (now, jobs, *queries):
-        if isinstance(answer, Exception):
-            raise answer
-    if isinstance(taken, ResponseError):  # no worker has made the group yet
-        taken = {"pending": 0}
-    at_work, *waiting = queries
-    now_s, came_ms = now[0] + now[1] / 1e6, [oldest[0][1] for oldest in waiting[1::2] if oldest]
+        for lane in lanes:
+            pipe.llen(queue.LANE + lane)
+        now, running, at_work, *found = await cast("Any", pipe.execute())
+    queries, queued = found[: 2 * len(PRIORITIES)], found[2 * len(PRIORITIES) :]
+    now_s, came_ms = now[0] + now[1] / 1e6, [oldest[0][1] for oldest in queries[1::2] if oldest]
     return QueueLoad(
-        queries=at_work + sum(waiting[::2]),
+        queries=at_work + sum(queries[::2]),
         oldest_query_age_s=max([now_s - came / 1000 for came in came_ms], default=0.0),
-        jobs_queued=max(0, jobs - taken["pending"]),
-        jobs_running=taken["pending"],
+        jobs_queued=sum(queued),
+        jobs_running=running,
         workers=workers,
     )

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -136,7 +137,10 @@ def check_paths(spec: BuildSpec, settings: Settings) -> None:
 
 
 def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[str]) -> None:
-    """`patterns` are the hub ids that are allowed; without any, only what is local is."""
+    """`patterns` are the hub ids that are allowed; without any, only what is local is.
+
+    Of a directory, what it links to has to be allowed too, down to the files of its splits.
+    """
     try:
         path = Path(name).expanduser()
         is_hub_id = patterns and _HUB_ID.fullmatch(name) and not os.path.lexists(path)
@@ -148,12 +152,25 @@ def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[st
             f"{field}: expected a hub id that matches {' or '.join(patterns)}, got {name!r}. The operator allows more "
             "with BERGSON_ALLOWED_MODELS and BERGSON_ALLOWED_DATASETS"
         )
-    if not is_hub_id and not settings.allows(real):
-        allowed = ", ".join(str(root) for root in settings.roots)
-        raise InvalidInput(
-            f"{field}: expected a {'hub id or a ' * bool(patterns)}path below {allowed}, outside of what the service "
-            f"itself keeps there; got {name!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
-        )
+    if is_hub_id:
+        return
+    links = (one for one in chain(real.glob("*"), real.glob("*/*")) if one.is_symlink())
+    if not settings.allows(real):
+        wrong = name
+    elif not (wrong := next((str(one) for one in links if not _leads_to_allowed(one, settings)), "")):
+        return
+    allowed = ", ".join(str(root) for root in settings.roots)
+    raise InvalidInput(
+        f"{field}: expected a {'hub id or a ' * bool(patterns)}path below {allowed}, outside of what the service "
+        f"itself keeps there; got {wrong!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
+    )
+
+
+def _leads_to_allowed(link: Path, settings: Settings) -> bool:
+    try:
+        return settings.allows(link.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 @contextmanager

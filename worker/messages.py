@@ -5,12 +5,14 @@ Every message carries `schema_version`; a reader refuses one it does not know in
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from bergson_core.answers import Answer, Estimate, Progress, Report
 from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
 SCHEMA_VERSION = 3
+MAX_BYTES = 2**28
+"""Of a message that is read: more than any request has, and less than fills a memory."""
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
@@ -93,9 +95,9 @@ class Query(Request):
 
     query_id: str
     reply_to: str
-    sent_at: float
+    sent_at: FiniteFloat
     """Unix time in seconds."""
-    deadline: float
+    deadline: FiniteFloat
     """Unix time in seconds after which nobody waits for the answer."""
     priority: Priority = "interactive"
     query: AttributionQuery
@@ -124,7 +126,7 @@ class JobRecord(Report):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    deliveries: int = 0
+    deliveries: int = Field(default=0, ge=0)
 
 
 class ResidentModel(Report):

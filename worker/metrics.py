@@ -82,6 +82,12 @@ class WorkerMetrics:
         return [_family(metric) for metric in self._registry.collect()]
 
 
+def memory_bytes(families: Iterable[MetricFamily]) -> int:
+    """Resident memory of the process, mapped files included; 0 where the system does not tell."""
+    found = (one.samples for one in families if one.name == "bergson_process_resident_memory_bytes")
+    return sum(int(value) for samples in found for _, _, value in samples)
+
+
 def _family(metric: Metric) -> MetricFamily:
     found: Iterable[tuple[str, dict[str, str], float]] = (
         (one.name.removeprefix(metric.name), one.labels, one.value) for one in metric.samples

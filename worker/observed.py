@@ -1,22 +1,34 @@
 """What the log, the trace and the metrics are told of the work that a worker has in hand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from worker import logs, tracing
-from worker.messages import Job, Query, Reply
+from worker.messages import Job, Problem, Query, Reply
 from worker.metrics import WorkerMetrics
+
+Outcome = Literal["succeeded", "cancelled", "handed_back", "lost"] | Problem
+"""What came of one start of a job."""
 
 
 @contextmanager
-def working_on(job: Job) -> Iterator[None]:
-    """While the context is open, the job is worked on."""
+def working_on(job: Job) -> Iterator[Callable[[Outcome], None]]:
+    """While the context is open, the job is worked on; what it gives is to be told what came of that."""
     about = {"request_id": job.request_id, "job_id": job.job_id}
     attributes = {f"bergson.{key}": value for key, value in about.items()} | {
         "bergson.index": job.index or ""
     }
-    with tracing.span(f"job {job.kind}", "consumer", [job.traceparent], attributes), logs.about(**about):
-        yield
+    with (
+        tracing.span(f"job {job.kind}", "consumer", [job.traceparent], attributes) as spans,
+        logs.about(**about),
+    ):
+        yield lambda outcome: _ended(spans, outcome)
+
+
+def _ended(spans: tracing.Spans, outcome: Outcome) -> None:
+    failed = isinstance(outcome, Problem)
+    spans.set({"bergson.outcome": outcome.code if failed else outcome}, failed=failed)
 
 
 @contextmanager

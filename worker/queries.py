@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bergson_core.errors import DeadlineExceeded, InvalidInput
 from worker import scripts
-from worker.messages import PRIORITIES, SCHEMA_VERSION, Priority, Problem, Query, Reply
+from worker.messages import MAX_BYTES, PRIORITIES, SCHEMA_VERSION, Priority, Problem, Query, Reply
 from worker.metrics import WorkerMetrics
 from worker.settings import Settings
 
@@ -96,7 +96,7 @@ class QueryQueue:
 
     def _next(self) -> list[tuple[str, str, int]]:
         """(id, message, workers that took it until now, this one included) of each query that was taken."""
-        arguments = [self._settings.query_batch, self._lease_ms, _PREFIX]
+        arguments = [self._settings.query_batch, self._lease_ms, _PREFIX, MAX_BYTES]
         found = cast("list[Any]", self._take(keys=self._keys, args=arguments))
         return list(zip(found[::3], found[1::3], map(int, found[2::3]), strict=True))
 
@@ -110,8 +110,9 @@ class QueryQueue:
             logger.info("query %s dropped: its deadline has passed", query_id)
             self._metrics.queries.labels(DeadlineExceeded.code).inc()
             _drop(self._redis, query_id)
-        elif not query.reply_to.startswith(REPLIES):
-            problem = Problem(code=InvalidInput.code, detail=f"reply_to: expected {REPLIES}...")
+        elif query.query_id != query_id or not query.reply_to.startswith(REPLIES):
+            detail = f"expected query_id {query_id} and reply_to {REPLIES}..."
+            problem = Problem(code=InvalidInput.code, detail=detail)
             self._refuse(query_id, raw, problem)
         elif deliveries > DELIVERIES:
             self._metrics.given_up.labels("query").inc()
@@ -148,7 +149,7 @@ def fields_of(raw: str) -> dict[str, Any]:
     """The fields of a message that may be anything."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -10,11 +10,13 @@
     bergson:queries:bell          list    an entry for each new query: idle workers wait for it
     bergson:replies:{web_id}      stream  answers for one web process: reply = `Reply`; its reader deletes them;
                                           forgotten a minute after the last one
-    bergson:jobs                  stream  one entry a job: job_id; deleted when the job has ended
     bergson:job:{job_id}          hash    message = `Job` with any inline documents (until it ended),
-                                          record = `JobRecord`, token = the fencing token, entry = its entry in
-                                          bergson:jobs, cancel = 1 if wanted; forgotten `keep_jobs_s` after the end
+                                          record = `JobRecord`, token = the fencing token, lane = the API key that
+                                          it came by, cancel = 1 if wanted; forgotten `keep_jobs_s` after the end
     bergson:job:{job_id}:events   stream  the latest 256 or so of its records: record = `JobRecord`
+    bergson:jobs:lanes            list    the API keys by which jobs wait; the first one's turn is next
+    bergson:jobs:lane:{key id}    list    job_id of those that wait, in the order in which they came
+    bergson:jobs:taken            zset    job_id by the time in ms at which its lease ends
     bergson:jobs:created          zset    job_id by the time it was submitted; forgotten jobs go when listed
     bergson:building              hash    index name → id of the job that builds or changes it, from submission until
                                           it has ended
@@ -24,7 +26,8 @@
     bergson:rate:{…}              string  two for each API key with a rate: its calls in this span of time and
                                           in the one before (`service.limiting`); forgotten after two spans
 
-Queries are taken by `worker.queries`; the stream of jobs is shared as `worker.streams` says. No torch here.
+Queries are taken by `worker.queries`. Whoever takes a job has it for as long as a lease, which is started anew now and
+then; one whose lease has ended is taken by another worker, before those that wait. No torch here.
 """
 
 import logging
@@ -41,6 +44,7 @@ from worker import scripts
 from worker.messages import (
     FINAL_STATES,
     JOB,
+    MAX_BYTES,
     Heartbeat,
     Job,
     JobRecord,
@@ -50,11 +54,12 @@ from worker.messages import (
 from worker.metrics import WorkerMetrics
 from worker.queries import QueryQueue, unreadable
 from worker.settings import Settings
-from worker.streams import GROUP, Entry, WorkStream
 
 logger = logging.getLogger(__name__)
 
-JOBS = "bergson:jobs"
+LANES = "bergson:jobs:lanes"
+LANE = "bergson:jobs:lane:"
+TAKEN = "bergson:jobs:taken"
 CREATED = "bergson:jobs:created"
 BUILDING = "bergson:building"
 IDEMPOTENCY = "bergson:idempotency:"
@@ -112,13 +117,9 @@ class WorkerQueue:
         self._redis = client
         self._settings = settings
         self.queries = QueryQueue(client, settings, self.metrics)
-        self._jobs = WorkStream(client, JOBS, worker_id)
+        self._take_script = client.register_script(scripts.TAKE_JOB)
         self._save_script = client.register_script(scripts.SAVE)
         self._renew_script = client.register_script(scripts.RENEW)
-
-    def prepare(self) -> None:
-        """To be called before anything else, and again after a failure: Redis may have lost everything."""
-        self._jobs.prepare()
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Says that this worker lives."""
@@ -140,17 +141,20 @@ class WorkerQueue:
 
         A job that is to be cancelled, cannot be read, or was started too often, is ended here instead.
         """
-        for entry in self._jobs.abandoned(1, self._settings.lease_s) or self._jobs.new(1):
-            try:
-                return self._claim(entry)
-            except LeaseLost:
-                logger.info("job in entry %s changed hands while it was taken", entry.id)
-        return None
+        now = time.monotonic()
+        job_id = self._take_script(keys=[TAKEN, LANES], args=[self._lease_ms, LANE])
+        if job_id is None:
+            return None
+        try:
+            return self._claim(cast("str", job_id), now)
+        except LeaseLost:
+            logger.info("job %r changed hands while it was taken", job_id)
+            return None
 
     def renew(self, claim: ClaimedJob) -> None:
         """Starts the lease anew. Raises `LeaseLost` where another worker has the job, or Redis has lost it."""
-        now, keys = time.monotonic(), [job_key(claim.record.job_id), JOBS]
-        if not self._renew_script(keys=keys, args=[claim.token, GROUP, self.worker_id]):
+        now, job_id = time.monotonic(), claim.record.job_id
+        if not self._renew_script(keys=[job_key(job_id), TAKEN], args=[claim.token, self._lease_ms, job_id]):
             claim.lost = True
             raise _lost(claim.record.job_id)
         claim.renewed_at = now
@@ -175,33 +179,63 @@ class WorkerQueue:
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
         self._save(claim.record.model_copy(update=update), claim.token, claim.token + 1, "back")
 
-    def _claim(self, entry: Entry) -> ClaimedJob | None:
-        now, job_id = time.monotonic(), entry.fields.get("job_id", "")
-        fields = ["message", "record", "token", "cancel"]
-        message, raw, token, cancel = cast("list[str | None]", self._redis.hmget(job_key(job_id), fields))
-        record = read_record(raw)
-        if record is None or record.state in FINAL_STATES:
-            logger.warning("entry %s names job %r, which is unknown or over: dropped", entry.id, job_id)
-            self._jobs.drop(entry.id)
+    @property
+    def _lease_ms(self) -> int:
+        return round(1000 * self._settings.lease_s)
+
+    def _claim(self, job_id: str, now: float) -> ClaimedJob | None:
+        record, held, cancel = self._read(job_id)
+        if record is None or record.state in FINAL_STATES or record.job_id != job_id:
+            self._drop(job_id)
             return None
-        held = int(token or 0)
         if cancel:
             return self._end(record, held, "cancelled", None)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end(record, held, "failed", problem)
-        try:
-            job = JOB.validate_json(message or "")
-        except ValidationError as error:
-            problem = Problem(code=InvalidInput.code, detail=unreadable(message or "", error))
-            return self._end(record, held, "failed", problem)
         self.metrics.reclaimed.labels("job").inc(record.state == "running")  # one that came back is queued
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
         record = record.model_copy(update=update)
         self._save(record, held, held + 1, "keep")
+        job = self._job(record)  # after its start is counted: a message may kill who reads it
+        if isinstance(job, Problem):
+            return self._end(record, held + 1, "failed", job)
         return ClaimedJob(job, record, held + 1, renewed_at=now)
+
+    def _read(self, job_id: str) -> tuple[JobRecord | None, int, bool]:
+        """A job's record, its token, and whether it is to be cancelled; no record where it makes no sense."""
+        try:
+            found = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
+            raw, token, cancel = cast("list[str | None]", found)
+            return read_record(raw), int(token or 0), bool(cancel)
+        except ValueError:
+            return None, 0, False
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return None, 0, False
+
+    def _job(self, record: JobRecord) -> Job | Problem:
+        """The job of this record, or why there is none."""
+        key, raw = job_key(record.job_id), ""
+        try:
+            if cast("int", self._redis.hstrlen(key, "message")) <= MAX_BYTES:
+                raw = cast("str | None", self._redis.hget(key, "message")) or ""
+            job = JOB.validate_json(raw)
+        except ValidationError as error:
+            return Problem(code=InvalidInput.code, detail=unreadable(raw, error))
+        if (job.job_id, job.index) != (record.job_id, record.index):
+            return Problem(code=InvalidInput.code, detail="the message is of another job than the record")
+        return job
+
+    def _drop(self, job_id: str) -> None:
+        logger.warning("job %r is unknown or over: dropped", job_id)
+        building = cast("dict[str, str]", self._redis.hgetall(BUILDING))
+        for index in (name for name, builder in building.items() if builder == job_id):
+            self._redis.hdel(BUILDING, index)
+        self._redis.zrem(TAKEN, job_id)
 
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
@@ -209,23 +243,21 @@ class WorkerQueue:
         self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
-        arguments = save_arguments(record, token, new_token, what, self.worker_id, self._settings.keep_jobs_s)
+        arguments = save_arguments(record, token, new_token, what, self._settings.keep_jobs_s)
         outcome = cast("int", self._save_script(**arguments))
         if outcome < 0:
             raise _lost(record.job_id)
         return outcome == 1
 
 
-def save_arguments(
-    record: JobRecord, token: int, new_token: int, what: str, consumer: str, keep_s: int
-) -> dict[str, Any]:
+def save_arguments(record: JobRecord, token: int, new_token: int, what: str, keep_s: int) -> dict[str, Any]:
     """Arguments of `scripts.SAVE`, for workers and for the web process."""
     job_id, index = record.job_id, record.index or ""
     return {
-        "keys": [job_key(job_id), events_key(job_id), JOBS, BUILDING],
+        "keys": [job_key(job_id), events_key(job_id), TAKEN, BUILDING, LANES],
         "args": [
-            *(token, new_token, record.model_dump_json(), what, GROUP, consumer),
-            *(index, job_id, keep_s, MAX_EVENTS),
+            *(token, new_token, record.model_dump_json(), what),
+            *(index, job_id, keep_s, MAX_EVENTS, LANE),
         ],
     }
 

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from redis import RedisError
@@ -20,6 +19,8 @@ from bergson_core.answers import Answer, Estimate, Progress
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
 from worker import handlers, observed
 from worker.messages import Heartbeat, Problem, Query, Reply
+from worker.metrics import memory_bytes
+from worker.observed import Outcome
 from worker.pulse import Pulse
 from worker.queue import ClaimedJob, WorkerQueue
 from worker.residency import Residency
@@ -51,19 +52,16 @@ class Runner:
 
     def run(self) -> None:
         """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
-        pause, prepared = _Pause(), False
+        pause = _Pause()
         with self._pulse:
             logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
             while not self._stopping:
                 if not self._pulse.alive:
                     raise RuntimeError("the thread that renews leases has died; its error is above")
                 try:
-                    if not prepared:
-                        self._queue.prepare()
-                        prepared, pause = True, _Pause()
                     self._step()
+                    pause = _Pause()
                 except RedisError as error:
-                    prepared = False
                     pause.take(error)
         try:
             self._queue.leave()
@@ -79,8 +77,8 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                with observed.working_on(claim.job):
-                    self._work(claim)
+                with observed.working_on(claim.job) as ended:
+                    ended(self._work(claim))
             finally:
                 self._pulse.claim = None
 
@@ -125,7 +123,7 @@ class Runner:
 
     # Jobs
 
-    def _work(self, claim: ClaimedJob) -> None:
+    def _work(self, claim: ClaimedJob) -> Outcome:
         """Runs a job to its end, or hands it back where this worker stops or has lost it."""
         job, record = claim.job, claim.record
         logger.info("job %s: %s index %s, start %d", job.job_id, job.kind, job.index, record.deliveries)
@@ -135,16 +133,18 @@ class Runner:
         except LeaseLost as error:
             logger.warning("%s", error)
             self._insist(lambda: self._queue.hand_back(claim))
+            return "lost"
         except Cancelled:
-            if claim.cancelled:
-                if job.index is not None:
-                    directory = self._settings.indexes_dir / job.index
-                    _attempt(lambda: handlers.discard(directory))
-                self._insist(lambda: self._queue.finish(claim, "cancelled"))
-            else:
+            if not claim.cancelled:
                 self._insist(lambda: self._queue.hand_back(claim))
-        else:
-            self._end(claim, outcome)
+                return "handed_back"
+            if job.index is not None:
+                directory = self._settings.indexes_dir / job.index
+                _attempt(lambda: handlers.discard(directory))
+            self._insist(lambda: self._queue.finish(claim, "cancelled"))
+            return "cancelled"
+        self._end(claim, outcome)
+        return outcome if isinstance(outcome, Problem) else "succeeded"
 
     def _end(self, claim: ClaimedJob, outcome: Problem | Estimate | None) -> None:
         job_id, problem = claim.record.job_id, outcome if isinstance(outcome, Problem) else None
@@ -211,6 +211,7 @@ class Runner:
     def _heartbeat(self) -> Heartbeat:
         claim, resident = self._pulse.claim, self._residency.names
         tokens_per_s = claim.record.progress.tokens_per_s if claim else None
+        metrics = self._queue.metrics.families(len(resident), tokens_per_s)
         return Heartbeat(
             worker_id=self._queue.worker_id,
             pid=os.getpid(),
@@ -220,8 +221,8 @@ class Runner:
             state="idle" if claim is None else "building",
             resident=resident,
             models=self._residency.models,
-            memory_bytes=_resident_bytes(),
-            metrics=self._queue.metrics.families(len(resident), tokens_per_s),
+            memory_bytes=memory_bytes(metrics),
+            metrics=metrics,
         )
 
 
@@ -259,14 +260,6 @@ class _Pause:
 
 def _problem(error: BergsonError) -> Problem:
     return Problem(code=error.code, detail=str(error))
-
-
-def _resident_bytes() -> int:
-    """Memory of this process, as the kernel counts it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not on Linux
-        return 0
 
 
 def _timed(answer: Answer, sent_at: float) -> Answer:

@@ -5,8 +5,8 @@ Every change of a job is made by its fencing token: whoever holds an older token
 
 SUBMIT = """
 -- Creates a job, reserves its index's name, and remembers the idempotency key, if there are such.
--- KEYS idempotency, building, job, events, jobs, created
--- ARGV index or '', job_id, body_sha256, message, record, created_at, name_taken, idempotency_ttl_s or ''
+-- KEYS idempotency, building, job, events, created, lanes, its lane
+-- ARGV index or '', job_id, body_sha256, message, record, created_at, name_taken, idempotency_ttl_s or '', lane
 -- Returns {'known', job_id, body_sha256} | {'taken', job_id or ''} | {'created', job_id}
 local remember = ARGV[8] ~= ''
 if remember and redis.call('EXISTS', KEYS[1]) == 1 then
@@ -17,10 +17,10 @@ if ARGV[7] == '1' then return {'taken', ''} end
 if ARGV[1] ~= '' and redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 0 then
   return {'taken', redis.call('HGET', KEYS[2], ARGV[1])}
 end
-local entry = redis.call('XADD', KEYS[5], '*', 'job_id', ARGV[2])
-redis.call('HSET', KEYS[3], 'message', ARGV[4], 'record', ARGV[5], 'token', '0', 'entry', entry)
+redis.call('HSET', KEYS[3], 'message', ARGV[4], 'record', ARGV[5], 'token', '0', 'lane', ARGV[9])
 redis.call('XADD', KEYS[4], '*', 'record', ARGV[5])
-redis.call('ZADD', KEYS[6], ARGV[6], ARGV[2])
+redis.call('ZADD', KEYS[5], ARGV[6], ARGV[2])
+if redis.call('RPUSH', KEYS[7], ARGV[2]) == 1 then redis.call('RPUSH', KEYS[6], ARGV[9]) end
 if remember then
   redis.call('HSET', KEYS[1], 'job_id', ARGV[2], 'body', ARGV[3])
   redis.call('EXPIRE', KEYS[1], ARGV[8])
@@ -30,35 +30,54 @@ return {'created', ARGV[2]}
 
 SAVE = """
 -- Writes a job's record and announces it, if the job's token is still the expected one.
--- KEYS job, events, jobs, building
--- ARGV expected_token, new_token, record, what, group, consumer, index, job_id, keep_s, max_events
+-- KEYS job, events, taken, building, lanes
+-- ARGV expected_token, new_token, record, what, index, job_id, keep_s, max_events, prefix of the lanes' keys
 --   what: 'keep'; 'end' takes the job off the queue; 'back' lets another worker take it at once
 -- Returns -1 where the token is another one; otherwise whether somebody wants the job cancelled, 0 or 1
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return -1 end
 redis.call('HSET', KEYS[1], 'token', ARGV[2], 'record', ARGV[3])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[10], '*', 'record', ARGV[3])
-local entry = redis.call('HGET', KEYS[1], 'entry')
-if ARGV[4] == 'back' then
-  redis.call('XCLAIM', KEYS[3], ARGV[5], ARGV[6], 0, entry, 'IDLE', 86400000, 'JUSTID')
-end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[8], '*', 'record', ARGV[3])
+if ARGV[4] == 'back' then redis.call('ZADD', KEYS[3], 0, ARGV[6]) end
 if ARGV[4] == 'end' then
-  redis.call('XACK', KEYS[3], ARGV[5], entry)
-  redis.call('XDEL', KEYS[3], entry)
+  if redis.call('ZREM', KEYS[3], ARGV[6]) == 0 then
+    local lane = redis.call('HGET', KEYS[1], 'lane') or ''
+    redis.call('LREM', ARGV[9] .. lane, 1, ARGV[6])
+    if redis.call('EXISTS', ARGV[9] .. lane) == 0 then redis.call('LREM', KEYS[5], 1, lane) end
+  end
   redis.call('HDEL', KEYS[1], 'message')
-  if redis.call('HGET', KEYS[4], ARGV[7]) == ARGV[8] then redis.call('HDEL', KEYS[4], ARGV[7]) end
-  redis.call('EXPIRE', KEYS[1], ARGV[9])
-  redis.call('EXPIRE', KEYS[2], ARGV[9])
+  if redis.call('HGET', KEYS[4], ARGV[5]) == ARGV[6] then redis.call('HDEL', KEYS[4], ARGV[5]) end
+  redis.call('EXPIRE', KEYS[1], ARGV[7])
+  redis.call('EXPIRE', KEYS[2], ARGV[7])
 end
 return redis.call('HEXISTS', KEYS[1], 'cancel')
 """
 
 RENEW = """
 -- Starts a job's lease anew, if the job's token is still the expected one. Returns 1, or 0 where it is not.
--- KEYS job, jobs
--- ARGV expected_token, group, consumer
+-- KEYS job, taken
+-- ARGV expected_token, lease_ms, job_id
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('XCLAIM', KEYS[2], ARGV[2], ARGV[3], 0, redis.call('HGET', KEYS[1], 'entry'), 'JUSTID')
+local clock = redis.call('TIME')
+redis.call('ZADD', KEYS[2], clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[2], ARGV[3])
 return 1
+"""
+
+TAKE_JOB = """
+-- Takes a job whose lease has ended, or else the first of the lane whose turn it is, which then is last in line.
+-- KEYS taken, lanes
+-- ARGV lease_ms, prefix of the lanes' keys
+-- Returns job_id, or nothing where there is none
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local id = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1)[1]
+while not id do
+  local lane = redis.call('LPOP', KEYS[2])
+  if not lane then return false end
+  id = redis.call('LPOP', ARGV[2] .. lane)
+  if redis.call('EXISTS', ARGV[2] .. lane) == 1 then redis.call('RPUSH', KEYS[2], lane) end
+end
+redis.call('ZADD', KEYS[1], now + ARGV[1], id)
+return id
 """
 
 ASK = """
@@ -89,15 +108,20 @@ return 'asked'
 TAKE = """
 -- Takes queries whose lease has ended, or else the next ones, all of one priority.
 -- KEYS taken, bell, then for each priority, the most urgent first: waiting, since, turns
--- ARGV count, lease_ms, prefix of the queries' keys
--- Returns query_id, message, deliveries of each. Where nothing waits the bell is hushed: what comes next rings it.
+-- ARGV count, lease_ms, prefix of the queries' keys, most_bytes
+-- Returns query_id, message, deliveries of each; '' for a message of more bytes. Where nothing waits the bell is
+-- hushed: what comes next rings it. What is no query is removed: an error here would hold up all that come after.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local found = {}
 local function take(id)
   local key = ARGV[3] .. id
-  local message = redis.call('HGET', key, 'message')
-  if not message then return redis.call('ZREM', KEYS[1], id) end
+  local size = redis.pcall('HSTRLEN', key, 'message')
+  if type(size) ~= 'number' or size == 0 then
+    redis.call('DEL', key)
+    return redis.call('ZREM', KEYS[1], id)
+  end
+  local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
   for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
 end

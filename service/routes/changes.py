@@ -8,7 +8,15 @@ from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.specs import ProfileSpec
 from service import catalog, examples
-from service.dependencies import BrokerDep, IdempotencyKey, NamePath, RequestIdDep, SettingsDep, accepted
+from service.dependencies import (
+    BrokerDep,
+    CallerDep,
+    IdempotencyKey,
+    NamePath,
+    RequestIdDep,
+    SettingsDep,
+    accepted,
+)
 from service.documentation import ACCEPTED, IN_PATH, IN_PROFILE, problems
 from service.schemas import JobAccepted
 from service.strict_json import StrictJsonRoute
@@ -36,6 +44,7 @@ async def fit_profile(
     response: Response,
     broker: BrokerDep,
     settings: SettingsDep,
+    caller: CallerDep,
     request_id: RequestIdDep,
     idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
@@ -46,7 +55,7 @@ async def fit_profile(
     """
     await run_in_threadpool(catalog.require, settings.indexes_dir, name)
     job = ProfileJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key), response)
+    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.post(
@@ -56,7 +65,13 @@ async def fit_profile(
     responses=ACCEPTED | problems("invalid_input", *_REFUSALS, refused=IN_PATH),
 )
 async def compact(
-    name: NamePath, response: Response, broker: BrokerDep, settings: SettingsDep, request_id: RequestIdDep
+    name: NamePath,
+    response: Response,
+    broker: BrokerDep,
+    settings: SettingsDep,
+    caller: CallerDep,
+    request_id: RequestIdDep,
+    idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
     """Queue a compaction: shards that hold documents that were taken down are written anew without their bytes.
 
@@ -64,4 +79,4 @@ async def compact(
     """
     await run_in_threadpool(catalog.require, settings.indexes_dir, name)
     job = CompactJob(job_id=uuid4().hex, index=name, request_id=request_id)
-    return accepted(await broker.submit(job), response)
+    return accepted(await broker.submit(job, idempotency_key, caller.id), response)

@@ -56,6 +56,7 @@ async def append_documents(
     response: Response,
     broker: BrokerDep,
     settings: SettingsDep,
+    caller: CallerDep,
     request_id: RequestIdDep,
     idempotency_key: IdempotencyKey,
 ) -> JobAccepted:
@@ -66,7 +67,7 @@ async def append_documents(
     """
     await run_in_threadpool(catalog.check_append, settings.indexes_dir, name, body)
     job = AppendJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key), response)
+    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.get(

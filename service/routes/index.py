@@ -71,7 +71,7 @@ async def build_index(
     if not caller.sees(body.name):
         raise Forbidden(f"this key is for indexes named {' or '.join(caller.indexes)}, not {body.name!r}")
     job = BuildJob(job_id=uuid4().hex, index=body.name, spec=body.spec(), request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key), response)
+    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.post(
@@ -92,6 +92,7 @@ async def estimate_index(
     body: Annotated[EstimateRequest, Body(openapi_examples=_ESTIMATES)],
     request: Request,
     broker: BrokerDep,
+    caller: CallerDep,
     request_id: RequestIdDep,
 ) -> Estimate:
     """What `POST /index` with this body would take: documents, tokens, disk, memory, time.
@@ -100,7 +101,7 @@ async def estimate_index(
     minute where a batch takes some seconds. It is listed as a job meanwhile, and cancelled when the time is up.
     """
     job = EstimateJob(job_id=uuid4().hex, spec=body.spec(), request_id=request_id)
-    return await while_connected(request, broker.estimate(job, body.timeout_s))
+    return await while_connected(request, broker.estimate(job, body.timeout_s, caller.id))
 
 
 @router.get(

@@ -10,10 +10,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index, models
+from bergson_core import (
+    AttributionIndex,
+    AttributionQuery,
+    BuildSpec,
+    GradientProcessor,
+    build_index,
+    models,
+    patterns,
+)
 from bergson_core.batching import Tokens, batches, tokenize
 from bergson_core.collect import RowCollector
-from bergson_core.errors import ModelNotFound
+from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.layers import coverage_percent, select
 from bergson_core.models import load_model, wrap
 from tests import reference, tiny
@@ -123,15 +131,50 @@ def edit(directory, **changes):
     [
         ({"peft_type": "IA3"}, "expected type LORA"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "no megatron_config"),
+        ({"layer_replication": [[0, 2]] * 10}, "no layer_replication"),
+        ({"r": 10**12}, "ranks up to 10,000"),
+        ({"rank_pattern": {"dense": 10**12}}, "ranks up to 10,000"),
         ({"base_model_name_or_path": None}, "hub id or directory"),
         ({"base_model_name_or_path": "/nothing/there"}, "no model directory"),
     ],
-    ids=["another type", "a module to import", "no model", "a model that is gone"],
+    ids=[
+        "another type",
+        "a module to import",
+        "copies",
+        "a rank",
+        "ranks",
+        "no model",
+        "a model that is gone",
+    ],
 )
 def test_adapters_that_cannot_be_trusted_or_placed_are_refused(saved, changes, says):
     edit(saved, **changes)
     with pytest.raises(ModelNotFound, match=says):
         load_model(str(saved))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r"([\w.]+)+!"},
+        {"exclude_modules": r"([\w.]+)+!"},
+        {"modules_to_save": [r"([\w.]+)+!"]},
+        {"layers_to_transform": [0], "layers_pattern": [r"([\w.]+)+!"]},
+        {"rank_pattern": {r"([\w.]+)+!": 3}},
+        {"alpha_pattern": {r"([\w.]+)+!": 3}},
+    ],
+    ids=lambda changes: next(reversed(changes)),
+)
+def test_an_expression_that_would_take_for_ever_is_never_given_to_peft(saved, changes, monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.5)
+    edit(saved, **changes)
+    with pytest.raises(InvalidInput, match=r"adapter_config.json: .* takes more than 0.5 s"):
+        load_model(str(saved))
+
+
+def test_expressions_of_adapters_find_their_layers(saved):
+    edit(saved, target_modules=r".*\.(query_key_value|dense)$", rank_pattern={r"^gpt_neox\..*dense$": 3})
+    load_model(str(saved))
 
 
 def test_adapters_on_adapters_are_refused(saved):

@@ -1,27 +1,21 @@
-"""What comes with models and data is not trusted: no code of theirs runs, no file beside them is read.
+"""What comes with models is not trusted: no code of theirs runs, no file beside them is read, nothing goes on for ever.
 
-Elsewhere: pickles in tests/core/test_optimizer_state.py, test_build.py and test_adapters.py; paths and links in
-tests/worker/test_handlers.py; weights that are no numbers in test_losses.py.
+Elsewhere: data in test_attacks_by_data.py; pickles in tests/core/test_optimizer_state.py, test_build.py and
+test_adapters.py, as are expressions of adapters; paths and links in tests/worker/test_handlers.py; weights that are no
+numbers in test_losses.py.
 """
 
-import gzip
 import json
-import shutil
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
 
-from bergson_core import patterns
-from bergson_core.documents import load_documents, open_dataset
-from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
+from bergson_core import chats, patterns
+from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models import load_model
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
 from tests import tiny
 
 
@@ -62,6 +56,9 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
         ({"_attn_implementation": {"": "evil/kernel"}}, "foreign code"),
         ({"text_config": {"_attn_implementation_internal": "flash_attention_2"}}, "foreign code"),
         ({"experts_implementation": "evil/kernel"}, "foreign code"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "not quantised"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "not quantised"),
+        ({"transformers_weights": "../other/model.safetensors"}, "expected a file beside it"),
         ({"num_hidden_layers": 10**9}, "expected 0 to 10,000"),
         ({"num_hidden_layers": 10**400}, "no configuration"),
         ({"num_hidden_layers": 3}, "no weights for gpt_neox.layers.2"),
@@ -82,6 +79,43 @@ def test_a_config_that_is_no_json_is_refused(tmp_path, content):
     (tiny.save_model(tmp_path / "model") / "config.json").write_text(content)
     with pytest.raises(ModelNotFound, match="no configuration"):
         load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, name):
+    with (tiny.save_model(tmp_path / "model") / name).open("r+") as file:
+        file.truncate(2**40)  # of zeros, which take no room
+    with pytest.raises(ModelNotFound, match=r"1,099,511,627,776 bytes; expected at most"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_an_index_of_weights_names_no_files_elsewhere(tmp_path):
+    for seed, name in enumerate(("mine", "secret")):
+        tiny.save_model(tmp_path / name, seed=seed)
+    tensors = load_file(tmp_path / "mine" / "model.safetensors")
+    (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "mine" / "other.safetensors")
+
+    def load(shard: str) -> None:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+        (tmp_path / "mine" / "model.safetensors.index.json").write_text(json.dumps(index))
+        load_model(str(tmp_path / "mine"))
+
+    load("other.safetensors")
+    for name in ("../secret/model.safetensors", str(tmp_path / "secret" / "model.safetensors")):
+        with pytest.raises(ModelNotFound, match="expected files of its own"):
+            load(name)
+
+
+def test_a_tokenizer_names_no_files_elsewhere(tmp_path):
+    other = tiny.save_model(tmp_path / "other")
+    tiny.tokenizer(["zzz qqq"] * 3).save_pretrained(other)
+    before = load_model(str(tiny.save_model(tmp_path / "model"))).tokenizer
+    path = tmp_path / "model" / "tokenizer_config.json"
+    named = dict.fromkeys(("tokenizer_file", "vocab_file"), str(other / "tokenizer.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    after = load_model(str(tmp_path / "model")).tokenizer
+    assert before is not None and after is not None
+    assert after.tokenize("zzz qqq") == before.tokenize("zzz qqq")
 
 
 def header(size: int | None = None, **tensors: Any) -> bytes:
@@ -108,74 +142,32 @@ def test_weights_that_lie_about_their_size_are_refused(tmp_path, content):
         load_model(str(tmp_path / "model"))
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kind", ["gzip", "zip", "zip after text"])
-def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, streaming):
-    path, line = tmp_path / "bomb.jsonl", b'{"text": "a"}\n' * 1000
-    if kind == "gzip":
-        path.write_bytes(gzip.compress(line))
-    else:
-        path.write_bytes(line if kind == "zip after text" else b"")
-        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("a.jsonl", line)
-    with pytest.raises(DatasetNotFound, match="compressed or an archive"):
-        load_documents(spec_of(path, streaming=streaming))
-
-
-def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:
-    dataset = DatasetSpec(path=str(path), streaming=streaming)
-    return BuildSpec(model="m", dataset=dataset, columns=ColumnsSpec(metadata=metadata))
-
-
-@pytest.mark.parametrize("name", ["[ab].jsonl", "*.jsonl", "a?.jsonl", "a::b.jsonl"])
-def test_a_file_whose_name_is_a_pattern_finds_no_other_files(tmp_path, name):
-    (tmp_path / name).write_text('{"text": "mine"}\n')
-    (tmp_path / "a.jsonl").write_text('{"text": "theirs"}\n')
-    with pytest.raises(DatasetNotFound, match="expected a path without"):
-        open_dataset(DatasetSpec(path=str(tmp_path / name)))
-
-
-@pytest.mark.parametrize("absolute", [True, False])
-def test_a_saved_dataset_names_no_files_elsewhere(tmp_path, absolute):
-    for name in ("secret", "mine"):
-        Dataset.from_list([{"text": name}]).save_to_disk(tmp_path / name)
-    named = (tmp_path / "secret" if absolute else Path("../secret")) / "data-00000-of-00001.arrow"
-    path = tmp_path / "mine" / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_data_files": [{"filename": str(named)}]}))
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
-        open_dataset(DatasetSpec(path=str(tmp_path / "mine")))
-
-
-def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
-    for name in ("secret", "mine"):
-        DatasetDict({"train": Dataset.from_list([{"text": name}])}).save_to_disk(tmp_path / name)
-    (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["../secret/train"]}')
-    shutil.rmtree(tmp_path / "mine" / "train")
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
-        open_dataset(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("kind", ["Audio", "Image"])
-def test_no_path_or_url_in_a_row_is_opened(tmp_path, kind, nested):
-    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    value: Any = {"bytes": None, "path": "http://127.0.0.1:9/x"}
-    column = pa.array([[value]], pa.list_(struct_type)) if nested else pa.array([value], struct_type)
-    feature = {"_type": "List", "feature": {"_type": kind}} if nested else {"_type": kind}
-    columns = {"text": ["a"], "it": column}
-    features = {"text": {"dtype": "string", "_type": "Value"}, "it": feature}
-    about = {"huggingface": json.dumps({"info": {"features": features}})}
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), tmp_path / "rows.parquet")
-    with pytest.raises(InvalidInput, match="'it' holds"):
-        load_documents(spec_of(tmp_path / "rows.parquet", "it"))
-    assert load_documents(spec_of(tmp_path / "rows.parquet")).read(range(1))[0].prompt == "a"
-
-
 @pytest.mark.parametrize("pattern", [r"([\w.]+)+!", r"(\w*\w*)*$$!", "(.*)*x*!"])
 def test_an_expression_that_would_take_for_ever_is_stopped(monkeypatch, pattern):
     monkeypatch.setattr(patterns, "LIMIT_S", 1)
     with pytest.raises(InvalidInput, match="takes more than 1 s"):
         patterns.matching(pattern, ["gpt_neox.layers.0.attention.query_key_value" * 2])
+
+
+LOOP = "{% for a in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LOOP * 5 + "{% endfor %}" * 5, "takes more than"),
+        ("{{ 'a' * 10 ** 11 }}", "MemoryError"),
+        ("{{ 'a' * 10 ** 6 }}", "1000001 characters"),
+        ("{% set x = ''.__class__.__mro__[1].__subclasses__() %}{{ x }}", "SecurityError"),
+    ],
+    ids=["loops", "more than memory", "too long", "out of the sandbox"],
+)
+def test_a_chat_template_is_bounded_in_time_memory_and_what_it_says(monkeypatch, template, says):
+    monkeypatch.setattr(chats, "LIMIT_S", 1 if LOOP in template else chats.LIMIT_S)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% generation %}a{% endgeneration %}" + template
+    with pytest.raises(InvalidInput, match=says):
+        chats.tokenize_chats(tokenizer, [[{"role": "user", "content": "hi"}]])
 
 
 def test_an_expression_finds_what_python_finds():

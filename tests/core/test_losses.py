@@ -115,6 +115,17 @@ def test_only_what_the_assistant_says_is_labelled():
     assert tokenizer.decode(tokens.ids).startswith("<user>Person 3 lives where?<assistant>city 1.")
 
 
+def test_tokens_of_chats_are_those_of_transformers():
+    tokenizer = chat_tokenizer()
+    chats = [CHAT, CHAT[:2], [{**CHAT[0], "name": None}, {"role": "assistant", "content": "…ü "}]]
+    theirs = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+    ours = tokenize_chats(tokenizer, chats)
+    assert [tokens.ids.tolist() for tokens in ours] == theirs["input_ids"]
+    assert [tokens.labels.tolist() for tokens in ours] == [
+        [False, *map(bool, mask[1:])] for mask in theirs["assistant_masks"]
+    ]
+
+
 def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_tokens():
     model, tokenizer = tiny.model(), chat_tokenizer()
     dataset = Dataset.from_dict({"chat": [CHAT[:2], CHAT]})

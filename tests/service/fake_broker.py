@@ -75,6 +75,7 @@ class FakeBroker:
         self.keys: dict[str, str] = {}
         self.asked: list[tuple[AttributionQuery, str, float]] = []
         self.turns: list[tuple[str, Priority]] = []
+        self.lanes: list[str] = []
         self.withdrawn: list[str] = []
         self.specs: dict[str, BuildSpec] = {}
         self.jobs_sent: list[Job] = []
@@ -100,8 +101,9 @@ class FakeBroker:
         changes = {"state": state, "progress": Progress.model_validate(progress)}
         return self.put(self.records[job_id].model_copy(update=changes))
 
-    async def submit(self, job: Job, idempotency_key: str | None = None) -> JobRecord:
+    async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
         self._fail()
+        self.lanes.append(lane)
         if idempotency_key in self.keys:
             return self.records[self.keys[idempotency_key]]
         if isinstance(job, BuildJob):
@@ -120,8 +122,9 @@ class FakeBroker:
             self.keys[idempotency_key] = record.job_id
         return self.put(record)
 
-    async def estimate(self, job: EstimateJob, timeout_s: float) -> Estimate:
+    async def estimate(self, job: EstimateJob, timeout_s: float, lane: str) -> Estimate:
         self._fail()
+        self.lanes.append(lane)
         self.jobs_sent.append(job)
         self.waits.append(timeout_s)
         return Estimate.model_validate(examples.ESTIMATE)

@@ -90,6 +90,23 @@ def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path:
     assert first.json() == again.json() != other.json()
 
 
+JOBS = {"build_index", "append_documents", "fit_profile", "compact"}
+
+
+def test_every_call_that_makes_a_job_takes_the_turn_of_its_key_and_makes_it_once(
+    app: FastAPI, client: TestClient, broker: FakeBroker, tmp_path: Path
+) -> None:
+    ada = bearer(tmp_path, scope="write")
+    calls = {name: path for name, _, path in every_call(app) if name in {*JOBS, "estimate_index"}}
+    for name, path in calls.items():
+        headers = ada | {"Idempotency-Key": name}
+        first, again = (client.post(path, json=BODIES.get(name), headers=headers) for _ in range(2))
+        if name in JOBS:
+            assert (first.status_code, again.json()) == (202, first.json()), name
+    assert len(broker.jobs_sent) == len(JOBS) + 2  # an estimate is an answer
+    assert len(set(broker.lanes)) == 1 and broker.lanes[0]
+
+
 # Text
 
 

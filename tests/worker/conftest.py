@@ -70,9 +70,7 @@ def make_queue(redis: Redis, settings: Settings) -> Iterator[Callable[[str], Wor
     with connect(cast("str", settings.redis_url)) as client:
 
         def make(worker_id: str) -> WorkerQueue:
-            queue = WorkerQueue(client, settings, worker_id)
-            queue.prepare()
-            return queue
+            return WorkerQueue(client, settings, worker_id)
 
         yield make
 

@@ -14,9 +14,9 @@ from tests.worker.fakes import question, spec
 from worker import queries, scripts
 from worker import queue as keys
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
+from worker.queue import WorkerQueue
 from worker.redis_client import connect
 from worker.settings import Settings
-from worker.streams import GROUP
 
 REPOSITORY = Path(__file__).parents[2]
 REPLY_TO = queries.REPLIES + "web"
@@ -62,14 +62,14 @@ def job_of(index: str, of: BuildSpec, request_id: str = "r") -> BuildJob:
     return BuildJob(job_id=uuid4().hex, index=index, spec=of, request_id=request_id)
 
 
-def submit(redis: Redis, job_id: str = "j-1", index: str = "facts") -> None:
+def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = "") -> None:
     """What the web process does."""
     job = BuildJob(job_id=job_id, index=index, spec=spec(), request_id="r")
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
-        *(scripts.SUBMIT, 6, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
-        *(keys.JOBS, keys.CREATED, index, job_id, "", job.model_dump_json(), record.model_dump_json()),
-        *("1", "0", ""),
+        *(scripts.SUBMIT, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
+        *(keys.CREATED, keys.LANES, keys.LANE + lane, index, job_id, ""),
+        *(job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
     )
 
 
@@ -104,10 +104,10 @@ def left(redis: Redis) -> list[str]:
     return [name for name in names if not name.endswith((":turns", ":bell"))]
 
 
-def let_queries_lapse(redis: Redis) -> None:
-    """As if whoever took them had been silent for an hour."""
-    for query_id in cast("list[str]", redis.zrange(queries.TAKEN, 0, -1)):
-        redis.zadd(queries.TAKEN, {query_id: 0})
+def let_lapse(redis: Redis, taken: str = keys.TAKEN) -> None:
+    """As if whoever took these jobs, or queries, had been silent for an hour."""
+    for one in cast("list[str]", redis.zrange(taken, 0, -1)):
+        redis.zadd(taken, {one: 1})
 
 
 def record_of(redis: Redis, job_id: str = "j-1") -> JobRecord:
@@ -119,11 +119,12 @@ def replies(redis: Redis) -> list[Reply]:
     return [Reply.model_validate_json(fields["reply"]) for _, fields in entries]
 
 
-def pending(redis: Redis, stream: str) -> list[dict[str, Any]]:
-    return cast("list[dict[str, Any]]", redis.xpending_range(stream, GROUP, "-", "+", 100))
+def jobs_left(redis: Redis) -> list[str]:
+    """Keys of jobs that wait or are worked on."""
+    names = cast("list[str]", redis.keys("bergson:jobs:*"))
+    return [name for name in names if name != keys.CREATED]
 
 
-def let_lapse(redis: Redis, stream: str) -> None:
-    """As if whoever holds the entries had been silent for an hour."""
-    for entry in pending(redis, stream):
-        redis.xclaim(stream, GROUP, entry["consumer"], 0, [entry["message_id"]], idle=3_600_000, justid=True)
+def taken_ids(queue: WorkerQueue) -> list[str]:
+    """Takes what is next."""
+    return [query.query_id for query in queue.queries.take()]

@@ -332,6 +332,19 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_starts(broker: Broker
     assert (await broker.cancel(job.job_id)).state == "cancelled"
 
 
+async def test_who_cancels_jobs_waits_no_longer_for_them(broker: Broker, queue: WorkerQueue):
+    async def ask_for(name: str, lane: str) -> str:
+        return (await broker.submit(job_of(name, spec()), lane=lane)).job_id
+
+    cancelled = [await ask_for(f"a-{number}", "ada") for number in range(4)]
+    theirs = [await ask_for(f"b-{number}", "bob") for number in range(3)]
+    for job_id in cancelled:
+        await broker.cancel(job_id)
+    mine = await ask_for("a-4", "ada")
+    taken = [claim.job.job_id for claim in iter(queue.take_job, None)]
+    assert taken == [theirs[0], mine, *theirs[1:]]
+
+
 async def test_a_running_job_is_told_to_stop(broker: Broker, queue: WorkerQueue):
     job = await broker.submit(job_of("new", spec(), "r"))
     claim = queue.take_job()
@@ -451,7 +464,7 @@ async def test_the_load_is_what_waits_what_is_worked_on_and_who_does_it(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
     for name in ("one", "two", "three"):
-        await broker.submit(job_of(name, spec()))
+        await broker.submit(job_of(name, spec()), lane=name)
     queue.take_job()
     queue.beat(BEAT)
     send(redis, "q-1")

@@ -163,6 +163,22 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
         handlers.check_paths(three, Settings(data_dir=root))
 
 
+@pytest.mark.parametrize("place", ["{root}/../outside", "{root}/indexes/secret", "{root}/mine/file"])
+@pytest.mark.parametrize("at", ["file", "train", "train/data-00000-of-00001.arrow"])
+def test_a_directory_links_to_nothing_that_is_not_allowed(root: Path, place: str, at: str):
+    link = root / "mine" / at
+    link.parent.mkdir(parents=True)
+    link.symlink_to(place.format(root=root))
+    of_dataset = spec(documents=None, dataset={"path": str(root / "mine")})
+    of_optimizer = spec(gradients={"optimizer_state": str(root / "mine")})
+    for one in (spec(model=str(root / "mine")), of_dataset, of_optimizer):
+        if place.endswith("file") and at != "file":
+            handlers.check_paths(one, Settings(data_dir=root))
+        else:
+            with pytest.raises(InvalidInput, match=f"expected .*; got '{link}'"):
+                handlers.check_paths(one, Settings(data_dir=root))
+
+
 @pytest.mark.parametrize(
     "name",
     [

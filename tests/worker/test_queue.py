@@ -1,5 +1,6 @@
 """The worker's side of the queue, against a real Redis. Time is not waited for: entries are made older."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -12,18 +13,18 @@ from bergson_core.errors import LeaseLost
 from tests.worker.fakes import spec
 from tests.worker.helpers import (
     REPLY_TO,
+    jobs_left,
     left,
     let_lapse,
-    let_queries_lapse,
-    pending,
     record_of,
     replies,
     send,
     submit,
+    taken_ids,
 )
 from worker import queue as keys
 from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
-from worker.queries import KEPT_S, query_key
+from worker.queries import KEPT_S, TAKEN, query_key
 from worker.queue import ClaimedJob, WorkerQueue
 from worker.settings import Settings
 
@@ -36,8 +37,9 @@ def taken_job(queue: WorkerQueue) -> ClaimedJob:
     return claim
 
 
-def taken_ids(queue: WorkerQueue) -> list[str]:
-    return [query.query_id for query in queue.queries.take()]
+def taken_jobs(queue: WorkerQueue) -> list[str]:
+    """Ids of all jobs that wait, in the order in which they are taken."""
+    return [claim.job.job_id for claim in iter(queue.take_job, None)]
 
 
 def refusal(redis: Redis) -> Problem:
@@ -111,9 +113,9 @@ def test_a_query_of_a_killed_worker_is_redone_once_and_then_refused(redis: Redis
     send(redis)
     assert len(make_queue("w-1").queries.take()) == 1
     assert make_queue("w-2").queries.take() == []
-    let_queries_lapse(redis)
+    let_lapse(redis, TAKEN)
     assert len(make_queue("w-2").queries.take()) == 1
-    let_queries_lapse(redis)
+    let_lapse(redis, TAKEN)
     assert make_queue("w-3").queries.take() == []
     assert "died" in refusal(redis).detail
 
@@ -122,7 +124,7 @@ def test_a_query_that_is_held_is_not_redone(redis: Redis, make_queue: MakeQueue)
     send(redis)
     first = make_queue("w-1")
     taken = first.queries.take()
-    let_queries_lapse(redis)
+    let_lapse(redis, TAKEN)
     first.queries.hold(taken)
     assert make_queue("w-2").queries.take() == []
 
@@ -141,7 +143,7 @@ def test_a_query_that_redis_has_forgotten_is_dropped(redis: Redis, make_queue: M
     if taken:
         make_queue("w-1").queries.take()
     redis.delete(query_key("q-1"))
-    let_queries_lapse(redis)
+    let_lapse(redis, TAKEN)
     assert make_queue("w-2").queries.take() == []
     assert left(redis) == []
 
@@ -170,14 +172,14 @@ def test_a_message_that_nobody_can_be_told_about_is_dropped(redis: Redis, queue:
     send(redis, raw=message)
     assert queue.queries.take() == []
     assert left(redis) == []
-    assert not redis.exists(REPLY_TO, keys.JOBS + "x")
-    assert redis.xlen(keys.JOBS) == 0
+    assert not redis.exists(REPLY_TO, keys.TAKEN + "x")
+    assert jobs_left(redis) == []
 
 
 def test_a_query_that_wants_its_answer_in_a_foreign_key_is_refused(redis: Redis, queue: WorkerQueue):
-    send(redis, reply_to=keys.JOBS)
+    send(redis, reply_to=keys.TAKEN)
     assert queue.queries.take() == []
-    assert redis.xlen(keys.JOBS) == 0
+    assert jobs_left(redis) == []
 
 
 def test_a_job_is_taken_by_one_worker_and_counted(redis: Redis, make_queue: MakeQueue):
@@ -190,16 +192,50 @@ def test_a_job_is_taken_by_one_worker_and_counted(redis: Redis, make_queue: Make
     assert record.started_at is not None
 
 
-def test_jobs_are_taken_in_the_order_of_submission(redis: Redis, queue: WorkerQueue):
-    submit(redis, "j-1", "one")
-    submit(redis, "j-2", "two")
-    assert [taken_job(queue).job.job_id for _ in range(2)] == ["j-1", "j-2"]
+def test_jobs_of_a_caller_are_taken_in_the_order_of_submission(redis: Redis, queue: WorkerQueue):
+    for number in range(12):
+        submit(redis, f"j-{number}", f"i-{number}")
+    assert taken_jobs(queue) == [f"j-{number}" for number in range(12)]
+
+
+def test_callers_take_turns_however_many_jobs_one_of_them_submits(redis: Redis, queue: WorkerQueue):
+    for number in range(5):
+        submit(redis, f"ada-{number}", f"a-{number}", lane="ada")
+    assert taken_job(queue).job.job_id == "ada-0"
+    submit(redis, "bob-0", "b-0", lane="bob")
+    submit(redis, "bob-1", "b-1", lane="bob")
+    submit(redis, "cy-0", "c-0", lane="cy")
+    assert taken_jobs(queue) == ["ada-1", "bob-0", "cy-0", "ada-2", "bob-1", "ada-3", "ada-4"]
+
+
+def test_who_comes_back_is_last_in_line(redis: Redis, queue: WorkerQueue):
+    submit(redis, "ada-0", "a-0", lane="ada")
+    submit(redis, "bob-0", "b-0", lane="bob")
+    assert taken_job(queue).job.job_id == "ada-0"
+    submit(redis, "ada-1", "a-1", lane="ada")
+    submit(redis, "cy-0", "c-0", lane="cy")
+    assert taken_jobs(queue) == ["bob-0", "ada-1", "cy-0"]
+
+
+def test_a_job_that_was_left_goes_before_those_that_wait(redis: Redis, make_queue: MakeQueue):
+    submit(redis, "ada-0", "a-0", lane="ada")
+    taken_job(make_queue("w-1"))
+    submit(redis, "bob-0", "b-0", lane="bob")
+    let_lapse(redis)
+    assert taken_jobs(make_queue("w-2")) == ["ada-0", "bob-0"]
+
+
+def test_a_line_whose_jobs_redis_has_forgotten_holds_nobody_up(redis: Redis, queue: WorkerQueue):
+    submit(redis, "ada-0", "a-0", lane="ada")
+    submit(redis, "bob-0", "b-0", lane="bob")
+    redis.delete(keys.LANE + "ada")
+    assert taken_jobs(queue) == ["bob-0"]
 
 
 def test_a_killed_workers_job_goes_to_the_next_after_the_lease(redis: Redis, make_queue: MakeQueue):
     submit(redis)
     first = taken_job(make_queue("w-1"))
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     second = taken_job(make_queue("w-2"))
     assert second.job == first.job
     assert second.token > first.token
@@ -210,7 +246,7 @@ def test_a_long_job_that_is_renewed_is_not_stolen(redis: Redis, make_queue: Make
     submit(redis)
     owner = make_queue("w-1")
     claim = taken_job(owner)
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     owner.renew(claim)
     assert make_queue("w-2").take_job() is None
 
@@ -219,7 +255,7 @@ def test_the_old_owner_of_a_stolen_job_changes_nothing(redis: Redis, make_queue:
     submit(redis)
     owner, thief = make_queue("w-1"), make_queue("w-2")
     old = taken_job(owner)
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     new = taken_job(thief)
     before = record_of(redis)
     for attempt in (
@@ -233,7 +269,7 @@ def test_the_old_owner_of_a_stolen_job_changes_nothing(redis: Redis, make_queue:
     with pytest.raises(LeaseLost):
         old.check(1e9)
     assert record_of(redis) == before
-    assert pending(redis, keys.JOBS)[0]["consumer"] == "w-2"
+    assert cast("float", redis.zscore(keys.TAKEN, "j-1")) > 1000 * time.time()
     thief.finish(new, "succeeded")
     assert record_of(redis).state == "succeeded"
 
@@ -244,7 +280,7 @@ def test_an_owner_that_lost_its_job_to_the_dead_letters_changes_nothing(redis: R
     claims = []
     for _ in range(3):
         claims.append(taken_job(owner))
-        let_lapse(redis, keys.JOBS)
+        let_lapse(redis)
     assert make_queue("w-2").take_job() is None
     with pytest.raises(LeaseLost):
         owner.progress(claims[-1], Progress(stage="gradients"))
@@ -263,13 +299,13 @@ def test_a_job_whose_workers_died_three_times_is_given_up(redis: Redis, make_que
     submit(redis)
     for number in range(3):
         taken_job(make_queue(f"w-{number}"))
-        let_lapse(redis, keys.JOBS)
+        let_lapse(redis)
     assert make_queue("w-3").take_job() is None
     record = record_of(redis)
     assert record.state == "failed"
     assert record.error is not None
     assert "given up after 3 starts" in record.error.detail
-    assert (redis.xlen(keys.JOBS), pending(redis, keys.JOBS)) == (0, [])
+    assert jobs_left(redis) == []
 
 
 def test_a_job_handed_back_is_resumed_at_once_and_not_counted(redis: Redis, make_queue: MakeQueue):
@@ -302,7 +338,7 @@ def test_a_finished_job_frees_its_name_and_is_kept_for_a_while(
     assert not redis.hexists(keys.job_key("j-1"), "message")
     for key in (keys.job_key("j-1"), keys.events_key("j-1")):
         assert 0 < cast("int", redis.ttl(key)) <= settings.keep_jobs_s
-    assert (redis.xlen(keys.JOBS), pending(redis, keys.JOBS)) == (0, [])
+    assert jobs_left(redis) == []
 
 
 def test_the_wish_to_cancel_is_seen_with_the_next_progress(redis: Redis, queue: WorkerQueue):
@@ -319,7 +355,7 @@ def test_a_job_to_be_cancelled_whose_worker_died_is_not_started_again(redis: Red
     submit(redis)
     taken_job(make_queue("w-1"))
     redis.hset(keys.job_key("j-1"), "cancel", "1")
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     assert make_queue("w-2").take_job() is None
     assert record_of(redis).state == "cancelled"
 
@@ -337,7 +373,7 @@ def test_a_job_that_redis_has_forgotten_is_dropped(redis: Redis, queue: WorkerQu
     submit(redis)
     redis.delete(keys.job_key("j-1"))
     assert queue.take_job() is None
-    assert redis.xlen(keys.JOBS) == 0
+    assert jobs_left(redis) == []
 
 
 def test_a_job_of_a_redis_that_lost_everything_is_lost(redis: Redis, queue: WorkerQueue):

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis import Redis
@@ -13,7 +13,8 @@ from bergson_core.errors import IndexBusy, ModelNotFound
 from tests.worker.fakes import FakeCore, publish, question
 from tests.worker.helpers import let_lapse, record_of, replies, send, submit, until
 from worker import queue as keys
-from worker.messages import JobRecord, Reply
+from worker.messages import Heartbeat, JobRecord, Reply
+from worker.metrics import memory_bytes
 from worker.queries import QueryQueue
 from worker.queue import WorkerQueue
 from worker.runner import Runner
@@ -182,7 +183,7 @@ def test_a_stolen_job_is_let_go_before_anything_is_published(
 ):
     def steal(number: int) -> None:
         if number == 1:
-            let_lapse(redis, keys.JOBS)
+            let_lapse(redis)
             assert make_queue("thief").take_job() is not None
 
     core.during = steal
@@ -231,7 +232,7 @@ def test_a_directory_that_the_last_worker_still_holds_is_waited_for(
 
     submit(redis, index="new")
     assert make_queue("dead").take_job() is not None
-    let_lapse(redis, keys.JOBS)
+    let_lapse(redis)
     core.during = busy
     start_worker()
     record = ended(redis)
@@ -241,7 +242,8 @@ def test_a_directory_that_the_last_worker_still_holds_is_waited_for(
 def test_a_worker_shows_its_heartbeat_and_takes_it_with_it(redis: Redis, core: FakeCore, start_worker: Start):
     runner = start_worker()
     (worker_id,) = until(lambda: redis.smembers(keys.WORKERS))
-    assert redis.exists(keys.worker_key(worker_id))
+    beat = Heartbeat.model_validate_json(cast("str", redis.get(keys.worker_key(worker_id))))
+    assert 2**20 < beat.memory_bytes == memory_bytes(beat.metrics)
     runner.stop()
     until(lambda: not redis.exists(keys.WORKERS, keys.worker_key(worker_id)))
 

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis
 
+from bergson_core.errors import TooLong
 from service.app import create_app
 from service.broker import Broker
 from service.settings import ServiceSettings
@@ -100,6 +101,22 @@ async def test_a_job_goes_on_in_the_trace_of_the_call_that_submitted_it(
     start_worker()
     server, work = await asyncio.to_thread(named, spans, "POST /index", "job build")
     assert trace_of(work) == TRACE and is_child(work, server)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_the_span_of_a_job_says_how_it_ended(
+    spans: InMemorySpanExporter, client: httpx.AsyncClient, core: FakeCore, start_worker: Start, lives: bool
+):
+    def fail(number: int) -> None:
+        raise TooLong("99 tokens")
+
+    if not lives:
+        core.during = fail
+    await client.post("/index", json=BUILT)
+    start_worker()
+    (work,) = await asyncio.to_thread(named, spans, "job build")
+    assert (work.attributes or {})["bergson.outcome"] == ("succeeded" if lives else "too_long")
+    assert work.status.status_code.name == ("UNSET" if lives else "ERROR")
 
 
 async def test_another_trace_does_not_make_another_job(
