@@ -5,6 +5,7 @@ Legend: n samples, s positions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,19 @@ class Batch:
         return self.input_ids.numel() if self.mask is None else int(self.mask.sum())
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
+    """What the tokenizer makes of `text`.
+
+    Raises `InvalidInput` where it gives up, as an expression of its own does that goes back too often.
+    """
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:  # a panic of Rust is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InvalidInput(f"the tokenizer gives up on a text: {error}") from None
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -79,7 +93,7 @@ def tokenize(
     if not prompts:
         return []
     if completions is None:
-        encoded = tokenizer(list(prompts), return_attention_mask=False)["input_ids"]
+        encoded = encode(tokenizer, list(prompts), return_attention_mask=False)["input_ids"]
         return [Tokens.labelled_from(np.asarray(ids, dtype=np.int64), 1) for ids in encoded]
     if not tokenizer.is_fast:
         raise InvalidInput(
@@ -87,7 +101,7 @@ def tokenize(
             "(a tokenizer.json) where prompts have completions"
         )
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
+    encoded = encode(tokenizer, texts, return_offsets_mapping=True, return_attention_mask=False)
     found = [
         Tokens.labelled_from(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
         for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)

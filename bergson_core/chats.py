@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core import bounded
-from bergson_core.batching import Tokens
+from bergson_core.batching import Tokens, encode
 from bergson_core.errors import InvalidInput
 
 Messages = Sequence[dict[str, Any]]
@@ -70,9 +70,9 @@ def tokenize_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]
             f"{type(tokenizer).__name__} cannot mark tokens; expected a fast tokenizer for messages"
         )
     texts, spans = _render(template, tokenizer.special_tokens_map, chats)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = cast(Any, encoded["input_ids"]), cast(Any, encoded["offset_mapping"])
-    return [_labelled(*one) for one in zip(ids, offsets, spans, strict=True)]
+    encoded = encode(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
+    found = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+    return [_labelled(*one) for one in found]
 
 
 def _labelled(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> Tokens:

@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from bergson_core.batching import encode
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models import LanguageModel, context_limit
 
@@ -19,7 +20,7 @@ def complete(model: LanguageModel, prompt: str, max_new_tokens: int) -> str:
     assert tokenizer is not None  # load_model always gives one
     if not hasattr(generator, "generate"):
         raise InvalidInput(f"{type(generator).__name__} cannot generate: expected a completion in the query")
-    encoded = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    encoded = encode(tokenizer, prompt, return_tensors="pt")["input_ids"]
     length, limit = encoded.shape[1], context_limit(model, None)
     if length == 0:
         raise InvalidInput("nothing to go on from: expected a prompt, a completion, or both")

@@ -234,7 +234,11 @@ def _attempt(work: Callable[[], T]) -> T | Problem:
         raise
     except BergsonError as error:
         return _problem(error)
-    except Exception as error:  # whatever it is, it is this query's or job's, not the worker's
+    except (
+        BaseException
+    ) as error:  # whatever it is, it is this query's or job's; a panic of Rust is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         logger.exception("unexpected error")
         return Problem(
             code="internal", detail=f"unexpected {type(error).__name__}: the worker's log has more"

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bergson_core import chats, patterns
+from bergson_core.batching import tokenize
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models import load_model
 from tests import tiny
@@ -147,6 +148,17 @@ def test_an_expression_that_would_take_for_ever_is_stopped(monkeypatch, pattern)
     monkeypatch.setattr(patterns, "LIMIT_S", 1)
     with pytest.raises(InvalidInput, match="takes more than 1 s"):
         patterns.matching(pattern, ["gpt_neox.layers.0.attention.query_key_value" * 2])
+
+
+def test_an_expression_of_a_tokenizer_ends_and_kills_nobody(tmp_path):
+    path = tiny.save_model(tmp_path / "model") / "tokenizer.json"
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": split}))
+    tokenizer = load_model(str(path.parent)).tokenizer
+    assert tokenizer is not None
+    for completions in (None, ["a" * 40 + "!"]):
+        with pytest.raises(InvalidInput, match="gives up on a text"):
+            tokenize(tokenizer, ["a" * 40 + "!"], completions)
 
 
 LOOP = "{% for a in range(99999) %}"

@@ -47,7 +47,7 @@ def roomy(app: FastAPI, settings: ServiceSettings, broker: FakeBroker) -> FastAP
     texts = settings.indexes_dir / "facts" / "shards" / "00000" / TEXTS
     texts.parent.mkdir(parents=True)
     write_texts(texts, texts_table([], np.zeros(0), []))
-    return create_app(settings.model_copy(update={"max_body_bytes": 2**24}), broker)  # type: ignore[arg-type]
+    return create_app(settings.model_copy(update={"max_body_bytes": 2**27}), broker)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["without keys", "with keys"])

@@ -126,12 +126,17 @@ def test_a_users_error_fails_the_job_with_its_code(redis: Redis, core: FakeCore,
     assert (error.code, error.detail) == ("model_not_found", "no model tiny")
 
 
+class PanicError(BaseException):
+    """What code in Rust raises is no Exception."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, PanicError])
 def test_a_bug_in_a_build_fails_the_job_and_the_next_one_is_built(
-    redis: Redis, core: FakeCore, start_worker: Start
+    redis: Redis, core: FakeCore, start_worker: Start, kind: type[BaseException]
 ):
     def fail(number: int) -> None:
         core.during = lambda number: None
-        raise RuntimeError("a secret")
+        raise kind("a secret")
 
     core.during = fail
     submit(redis, "j-1", "one")
@@ -141,7 +146,7 @@ def test_a_bug_in_a_build_fails_the_job_and_the_next_one_is_built(
     error = ended(redis, "j-1").error
     assert error is not None
     assert error.code == "internal"
-    assert "RuntimeError" in error.detail
+    assert kind.__name__ in error.detail
     assert "secret" not in error.detail
 
 
