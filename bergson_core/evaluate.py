@@ -9,7 +9,7 @@ Legend: q queries, n documents, M training runs.
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -113,14 +113,16 @@ def linear_datamodelling_score(
 
 
 def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
-    """Scores drawn towards 0 by `times` the noise of their query, and 0 where they are smaller.
+    """Scores as they lie about their query's median, drawn towards it by `times` its noise, and 0 within that.
 
     Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The noise is
-    the median magnitude, in units of a normal distribution's: most documents say nothing of most queries. The order of
-    the scores above stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
+    the median distance from the median, in units of a normal distribution's: most documents say nothing of most
+    queries. The order of the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the
+    threshold instead.
     """
-    noise = times * np.median(np.abs(scores), axis=1, keepdims=True) / _NORMAL_MAD
-    return np.sign(scores) * np.maximum(np.abs(scores) - noise, 0)
+    about = scores - np.median(scores, axis=1, keepdims=True)
+    noise = times * np.median(np.abs(about), axis=1, keepdims=True) / _NORMAL_MAD
+    return np.sign(about) * np.maximum(np.abs(about) - noise, 0)
 
 
 def _rank_correlation(
@@ -163,7 +165,7 @@ def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> Float[np.nd
     options = {"token_pattern": r"(?u)\b\w+\b", "stopwords": None, "show_progress": False}
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(documents), **options), show_progress=False)
-    asked = bm25s.tokenize(list(queries), return_ids=False, **options)
+    asked = cast("list[list[str]]", bm25s.tokenize(list(queries), return_ids=False, **options))
     return np.stack([index.get_scores(words) for words in asked])
 
 
