@@ -95,10 +95,7 @@ def linear_datamodelling_score(
     Raises `InvalidInput` for fewer than `LEAST_RUNS` runs, and for losses that are not finite.
     """
     runs, queries = losses.shape
-    if runs < LEAST_RUNS:
-        raise InvalidInput(
-            f"{runs} training runs are too few for a rank correlation: expected {LEAST_RUNS} at least, better 40"
-        )
+    check_runs(runs)
     if not np.isfinite(losses).all() or not np.isfinite(scores).all():
         raise InvalidInput("scores or losses are not finite; expected numbers")
     foretold = kept.astype(np.float64) @ scores.T.astype(np.float64)
@@ -110,6 +107,14 @@ def linear_datamodelling_score(
         found.append(_rank_correlation(foretold[half], -losses[half])[drawn].mean())
     low, high = np.quantile(found, (0.025, 0.975)) - np.mean(found)
     return Interval(mean, mean + float(low), mean + float(high))
+
+
+def check_runs(runs: int) -> None:
+    """Raises `InvalidInput` for fewer training runs than a rank correlation needs."""
+    if runs < LEAST_RUNS:
+        raise InvalidInput(
+            f"{runs} training runs are too few for a rank correlation: expected {LEAST_RUNS} at least, better 40"
+        )
 
 
 def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
