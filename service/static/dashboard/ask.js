@@ -25,7 +25,7 @@ function scoreCell({ score, percentile }, largest) {
     el("span", { className: "number", textContent: score.toFixed(4) }),
     el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill),
     percentile === null || percentile === undefined ? null
-      : el("span", { className: "faint", title: "Of a hundred random samples, so many score lower", textContent: percentile.toFixed(2) }));
+      : el("span", { className: "faint", title: "Of random samples of the index, so many score lower", textContent: `above ${percentile.toFixed(2)} %` }));
 }
 
 /* Each token shaded by its part of the score: the more, the stronger. */
