@@ -72,6 +72,7 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
         "queries": 64,
         "rows": 10000,
     },
+    "notice": {"threshold": 3.9, "false_alarms": 0.05, "queries": 256},
 }
 ESTIMATE: dict[str, Any] = {
     "documents": 10000,
