@@ -24,6 +24,7 @@ _BODIES: dict[str, Any] = {
     "both": {"summary": "What spoke for it and against it", "value": examples.ATTRIBUTE_BOTH},
     "filtered": {"summary": "Among some documents only", "value": examples.ATTRIBUTE_FILTERED},
     "generated": {"summary": "What the model says by itself", "value": examples.ATTRIBUTE_GENERATED},
+    "parts": {"summary": "Which tokens and modules of a sample it was", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of what it said", "value": examples.ATTRIBUTE_SPAN},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two questions", "value": examples.BATCH_REQUEST}}
@@ -64,6 +65,9 @@ async def attribute(
     index. Proponents (high scores) made the completion more likely, opponents (low scores) less likely. Mind
     the space: a completion usually starts with one. Without a completion the model says one, which is then explained.
     Too long for the model is an error, never cut silently.
+
+    `percentile` says how a result stands among random samples of the index, and `notice` where none stands out. With
+    `tokens` and `modules` in `include` a score is taken apart into what each token and each module of the sample adds.
 
     The same question to an index that has not changed is answered from memory, in a millisecond.
     """

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
@@ -42,6 +42,12 @@ WORKER = Heartbeat(
 )
 
 
+TOKENS = [
+    TokenInfluence(token="<b>Ada</b>", start=0, end=10, influence=-0.1),
+    TokenInfluence(token=" London", start=10, end=17, influence=0.9),
+]
+
+
 def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
     """An answer whose rows have `texts` and falling scores."""
     rows = [
@@ -49,8 +55,10 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
             rank=at + 1,
             id=f"doc-{at}",
             score=0.8 - at / 10,
+            percentile=99.9 - at / 10,
             prompt=text,
             loss=1.5,
+            tokens=TOKENS if "tokens" in query.include else None,
             metadata={"source": "wiki"},
         )
         for at, text in enumerate(texts)
@@ -62,6 +70,7 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
         generation=1,
         query=echo,
         results=rows,
+        notice="no strong influence found",
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )
 
