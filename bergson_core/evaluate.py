@@ -120,14 +120,22 @@ def check_runs(runs: int) -> None:
 def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
     """Scores as they lie about their query's median, drawn towards it by `times` its noise, and 0 within that.
 
-    Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The noise is
-    the median distance from the median, in units of a normal distribution's: most documents say nothing of most
-    queries. The order of the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the
-    threshold instead.
+    Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
+    the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
     """
-    about = scores - np.median(scores, axis=1, keepdims=True)
-    noise = times * np.median(np.abs(about), axis=1, keepdims=True) / _NORMAL_MAD
-    return np.sign(about) * np.maximum(np.abs(about) - noise, 0)
+    middle, noise = spread(scores)
+    about = scores - middle
+    return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
+
+
+def spread(scores: Float[np.ndarray, "q n"]) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
+    """(median, noise) of each query's scores.
+
+    The noise is the median distance from the median, in units of a normal distribution's standard deviation: most
+    documents say nothing of most queries.
+    """
+    middle = np.median(scores, axis=1, keepdims=True)
+    return middle, np.median(np.abs(scores - middle), axis=1, keepdims=True) / _NORMAL_MAD
 
 
 def _rank_correlation(
