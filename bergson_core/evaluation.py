@@ -22,8 +22,6 @@ from bergson_core.batching import Tokens, check_length, tokenize
 from bergson_core.documents import as_record
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.evaluate import (
-    Interval,
-    Retrieval,
     bm25_scores,
     bootstrap,
     check_runs,
@@ -31,7 +29,15 @@ from bergson_core.evaluate import (
     retrieval,
     soft_threshold,
 )
-from bergson_core.evaluation_spec import Effect, Evaluation, EvaluationSpec, Measure, Measured
+from bergson_core.evaluation_spec import (
+    Effect,
+    Evaluation,
+    EvaluationSpec,
+    Interval,
+    Measure,
+    Measured,
+    Retrieval,
+)
 from bergson_core.facts import FactQuery
 from bergson_core.fitting import sample_numbers
 from bergson_core.models import context_limit

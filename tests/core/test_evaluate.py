@@ -5,7 +5,6 @@ import pytest
 
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluate import (
-    Retrieval,
     bm25_rankings,
     bootstrap,
     linear_datamodelling_score,
@@ -13,6 +12,7 @@ from bergson_core.evaluate import (
     retrieval,
     soft_threshold,
 )
+from bergson_core.evaluation_spec import Retrieval
 from bergson_core.facts import Document, FactQuery, make_corpus
 
 CORPUS = make_corpus(people=40)
