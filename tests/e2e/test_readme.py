@@ -32,10 +32,7 @@ def home(tmp_path: Path) -> Path:
     (demo / "corpus").mkdir()
     rows = [{"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))]
     (demo / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [
-        {"prompt": "Person", "completion": text[6:], "fact": row["fact"]}
-        for text, row in zip(tiny.texts(20), rows)
-    ]
+    asked = [{"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in rows]
     (demo / "corpus" / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     return tmp_path
 
