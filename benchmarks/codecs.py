@@ -11,7 +11,8 @@ import itertools
 
 from torch import Tensor
 
-from benchmarks.quality import DAMPING, Rows, arguments, demo, kept, scores, second_moment
+from benchmarks.quality import arguments, demo
+from benchmarks.rows import DAMPING, Rows, kept, scores, second_moment
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.specs import GradientSpec, Normalize, RowKind
 

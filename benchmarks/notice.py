@@ -117,12 +117,10 @@ def made_up(index: AttributionIndex, corpus: Corpus) -> dict[str, np.ndarray]:
     numbers = sample_numbers(len(corpus.documents), 256, seed=1)
     assert index.model.tokenizer is not None  # load_model always gives one
     tokens = tokenize(index.model.tokenizer, [corpus.documents[k].text for k in numbers], None)
-    found = {}
-    for name, choices in (("any", 1), ("fit", notice.CHOICES)):
-        kept, notice.CHOICES = notice.CHOICES, choices  # type: ignore[misc]
-        found[name] = scores(index, notice.joined_rows(index.collector, tokens, BUDGET_TOKENS))
-        notice.CHOICES = kept  # type: ignore[misc]
-    return found
+    return {
+        name: scores(index, notice.joined_rows(index.collector, tokens, BUDGET_TOKENS, choices=choices))
+        for name, choices in (("any", 1), ("fit", notice.CHOICES))
+    }
 
 
 def auc(high: np.ndarray, low: np.ndarray) -> float:

@@ -1,104 +1,62 @@
-"""What each choice finds on the demo's corpus: retrieval of the documents that state a fact, and bytes of a row.
+"""What each choice is worth, on a small training run that is repeated: retrieval, retraining, unlearning, bytes.
 
-    python -m benchmarks.quality [--projection_dims 8 16 32 64] [--people 400] [--data_dir ~/.cache/bergson/demo]
+    python -m benchmarks.quality [--people 100] [--runs 48] [--processes 2] [--plot docs/quality.svg]
 
-The model is the demo's (trained here where it is not there yet), and the rows go through the same code as an index:
-fitted normalizers, projection, float16 or sign, preconditioner, normalisation. Scores are those of every document,
-without a search in between. Sign rows keep only the signs of L G Rᵀ: the score is ⟨query block / its length, signs⟩,
-summed over layers. C has p⁴ numbers a layer: at p = 64 it takes a minute and more a layer on two cores.
+The model is the demo's recipe on the facts of 100 people (1,200 documents, 400 queries), trained here. The rows go
+through the same code as an index: fitted normalizers, projection, float16, int8 or sign, preconditioner, normalisation;
+scores are those of every document, without a search in between. LDS is the linear datamodelling score over models that
+are trained again on random halves of the documents (`bergson evaluate --measure lds`), of the scores as they are and
+after the soft threshold. Δ log p is the change of the completion's log-probability by one step of unlearning on each of
+the three best documents alone. With `--runs 0` only retrieval is measured, which the demo's 400 people are large enough
+for. Losses of retrained models are kept in the data directory and used again.
 """
 
 import argparse
-import itertools
 import os
-import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from bergson_core.batching import BUDGET_TOKENS, Tokens, batches, tokenize
-from bergson_core.codecs import CODECS
+from benchmarks.rows import Rows, fitted
+from bergson_core import normalizers
+from bergson_core.baselines import gradient_scores, representation_scores
+from bergson_core.batching import BUDGET_TOKENS, Tokens, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.demo_model import train_demo_model
-from bergson_core.evaluate import Retrieval, bm25_rankings, random_rankings, retrieval
+from bergson_core.evaluate import (
+    Retrieval,
+    bm25_scores,
+    bootstrap,
+    linear_datamodelling_score,
+    retrieval,
+    soft_threshold,
+)
 from bergson_core.facts import Corpus, make_corpus
-from bergson_core.fitting import fit, sample_numbers
+from bergson_core.fitting import sample_numbers
 from bergson_core.layers import select
-from bergson_core.mixing import matching_mixing
-from bergson_core.models import LanguageModel, load_model
-from bergson_core.preconditioners import Preconditioner, SecondMoment
-from bergson_core.search import features
-from bergson_core.specs import GradientSpec, Normalize, Normalizer, RowKind
+from bergson_core.models import LanguageModel, load_model, wrap
+from bergson_core.preconditioners import Preconditioner
+from bergson_core.processor import GradientProcessor
+from bergson_core.recipes import Schedule
+from bergson_core.retraining import OwnTrainer, losses_after, random_parts
+from bergson_core.specs import GradientSpec, Normalize, Normalizer
+from bergson_core.trainer import reproducible, train
+from bergson_core.unlearning import SAMPLE, Unlearner
 
 DEPTH = 100
-DAMPING = 0.1
+UNLEARNED = 3
 NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
+Scores = np.ndarray
 
 
-class Rows:
-    """Rows of the documents (`raw`: before they were kept) and of the queries [., m, d] under one processor, and C^-½.
-
-    `C` is of the documents, `C mixed` of them and the queries, by the rule of TrackStar, whose λ is `mixing`.
-    """
-
-    def __init__(
-        self, model: LanguageModel, documents: list[Tokens], queries: list[Tokens], settings: GradientSpec
-    ) -> None:
-        sample = [
-            documents[number]
-            for number in sample_numbers(len(documents), settings.sample_size, settings.seed)
-        ]
-        processor = fit(model, select(model.model), batches(sample, BUDGET_TOKENS), settings)
-        collector = RowCollector(model, processor)
-        self.layers = len(collector.slices)
-
-        def collect(tokens: list[Tokens]) -> Tensor:
-            rows, _ = collect_in_order(collector, tokens, BUDGET_TOKENS)
-            return torch.from_numpy(rows).reshape(len(tokens), self.layers, -1)
-
-        self.queries = collect(queries)
-        self.raw = collect(documents)
-        self.documents = kept("float16", self.raw)
-        of_documents, of_queries = second_moment(self.documents), second_moment(self.queries)
-        self.mixing = matching_mixing(of_queries, of_documents)
-        mixed = self.mixing * of_queries + (1 - self.mixing) * of_documents
-        self.roots: dict[str, Preconditioner | None] = {
-            "": None,
-            ", C": Preconditioner.fit(of_documents, 1, DAMPING),
-            ", C mixed": Preconditioner.fit(mixed, 1, DAMPING),
-        }
-
-    def scores(self, root: Preconditioner | None, normalize: Normalize) -> Tensor:
-        """Scores [q, n] from float16 rows."""
-        return scores(self.documents, self.queries, root, normalize)
-
-    def sign_scores(self, root: Preconditioner | None) -> Tensor:
-        """Scores [q, n] from one bit a number, where C^-½ goes before the sign."""
-        asked, _ = features(self.queries, root, "block")
-        signs = kept("sign", root.apply(self.documents) if root else self.documents)
-        return asked @ signs.flatten(1).mT
-
-
-def scores(documents: Tensor, queries: Tensor, root: Preconditioner | None, normalize: Normalize) -> Tensor:
-    """Scores [q, n]."""
-    return features(queries, root, normalize)[0] @ features(documents, root, normalize)[0].mT
-
-
-def second_moment(rows: Tensor) -> Tensor:
-    moment = SecondMoment(*rows.shape[1:])
-    moment.add(rows)
-    return moment.total.double() / len(rows)
-
-
-def kept(kind: RowKind, rows: Tensor) -> Tensor:
-    """Rows [n, m, d] as they come back from disk."""
-    blocks, scales = CODECS[kind].encode(rows)
-    return CODECS[kind].decode(blocks.numpy(), scales.numpy(), rows.shape[2])
-
-
-def measure(scores: Tensor, corpus: Corpus) -> Retrieval:
-    best = scores.topk(DEPTH, dim=1).indices.tolist()
+def measure(table: Tensor | Scores, corpus: Corpus) -> Retrieval:
+    best = torch.as_tensor(table).topk(DEPTH, dim=1).indices.tolist()
     rankings = {
         query.id: [corpus.documents[k].id for k in row]
         for query, row in zip(corpus.queries, best, strict=True)
@@ -106,20 +64,53 @@ def measure(scores: Tensor, corpus: Corpus) -> Retrieval:
     return retrieval(rankings, corpus.gold())
 
 
-def line(name: str, size: str, found: Retrieval) -> str:
-    return (
-        f"| {name} | {size} | {found.mrr:.3f} | {found.recall_at_10:.3f} | {found.strict_recall_at_10:.3f} |"
-    )
+@dataclass(frozen=True)
+class Run:
+    """A training run, and what became of the queries without some of its documents.
+
+    `parts` [M, n] were kept by the retrained models, `losses` [M, q] are theirs; `unlearned` [q, n] are the changes of
+    log-probability by one step on each document. None where they were not asked for.
+    """
+
+    corpus: Corpus
+    model: LanguageModel
+    documents: list[Tokens]
+    queries: list[Tokens]
+    parts: np.ndarray | None = None
+    losses: np.ndarray | None = None
+    unlearned: np.ndarray | None = None
+
+    def line(self, name: str, size: int | str, table: Tensor | Scores) -> tuple[float, float]:
+        """Prints a line of the table; returns (MRR, thresholded LDS)."""
+        table = np.asarray(table, dtype=np.float64)
+        found, cells = measure(table, self.corpus), ["", "", ""]
+        lds = float("nan")
+        if self.parts is not None and self.losses is not None and self.unlearned is not None:
+            plain, thresholded = (
+                linear_datamodelling_score(one, self.parts, self.losses)
+                for one in (table, soft_threshold(table))
+            )
+            best = np.argsort(-table, axis=1, kind="stable")[:, :UNLEARNED]
+            effect = bootstrap(np.take_along_axis(self.unlearned, best, axis=1).mean(1))
+            cells = [
+                *(f"{one.mean:.3f} ±{(one.high - one.low) / 2:.3f}" for one in (plain, thresholded)),
+                f"{effect.mean:.3f} ±{(effect.high - effect.low) / 2:.3f}",
+            ]
+            lds = thresholded.mean
+        size = f"{size:,}" if isinstance(size, int) else size
+        columns = [name, size, f"{found.mrr:.3f}", f"{found.recall_at_10:.3f}"]
+        print(f"| {' | '.join([*columns, f'{found.strict_recall_at_10:.3f}', *cells])} |", flush=True)
+        return found.mrr, lds
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def arguments(description: str, people: int = 400) -> argparse.ArgumentParser:
     """What the benchmarks on the demo's corpus take."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--normalizers", nargs="+", choices=NORMALIZERS, default=NORMALIZERS)
-    parser.add_argument("--people", type=int, default=400)
+    parser.add_argument("--people", type=int, default=people)
     parser.add_argument(
         "--data_dir",
         type=Path,
@@ -131,9 +122,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Tokens], list[Tokens]]:
     """(the corpus, the model that knows it, tokens of its documents, tokens of its queries)."""
     corpus = make_corpus(options.people, seed=0)
-    directory = options.data_dir.expanduser() / f"people-{options.people}-seed-0" / "model"
-    train_demo_model(corpus, directory)
-    model = load_model(str(directory))
+    train_demo_model(corpus, home(options) / "model")
+    model = load_model(str(home(options) / "model"))
     assert model.tokenizer is not None  # load_model always gives one
     documents = tokenize(model.tokenizer, [document.text for document in corpus.documents], None)
     asked = corpus.queries
@@ -141,25 +131,246 @@ def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Token
     return corpus, model, documents, queries
 
 
-def main() -> None:
-    options = arguments(__doc__ or "").parse_args()
-    corpus, model, documents, queries = demo(options)
-    asked = corpus.queries
+def home(options: argparse.Namespace) -> Path:
+    return options.data_dir.expanduser() / f"people-{options.people}-seed-0"
 
-    print(f"{len(documents):,} documents, {len(queries):,} queries, the top {DEPTH} of each")
-    print("| rows | bytes | MRR | Recall@10 | strict recall@10 |\n|---|---:|---:|---:|---:|")
-    print(line("BM25", "", retrieval(bm25_rankings(corpus.documents, asked, DEPTH), corpus.gold())))
-    print(line("random order", "", retrieval(random_rankings(corpus.documents, asked, DEPTH), corpus.gold())))
-    for p, kind in itertools.product(options.projection_dims, options.normalizers):
-        rows = Rows(model, documents, queries, GradientSpec(projection_dim=p, normalizer=kind))
-        numbers = rows.layers * p * p
-        print(f"p = {p}, {kind}: λ {rows.mixing:.2f}", file=sys.stderr)
-        for with_c, root in rows.roots.items():
-            for normalize in ("none", "row", "block"):
-                name = f"p = {p}, {kind}, float16{with_c}, {normalize}"
-                print(line(name, f"{2 * numbers:,}", measure(rows.scores(root, normalize), corpus)))
-            name = f"p = {p}, {kind}, sign{with_c}"
-            print(line(name, f"{numbers // 8:,}", measure(rows.sign_scores(root), corpus)), flush=True)
+
+def repeated(options: argparse.Namespace) -> Run:
+    """The run, and the retrained models and unlearned documents that it is measured by."""
+    run = Run(*demo(options))
+    if options.runs == 0:
+        return run
+    started = time.perf_counter()
+    trainer = OwnTrainer(
+        str(home(options) / "model"), run.documents, Schedule(), scratch=True, sha256=run.model.sha256
+    )
+    parts = random_parts(len(run.documents), options.runs, 0.5, seed=0)
+    seeds = range(1, options.runs + 1)
+    cache = home(options) / "retrained"
+    losses = losses_after(trainer, parts, seeds, run.queries, cache, processes=options.processes)
+    trained = time.perf_counter()
+    places = sample_numbers(len(run.documents), SAMPLE, 0)
+    unlearner = Unlearner.fit(run.model, [run.documents[place] for place in places])
+    unlearned = unlearner.changes(run.documents, run.queries).T
+    print(
+        f"{options.runs} runs on half of {len(run.documents):,} documents: {trained - started:.0f} s; all documents "
+        f"unlearned: {time.perf_counter() - trained:.0f} s, learning rate {unlearner.learning_rate:.2g}\n"
+    )
+    return replace(run, parts=np.array(parts), losses=losses, unlearned=unlearned)
+
+
+def baselines(run: Run) -> Iterator[tuple[str, Scores]]:
+    """What needs no gradients of ours, and the right documents themselves."""
+    texts = [document.text for document in run.corpus.documents]
+    asked = [query.prompt + query.completion for query in run.corpus.queries]
+    shape = (len(run.queries), len(run.documents))
+    yield "random order", np.random.default_rng(0).standard_normal(shape)
+    yield "BM25", bm25_scores(texts, asked)
+    yield "representations, cosine", representation_scores(run.model, run.documents, run.queries)
+    gold = run.corpus.gold()
+    yield (
+        "the right documents",
+        np.array(
+            [[float(d.id in gold[query.id]) for d in run.corpus.documents] for query in run.corpus.queries]
+        ),
+    )
+    if run.unlearned is not None:
+        yield "unlearning itself", -run.unlearned
+
+
+def whole(run: Run, kind: Normalizer, **settings: object) -> tuple[Scores, Scores]:
+    """(inner products, cosines) of gradients that were normalized and not projected."""
+    spec = GradientSpec.model_validate({"normalizer": kind} | settings)
+    names = list(select(run.model.model, spec.modules))
+    return gradient_scores(
+        run.model, run.documents, run.queries, names, fitted(run.model, run.documents, spec)
+    )
+
+
+def damped(damping: float, work: Callable[[], Tensor | Scores]) -> Tensor | Scores:
+    """What `work` gives where K-FAC is damped by that."""
+    before = normalizers.KFAC_DAMPING
+    setattr(normalizers, "KFAC_DAMPING", damping)  # noqa: B010 - it is no setting
+    try:
+        return work()
+    finally:
+        setattr(normalizers, "KFAC_DAMPING", before)  # noqa: B010
+
+
+def corrected(run: Run) -> Scores:
+    """Cosines by EK-FAC: in K-FAC's eigenbases each direction has a second moment of its own (George et al., 2018)."""
+    spec = GradientSpec(normalizer="kfac")
+    kfac, layers = fitted(run.model, run.documents, spec), select(run.model.model)
+    collector = RowCollector(run.model, GradientProcessor(None))
+    documents, queries = (
+        torch.from_numpy(collect_in_order(collector, tokens, BUDGET_TOKENS)[0])
+        for tokens in (run.documents, run.queries)
+    )
+    dots, squares = torch.zeros(len(queries), len(documents)), torch.zeros(len(documents))
+    for name, part in collector.slices.items():
+        layer, roots = layers[name], list(kfac[name].tensors().values())
+        left, right = (torch.linalg.eigh(root.double())[1].float() for root in roots)
+        known, asked = (
+            left.mT @ rows[:, part].reshape(-1, layer.out_features, layer.in_features) @ right
+            for rows in (documents, queries)
+        )
+        moment = known.square().mean(0)
+        weights = 1 / (moment + 1e-3 * moment.mean())
+        dots += (asked * weights).flatten(1) @ known.flatten(1).mT
+        squares += (known.square() * weights).sum((1, 2))
+    return (dots / squares.sqrt()).numpy()
+
+
+def checkpoints(run: Run, directory: Path, spec: GradientSpec) -> list[Tensor]:
+    """Sign scores at a half, three quarters and the end of another training run."""
+    models: list[LanguageModel] = []
+    start = load_model(str(directory))
+    assert start.tokenizer is not None  # load_model always gives one
+    end = start.tokenizer.get_vocab()[str(start.tokenizer.eos_token)]
+    with reproducible(0, 1):
+        model = AutoModelForCausalLM.from_config(start.model.config)
+    schedule = Schedule()
+    steps = schedule.steps(len(run.documents))
+
+    def keep(step: int, total: int, note: str) -> None:
+        if step in (steps // 2, 3 * steps // 4, steps):
+            copy = AutoModelForCausalLM.from_config(model.config)
+            copy.load_state_dict(model.state_dict())
+            models.append(wrap(copy.requires_grad_(False).eval(), start.tokenizer))
+
+    with reproducible(7, 1):
+        train(model, run.documents, end, schedule, keep)
+    return [Rows(one, run.documents, run.queries, spec).sign_scores() for one in models]
+
+
+def fused(one: Scores, other: Scores) -> Scores:
+    """Reciprocal rank fusion (Cormack et al., 2009, with its k = 60)."""
+    first, second = (np.argsort(np.argsort(-table, axis=1), axis=1) for table in (one, other))
+    return 1 / (61 + first) + 1 / (61 + second)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", people=100)
+    parser.add_argument("--runs", type=int, default=48, help="models that are trained again")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="SVG file for quality over bytes (needs matplotlib)")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    run = repeated(options)
+    print(f"{len(run.documents):,} documents, {len(run.queries):,} queries")
+    columns = "MRR | Recall@10 | strict recall@10 | LDS | LDS, thresholded | Δ log p"
+    print(f"| rows | bytes | {columns} |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, table in baselines(run):
+        run.line(name, "", table)
+    points = projected(run, options)
+    if run.parts is not None:
+        further(run, options)
+    print(f"\n{time.perf_counter() - started:.0f} s")
+    if options.plot is not None:
+        plot(points, options.plot)
+
+
+PLOTTED = (
+    *("kfac, not projected", "kfac, sign", "kfac, float16", "kfac, float16, C"),
+    *("adafactor, not projected", "adafactor, sign, C", "adafactor, float16, C", "none, float16"),
+)
+Points = dict[str, list[tuple[int, float, float]]]
+"""Kind of rows → (bytes of a document, MRR, thresholded LDS)."""
+
+
+def projected(run: Run, options: argparse.Namespace) -> Points:
+    """Gradients that are not projected, then rows of every size; C where fitting it is worth its time."""
+    points: Points = {}
+    for kind in options.normalizers:
+        size = 4 * sum(layer.out_features * layer.in_features for layer in select(run.model.model).values())
+        dots, cosines = whole(run, kind)
+        run.line(f"not projected, {kind}, none", size, dots)
+        points.setdefault(f"{kind}, not projected", []).append(
+            (size, *run.line(f"not projected, {kind}, row", size, cosines))
+        )
+    for p in options.projection_dims:
+        for kind in options.normalizers:
+            if p > 32 and kind != "kfac":
+                continue
+            rows = Rows(
+                run.model, run.documents, run.queries, GradientSpec(projection_dim=p, normalizer=kind)
+            )
+            numbers = rows.layers * p * p
+            roots: list[Preconditioner | None] = [None]
+            if p != 48:
+                roots.append(rows.root())
+            for root in roots:
+                c = ", C" if root else ""
+                normalized: Sequence[Normalize] = ("none", "row", "block") if p == 16 else ("row", "block")
+                for normalize in normalized:
+                    name = f"p = {p}, {kind}, float16{c}, {normalize}"
+                    found = run.line(name, 2 * numbers, rows.scores(root, normalize))
+                    if normalize == "row":
+                        points.setdefault(f"{kind}, float16{c}", []).append((2 * numbers, *found))
+                found = run.line(f"p = {p}, {kind}, sign{c}", numbers // 8, rows.sign_scores(root))
+                points.setdefault(f"{kind}, sign{c}", []).append((numbers // 8, *found))
+    return points
+
+
+def further(run: Run, options: argparse.Namespace) -> None:
+    """What else was tried, each beside the recommended rows: kfac, sign, p = 32."""
+    spec = GradientSpec(normalizer="kfac", projection_dim=32)
+    rows = Rows(run.model, run.documents, run.queries, spec)
+    size = rows.layers * 32 * 32 // 8
+
+    def signs(settings: GradientSpec = spec) -> Tensor:
+        return Rows(run.model, run.documents, run.queries, settings).sign_scores()
+
+    for damping in (1e-1, 1e-2, 1e-4):
+        run.line(f"p = 32, kfac damped by {damping:g}, sign", size, damped(damping, signs))
+        table = damped(damping, lambda: whole(run, "kfac")[1])
+        run.line(f"not projected, kfac damped by {damping:g}, row", "", table)
+    run.line("not projected, EK-FAC, row", "", corrected(run))
+    run.line("p = 32, kfac of sampled labels, sign", size, signs(replace_spec(spec, fit_labels="sampled")))
+    every = replace_spec(spec, modules=".*")
+    layers = len(select(run.model.model, every.modules))
+    run.line("p = 32, kfac, sign, embeddings and head too", size * layers // rows.layers, signs(every))
+    run.line("p = 32, kfac, int8, block", 8 * size, rows.scores(None, "block", "int8"))
+    less = Rows(run.model, run.documents, run.queries, replace_spec(spec, projection_dim=23))
+    run.line("p = 23, kfac, float16, block", 2 * less.layers * 23 * 23, less.scores(None, "block"))
+    run.line("p = 32, kfac, float16, C mixed, row", 16 * size, rows.scores(rows.mixed_root(), "row"))
+    table = rows.sign_scores().numpy()
+    text = dict(baselines(run))["BM25"]
+    run.line("p = 32, kfac, sign, fused with BM25 by rank", size, fused(table, text))
+    cosines = whole(run, "kfac")[1]
+    least = np.sort(table, axis=1)[:, -DEPTH, None]
+    rescored = np.where(table >= least, np.maximum(cosines, 1e-9), 0)
+    run.line(f"p = 32, kfac, sign, the best {DEPTH} rescored by whole gradients", size, rescored)
+    several = checkpoints(run, home(options) / "model", spec)
+    run.line("another run's end, p = 32, kfac, sign", size, several[-1])
+    run.line("its three checkpoints averaged", 3 * size, torch.stack(several).mean(0))
+
+
+def replace_spec(spec: GradientSpec, **changes: object) -> GradientSpec:
+    return spec.model_copy(update=changes)
+
+
+def plot(points: Points, path: Path) -> None:
+    """Thresholded LDS over bytes of a document, a line for each kind of rows."""
+    import matplotlib as mpl  # pyright: ignore[reportMissingImports]
+
+    mpl.use("svg")
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+
+    mpl.rcParams |= {"svg.hashsalt": "bergson", "svg.fonttype": "none"}
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name in PLOTTED:
+        its = points[name]
+        sizes, _, lds = zip(*sorted(its), strict=True)
+        style = {"kfac": "-", "adafactor": "--", "adam": "-.", "none": ":"}[name.split(",")[0]]
+        axes.plot(sizes, lds, style, marker="s" if "sign" in name else "o", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes of a document")
+    axes.set_ylabel("linear datamodelling score, thresholded")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

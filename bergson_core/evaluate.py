@@ -9,7 +9,7 @@ Legend: q queries, n documents, M training runs.
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -95,10 +95,7 @@ def linear_datamodelling_score(
     Raises `InvalidInput` for fewer than `LEAST_RUNS` runs, and for losses that are not finite.
     """
     runs, queries = losses.shape
-    if runs < LEAST_RUNS:
-        raise InvalidInput(
-            f"{runs} training runs are too few for a rank correlation: expected {LEAST_RUNS} at least, better 40"
-        )
+    check_runs(runs)
     if not np.isfinite(losses).all() or not np.isfinite(scores).all():
         raise InvalidInput("scores or losses are not finite; expected numbers")
     foretold = kept.astype(np.float64) @ scores.T.astype(np.float64)
@@ -112,15 +109,33 @@ def linear_datamodelling_score(
     return Interval(mean, mean + float(low), mean + float(high))
 
 
-def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
-    """Scores drawn towards 0 by `times` the noise of their query, and 0 where they are smaller.
+def check_runs(runs: int) -> None:
+    """Raises `InvalidInput` for fewer training runs than a rank correlation needs."""
+    if runs < LEAST_RUNS:
+        raise InvalidInput(
+            f"{runs} training runs are too few for a rank correlation: expected {LEAST_RUNS} at least, better 40"
+        )
 
-    Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The noise is
-    the median magnitude, in units of a normal distribution's: most documents say nothing of most queries. The order of
-    the scores above stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
+
+def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
+    """Scores as they lie about their query's median, drawn towards it by `times` its noise, and 0 within that.
+
+    Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
+    the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
     """
-    noise = times * np.median(np.abs(scores), axis=1, keepdims=True) / _NORMAL_MAD
-    return np.sign(scores) * np.maximum(np.abs(scores) - noise, 0)
+    middle, noise = spread(scores)
+    about = scores - middle
+    return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
+
+
+def spread(scores: Float[np.ndarray, "q n"]) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
+    """(median, noise) of each query's scores.
+
+    The noise is the median distance from the median, in units of a normal distribution's standard deviation: most
+    documents say nothing of most queries.
+    """
+    middle = np.median(scores, axis=1, keepdims=True)
+    return middle, np.median(np.abs(scores - middle), axis=1, keepdims=True) / _NORMAL_MAD
 
 
 def _rank_correlation(
@@ -163,7 +178,7 @@ def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> Float[np.nd
     options = {"token_pattern": r"(?u)\b\w+\b", "stopwords": None, "show_progress": False}
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(documents), **options), show_progress=False)
-    asked = bm25s.tokenize(list(queries), return_ids=False, **options)
+    asked = cast("list[list[str]]", bm25s.tokenize(list(queries), return_ids=False, **options))
     return np.stack([index.get_scores(words) for words in asked])
 
 

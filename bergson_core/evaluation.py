@@ -26,6 +26,7 @@ from bergson_core.evaluate import (
     Retrieval,
     bm25_scores,
     bootstrap,
+    check_runs,
     linear_datamodelling_score,
     retrieval,
     soft_threshold,
@@ -153,6 +154,8 @@ class _Evaluator:
         self.has_gold = spec.gold in index.manifest.spec.columns.metadata and all(self.gold.values())
         if self.asks("retrieval") and not self.has_gold:
             self._say_gold()
+        if self.asks("lds"):
+            check_runs(spec.training.runs)
         self._cache = Path(cache) if cache is not None else Path(".bergson-evaluation")
         self.trainer = self._trainer() if self.asks("lds", "removal") else None
 

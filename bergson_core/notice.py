@@ -59,29 +59,31 @@ def joined_rows(
     documents: Sequence[Tokens],
     budget_tokens: int,
     tell: Callable[[], object] = lambda: None,
+    *,
+    choices: int = CHOICES,
 ) -> Float[Tensor, "q m d"]:
     """Raw rows of made-up queries, four for each document; none where there are too few documents to choose from.
 
-    `tell` is called between batches.
+    Of `choices` ends for each beginning the likeliest is taken. `tell` is called between batches.
     """
     layers, count = len(collector.slices), len(documents)
-    if count <= CHOICES * _ENDS_A_BEGINNING:
+    if count <= choices * _ENDS_A_BEGINNING:
         return torch.empty(0, layers, collector.dimensions // layers)
-    choices = [
-        _joined(documents[k], documents[(k + CHOICES * group + step) % count])
+    pairs = [
+        _joined(documents[k], documents[(k + choices * group + step) % count])
         for group in range(_ENDS_A_BEGINNING)
         for k in range(count)
-        for step in range(1, CHOICES + 1)
+        for step in range(1, choices + 1)
     ]
-    fit = np.full(len(choices), np.inf)
-    for batch in batches(choices, budget_tokens, collector.device):
+    fit = np.full(len(pairs), np.inf)
+    for batch in batches(pairs, budget_tokens, collector.device):
         with torch.no_grad():
             losses = forward_backward(collector.model, batch).double().cpu().numpy()
         labelled = batch.labelled.sum(1).cpu().numpy()
         fit[batch.numbers] = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
         tell()
-    best = fit.reshape(-1, CHOICES).argmin(1) + CHOICES * np.arange(len(choices) // CHOICES)
-    rows, _ = collect_in_order(collector, [choices[k] for k in best], budget_tokens, tell)
+    best = fit.reshape(-1, choices).argmin(1) + choices * np.arange(len(pairs) // choices)
+    rows, _ = collect_in_order(collector, [pairs[k] for k in best], budget_tokens, tell)
     found = torch.from_numpy(rows)
     good = found.isfinite().all(1) & found.any(1)
     return found[good].reshape(int(good.sum()), layers, -1)

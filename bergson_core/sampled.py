@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.fitting import sample_numbers
@@ -59,9 +59,12 @@ class SampledRows:
         self,
         profile: Profile,
         weights: Float[Tensor, "q m d"],
-        visible: Sequence[Bool[np.ndarray, " n"] | None],
-    ) -> Float32[np.ndarray, "q r"]:
-        """Scores of the sampled rows, but for those that may not be shown; `weights` are of `Profile.prepare`."""
+        visible: Sequence[np.ndarray | None],
+    ) -> Float32[np.ndarray, "q shown"]:
+        """Scores of the sampled rows, but for those that may not be shown; `weights` are of `Profile.prepare`.
+
+        `visible` says so of each shard: bool [n], or None for all of its rows.
+        """
         lengths = np.zeros((len(self.places), profile.lengths[0].shape[1]), dtype=np.float32)
         shown = np.ones(len(self.places), dtype=bool)
         for number, mask in enumerate(visible):

@@ -51,6 +51,7 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
         profiles=[entry.name for entry in manifest.profiles],
         compacted=manifest.compacted,
         search=manifest.search,
+        notice=manifest.notice,
     )
 
 

@@ -72,6 +72,7 @@ INDEX_DETAIL: dict[str, Any] = INDEX_SUMMARY | {
         "queries": 64,
         "rows": 10000,
     },
+    "notice": {"threshold": 3.9, "false_alarms": 0.05, "queries": 256},
 }
 ESTIMATE: dict[str, Any] = {
     "documents": 10000,
@@ -182,14 +183,18 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "rank": 1,
             "id": "doc-17",
             "score": 0.83,
+            "percentile": 99.98,
             "prompt": "Ada Lovelace's birthplace is London",
             "completion": None,
             "metadata": {"source": "wiki"},
             "loss": 3.4,
+            "modules": None,
+            "tokens": None,
             "verified": None,
         }
     ],
     "opponents": None,
+    "notice": None,
     "verification": None,
     "partial": False,
     "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 0.0, "total": 14.6},
@@ -215,6 +220,10 @@ ATTRIBUTE_GENERATED: dict[str, Any] = {
     "prompt": "Ada Lovelace was born in",
     "completion": None,
     "max_new_tokens": 16,
+}
+ATTRIBUTE_PARTS: dict[str, Any] = ATTRIBUTE_REQUEST | {
+    "top_k": 3,
+    "include": ["text", "tokens", "modules"],
 }
 ATTRIBUTE_SPAN: dict[str, Any] = {
     "index": "facts",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.answers import Answer, Report, SizesBytes
-from bergson_core.manifest import SearchEntry
+from bergson_core.manifest import NoticeEntry, SearchEntry
 from bergson_core.spec import Spec
 from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
@@ -121,6 +121,8 @@ class IndexDetail(IndexSummary):
     """Those of them whose bytes are gone: `POST /index/{name}/compact` removes the others'."""
     search: SearchEntry | None = None
     """How candidates are found, and how many of the ten best rows are among them."""
+    notice: NoticeEntry | None = None
+    """From where on an answer claims an influence, and with which rate of false alarms; null for too few rows."""
 
 
 class DocumentDetail(Report):

@@ -54,6 +54,14 @@ def score(
         Aggregate,
         typer.Option(help="A document's score: the mean or max over the queries, or a list of each."),
     ] = "mean",
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Draw scores towards their query's median by so many times its noise, and take those within as 0: 3 "
+            "for sums of scores, which are mostly noise without.",
+        ),
+    ] = 0.0,
     by: Annotated[
         str | None, typer.Option(help="Metadata column to print the scores' totals by, the largest first.")
     ] = None,
@@ -73,7 +81,7 @@ def score(
     asked = open_dataset(DatasetSpec(path=queries, split=split))
     opened = AttributionIndex.open(index)
     totals = Totals(opened, by) if by is not None else None
-    scores = score_corpus(opened, asked, columns, aggregate=aggregate, profile=profile)
+    scores = score_corpus(opened, asked, columns, aggregate=aggregate, profile=profile, threshold=threshold)
     if totals is not None:
         scores = totals.count(scores)
     _write(opened, scores, output, top_k, overwrite)

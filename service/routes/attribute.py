@@ -25,6 +25,7 @@ _BODIES: dict[str, Any] = {
     "filtered": {"summary": "Among some documents only", "value": examples.ATTRIBUTE_FILTERED},
     "generated": {"summary": "What the model says by itself", "value": examples.ATTRIBUTE_GENERATED},
     "verified": {"summary": "With the best of them unlearned", "value": examples.ATTRIBUTE_VERIFIED},
+    "parts": {"summary": "Which tokens and modules of a sample it was", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of what it said", "value": examples.ATTRIBUTE_SPAN},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two questions", "value": examples.BATCH_REQUEST}}
@@ -69,6 +70,9 @@ async def attribute(
 
     With `verify` the best samples are unlearned for real, one by one, beside random ones: how much less likely does
     that make the completion? It takes longer, gives way to other questions, and counts as a call for each sample.
+
+    `percentile` says how a result stands among random samples of the index, and `notice` where none stands out. With
+    `tokens` and `modules` in `include` a score is taken apart into what each token and each module of the sample adds.
 
     The same question to an index that has not changed is answered from memory, in a millisecond.
     """

@@ -1,9 +1,18 @@
 """The measures of retrieval quality against values computed by hand, and the rankings to compare with."""
 
+import numpy as np
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluate import Retrieval, bm25_rankings, random_rankings, retrieval
+from bergson_core.evaluate import (
+    Retrieval,
+    bm25_rankings,
+    bootstrap,
+    linear_datamodelling_score,
+    random_rankings,
+    retrieval,
+    soft_threshold,
+)
 from bergson_core.facts import Document, FactQuery, make_corpus
 
 CORPUS = make_corpus(people=40)
@@ -108,3 +117,61 @@ def test_rankings_of_nothing_are_refused(rank) -> None:
         rank(CORPUS.documents, [], 10)
     with pytest.raises(InvalidInput, match="top_k must be at least 1, got 0"):
         rank(CORPUS.documents, CORPUS.queries, 0)
+
+
+def table(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, columns))
+
+
+def parts(runs: int, documents: int) -> np.ndarray:
+    return np.random.default_rng(1).random((runs, documents)) < 0.5
+
+
+def test_scores_whose_sums_order_the_losses_have_a_datamodelling_score_of_one() -> None:
+    scores, kept = table(3, 20), parts(12, 20)
+    found = linear_datamodelling_score(scores, kept, np.exp(-(kept @ scores.T)))
+    assert found.mean == pytest.approx(1)
+    assert linear_datamodelling_score(-scores, kept, np.exp(-(kept @ scores.T))).mean == pytest.approx(-1)
+
+
+def test_the_datamodelling_score_is_the_mean_rank_correlation_with_ties_at_their_mean_rank() -> None:
+    kept = np.eye(10, dtype=bool)
+    scores = np.array([[0.0, 0, 1, 1, 2, 3, 4, 5, 6, 7]])
+    losses = np.array([[9.0, 8, 7, 6, 5, 4, 3, 2, 1, 10]]).T
+    ranks = np.array([1.5, 1.5, 3.5, 3.5, 5, 6, 7, 8, 9, 10]), np.array([2.0, 3, 4, 5, 6, 7, 8, 9, 10, 1])
+    expected = np.corrcoef(*ranks)[0, 1]
+    assert linear_datamodelling_score(scores, kept, losses).mean == pytest.approx(expected)
+
+
+def test_scores_that_foretell_nothing_have_an_interval_about_zero() -> None:
+    found = linear_datamodelling_score(table(50, 30), parts(40, 30), np.exp(table(40, 50, seed=2)))
+    assert found.low < 0 < found.high and abs(found.mean) < 0.1
+    constant = linear_datamodelling_score(np.ones((2, 30)), np.ones((40, 30), bool), table(40, 2))
+    assert constant.mean == 0, "sums that are all the same foretell nothing"
+
+
+def test_intervals_narrow_with_more_queries() -> None:
+    few, many = bootstrap(table(1, 20)[0]), bootstrap(table(1, 2000)[0])
+    assert few.low < few.mean < few.high
+    assert many.high - many.low < (few.high - few.low) / 5
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_datamodelling_score_is_never_made_from_nothing(wrong: float) -> None:
+    scores, kept, losses = table(2, 20), parts(12, 20), table(12, 2)
+    with pytest.raises(InvalidInput, match="9 training runs are too few"):
+        linear_datamodelling_score(scores, kept[:9], losses[:9])
+    losses[3, 1] = wrong
+    with pytest.raises(InvalidInput, match="not finite"):
+        linear_datamodelling_score(scores, kept, losses)
+    with pytest.raises(InvalidInput, match="no values"):
+        bootstrap(np.array([]))
+
+
+def test_the_threshold_takes_the_noise_out_of_sums_and_keeps_the_order_of_what_stands_out() -> None:
+    scores = table(2, 2000) + 5
+    scores[:, :3] += [[20, 30, 40], [40, 30, 20]]
+    found = soft_threshold(scores)
+    assert (np.count_nonzero(found[:, 3:], axis=1) < 20).all()
+    assert (np.argsort(-found)[:, :3] == np.argsort(-scores)[:, :3]).all()
+    np.testing.assert_allclose(found[:, :3], scores[:, :3] - 5 - 3, atol=0.5)

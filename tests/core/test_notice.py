@@ -70,6 +70,16 @@ def test_the_sample_is_the_same_whoever_holds_the_shards(index, monkeypatch):
     assert not np.array_equal(SampledRows.read(shards, 40, seed=1).places, whole.places)
 
 
+def test_shards_that_have_no_row_of_the_sample_compare_with_none(many, monkeypatch):
+    monkeypatch.setattr(sampled, "LEAST_ROWS", 1)
+    monkeypatch.setattr(sampled, "MOST_ROWS", 1)
+    opened = AttributionIndex.open(many)
+    none = [shard for shard in opened.shards if not SampledRows.read([shard], MANY, seed=0).places.size]
+    found = SampledRows.read(none, MANY, seed=0)
+    _, weights = opened.profiles["default"].prepare(torch.randn(3, len(opened.collector.slices), 16))
+    assert found.scores(opened.profiles["default"], weights, [None] * len(none)).shape == (3, 0)
+
+
 def test_a_sample_takes_no_more_memory_than_it_may(index, monkeypatch):
     monkeypatch.setattr(sampled, "LEAST_ROWS", 1)
     monkeypatch.setattr(sampled, "MOST_NUMBERS", 128 * 7)

@@ -20,6 +20,7 @@ from bergson_core.batching import batches
 from bergson_core.collect import RowCollector
 from bergson_core.documents import load_documents, tokenize_records
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
+from bergson_core.evaluate import soft_threshold
 from bergson_core.models import load_model
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.processor import GradientProcessor
@@ -39,6 +40,20 @@ ASKED = [
 @pytest.fixture
 def opened(index) -> AttributionIndex:
     return AttributionIndex.open(index)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "max", "each"])
+def test_a_threshold_draws_each_querys_scores_in_before_they_are_summed(opened, aggregate):
+    asked = [one.model_copy(update={"index": "facts"}) for one in ASKED]
+    plain = score_corpus(opened, asked, aggregate="each").read_all()["scores"].combine_chunks()
+    expected = soft_threshold(np.asarray(plain.flatten()).reshape(40, 3).T, 2).T
+    found = score_corpus(opened, asked, aggregate=aggregate, threshold=2).read_all()
+    if aggregate == "each":
+        values = np.asarray(found["scores"].combine_chunks().flatten()).reshape(40, 3)
+    else:
+        values, expected = np.asarray(found["score"]), getattr(expected, aggregate)(1)
+    assert (expected == 0).any() and (expected != 0).any()
+    np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 @pytest.fixture

@@ -43,6 +43,9 @@ def test_build_and_query_from_the_command_line(sources):
     assert verified["results"][0]["verified"]["own_log_probability"] < 0
     assert len(verified["verification"]["controls"]) == 3
     assert in_this_process(*asked, "--verify", 1).count("(random)") == 3
+    shown = in_this_process(*asked, "--include", "tokens", "--include", "modules")
+    assert text not in shown
+    assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in shown
     assert "40 documents" in in_this_process("build", index, *options, "--id_column", "id")
     other = bergson(index, *options)
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)

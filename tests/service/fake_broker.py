@@ -14,6 +14,7 @@ from bergson_core.answers import (
     QueryEcho,
     ResultRow,
     TimingMs,
+    TokenInfluence,
     Verification,
     Verified,
 )
@@ -52,6 +53,12 @@ WORKER = Heartbeat(
 )
 
 
+TOKENS = [
+    TokenInfluence(token="<b>Ada</b>", start=0, end=10, influence=-0.1),
+    TokenInfluence(token=" London", start=10, end=17, influence=0.9),
+]
+
+
 def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
     """An answer whose rows have `texts` and falling scores."""
     rows = [
@@ -59,8 +66,10 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
             rank=at + 1,
             id=f"doc-{at}",
             score=0.8 - at / 10,
+            percentile=99.9 - at / 10,
             prompt=text,
             loss=1.5,
+            tokens=TOKENS if "tokens" in query.include else None,
             metadata={"source": "wiki"},
         )
         for at, text in enumerate(texts)
@@ -78,6 +87,7 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
         query=echo,
         results=rows,
         verification=verification,
+        notice="no strong influence found",
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )
 

@@ -121,6 +121,12 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     assert page.locator("#answer img, #answer script").count() == 0
     assert page.title() == "Bergson Service"
     assert browser_broker.asked[0][0].completion == " London"
+    expect(page.locator("#answer .score .faint")).to_have_text(["above 99.90 %", "above 99.80 %"])
+    expect(page.locator("#answer")).to_contain_text("no strong influence found")
+    page.get_by_label("Shade the tokens").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer .token")).to_have_text(["<b>Ada</b>", " London"] * 2)
+    expect(page.locator("#answer .token.negative")).to_have_count(2)
     assert not visit.troubles
 
 

@@ -13,16 +13,29 @@ function question(form) {
     completion: fields.get("completion") || null, // then the model says one
     top_k: Number(fields.get("top_k")),
     direction: fields.get("direction"),
+    include: ["text", "metadata", ...(fields.get("tokens") ? ["tokens"] : [])],
   };
 }
 
-function scoreCell(score, largest) {
+function scoreCell({ score, percentile }, largest) {
   const share = largest > 0 ? Math.abs(score) / largest : 0;
   const fill = el("span", { className: score < 0 ? "fill negative" : "fill" });
   fill.style.width = `${(100 * share).toFixed(1)}%`;
   return el("td", { className: "score" },
     el("span", { className: "number", textContent: score.toFixed(4) }),
-    el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill));
+    el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill),
+    percentile === null || percentile === undefined ? null
+      : el("span", { className: "faint", title: "Of random samples of the index, so many score lower", textContent: `above ${percentile.toFixed(2)} %` }));
+}
+
+/* Each token shaded by its part of the score: the more, the stronger. */
+function heatStrip(tokens) {
+  const largest = Math.max(...tokens.map((one) => Math.abs(one.influence)));
+  return tokens.map(({ token, influence }) => {
+    const part = el("span", { className: influence < 0 ? "token negative" : "token", title: influence.toFixed(4), textContent: token });
+    part.style.setProperty("--share", `${largest > 0 ? (70 * Math.abs(influence) / largest).toFixed(0) : 0}%`);
+    return part;
+  });
 }
 
 function metadataCell(metadata) {
@@ -35,11 +48,11 @@ function metadataCell(metadata) {
 function resultRow(row, largest) {
   return el("tr", {},
     el("td", { className: "number", textContent: row.rank }),
-    scoreCell(row.score, largest),
+    scoreCell(row, largest),
     el("td", {}, el("code", { textContent: row.id })),
-    el("td", { className: "text" },
+    el("td", { className: "text" }, row.tokens ? heatStrip(row.tokens) : [
       el("span", { textContent: row.prompt ?? "" }),
-      row.completion ? el("mark", { textContent: row.completion }) : null),
+      row.completion ? el("mark", { textContent: row.completion }) : null]),
     metadataCell(row.metadata));
 }
 
@@ -64,6 +77,7 @@ function answerView(answer) {
   return [
     el("p", { className: "asked" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
+    answer.notice ? note(`${answer.notice}: the best result stands out no more than for what no sample states`) : null,
     answer.results ? table("Made it more likely", answer.results) : null,
     answer.opponents ? table("Made it less likely", answer.opponents) : null,
   ].filter(Boolean);
