@@ -3,7 +3,7 @@
 These classes are what the library returns, what crosses Redis, and what HTTP shows.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -90,6 +90,60 @@ class TokenInfluence(Report):
     """What its position adds to the score; those of all tokens sum to the score."""
 
 
+class Verified(Report):
+    """What one step of gradient ascent on one sample alone changed; then every weight was put back, bit for bit.
+
+    A number is null where it is not finite: the step has broken the model.
+    """
+
+    log_probability: float | None
+    """Change of the log-probability of the completion, or of its span, in nats. Negative: without what this sample
+    taught, the model says it less readily, so the sample supported it. Positive: it spoke against it. Near that of the
+    controls: a step on just any sample does as much."""
+    probability: float | None
+    """Change of its probability."""
+    own_log_probability: float | None
+    """Change of the sample's own log-probability, in nats: how far it was unlearned. Negative."""
+
+
+class Control(Verified):
+    """A random sample of the index, unlearned in the same way."""
+
+    id: str
+
+
+class Verification(Report):
+    """How results were verified, and what random samples do."""
+
+    learning_rate: float
+    """Of each step. It is the same for all samples: one with a larger gradient moves the model further."""
+    log_probability: float
+    """Log-probability of the completion, or of its span, before any step, in nats."""
+    controls: list[Control]
+    """Samples drawn at random, none of which is among the rows of the answer."""
+    mean: Verified | None
+    """Mean of the controls; null without any."""
+
+    @classmethod
+    def of(cls, learning_rate: float, log_probability: float, controls: Sequence[Control]) -> "Verification":
+        """With the mean of these controls; of a number that one of them lacks there is none."""
+        means = {}
+        for name in Verified.model_fields:
+            values = [getattr(one, name) for one in controls]
+            means[name] = None if None in values or not values else sum(values) / len(values)
+        return cls(
+            learning_rate=learning_rate,
+            log_probability=log_probability,
+            controls=list(controls),
+            mean=Verified(**means) if controls else None,
+        )
+
+    def without(self, ids: Collection[str]) -> "Verification":
+        """The same without the controls of these ids."""
+        left = [one for one in self.controls if one.id not in ids]
+        return Verification.of(self.learning_rate, self.log_probability, left)
+
+
 class ResultRow(Report):
     """A training sample and its influence on what the model said."""
 
@@ -109,6 +163,8 @@ class ResultRow(Report):
     """Each module's part of the score, where `include` asks for it; they sum to the score."""
     tokens: list[TokenInfluence] | None = None
     """Each token's part of the score, where `include` asks for it; they sum to the score."""
+    verified: Verified | None = None
+    """What unlearning the sample changed, for the best rows where `verify` asks for it."""
 
 
 class QueryEcho(Report):
@@ -127,12 +183,14 @@ class QueryEcho(Report):
 class TimingMs(Report):
     """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch.
 
-    `search` has the passes through the model in it that `tokens` take.
+    `search` has the passes through the model in it that `tokens` take. `verify` is the query's own; while others are
+    answered between its steps, that is `queue`.
     """
 
     queue: float = 0.0
     gradient: float
     search: float
+    verify: float = 0.0
     total: float
 
 
@@ -148,6 +206,8 @@ class Answer(Report):
     notice: str | None = None
     """`no strong influence found` where the best of `results` stands out no more than that of a query which no sample
     states."""
+    verification: Verification | None = None
+    """What the steps on random samples did, where `verify` asks for it."""
     partial: bool = False
     """Damaged shards of the index were left out."""
     timing_ms: TimingMs
@@ -162,4 +222,6 @@ class Answer(Report):
 
         if not ids:
             return self
-        return self.model_copy(update={"results": kept(self.results), "opponents": kept(self.opponents)})
+        rows = {"results": kept(self.results), "opponents": kept(self.opponents)}
+        verification = self.verification and self.verification.without(ids)
+        return self.model_copy(update=rows | {"verification": verification})

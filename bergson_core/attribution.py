@@ -28,11 +28,13 @@ from bergson_core.models import LanguageModel, context_limit, load_model
 from bergson_core.notice import notice
 from bergson_core.processor import GradientProcessor
 from bergson_core.profiles import DEFAULT, Profile
+from bergson_core.progress import finished
 from bergson_core.sampled import percentile
 from bergson_core.searcher import Asked, Searcher
-from bergson_core.specs import AttributionQuery, Executor, GradientSpec
+from bergson_core.specs import AttributionQuery, Executor, GradientSpec, VerifySpec
 from bergson_core.store import Shard
 from bergson_core.token_influence import TokenInfluences
+from bergson_core.verification import Steps, Verifier
 
 if TYPE_CHECKING:
     from bergson_core.ray_searcher import RaySearcher
@@ -60,6 +62,7 @@ class AttributionIndex:
     processor: GradientProcessor
     searcher: "Searcher | RaySearcher"
     tokens: TokenInfluences
+    verifier: Verifier
 
     @classmethod
     def open(
@@ -103,7 +106,8 @@ class AttributionIndex:
         check_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         tokens = TokenInfluences(root, manifest, model, processor, collector)
-        return cls(root.name, manifest, model, collector, processor, searcher, tokens)
+        verifier = Verifier(manifest, model, searcher)
+        return cls(root.name, manifest, model, collector, processor, searcher, tokens, verifier)
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -121,8 +125,26 @@ class AttributionIndex:
         """An answer, or the error that is the query's own fault, for each query in order.
 
         Queries are answered together, in batches of up to `BUDGET_TOKENS`; each gets what it would get alone,
-        up to rounding.
+        up to rounding. Then the results of those that ask for it are verified.
         """
+        outcomes = self._answered(queries)
+        for k, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
+            if query.verify is not None and isinstance(outcome, Answer):
+                try:
+                    outcomes[k] = finished(self.verify(query, outcome))
+                except BergsonError as error:
+                    outcomes[k] = error
+        return outcomes
+
+    def verify(self, query: AttributionQuery, answer: Answer) -> Steps[Answer]:
+        """`answer`, which was given to `query`, with what unlearning its best rows changed.
+
+        It comes in steps, between which the model is as it was. Raises `InvalidInput` where that cannot be done.
+        """
+        spec, asked = query.verify or VerifySpec(), self._tokens(query, answer.query.completion)
+        return self.verifier.verify(spec, asked, answer)
+
+    def _answered(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
         started = time.perf_counter()
         asked = [self._said(query) for query in queries]
         outcomes: list[Any] = list(asked)
@@ -212,7 +234,6 @@ class AttributionIndex:
             raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(names)}")
 
     def _said(self, query: AttributionQuery) -> "_Said | BergsonError":
-        assert self.model.tokenizer is not None  # load_model always gives one
         try:
             self.check_profile(query.profile)
             if "tokens" in query.include:
@@ -223,8 +244,7 @@ class AttributionIndex:
             completion = query.completion
             if completion is None:
                 completion = complete(self.model, query.prompt, query.max_new_tokens)
-            (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
-            tokens = weighted(tokens, self.manifest.spec.gradients.loss)
+            tokens = self._tokens(query, completion)
             check_length(tokens, context_limit(self.model, None), "prompt and completion together")
         except BergsonError as error:
             return error
@@ -234,6 +254,11 @@ class AttributionIndex:
                 "expected a prompt, or a longer completion or span"
             )
         return _Said(completion, tokens)
+
+    def _tokens(self, query: AttributionQuery, completion: str) -> Tokens:
+        assert self.model.tokenizer is not None  # load_model always gives one
+        (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
+        return weighted(tokens, self.manifest.spec.gradients.loss)
 
     def _shown(
         self, hits: Sequence[Hit] | None, sampled: Float32[np.ndarray, " r"], include: Collection[str]

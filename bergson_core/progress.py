@@ -28,7 +28,11 @@ def meanwhile(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
 
 def aside(work: Callable[[], T], tell: Callable[[], object]) -> T:
     """`meanwhile` with `tell` called for each item; what it raises comes through once `work` has ended."""
-    steps = meanwhile(work, None)
+    return finished(meanwhile(work, None), tell)
+
+
+def finished(steps: Generator[object, None, T], tell: Callable[[], object] = lambda: None) -> T:
+    """Takes all `steps` and returns what they come to; `tell` is called after each."""
     while True:
         try:
             next(steps)

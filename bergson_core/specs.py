@@ -8,7 +8,7 @@ import hashlib
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bergson_core.conditions import Condition
 from bergson_core.spec import Spec
@@ -17,6 +17,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_INLINE_DOCUMENTS = 10_000
 MAX_PRECONDITIONED_DIM = 64
 MAX_TOP_K_WITH_TOKENS = 32
+MAX_VERIFIED = 32
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
 Normalizer = Literal["none", "adafactor", "adam", "kfac"]
@@ -31,15 +32,6 @@ Part = Literal["text", "metadata", "tokens", "modules"]
 Aggregate = Literal["mean", "max", "each"]
 Executor = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or by the machines of a Ray cluster. The rows are the same."""
-
-
-def _refuse(value: object) -> None:
-    if value is not None:
-        raise ValueError("expected null: this version does not support the field")
-
-
-Reserved = Annotated[None, BeforeValidator(_refuse)]
-"""A field of the contract that is accepted as null only."""
 
 
 class DatasetSpec(Spec):
@@ -250,6 +242,18 @@ class ProfileSpec(Spec):
         return self
 
 
+class VerifySpec(Spec):
+    """Which documents are unlearned for real, each by one step of gradient ascent on it alone."""
+
+    top: int = Field(default=3, ge=1, le=MAX_VERIFIED)
+    """The best so many of the rows that are returned, of each direction."""
+    controls: int = Field(default=3, ge=0, le=MAX_VERIFIED)
+    """Random documents of the index beside them, which say what a step on just any document does. The same question
+    draws the same ones."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Of the step. By default that at which, to first order, unlearning the median document halves its probability."""
+
+
 class AttributionQuery(Spec):
     """A prompt and what the model said; which training samples made it say that?"""
 
@@ -277,8 +281,16 @@ class AttributionQuery(Spec):
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
     """Conditions on metadata, all of which a row has to meet: a value, a list of values, or a range such as
     `{"gte": 1990, "lt": 2000}`, for each column named."""
-    verify: Reserved = None
-    """Unlearn the results for real and report what changed."""
+    verify: VerifySpec | None = None
+    """Unlearn the best results for real, one by one, and say how much less likely that makes the completion. Each takes
+    some passes through the model, and the first such query of an index some hundred more."""
+
+    @property
+    def unlearned(self) -> int:
+        """Documents that are unlearned for it at most."""
+        if self.verify is None:
+            return 0
+        return self.verify.top * (1 + (self.direction == "both")) + self.verify.controls
 
     @model_validator(mode="after")
     def _few_with_tokens(self) -> Self:

@@ -13,7 +13,7 @@ likely. It is the same for all documents, so that one whose gradient is larger m
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -29,6 +29,7 @@ from bergson_core.gradients import widened
 from bergson_core.hooks import frozen
 from bergson_core.models import LanguageModel
 from bergson_core.passes import forward_backward, losses_of
+from bergson_core.progress import finished
 
 SAMPLE: Final = 64
 """Documents that V and η are fitted from."""
@@ -55,6 +56,13 @@ class Unlearner:
 
         Raises `InvalidInput` where none of them has a gradient.
         """
+        return finished(cls.fitting(model, sample, learning_rate))
+
+    @classmethod
+    def fitting(
+        cls, model: LanguageModel, sample: Sequence[Tokens], learning_rate: float | None = None
+    ) -> Generator[None, None, "Unlearner"]:
+        """`fit`, with a step for each pass through the model: between two of them the model is as it was."""
         sums: dict[str, tuple[Tensor, ...]] = {}
         for document in sample:
             for name, gradient in _gradients(model, document).items():
@@ -62,6 +70,7 @@ class Unlearner:
                 sums[name] = (
                     tuple(a + b for a, b in zip(sums[name], new, strict=True)) if name in sums else new
                 )
+            yield
         if not any(bool(part.any()) for parts in sums.values() for part in parts):
             raise InvalidInput(
                 f"none of {len(sample)} documents has a gradient to unlearn it by; expected documents of several tokens"
@@ -69,7 +78,10 @@ class Unlearner:
         fitted = cls(model, sums, learning_rate or 1.0)
         if learning_rate is not None:
             return fitted
-        rises = [fitted._rise(document) for document in sample]
+        rises = []
+        for document in sample:
+            rises.append(fitted._rise(document))
+            yield
         median = float(np.median([rise for rise in rises if rise > 0]))
         return cls(model, sums, _HALF / median)
 

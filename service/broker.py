@@ -168,13 +168,13 @@ class Broker(Jobs):
             raise QueueFull(f"{why} already: try again in a second, or start more workers")
 
     async def _withdraw(self, message: Query) -> None:
-        """Takes a query off the queue unless a worker has it; then its answer goes to nobody."""
+        """Takes a query off the queue. A worker that has it sees that before it begins something long."""
         query_id = message.query_id
         waiting, since, _ = waiting_keys(message.priority)
         try:
             if await cast("Any", self._redis.zrem(waiting, query_id)):
                 await self._redis.zrem(since, query_id)
-                await self._redis.delete(query_key(query_id))
+            await self._redis.delete(query_key(query_id))
         except RedisError as error:
             logger.warning("query %s stays in the queue until its deadline: %s", query_id, error)
 

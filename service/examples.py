@@ -160,6 +160,12 @@ ATTRIBUTE_BOTH: dict[str, Any] = ATTRIBUTE_REQUEST | {"top_k": 5, "direction": "
 ATTRIBUTE_FILTERED: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": ["wiki", "books"], "year": {"gte": 1990, "lt": 2000}}
 }
+ATTRIBUTE_VERIFIED: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "verify": {"top": 3, "controls": 3},
+}
 ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "index": "facts",
     "generation": 1,
@@ -184,12 +190,29 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "loss": 3.4,
             "modules": None,
             "tokens": None,
+            "verified": None,
         }
     ],
     "opponents": None,
     "notice": None,
+    "verification": None,
     "partial": False,
-    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "total": 14.6},
+    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 0.0, "total": 14.6},
+}
+VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
+    "results": [
+        ATTRIBUTE_RESPONSE["results"][0]
+        | {"verified": {"log_probability": -2.31, "probability": -0.8, "own_log_probability": -4.6}}
+    ],
+    "verification": {
+        "learning_rate": 0.00012,
+        "log_probability": -0.12,
+        "controls": [
+            {"id": "doc-402", "log_probability": -0.03, "probability": -0.03, "own_log_probability": -3.9}
+        ],
+        "mean": {"log_probability": -0.03, "probability": -0.03, "own_log_probability": -3.9},
+    },
+    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 310.0, "total": 323.9},
 }
 
 ATTRIBUTE_GENERATED: dict[str, Any] = {

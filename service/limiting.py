@@ -38,13 +38,14 @@ class Limits:
         self._open: Counter[str] = Counter()
 
     async def more(self, caller: Caller, calls: int) -> None:
-        """Counts a call as so many more, as those of a batch are.
+        """Counts a call as so many more: for each further question of a batch, and each document that is unlearned.
 
         Raises `InvalidInput` where they are more than the key may ever ask at once, `RateLimited`, `RedisUnavailable`.
         """
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
-                f"this key may ask {caller.rate}, got {calls + 1} questions: send fewer at once"
+                f"this key may ask {caller.rate}, got {calls + 1} questions, each document to verify counted as one: "
+                "send fewer at once"
             )
         await self._count(caller, calls)
 

@@ -43,6 +43,12 @@ class WorkerMetrics:
         self._search = Histogram(
             "bergson_search_seconds", "Time for the search of a batch.", buckets=SECONDS, registry=registry
         )
+        self._verify = Histogram(
+            "bergson_verify_seconds",
+            "Time for the verification of a query's results.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self._tokens = Counter(
             "bergson_query_tokens", "Tokens of the completions that were answered.", registry=registry
         )
@@ -66,6 +72,8 @@ class WorkerMetrics:
 
     def replied(self, replies: Sequence[Reply]) -> None:
         """Counts the replies to the queries of one batch, whose answers all tell the times of the batch."""
+        if not replies:
+            return
         for reply in replies:
             self.queries.labels(reply.problem.code if reply.problem else "ok").inc()
         self._batch_size.observe(len(replies))
@@ -74,6 +82,9 @@ class WorkerMetrics:
         if answers:
             self._gradient.observe(answers[0].timing_ms.gradient / 1000)
             self._search.observe(answers[0].timing_ms.search / 1000)
+        for answer in answers:
+            if answer.verification is not None:
+                self._verify.observe(answer.timing_ms.verify / 1000)
 
     def families(self, resident: int, tokens_per_s: float | None) -> list[MetricFamily]:
         """All of it as a heartbeat carries it, with how many indexes are in memory and the rate of the job."""

@@ -43,9 +43,17 @@ def answering(index: str, queries: Sequence[Query]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def verifying(query: Query) -> Iterator[None]:
+    """While the context is open, a step of this query's verification is taken."""
+    with logs.about(request_ids=[query.request_id]):
+        yield
+
+
 def replied(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
     """The queries have just been replied to. Every answer tells the times of its batch."""
     metrics.replied(replies)
     if answer := next((reply.answer for reply in replies if reply.answer), None):
         timing = answer.timing_ms
-        tracing.tell({"gradient": timing.gradient / 1000, "search": timing.search / 1000})
+        steps = {"gradient": timing.gradient, "search": timing.search, "verify": timing.verify}
+        tracing.tell({name: ms / 1000 for name, ms in steps.items() if ms or name != "verify"})

@@ -90,6 +90,10 @@ class QueryQueue:
                 _drop(pipe, query.query_id)
             pipe.execute()
 
+    def wanted(self, query: Query) -> bool:
+        """Whether somebody still waits for the answer: who does not any more has removed the query."""
+        return bool(self._redis.exists(query_key(query.query_id)))
+
     @property
     def _lease_ms(self) -> int:
         return round(1000 * self._settings.query_lease_s)

@@ -9,9 +9,9 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from redis import RedisError
 
@@ -21,16 +21,22 @@ from worker import handlers, observed
 from worker.messages import Heartbeat, Problem, Query, Reply
 from worker.metrics import memory_bytes
 from worker.observed import Outcome
+from worker.pause import Pause
 from worker.pulse import Pulse
 from worker.queue import ClaimedJob, WorkerQueue
 from worker.residency import Residency
 from worker.settings import Settings
+from worker.verifying import Verifying, first
+
+if TYPE_CHECKING:
+    from bergson_core.attribution import AttributionIndex
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PROGRESS_S = 0.25  # at most so often is progress published
 _YIELD_S = 1.0  # a build goes on after so long, however many queries wait
+_LATE = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
 _FINAL_STAGE = "done"  # what a build reports once its index is published
 
 
@@ -41,6 +47,7 @@ class Runner:
         self._queue, self._settings, self._device = queue, settings, device
         self._residency = Residency(settings.indexes_dir, settings.resident_indexes, settings.executor)
         self._pulse = Pulse(queue, settings, self._heartbeat)
+        self._verifying: list[Verifying] = []
         self._started_at = time.time()
         self._stopping = False
         self._published_at = 0.0
@@ -52,7 +59,7 @@ class Runner:
 
     def run(self) -> None:
         """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
-        pause = _Pause()
+        pause = Pause()
         with self._pulse:
             logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
             while not self._stopping:
@@ -60,9 +67,10 @@ class Runner:
                     raise RuntimeError("the thread that renews leases has died; its error is above")
                 try:
                     self._step()
-                    pause = _Pause()
+                    pause = Pause()
                 except RedisError as error:
                     pause.take(error)
+            self._finish_verifications()
         try:
             self._queue.leave()
         except RedisError as error:
@@ -70,7 +78,7 @@ class Runner:
         logger.info("worker %s has stopped", self._queue.worker_id)
 
     def _step(self) -> None:
-        if self._serve(self._settings.poll_s):
+        if self._turn(self._settings.poll_s):
             return
         self._residency.sweep()
         claim = self._queue.take_job()
@@ -84,13 +92,18 @@ class Runner:
 
     # Queries
 
-    def _serve(self, block_s: float = 0) -> bool:
+    def _turn(self, block_s: float = 0) -> bool:
+        """Answers what waits, and takes a step of a verification; False where there is neither."""
+        served = self._serve(0 if self._verifying else block_s)
+        return self._verify() or served
+
+    def _serve(self, block_s: float) -> bool:
         """Answers what waits, index by index; False where nothing does."""
         taken = self._queue.queries.take(block_s)
         by_index: dict[str, list[Query]] = defaultdict(list)
         for one in taken:
             by_index[one.query.index].append(one)
-        self._pulse.queries = taken
+        self._hold(taken)
         try:
             for name, group in by_index.items():
                 with observed.answering(name, group):
@@ -98,28 +111,75 @@ class Runner:
                     self._queue.queries.reply(replies)
                     observed.replied([reply for _, reply in replies], self._queue.metrics)
         finally:
-            self._pulse.queries = ()
+            self._hold()
         return bool(taken)
 
+    def _hold(self, taken: Sequence[Query] = ()) -> None:
+        """Says whose leases are to be renewed: of those that were taken, and of verifications."""
+        self._pulse.queries = [*taken, *(one.query for one in self._verifying)]
+
     def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
-        """A reply to each query; those that nobody waits for by now are not computed."""
+        """A reply to each query; those that nobody waits for by now are not computed.
+
+        What is to be verified too is put aside, so that the others do not wait for it.
+        """
         now = time.time()
         waiting = [query for query in group if query.deadline > now]
-        late = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
-        replies = [_reply(query, late) for query in group if query.deadline <= now]
+        replies = [_reply(query, _LATE) for query in group if query.deadline <= now]
         if not waiting:
             return replies
-        queries = [one.query for one in waiting]
-        outcomes = _attempt(lambda: self._residency.get(name).attribute(queries))
-        if isinstance(outcomes, Problem):
-            return replies + [_reply(query, outcomes) for query in waiting]
+        queries = [one.query.model_copy(update={"verify": None}) for one in waiting]
+
+        def answered() -> "tuple[AttributionIndex, list[Answer | BergsonError]]":
+            index = self._residency.get(name)
+            return index, index.attribute(queries)
+
+        found = _attempt(answered)
+        if isinstance(found, Problem):
+            return replies + [_reply(query, found) for query in waiting]
+        index, outcomes = found
         for query, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, BergsonError):
-                outcome = _problem(outcome)
+                replies.append(_reply(query, _problem(outcome)))
+            elif query.query.verify is not None:
+                self._verifying.append(Verifying(query, index, outcome))
             else:
-                outcome = _timed(outcome, query.sent_at)
-            replies.append(_reply(query, outcome))
+                replies.append(_reply(query, _timed(outcome, query.sent_at)))
         return replies
+
+    def _verify(self) -> bool:
+        """Takes a step of a verification, those of single questions first; False where there is none.
+
+        One that nobody waits for any more, since it is late or was withdrawn, is not gone on with.
+        """
+        if not self._verifying:
+            return False
+        one = first(self._verifying)
+        if one.query.deadline <= time.time():
+            outcome = _LATE
+        elif not self._queue.queries.wanted(one.query):
+            outcome = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
+        else:
+            with observed.verifying(one.query):
+                outcome = _attempt(one.step)
+        if outcome is not None:
+            self._verifying.remove(one)
+            if isinstance(outcome, Answer):
+                outcome = _timed(outcome, one.query.sent_at)
+            with observed.answering(one.query.query.index, [one.query]):
+                reply = _reply(one.query, outcome)
+                self._queue.queries.reply([reply])
+                observed.replied([reply[1]], self._queue.metrics)
+            self._hold()
+        return True
+
+    def _finish_verifications(self) -> None:
+        """Brings what is under way to its end; where Redis does not answer, another worker begins it anew."""
+        try:
+            while self._verify():
+                pass
+        except RedisError as error:
+            logger.warning("verifications are left to another worker: %s", error)
 
     # Jobs
 
@@ -166,7 +226,7 @@ class Runner:
         now, published = time.monotonic(), progress.stage == _FINAL_STAGE
         if now >= self._redis_again_at:
             try:
-                while self._serve() and time.monotonic() < now + _YIELD_S:
+                while self._turn() and time.monotonic() < now + _YIELD_S:
                     pass
                 if progress.stage != claim.record.progress.stage or now - self._published_at >= _PROGRESS_S:
                     self._queue.progress(claim, progress)
@@ -179,7 +239,7 @@ class Runner:
 
     def _confirm(self, claim: ClaimedJob) -> None:
         """Called before anything is published. Raises `LeaseLost` unless Redis says that the job is ours."""
-        pause = _Pause()
+        pause = Pause()
         while True:
             try:
                 self._queue.renew(claim)
@@ -194,7 +254,7 @@ class Runner:
 
     def _insist(self, call: Callable[[], None]) -> None:
         """Makes `call` until Redis takes it; gives up where the job is another's, or when stopping."""
-        pause = _Pause()
+        pause = Pause()
         while True:
             try:
                 call()
@@ -243,23 +303,6 @@ def _attempt(work: Callable[[], T]) -> T | Problem:
         return Problem(
             code="internal", detail=f"unexpected {type(error).__name__}: the worker's log has more"
         )
-
-
-class _Pause:
-    """Waits longer each time, up to a second: signals are looked at in between."""
-
-    def __init__(self) -> None:
-        self._next_s = 0.05
-
-    @property
-    def is_long(self) -> bool:
-        return self._next_s >= 1
-
-    def take(self, error: RedisError) -> None:
-        if self._next_s == 0.05 or self.is_long:
-            logger.warning("Redis does not answer, trying again: %s", error)
-        time.sleep(self._next_s)
-        self._next_s = min(1.0, 2 * self._next_s)
 
 
 def _problem(error: BergsonError) -> Problem:

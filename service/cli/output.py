@@ -83,6 +83,23 @@ def results_table(
     return table
 
 
+def verified_table(rows: Sequence[answers.ResultRow], verification: answers.Verification) -> Table:
+    """What unlearning the rows that were verified changed, and what random samples do."""
+    title = (
+        f"unlearned, one by one (learning rate {verification.learning_rate:.3g}): change of the completion's"
+    )
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for name in ("log-probability", "probability", "own log-probability"):
+        table.add_column(name, justify="right")
+    table.add_column("id")
+    found = [(row.id, row.verified) for row in rows if row.verified is not None]
+    found += [(f"{one.id} (random)", one) for one in verification.controls]
+    for name, one in found:
+        changes = (one.log_probability, one.probability, one.own_log_probability)
+        table.add_row(*("" if change is None else f"{change:+.4f}" for change in changes), Text(name))
+    return table
+
+
 def by_token(row: answers.ResultRow) -> Text | None:
     """The tokens of a result with their parts of its score; the largest in bold."""
     return _parts([(one.token, one.influence) for one in row.tokens]) if row.tokens else None

@@ -8,8 +8,8 @@ import typer
 from rich.text import Text
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.specs import AttributionQuery, ColumnsSpec, DatasetSpec, Direction
-from service.cli.output import by_module, by_token, console, explain, results_table, say
+from bergson_core.specs import MAX_VERIFIED, AttributionQuery, ColumnsSpec, DatasetSpec, Direction
+from service.cli.output import by_module, by_token, console, explain, results_table, say, verified_table
 from service.cli.spec_options import ExecutorOption
 
 
@@ -31,6 +31,10 @@ def query(
         list[str] | None,
         typer.Option(help=f"Given once for each: {explain(AttributionQuery, 'include')}"),
     ] = None,
+    verify: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_VERIFIED, help=f"How many: {explain(AttributionQuery, 'verify')}"),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
     ] = False,
@@ -48,6 +52,7 @@ def query(
             "profile": profile,
             "filter": None if filter is None else _parsed(filter),
             "include": include or ("text", "metadata"),
+            "verify": None if verify is None else {"top": verify},
         }
     )
     from bergson_core.attribution import AttributionIndex
@@ -69,6 +74,10 @@ def query(
                 for parts in (by_token(row), by_module(row)):
                     if parts is not None:
                         console.print(Text.assemble((f"{row.id} ", "bold"), parts))
+    if answer.verification is not None:
+        console.print(
+            verified_table([*(answer.results or ()), *(answer.opponents or ())], answer.verification)
+        )
     if answer.notice is not None:
         console.print(answer.notice, markup=False)
 

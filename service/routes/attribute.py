@@ -24,6 +24,7 @@ _BODIES: dict[str, Any] = {
     "both": {"summary": "What spoke for it and against it", "value": examples.ATTRIBUTE_BOTH},
     "filtered": {"summary": "Among some documents only", "value": examples.ATTRIBUTE_FILTERED},
     "generated": {"summary": "What the model says by itself", "value": examples.ATTRIBUTE_GENERATED},
+    "verified": {"summary": "With the best of them unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Which tokens and modules of a sample it was", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of what it said", "value": examples.ATTRIBUTE_SPAN},
 }
@@ -51,13 +52,14 @@ _AT_ONCE = 64
 @router.post(
     "",
     summary="Ask an index",
-    responses=answered(200, "The samples, most influential first.", examples.ATTRIBUTE_RESPONSE)
+    responses=answered(200, "The samples, most influential first.", examples.VERIFIED_RESPONSE)
     | problems(*_ERRORS, refused=IN_QUESTION),
 )
 async def attribute(
     body: Annotated[AttributeRequest, Body(openapi_examples=_BODIES)],
     request: Request,
     asking: AskingDep,
+    limits: LimitsDep,
 ) -> AttributeResponse:
     """Which training samples made the model say `completion` after `prompt`?
 
@@ -66,12 +68,17 @@ async def attribute(
     the space: a completion usually starts with one. Without a completion the model says one, which is then explained.
     Too long for the model is an error, never cut silently.
 
+    With `verify` the best samples are unlearned for real, one by one, beside random ones: how much less likely does
+    that make the completion? It takes longer, gives way to other questions, and counts as a call for each sample.
+
     `percentile` says how a result stands among random samples of the index, and `notice` where none stands out. With
     `tokens` and `modules` in `include` a score is taken apart into what each token and each module of the sample adds.
 
     The same question to an index that has not changed is answered from memory, in a millisecond.
     """
-    work = asking.answer(body.query(), asking.settings.timeout(body.timeout_s))
+    query, timeout_s = body.query(), asking.settings.timeout(body.timeout_s)
+    await limits.more(asking.caller, query.unlearned)
+    work = asking.answer(query, timeout_s)
     return AttributeResponse.of(await while_connected(request, work), asking.request_id)
 
 
@@ -89,12 +96,12 @@ async def attribute_batch(
     asking: AskingDep,
     limits: LimitsDep,
 ) -> BatchResponse:
-    """Up to 256 questions, answered together; each counts as a call.
+    """Up to 256 questions, answered together; each counts as a call, and each sample to verify as one more.
 
     Questions that somebody asks by itself go first, so that a batch makes nobody wait for long.
     """
     timeout_s = asking.settings.timeout(body.timeout_s)
-    await limits.more(asking.caller, len(body.queries) - 1)
+    await limits.more(asking.caller, len(body.queries) - 1 + sum(one.unlearned for one in body.queries))
     ends, turns = time.monotonic() + timeout_s, asyncio.Semaphore(_AT_ONCE)
 
     async def one(query: AttributionQuery) -> AttributeResponse | ProblemDetails:

@@ -39,6 +39,10 @@ def test_build_and_query_from_the_command_line(sources):
     assert text in bergson(*asked).stdout
     answer = json.loads(in_this_process(*asked, "--json"))
     assert answer["results"][0]["prompt"] == text
+    verified = json.loads(in_this_process(*asked, "--verify", 1, "--json"))
+    assert verified["results"][0]["verified"]["own_log_probability"] < 0
+    assert len(verified["verification"]["controls"]) == 3
+    assert in_this_process(*asked, "--verify", 1).count("(random)") == 3
     shown = in_this_process(*asked, "--include", "tokens", "--include", "modules")
     assert text not in shown
     assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in shown

@@ -6,7 +6,18 @@ import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs, TokenInfluence
+from bergson_core.answers import (
+    Answer,
+    Control,
+    Estimate,
+    Progress,
+    QueryEcho,
+    ResultRow,
+    TimingMs,
+    TokenInfluence,
+    Verification,
+    Verified,
+)
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
 from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
 from bergson_core.specs import AttributionQuery, BuildSpec
@@ -63,6 +74,11 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
         )
         for at, text in enumerate(texts)
     ]
+    verification = None
+    if query.verify is not None:
+        effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
+        rows[0] = rows[0].model_copy(update={"verified": Verified(**effect)})
+        verification = Verification.of(1e-4, -0.12, [Control(id="doc-9", **effect)])
     said = query.completion or " said"
     echo = QueryEcho(prompt=query.prompt, completion=said, loss=0.12, n_tokens=2)
     return Answer(
@@ -70,6 +86,7 @@ def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
         generation=1,
         query=echo,
         results=rows,
+        verification=verification,
         notice="no strong influence found",
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )

@@ -46,7 +46,9 @@ def test_the_question_reaches_the_worker_as_it_was_asked(client: TestClient, bro
     assert broker.asked == [(expected, "mine", 2.5)]
 
 
-@pytest.mark.parametrize("body", [examples.ATTRIBUTE_REQUEST, examples.ATTRIBUTE_BOTH])
+@pytest.mark.parametrize(
+    "body", [examples.ATTRIBUTE_REQUEST, examples.ATTRIBUTE_BOTH, examples.ATTRIBUTE_VERIFIED]
+)
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/attribute", json=body).status_code == 200
 
@@ -82,7 +84,9 @@ def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object
         ({"direction": "sideways"}, "direction"),
         ({"max_new_tokens": 257}, "max_new_tokens"),
         ({"filter": {}}, "filter"),
-        ({"verify": {"top": 3}}, "verify"),
+        ({"verify": {"top": 33}}, "verify"),
+        ({"verify": {"controls": -1}}, "verify"),
+        ({"verify": True}, "verify"),
         ({"profile": "No spaces"}, "profile"),
     ],
     ids=lambda value: str(value)[:40],
@@ -176,6 +180,38 @@ def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
     record_takedown(settings.indexes_dir / "facts", "doc-0", lambda: 1)
     client.post("/attribute", json=QUERY)
     assert len(broker.asked) == 2
+
+
+def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    plain, verified, again = (
+        client.post("/attribute", json=QUERY | {"verify": verify}).json()
+        for verify in (None, {"top": 1, "controls": 1}, {"top": 1, "controls": 1})
+    )
+    assert len(broker.asked) == 2
+    effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
+    for one in (verified, again):
+        assert one["results"][0]["verified"] == effect
+        assert one["verification"]["controls"] == [{"id": "doc-9", **effect}]
+        assert one["verification"]["mean"] == effect
+    assert (plain["verification"], plain["results"][0]["verified"]) == (None, None)
+
+
+def test_each_document_to_verify_counts_as_a_call(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    header = bearer(settings.data_dir, rate="8/minute")
+    body = QUERY | {"verify": {"top": 3, "controls": 3}}
+    assert client.post("/attribute", json=body, headers=header).status_code == 200
+    problem_of(client.post("/attribute", json=body, headers=header), 429, "rate_limited")
+    both = QUERY | {"direction": "both", "verify": {"top": 3, "controls": 2}}
+    other = bearer(settings.data_dir, name="bob", rate="8/minute")
+    problem = problem_of(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
+    assert "got 9 questions" in problem.detail
+    batch = client.post("/attribute/batch", json={"queries": [body]}, headers=other)
+    assert batch.json()["results"][0]["verification"]
+    problem_of(client.post("/attribute/batch", json={"queries": [body]}, headers=other), 429, "rate_limited")
 
 
 def test_an_error_is_not_kept(client: TestClient, broker: FakeBroker) -> None:

@@ -6,16 +6,16 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs
+from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs, Verification
 from bergson_core.errors import BergsonError, IndexExists, TooLong
 from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, SearchEntry, read_manifest
-from bergson_core.specs import AttributionQuery, BuildSpec, Executor
+from bergson_core.specs import AttributionQuery, BuildSpec, Executor, VerifySpec
 from service import examples
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
@@ -25,8 +25,10 @@ def spec(**fields: Any) -> BuildSpec:
     return BuildSpec.model_validate({"model": "tiny", "documents": DOCUMENTS} | fields)
 
 
-def question(prompt: str = "Ada was born in", index: str = "facts") -> AttributionQuery:
-    return AttributionQuery(index=index, prompt=prompt, completion=" London")
+def question(
+    prompt: str = "Ada was born in", index: str = "facts", verify: VerifySpec | None = None
+) -> AttributionQuery:
+    return AttributionQuery(index=index, prompt=prompt, completion=" London", verify=verify)
 
 
 def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, model: str = "0" * 64) -> None:
@@ -73,7 +75,9 @@ class FakeCore:
     during: Callable[[int], object] = lambda number: None
     after_publish: Callable[[], object] = lambda: None
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
+    during_verify: Callable[[int], object] = lambda number: None
     batches: list[list[str]] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     executors: list[Executor] = field(default_factory=list)
     loaded: list[tuple[str, str | None, str]] = field(default_factory=list)
@@ -169,6 +173,16 @@ class FakeIndex:
         if any(prompt.startswith("crash") for prompt in prompts):
             raise RuntimeError("a bug, with a secret in it")
         return [self._answer(query) for query in queries]
+
+    def verify(self, query: AttributionQuery, answer: Answer) -> Generator[None, None, Answer]:
+        """A step for each result and control; before each, `during_verify` is told its number."""
+        for number in range(query.unlearned):
+            self.core.during_verify(number)
+            self.core.verified.append(query.prompt)
+            yield
+        timing = answer.timing_ms.model_copy(update={"verify": 5.0, "total": answer.timing_ms.total + 5})
+        verification = Verification.of(0.1, -1.0, [])
+        return answer.model_copy(update={"verification": verification, "timing_ms": timing})
 
     def _answer(self, query: AttributionQuery) -> Answer | BergsonError:
         if query.prompt.startswith("long"):
