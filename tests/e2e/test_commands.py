@@ -3,18 +3,21 @@
 import json
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from bergson_core import build_index
+from bergson_core import build_index, estimate
+from bergson_core.answers import Estimate
 from bergson_core.errors import InvalidInput
 from bergson_core.manifest import read_manifest
 from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
-from service.cli import app
+from service.cli import app, main
 from tests import tiny
 from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, free_port
 
@@ -28,7 +31,25 @@ def in_this_process(*command: object) -> str:
     return result.stdout
 
 
-def test_build_and_query_from_the_command_line(sources):
+@pytest.fixture
+def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `bergson`, in this process, which has loaded torch already; errors are said as a process says them."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["bergson", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    monkeypatch.setenv("COLUMNS", "160")
+    return run
+
+
+def test_build_and_query_from_the_command_line(sources, here):
     index = sources / "facts"
     options = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--projection_dim", 4)
     built = bergson(index, *options, "--id_column", "id")
@@ -36,7 +57,7 @@ def test_build_and_query_from_the_command_line(sources):
     assert "40 documents" in built.stdout
     text = tiny.texts(40)[5]
     asked = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
-    assert text in bergson(*asked).stdout
+    assert text in here(*asked).stdout
     answer = json.loads(in_this_process(*asked, "--json"))
     assert answer["results"][0]["prompt"] == text
     verified = json.loads(in_this_process(*asked, "--verify", 1, "--json"))
@@ -47,7 +68,7 @@ def test_build_and_query_from_the_command_line(sources):
     assert text not in shown
     assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in shown
     assert "40 documents" in in_this_process("build", index, *options, "--id_column", "id")
-    other = bergson(index, *options)
+    other = here(index, *options)
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
 
@@ -78,7 +99,7 @@ def test_an_index_is_measured_from_the_command_line(sources, tmp_path):
     assert "magic" in str(wrong.exception)
 
 
-def test_an_index_is_changed_and_verified_from_the_command_line(sources):
+def test_an_index_is_changed_and_verified_from_the_command_line(sources, here):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
     rows = [{"id": f"new-{k}", "text": text, "source": "x"} for k, text in enumerate(tiny.texts(5))]
@@ -92,7 +113,7 @@ def test_an_index_is_changed_and_verified_from_the_command_line(sources):
     assert "all as they were written" in in_this_process("verify", sources / "facts")
     path = next((sources / "facts" / "shards").glob("*/gradients.bin"))
     path.write_bytes(bytes(len(path.read_bytes())))
-    failed = bergson("verify", sources / "facts")
+    failed = here("verify", sources / "facts")
     assert (failed.returncode, "was altered" in failed.stderr) == (1, True)
 
 
@@ -104,7 +125,7 @@ def test_a_dataset_is_read_as_a_stream_on_request(sources):
     assert (built.rows, built.spec.dataset) == (40, asked)
 
 
-def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(sources):
+def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(sources, here, monkeypatch):
     source = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--id_column", "id")
     options = (*source, "--projection_dim", 4, "--search", "rabitq", "--min_recall", 0.2)
     found = json.loads(in_this_process("estimate", *options, "--json"))
@@ -114,7 +135,9 @@ def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(so
     assert found["search"] == manifest.search.kind == "rabitq"
     assert found["size_bytes"]["total"] == manifest.total_bytes()
     assert manifest.spec.search.min_recall == 0.2
-    shown = in_this_process("estimate", *options)
+    with monkeypatch.context() as patched:  # the table is of what was found above
+        patched.setattr(estimate, "estimate_build", lambda *_, **__: Estimate.model_validate(found))
+        shown = in_this_process("estimate", *options)
     lines = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.strip()}
     assert {name: lines[name] for name in ("documents", "tokens", "dimensions")} == {
         "documents": "40",
@@ -123,7 +146,7 @@ def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(so
     }
     assert {"coverage", "index", "disk", "memory", "time"} <= lines.keys()
     assert "GPU" not in lines
-    wrong = bergson("estimate", "--model", "/nothing", *options[2:])
+    wrong = here("estimate", "--model", "/nothing", *options[2:])
     assert (wrong.returncode, "no model directory" in wrong.stderr) == (1, True)
     assert "Traceback" not in wrong.stderr
 
@@ -155,12 +178,12 @@ def test_an_output_is_ranked_and_replaced_on_request_only(sources):
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 
-def test_check_compares_each_precision_and_recommends_one(sources):
-    result = bergson("check", "--model", sources / "model")
+def test_check_compares_each_precision_and_recommends_one(sources, here):
+    result = here("check", "--model", sources / "model")
     assert result.returncode == 0, result.stderr
     assert {"float32", "bfloat16"} <= {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
     assert "recommended: --dtype" in result.stdout
-    missing = bergson("check", "--model", "/nothing")
+    missing = here("check", "--model", "/nothing")
     assert (missing.returncode, "no model directory" in missing.stderr) == (1, True)
 
 
@@ -175,10 +198,11 @@ BAD_COMMANDS = {
 
 
 @pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
+def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources, here):
     changes, says = BAD_COMMANDS[case]
     options = {"--model": sources / "model", "--dataset": sources / "documents.jsonl", changes[0]: changes[1]}
-    result = bergson(sources / "facts", *(word for pair in options.items() for word in pair))
+    run = bergson if case == "no such model" else here
+    result = run(sources / "facts", *(word for pair in options.items() for word in pair))
     assert result.returncode in (1, 2)  # 2: the command line itself refuses the option
     assert says in result.stderr
     assert "Traceback" not in result.stderr
@@ -189,8 +213,8 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources):
     "command",
     ["", "build", "estimate", "query", "score", "self_influence", "check", "up", "serve", "worker", "demo"],
 )
-def test_every_option_is_explained(command):
-    shown = bergson(*filter(None, [command]), "--help")
+def test_every_option_is_explained(command, here):
+    shown = here(*filter(None, [command]), "--help")
     assert shown.returncode == 0
     options = [line for line in shown.stdout.splitlines() if line.lstrip("│ *").startswith("--")]
     assert options

@@ -171,7 +171,14 @@ async def test_the_system_goes_on_when_the_master_dies_and_sentinel_names_anothe
 
         await soon(answered)
         job = await broker.submit(job_of("later", spec()))
-        assert [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
+
+        async def succeeded() -> bool:  # on a busy machine a Sentinel may be late once more
+            try:
+                return [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
+            except RedisUnavailable:
+                return False
+
+        await soon(succeeded)
     assert "Redis does not answer" in caplog.text
     assert "secret" not in caplog.text and "watchword" not in caplog.text
 
