@@ -29,17 +29,17 @@ from bergson_core.baselines import gradient_scores, representation_scores
 from bergson_core.batching import BUDGET_TOKENS, Tokens, tokenize
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.demo_model import train_demo_model
-from bergson_core.evaluate import (
-    Retrieval,
+from bergson_core.evaluation_spec import Retrieval
+from bergson_core.facts import Corpus, make_corpus
+from bergson_core.fitting import sample_numbers
+from bergson_core.layers import select
+from bergson_core.measures import (
     bm25_scores,
     bootstrap,
     linear_datamodelling_score,
     retrieval,
     soft_threshold,
 )
-from bergson_core.facts import Corpus, make_corpus
-from bergson_core.fitting import sample_numbers
-from bergson_core.layers import select
 from bergson_core.models import LanguageModel, load_model, wrap
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.processor import GradientProcessor

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bergson_core.compaction import compact
     from bergson_core.duplicates import document_numbers, near_duplicates
     from bergson_core.estimate import estimate_build
+    from bergson_core.evaluation import evaluate
+    from bergson_core.evaluation_spec import EvaluationSpec
     from bergson_core.fitting import fit_processor
     from bergson_core.gradients import GradientCollector
     from bergson_core.lookup import take_down
@@ -25,16 +27,19 @@ if TYPE_CHECKING:
     from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec
     from bergson_core.tables import write_table
     from bergson_core.training import IndexCallback
+    from bergson_core.unlearning import Unlearner
 
 _HOME = {
     "AppendSpec": "bergson_core.specs",
     "AttributionIndex": "bergson_core.attribution",
     "AttributionQuery": "bergson_core.specs",
     "BuildSpec": "bergson_core.specs",
+    "EvaluationSpec": "bergson_core.evaluation_spec",
     "GradientCollector": "bergson_core.gradients",
     "GradientProcessor": "bergson_core.processor",
     "IndexCallback": "bergson_core.training",
     "Totals": "bergson_core.selection",
+    "Unlearner": "bergson_core.unlearning",
     "append_documents": "bergson_core.append",
     "best": "bergson_core.selection",
     "build_index": "bergson_core.build",
@@ -42,6 +47,7 @@ _HOME = {
     "compact": "bergson_core.compaction",
     "document_numbers": "bergson_core.duplicates",
     "estimate_build": "bergson_core.estimate",
+    "evaluate": "bergson_core.evaluation",
     "fit_processor": "bergson_core.fitting",
     "fit_profile": "bergson_core.mixing",
     "near_duplicates": "bergson_core.duplicates",
@@ -56,10 +62,12 @@ __all__ = [
     "AttributionIndex",
     "AttributionQuery",
     "BuildSpec",
+    "EvaluationSpec",
     "GradientCollector",
     "GradientProcessor",
     "IndexCallback",
     "Totals",
+    "Unlearner",
     "append_documents",
     "best",
     "build_index",
@@ -67,6 +75,7 @@ __all__ = [
     "compact",
     "document_numbers",
     "estimate_build",
+    "evaluate",
     "fit_processor",
     "fit_profile",
     "near_duplicates",

@@ -21,9 +21,18 @@ from bergson_core.baselines import gradient_scores, representation_scores
 from bergson_core.batching import Tokens, check_length, tokenize
 from bergson_core.documents import as_record
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.evaluate import (
+from bergson_core.evaluation_spec import (
+    Effect,
+    Evaluation,
+    EvaluationSpec,
     Interval,
+    Measure,
+    Measured,
     Retrieval,
+)
+from bergson_core.facts import FactQuery
+from bergson_core.fitting import sample_numbers
+from bergson_core.measures import (
     bm25_scores,
     bootstrap,
     check_runs,
@@ -31,9 +40,6 @@ from bergson_core.evaluate import (
     retrieval,
     soft_threshold,
 )
-from bergson_core.evaluation_spec import Effect, Evaluation, EvaluationSpec, Measure, Measured
-from bergson_core.facts import FactQuery
-from bergson_core.fitting import sample_numbers
 from bergson_core.models import context_limit
 from bergson_core.retraining import (
     CommandTrainer,

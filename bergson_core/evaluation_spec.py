@@ -1,11 +1,11 @@
-"""What to measure of an index, and what comes back. No torch here."""
+"""What to measure of an index, and what comes back. No torch here, and nothing else of size."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from bergson_core.answers import Report
-from bergson_core.evaluate import Interval, Retrieval
 from bergson_core.recipes import Schedule
 from bergson_core.spec import Spec
 
@@ -57,6 +57,30 @@ class EvaluationSpec(Spec):
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of random rankings, parts, runs and resamples."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Means over `queries` queries, each between 0 and 1.
+
+    mrr                 1 / rank of the first gold document, 0 where the ranking has none
+    recall_at_10        1 where any gold document is among the first ten, else 0
+    strict_recall_at_10 gold documents among the first ten, divided by min(10, number of gold documents)
+    """
+
+    mrr: float
+    recall_at_10: float
+    strict_recall_at_10: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over queries, and between which bounds 95 % of its resampled values lie."""
+
+    mean: float
+    low: float
+    high: float
 
 
 class Effect(Report):

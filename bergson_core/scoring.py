@@ -21,7 +21,7 @@ from bergson_core.attribution import AttributionIndex
 from bergson_core.batching import BUDGET_TOKENS, batches
 from bergson_core.documents import READ_AT_ONCE, token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluate import spread
+from bergson_core.measures import spread
 from bergson_core.models import context_limit
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.sampled import SampledRows
@@ -51,7 +51,7 @@ def score_corpus(
     the others q·D.
 
     With `threshold`, scores are first drawn towards their query's median by so many times its noise, and are 0 within
-    that, as `evaluate.soft_threshold` has it; median and noise are those of the index's sampled rows. Sums of scores
+    that, as `measures.soft_threshold` has it; median and noise are those of the index's sampled rows. Sums of scores
     over queries or documents are mostly noise without: 3 doubled what they foretell in docs/quality.md.
 
     To train on the documents that score best for examples of a task is LESS (Xia et al., arXiv 2402.04333, section 4),

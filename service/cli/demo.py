@@ -134,7 +134,7 @@ def _show_answers(client: Client, index: str, corpus: Corpus) -> None:
 
 def _report(client: Client, index: str, corpus: Corpus) -> None:
     """Retrieval quality beside BM25 and random order, and latency, over queries through the service."""
-    from bergson_core.evaluate import bm25_rankings, random_rankings, retrieval
+    from bergson_core.measures import bm25_rankings, random_rankings, retrieval
 
     queries = corpus.queries[:: max(1, len(corpus.queries) // EVALUATED)][:EVALUATED]
     seconds, found = [], {}

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bergson_core.evaluate import Interval
 from bergson_core.evaluation_spec import (
     Evaluation,
     EvaluationSpec,
+    Interval,
     Measured,
     TrainingSpec,
 )

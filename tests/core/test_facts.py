@@ -129,7 +129,7 @@ def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
 
 def test_facts_and_measures_load_no_torch() -> None:
     code = (
-        "import sys, bergson_core.facts, bergson_core.evaluate; print({'torch', 'bm25s'} & set(sys.modules))"
+        "import sys, bergson_core.facts, bergson_core.measures; print({'torch', 'bm25s'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -20,7 +20,7 @@ from bergson_core.batching import batches
 from bergson_core.collect import RowCollector
 from bergson_core.documents import load_documents, tokenize_records
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
-from bergson_core.evaluate import soft_threshold
+from bergson_core.measures import soft_threshold
 from bergson_core.models import load_model
 from bergson_core.preconditioners import Preconditioner
 from bergson_core.processor import GradientProcessor

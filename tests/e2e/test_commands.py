@@ -51,6 +51,33 @@ def test_build_and_query_from_the_command_line(sources):
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
 
+def test_an_index_is_measured_from_the_command_line(sources, tmp_path):
+    columns = ColumnsSpec(id="id", metadata=("source",))
+    build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
+    rows = [{"prompt": text[:9], "completion": text[9:], "source": "web"} for text in tiny.texts(4)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measures = ("--measure", "retrieval", "--measure", "lds", "--gold", "source", "--baseline", "bm25")
+    training = (
+        "--from_scratch",
+        "--runs",
+        10,
+        "--epochs",
+        1,
+        "--least_steps",
+        1,
+        "--cache",
+        tmp_path / "kept",
+    )
+    asked = ("evaluate", sources / "facts", "--queries", tmp_path / "queries.jsonl", *measures)
+    shown = in_this_process(*asked, *training, "--output", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["methods"].keys() == {"index", "bm25", "gold"}
+    assert f"{figures['methods']['index']['retrieval']['mrr']:.3f}" in shown
+    assert f"{figures['methods']['gold']['lds']['mean']:+.3f} [" in shown
+    wrong = CliRunner().invoke(app, [*map(str, asked), "--measure", "magic"])
+    assert "magic" in str(wrong.exception)
+
+
 def test_an_index_is_changed_and_verified_from_the_command_line(sources):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")

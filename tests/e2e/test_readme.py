@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GUIDE, CORPUS, LIVING, CLIENT = (
+GUIDE, CORPUS, LIVING, CLIENT, EVALUATING = (
     "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
-    for name in ("gradients.md", "corpus.md", "index.md", "client.md")
+    for name in ("gradients.md", "corpus.md", "index.md", "client.md", "evaluating.md")
 )
 LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MEASURED = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "evaluating.md").read_text(), re.DOTALL)[0]
 (COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
 
 
@@ -30,6 +32,8 @@ def home(tmp_path: Path) -> Path:
     (demo / "corpus").mkdir()
     rows = [{"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))]
     (demo / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in rows]
+    (demo / "corpus" / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     return tmp_path
 
 
@@ -71,6 +75,22 @@ def test_the_examples_of_a_whole_corpus_run_one_after_the_other(home: Path):
 
 def test_the_examples_of_a_living_index_run_one_after_the_other(home: Path):
     assert run(home, sys.executable, "-c", LIVING).split() == ["2", "1", "new-1", "True", "True"]
+
+
+def test_the_examples_of_the_evaluation_run_one_after_the_other(home: Path):
+    demo, _, commands = MEASURED.replace("\\\n", " ").partition("\n")
+    commands = commands.replace("$demo", demo.partition("=")[2].replace("~", str(home))).strip().splitlines()
+    build, measure = (shlex.split(command)[1:] for command in commands)  # in one process: each loads torch
+    once = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
+    said = run(home, sys.executable, "-c", once.format(["build", *build]) + once.format(measure) + EVALUATING)
+    assert "20 documents" in said and "queries; 95 % intervals in brackets" in said
+    assert json.loads((home / "people.json").read_text())["methods"].keys() == {
+        "index",
+        "random",
+        "bm25",
+        "gold",
+    }
+    assert re.fullmatch(r"Retrieval\(mrr=.*\) log_probability=Interval\(.*\).*", said.splitlines()[-1])
 
 
 def test_the_commands_build_an_index_and_ask_it(home: Path):

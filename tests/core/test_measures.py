@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluate import (
-    Retrieval,
+from bergson_core.evaluation_spec import Retrieval
+from bergson_core.facts import Document, FactQuery, make_corpus
+from bergson_core.measures import (
     bm25_rankings,
     bootstrap,
     linear_datamodelling_score,
@@ -13,7 +14,6 @@ from bergson_core.evaluate import (
     retrieval,
     soft_threshold,
 )
-from bergson_core.facts import Document, FactQuery, make_corpus
 
 CORPUS = make_corpus(people=40)
 

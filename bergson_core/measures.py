@@ -8,13 +8,13 @@ Legend: q queries, n documents, M training runs.
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from bergson_core.errors import InvalidInput
+from bergson_core.evaluation_spec import Interval, Retrieval
 from bergson_core.facts import Document, FactQuery
 
 LEAST_RUNS: Final = 10
@@ -22,21 +22,6 @@ LEAST_RUNS: Final = 10
 _RESAMPLED: Final = 1000
 _NORMAL_MAD: Final = 0.6745
 """Median of |x| for x of a normal distribution of standard deviation 1."""
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Means over `queries` queries, each between 0 and 1.
-
-    mrr                 1 / rank of the first gold document, 0 where the ranking has none
-    recall_at_10        1 where any gold document is among the first ten, else 0
-    strict_recall_at_10 gold documents among the first ten, divided by min(10, number of gold documents)
-    """
-
-    mrr: float
-    recall_at_10: float
-    strict_recall_at_10: float
-    queries: int
 
 
 def retrieval(rankings: Mapping[str, Sequence[str]], gold: Mapping[str, Collection[str]]) -> Retrieval:
@@ -60,15 +45,6 @@ def retrieval(rankings: Mapping[str, Sequence[str]], gold: Mapping[str, Collecti
         rows.append((1 / first if first else 0.0, float(found > 0), found / min(10, len(right))))
     mrr, recall, strict = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return Retrieval(mrr, recall, strict, len(rows))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over queries, and between which bounds 95 % of its resampled values lie."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def bootstrap(values: Float[np.ndarray, " q"], seed: int = 0) -> Interval:
