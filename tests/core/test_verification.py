@@ -173,6 +173,17 @@ def test_the_same_question_has_the_same_answer(opened, index):
         assert rows_of(one) == rows_of(first)
 
 
+def test_the_controls_of_a_question_are_the_same_however_many_rows_it_asks_for(opened):
+    few, many, more = (
+        answered(opened, direction="proponents", top_k=top_k, verify={"top": 1, "controls": controls})
+        for top_k, controls in ((1, 4), (20, 4), (1, 6))
+    )
+    found = [[one.id for one in answer.verification.controls] for answer in (few, many, more)]
+    left = [one for one in found[0] if one not in {row.id for row in many.results}]
+    assert found[1][: len(left)] == left
+    assert found[2][:4] == found[0]
+
+
 def test_a_batch_verifies_those_that_ask_for_it_and_plain_queries_are_as_ever(opened):
     plain, verified = opened.attribute([asked(verify=None), asked()])
     assert plain.verification is None
