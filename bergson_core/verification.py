@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,10 @@ Steps = Generator[None, None, T]
 """Work that may be left off after each step; what it comes to is its value."""
 Place = tuple[int, int]
 """(number of the shard, number of the row in it) of a document."""
+
+
+_LOOKED_AT: Final = (256, 4096)
+"""Of so many documents are some drawn, and of all only where too many of these do not count."""
 
 
 @dataclass
@@ -137,10 +141,7 @@ class Verifier:
         """Documents drawn at random, the same for the same seed: shown, with a gradient, and of none of these ids."""
         ends = np.cumsum([shard.entry.rows for shard in self._rows.shards])
         found: dict[str, Place] = {}
-        for size in (
-            4 * count + len(without),
-            int(ends[-1]),
-        ):  # few are looked at, unless too many do not count
+        for size in (*_LOOKED_AT, int(ends[-1])):  # not by `count` or `without`: another size draws others
             generator = np.random.Generator(np.random.Philox(seed))
             for number in generator.choice(ends[-1], min(size, ends[-1]), replace=False).tolist():
                 if len(found) == count:

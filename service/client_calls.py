@@ -42,7 +42,7 @@ class Caller:
         key = api_key or (settings.api_key and settings.api_key.get_secret_value())
         self._io = self._open(
             base_url=url or settings.url,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
+            headers=options.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=timeout_s,
             **options,
         )

@@ -8,6 +8,7 @@ from bergson_core.specs import NAME_PATTERN
 from service.access import Keys
 from service.asking import Asking
 from service.broker import Broker
+from service.cache import AnswerCache
 from service.keys import Caller
 from service.limiting import Limits
 from service.metrics import WebMetrics
@@ -40,7 +41,8 @@ def _metrics(request: Request) -> WebMetrics:
 def _asking(request: Request) -> Asking:
     state = request.app.state
     caller, request_id = request.state.caller, request_id_of(request)
-    return Asking(state.broker, state.settings, state.cache, state.metrics, caller, request_id)
+    cache = AnswerCache(0) if "no-cache" in request.headers.get("Cache-Control", "") else state.cache
+    return Asking(state.broker, state.settings, cache, state.metrics, caller, request_id)
 
 
 def _limits(request: Request) -> Limits:

@@ -1,9 +1,9 @@
-"""What `GET /metrics` shows: what this process counts, how much waits in Redis, and what the workers sent.
+"""What `GET /metrics` shows: what this process counts, how much waits in Redis, what the workers sent, the canaries.
 
-Every label has few values: routes are templates (`/jobs/{job_id}`), and neither a key nor an index is named.
+Every label has few values: routes are templates (`/jobs/{job_id}`), no key is named, and an index by its canary only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from service.canary import CanaryRun
 from service.load import QueueLoad
 from worker.messages import Heartbeat
 from worker.metrics import SECONDS
@@ -50,10 +51,12 @@ class WebMetrics:
         self._requests.labels(method, route, str(status)).inc()
         self._durations.labels(method, route).observe(seconds)
 
-    def text(self, load: QueueLoad | None) -> bytes:
+    def text(self, load: QueueLoad | None, canaries: Sequence[CanaryRun] = ()) -> bytes:
         """All there is to tell, in the text format of Prometheus; `load` is None where Redis does not answer."""
         workers = load.workers if load else ()
-        return generate_latest(_Merged([*self._registry.collect(), *_of_the_queue(load)], workers))
+        return generate_latest(
+            _Merged([*self._registry.collect(), *_of_the_queue(load), *_of_canaries(canaries)], workers)
+        )
 
 
 def route_of(scope: Scope) -> str:
@@ -98,3 +101,21 @@ def _of_the_queue(load: QueueLoad | None) -> list[Metric]:
         jobs.add_metric(["queued"], load.jobs_queued)
         jobs.add_metric(["running"], load.jobs_running)
     return [up, alive, queries, age, jobs]
+
+
+def _of_canaries(runs: Sequence[CanaryRun]) -> list[Metric]:
+    def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"bergson_canary_{name}", help, labels=["index", *labels])
+
+    at = gauge("timestamp_seconds", "Unix time of the last run of `bergson canary`.")
+    mrr = gauge("mrr", "Its mean reciprocal rank, among the ten best.")
+    recall = gauge("recall_at_10", "Share of the ten best rows that its answers had.")
+    latency = gauge("latency_seconds", "Time from its requests to their answers.", "quantile")
+    for run in runs:
+        at.add_metric([run.index], run.at)
+        for family, value in ((mrr, run.mrr), (recall, run.recall_at_10)):
+            if value is not None:
+                family.add_metric([run.index], value)
+        latency.add_metric([run.index, "0.5"], run.latency_p50_s)
+        latency.add_metric([run.index, "0.95"], run.latency_p95_s)
+    return [at, mrr, recall, latency]

@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     def allows(self, path: Path) -> bool:
         """Whether a job may read what lies at this real path: below one of `roots`, and not what the service keeps."""
         own = self.data_dir.resolve()
-        kept = (own / name for name in ("indexes", "uploads", "redis", "keys.json"))
+        kept = (own / name for name in ("indexes", "uploads", "redis", "keys.json", "canary"))
         return any(path.is_relative_to(root) for root in self.roots) and not any(
             path.is_relative_to(one) for one in kept
         )

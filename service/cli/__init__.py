@@ -13,7 +13,18 @@ from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
 from bergson_core.progress import quiet_libraries
-from service.cli import building, changing, checking, corpus, demo, evaluating, keys, processes, querying
+from service.cli import (
+    building,
+    canary,
+    changing,
+    checking,
+    corpus,
+    demo,
+    evaluating,
+    keys,
+    processes,
+    querying,
+)
 from service.cli.output import fail
 
 
@@ -49,6 +60,7 @@ app.command("score")(corpus.score)
 app.command("self_influence")(corpus.self_influence)
 app.command("evaluate")(evaluating.evaluate)
 app.command("check")(checking.check)
+app.command("canary")(canary.canary)
 app.command("up")(processes.up)
 app.command("serve")(processes.serve)
 app.command("worker")(processes.worker)

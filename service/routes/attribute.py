@@ -74,7 +74,8 @@ async def attribute(
     `percentile` says how a result stands among random samples of the index, and `notice` where none stands out. With
     `tokens` and `modules` in `include` a score is taken apart into what each token and each module of the sample adds.
 
-    The same question to an index that has not changed is answered from memory, in a millisecond.
+    The same question to an index that has not changed is answered from memory, in a millisecond; with the header
+    `Cache-Control: no-cache` it is asked anew.
     """
     query, timeout_s = body.query(), asking.settings.timeout(body.timeout_s)
     await limits.more(asking.caller, query.unlearned)

@@ -1,11 +1,13 @@
 """Health: for a supervisor and a load balancer."""
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 
 from bergson_core.errors import NoWorker, RedisUnavailable, Unavailable
 from service import examples
-from service.dependencies import BrokerDep, MetricsDep
+from service.canary import last_runs
+from service.dependencies import BrokerDep, CallerDep, MetricsDep, SettingsDep
 from service.documentation import METRICS, answered, problems
 from service.metrics import CONTENT_TYPE
 from service.schemas import Live, Ready
@@ -36,13 +38,17 @@ async def readyz(request: Request, broker: BrokerDep) -> Ready:
 
 
 @router.get("/metrics", summary="What can be measured", response_class=PlainTextResponse, responses=METRICS)
-async def metrics(broker: BrokerDep, metrics: MetricsDep) -> PlainTextResponse:
+async def metrics(
+    broker: BrokerDep, metrics: MetricsDep, settings: SettingsDep, caller: CallerDep
+) -> PlainTextResponse:
     """The numbers of this process, of the queue and of all live workers, in the text format of Prometheus.
 
-    It answers without Redis as well: `bergson_redis_up` is 0 then, and what is in Redis is left out.
+    It answers without Redis as well: `bergson_redis_up` is 0 then, and what is in Redis is left out. Of the canaries
+    (`bergson canary`) a key sees those of its indexes.
     """
     try:
         load = await broker.load()
     except RedisUnavailable:
         load = None
-    return PlainTextResponse(metrics.text(load), media_type=CONTENT_TYPE)
+    canaries = await run_in_threadpool(lambda: list(last_runs(settings, caller.sees)))
+    return PlainTextResponse(metrics.text(load, canaries), media_type=CONTENT_TYPE)

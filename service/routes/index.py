@@ -10,7 +10,7 @@ from bergson_core.answers import Estimate
 from bergson_core.deletion import delete_index
 from bergson_core.errors import Forbidden, IndexBusy, IndexNotFound
 from bergson_core.specs import NAME_PATTERN
-from service import catalog, examples
+from service import canary, catalog, examples
 from service.asking import while_connected
 from service.dependencies import (
     BrokerDep,
@@ -153,3 +153,4 @@ async def remove_index(name: NamePath, broker: BrokerDep, settings: SettingsDep)
         raise IndexBusy(f"job {job_id} is at work on {name!r}: wait for it, or cancel it")
     directory = await run_in_threadpool(catalog.require, settings.indexes_dir, name)
     await run_in_threadpool(delete_index, directory)
+    await run_in_threadpool(canary.forget, settings, name)

@@ -144,11 +144,44 @@ def test_v_and_the_learning_rate_are_fitted_once_and_by_steps_that_are_not_lost(
     assert sum(1 for _ in opened.verify(asked(), plain)) == 2 * 2 + 2
 
 
+def test_two_indexes_that_share_a_model_verify_in_turns_as_each_does_alone(index):
+    shared = load_model(AttributionIndex.open(index).manifest.spec.model)
+    first, second = (AttributionIndex.open(index, load_model=lambda *_: shared) for _ in range(2))
+    other = query("Person 4 lives in", " city 2.", top_k=3, verify={"top": 3})
+    (plain_first, plain_second), found = (
+        first.attribute([asked(verify=None), query("Person 4 lives in", " city 2.")]),
+        [],
+    )
+    under_way = [first.verify(asked(), plain_first), second.verify(other, plain_second)]
+    while under_way:
+        steps = under_way.pop(0)
+        try:
+            next(steps)
+            under_way.append(steps)
+        except StopIteration as end:
+            found.append(end.value)
+    alone = [finished(first.verify(asked(), plain_first)), finished(second.verify(other, plain_second))]
+    for one, expected in zip(found, alone, strict=True):
+        assert one.verification == expected.verification
+        assert rows_of(one) == rows_of(expected)
+
+
 def test_the_same_question_has_the_same_answer(opened, index):
     first, second, other = (answered(one) for one in (opened, opened, AttributionIndex.open(index)))
     for one in (second, other):
         assert one.verification == first.verification
         assert rows_of(one) == rows_of(first)
+
+
+def test_the_controls_of_a_question_are_the_same_however_many_rows_it_asks_for(opened):
+    few, many, more = (
+        answered(opened, direction="proponents", top_k=top_k, verify={"top": 1, "controls": controls})
+        for top_k, controls in ((1, 4), (20, 4), (1, 6))
+    )
+    found = [[one.id for one in answer.verification.controls] for answer in (few, many, more)]
+    left = [one for one in found[0] if one not in {row.id for row in many.results}]
+    assert found[1][: len(left)] == left
+    assert found[2][:4] == found[0]
 
 
 def test_a_batch_verifies_those_that_ask_for_it_and_plain_queries_are_as_ever(opened):

@@ -5,9 +5,11 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from bergson_core import build_index
 from bergson_core.errors import (
@@ -21,6 +23,7 @@ from bergson_core.errors import (
 )
 from bergson_core.manifest import read_manifest
 from bergson_core.specs import BuildSpec
+from service.cli import app
 from service.client import Client
 from tests import tiny
 from tests.e2e.conftest import build_request
@@ -66,6 +69,26 @@ def test_an_index_is_built_and_asked_over_http_and_bad_input_is_named(start, sou
     bad = httpx.post(f"{system.url}/index", json={"name": "x", **zero})
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_input")
     assert [index.name for index in api.indexes()] == ["facts"]
+    check_canary(system.url, sources, texts)
+
+
+def check_canary(url: str, sources: Path, texts: list[str]) -> None:
+    """Its figures are those of the service that it asks, and a floor that they are below ends with status 1."""
+    queries = sources / "queries.jsonl"
+    rows = [{"prompt": one[:1], "completion": one[1:], "source": "wiki"} for one in texts[1:6:2]]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["canary", "facts", "--queries", str(queries), "--gold", "source", "--url", url]
+    good = CliRunner().invoke(app, [*command, "--min_mrr", "0.3", "--min_recall", "1"])
+    assert good.exit_code == 0, good.output
+    shown = httpx.get(f"{url}/metrics").text
+    assert 'bergson_canary_recall_at_10{index="facts"} 1.0' in shown
+    assert 'bergson_canary_mrr{index="facts"} ' in shown
+    absent = CliRunner().invoke(app, [*command, "--min_mrr", "1", "--gold", "number"], catch_exceptions=True)
+    assert absent.exit_code == 1
+    rows = [row | {"source": "nowhere"} for row in rows]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert CliRunner().invoke(app, [*command, "--min_mrr", "0.1"]).exit_code == 1
+    assert 'bergson_canary_mrr{index="facts"} 0.0' in httpx.get(f"{url}/metrics").text
 
 
 def test_inline_documents_are_indexed(start, sources):

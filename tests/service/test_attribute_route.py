@@ -155,6 +155,14 @@ def test_the_same_question_is_asked_once(client: TestClient, broker: FakeBroker)
     assert (second["timing_ms"]["gradient"], second["timing_ms"]["search"]) == (0, 0)
 
 
+def test_a_question_that_wants_no_answer_from_memory_is_asked_anew(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=60"}):
+        client.post("/attribute", json=QUERY, headers=headers)
+    assert len(broker.asked) == 2
+
+
 @pytest.mark.parametrize("change", [{"top_k": 9}, {"prompt": "Bo was born in"}, {"include": ["text"]}])
 def test_another_question_is_asked(client: TestClient, broker: FakeBroker, change: dict[str, Any]) -> None:
     for body in (QUERY, QUERY | change):

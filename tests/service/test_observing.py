@@ -10,7 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import Metric
 
+from service.canary import append_run
+from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker
+from tests.service.test_canary import run
 from tests.service.test_metrics import scraped
 from worker.messages import Reply
 from worker.metrics import WorkerMetrics
@@ -20,8 +23,9 @@ SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_c
 
 
 @pytest.fixture
-def exported(client: TestClient, broker: FakeBroker) -> dict[str, Metric]:
+def exported(client: TestClient, broker: FakeBroker, settings: ServiceSettings) -> dict[str, Metric]:
     """All families, each with a sample at least."""
+    append_run(settings, run())
     counted = WorkerMetrics()
     counted.jobs.labels("build", "succeeded").inc()
     counted.replied([Reply(query_id="q")])

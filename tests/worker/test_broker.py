@@ -175,6 +175,7 @@ async def test_a_query_in_a_workers_hands_stays_there(broker: Broker, queue: Wor
     with pytest.raises(DeadlineExceeded):
         await asked
     assert left(redis) != []
+    assert not queue.queries.wanted(query), "nothing long is begun for it"
     queue.queries.reply([(query, Reply(query_id=query.query_id))])
 
 
