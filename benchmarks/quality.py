@@ -108,7 +108,7 @@ def arguments(description: str, people: int = 400) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--projection_dims", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--projection_dims", type=int, nargs="+", default=[8, 16, 32, 48, 64])
     parser.add_argument("--normalizers", nargs="+", choices=NORMALIZERS, default=NORMALIZERS)
     parser.add_argument("--people", type=int, default=people)
     parser.add_argument(
