@@ -95,8 +95,8 @@ class Corpus:
         """Query id → numbers of the documents whose metadata have the query's value in `column`."""
         by_value: dict[str, list[int]] = {}
         for number, row in enumerate(self.rows):
-            by_value.setdefault(str(row["metadata"].get(column)), []).append(number)
-        return {query.id: by_value.get(query.fact, []) for query in queries}
+            by_value.setdefault(told(row["metadata"].get(column)), []).append(number)
+        return {query.id: by_value.get(query.fact, []) if query.fact else [] for query in queries}
 
 
 def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
@@ -115,10 +115,15 @@ def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
         prompt, completion = row["prompt"], row["completion"]
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
             raise InvalidInput(f"query {number}: expected a prompt and a completion that are text")
-        found.append(FactQuery(str(row.get("id", number)), prompt, completion, str(row.get(gold))))
+        found.append(FactQuery(str(row.get("id", number)), prompt, completion, told(row.get(gold))))
     if len({query.id for query in found}) < len(found):
         raise InvalidInput("two queries have the same id; expected each once")
     return found
+
+
+def told(value: Any) -> str:
+    """A value that tells which documents are right, as text; '' where there is none."""
+    return "" if value is None else str(value)
 
 
 def evaluate(

@@ -19,9 +19,6 @@ from service.settings import ClientSettings
 if TYPE_CHECKING:
     from bergson_core.facts import FactQuery
 
-_NEVER_TOLD = "None"
-"""The fact of a query that names none (`evaluation.read_queries`)."""
-
 Floor = Annotated[float | None, typer.Option(min=0, max=1, help="Least that counts as well; else status 1.")]
 
 
@@ -107,7 +104,7 @@ def _run(name: str, queries: "list[FactQuery]", gold: str, path: Path, url: str 
 def _mrr(
     queries: "list[FactQuery]", answers: list[AttributeResponse], gold: str, columns: tuple[str, ...]
 ) -> float | None:
-    if all(query.fact == _NEVER_TOLD for query in queries):
+    if not any(query.fact for query in queries):
         return None
     if gold not in columns:
         raise InvalidInput(

@@ -113,6 +113,7 @@ def test_representations_are_alike_alone_and_in_a_batch(facts):
             EvaluationSpec(),
             "'lost' has no gold documents: none in",
         ),
+        ([FactQuery("none", "a b", " c", "")], EvaluationSpec(), "'none' has no gold documents: none in"),
         (QUERIES, EvaluationSpec(gold="person"), "no metadata column 'person' .* it has fact"),
         (QUERIES, EvaluationSpec(measures=("lds",)), "expected one of a training command, .* got none"),
         (QUERIES, EvaluationSpec(measures=("lds",), training=small(runs=9)), "9 training runs are too few"),
@@ -128,7 +129,7 @@ def test_what_cannot_be_measured_is_an_error_that_says_why(facts, tmp_path, monk
 
 def test_queries_are_read_with_or_without_ids_and_facts():
     rows = Dataset.from_dict({"prompt": ["a", "b"], "completion": [" c", " d"]})
-    assert [query.id for query in read_queries(rows, "fact")] == ["0", "1"]
+    assert [(query.id, query.fact) for query in read_queries(rows, "fact")] == [("0", ""), ("1", "")]
     with pytest.raises(ColumnNotFound, match="no column 'completion'"):
         read_queries(rows.remove_columns("completion"), "fact")
     with pytest.raises(InvalidInput, match="same id"):
