@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adafactor, float16, p = 16, row": {},
     "kfac, sign, p = 32, block": {
         "gradients": GradientSpec(normalizer="kfac", rows="sign", projection_dim=32),
-        "scoring": ScoringSpec(normalize="block"),
+        "scoring": ScoringSpec(normalize="block", preconditioner=False),
     },
 }
 

@@ -88,7 +88,7 @@ def _build(client: Client, directory: Path) -> str:
         "dataset": {"path": str(directory / "corpus" / "documents.jsonl")},
         "columns": {"prompt": "text", "id": "id", "metadata": ["fact", "person", "attribute"]},
         "gradients": {"normalizer": "kfac", "rows": "sign"},  # docs/quality.md says why
-        "scoring": {"normalize": "block"},
+        "scoring": {"normalize": "block", "preconditioner": False},
     }
     weights = (directory / "model" / "model.safetensors").read_bytes()
     spec = f"{FORMAT_VERSION} {BuildSpec.model_validate(request).fingerprint()}"
