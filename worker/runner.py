@@ -1,24 +1,25 @@
 """The loop of a worker: queries first, then a job, whose build yields to queries between its batches.
 
-Errors of users become problems of their query or job; so does anything unexpected, and the worker lives on. While
-Redis is away it waits. `stop` ends the loop after the batch at hand; a running build is handed back.
+Errors become problems of their query or job (`attempts`), and the worker lives on. While Redis is away it waits. `stop`
+ends the loop after the batch at hand; a running build is handed back.
 """
 
 import logging
 import os
 import socket
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from redis import RedisError
 
-from bergson_core.answers import Answer, Estimate, Progress
-from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, IndexBusy, LeaseLost
+from bergson_core.answers import Estimate, Progress
+from bergson_core.errors import Cancelled, IndexBusy, LeaseLost
 from worker import handlers, observed
-from worker.messages import Heartbeat, Problem, Query, Reply
+from worker.answering import Answering
+from worker.attempts import attempt
+from worker.messages import Heartbeat, Problem
 from worker.metrics import memory_bytes
 from worker.observed import Outcome
 from worker.pause import Pause
@@ -26,17 +27,14 @@ from worker.pulse import Pulse
 from worker.queue import ClaimedJob, WorkerQueue
 from worker.residency import Residency
 from worker.settings import Settings
-from worker.verifying import Verifying, first
 
 if TYPE_CHECKING:
-    from bergson_core.attribution import AttributionIndex
+    pass
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _PROGRESS_S = 0.25  # at most so often is progress published
 _YIELD_S = 1.0  # a build goes on after so long, however many queries wait
-_LATE = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
 _FINAL_STAGE = "done"  # what a build reports once its index is published
 
 
@@ -47,7 +45,7 @@ class Runner:
         self._queue, self._settings, self._device = queue, settings, device
         self._residency = Residency(settings.indexes_dir, settings.resident_indexes, settings.executor)
         self._pulse = Pulse(queue, settings, self._heartbeat)
-        self._verifying: list[Verifying] = []
+        self._answering = Answering(queue, self._residency, self._pulse)
         self._started_at = time.time()
         self._stopping = False
         self._published_at = 0.0
@@ -70,7 +68,7 @@ class Runner:
                     pause = Pause()
                 except RedisError as error:
                     pause.take(error)
-            self._finish_verifications()
+            self._answering.finish()
         try:
             self._queue.leave()
         except RedisError as error:
@@ -78,7 +76,7 @@ class Runner:
         logger.info("worker %s has stopped", self._queue.worker_id)
 
     def _step(self) -> None:
-        if self._turn(self._settings.poll_s):
+        if self._answering.turn(self._settings.poll_s):
             return
         self._residency.sweep()
         claim = self._queue.take_job()
@@ -90,106 +88,13 @@ class Runner:
             finally:
                 self._pulse.claim = None
 
-    # Queries
-
-    def _turn(self, block_s: float = 0) -> bool:
-        """Answers what waits, and takes a step of a verification; False where there is neither."""
-        served = self._serve(0 if self._verifying else block_s)
-        return self._verify() or served
-
-    def _serve(self, block_s: float) -> bool:
-        """Answers what waits, index by index; False where nothing does."""
-        taken = self._queue.queries.take(block_s)
-        by_index: dict[str, list[Query]] = defaultdict(list)
-        for one in taken:
-            by_index[one.query.index].append(one)
-        self._hold(taken)
-        try:
-            for name, group in by_index.items():
-                with observed.answering(name, group):
-                    replies = self._answer(name, group)
-                    self._queue.queries.reply(replies)
-                    observed.replied([reply for _, reply in replies], self._queue.metrics)
-        finally:
-            self._hold()
-        return bool(taken)
-
-    def _hold(self, taken: Sequence[Query] = ()) -> None:
-        """Says whose leases are to be renewed: of those that were taken, and of verifications."""
-        self._pulse.queries = [*taken, *(one.query for one in self._verifying)]
-
-    def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
-        """A reply to each query; those that nobody waits for by now are not computed.
-
-        What is to be verified too is put aside, so that the others do not wait for it.
-        """
-        now = time.time()
-        waiting = [query for query in group if query.deadline > now]
-        replies = [_reply(query, _LATE) for query in group if query.deadline <= now]
-        if not waiting:
-            return replies
-        queries = [one.query.model_copy(update={"verify": None}) for one in waiting]
-
-        def answered() -> "tuple[AttributionIndex, list[Answer | BergsonError]]":
-            index = self._residency.get(name)
-            return index, index.attribute(queries)
-
-        found = _attempt(answered)
-        if isinstance(found, Problem):
-            return replies + [_reply(query, found) for query in waiting]
-        index, outcomes = found
-        for query, outcome in zip(waiting, outcomes, strict=True):
-            if isinstance(outcome, BergsonError):
-                replies.append(_reply(query, _problem(outcome)))
-            elif query.query.verify is not None:
-                self._verifying.append(Verifying(query, index, outcome))
-            else:
-                replies.append(_reply(query, _timed(outcome, query.sent_at)))
-        return replies
-
-    def _verify(self) -> bool:
-        """Takes a step of a verification, those of single questions first; False where there is none.
-
-        One that nobody waits for any more, since it is late or was withdrawn, is not gone on with.
-        """
-        if not self._verifying:
-            return False
-        one = first(self._verifying)
-        if one.query.deadline <= time.time():
-            outcome = _LATE
-        elif not self._queue.queries.wanted(one.query):
-            outcome = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
-        else:
-            with observed.verifying(one.query):
-                outcome = _attempt(one.step)
-        if outcome is not None:
-            self._verifying.remove(one)
-            if isinstance(outcome, Answer):
-                outcome = _timed(outcome, one.query.sent_at)
-            with observed.answering(one.query.query.index, [one.query]):
-                reply = _reply(one.query, outcome)
-                self._queue.queries.reply([reply])
-                observed.replied([reply[1]], self._queue.metrics)
-            self._hold()
-        return True
-
-    def _finish_verifications(self) -> None:
-        """Brings what is under way to its end; where Redis does not answer, another worker begins it anew."""
-        try:
-            while self._verify():
-                pass
-        except RedisError as error:
-            logger.warning("verifications are left to another worker: %s", error)
-
-    # Jobs
-
     def _work(self, claim: ClaimedJob) -> Outcome:
         """Runs a job to its end, or hands it back where this worker stops or has lost it."""
         job, record = claim.job, claim.record
         logger.info("job %s: %s index %s, start %d", job.job_id, job.kind, job.index, record.deliveries)
         report, confirm = partial(self._report, claim), partial(self._confirm, claim)
         try:
-            outcome = _attempt(lambda: handlers.run(job, self._settings, report, confirm))
+            outcome = attempt(lambda: handlers.run(job, self._settings, report, confirm))
         except LeaseLost as error:
             logger.warning("%s", error)
             self._insist(lambda: self._queue.hand_back(claim))
@@ -200,7 +105,7 @@ class Runner:
                 return "handed_back"
             if job.index is not None:
                 directory = self._settings.indexes_dir / job.index
-                _attempt(lambda: handlers.discard(directory))
+                attempt(lambda: handlers.discard(directory))
             self._insist(lambda: self._queue.finish(claim, "cancelled"))
             return "cancelled"
         self._end(claim, outcome)
@@ -226,7 +131,7 @@ class Runner:
         now, published = time.monotonic(), progress.stage == _FINAL_STAGE
         if now >= self._redis_again_at:
             try:
-                while self._turn() and time.monotonic() < now + _YIELD_S:
+                while self._answering.turn() and time.monotonic() < now + _YIELD_S:
                     pass
                 if progress.stage != claim.record.progress.stage or now - self._published_at >= _PROGRESS_S:
                     self._queue.progress(claim, progress)
@@ -249,8 +154,6 @@ class Runner:
                 if self._stopping:
                     raise Cancelled("this worker is stopping, and Redis does not answer") from error
                 pause.take(error)
-
-    # Both
 
     def _insist(self, call: Callable[[], None]) -> None:
         """Makes `call` until Redis takes it; gives up where the job is another's, or when stopping."""
@@ -284,41 +187,3 @@ class Runner:
             memory_bytes=memory_bytes(metrics),
             metrics=metrics,
         )
-
-
-def _attempt(work: Callable[[], T]) -> T | Problem:
-    """What `work` returns, or the problem that it met. Being stopped is not a problem and comes through."""
-    try:
-        return work()
-    except (Cancelled, LeaseLost):
-        raise
-    except BergsonError as error:
-        return _problem(error)
-    except (
-        BaseException
-    ) as error:  # whatever it is, it is this query's or job's; a panic of Rust is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        logger.exception("unexpected error")
-        return Problem(
-            code="internal", detail=f"unexpected {type(error).__name__}: the worker's log has more"
-        )
-
-
-def _problem(error: BergsonError) -> Problem:
-    return Problem(code=error.code, detail=str(error))
-
-
-def _timed(answer: Answer, sent_at: float) -> Answer:
-    """With the time since the query was sent; what was not spent on computing was spent waiting."""
-    timing = answer.timing_ms
-    total = max(timing.total, 1000 * (time.time() - sent_at))
-    timing = timing.model_copy(update={"queue": total - timing.total, "total": total})
-    return answer.model_copy(update={"timing_ms": timing})
-
-
-def _reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
-    query_id = query.query_id
-    if isinstance(outcome, Problem):
-        return query, Reply(query_id=query_id, problem=outcome)
-    return query, Reply(query_id=query_id, answer=outcome)

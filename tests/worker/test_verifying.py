@@ -73,7 +73,7 @@ def test_past_its_deadline_it_is_not_gone_on_with(redis: Redis, core: FakeCore, 
     runner = start_worker()
 
     def pass_it(number: int) -> None:
-        (one,) = runner._verifying
+        (one,) = runner._answering.verifying
         one.query = one.query.model_copy(update={"deadline": 0})
 
     core.during_verify = pass_it
