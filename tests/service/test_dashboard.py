@@ -127,6 +127,10 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#answer .token")).to_have_text(["<b>Ada</b>", " London"] * 2)
     expect(page.locator("#answer .token.negative")).to_have_count(2)
+    page.get_by_label("Unlearn the best three").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer")).to_contain_text("1 random sample: −2.0000 on average")
+    expect(page.locator("#answer .score").first).to_contain_text("unlearned: −2.0000")
     assert not visit.troubles
 
 

@@ -14,10 +14,11 @@ function question(form) {
     top_k: Number(fields.get("top_k")),
     direction: fields.get("direction"),
     include: ["text", "metadata", ...(fields.get("tokens") ? ["tokens"] : [])],
+    verify: fields.get("verify") ? { top: 3, controls: 3 } : null,
   };
 }
 
-function scoreCell({ score, percentile }, largest) {
+function scoreCell({ score, percentile, verified }, largest) {
   const share = largest > 0 ? Math.abs(score) / largest : 0;
   const fill = el("span", { className: score < 0 ? "fill negative" : "fill" });
   fill.style.width = `${(100 * share).toFixed(1)}%`;
@@ -25,8 +26,15 @@ function scoreCell({ score, percentile }, largest) {
     el("span", { className: "number", textContent: score.toFixed(4) }),
     el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill),
     percentile === null || percentile === undefined ? null
-      : el("span", { className: "faint", title: "Of random samples of the index, so many score lower", textContent: `above ${percentile.toFixed(2)} %` }));
+      : el("span", { className: "faint", title: "Of random samples of the index, so many score lower", textContent: `above ${percentile.toFixed(2)} %` }),
+    verified ? unlearned(verified) : null);
 }
+
+/* What a number changes by, with its sign; a step that broke the model has none. */
+const change = (value) => (value === null ? "not finite" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`);
+
+const unlearned = ({ log_probability: byHowMuch }) =>
+  el("span", { className: "faint", title: "Change of the completion's log-probability by one step of unlearning this sample alone", textContent: `unlearned: ${change(byHowMuch)}` });
 
 /* Each token shaded by its part of the score: the more, the stronger. */
 function heatStrip(tokens) {
@@ -67,17 +75,23 @@ function table(caption, rows) {
       el("tbody", {}, rows.map((row) => resultRow(row, largest)))));
 }
 
+function controls({ mean, controls: drawn }) {
+  const beside = mean === null ? "" : ` ${drawn.length} random ${drawn.length === 1 ? "sample" : "samples"}: ${change(mean.log_probability)} on average.`;
+  return `The best were unlearned, each alone, and all weights put back; below is what that did to the log-probability of the completion.${beside}`;
+}
+
 function answerView(answer) {
   const { query, timing_ms: timing } = answer;
   const parts = [
     `generation ${answer.generation}`,
     `${query.n_tokens} ${query.n_tokens === 1 ? "token" : "tokens"} of completion, loss ${query.loss.toFixed(3)}`,
-    `${milliseconds(timing.total)} (queue ${milliseconds(timing.queue)}, gradient ${milliseconds(timing.gradient)}, search ${milliseconds(timing.search)})`,
+    `${milliseconds(timing.total)} (queue ${milliseconds(timing.queue)}, gradient ${milliseconds(timing.gradient)}, search ${milliseconds(timing.search)}${answer.verification ? `, unlearning ${milliseconds(timing.verify)}` : ""})`,
   ];
   return [
     el("p", { className: "asked" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
     answer.notice ? note(`${answer.notice}: the best result stands out no more than for what no sample states`) : null,
+    answer.verification ? note(controls(answer.verification)) : null,
     answer.results ? table("Made it more likely", answer.results) : null,
     answer.opponents ? table("Made it less likely", answer.opponents) : null,
   ].filter(Boolean);
