@@ -7,9 +7,8 @@ way with the same queries, steps and training runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from datasets import Dataset
@@ -18,9 +17,7 @@ from jaxtyping import Bool, Float
 from bergson_core.answers import Progress
 from bergson_core.attribution import AttributionIndex
 from bergson_core.baselines import gradient_scores, representation_scores
-from bergson_core.batching import Tokens, check_length, tokenize
-from bergson_core.documents import as_record
-from bergson_core.errors import ColumnNotFound, InvalidInput
+from bergson_core.errors import InvalidInput
 from bergson_core.evaluation_spec import (
     Effect,
     Evaluation,
@@ -32,6 +29,7 @@ from bergson_core.evaluation_spec import (
 )
 from bergson_core.facts import FactQuery
 from bergson_core.fitting import sample_numbers
+from bergson_core.gold import Corpus, query_tokens
 from bergson_core.measures import (
     bm25_scores,
     bootstrap,
@@ -40,7 +38,6 @@ from bergson_core.measures import (
     retrieval,
     soft_threshold,
 )
-from bergson_core.models import context_limit
 from bergson_core.retraining import (
     CommandTrainer,
     OwnTrainer,
@@ -50,80 +47,15 @@ from bergson_core.retraining import (
     random_parts,
 )
 from bergson_core.scoring import score_corpus
-from bergson_core.shards import tokens_of
 from bergson_core.specs import ColumnsSpec
-from bergson_core.texts import document
 from bergson_core.unlearning import SAMPLE, Step, Unlearner
 
 _MOST_SCORES: Final = 2**28
 _DEPTH: Final = 100
 """Of the rankings that retrieval looks at."""
-_AT_ONCE: Final = 4096
 
 Told = Callable[[Progress], None]
 Scores = Float[np.ndarray, "q n"]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of an index that may be shown, in order; `rows` are what a training command gets of them."""
-
-    ids: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    tokens: list[Tokens] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, index: AttributionIndex) -> "Corpus":
-        """All of them, in memory."""
-        corpus, spec = cls(), index.manifest.spec
-        for shard, visible in zip(index.shards, index.visible(), strict=True):
-            places = np.arange(shard.entry.rows) if visible is None else np.flatnonzero(visible)
-            for start in range(0, len(places), _AT_ONCE):
-                rows = [document(shard.records, int(place)) for place in places[start : start + _AT_ONCE]]
-                records = [
-                    as_record(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows
-                ]
-                corpus.tokens.extend(tokens_of(records, spec, index.model))
-                for row in rows:
-                    corpus.ids.append(row["id"])
-                    corpus.texts.append(row["prompt"] + (row["completion"] or ""))
-                    corpus.rows.append({key: row[key] for key in ("id", "prompt", "completion", "metadata")})
-        return corpus
-
-    def gold(self, queries: Sequence[FactQuery], column: str) -> dict[str, list[int]]:
-        """Query id → numbers of the documents whose metadata have the query's value in `column`."""
-        by_value: dict[str, list[int]] = {}
-        for number, row in enumerate(self.rows):
-            by_value.setdefault(told(row["metadata"].get(column)), []).append(number)
-        return {query.id: by_value.get(query.fact, []) if query.fact else [] for query in queries}
-
-
-def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
-    """The queries of a dataset with the columns prompt, completion and, where there are, id and `gold`.
-
-    Raises `ColumnNotFound`, and `InvalidInput` for what is not text and for an id that is there twice.
-    """
-    for column in ("prompt", "completion"):
-        if column not in dataset.column_names:
-            raise ColumnNotFound(
-                f"the queries have no column {column!r}; they have {', '.join(dataset.column_names)}"
-            )
-    found = []
-    for number, one in enumerate(dataset):
-        row = cast("dict[str, Any]", one)
-        prompt, completion = row["prompt"], row["completion"]
-        if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
-            raise InvalidInput(f"query {number}: expected a prompt and a completion that are text")
-        found.append(FactQuery(str(row.get("id", number)), prompt, completion, told(row.get(gold))))
-    if len({query.id for query in found}) < len(found):
-        raise InvalidInput("two queries have the same id; expected each once")
-    return found
-
-
-def told(value: Any) -> str:
-    """A value that tells which documents are right, as text; '' where there is none."""
-    return "" if value is None else str(value)
 
 
 def evaluate(
@@ -154,7 +86,7 @@ class _Evaluator:
         if not queries:
             raise InvalidInput("there are no queries; expected at least one")
         self.index, self.queries, self.spec, self._report = index, queries, spec, report
-        self.asked = _query_tokens(index, queries)
+        self.asked = query_tokens(index, queries)
         self.corpus = Corpus.of(index)
         if len(queries) * len(self.corpus.ids) > _MOST_SCORES:
             raise InvalidInput(
@@ -376,16 +308,3 @@ class _Evaluator:
 def _best(scores: Scores, count: int) -> np.ndarray:
     """Numbers of the `count` best documents of each query, best first."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :count]
-
-
-def _query_tokens(index: AttributionIndex, queries: Sequence[FactQuery]) -> list[Tokens]:
-    model = index.model
-    assert model.tokenizer is not None  # load_model always gives one
-    tokens = tokenize(
-        model.tokenizer, [query.prompt for query in queries], [query.completion for query in queries]
-    )
-    for query, one in zip(queries, tokens, strict=True):
-        check_length(one, context_limit(model, None), f"query {query.id!r}")
-        if one.labelled == 0:
-            raise InvalidInput(f"query {query.id!r}: its completion has no token that follows another")
-    return tokens

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.batching import Batch, Tokens, batches, check_length
-from bergson_core.documents import Documents, Record, tokenize_records
+from bergson_core.documents import Documents, Record, as_record, tokenize_records
 from bergson_core.manifest import ShardEntry
 from bergson_core.models import LanguageModel, context_limit
 from bergson_core.preconditioners import SecondMoment
@@ -66,6 +66,12 @@ def tokens_of(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) 
     for record, one in zip(records, tokens, strict=True):
         check_length(one, limit, f"document {record.id!r}")
     return tokens
+
+
+def tokens_of_kept(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
+    """Tokens of documents that an index keeps (`texts.document`), as it was built from them, but for their weights."""
+    records = [as_record(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
+    return tokens_of(records, spec, model)
 
 
 @dataclass(frozen=True)

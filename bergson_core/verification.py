@@ -16,11 +16,10 @@ import numpy as np
 
 from bergson_core.answers import Answer, Control, ResultRow, Verification, Verified
 from bergson_core.batching import Tokens
-from bergson_core.documents import as_record
 from bergson_core.errors import InvalidInput
 from bergson_core.manifest import Manifest
 from bergson_core.models import LanguageModel
-from bergson_core.shards import tokens_of
+from bergson_core.shards import tokens_of_kept
 from bergson_core.specs import VerifySpec
 from bergson_core.texts import document, has_ids
 from bergson_core.unlearning import SAMPLE, Unlearner
@@ -158,9 +157,7 @@ class Verifier:
     def _tokens(self, places: Sequence[Place]) -> list[Tokens]:
         """Tokens of the documents at these places, as the index was built from."""
         rows = [document(self._rows.shards[shard].records, place) for shard, place in places]
-        columns = self._manifest.spec.columns
-        records = [as_record(row["id"], row["prompt"], row["completion"], columns) for row in rows]
-        return tokens_of(records, self._manifest.spec, self._model)
+        return tokens_of_kept(rows, self._manifest.spec, self._model)
 
 
 def _effect(unlearner: Unlearner, asked: Tokens, tokens: Tokens) -> Verified:

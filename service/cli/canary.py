@@ -40,7 +40,7 @@ def canary(
 ) -> None:
     """Ask a running service a fixed set of queries: MRR, recall of the search and latency, for `GET /metrics`."""
     from bergson_core.documents import open_dataset
-    from bergson_core.evaluation import read_queries
+    from bergson_core.gold import read_queries
 
     settings = set_environment(data_dir)
     asked = read_queries(open_dataset(DatasetSpec(path=queries, split=split)), gold)

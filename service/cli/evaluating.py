@@ -111,7 +111,7 @@ def evaluate(
     from bergson_core.attribution import AttributionIndex
     from bergson_core.documents import open_dataset
     from bergson_core.evaluation import evaluate as evaluate_index
-    from bergson_core.evaluation import read_queries
+    from bergson_core.gold import read_queries
 
     asked = read_queries(open_dataset(DatasetSpec(path=queries, split=split)), gold)
     with progress_bar() as show:

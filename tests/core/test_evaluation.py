@@ -10,9 +10,10 @@ from datasets import Dataset
 from bergson_core import AttributionIndex, build_index
 from bergson_core.baselines import gradient_scores, representation_scores
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.evaluation import Corpus, evaluate, read_queries
+from bergson_core.evaluation import evaluate
 from bergson_core.evaluation_spec import EvaluationSpec, TrainingSpec
 from bergson_core.facts import FactQuery
+from bergson_core.gold import Corpus, read_queries
 from bergson_core.lookup import take_down
 from bergson_core.recipes import Schedule
 from bergson_core.retraining import OwnTrainer
