@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.quality import arguments, demo
+from benchmarks.quality import arguments, demo, home
 from bergson_core import AttributionIndex, build_index, notice
 from bergson_core.answers import Answer
 from bergson_core.batching import BUDGET_TOKENS, Tokens, tokenize
@@ -184,7 +184,7 @@ def main() -> None:
     options: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)
     corpus, model, _, _ = demo(options)
-    path = options.data_dir.expanduser() / f"people-{options.people}-seed-0" / "model"
+    path = home(options) / "model"
     asked = populations(corpus, model, options.queries)
     with tempfile.TemporaryDirectory() as directory:
         write_corpus(corpus, directory)

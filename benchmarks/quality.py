@@ -111,6 +111,7 @@ def arguments(description: str, people: int = 400) -> argparse.ArgumentParser:
     parser.add_argument("--projection_dims", type=int, nargs="+", default=[8, 16, 32, 48, 64])
     parser.add_argument("--normalizers", nargs="+", choices=NORMALIZERS, default=NORMALIZERS)
     parser.add_argument("--people", type=int, default=people)
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus and of the training")
     parser.add_argument(
         "--data_dir",
         type=Path,
@@ -121,8 +122,8 @@ def arguments(description: str, people: int = 400) -> argparse.ArgumentParser:
 
 def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Tokens], list[Tokens]]:
     """(the corpus, the model that knows it, tokens of its documents, tokens of its queries)."""
-    corpus = make_corpus(options.people, seed=0)
-    train_demo_model(corpus, home(options) / "model")
+    corpus = make_corpus(options.people, options.seed)
+    train_demo_model(corpus, home(options) / "model", seed=options.seed)
     model = load_model(str(home(options) / "model"))
     assert model.tokenizer is not None  # load_model always gives one
     documents = tokenize(model.tokenizer, [document.text for document in corpus.documents], None)
@@ -132,7 +133,7 @@ def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Token
 
 
 def home(options: argparse.Namespace) -> Path:
-    return options.data_dir.expanduser() / f"people-{options.people}-seed-0"
+    return options.data_dir.expanduser() / f"people-{options.people}-seed-{options.seed}"
 
 
 def repeated(options: argparse.Namespace) -> Run:
@@ -144,7 +145,7 @@ def repeated(options: argparse.Namespace) -> Run:
     trainer = OwnTrainer(
         str(home(options) / "model"), run.documents, Schedule(), scratch=True, sha256=run.model.sha256
     )
-    parts = random_parts(len(run.documents), options.runs, 0.5, seed=0)
+    parts = random_parts(len(run.documents), options.runs, 0.5, options.seed)
     seeds = range(1, options.runs + 1)
     cache = home(options) / "retrained"
     losses = losses_after(trainer, parts, seeds, run.queries, cache, processes=options.processes)
