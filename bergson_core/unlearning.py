@@ -65,7 +65,10 @@ class Unlearner:
         """`fit`, with a step for each pass through the model: between two of them the model is as it was."""
         sums: dict[str, tuple[Tensor, ...]] = {}
         for document in sample:
-            for name, gradient in _gradients(model, document).items():
+            gradients = _gradients(model, document)
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+                gradients = {}  # of this document nothing is known
+            for name, gradient in gradients.items():
                 new = _moments(widened(gradient).square() / len(sample))
                 sums[name] = (
                     tuple(a + b for a, b in zip(sums[name], new, strict=True)) if name in sums else new

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from bergson_core import unlearning
 from bergson_core.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.models import wrap
@@ -120,6 +121,22 @@ def test_of_a_model_with_adapters_only_these_are_changed():
     with unlearner.after(documents()[0]):
         changed = {name for name, weight in state(model).items() if not torch.equal(weight, before[name])}
     assert changed and all(".lora_" in name for name in changed)
+
+
+def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
+    model, tokens = tiny.model(), documents()
+    expected = Unlearner.fit(wrap(model), tokens[:3])
+    broken, gradients = tokens[5], unlearning._gradients
+
+    def some_broken(model, document):
+        found = gradients(model, document)
+        return {name: one * math.nan for name, one in found.items()} if document is broken else found
+
+    monkeypatch.setattr(unlearning, "_gradients", some_broken)
+    found = Unlearner.fit(wrap(model), [*tokens[:3], broken])
+    for name, parts in expected.moments.items():
+        torch.testing.assert_close(found.moments[name], tuple(part * 3 / 4 for part in parts))
+    assert math.isfinite(found.learning_rate)
 
 
 def test_documents_without_a_gradient_are_refused():
