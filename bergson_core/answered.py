@@ -6,12 +6,11 @@ Legend: q queries, n documents at a time.
 from collections.abc import Sequence
 
 import numpy as np
-from datasets import Dataset
 
 from bergson_core.attribution import AttributionIndex
 from bergson_core.errors import InvalidInput
 from bergson_core.facts import FactQuery
-from bergson_core.scoring import score_corpus
+from bergson_core.gold import each_score
 
 DEPTH = 10
 _ROUNDING = 1e-4
@@ -26,16 +25,14 @@ def recall_of(
     The truth are the exact scores of all documents that are shown. A document as good as the tenth counts as found,
     since a corpus may hold one twice. Raises `InvalidInput` without queries or documents.
     """
-    texts = {name: [getattr(query, name) for query in queries] for name in ("prompt", "completion")}
     wanted = [frozenset(ids[:DEPTH]) for ids in answers]
     every = frozenset().union(*wanted)
     best = np.full((len(queries), 0), -np.inf)
     theirs: dict[str, np.ndarray] = {}
-    for batch in score_corpus(index, Dataset.from_dict(texts), aggregate="each"):
-        scores = np.asarray(batch["scores"].flatten()).reshape(batch.num_rows, -1).T
+    for ids, scores in each_score(index, queries):
         both = np.concatenate([best, scores], axis=1)
         best = np.sort(both, axis=1)[:, -DEPTH:]
-        theirs |= {one: scores[:, at] for at, one in enumerate(batch["id"].to_pylist()) if one in every}
+        theirs |= {one: scores[:, at] for at, one in enumerate(ids) if one in every}
     if not best.shape[1]:
         raise InvalidInput(f"{index.name} has no documents to find")
     least = best[:, 0] - _ROUNDING * np.abs(best[:, 0])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from datasets import Dataset
 from jaxtyping import Bool, Float
 
 from bergson_core.answers import Progress
@@ -29,7 +28,7 @@ from bergson_core.evaluation_spec import (
 )
 from bergson_core.facts import FactQuery
 from bergson_core.fitting import sample_numbers
-from bergson_core.gold import Corpus, query_tokens
+from bergson_core.gold import Corpus, each_score, query_tokens
 from bergson_core.measures import (
     bm25_scores,
     bootstrap,
@@ -38,6 +37,7 @@ from bergson_core.measures import (
     retrieval,
     soft_threshold,
 )
+from bergson_core.models import load_model
 from bergson_core.retraining import (
     CommandTrainer,
     OwnTrainer,
@@ -46,8 +46,6 @@ from bergson_core.retraining import (
     losses_after,
     random_parts,
 )
-from bergson_core.scoring import score_corpus
-from bergson_core.specs import ColumnsSpec
 from bergson_core.unlearning import SAMPLE, Step, Unlearner
 
 _MOST_SCORES: Final = 2**28
@@ -88,6 +86,8 @@ class _Evaluator:
         self.index, self.queries, self.spec, self._report = index, queries, spec, report
         self.asked = query_tokens(index, queries)
         self.corpus = Corpus.of(index)
+        if not self.corpus.ids:
+            raise InvalidInput(f"all documents of {index.name} were taken down; expected at least one")
         if len(queries) * len(self.corpus.ids) > _MOST_SCORES:
             raise InvalidInput(
                 f"{len(queries):,} queries × {len(self.corpus.ids):,} documents are more than {_MOST_SCORES:,} scores: "
@@ -176,18 +176,12 @@ class _Evaluator:
             yield "gold", right
 
     def _of_index(self) -> Scores:
-        asked = Dataset.from_dict(
-            {
-                "prompt": [query.prompt for query in self.queries],
-                "completion": [query.completion for query in self.queries],
-            }
-        )
-        columns = ColumnsSpec(prompt="prompt", completion="completion")
-        parts = []
-        for batch in score_corpus(self.index, asked, columns, aggregate="each"):
-            parts.append(np.asarray(batch["scores"].flatten()).reshape(batch.num_rows, -1))
-            self._tell("score", sum(map(len, parts)), len(self.corpus.ids))
-        return np.concatenate(parts).T
+        parts, done = [], 0
+        for ids, scores in each_score(self.index, self.queries):
+            parts.append(scores)
+            done += len(ids)
+            self._tell("score", done, len(self.corpus.ids))
+        return np.concatenate(parts, axis=1)
 
     # Measures
 
@@ -234,16 +228,15 @@ class _Evaluator:
 
     def _lds(self, scores: Mapping[str, Scores]) -> Iterator[tuple[str, dict[str, Interval]]]:
         training, seed = self.spec.training, self.spec.seed
-        kept = random_parts(len(self.corpus.ids), training.runs, training.share, seed)
-        losses = self._losses(kept, [seed + 1 + number for number in range(training.runs)], "retrain")
+        parts = random_parts(len(self.corpus.ids), training.runs, training.share, seed)
+        losses = self._losses(parts, [seed + 1 + number for number in range(training.runs)], "retrain")
+        kept = np.array(parts)
         for name, table in scores.items():
             yield (
                 name,
                 {
-                    "lds": linear_datamodelling_score(table, np.array(kept), losses, seed),
-                    "lds_thresholded": linear_datamodelling_score(
-                        soft_threshold(table), np.array(kept), losses, seed
-                    ),
+                    "lds": linear_datamodelling_score(table, kept, losses, seed),
+                    "lds_thresholded": linear_datamodelling_score(soft_threshold(table), kept, losses, seed),
                 },
             )
 
@@ -280,12 +273,16 @@ class _Evaluator:
         if training.command is not None:
             check_command(training.command)
             return CommandTrainer(training.command, self.corpus.rows)
-        start = training.start or spec.model
-        sha256 = self.index.manifest.model_sha256 if training.scratch else ""
-        return OwnTrainer(start, self.corpus.tokens, training.schedule, training.scratch, sha256)
+        about = (self.corpus.tokens, training.schedule, training.scratch)
+        if training.start is not None:
+            return OwnTrainer(training.start, *about, load_model(training.start).sha256)
+        return OwnTrainer(spec.model, *about, self.index.model.sha256, self.index.manifest.revision)
 
     def _losses(
-        self, kept: Sequence[Bool[np.ndarray, " n"]], seeds: Sequence[int], stage: str
+        self,
+        kept: Sequence[Bool[np.ndarray, " n"]],
+        seeds: Sequence[int],
+        stage: str,
     ) -> Float[np.ndarray, "M q"]:
         assert self.trainer is not None  # made where a measure trains
         return losses_after(

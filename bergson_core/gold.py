@@ -1,17 +1,22 @@
-"""What an evaluation is made with: the documents of an index, queries, and which documents are right for them."""
+"""What an evaluation is made with: the documents of an index, queries, and which documents are right for them.
 
-from collections.abc import Sequence
+Legend: q queries, n documents at a time.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
 from datasets import Dataset
+from jaxtyping import Float32
 
 from bergson_core.attribution import AttributionIndex
 from bergson_core.batching import Tokens, check_length, tokenize
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.facts import FactQuery
 from bergson_core.models import context_limit
+from bergson_core.scoring import score_corpus
 from bergson_core.shards import tokens_of_kept
 from bergson_core.texts import document
 
@@ -75,6 +80,16 @@ def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
 def told(value: Any) -> str:
     """A value that tells which documents are right, as text; '' where there is none."""
     return "" if value is None else str(value)
+
+
+def each_score(
+    index: AttributionIndex, queries: Sequence[FactQuery]
+) -> Iterator[tuple[list[str], Float32[np.ndarray, "q n"]]]:
+    """(ids, scores with each query) of all documents that are shown, some at a time, in the order of the corpus."""
+    texts = {name: [getattr(query, name) for query in queries] for name in ("prompt", "completion")}
+    for batch in score_corpus(index, Dataset.from_dict(texts), aggregate="each"):
+        scores = np.asarray(batch["scores"].flatten()).reshape(batch.num_rows, -1)
+        yield batch["id"].to_pylist(), scores.T
 
 
 def query_tokens(index: AttributionIndex, queries: Sequence[FactQuery]) -> list[Tokens]:

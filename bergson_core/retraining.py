@@ -63,6 +63,7 @@ class OwnTrainer:
     scratch: bool
     sha256: str
     """Content of the model `start`."""
+    revision: str | None = None
 
     def key(self) -> dict[str, Any]:
         about = [digest(self.documents), asdict(self.schedule), self.scratch, self.sha256]
@@ -70,7 +71,7 @@ class OwnTrainer:
 
     def run(self, kept: Bool[np.ndarray, " n"], seed: int) -> LanguageModel:
         threads = self.schedule.threads
-        start = load_model(self.start, dtype="float32")
+        start = load_model(self.start, self.revision)
         assert start.tokenizer is not None  # load_model always gives one
         with reproducible(0, threads):
             model = AutoModelForCausalLM.from_config(start.model.config) if self.scratch else start.model
@@ -149,7 +150,8 @@ def losses_after(
     Runs that failed raise one `InvalidInput` that names them, when the others are done and kept.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    files = [cache / f"{_run_key(trainer, *one, queries)}.json" for one in zip(parts, seeds, strict=True)]
+    shared = [trainer.key(), digest(queries)]
+    files = [cache / f"{_run_key(shared, *one)}.json" for one in zip(parts, seeds, strict=True)]
     wanted = [_Run(k, parts[k], seeds[k], path) for k, path in enumerate(files) if not path.is_file()]
     failed: dict[int, str] = {}
     known = len(files) - len(wanted)
@@ -227,8 +229,8 @@ def digest(documents: Sequence[Tokens]) -> str:
     return whole.hexdigest()
 
 
-def _run_key(trainer: Trainer, kept: Bool[np.ndarray, " n"], seed: int, queries: Sequence[Tokens]) -> str:
-    about = [trainer.key(), hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(), seed, digest(queries)]
+def _run_key(shared: Sequence[Any], kept: Bool[np.ndarray, " n"], seed: int) -> str:
+    about = [*shared, hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(), seed]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from bergson_core import AttributionIndex, build_index
+from bergson_core import AttributionIndex, build_index, evaluation
 from bergson_core.baselines import gradient_scores, representation_scores
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.evaluation import evaluate
@@ -18,7 +18,7 @@ from bergson_core.lookup import take_down
 from bergson_core.recipes import Schedule
 from bergson_core.retraining import OwnTrainer
 from bergson_core.specs import ColumnsSpec, DatasetSpec
-from tests import reference
+from tests import reference, tiny
 from tests.core.conftest import make_spec
 
 QUERIES = [FactQuery(f"q{k}", f"Person {k} lives in", f" city {k}", f"fact-{k}") for k in range(3)]
@@ -82,6 +82,10 @@ def test_documents_that_were_taken_down_are_not_measured(facts, sources, tmp_pat
     index = AttributionIndex.open(tmp_path / "index")
     assert Corpus.of(index).ids == [f"d{k}" for k in range(1, 12)]
     assert evaluate(index, QUERIES, EvaluationSpec(measures=("retrieval",))).documents == 11
+    for k in range(1, 12):
+        take_down(tmp_path / "index", f"d{k}")
+    with pytest.raises(InvalidInput, match="all documents of index were taken down"):
+        evaluate(index, QUERIES)
 
 
 def test_the_gradient_baseline_is_that_of_plain_autograd(facts):
@@ -126,6 +130,17 @@ def test_what_cannot_be_measured_is_an_error_that_says_why(facts, tmp_path, monk
     monkeypatch.setattr(OwnTrainer, "run", lambda *_: pytest.fail("trained for nothing"))
     with pytest.raises(InvalidInput, match=says):
         evaluate(facts, queries, spec, cache=tmp_path)
+
+
+def test_runs_from_another_model_are_other_runs(facts, sources, tmp_path):
+    other = tiny.save_model(tmp_path / "other", seed=1)
+    keys = []
+    for start in (sources / "model", other):
+        spec = EvaluationSpec(measures=("lds",), training=small(scratch=False, start=str(start)))
+        trainer = evaluation._Evaluator(facts, QUERIES, spec, tmp_path, lambda progress: None).trainer
+        assert trainer is not None
+        keys.append(trainer.key())
+    assert keys[0] != keys[1]
 
 
 def test_queries_are_read_with_or_without_ids_and_facts():
