@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from bergson_core.ray_searcher import RaySearcher
 
 LoadModel = Callable[..., LanguageModel]
-_UNTIMED: Final = TimingMs(gradient=0, search=0, total=0)
 
 
 @dataclass(frozen=True)
@@ -155,15 +154,19 @@ class AttributionIndex:
         rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
         found = self._search(torch.from_numpy(rows), [Asked.by(queries[k]) for k in good])
-        for (k, one), loss, its in zip(good.items(), losses, found, strict=True):
+        shown = [self._both(one, queries[k].include) for k, one in zip(good, found, strict=True)]
+        done = time.perf_counter()
+        timing = TimingMs(
+            gradient=1e3 * (gradient_done - started),
+            search=1e3 * (done - gradient_done),
+            total=1e3 * (done - started),
+        )
+        for (k, one), loss, its, rows in zip(good.items(), losses, found, shown, strict=True):
             query = queries[k]
-            try:
-                results, opponents = (
-                    self._shown(hits, its.sampled, query.include) for hits in (its.proponents, its.opponents)
-                )
-            except BergsonError as error:
-                outcomes[k] = error
+            if isinstance(rows, BergsonError):
+                outcomes[k] = rows
                 continue
+            results, opponents = rows
             outcomes[k] = Answer(
                 index=query.index,
                 generation=self.manifest.generation,
@@ -179,18 +182,9 @@ class AttributionIndex:
                 opponents=opponents,
                 notice=self._notice(query, results, its.sampled),
                 partial=bool(self.searcher.damaged),
-                timing_ms=_UNTIMED,
+                timing_ms=timing,
             )
-        done = time.perf_counter()
-        timing = TimingMs(
-            gradient=1e3 * (gradient_done - started),
-            search=1e3 * (done - gradient_done),
-            total=1e3 * (done - started),
-        )
-        return [
-            one.model_copy(update={"timing_ms": timing}) if isinstance(one, Answer) else one
-            for one in outcomes
-        ]
+        return outcomes
 
     def search(
         self,
@@ -259,6 +253,18 @@ class AttributionIndex:
         assert self.model.tokenizer is not None  # load_model always gives one
         (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
         return weighted(tokens, self.manifest.spec.gradients.loss)
+
+    def _both(
+        self, found: Found, include: Collection[str]
+    ) -> "tuple[list[ResultRow] | None, list[ResultRow] | None] | BergsonError":
+        """(proponents, opponents) as an answer has them, or why they cannot be shown so."""
+        try:
+            return (
+                self._shown(found.proponents, found.sampled, include),
+                self._shown(found.opponents, found.sampled, include),
+            )
+        except BergsonError as error:
+            return error
 
     def _shown(
         self, hits: Sequence[Hit] | None, sampled: Float32[np.ndarray, " r"], include: Collection[str]

@@ -99,7 +99,11 @@ def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Floa
     Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
     the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
     """
-    middle, noise = spread(scores)
+    return drawn_in(scores, *spread(scores), times)
+
+
+def drawn_in(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
+    """Scores as they lie about `middle`, drawn towards it by `times` the noise, and 0 within that."""
     about = scores - middle
     return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
 

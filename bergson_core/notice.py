@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.batching import Tokens, batches
+from bergson_core.batching import Tokens
 from bergson_core.candidates import Candidates
 from bergson_core.collect import RowCollector, collect_in_order
 from bergson_core.exact import ExactScores
 from bergson_core.manifest import NoticeEntry
-from bergson_core.passes import forward_backward
+from bergson_core.passes import losses_of
 from bergson_core.profiles import Profile
 from bergson_core.sampled import SampledRows
 
@@ -75,13 +75,9 @@ def joined_rows(
         for k in range(count)
         for step in range(1, choices + 1)
     ]
-    fit = np.full(len(pairs), np.inf)
-    for batch in batches(pairs, budget_tokens, collector.device):
-        with torch.no_grad():
-            losses = forward_backward(collector.model, batch).double().cpu().numpy()
-        labelled = batch.labelled.sum(1).cpu().numpy()
-        fit[batch.numbers] = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
-        tell()
+    losses = losses_of(collector.model, pairs, budget_tokens, tell)
+    labelled = np.array([one.labelled for one in pairs])
+    fit = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
     best = fit.reshape(-1, choices).argmin(1) + choices * np.arange(len(pairs) // choices)
     rows, _ = collect_in_order(collector, [pairs[k] for k in best], budget_tokens, tell)
     found = torch.from_numpy(rows)

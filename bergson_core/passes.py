@@ -7,7 +7,7 @@ only. Logits exist for labelled tokens only, a chunk at a time; [n, s, v] is for
 its backbone and a linear head (`models.LanguageModel`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -58,13 +58,20 @@ def forward_backward(
 
 
 def losses_of(
-    model: LanguageModel, documents: Sequence[Tokens], budget_tokens: int = BUDGET_TOKENS
+    model: LanguageModel,
+    documents: Sequence[Tokens],
+    budget_tokens: int = BUDGET_TOKENS,
+    tell: Callable[[], object] = lambda: None,
 ) -> Float64[np.ndarray, " n"]:
-    """The plain sum of each document's token cross-entropies, in nats, forward only."""
+    """The plain sum of each document's token cross-entropies, in nats, forward only; `tell` is called between batches.
+
+    Between batches the model is as it was: `tell` may answer others with it.
+    """
     found = np.zeros(len(documents))
-    with torch.no_grad(), frozen(model.model):
-        for batch in batches(documents, budget_tokens, model.device):
+    for batch in batches(documents, budget_tokens, model.device):
+        with torch.no_grad(), frozen(model.model):
             found[batch.numbers] = forward_backward(model, batch).double().cpu().numpy()
+        tell()
     return found
 
 

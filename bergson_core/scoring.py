@@ -21,7 +21,7 @@ from bergson_core.attribution import AttributionIndex
 from bergson_core.batching import BUDGET_TOKENS, batches
 from bergson_core.documents import READ_AT_ONCE, token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.measures import spread
+from bergson_core.measures import drawn_in, spread
 from bergson_core.models import context_limit
 from bergson_core.profiles import DEFAULT, Profile
 from bergson_core.sampled import SampledRows
@@ -66,10 +66,10 @@ def score_corpus(
     columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
     compared = index.profiles[profile]
     weights = _weights(index, queries, columns, compared, "each" if threshold else aggregate)
-    drawn_in = _drawn_in(index, compared, weights, threshold) if threshold else lambda scores: scores
+    finish = _threshold(index, compared, weights, threshold) if threshold else lambda scores: scores
 
     def values(number: int, numbers: slice) -> pa.Array:
-        scores = drawn_in(compared.scores(number, index.shards[number], numbers, weights))
+        scores = finish(compared.scores(number, index.shards[number], numbers, weights))
         if aggregate == "each":
             return pa.FixedSizeListArray.from_arrays(pa.array(scores.numpy().ravel()), len(queries))
         return pa.array((scores.mean(1) if aggregate == "mean" else scores.amax(1)).numpy())
@@ -136,21 +136,14 @@ def _weights(
     return every.mT
 
 
-def _drawn_in(
+def _threshold(
     index: AttributionIndex, profile: Profile, weights: Float[Tensor, "D q"], times: float
 ) -> Callable[[Tensor], Tensor]:
     """The soft threshold for scores [n, q]."""
     by_layer = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
     rows = SampledRows.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
-    middle, noise = (
-        torch.from_numpy(one[:, 0]).float() for one in spread(rows.scores(profile, by_layer, index.visible()))
-    )
-
-    def drawn_in(scores: Float[Tensor, "n q"]) -> Float[Tensor, "n q"]:
-        about = scores - middle
-        return about.sign() * (about.abs() - times * noise).clamp_min(0)
-
-    return drawn_in
+    middle, noise = (one[:, 0] for one in spread(rows.scores(profile, by_layer, index.visible())))
+    return lambda scores: torch.from_numpy(drawn_in(scores.numpy(), middle, noise, times))
 
 
 def _prepared(
