@@ -76,11 +76,11 @@ bench: $(VENV)/.installed-dev
 	done
 
 openapi: $(VENV)/.installed
-	@$(PY) -m service.openapi >docs/openapi.json.new
+	@$(PY) -m service.docgen.openapi_json >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
-	@$(PY) -m bergson_core.manifest >docs/manifest.schema.json.new
+	@$(PY) -m bergson_core.storage.manifest >docs/manifest.schema.json.new
 	@mv docs/manifest.schema.json.new docs/manifest.schema.json
-	@$(PY) -m service.settings_table >docs/settings.md.new
+	@$(PY) -m service.docgen.settings_page >docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
 
 clean:

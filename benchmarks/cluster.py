@@ -18,10 +18,10 @@ from pathlib import Path
 
 from benchmarks.models import make
 from bergson_core import BuildSpec, build_index
-from bergson_core.answers import Progress
-from bergson_core.facts import make_corpus
-from bergson_core.manifest import read_manifest
-from bergson_core.specs import Executor
+from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import Executor
+from bergson_core.storage.manifest import read_manifest
 
 SENTENCES, SHARDS = 8, 40
 WAYS: dict[str, tuple[Executor, int, int]] = {
@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[Executor, int, int]] = {
 
 def make_sources(root: Path, documents: int) -> BuildSpec:
     """Writes the model and the corpus; the build of them."""
-    from bergson_core.demo_training import fit_tokenizer
+    from bergson_core.demo.train import fit_tokenizer
 
     texts = [document.text for document in make_corpus(people=400, seed=0).documents]
     bpe = fit_tokenizer(texts[:500], 4096)

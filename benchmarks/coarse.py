@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.search import BEST, questions_for
-from bergson_core.manifest import read_manifest
-from bergson_core.preconditioners import Preconditioner
-from bergson_core.profiles import preconditioner_path
-from bergson_core.search import QUERY_BITS, shard_features
-from bergson_core.searcher import Searcher
+from bergson_core.gradients.preconditioner import Preconditioner
+from bergson_core.search.faiss_index import QUERY_BITS, shard_features
+from bergson_core.search.profile import preconditioner_path
+from bergson_core.search.searcher import Searcher
+from bergson_core.storage.manifest import read_manifest
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from transformers import logging
 
 from benchmarks import models
 from bergson_core import GradientProcessor
-from bergson_core.batching import Batch, Tokens, batches
-from bergson_core.collect import RowCollector
-from bergson_core.fitting import fit_normalizers
-from bergson_core.hooks import frozen
-from bergson_core.layers import select
-from bergson_core.models import LanguageModel, wrap
-from bergson_core.passes import forward_backward
+from bergson_core.data.batching import Batch, Tokens, batches
+from bergson_core.gradients.normalizer_fitting import fit_normalizers
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.models.forward_backward import forward_backward
+from bergson_core.models.hooks import frozen
+from bergson_core.models.loading import LanguageModel, wrap
+from bergson_core.models.modules import select
 
 
 def run_floor(model: LanguageModel, work: list[Batch]) -> None:

@@ -17,9 +17,9 @@ from transformers import logging
 from benchmarks import models
 from benchmarks.collecting import collect_all, seconds
 from bergson_core import GradientProcessor
-from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
-from bergson_core.collect import RowCollector
-from bergson_core.models import wrap
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.models.loading import wrap
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bergson_core.estimate import estimate_build
-from bergson_core.facts import make_corpus
-from bergson_core.manifest import read_manifest
-from bergson_core.specs import BuildSpec
+from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.indexing.estimate import estimate_build
+from bergson_core.schemas.specs import BuildSpec
+from bergson_core.storage.manifest import read_manifest
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "small, adafactor": ("small", 2000, {}),
@@ -56,7 +56,7 @@ def make_documents(path: Path, count: int) -> None:
 def make_model(directory: Path, name: str) -> None:
     """Saves a model of random weights with a tokenizer of the corpus."""
     from benchmarks import models
-    from bergson_core.demo_training import fit_tokenizer
+    from bergson_core.demo.train import fit_tokenizer
 
     models.make(name).save_pretrained(directory)
     fit_tokenizer(
@@ -67,7 +67,7 @@ def make_model(directory: Path, name: str) -> None:
 def build(spec: BuildSpec, output: Path, results: Any) -> None:
     """Builds, and says the seconds that it took and the peak of the resident bytes."""
     from bergson_core import build_index
-    from bergson_core.sparing import resident
+    from bergson_core.indexing.cost_meter import resident
 
     started = time.perf_counter()
     build_index(spec, output)

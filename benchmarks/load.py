@@ -31,13 +31,13 @@ from typing import Any
 
 from benchmarks.latency import free_port
 from benchmarks.memory import make_sources
-from bergson_core.batching import BUDGET_TOKENS
-from bergson_core.facts import make_corpus
+from bergson_core.data.batching import BUDGET_TOKENS
+from bergson_core.demo.synthetic_facts import make_corpus
 from service.cli.demo import _default_directory
-from service.cli.system import System, running_system
-from service.client import Client
+from service.cli.support.process_group import System, running_system
+from service.client.clients import Client
 from service.settings import ServiceSettings
-from worker.embedded import embedded_redis
+from worker.queue.embedded_redis import embedded_redis
 
 INDEX = "facts"
 

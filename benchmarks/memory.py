@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from bergson_core import build_index
-from bergson_core.facts import make_corpus
-from bergson_core.manifest import read_manifest
-from bergson_core.sparing import resident
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.indexing.cost_meter import resident
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.storage.manifest import read_manifest
 
 
 def make_sources(root: Path, documents: int) -> Path:
@@ -40,7 +40,7 @@ def make_model(root: Path) -> Path:
     """A GPT-NeoX of two layers with a tokenizer of the corpus."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    from bergson_core.demo_training import fit_tokenizer
+    from bergson_core.demo.train import fit_tokenizer
 
     bpe = fit_tokenizer([document.text for document in make_corpus(people=50, seed=0).documents], 1000)
     config = GPTNeoXConfig(

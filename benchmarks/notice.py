@@ -5,7 +5,7 @@
 Asked are the corpus' own queries, and prompts about people who are not in it: names of the same pools in the same
 wordings, with a value drawn at random or with what the model says itself. First the index's own notice, then other
 statistics of a query's scores, each with the threshold that five in a hundred made-up queries lie above: halves of two
-documents drawn at random, and of two that fit (`bergson_core.notice`). AUC is the chance that one of the corpus' own
+documents drawn at random, and of two that fit (`bergson_core.search.significance`). AUC is the chance that one of the corpus' own
 queries has the higher value.
 """
 
@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from benchmarks.quality import arguments, demo, home
-from bergson_core import AttributionIndex, build_index, notice
-from bergson_core.answers import Answer
-from bergson_core.batching import BUDGET_TOKENS, Tokens, tokenize
-from bergson_core.collect import collect_in_order
-from bergson_core.facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, Corpus, write_corpus
-from bergson_core.fitting import sample_numbers
-from bergson_core.generation import complete
-from bergson_core.models import LanguageModel
-from bergson_core.specs import (
+from bergson_core import AttributionIndex, build_index
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, tokenize
+from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, Corpus, write_corpus
+from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.gradients.row_collector import collect_in_order
+from bergson_core.models.generation import complete
+from bergson_core.models.loading import LanguageModel
+from bergson_core.schemas.results import Answer
+from bergson_core.schemas.specs import (
     AttributionQuery,
     BuildSpec,
     ColumnsSpec,
@@ -38,6 +38,7 @@ from bergson_core.specs import (
     GradientSpec,
     ScoringSpec,
 )
+from bergson_core.search import significance
 
 Asked = list[tuple[str, str]]
 KINDS: dict[str, dict[str, Any]] = {
@@ -118,8 +119,8 @@ def made_up(index: AttributionIndex, corpus: Corpus) -> dict[str, np.ndarray]:
     assert index.model.tokenizer is not None  # load_model always gives one
     tokens = tokenize(index.model.tokenizer, [corpus.documents[k].text for k in numbers], None)
     return {
-        name: scores(index, notice.joined_rows(index.collector, tokens, BUDGET_TOKENS, choices=choices))
-        for name, choices in (("any", 1), ("fit", notice.CHOICES))
+        name: scores(index, significance.joined_rows(index.collector, tokens, BUDGET_TOKENS, choices=choices))
+        for name, choices in (("any", 1), ("fit", significance.CHOICES))
     }
 
 
@@ -157,7 +158,7 @@ def tell(index: AttributionIndex, corpus: Corpus, asked: dict[str, Asked]) -> No
         value = {which: of(some) for which, some in values.items()}
         cells = [f"{auc(value['own'], value[which]):.3f}" for which in ("drawn", "said")]
         for null in ("any", "fit"):
-            least = np.quantile(value[null], 1 - notice.FALSE_ALARMS)
+            least = np.quantile(value[null], 1 - significance.FALSE_ALARMS)
             cells += [f"{np.mean(value[which] > least):.1%}" for which in ("drawn", "said")]
             cells.append(f"{np.mean(value['own'] <= least):.1%}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -22,12 +22,12 @@ from transformers import logging
 from benchmarks import models
 from benchmarks.collecting import collect_all, run_floor
 from bergson_core import GradientProcessor
-from bergson_core.batching import BUDGET_TOKENS, Batch, Tokens, batches
-from bergson_core.collect import RowCollector
-from bergson_core.fitting import fit_normalizers
-from bergson_core.layers import select
-from bergson_core.models import LanguageModel, wrap
-from bergson_core.sparing import resident
+from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, batches
+from bergson_core.gradients.normalizer_fitting import fit_normalizers
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.indexing.cost_meter import resident
+from bergson_core.models.loading import LanguageModel, wrap
+from bergson_core.models.modules import select
 
 
 def run_training(model: LanguageModel, work: list[Batch]) -> None:

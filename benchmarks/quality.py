@@ -24,30 +24,30 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.rows import Rows, fitted
-from bergson_core import normalizers
-from bergson_core.baselines import gradient_scores, representation_scores
-from bergson_core.batching import BUDGET_TOKENS, Tokens, tokenize
-from bergson_core.collect import RowCollector, collect_in_order
-from bergson_core.demo_model import train_demo_model
-from bergson_core.evaluation_spec import Retrieval
-from bergson_core.facts import Corpus, make_corpus
-from bergson_core.fitting import sample_numbers
-from bergson_core.layers import select
-from bergson_core.measures import (
+from bergson_core.attribution.unlearning import SAMPLE, Unlearner
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, tokenize
+from bergson_core.demo.model import train_demo_model
+from bergson_core.demo.synthetic_facts import Corpus, make_corpus
+from bergson_core.evaluation.baselines import gradient_scores, representation_scores
+from bergson_core.evaluation.metrics import (
     bm25_scores,
     bootstrap,
     linear_datamodelling_score,
     retrieval,
     soft_threshold,
 )
-from bergson_core.models import LanguageModel, load_model, wrap
-from bergson_core.preconditioners import Preconditioner
-from bergson_core.processor import GradientProcessor
-from bergson_core.recipes import Schedule
-from bergson_core.retraining import OwnTrainer, losses_after, random_parts
-from bergson_core.specs import GradientSpec, Normalize, Normalizer
-from bergson_core.trainer import reproducible, train
-from bergson_core.unlearning import SAMPLE, Unlearner
+from bergson_core.evaluation.retraining import OwnTrainer, losses_after, random_parts
+from bergson_core.evaluation.training_loop import reproducible, train
+from bergson_core.gradients import normalizers
+from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.gradients.preconditioner import Preconditioner
+from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.models.loading import LanguageModel, load_model, wrap
+from bergson_core.models.modules import select
+from bergson_core.schemas.evaluation import Retrieval
+from bergson_core.schemas.specs import GradientSpec, Normalize, Normalizer
+from bergson_core.schemas.training import Schedule
 
 DEPTH = 100
 UNLEARNED = 3

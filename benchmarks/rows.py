@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
-from bergson_core.batching import BUDGET_TOKENS, Tokens, batches
-from bergson_core.codecs import CODECS
-from bergson_core.collect import RowCollector, collect_in_order
-from bergson_core.fitting import fit, sample_numbers
-from bergson_core.layers import select
-from bergson_core.mixing import matching_mixing
-from bergson_core.models import LanguageModel
-from bergson_core.normalizers import Normalizer
-from bergson_core.preconditioners import Preconditioner, SecondMoment
-from bergson_core.processor import GradientProcessor
-from bergson_core.search import features
-from bergson_core.specs import GradientSpec, Normalize, RowKind
+from bergson_core.attribution.profile_fitting import matching_mixing
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
+from bergson_core.gradients.normalizer_fitting import fit, sample_numbers
+from bergson_core.gradients.normalizers import Normalizer
+from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
+from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.models.loading import LanguageModel
+from bergson_core.models.modules import select
+from bergson_core.schemas.specs import GradientSpec, Normalize, RowKind
+from bergson_core.search.faiss_index import features
+from bergson_core.shards.codecs import CODECS
 
 DAMPING = 0.1
 

@@ -23,22 +23,16 @@ import torch
 
 from benchmarks.made_rows import MadeRows
 from bergson_core import AttributionIndex, build_index
-from bergson_core.documents import Record
-from bergson_core.manifest import FORMAT_VERSION, Manifest, ModuleEntry, ProfileEntry, read_manifest
-from bergson_core.profiles import Profile
-from bergson_core.publishing import Parts, rows_a_shard
-from bergson_core.recall import SAMPLE, Sample
-from bergson_core.searcher import Asked, Searcher
-from bergson_core.shards import tasks
-from bergson_core.specs import (
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    GradientSpec,
-    ScoringSpec,
-)
-from bergson_core.store import Place, RowShape, write_shard
-from bergson_core.texts import texts_table
+from bergson_core.data.dataset import Record
+from bergson_core.indexing.publish import Parts, rows_a_shard
+from bergson_core.indexing.shard_builder import tasks
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.search.profile import Profile
+from bergson_core.search.recall import SAMPLE, Sample
+from bergson_core.search.searcher import Asked, Searcher
+from bergson_core.shards.shard import Place, RowShape, write_shard
+from bergson_core.storage.document_table import texts_table
+from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ModuleEntry, ProfileEntry, read_manifest
 
 QUESTIONS, BATCH, BEST = 200, 32, 10
 SHAPES = {"made-float": RowShape("float16", 32, 256), "made-sign": RowShape("sign", 16, 1024)}
@@ -89,8 +83,8 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
 def build_demo(root: Path, count: int, kind: str) -> None:
     """Builds an index of the demo's corpus enlarged with the demo's model."""
     from benchmarks.memory import make_sources
-    from bergson_core.demo_model import train_demo_model
-    from bergson_core.facts import make_corpus
+    from bergson_core.demo.model import train_demo_model
+    from bergson_core.demo.synthetic_facts import make_corpus
 
     train_demo_model(make_corpus(people=400, seed=0), root.parent / "model")
     rows, projection = ("sign", 45) if kind == "sign" else ("float16", 32)
@@ -108,9 +102,9 @@ def build_demo(root: Path, count: int, kind: str) -> None:
 
 def demo_questions(root: Path) -> torch.Tensor:
     """Gradients [q, m, d] of the demo's questions."""
-    from bergson_core.batching import tokenize
-    from bergson_core.collect import collect_in_order
-    from bergson_core.facts import make_corpus
+    from bergson_core.data.batching import tokenize
+    from bergson_core.demo.synthetic_facts import make_corpus
+    from bergson_core.gradients.row_collector import collect_in_order
 
     index, facts = AttributionIndex.open(root), make_corpus(people=400, seed=0).queries
     chosen = facts[:: len(facts) // QUESTIONS][:QUESTIONS]

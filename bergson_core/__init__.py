@@ -8,53 +8,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bergson_core.append import append_documents
-    from bergson_core.attribution import AttributionIndex
-    from bergson_core.build import build_index
-    from bergson_core.collect import collect_gradients
-    from bergson_core.compaction import compact
-    from bergson_core.duplicates import document_numbers, near_duplicates
-    from bergson_core.estimate import estimate_build
-    from bergson_core.evaluation import evaluate
-    from bergson_core.evaluation_spec import EvaluationSpec
-    from bergson_core.fitting import fit_processor
-    from bergson_core.gradients import GradientCollector
-    from bergson_core.lookup import take_down
-    from bergson_core.mixing import fit_profile
-    from bergson_core.processor import GradientProcessor
-    from bergson_core.scoring import score_corpus, self_influence
-    from bergson_core.selection import Totals, best
-    from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec
-    from bergson_core.tables import write_table
-    from bergson_core.training import IndexCallback
-    from bergson_core.unlearning import Unlearner
+    from bergson_core.attribution.corpus_scores import score_corpus, self_influence
+    from bergson_core.attribution.index import AttributionIndex
+    from bergson_core.attribution.near_duplicates import document_numbers, near_duplicates
+    from bergson_core.attribution.profile_fitting import fit_profile
+    from bergson_core.attribution.score_totals import Totals, best
+    from bergson_core.attribution.unlearning import Unlearner
+    from bergson_core.evaluation.evaluate import evaluate
+    from bergson_core.gradients.collector import GradientCollector
+    from bergson_core.gradients.normalizer_fitting import fit_processor
+    from bergson_core.gradients.processor import GradientProcessor
+    from bergson_core.gradients.row_collector import collect_gradients
+    from bergson_core.indexing.append import append_documents
+    from bergson_core.indexing.build import build_index
+    from bergson_core.indexing.compact import compact
+    from bergson_core.indexing.estimate import estimate_build
+    from bergson_core.integrations.hf_trainer import IndexCallback
+    from bergson_core.schemas.evaluation import EvaluationSpec
+    from bergson_core.schemas.specs import AppendSpec, AttributionQuery, BuildSpec
+    from bergson_core.storage.document_lookup import take_down
+    from bergson_core.utils.table_writer import write_table
 
 _HOME = {
-    "AppendSpec": "bergson_core.specs",
-    "AttributionIndex": "bergson_core.attribution",
-    "AttributionQuery": "bergson_core.specs",
-    "BuildSpec": "bergson_core.specs",
-    "EvaluationSpec": "bergson_core.evaluation_spec",
-    "GradientCollector": "bergson_core.gradients",
-    "GradientProcessor": "bergson_core.processor",
-    "IndexCallback": "bergson_core.training",
-    "Totals": "bergson_core.selection",
-    "Unlearner": "bergson_core.unlearning",
-    "append_documents": "bergson_core.append",
-    "best": "bergson_core.selection",
-    "build_index": "bergson_core.build",
-    "collect_gradients": "bergson_core.collect",
-    "compact": "bergson_core.compaction",
-    "document_numbers": "bergson_core.duplicates",
-    "estimate_build": "bergson_core.estimate",
-    "evaluate": "bergson_core.evaluation",
-    "fit_processor": "bergson_core.fitting",
-    "fit_profile": "bergson_core.mixing",
-    "near_duplicates": "bergson_core.duplicates",
-    "score_corpus": "bergson_core.scoring",
-    "self_influence": "bergson_core.scoring",
-    "take_down": "bergson_core.lookup",
-    "write_table": "bergson_core.tables",
+    "AppendSpec": "bergson_core.schemas.specs",
+    "AttributionIndex": "bergson_core.attribution.index",
+    "AttributionQuery": "bergson_core.schemas.specs",
+    "BuildSpec": "bergson_core.schemas.specs",
+    "EvaluationSpec": "bergson_core.schemas.evaluation",
+    "GradientCollector": "bergson_core.gradients.collector",
+    "GradientProcessor": "bergson_core.gradients.processor",
+    "IndexCallback": "bergson_core.integrations.hf_trainer",
+    "Totals": "bergson_core.attribution.score_totals",
+    "Unlearner": "bergson_core.attribution.unlearning",
+    "append_documents": "bergson_core.indexing.append",
+    "best": "bergson_core.attribution.score_totals",
+    "build_index": "bergson_core.indexing.build",
+    "collect_gradients": "bergson_core.gradients.row_collector",
+    "compact": "bergson_core.indexing.compact",
+    "document_numbers": "bergson_core.attribution.near_duplicates",
+    "estimate_build": "bergson_core.indexing.estimate",
+    "evaluate": "bergson_core.evaluation.evaluate",
+    "fit_processor": "bergson_core.gradients.normalizer_fitting",
+    "fit_profile": "bergson_core.attribution.profile_fitting",
+    "near_duplicates": "bergson_core.attribution.near_duplicates",
+    "score_corpus": "bergson_core.attribution.corpus_scores",
+    "self_influence": "bergson_core.attribution.corpus_scores",
+    "take_down": "bergson_core.storage.document_lookup",
+    "write_table": "bergson_core.utils.table_writer",
 }
 
 __all__ = [

@@ -18,12 +18,12 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
-from service.access import check_start
 from service.app import create_app
-from service.broker import Broker
+from service.auth.authorization import check_start
+from service.queue.broker import Broker
 from service.settings import ServiceSettings
-from worker import logs, tracing
-from worker.embedded import redis_url
+from worker.queue.embedded_redis import redis_url
+from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 2048

@@ -7,14 +7,15 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from service import documentation, problems
-from service.access import Keys, authorize, refuse_unknown_parameters
-from service.broker import Broker
-from service.cache import AnswerCache
-from service.limiting import Limits, shared_storage
-from service.metrics import WebMetrics
-from service.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
-from service.routes import attribute, changes, dashboard, documents, health, index, jobs, workers
+from service.auth.authorization import Keys, authorize, refuse_unknown_parameters
+from service.auth.rate_limits import Limits, shared_storage
+from service.http import problems
+from service.http.metrics import WebMetrics
+from service.http.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
+from service.indexes.answer_cache import AnswerCache
+from service.openapi import metadata
+from service.queue.broker import Broker
+from service.routes import attribute, dashboard, documents, health, index_changes, indexes, jobs, workers
 from service.settings import ServiceSettings
 
 
@@ -44,8 +45,8 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.keys = Keys(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
-    app.openapi = partial(documentation.document, app)
-    for part in (index, documents, changes, jobs, attribute, workers, health, dashboard):
+    app.openapi = partial(metadata.document, app)
+    for part in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     problems.install(app)

@@ -1,13 +1,13 @@
-"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.specs` and `answers`."""
+"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.schemas.specs` and `answers`."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bergson_core.answers import Answer, Report, SizesBytes
-from bergson_core.manifest import NoticeEntry, SearchEntry
-from bergson_core.spec import Spec
-from bergson_core.specs import AttributionQuery, BuildSpec, IndexName
+from bergson_core.schemas.base import Spec
+from bergson_core.schemas.results import Answer, Report, SizesBytes
+from bergson_core.schemas.specs import AttributionQuery, BuildSpec, IndexName
+from bergson_core.storage.manifest import NoticeEntry, SearchEntry
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 
 

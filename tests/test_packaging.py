@@ -25,8 +25,8 @@ import yaml
 from service.cli import app
 from service.settings import ServiceSettings
 from worker.messages import Heartbeat
-from worker.queue import WorkerQueue
-from worker.redis_client import connect
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def test_the_group_web_is_enough_for_the_service_and_the_command_line(project: d
     other = {requirement_name(one) for one in project["project"]["dependencies"] if one not in web}
     absent = {name for name in _owners() if other & owners(name)}
     assert {"torch", "transformers", "faiss"} <= absent
-    used = "service.__main__, service.cli, bergson_core.lookup"
+    used = "service.__main__, service.cli, bergson_core.storage.document_lookup"
     code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {used}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -11,13 +11,13 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
-from bergson_core.progress import quiet_libraries
-from worker import logs, tracing
-from worker.embedded import redis_url
-from worker.queue import WorkerQueue
-from worker.redis_client import connect
-from worker.runner import Runner
+from bergson_core.utils.progress import quiet_libraries
+from worker.process.runner import Runner
+from worker.queue.embedded_redis import redis_url
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.redis_client import connect
 from worker.settings import Settings
+from worker.telemetry import logs, tracing
 
 
 def main(settings: Settings | None = None) -> None:
@@ -34,9 +34,7 @@ def main(settings: Settings | None = None) -> None:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:
-            from bergson_core.models import (
-                default_device,  # after all this: it loads torch, which takes seconds
-            )
+            from bergson_core.models.loading import default_device
 
             runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
 

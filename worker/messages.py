@@ -7,8 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from bergson_core.answers import Answer, Estimate, Progress, Report
-from bergson_core.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
+from bergson_core.schemas.results import Answer, Estimate, Progress, Report
+from bergson_core.schemas.specs import AppendSpec, AttributionQuery, BuildSpec, IndexName, ProfileSpec
 
 SCHEMA_VERSION = 3
 MAX_BYTES = 2**28
@@ -171,4 +171,4 @@ class Heartbeat(WorkerStatus):
     """What a worker writes every few seconds, with a time to live."""
 
     metrics: list[MetricFamily] = []
-    """Its numbers so far (`worker.metrics`)."""
+    """Its numbers so far (`worker.telemetry.metrics`)."""

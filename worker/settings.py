@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bergson_core.specs import Executor
+from bergson_core.schemas.specs import Executor
 
 
 def _split_paths(value: object) -> object:

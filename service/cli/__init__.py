@@ -12,20 +12,9 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
-from bergson_core.progress import quiet_libraries
-from service.cli import (
-    building,
-    canary,
-    changing,
-    checking,
-    corpus,
-    demo,
-    evaluating,
-    keys,
-    processes,
-    querying,
-)
-from service.cli.output import fail
+from bergson_core.utils.progress import quiet_libraries
+from service.cli import build, canary, check, demo, evaluate, keys, modify, query, score, serve
+from service.cli.support.output import fail
 
 
 class BuildByDefault(TyperGroup):
@@ -48,22 +37,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --top-k is --top_k
 )
-app.command("build")(building.build)
-app.command("estimate")(building.estimate)
-app.command("query")(querying.query)
-app.command("profile")(querying.profile)
-app.command("append")(changing.append)
-app.command("takedown")(changing.takedown)
-app.command("compact")(changing.compact)
-app.command("verify")(changing.verify)
-app.command("score")(corpus.score)
-app.command("self_influence")(corpus.self_influence)
-app.command("evaluate")(evaluating.evaluate)
-app.command("check")(checking.check)
+app.command("build")(build.build)
+app.command("estimate")(build.estimate)
+app.command("query")(query.query)
+app.command("profile")(query.profile)
+app.command("append")(modify.append)
+app.command("takedown")(modify.takedown)
+app.command("compact")(modify.compact)
+app.command("verify")(modify.verify)
+app.command("score")(score.score)
+app.command("self_influence")(score.self_influence)
+app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("canary")(canary.canary)
-app.command("up")(processes.up)
-app.command("serve")(processes.serve)
-app.command("worker")(processes.worker)
+app.command("up")(serve.up)
+app.command("serve")(serve.serve)
+app.command("worker")(serve.worker)
 app.command("demo")(demo.demo)
 app.add_typer(keys.app, name="keys")
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.evaluation_spec import EvaluationSpec
-from bergson_core.specs import DatasetSpec
-from service.canary import CanaryRun, append_run
-from service.cli.output import errors, explain, fail, say
-from service.cli.processes import DataDir, set_environment
-from service.client import Client
+from bergson_core.schemas.evaluation import EvaluationSpec
+from bergson_core.schemas.specs import DatasetSpec
+from service.cli.serve import DataDir, set_environment
+from service.cli.support.output import errors, explain, fail, say
+from service.client.clients import Client
+from service.indexes.canary_log import CanaryRun, append_run
 from service.schemas import AttributeResponse
 from service.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from bergson_core.facts import FactQuery
+    from bergson_core.demo.synthetic_facts import FactQuery
 
 Floor = Annotated[float | None, typer.Option(min=0, max=1, help="Least that counts as well; else status 1.")]
 
@@ -39,8 +39,8 @@ def canary(
     data_dir: DataDir = None,
 ) -> None:
     """Ask a running service a fixed set of queries: MRR, recall of the search and latency, for `GET /metrics`."""
-    from bergson_core.documents import open_dataset
-    from bergson_core.gold import read_queries
+    from bergson_core.data.dataset import open_dataset
+    from bergson_core.evaluation.ground_truth import read_queries
 
     settings = set_environment(data_dir)
     asked = read_queries(open_dataset(DatasetSpec(path=queries, split=split)), gold)
@@ -76,8 +76,8 @@ def _below(run: CanaryRun, min_mrr: float | None, min_recall: float | None) -> s
 def _run(name: str, queries: "list[FactQuery]", gold: str, path: Path, url: str | None) -> CanaryRun:
     import numpy as np
 
-    from bergson_core.answered import recall_of
-    from bergson_core.attribution import AttributionIndex
+    from bergson_core.attribution.index import AttributionIndex
+    from bergson_core.evaluation.service_recall import recall_of
 
     at, seconds, answers = time.time(), list[float](), list[AttributeResponse]()
     with Client(url, headers={"Cache-Control": "no-cache"}) as client:

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bergson_core.answers import Progress
+from bergson_core.demo.synthetic_facts import Corpus, make_corpus, write_corpus
 from bergson_core.errors import IndexNotFound
-from bergson_core.facts import Corpus, make_corpus, write_corpus
-from bergson_core.manifest import FORMAT_VERSION
-from bergson_core.specs import BuildSpec
-from service.cli.output import console, progress_bar, results_table
-from service.cli.processes import set_environment
-from service.client import Client
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import BuildSpec
+from bergson_core.storage.manifest import FORMAT_VERSION
+from service.cli.serve import set_environment
+from service.cli.support.output import console, progress_bar, results_table
+from service.client.clients import Client
 
 SHOWN = 4
 EVALUATED = 200
@@ -40,7 +40,7 @@ def demo(
     ] = None,
 ) -> None:
     """Train a small model on invented facts, index it, and ask which documents made it answer."""
-    from service.cli.system import running_system
+    from service.cli.support.process_group import running_system
 
     directory = (data_dir or _default_directory()).absolute() / f"people-{people}-seed-{seed}"
     corpus = make_corpus(people, seed)
@@ -64,7 +64,7 @@ def demo(
 
 
 def _train(corpus: Corpus, directory: Path, seed: int) -> None:
-    from bergson_core.demo_model import train_demo_model
+    from bergson_core.demo.model import train_demo_model
 
     with progress_bar() as show:
         report = train_demo_model(
@@ -134,7 +134,7 @@ def _show_answers(client: Client, index: str, corpus: Corpus) -> None:
 
 def _report(client: Client, index: str, corpus: Corpus) -> None:
     """Retrieval quality beside BM25 and random order, and latency, over queries through the service."""
-    from bergson_core.measures import bm25_rankings, random_rankings, retrieval
+    from bergson_core.evaluation.metrics import bm25_rankings, random_rankings, retrieval
 
     queries = corpus.queries[:: max(1, len(corpus.queries) // EVALUATED)][:EVALUATED]
     seconds, found = [], {}

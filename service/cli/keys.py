@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.errors import InvalidInput
-from service.cli.output import console, errors, explain, say
-from service.cli.processes import DataDir, set_environment
-from service.keys import Caller, Key, KeyFile, Scope
+from service.auth.api_keys import Caller, Key, KeyFile, Scope
+from service.cli.serve import DataDir, set_environment
+from service.cli.support.output import console, errors, explain, say
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the service: make one, list them, revoke one.")
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Body, Request
 
 from bergson_core.errors import BergsonError
-from bergson_core.specs import AttributionQuery
-from service import examples
-from service.asking import while_connected
-from service.dependencies import AskingDep, LimitsDep
-from service.documentation import IN_BATCH, IN_QUESTION, answered, problems
-from service.problems import ProblemDetails, problem
+from bergson_core.schemas.specs import AttributionQuery
+from service.http.dependencies import AskingDep, LimitsDep
+from service.http.problems import ProblemDetails, problem
+from service.http.query_handler import while_connected
+from service.http.strict_json import StrictJsonRoute
+from service.openapi import examples
+from service.openapi.metadata import IN_BATCH, IN_QUESTION, answered, problems
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
-from service.strict_json import StrictJsonRoute
 
 router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)
 

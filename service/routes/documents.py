@@ -6,9 +6,8 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Path, Response
 from fastapi.concurrency import run_in_threadpool
 
-from bergson_core.specs import AppendSpec
-from service import catalog, examples
-from service.dependencies import (
+from bergson_core.schemas.specs import AppendSpec
+from service.http.dependencies import (
     BrokerDep,
     CallerDep,
     IdempotencyKey,
@@ -17,9 +16,11 @@ from service.dependencies import (
     SettingsDep,
     accepted,
 )
-from service.documentation import ACCEPTED, IN_DOCUMENTS, IN_PATH, answered, problems
+from service.http.strict_json import StrictJsonRoute
+from service.indexes import catalog
+from service.openapi import examples
+from service.openapi.metadata import ACCEPTED, IN_DOCUMENTS, IN_PATH, answered, problems
 from service.schemas import DocumentDetail, JobAccepted
-from service.strict_json import StrictJsonRoute
 from worker.messages import AppendJob
 
 router = APIRouter(prefix="/index/{name}/documents", tags=["Documents"], route_class=StrictJsonRoute)

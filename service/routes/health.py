@@ -5,11 +5,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 
 from bergson_core.errors import NoWorker, RedisUnavailable, Unavailable
-from service import examples
-from service.canary import last_runs
-from service.dependencies import BrokerDep, CallerDep, MetricsDep, SettingsDep
-from service.documentation import METRICS, answered, problems
-from service.metrics import CONTENT_TYPE
+from service.http.dependencies import BrokerDep, CallerDep, MetricsDep, SettingsDep
+from service.http.metrics import CONTENT_TYPE
+from service.indexes.canary_log import last_runs
+from service.openapi import examples
+from service.openapi.metadata import METRICS, answered, problems
 from service.schemas import Live, Ready
 
 router = APIRouter(tags=["Health"])

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from bergson_core.errors import BergsonError
-from service import examples
-from service.dependencies import BrokerDep, CallerDep, KeysDep, LimitQuery, RequestIdDep
-from service.documentation import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
-from service.jobs import no_job
-from service.problems import problem
+from service.http.dependencies import BrokerDep, CallerDep, KeysDep, LimitQuery, RequestIdDep
+from service.http.problems import problem
+from service.openapi import examples
+from service.openapi.metadata import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
+from service.queue.jobs import no_job
 from service.schemas import JobPage
 from worker.messages import JobRecord, JobState
 

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from service import examples
-from service.dependencies import BrokerDep, CallerDep
-from service.documentation import answered, problems
-from service.keys import Caller
+from service.auth.api_keys import Caller
+from service.http.dependencies import BrokerDep, CallerDep
+from service.openapi import examples
+from service.openapi.metadata import answered, problems
 from service.schemas import ModelList, ModelSummary, WorkerList
 from worker.messages import WorkerStatus
 

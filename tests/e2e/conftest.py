@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cli.system import System, running_system
+from service.cli.support.process_group import System, running_system
 from service.settings import ServiceSettings
 from tests import tiny
 

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from bergson_core import build_index, estimate
-from bergson_core.answers import Estimate
+from bergson_core import build_index
 from bergson_core.errors import InvalidInput
-from bergson_core.manifest import read_manifest
-from bergson_core.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.indexing import estimate
+from bergson_core.schemas.results import Estimate
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.storage.manifest import read_manifest
 from service.cli import app, main
 from tests import tiny
 from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, free_port

@@ -21,10 +21,10 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.manifest import read_manifest
-from bergson_core.specs import BuildSpec
+from bergson_core.schemas.specs import BuildSpec
+from bergson_core.storage.manifest import read_manifest
 from service.cli import app
-from service.client import Client
+from service.client.clients import Client
 from tests import tiny
 from tests.e2e.conftest import build_request
 

@@ -1,4 +1,4 @@
-"""A broker in memory with the methods of `service.broker.Broker`, and an index directory without rows."""
+"""A broker in memory with the methods of `service.queue.broker.Broker`, and an index directory without rows."""
 
 import asyncio
 import json
@@ -6,7 +6,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from bergson_core.answers import (
+from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.results import (
     Answer,
     Control,
     Estimate,
@@ -18,11 +19,17 @@ from bergson_core.answers import (
     Verification,
     Verified,
 )
-from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
-from bergson_core.manifest import FORMAT_VERSION, FileEntry, Manifest, ModuleEntry, SearchEntry, ShardEntry
-from bergson_core.specs import AttributionQuery, BuildSpec
-from service import examples
-from service.load import QueueLoad
+from bergson_core.schemas.specs import AttributionQuery, BuildSpec
+from bergson_core.storage.manifest import (
+    FORMAT_VERSION,
+    FileEntry,
+    Manifest,
+    ModuleEntry,
+    SearchEntry,
+    ShardEntry,
+)
+from service.openapi import examples
+from service.queue.queue_load import QueueLoad
 from worker.messages import (
     FINAL_STATES,
     BuildJob,
@@ -34,7 +41,7 @@ from worker.messages import (
     Priority,
     ResidentModel,
 )
-from worker.metrics import WorkerMetrics
+from worker.telemetry.metrics import WorkerMetrics
 
 POLL_S = 0.01
 NOW = 1_772_366_400.0

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
-from service import examples
-from service.keys import Caller, KeyFile
+from service.auth.api_keys import Caller, KeyFile
+from service.openapi import examples
 
 BODIES: dict[str, Any] = {
     "build_index": examples.INDEX_INLINE | {"name": "facts-2"},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bergson_core.errors import InvalidInput
-from service import settings_table
+from service.docgen import settings_page
 from service.settings import ClientSettings, ServiceSettings, is_loopback
 
 
@@ -35,7 +35,7 @@ def test_a_timeout_is_the_default_or_what_was_asked_up_to_the_maximum() -> None:
 
 def test_the_committed_table_of_settings_is_what_the_settings_say() -> None:
     committed = Path(__file__).parents[2] / "docs" / "settings.md"
-    assert committed.read_text() == settings_table.text(), "run `make openapi`"
+    assert committed.read_text() == settings_page.text(), "run `make openapi`"
 
 
 _OF_FEW = {"executor": "ray", "log_format": "json", "log_level": "debug"}
@@ -45,9 +45,9 @@ _OF_FEW = {"executor": "ray", "log_format": "json", "log_level": "debug"}
 def test_every_setting_is_in_the_table_under_the_variable_that_it_is_read_from(
     settings: type[ServiceSettings | ClientSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = settings_table.text()
+    written = settings_page.text()
     for name, field in settings.model_fields.items():
-        variable = settings_table.variable(settings, name)
+        variable = settings_page.variable(settings, name)
         assert f"| `{variable}` |" in written and field.description
         with monkeypatch.context() as context:
             context.setenv(variable, _OF_FEW.get(name, "1"))

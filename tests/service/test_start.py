@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service.__main__ import _listen
-from service.keys import KeyFile
+from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
 from tests.service.keyed import bearer
 

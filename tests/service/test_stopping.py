@@ -9,18 +9,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bergson_core.specs import BuildSpec
-from service.client import Client
+from bergson_core.schemas.specs import BuildSpec
+from service.client.clients import Client
 from tests.service.fake_broker import WORKER, answer_to, publish
 from tests.service.test_start import LIMIT_S, started
 from tests.worker.helpers import until
-from worker.embedded import embedded_redis
 from worker.messages import Reply
-from worker.metrics import WorkerMetrics
-from worker.queries import QueryQueue
-from worker.queue import WorkerQueue
-from worker.redis_client import connect
+from worker.queue.embedded_redis import embedded_redis
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.query_queue import QueryQueue
+from worker.queue.redis_client import connect
 from worker.settings import Settings
+from worker.telemetry.metrics import WorkerMetrics
 
 pytestmark = pytest.mark.e2e
 

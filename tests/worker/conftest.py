@@ -11,14 +11,14 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 
-from service.broker import Broker
+from service.queue.broker import Broker
 from tests.worker.fakes import FakeCore
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S
 from tests.worker.servers import options, refusals, restricted, running
-from worker.embedded import embedded_redis
-from worker.queue import WorkerQueue
-from worker.redis_client import connect
-from worker.runner import Runner
+from worker.process.runner import Runner
+from worker.queue.embedded_redis import embedded_redis
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 

@@ -12,11 +12,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bergson_core.answers import Answer, Estimate, Progress, QueryEcho, ResultRow, TimingMs, Verification
 from bergson_core.errors import BergsonError, IndexExists, TooLong
-from bergson_core.manifest import FILE_NAME, FORMAT_VERSION, Manifest, ModuleEntry, SearchEntry, read_manifest
-from bergson_core.specs import AttributionQuery, BuildSpec, Executor, VerifySpec
-from service import examples
+from bergson_core.schemas.results import (
+    Answer,
+    Estimate,
+    Progress,
+    QueryEcho,
+    ResultRow,
+    TimingMs,
+    Verification,
+)
+from bergson_core.schemas.specs import AttributionQuery, BuildSpec, Executor, VerifySpec
+from bergson_core.storage.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    Manifest,
+    ModuleEntry,
+    SearchEntry,
+    read_manifest,
+)
+from service.openapi import examples
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
 

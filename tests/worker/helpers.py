@@ -9,17 +9,17 @@ from uuid import uuid4
 
 from redis import Redis, RedisError
 
-from bergson_core.specs import BuildSpec
+from bergson_core.schemas.specs import BuildSpec
 from tests.worker.fakes import question, spec
-from worker import queries, scripts
-from worker import queue as keys
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
-from worker.queue import WorkerQueue
-from worker.redis_client import connect
+from worker.queue import job_queue as keys
+from worker.queue import lua_scripts, query_queue
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
-REPLY_TO = queries.REPLIES + "web"
+REPLY_TO = query_queue.REPLIES + "web"
 TIMEOUT_S = 30.0
 
 
@@ -67,7 +67,7 @@ def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = 
     job = BuildJob(job_id=job_id, index=index, spec=spec(), request_id="r")
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
-        *(scripts.SUBMIT, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
+        *(lua_scripts.SUBMIT, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
         *(keys.CREATED, keys.LANES, keys.LANE + lane, index, job_id, ""),
         *(job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
     )
@@ -86,16 +86,16 @@ def send(
         deadline=now + timeout_s,
         query=question(),
     ).model_copy(update=fields)
-    arguments = queries.ask_arguments(query, lane, Settings())
+    arguments = query_queue.ask_arguments(query, lane, Settings())
     if raw:
         arguments["args"][3] = raw
-    assert redis.register_script(scripts.ASK)(**arguments) == "asked"
+    assert redis.register_script(lua_scripts.ASK)(**arguments) == "asked"
     return query
 
 
 def waiting(redis: Redis) -> int:
     """Queries that no worker has taken."""
-    return sum(cast("int", redis.zcard(queries.waiting_keys(one)[0])) for one in PRIORITIES)
+    return sum(cast("int", redis.zcard(query_queue.waiting_keys(one)[0])) for one in PRIORITIES)
 
 
 def left(redis: Redis) -> list[str]:

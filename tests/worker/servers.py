@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.worker.helpers import REPOSITORY, answers, until
-from worker.redis_client import connect
+from worker.queue.redis_client import connect
 
 (RULE,) = re.findall(r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE)
 

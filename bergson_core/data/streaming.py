@@ -1,0 +1,93 @@
+"""Documents of a stream: what is too large to be kept as a whole, in memory or in the datasets library's cache.
+
+    <output>/documents.arrow   the columns that a build reads, as an Arrow stream, until its index is published
+
+A build reads its documents several times: to check every one, for samples, shard by shard. A stream is read in order
+only, and a hub's is downloaded each time. So it is read once, by Arrow batches, into a file that bears its name as
+soon as it is whole. All that follows is local, and a build that is killed goes on from what the first run has read,
+whatever the source has become. The index keeps these texts anyway.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from datasets.table import table_cast
+
+from bergson_core.data.dataset import (
+    Documents,
+    as_documents,
+    empty,
+    load_documents,
+    open_stream,
+    readable,
+    wanted_columns,
+)
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.utils.progress import Clock
+
+FILE_NAME: Final = "documents.arrow"
+_AT_ONCE: Final = 1000
+"""Rows of a batch. It divides the 10,000 that the csv reader takes at once: each time it finds types anew, and no batch
+can hold two of them."""
+
+
+def load_streamed(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
+    """As `load_documents`. A stream is read into a file of the directory `root`, or has been by an earlier run.
+
+    `report` is called after every batch and may raise to stop.
+    """
+    documents = _loaded(spec, root, report)
+    pa.default_memory_pool().release_unused()  # some 50 MB that reading a file for the first time has taken
+    return documents
+
+
+def _loaded(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
+    source = spec.dataset
+    if source is None or not source.streaming:
+        return load_documents(spec)
+    if not (root / FILE_NAME).is_file():
+        opened = open_stream(source)
+        if isinstance(opened, Dataset):
+            return as_documents(opened, spec.columns, source.path)
+        _write(_batches(opened, source, spec.columns), root / FILE_NAME, source.path, report)
+    return as_documents(Dataset.from_file(str(root / FILE_NAME)), spec.columns, source.path)
+
+
+def _batches(opened: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:
+    """The wanted columns of a stream, in the types of its first rows, as a file that is not streamed has them."""
+    with readable(source):
+        tables, schema = opened.with_format("arrow").iter(_AT_ONCE), None
+    while True:
+        with readable(source):
+            table: pa.Table | None = next(tables, None)
+            if table is None:
+                return
+            wanted = table.select(wanted_columns(columns, table.column_names, source.path))
+            schema = schema or wanted.schema
+            wanted = table_cast(wanted, schema)
+        yield wanted
+
+
+def _write(batches: Iterator[pa.Table], path: Path, name: str, report: Callable[[Progress], None]) -> None:
+    """Writes a file as one step. Raises `InvalidInput` where there is no batch."""
+    first = next(batches, None)
+    if first is None:
+        raise empty(name)
+    temporary, clock = path.with_name(f".{path.name}.tmp"), Clock("read", total=0)
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_stream(file, first.schema) as writer:
+                for table in chain([first], batches):
+                    writer.write_table(table)
+                    report(clock.tick(len(table), tokens=0))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""Adds documents to a published index: their shards beside the old ones, then a new generation of the manifest.
+
+Statistics stay: normalizers, projections, preconditioners. So the old rows stay too, and the cost is that of the new
+documents, plus, each time that the index has grown by a tenth, one reading of all rows to measure the search again.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from bergson_core.attribution.index import LoadModel, check_model
+from bergson_core.data.dataset import Record, as_record
+from bergson_core.data.streaming import load_streamed
+from bergson_core.errors import IdsExist
+from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.indexing.build import fingerprint, fitting_into_memory, open_rows
+from bergson_core.indexing.publish import Confirm, Report, publish_next, rows_a_shard, writing
+from bergson_core.indexing.shard_builder import Corpus, ShardMaker, make_shards, prepare, tasks, tokens_of
+from bergson_core.models.batch_budget import find_budget
+from bergson_core.models.loading import LanguageModel, load_model
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import AppendSpec, BuildSpec, Executor
+from bergson_core.search.recall import SAMPLE, Sample
+from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.shard import Place
+from bergson_core.storage.document_lookup import existing_ids
+from bergson_core.storage.document_table import document, texts_of
+from bergson_core.storage.integrity import APPENDING
+from bergson_core.storage.manifest import Manifest, check_append, read_manifest
+
+_MEASURED_FOR: Final = 1.1
+"""Times the rows that the search was measured over: with more, it is measured again."""
+_IDS_AT_ONCE: Final = 2**16
+
+
+def append_documents(
+    index: str | Path,
+    spec: AppendSpec,
+    *,
+    key: str = "",
+    report: Report = lambda progress: None,
+    confirm: Confirm = lambda: None,
+    load_model: LoadModel = load_model,
+    shard_rows: int | None = None,
+    executor: Executor = "local",
+) -> Manifest:
+    """Adds the documents of `spec` to the index in directory `index`, and returns its new manifest.
+
+    Readers see the old generation until the new one is whole. An append that was stopped goes on from its finished
+    shards, and one that is in the index already returns at once: that is told by its documents and by `key`, which a
+    caller gives who may send the same documents twice on purpose. `report`, `confirm`, `shard_rows` and `executor` are
+    those of `build_index`.
+    Raises `IdsExist` where the index has documents of the same ids; `InvalidInput` where `spec` says something else
+    than the index was built with, for a bad document, and for an index of a training run; `IndexCorrupt` where the
+    model is not the one of the index; `IndexNotFound`, `IndexBusy` while another process writes there, `DiskFull` and
+    `ClusterUnavailable`.
+    """
+    root = Path(index)
+    check_append(root.name, read_manifest(root), spec)
+    prepare(executor)
+    with writing(root), fitting_into_memory():
+        old = read_manifest(root)
+        report(Progress(stage="load"))
+        model = load_model(old.spec.model, old.revision, old.spec.dtype)
+        check_model(root.name, old, model)
+        new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
+        documents = load_streamed(new, _workspace(root, spec, key), report)
+        corpus = Corpus.survey(new, replace(documents, first_number=old.numbered), model, report)
+        source = _source(new, model, corpus, key)
+        if source in {shard.source for shard in old.shards}:
+            return old
+        _check_ids(root, corpus)
+        rows = open_rows(new, root, model)
+        maker = ShardMaker(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
+        place = Place(old.rows, source, old.generation + 1)
+        first_name = 1 + max(int(shard.name) for shard in old.shards)
+        size = shard_rows or rows_a_shard(rows.shape, old.rows + len(corpus.documents))
+        work = tasks(len(corpus.documents), size, place, first_name)
+        made = make_shards(maker, corpus.documents, work, report, confirm, executor)
+        shards = (*old.shards, *made)
+        sample = None
+        if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
+            sample = _sample(root, old.model_copy(update={"shards": shards}), maker, report)
+        numbered = old.numbered + len(corpus.documents)
+        manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
+        report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
+        return manifest
+
+
+def _workspace(root: Path, spec: AppendSpec, key: str) -> Path:
+    """Where a stream is read into, for this append alone; what was stopped finds it again."""
+    name = hashlib.sha256(f"{key}\0{spec.model_dump_json()}".encode()).hexdigest()[:16]
+    path = root / f"{APPENDING}{name}"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _source(spec: BuildSpec, model: LanguageModel, corpus: Corpus, key: str) -> str:
+    parts = (fingerprint(spec, model, corpus), key)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _check_ids(root: Path, corpus: Corpus) -> None:
+    documents = corpus.documents
+    if documents.columns.id is None:
+        return
+    found: list[str] = []
+    for start in range(0, len(documents), _IDS_AT_ONCE):
+        part = documents.dataset[start : start + _IDS_AT_ONCE][documents.columns.id]
+        found += existing_ids(root, [str(one) for one in part])
+    if found:
+        raise IdsExist.of(found)
+
+
+def _budget_tokens(root: Path, model: LanguageModel, rows: RowMaker, corpus: Corpus) -> int:
+    """As the build's batches, where these still fit: a document gets the row that it would have got there."""
+    before = json.loads((root / "statistics" / "done").read_text())["budget_tokens"]
+    return min(before, find_budget(model, rows.collector.layers, corpus.longest))
+
+
+def _sample(root: Path, manifest: Manifest, maker: ShardMaker, report: Report) -> Sample:
+    """Documents of the whole index as queries, from their stored text."""
+    total = sum(shard.rows for shard in manifest.shards)
+    numbers = sample_numbers(total, SAMPLE, manifest.spec.gradients.seed)
+    tokens = tokens_of(_records(root, manifest, numbers), maker.spec, maker.model)
+    telling = Progress(stage="measure", unit="rows")
+    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling))
+
+
+def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
+    records = []
+    for entry, texts in texts_of(root, manifest):
+        for number in numbers:
+            if entry.first_row <= number < entry.first_row + entry.rows:
+                row = document(texts, number - entry.first_row)
+                records.append(as_record(row["id"], row["prompt"], row["completion"], manifest.spec.columns))
+    return records

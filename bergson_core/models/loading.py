@@ -1,0 +1,241 @@
+"""Loads a causal language model and its tokenizer, and knows where its head begins.
+
+Only safetensors weights and only code that transformers itself ships: nothing from a model's directory is run.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bergson_core.errors import InvalidInput, ModelNotFound
+from bergson_core.models.config_guard import check_config, check_files
+from bergson_core.models.hooks import frozen, unwrapped
+from bergson_core.models.lora import CONFIG, WEIGHTS, AdapterBase, adapter_base, expressions
+from bergson_core.models.modules import Layer, output_head
+from bergson_core.utils import safe_regex
+
+_UNFIT = (
+    *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
+    *(TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError),
+)
+"""What transformers raises where files are missing, damaged, or say what makes no sense."""
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with what is needed to run it on text.
+
+    `backbone` and `head` compute the model's logits as head(backbone(ids).last_hidden_state), which was checked;
+    both are None where the model is not of that form, or where the head itself is tracked. `max_tokens` is the
+    model's context, None where it states none. `sha256` covers config, weights and tokenizer; empty for a model
+    that did not come from files. `revision` is the commit of the hub's repository that it came from.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    max_tokens: int | None
+    backbone: nn.Module | None
+    head: nn.Linear | None
+    sha256: str = ""
+    revision: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weights."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    def tracking(self, layers: Iterable[Layer]) -> "LanguageModel":
+        """The same model, run whole where a tracked layer is in the head."""
+        if any(self.head in (layer.module, *layer.twins) for layer in layers):
+            return replace(self, backbone=None, head=None)
+        return self
+
+
+def default_device() -> str:
+    """The first GPU, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "float32", device: str | None = None
+) -> LanguageModel:
+    """The model and tokenizer of a hub id or a directory, frozen, in evaluation mode; LoRA adapters on their model.
+
+    Raises `ModelNotFound` where there is none, or none that can be loaded from safetensors without foreign code.
+    """
+    directory = adapters = _resolve(name, revision)
+    if base := adapter_base(adapters):
+        directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    _check_weights(directory, "*.safetensors")
+    for one in {directory, adapters}:
+        check_files(one)
+    check_config(directory)
+    try:
+        with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
+        tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+        model: nn.Module = loaded[0]
+        if missing := sorted(loaded[1]["missing_keys"]):  # they would be random numbers
+            raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
+        if base:
+            model = _with_adapters(model, adapters)
+    except _UNFIT as error:
+        raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
+    model.requires_grad_(False).eval()
+    nn.Module.to(model, device or default_device())
+    sha256 = _content_hash(*dict.fromkeys((directory, adapters)))
+    return replace(wrap(model, tokenizer, sha256), revision=_commit(adapters))
+
+
+def _check_weights(directory: Path, pattern: str) -> None:
+    if not any(directory.glob(pattern)):
+        raise ModelNotFound(
+            f"{directory} has no safetensors weights; expected {pattern.replace('*', 'model')} (pickle is never loaded)"
+        )
+
+
+def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
+    """The directory of the model that adapters belong to.
+
+    Adapters of the hub name no local model, and none name adapters in turn.
+    """
+    if not local and Path(base.name).expanduser().exists():
+        raise ModelNotFound(f"the adapters are of the local model {base.name!r}; expected a hub id")
+    directory = _resolve(base.name, base.revision)
+    if adapter_base(directory):
+        raise ModelNotFound(
+            f"{adapters} has adapters of {base.name}, which are adapters too; expected a whole model"
+        )
+    return directory
+
+
+def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
+    _check_weights(adapters, WEIGHTS)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
+    if searched := expressions(adapters):
+        names = [name for name, _ in model.named_modules()]
+        safe_regex.try_out(f"{adapters / CONFIG}", searched, names)
+    return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
+
+
+def wrap(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
+) -> LanguageModel:
+    """A model that is already in memory."""
+    config = getattr(model, "config", None)
+    text_config = (
+        config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    )
+    limit = getattr(text_config, "max_position_embeddings", None)
+    backbone, head = _split(model)
+    return LanguageModel(model, tokenizer, limit, backbone, head, sha256)
+
+
+def _resolve(name: str, revision: str | None) -> Path:
+    """The directory with the files: `name` itself, or a snapshot of the hub repository."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / config).is_file() for config in ("config.json", CONFIG)):
+            raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
+        return path
+    if path.exists() or name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"model {name!r} is no local directory, and the hub did not give it: {error}"
+        ) from error
+
+
+def _commit(directory: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache, None for another directory."""
+    is_snapshot = directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
+    return directory.name if is_snapshot else None
+
+
+def _content_hash(*directories: Path) -> str:
+    """sha256 over the names and contents of config, weights and tokenizer."""
+    digest = hashlib.sha256()
+    files = [sorted({*one.glob("*.json"), *one.glob("*.safetensors")}) for one in directories]
+    for path in chain.from_iterable(files):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
+    """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
+
+    Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
+    comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
+    """
+    inner = unwrapped(model)
+    backbone, head = getattr(inner, "base_model", inner), output_head(model)
+    if backbone is model or not isinstance(head, nn.Linear):
+        return None, None
+    ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
+    ends: list[Tensor] = []
+
+    def note_ends(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        ends.extend((*args, output))
+
+    hook = head.register_forward_hook(note_ends)
+    try:
+        with frozen(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+            hook.remove()
+            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
+    except (AttributeError, TypeError):
+        return None, None
+    finally:
+        hook.remove()
+    if len(ends) != 2 or ends[0].shape != hidden.shape:
+        return None, None
+    unscaled = torch.allclose(hidden, ends[0], rtol=1e-3, atol=1e-4)
+    uncapped = torch.equal(logits, ends[1].to(logits.dtype))
+    return (backbone, head) if unscaled and uncapped else (None, None)
+
+
+def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
+    """The longest document in tokens: what the user allows, or the model's context.
+
+    Raises `InvalidInput` where more is allowed than the model takes.
+    """
+    if max_tokens is not None and model.max_tokens is not None and max_tokens > model.max_tokens:
+        raise InvalidInput(
+            f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
+        )
+    return max_tokens or model.max_tokens

@@ -1,0 +1,72 @@
+"""Adapters on disk: a directory of PEFT's with LoRA weights, and the model that they belong to. No torch here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from bergson_core.errors import ModelNotFound
+from bergson_core.models.config_guard import read_json
+from bergson_core.utils.safe_regex import How
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+_MOST_RANK: Final = 10_000
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that adapters were trained on: a hub id or a directory, and its revision."""
+
+    name: str
+    revision: str | None
+
+
+def adapter_base(directory: Path) -> AdapterBase | None:
+    """What the adapters in `directory` belong to; None where there are none.
+
+    Raises `ModelNotFound` for other adapters than LoRA, or such as would have PEFT import modules by name.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        config = read_json(path)
+        name, revision, kind = config["base_model_name_or_path"], config.get("revision"), config["peft_type"]
+        foreign = config.get("megatron_config")
+        ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()]
+        small = all(0 <= rank <= _MOST_RANK for rank in ranks) and not config.get("layer_replication")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelNotFound(f"{path} is no configuration of adapters: {error!r}") from error
+    if (
+        kind != "LORA"
+        or foreign is not None
+        or not isinstance(name, str)
+        or not isinstance(revision, str | None)
+        or not small
+    ):
+        raise ModelNotFound(
+            f"{path} is of adapters of type {kind!r} of the model {name!r}; expected type LORA, no megatron_config "
+            f"and no layer_replication, ranks up to {_MOST_RANK:,}, and the model's hub id or directory"
+        )
+    return AdapterBase(name, revision)
+
+
+def expressions(directory: Path) -> list[tuple[How, str]]:
+    """The regular expressions that PEFT makes of the adapters' configuration, to look for in names of modules."""
+    return list(_expressions(read_json(directory / CONFIG)))
+
+
+def _expressions(config: dict[str, Any]) -> Iterator[tuple[How, str]]:
+    """As `check_target_module_exists` and `get_pattern_key` of PEFT 0.18 to 0.21 do."""
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(one := config.get(field), str):
+            yield "fullmatch", one
+    for one in config.get("modules_to_save") or ():
+        yield "match", rf"(^|.*\.){one}($|\..*)"
+    patterns = config.get("layers_pattern") or ()
+    for one in [patterns] if isinstance(patterns, str) else patterns:
+        yield "match", rf"(?:^|.*?\.){one}\.(?P<idx>\d+)\."
+    for one in chain(config.get("rank_pattern") or (), config.get("alpha_pattern") or ()):
+        yield "match", rf"(.*\.)?({one})$"

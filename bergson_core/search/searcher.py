@@ -1,0 +1,216 @@
+"""The rows of an index, open for search: candidates, exact scores, what is hidden or filtered. No model here.
+
+Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bergson_core.errors import IndexCorrupt
+from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.results import ResultRow
+from bergson_core.schemas.specs import AttributionQuery, Direction
+from bergson_core.search.background_sample import SampledRows
+from bergson_core.search.candidates import Candidates
+from bergson_core.search.exact_scores import ExactScores, Stored
+from bergson_core.search.faiss_index import search_path
+from bergson_core.search.hits import Found, Hit, Retold
+from bergson_core.search.metadata_filter import MetadataFilter
+from bergson_core.search.profile import Profile, lengths_path
+from bergson_core.search.thread_pool import side_by_side
+from bergson_core.shards.shard import RowShape, Shard
+from bergson_core.storage.document_lookup import Hidden
+from bergson_core.storage.document_table import document
+from bergson_core.storage.integrity import check_files
+from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
+
+_ALL_BELOW: Final = 10
+"""Times the candidates: so few rows that meet a filter are all scored exactly."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a query concerns the search."""
+
+    top_k: int
+    direction: Direction
+    include: Sequence[str]
+    profile: str
+    filter: Mapping[str, Condition] | None
+
+    @classmethod
+    def by(cls, query: AttributionQuery) -> "Asked":
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
+
+    def like(self, other: "Asked") -> bool:
+        """Whether both can be searched for together."""
+        return self.profile == other.profile and self.filter == other.filter
+
+
+class Visible:
+    """Which rows may be shown by now: all but those that were taken down. For one thread."""
+
+    def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self._hidden, self._shards = Hidden(root, manifest), shards
+        self._masks: list[np.ndarray | None] = [None] * len(shards)
+
+    def masks(self) -> Sequence[np.ndarray | None]:
+        """For each shard which of its rows, bool [n], or None for all of them."""
+        if self._hidden.update():
+            hidden = [self._hidden.of(shard.entry, shard.records) for shard in self._shards]
+            self._masks = [~one if one.any() else None for one in hidden]
+        return self._masks
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """The shards of an index that are whole, or some of them. For one thread.
+
+    `damaged` says of each other shard what is wrong with it.
+    """
+
+    manifest: Manifest
+    shards: Sequence[Shard]
+    profiles: Mapping[str, Profile]
+    candidates: Candidates
+    metadata: MetadataFilter
+    visible: Visible
+    damaged: Mapping[str, str]
+
+    @classmethod
+    def open(cls, root: Path, manifest: Manifest, names: Collection[str] | None = None) -> "Searcher":
+        """The shards of these names, or all, of the index in directory `root`.
+
+        Raises `IndexCorrupt` where what they share is damaged.
+        """
+        entries = [entry for entry in manifest.shards if names is None or entry.name in names]
+        damaged = _damaged(root, manifest, entries)
+        entries = [entry for entry in entries if entry.name not in damaged]
+        shape, spec = RowShape.of(manifest), manifest.spec
+        shards = [Shard.open(root, entry, shape) for entry in entries]
+        return cls(
+            manifest=manifest,
+            shards=shards,
+            profiles={one.name: Profile.open(root, spec, one.name, entries) for one in manifest.profiles},
+            candidates=Candidates.open(root, shards, manifest.search.kind),
+            metadata=MetadataFilter(shards, spec.columns.metadata),
+            visible=Visible(root, manifest, shards),
+            damaged=damaged,
+        )
+
+    @cached_property
+    def sampled(self) -> SampledRows:
+        """Rows to compare results with, read when they are first asked for."""
+        return SampledRows.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
+
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+        """What is found for each query from its row."""
+        signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
+        hits: list[dict[int, list[Hit]]] = [{} for _ in queries]
+        sampled: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
+        left = list(range(len(queries)))
+        while left:
+            first = queries[left[0]]
+            here = [k for k in left if queries[k].like(first)]
+            left = [k for k in left if k not in here]
+            profile = self.profiles[first.profile]
+            phi, weights = profile.prepare(blocks[here])
+            exact = ExactScores(self.shards, profile)
+            asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
+            directed = torch.stack([sign * phi[i] for i, sign in asked])
+            count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest)
+            candidates = self._candidates(directed, count, first.filter)
+            work = ((exact, weights[i], *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
+            scored = side_by_side(_scored, work)
+            for (i, sign), (shards, places, parts) in zip(asked, scored, strict=True):
+                query, scores = queries[here[i]], parts.sum(1).numpy()
+                best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
+                stored: Sequence[Stored | None] = [None] * len(best)
+                if "tokens" in query.include:
+                    stored = exact.stored(weights[i], shards[best], places[best])
+                hits[here[i]][sign] = [
+                    self._hit(rank, int(shards[c]), int(places[c]), parts[c], query, kept)
+                    for rank, (c, kept) in enumerate(zip(best, stored, strict=True), start=1)
+                ]
+            for k, scores in zip(
+                here, self.sampled.scores(profile, weights, self.visible.masks()), strict=True
+            ):
+                sampled[k] = scores
+        return [Found(one.get(1), one.get(-1), scores) for one, scores in zip(hits, sampled, strict=True)]
+
+    def _candidates(
+        self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(shard [q, k], place [q, k] or -1) of the rows to score exactly.
+
+        Where few rows meet the conditions, these are all of them: among few, FAISS has nothing to save.
+        """
+        visible = self.visible.masks()
+        if conditions is None:
+            return self.candidates.find(queries, count, visible)
+        meeting = self.metadata.rows(conditions)
+        allowed = [rows if mask is None else rows & mask for rows, mask in zip(meeting, visible, strict=True)]
+        if sum(int(mask.sum()) for mask in allowed) > _ALL_BELOW * count:
+            return self.candidates.find(queries, count, allowed)
+        places = [np.flatnonzero(mask) for mask in allowed]
+        shards = np.repeat(np.arange(len(places)), [len(one) for one in places])
+        shape = (len(queries), len(shards))
+        return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
+
+    def _hit(
+        self, rank: int, shard: int, place: int, parts: Tensor, query: Asked, stored: Stored | None
+    ) -> Hit:
+        """The row at this place, whose score the `parts` [m] of its layers sum to."""
+        row, modules = document(self.shards[shard].records, place), None
+        text = "text" in query.include
+        if "modules" in query.include:
+            names = (module.name for module in self.manifest.modules)
+            modules = dict(zip(names, parts.tolist(), strict=True))
+        found = ResultRow(
+            rank=rank,
+            id=row["id"],
+            score=float(parts.sum()),
+            prompt=row["prompt"] if text else None,
+            completion=row["completion"] if text else None,
+            metadata=row["metadata"] if "metadata" in query.include else None,
+            loss=row["loss"],
+            modules=modules,
+        )
+        return Hit(found, stored and Retold(row["prompt"], row["completion"], stored))
+
+
+def _scored(
+    asked: tuple[ExactScores, Tensor, np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """(shards [k], places [k], what each layer adds to the score [k, m]) of the rows that are real."""
+    exact, weights, shards, places = asked
+    shards, places = shards[places >= 0], places[places >= 0]
+    return shards, places, exact.layer_parts(weights, shards, places)
+
+
+def _damaged(root: Path, manifest: Manifest, entries: Sequence[ShardEntry]) -> dict[str, str]:
+    """What is wrong with each of these shards that is not whole. Raises `IndexCorrupt` for what all of them share."""
+    owners: dict[str, str] = {}
+    for shard in entries:
+        owners |= {entry.path: shard.name for entry in shard.files}
+        owners[search_path(manifest.search.kind, shard.name)] = shard.name
+        owners |= {lengths_path(profile.name, shard.name): shard.name for profile in manifest.profiles}
+    everything = [entry for part in (manifest, *entries, *manifest.profiles) for entry in part.files]
+    found = check_files(root, [entry for entry in everything if _concerns(entry, owners)])
+    for entry, wrong in found:
+        if entry.path not in owners:
+            raise IndexCorrupt(f"{wrong}; restore it from a copy or build the index again")
+    return {owners[entry.path]: wrong for entry, wrong in found}
+
+
+def _concerns(entry: FileEntry, owners: Collection[str]) -> bool:
+    """Whether a file belongs to one of the shards at hand, or to all shards."""
+    return entry.path in owners or not entry.path.endswith((".faiss", ".lengths.bin"))

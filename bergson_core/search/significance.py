@@ -1,0 +1,116 @@
+"""Whether anything stands out: the notice of an answer, and the queries that it is calibrated with.
+
+Legend: q queries, r sampled rows, m layers, d numbers a layer.
+
+How far a result stands out is its prominence: its height above the median of the sampled rows' scores (`sampled`), in
+units of that of their 99th percentile. Scores of different queries have different sizes and spreads; of this nothing is
+left in it. Where the best result's is not above the index's threshold, the answer says that no strong influence was
+found.
+
+The threshold is what `1 - FALSE_ALARMS` of made-up queries stay below, which no document states: the first half of
+one document's tokens, then the second half of another's, for each that one of `CHOICES` which the model finds likeliest
+there. Halves that do not fit are told too easily (docs/quality.md has what was measured). So false alarms are promised
+among queries like these alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from bergson_core.data.batching import Tokens
+from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.models.forward_backward import losses_of
+from bergson_core.search.background_sample import SampledRows
+from bergson_core.search.candidates import Candidates
+from bergson_core.search.exact_scores import ExactScores
+from bergson_core.search.profile import Profile
+from bergson_core.storage.manifest import NoticeEntry
+
+NOTICE: Final = "no strong influence found"
+FALSE_ALARMS: Final = 0.05
+CHOICES: Final = 4
+_ENDS_A_BEGINNING: Final = 4
+LEAST_ROWS: Final = 50
+"""Of the sample: among fewer nothing can stand out."""
+_MOST_CANDIDATES: Final = 4096
+_AT_ONCE: Final = 64
+
+
+def prominence(score: float, sampled: Float32[np.ndarray, " r"]) -> float:
+    """How far a score stands out from those of the sampled rows: 1 as far as the 99th percentile, 0 not at all."""
+    middle, high = np.quantile(sampled, (0.5, 0.99))
+    above = score - float(middle)
+    return above / float(high - middle) if high > middle else float(np.sign(above)) * np.inf
+
+
+def notice(score: float, sampled: Float32[np.ndarray, " r"], entry: NoticeEntry | None) -> str | None:
+    """`NOTICE` where the best result's score does not stand out; None where it does, or where that is not known."""
+    if entry is None or len(sampled) < LEAST_ROWS:
+        return None
+    return None if prominence(score, sampled) > entry.threshold else NOTICE
+
+
+def joined_rows(
+    collector: RowCollector,
+    documents: Sequence[Tokens],
+    budget_tokens: int,
+    tell: Callable[[], object] = lambda: None,
+    *,
+    choices: int = CHOICES,
+) -> Float[Tensor, "q m d"]:
+    """Raw rows of made-up queries, four for each document; none where there are too few documents to choose from.
+
+    Of `choices` ends for each beginning the likeliest is taken. `tell` is called between batches.
+    """
+    layers, count = len(collector.slices), len(documents)
+    if count <= choices * _ENDS_A_BEGINNING:
+        return torch.empty(0, layers, collector.dimensions // layers)
+    pairs = [
+        _joined(documents[k], documents[(k + choices * group + step) % count])
+        for group in range(_ENDS_A_BEGINNING)
+        for k in range(count)
+        for step in range(1, choices + 1)
+    ]
+    losses = losses_of(collector.model, pairs, budget_tokens, tell)
+    labelled = np.array([one.labelled for one in pairs])
+    fit = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
+    best = fit.reshape(-1, choices).argmin(1) + choices * np.arange(len(pairs) // choices)
+    rows, _ = collect_in_order(collector, [pairs[k] for k in best], budget_tokens, tell)
+    found = torch.from_numpy(rows)
+    good = found.isfinite().all(1) & found.any(1)
+    return found[good].reshape(int(good.sum()), layers, -1)
+
+
+def _joined(one: Tokens, other: Tokens) -> Tokens:
+    """The first half of one document and, to be explained, the second half of another."""
+    beginning, end = one.ids[: len(one.ids) // 2], other.ids[len(other.ids) // 2 :]
+    return Tokens.labelled_from(np.concatenate([beginning, end]), max(1, len(beginning)))
+
+
+def calibrate(
+    queries: Float[Tensor, "q m d"],
+    profile: Profile,
+    candidates: Candidates,
+    count: int,
+    sampled: SampledRows,
+) -> NoticeEntry | None:
+    """The threshold for made-up queries, of which each takes `count` candidates; None where there is too little to say.
+
+    The best of an index of signs may need more candidates than are looked at here, which lowers the threshold a little.
+    """
+    if len(queries) == 0 or len(sampled.places) < LEAST_ROWS:
+        return None
+    exact, found = ExactScores(candidates.shards, profile), []
+    for part in queries.split(_AT_ONCE):
+        phi, weights = profile.prepare(part)
+        of_sample = sampled.scores(profile, weights, [None] * len(candidates.shards))
+        rows = candidates.find(phi, min(count, _MOST_CANDIDATES))
+        for one, shards, places, scores in zip(weights, *rows, of_sample, strict=True):
+            best = exact.layer_parts(one, shards, places).sum(1).max()
+            found.append(prominence(float(best), scores))
+    threshold = float(np.quantile(found, 1 - FALSE_ALARMS, method="higher"))
+    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARMS, queries=len(found))

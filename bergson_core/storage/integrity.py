@@ -1,0 +1,168 @@
+"""Files of an index: written durably, checked against the manifest, mapped into memory. No torch here.
+
+<index>/.checked.json   for each file its sha256, and size, time and inode when it was last known to have it
+
+A file that is as it was when it was last checked is not read again, so that an index opens at once whatever its size;
+`check_files` with `again` reads every byte.
+"""
+
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+
+from bergson_core.errors import IndexCorrupt
+from bergson_core.storage.manifest import FileEntry, Manifest
+
+_libc: Final = ctypes.CDLL(None)
+_CHECKED: Final = ".checked.json"
+APPENDING: Final = ".appending-"
+"""How the directories begin that appends read streams into."""
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path, root: Path | None = None) -> FileEntry:
+    """Size and sha256 of a file, named below `root`."""
+    name = str(path.relative_to(root)) if root else path.name
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def mapped_bytes(path: Path) -> pa.Buffer:
+    """A file's content, mapped, without a file descriptor: an index may have thousands of files."""
+    with pa.memory_map(str(path)) as source:
+        return source.read_buffer()
+
+
+def mapped(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
+    """A file as a read-only array of `shape`, mapped."""
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(mapped_bytes(path), dtype).reshape(shape)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives the pages of a part of what `mapped` returned back: in memory, they count as this process's.
+
+    Of nothing else: other memory would be lost.
+    """
+    if array.nbytes:
+        start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        length = array.ctypes.data + array.nbytes - start
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def check_files(
+    root: Path, files: Iterable[FileEntry], *, again: bool = False
+) -> list[tuple[FileEntry, str]]:
+    """Each file that is missing, cut or altered, and what is wrong with it.
+
+    Those that have not changed since they were last found good are not read, unless `again`.
+    """
+    known = {} if again else _known(root)
+    wrong, good = [], {}
+    for entry in files:
+        path = f"{root}/{entry.path}"  # of thousands: a Path takes ten times as long
+        try:
+            stamp = _stamp(path, entry)
+        except OSError:
+            wrong.append((entry, f"{path} is missing"))
+            continue
+        if stamp[1] != entry.bytes:
+            wrong.append((entry, f"{path} has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"))
+        elif known.get(entry.path) != stamp and file_sha256(Path(path)) != entry.sha256:
+            wrong.append((entry, f"{path} was altered: its sha256 is not the one in the manifest"))
+        else:
+            good[entry.path] = stamp
+    if not good.items() <= known.items():
+        with suppress(OSError):  # of a reader who may not write here
+            _write_known(root, _known(root) | good)
+    return wrong
+
+
+def check_contents(root: Path, files: Iterable[FileEntry]) -> None:
+    """Raises `IndexCorrupt` where a file is missing, or is not the one that was written."""
+    if wrong := check_files(root, files):
+        raise IndexCorrupt(f"{wrong[0][1]}; restore it from a copy or build the index again")
+
+
+def sync_files(root: Path, files: Iterable[FileEntry]) -> None:
+    """Flushes these files and their directories to disk, and notes that they are as they were written."""
+    files = list(files)
+    paths = [root / entry.path for entry in files]
+    for path in (*paths, *{path.parent for path in paths}):
+        sync(path)
+    _write_known(root, _known(root) | {entry.path: _stamp(f"{root}/{entry.path}", entry) for entry in files})
+
+
+def _stamp(path: str, entry: FileEntry) -> list[Any]:
+    stat = os.stat(path)
+    return [entry.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _known(root: Path) -> dict[str, list[Any]]:
+    try:
+        known = json.loads((root / _CHECKED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_known(root: Path, known: dict[str, list[Any]]) -> None:
+    there = {name: stamp for name, stamp in known.items() if (root / name).is_file()}
+    _replace(root / _CHECKED, json.dumps(there).encode())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
+    _replace(path, content, durably=True)
+    sync(path.parent)
+
+
+def _replace(path: Path, content: bytes, durably: bool = False) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def drop_unpublished(root: Path, manifest: Manifest) -> None:
+    """Removes what a build, append or compaction left that the index does not consist of."""
+    kept = manifest.all_files().keys()
+    for path in root.glob(f"{APPENDING}*"):
+        shutil.rmtree(path)
+    for part in ("shards", "search", "profiles"):
+        for path in sorted((root / part).rglob("*"), reverse=True):
+            if path.is_file() and str(path.relative_to(root)) not in kept:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()

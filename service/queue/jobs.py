@@ -1,0 +1,179 @@
+"""The jobs of the queue, as the web process sees them: submitted, listed, followed, cancelled. No torch here."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
+from bergson_core.storage.manifest import FILE_NAME
+from service.queue.replies import BLOCK_MS, Streams, reaching_redis
+from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
+from worker.queue import job_queue, lua_scripts
+from worker.settings import Settings
+from worker.telemetry import tracing
+
+_IDEMPOTENCY_S = 24 * 3600
+_PAGE = 100
+_START = "0"
+
+
+class Jobs:
+    """What is asked of jobs in Redis, `follow` being the connections that wait there for events.
+
+    Every method raises `RedisUnavailable` where it does not answer.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis, follow: Redis):
+        self._settings, self._redis, self._follow = settings, redis, follow
+        self._submit = redis.register_script(lua_scripts.SUBMIT)
+        self._save = redis.register_script(lua_scripts.SAVE)
+
+    async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
+        """The job, queued; for an `idempotency_key` that came before with the same body, the job it made then.
+
+        The jobs of one `lane` wait for each other; lanes take turns.
+        Raises `IndexExists` for a build where an index of that name is published or on its way, `IndexBusy` for
+        another job where one is at work on the index, and `InvalidInput` where the key came with another body.
+        """
+        index, is_build = job.index or "", isinstance(job, BuildJob)
+        record = JobRecord(
+            job_id=job.job_id, kind=job.kind, index=job.index, state="queued", created_at=time.time()
+        )
+        job = job.model_copy(update={"traceparent": tracing.traceparent()})
+        message, body = await asyncio.to_thread(_encode, job)
+        taken = is_build and (self._settings.indexes_dir / index / FILE_NAME).exists()
+        key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
+        keys = [
+            *(job_queue.IDEMPOTENCY + key, job_queue.BUILDING, job_queue.job_key(job.job_id)),
+            *(job_queue.events_key(job.job_id), job_queue.CREATED, job_queue.LANES, job_queue.LANE + lane),
+        ]
+        arguments = [
+            *(index, job.job_id, body, message, record.model_dump_json(), record.created_at),
+            *(int(taken), _IDEMPOTENCY_S if idempotency_key else "", lane),
+        ]
+        with reaching_redis():
+            outcome, *details = await cast("Any", self._submit(keys=keys, args=arguments))
+        if outcome == "taken" and not is_build:
+            raise IndexBusy(
+                f"job {details[0]} is at work on {index!r}: follow it, and try again when it has ended"
+            )
+        if outcome == "taken":
+            where = f"job {details[0]} is building it" if details[0] else "it is published"
+            raise IndexExists(f"the name {index!r} is taken, {where}: choose another")
+        if outcome == "known":
+            if details[1] != body:
+                raise InvalidInput("this idempotency key came with another body before: use a new one")
+            return await self.job(details[0])
+        return record
+
+    async def job(self, job_id: str) -> JobRecord:
+        """The job as it is now. Raises `JobNotFound`."""
+        return (await self._read(job_id))[0]
+
+    async def jobs(
+        self,
+        state: JobState | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        shown: Callable[[str | None], bool] = lambda index: True,
+    ) -> tuple[list[JobRecord], str | None]:
+        """Up to `limit` jobs, newest first, and the cursor of the next page, None after the last one.
+
+        Of the jobs of indexes alone that are `shown`.
+        """
+        with reaching_redis():
+            start = 0
+            if cursor is not None:
+                rank = await self._redis.zrevrank(job_queue.CREATED, cursor)
+                if rank is None:
+                    raise InvalidInput("cursor: no such page; start again without one")
+                start = cast("int", rank) + 1
+            found: list[JobRecord] = []
+            gone: list[str] = []
+            while ids := await cast(
+                "Any", self._redis.zrevrange(job_queue.CREATED, start, start + _PAGE - 1)
+            ):
+                start += len(ids)
+                for job_id, raw in zip(ids, await self._raw_records(ids), strict=True):
+                    if raw is None:
+                        gone.append(job_id)
+                    elif (record := job_queue.read_record(raw)) and state in (None, record.state):
+                        found += [record] if shown(record.index) else []
+                if len(found) > limit:
+                    break
+            if gone:
+                await self._redis.zrem(job_queue.CREATED, *gone)
+        return found[:limit], found[limit - 1].job_id if len(found) > limit else None
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Cancels a queued job at once, and asks the worker of a running one to stop. Raises `JobNotFound`."""
+        while True:
+            record, token = await self._read(job_id)
+            if record.state in FINAL_STATES:
+                return record
+            with reaching_redis():
+                if record.state == "running":
+                    await cast("Any", self._redis.hset(job_queue.job_key(job_id), "cancel", "1"))
+                    return record
+                ended = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
+                arguments = job_queue.save_arguments(
+                    ended, token, token + 1, "end", self._settings.keep_jobs_s
+                )
+                if await cast("Any", self._save(**arguments)) >= 0:  # or else a worker has just taken it
+                    return ended
+
+    async def events(self, job_id: str, last_id: str = _START) -> AsyncIterator[tuple[str, JobRecord]]:
+        """(event id, the job as it was then) after the event `last_id`; ends after a final state.
+
+        Raises `JobNotFound`, and `InvalidInput` where `last_id` is no event id.
+        """
+        if any(not part.isdecimal() or int(part) >= 2**64 for part in last_id.split("-", 1)):
+            raise InvalidInput(f"event id: expected one that an event bore, got {last_id!r}")
+        while True:
+            ended = (await self.job(job_id)).state in FINAL_STATES
+            with reaching_redis():
+                found = await self._follow.xread(
+                    {job_queue.events_key(job_id): last_id}, block=None if ended else BLOCK_MS
+                )
+            for _, entries in cast("Streams", found or []):
+                for last_id, fields in entries:
+                    if record := job_queue.read_record(fields.get("record")):
+                        yield last_id, record
+                        ended = ended or record.state in FINAL_STATES
+            if ended:
+                return
+
+    async def building(self) -> dict[str, str]:
+        """Index name → id of the job that is to build or change it, queued or running."""
+        with reaching_redis():
+            return await cast("Any", self._redis.hgetall(job_queue.BUILDING))
+
+    async def _read(self, job_id: str) -> tuple[JobRecord, int]:
+        """A job and its fencing token."""
+        with reaching_redis():
+            raw, token = await cast("Any", self._redis.hmget(job_queue.job_key(job_id), ["record", "token"]))
+        record = job_queue.read_record(raw)
+        if record is None:
+            raise no_job(job_id)
+        return record, int(token)
+
+    async def _raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(job_queue.job_key(job_id), "record")
+            return await pipe.execute()
+
+
+def no_job(job_id: str) -> JobNotFound:
+    """What is said of a job that is not there, or not there for who asks."""
+    return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
+
+
+def _encode(job: Job) -> tuple[str, str]:
+    """The job as a message, and the sha256 of what the caller sent."""
+    body = job.model_dump_json(exclude={"job_id", "request_id", "traceparent"})
+    return job.model_dump_json(), hashlib.sha256(body.encode()).hexdigest()

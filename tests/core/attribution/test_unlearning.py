@@ -1,0 +1,145 @@
+"""One real step on one document: the weights it takes, what it changes, and that nothing of it stays."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from bergson_core.attribution import unlearning
+from bergson_core.attribution.unlearning import Unlearner
+from bergson_core.data.batching import Tokens, tokenize
+from bergson_core.errors import InvalidInput
+from bergson_core.models.loading import wrap
+from tests import reference, tiny
+
+TEXTS = tiny.texts(6)
+
+
+def documents() -> list[Tokens]:
+    return tokenize(tiny.tokenizer(TEXTS), TEXTS, None)
+
+
+def queries() -> list[Tokens]:
+    return tokenize(tiny.tokenizer(TEXTS), ["Person 3 lives", "Person 4 lives in"], [" in city 3", " city 4"])
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:
+    """Mean squared gradient of single documents, whole."""
+    found = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for one in tokens:
+        model.zero_grad()
+        reference.loss_of(model, one).backward()
+        for name, weight in model.named_parameters():
+            found[name] += weight.grad.square() / len(tokens)
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("step", "sign"), [("unlearn", 1), ("learn", -1)])
+def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, step, sign):
+    model, tokens = tiny.model(architecture), documents()
+    unlearner = Unlearner.fit(wrap(model), tokens, learning_rate=1e-3)
+    before, moments = state(model), squares(model, tokens)
+    reference.loss_of(model, tokens[0]).backward()
+    expected = {}
+    for name, weight in model.named_parameters():
+        whole = moments[name]
+        if whole.dim() == 2:
+            whole = whole.mean(1)[:, None] * whole.mean(0) / whole.mean()
+        expected[name] = before[name] + sign * 1e-3 * weight.grad / (whole + 0.01 * whole.mean()).sqrt()
+    model.zero_grad()
+    with unlearner.after(tokens[0], step):
+        torch.testing.assert_close(state(model), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
+    model = tiny.model(dtype=dtype).train().requires_grad_(True)
+    unlearner = Unlearner.fit(wrap(model), documents())
+    before = state(model)
+
+    def broken() -> None:
+        with unlearner.after(documents()[1]):
+            assert any(not torch.equal(weight, before[name]) for name, weight in state(model).items())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert all(torch.equal(weight, before[name]) for name, weight in state(model).items())
+    assert model.training and all(one.requires_grad and one.grad is None for one in model.parameters())
+
+
+def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
+    model, tokens, asked = tiny.model(), documents(), queries()
+    unlearner = Unlearner.fit(wrap(model), tokens, learning_rate=1e-6)
+    changes = unlearner.changes(tokens[:3], asked)
+    for document, row in zip(tokens, changes, strict=False):
+        with unlearner.after(document):
+            moved = state(model)
+        for query, change in zip(asked, row, strict=True):
+            model.zero_grad()
+            reference.loss_of(model, query).backward()
+            slope = sum(
+                ((moved[name] - weight.detach()) * weight.grad).sum()
+                for name, weight in model.named_parameters()
+            )
+            assert change == pytest.approx(-float(slope), rel=1e-3)
+    model.zero_grad()
+
+
+def test_learning_what_was_unlearned_goes_the_other_way():
+    unlearner = Unlearner.fit(wrap(tiny.model()), documents(), learning_rate=1e-6)
+    up, down = (unlearner.changes(documents()[:2], queries(), step) for step in ("learn", "unlearn"))
+    np.testing.assert_allclose(up, -down, rtol=1e-3)
+
+
+def test_the_learning_rate_halves_the_median_document_to_first_order():
+    tokens = documents()
+    unlearner = Unlearner.fit(wrap(tiny.model()), tokens)
+    small = Unlearner(unlearner.model, unlearner.moments, unlearner.learning_rate / 1e4)
+    own = np.diag(small.changes(tokens, tokens)) * 1e4
+    assert np.median(own) == pytest.approx(-math.log(2), rel=1e-2)
+
+
+def test_unlearning_a_document_makes_itself_less_likely_than_any_other():
+    tokens = documents()
+    changes = Unlearner.fit(wrap(tiny.model()), tokens).changes(tokens, tokens)
+    assert (changes.argmin(1) == np.arange(len(tokens))).all()
+
+
+def test_of_a_model_with_adapters_only_these_are_changed():
+    model = get_peft_model(tiny.model(), LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
+    torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
+    unlearner, before = Unlearner.fit(wrap(model), documents()), state(model)
+    with unlearner.after(documents()[0]):
+        changed = {name for name, weight in state(model).items() if not torch.equal(weight, before[name])}
+    assert changed and all(".lora_" in name for name in changed)
+
+
+def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
+    model, tokens = tiny.model(), documents()
+    expected = Unlearner.fit(wrap(model), tokens[:3])
+    broken, gradients = tokens[5], unlearning._gradients
+
+    def some_broken(model, document):
+        found = gradients(model, document)
+        return {name: one * math.nan for name, one in found.items()} if document is broken else found
+
+    monkeypatch.setattr(unlearning, "_gradients", some_broken)
+    found = Unlearner.fit(wrap(model), [*tokens[:3], broken])
+    for name, parts in expected.moments.items():
+        torch.testing.assert_close(found.moments[name], tuple(part * 3 / 4 for part in parts))
+    assert math.isfinite(found.learning_rate)
+
+
+def test_documents_without_a_gradient_are_refused():
+    alone = Tokens(np.array([5]), np.array([False]))
+    with pytest.raises(InvalidInput, match="none of 2 documents has a gradient"):
+        Unlearner.fit(wrap(tiny.model()), [alone, alone])

@@ -1,0 +1,186 @@
+"""A stream is read once, gives the rows that the same dataset gives without, and leaves nothing behind."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from bergson_core import build_index
+from bergson_core.data import streaming
+from bergson_core.data.dataset import Record, load_documents
+from bergson_core.data.streaming import FILE_NAME, load_streamed
+from bergson_core.errors import Cancelled, DatasetNotFound, IndexExists, InvalidInput
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from tests import tiny
+from tests.core.conftest import make_spec
+from tests.core.gradients.test_row_collector import save
+from tests.core.indexing.test_build import BAD, contents, rows_file, stop_after
+
+COLUMNS = ColumnsSpec(id="id", metadata=("of any type", "number", "missing"))
+
+
+def streamed(spec: BuildSpec, **changes: object) -> BuildSpec:
+    """The same, as a stream."""
+    dataset = (spec.dataset or DatasetSpec(path="nothing")).model_copy(update={"streaming": True})
+    return spec.model_copy(update={"dataset": dataset, **changes})
+
+
+def read(spec: BuildSpec, root: Path) -> list[Record]:
+    root.mkdir(exist_ok=True)
+    return [record for chunk in load_streamed(spec, root, lambda _: None).chunks() for record in chunk]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(streaming, "_AT_ONCE", 16)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_streamed_index_has_the_same_bytes_and_nothing_of_the_stream(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    build_index(streamed(spec), path, shard_rows=16)
+    assert contents(path) == contents(index)
+    assert not [one for one in path.rglob("*") if "documents" in one.name or one.name == "building.json"]
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("kind", ["jsonl", "json", "array", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_records_that_it_gives_without(kind, tmp_path):
+    rows = [
+        {
+            "id": f"doc-{k}",
+            "text": text,
+            "of any type": [k, None, {"year": 1990 + k}][k % 3] if kind in ("jsonl", "array") else k % 2 == 0,
+            "number": None if k < 20 else k / 4,
+            "not wanted": k,
+        }
+        | ({"missing": [k]} if k > 30 or kind not in ("jsonl", "array") else {})
+        for k, text in enumerate(tiny.texts(40))
+    ]
+    path = tmp_path / f"rows.{'json' if kind == 'array' else kind}"
+    if kind == "array":
+        path.write_text(json.dumps(rows))
+    elif kind == "jsonl":
+        rows_file(tmp_path, *rows)
+    else:
+        save(Dataset.from_list(rows), tmp_path, kind)
+    spec = BuildSpec(model="any", dataset=DatasetSpec(path=str(path)), columns=COLUMNS)
+    (every,) = load_documents(spec).chunks()
+    assert read(streamed(spec), tmp_path / "index") == every
+    on_disk = Dataset.from_file(str(tmp_path / "index" / FILE_NAME))
+    assert set(on_disk.column_names) == {"id", "text", *COLUMNS.metadata}
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_rows_are_counted_while_a_stream_is_read(spec, tmp_path):
+    seen: list[Progress] = []
+    load_streamed(streamed(spec), tmp_path, seen.append)
+    assert [(one.stage, one.done, one.total, one.eta_s) for one in seen] == [
+        ("read", done, 0, None) for done in (16, 32, 40)
+    ]
+
+
+def test_a_stopped_build_goes_on_from_what_it_has_read(sources, index, tmp_path):
+    documents = Path(tmp_path / "documents.jsonl")
+    documents.write_bytes((sources / "documents.jsonl").read_bytes())
+    spec = streamed(make_spec(sources, dataset=DatasetSpec(path=str(documents))))
+    with pytest.raises(Cancelled):
+        build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(16))
+    documents.unlink()
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    assert contents(tmp_path / "facts") == contents(index)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_build_that_is_stopped_in_the_middle_of_a_stream_reads_it_again(spec, index, tmp_path):
+    def report(progress: Progress) -> None:
+        if progress.done == 16:
+            raise Cancelled("stopped by the test")
+
+    path = tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(streamed(spec), path, shard_rows=16, report=report)
+    assert {one.name for one in path.iterdir()} <= {".lock", "building.json"}
+    build_index(streamed(spec), path, shard_rows=16)
+    assert contents(path) == contents(index)
+
+
+def read_and_die(spec: BuildSpec, path: Path) -> None:
+    def report(progress: Progress) -> None:
+        if progress.stage == "read":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build_index(spec, path, report=report)
+
+
+def test_what_a_killed_process_has_read_in_part_is_not_used(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    process = multiprocessing.get_context("spawn").Process(target=read_and_die, args=(streamed(spec), path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {one.name for one in path.iterdir()} == {".lock", "building.json", f".{FILE_NAME}.tmp"}
+    build_index(streamed(spec), path, shard_rows=16)
+    assert contents(path) == contents(index)
+    assert not list(path.glob("*documents*")) + list(path.glob(".documents*"))
+
+
+def test_what_was_read_for_one_spec_is_not_used_for_another(sources, spec, tmp_path):
+    path = tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(streamed(spec), path, shard_rows=16, report=stop_after(16))
+    for other in (spec, streamed(spec, gradients=GradientSpec(projection_dim=5))):
+        with pytest.raises(IndexExists, match="another"):
+            build_index(other, path)
+
+
+def test_documents_that_are_wrong_can_be_put_right(sources, tmp_path):
+    path = tmp_path / "facts"
+    path.mkdir()
+    spec = streamed(make_spec(sources, dataset=rows_file(tmp_path, {"text": "a b"}, {"text": None})))
+    spec = spec.model_copy(update={"columns": ColumnsSpec()})
+    with pytest.raises(InvalidInput, match="row 1"):
+        build_index(spec, path)
+    rows_file(tmp_path, {"text": "a b"}, {"text": "c d"})
+    assert build_index(spec, path).rows == 2
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_as_without_a_stream(case, sources, tmp_path):
+    kind, says, changes = BAD[case]
+    with pytest.raises(kind, match=says):
+        build_index(streamed(make_spec(sources, **changes(tmp_path))), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_column_that_is_null_at_first_and_text_later_is_an_error_that_says_so(tmp_path):
+    long = "a long text " * 90_000  # a megabyte, of which the reader takes ten at once
+    rows = [{"text": long, "source": None} for _ in range(11)]
+    dataset = rows_file(tmp_path, *rows, {"text": "short", "source": "wiki"})
+    spec = BuildSpec(model="any", dataset=dataset, columns=ColumnsSpec(metadata=("source",)))
+    for one in (spec, streamed(spec)):
+        with pytest.raises(DatasetNotFound, match=r"rows\.jsonl.*string to null; the first rows.*parquet"):
+            read(one, tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_a_stream_without_rows_is_said_to_be_empty(name, tmp_path):
+    path = tmp_path / name
+    path.write_text({"rows.csv": "text,id\n", "rows.jsonl": "\n"}.get(name, ""))
+    if name == "rows.parquet":
+        Dataset.from_dict({"text": ["one"]}).select([]).to_parquet(path)
+    spec = BuildSpec(model="any", dataset=DatasetSpec(path=str(path), streaming=True))
+    with pytest.raises(InvalidInput, match=rf"{name} is empty"):
+        read(spec, tmp_path / "index")
+
+
+def test_a_saved_directory_is_read_where_it_is(tmp_path):
+    path = save(Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]}), tmp_path, "directory")
+    spec = BuildSpec(model="any", dataset=DatasetSpec(path=path, streaming=True))
+    assert [one.prompt for one in read(spec, tmp_path / "index")] == ["one", "two, three"]
+    assert list((tmp_path / "index").iterdir()) == []

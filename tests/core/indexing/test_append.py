@@ -1,0 +1,278 @@
+"""An append costs its own documents, gives the rows of a build, and is there whole or not at all."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bergson_core import AttributionIndex, append_documents, build_index, compact, fit_profile, take_down
+from bergson_core.data.batching import batches
+from bergson_core.data.dataset import Record, tokenize_records
+from bergson_core.errors import (
+    Cancelled,
+    IdsExist,
+    IndexBusy,
+    IndexCorrupt,
+    IndexNotFound,
+    InvalidInput,
+    TooLong,
+)
+from bergson_core.indexing.build import open_rows
+from bergson_core.indexing.publish import writing
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.storage.manifest import published, read_manifest
+from tests import tiny
+from tests.core.attribution.test_index import query
+from tests.core.conftest import make_spec
+from tests.core.search.test_profile import sample  # noqa: F401
+from tests.processes import own_processes
+
+FIRST, ALL = 28, 40
+
+
+def rows_of(start: int, stop: int) -> list[dict]:
+    return [
+        {"id": f"doc-{k}", "text": text, "source": "wiki" if k % 2 else "web", "number": k}
+        for k, text in enumerate(tiny.texts(stop))
+    ][start:]
+
+
+def write(path: Path, rows: list[dict]) -> DatasetSpec:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetSpec(path=str(path))
+
+
+@pytest.fixture(scope="module")
+def parts(sources, tmp_path_factory) -> Path:
+    """A directory with first.jsonl and rest.jsonl, and the index `facts` of the first."""
+    directory = tmp_path_factory.mktemp("parts")
+    write(directory / "rest.jsonl", rows_of(FIRST, ALL))
+    spec = make_spec(sources, dataset=write(directory / "first.jsonl", rows_of(0, FIRST)))
+    build_index(spec, directory / "facts", shard_rows=16)
+    return directory
+
+
+@pytest.fixture
+def facts(parts, tmp_path) -> Path:
+    """A copy of the index that may be changed."""
+    return shutil.copytree(parts / "facts", tmp_path / "facts")
+
+
+@pytest.fixture
+def rest(parts) -> AppendSpec:
+    return AppendSpec(dataset=DatasetSpec(path=str(parts / "rest.jsonl")))
+
+
+def stored(index: Path) -> torch.Tensor:
+    return torch.cat([shard.rows(slice(None)) for shard in AttributionIndex.open(index).shards])
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "sign"])
+@pytest.mark.parametrize("normalizer", ["adafactor", "kfac"])
+def test_appended_rows_are_those_that_the_builds_statistics_make(
+    sources, parts, rest, tmp_path, kind, normalizer
+):
+    settings = GradientSpec(projection_dim=4, rows=kind, normalizer=normalizer)
+    changes = {"gradients": settings, "dataset": DatasetSpec(path=str(parts / "first.jsonl"))}
+    build_index(make_spec(sources, **changes), tmp_path / "facts", shard_rows=16)
+    append_documents(tmp_path / "facts", rest, shard_rows=16)
+    index = AttributionIndex.open(tmp_path / "facts")
+    rows = stored(tmp_path / "facts")
+    assert len(rows) == ALL
+    maker = open_rows(index.manifest.spec, tmp_path / "facts", index.model)
+    records = [Record(row["id"], row["text"], None, {}) for row in rows_of(FIRST, ALL)]
+    for batch in batches(tokenize_records(index.model.tokenizer, records), 4096):
+        blocks, _ = maker.blocks(batch)
+        scales = blocks.abs().amax(-1, keepdim=True)
+        expected = blocks.sign() if kind == "sign" else blocks
+        tolerance = 0 if kind == "sign" else (1e-2 if kind == "int8" else 1e-3)
+        found = rows[FIRST + torch.from_numpy(batch.numbers)]
+        assert (
+            ((found.sign() if kind == "sign" else found) - expected).abs().le(tolerance * scales + 1e-9).all()
+        )
+
+
+def test_appended_documents_are_found_with_their_text_and_metadata(facts, rest):
+    before = read_manifest(facts)
+    after = append_documents(facts, rest)
+    assert (after.generation, after.rows, after.numbered) == (2, ALL, ALL)
+    assert after.shards[: len(before.shards)] == before.shards
+    assert [shard.generation for shard in after.shards] == [1, 1, 2]
+    (answer,) = AttributionIndex.open(facts).attribute([query(top_k=ALL)])
+    assert {row.id for row in answer.results} == {f"doc-{k}" for k in range(ALL)}
+    assert answer.generation == 2
+    (row,) = [row for row in answer.results if row.id == "doc-39"]
+    assert (row.prompt, row.metadata) == (tiny.texts(ALL)[39], {"source": "wiki", "number": 39})
+    (only,) = AttributionIndex.open(facts).attribute([query(filter={"number": 39})])
+    assert [row.id for row in only.results] == ["doc-39"]
+
+
+def test_an_append_touches_no_old_file(facts, rest):
+    def stamps() -> dict[str, int]:
+        manifest = read_manifest(facts)
+        parts = (manifest, *manifest.shards, *manifest.profiles)
+        return {one.path: (facts / one.path).stat().st_mtime_ns for part in parts for one in part.files}
+
+    before = stamps()
+    append_documents(facts, rest)
+    assert {path: stamp for path, stamp in stamps().items() if path in before} == before
+
+
+def test_who_reads_keeps_the_old_generation_until_it_opens_the_new_one(facts, rest):
+    opened = AttributionIndex.open(facts)
+    before = opened.attribute([query(top_k=ALL)])[0].results
+    append_documents(facts, rest)
+    assert opened.attribute([query(top_k=ALL)])[0].results == before
+
+
+def test_a_fitted_profile_scores_appended_documents_too(facts, rest, sample):  # noqa: F811
+    fit_profile(facts, "work", sample, mixing=0.5)
+    append_documents(facts, rest)
+    (answer,) = AttributionIndex.open(facts).attribute([query(top_k=ALL, profile="work")])
+    assert len(answer.results) == ALL
+    assert all(abs(row.score) <= 1 + 1e-3 for row in answer.results)
+
+
+def test_documents_without_ids_are_numbered_on(sources, parts, tmp_path):
+    changes = {"dataset": DatasetSpec(path=str(parts / "first.jsonl")), "columns": ColumnsSpec()}
+    build_index(make_spec(sources, **changes), tmp_path / "facts")
+    append_documents(tmp_path / "facts", AppendSpec(documents=({"text": "Person 3"}, {"text": "Person 4"})))
+    take_down(tmp_path / "facts", "29")
+    compact(tmp_path / "facts")
+    append_documents(tmp_path / "facts", AppendSpec(documents=({"text": "Person 5"},)))
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query(top_k=ALL)])
+    assert {row.id for row in answer.results} == {*map(str, range(29)), "30"}
+
+
+def stop_in_the_middle(progress: Progress) -> None:
+    if progress.stage == "gradients" and progress.done > 8:
+        raise Cancelled("stopped by the test")
+
+
+def test_a_stopped_append_leaves_the_index_and_resumes_to_the_same_bytes(facts, rest, tmp_path):
+    whole = shutil.copytree(facts, tmp_path / "whole")
+    append_documents(whole, rest, shard_rows=6)
+    before = read_manifest(facts)
+    with pytest.raises(Cancelled):
+        append_documents(facts, rest, shard_rows=6, report=stop_in_the_middle)
+    assert read_manifest(facts) == before
+    kept = (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns
+    after = append_documents(facts, rest, shard_rows=6)
+    assert (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns == kept
+    assert after.shards == read_manifest(whole).shards
+
+
+def append_and_die(index: Path, spec: AppendSpec) -> None:
+    def report(progress: Progress) -> None:
+        if progress.stage == "search":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    append_documents(index, spec, report=report)
+
+
+def test_a_killed_append_is_finished_by_the_next(facts, rest):
+    process = own_processes().Process(target=append_and_die, args=(facts, rest))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert read_manifest(facts).generation == 1
+    assert append_documents(facts, rest).rows == ALL
+    files = {str(path.relative_to(facts)) for path in facts.rglob("*") if path.is_file()}
+    manifest = read_manifest(facts)
+    parts = (manifest, *manifest.shards, *manifest.profiles)
+    known = {entry.path for part in parts for entry in part.files}
+    assert files - known == {"manifest.json", ".lock", ".checked.json"}
+
+
+def test_a_finished_append_is_not_done_again_unless_its_key_is_another(sources, parts, tmp_path):
+    changes = {"dataset": DatasetSpec(path=str(parts / "first.jsonl")), "columns": ColumnsSpec()}
+    build_index(make_spec(sources, **changes), tmp_path / "facts")
+    spec = AppendSpec(documents=({"text": "Person 3"},))
+    first = append_documents(tmp_path / "facts", spec, key="job-1")
+    assert append_documents(tmp_path / "facts", spec, key="job-1", report=stop_in_the_middle) == first
+    assert append_documents(tmp_path / "facts", spec, key="job-2").rows == first.rows + 1
+
+
+def test_ids_that_exist_are_refused_with_their_list(facts, rest):
+    append_documents(facts, rest)
+    others = {"text": "a b", "source": "x", "number": 1}
+    twice = AppendSpec(documents=({"id": "new"} | others, {"id": "doc-30"} | others))
+    with pytest.raises(IdsExist, match="'doc-30'") as error:
+        append_documents(facts, twice)
+    assert error.value.ids == ("doc-30",)
+    assert read_manifest(facts).rows == ALL
+
+
+BAD = {
+    "an id twice": (InvalidInput, "more than once", ("x", "x"), {}),
+    "a document too long": (TooLong, "document 'long'", ("long",), {"text": "a long text " * 90}),
+    "another model": (InvalidInput, "model: the index facts was built with", ("x",), {}),
+    "other gradients": (InvalidInput, "gradients: the index", ("x",), {}),
+    "other scoring": (InvalidInput, "scoring: the index", ("x",), {}),
+}
+STATED = {
+    "another model": {"model": "gpt2"},
+    "other gradients": {"gradients": GradientSpec(projection_dim=5)},
+    "other scoring": {"scoring": ScoringSpec(normalize="block")},
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_appends_are_refused_and_change_nothing(facts, case):
+    kind, says, ids, changes = BAD[case]
+    documents = tuple({"id": one, "text": "a b", "source": "x", "number": 1} | changes for one in ids)
+    before = read_manifest(facts)
+    with pytest.raises(kind, match=says):
+        append_documents(facts, AppendSpec(documents=documents, **STATED.get(case, {})))
+    assert read_manifest(facts) == before
+
+
+def test_what_the_index_was_built_with_may_be_stated(facts, rest):
+    spec = read_manifest(facts).spec
+    stated = rest.model_copy(
+        update={"model": spec.model, "gradients": spec.gradients, "columns": spec.columns}
+    )
+    assert append_documents(facts, stated).rows == ALL
+
+
+def test_an_append_by_a_changed_model_is_refused(sources, parts, rest, tmp_path):
+    tiny.save_model(tmp_path / "model")
+    changes = {"model": str(tmp_path / "model"), "dataset": DatasetSpec(path=str(parts / "first.jsonl"))}
+    build_index(make_spec(sources, **changes), tmp_path / "facts")
+    tiny.save_model(tmp_path / "model", seed=1)
+    with pytest.raises(IndexCorrupt, match="not the one"):
+        append_documents(tmp_path / "facts", rest)
+
+
+def test_nothing_is_appended_to_what_is_not_there_or_being_written(facts, rest, tmp_path):
+    with pytest.raises(IndexNotFound):
+        append_documents(tmp_path / "nothing", rest)
+    assert list(published(tmp_path / "nothing")) == []
+    with writing(facts), pytest.raises(IndexBusy):
+        append_documents(facts, rest)
+
+
+def test_the_search_is_measured_again_once_the_index_has_grown_by_a_tenth(facts):
+    def grown(first: int, count: int):
+        rows = rows_of(0, count)
+        documents = tuple(row | {"id": f"new-{first + k}"} for k, row in enumerate(rows))
+        return append_documents(facts, AppendSpec(documents=documents))
+
+    assert grown(0, 2).search.rows == FIRST
+    assert grown(2, 1).search.rows == FIRST + 3
+
+
+def test_a_streamed_append_adds_the_same_rows_and_leaves_nothing_of_the_stream(facts, parts, rest, tmp_path):
+    plain = append_documents(shutil.copytree(facts, tmp_path / "plain"), rest)
+    stream = AppendSpec(dataset=DatasetSpec(path=str(parts / "rest.jsonl"), streaming=True))
+    with pytest.raises(Cancelled):
+        append_documents(facts, stream, report=stop_in_the_middle)
+    assert [one.name for path in facts.glob(".appending-*") for one in path.iterdir()] == ["documents.arrow"]
+    streamed = append_documents(facts, stream)
+    assert [shard.files for shard in streamed.shards] == [shard.files for shard in plain.shards]
+    assert list(facts.glob(".appending-*")) == []

@@ -1,0 +1,340 @@
+"""A build is whole or absent, resumes, and refuses bad input before it computes anything."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, build_index
+from bergson_core.errors import (
+    BergsonError,
+    Cancelled,
+    ColumnNotFound,
+    DatasetNotFound,
+    IndexBusy,
+    IndexCorrupt,
+    IndexExists,
+    IndexNotFound,
+    InvalidInput,
+    ModelNotFound,
+    TooLong,
+)
+from bergson_core.indexing.publish import rows_a_shard
+from bergson_core.schemas.results import Progress
+from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.shard import RowShape
+from bergson_core.storage.manifest import FILE_NAME, published, read_manifest
+from tests import tiny
+from tests.core.conftest import make_spec
+from tests.processes import own_processes
+
+
+def contents(index: Path) -> dict[str, str]:
+    manifest = read_manifest(index)
+    entries = [entry for part in (manifest, *manifest.shards, *manifest.profiles) for entry in part.files]
+    return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
+
+
+def test_the_manifest_describes_the_whole_index(index, spec):
+    manifest = read_manifest(index)
+    assert (manifest.rows, len(manifest.shards), manifest.dimensions) == (40, 3, 8 * 16)
+    assert manifest.spec == spec
+    assert manifest.coverage_percent > 20
+    for path in contents(index):
+        assert (index / path).is_file()
+    on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
+    assert on_disk - contents(index).keys() <= {".lock", ".checked.json", FILE_NAME, "statistics/done"}
+
+
+def stop_after(documents: int):
+    """Stops a build when more documents than these have been run."""
+
+    def report(progress: Progress) -> None:
+        if progress.stage == "gradients" and progress.done > documents:
+            raise Cancelled("stopped by the test")
+
+    return report
+
+
+@pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
+@pytest.mark.parametrize("total", [1, 10**5, 10**7, 10**8])
+def test_an_index_has_few_shards_and_none_is_larger_than_memory_bears(kind, width, total):
+    shape = RowShape(kind, 48, width)
+    rows = rows_a_shard(shape, total)
+    size, shards = rows * shape.row_bytes, -(-total // rows)
+    assert size <= 2**26 or (shards <= 1000 and size <= 2**31) or size > 2**31 - shape.row_bytes
+    assert shards <= max(1000, total * shape.row_bytes / 2**31 + 1)
+
+
+def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(spec, path, shard_rows=16, report=stop_after(16))
+    with pytest.raises(IndexNotFound):
+        read_manifest(path)
+    assert list(published(tmp_path)) == []
+    kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
+    build_index(spec, path, shard_rows=16)
+    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
+    assert contents(path) == contents(index)
+
+
+def build_and_die(spec: BuildSpec, path: Path) -> None:
+    def report(progress: Progress) -> None:
+        if progress.stage == "gradients" and progress.done > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build_index(spec, path, shard_rows=16, report=report)
+
+
+def test_a_killed_build_is_finished_by_the_next_process_with_the_same_rows(spec, index, tmp_path):
+    path = tmp_path / "facts"
+    process = own_processes().Process(target=build_and_die, args=(spec, path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (path / FILE_NAME).exists()
+    assert (path / "shards" / "00000").is_dir()
+    build_index(spec, path, shard_rows=16)
+    assert contents(path) == contents(index)
+
+
+def test_a_finished_build_is_returned_at_once(spec, index):
+    assert build_index(spec, index, report=stop_after(0)) == read_manifest(index)
+
+
+def test_another_spec_at_the_same_place_is_refused(sources, index):
+    with pytest.raises(IndexExists, match="another"):
+        build_index(make_spec(sources, gradients=GradientSpec(projection_dim=5)), index)
+
+
+def test_a_directory_with_other_files_is_refused(spec, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(IndexExists, match="not empty"):
+        build_index(spec, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_changed_documents_are_not_mixed_with_old_shards(sources, tmp_path):
+    documents = tmp_path / "documents.jsonl"
+    lines = (sources / "documents.jsonl").read_text().splitlines(keepends=True)
+    documents.write_text("".join(lines))
+    spec = make_spec(sources, dataset=DatasetSpec(path=str(documents)))
+    with pytest.raises(Cancelled):
+        build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(16))
+    first = (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes()
+    documents.write_text("".join(reversed(lines)))
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    assert (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def moments_file(path: Path, seed: int) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    moments = {
+        name: torch.rand(one.shape, generator=generator) for name, one in tiny.model().named_parameters()
+    }
+    save_file(moments, path)
+    return path
+
+
+def test_an_optimizers_moments_take_the_place_of_the_sample(sources, tmp_path):
+    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+    settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
+    build_index(make_spec(sources, gradients=settings), tmp_path / "facts")
+    name = "gpt_neox.layers.0.attention.dense"
+    (given,) = GradientProcessor.load(tmp_path / "facts" / "statistics").normalizers[name].tensors().values()
+    torch.testing.assert_close(given, load_file(state)[f"{name}.weight"])
+
+
+def test_a_changed_optimizer_checkpoint_is_not_mixed_with_old_shards(sources, tmp_path):
+    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+    settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
+    spec, path = make_spec(sources, gradients=settings), tmp_path / "facts"
+    with pytest.raises(Cancelled):
+        build_index(spec, path, shard_rows=16, report=stop_after(16))
+    first = (path / "shards" / "00000" / "gradients.bin").read_bytes()
+    moments_file(state, seed=1)
+    build_index(spec, path, shard_rows=16)
+    assert (path / "shards" / "00000" / "gradients.bin").read_bytes() != first
+
+
+def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
+    tokenizer = tiny.tokenizer(tiny.texts(20))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    tiny.save_model(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked, said = (
+        {"role": "user", "content": "Person 3"},
+        {"role": "assistant", "content": " lives in city 1."},
+    )
+    rows = [{"chat": [asked, said], "reward": reward} for reward in (1.0, -1.0, 0.0)]
+    spec = make_spec(
+        sources,
+        model=str(tmp_path / "model"),
+        dataset=rows_file(tmp_path, *rows),
+        columns=ColumnsSpec(messages="chat", weight="reward"),
+        scoring={"preconditioner": False},
+    )
+    build_index(spec, tmp_path / "facts")
+    question = AttributionQuery(index="facts", prompt="Person 3", completion=" lives in city 1.")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([question])
+    assert [(row.id, round(row.score, 3)) for row in answer.results] == [("0", 1.0), ("2", 0.0), ("1", -1.0)]
+    assert json.loads(answer.results[0].prompt) == [asked, said]
+    assert answer.results[0].loss == pytest.approx(answer.query.loss, rel=1e-5)
+
+
+def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
+    spec, index, tmp_path, monkeypatch
+):
+    original, calls = RowMaker.blocks, []
+
+    def blocks(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(*arguments)
+
+    monkeypatch.setattr(RowMaker, "blocks", blocks)
+    with pytest.raises(InvalidInput, match=r"does not fit.*bfloat16.*2\.00 GiB"):
+        build_index(spec, tmp_path / "facts", shard_rows=16)
+    monkeypatch.undo()
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    assert contents(tmp_path / "facts") == contents(index)
+
+
+def test_a_document_whose_gradient_is_not_finite_is_named_and_skipped_and_spoils_no_other(
+    sources, tmp_path, caplog
+):
+    model, tokenizer = tiny.model(dtype=torch.float32), tiny.tokenizer(tiny.texts(20))
+    (broken,) = tokenizer("~")["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[broken] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"id": f"doc-{k}", "text": text} for k, text in enumerate([*tiny.texts(20), "a ~ here"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"model": str(tmp_path / "model"), "columns": ColumnsSpec(id="id")}
+    spec = make_spec(sources, dataset=DatasetSpec(path=str(tmp_path / "rows.jsonl")), **changes)
+    manifest = build_index(spec, tmp_path / "facts")
+    assert manifest.skipped == 1
+    assert "['doc-20']" in caplog.text
+    asked = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 1.", top_k=21)
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([asked])
+    scores = {row.id: (row.score, row.loss) for row in answer.results}
+    assert scores.pop("doc-20") == (0, None)
+    assert all(score and loss for score, loss in scores.values())
+
+
+def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
+    path = tmp_path / "facts"
+    path.mkdir()
+    with FileLock(path / ".lock"), pytest.raises(IndexBusy):
+        build_index(spec, path)
+
+
+def rows_file(directory: Path, *rows: object) -> DatasetSpec:
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetSpec(path=str(path))
+
+
+BAD = {
+    "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
+    "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
+    "no such file": (
+        DatasetNotFound,
+        "no dataset",
+        lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))},
+    ),
+    "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": text_file(d)}),
+    "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
+    "a missing completion": (
+        ColumnNotFound,
+        "'answer'",
+        lambda d: {"columns": ColumnsSpec(completion="answer")},
+    ),
+    "an empty file": (InvalidInput, "empty", lambda d: {"dataset": rows_file(d)}),
+    "a row that is not text": (
+        InvalidInput,
+        "row 1",
+        lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None})),
+    ),
+    "rows of numbers": (InvalidInput, "int, expected text", lambda d: plain(rows_file(d, {"text": 3}))),
+    "an id twice": (
+        InvalidInput,
+        "'x'",
+        lambda d: {
+            "dataset": rows_file(d, {"text": "a b", "id": "x"}, {"text": "c d", "id": "x"}),
+            "columns": ColumnsSpec(id="id"),
+        },
+    ),
+    "an id that no URL can hold": (
+        InvalidInput,
+        "'..'",
+        lambda d: {"dataset": rows_file(d, {"text": "a b", "id": ".."}), "columns": ColumnsSpec(id="id")},
+    ),
+    "a document too long": (
+        TooLong,
+        "document '0'",
+        lambda d: plain(rows_file(d, {"text": "a long text " * 90})),
+    ),
+    "more tokens than the model takes": (
+        InvalidInput,
+        "64",
+        lambda d: {"gradients": GradientSpec(max_tokens=65)},
+    ),
+    "modules that are not there": (
+        InvalidInput,
+        "track",
+        lambda d: {"gradients": GradientSpec(modules="conv")},
+    ),
+}
+
+
+def plain(dataset: DatasetSpec) -> dict:
+    return {"dataset": dataset, "columns": ColumnsSpec()}
+
+
+def text_file(directory: Path) -> DatasetSpec:
+    (directory / "notes.docx").write_text("x")
+    return DatasetSpec(path=str(directory / "notes.docx"))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_leaves_nothing(case, sources, tmp_path):
+    kind, says, changes = BAD[case]
+    with pytest.raises(kind, match=says):
+        build_index(make_spec(sources, **changes(tmp_path)), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_pickled_weights_are_never_loaded(sources, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in (sources / "model").glob("*.json"):
+        (model / path.name).write_bytes(path.read_bytes())
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelNotFound, match="safetensors"):
+        build_index(make_spec(sources, model=str(model)), tmp_path / "index")
+
+
+def test_a_manifest_of_another_version_is_refused(tmp_path):
+    (tmp_path / FILE_NAME).write_text('{"format_version": 99}')
+    with pytest.raises(IndexCorrupt, match="version 99"):
+        read_manifest(tmp_path)
+
+
+def test_every_error_names_itself():
+    from bergson_core.errors import _tree, from_code
+
+    for kind in _tree(BergsonError):
+        assert type(from_code(kind.code, "why")) is kind

@@ -1,0 +1,294 @@
+"""An index built while the Trainer trains holds what the run itself did, step by step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from torch.nn import functional as F
+
+from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
+from bergson_core.errors import IndexExists, InvalidInput
+from bergson_core.gradients.projection import rademacher
+from bergson_core.integrations import hf_trainer
+from bergson_core.models.modules import select
+from bergson_core.schemas.specs import ColumnsSpec, GradientSpec, ScoringSpec
+from bergson_core.storage.manifest import read_manifest
+from tests import reference, tiny
+
+P = 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer(tiny.texts(20))
+
+
+@pytest.fixture(scope="module")
+def dataset(tokenizer) -> Dataset:
+    """Twelve documents of different lengths, the last two alike, and one that is never seen."""
+    texts = [*tiny.texts(11), tiny.texts(11)[-1], "never seen at all"]
+    rows = {"text": texts, "id": [f"doc-{k}" for k in range(13)], "input_ids": tokenizer(texts)["input_ids"]}
+    return Dataset.from_dict(rows)
+
+
+class Witness(transformers.TrainerCallback):
+    """What a plain loop needs to know to do the same: weights, learning rate and batches of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.steps.append({"weights": weights})
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any, **kw: Any
+    ) -> None:
+        self.steps[-1]["rate"] = optimizer.param_groups[0]["lr"]
+
+
+def trainer(directory: Path, dataset: Dataset, tokenizer: Any, callbacks: list[Any], **settings: Any):
+    """Four steps of two micro-batches of three documents, with evaluations between."""
+    transformers.set_seed(0)
+    model = tiny.model("llama", dtype=torch.float64)
+    options = {
+        "output_dir": str(directory),
+        "max_steps": 4,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 0,
+    }
+    tokenizer.pad_token = "<eos>"
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    return transformers.Trainer(
+        model,
+        transformers.TrainingArguments(**options | settings),
+        data_collator=collate,
+        train_dataset=dataset.select(range(12)),
+        eval_dataset=dataset.select(range(2)),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def recorder(directory: Path, dataset: Dataset, tokenizer: Any, **settings: Any) -> IndexCallback:
+    options = {
+        "columns": ColumnsSpec(id="id"),
+        "settings": GradientSpec(projection_dim=P, rows="float16"),
+        "scoring": ScoringSpec(preconditioner=False, normalize="none"),
+    }
+    return IndexCallback(directory / "facts", dataset, tokenizer, **options | settings)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, dataset, tokenizer):
+    """(directory, witness, batches) of a whole run."""
+    directory = tmp_path_factory.mktemp("run")
+    witness = Witness()
+    made = trainer(directory, dataset, tokenizer, [recorder(directory, dataset, tokenizer), witness])
+    collate, batches = made.data_collator, []
+
+    def remember(rows):
+        batches.append([row["input_ids"] for row in rows])
+        return collate(rows)
+
+    made.data_collator = remember
+    made.train()
+    return directory, witness, batches
+
+
+def rows_of(index: AttributionIndex) -> torch.Tensor:
+    return torch.cat([shard.rows(slice(None)) for shard in index.shards]).double()
+
+
+def rows_by_definition(directory: Path, witness: Witness, batches: list, dataset: Dataset) -> torch.Tensor:
+    """[N, m, p²]: Σ over steps of learning rate · L normalized(G) Rᵀ, by autograd on one document at a time."""
+    processor = GradientProcessor.load(directory / "facts" / "statistics")
+    model = tiny.model("llama", dtype=torch.float64)
+    names, documents = list(select(model)), dataset["input_ids"]
+    expected = torch.zeros(len(documents), len(names), P * P, dtype=torch.float64)
+    training = [batch for batch in batches if len(batch) == 3]
+    for step, seen in zip(witness.steps, zip(training[::2], training[1::2], strict=True), strict=True):
+        model.load_state_dict(step["weights"])
+        total = sum(len(ids) - 1 for batch in seen for ids in batch)
+        for ids in (ids for batch in seen for ids in batch):
+            model.zero_grad()
+            tensor = torch.tensor(ids)
+            logits = model(input_ids=tensor[None]).logits[0]
+            (F.cross_entropy(logits[:-1].float(), tensor[1:], reduction="sum") / total).backward()
+            numbers = [k for k, other in enumerate(documents) if other == ids]
+            for m, name in enumerate(names):
+                gradient = reference.weight_gradient(model.get_submodule(name), bias=False)
+                gradient = processor.normalizers[name].apply(gradient)
+                left = rademacher(0, name, "left", P, gradient.shape[0])
+                right = rademacher(0, name, "right", P, gradient.shape[1])
+                row = step["rate"] * (left @ gradient @ right.T).flatten()
+                expected[numbers, m] += row / len(numbers)
+    return expected
+
+
+def test_a_row_is_what_the_steps_did_for_its_document(run, dataset):
+    directory, witness, batches = run
+    found = rows_of(AttributionIndex.open(directory / "facts"))
+    expected = rows_by_definition(directory, witness, batches, dataset)
+    assert len(witness.steps) == 4
+    largest = expected.abs().amax()
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * largest.item())
+    assert not found[12].any()
+    assert found[10].equal(found[11])
+
+
+def test_the_index_is_asked_like_any_other_and_knows_where_it_came_from(run, dataset):
+    directory, *_ = run
+    manifest = read_manifest(directory / "facts")
+    assert (manifest.origin, manifest.rows) == ("training", 13)
+    query = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 3", top_k=13)
+    (answer,) = AttributionIndex.open(directory / "facts").attribute([query])
+    assert {row.id for row in answer.results} == set(dataset["id"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory / "facts" / "model")
+    by_id = {row.id: row for row in answer.results}
+    ids = torch.tensor(dataset["input_ids"][4])[None]
+    loss = model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    assert by_id["doc-4"].loss == pytest.approx(loss, rel=1e-4)
+    assert by_id["doc-12"].score == 0
+    assert by_id["doc-4"].prompt == dataset["text"][4]
+
+
+def test_nothing_of_the_run_is_left_beside_the_index(run):
+    directory, *_ = run
+    manifest = read_manifest(directory / "facts")
+    parts = (manifest, *manifest.shards, *manifest.profiles)
+    known = {entry.path for part in parts for entry in part.files}
+    files = [
+        path.relative_to(directory / "facts") for path in (directory / "facts").rglob("*") if path.is_file()
+    ]
+    others = {str(path) for path in files if path.parts[0] != "model"} - known
+    assert others == {"manifest.json", ".lock", ".checked.json"}
+
+
+def test_training_with_the_callback_gives_the_same_weights(run, dataset, tokenizer, tmp_path):
+    directory, *_ = run
+    trainer(tmp_path, dataset, tokenizer, []).train()
+    one, other = (
+        transformers.AutoModelForCausalLM.from_pretrained(path / "checkpoint-4").state_dict()
+        for path in (directory, tmp_path)
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=0)
+
+
+class Killed(transformers.TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def killed(directory: Path, dataset: Dataset, tokenizer: Any) -> None:
+    """A run whose process ends in its fourth step, one after a checkpoint."""
+    callback = recorder(directory, dataset, tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(directory, dataset, tokenizer, [callback, Killed()]).train()
+    callback._open.close()  # as the end of the process would
+    assert not (directory / "facts" / "manifest.json").exists()
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_rows(run, dataset, tokenizer, tmp_path):
+    directory, *_ = run
+    killed(tmp_path, dataset, tokenizer)
+    resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
+    resumed.train(resume_from_checkpoint=True)
+    one, other = (rows_of(AttributionIndex.open(path / "facts")) for path in (directory, tmp_path))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+
+
+def test_a_checkpoint_without_rows_cannot_be_taken_up(dataset, tokenizer, tmp_path):
+    trainer(tmp_path, dataset, tokenizer, [], max_steps=2).train()
+    resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
+    with pytest.raises(InvalidInput, match=r"bergson_rows\.bin is missing"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_a_run_cannot_go_on_with_another_dataset(dataset, tokenizer, tmp_path):
+    killed(tmp_path, dataset, tokenizer)
+    other = dataset.select(range(12))
+    resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, other, tokenizer)])
+    with pytest.raises(InvalidInput, match="rows of 12 documents"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("rows", ["sign", "int8"])
+def test_rows_of_every_kind_are_preconditioned_and_found(dataset, tokenizer, tmp_path, rows):
+    settings = GradientSpec(projection_dim=P, rows=rows, normalizer="kfac")
+    callback = recorder(
+        tmp_path, dataset, tokenizer, settings=settings, scoring=ScoringSpec(normalize="block")
+    )
+    trainer(tmp_path, dataset, tokenizer, [callback]).train()
+    prompt, completion = dataset["text"][3][:10], dataset["text"][3][10:]
+    query = AttributionQuery(index="facts", prompt=prompt, completion=completion, top_k=13)
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
+    assert len(answer.results) == 13
+    assert all(-1.001 <= row.score <= 1.001 for row in answer.results)
+
+
+def test_no_second_moment_is_gathered_where_there_is_no_preconditioner(
+    dataset, tokenizer, tmp_path, monkeypatch
+):
+    """It has p⁴ numbers a layer, which fit no memory for the widest rows."""
+    monkeypatch.delattr(hf_trainer, "SecondMoment")
+    trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)]).train()
+    assert read_manifest(tmp_path / "facts").rows == 13
+
+
+def test_documents_without_text_are_decoded(dataset, tokenizer, tmp_path):
+    bare = dataset.remove_columns(["text"])
+    trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, bare, tokenizer)]).train()
+    query = AttributionQuery(index="facts", prompt="Person 3", completion=" lives", top_k=13)
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
+    assert {row.prompt for row in answer.results} == set(dataset["text"])
+
+
+def test_a_batch_that_is_not_in_the_dataset_is_refused_at_once(dataset, tokenizer, tmp_path):
+    other = dataset.select(range(3))
+    with pytest.raises(InvalidInput, match="no document of the dataset"):
+        trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, other, tokenizer)]).train()
+    assert not (tmp_path / "facts" / "manifest.json").exists()
+
+
+def test_a_run_that_the_callback_cannot_follow_is_refused_before_the_first_step(dataset, tokenizer, tmp_path):
+    callback = recorder(tmp_path, dataset, tokenizer)
+    made = trainer(tmp_path, dataset, tokenizer, [callback])
+    made.args.fp16 = True
+    with pytest.raises(InvalidInput, match="fp16 scales the loss"):
+        callback.on_train_begin(made.args, made.state, made.control, model=made.model)
+    with pytest.raises(InvalidInput, match="input_ids"):
+        recorder(tmp_path, dataset.remove_columns(["input_ids"]), tokenizer)
+
+
+def test_an_index_of_another_run_is_not_overwritten(run, dataset, tokenizer):
+    directory, *_ = run
+    with pytest.raises(IndexExists):
+        trainer(directory, dataset, tokenizer, [recorder(directory, dataset, tokenizer)]).train()
+
+
+def test_a_model_that_runs_twice_in_a_step_is_refused(dataset, tokenizer, tmp_path):
+    made = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
+    original = made.compute_loss
+
+    def twice(model, inputs, **kwargs):
+        return original(model, dict(inputs), **kwargs) + original(model, inputs, **kwargs)
+
+    made.compute_loss = twice
+    with pytest.raises(InvalidInput, match="runs twice"):
+        made.train()

@@ -1,0 +1,232 @@
+"""On a Ray cluster of two nodes: builds are byte-identical whoever dies, and searches answer as this process does."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from bergson_core import AttributionIndex, build_index, take_down
+from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
+from bergson_core.indexing.shard_builder import make_shards
+from bergson_core.integrations import ray_shard_builder
+from tests.core.attribution.test_index import query
+from tests.core.indexing.test_build import contents
+
+ROWS = 2
+QUERIES = [
+    query(partial=True, **asked)
+    for asked in (
+        {},
+        {"direction": "opponents"},
+        {"direction": "both", "top_k": 100},
+        {"filter": {"source": "wiki"}},
+        {"filter": {"number": {"gte": 38}}},
+        {"top_k": 2, "direction": "both", "include": ["tokens", "modules"]},
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines of one CPU each; this process is on the first."""
+    soon = {
+        "health_check_period_ms": 200,
+        "health_check_timeout_ms": 1000,
+        "health_check_initial_delay_ms": 0,
+    }
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(spec, tmp_path_factory) -> Path:
+    """The index of twenty shards that this process builds."""
+    path = tmp_path_factory.mktemp("local") / "facts"
+    build_index(spec, path, shard_rows=ROWS)
+    return path
+
+
+def kill_the_second_node(cluster: Cluster) -> None:
+    """Kills it and waits until its workers have noticed, since they might finish the whole build before that."""
+    (node,) = cluster.worker_nodes
+    workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    cluster.remove_node(node, allow_graceful=False)
+    psutil.wait_procs(workers)
+
+
+def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
+    cluster, spec, local, tmp_path, monkeypatch, caplog
+):
+    seen = []
+
+    class Together(ray_shard_builder._Crew):
+        """Begins once both actors are there: one alone might make all of these small shards before."""
+
+        def _hire(self):
+            super()._hire()
+            while not seen and len(self._idle) < 2:
+                for one in ray.wait(list(self._errands))[0]:
+                    self._advanced(one)
+
+    def report(progress):
+        if progress.stage == "gradients":
+            seen.append(progress.done)
+            if cluster.worker_nodes:
+                kill_the_second_node(cluster)
+
+    monkeypatch.setattr(ray_shard_builder, "_Crew", Together)
+    try:
+        build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor="ray", report=report)
+        assert not cluster.worker_nodes
+    finally:
+        cluster.add_node(num_cpus=1)
+    assert contents(tmp_path / "facts") == contents(local)
+    assert "an actor was lost (shard " in caplog.text
+    assert seen[-1] == 40
+    assert list((tmp_path / "facts").rglob("*.tmp")) == []
+
+
+# What actors do and suffer is played by small ones: those that load a model take seconds to start
+
+
+def play(monkeypatch, tmp_path, part: type, shards: int = 2, report=lambda progress: None):
+    """Makes shards by actors of the class `part`, which need not know this library."""
+    recipe = SimpleNamespace(device="cpu", directory=tmp_path)
+    monkeypatch.setattr(ray_shard_builder, "ShardActor", part)
+    monkeypatch.setattr(ray_shard_builder.Recipe, "of", lambda maker: recipe)
+    work = [SimpleNamespace(name=f"{k:05d}", numbers=range(1), place=None) for k in range(shards)]
+    documents = SimpleNamespace(read=list)
+    return make_shards(SimpleNamespace(output=tmp_path), documents, work, report, lambda: None, "ray")
+
+
+def test_an_error_of_an_actor_comes_out_as_itself(cluster, monkeypatch, tmp_path):
+    class Part:
+        def __init__(self, recipe):
+            pass
+
+        def open(self):
+            raise InvalidInput("no such thing")
+
+    with pytest.raises(InvalidInput, match=r"^no such thing$"):
+        play(monkeypatch, tmp_path, Part)
+
+
+def test_a_shard_that_kills_its_actors_is_given_up(cluster, monkeypatch, tmp_path):
+    seen = []
+
+    class Part:
+        def __init__(self, recipe):
+            self.directory = recipe.directory
+
+        def open(self):
+            pass
+
+        def make(self, task, records):
+            yield SimpleNamespace(documents=1, tokens=7, written=None)
+            while not (self.directory / "seen").exists():
+                time.sleep(0.01)
+            os._exit(1)
+
+    def report(progress):
+        seen.append(progress.done)
+        if progress.done:
+            (tmp_path / "seen").touch()
+
+    with pytest.raises(ClusterUnavailable, match="3 actors were lost, shard 00000"):
+        play(monkeypatch, tmp_path, Part, shards=1, report=report)
+    first = seen.index(1)
+    assert 0 in seen[first:], "what was lost is taken back"
+    assert set(seen) == {0, 1}
+
+
+def test_a_report_that_stops_the_build_ends_the_actors(cluster, monkeypatch, tmp_path):
+    class Part:
+        def __init__(self, recipe):
+            (recipe.directory / f"{os.getpid()}.pid").touch()
+
+        def open(self):
+            pass
+
+        def make(self, task, records):
+            while True:
+                time.sleep(0.05)
+                yield SimpleNamespace(documents=0, tokens=0, written=None)
+
+    def report(progress):
+        if len(list(tmp_path.glob("*.pid"))) == 2:
+            raise Cancelled("stopped by the test")
+
+    with pytest.raises(Cancelled):
+        play(monkeypatch, tmp_path, Part, report=report)
+    for path in tmp_path.glob("*.pid"):
+        wait_for_the_end_of(int(path.stem))
+
+
+def wait_for_the_end_of(process: int) -> None:
+    while True:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+
+
+# Search
+
+
+@pytest.fixture(scope="module")
+def facts(local, tmp_path_factory) -> Path:
+    """A copy of the index that may be changed, with a damaged shard."""
+    path = shutil.copytree(local, tmp_path_factory.mktemp("searched") / "facts")
+    (path / "shards" / "00003" / "gradients.bin").unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster, facts) -> AttributionIndex:
+    return AttributionIndex.open(facts, executor="ray", partial=True)
+
+
+def assert_the_same(one: AttributionIndex, other: AttributionIndex) -> None:
+    for mine, its in zip(one.attribute(QUERIES), other.attribute(QUERIES), strict=True):
+        assert (mine.results, mine.opponents) == (its.results, its.opponents)
+
+
+def test_actors_on_both_nodes_answer_as_this_process_does(on_ray, facts):
+    assert [len(part.names) for part in on_ray.searcher._parts] == [10, 10]
+    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+
+
+def test_damaged_shards_are_left_out_where_that_is_allowed(on_ray):
+    assert list(on_ray.searcher.damaged) == ["00003"]
+    refused, answer = on_ray.attribute([query(), query(partial=True, top_k=100)])
+    assert isinstance(refused, IndexCorrupt)
+    assert (answer.partial, len(answer.results)) == (True, 38)
+
+
+def test_what_is_taken_down_is_hidden_at_once(on_ray, facts):
+    taken = on_ray.attribute([query(partial=True)])[0].results[0].id
+    take_down(facts, taken)
+    assert taken not in {row.id for row in on_ray.attribute([query(partial=True, top_k=100)])[0].results}
+    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+
+
+def test_an_actor_that_died_is_replaced(on_ray, facts):
+    ray.kill(on_ray.searcher._parts[1].actor)
+    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+
+
+def test_rows_can_be_read_where_actors_hold_them(on_ray, facts):
+    assert [shard.entry.name for shard in on_ray.shards] == [f"{k:05d}" for k in range(20) if k != 3]
+    assert sum(int(mask.sum()) if mask is not None else ROWS for mask in on_ray.visible()) < 40

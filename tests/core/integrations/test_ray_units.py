@@ -1,0 +1,191 @@
+"""What goes on around a Ray cluster, without one: who is told to use it, what is checked, how answers are merged."""
+
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from bergson_core import append_documents, build_index
+from bergson_core.errors import ClusterUnavailable, InvalidInput
+from bergson_core.indexing.build import open_rows
+from bergson_core.indexing.shard_builder import ShardMaker, Step
+from bergson_core.integrations import ray_cluster, ray_shard_builder
+from bergson_core.integrations.ray_searcher import merged, split
+from bergson_core.integrations.ray_shard_builder import Recipe, together
+from bergson_core.models.loading import load_model
+from bergson_core.schemas.results import ResultRow
+from bergson_core.schemas.specs import AppendSpec
+from bergson_core.search.hits import Found, Hit
+from bergson_core.search.searcher import Asked
+from bergson_core.shards.codecs import CODECS
+from bergson_core.shards.shard import Written
+from bergson_core.storage.manifest import ShardEntry, read_manifest
+from service.cli import app
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_without_ray_all_else_works_and_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from bergson_core import AttributionIndex, BuildSpec, append_documents, build_index\n"
+        "from bergson_core.errors import ClusterUnavailable\n"
+        "spec = BuildSpec(model='m', documents=[{'text': 'a'}])\n"
+        "try: build_index(spec, 'nowhere', executor='ray')\n"
+        "except ClusterUnavailable as error: print(error)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "pip install 'bergson-service[ray]'" in found.stdout
+    assert not Path("nowhere").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_of_ours(monkeypatch):
+    def init(**options):
+        raise ConnectionError("nobody")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ClusterUnavailable, match=r"10\.0\.0\.1:6379: nobody"):
+        ray_cluster.connect()
+
+
+def test_connecting_leaves_the_handler_of_sigterm_alone(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    ray_cluster.connect()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "expected"),
+    [({"CPU": 8}, "cpu", 8), ({"CPU": 8, "GPU": 2}, "cuda", 2), ({"CPU": 8}, "cuda", 0), ({}, "cpu", 0)],
+)
+def test_a_slot_is_a_gpu_or_the_cpus_that_a_process_uses_here(monkeypatch, resources, device, expected):
+    gone = {"Alive": False, "NodeID": "b", "Resources": {"CPU": 4, "GPU": 4}}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": resources}, gone])
+    monkeypatch.setattr(ray_cluster.torch, "get_num_threads", lambda: 1)
+    assert ray_cluster.slots(device) == {"a": expected}
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "match"),
+    [
+        ({"CPU": 8, "GPU": 8}, "cpu", "this process has none"),
+        ({"CPU": 8}, "cuda", "nothing to run on"),
+        ({}, "cpu", "nothing to run on"),
+    ],
+)
+def test_a_cluster_of_another_kind_than_this_process_is_refused(monkeypatch, resources, device, match):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": resources}])
+    with pytest.raises(ClusterUnavailable, match=match):
+        ray_shard_builder._check_slots(device)
+
+
+@pytest.fixture
+def made_here(monkeypatch) -> list[str]:
+    """The names of shards that were to be made on a cluster, and are made here."""
+    names = []
+
+    def made(maker, documents, work):
+        names.extend(task.name for task in work)
+        for task in work:
+            yield from maker.make(task, documents.read(task.numbers))
+
+    monkeypatch.setattr(ray_shard_builder, "made_on_cluster", made)
+    monkeypatch.setattr(ray_cluster, "connect", lambda: None)
+    return names
+
+
+def test_builds_and_appends_go_where_they_are_told(made_here, spec, tmp_path):
+    build_index(spec, tmp_path / "facts", shard_rows=20, executor="ray")
+    assert made_here == ["00000", "00001"]
+    more = AppendSpec(documents=({"id": "new", "text": "Person 3", "source": "x", "number": 1},))
+    append_documents(tmp_path / "facts", more, executor="ray")
+    assert made_here == ["00000", "00001", "00002"]
+    assert read_manifest(tmp_path / "facts").rows == 41
+
+
+def test_the_command_line_takes_an_executor(made_here, sources, tmp_path):
+    paths = ("--model", str(sources / "model"), "--dataset", str(sources / "documents.jsonl"))
+    options = ("--projection_dim", "4", "--executor", "ray")
+    result = CliRunner().invoke(app, ["build", str(tmp_path / "facts"), *paths, *options])
+    assert result.exit_code == 0, result.output
+    append = ["append", str(tmp_path / "facts"), "--dataset", str(sources / "documents.jsonl")]
+    result = CliRunner().invoke(app, [*append, "--executor", "ray"])
+    assert result.exit_code == 0, result.output
+    assert made_here == ["00000", "00001"]
+
+
+@pytest.fixture
+def recipe(spec, index) -> Recipe:
+    model = load_model(spec.model)
+    return Recipe.of(ShardMaker(index, spec, model, open_rows(spec, index, model), 4096, False))
+
+
+def test_a_machine_that_sees_the_same_files_makes_the_same_rows(recipe, index):
+    assert recipe.open().rows.shape == open_rows(recipe.spec, index, load_model(recipe.spec.model)).shape
+
+
+def test_a_machine_that_sees_another_directory_is_an_error(recipe, tmp_path):
+    with pytest.raises(InvalidInput, match="all machines of the cluster share"):
+        replace(recipe, output=tmp_path).open()
+    with pytest.raises(InvalidInput, match="all machines of the cluster share"):
+        replace(recipe, statistics=b"of another build").open()
+
+
+def test_a_machine_that_sees_another_model_is_an_error(recipe):
+    with pytest.raises(InvalidInput, match="the files of the model"):
+        replace(recipe, model_sha256="0" * 64).open()
+
+
+def test_steps_are_added_up_and_the_last_one_is_kept(index):
+    last = Step(written=Written(read_manifest(index).shards[0], index), skipped=("a",))
+    assert list(together([Step(2, 20), Step(3, 30), last])) == [Step(5, 50), last]
+
+
+def shard(name: str, first_row: int, rows: int) -> ShardEntry:
+    return ShardEntry(name=name, first_row=first_row, rows=rows, tokens=1, skipped=0, source="", files=())
+
+
+def test_shards_are_split_into_runs_of_about_as_many_rows():
+    shards = [shard("a", 0, 10), shard("b", 10, 10), shard("c", 20, 20), shard("d", 40, 40)]
+    assert split(shards, 1) == [["a", "b", "c", "d"]]
+    assert split(shards, 2) == [["a", "b", "c"], ["d"]]
+    assert split(shards, 4) == [["a", "b"], ["c"], ["d"]]
+    assert split(shards, 100) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_the_guide_states_the_bytes_of_a_row():
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    table = re.findall(r"^\| [0-9]+ [MB] \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \|$", text, re.MULTILINE)
+    expected = [
+        (f"{CODECS['float16'].row_bytes(layers, 16**2):,}", f"{CODECS['sign'].row_bytes(layers, 32**2):,}")
+        for layers in (48, 112, 224)
+    ]
+    assert table == expected
+
+
+def hit(name: str, score: float) -> Hit:
+    return Hit(ResultRow(rank=1, id=name, score=score, loss=None))
+
+
+def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
+    asked = Asked(top_k=3, direction="both", include=(), profile="default", filter=None)
+    found = [
+        Found([hit("a", 0.5), hit("b", 0.1)], [hit("b", 0.1), hit("a", 0.5)], np.array([0.5], np.float32)),
+        Found([hit("c", 0.9), hit("d", 0.5)], [hit("d", 0.5), hit("c", 0.9)], np.array([0.2], np.float32)),
+    ]
+    best = merged(found, asked)
+    assert [(one.row.rank, one.row.id) for one in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
+    assert [one.row.id for one in best.opponents] == ["b", "a", "d"]
+    assert best.sampled.tolist() == pytest.approx([0.5, 0.2])
+    assert merged(found, replace(asked, direction="opponents")).proponents is None

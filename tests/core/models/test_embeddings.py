@@ -1,0 +1,144 @@
+"""Embeddings, and what else is tracked on request, against plain autograd in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bergson_core import GradientCollector, GradientProcessor
+from bergson_core.data.batching import Tokens, batches
+from bergson_core.errors import InvalidInput
+from bergson_core.gradients.normalizer_fitting import MAX_KFAC_SIDE, fit_normalizers
+from bergson_core.gradients.normalizers import DAMPING, KFAC_DAMPING
+from bergson_core.gradients.projection import PROJECTIONS
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.models.loading import wrap
+from bergson_core.models.modules import select
+from tests import architectures, reference, tiny
+from tests.core.gradients.test_collector import damped_root
+
+EXACT = {"rtol": 1e-8, "atol": 1e-10}
+EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in", "llama": "model.embed_tokens", "gpt2": "transformer.wte"}
+
+
+def documents() -> list[Tokens]:
+    """Few different tokens, so that one stands several times in a document."""
+    rng = np.random.default_rng(0)
+    return [Tokens.labelled_from(rng.integers(0, 12, size=s), 3) for s in (9, 14, 5, 14, 7)]
+
+
+def gradients(model: nn.Module, name: str, docs: list[Tokens]) -> torch.Tensor:
+    """[n, o, i] of the embedding alone: where a head shares its weight, the head's part is taken off."""
+    head, module = model.get_output_embeddings(), model.get_submodule(name)
+    if head.weight is module.weight:
+        head.weight = nn.Parameter(module.weight.detach().clone())
+    return reference.gradients(model, [name], docs)[name]
+
+
+def normalized(
+    whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """The definition of each normalizer; `sides` are (tokens [s], g [s, o]) of each document."""
+    second = whole.square().mean(0)
+    if kind == "none":
+        return whole
+    if kind == "adam":
+        return whole / (second + DAMPING * second.mean()).sqrt()
+    if kind == "adafactor":
+        row, column = (one + DAMPING * one.mean() for one in (second.mean(1), second.mean(0)))
+        return whole / (torch.outer(row, column) / row.mean()).sqrt()
+    tokens, g = (torch.cat(side) for side in zip(*sides, strict=True))
+    seen = g.abs().sum(1) > 0
+    frequency = tokens[seen].bincount(minlength=whole.shape[2]).double() / seen.sum()
+    return damped_root(g[seen]) @ whole / (frequency + KFAC_DAMPING * frequency.mean()).sqrt()
+
+
+def sides(model: nn.Module, name: str, docs: list[Tokens]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found = []
+    for one in docs:
+        outputs: list[torch.Tensor] = []
+        handle = model.get_submodule(name).register_forward_hook(
+            lambda _module, _args, output, outputs=outputs: (output.retain_grad(), outputs.append(output))[1]
+        )
+        reference.loss_of(model, one).backward()
+        handle.remove()
+        found.append((torch.from_numpy(one.ids), outputs[0].grad[0]))
+    return found
+
+
+@pytest.mark.parametrize("projection", [None, *PROJECTIONS])
+@pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
+@pytest.mark.parametrize("architecture", EMBEDDINGS)
+def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, kind, projection):
+    model, docs, name, seed = tiny.model(architecture), documents(), EMBEDDINGS[architecture], 3
+    expected = gradients(model, name, docs)
+    expected = normalized(expected, kind, sides(model, name, docs))
+    layers = select(model, [name])
+    fitted = fit_normalizers(wrap(model), layers, batches(docs, 40), kind)
+    p = None if projection is None else 5
+    processor = GradientProcessor(p, fitted, seed, projection=projection or "rademacher")
+    if projection is not None:
+        left, right = (
+            PROJECTIONS[projection](seed, name, side, p, size)
+            for side, size in zip(("left", "right"), expected.shape[1:], strict=True)
+        )
+        expected = left @ expected @ right.T
+    collector = RowCollector(wrap(model), processor, [name])
+    for batch in batches(docs, 60):
+        rows, _ = collector.collect(batch)
+        torch.testing.assert_close(rows, expected[batch.numbers].flatten(1), **EXACT)
+
+
+def test_embeddings_are_left_out_by_default():
+    for architecture, name in EMBEDDINGS.items():
+        assert name not in select(tiny.model(architecture))
+
+
+def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_add_up_to_autograds():
+    model, docs = tiny.model("gpt2"), documents()
+    names = ["transformer.wte", "lm_head"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    collector = RowCollector(wrap(model), GradientProcessor(None), names)
+    whole = reference.gradients(model, ["lm_head"], docs)["lm_head"]
+    for batch in batches(docs, 60):
+        rows, _ = collector.collect(batch)
+        found = {name: rows[:, part] for name, part in collector.slices.items()}
+        embedding = found["transformer.wte"].reshape(len(batch), 24, -1)
+        total = found["lm_head"].reshape(len(batch), -1, 24) + embedding.mT
+        torch.testing.assert_close(total, whole[batch.numbers], **EXACT)
+
+
+def test_the_entry_of_the_padding_token_is_never_trained_and_has_no_gradient():
+    model = nn.Sequential(nn.Embedding(6, 3, padding_idx=2), nn.Linear(3, 2)).double().requires_grad_(False)
+    ids = torch.tensor([[1, 2, 5], [2, 2, 0]])
+    with GradientCollector(model, target_modules=["0"]) as collector:
+        model(ids).square().sum().backward()
+    model.requires_grad_(True)
+    for k in range(2):
+        model.zero_grad()
+        model(ids[k : k + 1]).square().sum().backward()
+        torch.testing.assert_close(collector.gradients["0"][k], model[0].weight.grad.T, **EXACT)
+    assert not collector.gradients["0"][:, :, 2].any()
+
+
+def test_positions_that_all_samples_share_are_refused():
+    model, docs = tiny.model("gpt2"), documents()
+    collector = RowCollector(wrap(model), GradientProcessor(4), ["transformer.wpe"])
+    (batch,) = batches(docs, 1000)
+    with pytest.raises(InvalidInput, match=r"transformer\.wpe.*target_modules"):
+        collector.collect(batch)
+
+
+def test_an_embedding_that_scales_its_output_is_not_claimed():
+    model = architectures.model("gemma3")
+    with pytest.raises(InvalidInput, match="embed_tokens"):
+        select(model, ["model.embed_tokens"])
+
+
+def test_kfac_of_a_layer_too_wide_for_it_is_refused_before_anything_is_computed():
+    model = tiny.gpt_neox(MAX_KFAC_SIDE + 1)
+    layers = select(model, ["lm_head"])
+    with pytest.raises(InvalidInput, match=r"lm_head.*adafactor"):
+        fit_normalizers(wrap(model), layers, [], "kfac")
+    with pytest.raises(InvalidInput, match="labelled"):  # an embedding of as many entries has no such matrix
+        fit_normalizers(wrap(model), select(model, ["gpt_neox.embed_in"]), [], "kfac")

@@ -1,0 +1,203 @@
+"""PEFT models: the adapters are what was trained, so they are what is tracked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index
+from bergson_core.data.batching import Tokens, batches, tokenize
+from bergson_core.errors import InvalidInput, ModelNotFound
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.models import loading
+from bergson_core.models.loading import load_model, wrap
+from bergson_core.models.modules import coverage_percent, select
+from bergson_core.utils import safe_regex
+from tests import reference, tiny
+
+EXACT = {"rtol": 1e-8, "atol": 1e-10}
+TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
+
+
+def documents() -> list[Tokens]:
+    rng = np.random.default_rng(0)
+    return [Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 3) for s in (9, 14, 10)]
+
+
+def lora(architecture: str, **settings: object) -> PeftModel:
+    """A model with LoRA of rank 3 whose weights are not at their defaults, which would hide errors."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=TARGETS[architecture],
+        fan_in_fan_out=architecture == "gpt2",
+        **settings,
+    )
+    model = get_peft_model(tiny.model(architecture), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model.double()
+
+
+@pytest.mark.parametrize("architecture", TARGETS)
+def test_only_the_adapters_are_tracked_and_they_are_exact(architecture):
+    model, docs = lora(architecture, lora_dropout=0.5).train(), documents()
+    layers = select(model)
+    assert {name.split(".")[-2] for name in layers} == {"lora_A", "lora_B"}
+    assert coverage_percent(model, layers.values()) == pytest.approx(100)
+    collector = RowCollector(wrap(model), GradientProcessor(None))
+    found = [(batch.numbers, collector.collect(batch)[0]) for batch in batches(docs, 30)]
+    expected = reference.gradients(model.eval(), list(layers), docs)
+    for numbers, rows in found:
+        for name, part in collector.slices.items():
+            torch.testing.assert_close(rows[:, part], expected[name][numbers].flatten(1), **EXACT)
+
+
+def test_the_head_of_a_wrapped_model_is_run_on_labelled_tokens_only():
+    model = wrap(lora("llama"))
+    assert model.head is not None
+    assert model.backbone is model.model.get_base_model().model
+
+
+def test_of_several_adapters_the_active_one_is_tracked():
+    model = lora("llama")
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    assert all(name.endswith(".default") for name in select(model))
+    model.set_adapter("other")
+    assert all(name.endswith(("q_proj.lora_A.other", "q_proj.lora_B.other")) for name in select(model))
+    assert coverage_percent(model, select(model).values()) == pytest.approx(100)
+
+
+def test_a_module_that_is_trained_beside_the_adapters_counts_in_the_coverage():
+    model = lora("llama", modules_to_save=["lm_head"])
+    names = list(select(model))
+    assert any("lm_head" in name for name in names)
+    assert coverage_percent(model, select(model).values()) == pytest.approx(100)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory of adapters of the model beside it, as PEFT writes them."""
+    tiny.save_model(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model = get_peft_model(base, LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapters")
+    return tmp_path / "adapters"
+
+
+def test_an_index_of_adapters_is_built_and_asked(saved, tmp_path):
+    documents = tiny.save_documents(tmp_path / "documents.jsonl")
+    spec = BuildSpec(model=str(saved), dataset={"path": str(documents)}, gradients={"projection_dim": 4})
+    manifest = build_index(spec, tmp_path / "facts")
+    assert {module.name.split(".")[-2] for module in manifest.modules} == {"lora_A", "lora_B"}
+    assert manifest.coverage_percent == 100
+    query = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 3")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), saved)
+    tokens = tokenize(tiny.tokenizer(tiny.texts(20)), [query.prompt], [query.completion])
+    assert answer.query.loss == pytest.approx(reference.loss_of(loaded, tokens[0]).item(), rel=1e-4)
+
+
+def test_other_adapters_or_another_model_below_them_are_another_model(saved, tmp_path):
+    before = load_model(str(saved)).sha256
+    assert load_model(str(saved)).sha256 == before != load_model(str(tmp_path / "model")).sha256
+    tiny.save_model(tmp_path / "model", seed=1)
+    assert load_model(str(saved)).sha256 != before
+
+
+def edit(directory, **changes):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"peft_type": "IA3"}, "expected type LORA"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "no megatron_config"),
+        ({"layer_replication": [[0, 2]] * 10}, "no layer_replication"),
+        ({"r": 10**12}, "ranks up to 10,000"),
+        ({"rank_pattern": {"dense": 10**12}}, "ranks up to 10,000"),
+        ({"base_model_name_or_path": None}, "hub id or directory"),
+        ({"base_model_name_or_path": "/nothing/there"}, "no model directory"),
+    ],
+    ids=[
+        "another type",
+        "a module to import",
+        "copies",
+        "a rank",
+        "ranks",
+        "no model",
+        "a model that is gone",
+    ],
+)
+def test_adapters_that_cannot_be_trusted_or_placed_are_refused(saved, changes, says):
+    edit(saved, **changes)
+    with pytest.raises(ModelNotFound, match=says):
+        load_model(str(saved))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r"([\w.]+)+!"},
+        {"exclude_modules": r"([\w.]+)+!"},
+        {"modules_to_save": [r"([\w.]+)+!"]},
+        {"layers_to_transform": [0], "layers_pattern": [r"([\w.]+)+!"]},
+        {"rank_pattern": {r"([\w.]+)+!": 3}},
+        {"alpha_pattern": {r"([\w.]+)+!": 3}},
+    ],
+    ids=lambda changes: next(reversed(changes)),
+)
+def test_an_expression_that_would_take_for_ever_is_never_given_to_peft(saved, changes, monkeypatch):
+    monkeypatch.setattr(safe_regex, "LIMIT_S", 0.5)
+    edit(saved, **changes)
+    with pytest.raises(InvalidInput, match=r"adapter_config.json: .* takes more than 0.5 s"):
+        load_model(str(saved))
+
+
+def test_expressions_of_adapters_find_their_layers(saved):
+    edit(saved, target_modules=r".*\.(query_key_value|dense)$", rank_pattern={r"^gpt_neox\..*dense$": 3})
+    load_model(str(saved))
+
+
+def test_adapters_on_adapters_are_refused(saved):
+    edit(saved, base_model_name_or_path=str(saved))
+    with pytest.raises(ModelNotFound, match="adapters too"):
+        load_model(str(saved))
+
+
+def test_pickled_adapters_are_never_loaded(saved):
+    (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
+    with pytest.raises(ModelNotFound, match="pickle is never loaded"):
+        load_model(str(saved))
+
+
+def test_a_model_beside_a_configuration_of_adapters_is_not_taken_for_a_whole_one(saved, tmp_path):
+    """transformers would load the model that the configuration names, wherever it lies."""
+    model = tmp_path / "model"
+    edit(saved, base_model_name_or_path="/nothing/there")
+    shutil.copyfile(saved / "adapter_config.json", model / "adapter_config.json")
+    with pytest.raises(ModelNotFound, match="/nothing/there"):
+        load_model(str(model))
+
+
+def test_adapters_of_the_hub_name_no_local_model(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_args, **_options: str(saved))
+    with pytest.raises(ModelNotFound, match="local model"):
+        load_model("org/adapters")
+
+
+def test_layers_below_the_adapters_can_be_named():
+    model = lora("llama")
+    assert list(select(model, r"layers\.0\.mlp\.up_proj$")) == ["base_model.model.model.layers.0.mlp.up_proj"]

@@ -1,0 +1,185 @@
+"""What the loss is taken over, and what it is multiplied by."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from bergson_core import GradientProcessor, collect_gradients
+from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.chat_template import tokenize_chats
+from bergson_core.data.dataset import as_documents, weighted
+from bergson_core.errors import InvalidInput
+from bergson_core.gradients.normalizer_fitting import fit_normalizers
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.models.forward_backward import forward_backward
+from bergson_core.models.loading import wrap
+from bergson_core.models.modules import select
+from bergson_core.schemas.specs import ColumnsSpec
+from tests import reference, tiny
+
+EXACT = {"rtol": 1e-8, "atol": 1e-10}
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
+    "{% else %}{{ message.content }}{% endif %}{% endfor %}"
+)
+CHAT = [
+    {"role": "user", "content": "Person 3 lives where?"},
+    {"role": "assistant", "content": "city 1."},
+    {"role": "user", "content": "and works for?"},
+    {"role": "assistant", "content": "company 2."},
+]
+
+
+def documents() -> list[Tokens]:
+    rng = np.random.default_rng(0)
+    return [Tokens.labelled_from(rng.integers(0, tiny.VOCABULARY, size=s), 2) for s in (9, 14, 5)]
+
+
+def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows [n, D], losses [n]) in order, out of one padded batch."""
+    collector = RowCollector(wrap(model), GradientProcessor(None))
+    (batch,) = batches(docs, 1000)
+    rows, losses = (torch.empty_like(part) for part in collector.collect(batch))
+    rows[batch.numbers], losses[batch.numbers] = collector.collect(batch)
+    return rows, losses
+
+
+def test_a_weight_multiplies_the_gradient_and_not_the_loss_that_is_reported():
+    model, docs, weights = tiny.model(), documents(), torch.tensor([2.0, -0.5, 0.0], dtype=torch.float64)
+    rows, losses = rows_of(model, docs)
+    changed = [weighted(one, "sum", weight.item()) for one, weight in zip(docs, weights, strict=True)]
+    weighted_rows, weighted_losses = rows_of(model, changed)
+    torch.testing.assert_close(weighted_rows, rows * weights[:, None], **EXACT)
+    torch.testing.assert_close(weighted_losses, losses, **EXACT)
+
+
+def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
+    model, docs = tiny.model(), documents()
+    rows, _ = rows_of(model, docs)
+    means, _ = rows_of(model, [weighted(one, "mean") for one in docs])
+    counts = torch.tensor([one.labelled for one in docs], dtype=torch.float64)
+    torch.testing.assert_close(means, rows / counts[:, None], **EXACT)
+
+
+def test_labels_may_have_gaps():
+    model, (whole, *_) = tiny.model(), documents()
+    gapped = Tokens(whole.ids, np.isin(np.arange(9), [2, 5, 6]))
+    names = list(select(model))
+    expected = reference.gradients(model, names, [gapped])
+    flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
+    torch.testing.assert_close(rows_of(model, [gapped])[0], flat, **EXACT)
+
+
+def test_sampled_labels_give_the_fisher_information_of_the_model():
+    """Over many draws, the mean squared gradient is Σ_y p(y) g_y² of autograd, for one predicted token."""
+    model = tiny.model()
+    name = "gpt_neox.layers.1.mlp.dense_4h_to_h"
+    ids = np.array([5, 9, 11])
+    weight = model.get_submodule(name).weight
+    logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, 1]
+    expected = torch.zeros_like(weight)
+    for label, p in enumerate(logits.softmax(0).tolist()):
+        (gradient,) = torch.autograd.grad(-logits.log_softmax(0)[label], weight, retain_graph=True)
+        expected += p * gradient.square()
+    docs = [Tokens.labelled_from(ids, 2)] * 4000
+    sampler = torch.Generator().manual_seed(0)
+    layers = select(model, [name])
+    fitted = fit_normalizers(wrap(model), layers, batches(docs, 3000), "adam", sampler=sampler)
+    found = fitted[name].tensors()["second_moment"]
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
+    assert found.sum() == pytest.approx(expected.sum().item(), rel=0.05)
+
+
+def test_sampled_labels_leave_the_documents_own_alone():
+    model, docs = wrap(tiny.model()), documents()
+    (batch,) = batches(docs, 1000)
+    before = batch.input_ids.clone()
+    sampled = forward_backward(model, batch, torch.Generator().manual_seed(0))
+    assert batch.input_ids.equal(before)
+    assert not torch.allclose(sampled, forward_backward(model, batch))
+
+
+def chat_tokenizer(template: str | None = TEMPLATE):
+    tokenizer = tiny.tokenizer([*tiny.texts(20), *(one["content"] for one in CHAT)])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_only_what_the_assistant_says_is_labelled():
+    tokenizer = chat_tokenizer()
+    (tokens,) = tokenize_chats(tokenizer, [CHAT])
+    said = tokenizer.decode(tokens.ids[tokens.labels])
+    assert said == "city 1.company 2."
+    assert tokenizer.decode(tokens.ids).startswith("<user>Person 3 lives where?<assistant>city 1.")
+
+
+def test_tokens_of_chats_are_those_of_transformers():
+    tokenizer = chat_tokenizer()
+    chats = [CHAT, CHAT[:2], [{**CHAT[0], "name": None}, {"role": "assistant", "content": "…ü "}]]
+    theirs = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+    ours = tokenize_chats(tokenizer, chats)
+    assert [tokens.ids.tolist() for tokens in ours] == theirs["input_ids"]
+    assert [tokens.labels.tolist() for tokens in ours] == [
+        [False, *map(bool, mask[1:])] for mask in theirs["assistant_masks"]
+    ]
+
+
+def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_tokens():
+    model, tokenizer = tiny.model(), chat_tokenizer()
+    dataset = Dataset.from_dict({"chat": [CHAT[:2], CHAT]})
+    result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), messages_column="chat")
+    names = list(select(model))
+    expected = reference.gradients(model, names, tokenize_chats(tokenizer, [CHAT[:2], CHAT]))
+    flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
+    np.testing.assert_allclose(np.array(result["gradients"]), flat.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_chat_is_kept_as_json_and_a_weight_as_a_number():
+    dataset = Dataset.from_dict({"chat": [CHAT], "reward": [3]})
+    (record,) = as_documents(dataset, ColumnsSpec(messages="chat", weight="reward")).read(range(1))
+    assert record.prompt.startswith('[{"role": "user", "content": "Person 3')
+    assert (record.weight, record.completion) == (3.0, None)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "no chat template"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "generation"),
+        ("{% generation %}{% endgeneration %}{{ raise_exception('no system turns') }}", "no system turns"),
+    ],
+    ids=["no template", "no mark", "refuses"],
+)
+def test_a_template_that_cannot_mark_the_assistant_is_an_error(template, says):
+    with pytest.raises(InvalidInput, match=says):
+        tokenize_chats(chat_tokenizer(template), [CHAT])
+
+
+@pytest.mark.parametrize("chat", ["hello", [], [{"content": "x"}], None], ids=str)
+def test_what_is_no_chat_is_refused_by_its_row(chat):
+    documents = as_documents(Dataset.from_list([{"chat": chat}]), ColumnsSpec(messages="chat"))
+    with pytest.raises(InvalidInput, match="row 0 of column 'chat'"):
+        documents.read(range(1))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), None, "1", True], ids=str)
+def test_a_weight_that_is_no_finite_number_is_refused_by_its_row(weight):
+    dataset = Dataset.from_list([{"text": "a", "weight": weight}])
+    with pytest.raises(InvalidInput, match="row 0 of column 'weight'"):
+        as_documents(dataset, ColumnsSpec(weight="weight")).read(range(1))
+
+
+def test_completion_and_messages_exclude_each_other():
+    with pytest.raises(ValueError, match="not both"):
+        ColumnsSpec(completion="a", messages="b")
+
+
+def test_given_tokens_are_labelled_as_the_trainer_labels_them():
+    model = tiny.model()
+    ids = [5, 6, 7, 8]
+    dataset = Dataset.from_dict({"input_ids": [ids, ids], "labels": [[-100, -100, 7, 8], ids]})
+    result = collect_gradients(model, dataset, processor=GradientProcessor(4))
+    docs = [Tokens.labelled_from(np.array(ids), first) for first in (2, 1)]
+    np.testing.assert_allclose(result["loss"], [reference.loss_of(model, one).item() for one in docs])

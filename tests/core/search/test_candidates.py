@@ -1,0 +1,118 @@
+"""Candidates are the best rows of all shards together, whatever looks for them and however many cores there are."""
+
+import numpy as np
+import pytest
+import torch
+
+from bergson_core.search import candidates
+from bergson_core.search.candidates import Candidates
+from bergson_core.search.faiss_index import build_shard_search
+from bergson_core.search.thread_pool import side_by_side
+from bergson_core.shards.shard import Place, RowShape, Shard, write_shard
+from bergson_core.storage.document_table import texts_table
+
+SHAPES = {
+    "float16": RowShape("float16", 3, 16),
+    "rabitq": RowShape("float16", 3, 16),
+    "hamming": RowShape("sign", 3, 13),  # whose bytes are not whole
+}
+ROWS = (50, 7, 120)
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=SHAPES)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def shards(tmp_path, kind):
+    made, shape, first = [], SHAPES[kind], 0
+    for number, count in enumerate(ROWS):
+        rows = torch.randn(count, shape.layers, shape.width, generator=torch.Generator().manual_seed(number))
+        blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
+        texts = texts_table([], np.zeros(0), [])
+        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, Place(first, ""))
+        made.append(Shard.open(tmp_path, written.accept(), shape))
+        if kind != "hamming":
+            build_shard_search(tmp_path, made[-1], None, "row", kind)
+        first += count
+    return made
+
+
+def questions(count, kind):
+    shape = SHAPES[kind]
+    return torch.randn(count, shape.layers * shape.width, generator=torch.Generator().manual_seed(9))
+
+
+def closeness(shards, queries, kind):
+    """Of each row of all shards to each query, by the definition of what is compared."""
+    rows = torch.cat([shard.rows(slice(None)) for shard in shards]).flatten(1)
+    if kind == "hamming":
+        return queries.sign() @ rows.sign().mT
+    return queries @ torch.nn.functional.normalize(rows, dim=1).mT
+
+
+@pytest.mark.parametrize("briefly", [False, True])
+def test_the_best_of_all_shards_are_found_in_order(tmp_path, shards, kind, threads, briefly):
+    queries = questions(5, kind)
+    found = Candidates.open(tmp_path, shards, kind, briefly=briefly).numbers(queries, 20)
+    close = closeness(shards, queries, kind)
+    scores = close.gather(1, torch.from_numpy(found))
+    if kind == "rabitq":  # which only estimates
+        assert (scores.mean(1) > close.mean(1) + 0.5 * close.std(1)).all()
+    else:
+        torch.testing.assert_close(scores, close.topk(20).values, atol=2e-3, rtol=0)
+
+
+def test_a_batch_finds_what_its_queries_find_alone(tmp_path, shards, kind, threads):
+    queries = questions(4, kind)
+    looked = Candidates.open(tmp_path, shards, kind)
+    alone = [looked.numbers(query[None], 9)[0] for query in queries]
+    assert np.array_equal(looked.numbers(queries, 9), alone)
+
+
+def test_only_allowed_rows_are_found_and_missing_ones_are_marked(tmp_path, shards, kind):
+    allowed = [np.zeros(count, dtype=bool) for count in ROWS]
+    allowed[0][[3, 40]] = allowed[2][[0, 119]] = True
+    queries = questions(2, kind)
+    found, places = Candidates.open(tmp_path, shards, kind).find(
+        queries, 6, [allowed[0], allowed[1], allowed[2]]
+    )
+    for one in range(2):
+        real = places[one] >= 0
+        assert real.tolist() == [True] * 4 + [False] * 2
+        assert set(zip(found[one][real], places[one][real], strict=True)) == {
+            (0, 3),
+            (0, 40),
+            (2, 0),
+            (2, 119),
+        }
+
+
+def test_more_than_there_are_gives_all(tmp_path, shards, kind):
+    queries = questions(1, kind)
+    found = Candidates.open(tmp_path, shards, kind).numbers(queries, 1000)
+    assert sorted(found[0].tolist()) == list(range(sum(ROWS)))
+
+
+def test_equal_rows_come_in_their_order_however_the_scores_are_gathered(monkeypatch):
+    parts = [(np.array([[1.0, 2.0, 2.0]], np.float32), np.array([[0, 1, 2]]))]
+    parts += [(np.array([[2.0, 0.0, 2.0]], np.float32), np.array([[3, 4, 5]]))] * 1
+    for merged_from in (1, 2**16):
+        monkeypatch.setattr(candidates, "_MERGED_FROM", merged_from)
+        scores, rows = candidates._best_of_all(parts, 1, 3)
+        assert (scores.tolist(), rows.tolist()) == ([[2, 2, 2]], [[1, 2, 3]])
+
+
+def test_work_side_by_side_comes_back_in_order_and_raises_what_it_raised(threads):
+    assert list(side_by_side(lambda k: k * k, range(50))) == [k * k for k in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda k: 1 // (9 - k), range(50)))

@@ -1,0 +1,131 @@
+"""A filter says which rows may be found; the search looks at these alone."""
+
+import pytest
+import torch
+
+from bergson_core import AttributionIndex, AttributionQuery, build_index
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.filters import Range
+from bergson_core.schemas.specs import GradientSpec, SearchSpec
+from bergson_core.search import searcher
+from bergson_core.search.metadata_filter import meets
+from tests import tiny
+from tests.core.attribution.test_index import query
+from tests.core.conftest import make_spec
+
+MANY = 300
+KINDS = {
+    "float16": {},
+    "rabitq": {"search": SearchSpec(kind="rabitq", min_recall=0.01)},
+    "hamming": {
+        "gradients": GradientSpec(projection_dim=4, rows="sign"),
+        "search": SearchSpec(min_recall=0.01),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def indexes(tmp_path_factory):
+    """Three indexes of the same 300 documents, one for each way to find candidates."""
+    root = tmp_path_factory.mktemp("filtered")
+    tiny.save_model(root / "model")
+    tiny.save_documents(root / "documents.jsonl", MANY)
+    for kind, changes in KINDS.items():
+        assert build_index(make_spec(root, **changes), root / kind, shard_rows=110).search.kind == kind
+    return {kind: AttributionIndex.open(root / kind) for kind in KINDS}
+
+
+def found(index: AttributionIndex, **changes: object) -> dict[str, float]:
+    (answer,) = index.attribute([query(**changes)])
+    assert not isinstance(answer, Exception), answer
+    return {row.id: row.score for row in answer.opponents or answer.results}
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["all that match are scored", "FAISS skips the others"])
+@pytest.mark.parametrize("direction", ["proponents", "opponents"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_that_match_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
+    index = indexes[kind]
+    monkeypatch.setattr(searcher, "_ALL_BELOW", 10 if exact else 0)
+    every = found(index, top_k=MANY, direction=direction)
+    condition = {"source": "wiki", "number": {"gte": 51, "lt": 251}}
+    wanted = {key: score for key, score in every.items() if is_wiki(key) and 51 <= number_of(key) < 251}
+    assert len(wanted) == 100
+    some = found(index, top_k=5, direction=direction, filter=condition)
+    assert len(some) == 5
+    assert all(score == pytest.approx(wanted[key], abs=1e-5) for key, score in some.items())
+    best = sorted(wanted.values(), reverse=direction == "proponents")[:5]
+    if exact:
+        assert list(some.values()) == pytest.approx(best, abs=1e-5)
+    whole = found(index, top_k=MANY, direction=direction, filter=condition)
+    assert whole == pytest.approx(wanted, abs=1e-5)
+
+
+def is_wiki(key: str) -> bool:
+    return number_of(key) % 2 == 1
+
+
+def number_of(key: str) -> int:
+    return int(key.removeprefix("doc-"))
+
+
+def test_queries_with_other_filters_share_a_batch_and_keep_their_own(indexes):
+    asked = [query(filter={"number": k}) for k in (7, 8, 7)] + [query(top_k=1)]
+    answers = indexes["float16"].attribute(asked)
+    assert [[row.id for row in answer.results] for answer in answers[:3]] == [["doc-7"], ["doc-8"], ["doc-7"]]
+    assert len(answers[3].results) == 1
+
+
+def test_a_filter_that_nothing_meets_gives_no_results(indexes):
+    for index in indexes.values():
+        (answer,) = index.attribute([query(filter={"source": "books"}, direction="both")])
+        assert (answer.results, answer.opponents) == ([], [])
+
+
+def test_an_unknown_column_is_the_querys_own_fault(indexes):
+    good, bad = indexes["float16"].attribute([query(), query(filter={"year": 1990})])
+    assert good.results
+    assert isinstance(bad, InvalidInput)
+    assert "no metadata column 'year'; it keeps source, number" in str(bad)
+
+
+def test_gradients_made_elsewhere_are_filtered_too(indexes):
+    index = indexes["float16"]
+    rows = torch.randn(2, index.collector.dimensions)
+    for results in index.search(rows, index.processor, filter={"number": [3, 4]}):
+        assert {row.id for row in results} == {"doc-3", "doc-4"}
+
+
+@pytest.mark.parametrize(
+    ("value", "condition", "expected"),
+    [
+        ("wiki", "wiki", True),
+        ("wiki", ("web", "wiki"), True),
+        (None, None, True),
+        (None, ("web", None), True),
+        ("wiki", None, False),
+        (1, 1.0, True),
+        (True, 1, False),
+        (1, True, False),
+        (["a", "b"], "b", True),
+        (["a", "b"], ("c",), False),
+        (5, Range(gte=5, lt=6), True),
+        (5, Range(gt=5), False),
+        ("2024-05-01", Range(gte="2024", lt="2025"), True),
+        ("5", Range(gte=1), False),
+        (True, Range(gte=0), False),
+        (None, Range(lte=3), False),
+    ],
+)
+def test_conditions_mean_what_they_say(value, condition, expected):
+    assert meets(value, condition) is expected
+
+
+@pytest.mark.parametrize(
+    "condition", [{}, {"gte": 1, "lt": "2"}, {"above": 3}, {"gte": None}, {"lt": float("nan")}], ids=str
+)
+def test_a_range_without_sense_is_refused(condition):
+    with pytest.raises(ValueError, match="filter"):
+        AttributionQuery.model_validate(
+            {"index": "facts", "prompt": "a", "completion": "b", "filter": {"number": condition}}
+        )

@@ -1,0 +1,157 @@
+"""What finds the candidates is measured against exact search, and nothing below min_recall is published."""
+
+import numpy as np
+import pytest
+import torch
+
+from bergson_core import AttributionIndex, build_index
+from bergson_core.data.batching import Tokens
+from bergson_core.errors import IndexNotFound, InvalidInput
+from bergson_core.schemas.specs import GradientSpec, ScoringSpec, SearchSpec
+from bergson_core.search import recall
+from bergson_core.search.recall import Sample, ladder, measure
+from bergson_core.shards.shard import RowShape
+from bergson_core.storage.manifest import read_manifest
+from tests import tiny
+from tests.core.attribution.test_index import query, scores_by_definition
+from tests.core.conftest import make_spec
+
+MANY = 400
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A model and more documents than there are candidates."""
+    root = tmp_path_factory.mktemp("many")
+    tiny.save_model(root / "model")
+    tiny.save_documents(root / "documents.jsonl", MANY)
+    return root
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    """So few that one bit a number cannot hold the best ten."""
+    monkeypatch.setitem(recall._LEAST, "rabitq", 10)
+    monkeypatch.setitem(recall._MOST, "rabitq", 10)
+
+
+def spec_of(sources, search: dict, **gradients):
+    return make_spec(
+        sources,
+        gradients=GradientSpec(projection_dim=4, **gradients),
+        scoring=ScoringSpec(preconditioner=False),
+        search=SearchSpec(**search),
+    )
+
+
+@pytest.mark.parametrize("kind", ["float16", "rabitq", "hamming"])
+def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, tmp_path, kind):
+    settings = {"rows": "sign"} if kind == "hamming" else {}
+    search = {"kind": "rabitq"} if kind == "rabitq" else {}
+    build_index(
+        spec_of(sources, search | {"min_recall": 0.01}, **settings), tmp_path / "facts", shard_rows=150
+    )
+    index = AttributionIndex.open(tmp_path / "facts")
+    assert index.manifest.search.kind == kind
+    numbers = np.array([3, 77, 390])
+    documents = [row["prompt"] for shard in index.shards for row in shard.records.to_pylist()]
+    rows = rows_of(index, [documents[k] for k in numbers])
+    sample = Sample(numbers, rows.reshape(3, len(index.collector.slices), -1))
+    profile = index.profiles["default"]
+    found = measure(sample, profile, index.shards, index.searcher.candidates, min_recall=0.01)
+    asked, weights = profile.prepare(sample.rows)
+    every = torch.cat([shard.rows(slice(None)) for shard in index.shards])
+    lengths = torch.from_numpy(np.concatenate([np.array(one) for one in profile.lengths]))
+    for sign, said in ((1, found.recall_at_10), (-1, found.opponents_recall_at_10)):
+        exact = sign * torch.einsum("nmd,qmd->qn", every / lengths[..., None].clamp_min(1e-30), weights)
+        candidates = index.searcher.candidates.numbers(sign * asked, found.candidates)
+        shares = []
+        for q, number in enumerate(numbers):
+            exact[q, number] = -torch.inf
+            best = set(exact[q].topk(10).indices.tolist())
+            shares.append(len(best & set(candidates[q].tolist())) / 10)
+        assert said == pytest.approx(np.mean(shares))
+
+
+def rows_of(index: AttributionIndex, texts: list[str]) -> torch.Tensor:
+    from bergson_core.data.batching import tokenize
+    from bergson_core.gradients.row_collector import collect_in_order
+
+    tokens = tokenize(index.model.tokenizer, texts, None)
+    rows, _ = collect_in_order(index.collector, tokens, 1000)
+    return torch.from_numpy(rows)
+
+
+def test_one_bit_a_number_gives_the_exact_scores_and_takes_less(sources, tmp_path):
+    spec = spec_of(sources, {"kind": "rabitq", "min_recall": 0.5})
+    build_index(spec, tmp_path / "lean", shard_rows=150)
+    build_index(spec_of(sources, {}), tmp_path / "full", shard_rows=150)
+    lean, full = (read_manifest(tmp_path / name) for name in ("lean", "full"))
+    assert (lean.search.kind, full.search.kind) == ("rabitq", "float16")
+    assert full.search.recall_at_10 == 1
+    sizes = [sum(one.bytes for one in part.files if one.path.startswith("search/")) for part in (lean, full)]
+    assert sizes[0] < 0.2 * sizes[1]
+    (answer,) = AttributionIndex.open(tmp_path / "lean").attribute([query(top_k=5)])
+    expected = scores_by_definition(tmp_path / "lean", spec, query())
+    for row in answer.results:
+        assert row.score == pytest.approx(expected[int(row.id.removeprefix("doc-"))].item(), abs=2e-3)
+
+
+def test_a_large_index_takes_one_bit_and_goes_back_to_float16_where_that_does_not_hold(
+    sources, tmp_path, monkeypatch, few_candidates
+):
+    shape = RowShape("float16", 8, 16)
+    assert ladder(SearchSpec(), shape, 1000) == ("float16",)
+    assert ladder(SearchSpec(), shape, 10**7) == ("rabitq", "float16")
+    assert ladder(SearchSpec(kind="exact"), shape, 10**7) == ("float16",)
+    assert ladder(SearchSpec(), RowShape("sign", 8, 16), 10**7) == ("hamming",)
+    monkeypatch.setattr(recall, "_ONE_BIT_FROM_BYTES", 0)
+    manifest = build_index(spec_of(sources, {}), tmp_path / "facts", shard_rows=150)
+    assert manifest.search.kind == "float16"
+    assert manifest.search.recall_at_10 >= 0.99
+    assert AttributionIndex.open(tmp_path / "facts").attribute([query()])[0].results
+
+
+def test_below_min_recall_nothing_is_published_and_the_rows_are_kept(sources, tmp_path, few_candidates):
+    path = tmp_path / "facts"
+    with pytest.raises(
+        InvalidInput, match=r"recall@10 of 0\.\d+ by rabitq at 10 candidates.*search kind exact"
+    ):
+        build_index(spec_of(sources, {"kind": "rabitq"}), path, shard_rows=150)
+    with pytest.raises(IndexNotFound):
+        read_manifest(path)
+    kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
+    manifest = build_index(spec_of(sources, {"kind": "exact"}), path, shard_rows=150)
+    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
+    assert manifest.search.kind == "float16"
+
+
+def test_bits_take_as_many_candidates_as_hold_the_recall(sources, tmp_path):
+    counts = []
+    for number, wanted in enumerate((0.2, 1.0)):
+        spec = spec_of(sources, {"min_recall": wanted}, rows="sign")
+        manifest = build_index(spec, tmp_path / str(number), shard_rows=150)
+        assert manifest.search.recall_at_10 >= wanted
+        counts.append(manifest.search.candidates)
+    assert counts[0] == 200 <= counts[1] <= MANY
+
+
+def test_documents_without_a_gradient_are_no_queries():
+    rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
+    sample = Sample.of(np.array([5, 6, 7, 8]), rows, layers=1)
+    assert sample.numbers.tolist() == [5, 8]
+
+
+def test_queries_are_the_ends_of_documents():
+    tokens = Tokens(np.arange(10), np.arange(10) >= 2)
+    assert recall._end(tokens).labels.nonzero()[0].tolist() == [8, 9]
+    assert recall._end(Tokens(np.arange(3), np.array([False, True, False]))).labelled == 1
+    assert recall._end(Tokens(np.arange(1), np.zeros(1, dtype=bool))).labelled == 0
+
+
+def test_an_index_of_one_document_has_nothing_to_miss(sources, tmp_path):
+    spec = make_spec(
+        sources, dataset=None, documents=({"id": "a", "text": "alone here", "source": "x", "number": 1},)
+    )
+    manifest = build_index(spec, tmp_path / "facts")
+    assert manifest.search.recall_at_10 == 1

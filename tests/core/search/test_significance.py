@@ -1,0 +1,172 @@
+"""How a result stands among random rows of the index, and when an answer says that nothing stands out."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down
+from bergson_core.data.batching import Tokens
+from bergson_core.schemas.specs import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.search import background_sample
+from bergson_core.search.background_sample import SampledRows, percentile
+from bergson_core.search.significance import NOTICE, _joined, calibrate, joined_rows, notice, prominence
+from bergson_core.storage.manifest import NoticeEntry, read_manifest
+from tests import tiny
+from tests.core.attribution.test_index import query
+from tests.core.conftest import make_spec
+
+MANY = 150
+
+
+@pytest.fixture(scope="module", params=["float16", "sign"])
+def many(request, sources, tmp_path_factory):
+    """An index of so many rows that some can stand out."""
+    root = tmp_path_factory.mktemp("many")
+    documents = DatasetSpec(path=str(tiny.save_documents(root / "documents.jsonl", MANY)))
+    spec = make_spec(
+        sources,
+        dataset=documents,
+        gradients=GradientSpec(projection_dim=4, rows=request.param),
+        scoring=ScoringSpec(normalize="block"),
+    )
+    build_index(spec, root / "facts", shard_rows=40)
+    return root / "facts"
+
+
+def test_the_percentile_counts_the_random_rows_that_score_lower(many):
+    """Here the sample is the whole index."""
+    (answer,) = AttributionIndex.open(many).attribute([query(top_k=MANY, direction="both")])
+    scores = np.array([row.score for row in answer.results])
+    assert len(scores) == MANY
+    for row in (*answer.results, *answer.opponents):
+        lower = (scores < row.score - 1e-5 * abs(row.score)).sum()
+        assert row.percentile == pytest.approx(100 * lower / (MANY + 1), abs=0.011)
+
+
+def test_above_all_of_4096_rows_is_99_98():
+    assert percentile(1.0, np.zeros(4096, np.float32)) == 99.98
+    assert percentile(0.0, np.zeros(4096, np.float32)) == 0
+    assert percentile(1.0, np.zeros(0, np.float32)) is None
+
+
+def test_what_was_taken_down_is_not_compared_with(spec, tmp_path):
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    opened = AttributionIndex.open(tmp_path / "facts")
+    (before,) = opened.attribute([query(top_k=40)])
+    for row in before.results[1:]:
+        take_down(tmp_path / "facts", row.id)
+    (after,) = opened.attribute([query(top_k=40)])
+    assert [row.percentile for row in after.results] == [0]
+
+
+def test_the_sample_is_the_same_whoever_holds_the_shards(index, monkeypatch):
+    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MOST_ROWS", 12)
+    shards = AttributionIndex.open(index).shards
+    whole = SampledRows.read(shards, 40, seed=0)
+    parts = [SampledRows.read(some, 40, seed=0) for some in (shards[:1], shards[1:])]
+    assert len(whole.places) == 12
+    torch.testing.assert_close(torch.cat([one.blocks for one in parts], 1), whole.blocks, rtol=0, atol=0)
+    assert not np.array_equal(SampledRows.read(shards, 40, seed=1).places, whole.places)
+
+
+def test_shards_that_have_no_row_of_the_sample_compare_with_none(many, monkeypatch):
+    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MOST_ROWS", 1)
+    opened = AttributionIndex.open(many)
+    none = [shard for shard in opened.shards if not SampledRows.read([shard], MANY, seed=0).places.size]
+    found = SampledRows.read(none, MANY, seed=0)
+    _, weights = opened.profiles["default"].prepare(torch.randn(3, len(opened.collector.slices), 16))
+    assert found.scores(opened.profiles["default"], weights, [None] * len(none)).shape == (3, 0)
+
+
+def test_a_sample_takes_no_more_memory_than_it_may(index, monkeypatch):
+    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MOST_NUMBERS", 128 * 7)
+    assert SampledRows.read(AttributionIndex.open(index).shards, 40, seed=0).blocks.numel() == 128 * 7
+
+
+def test_documents_that_were_appended_are_in_the_sample(spec, tmp_path):
+    path = tmp_path / "facts"
+    build_index(spec, path, shard_rows=16)
+    rows = tuple(
+        {"id": f"new-{k}", "text": text, "source": "x", "number": k} for k, text in enumerate(tiny.texts(30))
+    )
+    append_documents(path, AppendSpec(documents=rows))
+    opened = AttributionIndex.open(path)
+    assert len(opened.searcher.sampled.places) == 70
+    assert opened.manifest.notice is not None  # 40 rows were too few to say, 70 are enough
+    assert opened.attribute([query()])[0].results[0].percentile > 90
+
+
+def test_another_profile_has_percentiles_and_no_notice(spec, tmp_path):
+    path = tmp_path / "facts"
+    build_index(spec, path, shard_rows=16)
+    sample = {"prompt": [f"Person {k} works" for k in range(9)], "completion": [" for company 2."] * 9}
+    fit_profile(path, "work", Dataset.from_dict(sample), mixing=0.7)
+    opened = told(AttributionIndex.open(path), threshold=1e9)
+    ours, other = opened.attribute([query(top_k=40), query(top_k=40, profile="work")])
+    assert ours.results[0].percentile == other.results[0].percentile > 90
+    assert other.notice is None
+
+
+def told(opened: AttributionIndex, threshold: float) -> AttributionIndex:
+    """With another threshold."""
+    entry = NoticeEntry(threshold=threshold, false_alarms=0.05, queries=256)
+    manifest = opened.manifest.model_copy(update={"notice": entry})
+    object.__setattr__(opened, "manifest", manifest)
+    return opened
+
+
+def test_the_notice_comes_where_the_best_result_does_not_stand_out(many):
+    opened = AttributionIndex.open(many)
+    for threshold, says in ((-1e9, None), (1e9, NOTICE)):
+        best, both, opponents = told(opened, threshold).attribute(
+            [query(), query(direction="both"), query(direction="opponents")]
+        )
+        assert (best.notice, both.notice, opponents.notice) == (says, says, None)
+        assert best.results  # come all the same
+
+
+def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
+    opened, manifest = AttributionIndex.open(many), read_manifest(many)
+    assert manifest.notice.queries > 200
+    rng = np.random.default_rng(0)
+    documents = [
+        Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 1) for s in rng.integers(4, 12, 40)
+    ]
+    queries = joined_rows(opened.collector, documents, 1000)
+    profile, candidates = opened.profiles["default"], opened.searcher.candidates
+    entry = calibrate(queries, profile, candidates, MANY, opened.searcher.sampled)
+    asked, _ = profile.prepare(queries)
+    found = told(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
+    of_sample = opened.searcher.sampled.scores(profile, profile.prepare(queries)[1], opened.visible())
+    quiet = [
+        notice(rows[0].score, scores, entry) is not None
+        for rows, scores in zip(found, of_sample, strict=True)
+    ]
+    assert len(asked) == len(quiet)
+    assert 0.9 < np.mean(quiet) < 1
+
+
+def test_a_made_up_query_is_half_of_one_document_and_half_of_another():
+    one, other = (Tokens.labelled_from(np.arange(start, start + 5), 1) for start in (10, 20))
+    joined = _joined(one, other)
+    assert joined.ids.tolist() == [10, 11, 22, 23, 24]
+    assert joined.labels.nonzero()[0].tolist() == [2, 3, 4]
+
+
+def test_prominence_is_in_units_of_the_best_hundredth():
+    scores = np.linspace(0, 1, 101, dtype=np.float32)
+    assert prominence(0.5 + 3 * 0.49, scores) == pytest.approx(3)
+    assert prominence(7 * (0.5 + 3 * 0.49) - 2, 7 * scores - 2) == pytest.approx(3, rel=1e-5)
+    flat = np.zeros(101, np.float32)
+    assert (prominence(1.0, flat), prominence(-1.0, flat)) == (np.inf, -np.inf)
+
+
+def test_of_few_rows_nothing_is_claimed(index):
+    assert read_manifest(index).notice is None
+    (answer,) = AttributionIndex.open(index).attribute([query()])
+    assert answer.notice is None
+    assert answer.results[0].percentile is not None

@@ -1,0 +1,186 @@
+"""Files are read once to be checked, damage is named and kept apart, and a full disk loses nothing."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bergson_core import AppendSpec, AttributionIndex, append_documents, build_index
+from bergson_core.errors import BergsonError, DiskFull, IndexCorrupt, IndexNotFound
+from bergson_core.storage import integrity
+from bergson_core.storage.manifest import read_manifest
+from tests.core.attribution.test_index import query
+from tests.processes import own_processes
+
+
+@pytest.fixture
+def facts(index, tmp_path) -> Path:
+    """A copy of the index that may be changed."""
+    return shutil.copytree(index, tmp_path / "facts")
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The files that are read to be checked."""
+    seen, original = [], integrity.file_sha256
+
+    def sha256(path: Path) -> str:
+        seen.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(integrity, "file_sha256", sha256)
+    return seen
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_index_is_opened_without_reading_what_was_checked_before(spec, tmp_path, read):
+    build_index(spec, tmp_path / "facts", shard_rows=16)
+    read.clear()
+    AttributionIndex.open(tmp_path / "facts")
+    assert read == []
+
+
+def test_a_copied_index_is_read_whole_once(facts, read):
+    manifest = read_manifest(facts)
+    AttributionIndex.open(facts)
+    assert len(read) == len(manifest.all_files())
+    read.clear()
+    AttributionIndex.open(facts)
+    assert read == []
+    (facts / "shards" / "00001" / "gradients.bin").touch()
+    AttributionIndex.open(facts)
+    assert read == ["gradients.bin"]
+
+
+def test_what_cannot_be_noted_is_read_each_time(facts, read, monkeypatch):
+    def refuse(path: Path, content: bytes) -> None:
+        raise PermissionError(f"{path} is read-only")
+
+    monkeypatch.setattr(integrity, "_replace", refuse)
+    AttributionIndex.open(facts)
+    first = list(read)
+    AttributionIndex.open(facts)
+    assert read == 2 * first
+
+
+def test_notes_that_cannot_be_read_are_no_notes(facts, read):
+    (facts / ".checked.json").write_text("{")
+    AttributionIndex.open(facts)
+    assert len(read) == len(read_manifest(facts).all_files())
+
+
+def test_checked_again_every_byte_is_read(facts):
+    AttributionIndex.open(facts)
+    entries = list(read_manifest(facts).all_files().values())
+    assert integrity.check_files(facts, entries, again=True) == []
+    path = facts / "shards" / "00001" / "gradients.bin"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    alter(path)
+    os.utime(path, ns=times)  # as a failing disk would
+    assert integrity.check_files(facts, entries) == []
+    ((entry, wrong),) = integrity.check_files(facts, entries, again=True)
+    assert entry.path == "shards/00001/gradients.bin"
+    assert "altered" in wrong
+
+
+PARTS = ["shards/00001/gradients.bin", "shards/00001/rows.arrow", "search/float16/00001.faiss"]
+PARTS += ["profiles/default/00001.lengths.bin"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("how", [alter, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-2])])
+def test_a_damaged_shard_is_named_and_the_others_are_served_to_who_asks_for_it(facts, part, how):
+    how(facts / part)
+    with pytest.raises(IndexCorrupt, match=f"shard 00001 of the index facts .*{part}"):
+        AttributionIndex.open(facts)
+    opened = AttributionIndex.open(facts, partial=True)
+    refused, answered = opened.attribute([query(top_k=40), query(top_k=40, partial=True)])
+    assert isinstance(refused, IndexCorrupt)
+    assert "00001" in str(refused)
+    assert answered.partial
+    assert {row.id for row in answered.results} == {f"doc-{k}" for k in (*range(16), *range(32, 40))}
+
+
+def test_an_index_that_is_whole_is_never_partial(facts):
+    (answer,) = AttributionIndex.open(facts, partial=True).attribute([query(partial=True)])
+    assert not answer.partial
+
+
+@pytest.mark.parametrize(
+    "part", ["statistics/normalizers.safetensors", "profiles/default/preconditioner.safetensors"]
+)
+def test_what_all_shards_share_has_to_be_whole(facts, part):
+    alter(facts / part)
+    with pytest.raises(IndexCorrupt, match=part):
+        AttributionIndex.open(facts, partial=True)
+
+
+def test_of_an_index_without_a_whole_shard_nothing_is_served(facts):
+    for path in facts.glob("shards/*/gradients.bin"):
+        alter(path)
+    with pytest.raises(IndexCorrupt, match="shards 00000, 00001, 00002"):
+        AttributionIndex.open(facts, partial=True)
+
+
+def with_little_room(largest_file: int, call: Any, arguments: tuple[Any, ...], outcome: Any) -> None:
+    """Puts the code and text of the error that `call` meets where no file may be larger than that."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    try:
+        call(*arguments)
+        outcome.put(("", ""))
+    except BergsonError as error:
+        outcome.put((error.code, str(error)))
+
+
+def tried(largest_file: int, call: Any, *arguments: Any) -> tuple[str, str]:
+    context = own_processes()
+    outcome = context.Queue()
+    process = context.Process(target=with_little_room, args=(largest_file, call, arguments, outcome))
+    process.start()
+    found = outcome.get(timeout=120)
+    process.join()
+    return found
+
+
+def test_a_full_disk_fails_a_build_with_that_reason_wherever_it_is_met(spec, index, tmp_path):
+    path, stages = tmp_path / "facts", set()
+    for room in (1_000, 3_500, 9_000, 11_000):
+        code, says = tried(room, build_index, spec, path)
+        assert code == DiskFull.code
+        assert "larger than is allowed" in says
+        assert "make room" in says
+        with pytest.raises(IndexNotFound):
+            read_manifest(path)
+        stages.add(tuple(sorted(one.name for one in path.iterdir() if not one.name.startswith("."))))
+    assert len(stages) > 2
+    assert list(path.rglob("*.tmp")) == []
+    build_index(spec, path)
+    assert len(AttributionIndex.open(path).attribute([query()])[0].results) == 10
+
+
+def test_a_full_disk_fails_an_append_and_the_old_generation_is_served(facts):
+    text = {"text": "Person 7 moved away", "source": "x" * 500, "number": 7}
+    spec = AppendSpec(documents=tuple({"id": f"new-{k}"} | text for k in range(20)))
+    before = read_manifest(facts)
+    code, _ = tried(8_000, append_documents, facts, spec)
+    assert code == DiskFull.code
+    assert read_manifest(facts) == before
+    assert AttributionIndex.open(facts).attribute([query()])[0].generation == 1
+    assert append_documents(facts, spec).rows == before.rows + 20
+
+
+def test_another_failure_of_the_disk_is_not_a_full_one(facts, monkeypatch):
+    from bergson_core.shards.shard import disk_errors
+
+    with pytest.raises(OSError, match="Input/output"), disk_errors(facts):
+        raise OSError(5, "Input/output error")
+    assert json.loads((facts / "manifest.json").read_text())

@@ -1,0 +1,142 @@
+"""Files are written whole or not at all."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bergson_core import AttributionIndex, score_corpus, write_table
+from bergson_core.errors import InvalidInput
+from bergson_core.utils import table_writer
+from tests.core.attribution.test_index import query
+
+SUFFIXES = ["jsonl", "parquet"]
+
+
+def reader(*scores: list[float], error: BaseException | None = None) -> pa.RecordBatchReader:
+    """A batch for each list of scores, and then an error."""
+    schema = pa.schema([("id", pa.string()), ("score", pa.float32()), ("metadata", pa.string())])
+
+    def made():
+        for part in scores:
+            texts = ['{"x": NaN, "y": "é\\ud800"}'] * len(part)
+            yield pa.record_batch(
+                [[f"d{k}" for k in part], pa.array(part, pa.float32()), texts], schema=schema
+            )
+        if error is not None:
+            raise error
+
+    return pa.RecordBatchReader.from_batches(schema, made())
+
+
+def read(path) -> list[dict]:
+    if path.suffix == ".parquet":
+        rows = pq.read_table(path).to_pylist()
+        return [row | {"metadata": table_writer.from_json(row["metadata"])} for row in rows]
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_both_formats_hold_every_row(tmp_path, suffix):
+    path = tmp_path / f"scores.{suffix}"
+    assert write_table(reader([1, 2], [3]), path) == 3
+    assert read(path) == [
+        {"id": f"d{k}", "score": k, "metadata": {"x": None, "y": "é\ud800"}} for k in (1, 2, 3)
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("aggregate", ["mean", "each"])
+def test_scores_of_a_corpus_are_written_as_they_are(index, tmp_path, suffix, aggregate):
+    opened, path = AttributionIndex.open(index), tmp_path / f"scores.{suffix}"
+    asked = [query(), query("Person 2")]
+    assert write_table(score_corpus(opened, asked, aggregate=aggregate), path) == 40
+    expected = score_corpus(opened, asked, aggregate=aggregate).read_all().to_pylist()
+    assert read(path) == [row | {"metadata": json.loads(row["metadata"])} for row in expected]
+
+
+def test_small_batches_share_a_row_group(tmp_path, monkeypatch):
+    write_table(reader(*([k] for k in range(9))), tmp_path / "one.parquet")
+    assert pq.ParquetFile(tmp_path / "one.parquet").num_row_groups == 1
+    monkeypatch.setattr(table_writer, "_GROUP_BYTES", 1)
+    write_table(reader(*([k] for k in range(9))), tmp_path / "nine.parquet")
+    assert pq.ParquetFile(tmp_path / "nine.parquet").num_row_groups == 9
+    assert read(tmp_path / "one.parquet") == read(tmp_path / "nine.parquet")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_rows_are_a_file_too(tmp_path, suffix):
+    assert write_table(reader(), tmp_path / f"none.{suffix}") == 0
+    assert read(tmp_path / f"none.{suffix}") == []
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failed_write_leaves_what_was_there_before(tmp_path, suffix, error):
+    path = tmp_path / f"scores.{suffix}"
+    expected = InvalidInput if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected):
+        write_table(reader([1.0], error=error), path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("before")
+    with pytest.raises(expected):
+        write_table(reader([1.0], error=error), path, overwrite=True)
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["before"]
+
+
+KILLED = """
+import os, signal, sys
+import pyarrow as pa
+from bergson_core.utils.table_writer import write_table
+
+def rows():
+    yield from [pa.record_batch({"score": [1.0] * 10_000})] * 20
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_table(pa.RecordBatchReader.from_batches(pa.schema({"score": pa.float64()}), rows()), sys.argv[1])
+"""
+
+
+def test_a_killed_write_leaves_no_output(tmp_path):
+    ran = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "scores.jsonl"], check=False)
+    assert ran.returncode == -signal.SIGKILL
+    assert all(path.name.startswith(".scores.jsonl.") for path in tmp_path.iterdir())
+    assert write_table(reader([1.0]), tmp_path / "scores.jsonl") == 1
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "scores.jsonl"
+
+    def rows():
+        yield pa.record_batch({"score": [1.0]})
+        path.write_text("theirs")
+
+    with pytest.raises(InvalidInput, match="there already"):
+        write_table(pa.RecordBatchReader.from_batches(pa.schema({"score": pa.float64()}), rows()), path)
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("scores.csv", r"expected \.jsonl or \.parquet"),
+        ("nowhere/scores.jsonl", "no directory"),
+        ("taken.jsonl", "there already"),
+        ("directory.jsonl", "there already"),
+    ],
+)
+def test_a_bad_output_is_refused_before_a_row_is_made(tmp_path, name, says):
+    (tmp_path / "taken.jsonl").write_text("before")
+    (tmp_path / "directory.jsonl").mkdir()
+    with pytest.raises(InvalidInput, match=says):
+        write_table(reader(error=AssertionError("a row was made")), tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"taken.jsonl", "directory.jsonl"}
+    assert (tmp_path / "taken.jsonl").read_text() == "before"

@@ -1,0 +1,148 @@
+"""The file of keys: what is kept, what is found in it, and that it fails closed."""
+
+import logging
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bergson_core.errors import InvalidInput, Unavailable
+from service.auth.api_keys import FILE_NAME, Caller, KeyFile
+
+
+def caller(name: str = "ada", **what: Any) -> Caller:
+    return Caller.model_validate({"name": name, "scope": "read"} | what)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path)
+
+
+def test_a_key_is_found_by_itself_and_by_nothing_like_it(file: KeyFile) -> None:
+    key, other = file.create(caller()), file.create(caller("bob"))
+    found = file.find(key)
+    assert found is not None and found.name == "ada"
+    swapped = key[:16] + other[16:]
+    last = "B" if key.endswith("A") else "A"
+    for wrong in (
+        "",
+        "bg_",
+        key[:-1],
+        key[:-1] + last,
+        key + "A",
+        key.upper(),
+        f" {key}",
+        f"{key}\n",
+        swapped,
+    ):
+        assert file.find(wrong) is None, wrong
+
+
+def test_the_secret_is_not_kept_and_nobody_else_may_read_the_file(file: KeyFile) -> None:
+    secret = file.create(caller()).split("_", 2)[2]
+    assert secret not in file.path.read_text()
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+
+
+def test_no_two_keys_are_alike(file: KeyFile) -> None:
+    keys = [file.create(caller(f"key-{k}")) for k in range(5)]
+    parts = {part for key in keys for part in key.split("_", 2)[1:]}
+    assert len(parts) == 10
+    assert all(len(key.split("_", 2)[2]) == 43 for key in keys), "256 bits in base64"
+
+
+def test_a_key_counts_until_it_expires(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    key = file.create(caller(), expires_at=1010.0)
+    assert file.find(key) is not None
+    monkeypatch.setattr("time.time", lambda: 1010.0)
+    assert file.find(key) is None
+
+
+def test_what_one_process_changes_holds_at_once_in_another(file: KeyFile, tmp_path: Path) -> None:
+    other = KeyFile(tmp_path)
+    assert other.read() is None
+    key = file.create(caller())
+    assert other.find(key) is not None
+    file.revoke("ada")
+    assert other.find(key) is None
+    assert other.read() == (), "the file stays, so that the last revocation opens nothing"
+
+
+def test_keys_that_are_made_side_by_side_are_all_kept(tmp_path: Path) -> None:
+    def make(name: str) -> None:
+        KeyFile(tmp_path).create(caller(name))
+
+    threads = [threading.Thread(target=make, args=(f"key-{k}",)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(KeyFile(tmp_path).read() or ()) == 8
+
+
+def test_a_name_is_given_once_and_can_be_given_again_when_it_is_revoked(file: KeyFile) -> None:
+    file.create(caller())
+    with pytest.raises(InvalidInput, match="revoke it first"):
+        file.create(caller())
+    file.revoke("ada")
+    file.create(caller())
+    with pytest.raises(InvalidInput, match="no key named 'bob'"):
+        file.revoke("bob")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"keys": [{"id": "x"}]}', "\x00" * 9])
+def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
+    file: KeyFile, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = file.create(caller())
+    good = file.path.read_bytes()
+    file.path.write_text(content)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot be read"):
+            file.find(key)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert FILE_NAME in caplog.text
+    with pytest.raises(Unavailable):
+        file.create(caller("bob"))
+    assert file.path.read_text() == content, "nothing is written over it"
+    file.path.write_bytes(good)
+    assert file.find(key) is not None
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"name": ""},
+        {"name": "a b"},
+        {"scope": "root"},
+        {"indexes": ["Facts"]},
+        {"indexes": [""]},
+        {"rate": "soon"},
+        {"rate": "0/minute"},
+        {"rate": "1/second;5/minute"},
+        {"concurrent": 0},
+    ],
+)
+def test_a_key_that_makes_no_sense_is_refused(file: KeyFile, what: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        file.create(caller(**what))
+    assert file.read() is None
+
+
+def test_each_scope_includes_those_before_it() -> None:
+    allowed = {
+        scope: [one for one in ("read", "write", "admin") if caller(scope=scope).may(one)]
+        for scope in ("read", "write", "admin")
+    }
+    assert allowed == {"read": ["read"], "write": ["read", "write"], "admin": ["read", "write", "admin"]}
+
+
+def test_patterns_say_which_indexes_there_are() -> None:
+    some = caller(indexes=["facts-*", "news"])
+    assert [some.sees(name) for name in ("facts-1", "news", "facts", "news-1")] == [True, True, False, False]
+    assert [one.sees(None) for one in (some, caller())] == [False, True], "what belongs to no index"

@@ -1,0 +1,92 @@
+"""Every response has an id, and only our own names are answered."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from bergson_core.errors import RedisUnavailable
+from tests.service.fake_broker import FakeBroker
+from tests.service.http.test_problems import problem_of
+from tests.service.keyed import bearer
+from worker.telemetry import logs
+
+PATHS = ["/livez", "/docs", "/openapi.json", "/static/dashboard/main.js", "/nothing", "/jobs/none"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_response_has_a_request_id_and_is_not_sniffed(client: TestClient, path: str) -> None:
+    first, second = client.get(path), client.get(path)
+    assert re.fullmatch("[0-9a-f]{32}", first.headers["x-request-id"])
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert first.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_sane_request_id_is_kept(client: TestClient, path: str) -> None:
+    sent = "trace-1.a:B_" + "x" * 116
+    response = client.get(path, headers={"X-Request-ID": sent})
+    assert response.headers.get_list("x-request-id") == [sent]
+
+
+@pytest.mark.parametrize("sent", ["", "x" * 129, "a b", "<script>", "\xe9", "a\tb", 'a"b'])
+def test_a_request_id_that_is_not_sane_is_replaced(client: TestClient, sent: str) -> None:
+    response = client.get("/livez", headers=[(b"X-Request-ID", sent.encode("latin-1"))])
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1"])
+def test_our_own_names_are_answered(client: TestClient, host: str) -> None:
+    assert client.get("/livez", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "evil.example:8000", "127.0.0.1.nip.io", "", "[::2]"]
+)
+@pytest.mark.parametrize("path", ["/livez", "/docs", "/nothing"])
+def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> None:
+    problem = problem_of(client.get(path, headers={"Host": host}), 400, "host_not_allowed")
+    assert "allowed_hosts" in problem.detail
+
+
+def test_no_page_elsewhere_may_read_us(client: TestClient) -> None:
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "DELETE"}
+    preflight = client.options("/jobs/job-1", headers=headers)
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+    answer = client.get("/livez", headers=headers)
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_call_is_one_line_of_the_log_with_its_fields(
+    client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(logs.formatter("json"))
+    headers = bearer(tmp_path) | {"X-Request-ID": "mine-1"}
+    with caplog.at_level("INFO", logger="service"):
+        client.get("/jobs/a%0Ab?secret=1", headers=headers)
+    (line,) = (json.loads(line) for line in caplog.text.splitlines())
+    assert line.pop("duration_ms") >= 0
+    assert {key: line[key] for key in ("logger", "method", "path", "status", "key", "request_id")} == {
+        "logger": "service.http.middleware",
+        "method": "GET",
+        "path": "/jobs/a%0Ab",
+        "status": 422,
+        "key": "ada",
+        "request_id": "mine-1",
+    }
+    assert line["event"].startswith("GET /jobs/a%0Ab 422 ")
+
+
+def test_whatever_is_logged_on_the_way_bears_the_requests_id(
+    client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(logs.formatter("json"))
+    broker.error = RedisUnavailable("Redis does not answer")
+    with caplog.at_level("INFO", logger="service"):
+        for sent in ("mine-1", "mine-2"):
+            client.get("/workers", headers={"X-Request-ID": sent})
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    assert [line["request_id"] for line in lines] == ["mine-1", "mine-1", "mine-2", "mine-2"]
+    assert lines[0]["code"] == "redis_unavailable"

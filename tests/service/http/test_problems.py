@@ -1,0 +1,102 @@
+"""Every error, whatever its cause, is one and the same kind of JSON."""
+
+import logging
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from bergson_core.errors import BergsonError, QueueFull
+from service.http.problems import KINDS, MEDIA_TYPE, ProblemDetails
+from tests.service.fake_broker import FakeBroker
+from worker.telemetry import logs
+
+
+def kinds(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in kinds(child))]
+
+
+def problem_of(response: Any, status: int, code: str) -> ProblemDetails:
+    """The problem in `response`, of httpx or httpx2, checked for what all of them promise."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == MEDIA_TYPE
+    problem = ProblemDetails.model_validate_json(response.text)
+    assert (problem.status, problem.code) == (status, code)
+    assert problem.type == f"urn:bergson:problem:{code}"
+    assert problem.request_id == response.headers["x-request-id"]
+    assert problem.title and problem.detail
+    return problem
+
+
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+def test_every_error_class_has_a_status_and_a_title_of_its_own(kind: type[BergsonError]) -> None:
+    assert kind.code in KINDS
+    assert [entry.title for entry in KINDS.values()].count(KINDS[kind.code].title) == 1
+
+
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+def test_every_error_class_becomes_a_problem_with_its_text(
+    client: TestClient, broker: FakeBroker, kind: type[BergsonError]
+) -> None:
+    broker.error = kind("what went wrong, and what to do")
+    problem = problem_of(client.get("/workers"), KINDS[kind.code].status, kind.code)
+    assert problem.detail == "what went wrong, and what to do"
+
+
+def test_a_code_that_a_newer_worker_invented_is_a_failure_with_its_text(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    broker.error = BergsonError("the moon is full")
+    assert problem_of(client.get("/workers"), 500, "error").detail == "the moon is full"
+
+
+def test_a_full_queue_says_when_to_come_back(client: TestClient, broker: FakeBroker) -> None:
+    broker.error = QueueFull("1,000 queries wait")
+    response = client.post("/attribute", json={"index": "facts", "prompt": "a", "completion": "b"})
+    problem_of(response, 429, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/index/facts/more", "/static/none.js", "/static/../app.py"])
+def test_an_unknown_path_is_not_found(client: TestClient, path: str) -> None:
+    problem_of(client.get(path), 404, "not_found")
+
+
+def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+    response = client.put("/workers")
+    problem_of(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "GET"
+
+
+def test_an_unexpected_error_shows_nothing_of_its_inside_and_is_logged_with_the_request_id(
+    client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.crash = RuntimeError("the password is 1234")
+    caplog.handler.setFormatter(logs.formatter("text"))
+    with caplog.at_level(logging.ERROR):
+        response = client.get("/workers", headers={"X-Request-ID": "mine-1"})
+    assert "1234" not in problem_of(response, 500, "internal_error").detail
+    assert "mine-1" in caplog.text and "1234" in caplog.text
+
+
+def test_a_refused_field_is_named_by_where_it_is(client: TestClient) -> None:
+    body = {
+        "name": "a",
+        "model": "m",
+        "documents": [],
+        "gradients": {"projection_dim": 0},
+        "scoring": {"x": 1},
+    }
+    problem = problem_of(client.post("/index", json=body), 422, "invalid_input")
+    assert {tuple(error.loc) for error in problem.errors or []} == {
+        ("body", "gradients", "projection_dim"),
+        ("body", "scoring", "x"),
+    }
+    assert problem.detail.startswith("gradients.projection_dim: ")
+
+
+def test_a_thousand_refused_fields_do_not_make_a_huge_answer(client: TestClient) -> None:
+    response = client.post("/attribute", json={f"{at}-{'x' * 4}": 1 for at in range(1000)})
+    assert len(problem_of(response, 422, "invalid_input").errors or []) == 100
+    long_name = client.post("/attribute", json={"y" * 10_000: 1})
+    assert len(long_name.content) < 2000

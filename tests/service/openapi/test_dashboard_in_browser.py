@@ -1,0 +1,160 @@
+"""The dashboard in a real browser. Skipped where there is no chromium, but never in CI."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from bergson_core.schemas.specs import BuildSpec
+from service.app import create_app
+from service.auth.api_keys import KeyFile
+from service.settings import ServiceSettings
+from tests.service.fake_broker import NOW, FakeBroker, publish
+from tests.service.keyed import bearer
+from tests.service.served import serve
+from worker.messages import JobRecord
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+if not os.environ.get("CI"):
+    pytest.importorskip("playwright")
+
+from playwright.sync_api import ConsoleMessage, Page, Request, expect, sync_playwright  # noqa: E402
+
+pytestmark = pytest.mark.browser
+
+expect.set_options(timeout=30_000)  # the page looks again every few seconds, and CI is busy
+
+
+class Visit:
+    """A page and what went wrong on it."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.requests, self.troubles = page, [], []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("requestfailed", self._failed)
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.goto(f"{address}/docs")
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.troubles.append(message.text)
+
+    def _failed(self, request: Request) -> None:
+        """An event stream that we closed ourselves counts as failed in the browser's eyes only."""
+        if not request.url.endswith("/events"):
+            self.troubles.append(f"failed: {request.url}")
+
+
+@pytest.fixture
+def browser_broker() -> FakeBroker:
+    broker = FakeBroker()
+    for job_id, state in (("job-a", "running"), ("job-b", "succeeded")):
+        broker.put(
+            JobRecord.model_validate(
+                {
+                    "job_id": job_id,
+                    "kind": "build",
+                    "index": f"index-{job_id}",
+                    "state": state,
+                    "created_at": NOW,
+                }
+            )
+        )
+    broker.texts = ["Ada Lovelace's birthplace is London", HOSTILE]
+    return broker
+
+
+@pytest.fixture
+def visit(
+    tmp_path: Path, spec: BuildSpec, browser_broker: FakeBroker, require: Callable[..., str]
+) -> Iterator[Visit]:
+    chromium = require("chromium", "chromium-browser")
+    publish(tmp_path / "indexes", "facts", spec)
+    app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), browser_broker)  # pyright: ignore[reportArgumentType]
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with serve(app) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        page = browser.new_page()
+        page.set_default_timeout(15_000)
+        yield Visit(page, address)
+        browser.close()
+
+
+def test_the_page_loads_from_our_server_alone_and_without_a_complaint(visit: Visit) -> None:
+    expect(visit.page.locator("#status")).to_have_text("ready, 1 worker")
+    expect(visit.page.locator("#indexes .tile strong")).to_contain_text(["facts"])
+    expect(visit.page.locator("#workers .tile strong")).to_have_text("w-1")
+    expect(visit.page.locator("#operations-Attribution-attribute")).to_be_visible()
+    ours = visit.page.url.removesuffix("/docs")
+    assert all(url.startswith((ours, "data:")) for url in visit.requests), visit.requests
+    assert not visit.troubles
+
+
+def test_jobs_move_with_their_events_and_can_be_cancelled(visit: Visit, browser_broker: FakeBroker) -> None:
+    card = visit.page.locator("#jobs .job", has_text="index-job-a")
+    expect(card.locator(".badge")).to_have_text("running")
+    browser_broker.advance("job-a", "running", stage="gradients", done=25, total=100)
+    expect(card.locator("progress")).to_have_js_property("value", 0.25)
+    expect(card).to_contain_text("25 of 100 documents")
+    assert [url for url in visit.requests if url.endswith("/jobs/job-a/events")]
+    cancel = card.get_by_role("button", name="Cancel index-job-a")
+    cancel.click()
+    expect(cancel).to_have_text("Really cancel?")
+    cancel.click()
+    expect(card.locator(".badge")).to_have_text("cancelled")
+    assert browser_broker.records["job-a"].state == "cancelled"
+    assert not visit.troubles
+
+
+def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_broker: FakeBroker) -> None:
+    page = visit.page
+    expect(page.get_by_role("combobox", name="Index")).to_have_value("facts")
+    page.get_by_label("Prompt").fill("Ada Lovelace was born in")
+    page.get_by_label("Completion").fill(" London")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer tbody tr")).to_have_count(2)
+    expect(page.locator("#answer .text").nth(1)).to_have_text(HOSTILE)
+    assert page.locator("#answer img, #answer script").count() == 0
+    assert page.title() == "Bergson Service"
+    assert browser_broker.asked[0][0].completion == " London"
+    expect(page.locator("#answer .score .faint")).to_have_text(["above 99.90 %", "above 99.80 %"])
+    expect(page.locator("#answer")).to_contain_text("no strong influence found")
+    page.get_by_label("Shade the tokens").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer .token")).to_have_text(["<b>Ada</b>", " London"] * 2)
+    expect(page.locator("#answer .token.negative")).to_have_count(2)
+    page.get_by_label("Unlearn the best three").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer")).to_contain_text("1 random sample: −2.0000 on average")
+    expect(page.locator("#answer .score").first).to_contain_text("unlearned: −2.0000")
+    assert not visit.troubles
+
+
+def test_a_key_is_asked_for_sent_with_every_call_and_missed_when_it_is_revoked(
+    visit: Visit, tmp_path: Path, browser_broker: FakeBroker
+) -> None:
+    page, says = visit.page, visit.page.locator("#key-says")
+    expect(page.locator("#workers .tile")).to_have_count(1)
+    key = bearer(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
+    page.reload()
+    expect(says).to_contain_text("asks for an API key")
+    expect(page.locator(".board")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("ready, 1 worker")
+    page.get_by_label("API key").fill(key[:-1] + ("B" if key.endswith("A") else "A"))
+    page.get_by_role("button", name="Use it").click()
+    expect(says).to_contain_text("The key was refused")
+    page.get_by_label("API key").fill(f" {key} ")
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#indexes .tile strong")).to_contain_text(["facts"])
+    expect(says).to_be_hidden()
+    browser_broker.advance("job-a", "running", stage="gradients", done=25, total=100)
+    expect(page.locator("#jobs .job", has_text="index-job-a")).to_contain_text("25 of 100 documents")
+    KeyFile(tmp_path).revoke("ada")
+    expect(says).to_contain_text("The key was refused")
+    expect(page.locator(".board")).to_be_hidden()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(says).to_contain_text("asks for an API key")

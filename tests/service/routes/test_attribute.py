@@ -1,0 +1,277 @@
+"""POST /attribute hands the question on, and the answer back."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from bergson_core.errors import (
+    BergsonError,
+    DeadlineExceeded,
+    IndexBusy,
+    IndexNotFound,
+    NoWorker,
+    QueueFull,
+    RedisUnavailable,
+    TooLong,
+)
+from bergson_core.schemas.specs import AttributionQuery
+from bergson_core.storage.takedown_log import record_takedown
+from service.indexes.answer_cache import AnswerCache
+from service.openapi import examples
+from service.schemas import AttributeResponse
+from service.settings import ServiceSettings
+from tests.service.fake_broker import FakeBroker, answer_to
+from tests.service.http.test_problems import problem_of
+from tests.service.keyed import bearer
+from tests.service.served import serve
+from tests.worker.helpers import until
+
+QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
+
+
+def test_the_answer_comes_with_the_id_of_its_request(client: TestClient) -> None:
+    response = client.post("/attribute", json=QUERY, headers={"X-Request-ID": "mine"})
+    answer = AttributeResponse.model_validate_json(response.text)
+    assert (answer.request_id, answer.index, answer.query.completion) == ("mine", "facts", " London")
+    assert [row.id for row in answer.results or []] == ["doc-0"]
+
+
+def test_the_question_reaches_the_worker_as_it_was_asked(client: TestClient, broker: FakeBroker) -> None:
+    body = QUERY | {"top_k": 3, "direction": "both", "include": ["text"], "timeout_s": 2.5}
+    client.post("/attribute", json=body, headers={"X-Request-ID": "mine"})
+    expected = AttributionQuery(**QUERY, top_k=3, direction="both", include=("text",))
+    assert broker.asked == [(expected, "mine", 2.5)]
+
+
+@pytest.mark.parametrize(
+    "body", [examples.ATTRIBUTE_REQUEST, examples.ATTRIBUTE_BOTH, examples.ATTRIBUTE_VERIFIED]
+)
+def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post("/attribute", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("timeout", [{}, {"timeout_s": None}])
+def test_a_question_without_a_timeout_has_the_default(
+    client: TestClient, broker: FakeBroker, timeout: dict[str, Any]
+) -> None:
+    client.post("/attribute", json=QUERY | timeout)
+    assert broker.asked[0][2] == 30
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 300.5, "soon"])
+def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object) -> None:
+    problem = problem_of(
+        client.post("/attribute", json=QUERY | {"timeout_s": timeout_s}), 422, "invalid_input"
+    )
+    assert "timeout_s" in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"index": "../facts"}, "index"),
+        ({"index": "Facts"}, "index"),
+        ({"completion": ""}, "completion"),
+        ({"prompt": "x", "top_k": 0}, "top_k"),
+        ({"top_k": 1001}, "top_k"),
+        ({"top_k": "10"}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"partial": 1}, "partial"),
+        ({"direction": "sideways"}, "direction"),
+        ({"max_new_tokens": 257}, "max_new_tokens"),
+        ({"filter": {}}, "filter"),
+        ({"verify": {"top": 33}}, "verify"),
+        ({"verify": {"controls": -1}}, "verify"),
+        ({"verify": True}, "verify"),
+        ({"profile": "No spaces"}, "profile"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_field_is_refused(
+    client: TestClient, broker: FakeBroker, change: dict[str, Any], field: str
+) -> None:
+    problem = problem_of(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
+    assert [error.loc[:2] for error in problem.errors or []] == [["body", field]]
+    assert not broker.asked
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (IndexNotFound, 404),
+        (IndexBusy, 409),
+        (TooLong, 422),
+        (QueueFull, 429),
+        (NoWorker, 503),
+        (RedisUnavailable, 503),
+        (DeadlineExceeded, 504),
+    ],
+)
+def test_what_keeps_a_question_from_its_answer_has_its_status(
+    client: TestClient, broker: FakeBroker, error: type[BergsonError], status: int
+) -> None:
+    broker.error = error("why")
+    problem_of(client.post("/attribute", json=QUERY), status, error.code)
+
+
+def test_a_span_beyond_the_completion_is_refused(client: TestClient) -> None:
+    problem = problem_of(client.post("/attribute", json=QUERY | {"span": [0, 8]}), 422, "invalid_input")
+    assert "the characters of the completion; got [0, 8]" in problem.detail
+
+
+def test_a_completion_may_be_left_to_the_model(client: TestClient, broker: FakeBroker) -> None:
+    body = {"index": "facts", "prompt": "Ada was born in", "max_new_tokens": 4}
+    assert client.post("/attribute", json=body).json()["query"]["completion"] == " said"
+    assert broker.asked[0][0].completion is None
+
+
+def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: FakeBroker) -> None:
+    with serve(app) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/attribute", json=QUERY | {"prompt": "wait"}, timeout=0.5)
+        until(lambda: broker.withdrawn == ["wait"])
+
+
+def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBroker) -> None:
+    body = {"queries": [QUERY | {"prompt": f"wait {number}"} for number in range(3)]}
+    with serve(app) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/attribute/batch", json=body, timeout=0.5)
+        until(lambda: sorted(broker.withdrawn) == ["wait 0", "wait 1", "wait 2"])
+
+
+# Answers that were given before
+
+
+def test_the_same_question_is_asked_once(client: TestClient, broker: FakeBroker) -> None:
+    first, second = (client.post("/attribute", json=QUERY).json() for _ in range(2))
+    assert len(broker.asked) == 1
+    assert first["results"] == second["results"]
+    assert first["request_id"] != second["request_id"]
+    assert (second["timing_ms"]["gradient"], second["timing_ms"]["search"]) == (0, 0)
+
+
+def test_a_question_that_wants_no_answer_from_memory_is_asked_anew(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=60"}):
+        client.post("/attribute", json=QUERY, headers=headers)
+    assert len(broker.asked) == 2
+
+
+@pytest.mark.parametrize("change", [{"top_k": 9}, {"prompt": "Bo was born in"}, {"include": ["text"]}])
+def test_another_question_is_asked(client: TestClient, broker: FakeBroker, change: dict[str, Any]) -> None:
+    for body in (QUERY, QUERY | change):
+        client.post("/attribute", json=body)
+    assert len(broker.asked) == 2
+
+
+def test_an_index_that_was_published_again_is_asked_again(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    client.post("/attribute", json=QUERY)
+    manifest = settings.indexes_dir / "facts" / "manifest.json"
+    (manifest.parent / "next").write_bytes(manifest.read_bytes())
+    (manifest.parent / "next").rename(manifest)
+    client.post("/attribute", json=QUERY)
+    assert len(broker.asked) == 2
+
+
+def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    client.post("/attribute", json=QUERY)
+    record_takedown(settings.indexes_dir / "facts", "doc-0", lambda: 1)
+    client.post("/attribute", json=QUERY)
+    assert len(broker.asked) == 2
+
+
+def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    plain, verified, again = (
+        client.post("/attribute", json=QUERY | {"verify": verify}).json()
+        for verify in (None, {"top": 1, "controls": 1}, {"top": 1, "controls": 1})
+    )
+    assert len(broker.asked) == 2
+    effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
+    for one in (verified, again):
+        assert one["results"][0]["verified"] == effect
+        assert one["verification"]["controls"] == [{"id": "doc-9", **effect}]
+        assert one["verification"]["mean"] == effect
+    assert (plain["verification"], plain["results"][0]["verified"]) == (None, None)
+
+
+def test_each_document_to_verify_counts_as_a_call(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    header = bearer(settings.data_dir, rate="8/minute")
+    body = QUERY | {"verify": {"top": 3, "controls": 3}}
+    assert client.post("/attribute", json=body, headers=header).status_code == 200
+    problem_of(client.post("/attribute", json=body, headers=header), 429, "rate_limited")
+    both = QUERY | {"direction": "both", "verify": {"top": 3, "controls": 2}}
+    other = bearer(settings.data_dir, name="bob", rate="8/minute")
+    problem = problem_of(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
+    assert "got 9 questions" in problem.detail
+    batch = client.post("/attribute/batch", json={"queries": [body]}, headers=other)
+    assert batch.json()["results"][0]["verification"]
+    problem_of(client.post("/attribute/batch", json={"queries": [body]}, headers=other), 429, "rate_limited")
+
+
+def test_an_error_is_not_kept(client: TestClient, broker: FakeBroker) -> None:
+    broker.error = QueueFull("why")
+    problem_of(client.post("/attribute", json=QUERY), 429, "queue_full")
+    broker.error = None
+    assert client.post("/attribute", json=QUERY).status_code == 200
+
+
+def test_the_oldest_answers_make_room_and_damaged_ones_are_not_kept() -> None:
+    answer = answer_to(AttributionQuery(**QUERY), ["text"])
+    cache = AnswerCache(2 * len(answer.model_dump_json()))
+    for key in ("a", "b", "c"):
+        cache.put((key,), answer)
+        cache.get(("a",))
+    assert [cache.get((key,)) for key in ("a", "b", "c")] == [answer, None, answer]
+    cache.put(("d",), answer.model_copy(update={"partial": True}))
+    AnswerCache(0).put(("e",), answer)
+    assert cache.get(("d",)) is None
+
+
+# Many questions
+
+
+def test_a_batch_is_answered_in_order_each_with_its_own_problem(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    prompts = ["one", "bad", "three"]
+    queries = [QUERY | {"prompt": prompt} for prompt in prompts] + [QUERY | {"index": "secret-1"}]
+    response = client.post("/attribute/batch", json={"queries": queries}, headers={"X-Request-ID": "mine"})
+    first, second, third, _ = response.json()["results"]
+    assert [one["query"]["prompt"] for one in (first, third)] == ["one", "three"]
+    assert (second["code"], second["status"]) == ("too_long", 422)
+    assert {one["request_id"] for one in (first, second, third)} == {"mine"}
+    assert {priority for _, priority in broker.turns} == {"batch"}
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_a_batch_of_none_or_too_many_is_refused(client: TestClient, count: int) -> None:
+    response = client.post("/attribute/batch", json={"queries": [QUERY] * count})
+    assert "queries" in problem_of(response, 422, "invalid_input").detail
+
+
+def test_a_batch_counts_as_its_questions(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    header = bearer(settings.data_dir, rate="5/minute")
+    body = {"queries": [QUERY | {"prompt": f"prompt {number}"} for number in range(4)]}
+    assert client.post("/attribute/batch", json=body, headers=header).status_code == 200
+    problem_of(client.post("/attribute/batch", json=body, headers=header), 429, "rate_limited")
+    too_many, other = {"queries": [QUERY] * 6}, bearer(settings.data_dir, name="bob", rate="5/minute")
+    problem = problem_of(client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input")
+    assert "may ask 5/minute, got 6 questions" in problem.detail
+    assert len(broker.asked) == 4
+    assert {lane for lane, _ in broker.turns} != {""}

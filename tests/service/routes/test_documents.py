@@ -1,0 +1,194 @@
+"""Documents are looked up and taken down on disk, without a worker; adding some is a job."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from bergson_core.errors import RedisUnavailable
+from bergson_core.schemas.specs import BuildSpec
+from bergson_core.storage.document_table import TEXTS, texts_table, write_texts
+from bergson_core.storage.takedown_log import record_takedown
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.service.fake_broker import FakeBroker, publish
+from tests.service.http.test_problems import problem_of
+from worker.messages import AppendJob, CompactJob, ProfileJob
+
+IDS = ["doc-0", "a/b c", "ü?#", "a/../..", "x" * 300]
+ASK: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
+
+
+@pytest.fixture
+def news(settings: ServiceSettings) -> Path:
+    """An index whose documents have ids of their own, without rows."""
+    spec = {"model": "tiny", "documents": [{"text": "a"}], "columns": {"id": "id", "metadata": ["source"]}}
+    publish(settings.indexes_dir, "news", BuildSpec.model_validate(spec))
+    shard = settings.indexes_dir / "news" / "shards" / "00000"
+    shard.mkdir(parents=True)
+    records: Any = [
+        SimpleNamespace(id=one, prompt=f"text of {one}", completion=None, metadata={"source": "wiki"})
+        for one in IDS
+    ]
+    write_texts(shard / TEXTS, texts_table(records, np.array([1.5] * 4 + [np.nan]), [6] * 5))
+    return settings.indexes_dir / "news"
+
+
+def place(document_id: str) -> str:
+    return f"/index/news/documents/{quote(document_id, safe='')}"
+
+
+@pytest.mark.parametrize("document_id", IDS)
+def test_a_document_is_shown_by_its_id_whatever_that_is(
+    client: TestClient, news: Path, document_id: str
+) -> None:
+    assert client.get(place(document_id)).json() == {
+        "index": "news",
+        "id": document_id,
+        "prompt": f"text of {document_id}",
+        "completion": None,
+        "metadata": {"source": "wiki"},
+        "loss": None if document_id == IDS[-1] else 1.5,
+        "n_tokens": 6,
+    }
+
+
+@pytest.mark.parametrize("document_id", IDS)
+def test_a_takedown_stands_from_the_204_on_without_a_worker_or_redis(
+    client: TestClient, broker: FakeBroker, news: Path, document_id: str
+) -> None:
+    broker.beats, broker.error = [], RedisUnavailable("gone")
+    assert client.delete(place(document_id)).status_code == 204
+    problem_of(client.get(place(document_id)), 404, "document_not_found")
+    problem_of(client.delete(place(document_id)), 404, "document_not_found")
+    others = [one for one in IDS if one != document_id]
+    assert [client.get(place(one)).status_code for one in others] == [200] * 4
+
+
+def test_takedowns_are_counted_and_survive_a_restart(
+    client: TestClient, settings: ServiceSettings, broker: FakeBroker, news: Path
+) -> None:
+    client.delete(place("doc-0"))
+    again = TestClient(create_app(settings, broker))  # pyright: ignore[reportArgumentType]
+    assert again.get(place("doc-0")).status_code == 404
+    index = again.get("/index/news").json()
+    assert (index["taken_down"], index["compacted"]) == (1, 0)
+
+
+def test_an_answer_on_its_way_loses_what_is_taken_down_meanwhile(
+    client: TestClient, broker: FakeBroker, news: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.texts = ["a", "b", "c"]
+    ask = broker.ask
+
+    async def while_it_is_asked(*arguments: Any) -> Any:
+        answer = await ask(*arguments)
+        record_takedown(news, "doc-1", lambda: 1)
+        return answer
+
+    monkeypatch.setattr(broker, "ask", while_it_is_asked)
+    results = client.post("/attribute", json=ASK).json()["results"]
+    assert [(row["rank"], row["id"]) for row in results] == [(1, "doc-0"), (2, "doc-2")]
+
+
+def test_documents_of_an_unknown_index_are_not_found(client: TestClient) -> None:
+    for call in (client.get, client.delete):
+        problem_of(call("/index/none/documents/x"), 404, "index_not_found")
+    for path in ("documents", "profiles"):
+        body = {"documents": [{"text": "a"}]} if path == "documents" else PROFILE
+        problem_of(client.post(f"/index/none/{path}", json=body), 404, "index_not_found")
+    problem_of(client.post("/index/none/compact"), 404, "index_not_found")
+    problem_of(client.delete("/index/none"), 404, "index_not_found")
+
+
+def test_a_damaged_index_says_so(client: TestClient, news: Path) -> None:
+    (news / "manifest.json").write_text("{")
+    problem_of(client.get(place("doc-0")), 500, "index_corrupt")
+
+
+def test_an_append_is_a_job(client: TestClient, broker: FakeBroker, news: Path) -> None:
+    body = {"documents": [{"id": "new", "text": "b", "source": "x"}], "model": "tiny"}
+    response = client.post("/index/news/documents", json=body, headers={"Idempotency-Key": "k"})
+    assert (response.status_code, response.json()["state"]) == (202, "queued")
+    assert response.headers["Location"] == f"/jobs/{response.json()['job_id']}"
+    (job,) = broker.jobs_sent
+    assert isinstance(job, AppendJob)
+    assert (job.index, job.spec.documents) == ("news", tuple(body["documents"]))
+    again = client.post("/index/news/documents", json=body, headers={"Idempotency-Key": "k"})
+    assert again.json() == response.json()
+    assert len(broker.jobs_sent) == 1
+
+
+def test_ids_that_exist_are_refused_with_their_list(
+    client: TestClient, broker: FakeBroker, news: Path
+) -> None:
+    documents = [{"id": one, "text": "b", "source": "x"} for one in ("new", "ü?#", "doc-0")]
+    problem = problem_of(
+        client.post("/index/news/documents", json={"documents": documents}), 409, "ids_exist"
+    )
+    assert problem.ids == ["ü?#", "doc-0"]
+    assert not broker.jobs_sent
+    for one in ("ü?#", "doc-0"):
+        client.delete(place(one))
+    assert client.post("/index/news/documents", json={"documents": documents}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "exactly one of `dataset` and `documents`"),
+        ({"documents": [{"text": "a"}], "dataset": {"path": "a"}}, "exactly one"),
+        ({"documents": [{"text": "a"}], "model": "other"}, "model: the index news was built with tiny"),
+        ({"documents": [{"text": "a"}], "gradients": {"projection_dim": 3}}, "gradients: the index"),
+        ({"documents": [{"text": "a"}], "name": "x"}, "name"),
+    ],
+)
+def test_a_bad_append_is_refused_before_it_is_queued(
+    client: TestClient, broker: FakeBroker, news: Path, body: dict[str, Any], says: str
+) -> None:
+    problem = problem_of(client.post("/index/news/documents", json=body), 422, "invalid_input")
+    assert says in problem.detail
+    assert not broker.jobs_sent
+
+
+PROFILE: dict[str, Any] = {"name": "law", "queries": [{"prompt": "a", "completion": " b"}]}
+
+
+def test_profiles_and_compaction_are_jobs(client: TestClient, broker: FakeBroker, news: Path) -> None:
+    for call, body in (("profiles", PROFILE), ("compact", None)):
+        response = (
+            client.post(f"/index/news/{call}", json=body) if body else client.post(f"/index/news/{call}")
+        )
+        assert response.status_code == 202
+        assert response.headers["Location"] == f"/jobs/{response.json()['job_id']}"
+    assert [type(job) for job in broker.jobs_sent] == [ProfileJob, CompactJob]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"queries": None}, {"queries": []}, {"mixing": 1.5}, {"name": "Law"}, {"dataset": {"path": "a"}}],
+)
+def test_a_bad_profile_is_refused(
+    client: TestClient, broker: FakeBroker, news: Path, change: dict[str, Any]
+) -> None:
+    problem_of(client.post("/index/news/profiles", json=PROFILE | change), 422, "invalid_input")
+    assert not broker.jobs_sent
+
+
+def test_a_deleted_index_is_gone_from_disk(client: TestClient, settings: ServiceSettings, news: Path) -> None:
+    assert client.delete("/index/news").status_code == 204
+    assert [path.name for path in settings.indexes_dir.iterdir()] == ["facts"]
+    problem_of(client.get("/index/news"), 404, "index_not_found")
+    problem_of(client.delete("/index/news"), 404, "index_not_found")
+    assert [item["name"] for item in client.get("/index").json()["items"]] == ["facts"]
+
+
+def test_an_index_that_a_job_is_at_work_on_is_not_deleted(client: TestClient, news: Path) -> None:
+    job = client.post("/index/news/compact").json()["job_id"]
+    problem = problem_of(client.delete("/index/news"), 409, "index_busy")
+    assert job in problem.detail
+    assert (news / "manifest.json").exists()

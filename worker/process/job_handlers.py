@@ -1,0 +1,211 @@
+"""What is done for each kind of job. No Redis here, and torch only once a job is run."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
+from bergson_core.models.lora import adapter_base
+from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.schemas.specs import BuildSpec, DatasetSpec, Document
+from bergson_core.storage.integrity import drop_unpublished
+from bergson_core.storage.manifest import FILE_NAME, read_manifest
+from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
+from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+Report = Callable[[Progress], None]
+Confirm = Callable[[], None]
+
+
+def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estimate | None:
+    """Does what `job` says to an index in the data directory, or finds out what it would take.
+
+    `report` and `confirm` are those of `build_index`; the core's errors come through. Raises `InvalidInput` where the
+    job names a local path that is not allowed.
+    """
+    if isinstance(job, BuildJob):
+        build(job, settings, report, confirm)
+    elif isinstance(job, AppendJob):
+        append(job, settings, report, confirm)
+    elif isinstance(job, ProfileJob):
+        fit_profile(job, settings, report, confirm)
+    elif isinstance(job, EstimateJob):
+        from bergson_core.indexing.estimate import estimate_build
+
+        check_paths(job.spec, settings)
+        return estimate_build(job.spec, report=report)
+    else:
+        from bergson_core.indexing.compact import compact
+
+        compact(settings.indexes_dir / job.index, report=report, confirm=confirm)
+    return None
+
+
+def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Builds an index."""
+    from bergson_core.indexing.build import build_index
+
+    check_paths(job.spec, settings)
+    directory = settings.indexes_dir / job.index
+    with _read_from_file(job, settings.uploads_dir) as spec:
+        try:
+            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
+        except IndexExists:
+            if not discard(directory):
+                raise
+            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
+
+
+def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Adds documents to an index; a job that was started before is told by its id."""
+    from bergson_core.indexing.append import append_documents
+
+    if job.spec.dataset is not None:
+        _check_path("dataset.path", job.spec.dataset.path, settings, settings.allowed_datasets)
+    directory = settings.indexes_dir / job.index
+    append_documents(
+        directory, job.spec, key=job.job_id, report=report, confirm=confirm, executor=settings.executor
+    )
+
+
+def fit_profile(job: ProfileJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+    """Adds a profile to an index; one that a start of the same job has added already stays."""
+    from datasets import Dataset
+
+    from bergson_core.attribution import profile_fitting
+    from bergson_core.data.dataset import open_dataset
+
+    spec, directory = job.spec, settings.indexes_dir / job.index
+    if spec.dataset is not None:
+        _check_path("dataset.path", spec.dataset.path, settings, settings.allowed_datasets)
+        queries = open_dataset(spec.dataset)
+    else:
+        queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
+    profile_fitting.fit_profile(
+        directory, spec.name, queries, mixing=spec.mixing, key=job.job_id, report=report, confirm=confirm
+    )
+
+
+def discard(directory: Path) -> bool:
+    """Removes what a build left that will not be resumed; False where there is no such thing.
+
+    Of a published index only what an append or a compaction left is removed. What another process is writing stays.
+    """
+    if not (directory / "building.json").is_file() and not (directory / FILE_NAME).exists():
+        return False
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            if (directory / FILE_NAME).exists():
+                drop_unpublished(directory, read_manifest(directory))
+                return False
+            logger.info("removing the unfinished build in %s", directory)
+            shutil.rmtree(directory)
+    except Timeout:
+        return False
+    return True
+
+
+def check_paths(spec: BuildSpec, settings: Settings) -> None:
+    """Raises `InvalidInput` where `spec` names a hub id or something local that the operator does not allow.
+
+    What is local is what has that name here. Links and `..` are followed before it is compared.
+    """
+    models, datasets = settings.allowed_models, settings.allowed_datasets
+    _check_path("model", spec.model, settings, models)
+    if base := adapter_base(Path(spec.model).expanduser()):
+        _check_path("the model of its adapters", base.name, settings, models)
+    if spec.dataset is not None:
+        _check_path("dataset.path", spec.dataset.path, settings, datasets)
+    if spec.gradients.optimizer_state is not None:
+        _check_path("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
+
+
+def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[str]) -> None:
+    """`patterns` are the hub ids that are allowed; without any, only what is local is.
+
+    Of a directory, what it links to has to be allowed too, down to the files of its splits.
+    """
+    try:
+        path = Path(name).expanduser()
+        is_hub_id = patterns and _HUB_ID.fullmatch(name) and not os.path.lexists(path)
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
+    if is_hub_id and not any(fnmatchcase(name, pattern) for pattern in patterns):
+        raise InvalidInput(
+            f"{field}: expected a hub id that matches {' or '.join(patterns)}, got {name!r}. The operator allows more "
+            "with BERGSON_ALLOWED_MODELS and BERGSON_ALLOWED_DATASETS"
+        )
+    if is_hub_id:
+        return
+    links = (one for one in chain(real.glob("*"), real.glob("*/*")) if one.is_symlink())
+    if not settings.allows(real):
+        wrong = name
+    elif not (wrong := next((str(one) for one in links if not _leads_to_allowed(one, settings)), "")):
+        return
+    allowed = ", ".join(str(root) for root in settings.roots)
+    raise InvalidInput(
+        f"{field}: expected a {'hub id or a ' * bool(patterns)}path below {allowed}, outside of what the service "
+        f"itself keeps there; got {wrong!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
+    )
+
+
+def _leads_to_allowed(link: Path, settings: Settings) -> bool:
+    try:
+        return settings.allows(link.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+@contextmanager
+def _read_from_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
+    """The job's spec, with inline documents moved to a file of `uploads` while the context is open.
+
+    The file bears the name of its content, so that a build that is taken up again has the same fingerprint, and
+    of the index, so that it is this job's alone.
+    """
+    if job.spec.documents is None:
+        yield job.spec
+        return
+    path = _write(job.spec.documents, uploads, job.index)
+    dataset = DatasetSpec(path=str(path), split="train")
+    try:
+        yield job.spec.model_copy(update={"documents": None, "dataset": dataset})
+    except (LeaseLost, IndexBusy):
+        raise  # another worker is reading it
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _write(documents: Iterable[Document], uploads: Path, index: str) -> Path:
+    """Writes one JSON object a line, all or nothing; returns uploads/<index>-<sha256>.jsonl."""
+    content = "".join(json.dumps(document) + "\n" for document in documents).encode()
+    path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
+    uploads.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=uploads, prefix=".writing-", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return path
