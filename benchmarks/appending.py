@@ -19,14 +19,8 @@ from benchmarks.memory import make_model, make_sources
 from bergson_core import AttributionIndex, append_documents, build_index, compact, take_down
 from bergson_core.indexing import append, build
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.specs import (
-    AppendSpec,
-    AttributionQuery,
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    GradientSpec,
-)
+from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.query import AttributionQuery
 
 
 def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> float:

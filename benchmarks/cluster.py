@@ -19,12 +19,13 @@ from pathlib import Path
 from benchmarks.models import make
 from bergson_core import BuildSpec, build_index
 from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.executors import open_executor
+from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import Executor
 from bergson_core.storage.manifest import read_manifest
 
 SENTENCES, SHARDS = 8, 40
-WAYS: dict[str, tuple[Executor, int, int]] = {
+WAYS: dict[str, tuple[ExecutorName, int, int]] = {
     "1 thread": ("local", 1, 0),
     "2 threads": ("local", 2, 0),
     "1 Ray worker": ("ray", 1, 1),
@@ -71,7 +72,7 @@ def build(spec: BuildSpec, output: Path, shard_rows: int, way: str) -> None:
         if progress.stage == "gradients":
             seen.append((time.perf_counter(), progress.done))
 
-    build_index(spec, output, report=report, executor=executor, shard_rows=shard_rows)
+    build_index(spec, output, report=report, executor=open_executor(executor), shard_rows=shard_rows)
     first, last = next(one for one in seen if one[1]), seen[-1]
     measured = {"starting_s": first[0] - seen[0][0], "rate": (last[1] - first[1]) / (last[0] - first[0])}
     output.with_suffix(".json").write_text(json.dumps(measured))

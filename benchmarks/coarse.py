@@ -20,8 +20,8 @@ import torch
 from benchmarks.search import BEST, questions_for
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.search.faiss_index import QUERY_BITS, shard_features
-from bergson_core.search.profile import preconditioner_path
 from bergson_core.search.searcher import Searcher
+from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import read_manifest
 
 

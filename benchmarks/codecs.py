@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.quality import arguments, demo
 from benchmarks.rows import DAMPING, Rows, kept, scores, second_moment
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.schemas.specs import GradientSpec, Normalize, RowKind
+from bergson_core.schemas.build import GradientSpec, Normalize, RowKind
 
 KINDS: tuple[RowKind, ...] = ("float16", "int8")
 NORMALIZES: tuple[Normalize, ...] = ("none", "row", "block")

@@ -17,7 +17,7 @@ from typing import Any
 
 from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.indexing.estimate import estimate_build
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.manifest import read_manifest
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {

@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks.memory import make_model, make_sources
 from bergson_core import AttributionIndex, build_index
 from bergson_core.demo.synthetic_facts import make_corpus
-from bergson_core.schemas.specs import AttributionQuery, BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.query import AttributionQuery
 from service.cli.support.process_group import running_system
 from service.client.clients import Client
 from service.settings import ServiceSettings

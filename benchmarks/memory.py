@@ -21,7 +21,7 @@ from pathlib import Path
 from bergson_core import build_index
 from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.indexing.cost_meter import resident
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.storage.manifest import read_manifest
 
 

@@ -29,15 +29,9 @@ from bergson_core.gradients.normalizer_fitting import sample_numbers
 from bergson_core.gradients.row_collector import collect_in_order
 from bergson_core.models.generation import complete
 from bergson_core.models.loading import LanguageModel
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
-from bergson_core.schemas.specs import (
-    AttributionQuery,
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    GradientSpec,
-    ScoringSpec,
-)
 from bergson_core.search import significance
 
 Asked = list[tuple[str, str]]

@@ -24,18 +24,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.rows import Rows, fitted
+from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.attribution.unlearning import SAMPLE, Unlearner
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, tokenize
 from bergson_core.demo.model import train_demo_model
 from bergson_core.demo.synthetic_facts import Corpus, make_corpus
 from bergson_core.evaluation.baselines import gradient_scores, representation_scores
-from bergson_core.evaluation.metrics import (
-    bm25_scores,
-    bootstrap,
-    linear_datamodelling_score,
-    retrieval,
-    soft_threshold,
-)
+from bergson_core.evaluation.metrics import bm25_scores, bootstrap, linear_datamodelling_score, retrieval
 from bergson_core.evaluation.retraining import OwnTrainer, losses_after, random_parts
 from bergson_core.evaluation.training_loop import reproducible, train
 from bergson_core.gradients import normalizers
@@ -45,8 +40,8 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_in_order
 from bergson_core.models.loading import LanguageModel, load_model, wrap
 from bergson_core.models.modules import select
+from bergson_core.schemas.build import GradientSpec, Normalize, Normalizer
 from bergson_core.schemas.evaluation import Retrieval
-from bergson_core.schemas.specs import GradientSpec, Normalize, Normalizer
 from bergson_core.schemas.training import Schedule
 
 DEPTH = 100

@@ -12,7 +12,7 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_in_order
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import select
-from bergson_core.schemas.specs import GradientSpec, Normalize, RowKind
+from bergson_core.schemas.build import GradientSpec, Normalize, RowKind
 from bergson_core.search.faiss_index import features
 from bergson_core.shards.codecs import CODECS
 

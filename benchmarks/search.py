@@ -23,10 +23,10 @@ import torch
 
 from benchmarks.made_rows import MadeRows
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.dataset import Record
 from bergson_core.indexing.publish import Parts, rows_a_shard
 from bergson_core.indexing.shard_builder import tasks
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.record import Record
 from bergson_core.search.profile import Profile
 from bergson_core.search.recall import SAMPLE, Sample
 from bergson_core.search.searcher import Asked, Searcher

@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from bergson_core.indexing.build import build_index
     from bergson_core.indexing.compact import compact
     from bergson_core.indexing.estimate import estimate_build
+    from bergson_core.indexing.executor import LocalExecutor
     from bergson_core.integrations.hf_trainer import IndexCallback
+    from bergson_core.integrations.ray_executor import RayExecutor
+    from bergson_core.schemas.build import AppendSpec, BuildSpec
     from bergson_core.schemas.evaluation import EvaluationSpec
-    from bergson_core.schemas.specs import AppendSpec, AttributionQuery, BuildSpec
+    from bergson_core.schemas.query import AttributionQuery
     from bergson_core.storage.document_lookup import take_down
     from bergson_core.utils.table_writer import write_table
 
 _HOME = {
-    "AppendSpec": "bergson_core.schemas.specs",
+    "AppendSpec": "bergson_core.schemas.build",
     "AttributionIndex": "bergson_core.attribution.index",
-    "AttributionQuery": "bergson_core.schemas.specs",
-    "BuildSpec": "bergson_core.schemas.specs",
+    "AttributionQuery": "bergson_core.schemas.build",
+    "BuildSpec": "bergson_core.schemas.build",
     "EvaluationSpec": "bergson_core.schemas.evaluation",
     "GradientCollector": "bergson_core.gradients.collector",
     "GradientProcessor": "bergson_core.gradients.processor",
     "IndexCallback": "bergson_core.integrations.hf_trainer",
+    "LocalExecutor": "bergson_core.indexing.executor",
+    "RayExecutor": "bergson_core.integrations.ray_executor",
     "Totals": "bergson_core.attribution.score_totals",
     "Unlearner": "bergson_core.attribution.unlearning",
     "append_documents": "bergson_core.indexing.append",
@@ -66,6 +71,8 @@ __all__ = [
     "GradientCollector",
     "GradientProcessor",
     "IndexCallback",
+    "LocalExecutor",
+    "RayExecutor",
     "Totals",
     "Unlearner",
     "append_documents",

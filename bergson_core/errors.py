@@ -30,6 +30,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 
 class BergsonError(Exception):
@@ -65,6 +66,11 @@ class TooLong(InvalidInput):
 
 class IndexNotFound(BergsonError):
     code = "index_not_found"
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The error for a name under which a service has no index, or none that the caller may see."""
+        return cls(f"no index named {name!r}: GET /index lists them")
 
 
 class DocumentNotFound(BergsonError):
@@ -125,6 +131,11 @@ class Unavailable(BergsonError):
 
 class RedisUnavailable(Unavailable):
     code = "redis_unavailable"
+
+    @classmethod
+    def because(cls, reason: str) -> Self:
+        """The error for a Redis that did not answer, for this reason."""
+        return cls(f"Redis does not answer: start it, or correct REDIS_URL ({reason})")
 
 
 class NoWorker(Unavailable):

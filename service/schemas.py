@@ -1,12 +1,13 @@
-"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.schemas.specs` and `answers`."""
+"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.schemas.build` and `answers`."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.schemas.base import Spec
+from bergson_core.schemas.build import BuildSpec, IndexName
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, Report, SizesBytes
-from bergson_core.schemas.specs import AttributionQuery, BuildSpec, IndexName
 from bergson_core.storage.manifest import NoticeEntry, SearchEntry
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 

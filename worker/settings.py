@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bergson_core.schemas.specs import Executor
+from bergson_core.schemas.build import ExecutorName
 
 
 def _split_paths(value: object) -> object:
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     """Seconds for which a finished job can still be looked up."""
     threads: int = Field(default=0, ge=0)
     """Threads that torch and FAISS use in a worker; 0 leaves it to them."""
-    executor: Executor = "local"
+    executor: ExecutorName = "local"
     """`ray` makes and searches shards on the machines of a Ray cluster, `local` in the worker itself."""
     log_format: LogFormat = "auto"
     """`json`, an object a line; `text`, for people; `auto` is text on a terminal and JSON elsewhere."""

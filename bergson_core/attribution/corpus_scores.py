@@ -18,15 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
+from bergson_core.attribution.soft_threshold import drawn_in, spread
 from bergson_core.data.batching import BUDGET_TOKENS, batches
 from bergson_core.data.dataset import READ_AT_ONCE, token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.metrics import drawn_in, spread
 from bergson_core.models.loading import context_limit
-from bergson_core.schemas.specs import Aggregate, AttributionQuery, ColumnsSpec
+from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.faiss_index import features
-from bergson_core.search.profile import DEFAULT, Profile
+from bergson_core.search.profile import Profile
+from bergson_core.storage.layout import DEFAULT
 
 _NUMBERS_AT_ONCE: Final = 2**22
 """Of decoded rows, or of scores, in memory: 16 MiB. The work waits for memory, not for arithmetic."""

@@ -4,10 +4,10 @@ Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,24 +22,22 @@ from bergson_core.data.dataset import weighted
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models.generation import complete
-from bergson_core.models.loading import LanguageModel, context_limit, load_model
+from bergson_core.models.loading import LanguageModel, LoadModel, check_model, context_limit, load_model
+from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
-from bergson_core.schemas.specs import AttributionQuery, Executor, GradientSpec, VerifySpec
 from bergson_core.search.background_sample import percentile
 from bergson_core.search.hits import Found, Hit
-from bergson_core.search.profile import DEFAULT, Profile
+from bergson_core.search.profile import Profile
 from bergson_core.search.searcher import Asked, Searcher
 from bergson_core.search.significance import notice
 from bergson_core.shards.shard import Shard
+from bergson_core.storage.layout import DEFAULT
 from bergson_core.storage.manifest import Manifest, read_manifest
 from bergson_core.utils.progress import finished
-
-if TYPE_CHECKING:
-    from bergson_core.integrations.ray_searcher import RaySearcher
-
-LoadModel = Callable[..., LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class AttributionIndex:
     model: LanguageModel
     collector: RowCollector
     processor: GradientProcessor
-    searcher: "Searcher | RaySearcher"
+    searcher: Searcher
     tokens: TokenInfluences
     verifier: Verifier
 
@@ -70,7 +68,7 @@ class AttributionIndex:
         *,
         load_model: LoadModel = load_model,
         partial: bool = False,
-        executor: Executor = "local",
+        executor: Executor = LocalExecutor(),
     ) -> "AttributionIndex":
         """The index at `path`, with the model that it was built from: `load_model(name, revision, dtype)`.
 
@@ -96,7 +94,7 @@ class AttributionIndex:
     def _open(
         cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool, executor: Executor
     ) -> "AttributionIndex":
-        spec, searcher = manifest.spec, _searcher(root, manifest, executor)
+        spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
             raise damage(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
@@ -292,14 +290,6 @@ class AttributionIndex:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
 
 
-def _searcher(root: Path, manifest: Manifest, executor: Executor) -> "Searcher | RaySearcher":
-    if executor == "local":
-        return Searcher.open(root, manifest)
-    from bergson_core.integrations.ray_searcher import RaySearcher
-
-    return RaySearcher(root, manifest)
-
-
 def damage(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
     """The error that names the damaged shards of an index."""
     shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
@@ -307,15 +297,6 @@ def damage(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
         f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; restore the files from a copy, "
         "build the index again, or ask with partial for what the other shards know"
     )
-
-
-def check_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
-    """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
-    if model.sha256 != manifest.model_sha256:
-        raise IndexCorrupt(
-            f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "
-            "changed; restore it or build the index again"
-        )
 
 
 def _check_projection(processor: GradientProcessor, settings: GradientSpec) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
 from bergson_core.search.faiss_index import features
-from bergson_core.search.profile import DEFAULT
 from bergson_core.storage.document_table import has_ids
+from bergson_core.storage.layout import DEFAULT
 
 MOST_DOCUMENTS: Final = 1000
 """That are compared with each other: all results of an answer."""

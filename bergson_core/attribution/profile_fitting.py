@@ -18,18 +18,18 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bergson_core.attribution.index import AttributionIndex, LoadModel
+from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.batching import batches
 from bergson_core.data.dataset import READ_AT_ONCE, token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.indexing.publish import Confirm, Report, publish_next, writing
 from bergson_core.models.batch_budget import find_budget
-from bergson_core.models.loading import context_limit, load_model
-from bergson_core.schemas.specs import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
-from bergson_core.search.profile import preconditioner_path
+from bergson_core.models.loading import LoadModel, context_limit, load_model
+from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
 from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import RowShape
+from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
 
 MATCHED_SHARE: Final = 1000 / 65536

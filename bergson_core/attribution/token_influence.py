@@ -29,17 +29,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, batches
-from bergson_core.data.dataset import Record, as_record
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import NUMBERS_AT_ONCE, RowCollector
-from bergson_core.indexing.shard_builder import tokens_of
 from bergson_core.models.loading import LanguageModel
+from bergson_core.models.tokenization import tokens_of
+from bergson_core.schemas.record import Record, as_record
 from bergson_core.schemas.results import TokenInfluence
 from bergson_core.search.exact_scores import Stored
 from bergson_core.search.hits import Retold
-from bergson_core.search.profile import preconditioner_path
+from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest
 
 

@@ -10,23 +10,20 @@ import math
 import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from bergson_core.attribution.unlearning import SAMPLE, Unlearner
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
-from bergson_core.indexing.shard_builder import tokens_of_kept
 from bergson_core.models.loading import LanguageModel
+from bergson_core.models.tokenization import tokens_of_kept
+from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
-from bergson_core.schemas.specs import VerifySpec
+from bergson_core.search.searcher import Searcher
 from bergson_core.storage.document_table import document, has_ids
 from bergson_core.storage.manifest import Manifest
-
-if TYPE_CHECKING:
-    from bergson_core.integrations.ray_searcher import RaySearcher
-    from bergson_core.search.searcher import Searcher
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -54,7 +51,7 @@ class Verifier:
     Several verifications may be under way, with their steps in any order. For one thread.
     """
 
-    def __init__(self, manifest: Manifest, model: LanguageModel, rows: "Searcher | RaySearcher") -> None:
+    def __init__(self, manifest: Manifest, model: LanguageModel, rows: Searcher) -> None:
         self._manifest, self._model, self._rows = manifest, model, rows
         self._fit: _Fit | None = None
 

@@ -9,10 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.record import Messages
 from bergson_core.utils import sandbox
 
-Messages = Sequence[dict[str, Any]]
-"""One chat: messages with a role and a content, in order."""
 Span = tuple[int, int]
 """Characters [start, end)."""
 LIMIT_S: Final = 10

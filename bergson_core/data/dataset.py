@@ -22,11 +22,12 @@ from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, check_length, tokenize
-from bergson_core.data.chat_template import Messages, check_messages, tokenize_chats
+from bergson_core.data.chat_template import check_messages, tokenize_chats
 from bergson_core.data.hub import LOADING, load_hub_dataset
 from bergson_core.data.parquet_guard import AT_ONCE, check_unpacked
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, Loss
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Loss
+from bergson_core.schemas.record import Messages, Record
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _TYPES = (
@@ -35,27 +36,6 @@ _TYPES = (
 _IGNORED = -100
 READ_AT_ONCE = 1024
 """Documents read from Arrow in one go."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One training sample. `metadata` holds JSON values.
-
-    Of a chat, `messages` is what is run and `prompt` the same as JSON. The loss is multiplied by `weight`.
-    """
-
-    id: str
-    prompt: str
-    completion: str | None
-    metadata: dict[str, Any]
-    messages: Messages | None = None
-    weight: float = 1.0
-
-
-def as_record(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
-    """The document that an index made of these columns keeps so; metadata and weight are left out."""
-    messages = json.loads(prompt) if columns.messages is not None else None
-    return Record(id, prompt, completion, {}, messages)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from datasets import Dataset, IterableDataset, config, data_files, load_dataset
 
 from bergson_core.errors import DatasetNotFound
-from bergson_core.schemas.specs import DatasetSpec
+from bergson_core.schemas.build import DatasetSpec
 
 LOADING: Final = Lock()
 """Held while a dataset is loaded: the library is of one mind for all threads."""

@@ -27,8 +27,8 @@ from bergson_core.data.dataset import (
     readable,
     wanted_columns,
 )
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.utils.progress import Clock
 
 FILE_NAME: Final = "documents.arrow"

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bergson_core.demo.recipe import Recipe
 from bergson_core.demo.synthetic_facts import Corpus
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.training import Progress, Recipe
+from bergson_core.schemas.training import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

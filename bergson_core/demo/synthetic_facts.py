@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bergson_core.errors import InvalidInput
+from bergson_core.evaluation.queries import Document, FactQuery
 
 FIRST_NAMES = tuple(
     "Adala Berin Corvan Delia Edrik Fenna Galen Hestia Ivo Jorun Kelda Lorin Mirel Nadir Orla "
@@ -102,26 +103,6 @@ _DOCUMENTS, _QUERIES = "documents.jsonl", "queries.jsonl"
 _DOCUMENT_FIELDS = frozenset({"id", "text", "fact", "person", "attribute"})
 _QUERY_FIELDS = frozenset({"id", "prompt", "completion", "fact"})
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One training document; `metadata` holds its person and attribute, `fact` the id of its fact."""
-
-    id: str
-    text: str
-    fact: str
-    metadata: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class FactQuery:
-    """A prompt that ends before the answer, and the answer as `completion`, led by a space."""
-
-    id: str
-    prompt: str
-    completion: str
-    fact: str
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bergson_core.data.batching import tokenize
-from bergson_core.demo.synthetic_facts import Corpus, FactQuery
+from bergson_core.demo.recipe import Recipe
+from bergson_core.demo.synthetic_facts import Corpus
 from bergson_core.evaluation import training_loop
-from bergson_core.schemas.training import Progress, Recipe
+from bergson_core.evaluation.queries import FactQuery
+from bergson_core.schemas.training import Progress
 
 _EOS, _PAD = "<|endoftext|>", "<|padding|>"
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bergson_core.attribution.index import AttributionIndex
+from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.attribution.unlearning import SAMPLE, Step, Unlearner
-from bergson_core.demo.synthetic_facts import FactQuery
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.baselines import gradient_scores, representation_scores
 from bergson_core.evaluation.ground_truth import Corpus, each_score, query_tokens
@@ -25,8 +25,8 @@ from bergson_core.evaluation.metrics import (
     check_runs,
     linear_datamodelling_score,
     retrieval,
-    soft_threshold,
 )
+from bergson_core.evaluation.queries import FactQuery
 from bergson_core.evaluation.retraining import (
     CommandTrainer,
     OwnTrainer,

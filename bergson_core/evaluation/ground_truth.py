@@ -14,10 +14,10 @@ from jaxtyping import Float32
 from bergson_core.attribution.corpus_scores import score_corpus
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.batching import Tokens, check_length, tokenize
-from bergson_core.demo.synthetic_facts import FactQuery
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.indexing.shard_builder import tokens_of_kept
+from bergson_core.evaluation.queries import FactQuery, told
 from bergson_core.models.loading import context_limit
+from bergson_core.models.tokenization import tokens_of_kept
 from bergson_core.storage.document_table import document
 
 _AT_ONCE: Final = 4096
@@ -55,6 +55,16 @@ class Corpus:
         return {query.id: by_value.get(query.fact, []) if query.fact else [] for query in queries}
 
 
+def each_score(
+    index: AttributionIndex, queries: Sequence[FactQuery]
+) -> Iterator[tuple[list[str], Float32[np.ndarray, "q n"]]]:
+    """(ids, scores with each query) of all documents that are shown, some at a time, in the order of the corpus."""
+    texts = {name: [getattr(query, name) for query in queries] for name in ("prompt", "completion")}
+    for batch in score_corpus(index, Dataset.from_dict(texts), aggregate="each"):
+        scores = np.asarray(batch["scores"].flatten()).reshape(batch.num_rows, -1)
+        yield batch["id"].to_pylist(), scores.T
+
+
 def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
     """The queries of a dataset with the columns prompt, completion and, where there are, id and `gold`.
 
@@ -75,21 +85,6 @@ def read_queries(dataset: Dataset, gold: str) -> list[FactQuery]:
     if len({query.id for query in found}) < len(found):
         raise InvalidInput("two queries have the same id; expected each once")
     return found
-
-
-def told(value: Any) -> str:
-    """A value that tells which documents are right, as text; '' where there is none."""
-    return "" if value is None else str(value)
-
-
-def each_score(
-    index: AttributionIndex, queries: Sequence[FactQuery]
-) -> Iterator[tuple[list[str], Float32[np.ndarray, "q n"]]]:
-    """(ids, scores with each query) of all documents that are shown, some at a time, in the order of the corpus."""
-    texts = {name: [getattr(query, name) for query in queries] for name in ("prompt", "completion")}
-    for batch in score_corpus(index, Dataset.from_dict(texts), aggregate="each"):
-        scores = np.asarray(batch["scores"].flatten()).reshape(batch.num_rows, -1)
-        yield batch["id"].to_pylist(), scores.T
 
 
 def query_tokens(index: AttributionIndex, queries: Sequence[FactQuery]) -> list[Tokens]:

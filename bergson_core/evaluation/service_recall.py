@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.demo.synthetic_facts import FactQuery
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.ground_truth import each_score
+from bergson_core.evaluation.queries import FactQuery
 
 DEPTH = 10
 _ROUNDING = 1e-4

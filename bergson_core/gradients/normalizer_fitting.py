@@ -22,8 +22,8 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, frozen
 from bergson_core.models.loading import LanguageModel, wrap
 from bergson_core.models.modules import Layer, select
-from bergson_core.schemas.specs import ColumnsSpec, GradientSpec
-from bergson_core.schemas.specs import Normalizer as NormalizerKind
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec
+from bergson_core.schemas.build import Normalizer as NormalizerKind
 from bergson_core.utils.progress import aside
 
 MAX_KFAC_SIDE: Final = 2**15

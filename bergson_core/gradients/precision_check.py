@@ -16,7 +16,7 @@ from bergson_core.data.batching import Tokens, batches
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import LanguageModel, load_model
-from bergson_core.schemas.specs import Dtype
+from bergson_core.schemas.build import Dtype
 
 SAME: Final = 0.99
 """Cosine from which two rows count as the same."""

@@ -13,7 +13,7 @@ from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.gradients import normalizers as kinds
 from bergson_core.gradients.normalizers import Normalizer
 from bergson_core.gradients.projection import PROJECTIONS
-from bergson_core.schemas.specs import Projection
+from bergson_core.schemas.build import Projection
 
 _JSON, _TENSORS = "processor.json", "normalizers.safetensors"
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from bergson_core.schemas.specs import Projection
+from bergson_core.schemas.build import Projection
 
 Side = Literal["left", "right"]
 

@@ -27,7 +27,7 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import frozen
 from bergson_core.models.loading import LanguageModel, wrap
 from bergson_core.models.modules import Layer
-from bergson_core.schemas.specs import ColumnsSpec, GradientSpec, Loss
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
 NUMBERS_AT_ONCE: Final = 2**25
 """Of token rows in memory: 128 MiB."""

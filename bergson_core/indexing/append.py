@@ -11,20 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bergson_core.attribution.index import LoadModel, check_model
-from bergson_core.data.dataset import Record, as_record
 from bergson_core.data.streaming import load_streamed
 from bergson_core.errors import IdsExist
 from bergson_core.gradients.normalizer_fitting import sample_numbers
-from bergson_core.indexing.build import fingerprint, fitting_into_memory, open_rows
+from bergson_core.indexing.build import fingerprint, fitting_into_memory
+from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
 from bergson_core.indexing.publish import Confirm, Report, publish_next, rows_a_shard, writing
-from bergson_core.indexing.shard_builder import Corpus, ShardMaker, make_shards, prepare, tasks, tokens_of
+from bergson_core.indexing.shard_builder import Corpus, ShardMaker, tasks
 from bergson_core.models.batch_budget import find_budget
-from bergson_core.models.loading import LanguageModel, load_model
+from bergson_core.models.loading import LanguageModel, LoadModel, check_model, load_model
+from bergson_core.models.tokenization import tokens_of
+from bergson_core.schemas.build import AppendSpec, BuildSpec
+from bergson_core.schemas.record import Record, as_record
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import AppendSpec, BuildSpec, Executor
 from bergson_core.search.recall import SAMPLE, Sample
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.row_encoder import RowMaker, open_rows
 from bergson_core.shards.shard import Place
 from bergson_core.storage.document_lookup import existing_ids
 from bergson_core.storage.document_table import document, texts_of
@@ -45,7 +46,7 @@ def append_documents(
     confirm: Confirm = lambda: None,
     load_model: LoadModel = load_model,
     shard_rows: int | None = None,
-    executor: Executor = "local",
+    executor: Executor = LocalExecutor(),
 ) -> Manifest:
     """Adds the documents of `spec` to the index in directory `index`, and returns its new manifest.
 
@@ -60,7 +61,7 @@ def append_documents(
     """
     root = Path(index)
     check_append(root.name, read_manifest(root), spec)
-    prepare(executor)
+    executor.prepare()
     with writing(root), fitting_into_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
@@ -79,7 +80,7 @@ def append_documents(
         first_name = 1 + max(int(shard.name) for shard in old.shards)
         size = shard_rows or rows_a_shard(rows.shape, old.rows + len(corpus.documents))
         work = tasks(len(corpus.documents), size, place, first_name)
-        made = make_shards(maker, corpus.documents, work, report, confirm, executor)
+        made = build_shards(maker, corpus.documents, work, report, confirm, executor)
         shards = (*old.shards, *made)
         sample = None
         if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:

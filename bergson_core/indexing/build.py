@@ -10,9 +10,8 @@ What is not in the manifest does not exist, so a build may be killed at any mome
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,22 +24,22 @@ from bergson_core.data.streaming import load_streamed
 from bergson_core.errors import IndexExists, IndexNotFound, InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit, sample_numbers
 from bergson_core.gradients.optimizer_checkpoint import checkpoint_file
-from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
+from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
 from bergson_core.indexing.publish import Confirm, Report, publish, rows_a_shard, save_preconditioner, writing
-from bergson_core.indexing.shard_builder import Corpus, ShardMaker, make_shards, prepare, tasks
+from bergson_core.indexing.shard_builder import Corpus, ShardMaker, tasks
 from bergson_core.models.batch_budget import find_budget
 from bergson_core.models.loading import LanguageModel, load_model
 from bergson_core.models.modules import select
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec, Executor
-from bergson_core.search.profile import preconditioner_path
 from bergson_core.search.recall import SAMPLE, Sample
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.row_encoder import RowMaker, open_rows, signs_preconditioned
 from bergson_core.shards.shard import Place
-from bergson_core.storage.integrity import file_sha256, write_durably
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.progress import Clock
 
 STAMP: Final = "building.json"
@@ -53,7 +52,7 @@ def build_index(
     report: Report = lambda progress: None,
     confirm: Confirm = lambda: None,
     shard_rows: int | None = None,
-    executor: Executor = "local",
+    executor: Executor = LocalExecutor(),
 ) -> Manifest:
     """Builds the index that `spec` describes in the directory `output`, and returns its manifest.
 
@@ -67,7 +66,7 @@ def build_index(
     """
     output = Path(output)
     check_free(output, spec)
-    prepare(executor)
+    executor.prepare()
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,12 +129,12 @@ class Build:
         report: Report,
         confirm: Confirm,
         shard_rows: int | None,
-        executor: Executor = "local",
+        executor: Executor = LocalExecutor(),
     ) -> None:
         self.spec, self.output = spec, output
         self._report, self._confirm = report, confirm
         self._shard_rows = shard_rows
-        self._executor: Executor = executor
+        self._executor = executor
 
     def run(self) -> Manifest:
         try:
@@ -203,7 +202,7 @@ class Build:
         total = len(corpus.documents)
         size = self._shard_rows or rows_a_shard(rows.shape, total)
         work = tasks(total, size, Place(0, self._source))
-        return make_shards(maker, corpus.documents, work, self._report, self._confirm, self._executor)
+        return build_shards(maker, corpus.documents, work, self._report, self._confirm, self._executor)
 
     def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:
         """Some documents as queries, to measure the search with."""
@@ -215,25 +214,6 @@ class Build:
         for batch in source:
             yield batch
             self._report(clock.tick(len(batch), batch.tokens))
-
-
-def signs_preconditioned(spec: BuildSpec) -> bool:
-    """C^-½ goes before the signs are taken, so that it has to be known by then."""
-    return spec.gradients.rows == "sign" and spec.scoring.preconditioner
-
-
-def open_rows(
-    spec: BuildSpec,
-    output: Path,
-    model: LanguageModel,
-    collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
-) -> RowMaker:
-    """What makes rows as the index at `output` has them, from its saved statistics."""
-    processor = GradientProcessor.load(output / "statistics")
-    made, before = collector or partial(RowCollector, target_modules=spec.gradients.modules), None
-    if signs_preconditioned(spec):
-        before = Preconditioner.load(preconditioner_path(output), model.device)
-    return RowMaker(made(model, processor), spec.gradients.rows, before)
 
 
 def fingerprint(spec: BuildSpec, model: LanguageModel, corpus: Corpus) -> str:

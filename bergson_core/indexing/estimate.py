@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.errors import InvalidInput, from_code
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
-from bergson_core.schemas.specs import BuildSpec
 
 SAMPLE_SIZE: Final = 4096
 """Documents that are looked at: as many as a shard has at most."""

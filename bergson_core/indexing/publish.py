@@ -23,17 +23,18 @@ from bergson_core.errors import IndexBusy
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import coverage_percent
+from bergson_core.schemas.build import BuildSpec, SearchKind
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.faiss_index import build_shard_search, search_path, shard_features
-from bergson_core.search.profile import DEFAULT, Profile, lengths_path, preconditioner_path, write_lengths
+from bergson_core.search.profile import Profile, write_lengths
 from bergson_core.search.recall import Sample, choose, ladder, measure
 from bergson_core.search.significance import calibrate
 from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import RowShape, Shard, disk_errors, total_moment
-from bergson_core.storage.integrity import drop_unpublished, file_entry, sync_files, write_durably
+from bergson_core.storage.integrity import drop_unpublished, file_entry, sync_files
+from bergson_core.storage.layout import DEFAULT, lengths_path, preconditioner_path
 from bergson_core.storage.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -44,9 +45,9 @@ from bergson_core.storage.manifest import (
     Origin,
     ProfileEntry,
     SearchEntry,
-    SearchKind,
     ShardEntry,
 )
+from bergson_core.utils.atomic_files import write_durably
 from bergson_core.utils.progress import aside
 
 SHARD_BYTES: Final = 64 * 2**20

@@ -7,22 +7,22 @@ index has it once the one that holds the index's lock accepts it.
 
 import hashlib
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bergson_core.data.batching import Batch, Tokens, batches, check_length
-from bergson_core.data.dataset import Documents, Record, as_record, tokenize_records
+from bergson_core.data.batching import Batch, Tokens, batches
+from bergson_core.data.dataset import Documents
 from bergson_core.gradients.device_to_host import one_late
 from bergson_core.gradients.preconditioner import SecondMoment
-from bergson_core.indexing.publish import Confirm, Report
-from bergson_core.models.loading import LanguageModel, context_limit
-from bergson_core.schemas.specs import BuildSpec, Executor
+from bergson_core.indexing.publish import Report
+from bergson_core.models.loading import LanguageModel
+from bergson_core.models.tokenization import tokens_of
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.record import Record
 from bergson_core.shards.row_encoder import RowMaker
-from bergson_core.shards.shard import Place, ShardWriter, Written, drop_asides, finished_shard
-from bergson_core.storage.manifest import ShardEntry
+from bergson_core.shards.shard import Place, ShardWriter, Written
 from bergson_core.utils.progress import Clock, meanwhile
 
 logger = logging.getLogger(__name__)
@@ -56,22 +56,6 @@ class Corpus:
     def read(self, model: LanguageModel, numbers: Sequence[int]) -> list[Tokens]:
         """Tokens of the documents of these numbers."""
         return tokens_of(self.documents.read(numbers), self.spec, model)
-
-
-def tokens_of(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
-    """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
-    assert model.tokenizer is not None  # load_model always gives one
-    tokens = tokenize_records(model.tokenizer, records, spec.gradients.loss)
-    limit = context_limit(model, spec.gradients.max_tokens)
-    for record, one in zip(records, tokens, strict=True):
-        check_length(one, limit, f"document {record.id!r}")
-    return tokens
-
-
-def tokens_of_kept(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
-    """Tokens of documents that an index keeps (`texts.document`), as it was built from them, but for their weights."""
-    records = [as_record(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
-    return tokens_of(records, spec, model)
 
 
 @dataclass(frozen=True)
@@ -147,54 +131,3 @@ class ShardMaker:
         labelled = [one.labelled for one in tokens]
         written = yield from meanwhile(lambda: writer.write(records, labelled, moment, task.place), Step())
         yield Step(written=written, skipped=skipped)
-
-
-def make_shards(
-    maker: ShardMaker,
-    documents: Documents,
-    work: Sequence[Task],
-    report: Report,
-    confirm: Confirm,
-    executor: Executor = "local",
-) -> list[ShardEntry]:
-    """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
-    drop_asides(maker.output)
-    finished = [finished_shard(maker.output, task.name, task.place, len(task.numbers)) for task in work]
-    entries = {entry.name: entry for entry in finished if entry is not None}
-    clock = Clock("gradients", sum(len(task.numbers) for task in work))
-    clock.skip(sum(entry.rows for entry in entries.values()))
-    left = [task for task in work if task.name not in entries]
-    with closing(_made(maker, documents, left, executor)) as steps:
-        for step in steps:
-            if step.written is None:
-                report(clock.tick(step.documents, step.tokens))
-                continue
-            if step.skipped:
-                logger.warning(
-                    "gradients that are not finite; these documents can never be found: %s",
-                    list(step.skipped),
-                )
-            confirm()
-            entries[step.written.entry.name] = step.written.accept()
-    return [entries[task.name] for task in work]
-
-
-def prepare(executor: Executor) -> None:
-    """Raises `ClusterUnavailable` where there is none to make shards: at the start of a build, not hours later."""
-    if executor == "ray":
-        from bergson_core.integrations.ray_cluster import connect
-
-        connect()
-
-
-def _made(
-    maker: ShardMaker, documents: Documents, work: Sequence[Task], executor: Executor
-) -> Generator[Step, None, None]:
-    """Every step of every shard of `work`; those of one shard are in order."""
-    if executor == "ray":
-        from bergson_core.integrations.ray_shard_builder import made_on_cluster
-
-        yield from made_on_cluster(maker, documents, work)
-    else:
-        for task in work:
-            yield from maker.make(task, documents.read(task.numbers))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bergson_core.data.batching import Batch, length_buckets
-from bergson_core.data.dataset import Documents, Record
+from bergson_core.data.dataset import Documents
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.normalizer_fitting import sample_numbers
 from bergson_core.gradients.processor import GradientProcessor
@@ -29,11 +29,13 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build import Build
 from bergson_core.indexing.cost_meter import Meter, OneOfEachSize, Passes, SomeRows, resident
 from bergson_core.indexing.publish import Report, rows_a_shard
-from bergson_core.indexing.shard_builder import Corpus, tokens_of
+from bergson_core.indexing.shard_builder import Corpus
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import select
+from bergson_core.models.tokenization import tokens_of
+from bergson_core.schemas.build import BuildSpec, SearchSpec
+from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Estimate, SizesBytes
-from bergson_core.schemas.specs import BuildSpec, SearchSpec
 from bergson_core.search.recall import Sample, ladder
 from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import RowShape

@@ -35,7 +35,7 @@ from bergson_core.models.batch_budget import find_budget
 from bergson_core.models.forward_backward import losses_of
 from bergson_core.models.loading import LanguageModel, load_model
 from bergson_core.models.modules import select
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
 from bergson_core.search.recall import SAMPLE, Sample
 from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import Place, ShardWriter

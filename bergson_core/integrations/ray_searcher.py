@@ -1,6 +1,6 @@
 """The rows of an index held by the actors of a Ray cluster: every one is asked, and the best of their answers are kept.
 
-Each actor is a `Searcher` of a run of shards on one machine. It takes as many candidates as a search of the whole index
+Each actor is a `LocalSearcher` of a run of shards on one machine. It takes as many candidates as a search of the whole index
 would, so that a row that is found there is found here; its scores are the same. Actors take no slots: builds go on
 beside them.
 """
@@ -27,7 +27,7 @@ from bergson_core.integrations.ray_cluster import TRIES, actor, connect, first_l
 from bergson_core.search.hits import Found, Hit
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Asked, Searcher, Visible
+from bergson_core.search.searcher import Asked, LocalSearcher, Visible
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
@@ -38,14 +38,14 @@ class SearchActor:
     """Searches some shards on a machine of the cluster; `open` comes first."""
 
     def open(self, root: Path, manifest: Manifest, names: Sequence[str], threads: int) -> Mapping[str, str]:
-        """What is damaged of the shards of these names, as `Searcher.damaged`. Raises `IndexCorrupt`."""
+        """What is damaged of the shards of these names, as `LocalSearcher.damaged`. Raises `IndexCorrupt`."""
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        self._searcher = Searcher.open(root, manifest, names)
+        self._searcher = LocalSearcher.open(root, manifest, names)
         return self._searcher.damaged
 
     def search(self, blocks: np.ndarray, queries: Sequence[Asked]) -> list[Found]:
-        """As `Searcher.search`; nothing where no shard is whole."""
+        """As `LocalSearcher.search`; nothing where no shard is whole."""
         if not self._searcher.shards:
             return [merged([], query) for query in queries]
         return self._searcher.search(torch.from_numpy(blocks.copy()), queries)
@@ -62,7 +62,7 @@ class _Part:
 
 
 class RaySearcher:
-    """All shards of an index, searched by actors. In the place of a `Searcher`; for one thread.
+    """All shards of an index, searched by actors. In the place of a `LocalSearcher`; for one thread.
 
     What reads rows itself, such as scores of the whole corpus, has them from the files.
     """
@@ -82,10 +82,10 @@ class RaySearcher:
         return {name: wrong for part in self._parts for name, wrong in part.damaged.items()}
 
     @cached_property
-    def local(self) -> Searcher:
+    def local(self) -> LocalSearcher:
         """The same shards, open in this process."""
         names = [entry.name for entry in self._manifest.shards if entry.name not in self.damaged]
-        return Searcher.open(self._root, self._manifest, names)
+        return LocalSearcher.open(self._root, self._manifest, names)
 
     @property
     def shards(self) -> Sequence[Shard]:

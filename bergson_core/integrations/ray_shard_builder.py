@@ -23,13 +23,14 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from bergson_core.data.dataset import Documents, Record
+from bergson_core.data.dataset import Documents
 from bergson_core.errors import BergsonError, ClusterUnavailable, InvalidInput
-from bergson_core.indexing.build import open_rows
 from bergson_core.indexing.shard_builder import ShardMaker, Step, Task
 from bergson_core.integrations.ray_cluster import TRIES, actor, connect, first_line, resources, result, slots
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.record import Record
+from bergson_core.shards.row_encoder import open_rows
 
 logger = logging.getLogger(__name__)
 

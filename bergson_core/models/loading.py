@@ -5,11 +5,11 @@ Only safetensors weights and only code that transformers itself ships: nothing f
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,12 +23,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bergson_core.errors import InvalidInput, ModelNotFound
+from bergson_core.errors import IndexCorrupt, InvalidInput, ModelNotFound
 from bergson_core.models.config_guard import check_config, check_files
 from bergson_core.models.hooks import frozen, unwrapped
 from bergson_core.models.lora import CONFIG, WEIGHTS, AdapterBase, adapter_base, expressions
 from bergson_core.models.modules import Layer, output_head
+from bergson_core.storage.manifest import Manifest
 from bergson_core.utils import safe_regex
+
+if TYPE_CHECKING:
+    pass
 
 _UNFIT = (
     *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
@@ -239,3 +243,15 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
             f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
         )
     return max_tokens or model.max_tokens
+
+
+LoadModel = Callable[..., LanguageModel]
+
+
+def check_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
+    """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
+    if model.sha256 != manifest.model_sha256:
+        raise IndexCorrupt(
+            f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "
+            "changed; restore it or build the index again"
+        )

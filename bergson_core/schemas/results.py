@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bergson_core.storage.manifest import SearchKind
+from bergson_core.schemas.build import SearchKind
 
 
 class Report(BaseModel):

@@ -27,14 +27,3 @@ class Schedule:
     def steps(self, documents: int) -> int:
         """Steps of a run on so many documents."""
         return max(self.least_steps, self.epochs * -(-documents // self.batch_size))
-
-
-@dataclass(frozen=True)
-class Recipe(Schedule):
-    """The demo's model. `target` is the share of facts that must be recited in the end."""
-
-    hidden: int = 128
-    layers: int = 2
-    heads: int = 8
-    vocabulary: int = 2000
-    target: float = 0.8

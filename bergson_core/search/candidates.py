@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float32, Int, UInt8
 from torch import Tensor
 
+from bergson_core.schemas.build import SearchKind
 from bergson_core.search.faiss_index import QUERY_BITS, search_path
 from bergson_core.search.thread_pool import side_by_side
 from bergson_core.shards.shard import Shard
-from bergson_core.storage.integrity import release
-from bergson_core.storage.manifest import SearchKind
+from bergson_core.utils.memory_map import release
 
 _MERGED_FROM: Final = 2**20
 """Scores that are gathered before the best of them are taken: 12 MiB with the numbers of their rows."""

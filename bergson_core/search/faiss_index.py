@@ -17,10 +17,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.schemas.specs import Normalize
+from bergson_core.schemas.build import Normalize, SearchKind
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.integrity import file_entry
-from bergson_core.storage.manifest import FileEntry, SearchKind
+from bergson_core.storage.manifest import FileEntry
 
 _AT_ONCE: Final = 1024
 QUERY_BITS: Final = 4

@@ -22,27 +22,18 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.schemas.specs import BuildSpec, Normalize
+from bergson_core.schemas.build import BuildSpec, Normalize, SearchKind
 from bergson_core.search.faiss_index import features, inverse
 from bergson_core.shards.shard import Shard, write_array
-from bergson_core.storage.integrity import file_entry, mapped
-from bergson_core.storage.manifest import FileEntry, Manifest, SearchKind, ShardEntry
+from bergson_core.storage.integrity import file_entry
+from bergson_core.storage.layout import DEFAULT, lengths_path, preconditioner_path
+from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
+from bergson_core.utils.memory_map import mapped
 
-DEFAULT: Final = "default"
 FOR_EACH_MORE: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
 """Candidates for each result beyond those that recall was measured for, and the fewest for each of these."""
 _MORE_FOR_OTHERS: Final = 5
 """Times the candidates where the rows' lengths are those of another profile than FAISS has."""
-
-
-def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
-    """Where the index in directory `root` keeps the preconditioner of a profile."""
-    return root / "profiles" / profile / "preconditioner.safetensors"
-
-
-def lengths_path(profile: str, shard: str) -> str:
-    """Where below its directory an index keeps the lengths of a shard's rows under a profile."""
-    return f"profiles/{profile}/{shard}.lengths.bin"
 
 
 def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:

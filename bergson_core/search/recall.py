@@ -15,12 +15,12 @@ from torch import Tensor
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import RowCollector, collect_in_order
-from bergson_core.schemas.specs import SearchSpec
+from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.profile import FOR_EACH_MORE, Profile
 from bergson_core.search.significance import joined_rows
 from bergson_core.shards.shard import RowShape, Shard
-from bergson_core.storage.manifest import SearchEntry, SearchKind
+from bergson_core.storage.manifest import SearchEntry
 
 SAMPLE: Final = 64
 """Documents that are taken as queries."""

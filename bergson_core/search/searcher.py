@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.query import AttributionQuery, Direction
 from bergson_core.schemas.results import ResultRow
-from bergson_core.schemas.specs import AttributionQuery, Direction
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.exact_scores import ExactScores, Stored
 from bergson_core.search.faiss_index import search_path
 from bergson_core.search.hits import Found, Hit, Retold
 from bergson_core.search.metadata_filter import MetadataFilter
-from bergson_core.search.profile import Profile, lengths_path
+from bergson_core.search.profile import Profile
 from bergson_core.search.thread_pool import side_by_side
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.document_lookup import Hidden
 from bergson_core.storage.document_table import document
 from bergson_core.storage.integrity import check_files
+from bergson_core.storage.layout import lengths_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
 
 _ALL_BELOW: Final = 10
@@ -70,8 +71,41 @@ class Visible:
         return self._masks
 
 
+class Searcher(Protocol):
+    """The shards of an index, open for search."""
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """The undamaged shards."""
+        ...
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """Profiles by name."""
+        ...
+
+    @property
+    def metadata(self) -> MetadataFilter:
+        """The filter over the metadata columns of the index."""
+        ...
+
+    @property
+    def visible(self) -> Visible:
+        """Which rows have not been taken down."""
+        ...
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """What is wrong with each damaged shard, by its name."""
+        ...
+
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+        """Returns what is found for each query from its gradient row."""
+        ...
+
+
 @dataclass(frozen=True)
-class Searcher:
+class LocalSearcher:
     """The shards of an index that are whole, or some of them. For one thread.
 
     `damaged` says of each other shard what is wrong with it.
@@ -86,7 +120,7 @@ class Searcher:
     damaged: Mapping[str, str]
 
     @classmethod
-    def open(cls, root: Path, manifest: Manifest, names: Collection[str] | None = None) -> "Searcher":
+    def open(cls, root: Path, manifest: Manifest, names: Collection[str] | None = None) -> "LocalSearcher":
         """The shards of these names, or all, of the index in directory `root`.
 
         Raises `IndexCorrupt` where what they share is damaged.

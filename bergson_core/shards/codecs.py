@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from bergson_core.schemas.specs import RowKind
+from bergson_core.schemas.build import RowKind
 
 _SIGNS_OF_BYTES: Final = (
     torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1

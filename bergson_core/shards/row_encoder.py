@@ -1,6 +1,9 @@
 """What makes the rows of an index, as they are to be kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -8,9 +11,12 @@ from torch import Tensor
 
 from bergson_core.data.batching import Batch
 from bergson_core.gradients.preconditioner import Preconditioner
+from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.schemas.specs import RowKind
+from bergson_core.models.loading import LanguageModel
+from bergson_core.schemas.build import BuildSpec, RowKind
 from bergson_core.shards.shard import RowShape
+from bergson_core.storage.layout import preconditioner_path
 
 
 @dataclass(frozen=True)
@@ -38,3 +44,22 @@ class RowMaker:
         rows, losses = rows.masked_fill(~finite[:, None], 0), losses.masked_fill(~finite, torch.nan)
         blocks = rows.reshape(len(rows), self.shape.layers, self.shape.width)
         return (blocks if self.before is None else self.before.apply(blocks)), losses
+
+
+def signs_preconditioned(spec: BuildSpec) -> bool:
+    """C^-½ goes before the signs are taken, so that it has to be known by then."""
+    return spec.gradients.rows == "sign" and spec.scoring.preconditioner
+
+
+def open_rows(
+    spec: BuildSpec,
+    output: Path,
+    model: LanguageModel,
+    collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
+) -> RowMaker:
+    """What makes rows as the index at `output` has them, from its saved statistics."""
+    processor = GradientProcessor.load(output / "statistics")
+    made, before = collector or partial(RowCollector, target_modules=spec.gradients.modules), None
+    if signs_preconditioned(spec):
+        before = Preconditioner.load(preconditioner_path(output), model.device)
+    return RowMaker(made(model, processor), spec.gradients.rows, before)

@@ -28,14 +28,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bergson_core.data.dataset import Record
 from bergson_core.errors import DiskFull
 from bergson_core.gradients.preconditioner import SecondMoment
-from bergson_core.schemas.specs import RowKind
+from bergson_core.schemas.build import RowKind
+from bergson_core.schemas.record import Record
 from bergson_core.shards.codecs import CODECS, Codec
 from bergson_core.storage.document_table import TEXTS, read_texts, texts_table, write_texts
-from bergson_core.storage.integrity import file_entry, mapped, mapped_bytes, release, sync
+from bergson_core.storage.integrity import file_entry
 from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.utils.atomic_files import sync
+from bergson_core.utils.memory_map import mapped, mapped_bytes, release
 
 _BLOCKS, _SCALES = "gradients.bin", "scales.bin"
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"

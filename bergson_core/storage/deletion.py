@@ -19,7 +19,7 @@ def delete_index(index: str | Path) -> None:
     """
     root = Path(index)
     if not (root / FILE_NAME).is_file():
-        raise IndexNotFound(f"no index named {root.name!r}: GET /index lists them")
+        raise IndexNotFound.named(root.name)
     try:
         with FileLock(root / ".lock", timeout=0):
             root.rename(root.with_name(f"{_GRAVE}{uuid4().hex}"))

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bergson_core.errors import IndexCorrupt
-from bergson_core.storage.integrity import mapped_bytes
 from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.utils.memory_map import mapped_bytes
 
 if TYPE_CHECKING:
-    from bergson_core.data.dataset import Record
+    from bergson_core.schemas.record import Record
 
 TEXTS: Final = "rows.arrow"
 _SCHEMA = pa.schema(

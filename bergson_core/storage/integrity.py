@@ -6,64 +6,27 @@ A file that is as it was when it was last checked is not read again, so that an 
 `check_files` with `again` reads every byte.
 """
 
-import ctypes
-import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
-
-import numpy as np
-import pyarrow as pa
 
 from bergson_core.errors import IndexCorrupt
 from bergson_core.storage.manifest import FileEntry, Manifest
+from bergson_core.utils.atomic_files import _replace, file_sha256, sync
 
-_libc: Final = ctypes.CDLL(None)
 _CHECKED: Final = ".checked.json"
 APPENDING: Final = ".appending-"
 """How the directories begin that appends read streams into."""
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_entry(path: Path, root: Path | None = None) -> FileEntry:
     """Size and sha256 of a file, named below `root`."""
     name = str(path.relative_to(root)) if root else path.name
     return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def mapped_bytes(path: Path) -> pa.Buffer:
-    """A file's content, mapped, without a file descriptor: an index may have thousands of files."""
-    with pa.memory_map(str(path)) as source:
-        return source.read_buffer()
-
-
-def mapped(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
-    """A file as a read-only array of `shape`, mapped."""
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(mapped_bytes(path), dtype).reshape(shape)
-
-
-def release(array: np.ndarray) -> None:
-    """Gives the pages of a part of what `mapped` returned back: in memory, they count as this process's.
-
-    Of nothing else: other memory would be lost.
-    """
-    if array.nbytes:
-        start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-        length = array.ctypes.data + array.nbytes - start
-        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def check_files(
@@ -125,34 +88,6 @@ def _known(root: Path) -> dict[str, list[Any]]:
 def _write_known(root: Path, known: dict[str, list[Any]]) -> None:
     there = {name: stamp for name, stamp in known.items() if (root / name).is_file()}
     _replace(root / _CHECKED, json.dumps(there).encode())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
-    _replace(path, content, durably=True)
-    sync(path.parent)
-
-
-def _replace(path: Path, content: bytes, durably: bool = False) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            if durably:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or a directory to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def drop_unpublished(root: Path, manifest: Manifest) -> None:

@@ -16,13 +16,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
-from bergson_core.schemas.specs import AppendSpec, BuildSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
 
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
-SearchKind = Literal["float16", "rabitq", "hamming"]
-"""What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
 FILE_NAME = "manifest.json"
 
 

@@ -184,7 +184,7 @@ class KeyFile:
 
     def _change(self, change: Callable[[tuple[Key, ...]], tuple[Key, ...]]) -> None:
         """For a process that does nothing else meanwhile: the mask of file modes is the whole process's."""
-        from bergson_core.storage.integrity import write_durably  # brings pyarrow along
+        from bergson_core.utils.atomic_files import write_durably  # brings pyarrow along
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = os.umask(0o077)

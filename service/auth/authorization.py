@@ -6,9 +6,8 @@ not exist. `authorize` is a dependency of every route: a route that `SCOPES` doe
 
 from fastapi import Request
 
-from bergson_core.errors import Forbidden, InvalidInput, Unauthorized, Unavailable
+from bergson_core.errors import Forbidden, IndexNotFound, InvalidInput, Unauthorized, Unavailable
 from service.auth.api_keys import Caller, KeyFile, Scope
-from service.indexes import catalog
 from service.settings import ServiceSettings, is_loopback
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
@@ -118,4 +117,4 @@ async def authorize(request: Request) -> None:
         raise Forbidden(f"this needs a key of scope {needed}; {caller.name!r} has the scope {caller.scope}")
     name = request.path_params.get("name")
     if name is not None and not caller.sees(name):
-        raise catalog.unknown(name)
+        raise IndexNotFound.named(name)

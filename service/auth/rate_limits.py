@@ -15,9 +15,8 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis import RedisError
 from redis.asyncio import ConnectionPool
 
-from bergson_core.errors import InvalidInput, RateLimited
+from bergson_core.errors import InvalidInput, RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller, parse_rate
-from service.queue.replies import unavailable
 from worker.queue import job_queue
 
 
@@ -78,6 +77,6 @@ class Limits:
                 return
             free_at = (await self._rates.get_window_stats(rate, caller.id)).reset_time
         except RedisError as error:
-            raise unavailable(str(error)) from error
+            raise RedisUnavailable.because(str(error)) from error
         wait_s = max(1, math.ceil(free_at - time.time()))
         raise RateLimited.of(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
-from bergson_core.schemas.specs import BuildSpec
 from service.cli.support.output import console, progress_bar, say
 from service.cli.support.spec_options import ExecutorOption, takes_spec
 
@@ -25,10 +25,11 @@ def build(
     executor: ExecutorOption = "local",
 ) -> None:
     """Build an index of projected, normalized per-sample gradients."""
+    from bergson_core.executors import open_executor
     from bergson_core.indexing.build import build_index
 
     with progress_bar() as show:
-        manifest = build_index(spec, output_path, report=show, executor=executor)
+        manifest = build_index(spec, output_path, report=show, executor=open_executor(executor))
     say(
         f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "
         f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
-from bergson_core.schemas.specs import DatasetSpec
 from service.cli.serve import DataDir, set_environment
 from service.cli.support.output import errors, explain, fail, say
 from service.client.clients import Client
@@ -17,7 +17,7 @@ from service.schemas import AttributeResponse
 from service.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from bergson_core.demo.synthetic_facts import FactQuery
+    from bergson_core.evaluation.queries import FactQuery
 
 Floor = Annotated[float | None, typer.Option(min=0, max=1, help="Least that counts as well; else status 1.")]
 

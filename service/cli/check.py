@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.cli.support.output import console, explain, fail
 
 

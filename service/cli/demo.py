@@ -12,8 +12,8 @@ from rich.table import Table
 
 from bergson_core.demo.synthetic_facts import Corpus, make_corpus, write_corpus
 from bergson_core.errors import IndexNotFound
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec
 from bergson_core.storage.manifest import FORMAT_VERSION
 from service.cli.serve import set_environment
 from service.cli.support.output import console, progress_bar, results_table

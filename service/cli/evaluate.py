@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured, TrainingSpec
-from bergson_core.schemas.specs import DatasetSpec
 from bergson_core.schemas.training import Schedule
 from service.cli.support.output import console, explain, progress_bar, say
 

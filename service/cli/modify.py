@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bergson_core.schemas.specs import AppendSpec, DatasetSpec
+from bergson_core.schemas.build import AppendSpec, DatasetSpec
 from service.cli.support.output import explain, fail, progress_bar, say
 from service.cli.support.spec_options import ExecutorOption
 
@@ -28,12 +28,13 @@ def append(
     """Add documents to an index; the old ones are not run again. A stopped append resumes."""
     source = DatasetSpec(path=dataset, split=split, subset=subset, streaming=streaming)
     spec = AppendSpec(dataset=source)
+    from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents
     from bergson_core.storage.manifest import read_manifest
 
     before = read_manifest(index)
     with progress_bar() as show:
-        manifest = append_documents(index, spec, report=show, executor=executor)
+        manifest = append_documents(index, spec, report=show, executor=open_executor(executor))
     added = f"{manifest.rows - before.rows:,} added" if manifest != before else "these were added before"
     say(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
 

@@ -8,7 +8,8 @@ import typer
 from rich.text import Text
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.schemas.specs import MAX_VERIFIED, AttributionQuery, ColumnsSpec, DatasetSpec, Direction
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery, Direction
 from service.cli.support.output import (
     by_module,
     by_token,
@@ -64,8 +65,9 @@ def query(
         }
     )
     from bergson_core.attribution.index import AttributionIndex
+    from bergson_core.executors import open_executor
 
-    (answer,) = AttributionIndex.open(index, executor=executor).attribute([asked])
+    (answer,) = AttributionIndex.open(index, executor=open_executor(executor)).attribute([asked])
     if isinstance(answer, BergsonError):
         raise answer
     answer = answer.model_copy(update={"index": index.name})

@@ -8,8 +8,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import Aggregate, AttributionQuery, ColumnsSpec, DatasetSpec
 from service.cli.support.output import console, explain, progress_bar, say
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from uuid import uuid4
 import httpx
 
 from bergson_core.errors import BergsonError, Cancelled, Unavailable, from_code
+from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate, Progress
-from bergson_core.schemas.specs import AppendSpec, AttributionQuery, ProfileSpec
 from service.client.errors_and_events import Patience, as_error, no_answer
 from service.client.requests import Caller, body_of, part, read
 from service.client.transport import BlockingIo, Io, iterate, run

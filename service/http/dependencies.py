@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request, Response
 
-from bergson_core.schemas.specs import NAME_PATTERN
+from bergson_core.schemas.build import NAME_PATTERN
 from service.auth.api_keys import Caller
 from service.auth.authorization import Keys
 from service.auth.rate_limits import Limits

@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from bergson_core.errors import Cancelled, Forbidden
+from bergson_core.errors import Cancelled, Forbidden, IndexNotFound
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, TimingMs
-from bergson_core.schemas.specs import AttributionQuery
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
 from service.http.metrics import WebMetrics
-from service.indexes import catalog
 from service.indexes.answer_cache import AnswerCache, key_of
 from service.queue.broker import Broker
 from service.queue.replies import stop
@@ -62,7 +61,7 @@ class Asking:
     def _allowed(self, query: AttributionQuery) -> AttributionQuery:
         """The query as the caller may ask it: without text no tokens, no metadata, nor a filter that finds it out."""
         if not self.caller.sees(query.index):
-            raise catalog.unknown(query.index)
+            raise IndexNotFound.named(query.index)
         if self.caller.text:
             return query
         if query.filter is not None:

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from pathlib import Path
 
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
-from bergson_core.schemas.specs import AttributionQuery
 from bergson_core.storage.manifest import FILE_NAME
 from bergson_core.storage.takedown_log import TakedownLog
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
+from bergson_core.schemas.build import AppendSpec, BuildSpec
 from bergson_core.schemas.results import SizesBytes
-from bergson_core.schemas.specs import AppendSpec, BuildSpec
 from bergson_core.storage.manifest import FILE_NAME, Manifest, published, read_manifest
 from bergson_core.storage.manifest import check_append as check_stated
 from bergson_core.storage.takedown_log import TakedownLog
@@ -20,11 +20,6 @@ def _sizes(manifest: Manifest) -> SizesBytes:
     search = sum(entry.bytes for entry in manifest.files if entry.path.startswith("search/"))
     total = manifest.total_bytes()
     return SizesBytes(rows=rows, search=search, statistics=total - rows - search, total=total)
-
-
-def unknown(name: str) -> IndexNotFound:
-    """What is said of an index that is not there, or not there for who asks."""
-    return IndexNotFound(f"no index named {name!r}: GET /index lists them")
 
 
 def _without_documents(spec: BuildSpec) -> BuildSpec:
@@ -65,7 +60,7 @@ def _read(path: Path) -> IndexDetail:
     try:
         stat = (path / FILE_NAME).stat()
     except FileNotFoundError:
-        raise unknown(path.name) from None
+        raise IndexNotFound.named(path.name) from None
     try:
         return _cached(path, stat.st_ino, stat.st_mtime_ns)
     except IndexCorrupt as error:
@@ -85,7 +80,7 @@ def detail(root: Path, name: str) -> IndexDetail:
 def require(root: Path, name: str) -> Path:
     """The directory of the published index `name`. Raises `IndexNotFound`."""
     if not (root / name / FILE_NAME).is_file():
-        raise unknown(name)
+        raise IndexNotFound.named(name)
     return root / name
 
 

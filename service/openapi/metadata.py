@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from bergson_core.schemas.specs import NAME_PATTERN
+from bergson_core.schemas.build import NAME_PATTERN
 from service.auth.authorization import SCOPES
 from service.http.problems import KINDS, MEDIA_TYPE, FieldError, ProblemDetails, problem, validation_problem
 from service.openapi import examples

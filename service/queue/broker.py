@@ -23,13 +23,14 @@ from bergson_core.errors import (
     IndexNotFound,
     NoWorker,
     QueueFull,
+    RedisUnavailable,
     from_code,
 )
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, Estimate
-from bergson_core.schemas.specs import AttributionQuery
 from service.queue.jobs import Jobs
 from service.queue.queue_load import QueueLoad, read_load
-from service.queue.replies import Replies, reaching_redis, unavailable
+from service.queue.replies import Replies, reaching_redis
 from worker.messages import EstimateJob, Heartbeat, Priority, Query
 from worker.queue import job_queue, lua_scripts
 from worker.queue.embedded_redis import redis_url
@@ -140,7 +141,7 @@ class Broker(Jobs):
                     await asyncio.shield(self._withdraw(message))
             if not future.done():
                 if self._replies.failure:
-                    raise unavailable(self._replies.failure)
+                    raise RedisUnavailable.because(self._replies.failure)
                 raise DeadlineExceeded(f"no answer within {timeout_s:g} s; ask again or wait longer")
             reply = future.result()
         if reply.answer is not None:

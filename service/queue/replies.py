@@ -24,17 +24,13 @@ Streams = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 """What XREAD gives: for each stream its name and its entries (id, fields)."""
 
 
-def unavailable(why: str) -> RedisUnavailable:
-    return RedisUnavailable(f"Redis does not answer: start it, or correct REDIS_URL ({why})")
-
-
 @contextmanager
 def reaching_redis() -> Iterator[None]:
     """Raises `RedisUnavailable` where Redis does not answer."""
     try:
         yield
     except RedisError as error:
-        raise unavailable(str(error)) from error
+        raise RedisUnavailable.because(str(error)) from error
 
 
 async def stop(task: asyncio.Task[Any]) -> None:
@@ -73,7 +69,7 @@ class Replies:
         """The future that gets the reply to `query_id`, or `RedisUnavailable` where none can come any more."""
         future = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
-            raise unavailable("the task that reads answers has ended")
+            raise RedisUnavailable.because("the task that reads answers has ended")
         self._waiting[query_id] = future
         try:
             yield future
@@ -118,4 +114,4 @@ class Replies:
             logger.error("the task that reads answers has died", exc_info=task.exception())
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(unavailable("the task that reads answers has ended"))
+                future.set_exception(RedisUnavailable.because("the task that reads answers has ended"))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Body, Request
 
 from bergson_core.errors import BergsonError
-from bergson_core.schemas.specs import AttributionQuery
+from bergson_core.schemas.query import AttributionQuery
 from service.http.dependencies import AskingDep, LimitsDep
 from service.http.problems import ProblemDetails, problem
 from service.http.query_handler import while_connected

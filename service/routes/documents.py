@@ -6,7 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Path, Response
 from fastapi.concurrency import run_in_threadpool
 
-from bergson_core.schemas.specs import AppendSpec
+from bergson_core.schemas.build import AppendSpec
 from service.http.dependencies import (
     BrokerDep,
     CallerDep,

@@ -6,7 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Response
 from fastapi.concurrency import run_in_threadpool
 
-from bergson_core.schemas.specs import ProfileSpec
+from bergson_core.schemas.query import ProfileSpec
 from service.http.dependencies import (
     BrokerDep,
     CallerDep,

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.errors import Forbidden, IndexBusy, IndexNotFound
+from bergson_core.schemas.build import NAME_PATTERN
 from bergson_core.schemas.results import Estimate
-from bergson_core.schemas.specs import NAME_PATTERN
 from bergson_core.storage.deletion import delete_index
 from service.http.dependencies import (
     BrokerDep,

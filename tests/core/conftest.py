@@ -9,7 +9,7 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 
 from bergson_core import build_index
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from tests import tiny
 
 

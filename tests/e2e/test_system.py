@@ -21,7 +21,7 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app
 from service.client.clients import Client

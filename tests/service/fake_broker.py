@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import (
     Answer,
     Control,
@@ -19,7 +21,6 @@ from bergson_core.schemas.results import (
     Verification,
     Verified,
 )
-from bergson_core.schemas.specs import AttributionQuery, BuildSpec
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
     FileEntry,

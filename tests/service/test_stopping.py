@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.client.clients import Client
 from tests.service.fake_broker import WORKER, answer_to, publish
 from tests.service.test_start import LIMIT_S, started

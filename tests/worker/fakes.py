@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from bergson_core.errors import BergsonError, IndexExists, TooLong
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.results import (
     Answer,
     Estimate,
@@ -22,7 +24,6 @@ from bergson_core.schemas.results import (
     TimingMs,
     Verification,
 )
-from bergson_core.schemas.specs import AttributionQuery, BuildSpec, Executor, VerifySpec
 from bergson_core.storage.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -94,7 +95,7 @@ class FakeCore:
     batches: list[list[str]] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
-    executors: list[Executor] = field(default_factory=list)
+    executors: list[str] = field(default_factory=list)
     loaded: list[tuple[str, str | None, str]] = field(default_factory=list)
 
     def build_index(
@@ -104,7 +105,7 @@ class FakeCore:
         *,
         report: Callable[[Progress], None],
         confirm: Callable[[], None],
-        executor: Executor = "local",
+        executor: str = "local",
     ) -> Manifest:
         """Leaves `progress` in the directory, and goes on from it."""
         self.builds.append((spec, output))
@@ -150,7 +151,7 @@ class FakeCore:
                 *,
                 load_model: Callable[..., FakeModel],
                 partial: bool = False,
-                executor: Executor = "local",
+                executor: str = "local",
             ) -> "FakeIndex":
                 core.executors.append(executor)
                 core.opened.append(path.name)
@@ -159,10 +160,11 @@ class FakeCore:
                 return cls(core, path.name, manifest, model)
 
         parts = {
-            "build": {"build_index": self.build_index},
-            "estimate": {"estimate_build": self.estimate_build},
-            "models": {"load_model": self.load_model, "default_device": lambda: "fake"},
-            "attribution": {"AttributionIndex": AttributionIndex},
+            "executors": {"open_executor": lambda name: name},
+            "indexing.build": {"build_index": self.build_index},
+            "indexing.estimate": {"estimate_build": self.estimate_build},
+            "models.loading": {"load_model": self.load_model, "default_device": lambda: "fake"},
+            "attribution.index": {"AttributionIndex": AttributionIndex},
         }
         made = {}
         for name, content in parts.items():

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from redis import Redis, RedisError
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from tests.worker.fakes import question, spec
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
 from worker.queue import job_queue as keys

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bergson_core.errors import IndexNotFound
-from bergson_core.schemas.specs import Executor
+from bergson_core.schemas.build import ExecutorName
 from bergson_core.storage.manifest import FILE_NAME, read_manifest
 from worker.messages import ResidentModel
 
@@ -33,9 +33,9 @@ class _Resident:
 class Residency:
     """At most `bound` open indexes out of the directory `root`; `executor` holds their shards."""
 
-    def __init__(self, root: Path, bound: int, executor: Executor = "local"):
+    def __init__(self, root: Path, bound: int, executor: ExecutorName = "local"):
         self._root, self._bound = root, bound
-        self._executor: Executor = executor
+        self._executor: ExecutorName = executor
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         self._models: dict[_ModelKey, Any] = {}
 
@@ -71,7 +71,7 @@ class Residency:
         if resident is None or resident.stamp != stamp:
             self._drop(name)
             if stamp is None:
-                raise IndexNotFound(f"no index named {name!r}: GET /index lists them")
+                raise IndexNotFound.named(name)
             while len(self._residents) >= self._bound:
                 self._drop(next(iter(self._residents)))
             resident = self._residents[name] = self._open(path, stamp)
@@ -86,6 +86,7 @@ class Residency:
 
     def _open(self, path: Path, stamp: _Stamp) -> _Resident:
         from bergson_core.attribution.index import AttributionIndex
+        from bergson_core.executors import open_executor
         from bergson_core.models.loading import load_model
 
         sha256 = read_manifest(path).model_sha256  # a model that changed under its name is another model
@@ -100,7 +101,8 @@ class Residency:
 
         logger.info("opening index %s", path.name)
         try:
-            index = AttributionIndex.open(path, load_model=shared, partial=True, executor=self._executor)
+            executor = open_executor(self._executor)
+            index = AttributionIndex.open(path, load_model=shared, partial=True, executor=executor)
             return _Resident(index, stamp, frozenset(used))
         except BaseException:
             self._forget_models()

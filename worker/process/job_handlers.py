@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.models.lora import adapter_base
+from bergson_core.schemas.build import BuildSpec, DatasetSpec, Document
 from bergson_core.schemas.results import Estimate, Progress
-from bergson_core.schemas.specs import BuildSpec, DatasetSpec, Document
 from bergson_core.storage.integrity import drop_unpublished
 from bergson_core.storage.manifest import FILE_NAME, read_manifest
 from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
@@ -59,28 +59,36 @@ def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estim
 
 def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -> None:
     """Builds an index."""
+    from bergson_core.executors import open_executor
     from bergson_core.indexing.build import build_index
 
+    executor = open_executor(settings.executor)
     check_paths(job.spec, settings)
     directory = settings.indexes_dir / job.index
     with _read_from_file(job, settings.uploads_dir) as spec:
         try:
-            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
+            build_index(spec, directory, report=report, confirm=confirm, executor=executor)
         except IndexExists:
             if not discard(directory):
                 raise
-            build_index(spec, directory, report=report, confirm=confirm, executor=settings.executor)
+            build_index(spec, directory, report=report, confirm=confirm, executor=executor)
 
 
 def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm) -> None:
     """Adds documents to an index; a job that was started before is told by its id."""
+    from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents
 
     if job.spec.dataset is not None:
         _check_path("dataset.path", job.spec.dataset.path, settings, settings.allowed_datasets)
     directory = settings.indexes_dir / job.index
     append_documents(
-        directory, job.spec, key=job.job_id, report=report, confirm=confirm, executor=settings.executor
+        directory,
+        job.spec,
+        key=job.job_id,
+        report=report,
+        confirm=confirm,
+        executor=open_executor(settings.executor),
     )
 
 

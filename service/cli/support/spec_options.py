@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bergson_core.schemas.specs import (
+from bergson_core.schemas.build import (
     BuildSpec,
     ColumnsSpec,
     DatasetSpec,
     Dtype,
-    Executor,
+    ExecutorName,
     FitLabels,
     GradientSpec,
     Loss,
@@ -31,7 +31,7 @@ _SCORING = "Scoring"
 _SEARCH = "Search"
 
 ExecutorOption = Annotated[
-    Executor,
+    ExecutorName,
     typer.Option(
         help="Where shards are made or searched: in this process, or on the machines of a Ray cluster."
     ),

@@ -16,17 +16,17 @@ from bergson_core import (
     self_influence,
 )
 from bergson_core.attribution import corpus_scores
+from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.data.batching import batches
 from bergson_core.data.dataset import load_documents, tokenize_records
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
-from bergson_core.evaluation.metrics import soft_threshold
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.specs import ColumnsSpec, GradientSpec, ScoringSpec
-from bergson_core.search.profile import preconditioner_path
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.shard import Shard
+from bergson_core.storage.layout import preconditioner_path
 from tests.core.attribution.test_index import query, scores_by_definition
 from tests.core.conftest import make_spec
 

@@ -14,7 +14,7 @@ from bergson_core.data.dataset import load_documents, tokenize_records
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput, TooLong
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.specs import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.conftest import make_spec

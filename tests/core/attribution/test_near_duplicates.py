@@ -6,7 +6,7 @@ import torch
 from bergson_core import AttributionIndex, build_index, document_numbers, near_duplicates
 from bergson_core.attribution.near_duplicates import MOST_DOCUMENTS, components, cosines_of_signs
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.specs import ColumnsSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.codecs import CODECS
 from tests import tiny
 from tests.core.attribution.test_corpus_scores import rows_by_definition

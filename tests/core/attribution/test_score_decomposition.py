@@ -16,8 +16,8 @@ from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.results import ResultRow
-from bergson_core.schemas.specs import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search.exact_scores import Stored
 from tests import tiny
 from tests.core.attribution.test_corpus_scores import CASES

@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from bergson_core import AttributionIndex, build_index, take_down
 from bergson_core.attribution import unlearning
 from bergson_core.data.batching import tokenize
-from bergson_core.data.dataset import as_record
 from bergson_core.errors import InvalidInput
-from bergson_core.indexing.shard_builder import tokens_of
 from bergson_core.models.loading import LanguageModel, load_model
+from bergson_core.models.tokenization import tokens_of
+from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.query import AttributionQuery, VerifySpec
+from bergson_core.schemas.record import as_record
 from bergson_core.schemas.results import Answer, ResultRow
-from bergson_core.schemas.specs import AttributionQuery, ColumnsSpec, VerifySpec
 from bergson_core.utils.progress import finished
 from tests import reference, tiny
 from tests.core.attribution.test_index import query

@@ -11,11 +11,12 @@ from datasets import Dataset
 
 from bergson_core import build_index
 from bergson_core.data import streaming
-from bergson_core.data.dataset import Record, load_documents
+from bergson_core.data.dataset import load_documents
 from bergson_core.data.streaming import FILE_NAME, load_streamed
 from bergson_core.errors import Cancelled, DatasetNotFound, IndexExists, InvalidInput
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from tests import tiny
 from tests.core.conftest import make_spec
 from tests.core.gradients.test_row_collector import save

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bergson_core.demo.model import TrainingReport, train_demo_model
+from bergson_core.demo.recipe import Recipe
 from bergson_core.demo.synthetic_facts import (
     ATTRIBUTES,
     MAX_PEOPLE,
@@ -22,7 +23,6 @@ from bergson_core.demo.synthetic_facts import (
 )
 from bergson_core.demo.train import recited
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.training import Recipe
 
 CORPUS = make_corpus(people=40)
 SMALL = Recipe(batch_size=32, least_steps=300)

@@ -8,15 +8,15 @@ import pytest
 from datasets import Dataset
 
 from bergson_core import AttributionIndex, build_index
-from bergson_core.demo.synthetic_facts import FactQuery
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.evaluation import evaluate as evaluate_module
 from bergson_core.evaluation.baselines import gradient_scores, representation_scores
 from bergson_core.evaluation.evaluate import evaluate
 from bergson_core.evaluation.ground_truth import Corpus, read_queries
+from bergson_core.evaluation.queries import FactQuery
 from bergson_core.evaluation.retraining import OwnTrainer
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec, TrainingSpec
-from bergson_core.schemas.specs import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.training import Schedule
 from bergson_core.storage.document_lookup import take_down
 from tests import reference, tiny

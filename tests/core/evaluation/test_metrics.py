@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bergson_core.demo.synthetic_facts import Document, FactQuery, make_corpus
+from bergson_core.attribution.soft_threshold import soft_threshold
+from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.metrics import (
     bm25_rankings,
@@ -11,8 +12,8 @@ from bergson_core.evaluation.metrics import (
     linear_datamodelling_score,
     random_rankings,
     retrieval,
-    soft_threshold,
 )
+from bergson_core.evaluation.queries import Document, FactQuery
 from bergson_core.schemas.evaluation import Retrieval
 
 CORPUS = make_corpus(people=40)

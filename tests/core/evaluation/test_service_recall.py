@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from bergson_core import AttributionIndex
 from bergson_core.attribution.corpus_scores import score_corpus
-from bergson_core.demo.synthetic_facts import FactQuery
+from bergson_core.evaluation.queries import FactQuery
 from bergson_core.evaluation.service_recall import recall_of
 from tests.core.attribution.test_index import query
 

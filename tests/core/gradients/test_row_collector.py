@@ -11,7 +11,7 @@ from bergson_core.data.dataset import open_dataset, open_stream
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, TooLong
 from bergson_core.gradients.normalizers import AdafactorNormalizer
 from bergson_core.models.modules import select
-from bergson_core.schemas.specs import DatasetSpec, GradientSpec
+from bergson_core.schemas.build import DatasetSpec, GradientSpec
 from tests import reference, tiny
 
 

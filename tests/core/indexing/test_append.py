@@ -11,7 +11,7 @@ import torch
 
 from bergson_core import AttributionIndex, append_documents, build_index, compact, fit_profile, take_down
 from bergson_core.data.batching import batches
-from bergson_core.data.dataset import Record, tokenize_records
+from bergson_core.data.dataset import tokenize_records
 from bergson_core.errors import (
     Cancelled,
     IdsExist,
@@ -21,10 +21,11 @@ from bergson_core.errors import (
     InvalidInput,
     TooLong,
 )
-from bergson_core.indexing.build import open_rows
 from bergson_core.indexing.publish import writing
+from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.shards.row_encoder import open_rows
 from bergson_core.storage.manifest import published, read_manifest
 from tests import tiny
 from tests.core.attribution.test_index import query

@@ -25,8 +25,8 @@ from bergson_core.errors import (
     TooLong,
 )
 from bergson_core.indexing.publish import rows_a_shard
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import FILE_NAME, published, read_manifest

@@ -22,8 +22,8 @@ from bergson_core.errors import (
 from bergson_core.indexing.cost_meter import Meter, OneOfEachSize, Passes
 from bergson_core.indexing.estimate import estimate_build
 from bergson_core.indexing.trial_build import Trial
+from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.storage.manifest import Manifest
 from tests import tiny
 from tests.core.conftest import make_spec

@@ -14,7 +14,7 @@ from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.gradients.projection import rademacher
 from bergson_core.integrations import hf_trainer
 from bergson_core.models.modules import select
-from bergson_core.schemas.specs import ColumnsSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import reference, tiny
 

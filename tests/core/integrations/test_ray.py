@@ -11,9 +11,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from bergson_core import AttributionIndex, build_index, take_down
+from bergson_core import AttributionIndex, RayExecutor, build_index, take_down
 from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
-from bergson_core.indexing.shard_builder import make_shards
+from bergson_core.indexing.executor import build_shards
 from bergson_core.integrations import ray_shard_builder
 from tests.core.attribution.test_index import query
 from tests.core.indexing.test_build import contents
@@ -87,7 +87,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
 
     monkeypatch.setattr(ray_shard_builder, "_Crew", Together)
     try:
-        build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor="ray", report=report)
+        build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor=RayExecutor(), report=report)
         assert not cluster.worker_nodes
     finally:
         cluster.add_node(num_cpus=1)
@@ -107,7 +107,9 @@ def play(monkeypatch, tmp_path, part: type, shards: int = 2, report=lambda progr
     monkeypatch.setattr(ray_shard_builder.Recipe, "of", lambda maker: recipe)
     work = [SimpleNamespace(name=f"{k:05d}", numbers=range(1), place=None) for k in range(shards)]
     documents = SimpleNamespace(read=list)
-    return make_shards(SimpleNamespace(output=tmp_path), documents, work, report, lambda: None, "ray")
+    return build_shards(
+        SimpleNamespace(output=tmp_path), documents, work, report, lambda: None, RayExecutor()
+    )
 
 
 def test_an_error_of_an_actor_comes_out_as_itself(cluster, monkeypatch, tmp_path):
@@ -195,7 +197,7 @@ def facts(local, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_ray(cluster, facts) -> AttributionIndex:
-    return AttributionIndex.open(facts, executor="ray", partial=True)
+    return AttributionIndex.open(facts, executor=RayExecutor(), partial=True)
 
 
 def assert_the_same(one: AttributionIndex, other: AttributionIndex) -> None:

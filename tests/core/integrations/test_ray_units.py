@@ -12,33 +12,33 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-from bergson_core import append_documents, build_index
+from bergson_core import RayExecutor, append_documents, build_index
 from bergson_core.errors import ClusterUnavailable, InvalidInput
-from bergson_core.indexing.build import open_rows
 from bergson_core.indexing.shard_builder import ShardMaker, Step
 from bergson_core.integrations import ray_cluster, ray_shard_builder
 from bergson_core.integrations.ray_searcher import merged, split
 from bergson_core.integrations.ray_shard_builder import Recipe, together
 from bergson_core.models.loading import load_model
+from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.results import ResultRow
-from bergson_core.schemas.specs import AppendSpec
 from bergson_core.search.hits import Found, Hit
 from bergson_core.search.searcher import Asked
 from bergson_core.shards.codecs import CODECS
+from bergson_core.shards.row_encoder import open_rows
 from bergson_core.shards.shard import Written
 from bergson_core.storage.manifest import ShardEntry, read_manifest
 from service.cli import app
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_without_ray_all_else_works_and_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from bergson_core import AttributionIndex, BuildSpec, append_documents, build_index\n"
+        "from bergson_core import BuildSpec, RayExecutor, build_index\n"
         "from bergson_core.errors import ClusterUnavailable\n"
         "spec = BuildSpec(model='m', documents=[{'text': 'a'}])\n"
-        "try: build_index(spec, 'nowhere', executor='ray')\n"
+        "try: build_index(spec, 'nowhere', executor=RayExecutor())\n"
         "except ClusterUnavailable as error: print(error)"
     )
     found = subprocess.run(
@@ -106,10 +106,10 @@ def made_here(monkeypatch) -> list[str]:
 
 
 def test_builds_and_appends_go_where_they_are_told(made_here, spec, tmp_path):
-    build_index(spec, tmp_path / "facts", shard_rows=20, executor="ray")
+    build_index(spec, tmp_path / "facts", shard_rows=20, executor=RayExecutor())
     assert made_here == ["00000", "00001"]
     more = AppendSpec(documents=({"id": "new", "text": "Person 3", "source": "x", "number": 1},))
-    append_documents(tmp_path / "facts", more, executor="ray")
+    append_documents(tmp_path / "facts", more, executor=RayExecutor())
     assert made_here == ["00000", "00001", "00002"]
     assert read_manifest(tmp_path / "facts").rows == 41
 

@@ -15,7 +15,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.loading import wrap
 from bergson_core.models.modules import select
-from bergson_core.schemas.specs import ColumnsSpec
+from bergson_core.schemas.build import ColumnsSpec
 from tests import reference, tiny
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 
 from bergson_core import AttributionIndex, append_documents, build_index
 from bergson_core.models import loading
-from bergson_core.schemas.specs import AppendSpec
+from bergson_core.schemas.build import AppendSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.attribution.test_index import query

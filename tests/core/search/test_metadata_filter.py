@@ -5,8 +5,8 @@ import torch
 
 from bergson_core import AttributionIndex, AttributionQuery, build_index
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build import GradientSpec, SearchSpec
 from bergson_core.schemas.filters import Range
-from bergson_core.schemas.specs import GradientSpec, SearchSpec
 from bergson_core.search import searcher
 from bergson_core.search.metadata_filter import meets
 from tests import tiny

@@ -9,7 +9,7 @@ from datasets import Dataset
 from bergson_core import AttributionIndex, GradientProcessor, build_index, fit_profile
 from bergson_core.attribution.profile_fitting import matching_mixing
 from bergson_core.errors import IndexBusy, IndexCorrupt, InvalidInput
-from bergson_core.schemas.specs import GradientSpec, ScoringSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
 from tests.core.attribution.test_index import query, scores_by_definition
 from tests.core.conftest import make_spec

@@ -7,7 +7,7 @@ import torch
 from bergson_core import AttributionIndex, build_index
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import IndexNotFound, InvalidInput
-from bergson_core.schemas.specs import GradientSpec, ScoringSpec, SearchSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
 from bergson_core.search import recall
 from bergson_core.search.recall import Sample, ladder, measure
 from bergson_core.shards.shard import RowShape

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down
 from bergson_core.data.batching import Tokens
-from bergson_core.schemas.specs import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import SampledRows, percentile
 from bergson_core.search.significance import NOTICE, _joined, calibrate, joined_rows, notice, prominence

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, data_files
 from bergson_core.data import hub, parquet_guard
 from bergson_core.data.dataset import load_documents, open_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.specs import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 
 
 def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:

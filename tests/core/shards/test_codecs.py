@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bergson_core.schemas.specs import RowKind
+from bergson_core.schemas.build import RowKind
 from bergson_core.shards.codecs import CODECS
 from bergson_core.shards.shard import RowShape
 

@@ -9,7 +9,7 @@ import pytest
 from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.storage.manifest import FORMAT_VERSION, published, read_manifest, schema_text
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+SCHEMA = Path(__file__).parents[3] / "docs" / "manifest.schema.json"
 
 
 def test_the_published_schema_is_that_of_this_version():

@@ -23,8 +23,8 @@ from bergson_core import (
     take_down,
 )
 from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import GradientSpec, ScoringSpec
 from bergson_core.storage.document_lookup import existing_ids, find_document
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny

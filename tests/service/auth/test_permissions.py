@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker, publish
 from tests.service.http.test_problems import problem_of

@@ -24,7 +24,7 @@ from bergson_core.errors import (
     Unauthorized,
     Unavailable,
 )
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.client import errors_and_events
 from service.client.clients import AsyncClient, Client
 from service.http.problems import problem, problem_response
@@ -34,7 +34,7 @@ from tests.service.keyed import bearer
 from tests.service.served import serve
 from worker.messages import Problem
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Answering = Callable[[httpx.Request], httpx.Response]
 CHANGES = ("documents", "profiles", "compact")
 DOCUMENTS = [{"text": "Ada Lovelace's birthplace is London"}]

@@ -18,7 +18,7 @@ from tests.service.indexes.test_canary_log import run
 from worker.messages import Reply
 from worker.telemetry.metrics import WorkerMetrics
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
 

@@ -3,7 +3,7 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.cli.canary import _below
 from service.indexes import canary_log
 from service.indexes.canary_log import CanaryRun, append_run, last_runs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings

@@ -10,13 +10,14 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import TypeAdapter
 
-from bergson_core.schemas.specs import AppendSpec, ProfileSpec
+from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.query import ProfileSpec
 from service.docgen.openapi_json import text
 from service.http.problems import KINDS, MEDIA_TYPE, ProblemDetails
 from service.openapi.metadata import TAGS
 from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
+COMMITTED = Path(__file__).parents[3] / "docs" / "openapi.json"
 UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static"}
 
 

@@ -21,7 +21,7 @@ from tests.service.fake_broker import NOW, FakeBroker
 from tests.service.keyed import bearer
 from worker.messages import JobRecord
 
-DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text())
+DOCUMENT = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
 EXAMPLES = 8
 WITHOUT = [positive_data_acceptance]
 """What is valid by itself may be wrong together, or for this index: that it is refused with 422 is documented."""

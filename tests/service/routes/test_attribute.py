@@ -17,7 +17,7 @@ from bergson_core.errors import (
     RedisUnavailable,
     TooLong,
 )
-from bergson_core.schemas.specs import AttributionQuery
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.storage.takedown_log import record_takedown
 from service.indexes.answer_cache import AnswerCache
 from service.openapi import examples

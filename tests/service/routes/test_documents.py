@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.document_table import TEXTS, texts_table, write_texts
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bergson_core.schemas.specs import BuildSpec
+from bergson_core.schemas.build import BuildSpec
 from service.openapi import examples
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish

@@ -6,8 +6,8 @@ import pytest
 from filelock import FileLock
 
 from bergson_core.errors import Cancelled, IndexExists, InvalidInput, LeaseLost
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.schemas.specs import BuildSpec
 from tests.worker.fakes import FakeCore, publish, spec
 from worker.messages import JOB, BuildJob
 from worker.process import job_handlers

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.specs import VerifySpec
+from bergson_core.schemas.query import VerifySpec
 from tests.worker.fakes import FakeCore, publish, question
 from tests.worker.helpers import left, record_of, replies, send, submit, until
 from tests.worker.process.test_runner import answered, problem_of

@@ -1,0 +1,97 @@
+"""Where the shards of an index are made and searched.
+
+An executor changes where the work runs, never its result: the rows are byte-identical.
+"""
+
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bergson_core.data.dataset import Documents
+from bergson_core.indexing.publish import Confirm, Report
+from bergson_core.indexing.shard_builder import ShardMaker, Step, Task
+from bergson_core.search.searcher import LocalSearcher, Searcher
+from bergson_core.shards.shard import drop_asides, finished_shard
+from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.utils.progress import Clock
+
+logger = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Makes the shards of a build and opens the shards of an index for search."""
+
+    def prepare(self) -> None:
+        """Checks, before a build starts, that shards can be made.
+
+        Raises:
+            ClusterUnavailable: There is no cluster to make them.
+        """
+        ...
+
+    def make_shards(
+        self, maker: ShardMaker, documents: Documents, tasks: Sequence[Task]
+    ) -> Generator[Step, None, None]:
+        """Yields every step of every shard of `tasks`. The steps of one shard come in order."""
+        ...
+
+    def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
+        """Opens the shards of the index in the directory `root`.
+
+        Raises:
+            IndexCorrupt: A file that all shards need is damaged.
+            ClusterUnavailable: There is no cluster to hold the shards.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Makes and searches shards in this process."""
+
+    def prepare(self) -> None:
+        """Does nothing: this process is always available."""
+
+    def make_shards(
+        self, maker: ShardMaker, documents: Documents, tasks: Sequence[Task]
+    ) -> Generator[Step, None, None]:
+        """Yields every step of every shard of `tasks`, one shard after the other."""
+        for task in tasks:
+            yield from maker.make(task, documents.read(task.numbers))
+
+    def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
+        """Maps the shards of the index in the directory `root` into memory."""
+        return LocalSearcher.open(root, manifest)
+
+
+def build_shards(
+    maker: ShardMaker,
+    documents: Documents,
+    work: Sequence[Task],
+    report: Report,
+    confirm: Confirm,
+    executor: Executor,
+) -> list[ShardEntry]:
+    """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
+    drop_asides(maker.output)
+    finished = [finished_shard(maker.output, task.name, task.place, len(task.numbers)) for task in work]
+    entries = {entry.name: entry for entry in finished if entry is not None}
+    clock = Clock("gradients", sum(len(task.numbers) for task in work))
+    clock.skip(sum(entry.rows for entry in entries.values()))
+    left = [task for task in work if task.name not in entries]
+    with closing(executor.make_shards(maker, documents, left)) as steps:
+        for step in steps:
+            if step.written is None:
+                report(clock.tick(step.documents, step.tokens))
+                continue
+            if step.skipped:
+                logger.warning(
+                    "gradients that are not finite; these documents can never be found: %s",
+                    list(step.skipped),
+                )
+            confirm()
+            entries[step.written.entry.name] = step.written.accept()
+    return [entries[task.name] for task in work]

@@ -1,0 +1,16 @@
+"""TODO"""
+
+from pathlib import Path
+from typing import Final
+
+DEFAULT: Final = "default"
+
+
+def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
+    """Where the index in directory `root` keeps the preconditioner of a profile."""
+    return root / "profiles" / profile / "preconditioner.safetensors"
+
+
+def lengths_path(profile: str, shard: str) -> str:
+    """Where below its directory an index keeps the lengths of a shard's rows under a profile."""
+    return f"profiles/{profile}/{shard}.lengths.bin"
