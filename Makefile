@@ -10,9 +10,9 @@ export SYSTEM_PACKAGES ?= yes
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
-CODE := bergson_core worker service tests benchmarks
+CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test lint format bench openapi system clean distclean
+.PHONY: help demo test lint format bench docs system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -21,7 +21,7 @@ help:
 	@echo 'make test       lint, types, direction of imports, all tests; installs what they need'
 	@echo 'make lint       the first three of these;  make format  puts the code in shape'
 	@echo 'make bench      the numbers of docs/benchmarks.md'
-	@echo 'make openapi    write docs/openapi.json, docs/manifest.schema.json and docs/settings.md'
+	@echo 'make docs       write what docs/ has from the code: the OpenAPI document, the manifest's schema, the settings'
 	@echo 'make clean      remove what was built;  make distclean  also the environment $(VENV)'
 	@echo
 	@echo 'PYTHON=python3.12       another Python than python3.11'
@@ -75,13 +75,8 @@ bench: $(VENV)/.installed-dev
 		module=benchmarks.$$(basename "$$file" .py); echo "== $$module"; $(PY) -m "$$module" || exit; \
 	done
 
-openapi: $(VENV)/.installed
-	@$(PY) -m service.docgen.openapi_json >docs/openapi.json.new
-	@mv docs/openapi.json.new docs/openapi.json
-	@$(PY) -m bergson_core.storage.manifest >docs/manifest.schema.json.new
-	@mv docs/manifest.schema.json.new docs/manifest.schema.json
-	@$(PY) -m service.docgen.settings_page >docs/settings.md.new
-	@mv docs/settings.md.new docs/settings.md
+docs: $(VENV)/.installed
+	@$(PY) scripts/generate_docs.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

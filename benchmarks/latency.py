@@ -4,7 +4,7 @@
 
 Builds an index of the fact corpus on a GPT-NeoX of a million parameters, opens it here, and starts Redis, a worker
 and the web service as processes of their own. Rounds alternate: a query here, the same over HTTP by Python's own
-`http.client`, and a top 11 by `service.client.clients`, one client, one at a time. What is reported is the difference of the
+`http.client`, and a top 11 by `service.client`, one client, one at a time. What is reported is the difference of the
 medians, and the timings that the worker gives itself.
 """
 
@@ -25,7 +25,7 @@ from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import AttributionQuery
 from service.cli.support.process_group import running_system
-from service.client.clients import Client
+from service.client import Client
 from service.settings import ServiceSettings
 
 INDEX = "facts"
@@ -83,7 +83,7 @@ def main() -> None:
     here, over_http, by_client, inside = (one[WARM_UP:] for one in (here, over_http, by_client, inside))
     print(f"{options.documents:,} documents, {options.queries} queries, one client, top 10 with text")
     print(f"{'':<16}{'median ms':>10}{'p95 ms':>10}")
-    columns = {"in this process": here, "POST /attribute": over_http, "service.client.clients": by_client}
+    columns = {"in this process": here, "POST /attribute": over_http, "service.client": by_client}
     for name, seconds in columns.items():
         print(f"{name:<16}{percentile(seconds, 50):>10.1f}{percentile(seconds, 95):>10.1f}")
     print(f"overhead, median minus median: {percentile(over_http, 50) - percentile(here, 50):.1f} ms")

@@ -35,7 +35,7 @@ from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.demo.synthetic_facts import make_corpus
 from service.cli.demo import _default_directory
 from service.cli.support.process_group import System, running_system
-from service.client.clients import Client
+from service.client import Client
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import embedded_redis
 

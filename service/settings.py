@@ -63,6 +63,6 @@ class ClientSettings(BaseSettings):
     )
 
     url: str = "http://127.0.0.1:8000"
-    """Address of the service, for `service.client.clients` where it is given none."""
+    """Address of the service, for `service.client` where it is given none."""
     api_key: SecretStr | None = None
-    """API key, for `service.client.clients` where it is given none, and for `bergson demo`."""
+    """API key, for `service.client` where it is given none, and for `bergson demo`."""

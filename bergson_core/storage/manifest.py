@@ -8,7 +8,6 @@
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -193,15 +192,3 @@ def published(root: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(root.iterdir()):
             if not path.name.startswith(".") and (path / FILE_NAME).is_file():
                 yield path.name, path
-
-
-def schema_text() -> str:
-    """The JSON schema of manifests of this version, as docs/manifest.schema.json has it."""
-    schema = Manifest.model_json_schema()
-    schema["properties"]["format_version"]["const"] = FORMAT_VERSION
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | schema, indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(schema_text())

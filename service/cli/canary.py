@@ -11,7 +11,7 @@ from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
 from service.cli.serve import DataDir, set_environment
 from service.cli.support.output import errors, explain, fail, say
-from service.client.clients import Client
+from service.client import Client
 from service.indexes.canary_log import CanaryRun, append_run
 from service.schemas import AttributeResponse
 from service.settings import ClientSettings

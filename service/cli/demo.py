@@ -17,7 +17,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
 from service.cli.serve import set_environment
 from service.cli.support.output import console, progress_bar, results_table
-from service.client.clients import Client
+from service.client import Client
 
 SHOWN = 4
 EVALUATED = 200

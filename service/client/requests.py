@@ -1,4 +1,4 @@
-"""How a client calls: the request, its repetition, the pages of a list. What it calls is in `service.client.clients`."""
+"""How a client calls: the request, its repetition, the pages of a list. What it calls is in `service.client`."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping

@@ -1,6 +1,6 @@
 """What a client does in the world: send a request, read a stream, wait.
 
-`service.client.clients` is written once, as coroutines over `Io`. Over `AsyncIo` they run in an event loop. Over `BlockingIo`
+`service.client` is written once, as coroutines over `Io`. Over `AsyncIo` they run in an event loop. Over `BlockingIo`
 nothing in them ever waits for one, so that `run` has each of them done in a single step, without a loop or a thread.
 """
 

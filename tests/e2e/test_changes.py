@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bergson_core.errors import IdsExist, IndexNotFound, InvalidInput
-from service.client.clients import Client
+from service.client import Client
 from tests import tiny
 from tests.e2e.conftest import build_request
 

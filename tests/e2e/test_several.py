@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.client.clients import Client
+from service.client import Client
 from tests.e2e.conftest import build_request
 from tests.worker.helpers import until
 

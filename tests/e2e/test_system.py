@@ -24,7 +24,7 @@ from bergson_core.errors import (
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app
-from service.client.clients import Client
+from service.client import Client
 from tests import tiny
 from tests.e2e.conftest import build_request
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bergson_core.schemas.build import BuildSpec
-from service.client.clients import Client
+from service.client import Client
 from tests.service.fake_broker import WORKER, answer_to, publish
 from tests.service.test_start import LIMIT_S, started
 from tests.worker.helpers import until

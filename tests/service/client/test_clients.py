@@ -25,8 +25,7 @@ from bergson_core.errors import (
     Unavailable,
 )
 from bergson_core.schemas.build import BuildSpec
-from service.client import errors_and_events
-from service.client.clients import AsyncClient, Client
+from service.client import AsyncClient, Client, errors_and_events
 from service.http.problems import problem, problem_response
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish
@@ -90,7 +89,7 @@ def answer(body: object) -> httpx.Response:
 
 def test_a_client_loads_neither_torch_nor_the_server() -> None:
     heavy = ("torch", "transformers", "faiss", "datasets", "fastapi", "starlette", "uvicorn", "redis")
-    code = f"import service.client.clients, sys; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
+    code = f"import service.client, sys; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.stderr.strip() == "[]"
 
