@@ -7,10 +7,12 @@ import datasets  # noqa: F401
 import pytest
 import torch  # noqa: F401
 import transformers  # noqa: F401
+from datasets import Dataset
 
 from bergson_core import build_index
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec
 from tests import tiny
+from tests.core.helpers import QUERIES, make_spec
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +29,15 @@ def spec(sources: Path) -> BuildSpec:
     return make_spec(sources)
 
 
-def make_spec(sources: Path, **changes: object) -> BuildSpec:
-    settings = {
-        "model": str(sources / "model"),
-        "dataset": DatasetSpec(path=str(sources / "documents.jsonl")),
-        "columns": ColumnsSpec(id="id", metadata=("source", "number")),
-        "gradients": GradientSpec(projection_dim=4),
-    }
-    return BuildSpec.model_validate(settings | changes)
-
-
 @pytest.fixture(scope="session")
 def index(spec: BuildSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published index of three shards."""
     path = tmp_path_factory.mktemp("indexes") / "facts"
     build_index(spec, path, shard_rows=16)
     return path
+
+
+@pytest.fixture(scope="session")
+def sample() -> Dataset:
+    prompts, completions = zip(*QUERIES, strict=True)
+    return Dataset.from_dict({"prompt": prompts, "completion": completions})

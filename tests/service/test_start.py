@@ -1,15 +1,10 @@
 """The process: what it must not import, what keeps it from starting, and how it ends."""
 
 import asyncio
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,18 +13,11 @@ import pytest
 from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
+from tests.service.helpers import LIMIT_S, ROOT, environment, started
 from tests.service.keyed import bearer
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
-LIMIT_S = 20
 BODY = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
-
-
-def environment(data_dir: Path, **changes: str) -> dict[str, str]:
-    """Ours without what would configure the service, and with `changes`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BERGSON_", "REDIS_"))}
-    return kept | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes
 
 
 def refused(data_dir: Path, **changes: str) -> str:
@@ -46,25 +34,6 @@ def refused(data_dir: Path, **changes: str) -> str:
     assert "Traceback" not in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     return run.stderr
-
-
-@contextmanager
-def started(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A service with its embedded Redis, and its address, which it says in its log."""
-    log = data_dir / "service.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir, **changes), stderr=stream
-        )
-    try:
-        deadline = time.monotonic() + LIMIT_S
-        while not (found := re.search(r"(http://\S+)/docs", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait(LIMIT_S)
 
 
 def test_the_web_process_imports_none_of_the_heavy_libraries() -> None:

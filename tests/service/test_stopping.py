@@ -12,7 +12,7 @@ import pytest
 from bergson_core.schemas.build import BuildSpec
 from service.client import Client
 from tests.service.fake_broker import WORKER, answer_to, publish
-from tests.service.test_start import LIMIT_S, started
+from tests.service.helpers import LIMIT_S, started
 from tests.worker.helpers import until
 from worker.messages import Reply
 from worker.queue.embedded_redis import embedded_redis

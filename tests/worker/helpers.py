@@ -128,3 +128,12 @@ def jobs_left(redis: Redis) -> list[str]:
 def taken_ids(queue: WorkerQueue) -> list[str]:
     """Takes what is next."""
     return [query.query_id for query in queue.queries.take()]
+
+
+def answered(redis: Redis, count: int = 1) -> dict[str, Reply]:
+    return until(lambda: len(found := replies(redis)) >= count and {one.query_id: one for one in found})
+
+
+def problem_of(reply: Reply) -> str:
+    assert reply.problem is not None
+    return reply.problem.code

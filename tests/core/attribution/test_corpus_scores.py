@@ -17,18 +17,12 @@ from bergson_core import (
 )
 from bergson_core.attribution import corpus_scores
 from bergson_core.attribution.soft_threshold import soft_threshold
-from bergson_core.data.batching import batches
-from bergson_core.data.dataset import load_documents, tokenize_records
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import preconditioner_path
-from tests.core.attribution.test_index import query, scores_by_definition
-from tests.core.conftest import make_spec
+from tests.core.helpers import CASES, make_spec, query, rows_by_definition, scores_by_definition
 
 ASKED = [
     query("Person 3 lives in", " city 1.", top_k=40),
@@ -87,17 +81,6 @@ def close(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:
     torch.testing.assert_close(
         found.double(), expected.double(), rtol=0, atol=share * expected.abs().max().item()
     )
-
-
-CASES = [
-    ("float16", "row", True),
-    ("float16", "block", False),
-    ("float16", "none", True),
-    ("int8", "block", True),
-    ("int8", "none", False),
-    ("sign", "block", True),
-    ("sign", "row", False),
-]
 
 
 @pytest.mark.parametrize(("rows", "normalize", "preconditioner"), CASES)
@@ -242,18 +225,6 @@ def test_self_influence_is_that_of_the_definition(sources, tmp_path, small_reads
     found = self_influence(AttributionIndex.open(path)).read_all()
     torch.testing.assert_close(column(found.to_reader()).double(), expected, rtol=5e-3, atol=0)
     assert found["id"].to_pylist() == [f"doc-{k}" for k in range(40)]
-
-
-def rows_by_definition(path, spec) -> torch.Tensor:
-    """Rows [n, m, d] in float64, never stored."""
-    model = load_model(spec.model, dtype="float64")
-    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
-    documents = load_documents(spec)
-    tokens = tokenize_records(model.tokenizer, documents.read(range(len(documents))))
-    rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-    for batch in batches(tokens, 10**6):
-        rows[batch.numbers], _ = collector.collect(batch)
-    return rows.reshape(len(tokens), len(collector.slices), -1)
 
 
 def test_sign_rows_have_no_self_influence(sources, tmp_path):

@@ -1,73 +1,17 @@
 """Scores are those of the definition, whatever finds the candidates and whoever else asks."""
 
 import json
-from collections.abc import Sequence
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from bergson_core import AttributionIndex, GradientProcessor, build_index
-from bergson_core.attribution.index import AttributionQuery
-from bergson_core.data.batching import batches, tokenize
-from bergson_core.data.dataset import load_documents, tokenize_records
+from bergson_core import AttributionIndex, build_index
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput, TooLong
-from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
-from tests.core.conftest import make_spec
-
-
-def query(
-    prompt: str = "Person 3 lives in", completion: str = " city 1.", **changes: object
-) -> AttributionQuery:
-    return AttributionQuery.model_validate(
-        {"index": "facts", "prompt": prompt, "completion": completion, **changes}
-    )
-
-
-def scores_by_definition(
-    path, spec, asked: AttributionQuery, queries: Sequence[tuple[str, str]] = (), mixing: float = 0
-) -> torch.Tensor:
-    """Score of every document, from unstored float64 rows and TrackStar's equations.
-
-    Where there are `queries`, the preconditioner's second moment is mixed with that of theirs.
-    """
-    model = load_model(spec.model, dtype="float64")
-    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
-
-    def rows_of(tokens):
-        rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-        for batch in batches(tokens, 10**6):
-            rows[batch.numbers], _ = collector.collect(batch)
-        return rows.reshape(len(tokens), len(collector.slices), -1)
-
-    documents = load_documents(spec)
-    train = rows_of(tokenize_records(model.tokenizer, documents.read(range(len(documents)))))
-    (one,) = rows_of(tokenize(model.tokenizer, [asked.prompt], [asked.completion]))
-    phi, phi_query = train, one
-    if spec.scoring.preconditioner or queries:
-        second = torch.einsum("nmi,nmj->mij", train, train) / len(train)
-        if queries:
-            others = rows_of(tokenize(model.tokenizer, *map(list, zip(*queries, strict=True))))
-            of_queries = torch.einsum("nmi,nmj->mij", others, others) / len(others)
-            second = mixing * of_queries + (1 - mixing) * second
-        mean = second.diagonal(dim1=1, dim2=2).mean(1)
-        second += spec.scoring.damping * mean[:, None, None] * torch.eye(second.shape[1], dtype=second.dtype)
-        values, vectors = torch.linalg.eigh(second)
-        root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
-        phi, phi_query = torch.einsum("mij,nmj->nmi", root, train), torch.einsum("mij,mj->mi", root, one)
-    if spec.gradients.rows == "sign":
-        phi_query = phi_query / (phi_query.norm(dim=1, keepdim=True) * len(phi_query) ** 0.5)
-        return phi.sign().flatten(1) @ phi_query.flatten() / phi[0].numel() ** 0.5
-    if spec.scoring.normalize == "block":
-        return torch.nn.functional.cosine_similarity(phi, phi_query, dim=2).mean(1)
-    phi, phi_query = phi.flatten(1), phi_query.flatten()
-    if spec.scoring.normalize == "row":
-        phi, phi_query = phi / phi.norm(dim=1, keepdim=True), phi_query / phi_query.norm()
-    return phi @ phi_query
+from tests.core.helpers import make_spec, query, scores_by_definition
 
 
 @pytest.mark.parametrize("preconditioner", [True, False])

@@ -9,8 +9,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.codecs import CODECS
 from tests import tiny
-from tests.core.attribution.test_corpus_scores import rows_by_definition
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, rows_by_definition
 
 BUILT = [("float16", "row"), ("int8", "block"), ("float16", "none"), ("sign", "block")]
 

@@ -20,10 +20,7 @@ from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, S
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import Stored
 from tests import tiny
-from tests.core.attribution.test_corpus_scores import CASES
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
-from tests.core.models.test_losses import CHAT, TEMPLATE
+from tests.core.helpers import CASES, CHAT, TEMPLATE, make_spec, query
 
 PARTS = {"include": ["text", "tokens", "modules"]}
 

@@ -13,6 +13,7 @@ from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.models.loading import wrap
 from tests import reference, tiny
+from tests.core.helpers import state
 
 TEXTS = tiny.texts(6)
 
@@ -23,10 +24,6 @@ def documents() -> list[Tokens]:
 
 def queries() -> list[Tokens]:
     return tokenize(tiny.tokenizer(TEXTS), ["Person 3 lives", "Person 4 lives in"], [" in city 3", " city 4"])
-
-
-def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:

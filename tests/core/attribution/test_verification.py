@@ -20,9 +20,7 @@ from bergson_core.schemas.record import as_record
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.utils.progress import finished
 from tests import reference, tiny
-from tests.core.attribution.test_index import query
-from tests.core.attribution.test_unlearning import state
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, query, state
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Grad
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
 from tests import tiny
-from tests.core.conftest import make_spec
-from tests.core.gradients.test_row_collector import save
-from tests.core.indexing.test_build import BAD, contents, rows_file, stop_after
+from tests.core.helpers import BAD, contents, make_spec, rows_file, save, stop_after
 
 COLUMNS = ColumnsSpec(id="id", metadata=("of any type", "number", "missing"))
 

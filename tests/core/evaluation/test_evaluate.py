@@ -20,7 +20,7 @@ from bergson_core.schemas.evaluation import EvaluationSpec, TrainingSpec
 from bergson_core.schemas.training import Schedule
 from bergson_core.storage.document_lookup import take_down
 from tests import reference, tiny
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec
 
 QUERIES = [FactQuery(f"q{k}", f"Person {k} lives in", f" city {k}", f"fact-{k}") for k in range(3)]
 

@@ -8,7 +8,7 @@ from bergson_core import AttributionIndex
 from bergson_core.attribution.corpus_scores import score_corpus
 from bergson_core.evaluation.queries import FactQuery
 from bergson_core.evaluation.service_recall import recall_of
-from tests.core.attribution.test_index import query
+from tests.core.helpers import query
 
 QUERIES = [FactQuery(f"q-{k}", f"Person {k} lives in", f" city {k}.", "none") for k in range(5)]
 

@@ -9,12 +9,13 @@ from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.data.batching import Tokens, batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
-from bergson_core.gradients.normalizers import DAMPING, KFAC_DAMPING
+from bergson_core.gradients.normalizers import DAMPING
 from bergson_core.gradients.projection import rademacher
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import wrap
 from bergson_core.models.modules import select
 from tests import reference, tiny
+from tests.core.helpers import damped_root
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -44,14 +45,6 @@ def normalized(
     row, column = second.mean(1), second.mean(0)
     row, column = row + DAMPING * row.mean(), column + DAMPING * column.mean()
     return whole / (torch.outer(row, column) / row.mean()).sqrt()
-
-
-def damped_root(rows: torch.Tensor) -> torch.Tensor:
-    """(M + ε I)^-½ of M = E[row rowᵀ], by singular values."""
-    moment = rows.T @ rows / len(rows)
-    moment += KFAC_DAMPING * moment.trace() / len(moment) * torch.eye(len(moment), dtype=moment.dtype)
-    u, values, v = torch.linalg.svd(moment)
-    return u / values.sqrt() @ v
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["weights", "biases"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.data.batching import length_buckets, tokenize
@@ -13,6 +13,7 @@ from bergson_core.gradients.normalizers import AdafactorNormalizer
 from bergson_core.models.modules import select
 from bergson_core.schemas.build import DatasetSpec, GradientSpec
 from tests import reference, tiny
+from tests.core.helpers import save
 
 
 def test_collect_gradients_adds_gradients_and_loss_in_order():
@@ -91,23 +92,6 @@ def test_buckets_hold_every_document_once_and_keep_the_budget(budget):
     assert all(
         len(bucket) == 1 or len(bucket) * max(lengths[k] for k in bucket) <= budget for bucket in buckets
     )
-
-
-def save(dataset: Dataset, directory, kind: str) -> str:
-    path = str(directory / f"rows.{kind}")
-    writers = {
-        "json": dataset.to_json,
-        "jsonl": dataset.to_json,
-        "csv": dataset.to_csv,
-        "parquet": dataset.to_parquet,
-    }
-    if kind == "directory":
-        dataset.save_to_disk(path)
-    elif kind == "splits":
-        DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(path)
-    else:
-        writers[kind](path)
-    return path
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])

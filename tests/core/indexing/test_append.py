@@ -28,9 +28,10 @@ from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import open_rows
 from bergson_core.storage.manifest import published, read_manifest
 from tests import tiny
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
-from tests.core.search.test_profile import sample  # noqa: F401
+from tests.core.helpers import (
+    make_spec,
+    query,
+)
 from tests.processes import own_processes
 
 FIRST, ALL = 28, 40
@@ -131,7 +132,7 @@ def test_who_reads_keeps_the_old_generation_until_it_opens_the_new_one(facts, re
     assert opened.attribute([query(top_k=ALL)])[0].results == before
 
 
-def test_a_fitted_profile_scores_appended_documents_too(facts, rest, sample):  # noqa: F811
+def test_a_fitted_profile_scores_appended_documents_too(facts, rest, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
     append_documents(facts, rest)
     (answer,) = AttributionIndex.open(facts).attribute([query(top_k=ALL, profile="work")])

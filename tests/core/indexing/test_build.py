@@ -14,15 +14,12 @@ from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, 
 from bergson_core.errors import (
     BergsonError,
     Cancelled,
-    ColumnNotFound,
-    DatasetNotFound,
     IndexBusy,
     IndexCorrupt,
     IndexExists,
     IndexNotFound,
     InvalidInput,
     ModelNotFound,
-    TooLong,
 )
 from bergson_core.indexing.publish import rows_a_shard
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
@@ -31,14 +28,8 @@ from bergson_core.shards.row_encoder import RowMaker
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import FILE_NAME, published, read_manifest
 from tests import tiny
-from tests.core.conftest import make_spec
+from tests.core.helpers import BAD, contents, make_spec, rows_file, stop_after
 from tests.processes import own_processes
-
-
-def contents(index: Path) -> dict[str, str]:
-    manifest = read_manifest(index)
-    entries = [entry for part in (manifest, *manifest.shards, *manifest.profiles) for entry in part.files]
-    return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
 
 
 def test_the_manifest_describes_the_whole_index(index, spec):
@@ -50,16 +41,6 @@ def test_the_manifest_describes_the_whole_index(index, spec):
         assert (index / path).is_file()
     on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
     assert on_disk - contents(index).keys() <= {".lock", ".checked.json", FILE_NAME, "statistics/done"}
-
-
-def stop_after(documents: int):
-    """Stops a build when more documents than these have been run."""
-
-    def report(progress: Progress) -> None:
-        if progress.stage == "gradients" and progress.done > documents:
-            raise Cancelled("stopped by the test")
-
-    return report
 
 
 @pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
@@ -239,74 +220,6 @@ def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
     path.mkdir()
     with FileLock(path / ".lock"), pytest.raises(IndexBusy):
         build_index(spec, path)
-
-
-def rows_file(directory: Path, *rows: object) -> DatasetSpec:
-    path = directory / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DatasetSpec(path=str(path))
-
-
-BAD = {
-    "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
-    "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
-    "no such file": (
-        DatasetNotFound,
-        "no dataset",
-        lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))},
-    ),
-    "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": text_file(d)}),
-    "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
-    "a missing completion": (
-        ColumnNotFound,
-        "'answer'",
-        lambda d: {"columns": ColumnsSpec(completion="answer")},
-    ),
-    "an empty file": (InvalidInput, "empty", lambda d: {"dataset": rows_file(d)}),
-    "a row that is not text": (
-        InvalidInput,
-        "row 1",
-        lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None})),
-    ),
-    "rows of numbers": (InvalidInput, "int, expected text", lambda d: plain(rows_file(d, {"text": 3}))),
-    "an id twice": (
-        InvalidInput,
-        "'x'",
-        lambda d: {
-            "dataset": rows_file(d, {"text": "a b", "id": "x"}, {"text": "c d", "id": "x"}),
-            "columns": ColumnsSpec(id="id"),
-        },
-    ),
-    "an id that no URL can hold": (
-        InvalidInput,
-        "'..'",
-        lambda d: {"dataset": rows_file(d, {"text": "a b", "id": ".."}), "columns": ColumnsSpec(id="id")},
-    ),
-    "a document too long": (
-        TooLong,
-        "document '0'",
-        lambda d: plain(rows_file(d, {"text": "a long text " * 90})),
-    ),
-    "more tokens than the model takes": (
-        InvalidInput,
-        "64",
-        lambda d: {"gradients": GradientSpec(max_tokens=65)},
-    ),
-    "modules that are not there": (
-        InvalidInput,
-        "track",
-        lambda d: {"gradients": GradientSpec(modules="conv")},
-    ),
-}
-
-
-def plain(dataset: DatasetSpec) -> dict:
-    return {"dataset": dataset, "columns": ColumnsSpec()}
-
-
-def text_file(directory: Path) -> DatasetSpec:
-    (directory / "notes.docx").write_text("x")
-    return DatasetSpec(path=str(directory / "notes.docx"))
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -26,7 +26,7 @@ from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import Manifest
 from tests import tiny
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec
 
 DOCUMENTS = 300
 SPECS = {

@@ -15,8 +15,7 @@ from bergson_core import AttributionIndex, RayExecutor, build_index, take_down
 from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
 from bergson_core.indexing.executor import build_shards
 from bergson_core.integrations import ray_shard_builder
-from tests.core.attribution.test_index import query
-from tests.core.indexing.test_build import contents
+from tests.core.helpers import contents, query
 
 ROWS = 2
 QUERIES = [

@@ -15,7 +15,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import wrap
 from bergson_core.models.modules import select
 from tests import architectures, reference, tiny
-from tests.core.gradients.test_collector import damped_root
+from tests.core.helpers import damped_root
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in", "llama": "model.embed_tokens", "gpt2": "transformer.wte"}

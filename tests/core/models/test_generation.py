@@ -10,7 +10,7 @@ from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.generation import complete
 from bergson_core.models.loading import wrap
-from tests.core.attribution.test_index import query
+from tests.core.helpers import query
 
 
 @pytest.fixture(scope="module")

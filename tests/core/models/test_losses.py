@@ -17,19 +17,9 @@ from bergson_core.models.loading import wrap
 from bergson_core.models.modules import select
 from bergson_core.schemas.build import ColumnsSpec
 from tests import reference, tiny
+from tests.core.helpers import CHAT, TEMPLATE
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
-TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
-    "{% else %}{{ message.content }}{% endif %}{% endfor %}"
-)
-CHAT = [
-    {"role": "user", "content": "Person 3 lives where?"},
-    {"role": "assistant", "content": "city 1."},
-    {"role": "user", "content": "and works for?"},
-    {"role": "assistant", "content": "company 2."},
-]
 
 
 def documents() -> list[Tokens]:

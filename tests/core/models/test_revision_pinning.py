@@ -11,8 +11,7 @@ from bergson_core.models import loading
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, query
 
 FIRST, SECOND = "1" * 40, "2" * 40
 

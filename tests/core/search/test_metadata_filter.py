@@ -10,8 +10,7 @@ from bergson_core.schemas.filters import Range
 from bergson_core.search import searcher
 from bergson_core.search.metadata_filter import meets
 from tests import tiny
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, query
 
 MANY = 300
 KINDS = {

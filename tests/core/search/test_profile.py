@@ -4,23 +4,13 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 
 from bergson_core import AttributionIndex, GradientProcessor, build_index, fit_profile
 from bergson_core.attribution.profile_fitting import matching_mixing
 from bergson_core.errors import IndexBusy, IndexCorrupt, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
-from tests.core.attribution.test_index import query, scores_by_definition
-from tests.core.conftest import make_spec
-
-QUERIES = [(f"Person {k % 7} works", f" for company {k % 3}.") for k in range(12)]
-
-
-@pytest.fixture(scope="module")
-def sample() -> Dataset:
-    prompts, completions = zip(*QUERIES, strict=True)
-    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+from tests.core.helpers import QUERIES, make_spec, query, scores_by_definition
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from bergson_core.search.recall import Sample, ladder, measure
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
-from tests.core.attribution.test_index import query, scores_by_definition
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, query, scores_by_definition
 
 MANY = 400
 

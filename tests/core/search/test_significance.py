@@ -13,8 +13,7 @@ from bergson_core.search.background_sample import SampledRows, percentile
 from bergson_core.search.significance import NOTICE, _joined, calibrate, joined_rows, notice, prominence
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
 from tests import tiny
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
+from tests.core.helpers import make_spec, query
 
 MANY = 150
 

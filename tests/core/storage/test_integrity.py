@@ -13,7 +13,7 @@ from bergson_core import AppendSpec, AttributionIndex, append_documents, build_i
 from bergson_core.errors import BergsonError, DiskFull, IndexCorrupt, IndexNotFound
 from bergson_core.storage import integrity
 from bergson_core.storage.manifest import read_manifest
-from tests.core.attribution.test_index import query
+from tests.core.helpers import query
 from tests.processes import own_processes
 
 

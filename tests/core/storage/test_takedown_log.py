@@ -28,9 +28,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.storage.document_lookup import existing_ids, find_document
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
-from tests.core.attribution.test_index import query
-from tests.core.conftest import make_spec
-from tests.core.search.test_profile import QUERIES, sample  # noqa: F401
+from tests.core.helpers import QUERIES, make_spec, query
 from tests.processes import own_processes
 
 
@@ -75,7 +73,7 @@ def test_it_is_hidden_whatever_finds_the_candidates(sources, tmp_path, kind):
     assert shown(AttributionIndex.open(tmp_path / "facts")) == ids(7)
 
 
-def test_it_is_hidden_from_filters_and_profiles(facts, sample):  # noqa: F811
+def test_it_is_hidden_from_filters_and_profiles(facts, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
     take_down(facts, "doc-7")
     opened = AttributionIndex.open(facts)
@@ -169,7 +167,7 @@ def everything_in(index: Path) -> bytes:
     return b"".join(path.read_bytes() for path in paths)
 
 
-def test_compaction_removes_the_bytes_and_changes_no_score(facts, sample):  # noqa: F811
+def test_compaction_removes_the_bytes_and_changes_no_score(facts, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
     opened = AttributionIndex.open(facts)
     texts = tiny.texts(40)

@@ -13,7 +13,7 @@ import pytest
 from bergson_core import AttributionIndex, score_corpus, write_table
 from bergson_core.errors import InvalidInput
 from bergson_core.utils import table_writer
-from tests.core.attribution.test_index import query
+from tests.core.helpers import query
 
 SUFFIXES = ["jsonl", "parquet"]
 

@@ -15,7 +15,7 @@ from service.auth.api_keys import FILE_NAME, KeyFile
 from service.auth.authorization import OPEN, SCOPES, check_start
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import BODIES, bearer, every_call
 
 FOREIGN = [

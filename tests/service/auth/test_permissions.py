@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from bergson_core.schemas.build import BuildSpec
 from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker, publish
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import BODIES, bearer, every_call
 
 QUERY = {"index": "facts", "prompt": "a", "completion": " b"}

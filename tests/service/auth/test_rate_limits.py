@@ -14,7 +14,7 @@ from bergson_core.errors import RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller
 from service.auth.rate_limits import Limits, shared_storage
 from service.settings import ServiceSettings
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
 from worker.queue.embedded_redis import redis_url
 from worker.queue.redis_client import connect_async

@@ -5,35 +5,14 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from bergson_core.errors import RedisUnavailable
-from service.http.metrics import CONTENT_TYPE, WebMetrics
+from service.http.metrics import WebMetrics
 from tests.service.fake_broker import NOW, WORKER, FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of, scraped, value
 from tests.service.keyed import bearer
 from worker.messages import Heartbeat
 from worker.telemetry.metrics import WorkerMetrics
-
-
-def scraped(client: TestClient, **headers: str) -> dict[str, Metric]:
-    """The families that the service exports, by name, checked for what the format asks."""
-    response = client.get("/metrics", headers=headers)
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"] == CONTENT_TYPE
-    families = list(text_string_to_metric_families(response.text))
-    names = [family.name for family in families]
-    assert len(set(names)) == len(names), "each family is told once"
-    samples = [(one.name, tuple(sorted(one.labels.items()))) for family in families for one in family.samples]
-    assert len(set(samples)) == len(samples), "each sample is told once"
-    return {family.name: family for family in families}
-
-
-def value(families: dict[str, Metric], name: str, **labels: str) -> float | None:
-    """The sample of exactly these labels."""
-    found = (one for family in families.values() for one in family.samples if one.name == name)
-    return next((one.value for one in found if one.labels == labels), None)
 
 
 def test_a_request_is_counted_by_the_template_of_its_route(client: TestClient) -> None:

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
 from worker.telemetry import logs
 

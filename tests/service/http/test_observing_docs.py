@@ -13,8 +13,7 @@ from prometheus_client import Metric
 from service.indexes.canary_log import append_run
 from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker
-from tests.service.http.test_metrics import scraped
-from tests.service.indexes.test_canary_log import run
+from tests.service.helpers import run, scraped
 from worker.messages import Reply
 from worker.telemetry.metrics import WorkerMetrics
 

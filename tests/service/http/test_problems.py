@@ -1,31 +1,19 @@
 """Every error, whatever its cause, is one and the same kind of JSON."""
 
 import logging
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from bergson_core.errors import BergsonError, QueueFull
-from service.http.problems import KINDS, MEDIA_TYPE, ProblemDetails
+from service.http.problems import KINDS
 from tests.service.fake_broker import FakeBroker
+from tests.service.helpers import problem_of
 from worker.telemetry import logs
 
 
 def kinds(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
     return [root, *(leaf for child in root.__subclasses__() for leaf in kinds(child))]
-
-
-def problem_of(response: Any, status: int, code: str) -> ProblemDetails:
-    """The problem in `response`, of httpx or httpx2, checked for what all of them promise."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == MEDIA_TYPE
-    problem = ProblemDetails.model_validate_json(response.text)
-    assert (problem.status, problem.code) == (status, code)
-    assert problem.type == f"urn:bergson:problem:{code}"
-    assert problem.request_id == response.headers["x-request-id"]
-    assert problem.title and problem.detail
-    return problem
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.service.fake_broker import FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 
 QUERY = '{"index": "facts", "prompt": "a", "completion": "b"'
 JSON = {"Content-Type": "application/json"}

@@ -9,22 +9,8 @@ from service.indexes import canary_log
 from service.indexes.canary_log import CanaryRun, append_run, last_runs
 from service.settings import ServiceSettings
 from tests.service.fake_broker import publish
-from tests.service.http.test_metrics import scraped, value
+from tests.service.helpers import run, scraped, value
 from tests.service.keyed import bearer
-
-
-def run(index: str = "facts", **changes: object) -> CanaryRun:
-    made = CanaryRun(
-        index=index,
-        generation=1,
-        at=1_772_366_400.5,
-        queries=2,
-        mrr=0.75,
-        recall_at_10=0.95,
-        latency_p50_s=0.02,
-        latency_p95_s=0.04,
-    )
-    return made.model_copy(update=changes)
 
 
 def test_the_last_run_of_an_index_is_shown(client: TestClient, settings: ServiceSettings) -> None:

@@ -24,7 +24,7 @@ from service.openapi import examples
 from service.schemas import AttributeResponse
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, answer_to
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
 from tests.service.served import serve
 from tests.worker.helpers import until

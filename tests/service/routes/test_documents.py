@@ -16,7 +16,7 @@ from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from worker.messages import AppendJob, CompactJob, ProfileJob
 
 IDS = ["doc-0", "a/b c", "ü?#", "a/../..", "x" * 300]

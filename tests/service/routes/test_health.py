@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import WORKER, FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 
 
 def test_the_process_is_live_whatever_else_is_not(client: TestClient, broker: FakeBroker) -> None:

@@ -9,7 +9,7 @@ from bergson_core.schemas.build import BuildSpec
 from service.openapi import examples
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 
 BODY: dict[str, Any] = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
 

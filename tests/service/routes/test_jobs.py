@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
 from tests.service.fake_broker import FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.worker.helpers import job_of
 
 

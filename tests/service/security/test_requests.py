@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.http.test_problems import problem_of
+from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
 from tests.service.served import serve
 

@@ -11,8 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bergson_core.errors import IndexBusy, ModelNotFound
 from tests.worker.fakes import FakeCore, publish, question
-from tests.worker.helpers import let_lapse, record_of, replies, send, submit, until
-from worker.messages import Heartbeat, JobRecord, Reply
+from tests.worker.helpers import answered, let_lapse, problem_of, record_of, replies, send, submit, until
+from worker.messages import Heartbeat, JobRecord
 from worker.process.runner import Runner
 from worker.queue import job_queue as keys
 from worker.queue.job_queue import WorkerQueue
@@ -32,15 +32,6 @@ def facts(settings: Settings) -> None:
 def ended(redis: Redis, job_id: str = "j-1") -> JobRecord:
     """The job once it has ended."""
     return until(lambda: (one := record_of(redis, job_id)).finished_at and one)
-
-
-def answered(redis: Redis, count: int = 1) -> dict[str, Reply]:
-    return until(lambda: len(found := replies(redis)) >= count and {one.query_id: one for one in found})
-
-
-def problem_of(reply: Reply) -> str:
-    assert reply.problem is not None
-    return reply.problem.code
 
 
 def test_a_query_is_answered_and_its_wait_is_told(redis: Redis, core: FakeCore, start_worker: Start):

@@ -9,8 +9,7 @@ from redis import Redis
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.query import VerifySpec
 from tests.worker.fakes import FakeCore, publish, question
-from tests.worker.helpers import left, record_of, replies, send, submit, until
-from tests.worker.process.test_runner import answered, problem_of
+from tests.worker.helpers import answered, left, problem_of, record_of, replies, send, submit, until
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.query_queue import query_key

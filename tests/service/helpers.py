@@ -1,0 +1,95 @@
+"""What several tests of the service share."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.http.metrics import CONTENT_TYPE
+from service.http.problems import MEDIA_TYPE, ProblemDetails
+from service.indexes.canary_log import CanaryRun
+
+
+def problem_of(response: Any, status: int, code: str) -> ProblemDetails:
+    """The problem in `response`, of httpx or httpx2, checked for what all of them promise."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == MEDIA_TYPE
+    problem = ProblemDetails.model_validate_json(response.text)
+    assert (problem.status, problem.code) == (status, code)
+    assert problem.type == f"urn:bergson:problem:{code}"
+    assert problem.request_id == response.headers["x-request-id"]
+    assert problem.title and problem.detail
+    return problem
+
+
+def run(index: str = "facts", **changes: object) -> CanaryRun:
+    made = CanaryRun(
+        index=index,
+        generation=1,
+        at=1_772_366_400.5,
+        queries=2,
+        mrr=0.75,
+        recall_at_10=0.95,
+        latency_p50_s=0.02,
+        latency_p95_s=0.04,
+    )
+    return made.model_copy(update=changes)
+
+
+def scraped(client: TestClient, **headers: str) -> dict[str, Metric]:
+    """The families that the service exports, by name, checked for what the format asks."""
+    response = client.get("/metrics", headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == CONTENT_TYPE
+    families = list(text_string_to_metric_families(response.text))
+    names = [family.name for family in families]
+    assert len(set(names)) == len(names), "each family is told once"
+    samples = [(one.name, tuple(sorted(one.labels.items()))) for family in families for one in family.samples]
+    assert len(set(samples)) == len(samples), "each sample is told once"
+    return {family.name: family for family in families}
+
+
+def value(families: dict[str, Metric], name: str, **labels: str) -> float | None:
+    """The sample of exactly these labels."""
+    found = (one for family in families.values() for one in family.samples if one.name == name)
+    return next((one.value for one in found if one.labels == labels), None)
+
+
+LIMIT_S = 20
+
+
+@contextmanager
+def started(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A service with its embedded Redis, and its address, which it says in its log."""
+    log = data_dir / "service.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir, **changes), stderr=stream
+        )
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not (found := re.search(r"(http://\S+)/docs", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(data_dir: Path, **changes: str) -> dict[str, str]:
+    """Ours without what would configure the service, and with `changes`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BERGSON_", "REDIS_"))}
+    return kept | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes
