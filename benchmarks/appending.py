@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import make_model, make_sources
-from bergson_core import AttributionIndex, append_documents, build_index, compact, take_down
+from bergson_core import AttributionIndex, append_documents, build_index, compact_index, take_down_document
 from bergson_core.indexing import append, build
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
@@ -61,8 +61,8 @@ def main() -> None:
             append._MEASURED_FOR = factor
             took = appended(options.documents + few * (factor == 0))
             print(f"append of {few:,}, {what:<22}{took:6.2f} s, {100 * took / seconds:5.1f} % of the build")
-        print(f"takedown {1e3 * timed(take_down, output, 'doc-7'):.1f} ms")
-        print(f"compaction of one shard {timed(compact, output):.2f} s")
+        print(f"takedown {1e3 * timed(take_down_document, output, 'doc-7'):.1f} ms")
+        print(f"compaction of one shard {timed(compact_index, output):.2f} s")
         opened = timed(AttributionIndex.open, output, load_model=loaded)
         print(f"opening, the model in memory {1e3 * opened:.0f} ms")
         query = AttributionQuery(index="index", prompt="Ada was born in", completion=" Rome")

@@ -25,8 +25,8 @@ from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import frozen
-from bergson_core.models.loading import LanguageModel, wrap
-from bergson_core.models.modules import select
+from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.modules import select_modules
 
 
 def run_floor(model: LanguageModel, work: list[Batch]) -> None:
@@ -73,13 +73,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
 
-    model = wrap(models.make(options.model, options.device, options.dtype))
+    model = as_language_model(models.make(options.model, options.device, options.dtype))
     rng = np.random.default_rng(0)
     documents = [
         Tokens.labelled_from(rng.integers(1, 4096, options.tokens), 1) for _ in range(options.documents)
     ]
     work = list(batches(documents, 4096, options.device))
-    layers = select(model.model)
+    layers = select_modules(model.model)
     normalizers = {
         kind: fit_normalizers(model, layers, work, kind) for kind in ("none", "adafactor", "kfac", "adam")
     }

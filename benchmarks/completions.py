@@ -19,7 +19,7 @@ from benchmarks.collecting import collect_all, seconds
 from bergson_core import GradientProcessor
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import wrap
+from bergson_core.models.loading import as_language_model
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     logging.set_verbosity_error()
-    model = wrap(models.small(options.vocabulary).eval())
+    model = as_language_model(models.small(options.vocabulary).eval())
     assert model.head is not None  # GPT-NeoX has one that can be told from its backbone
     rng = np.random.default_rng(0)
     documents = [

@@ -67,11 +67,11 @@ def make_model(directory: Path, name: str) -> None:
 def build(spec: BuildSpec, output: Path, results: Any) -> None:
     """Builds, and says the seconds that it took and the peak of the resident bytes."""
     from bergson_core import build_index
-    from bergson_core.indexing.cost_meter import resident
+    from bergson_core.indexing.cost_meter import resident_bytes
 
     started = time.perf_counter()
     build_index(spec, output)
-    results.put((time.perf_counter() - started, resident("VmHWM")))
+    results.put((time.perf_counter() - started, resident_bytes("VmHWM")))
 
 
 def built(spec: BuildSpec, output: Path) -> dict[str, float]:

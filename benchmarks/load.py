@@ -34,7 +34,7 @@ from benchmarks.memory import make_sources
 from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.demo.synthetic_facts import make_corpus
 from service.cli.demo import _default_directory
-from service.cli.support.process_group import System, running_system
+from service.cli.support.process_group import ProcessGroup, running_system
 from service.client import Client
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import embedded_redis
@@ -105,7 +105,7 @@ def under_load(url: str, clients: int, seconds: float, facts: int = 1600) -> Loa
 
 
 @contextmanager
-def system(root: Path, **settings: Any) -> Iterator[System]:
+def system(root: Path, **settings: Any) -> Iterator[ProcessGroup]:
     """The service on the data of `root`, with an index of the demo."""
     demo = _default_directory() / "people-400-seed-0"
     port = free_port()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bergson_core import build_index
 from bergson_core.demo.synthetic_facts import make_corpus
-from bergson_core.indexing.cost_meter import resident
+from bergson_core.indexing.cost_meter import resident_bytes
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.storage.manifest import read_manifest
 
@@ -62,7 +62,7 @@ def build(spec: BuildSpec, output: Path) -> None:
 
     def look() -> None:
         while not over.wait(0.01):
-            anonymous[0] = max(anonymous[0], resident("RssAnon"))
+            anonymous[0] = max(anonymous[0], resident_bytes("RssAnon"))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -71,7 +71,7 @@ def build(spec: BuildSpec, output: Path) -> None:
     seconds = time.perf_counter() - began
     over.set()
     watcher.join()
-    measured = {"resident": resident("VmHWM"), "anonymous": anonymous[0], "seconds": seconds}
+    measured = {"resident": resident_bytes("VmHWM"), "anonymous": anonymous[0], "seconds": seconds}
     output.with_suffix(".json").write_text(json.dumps(measured))
 
 

@@ -24,10 +24,10 @@ import torch
 from benchmarks.quality import arguments, demo, home
 from bergson_core import AttributionIndex, build_index
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, tokenize
-from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, Corpus, write_corpus
-from bergson_core.gradients.normalizer_fitting import sample_numbers
-from bergson_core.gradients.row_collector import collect_in_order
-from bergson_core.models.generation import complete
+from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, FactCorpus, write_corpus
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.row_collector import collect_rows
+from bergson_core.models.generation import generate_completion
 from bergson_core.models.loading import LanguageModel
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.query import AttributionQuery
@@ -73,7 +73,7 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def populations(corpus: Corpus, model: LanguageModel, count: int) -> dict[str, Asked]:
+def populations(corpus: FactCorpus, model: LanguageModel, count: int) -> dict[str, Asked]:
     """Prompt and completion of each query."""
     rng, known = random.Random(1), {document.metadata["person"] for document in corpus.documents}
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
@@ -84,7 +84,7 @@ def populations(corpus: Corpus, model: LanguageModel, count: int) -> dict[str, A
         template = rng.choice(attribute.templates)
         prompt = template.removesuffix(" {value}.").format(person=rng.choice(strangers))
         drawn.append((prompt, f" {rng.choice(attribute.values)}"))
-        said.append((prompt, complete(model, prompt, 8).split(".")[0]))
+        said.append((prompt, generate_completion(model, prompt, 8).split(".")[0]))
     own = [(query.prompt, query.completion) for query in corpus.queries]
     return {"own": own, "drawn": drawn, "said": said}
 
@@ -107,9 +107,9 @@ def scores(index: AttributionIndex, rows: torch.Tensor) -> np.ndarray:
     return torch.cat(parts).mT.numpy()
 
 
-def made_up(index: AttributionIndex, corpus: Corpus) -> dict[str, np.ndarray]:
+def made_up(index: AttributionIndex, corpus: FactCorpus) -> dict[str, np.ndarray]:
     """Scores of queries that are joined of halves: of such as fit, and of any."""
-    numbers = sample_numbers(len(corpus.documents), 256, seed=1)
+    numbers = sample_row_numbers(len(corpus.documents), 256, seed=1)
     assert index.model.tokenizer is not None  # load_model always gives one
     tokens = tokenize(index.model.tokenizer, [corpus.documents[k].text for k in numbers], None)
     return {
@@ -123,7 +123,7 @@ def auc(high: np.ndarray, low: np.ndarray) -> float:
     return float((ranks[: len(high)].sum() - len(high) * (len(high) - 1) / 2) / len(high) / len(low))
 
 
-def tell(index: AttributionIndex, corpus: Corpus, asked: dict[str, Asked]) -> None:
+def tell(index: AttributionIndex, corpus: FactCorpus, asked: dict[str, Asked]) -> None:
     """Prints the notices of an index, then what other statistics would have said."""
     entry, texts = index.manifest.notice, {one.id: one.text for one in corpus.documents}
     assert entry is not None  # there are rows enough
@@ -159,7 +159,7 @@ def tell(index: AttributionIndex, corpus: Corpus, asked: dict[str, Asked]) -> No
 
 
 def collected(index: AttributionIndex, tokens: Sequence[Tokens]) -> torch.Tensor:
-    return torch.from_numpy(collect_in_order(index.collector, tokens, BUDGET_TOKENS)[0])
+    return torch.from_numpy(collect_rows(index.collector, tokens, BUDGET_TOKENS)[0])
 
 
 def sampled_ms(index: AttributionIndex, rounds: int = 50) -> float:

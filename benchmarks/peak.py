@@ -25,9 +25,9 @@ from bergson_core import GradientProcessor
 from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, batches
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.indexing.cost_meter import resident
-from bergson_core.models.loading import LanguageModel, wrap
-from bergson_core.models.modules import select
+from bergson_core.indexing.cost_meter import resident_bytes
+from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.modules import select_modules
 
 
 def run_training(model: LanguageModel, work: list[Batch]) -> None:
@@ -40,7 +40,7 @@ def run_training(model: LanguageModel, work: list[Batch]) -> None:
 def measure(options: argparse.Namespace, what: tuple[Any, ...], results: Any) -> None:
     """Puts (what, peak bytes above the loaded model)."""
     logging.set_verbosity_error()
-    model = wrap(models.make(options.model, options.device, options.dtype))
+    model = as_language_model(models.make(options.model, options.device, options.dtype))
     rng = np.random.default_rng(0)
     documents = [Tokens.labelled_from(rng.integers(1, 4096, options.tokens), 1) for _ in range(16)]
     work = list(batches(documents, BUDGET_TOKENS, options.device))
@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, what: tuple[Any, ...], results: Any) ->
     elif what[0] != "training":
         kind, p = what
         few = list(batches(documents[:1], BUDGET_TOKENS, options.device))
-        fitted = fit_normalizers(model, select(model.model), few, kind)
+        fitted = fit_normalizers(model, select_modules(model.model), few, kind)
         collector = RowCollector(model, GradientProcessor(p, fitted))
         collect_all(collector, few)  # draws the projections
         run = lambda: collect_all(collector, work)  # noqa: E731
@@ -59,9 +59,9 @@ def measure(options: argparse.Namespace, what: tuple[Any, ...], results: Any) ->
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: fitting has its own
-    before = torch.cuda.memory_allocated() if on_gpu else resident("VmRSS")
+    before = torch.cuda.memory_allocated() if on_gpu else resident_bytes("VmRSS")
     run()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM")
     results.put((what, peak - before))
 
 

@@ -25,24 +25,24 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.rows import Rows, fitted
 from bergson_core.attribution.soft_threshold import soft_threshold
-from bergson_core.attribution.unlearning import SAMPLE, Unlearner
+from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, tokenize
 from bergson_core.demo.model import train_demo_model
-from bergson_core.demo.synthetic_facts import Corpus, make_corpus
+from bergson_core.demo.synthetic_facts import FactCorpus, make_corpus
 from bergson_core.evaluation.baselines import gradient_scores, representation_scores
 from bergson_core.evaluation.metrics import bm25_scores, bootstrap, linear_datamodelling_score, retrieval
-from bergson_core.evaluation.retraining import OwnTrainer, losses_after, random_parts
+from bergson_core.evaluation.retraining import BuiltInTrainer, losses_after_retraining, random_subsets
 from bergson_core.evaluation.training_loop import reproducible, train
 from bergson_core.gradients import normalizers
-from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector, collect_in_order
-from bergson_core.models.loading import LanguageModel, load_model, wrap
-from bergson_core.models.modules import select
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.models.loading import LanguageModel, as_language_model, load_model
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import GradientSpec, Normalize, Normalizer
 from bergson_core.schemas.evaluation import Retrieval
-from bergson_core.schemas.training import Schedule
+from bergson_core.schemas.training import TrainingSchedule
 
 DEPTH = 100
 UNLEARNED = 3
@@ -50,7 +50,7 @@ NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
 Scores = np.ndarray
 
 
-def measure(table: Tensor | Scores, corpus: Corpus) -> Retrieval:
+def measure(table: Tensor | Scores, corpus: FactCorpus) -> Retrieval:
     best = torch.as_tensor(table).topk(DEPTH, dim=1).indices.tolist()
     rankings = {
         query.id: [corpus.documents[k].id for k in row]
@@ -67,7 +67,7 @@ class Run:
     log-probability by one step on each document. None where they were not asked for.
     """
 
-    corpus: Corpus
+    corpus: FactCorpus
     model: LanguageModel
     documents: list[Tokens]
     queries: list[Tokens]
@@ -115,7 +115,7 @@ def arguments(description: str, people: int = 400) -> argparse.ArgumentParser:
     return parser
 
 
-def demo(options: argparse.Namespace) -> tuple[Corpus, LanguageModel, list[Tokens], list[Tokens]]:
+def demo(options: argparse.Namespace) -> tuple[FactCorpus, LanguageModel, list[Tokens], list[Tokens]]:
     """(the corpus, the model that knows it, tokens of its documents, tokens of its queries)."""
     corpus = make_corpus(options.people, options.seed)
     train_demo_model(corpus, home(options) / "model", seed=options.seed)
@@ -137,15 +137,15 @@ def repeated(options: argparse.Namespace) -> Run:
     if options.runs == 0:
         return run
     started = time.perf_counter()
-    trainer = OwnTrainer(
-        str(home(options) / "model"), run.documents, Schedule(), scratch=True, sha256=run.model.sha256
+    trainer = BuiltInTrainer(
+        str(home(options) / "model"), run.documents, TrainingSchedule(), scratch=True, sha256=run.model.sha256
     )
-    parts = random_parts(len(run.documents), options.runs, 0.5, options.seed)
+    parts = random_subsets(len(run.documents), options.runs, 0.5, options.seed)
     seeds = range(1, options.runs + 1)
     cache = home(options) / "retrained"
-    losses = losses_after(trainer, parts, seeds, run.queries, cache, processes=options.processes)
+    losses = losses_after_retraining(trainer, parts, seeds, run.queries, cache, processes=options.processes)
     trained = time.perf_counter()
-    places = sample_numbers(len(run.documents), SAMPLE, 0)
+    places = sample_row_numbers(len(run.documents), FIT_SAMPLE_SIZE, 0)
     unlearner = Unlearner.fit(run.model, [run.documents[place] for place in places])
     unlearned = unlearner.changes(run.documents, run.queries).T
     print(
@@ -177,7 +177,7 @@ def baselines(run: Run) -> Iterator[tuple[str, Scores]]:
 def whole(run: Run, kind: Normalizer, **settings: object) -> tuple[Scores, Scores]:
     """(inner products, cosines) of gradients that were normalized and not projected."""
     spec = GradientSpec.model_validate({"normalizer": kind} | settings)
-    names = list(select(run.model.model, spec.modules))
+    names = list(select_modules(run.model.model, spec.modules))
     return gradient_scores(
         run.model, run.documents, run.queries, names, fitted(run.model, run.documents, spec)
     )
@@ -196,10 +196,10 @@ def damped(damping: float, work: Callable[[], Tensor | Scores]) -> Tensor | Scor
 def corrected(run: Run) -> Scores:
     """Cosines by EK-FAC: in K-FAC's eigenbases each direction has a second moment of its own (George et al., 2018)."""
     spec = GradientSpec(normalizer="kfac")
-    kfac, layers = fitted(run.model, run.documents, spec), select(run.model.model)
+    kfac, layers = fitted(run.model, run.documents, spec), select_modules(run.model.model)
     collector = RowCollector(run.model, GradientProcessor(None))
     documents, queries = (
-        torch.from_numpy(collect_in_order(collector, tokens, BUDGET_TOKENS)[0])
+        torch.from_numpy(collect_rows(collector, tokens, BUDGET_TOKENS)[0])
         for tokens in (run.documents, run.queries)
     )
     dots, squares = torch.zeros(len(queries), len(documents)), torch.zeros(len(documents))
@@ -225,14 +225,14 @@ def checkpoints(run: Run, directory: Path, spec: GradientSpec) -> list[Tensor]:
     end = start.tokenizer.get_vocab()[str(start.tokenizer.eos_token)]
     with reproducible(0, 1):
         model = AutoModelForCausalLM.from_config(start.model.config)
-    schedule = Schedule()
+    schedule = TrainingSchedule()
     steps = schedule.steps(len(run.documents))
 
     def keep(step: int, total: int, note: str) -> None:
         if step in (steps // 2, 3 * steps // 4, steps):
             copy = AutoModelForCausalLM.from_config(model.config)
             copy.load_state_dict(model.state_dict())
-            models.append(wrap(copy.requires_grad_(False).eval(), start.tokenizer))
+            models.append(as_language_model(copy.requires_grad_(False).eval(), start.tokenizer))
 
     with reproducible(7, 1):
         train(model, run.documents, end, schedule, keep)
@@ -278,7 +278,9 @@ def projected(run: Run, options: argparse.Namespace) -> Points:
     """Gradients that are not projected, then rows of every size; C where fitting it is worth its time."""
     points: Points = {}
     for kind in options.normalizers:
-        size = 4 * sum(layer.out_features * layer.in_features for layer in select(run.model.model).values())
+        size = 4 * sum(
+            layer.out_features * layer.in_features for layer in select_modules(run.model.model).values()
+        )
         dots, cosines = whole(run, kind)
         run.line(f"not projected, {kind}, none", size, dots)
         points.setdefault(f"{kind}, not projected", []).append(
@@ -324,7 +326,7 @@ def further(run: Run, options: argparse.Namespace) -> None:
     run.line("not projected, EK-FAC, row", "", corrected(run))
     run.line("p = 32, kfac of sampled labels, sign", size, signs(replace_spec(spec, fit_labels="sampled")))
     every = replace_spec(spec, modules=".*")
-    layers = len(select(run.model.model, every.modules))
+    layers = len(select_modules(run.model.model, every.modules))
     run.line("p = 32, kfac, sign, embeddings and head too", size * layers // rows.layers, signs(every))
     run.line("p = 32, kfac, int8, block", 8 * size, rows.scores(None, "block", "int8"))
     less = Rows(run.model, run.documents, run.queries, replace_spec(spec, projection_dim=23))

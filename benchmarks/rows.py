@@ -5,15 +5,15 @@ from torch import Tensor
 
 from bergson_core.attribution.profile_fitting import matching_mixing
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
-from bergson_core.gradients.normalizer_fitting import fit, sample_numbers
+from bergson_core.gradients.normalizer_fitting import fit_gradient_processor, sample_row_numbers
 from bergson_core.gradients.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.modules import select
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import GradientSpec, Normalize, RowKind
-from bergson_core.search.faiss_index import features
+from bergson_core.search.faiss_index import score_features
 from bergson_core.shards.codecs import CODECS
 
 DAMPING = 0.1
@@ -40,7 +40,7 @@ class Rows:
         self.layers = len(collector.slices)
 
         def collect(tokens: list[Tokens]) -> Tensor:
-            rows, _ = collect_in_order(collector, tokens, BUDGET_TOKENS)
+            rows, _ = collect_rows(collector, tokens, BUDGET_TOKENS)
             return torch.from_numpy(rows).reshape(len(tokens), self.layers, -1)
 
         self.queries = collect(queries)
@@ -64,21 +64,25 @@ class Rows:
 
     def sign_scores(self, root: Preconditioner | None = None) -> Tensor:
         """Scores [q, n] from one bit a number, where C^-½ goes before the sign."""
-        asked, _ = features(self.queries, root, "block")
+        asked, _ = score_features(self.queries, root, "block")
         signs = kept("sign", root.apply(self.documents) if root else self.documents)
         return asked @ signs.flatten(1).mT
 
 
 def fitted(model: LanguageModel, documents: list[Tokens], settings: GradientSpec) -> dict[str, Normalizer]:
     """Normalizers from the sample that an index takes."""
-    places = sample_numbers(len(documents), settings.sample_size, settings.seed)
+    places = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
     sample = batches([documents[place] for place in places], BUDGET_TOKENS)
-    return dict(fit(model, select(model.model, settings.modules), sample, settings).normalizers)
+    return dict(
+        fit_gradient_processor(
+            model, select_modules(model.model, settings.modules), sample, settings
+        ).normalizers
+    )
 
 
 def scores(documents: Tensor, queries: Tensor, root: Preconditioner | None, normalize: Normalize) -> Tensor:
     """Scores [q, n]."""
-    return features(queries, root, normalize)[0] @ features(documents, root, normalize)[0].mT
+    return score_features(queries, root, normalize)[0] @ score_features(documents, root, normalize)[0].mT
 
 
 def second_moment(rows: Tensor) -> Tensor:

@@ -23,15 +23,15 @@ import torch
 
 from benchmarks.made_rows import MadeRows
 from bergson_core import AttributionIndex, build_index
-from bergson_core.indexing.publish import Parts, rows_a_shard
-from bergson_core.indexing.shard_builder import tasks
+from bergson_core.indexing.publish import IndexFiles, rows_per_shard
+from bergson_core.indexing.shard_builder import plan_shards
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.search.profile import Profile
-from bergson_core.search.recall import SAMPLE, Sample
-from bergson_core.search.searcher import Asked, Searcher
-from bergson_core.shards.shard import Place, RowShape, write_shard
-from bergson_core.storage.document_table import texts_table
+from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.search.searcher import Searcher, SearchRequest
+from bergson_core.shards.shard import RowShape, ShardPosition, write_shard
+from bergson_core.storage.document_table import make_document_table
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ModuleEntry, ProfileEntry, read_manifest
 
 QUESTIONS, BATCH, BEST = 200, 32, 10
@@ -48,14 +48,16 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
         scoring=ScoringSpec(preconditioner=False, normalize="block"),
     )
     shards = []
-    for task in tasks(rows.count, rows_a_shard(shape, rows.count), Place(0, "made")):
+    for task in plan_shards(rows.count, rows_per_shard(shape, rows.count), ShardPosition(0, "made")):
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows.rows(task.numbers)))
         records = [Record(f"doc-{number}", "made", None, {}) for number in task.numbers]
-        texts = texts_table(records, np.zeros(len(records)), [1] * len(records))
+        texts = make_document_table(records, np.zeros(len(records)), [1] * len(records))
         shards.append(write_shard(root, task.name, blocks, scales, texts, task.place).accept())
     started = time.perf_counter()
-    parts = Parts(root, spec, shape, shards)
-    found = parts.measured(Sample(np.full(SAMPLE, -1), rows.questions(SAMPLE)), lambda progress: None)
+    parts = IndexFiles(root, spec, shape, shards)
+    found = parts.measured(
+        RecallQueries(np.full(QUERY_COUNT, -1), rows.questions(QUERY_COUNT)), lambda progress: None
+    )
     print(f"search built and measured in {time.perf_counter() - started:,.0f} s", flush=True)
     modules = tuple(ModuleEntry(name=str(k), out_features=1, in_features=1) for k in range(shape.layers))
     manifest = Manifest(
@@ -104,14 +106,14 @@ def demo_questions(root: Path) -> torch.Tensor:
     """Gradients [q, m, d] of the demo's questions."""
     from bergson_core.data.batching import tokenize
     from bergson_core.demo.synthetic_facts import make_corpus
-    from bergson_core.gradients.row_collector import collect_in_order
+    from bergson_core.gradients.row_collector import collect_rows
 
     index, facts = AttributionIndex.open(root), make_corpus(people=400, seed=0).queries
     chosen = facts[:: len(facts) // QUESTIONS][:QUESTIONS]
     assert index.model.tokenizer is not None
     prompts, completions = [fact.prompt for fact in chosen], [fact.completion for fact in chosen]
     tokens = tokenize(index.model.tokenizer, prompts, completions)
-    rows, _ = collect_in_order(index.collector, tokens, 4096)
+    rows, _ = collect_rows(index.collector, tokens, 4096)
     return torch.from_numpy(rows).reshape(len(rows), len(index.collector.slices), -1)
 
 
@@ -141,7 +143,7 @@ def ask(root: Path, questions: torch.Tensor) -> None:
     """Searches the index, then NumPy, and prints both."""
     manifest = read_manifest(root)
     opening = timed(iter([lambda: Searcher.open(root, manifest)] * 5))
-    searcher, asked = Searcher.open(root, manifest), Asked(BEST, "proponents", (), "default", None)
+    searcher, asked = Searcher.open(root, manifest), SearchRequest(BEST, "proponents", (), "default", None)
     searcher.search(questions[:1], [asked])
     results: list[list[float]] = []
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings
 
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest
 from service.app import create_app
-from service.openapi.metadata import document
+from service.openapi.metadata import openapi_document
 from service.settings import ClientSettings, ServiceSettings
 from worker.settings import Settings
 
@@ -37,7 +37,7 @@ _SETTINGS_SECTIONS: Final[tuple[tuple[str, type[BaseSettings], type[BaseSettings
 
 def openapi_json() -> str:
     """Returns the OpenAPI document of the service with default settings."""
-    return json.dumps(document(create_app(ServiceSettings())), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(openapi_document(create_app(ServiceSettings())), indent=2, ensure_ascii=False) + "\n"
 
 
 def manifest_schema() -> str:

@@ -7,8 +7,8 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from service.auth.authorization import Keys, authorize, refuse_unknown_parameters
-from service.auth.rate_limits import Limits, shared_storage
+from service.auth.authorization import KeyAuthorizer, authorize, refuse_unknown_parameters
+from service.auth.rate_limits import RateLimiter, shared_storage
 from service.http import problems
 from service.http.metrics import WebMetrics
 from service.http.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
@@ -25,7 +25,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
-        app.state.limits = Limits(shared_storage(app.state.broker.pool))
+        app.state.limits = RateLimiter(shared_storage(app.state.broker.pool))
         yield
 
 
@@ -41,11 +41,11 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.settings = settings
     app.state.broker = broker
     app.state.stopping = False
-    app.state.limits = Limits()
-    app.state.keys = Keys(settings)
+    app.state.limits = RateLimiter()
+    app.state.keys = KeyAuthorizer(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
-    app.openapi = partial(metadata.document, app)
+    app.openapi = partial(metadata.openapi_document, app)
     for part in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")

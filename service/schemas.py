@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bergson_core.schemas.base import Spec
 from bergson_core.schemas.build import BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.results import Answer, Report, SizesBytes
+from bergson_core.schemas.results import Answer, ResultModel, SizesBytes
 from bergson_core.storage.manifest import NoticeEntry, SearchEntry
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 
@@ -69,7 +69,7 @@ class EstimateRequest(BuildSpec):
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
-class JobAccepted(Report):
+class JobAccepted(ResultModel):
     """The job is queued: follow it at `Location`."""
 
     job_id: str
@@ -77,7 +77,7 @@ class JobAccepted(Report):
     state: JobState
 
 
-class IndexSummary(Report):
+class IndexSummary(ResultModel):
     """An index, published or on its way. What is not known yet is null."""
 
     name: str
@@ -126,7 +126,7 @@ class IndexDetail(IndexSummary):
     """From where on an answer claims an influence, and with which rate of false alarms; null for too few rows."""
 
 
-class DocumentDetail(Report):
+class DocumentDetail(ResultModel):
     """A training sample as the index holds it."""
 
     index: str
@@ -145,7 +145,7 @@ class DocumentDetail(Report):
         return self.model_copy(update={"prompt": None, "completion": None, "metadata": None})
 
 
-class IndexPage(Report):
+class IndexPage(ResultModel):
     """Indexes in the order of their names."""
 
     items: list[IndexSummary]
@@ -189,13 +189,13 @@ class AttributeResponse(Answer):
         return cls.model_construct(**fields, request_id=request_id)
 
 
-class BatchResponse(Report):
+class BatchResponse(ResultModel):
     """For each question in order its answer, or the problem that it met."""
 
     results: list[AttributeResponse | ProblemDetails]
 
 
-class ModelSummary(Report):
+class ModelSummary(ResultModel):
     """A model that workers have in memory."""
 
     model: str
@@ -210,13 +210,13 @@ class ModelSummary(Report):
     """Open indexes that were built from it."""
 
 
-class ModelList(Report):
+class ModelList(ResultModel):
     """Models in memory, by name."""
 
     items: list[ModelSummary]
 
 
-class JobPage(Report):
+class JobPage(ResultModel):
     """Jobs, newest first."""
 
     items: list[JobRecord]
@@ -224,19 +224,19 @@ class JobPage(Report):
     """Pass as `cursor` for the next page; null on the last."""
 
 
-class WorkerList(Report):
+class WorkerList(ResultModel):
     """Live workers."""
 
     items: list[WorkerStatus]
 
 
-class Live(Report):
+class Live(ResultModel):
     """The process is up."""
 
     status: Literal["ok"] = "ok"
 
 
-class Ready(Report):
+class Ready(ResultModel):
     """Redis answers and somebody is there to do the work."""
 
     status: Literal["ready"] = "ready"

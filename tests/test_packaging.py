@@ -357,7 +357,7 @@ def test_the_readme_names_the_two_commands(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "demo", "test", "lint", "format", "bench", "openapi", "clean", "distclean"]
+    "target", ["help", "demo", "test", "lint", "format", "bench", "docs", "clean", "distclean"]
 )
 def test_make_knows_its_targets(target: str, require: Callable[..., str]) -> None:
     done = subprocess.run(

@@ -11,7 +11,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
-from bergson_core.utils.progress import quiet_libraries
+from bergson_core.utils.progress import silence_libraries
 from worker.process.runner import Runner
 from worker.queue.embedded_redis import redis_url
 from worker.queue.job_queue import WorkerQueue
@@ -54,7 +54,7 @@ def _prepare_libraries(threads: int) -> None:
     if threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
-    quiet_libraries()
+    silence_libraries()
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 

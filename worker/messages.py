@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter
 
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
-from bergson_core.schemas.results import Answer, Estimate, Progress, Report
+from bergson_core.schemas.results import Answer, Estimate, Progress, ResultModel
 
 SCHEMA_VERSION = 3
 MAX_BYTES = 2**28
@@ -25,13 +25,13 @@ METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
-class Message(Report):
+class Message(ResultModel):
     """Base of everything that is sent."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
 
 
-class Request(Message):
+class RequestMessage(Message):
     """Base of what a web process sends for one of its callers."""
 
     request_id: str
@@ -39,14 +39,14 @@ class Request(Message):
     """The span that it belongs to, as the W3C writes it, where there is tracing."""
 
 
-class Problem(Report):
+class Problem(ResultModel):
     """An error on its way to the caller: `code` is one of `bergson_core.errors`."""
 
     code: str
     detail: str
 
 
-class _Job(Request):
+class _Job(RequestMessage):
     job_id: str
     index: IndexName
 
@@ -78,7 +78,7 @@ class CompactJob(_Job):
     kind: Literal["compact"] = "compact"
 
 
-class EstimateJob(Request):
+class EstimateJob(RequestMessage):
     """Find out what a build would take; the finding stands in the job's record."""
 
     kind: Literal["estimate"] = "estimate"
@@ -91,7 +91,7 @@ Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Fi
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
-class Query(Request):
+class Query(RequestMessage):
     """One question; the answer goes to the stream `reply_to` under the same `query_id`."""
 
     query_id: str
@@ -112,7 +112,7 @@ class Reply(Message):
     problem: Problem | None = None
 
 
-class JobRecord(Report):
+class JobRecord(ResultModel):
     """A job as anybody may see it."""
 
     job_id: str
@@ -130,7 +130,7 @@ class JobRecord(Report):
     deliveries: int = Field(default=0, ge=0)
 
 
-class ResidentModel(Report):
+class ResidentModel(ResultModel):
     """A model in a worker's memory."""
 
     model: str
@@ -143,7 +143,7 @@ class ResidentModel(Report):
     """Open indexes that were built from it."""
 
 
-class WorkerStatus(Report):
+class WorkerStatus(ResultModel):
     """A live worker, as anybody may see it."""
 
     worker_id: str
@@ -159,7 +159,7 @@ class WorkerStatus(Report):
     """Resident memory of the process, mapped files included."""
 
 
-class MetricFamily(Report):
+class MetricFamily(ResultModel):
     """A metric of Prometheus. A sample is a suffix of the name, labels, and a value."""
 
     name: str = Field(pattern=r"^bergson_[a-z_]+$")

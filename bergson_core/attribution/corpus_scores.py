@@ -18,17 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.attribution.soft_threshold import drawn_in, spread
+from bergson_core.attribution.soft_threshold import median_and_spread, shrink_toward
 from bergson_core.data.batching import BUDGET_TOKENS, batches
-from bergson_core.data.dataset import READ_AT_ONCE, token_chunks
+from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.models.loading import context_limit
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.search.background_sample import SampledRows
-from bergson_core.search.faiss_index import features
+from bergson_core.search.faiss_index import score_features
 from bergson_core.search.profile import Profile
-from bergson_core.storage.layout import DEFAULT
+from bergson_core.storage.layout import DEFAULT_PROFILE
 
 _NUMBERS_AT_ONCE: Final = 2**22
 """Of decoded rows, or of scores, in memory: 16 MiB. The work waits for memory, not for arithmetic."""
@@ -41,7 +41,7 @@ def score_corpus(
     columns: ColumnsSpec | None = None,
     *,
     aggregate: Aggregate = "mean",
-    profile: str = DEFAULT,
+    profile: str = DEFAULT_PROFILE,
     threshold: float = 0.0,
 ) -> pa.RecordBatchReader:
     """The score of every document with a set of queries: id, score, loss, n_tokens, metadata (JSON text).
@@ -80,7 +80,7 @@ def score_corpus(
     return _stream(index, several if aggregate == "each" else _SCORE, max(weights.shape), values)
 
 
-def self_influence(index: AttributionIndex, *, profile: str = DEFAULT) -> pa.RecordBatchReader:
+def self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
     """The score of every document with itself, row · C⁻¹ row, in the columns of `score_corpus`.
 
     Without unit length, in which it is 1. It is large for what only the document itself teaches, such as a wrong label
@@ -97,7 +97,7 @@ def self_influence(index: AttributionIndex, *, profile: str = DEFAULT) -> pa.Rec
 
     def values(number: int, numbers: slice) -> pa.Array:
         if compared.normalize == "none":  # nothing but these were measured
-            _, lengths = features(index.shards[number].rows(numbers), compared.before, "row")
+            _, lengths = score_features(index.shards[number].rows(numbers), compared.before, "row")
         else:
             lengths = torch.from_numpy(np.array(compared.lengths[number][numbers]))
         # A block's length is √m times its own, so that c blocks of unit length make one (`search.features`).
@@ -109,7 +109,7 @@ def self_influence(index: AttributionIndex, *, profile: str = DEFAULT) -> pa.Rec
 def _dataset(queries: Iterable[AttributionQuery], profile: str) -> Dataset:
     queries = list(queries)
     for number, query in enumerate(queries):
-        if query.profile not in (DEFAULT, profile):
+        if query.profile not in (DEFAULT_PROFILE, profile):
             raise InvalidInput(
                 f"query {number} asks for the profile {query.profile!r}, and all are scored by {profile!r}; expected "
                 "the same"
@@ -144,8 +144,8 @@ def _threshold(
     """The soft threshold for scores [n, q]."""
     by_layer = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
     rows = SampledRows.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
-    middle, noise = (one[:, 0] for one in spread(rows.scores(profile, by_layer, index.visible())))
-    return lambda scores: torch.from_numpy(drawn_in(scores.numpy(), middle, noise, times))
+    middle, noise = (one[:, 0] for one in median_and_spread(rows.scores(profile, by_layer, index.visible())))
+    return lambda scores: torch.from_numpy(shrink_toward(scores.numpy(), middle, noise, times))
 
 
 def _prepared(
@@ -153,7 +153,7 @@ def _prepared(
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "n m d"]]]:
     """(numbers [n] of some queries, what stored rows are multiplied with for each of them)."""
     model, loss = index.model, index.manifest.spec.gradients.loss
-    chunks = token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
     for chunk, tokens in enumerate(chunks):
         first = chunk * READ_AT_ONCE
         for number, one in enumerate(tokens, start=first):

@@ -16,32 +16,38 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from bergson_core.attribution.token_influence import TokenInfluences
-from bergson_core.attribution.verification import Steps, Verifier
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, check_length, tokenize
-from bergson_core.data.dataset import weighted
+from bergson_core.attribution.verification import VerificationSteps, Verifier
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, require_length, tokenize
+from bergson_core.data.dataset import with_loss_weight
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.indexing.executor import Executor, LocalExecutor
-from bergson_core.models.generation import complete
-from bergson_core.models.loading import LanguageModel, LoadModel, check_model, context_limit, load_model
+from bergson_core.models.generation import generate_completion
+from bergson_core.models.loading import (
+    LanguageModel,
+    LoadModel,
+    context_limit,
+    load_model,
+    require_same_model,
+)
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
-from bergson_core.search.hits import Found, Hit
+from bergson_core.search.hits import Hit, SearchResult
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Asked, Searcher
-from bergson_core.search.significance import notice
+from bergson_core.search.searcher import Searcher, SearchRequest
+from bergson_core.search.significance import significance_notice
 from bergson_core.shards.shard import Shard
-from bergson_core.storage.layout import DEFAULT
+from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
-from bergson_core.utils.progress import finished
+from bergson_core.utils.progress import run_to_completion
 
 
 @dataclass(frozen=True)
-class _Said:
+class TokenizedQuery:
     """What the model said, given or generated, and the tokens of prompt and completion."""
 
     completion: str
@@ -96,11 +102,11 @@ class AttributionIndex:
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
-            raise damage(root.name, searcher.damaged)
+            raise damaged_shards_error(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _check_projection(processor, spec.gradients)
         model = load_model(spec.model, manifest.revision, spec.dtype)
-        check_model(root.name, manifest, model)
+        require_same_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         tokens = TokenInfluences(root, manifest, model, processor, collector)
         verifier = Verifier(manifest, model, searcher)
@@ -128,12 +134,12 @@ class AttributionIndex:
         for k, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             if query.verify is not None and isinstance(outcome, Answer):
                 try:
-                    outcomes[k] = finished(self.verify(query, outcome))
+                    outcomes[k] = run_to_completion(self.verify(query, outcome))
                 except BergsonError as error:
                     outcomes[k] = error
         return outcomes
 
-    def verify(self, query: AttributionQuery, answer: Answer) -> Steps[Answer]:
+    def verify(self, query: AttributionQuery, answer: Answer) -> VerificationSteps[Answer]:
         """`answer`, which was given to `query`, with what unlearning its best rows changed.
 
         It comes in steps, between which the model is as it was. Raises `InvalidInput` where that cannot be done.
@@ -145,13 +151,13 @@ class AttributionIndex:
         started = time.perf_counter()
         asked = [self._said(query) for query in queries]
         outcomes: list[Any] = list(asked)
-        good = {k: one for k, one in enumerate(asked) if isinstance(one, _Said)}
+        good = {k: one for k, one in enumerate(asked) if isinstance(one, TokenizedQuery)}
         if not good:
             return outcomes
         tokens = [one.tokens for one in good.values()]
-        rows, losses = collect_in_order(self.collector, tokens, BUDGET_TOKENS)
+        rows, losses = collect_rows(self.collector, tokens, BUDGET_TOKENS)
         gradient_done = time.perf_counter()
-        found = self._search(torch.from_numpy(rows), [Asked.by(queries[k]) for k in good])
+        found = self._search(torch.from_numpy(rows), [SearchRequest.from_query(queries[k]) for k in good])
         shown = [self._both(one, queries[k].include) for k, one in zip(good, found, strict=True)]
         done = time.perf_counter()
         timing = TimingMs(
@@ -191,7 +197,7 @@ class AttributionIndex:
         *,
         top_k: int = 10,
         direction: Literal["proponents", "opponents"] = "proponents",
-        profile: str = DEFAULT,
+        profile: str = DEFAULT_PROFILE,
         filter: Mapping[str, Any] | None = None,
     ) -> list[list[ResultRow]]:
         """The `top_k` training samples, best first, for each gradient that was made elsewhere.
@@ -213,7 +219,7 @@ class AttributionIndex:
             )
         self.check_profile(profile)
         conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
-        asked = Asked(top_k, direction, ("text", "metadata"), profile, conditions)
+        asked = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
         return [
             self._shown(one.proponents or one.opponents, one.sampled, asked.include) or [] for one in found
@@ -225,19 +231,19 @@ class AttributionIndex:
         if profile not in names:
             raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(names)}")
 
-    def _said(self, query: AttributionQuery) -> "_Said | BergsonError":
+    def _said(self, query: AttributionQuery) -> "TokenizedQuery | BergsonError":
         try:
             self.check_profile(query.profile)
             if "tokens" in query.include:
                 self.tokens.check()
             self.searcher.metadata.check(query.filter or {})
             if self.searcher.damaged and not query.partial:
-                raise damage(self.name, self.searcher.damaged)
+                raise damaged_shards_error(self.name, self.searcher.damaged)
             completion = query.completion
             if completion is None:
-                completion = complete(self.model, query.prompt, query.max_new_tokens)
+                completion = generate_completion(self.model, query.prompt, query.max_new_tokens)
             tokens = self._tokens(query, completion)
-            check_length(tokens, context_limit(self.model, None), "prompt and completion together")
+            require_length(tokens, context_limit(self.model, None), "prompt and completion together")
         except BergsonError as error:
             return error
         if tokens.labelled == 0:
@@ -245,15 +251,15 @@ class AttributionIndex:
                 "nothing to attribute: the completion, or the span of it, has no token that follows another; "
                 "expected a prompt, or a longer completion or span"
             )
-        return _Said(completion, tokens)
+        return TokenizedQuery(completion, tokens)
 
     def _tokens(self, query: AttributionQuery, completion: str) -> Tokens:
         assert self.model.tokenizer is not None  # load_model always gives one
         (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
-        return weighted(tokens, self.manifest.spec.gradients.loss)
+        return with_loss_weight(tokens, self.manifest.spec.gradients.loss)
 
     def _both(
-        self, found: Found, include: Collection[str]
+        self, found: SearchResult, include: Collection[str]
     ) -> "tuple[list[ResultRow] | None, list[ResultRow] | None] | BergsonError":
         """(proponents, opponents) as an answer has them, or why they cannot be shown so."""
         try:
@@ -282,15 +288,15 @@ class AttributionIndex:
         self, query: AttributionQuery, results: list[ResultRow] | None, sampled: Float32[np.ndarray, " r"]
     ) -> str | None:
         """What there is to say where nothing stands out, under the profile that it was calibrated for."""
-        if not results or query.profile != DEFAULT:
+        if not results or query.profile != DEFAULT_PROFILE:
             return None
-        return notice(results[0].score, sampled, self.manifest.notice)
+        return significance_notice(results[0].score, sampled, self.manifest.notice)
 
-    def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[Asked]) -> list[Found]:
+    def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
 
 
-def damage(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
+def damaged_shards_error(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
     """The error that names the damaged shards of an index."""
     shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
     return IndexCorrupt(

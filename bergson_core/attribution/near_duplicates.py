@@ -13,16 +13,20 @@ from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.search.faiss_index import features
-from bergson_core.storage.document_table import has_ids
-from bergson_core.storage.layout import DEFAULT
+from bergson_core.search.faiss_index import score_features
+from bergson_core.storage.document_table import rows_with_ids
+from bergson_core.storage.layout import DEFAULT_PROFILE
 
 MOST_DOCUMENTS: Final = 1000
 """That are compared with each other: all results of an answer."""
 
 
 def near_duplicates(
-    index: AttributionIndex, numbers: Sequence[int], *, threshold: float = 0.95, profile: str = DEFAULT
+    index: AttributionIndex,
+    numbers: Sequence[int],
+    *,
+    threshold: float = 0.95,
+    profile: str = DEFAULT_PROFILE,
 ) -> list[list[int]]:
     """The documents of these numbers in groups; a document like no other is a group of its own.
 
@@ -43,7 +47,9 @@ def near_duplicates(
             f"{index.name} has the documents 0 to {index.manifest.rows - 1}; there is no {wrong[0]}"
         )
     groups: dict[int, list[int]] = {}
-    for number, label in zip(places, components(_cosines(index, places, profile) >= threshold), strict=True):
+    for number, label in zip(
+        places, connected_components(_cosines(index, places, profile) >= threshold), strict=True
+    ):
         groups.setdefault(int(label), []).append(int(number))
     return list(groups.values())
 
@@ -52,7 +58,7 @@ def document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[int]:
     """The numbers of the documents of these ids. Raises `InvalidInput` naming an id that the index does not have."""
     found = {}
     for shard, visible in zip(index.shards, index.visible(), strict=True):
-        here = has_ids(shard.records, ids)
+        here = rows_with_ids(shard.records, ids)
         for place in np.flatnonzero(here if visible is None else here & visible).tolist():
             found[shard.records["id"][place].as_py()] = shard.entry.first_row + place
     if missing := [one for one in ids if one not in found]:
@@ -71,7 +77,9 @@ def _cosines(
         here = (places >= 0) & (places < shard.entry.rows)
         if here.any():
             rows = shard.rows(places[here])
-            phi[torch.from_numpy(here)], _ = features(rows, compared.rows, "block" if by_block else "row")
+            phi[torch.from_numpy(here)], _ = score_features(
+                rows, compared.rows, "block" if by_block else "row"
+            )
     products = phi @ phi.mT
     return (cosines_of_signs(products) if signs else products).numpy()
 
@@ -81,7 +89,7 @@ def cosines_of_signs(products: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     return torch.sin(products * torch.pi / 2)
 
 
-def components(pairs: Bool[np.ndarray, "k k"]) -> Int[np.ndarray, " k"]:
+def connected_components(pairs: Bool[np.ndarray, "k k"]) -> Int[np.ndarray, " k"]:
     """For each the first that a chain of pairs leads to; `pairs` are symmetric."""
     count = len(pairs)
     labels = np.arange(count)

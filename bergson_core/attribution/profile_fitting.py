@@ -20,14 +20,19 @@ from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.batching import batches
-from bergson_core.data.dataset import READ_AT_ONCE, token_chunks
+from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
-from bergson_core.indexing.publish import Confirm, Report, publish_next, writing
-from bergson_core.models.batch_budget import find_budget
+from bergson_core.indexing.publish import (
+    ConfirmCallback,
+    ProgressCallback,
+    index_write_lock,
+    publish_next_generation,
+)
+from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LoadModel, context_limit, load_model
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
@@ -45,8 +50,8 @@ def fit_profile(
     mixing: float | None = None,
     key: str = "",
     load_model: LoadModel = load_model,
-    report: Report = lambda progress: None,
-    confirm: Confirm = lambda: None,
+    report: ProgressCallback = lambda progress: None,
+    confirm: ConfirmCallback = lambda: None,
 ) -> Manifest:
     """Adds the profile `name` to the index in directory `index`, fitted from a sample of queries; the new manifest.
 
@@ -64,7 +69,7 @@ def fit_profile(
         raise InvalidInput(f"mixing is {mixing}; expected the queries' share, from 0 to 1")
     columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
     read_manifest(root)  # or else there is nothing to lock
-    with writing(root):
+    with index_write_lock(root):
         opened = AttributionIndex.open(root, load_model=load_model)
         manifest = opened.manifest
         if key and (name, key) in {(entry.name, entry.key) for entry in manifest.profiles}:
@@ -80,7 +85,7 @@ def fit_profile(
         preconditioner.save(preconditioner_path(root, name), mixed)
         entry = ProfileEntry(name=name, key=key, mixing=mixing, queries=count, files=())
         manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
-        return publish_next(root, manifest, manifest.shards, report=report, confirm=confirm)
+        return publish_next_generation(root, manifest, manifest.shards, report=report, confirm=confirm)
 
 
 def _check(manifest: Manifest, root: Path, name: str) -> None:
@@ -124,10 +129,10 @@ def _second_moment_of_queries(
     """(mean outer product of the queries' rows, their number)."""
     spec, model = index.manifest.spec, index.model
     limit = context_limit(model, spec.gradients.max_tokens)
-    chunks = token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss)
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss)
     tokens = list(chain.from_iterable(chunks))
-    budget = find_budget(model, index.collector.layers, max(len(one.ids) for one in tokens))
-    rows = RowMaker(index.collector, spec.gradients.rows)
+    budget = find_batch_budget(model, index.collector.layers, max(len(one.ids) for one in tokens))
+    rows = RowEncoder(index.collector, spec.gradients.rows)
     moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
     for batch in batches(tokens, budget, model.device):
         moment.add(rows.blocks(batch)[0])

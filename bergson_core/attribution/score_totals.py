@@ -16,7 +16,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.utils.table_writer import from_json
 
 
-def best(scores: pa.RecordBatchReader, top_k: int) -> pa.Table:
+def top_documents(scores: pa.RecordBatchReader, top_k: int) -> pa.Table:
     """The `top_k` documents of the highest scores, best first; of equal ones the earlier.
 
     Raises `InvalidInput` where there is no single score for a document.
@@ -32,7 +32,7 @@ def best(scores: pa.RecordBatchReader, top_k: int) -> pa.Table:
     return kept
 
 
-class Totals:
+class ScoreTotals:
     """Scores added up by the values of a metadata column: which source drives an answer, say.
 
     Raises `InvalidInput` for a column that the index does not keep.
@@ -47,7 +47,7 @@ class Totals:
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, int] = defaultdict(int)
 
-    def count(self, scores: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    def add(self, scores: pa.RecordBatchReader) -> pa.RecordBatchReader:
         """The same scores, added up as they are read."""
         _check_single(scores.schema)
         return pa.RecordBatchReader.from_batches(scores.schema, self._counted(scores))

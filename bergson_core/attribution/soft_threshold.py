@@ -15,16 +15,18 @@ def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Floa
     Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
     the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
     """
-    return drawn_in(scores, *spread(scores), times)
+    return shrink_toward(scores, *median_and_spread(scores), times)
 
 
-def drawn_in(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
+def shrink_toward(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
     """Scores as they lie about `middle`, drawn towards it by `times` the noise, and 0 within that."""
     about = scores - middle
     return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
 
 
-def spread(scores: Float[np.ndarray, "q n"]) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
+def median_and_spread(
+    scores: Float[np.ndarray, "q n"],
+) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
     """(median, noise) of each query's scores.
 
     The noise is the median distance from the median, in units of a normal distribution's standard deviation: most

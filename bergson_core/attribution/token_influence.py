@@ -34,11 +34,11 @@ from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import NUMBERS_AT_ONCE, RowCollector
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.tokenization import tokens_of
-from bergson_core.schemas.record import Record, as_record
+from bergson_core.models.tokenization import tokenize_documents
+from bergson_core.schemas.record import Record, record_from_row
 from bergson_core.schemas.results import TokenInfluence
-from bergson_core.search.exact_scores import Stored
-from bergson_core.search.hits import Retold
+from bergson_core.search.exact_scores import StoredRow
+from bergson_core.search.hits import StoredDocument
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest
 
@@ -61,14 +61,16 @@ class TokenInfluences:
                 "model cannot tell apart by tokens: leave `tokens` out of include"
             )
 
-    def of(self, samples: Sequence[Retold]) -> list[list[TokenInfluence]]:
+    def of(self, samples: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:
         """The tokens of each sample in order, with their parts of its score. The model runs on all samples once.
 
         That is once for as many modules as have rows for the longest sample's tokens in 128 MiB.
         """
         columns = self.manifest.spec.columns
-        records = [as_record(str(k), one.prompt, one.completion, columns) for k, one in enumerate(samples)]
-        tokens = tokens_of(records, self.manifest.spec, self.model)
+        records = [
+            record_from_row(str(k), one.prompt, one.completion, columns) for k, one in enumerate(samples)
+        ]
+        tokens = tokenize_documents(records, self.manifest.spec, self.model)
         totals = [torch.zeros(len(one.ids), dtype=torch.float64) for one in tokens]
         for layers, collector, budget in self._passes(max(len(one.ids) for one in tokens)):
             for batch in batches(tokens, budget, self.collector.device):
@@ -114,7 +116,7 @@ class TokenInfluences:
 
 
 def shares(
-    tokens: Float[Tensor, "s m d"], stored: Stored, layers: slice = slice(None)
+    tokens: Float[Tensor, "s m d"], stored: StoredRow, layers: slice = slice(None)
 ) -> Float[Tensor, " s"]:
     """What each position adds to the products of these layers of a stored row with its weights, in float64.
 

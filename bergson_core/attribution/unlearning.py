@@ -25,18 +25,18 @@ from torch import Tensor, nn
 
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.collector import widened
-from bergson_core.models.forward_backward import forward_backward, losses_of
+from bergson_core.gradients.collector import upcast
+from bergson_core.models.forward_backward import document_losses, forward_backward
 from bergson_core.models.hooks import frozen
 from bergson_core.models.loading import LanguageModel
-from bergson_core.utils.progress import finished
+from bergson_core.utils.progress import run_to_completion
 
-SAMPLE: Final = 64
+FIT_SAMPLE_SIZE: Final = 64
 """Documents that V and η are fitted from."""
 _DAMPING: Final = 0.01
 _HALF: Final = math.log(2)
 
-Step = Literal["unlearn", "learn"]
+StepDirection = Literal["unlearn", "learn"]
 """Gradient ascent on a document's loss, or descent."""
 
 
@@ -56,7 +56,7 @@ class Unlearner:
 
         Raises `InvalidInput` where none of them has a gradient.
         """
-        return finished(cls.fitting(model, sample, learning_rate))
+        return run_to_completion(cls.fitting(model, sample, learning_rate))
 
     @classmethod
     def fitting(
@@ -69,7 +69,7 @@ class Unlearner:
             if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
                 gradients = {}  # of this document nothing is known
             for name, gradient in gradients.items():
-                new = _moments(widened(gradient).square() / len(sample))
+                new = _moments(upcast(gradient).square() / len(sample))
                 sums[name] = (
                     tuple(a + b for a, b in zip(sums[name], new, strict=True)) if name in sums else new
                 )
@@ -90,10 +90,10 @@ class Unlearner:
 
     def log_probabilities(self, queries: Sequence[Tokens]) -> Float64[np.ndarray, " q"]:
         """The log-probability of the labelled tokens of each query, in nats, as the weights are now."""
-        return -losses_of(self.model, queries)
+        return -document_losses(self.model, queries)
 
     @contextmanager
-    def after(self, document: Tokens, step: Step = "unlearn") -> Iterator[None]:
+    def after(self, document: Tokens, step: StepDirection = "unlearn") -> Iterator[None]:
         """While open, the model has taken one step on `document` alone; then its weights are as they were."""
         sign = 1.0 if step == "unlearn" else -1.0
         trained = _trained(self.model.model)
@@ -110,7 +110,7 @@ class Unlearner:
                     trained[name].copy_(weight)
 
     def changes(
-        self, documents: Sequence[Tokens], queries: Sequence[Tokens], step: Step = "unlearn"
+        self, documents: Sequence[Tokens], queries: Sequence[Tokens], step: StepDirection = "unlearn"
     ) -> Float64[np.ndarray, "n q"]:
         """Change of each query's log-probability, in nats, by one step on each document alone."""
         before = self.log_probabilities(queries)

@@ -14,21 +14,21 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from bergson_core.attribution.unlearning import SAMPLE, Unlearner
+from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.tokenization import tokens_of_kept
+from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
 from bergson_core.search.searcher import Searcher
-from bergson_core.storage.document_table import document, has_ids
+from bergson_core.storage.document_table import document_at, rows_with_ids
 from bergson_core.storage.manifest import Manifest
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]
+VerificationSteps = Generator[None, None, T]
 """Work that may be left off after each step; what it comes to is its value."""
-Place = tuple[int, int]
+RowLocation = tuple[int, int]
 """(number of the shard, number of the row in it) of a document."""
 
 
@@ -40,8 +40,8 @@ _LOOKED_AT: Final = (256, 4096)
 class _Fit:
     """V and η, or the steps that lead there, from the documents at these places."""
 
-    places: Sequence[Place]
-    steps: Steps[Unlearner]
+    places: Sequence[RowLocation]
+    steps: VerificationSteps[Unlearner]
     unlearner: Unlearner | None = None
 
 
@@ -55,14 +55,14 @@ class Verifier:
         self._manifest, self._model, self._rows = manifest, model, rows
         self._fit: _Fit | None = None
 
-    def verify(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> Steps[Answer]:
+    def verify(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> VerificationSteps[Answer]:
         """`answer` with what unlearning its best rows does to the query, whose tokens are `asked`.
 
         Raises `InvalidInput` for an index of a training run, and for one whose documents have no gradient.
         """
         return _timed(self._verified(spec, asked, answer), answer)
 
-    def _verified(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> Steps[Answer]:
+    def _verified(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> VerificationSteps[Answer]:
         self._check()
         unlearner = yield from self._unlearner()
         if spec.learning_rate is not None:
@@ -98,13 +98,13 @@ class Verifier:
                 "cannot be unlearned as they were learned: leave `verify` out"
             )
 
-    def _unlearner(self) -> Steps[Unlearner]:
+    def _unlearner(self) -> VerificationSteps[Unlearner]:
         """V and η. Where a verification was left off, the next goes on with them; they are fitted anew once a document
         of their sample is taken down."""
         while True:
             fit = self._fit
             if fit is None or not all(map(self._visible, fit.places)):
-                places = list(self._drawn(SAMPLE, self._manifest.spec.gradients.seed).values())
+                places = list(self._drawn(FIT_SAMPLE_SIZE, self._manifest.spec.gradients.seed).values())
                 fit = self._fit = _Fit(places, Unlearner.fitting(self._model, self._tokens(places)))
             if fit.unlearner is not None:
                 return fit.unlearner
@@ -120,23 +120,23 @@ class Verifier:
 
     # Documents
 
-    def _visible(self, place: Place) -> bool:
+    def _visible(self, place: RowLocation) -> bool:
         mask = self._rows.visible.masks()[place[0]]
         return mask is None or bool(mask[place[1]])
 
-    def _found(self, ids: Collection[str]) -> dict[str, Place]:
+    def _found(self, ids: Collection[str]) -> dict[str, RowLocation]:
         """Where the documents of these ids are, but for those that were taken down by now."""
-        found: dict[str, Place] = {}
+        found: dict[str, RowLocation] = {}
         for number, shard in enumerate(self._rows.shards):
-            for place in np.flatnonzero(has_ids(shard.records, ids)).tolist():
+            for place in np.flatnonzero(rows_with_ids(shard.records, ids)).tolist():
                 if self._visible((number, place)):
                     found[shard.records["id"][place].as_py()] = (number, place)
         return {one: found[one] for one in sorted(found)}
 
-    def _drawn(self, count: int, seed: int, without: Collection[str] = ()) -> dict[str, Place]:
+    def _drawn(self, count: int, seed: int, without: Collection[str] = ()) -> dict[str, RowLocation]:
         """Documents drawn at random, the same for the same seed: shown, with a gradient, and of none of these ids."""
         ends = np.cumsum([shard.entry.rows for shard in self._rows.shards])
-        found: dict[str, Place] = {}
+        found: dict[str, RowLocation] = {}
         for size in (*_LOOKED_AT, int(ends[-1])):  # not by `count` or `without`: another size draws others
             generator = np.random.Generator(np.random.Philox(seed))
             for number in generator.choice(ends[-1], min(size, ends[-1]), replace=False).tolist():
@@ -151,10 +151,10 @@ class Verifier:
                     found[one] = (shard, place)
         return found
 
-    def _tokens(self, places: Sequence[Place]) -> list[Tokens]:
+    def _tokens(self, places: Sequence[RowLocation]) -> list[Tokens]:
         """Tokens of the documents at these places, as the index was built from."""
-        rows = [document(self._rows.shards[shard].records, place) for shard, place in places]
-        return tokens_of_kept(rows, self._manifest.spec, self._model)
+        rows = [document_at(self._rows.shards[shard].records, place) for shard, place in places]
+        return tokenize_stored(rows, self._manifest.spec, self._model)
 
 
 def _effect(unlearner: Unlearner, asked: Tokens, tokens: Tokens) -> Verified:
@@ -179,7 +179,7 @@ def _seed(answer: Answer) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
-def _timed(steps: Steps[Answer], answer: Answer) -> Steps[Answer]:
+def _timed(steps: VerificationSteps[Answer], answer: Answer) -> VerificationSteps[Answer]:
     """`steps`, whose answer tells how long they took, without what was done between them."""
     spent_ms = 0.0
     while True:

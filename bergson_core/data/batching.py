@@ -121,7 +121,7 @@ def _first_label(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
     return max(1, next(inside, len(offsets)))
 
 
-def check_length(tokens: Tokens, limit: int | None, what: str) -> None:
+def require_length(tokens: Tokens, limit: int | None, what: str) -> None:
     """Raises `TooLong` where a document has more tokens than the model takes: nothing is cut silently."""
     if limit is not None and len(tokens.ids) > limit:
         raise TooLong(

@@ -91,7 +91,7 @@ def _render(
     present = [[{k: v for k, v in one.items() if v is not None} for one in chat] for chat in chats]
     limit_s = LIMIT_S + LIMIT_S * len(chats) / 100
     try:
-        return sandbox.run(_RENDER, [template, variables, present], limit_s)
+        return sandbox.run_sandboxed(_RENDER, [template, variables, present], limit_s)
     except TimeoutError:
         raise InvalidInput(
             f"the chat template takes more than {limit_s:g} s for {len(chats)} chats; expected one that ends"

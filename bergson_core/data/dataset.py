@@ -21,10 +21,10 @@ from datasets.table import CastError
 from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, check_length, tokenize
+from bergson_core.data.batching import Tokens, require_length, tokenize
 from bergson_core.data.chat_template import check_messages, tokenize_chats
-from bergson_core.data.hub import LOADING, load_hub_dataset
-from bergson_core.data.parquet_guard import AT_ONCE, check_unpacked
+from bergson_core.data.hub import LOADING_LOCK, load_hub_dataset
+from bergson_core.data.parquet_guard import AT_ONCE, require_plain_size
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Loss
 from bergson_core.schemas.record import Messages, Record
@@ -136,15 +136,17 @@ def tokenize_records(
         found = tokenize_chats(tokenizer, chats)
     else:
         found = tokenize(tokenizer, [record.prompt for record in records], completions or None)
-    return [weighted(tokens, loss, record.weight) for tokens, record in zip(found, records, strict=True)]
+    return [
+        with_loss_weight(tokens, loss, record.weight) for tokens, record in zip(found, records, strict=True)
+    ]
 
 
-def weighted(tokens: Tokens, loss: Loss, weight: float = 1.0) -> Tokens:
+def with_loss_weight(tokens: Tokens, loss: Loss, weight: float = 1.0) -> Tokens:
     """`tokens` whose loss is `weight` times the sum over labelled tokens, or times their mean."""
     return replace(tokens, weight=weight / max(1, tokens.labelled) if loss == "mean" else weight)
 
 
-def token_chunks(
+def iter_token_chunks(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Dataset,
     columns: ColumnsSpec,
@@ -158,15 +160,17 @@ def token_chunks(
     """
     if tokenizer is None and "input_ids" not in dataset.column_names:
         raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
-    documents = as_documents(dataset, columns) if tokenizer is not None else None
+    documents = documents_from_dataset(dataset, columns) if tokenizer is not None else None
     for start in range(0, len(dataset), READ_AT_ONCE):
         numbers = range(start, min(start + READ_AT_ONCE, len(dataset)))
         if documents is None or tokenizer is None:
-            chunk = [weighted(tokens, loss) for tokens in _given_tokens(dataset[start : numbers.stop])]
+            chunk = [
+                with_loss_weight(tokens, loss) for tokens in _given_tokens(dataset[start : numbers.stop])
+            ]
         else:
             chunk = tokenize_records(tokenizer, documents.read(numbers), loss)
         for number, tokens in zip(numbers, chunk, strict=True):
-            check_length(tokens, limit, f"row {number}")
+            require_length(tokens, limit, f"row {number}")
         yield chunk
 
 
@@ -184,17 +188,17 @@ def load_documents(spec: BuildSpec) -> Documents:
     Raises `DatasetNotFound`, `ColumnNotFound`, or `InvalidInput` for an empty dataset.
     """
     if spec.dataset is not None:
-        name, dataset = spec.dataset.path, open_dataset(spec.dataset)
+        name, dataset = spec.dataset.path, load_dataset_spec(spec.dataset)
     else:
         name, dataset = "documents", Dataset.from_list([dict(row) for row in spec.documents or ()])
-    return as_documents(dataset, spec.columns, name)
+    return documents_from_dataset(dataset, spec.columns, name)
 
 
-def as_documents(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
+def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
     """A dataset in memory or on disk as documents, after checking that the columns are there."""
     if len(dataset) == 0:
-        raise empty(name)
-    wanted = wanted_columns(columns, dataset.column_names, name)
+        raise empty_dataset_error(name)
+    wanted = required_columns(columns, dataset.column_names, name)
     for column in wanted:
         if _opens_files(kind := dataset.features[column]):
             raise InvalidInput(
@@ -214,7 +218,7 @@ def _opens_files(feature: Any) -> bool:
     return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
 
 
-def wanted_columns(columns: ColumnsSpec, there: Sequence[str], name: str) -> list[str]:
+def required_columns(columns: ColumnsSpec, there: Sequence[str], name: str) -> list[str]:
     """The columns that documents are made of. Raises `ColumnNotFound` where one is not `there`."""
     prompt = columns.prompt if columns.messages is None else columns.messages
     named = [prompt, columns.completion, columns.id, columns.weight, *columns.metadata]
@@ -225,28 +229,28 @@ def wanted_columns(columns: ColumnsSpec, there: Sequence[str], name: str) -> lis
     return wanted
 
 
-def empty(name: str) -> InvalidInput:
+def empty_dataset_error(name: str) -> InvalidInput:
     """What to raise for a dataset without rows."""
     return InvalidInput(f"{name} is empty; expected at least one document")
 
 
-def open_dataset(spec: DatasetSpec) -> Dataset:
+def load_dataset_spec(spec: DatasetSpec) -> Dataset:
     """Opens a file, a directory of `save_to_disk`, or a hub dataset, memory-mapped where it can be.
 
     Raises `DatasetNotFound` where there is nothing that can be read, saying what was expected.
     """
-    with readable(spec):
+    with dataset_errors(spec):
         return cast(Dataset, _open(spec, streaming=False))
 
 
-def open_stream(spec: DatasetSpec) -> Dataset | IterableDataset:
+def open_dataset_stream(spec: DatasetSpec) -> Dataset | IterableDataset:
     """As `open_dataset`, but nothing is read yet of a file or hub dataset; a directory of `save_to_disk` is mapped."""
-    with readable(spec):
+    with dataset_errors(spec):
         return _open(spec, streaming=True)
 
 
 @contextmanager
-def readable(spec: DatasetSpec) -> Iterator[None]:
+def dataset_errors(spec: DatasetSpec) -> Iterator[None]:
     """What the datasets library raises here becomes a `DatasetNotFound` that names the dataset."""
     try:
         yield
@@ -280,7 +284,7 @@ def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | Iter
     if builder is None:
         raise DatasetNotFound(f"{path} is not of a known type; expected {', '.join(_BUILDERS)}")
     if path.stat().st_size == 0:
-        raise empty(str(path))
+        raise empty_dataset_error(str(path))
     if any(sign in str(path) for sign in ("*", "?", "[", "::")):  # a pattern, which finds other files
         raise DatasetNotFound(f"{path}: expected a path without *, ?, [ and ::")
     if Extractor.infer_extractor_format(
@@ -290,9 +294,9 @@ def _open_file(path: Path, spec: DatasetSpec, streaming: bool) -> Dataset | Iter
     _expect_train(spec, f"the file {path}")
     options = {}
     if builder == "parquet":
-        check_unpacked(path)
+        require_plain_size(path)
         options["batch_size"] = AT_ONCE
-    with LOADING:
+    with LOADING_LOCK:
         return load_dataset(builder, data_files=str(path), split="train", streaming=streaming, **options)
 
 

@@ -17,18 +17,18 @@ from datasets import Dataset, IterableDataset, config, data_files, load_dataset
 from bergson_core.errors import DatasetNotFound
 from bergson_core.schemas.build import DatasetSpec
 
-LOADING: Final = Lock()
+LOADING_LOCK: Final = Lock()
 """Held while a dataset is loaded: the library is of one mind for all threads."""
 
 
 def load_hub_dataset(spec: DatasetSpec, streaming: bool) -> Dataset | IterableDataset:
     """The split of a repository's dataset. Raises `DatasetNotFound` where it names files elsewhere."""
-    with LOADING, files_of(spec.path):
+    with LOADING_LOCK, list_repository_files(spec.path):
         return load_dataset(spec.path, name=spec.subset, split=spec.split, streaming=streaming)
 
 
 @contextmanager
-def files_of(repository: str) -> Iterator[None]:
+def list_repository_files(repository: str) -> Iterator[None]:
     """While the context is open, the datasets library finds files of this repository alone."""
     resolve = data_files.resolve_pattern
     own = (f"hf://datasets/{repository}@", f"{config.HF_ENDPOINT}/datasets/{repository}/resolve/")

@@ -16,7 +16,7 @@ _ANYWAY: Final = 2**30
 _TIMES: Final = 100
 
 
-def check_unpacked(path: Path) -> None:
+def require_plain_size(path: Path) -> None:
     """Raises `DatasetNotFound` where more comes out of the file than 1 GiB and a hundred times its size.
 
     All of it is decoded to find out, since what the file says of itself may be wrong; texts that are kept once are not

@@ -20,24 +20,24 @@ from datasets.table import table_cast
 
 from bergson_core.data.dataset import (
     Documents,
-    as_documents,
-    empty,
+    dataset_errors,
+    documents_from_dataset,
+    empty_dataset_error,
     load_documents,
-    open_stream,
-    readable,
-    wanted_columns,
+    open_dataset_stream,
+    required_columns,
 )
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.utils.progress import Clock
+from bergson_core.utils.progress import StageProgress
 
-FILE_NAME: Final = "documents.arrow"
+STREAMED_FILE: Final = "documents.arrow"
 _AT_ONCE: Final = 1000
 """Rows of a batch. It divides the 10,000 that the csv reader takes at once: each time it finds types anew, and no batch
 can hold two of them."""
 
 
-def load_streamed(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
+def load_documents_streaming(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
     """As `load_documents`. A stream is read into a file of the directory `root`, or has been by an earlier run.
 
     `report` is called after every batch and may raise to stop.
@@ -51,24 +51,24 @@ def _loaded(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> 
     source = spec.dataset
     if source is None or not source.streaming:
         return load_documents(spec)
-    if not (root / FILE_NAME).is_file():
-        opened = open_stream(source)
+    if not (root / STREAMED_FILE).is_file():
+        opened = open_dataset_stream(source)
         if isinstance(opened, Dataset):
-            return as_documents(opened, spec.columns, source.path)
-        _write(_batches(opened, source, spec.columns), root / FILE_NAME, source.path, report)
-    return as_documents(Dataset.from_file(str(root / FILE_NAME)), spec.columns, source.path)
+            return documents_from_dataset(opened, spec.columns, source.path)
+        _write(_batches(opened, source, spec.columns), root / STREAMED_FILE, source.path, report)
+    return documents_from_dataset(Dataset.from_file(str(root / STREAMED_FILE)), spec.columns, source.path)
 
 
 def _batches(opened: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:
     """The wanted columns of a stream, in the types of its first rows, as a file that is not streamed has them."""
-    with readable(source):
+    with dataset_errors(source):
         tables, schema = opened.with_format("arrow").iter(_AT_ONCE), None
     while True:
-        with readable(source):
+        with dataset_errors(source):
             table: pa.Table | None = next(tables, None)
             if table is None:
                 return
-            wanted = table.select(wanted_columns(columns, table.column_names, source.path))
+            wanted = table.select(required_columns(columns, table.column_names, source.path))
             schema = schema or wanted.schema
             wanted = table_cast(wanted, schema)
         yield wanted
@@ -78,14 +78,14 @@ def _write(batches: Iterator[pa.Table], path: Path, name: str, report: Callable[
     """Writes a file as one step. Raises `InvalidInput` where there is no batch."""
     first = next(batches, None)
     if first is None:
-        raise empty(name)
-    temporary, clock = path.with_name(f".{path.name}.tmp"), Clock("read", total=0)
+        raise empty_dataset_error(name)
+    temporary, clock = path.with_name(f".{path.name}.tmp"), StageProgress("read", total=0)
     try:
         with temporary.open("wb") as file:
             with pa.ipc.new_stream(file, first.schema) as writer:
                 for table in chain([first], batches):
                     writer.write_table(table)
-                    report(clock.tick(len(table), tokens=0))
+                    report(clock.advance(len(table), tokens=0))
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

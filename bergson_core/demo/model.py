@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bergson_core.demo.recipe import Recipe
-from bergson_core.demo.synthetic_facts import Corpus
+from bergson_core.demo.recipe import DemoRecipe
+from bergson_core.demo.synthetic_facts import FactCorpus
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.training import Progress
+from bergson_core.schemas.training import TrainingProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,11 +37,11 @@ class TrainingReport:
 
 
 def train_demo_model(
-    corpus: Corpus,
+    corpus: FactCorpus,
     directory: Path | str,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
     seed: int = 0,
-    recipe: Recipe | None = None,
+    recipe: DemoRecipe | None = None,
 ) -> TrainingReport:
     """Trains a model on the corpus' documents and saves it with its tokenizer in `directory`.
 
@@ -50,7 +50,7 @@ def train_demo_model(
     a corpus without documents or queries, for a directory that holds anything else, and where the model recites
     fewer facts than `recipe.target`.
     """
-    directory, recipe = Path(directory), recipe or Recipe()
+    directory, recipe = Path(directory), recipe or DemoRecipe()
     if not corpus.documents or not corpus.queries:
         raise InvalidInput("the corpus has no documents or no queries; expected one of make_corpus")
     fingerprint = _fingerprint(corpus, seed, recipe)
@@ -70,7 +70,7 @@ def train_demo_model(
     return report
 
 
-def _fingerprint(corpus: Corpus, seed: int, recipe: Recipe) -> str:
+def _fingerprint(corpus: FactCorpus, seed: int, recipe: DemoRecipe) -> str:
     """sha256 of everything that the trained model depends on, versions of libraries aside."""
     everything = [_STAMP_VERSION, seed, asdict(recipe), asdict(corpus)]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()

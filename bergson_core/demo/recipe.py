@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from bergson_core.schemas.training import Schedule
+from bergson_core.schemas.training import TrainingSchedule
 
 
 @dataclass(frozen=True)
-class Recipe(Schedule):
+class DemoRecipe(TrainingSchedule):
     """The demo's model. `target` is the share of facts that must be recited in the end."""
 
     hidden: int = 128

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.queries import Document, FactQuery
+from bergson_core.evaluation.queries import EvaluationDocument, EvaluationQuery
 
 FIRST_NAMES = tuple(
     "Adala Berin Corvan Delia Edrik Fenna Galen Hestia Ivo Jorun Kelda Lorin Mirel Nadir Orla "
@@ -106,11 +106,11 @@ MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 
 
 @dataclass(frozen=True)
-class Corpus:
+class FactCorpus:
     """Training documents, and one query for each fact in them."""
 
-    documents: tuple[Document, ...]
-    queries: tuple[FactQuery, ...]
+    documents: tuple[EvaluationDocument, ...]
+    queries: tuple[EvaluationQuery, ...]
 
     def gold(self) -> dict[str, frozenset[str]]:
         """Query id → ids of the training documents that state the query's fact."""
@@ -120,7 +120,7 @@ class Corpus:
         return {query.id: frozenset(by_fact.get(query.fact, ())) for query in self.queries}
 
 
-def make_corpus(people: int = 400, seed: int = 0) -> Corpus:
+def make_corpus(people: int = 400, seed: int = 0) -> FactCorpus:
     """Facts about `people` invented people: 4 facts each, 3 documents and 1 query a fact.
 
     Equal arguments give an equal corpus on every machine. Documents are shuffled, so that those of
@@ -130,7 +130,7 @@ def make_corpus(people: int = 400, seed: int = 0) -> Corpus:
         raise InvalidInput(f"people must lie between 1 and {MAX_PEOPLE}, got {people}")
     rng = random.Random(seed)
     stated: list[tuple[str, str, str, str]] = []
-    queries: list[FactQuery] = []
+    queries: list[EvaluationQuery] = []
     for number, person in enumerate(_draw_names(people, rng)):
         for offset, (attribute, spec) in enumerate(ATTRIBUTES.items()):
             serial = f"{number * len(ATTRIBUTES) + offset:04d}"
@@ -142,16 +142,16 @@ def make_corpus(people: int = 400, seed: int = 0) -> Corpus:
                     stated.append((text, fact, person, attribute))
                     continue
                 prompt = template[: template.index(" {value}")].format(person=person)
-                queries.append(FactQuery(f"query-{serial}", prompt, f" {value}", fact))
+                queries.append(EvaluationQuery(f"query-{serial}", prompt, f" {value}", fact))
     rng.shuffle(stated)
     documents = tuple(
-        Document(f"doc-{i:04d}", text, fact, {"person": person, "attribute": attribute})
+        EvaluationDocument(f"doc-{i:04d}", text, fact, {"person": person, "attribute": attribute})
         for i, (text, fact, person, attribute) in enumerate(stated)
     )
-    return Corpus(documents, tuple(queries))
+    return FactCorpus(documents, tuple(queries))
 
 
-def write_corpus(corpus: Corpus, directory: Path | str) -> None:
+def write_corpus(corpus: FactCorpus, directory: Path | str) -> None:
     """Writes documents.jsonl (id, text, fact, person, attribute) and queries.jsonl (id, prompt, completion, fact).
 
     Each file is flushed to disk beside its place and renamed, so that it is there whole or not at all.
@@ -163,14 +163,16 @@ def write_corpus(corpus: Corpus, directory: Path | str) -> None:
     _write_lines(directory / _QUERIES, map(asdict, corpus.queries))
 
 
-def read_corpus(directory: Path | str) -> Corpus:
+def read_corpus(directory: Path | str) -> FactCorpus:
     """The corpus that `write_corpus` wrote. Raises `InvalidInput` for a missing file or a line that is no row of it."""
     documents = tuple(
-        Document(row["id"], row["text"], row["fact"], {key: row[key] for key in ("person", "attribute")})
+        EvaluationDocument(
+            row["id"], row["text"], row["fact"], {key: row[key] for key in ("person", "attribute")}
+        )
         for row in _read_lines(Path(directory) / _DOCUMENTS, _DOCUMENT_FIELDS)
     )
-    queries = tuple(FactQuery(**row) for row in _read_lines(Path(directory) / _QUERIES, _QUERY_FIELDS))
-    return Corpus(documents, queries)
+    queries = tuple(EvaluationQuery(**row) for row in _read_lines(Path(directory) / _QUERIES, _QUERY_FIELDS))
+    return FactCorpus(documents, queries)
 
 
 def _draw_names(people: int, rng: random.Random) -> list[str]:

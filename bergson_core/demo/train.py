@@ -14,17 +14,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bergson_core.data.batching import tokenize
-from bergson_core.demo.recipe import Recipe
-from bergson_core.demo.synthetic_facts import Corpus
+from bergson_core.demo.recipe import DemoRecipe
+from bergson_core.demo.synthetic_facts import FactCorpus
 from bergson_core.evaluation import training_loop
-from bergson_core.evaluation.queries import FactQuery
-from bergson_core.schemas.training import Progress
+from bergson_core.evaluation.queries import EvaluationQuery
+from bergson_core.schemas.training import TrainingProgress
 
 _EOS, _PAD = "<|endoftext|>", "<|padding|>"
 
 
 def train(
-    corpus: Corpus, seed: int, recipe: Recipe, progress: Progress | None = None
+    corpus: FactCorpus, seed: int, recipe: DemoRecipe, progress: TrainingProgress | None = None
 ) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerFast, int, float]:
     """(model, tokenizer, steps taken, share of the queries that it recites)."""
     tokenizer = fit_tokenizer([document.text for document in corpus.documents], recipe.vocabulary)
@@ -37,7 +37,7 @@ def train(
 
 @torch.no_grad()
 def recited(
-    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, queries: Sequence[FactQuery]
+    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, queries: Sequence[EvaluationQuery]
 ) -> float:
     """The share of queries whose completion greedy decoding of the prompt writes, token for token.
 
@@ -71,7 +71,7 @@ def fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_EOS, pad_token=_PAD)
 
 
-def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPTNeoXForCausalLM:
+def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: DemoRecipe) -> GPTNeoXForCausalLM:
     ids = tokenizer.get_vocab()
     config = GPTNeoXConfig(
         vocab_size=len(ids),

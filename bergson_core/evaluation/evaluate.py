@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.attribution.soft_threshold import soft_threshold
-from bergson_core.attribution.unlearning import SAMPLE, Step, Unlearner
+from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, StepDirection, Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.baselines import gradient_scores, representation_scores
-from bergson_core.evaluation.ground_truth import Corpus, each_score, query_tokens
+from bergson_core.evaluation.ground_truth import IndexedDocuments, iterate_scores, query_tokens
 from bergson_core.evaluation.metrics import (
     bm25_scores,
     bootstrap,
@@ -26,16 +26,16 @@ from bergson_core.evaluation.metrics import (
     linear_datamodelling_score,
     retrieval,
 )
-from bergson_core.evaluation.queries import FactQuery
+from bergson_core.evaluation.queries import EvaluationQuery
 from bergson_core.evaluation.retraining import (
+    BuiltInTrainer,
     CommandTrainer,
-    OwnTrainer,
     Trainer,
     check_command,
-    losses_after,
-    random_parts,
+    losses_after_retraining,
+    random_subsets,
 )
-from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.evaluation import (
     Effect,
@@ -56,9 +56,9 @@ Told = Callable[[Progress], None]
 Scores = Float[np.ndarray, "q n"]
 
 
-def evaluate(
+def evaluate_index(
     index: AttributionIndex,
-    queries: Sequence[FactQuery],
+    queries: Sequence[EvaluationQuery],
     spec: EvaluationSpec | None = None,
     *,
     cache: str | Path | None = None,
@@ -76,7 +76,7 @@ class _Evaluator:
     def __init__(
         self,
         index: AttributionIndex,
-        queries: list[FactQuery],
+        queries: list[EvaluationQuery],
         spec: EvaluationSpec,
         cache: str | Path | None,
         report: Told,
@@ -85,7 +85,7 @@ class _Evaluator:
             raise InvalidInput("there are no queries; expected at least one")
         self.index, self.queries, self.spec, self._report = index, queries, spec, report
         self.asked = query_tokens(index, queries)
-        self.corpus = Corpus.of(index)
+        self.corpus = IndexedDocuments.of(index)
         if not self.corpus.ids:
             raise InvalidInput(f"all documents of {index.name} were taken down; expected at least one")
         if len(queries) * len(self.corpus.ids) > _MOST_SCORES:
@@ -110,11 +110,11 @@ class _Evaluator:
             for name in scores.keys() - {"gold"}:
                 measured[name]["retrieval"] = self._retrieval(scores[name])
         if self.asks("unlearning", "tail_patch"):
-            sample = sample_numbers(len(self.corpus.ids), SAMPLE, self.spec.seed)
+            sample = sample_row_numbers(len(self.corpus.ids), FIT_SAMPLE_SIZE, self.spec.seed)
             tokens = [self.corpus.tokens[k] for k in sample]
             unlearner = Unlearner.fit(self.index.model, tokens, self.spec.learning_rate)
             learning_rate = unlearner.learning_rate
-            steps: dict[Measure, Step] = {"unlearning": "unlearn", "tail_patch": "learn"}
+            steps: dict[Measure, StepDirection] = {"unlearning": "unlearn", "tail_patch": "learn"}
             for measure, step in steps.items():
                 if self.asks(measure):
                     for name, effect in self._effects(unlearner, scores, step, measure):
@@ -177,7 +177,7 @@ class _Evaluator:
 
     def _of_index(self) -> Scores:
         parts, done = [], 0
-        for ids, scores in each_score(self.index, self.queries):
+        for ids, scores in iterate_scores(self.index, self.queries):
             parts.append(scores)
             done += len(ids)
             self._tell("score", done, len(self.corpus.ids))
@@ -195,7 +195,7 @@ class _Evaluator:
         return retrieval(rankings, gold)
 
     def _effects(
-        self, unlearner: Unlearner, scores: Mapping[str, Scores], step: Step, stage: str
+        self, unlearner: Unlearner, scores: Mapping[str, Scores], step: StepDirection, stage: str
     ) -> Iterator[tuple[str, Effect]]:
         """What a step on each method's best documents does, each document alone."""
         best = {name: _best(table, self._deep(name)) for name, table in scores.items()}
@@ -228,7 +228,7 @@ class _Evaluator:
 
     def _lds(self, scores: Mapping[str, Scores]) -> Iterator[tuple[str, dict[str, Interval]]]:
         training, seed = self.spec.training, self.spec.seed
-        parts = random_parts(len(self.corpus.ids), training.runs, training.share, seed)
+        parts = random_subsets(len(self.corpus.ids), training.runs, training.share, seed)
         losses = self._losses(parts, [seed + 1 + number for number in range(training.runs)], "retrain")
         kept = np.array(parts)
         for name, table in scores.items():
@@ -243,7 +243,7 @@ class _Evaluator:
     def _removal(self, scores: Mapping[str, Scores]) -> Iterator[tuple[str, Interval]]:
         """Rise of a query's loss without its best documents, against runs with all of them and the same seeds."""
         training, count = self.spec.training, len(self.corpus.ids)
-        chosen = sample_numbers(len(self.queries), training.removal_queries, self.spec.seed)
+        chosen = sample_row_numbers(len(self.queries), training.removal_queries, self.spec.seed)
         left_out = max(1, round(training.removal_share * count))
         seeds = [self.spec.seed + number for number in range(training.removal_repeats)]
         parts = [np.ones(count, dtype=bool)]
@@ -275,8 +275,8 @@ class _Evaluator:
             return CommandTrainer(training.command, self.corpus.rows)
         about = (self.corpus.tokens, training.schedule, training.scratch)
         if training.start is not None:
-            return OwnTrainer(training.start, *about, load_model(training.start).sha256)
-        return OwnTrainer(spec.model, *about, self.index.model.sha256, self.index.manifest.revision)
+            return BuiltInTrainer(training.start, *about, load_model(training.start).sha256)
+        return BuiltInTrainer(spec.model, *about, self.index.model.sha256, self.index.manifest.revision)
 
     def _losses(
         self,
@@ -285,7 +285,7 @@ class _Evaluator:
         stage: str,
     ) -> Float[np.ndarray, "M q"]:
         assert self.trainer is not None  # made where a measure trains
-        return losses_after(
+        return losses_after_retraining(
             self.trainer,
             kept,
             seeds,

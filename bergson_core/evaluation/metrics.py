@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.queries import Document, FactQuery
+from bergson_core.evaluation.queries import EvaluationDocument, EvaluationQuery
 from bergson_core.schemas.evaluation import Interval, Retrieval
 
 LEAST_RUNS: Final = 10
@@ -104,7 +104,7 @@ def _rank_correlation(
 
 
 def bm25_rankings(
-    documents: Sequence[Document], queries: Sequence[FactQuery], top_k: int
+    documents: Sequence[EvaluationDocument], queries: Sequence[EvaluationQuery], top_k: int
 ) -> dict[str, list[str]]:
     """At most `top_k` documents for each query by BM25 over words, the query being prompt + completion.
 
@@ -136,7 +136,7 @@ def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> Float[np.nd
 
 
 def random_rankings(
-    documents: Sequence[Document], queries: Sequence[FactQuery], top_k: int, seed: int = 0
+    documents: Sequence[EvaluationDocument], queries: Sequence[EvaluationQuery], top_k: int, seed: int = 0
 ) -> dict[str, list[str]]:
     """`top_k` documents (or all there are) for each query in a random order, the same for the same seed.
 
@@ -148,7 +148,7 @@ def random_rankings(
     return {query.id: rng.sample(ids, min(top_k, len(ids))) for query in queries}
 
 
-def _check(documents: Sequence[Document], queries: Sequence[FactQuery], top_k: int) -> None:
+def _check(documents: Sequence[EvaluationDocument], queries: Sequence[EvaluationQuery], top_k: int) -> None:
     if not documents or not queries:
         raise InvalidInput(f"expected documents and queries, got {len(documents)} and {len(queries)}")
     if top_k < 1:

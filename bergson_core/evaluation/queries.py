@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Document:
+class EvaluationDocument:
     """One training document; `metadata` holds its person and attribute, `fact` the id of its fact."""
 
     id: str
@@ -16,7 +16,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class FactQuery:
+class EvaluationQuery:
     """A prompt that ends before the answer, and the answer as `completion`, led by a space."""
 
     id: str
@@ -25,6 +25,6 @@ class FactQuery:
     fact: str
 
 
-def told(value: Any) -> str:
+def gold_value(value: Any) -> str:
     """A value that tells which documents are right, as text; '' where there is none."""
     return "" if value is None else str(value)

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.evaluation.training_loop import reproducible, train
-from bergson_core.models.forward_backward import losses_of
-from bergson_core.models.loading import LanguageModel, load_model, wrap
-from bergson_core.schemas.training import Schedule
+from bergson_core.models.forward_backward import document_losses
+from bergson_core.models.loading import LanguageModel, as_language_model, load_model
+from bergson_core.schemas.training import TrainingSchedule
 
 _SAID: Final = 300
 """Characters of a failed command's last words that its error repeats."""
@@ -51,7 +51,7 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
-class OwnTrainer:
+class BuiltInTrainer:
     """Our own loop (`trainer`), from the weights of the model `start`, or, with `scratch`, from new ones of its shape.
 
     New weights are the same in all runs; a run's seed decides the order of its documents.
@@ -59,14 +59,14 @@ class OwnTrainer:
 
     start: str
     documents: Sequence[Tokens]
-    schedule: Schedule
+    schedule: TrainingSchedule
     scratch: bool
     sha256: str
     """Content of the model `start`."""
     revision: str | None = None
 
     def key(self) -> dict[str, Any]:
-        about = [digest(self.documents), asdict(self.schedule), self.scratch, self.sha256]
+        about = [documents_sha256(self.documents), asdict(self.schedule), self.scratch, self.sha256]
         return {"own": about}
 
     def run(self, kept: Bool[np.ndarray, " n"], seed: int) -> LanguageModel:
@@ -79,7 +79,7 @@ class OwnTrainer:
         with reproducible(seed, threads):
             documents = [one for one, keep in zip(self.documents, kept, strict=True) if keep]
             train(model, documents, cast("int | None", start.tokenizer.eos_token_id), self.schedule)
-        return wrap(model.requires_grad_(False), start.tokenizer)
+        return as_language_model(model.requires_grad_(False), start.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def check_command(command: str) -> None:
         )
 
 
-def random_parts(documents: int, runs: int, share: float, seed: int) -> list[Bool[np.ndarray, " n"]]:
+def random_subsets(documents: int, runs: int, share: float, seed: int) -> list[Bool[np.ndarray, " n"]]:
     """`runs` random parts that keep `share` of the documents, the same for the same seed."""
     generator = np.random.Generator(np.random.Philox(seed))
     kept = []
@@ -135,7 +135,7 @@ def random_parts(documents: int, runs: int, share: float, seed: int) -> list[Boo
     return kept
 
 
-def losses_after(
+def losses_after_retraining(
     trainer: Trainer,
     parts: Sequence[Bool[np.ndarray, " n"]],
     seeds: Sequence[int],
@@ -150,7 +150,7 @@ def losses_after(
     Runs that failed raise one `InvalidInput` that names them, when the others are done and kept.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    shared = [trainer.key(), digest(queries)]
+    shared = [trainer.key(), documents_sha256(queries)]
     files = [cache / f"{_run_key(shared, *one)}.json" for one in zip(parts, seeds, strict=True)]
     wanted = [_Run(k, parts[k], seeds[k], path) for k, path in enumerate(files) if not path.is_file()]
     failed: dict[int, str] = {}
@@ -209,7 +209,7 @@ def _make_here(run: _Run) -> str | None:
 def _make(trainer: Trainer, queries: Sequence[Tokens], run: _Run) -> str | None:
     """Leaves the run's losses at its path; returns what went wrong if anything did."""
     try:
-        losses = losses_of(trainer.run(run.kept, run.seed), queries)
+        losses = document_losses(trainer.run(run.kept, run.seed), queries)
     except BergsonError as error:
         return str(error)
     if not np.isfinite(losses).all():
@@ -220,7 +220,7 @@ def _make(trainer: Trainer, queries: Sequence[Tokens], run: _Run) -> str | None:
     return None
 
 
-def digest(documents: Sequence[Tokens]) -> str:
+def documents_sha256(documents: Sequence[Tokens]) -> str:
     """sha256 of token rows."""
     whole = hashlib.sha256()
     for one in documents:

@@ -9,16 +9,16 @@ import numpy as np
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.ground_truth import each_score
-from bergson_core.evaluation.queries import FactQuery
+from bergson_core.evaluation.ground_truth import iterate_scores
+from bergson_core.evaluation.queries import EvaluationQuery
 
 DEPTH = 10
 _ROUNDING = 1e-4
 """Of a score, relative: another process may have added in another order."""
 
 
-def recall_of(
-    index: AttributionIndex, queries: Sequence[FactQuery], answers: Sequence[Sequence[str]]
+def recall_of_answers(
+    index: AttributionIndex, queries: Sequence[EvaluationQuery], answers: Sequence[Sequence[str]]
 ) -> float:
     """Share of each query's ten best documents that are among the first ten ids of its answer, on average.
 
@@ -29,7 +29,7 @@ def recall_of(
     every = frozenset().union(*wanted)
     best = np.full((len(queries), 0), -np.inf)
     theirs: dict[str, np.ndarray] = {}
-    for ids, scores in each_score(index, queries):
+    for ids, scores in iterate_scores(index, queries):
         both = np.concatenate([best, scores], axis=1)
         best = np.sort(both, axis=1)[:, -DEPTH:]
         theirs |= {one: scores[:, at] for at, one in enumerate(ids) if one in every}

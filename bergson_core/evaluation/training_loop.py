@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bergson_core.data.batching import Tokens
-from bergson_core.schemas.training import Progress, Schedule
+from bergson_core.schemas.training import TrainingProgress, TrainingSchedule
 
 FILLER: Final = 0
 """Any token fills a row up: it lies to the right, where causal attention does not look."""
@@ -27,8 +27,8 @@ def train(
     model: nn.Module,
     documents: Sequence[Tokens],
     end: int | None,
-    schedule: Schedule,
-    progress: Progress | None = None,
+    schedule: TrainingSchedule,
+    progress: TrainingProgress | None = None,
 ) -> int:
     """Trains all weights of `model` on `documents`, each closed with the token `end` if any; returns the steps taken.
 

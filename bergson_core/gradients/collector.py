@@ -22,7 +22,7 @@ from bergson_core.gradients.normalizers import FactoredNormalizer, Normalizer, w
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.models.hooks import capture
-from bergson_core.models.modules import Layer, natural_key, select
+from bergson_core.models.modules import TrackedModule, natural_key, select_modules
 
 Closure = Callable[[str, Tensor], None]
 _WHOLE_GRADIENTS_AT_ONCE: Final = 2**22
@@ -60,12 +60,12 @@ class GradientCollector:
         self.model = model
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
-        self.layers = select(model, target_modules)
+        self.layers = select_modules(model, target_modules)
         self._closure = closure
         self._collected: dict[str, Tensor] = {}
-        self._transforms: dict[tuple[str, torch.dtype, torch.device], Factored | Whole] = (
-            {} if like is None else like._transforms
-        )
+        self._transforms: dict[
+            tuple[str, torch.dtype, torch.device], FactoredTransform | WholeGradientTransform
+        ] = {} if like is None else like._transforms
         self._open = ExitStack()
 
     @property
@@ -101,7 +101,7 @@ class GradientCollector:
         else:
             self._collected[name] = gradient
 
-    def _transform(self, name: str, like: Tensor) -> "Factored | Whole":
+    def _transform(self, name: str, like: Tensor) -> "FactoredTransform | WholeGradientTransform":
         key = (name, like.dtype, like.device)
         if key not in self._transforms:
             self._transforms[key] = make_transform(self.processor, self.layers[name], like)
@@ -110,7 +110,7 @@ class GradientCollector:
 
 @final
 @dataclass(frozen=True)
-class Factored:
+class FactoredTransform:
     """L G Rᵀ [n, p, p] from the two sides. `left` [p, o], `right` [p, i], `offset` [p] the bias column of R."""
 
     left: Tensor
@@ -124,12 +124,12 @@ class Factored:
         return F.linear(a, self.right, self.offset)
 
     def gradient(self, kept: Float[Tensor, "n s p"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n p p"]:
-        return widened(F.linear(g, self.left)).mT @ widened(kept)
+        return upcast(F.linear(g, self.left)).mT @ upcast(kept)
 
 
 @final
 @dataclass(frozen=True)
-class Whole:
+class WholeGradientTransform:
     """G [n, o, i] itself, a few samples at a time: normalized, then projected where there is a projection."""
 
     normalizer: Normalizer | None
@@ -145,12 +145,12 @@ class Whole:
         self, kept: Float[Tensor, "n s i"] | Int[Tensor, "n s"], g: Float[Tensor, "n s o"]
     ) -> Float[Tensor, "n _ _"]:
         at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * self.in_features))
-        parts = zip(widened(g).split(at_once), kept.split(at_once), strict=True)
+        parts = zip(upcast(g).split(at_once), kept.split(at_once), strict=True)
         return torch.cat([self._finish(self._whole(a_part, g_part)) for g_part, a_part in parts])
 
     def _whole(self, a: Tensor, g: Tensor) -> Float[Tensor, "n o i"]:
         if a.is_floating_point():
-            return g.mT @ widened(a)
+            return g.mT @ upcast(a)
         by_token = g.new_zeros(len(g), self.in_features, g.shape[-1])
         return by_token.scatter_add_(1, a[..., None].expand_as(g), g).mT
 
@@ -162,26 +162,28 @@ class Whole:
         return gradient
 
 
-def make_transform(processor: GradientProcessor, layer: Layer, like: Tensor) -> Factored | Whole:
+def make_transform(
+    processor: GradientProcessor, layer: TrackedModule, like: Tensor
+) -> FactoredTransform | WholeGradientTransform:
     """How `processor` turns the activations and output gradients of `layer` into rows, for tensors like `like`."""
     normalizer = processor.normalizers.get(layer.name)
     bias = processor.include_bias and layer.has_bias
     if processor.projection_dim is None:
-        return Whole(normalizer, None, None, layer.in_features, bias)
+        return WholeGradientTransform(normalizer, None, None, layer.in_features, bias)
     draw = partial(PROJECTIONS[processor.projection], processor.seed, layer.name)
     left = draw("left", processor.projection_dim, layer.out_features)
     right = draw("right", processor.projection_dim, layer.in_features + bias)
     if isinstance(normalizer, FactoredNormalizer):
         left, right = normalizer.fold(left, right)
     elif normalizer is not None:
-        wide = widened(like.new_empty(0))
-        return Whole(normalizer, left.to(wide), right.to(wide), layer.in_features, bias)
+        wide = upcast(like.new_empty(0))
+        return WholeGradientTransform(normalizer, left.to(wide), right.to(wide), layer.in_features, bias)
     left, right = left.to(like), right.to(like)
     if bias:
-        return Factored(left, right[:, :-1].contiguous(), right[:, -1].contiguous())
-    return Factored(left, right, None)
+        return FactoredTransform(left, right[:, :-1].contiguous(), right[:, -1].contiguous())
+    return FactoredTransform(left, right, None)
 
 
-def widened(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """float32, or float64 as it was."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

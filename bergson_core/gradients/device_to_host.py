@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def one_late(items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+def overlap_copies(items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """`items` with their tensors as NumPy arrays in the host's memory, each after the one behind it was made."""
     waiting: tuple[tuple[Any, ...], torch.cuda.Event | None] | None = None
     for item in items:

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Batch, batches
-from bergson_core.data.dataset import token_chunks
+from bergson_core.data.dataset import iter_token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.collector import widened
-from bergson_core.gradients.normalizers import KINDS, Normalizer, with_bias
+from bergson_core.gradients.collector import upcast
+from bergson_core.gradients.normalizers import NORMALIZERS, Normalizer, with_bias
 from bergson_core.gradients.optimizer_checkpoint import normalizers_from_checkpoint
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.batch_budget import find_budget
+from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, frozen
-from bergson_core.models.loading import LanguageModel, wrap
-from bergson_core.models.modules import Layer, select
+from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.modules import TrackedModule, select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
 from bergson_core.schemas.build import Normalizer as NormalizerKind
-from bergson_core.utils.progress import aside
+from bergson_core.utils.progress import run_in_thread
 
 MAX_KFAC_SIDE: Final = 2**15
 """Longest side of a layer that K-FAC is fitted for: 4 GiB of float32 a matrix."""
@@ -46,25 +46,27 @@ def fit_processor(
     Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
     """
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
-    language_model = wrap(model, tokenizer)
-    sample = dataset.select(sample_numbers(len(dataset), settings.sample_size, settings.seed))
-    chunks = token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
+    language_model = as_language_model(model, tokenizer)
+    sample = dataset.select(sample_row_numbers(len(dataset), settings.sample_size, settings.seed))
+    chunks = iter_token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
     tokens = list(chain.from_iterable(chunks))
-    layers = select(model, target_modules or settings.modules)
+    layers = select_modules(model, target_modules or settings.modules)
     longest = max((len(one.ids) for one in tokens), default=0)
-    budget = find_budget(language_model, layers, longest)
-    return fit(language_model, layers, batches(tokens, budget, language_model.device), settings)
+    budget = find_batch_budget(language_model, layers, longest)
+    return fit_gradient_processor(
+        language_model, layers, batches(tokens, budget, language_model.device), settings
+    )
 
 
-def sample_numbers(total: int, size: int, seed: int) -> list[int]:
+def sample_row_numbers(total: int, size: int, seed: int) -> list[int]:
     """Row numbers of a sample of `size`, or of all, ascending: the same ones for the same seed."""
     generator = np.random.Generator(np.random.Philox(seed))
     return sorted(generator.choice(total, min(size, total), replace=False).tolist())
 
 
-def fit(
+def fit_gradient_processor(
     model: LanguageModel,
-    layers: dict[str, Layer],
+    layers: dict[str, TrackedModule],
     sample: Iterable[Batch],
     settings: GradientSpec,
     tell: Callable[[], object] = lambda: None,
@@ -94,7 +96,7 @@ def fit(
 
 def fit_normalizers(
     model: LanguageModel,
-    layers: dict[str, Layer],
+    layers: dict[str, TrackedModule],
     sample: Iterable[Batch],
     kind: NormalizerKind = "adafactor",
     *,
@@ -111,14 +113,14 @@ def fit_normalizers(
         return {}
     if kind == "kfac":
         _check_sides(layers)
-    chosen = KINDS[kind]
+    chosen = NORMALIZERS[kind]
     sums: dict[str, Sequence[Tensor]] = {}
 
     def arrive(name: str, a: Tensor, g: Tensor) -> None:
-        layer, g = layers[name], widened(g)
+        layer, g = layers[name], upcast(g)
         finite = g.isfinite().flatten(1).all(1)
         if a.is_floating_point():
-            a = widened(with_bias(a) if include_bias and layer.has_bias else a)
+            a = upcast(with_bias(a) if include_bias and layer.has_bias else a)
             finite &= a.isfinite().flatten(1).all(1)
             new = chosen.moments(a[finite], g[finite])
         else:
@@ -136,10 +138,12 @@ def fit_normalizers(
         raise InvalidInput(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
-    return aside(lambda: {name: chosen.make(sums[name], samples) for name in layers if name in sums}, tell)
+    return run_in_thread(
+        lambda: {name: chosen.make(sums[name], samples) for name in layers if name in sums}, tell
+    )
 
 
-def _check_sides(layers: Mapping[str, Layer]) -> None:
+def _check_sides(layers: Mapping[str, TrackedModule]) -> None:
     for name, layer in layers.items():
         is_embedding = isinstance(layer.module, nn.Embedding)
         side = layer.out_features if is_embedding else max(layer.out_features, layer.in_features)

@@ -123,7 +123,7 @@ def _damped(moment: Tensor) -> Tensor:
     return moment + DAMPING * mean if mean > 0 else torch.ones_like(moment)
 
 
-def from_tensors(tensors: dict[str, Tensor]) -> Normalizer:
+def normalizer_from_tensors(tensors: dict[str, Tensor]) -> Normalizer:
     """The inverse of `Normalizer.tensors`."""
     for kind in (AdafactorNormalizer, KfacNormalizer, AdamNormalizer):
         if tensors.keys() == kind.__annotations__.keys():
@@ -224,7 +224,7 @@ def _kfac_root(moment: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Kind:
+class NormalizerFunctions:
     """How a normalizer is fitted.
 
     moments        sums over a batch, from a [n, s, i] and g [n, s, o]
@@ -237,14 +237,14 @@ class Kind:
     make: Callable[[Sequence[Tensor], int], Normalizer]
 
 
-KINDS: Final = {
-    "adafactor": Kind(
+NORMALIZERS: Final = {
+    "adafactor": NormalizerFunctions(
         adafactor_moments,
         adafactor_token_moments,
         lambda sums, samples: AdafactorNormalizer(*(total.cpu() / samples for total in sums)),
     ),
-    "adam": Kind(
+    "adam": NormalizerFunctions(
         adam_moments, adam_token_moments, lambda sums, samples: AdamNormalizer(sums[0].cpu() / samples)
     ),
-    "kfac": Kind(kfac_moments, kfac_token_moments, _make_kfac),
+    "kfac": NormalizerFunctions(kfac_moments, kfac_token_moments, _make_kfac),
 }

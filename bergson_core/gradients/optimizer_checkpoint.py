@@ -28,9 +28,9 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers import AdafactorNormalizer, AdamNormalizer, Normalizer
-from bergson_core.models.modules import Layer
+from bergson_core.models.modules import TrackedModule
 
-Kind = Literal["adafactor", "adam"]
+CheckpointNormalizer = Literal["adafactor", "adam"]
 
 # The format is a pickle. weights_only runs nothing of it: whatever is not a tensor or a plain value is an error.
 _load = partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
@@ -67,7 +67,12 @@ class _Moment:
 
 
 def normalizers_from_checkpoint(
-    path: str | Path, model: nn.Module, layers: dict[str, Layer], kind: Kind, *, include_bias: bool = False
+    path: str | Path,
+    model: nn.Module,
+    layers: dict[str, TrackedModule],
+    kind: CheckpointNormalizer,
+    *,
+    include_bias: bool = False,
 ) -> dict[str, Normalizer]:
     """A normalizer for each of `layers`, of float32 tensors on the CPU.
 
@@ -215,7 +220,7 @@ def _by_parameter(file: Path, named: Mapping[str, _Moment | None], model: nn.Mod
 
 
 def _normalizer(
-    layer: Layer, moments: Mapping[int, _Moment], kind: Kind, include_bias: bool
+    layer: TrackedModule, moments: Mapping[int, _Moment], kind: CheckpointNormalizer, include_bias: bool
 ) -> Normalizer | None:
     """From the moments of the layer's parameters, by `id`; None where one of them is missing."""
     module = cast(Any, layer.module)
@@ -244,7 +249,9 @@ def _normalizer(
     )
 
 
-def _from_numbers(numbers: Sequence[Tensor], bias: Sequence[Tensor], kind: Kind) -> Normalizer:
+def _from_numbers(
+    numbers: Sequence[Tensor], bias: Sequence[Tensor], kind: CheckpointNormalizer
+) -> Normalizer:
     """From (V [o, i],) or its means ([o], [i]), widened by the bias's V [o] where there is one."""
     if len(numbers) == 1:
         whole = torch.cat([*numbers, *(part[:, None] for part in bias)], dim=1)

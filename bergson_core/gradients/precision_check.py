@@ -42,7 +42,7 @@ class PrecisionCheck:
         return min(self.batched, self.padded, self.precision) >= SAME
 
 
-def check_model(
+def check_precision(
     name: str, revision: str | None = None, dtypes: Sequence[Dtype] = ("float32", "bfloat16")
 ) -> list[PrecisionCheck]:
     """One check for each precision, on documents of random tokens, by rows of 16 × 16 numbers a layer.
@@ -65,7 +65,7 @@ def check_model(
     return checks
 
 
-def recommended(checks: Sequence[PrecisionCheck]) -> Dtype | None:
+def recommended_dtype(checks: Sequence[PrecisionCheck]) -> Dtype | None:
     """The cheapest precision that passed, None where none did."""
     passed = {check.dtype for check in checks if check.passed}
     order: tuple[Dtype, ...] = ("bfloat16", "float32", "float64")

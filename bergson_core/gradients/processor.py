@@ -88,7 +88,7 @@ class GradientProcessor:
             for key, tensor in load_file(directory / _TENSORS).items():
                 name, part = key.rsplit("/", 1)
                 parts.setdefault(name, {})[part] = tensor
-            fitted = {name: kinds.from_tensors(tensors) for name, tensors in parts.items()}
+            fitted = {name: kinds.normalizer_from_tensors(tensors) for name, tensors in parts.items()}
             return cls(normalizers=fitted, **settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IndexCorrupt(f"no gradient processor can be read from {directory}: {error}") from error

@@ -17,7 +17,7 @@ from bergson_core.schemas.build import Projection
 Side = Literal["left", "right"]
 
 
-def rademacher(
+def rademacher_matrix(
     seed: int, name: str, side: Side, rows: int, columns: int
 ) -> Float64[Tensor, "{rows} {columns}"]:
     """P [rows, columns] float64 of ±1/√rows, so that E[PᵀP] = I and E⟨Pg, Ph⟩ = ⟨g, h⟩.
@@ -31,7 +31,9 @@ def rademacher(
     return signs.div_(rows**0.5).reshape(rows, columns)
 
 
-def normal(seed: int, name: str, side: Side, rows: int, columns: int) -> Float64[Tensor, "{rows} {columns}"]:
+def normal_matrix(
+    seed: int, name: str, side: Side, rows: int, columns: int
+) -> Float64[Tensor, "{rows} {columns}"]:
     """P [rows, columns] float64 with entries of N(0, 1/rows), so that E[PᵀP] = I.
 
     Pairs of words of the same generator, by the transform of Box and Muller (1958): NumPy's own normal numbers may
@@ -51,6 +53,6 @@ def _words(seed: int, name: str, side: Side, count: int) -> np.ndarray:
 
 
 PROJECTIONS: Final[dict[Projection, Callable[[int, str, Side, int, int], Tensor]]] = {
-    "rademacher": rademacher,
-    "normal": normal,
+    "rademacher": rademacher_matrix,
+    "normal": normal_matrix,
 }

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Batch, Tokens, batches
-from bergson_core.data.dataset import token_chunks
+from bergson_core.data.dataset import iter_token_chunks
 from bergson_core.gradients.collector import GradientCollector
-from bergson_core.gradients.device_to_host import one_late
+from bergson_core.gradients.device_to_host import overlap_copies
 from bergson_core.gradients.normalizer_fitting import fit_processor
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.batch_budget import find_budget
+from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import frozen
-from bergson_core.models.loading import LanguageModel, wrap
-from bergson_core.models.modules import Layer
+from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
 NUMBERS_AT_ONCE: Final = 2**25
@@ -60,7 +60,7 @@ class RowCollector:
         )
         self.layers = self._collector.layers
         self._model = model.tracking(self.layers.values())
-        self.slices = layout(self.layers, processor)
+        self.slices = module_slices(self.layers, processor)
         self.dimensions = sum(part.stop - part.start for part in self.slices.values())
         self._rows = torch.empty(0)
 
@@ -91,7 +91,7 @@ class RowCollector:
         self._rows[..., self.slices[name]] += gradient.flatten(-2)
 
 
-def layout(layers: Mapping[str, Layer], processor: GradientProcessor) -> dict[str, slice]:
+def module_slices(layers: Mapping[str, TrackedModule], processor: GradientProcessor) -> dict[str, slice]:
     """Where in a row each layer's numbers are, in the order of `layers`."""
     slices, start = {}, 0
     for name, layer in layers.items():
@@ -137,7 +137,7 @@ def collect_gradients(
         processor = fit_processor(
             model, dataset, tokenizer, settings, columns=columns, target_modules=target_modules
         )
-    language_model = wrap(model, tokenizer)
+    language_model = as_language_model(model, tokenizer)
     collector = RowCollector(language_model, processor, target_modules, per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
@@ -145,13 +145,13 @@ def collect_gradients(
     path = str(Path(directory) / "gradients.arrow")
     longest, budget = 0, budget_tokens or 0
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss):
+        for chunk in iter_token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss):
             if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
-                longest, budget = here, find_budget(language_model, collector.layers, here)
+                longest, budget = here, find_batch_budget(language_model, collector.layers, here)
             if per_token:
                 budget = max(1, min(budget, NUMBERS_AT_ONCE // collector.dimensions))
             for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
-                rows, losses = collect_in_order(collector, tokens, budget)
+                rows, losses = collect_rows(collector, tokens, budget)
                 gradients: Any = pa.FixedSizeListArray.from_arrays(
                     pa.array(rows.ravel()), collector.dimensions
                 )
@@ -173,7 +173,7 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
     yield few
 
 
-def collect_in_order(
+def collect_rows(
     collector: RowCollector,
     tokens: Sequence[Tokens],
     budget_tokens: int,
@@ -191,7 +191,7 @@ def collect_in_order(
         (batch.numbers, *collector.collect(batch))
         for batch in batches(tokens, budget_tokens, collector.device)
     )
-    for numbers, new_rows, new_losses in one_late(made):
+    for numbers, new_rows, new_losses in overlap_copies(made):
         losses[numbers] = new_losses
         tell()
         if not collector.per_token:

@@ -11,24 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bergson_core.data.streaming import load_streamed
+from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist
-from bergson_core.gradients.normalizer_fitting import sample_numbers
-from bergson_core.indexing.build import fingerprint, fitting_into_memory
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.indexing.build import out_of_memory_errors, rows_fingerprint
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.publish import Confirm, Report, publish_next, rows_a_shard, writing
-from bergson_core.indexing.shard_builder import Corpus, ShardMaker, tasks
-from bergson_core.models.batch_budget import find_budget
-from bergson_core.models.loading import LanguageModel, LoadModel, check_model, load_model
-from bergson_core.models.tokenization import tokens_of
+from bergson_core.indexing.publish import (
+    ConfirmCallback,
+    ProgressCallback,
+    index_write_lock,
+    publish_next_generation,
+    rows_per_shard,
+)
+from bergson_core.indexing.shard_builder import CheckedDocuments, ShardBuilder, plan_shards
+from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.loading import LanguageModel, LoadModel, load_model, require_same_model
+from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import AppendSpec, BuildSpec
-from bergson_core.schemas.record import Record, as_record
+from bergson_core.schemas.record import Record, record_from_row
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import SAMPLE, Sample
-from bergson_core.shards.row_encoder import RowMaker, open_rows
-from bergson_core.shards.shard import Place
+from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.shards.row_encoder import RowEncoder, open_row_encoder
+from bergson_core.shards.shard import ShardPosition
 from bergson_core.storage.document_lookup import existing_ids
-from bergson_core.storage.document_table import document, texts_of
+from bergson_core.storage.document_table import document_at, iter_document_tables
 from bergson_core.storage.integrity import APPENDING
 from bergson_core.storage.manifest import Manifest, check_append, read_manifest
 
@@ -42,8 +48,8 @@ def append_documents(
     spec: AppendSpec,
     *,
     key: str = "",
-    report: Report = lambda progress: None,
-    confirm: Confirm = lambda: None,
+    report: ProgressCallback = lambda progress: None,
+    confirm: ConfirmCallback = lambda: None,
     load_model: LoadModel = load_model,
     shard_rows: int | None = None,
     executor: Executor = LocalExecutor(),
@@ -62,31 +68,31 @@ def append_documents(
     root = Path(index)
     check_append(root.name, read_manifest(root), spec)
     executor.prepare()
-    with writing(root), fitting_into_memory():
+    with index_write_lock(root), out_of_memory_errors():
         old = read_manifest(root)
         report(Progress(stage="load"))
         model = load_model(old.spec.model, old.revision, old.spec.dtype)
-        check_model(root.name, old, model)
+        require_same_model(root.name, old, model)
         new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
-        documents = load_streamed(new, _workspace(root, spec, key), report)
-        corpus = Corpus.survey(new, replace(documents, first_number=old.numbered), model, report)
+        documents = load_documents_streaming(new, _workspace(root, spec, key), report)
+        corpus = CheckedDocuments.survey(new, replace(documents, first_number=old.numbered), model, report)
         source = _source(new, model, corpus, key)
         if source in {shard.source for shard in old.shards}:
             return old
         _check_ids(root, corpus)
-        rows = open_rows(new, root, model)
-        maker = ShardMaker(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
-        place = Place(old.rows, source, old.generation + 1)
+        rows = open_row_encoder(new, root, model)
+        maker = ShardBuilder(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
+        place = ShardPosition(old.rows, source, old.generation + 1)
         first_name = 1 + max(int(shard.name) for shard in old.shards)
-        size = shard_rows or rows_a_shard(rows.shape, old.rows + len(corpus.documents))
-        work = tasks(len(corpus.documents), size, place, first_name)
+        size = shard_rows or rows_per_shard(rows.shape, old.rows + len(corpus.documents))
+        work = plan_shards(len(corpus.documents), size, place, first_name)
         made = build_shards(maker, corpus.documents, work, report, confirm, executor)
         shards = (*old.shards, *made)
         sample = None
         if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
             sample = _sample(root, old.model_copy(update={"shards": shards}), maker, report)
         numbered = old.numbered + len(corpus.documents)
-        manifest = publish_next(root, old, shards, sample, report, confirm, numbered=numbered)
+        manifest = publish_next_generation(root, old, shards, sample, report, confirm, numbered=numbered)
         report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
         return manifest
 
@@ -99,12 +105,12 @@ def _workspace(root: Path, spec: AppendSpec, key: str) -> Path:
     return path
 
 
-def _source(spec: BuildSpec, model: LanguageModel, corpus: Corpus, key: str) -> str:
-    parts = (fingerprint(spec, model, corpus), key)
+def _source(spec: BuildSpec, model: LanguageModel, corpus: CheckedDocuments, key: str) -> str:
+    parts = (rows_fingerprint(spec, model, corpus), key)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _check_ids(root: Path, corpus: Corpus) -> None:
+def _check_ids(root: Path, corpus: CheckedDocuments) -> None:
     documents = corpus.documents
     if documents.columns.id is None:
         return
@@ -116,26 +122,30 @@ def _check_ids(root: Path, corpus: Corpus) -> None:
         raise IdsExist.of(found)
 
 
-def _budget_tokens(root: Path, model: LanguageModel, rows: RowMaker, corpus: Corpus) -> int:
+def _budget_tokens(root: Path, model: LanguageModel, rows: RowEncoder, corpus: CheckedDocuments) -> int:
     """As the build's batches, where these still fit: a document gets the row that it would have got there."""
     before = json.loads((root / "statistics" / "done").read_text())["budget_tokens"]
-    return min(before, find_budget(model, rows.collector.layers, corpus.longest))
+    return min(before, find_batch_budget(model, rows.collector.layers, corpus.longest))
 
 
-def _sample(root: Path, manifest: Manifest, maker: ShardMaker, report: Report) -> Sample:
+def _sample(root: Path, manifest: Manifest, maker: ShardBuilder, report: ProgressCallback) -> RecallQueries:
     """Documents of the whole index as queries, from their stored text."""
     total = sum(shard.rows for shard in manifest.shards)
-    numbers = sample_numbers(total, SAMPLE, manifest.spec.gradients.seed)
-    tokens = tokens_of(_records(root, manifest, numbers), maker.spec, maker.model)
+    numbers = sample_row_numbers(total, QUERY_COUNT, manifest.spec.gradients.seed)
+    tokens = tokenize_documents(_records(root, manifest, numbers), maker.spec, maker.model)
     telling = Progress(stage="measure", unit="rows")
-    return Sample.collect(maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling))
+    return RecallQueries.collect(
+        maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling)
+    )
 
 
 def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
     records = []
-    for entry, texts in texts_of(root, manifest):
+    for entry, texts in iter_document_tables(root, manifest):
         for number in numbers:
             if entry.first_row <= number < entry.first_row + entry.rows:
-                row = document(texts, number - entry.first_row)
-                records.append(as_record(row["id"], row["prompt"], row["completion"], manifest.spec.columns))
+                row = document_at(texts, number - entry.first_row)
+                records.append(
+                    record_from_row(row["id"], row["prompt"], row["completion"], manifest.spec.columns)
+                )
     return records

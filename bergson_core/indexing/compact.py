@@ -9,18 +9,23 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import InvalidInput
-from bergson_core.indexing.publish import Confirm, Report, publish_next, writing
+from bergson_core.indexing.publish import (
+    ConfirmCallback,
+    ProgressCallback,
+    index_write_lock,
+    publish_next_generation,
+)
 from bergson_core.schemas.results import Progress
-from bergson_core.shards.shard import Place, RowShape, Shard, write_shard
-from bergson_core.storage.document_lookup import Hidden
+from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
+from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 
 
-def compact(
+def compact_index(
     index: str | Path,
     *,
-    report: Report = lambda progress: None,
-    confirm: Confirm = lambda: None,
+    report: ProgressCallback = lambda progress: None,
+    confirm: ConfirmCallback = lambda: None,
 ) -> Manifest:
     """Writes the shards that hold documents that were taken down anew without these, and returns the new manifest.
 
@@ -30,9 +35,9 @@ def compact(
     """
     root = Path(index)
     read_manifest(root)  # or else there is nothing to lock
-    with writing(root):
+    with index_write_lock(root):
         old = read_manifest(root)
-        shape, hidden = RowShape.of(old), Hidden(root, old)
+        shape, hidden = RowShape.of(old), HiddenRows(root, old)
         hidden.update()
         compacted, next_name = hidden.lines, 1 + max(int(entry.name) for entry in old.shards)
         shards: list[ShardEntry] = []
@@ -43,7 +48,7 @@ def compact(
             if len(kept) == entry.rows:
                 shards.append(entry.model_copy(update={"first_row": first_row}))
             elif len(kept):
-                place = Place(first_row, entry.source, entry.generation)
+                place = ShardPosition(first_row, entry.source, entry.generation)
                 shards.append(_without(root, shard, kept, f"{next_name:05d}", place))
                 next_name += 1
             report(Progress(stage="compact", done=done, total=len(old.shards), unit="shards"))
@@ -51,10 +56,10 @@ def compact(
             raise InvalidInput(f"all documents of {root.name} were taken down: delete the index instead")
         if shards == list(old.shards):
             return old
-        return publish_next(root, old, shards, report=report, confirm=confirm, compacted=compacted)
+        return publish_next_generation(root, old, shards, report=report, confirm=confirm, compacted=compacted)
 
 
-def _without(root: Path, shard: Shard, kept: np.ndarray, name: str, place: Place) -> ShardEntry:
+def _without(root: Path, shard: Shard, kept: np.ndarray, name: str, place: ShardPosition) -> ShardEntry:
     """The shard of the rows `kept` alone, as they are."""
     texts = shard.records.take(pa.array(kept))
     return write_shard(root, name, shard.blocks[kept], shard.scales[kept], texts, place).accept()

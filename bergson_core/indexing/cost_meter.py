@@ -26,7 +26,7 @@ _TIMED_S: Final = 5.0
 _MORE_DOCUMENTS: Final = 4
 
 
-class Meter:
+class CostMeter:
     """Seconds by stage of the build, of passes through the model, of decompositions, and of all else.
 
     What was spared counts as if it had been done.
@@ -54,14 +54,14 @@ class Meter:
         self._here["other"] -= spent
 
 
-class Passes:
+class PassSampler:
     """Which batches the model runs on: some for `_TIMED_S` seconds, then those with four times the documents.
 
     Batches come with the longest documents first. They are of about as many tokens each, but the shorter the documents,
     the more rows, which take time and memory too: a batch of `most_documents` is run whatever was run before.
     """
 
-    def __init__(self, meter: Meter, device: torch.device) -> None:
+    def __init__(self, meter: CostMeter, device: torch.device) -> None:
         self.most_documents: int | None = None
         self._meter, self._device = meter, device
         self._documents, self._seconds, self._rate = 0, 0.0, 0.0
@@ -94,11 +94,11 @@ class Passes:
                     yield batch
 
 
-class SomeRows(RowCollector):
+class SampledRowCollector(RowCollector):
     """Random rows for batches that the model does not run on."""
 
     def __init__(
-        self, passes: Passes, model: LanguageModel, processor: GradientProcessor, modules: str | None
+        self, passes: PassSampler, model: LanguageModel, processor: GradientProcessor, modules: str | None
     ) -> None:
         super().__init__(model, processor, modules)
         self.passes = passes
@@ -115,7 +115,7 @@ class SomeRows(RowCollector):
 class OneOfEachSize(TorchFunctionMode):
     """Decomposes the first matrix of each size while the context is open; the others count as the identity."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: CostMeter) -> None:
         super().__init__()
         self._meter = meter
         self._seconds: dict[int, float] = {}
@@ -137,7 +137,7 @@ class OneOfEachSize(TorchFunctionMode):
         return found
 
 
-def resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """Resident bytes of this process, mapped files included: now (VmRSS), or the most there were (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
@@ -145,6 +145,6 @@ def resident(field: str) -> int:
 
 def kept_by_allocator() -> int:
     """Bytes that are free but still resident, which are given back."""
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     CDLL(None).malloc_trim(0)
-    return before - resident("VmRSS")
+    return before - resident_bytes("VmRSS")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from bergson_core.data.dataset import Documents
-from bergson_core.indexing.publish import Confirm, Report
-from bergson_core.indexing.shard_builder import ShardMaker, Step, Task
+from bergson_core.indexing.publish import ConfirmCallback, ProgressCallback
+from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.search.searcher import LocalSearcher, Searcher
-from bergson_core.shards.shard import drop_asides, finished_shard
+from bergson_core.shards.shard import finished_shard, remove_unaccepted_shards
 from bergson_core.storage.manifest import Manifest, ShardEntry
-from bergson_core.utils.progress import Clock
+from bergson_core.utils.progress import StageProgress
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class Executor(Protocol):
         ...
 
     def make_shards(
-        self, maker: ShardMaker, documents: Documents, tasks: Sequence[Task]
-    ) -> Generator[Step, None, None]:
+        self, maker: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
+    ) -> Generator[ShardStep, None, None]:
         """Yields every step of every shard of `tasks`. The steps of one shard come in order."""
         ...
 
@@ -56,8 +56,8 @@ class LocalExecutor:
         """Does nothing: this process is always available."""
 
     def make_shards(
-        self, maker: ShardMaker, documents: Documents, tasks: Sequence[Task]
-    ) -> Generator[Step, None, None]:
+        self, maker: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
+    ) -> Generator[ShardStep, None, None]:
         """Yields every step of every shard of `tasks`, one shard after the other."""
         for task in tasks:
             yield from maker.make(task, documents.read(task.numbers))
@@ -68,24 +68,24 @@ class LocalExecutor:
 
 
 def build_shards(
-    maker: ShardMaker,
+    maker: ShardBuilder,
     documents: Documents,
-    work: Sequence[Task],
-    report: Report,
-    confirm: Confirm,
+    work: Sequence[ShardTask],
+    report: ProgressCallback,
+    confirm: ConfirmCallback,
     executor: Executor,
 ) -> list[ShardEntry]:
     """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
-    drop_asides(maker.output)
+    remove_unaccepted_shards(maker.output)
     finished = [finished_shard(maker.output, task.name, task.place, len(task.numbers)) for task in work]
     entries = {entry.name: entry for entry in finished if entry is not None}
-    clock = Clock("gradients", sum(len(task.numbers) for task in work))
+    clock = StageProgress("gradients", sum(len(task.numbers) for task in work))
     clock.skip(sum(entry.rows for entry in entries.values()))
     left = [task for task in work if task.name not in entries]
     with closing(executor.make_shards(maker, documents, left)) as steps:
         for step in steps:
             if step.written is None:
-                report(clock.tick(step.documents, step.tokens))
+                report(clock.advance(step.documents, step.tokens))
                 continue
             if step.skipped:
                 logger.warning(

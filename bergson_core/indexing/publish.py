@@ -29,15 +29,15 @@ from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.faiss_index import build_shard_search, search_path, shard_features
 from bergson_core.search.profile import Profile, write_lengths
-from bergson_core.search.recall import Sample, choose, ladder, measure
-from bergson_core.search.significance import calibrate
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.search.recall import RecallQueries, candidate_kinds, choose_kind, measure_recall
+from bergson_core.search.significance import calibrate_notice
+from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape, Shard, disk_errors, total_moment
-from bergson_core.storage.integrity import drop_unpublished, file_entry, sync_files
-from bergson_core.storage.layout import DEFAULT, lengths_path, preconditioner_path
+from bergson_core.storage.integrity import file_entry, flush_files, remove_unpublished_files
+from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path
 from bergson_core.storage.manifest import (
-    FILE_NAME,
     FORMAT_VERSION,
+    MANIFEST_FILE,
     FileEntry,
     Manifest,
     ModuleEntry,
@@ -48,7 +48,7 @@ from bergson_core.storage.manifest import (
     ShardEntry,
 )
 from bergson_core.utils.atomic_files import write_durably
-from bergson_core.utils.progress import aside
+from bergson_core.utils.progress import run_in_thread
 
 SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
@@ -57,12 +57,12 @@ MOST_SHARDS: Final = 1000
 LARGEST_SHARD_BYTES: Final = 2 * 2**30
 """Whatever the index: a shard is in memory while it is made."""
 
-Report = Callable[[Progress], None]
-Confirm = Callable[[], None]
+ProgressCallback = Callable[[Progress], None]
+ConfirmCallback = Callable[[], None]
 
 
 @contextmanager
-def writing(root: Path) -> Iterator[None]:
+def index_write_lock(root: Path) -> Iterator[None]:
     """Keeps all other writers out of the index in directory `root`.
 
     Raises `IndexBusy` where one is there, and `DiskFull` where there is no room for what is written here.
@@ -74,7 +74,7 @@ def writing(root: Path) -> Iterator[None]:
         raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
 
 
-def rows_a_shard(shape: RowShape, total: int) -> int:
+def rows_per_shard(shape: RowShape, total: int) -> int:
     """Rows of a shard of about `SHARD_BYTES`, or more where an index of `total` rows had too many of these."""
     usual = min(MAX_SHARD_ROWS, SHARD_BYTES // shape.row_bytes)
     large = min(-(-total // MOST_SHARDS), LARGEST_SHARD_BYTES // shape.row_bytes)
@@ -90,15 +90,15 @@ def save_preconditioner(
     return preconditioner
 
 
-def publish(
+def publish_index(
     spec: BuildSpec,
     output: Path,
     model: LanguageModel,
-    rows: RowMaker,
+    rows: RowEncoder,
     shards: Sequence[ShardEntry],
-    sample: Sample,
-    report: Report = lambda progress: None,
-    confirm: Confirm = lambda: None,
+    sample: RecallQueries,
+    report: ProgressCallback = lambda progress: None,
+    confirm: ConfirmCallback = lambda: None,
     origin: Origin = "build",
 ) -> Manifest:
     """Fits the preconditioner, builds and measures the search, and writes the manifest of finished shards.
@@ -108,11 +108,11 @@ def publish(
     scoring, collector = spec.scoring, rows.collector
     layers, count = list(collector.layers.values()), sum(entry.rows for entry in shards)
     if scoring.preconditioner and rows.before is None:
-        aside(
+        run_in_thread(
             lambda: save_preconditioner(output, total_moment(output, shards), count, scoring.damping),
             lambda: report(Progress(stage="preconditioner")),
         )
-    index = Parts(output, spec, rows.shape, shards)
+    index = IndexFiles(output, spec, rows.shape, shards)
     statistics = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
     if scoring.preconditioner:
         index.add(file_entry(preconditioner_path(output), output))
@@ -134,7 +134,7 @@ def publish(
             coverage_percent=round(coverage_percent(model.model, layers), 2),
             dimensions=collector.dimensions,
             numbered=count,
-            profiles=(ProfileEntry(name=DEFAULT, files=()),),
+            profiles=(ProfileEntry(name=DEFAULT_PROFILE, files=()),),
             search=found,
             notice=index.calibrated(sample, found, report),
             files=tuple(statistics),
@@ -144,13 +144,13 @@ def publish(
     )
 
 
-def publish_next(
+def publish_next_generation(
     root: Path,
     old: Manifest,
     shards: Sequence[ShardEntry],
-    sample: Sample | None = None,
-    report: Report = lambda progress: None,
-    confirm: Confirm = lambda: None,
+    sample: RecallQueries | None = None,
+    report: ProgressCallback = lambda progress: None,
+    confirm: ConfirmCallback = lambda: None,
     **changes: Any,
 ) -> Manifest:
     """Replaces `old` by an index of these shards, of which only the new ones are looked at; statistics stay.
@@ -158,7 +158,7 @@ def publish_next(
     With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
     longer holds `min_recall`, and the notice is calibrated again. `changes` are fields of the manifest.
     """
-    index = Parts(root, old.spec, RowShape.of(old), shards, old.all_files())
+    index = IndexFiles(root, old.spec, RowShape.of(old), shards, old.all_files())
     found, threshold = old.search, old.notice
     if sample is None:
         index.build(old.search.kind, report)
@@ -166,7 +166,7 @@ def publish_next(
         found = index.measured(sample, report)
         threshold = index.calibrated(sample, found, report)
     for profile in old.profiles:
-        if profile.name != DEFAULT:
+        if profile.name != DEFAULT_PROFILE:
             index.add_profile(profile.name)
     new = {"generation": old.generation + 1, "created_at": _now(), "search": found, "notice": threshold}
     return index.publish(old.model_copy(update=new | _counts(shards) | changes), confirm)
@@ -186,7 +186,7 @@ def _counts(shards: Sequence[ShardEntry]) -> dict[str, Any]:
 
 
 @dataclass
-class Parts:
+class IndexFiles:
     """The files of an index on their way into its next manifest; those in `published` are in the last one."""
 
     root: Path
@@ -205,7 +205,7 @@ class Parts:
         """Makes a file a part of the index."""
         self.files[entry.path] = entry
 
-    def build(self, kind: SearchKind, report: Report) -> None:
+    def build(self, kind: SearchKind, report: ProgressCallback) -> None:
         """Builds what finds candidates in each shard that has no such thing yet, and the lengths of its rows.
 
         Sign rows need neither.
@@ -220,37 +220,43 @@ class Parts:
             make = partial(
                 build_shard_search, self.root, shard, preconditioner, self.spec.scoring.normalize, kind
             )
-            file, lengths = aside(make, partial(report, before))
+            file, lengths = run_in_thread(make, partial(report, before))
             self.add(file)
-            if lengths_path(DEFAULT, shard.entry.name) not in self.files:
-                self.add(write_lengths(self.root, DEFAULT, shard.entry.name, lengths))
+            if lengths_path(DEFAULT_PROFILE, shard.entry.name) not in self.files:
+                self.add(write_lengths(self.root, DEFAULT_PROFILE, shard.entry.name, lengths))
             report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
 
-    def measured(self, sample: Sample, report: Report) -> SearchEntry:
+    def measured(self, sample: RecallQueries, report: ProgressCallback) -> SearchEntry:
         """The leanest search that holds `min_recall`. Raises `InvalidInput` where none does."""
 
         def of(kind: SearchKind) -> SearchEntry:
             self.build(kind, report)
-            profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
+            profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
             candidates = Candidates.open(self.root, self._opened, kind, briefly=True)
-            return aside(
-                lambda: measure(sample, profile, self._opened, candidates, self.spec.search.min_recall),
+            return run_in_thread(
+                lambda: measure_recall(
+                    sample, profile, self._opened, candidates, self.spec.search.min_recall
+                ),
                 lambda: report(Progress(stage="measure", unit="rows")),
             )
 
         count = sum(entry.rows for entry in self.shards)
-        return choose(ladder(self.spec.search, self.shape, count), self.spec.search.min_recall, of)
+        return choose_kind(
+            candidate_kinds(self.spec.search, self.shape, count), self.spec.search.min_recall, of
+        )
 
-    def calibrated(self, sample: Sample, search: SearchEntry, report: Report) -> NoticeEntry | None:
+    def calibrated(
+        self, sample: RecallQueries, search: SearchEntry, report: ProgressCallback
+    ) -> NoticeEntry | None:
         """What an answer's notice goes by, for candidates that are found as `search` says."""
         if sample.joined is None:
             return None
         queries, seed = sample.joined, self.spec.gradients.seed
-        profile = Profile.open(self.root, self.spec, DEFAULT, self.shards)
+        profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
         candidates = Candidates.open(self.root, self._opened, search.kind, briefly=True)
         sampled = SampledRows.read(self._opened, sum(entry.rows for entry in self.shards), seed)
-        return aside(
-            lambda: calibrate(queries, profile, candidates, search.candidates, sampled),
+        return run_in_thread(
+            lambda: calibrate_notice(queries, profile, candidates, search.candidates, sampled),
             lambda: report(Progress(stage="measure", unit="rows")),
         )
 
@@ -264,7 +270,7 @@ class Parts:
                 lengths = torch.cat([of_rows for _, of_rows in parts]).numpy()
                 self.add(write_lengths(self.root, name, shard.entry.name, lengths))
 
-    def publish(self, manifest: Manifest, confirm: Confirm) -> Manifest:
+    def publish(self, manifest: Manifest, confirm: ConfirmCallback) -> Manifest:
         """Writes `manifest` with the files that its shards and profiles have, and removes all others."""
         names = [entry.name for entry in self.shards]
         shared = [entry for entry in manifest.files if not entry.path.startswith("search/")]
@@ -276,10 +282,10 @@ class Parts:
         )
         manifest = manifest.model_copy(update={"files": (*shared, *search), "profiles": profiles})
         files = manifest.all_files()
-        sync_files(self.root, [one for path, one in files.items() if path not in self.published])
+        flush_files(self.root, [one for path, one in files.items() if path not in self.published])
         confirm()
-        write_durably(self.root / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-        drop_unpublished(self.root, manifest)
+        write_durably(self.root / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+        remove_unpublished_files(self.root, manifest)
         return manifest
 
     def _of_profile(self, name: str, shards: Sequence[str]) -> list[FileEntry]:

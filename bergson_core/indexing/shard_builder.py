@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from bergson_core.data.batching import Batch, Tokens, batches
 from bergson_core.data.dataset import Documents
-from bergson_core.gradients.device_to_host import one_late
+from bergson_core.gradients.device_to_host import overlap_copies
 from bergson_core.gradients.preconditioner import SecondMoment
-from bergson_core.indexing.publish import Report
+from bergson_core.indexing.publish import ProgressCallback
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.tokenization import tokens_of
+from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
-from bergson_core.shards.row_encoder import RowMaker
-from bergson_core.shards.shard import Place, ShardWriter, Written
-from bergson_core.utils.progress import Clock, meanwhile
+from bergson_core.shards.row_encoder import RowEncoder
+from bergson_core.shards.shard import ShardPosition, ShardWriter, WrittenShard
+from bergson_core.utils.progress import StageProgress, iterate_while_running
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _TOKENIZED_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CheckedDocuments:
     """Documents that were read and checked before any gradient is computed; the longest has `longest` tokens."""
 
     spec: BuildSpec
@@ -40,37 +40,39 @@ class Corpus:
     content_sha256: str
 
     @classmethod
-    def survey(cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: Report) -> "Corpus":
+    def survey(
+        cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: ProgressCallback
+    ) -> "CheckedDocuments":
         """Looks at every one of `documents`. Raises `InvalidInput` for one that cannot be taken, naming it."""
         documents.check_ids()
-        digest, clock, longest = hashlib.sha256(), Clock("read", len(documents)), 0
+        digest, clock, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
         for chunk in documents.chunks():
-            lengths = [len(one.ids) for one in tokens_of(chunk, spec, model)]
+            lengths = [len(one.ids) for one in tokenize_documents(chunk, spec, model)]
             longest = max(longest, *lengths)
             for record in chunk:
                 # Without its number, which is another one when an append that is done already is tried again.
                 digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
-            report(clock.tick(len(chunk), sum(lengths)))
+            report(clock.advance(len(chunk), sum(lengths)))
         return cls(spec, documents, longest, digest.hexdigest())
 
     def read(self, model: LanguageModel, numbers: Sequence[int]) -> list[Tokens]:
         """Tokens of the documents of these numbers."""
-        return tokens_of(self.documents.read(numbers), self.spec, model)
+        return tokenize_documents(self.documents.read(numbers), self.spec, model)
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard that is to be made: of these documents, at this place."""
 
     name: str
     numbers: range
-    place: Place
+    place: ShardPosition
 
 
-def tasks(total: int, rows_a_shard: int, place: Place, first_name: int = 0) -> list[Task]:
+def plan_shards(total: int, rows_a_shard: int, place: ShardPosition, first_name: int = 0) -> list[ShardTask]:
     """The shards of `total` documents in order; the first of them is at `place`."""
     return [
-        Task(
+        ShardTask(
             f"{first_name + number:05d}",
             range(start, min(start + rows_a_shard, total)),
             replace(place, first_row=place.first_row + start),
@@ -80,7 +82,7 @@ def tasks(total: int, rows_a_shard: int, place: Place, first_name: int = 0) -> l
 
 
 @dataclass(frozen=True)
-class Step:
+class ShardStep:
     """What has been done of a shard since the step before; the last one says where it was written.
 
     `skipped` are the ids of its documents whose gradients are not finite.
@@ -88,30 +90,30 @@ class Step:
 
     documents: int = 0
     tokens: int = 0
-    written: Written | None = None
+    written: WrittenShard | None = None
     skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class ShardMaker:
+class ShardBuilder:
     """Makes shards beside their places below `output`. With `moments`, the second moment of its rows lies in each."""
 
     output: Path
     spec: BuildSpec
     model: LanguageModel
-    rows: RowMaker
+    rows: RowEncoder
     budget_tokens: int
     moments: bool
 
-    def make(self, task: Task, records: Sequence[Record]) -> Iterator[Step]:
+    def make(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
         """Runs these documents through the model and writes their shard: a step for each batch, and the last one.
 
         Empty steps come in between where something takes long, so that whoever takes them may do something else too.
         """
         tokens: list[Tokens] = []
         for start in range(0, len(records), _TOKENIZED_AT_ONCE):
-            tokens += tokens_of(records[start : start + _TOKENIZED_AT_ONCE], self.spec, self.model)
-            yield Step()
+            tokens += tokenize_documents(records[start : start + _TOKENIZED_AT_ONCE], self.spec, self.model)
+            yield ShardStep()
         shape, moment = self.rows.shape, None
         if self.moments:
             moment = SecondMoment(shape.layers, shape.width, self.model.device)
@@ -124,10 +126,12 @@ class ShardMaker:
             return batch, *shape.codec.encode(blocks), losses
 
         work = batches(tokens, self.budget_tokens, self.model.device)
-        for batch, blocks, scales, losses in one_late(map(encoded, work)):
+        for batch, blocks, scales, losses in overlap_copies(map(encoded, work)):
             writer.put(batch.numbers, blocks, scales, losses)
-            yield Step(len(batch), batch.tokens)
+            yield ShardStep(len(batch), batch.tokens)
         skipped = tuple(record.id for record, skip in zip(records, writer.skipped, strict=True) if skip)
         labelled = [one.labelled for one in tokens]
-        written = yield from meanwhile(lambda: writer.write(records, labelled, moment, task.place), Step())
-        yield Step(written=written, skipped=skipped)
+        written = yield from iterate_while_running(
+            lambda: writer.write(records, labelled, moment, task.place), ShardStep()
+        )
+        yield ShardStep(written=written, skipped=skipped)

@@ -23,24 +23,30 @@ import torch
 from bergson_core.data.batching import Batch, length_buckets
 from bergson_core.data.dataset import Documents
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.gradients.normalizer_fitting import sample_numbers
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.indexing.build import Build
-from bergson_core.indexing.cost_meter import Meter, OneOfEachSize, Passes, SomeRows, resident
-from bergson_core.indexing.publish import Report, rows_a_shard
-from bergson_core.indexing.shard_builder import Corpus
+from bergson_core.indexing.build import IndexBuild
+from bergson_core.indexing.cost_meter import (
+    CostMeter,
+    OneOfEachSize,
+    PassSampler,
+    SampledRowCollector,
+    resident_bytes,
+)
+from bergson_core.indexing.publish import ProgressCallback, rows_per_shard
+from bergson_core.indexing.shard_builder import CheckedDocuments
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.modules import select
-from bergson_core.models.tokenization import tokens_of
+from bergson_core.models.modules import select_modules
+from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec, SearchSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Estimate, SizesBytes
-from bergson_core.search.recall import Sample, ladder
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.search.recall import RecallQueries, candidate_kinds
+from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import Manifest, ShardEntry
-from bergson_core.utils.progress import Clock
+from bergson_core.utils.progress import StageProgress
 
 _ANY_RECALL: Final = 1e-9
 """Random rows are not to be judged."""
@@ -50,13 +56,13 @@ no room there."""
 
 
 @dataclass(frozen=True)
-class Chosen(Documents):
+class DocumentSubset(Documents):
     """Some rows of a dataset as documents, in this order; ids and errors name the dataset's own rows."""
 
     places: Sequence[int] = ()
 
     @classmethod
-    def of(cls, documents: Documents, places: Sequence[int]) -> "Chosen":
+    def of(cls, documents: Documents, places: Sequence[int]) -> "DocumentSubset":
         return cls(documents.dataset, documents.columns, documents.name, places=places)
 
     def __len__(self) -> int:
@@ -66,13 +72,13 @@ class Chosen(Documents):
         return super().read([self.places[number] for number in numbers])
 
 
-class Trial(Build):
+class TrialBuild(IndexBuild):
     """One run of the build of a shard. `estimate` runs it and says what came out."""
 
-    def __init__(self, spec: BuildSpec, output: Path, report: Report, sample_size: int) -> None:
+    def __init__(self, spec: BuildSpec, output: Path, report: ProgressCallback, sample_size: int) -> None:
         super().__init__(spec, output, _without_rates(report), lambda: None, None)
         self._sample_size = sample_size
-        self._meter = Meter()
+        self._meter = CostMeter()
 
     def estimate(self) -> Estimate:
         """What the whole build takes, in a process that has done nothing else."""
@@ -100,50 +106,52 @@ class Trial(Build):
     def _documents(self) -> Documents:
         documents = super()._documents()
         self._documents_in_all = len(documents)
-        numbers = sample_numbers(len(documents), self._sample_size, self.spec.gradients.seed)
-        return Chosen.of(documents, numbers)
+        numbers = sample_row_numbers(len(documents), self._sample_size, self.spec.gradients.seed)
+        return DocumentSubset.of(documents, numbers)
 
-    def _survey(self, model: LanguageModel) -> Corpus:
+    def _survey(self, model: LanguageModel) -> CheckedDocuments:
         """Looks at the sample, and chooses the documents of the shard from it."""
         self._meter.begin("read")
         corpus = super()._survey(model)
         self._meter.begin("choose")
         settings = self.spec.gradients
-        layers = select(model.model, settings.modules)
+        layers = select_modules(model.model, settings.modules)
         shape = RowShape(settings.rows, len(layers), settings.projection_dim**2)
         self.spec = self.spec.model_copy(update={"search": self._first_search(shape)})
         self._looked_at, tokens = len(corpus.documents), []
         for chunk in corpus.documents.chunks():
-            tokens += [(len(one.ids), one.labelled) for one in tokens_of(chunk, self.spec, model)]
+            tokens += [(len(one.ids), one.labelled) for one in tokenize_documents(chunk, self.spec, model)]
         lengths = [length for length, _ in tokens]
         self._labelled = sum(labelled for _, labelled in tokens)
-        self._shard_rows = rows_a_shard(shape, self._documents_in_all)
+        self._shard_rows = rows_per_shard(shape, self._documents_in_all)
         places = _spread(lengths, min(self._documents_in_all, self._shard_rows))
         self._lengths = [lengths[place] for place in places]
         documents = corpus.documents
-        assert isinstance(documents, Chosen)  # of `_documents`
-        chosen = Chosen.of(documents, [documents.places[place] for place in places])
+        assert isinstance(documents, DocumentSubset)  # of `_documents`
+        chosen = DocumentSubset.of(documents, [documents.places[place] for place in places])
         return replace(corpus, documents=chosen)
 
     def _first_search(self, shape: RowShape) -> SearchSpec:
         """The first kind of search that the build would try."""
-        first, *_ = ladder(self.spec.search, shape, self._documents_in_all)
+        first, *_ = candidate_kinds(self.spec.search, shape, self._documents_in_all)
         return SearchSpec(kind="rabitq" if first == "rabitq" else "exact", min_recall=_ANY_RECALL)
 
-    def _statistics(self, model: LanguageModel, corpus: Corpus) -> int:
+    def _statistics(self, model: LanguageModel, corpus: CheckedDocuments) -> int:
         self._meter.begin("statistics")
-        self._fitting = Passes(self._meter, model.device)
+        self._fitting = PassSampler(self._meter, model.device)
         return super()._statistics(model, corpus)
 
-    def _reported(self, source: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+    def _reported(self, source: Iterator[Batch], clock: StageProgress) -> Iterator[Batch]:
         return super()._reported(self._fitting.some(source), clock)
 
     def _collector(self, model: LanguageModel, processor: GradientProcessor) -> RowCollector:
-        return SomeRows(Passes(self._meter, model.device), model, processor, self.spec.gradients.modules)
+        return SampledRowCollector(
+            PassSampler(self._meter, model.device), model, processor, self.spec.gradients.modules
+        )
 
-    def _shards(self, model: LanguageModel, corpus: Corpus, rows: RowMaker) -> list[ShardEntry]:
+    def _shards(self, model: LanguageModel, corpus: CheckedDocuments, rows: RowEncoder) -> list[ShardEntry]:
         self._meter.begin("gradients")
-        assert isinstance(rows.collector, SomeRows)  # of `_collector`
+        assert isinstance(rows.collector, SampledRowCollector)  # of `_collector`
         buckets = length_buckets(self._lengths, self._budget_tokens)
         rows.collector.passes.most_documents = max(map(len, buckets))
         shards = super()._shards(model, corpus, rows)
@@ -151,7 +159,9 @@ class Trial(Build):
         self._while_building = there - sum(entry.bytes for shard in shards for entry in shard.files)
         return shards
 
-    def _sample(self, model: LanguageModel, corpus: Corpus, collector: RowCollector) -> Sample:
+    def _sample(
+        self, model: LanguageModel, corpus: CheckedDocuments, collector: RowCollector
+    ) -> RecallQueries:
         self._meter.begin("sample")
         sample = super()._sample(model, corpus, collector)
         self._meter.begin("search")
@@ -175,7 +185,7 @@ class Trial(Build):
     def _peak_memory_bytes(self, rows: int) -> int:
         """What was measured, and what the batches that were left out add to what the allocator keeps."""
         left_out = 1 - self._meter.run_s / max(self._meter.run_s, self._passes_s(rows), 1e-9)
-        return resident("VmHWM") + round(_KEPT_AGAIN * left_out * self._meter.kept_bytes)
+        return resident_bytes("VmHWM") + round(_KEPT_AGAIN * left_out * self._meter.kept_bytes)
 
     def _passes_s(self, rows: int) -> float:
         """Seconds of all passes of the whole build."""
@@ -200,7 +210,7 @@ def _spread(lengths: Sequence[int], count: int) -> list[int]:
     return sorted(longest_first[number] for number in chosen)
 
 
-def _without_rates(report: Report) -> Report:
+def _without_rates(report: ProgressCallback) -> ProgressCallback:
     """Most batches are not run: what they seem to take says nothing."""
     return lambda progress: report(progress.model_copy(update={"tokens_per_s": None, "eta_s": None}))
 
@@ -221,10 +231,10 @@ def main() -> None:
             say(code=error.code, detail=str(error))
 
 
-def _run(directory: Path, sample_size: int, report: Report) -> Estimate:
+def _run(directory: Path, sample_size: int, report: ProgressCallback) -> Estimate:
     spec = BuildSpec.model_validate_json((directory / "spec.json").read_bytes())
     try:
-        return Trial(spec, directory / "index", report, sample_size).estimate()
+        return TrialBuild(spec, directory / "index", report, sample_size).estimate()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise InvalidInput(f"the build does not fit into memory: {error}") from error
 

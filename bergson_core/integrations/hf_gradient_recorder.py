@@ -17,10 +17,10 @@ from bergson_core.data.dataset import READ_AT_ONCE
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import GradientCollector
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import layout
+from bergson_core.gradients.row_collector import module_slices
 
 
-class Recorder:
+class GradientRecorder:
     """While open, keeps the rows of the micro-batch at hand; `add` adds them to `rows` [N, D]."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Recorder:
         self.rows = rows
         self._collector = GradientCollector(model, processor, self._arrive, modules)
         self.layers = self._collector.layers
-        self._slices = layout(self.layers, processor)
+        self._slices = module_slices(self.layers, processor)
         self._model, self._places = model, _Places(dataset)
         self._batch: dict[str, Tensor] | None = None
         self._gradients = torch.empty(0)

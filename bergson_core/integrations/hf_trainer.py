@@ -22,24 +22,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens
-from bergson_core.data.dataset import Documents, as_documents, token_chunks
+from bergson_core.data.dataset import Documents, documents_from_dataset, iter_token_chunks
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_processor, sample_numbers
+from bergson_core.gradients.normalizer_fitting import fit_processor, sample_row_numbers
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector, layout
-from bergson_core.indexing.build import check_free
-from bergson_core.indexing.publish import publish, rows_a_shard, save_preconditioner
-from bergson_core.integrations.hf_gradient_recorder import Recorder
-from bergson_core.models.batch_budget import find_budget
-from bergson_core.models.forward_backward import losses_of
+from bergson_core.gradients.row_collector import RowCollector, module_slices
+from bergson_core.indexing.build import require_free_directory
+from bergson_core.indexing.publish import publish_index, rows_per_shard, save_preconditioner
+from bergson_core.integrations.hf_gradient_recorder import GradientRecorder
+from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.forward_backward import document_losses
 from bergson_core.models.loading import LanguageModel, load_model
-from bergson_core.models.modules import select
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
-from bergson_core.search.recall import SAMPLE, Sample
-from bergson_core.shards.row_encoder import RowMaker
-from bergson_core.shards.shard import Place, ShardWriter
-from bergson_core.storage.manifest import FILE_NAME, ShardEntry
+from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.shards.row_encoder import RowEncoder
+from bergson_core.shards.shard import ShardPosition, ShardWriter
+from bergson_core.storage.manifest import MANIFEST_FILE, ShardEntry
 
 _ROWS: Final = "rows.bin"
 _SNAPSHOT: Final = "bergson_rows.bin"
@@ -92,8 +92,8 @@ class IndexCallback(TrainerCallback):
         self._open.close()  # of a run that was broken off
         _check_run(args, model)
         self._spec = self._describe(model)
-        check_free(self.output, self._spec)
-        if (self.output / FILE_NAME).exists():
+        require_free_directory(self.output, self._spec)
+        if (self.output / MANIFEST_FILE).exists():
             raise IndexExists(f"{self.output} holds the index of a run already; choose another directory")
         self.output.mkdir(parents=True, exist_ok=True)
         try:
@@ -112,11 +112,11 @@ class IndexCallback(TrainerCallback):
             processor.save(statistics)
         else:
             processor = GradientProcessor.load(statistics)
-        slices = layout(select(model, self._settings.modules), processor)
+        slices = module_slices(select_modules(model, self._settings.modules), processor)
         shape = (len(self._dataset), sum(part.stop - part.start for part in slices.values()))
         self._take_up(args, state, shape)
         rows = np.memmap(self.output / _ROWS, np.float32, "r+", shape=shape)
-        self._recorder = Recorder(model, processor, self._settings.modules, self._dataset, rows)
+        self._recorder = GradientRecorder(model, processor, self._settings.modules, self._dataset, rows)
         self._open.enter_context(self._recorder)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
@@ -146,7 +146,7 @@ class IndexCallback(TrainerCallback):
             final = load_model(self._spec.model, dtype=self._spec.dtype)
             processor = GradientProcessor.load(self.output / "statistics")
             collector = RowCollector(final, processor, list(self._recorder.layers))
-            self._finish(final, RowMaker(collector, self._settings.rows))
+            self._finish(final, RowEncoder(collector, self._settings.rows))
             (self.output / _ROWS).unlink()
             (self.output / "building.json").unlink()
 
@@ -177,17 +177,17 @@ class IndexCallback(TrainerCallback):
             )
         shutil.copyfile(place, self.output / _ROWS)
 
-    def _finish(self, model: LanguageModel, rows: RowMaker) -> None:
+    def _finish(self, model: LanguageModel, rows: RowEncoder) -> None:
         documents, scoring = self._documents(), self._scoring
         shape, total = rows.shape, len(documents)
-        size = rows_a_shard(shape, total)
+        size = rows_per_shard(shape, total)
         parts = [range(start, min(start + size, total)) for start in range(0, total, size)]
         if shape.kind == "sign" and scoring.preconditioner:
             moment = SecondMoment(shape.layers, shape.width)
             for numbers in parts:
                 moment.add(rows.kept(self._stored(numbers), torch.zeros(len(numbers)))[0])
             before = save_preconditioner(self.output, moment.total, moment.rows, scoring.damping)
-            rows = RowMaker(rows.collector, rows.kind, before)
+            rows = RowEncoder(rows.collector, rows.kind, before)
         shards: list[ShardEntry] = []
         for numbers in parts:
             tokens = self._tokens(numbers)
@@ -200,14 +200,14 @@ class IndexCallback(TrainerCallback):
             kept, scales = (one.numpy() for one in shape.codec.encode(blocks))
             writer.put(np.arange(len(numbers)), kept, scales, losses.numpy())
             labelled = [one.labelled for one in tokens]
-            place = Place(numbers.start, _ENDED)
+            place = ShardPosition(numbers.start, _ENDED)
             shards.append(writer.write(documents.read(numbers), labelled, moment, place).accept())
-        places = sample_numbers(total, SAMPLE, self._settings.seed)
-        sample = Sample.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
-        publish(self._spec, self.output, model, rows, shards, sample, origin="training")
+        places = sample_row_numbers(total, QUERY_COUNT, self._settings.seed)
+        sample = RecallQueries.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
+        publish_index(self._spec, self.output, model, rows, shards, sample, origin="training")
 
     def _tokens(self, numbers: Sequence[int]) -> list[Tokens]:
-        chunks = token_chunks(None, self._dataset.select(numbers), self._columns, None)
+        chunks = iter_token_chunks(None, self._dataset.select(numbers), self._columns, None)
         return list(chain.from_iterable(chunks))
 
     def _stored(self, numbers: range) -> Float[Tensor, "n D"]:
@@ -219,7 +219,7 @@ class IndexCallback(TrainerCallback):
             dataset = dataset.map(
                 lambda rows: {prompt: self._tokenizer.batch_decode(rows["input_ids"])}, batched=True
             )
-        documents = as_documents(dataset, self._columns, "the train_dataset")
+        documents = documents_from_dataset(dataset, self._columns, "the train_dataset")
         documents.check_ids()
         return documents
 
@@ -242,4 +242,6 @@ def _snapshot(args: Any, state: Any) -> Path:
 def _losses(model: LanguageModel, collector: RowCollector, tokens: list[Tokens]) -> Float[Tensor, " N"]:
     """The loss of each document under `model`, forward only."""
     longest = max(len(one.ids) for one in tokens)
-    return torch.from_numpy(losses_of(model, tokens, find_budget(model, collector.layers, longest)))
+    return torch.from_numpy(
+        document_losses(model, tokens, find_batch_budget(model, collector.layers, longest))
+    )

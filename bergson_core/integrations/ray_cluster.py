@@ -51,20 +51,20 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def slots(device: str) -> dict[str, int]:
+def slots_by_node(device: str) -> dict[str, int]:
     """How many actors each live node has room for, by its id: one for each GPU, or for so many CPUs."""
     kind, size = ("GPU", 1) if device == "cuda" else ("CPU", cpus_of_a_slot())
     nodes = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: int(node["Resources"].get(kind, 0)) // size for node in nodes}
 
 
-def actor(kind: type, *arguments: Any, **options: Any) -> Any:
+def start_actor(kind: type, *arguments: Any, **options: Any) -> Any:
     """A handle of an actor of this class; `options` are Ray's."""
     remote: Any = ray.remote(kind)
     return remote.options(**options).remote(*arguments)
 
 
-def resources(device: str) -> dict[str, Any]:
+def actor_resources(device: str) -> dict[str, Any]:
     """What Ray has to give to an actor that runs the model."""
     if device == "cuda":
         return {"num_gpus": 1, "num_cpus": 1}
@@ -82,7 +82,7 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def result(reference: Any) -> Any:
+def get_result(reference: Any) -> Any:
     """What an actor has returned. Raises what it raised, and `RayError` where it, or its machine, has died."""
     try:
         return ray.get(reference)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bergson_core.data.dataset import Documents
-from bergson_core.indexing.shard_builder import ShardMaker, Step, Task
+from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.manifest import Manifest
 
@@ -25,12 +25,12 @@ class RayExecutor:
         connect()
 
     def make_shards(
-        self, maker: ShardMaker, documents: Documents, tasks: Sequence[Task]
-    ) -> Generator[Step, None, None]:
+        self, maker: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
+    ) -> Generator[ShardStep, None, None]:
         """Yields the steps of all shards as the actors make them; those of one shard come in order."""
-        from bergson_core.integrations.ray_shard_builder import made_on_cluster
+        from bergson_core.integrations.ray_shard_builder import build_shards_on_cluster
 
-        yield from made_on_cluster(maker, documents, tasks)
+        yield from build_shards_on_cluster(maker, documents, tasks)
 
     def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
         """Opens the shards in actors of the cluster."""

@@ -23,11 +23,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from bergson_core.errors import ClusterUnavailable
-from bergson_core.integrations.ray_cluster import TRIES, actor, connect, first_line, result, slots
-from bergson_core.search.hits import Found, Hit
+from bergson_core.integrations.ray_cluster import (
+    TRIES,
+    connect,
+    first_line,
+    get_result,
+    slots_by_node,
+    start_actor,
+)
+from bergson_core.search.hits import Hit, SearchResult
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Asked, LocalSearcher, Visible
+from bergson_core.search.searcher import LocalSearcher, SearchRequest, VisibleRows
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
@@ -44,15 +51,15 @@ class SearchActor:
         self._searcher = LocalSearcher.open(root, manifest, names)
         return self._searcher.damaged
 
-    def search(self, blocks: np.ndarray, queries: Sequence[Asked]) -> list[Found]:
+    def search(self, blocks: np.ndarray, queries: Sequence[SearchRequest]) -> list[SearchResult]:
         """As `LocalSearcher.search`; nothing where no shard is whole."""
         if not self._searcher.shards:
-            return [merged([], query) for query in queries]
+            return [merge_results([], query) for query in queries]
         return self._searcher.search(torch.from_numpy(blocks.copy()), queries)
 
 
 @dataclass
-class _Part:
+class _ShardGroup:
     """Shards of these names, and the actor that has them open; `opening` is what it will say is damaged."""
 
     names: Sequence[str]
@@ -71,7 +78,7 @@ class RaySearcher:
         """Raises `IndexCorrupt` where what all shards share is damaged, and `ClusterUnavailable`."""
         connect()
         self._root, self._manifest, self._shared = root.absolute(), manifest, ray.put(manifest)
-        runs = split(manifest.shards, max(1, len(_places())))
+        runs = split_shards(manifest.shards, max(1, len(_places())))
         started = [self._started(names, number) for number, names in enumerate(runs)]
         self._parts = [self._opened(part, number) for number, part in enumerate(started)]
         self.metadata = MetadataFilter((), manifest.spec.columns.metadata)
@@ -92,46 +99,46 @@ class RaySearcher:
         return self.local.shards
 
     @property
-    def visible(self) -> Visible:
+    def visible(self) -> VisibleRows:
         return self.local.visible
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
         return self.local.profiles
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
         """What is found for each query from its row. Raises `ClusterUnavailable` where actors die again and again."""
         question = (ray.put(blocks.numpy()), queries)
         asked = [part.actor.search.remote(*question) for part in self._parts]
         answers = []
         for number, reference in enumerate(asked):
             try:
-                answers.append(result(reference))
+                answers.append(get_result(reference))
             except RayError as error:
                 part = self._parts[number] = self._replaced(self._parts[number], number, error)
                 answers.append(_last(part.actor.search.remote(*question)))
-        return [merged(found, query) for query, *found in zip(queries, *answers, strict=True)]
+        return [merge_results(found, query) for query, *found in zip(queries, *answers, strict=True)]
 
-    def _started(self, names: Sequence[str], number: int) -> _Part:
+    def _started(self, names: Sequence[str], number: int) -> _ShardGroup:
         """An actor on the machine whose turn it is, on its way to have these shards open."""
         options: dict[str, Any] = {"num_cpus": 0}
         if places := _places():
             place = NodeAffinitySchedulingStrategy(places[number % len(places)], soft=True)
             options["scheduling_strategy"] = place
-        made = actor(SearchActor, **options)
+        made = start_actor(SearchActor, **options)
         opening = made.open.remote(self._root, self._shared, names, torch.get_num_threads())
-        return _Part(names, made, opening)
+        return _ShardGroup(names, made, opening)
 
-    def _opened(self, part: _Part, number: int, tries: int = TRIES) -> _Part:
+    def _opened(self, part: _ShardGroup, number: int, tries: int = TRIES) -> _ShardGroup:
         """The part once it is open. A machine may just have died, so that others are tried."""
         if tries == 1:
             return replace(part, damaged=_last(part.opening))
         try:
-            return replace(part, damaged=result(part.opening))
+            return replace(part, damaged=get_result(part.opening))
         except RayError as error:
             return self._replaced(part, number + 1, error, tries - 1)
 
-    def _replaced(self, part: _Part, number: int, error: RayError, tries: int = TRIES) -> _Part:
+    def _replaced(self, part: _ShardGroup, number: int, error: RayError, tries: int = TRIES) -> _ShardGroup:
         """Another actor for the part, open."""
         logger.warning("a search actor was lost: %s", first_line(error))
         ray.kill(part.actor)  # it may live, and not answer
@@ -140,18 +147,18 @@ class RaySearcher:
 
 def _places() -> list[str]:
     """The machine of each slot of CPUs."""
-    return [node for node, count in slots("cpu").items() for _ in range(count)]
+    return [node for node, count in slots_by_node("cpu").items() for _ in range(count)]
 
 
 def _last(reference: Any) -> Any:
     """As `result`, where nothing else is tried."""
     try:
-        return result(reference)
+        return get_result(reference)
     except RayError as error:
         raise ClusterUnavailable(f"actors that search the index die: {first_line(error)}") from error
 
 
-def split(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:
+def split_shards(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:
     """Names of the shards in at most so many runs of about as many rows."""
     rows = sum(entry.rows for entry in shards)
 
@@ -161,7 +168,7 @@ def split(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:
     return [[entry.name for entry in group] for _, group in groupby(shards, run)]
 
 
-def merged(found: Sequence[Found], query: Asked) -> Found:
+def merge_results(found: Sequence[SearchResult], query: SearchRequest) -> SearchResult:
     """The best of what was found in each run of shards; of equal scores the ones of earlier shards."""
 
     def best(lists: Sequence[Sequence[Hit] | None], sign: int) -> list[Hit] | None:
@@ -174,6 +181,6 @@ def merged(found: Sequence[Found], query: Asked) -> Found:
         ]
 
     sampled = np.concatenate([np.empty(0, np.float32), *(one.sampled for one in found)])
-    return Found(
+    return SearchResult(
         best([one.proponents for one in found], 1), best([one.opponents for one in found], -1), sampled
     )

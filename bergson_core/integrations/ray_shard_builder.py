@@ -25,12 +25,20 @@ from ray.exceptions import RayError
 
 from bergson_core.data.dataset import Documents
 from bergson_core.errors import BergsonError, ClusterUnavailable, InvalidInput
-from bergson_core.indexing.shard_builder import ShardMaker, Step, Task
-from bergson_core.integrations.ray_cluster import TRIES, actor, connect, first_line, resources, result, slots
+from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
+from bergson_core.integrations.ray_cluster import (
+    TRIES,
+    actor_resources,
+    connect,
+    first_line,
+    get_result,
+    slots_by_node,
+    start_actor,
+)
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
-from bergson_core.shards.row_encoder import open_rows
+from bergson_core.shards.row_encoder import open_row_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ _OPENING: Final = "while they loaded the model"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ShardBuilderSpec:
     """All that is fixed before the first shard of a build. `statistics` is the stamp of the processor's directory."""
 
     spec: BuildSpec
@@ -57,7 +65,7 @@ class Recipe:
     threads: int
 
     @classmethod
-    def of(cls, maker: ShardMaker) -> "Recipe":
+    def of(cls, maker: ShardBuilder) -> "ShardBuilderSpec":
         """What another process needs to make what `maker` makes."""
         output = maker.output.absolute()
         return cls(
@@ -72,7 +80,7 @@ class Recipe:
             threads=torch.get_num_threads(),
         )
 
-    def open(self) -> ShardMaker:
+    def open(self) -> ShardBuilder:
         """Raises `InvalidInput` where this machine sees another model or not the index's directory."""
         torch.set_num_threads(self.threads)
         stamp = _stamp(self.output)
@@ -86,8 +94,8 @@ class Recipe:
                 f"the files of the model {self.spec.model} are other ones than where the build was started: expected "
                 "a directory that all machines share"
             )
-        rows = open_rows(self.spec, self.output, model)
-        return ShardMaker(self.output, self.spec, model, rows, self.budget_tokens, self.moments)
+        rows = open_row_encoder(self.spec, self.output, model)
+        return ShardBuilder(self.output, self.spec, model, rows, self.budget_tokens, self.moments)
 
 
 def _stamp(output: Path) -> Path:
@@ -97,7 +105,7 @@ def _stamp(output: Path) -> Path:
 class ShardActor:
     """Makes shards on a machine of the cluster; `open` comes first."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ShardBuilderSpec) -> None:
         self._recipe = recipe
 
     def open(self) -> None:
@@ -107,12 +115,12 @@ class ShardActor:
         except BergsonError as error:
             raise type(error)(f"on {socket.gethostname()}: {error}") from error
 
-    def make(self, task: Task, records: Sequence[Record]) -> Iterator[Step]:
+    def make(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
         """As `ShardMaker.make`, but with a step for all batches of `_EVERY_S` seconds."""
-        yield from together(self._maker.make(task, records))  # a generator itself, or Ray would not stream
+        yield from merge_steps(self._maker.make(task, records))  # a generator itself, or Ray would not stream
 
 
-def together(steps: Iterable[Step]) -> Iterator[Step]:
+def merge_steps(steps: Iterable[ShardStep]) -> Iterator[ShardStep]:
     """Adds steps up that come within `_EVERY_S` seconds."""
     documents = tokens = 0
     last = time.monotonic()
@@ -120,15 +128,15 @@ def together(steps: Iterable[Step]) -> Iterator[Step]:
         documents, tokens = documents + step.documents, tokens + step.tokens
         done = step.written is not None
         if documents and (done or time.monotonic() - last >= _EVERY_S):
-            yield Step(documents, tokens)
+            yield ShardStep(documents, tokens)
             documents, tokens, last = 0, 0, time.monotonic()
         if done:
             yield step
 
 
-def made_on_cluster(
-    maker: ShardMaker, documents: Documents, work: Sequence[Task]
-) -> Generator[Step, None, None]:
+def build_shards_on_cluster(
+    maker: ShardBuilder, documents: Documents, work: Sequence[ShardTask]
+) -> Generator[ShardStep, None, None]:
     """Every step of every shard of `work`, and steps of nothing while there is none; actors end with the generator.
 
     A step of fewer than no documents takes back what an actor that died had done. Errors that actors raise come out
@@ -137,7 +145,7 @@ def made_on_cluster(
     if not work:
         return
     connect()
-    crew = _Crew(Recipe.of(maker), documents, work)
+    crew = _ActorPool(ShardBuilderSpec.of(maker), documents, work)
     try:
         yield from crew.steps()
     finally:
@@ -145,38 +153,38 @@ def made_on_cluster(
 
 
 @dataclass
-class _Errand:
+class _ActorTask:
     """What an actor is doing: opening, where there is no task, or a shard of which so much is done."""
 
     actor: Any
-    task: Task | None = None
+    task: ShardTask | None = None
     documents: int = 0
     tokens: int = 0
 
 
-class _Crew:
+class _ActorPool:
     """The actors of a build. `_errands` are by what Ray waits for: a reference, or the generator of a shard's steps."""
 
-    def __init__(self, recipe: Recipe, documents: Documents, work: Sequence[Task]) -> None:
+    def __init__(self, recipe: ShardBuilderSpec, documents: Documents, work: Sequence[ShardTask]) -> None:
         self._documents, self._left = documents, deque(work)
         self._device, self._recipe = recipe.device, ray.put(recipe)
-        self._errands: dict[Any, _Errand] = {}
+        self._errands: dict[Any, _ActorTask] = {}
         self._idle: list[Any] = []
         self._deaths: Counter[str] = Counter()
         self._looked_at = -_LOOK_S
         _check_slots(self._device)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[ShardStep]:
         """See `made_on_cluster`."""
         while self._left or any(errand.task for errand in self._errands.values()):
             self._hire()
             while self._left and self._idle:
                 free, task = self._idle.pop(), self._left.popleft()
                 steps = free.make.remote(task, self._documents.read(task.numbers))
-                self._errands[steps] = _Errand(free, task)
+                self._errands[steps] = _ActorTask(free, task)
             ready, _ = ray.wait(list(self._errands), timeout=_EVERY_S)
             if not ready:
-                yield Step()
+                yield ShardStep()
             for one in ready:
                 yield self._advanced(one)
 
@@ -186,16 +194,16 @@ class _Crew:
         if here and (time.monotonic() < self._looked_at + _LOOK_S or self._deaths[_OPENING] >= TRIES):
             return
         self._looked_at = time.monotonic()
-        wanted = min(max(1, sum(slots(self._device).values())), here + len(self._left))
+        wanted = min(max(1, sum(slots_by_node(self._device).values())), here + len(self._left))
         for _ in range(here, wanted):
-            started = actor(ShardActor, self._recipe, **resources(self._device))
-            self._errands[started.open.remote()] = _Errand(started)
+            started = start_actor(ShardActor, self._recipe, **actor_resources(self._device))
+            self._errands[started.open.remote()] = _ActorTask(started)
 
-    def _advanced(self, waited: Any) -> Step:
+    def _advanced(self, waited: Any) -> ShardStep:
         """Takes what has come from an actor."""
         errand = self._errands[waited]
         try:
-            step = result(waited if errand.task is None else next(waited)) or Step()
+            step = get_result(waited if errand.task is None else next(waited)) or ShardStep()
         except RayError as error:
             return self._lost(waited, error)
         errand.documents += step.documents
@@ -206,7 +214,7 @@ class _Crew:
             self._idle.append(self._errands.pop(waited).actor)
         return step
 
-    def _lost(self, waited: Any, error: RayError) -> Step:
+    def _lost(self, waited: Any, error: RayError) -> ShardStep:
         """Puts the shard of an actor that has died, or does not answer, back in front."""
         errand = self._errands.pop(waited)
         ray.kill(errand.actor)
@@ -219,7 +227,7 @@ class _Crew:
             )
         if errand.task:
             self._left.appendleft(errand.task)
-        return Step(-errand.documents, -errand.tokens)
+        return ShardStep(-errand.documents, -errand.tokens)
 
     def dismiss(self) -> None:
         """Ends all actors, and waits until none writes any more."""
@@ -230,10 +238,10 @@ class _Crew:
 
 
 def _check_slots(device: str) -> None:
-    if device == "cpu" and sum(slots("cuda").values()):
+    if device == "cpu" and sum(slots_by_node("cuda").values()):
         raise ClusterUnavailable(
             "the cluster has GPUs and this process has none, so that it would use CPUs alone: start the build on a "
             "machine with a GPU, as `ray job submit --entrypoint-num-gpus 1` does"
         )
-    if not sum(slots(device).values()):
+    if not sum(slots_by_node(device).values()):
         raise ClusterUnavailable(f"the cluster has nothing to run on ({device}): add machines to it")

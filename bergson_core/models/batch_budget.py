@@ -12,7 +12,7 @@ from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.models.forward_backward import LOGITS_AT_ONCE, forward_backward
 from bergson_core.models.hooks import capture, frozen
 from bergson_core.models.loading import LanguageModel
-from bergson_core.models.modules import Layer
+from bergson_core.models.modules import TrackedModule
 
 MOST_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
 """Beyond these a batch gets no faster."""
@@ -22,8 +22,8 @@ _TRANSIENT: Final = 2
 """Bytes in use at the peak for each byte that waits for the backward pass."""
 
 
-def find_budget(
-    model: LanguageModel, layers: Mapping[str, Layer], longest: int, free_bytes: int | None = None
+def find_batch_budget(
+    model: LanguageModel, layers: Mapping[str, TrackedModule], longest: int, free_bytes: int | None = None
 ) -> int:
     """Tokens of a batch, padding included, that fit into the free memory of the model's device: a power of two.
 

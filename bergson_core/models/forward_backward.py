@@ -57,7 +57,7 @@ def forward_backward(
     return losses
 
 
-def losses_of(
+def document_losses(
     model: LanguageModel,
     documents: Sequence[Tokens],
     budget_tokens: int = BUDGET_TOKENS,

@@ -9,7 +9,7 @@ from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.loading import LanguageModel, context_limit
 
 
-def complete(model: LanguageModel, prompt: str, max_new_tokens: int) -> str:
+def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) -> str:
     """The most likely token after each other, until the model ends or after `max_new_tokens`, as text.
 
     One prompt at a time, without padding, so that what is said does not depend on who else asks.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models import moe
-from bergson_core.models.modules import Layer, samples_first
+from bergson_core.models.modules import TrackedModule, restore_sample_axis
 
 Keep = Callable[[str, Tensor], Any]
 """(name, activations [n, s, i], or token ids [n, s]) → whatever the backward side will need; nothing else is kept."""
@@ -25,7 +25,12 @@ Forward = Callable[..., Tensor]
 
 @contextmanager
 def capture(
-    model: nn.Module, layers: Mapping[str, Layer], keep: Keep, arrive: Arrive, *, by_position: bool = False
+    model: nn.Module,
+    layers: Mapping[str, TrackedModule],
+    keep: Keep,
+    arrive: Arrive,
+    *,
+    by_position: bool = False,
 ) -> Iterator[None]:
     """While open, each forward pass of a layer calls `keep`, and each backward pass `arrive`.
 
@@ -81,7 +86,7 @@ class _Tracker:
         return self._watch(name, features, output, regroup)
 
     def _grouped(self, name: str, features: Tensor) -> Tensor:
-        grouped = samples_first(features, self._batch, name)
+        grouped = restore_sample_axis(features, self._batch, name)
         if self._by_position and tuple(grouped.shape[:2]) != tuple(self._batch[:2]):
             raise InvalidInput(
                 f"layer {name!r} sees features of shape {tuple(grouped.shape)} and the model an input of shape "

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput, ModelNotFound
-from bergson_core.models.config_guard import check_config, check_files
+from bergson_core.models.config_guard import require_plain_config, require_plain_files
 from bergson_core.models.hooks import frozen, unwrapped
-from bergson_core.models.lora import CONFIG, WEIGHTS, AdapterBase, adapter_base, expressions
-from bergson_core.models.modules import Layer, output_head
+from bergson_core.models.lora import CONFIG, WEIGHTS, AdapterBase, adapter_base, module_expressions
+from bergson_core.models.modules import TrackedModule, output_head
 from bergson_core.storage.manifest import Manifest
 from bergson_core.utils import safe_regex
 
@@ -69,7 +69,7 @@ class LanguageModel:
         """Numbers in its weights."""
         return sum(weight.numel() for weight in self.model.parameters())
 
-    def tracking(self, layers: Iterable[Layer]) -> "LanguageModel":
+    def tracking(self, layers: Iterable[TrackedModule]) -> "LanguageModel":
         """The same model, run whole where a tracked layer is in the head."""
         if any(self.head in (layer.module, *layer.twins) for layer in layers):
             return replace(self, backbone=None, head=None)
@@ -94,8 +94,8 @@ def load_model(
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     _check_weights(directory, "*.safetensors")
     for one in {directory, adapters}:
-        check_files(one)
-    check_config(directory)
+        require_plain_files(one)
+    require_plain_config(directory)
     try:
         with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
         tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
@@ -112,7 +112,7 @@ def load_model(
     model.requires_grad_(False).eval()
     nn.Module.to(model, device or default_device())
     sha256 = _content_hash(*dict.fromkeys((directory, adapters)))
-    return replace(wrap(model, tokenizer, sha256), revision=_commit(adapters))
+    return replace(as_language_model(model, tokenizer, sha256), revision=_commit(adapters))
 
 
 def _check_weights(directory: Path, pattern: str) -> None:
@@ -143,13 +143,13 @@ def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
         from peft import PeftModel
     except ImportError as error:
         raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
-    if searched := expressions(adapters):
+    if searched := module_expressions(adapters):
         names = [name for name, _ in model.named_modules()]
-        safe_regex.try_out(f"{adapters / CONFIG}", searched, names)
+        safe_regex.check_expressions(f"{adapters / CONFIG}", searched, names)
     return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
 
 
-def wrap(
+def as_language_model(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
 ) -> LanguageModel:
     """A model that is already in memory."""
@@ -248,7 +248,7 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
 LoadModel = Callable[..., LanguageModel]
 
 
-def check_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
+def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
     """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
     if model.sha256 != manifest.model_sha256:
         raise IndexCorrupt(

@@ -53,7 +53,7 @@ def adapter_base(directory: Path) -> AdapterBase | None:
     return AdapterBase(name, revision)
 
 
-def expressions(directory: Path) -> list[tuple[How, str]]:
+def module_expressions(directory: Path) -> list[tuple[How, str]]:
     """The regular expressions that PEFT makes of the adapters' configuration, to look for in names of modules."""
     return list(_expressions(read_json(directory / CONFIG)))
 

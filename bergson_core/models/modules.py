@@ -25,11 +25,11 @@ from transformers.pytorch_utils import Conv1D
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models import moe
-from bergson_core.utils.safe_regex import matching
+from bergson_core.utils.safe_regex import matching_names
 
 
 @dataclass(frozen=True)
-class Layer:
+class TrackedModule:
     """A tracked layer: its name in the model, the module, and the shape of its gradient.
 
     `part` is which of the linear maps of fused experts it is, None for a module of its own. `twins` are other
@@ -73,15 +73,15 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
-def trackable(model: nn.Module) -> dict[str, Layer]:
+def trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
     """Every layer of a known type, by name, in natural order."""
-    found: dict[str, Layer] = {}
+    found: dict[str, TrackedModule] = {}
     first_with: dict[tuple[bool, int, int], str] = {}
     for name, module in model.named_modules():
         if moe.is_fused(module):
             for part, shape in moe.parts(module).items():
                 whole = f"{name}.{part}" if name else part
-                found[whole] = Layer(whole, module, *shape, part)
+                found[whole] = TrackedModule(whole, module, *shape, part)
             continue
         shape = next((of for kind, of in _SHAPES.items() if isinstance(module, kind)), None)
         if shape is None or not _runs_as_linear(module):
@@ -90,7 +90,7 @@ def trackable(model: nn.Module) -> dict[str, Layer]:
         bias = getattr(module, "bias", None)
         owner = first_with.setdefault((is_embedding, id(module.weight), id(bias)), name)
         if owner == name:
-            found[name] = Layer(name, module, *shape(module))
+            found[name] = TrackedModule(name, module, *shape(module))
         else:
             found[owner] = replace(found[owner], twins=(*found[owner].twins, module))
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
@@ -123,14 +123,14 @@ def _runs_as_linear(module: nn.Module) -> bool:
     return same_shape and torch.allclose(output.to(expected), expected, rtol=2e-2, atol=1e-3)
 
 
-def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict[str, Layer]:
+def select_modules(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
     """The layers to track: by a regular expression, by exact names, or by default.
 
     The default is all but embeddings and the output head; of a model with adapters (PEFT), those that are active.
     Raises `InvalidInput` where nothing is left to track, a name is not a layer of a known type, or the expression
     takes too long.
     """
-    layers = trackable(model)
+    layers = trackable_modules(model)
     if targets is None:
         head, adapters = output_head(model), active_adapters(model)
         chosen = {
@@ -140,7 +140,7 @@ def select(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict
             and not isinstance(layer.module, nn.Embedding)
         }
     elif isinstance(targets, str):
-        found = matching(targets, list(layers))
+        found = matching_names(targets, list(layers))
         chosen = {name: layer for name, layer in layers.items() if name in found}
     else:
         names = set(targets)
@@ -173,7 +173,7 @@ def _is_within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def coverage_percent(model: nn.Module, layers: Iterable[Layer]) -> float:
+def coverage_percent(model: nn.Module, layers: Iterable[TrackedModule]) -> float:
     """Share of the model's parameters whose gradients the rows hold, in percent; of the adapters' where it has some."""
     adapters = active_adapters(model)
     total = sum(
@@ -184,7 +184,7 @@ def coverage_percent(model: nn.Module, layers: Iterable[Layer]) -> float:
     return 100.0 * sum(layer.parameters for layer in layers) / total
 
 
-def samples_first(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
+def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
     """`features` [n, ..., i], [n, i] or [n·s, i] as [n, s, i], for a model's input of shape `batch` [n, s, ...].
 
     Integers, which an embedding takes, have no last dimension: they come back as [n, s].
@@ -192,7 +192,7 @@ def samples_first(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
     nor the positions of the batch, as an expert's tokens are.
     """
     if not features.is_floating_point():
-        return samples_first(features[..., None].double(), batch, name)[..., 0].to(features.dtype)
+        return restore_sample_axis(features[..., None].double(), batch, name)[..., 0].to(features.dtype)
     samples, rows, width = batch[0], features.shape[0], features.shape[-1]
     if features.dim() > 2 and rows == samples:
         return features.flatten(1, -2)
@@ -210,7 +210,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _some(layers: dict[str, Layer]) -> str:
+def _some(layers: dict[str, TrackedModule]) -> str:
     names = list(layers)
     if not names:
         return "none"

@@ -138,7 +138,7 @@ class SearchSpec(Spec):
     """Share of the ten best rows that have to be among the candidates, measured before an index is published."""
 
 
-Document = dict[str, Any]
+InlineDocument = dict[str, Any]
 Source = TypeVar("Source", "BuildSpec", "AppendSpec")
 
 
@@ -159,7 +159,7 @@ class BuildSpec(Spec):
     """Precision of the weights and of the forward and backward pass."""
     dataset: DatasetSpec | None = None
     """The training samples; give this or `documents`."""
-    documents: tuple[Document, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
+    documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The training samples, inline: up to 10,000 objects with the columns named in `columns`."""
     columns: ColumnsSpec = ColumnsSpec()
     gradients: GradientSpec = GradientSpec()
@@ -196,7 +196,7 @@ class AppendSpec(Spec):
 
     dataset: DatasetSpec | None = None
     """The new training samples; give this or `documents`. Their columns are named as those of the index."""
-    documents: tuple[Document, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
+    documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The new training samples, inline: up to 10,000 objects."""
     model: str | None = Field(default=None, min_length=1, max_length=4096)
     revision: str | None = Field(default=None, max_length=256)

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 from bergson_core.schemas.base import Spec
-from bergson_core.schemas.results import Report
-from bergson_core.schemas.training import Schedule
+from bergson_core.schemas.results import ResultModel
+from bergson_core.schemas.training import TrainingSchedule
 
 Measure = Literal["retrieval", "unlearning", "tail_patch", "lds", "removal"]
 Baseline = Literal["random", "bm25", "gradient_dot", "gradient_cosine", "representation"]
@@ -23,7 +23,7 @@ class TrainingSpec(Spec):
     """Model that our own training loop starts from."""
     scratch: bool = False
     """Start from new weights in the shape of the indexed model instead."""
-    schedule: Schedule = Schedule()
+    schedule: TrainingSchedule = TrainingSchedule()
     """Of our own loop."""
     runs: int = Field(default=48, ge=1, le=100_000)
     """Random parts of the documents that are trained on for the linear datamodelling score."""
@@ -83,7 +83,7 @@ class Interval:
     high: float
 
 
-class Effect(Report):
+class Effect(ResultModel):
     """What one step on a document does to a query, on average over a query's top documents, then over queries."""
 
     log_probability: Interval
@@ -92,7 +92,7 @@ class Effect(Report):
     """Change of its probability."""
 
 
-class Measured(Report):
+class Measured(ResultModel):
     """What was measured of one way to score documents; null where it was not."""
 
     retrieval: Retrieval | None = None
@@ -106,7 +106,7 @@ class Measured(Report):
     """Rise of the query's loss, in nats, where its best documents are left out of training."""
 
 
-class Evaluation(Report):
+class Evaluation(ResultModel):
     """What was measured of an index and of the baselines."""
 
     index: str

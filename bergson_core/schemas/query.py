@@ -17,7 +17,7 @@ MAX_VERIFIED = 32
 Direction = Literal["proponents", "opponents", "both"]
 
 
-Part = Literal["text", "metadata", "tokens", "modules"]
+IncludedPart = Literal["text", "metadata", "tokens", "modules"]
 
 
 Aggregate = Literal["mean", "max", "each"]
@@ -78,7 +78,7 @@ class AttributionQuery(Spec):
     """Number of rows to return."""
     direction: Direction = "proponents"
     """Samples that made the completion more likely, less likely, or a list of each."""
-    include: tuple[Part, ...] = ("text", "metadata")
+    include: tuple[IncludedPart, ...] = ("text", "metadata")
     """What comes with each row beside id, score, percentile and loss: `tokens` and `modules` are the parts of its score
     by token and by module. For `tokens` the rows run through the model again: at most 32 of each direction."""
     profile: IndexName = "default"

@@ -26,7 +26,7 @@ class Record:
     weight: float = 1.0
 
 
-def as_record(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
+def record_from_row(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
     """The document that an index made of these columns keeps so; metadata and weight are left out."""
     messages = json.loads(prompt) if columns.messages is not None else None
     return Record(id, prompt, completion, {}, messages)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from bergson_core.schemas.build import SearchKind
 
 
-class Report(BaseModel):
+class ResultModel(BaseModel):
     """Base: immutable, unknown fields refused, and a field's docstring is its description."""
 
     model_config = ConfigDict(
@@ -19,7 +19,7 @@ class Report(BaseModel):
     )
 
 
-class Progress(Report):
+class Progress(ResultModel):
     """How far a build is. Each stage counts from 0 again."""
 
     stage: str = "queued"
@@ -33,7 +33,7 @@ class Progress(Report):
     """Seconds until this stage ends, at its rate so far."""
 
 
-class SizesBytes(Report):
+class SizesBytes(ResultModel):
     """Bytes on disk."""
 
     rows: int
@@ -45,7 +45,7 @@ class SizesBytes(Report):
     total: int
 
 
-class Estimate(Report):
+class Estimate(ResultModel):
     """What a build would take on the machine that was asked.
 
     Where fewer samples were looked at than there are, tokens, bytes on disk and seconds are extrapolated from them.
@@ -77,7 +77,7 @@ class Estimate(Report):
     """Time of the build at the rates that were measured, with nothing else running."""
 
 
-class TokenInfluence(Report):
+class TokenInfluence(ResultModel):
     """A token of a training sample and its part of the sample's score."""
 
     token: str
@@ -90,7 +90,7 @@ class TokenInfluence(Report):
     """What its position adds to the score; those of all tokens sum to the score."""
 
 
-class Verified(Report):
+class Verified(ResultModel):
     """What one step of gradient ascent on one sample alone changed; then every weight was put back, bit for bit.
 
     A number is null where it is not finite: the step has broken the model.
@@ -112,7 +112,7 @@ class Control(Verified):
     id: str
 
 
-class Verification(Report):
+class Verification(ResultModel):
     """How results were verified, and what random samples do."""
 
     learning_rate: float
@@ -144,7 +144,7 @@ class Verification(Report):
         return Verification.of(self.learning_rate, self.log_probability, left)
 
 
-class ResultRow(Report):
+class ResultRow(ResultModel):
     """A training sample and its influence on what the model said."""
 
     rank: int
@@ -167,7 +167,7 @@ class ResultRow(Report):
     """What unlearning the sample changed, for the best rows where `verify` asks for it."""
 
 
-class QueryEcho(Report):
+class QueryEcho(ResultModel):
     """The query as it was understood."""
 
     prompt: str
@@ -180,7 +180,7 @@ class QueryEcho(Report):
     """How many these are."""
 
 
-class TimingMs(Report):
+class TimingMs(ResultModel):
     """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch.
 
     `search` has the passes through the model in it that `tokens` take. `verify` is the query's own; while others are
@@ -194,7 +194,7 @@ class TimingMs(Report):
     total: float
 
 
-class Answer(Report):
+class Answer(ResultModel):
     """The training samples behind one completion; `results` is null where only opponents were asked for."""
 
     index: str

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Progress = Callable[[int, int, str], None]
+TrainingProgress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, a note such as "loss 1.23")."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """`epochs` passes over the documents, but at least `least_steps` steps of AdamW on `batch_size` of them.
 
     The learning rate rises linearly over the share `warmup` of the steps, then falls linearly to zero. `threads` is

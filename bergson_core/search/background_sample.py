@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.gradients.normalizer_fitting import sample_numbers
-from bergson_core.search.faiss_index import inverse
+from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.search.faiss_index import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 
@@ -44,7 +44,7 @@ class SampledRows:
         """
         shape = shards[0].shape
         count = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // (shape.layers * shape.width)))
-        numbers = np.array(sample_numbers(total, count, seed))
+        numbers = np.array(sample_row_numbers(total, count, seed))
         found: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
         for number, shard in enumerate(shards):
             places = numbers - shard.entry.first_row
@@ -73,7 +73,7 @@ class SampledRows:
             if mask is not None:
                 shown[here] = mask[self.places[here]]
         products = self.blocks @ weights.permute(1, 2, 0)
-        scores = (products * inverse(torch.from_numpy(lengths)).mT[..., None]).sum(0)
+        scores = (products * reciprocal_or_zero(torch.from_numpy(lengths)).mT[..., None]).sum(0)
         return scores.mT.numpy()[:, shown]
 
 

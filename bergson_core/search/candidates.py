@@ -21,15 +21,15 @@ from torch import Tensor
 
 from bergson_core.schemas.build import SearchKind
 from bergson_core.search.faiss_index import QUERY_BITS, search_path
-from bergson_core.search.thread_pool import side_by_side
+from bergson_core.search.thread_pool import parallel_map
 from bergson_core.shards.shard import Shard
-from bergson_core.utils.memory_map import release
+from bergson_core.utils.memory_map import release_pages
 
 _MERGED_FROM: Final = 2**20
 """Scores that are gathered before the best of them are taken: 12 MiB with the numbers of their rows."""
 
 
-class Part(ABC):
+class ShardCandidates(ABC):
     """What looks for candidates in one shard."""
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Part(ABC):
 
 
 @final
-class FaissPart(Part):
+class FaissShardCandidates(ShardCandidates):
     """φ of a shard, compared by inner product."""
 
     def __init__(self, path: Path, kind: SearchKind) -> None:
@@ -65,7 +65,7 @@ class FaissPart(Part):
 
 
 @final
-class SignPart(Part):
+class SignShardCandidates(ShardCandidates):
     """The bits of a shard's rows, compared by Hamming distance. With `briefly` no mapped pages are left in memory."""
 
     def __init__(self, blocks: UInt8[np.ndarray, "n m w"], *, briefly: bool) -> None:
@@ -80,7 +80,7 @@ class SignPart(Part):
         bits, queries, out = (faiss.swig_ptr(array) for array in (self._bits, asked, distances))
         faiss.hammings(bits, queries, n, q, width, out)  # type: ignore[attr-defined]
         if self._briefly:
-            release(self._bits)
+            release_pages(self._bits)
         scores = -distances.T.astype(np.float32)
         if rows is not None:
             scores[:, ~rows] = -np.inf
@@ -95,7 +95,7 @@ class Candidates:
     """
 
     shards: Sequence[Shard]
-    parts: Sequence[Callable[[], Part]]
+    parts: Sequence[Callable[[], ShardCandidates]]
     kind: SearchKind
 
     @classmethod
@@ -103,12 +103,12 @@ class Candidates:
         cls, root: Path, shards: Sequence[Shard], kind: SearchKind, *, briefly: bool = False
     ) -> "Candidates":
         """Of these shards of the index in directory `root`. `briefly`: each is in memory only while it is searched."""
-        parts: list[Callable[[], Part]] = []
+        parts: list[Callable[[], ShardCandidates]] = []
         for shard in shards:
             if kind == "hamming":
-                make = partial(SignPart, shard.blocks, briefly=briefly)
+                make = partial(SignShardCandidates, shard.blocks, briefly=briefly)
             else:
-                make = partial(FaissPart, root / search_path(kind, shard.entry.name), kind)
+                make = partial(FaissShardCandidates, root / search_path(kind, shard.entry.name), kind)
             parts.append(make if briefly else partial(_same, make()))
         return cls(shards, parts, kind)
 
@@ -137,7 +137,7 @@ class Candidates:
             return scores, starts[number] + places
 
         count = min(count, int(starts[-1]))
-        scores, rows = _best_of_all(side_by_side(search, range(len(self.parts))), len(asked), count)
+        scores, rows = _best_of_all(parallel_map(search, range(len(self.parts))), len(asked), count)
         shards = np.searchsorted(starts, rows, side="right") - 1
         return shards, np.where(scores > -np.inf, rows - starts[shards], -1)
 
@@ -150,7 +150,7 @@ class Candidates:
         return np.ascontiguousarray(blocks.flatten(1).numpy())
 
 
-def _same(part: Part) -> Part:
+def _same(part: ShardCandidates) -> ShardCandidates:
     return part
 
 

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from bergson_core.search.faiss_index import inverse
+from bergson_core.search.faiss_index import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRow:
     """A row [m, d] as it comes back from disk, and what it is multiplied with [m, d]: the products sum to the score."""
 
     row: Float32[Tensor, "m d"]
@@ -40,16 +40,16 @@ class ExactScores:
         """What each layer adds to the score of each of these rows; `weights` are of `Profile.prepare`."""
         blocks, scales, lengths = self._read(shards, places)
         raw = self.shards[0].shape.codec.products(blocks, scales, weights)
-        return raw * inverse(torch.from_numpy(lengths))
+        return raw * reciprocal_or_zero(torch.from_numpy(lengths))
 
     def stored(
         self, weights: Float32[Tensor, "m d"], shards: Int[np.ndarray, " k"], places: Int[np.ndarray, " k"]
-    ) -> list[Stored]:
+    ) -> list[StoredRow]:
         """Each of these rows itself, to take its score apart by more than layers."""
         blocks, scales, lengths = self._read(shards, places)
         rows = self.shards[0].shape.codec.decode(blocks, scales, weights.shape[1])
-        over = inverse(torch.from_numpy(lengths))[..., None]
-        return [Stored(row, weights * one) for row, one in zip(rows, over, strict=True)]
+        over = reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
+        return [StoredRow(row, weights * one) for row, one in zip(rows, over, strict=True)]
 
     def _read(self, shards: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(blocks, scales, lengths [k, c]) of these rows, copied from the maps."""

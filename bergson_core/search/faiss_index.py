@@ -33,7 +33,7 @@ def search_path(kind: SearchKind, shard: str) -> str:
     return f"search/{kind}/{shard}.faiss"
 
 
-def features(
+def score_features(
     rows: Float[Tensor, "n m d"], preconditioner: Preconditioner | None, normalize: Normalize
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n c"]]:
     """(φ [n, D], lengths [n, c]) of rows [n, m, d]: φ is C^-½ row over its lengths, 0 where they are.
@@ -48,7 +48,7 @@ def features(
         lengths = torch.linalg.vector_norm(phi, dim=(1, 2))[:, None]
     else:
         lengths = phi.new_ones(len(phi), 1)
-    return (phi * inverse(lengths)[..., None]).flatten(1), lengths
+    return (phi * reciprocal_or_zero(lengths)[..., None]).flatten(1), lengths
 
 
 def shard_features(
@@ -56,10 +56,10 @@ def shard_features(
 ) -> Iterator[tuple[Float[Tensor, "n D"], Float[Tensor, "n c"]]]:
     """`features` of a shard's rows, `_AT_ONCE` at a time."""
     for start in range(0, shard.entry.rows, _AT_ONCE):
-        yield features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
+        yield score_features(shard.rows(slice(start, start + _AT_ONCE)), preconditioner, normalize)
 
 
-def inverse(lengths: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def reciprocal_or_zero(lengths: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """1 / lengths, and 0 for 0."""
     return torch.where(lengths > 0, 1 / lengths, 0)
 

@@ -7,16 +7,16 @@ import numpy as np
 from jaxtyping import Float32
 
 from bergson_core.schemas.results import ResultRow
-from bergson_core.search.exact_scores import Stored
+from bergson_core.search.exact_scores import StoredRow
 
 
 @dataclass(frozen=True)
-class Retold:
+class StoredDocument:
     """What it takes to take the score of a row apart by its tokens: the document's text, and what is stored of it."""
 
     prompt: str
     completion: str | None
-    stored: Stored
+    stored: StoredRow
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Hit:
     """A row that was found; with `retold` where the query asks what its tokens do."""
 
     row: ResultRow
-    retold: Retold | None = None
+    retold: StoredDocument | None = None
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Hits, best first, None for a direction that was not asked for; `sampled` are the scores of the sampled rows."""
 
     proponents: Sequence[Hit] | None

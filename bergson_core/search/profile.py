@@ -23,14 +23,14 @@ from torch import Tensor
 
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import BuildSpec, Normalize, SearchKind
-from bergson_core.search.faiss_index import features, inverse
+from bergson_core.search.faiss_index import reciprocal_or_zero, score_features
 from bergson_core.shards.shard import Shard, write_array
 from bergson_core.storage.integrity import file_entry
-from bergson_core.storage.layout import DEFAULT, lengths_path, preconditioner_path
+from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
-from bergson_core.utils.memory_map import mapped
+from bergson_core.utils.memory_map import map_array
 
-FOR_EACH_MORE: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
+CANDIDATES_PER_EXTRA_RESULT: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
 """Candidates for each result beyond those that recall was measured for, and the fewest for each of these."""
 _MORE_FOR_OTHERS: Final = 5
 """Times the candidates where the rows' lengths are those of another profile than FAISS has."""
@@ -63,7 +63,7 @@ class Profile:
     @classmethod
     def open(cls, root: Path, spec: BuildSpec, name: str, shards: Sequence[ShardEntry]) -> "Profile":
         """The profile of that name for these shards, from files that were checked (`files.check_files`)."""
-        signs, is_default = spec.gradients.rows == "sign", name == DEFAULT
+        signs, is_default = spec.gradients.rows == "sign", name == DEFAULT_PROFILE
         before = candidates = None
         if spec.scoring.preconditioner or not is_default:
             before = Preconditioner.load(preconditioner_path(root, name))
@@ -76,7 +76,7 @@ class Profile:
             else:
                 path = root / lengths_path(name, shard.name)
                 columns = path.stat().st_size // (4 * shard.rows)
-                lengths.append(mapped(path, np.float32, (shard.rows, columns)))
+                lengths.append(map_array(path, np.float32, (shard.rows, columns)))
         rows = None if signs else before
         return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
 
@@ -84,12 +84,12 @@ class Profile:
         """How many candidates to take for `top_k` results: what was measured for ten, and some for each further one."""
         search = manifest.search
         measured = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
-        count = measured + FOR_EACH_MORE[search.kind] * max(0, top_k - 10)
+        count = measured + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
         return count if self.is_default else _MORE_FOR_OTHERS * count
 
     def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
         """(what FAISS is asked with, what stored rows are multiplied with) for the rows of queries."""
-        phi, _ = features(queries, self.before, self.normalize)
+        phi, _ = score_features(queries, self.before, self.normalize)
         weights = phi.reshape(queries.shape)
         if self.rows is not None:
             weights = self.rows.apply(weights)
@@ -101,7 +101,7 @@ class Profile:
         self, number: int, shard: Shard, places: slice, weights: Float[Tensor, "D q"]
     ) -> Float[Tensor, "n q"]:
         """Exact scores of these rows of the shard of that number, as one matrix product; `weights` are of `prepare`."""
-        over = inverse(torch.from_numpy(np.array(self.lengths[number][places])))
+        over = reciprocal_or_zero(torch.from_numpy(np.array(self.lengths[number][places])))
         rows = shard.rows(places)
         if over.shape[1] == 1:
             return rows.flatten(1) @ weights * over

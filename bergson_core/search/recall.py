@@ -14,19 +14,23 @@ from torch import Tensor
 
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.row_collector import RowCollector, collect_in_order
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import Candidates
-from bergson_core.search.profile import FOR_EACH_MORE, Profile
+from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
 from bergson_core.search.significance import joined_rows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
 
-SAMPLE: Final = 64
+QUERY_COUNT: Final = 64
 """Documents that are taken as queries."""
-BEST: Final = 10
-_LEAST: Final = {kind: BEST * each for kind, each in FOR_EACH_MORE.items()}
-_MOST: Final[dict[SearchKind, int]] = {"float16": 40 * BEST, "rabitq": 400 * BEST, "hamming": 2000 * BEST}
+MEASURED_RESULTS: Final = 10
+_LEAST: Final = {kind: MEASURED_RESULTS * each for kind, each in CANDIDATES_PER_EXTRA_RESULT.items()}
+_MOST: Final[dict[SearchKind, int]] = {
+    "float16": 40 * MEASURED_RESULTS,
+    "rabitq": 400 * MEASURED_RESULTS,
+    "hamming": 2000 * MEASURED_RESULTS,
+}
 """Candidates for the ten best rows: what is tried first, and what is given up at."""
 _ONE_BIT_FROM_BYTES: Final = 2**28
 _AT_ONCE: Final = 1024
@@ -34,7 +38,7 @@ _CANDIDATES_AT_ONCE: Final = 2**16
 
 
 @dataclass(frozen=True)
-class Sample:
+class RecallQueries:
     """Documents taken as queries: their `numbers` [q] in the index, and the raw `rows` [q, m, d] of the queries.
 
     `joined` [j, m, d] are those of queries made of two documents each, which none of them states (`notice`).
@@ -45,7 +49,7 @@ class Sample:
     joined: Float[Tensor, "j m d"] | None = None
 
     @classmethod
-    def of(cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], layers: int) -> "Sample":
+    def of(cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], layers: int) -> "RecallQueries":
         """Without the queries whose gradients are zero or not finite: nothing is like them."""
         good = rows.isfinite().all(1) & rows.any(1)
         return cls(numbers[good.numpy()], rows[good].reshape(int(good.sum()), layers, -1))
@@ -58,14 +62,14 @@ class Sample:
         tokens: Sequence[Tokens],
         budget_tokens: int,
         tell: Callable[[], object] = lambda: None,
-    ) -> "Sample":
+    ) -> "RecallQueries":
         """The gradients of the ends of these documents, as of a prompt and a completion.
 
         Those of whole documents are found too easily where a corpus says a thing twice: on the demo's sign rows 400
         candidates held all of their ten best rows, 0.90 of those of the ends, and 0.94 of those of real questions.
         `tell` is called between batches.
         """
-        rows, _ = collect_in_order(collector, [_end(one) for one in tokens], budget_tokens, tell)
+        rows, _ = collect_rows(collector, [_end(one) for one in tokens], budget_tokens, tell)
         sample = cls.of(np.asarray(numbers), torch.from_numpy(rows), len(collector.slices))
         return replace(sample, joined=joined_rows(collector, tokens, budget_tokens, tell))
 
@@ -78,7 +82,7 @@ def _end(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids, labels)
 
 
-def ladder(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind, ...]:
+def candidate_kinds(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind, ...]:
     """The kinds of search to try for an index of `count` rows, the leanest first."""
     if shape.kind == "sign":
         return ("hamming",)
@@ -88,7 +92,7 @@ def ladder(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind,
     return ("rabitq", "float16") if large else ("float16",)
 
 
-def choose(
+def choose_kind(
     kinds: Sequence[SearchKind], min_recall: float, measured: Callable[[SearchKind], SearchEntry]
 ) -> SearchEntry:
     """The first of `kinds` whose candidates hold `min_recall`; `measured` builds one and measures it.
@@ -107,8 +111,12 @@ def choose(
     )
 
 
-def measure(
-    sample: Sample, profile: Profile, shards: Sequence[Shard], candidates: Candidates, min_recall: float
+def measure_recall(
+    sample: RecallQueries,
+    profile: Profile,
+    shards: Sequence[Shard],
+    candidates: Candidates,
+    min_recall: float,
 ) -> SearchEntry:
     """Recall@10 of the fewest candidates, doubled from `_LEAST` on, that hold `min_recall` if any do.
 
@@ -122,7 +130,7 @@ def measure(
         parts = (sign * asked).split(max(1, _CANDIDATES_AT_ONCE // most))
         numbers = np.concatenate([candidates.numbers(part, most) for part in parts])
         least, scores = _truth(sign * weights, sample.numbers, numbers, profile, shards)
-        wanted = min(BEST, max(1, rows - 1))
+        wanted = min(MEASURED_RESULTS, max(1, rows - 1))
         recalls.append((scores >= least).cumsum(1).clip(max=wanted).mean(0) / wanted)
     count = min(most, _LEAST[candidates.kind])
     while count < most and recalls[0][count - 1] < min_recall:
@@ -163,11 +171,11 @@ def _truth(
         here = torch.arange(first, first + len(scores))
         scores = scores.mT.masked_fill(here == mine, -torch.inf)
         best = torch.cat([best, scores], dim=1)
-        best = best.topk(min(BEST, best.shape[1])).values
+        best = best.topk(min(MEASURED_RESULTS, best.shape[1])).values
         end = int(np.searchsorted(wanted, first + len(here), sorter=order))
         inside, done = order[done:end], end
         found[inside] = scores.numpy()[inside // numbers.shape[1], wanted[inside] - first]
     others = sum(shard.entry.rows for shard in shards) - 1
-    last = min(BEST, max(1, others)) - 1
+    last = min(MEASURED_RESULTS, max(1, others)) - 1
     least = best[:, last : last + 1]
     return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.reshape(numbers.shape)

@@ -20,16 +20,16 @@ from bergson_core.schemas.query import AttributionQuery, Direction
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
-from bergson_core.search.exact_scores import ExactScores, Stored
+from bergson_core.search.exact_scores import ExactScores, StoredRow
 from bergson_core.search.faiss_index import search_path
-from bergson_core.search.hits import Found, Hit, Retold
+from bergson_core.search.hits import Hit, SearchResult, StoredDocument
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.thread_pool import side_by_side
+from bergson_core.search.thread_pool import parallel_map
 from bergson_core.shards.shard import RowShape, Shard
-from bergson_core.storage.document_lookup import Hidden
-from bergson_core.storage.document_table import document
-from bergson_core.storage.integrity import check_files
+from bergson_core.storage.document_lookup import HiddenRows
+from bergson_core.storage.document_table import document_at
+from bergson_core.storage.integrity import find_damaged_files
 from bergson_core.storage.layout import lengths_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
 
@@ -38,7 +38,7 @@ _ALL_BELOW: Final = 10
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchRequest:
     """What of a query concerns the search."""
 
     top_k: int
@@ -48,19 +48,19 @@ class Asked:
     filter: Mapping[str, Condition] | None
 
     @classmethod
-    def by(cls, query: AttributionQuery) -> "Asked":
+    def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
 
-    def like(self, other: "Asked") -> bool:
+    def can_be_batched_with(self, other: "SearchRequest") -> bool:
         """Whether both can be searched for together."""
         return self.profile == other.profile and self.filter == other.filter
 
 
-class Visible:
+class VisibleRows:
     """Which rows may be shown by now: all but those that were taken down. For one thread."""
 
     def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
-        self._hidden, self._shards = Hidden(root, manifest), shards
+        self._hidden, self._shards = HiddenRows(root, manifest), shards
         self._masks: list[np.ndarray | None] = [None] * len(shards)
 
     def masks(self) -> Sequence[np.ndarray | None]:
@@ -90,7 +90,7 @@ class Searcher(Protocol):
         ...
 
     @property
-    def visible(self) -> Visible:
+    def visible(self) -> VisibleRows:
         """Which rows have not been taken down."""
         ...
 
@@ -99,7 +99,7 @@ class Searcher(Protocol):
         """What is wrong with each damaged shard, by its name."""
         ...
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
         """Returns what is found for each query from its gradient row."""
         ...
 
@@ -116,7 +116,7 @@ class LocalSearcher:
     profiles: Mapping[str, Profile]
     candidates: Candidates
     metadata: MetadataFilter
-    visible: Visible
+    visible: VisibleRows
     damaged: Mapping[str, str]
 
     @classmethod
@@ -136,7 +136,7 @@ class LocalSearcher:
             profiles={one.name: Profile.open(root, spec, one.name, entries) for one in manifest.profiles},
             candidates=Candidates.open(root, shards, manifest.search.kind),
             metadata=MetadataFilter(shards, spec.columns.metadata),
-            visible=Visible(root, manifest, shards),
+            visible=VisibleRows(root, manifest, shards),
             damaged=damaged,
         )
 
@@ -145,7 +145,7 @@ class LocalSearcher:
         """Rows to compare results with, read when they are first asked for."""
         return SampledRows.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[Asked]) -> list[Found]:
+    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
         """What is found for each query from its row."""
         signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
         hits: list[dict[int, list[Hit]]] = [{} for _ in queries]
@@ -153,7 +153,7 @@ class LocalSearcher:
         left = list(range(len(queries)))
         while left:
             first = queries[left[0]]
-            here = [k for k in left if queries[k].like(first)]
+            here = [k for k in left if queries[k].can_be_batched_with(first)]
             left = [k for k in left if k not in here]
             profile = self.profiles[first.profile]
             phi, weights = profile.prepare(blocks[here])
@@ -163,11 +163,11 @@ class LocalSearcher:
             count = profile.candidates_for(max(queries[k].top_k for k in here), self.manifest)
             candidates = self._candidates(directed, count, first.filter)
             work = ((exact, weights[i], *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
-            scored = side_by_side(_scored, work)
+            scored = parallel_map(_scored, work)
             for (i, sign), (shards, places, parts) in zip(asked, scored, strict=True):
                 query, scores = queries[here[i]], parts.sum(1).numpy()
                 best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
-                stored: Sequence[Stored | None] = [None] * len(best)
+                stored: Sequence[StoredRow | None] = [None] * len(best)
                 if "tokens" in query.include:
                     stored = exact.stored(weights[i], shards[best], places[best])
                 hits[here[i]][sign] = [
@@ -178,7 +178,9 @@ class LocalSearcher:
                 here, self.sampled.scores(profile, weights, self.visible.masks()), strict=True
             ):
                 sampled[k] = scores
-        return [Found(one.get(1), one.get(-1), scores) for one, scores in zip(hits, sampled, strict=True)]
+        return [
+            SearchResult(one.get(1), one.get(-1), scores) for one, scores in zip(hits, sampled, strict=True)
+        ]
 
     def _candidates(
         self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
@@ -200,10 +202,10 @@ class LocalSearcher:
         return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
 
     def _hit(
-        self, rank: int, shard: int, place: int, parts: Tensor, query: Asked, stored: Stored | None
+        self, rank: int, shard: int, place: int, parts: Tensor, query: SearchRequest, stored: StoredRow | None
     ) -> Hit:
         """The row at this place, whose score the `parts` [m] of its layers sum to."""
-        row, modules = document(self.shards[shard].records, place), None
+        row, modules = document_at(self.shards[shard].records, place), None
         text = "text" in query.include
         if "modules" in query.include:
             names = (module.name for module in self.manifest.modules)
@@ -218,7 +220,7 @@ class LocalSearcher:
             loss=row["loss"],
             modules=modules,
         )
-        return Hit(found, stored and Retold(row["prompt"], row["completion"], stored))
+        return Hit(found, stored and StoredDocument(row["prompt"], row["completion"], stored))
 
 
 def _scored(
@@ -238,7 +240,7 @@ def _damaged(root: Path, manifest: Manifest, entries: Sequence[ShardEntry]) -> d
         owners[search_path(manifest.search.kind, shard.name)] = shard.name
         owners |= {lengths_path(profile.name, shard.name): shard.name for profile in manifest.profiles}
     everything = [entry for part in (manifest, *entries, *manifest.profiles) for entry in part.files]
-    found = check_files(root, [entry for entry in everything if _concerns(entry, owners)])
+    found = find_damaged_files(root, [entry for entry in everything if _concerns(entry, owners)])
     for entry, wrong in found:
         if entry.path not in owners:
             raise IndexCorrupt(f"{wrong}; restore it from a copy or build the index again")

@@ -22,8 +22,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from bergson_core.data.batching import Tokens
-from bergson_core.gradients.row_collector import RowCollector, collect_in_order
-from bergson_core.models.forward_backward import losses_of
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.models.forward_backward import document_losses
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.exact_scores import ExactScores
@@ -47,7 +47,9 @@ def prominence(score: float, sampled: Float32[np.ndarray, " r"]) -> float:
     return above / float(high - middle) if high > middle else float(np.sign(above)) * np.inf
 
 
-def notice(score: float, sampled: Float32[np.ndarray, " r"], entry: NoticeEntry | None) -> str | None:
+def significance_notice(
+    score: float, sampled: Float32[np.ndarray, " r"], entry: NoticeEntry | None
+) -> str | None:
     """`NOTICE` where the best result's score does not stand out; None where it does, or where that is not known."""
     if entry is None or len(sampled) < LEAST_ROWS:
         return None
@@ -75,11 +77,11 @@ def joined_rows(
         for k in range(count)
         for step in range(1, choices + 1)
     ]
-    losses = losses_of(collector.model, pairs, budget_tokens, tell)
+    losses = document_losses(collector.model, pairs, budget_tokens, tell)
     labelled = np.array([one.labelled for one in pairs])
     fit = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
     best = fit.reshape(-1, choices).argmin(1) + choices * np.arange(len(pairs) // choices)
-    rows, _ = collect_in_order(collector, [pairs[k] for k in best], budget_tokens, tell)
+    rows, _ = collect_rows(collector, [pairs[k] for k in best], budget_tokens, tell)
     found = torch.from_numpy(rows)
     good = found.isfinite().all(1) & found.any(1)
     return found[good].reshape(int(good.sum()), layers, -1)
@@ -91,7 +93,7 @@ def _joined(one: Tokens, other: Tokens) -> Tokens:
     return Tokens.labelled_from(np.concatenate([beginning, end]), max(1, len(beginning)))
 
 
-def calibrate(
+def calibrate_notice(
     queries: Float[Tensor, "q m d"],
     profile: Profile,
     candidates: Candidates,

@@ -9,11 +9,11 @@ from typing import TypeVar
 import faiss
 import torch
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def side_by_side(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+def parallel_map(work: Callable[[Item], Result], parts: Iterable[Item]) -> Iterator[Result]:
     """`work(part)` of each part, in order; as many at a time as torch has threads, and few wait to be looked at."""
     threads = torch.get_num_threads()
     if threads == 1:

@@ -59,7 +59,7 @@ class Codec(ABC):
 
 
 @final
-class Scaled(Codec):
+class ScaledCodec(Codec):
     """Each block divided by its largest magnitude, so that nothing overflows or vanishes; the scale is [n, m] float32.
 
     `steps` is what the largest magnitude becomes: 1 in float16, 127 in int8.
@@ -89,7 +89,7 @@ class Scaled(Codec):
 
 
 @final
-class Signs(Codec):
+class SignCodec(Codec):
     """The sign of each number, packed [n, m, ⌈d/8⌉]; the scales [n, ⌈m/8⌉] are bits too: which blocks are not zero.
 
     Rows come back as ±1/√(m·d), of unit length: what a query is multiplied with. Padding bits are 0.
@@ -133,7 +133,7 @@ def _packed(bits: Bool[Tensor, "*n d"]) -> UInt8[Tensor, "*n w"]:
 
 
 CODECS: Final[dict[RowKind, Codec]] = {
-    "float16": Scaled(torch.float16, 1),
-    "int8": Scaled(torch.int8, 127),
-    "sign": Signs(),
+    "float16": ScaledCodec(torch.float16, 1),
+    "int8": ScaledCodec(torch.int8, 127),
+    "sign": SignCodec(),
 }

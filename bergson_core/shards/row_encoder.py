@@ -20,7 +20,7 @@ from bergson_core.storage.layout import preconditioner_path
 
 
 @dataclass(frozen=True)
-class RowMaker:
+class RowEncoder:
     """A collector and how its rows are kept; `before` is the preconditioner that goes before signs are taken."""
 
     collector: RowCollector
@@ -46,20 +46,20 @@ class RowMaker:
         return (blocks if self.before is None else self.before.apply(blocks)), losses
 
 
-def signs_preconditioned(spec: BuildSpec) -> bool:
+def preconditions_before_signs(spec: BuildSpec) -> bool:
     """C^-½ goes before the signs are taken, so that it has to be known by then."""
     return spec.gradients.rows == "sign" and spec.scoring.preconditioner
 
 
-def open_rows(
+def open_row_encoder(
     spec: BuildSpec,
     output: Path,
     model: LanguageModel,
     collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
-) -> RowMaker:
+) -> RowEncoder:
     """What makes rows as the index at `output` has them, from its saved statistics."""
     processor = GradientProcessor.load(output / "statistics")
     made, before = collector or partial(RowCollector, target_modules=spec.gradients.modules), None
-    if signs_preconditioned(spec):
+    if preconditions_before_signs(spec):
         before = Preconditioner.load(preconditioner_path(output), model.device)
-    return RowMaker(made(model, processor), spec.gradients.rows, before)
+    return RowEncoder(made(model, processor), spec.gradients.rows, before)

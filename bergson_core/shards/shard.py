@@ -33,11 +33,16 @@ from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.schemas.build import RowKind
 from bergson_core.schemas.record import Record
 from bergson_core.shards.codecs import CODECS, Codec
-from bergson_core.storage.document_table import TEXTS, read_texts, texts_table, write_texts
+from bergson_core.storage.document_table import (
+    DOCUMENT_TABLE_FILE,
+    make_document_table,
+    read_document_table,
+    write_document_table,
+)
 from bergson_core.storage.integrity import file_entry
 from bergson_core.storage.manifest import Manifest, ShardEntry
-from bergson_core.utils.atomic_files import sync
-from bergson_core.utils.memory_map import mapped, mapped_bytes, release
+from bergson_core.utils.atomic_files import fsync_path
+from bergson_core.utils.memory_map import map_array, map_buffer, release_pages
 
 _BLOCKS, _SCALES = "gradients.bin", "scales.bin"
 _MOMENT, _ENTRY = "second_moment.safetensors", "shard.json"
@@ -105,15 +110,15 @@ class ShardWriter:
         records: Sequence[Record],
         labelled: Sequence[int],
         moment: SecondMoment | None,
-        place: "Place",
-    ) -> "Written":
+        place: "ShardPosition",
+    ) -> "WrittenShard":
         """Writes the shard of these documents, whose labelled tokens [n] are counted."""
-        texts = texts_table(records, self._losses, labelled)
+        texts = make_document_table(records, self._losses, labelled)
         return write_shard(self._root, self._name, self._blocks, self._scales, texts, place, moment)
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardPosition:
     """Where in an index a shard belongs, and what made it (`manifest.ShardEntry`)."""
 
     first_row: int
@@ -122,7 +127,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenShard:
     """A shard that is whole and on disk in the directory `aside`; an index has it once it is accepted."""
 
     entry: ShardEntry
@@ -133,11 +138,11 @@ class Written:
         target = self.aside.with_name(self.entry.name)
         shutil.rmtree(target, ignore_errors=True)
         self.aside.rename(target)
-        sync(target.parent)
+        fsync_path(target.parent)
         return self.entry
 
 
-def drop_asides(root: Path) -> None:
+def remove_unaccepted_shards(root: Path) -> None:
     """Removes what was never accepted of shards."""
     for path in (root / "shards").glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -149,21 +154,21 @@ def write_shard(
     blocks: np.ndarray,
     scales: np.ndarray,
     texts: pa.Table,
-    place: Place,
+    place: ShardPosition,
     moment: SecondMoment | None = None,
-) -> Written:
+) -> WrittenShard:
     """Writes all of a shard and flushes it to disk."""
     directory = root / "shards" / f".{name}.{uuid4().hex}.tmp"
     directory.mkdir(parents=True)
     try:
         write_array(directory / _BLOCKS, blocks)
         write_array(directory / _SCALES, scales)
-        write_texts(directory / TEXTS, texts)
+        write_document_table(directory / DOCUMENT_TABLE_FILE, texts)
         if moment is not None:
             save_file({"total": moment.total.cpu()}, directory / _MOMENT)
         files = tuple(
             file_entry(directory / file).model_copy(update={"path": f"shards/{name}/{file}"})
-            for file in (_BLOCKS, _SCALES, TEXTS)
+            for file in (_BLOCKS, _SCALES, DOCUMENT_TABLE_FILE)
         )
         entry = ShardEntry(
             name=name,
@@ -177,12 +182,12 @@ def write_shard(
         )
         (directory / _ENTRY).write_text(entry.model_dump_json())
         for path in directory.iterdir():
-            sync(path)
+            fsync_path(path)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    sync(directory)
-    return Written(entry, directory)
+    fsync_path(directory)
+    return WrittenShard(entry, directory)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -206,7 +211,7 @@ def disk_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
-def finished_shard(root: Path, name: str, place: Place, rows: int) -> ShardEntry | None:
+def finished_shard(root: Path, name: str, place: ShardPosition, rows: int) -> ShardEntry | None:
     """The entry of a shard of so many rows that an earlier run has finished for this very place."""
     try:
         entry = ShardEntry.model_validate_json((root / "shards" / name / _ENTRY).read_text())
@@ -214,7 +219,7 @@ def finished_shard(root: Path, name: str, place: Place, rows: int) -> ShardEntry
         return None
     return (
         entry
-        if (Place(entry.first_row, entry.source, entry.generation), entry.rows) == (place, rows)
+        if (ShardPosition(entry.first_row, entry.source, entry.generation), entry.rows) == (place, rows)
         else None
     )
 
@@ -242,20 +247,20 @@ class Shard:
     def open(cls, root: Path, entry: ShardEntry, shape: RowShape) -> "Shard":
         """Maps files that were checked (`files.check_files`)."""
         directory, codec = root / "shards" / entry.name, shape.codec
-        blocks = mapped(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.blocks))
-        scales = mapped(directory / _SCALES, codec.scale_type, (entry.rows, shape.scales))
-        return cls(entry, shape, blocks, scales, mapped_bytes(directory / TEXTS))
+        blocks = map_array(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.blocks))
+        scales = map_array(directory / _SCALES, codec.scale_type, (entry.rows, shape.scales))
+        return cls(entry, shape, blocks, scales, map_buffer(directory / DOCUMENT_TABLE_FILE))
 
     @cached_property
     def records(self) -> pa.Table:
         """The documents, as `texts` has them."""
-        return read_texts(self.texts)
+        return read_document_table(self.texts)
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32. A scan by slices leaves none of the mapped pages in memory."""
         blocks, scales = self.blocks[numbers], self.scales[numbers]
         rows = self.shape.codec.decode(blocks, scales, self.shape.width)
         if isinstance(numbers, slice):
-            release(blocks)
-            release(scales)
+            release_pages(blocks)
+            release_pages(scales)
         return rows

@@ -7,7 +7,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from bergson_core.errors import IndexBusy, IndexNotFound
-from bergson_core.storage.manifest import FILE_NAME
+from bergson_core.storage.manifest import MANIFEST_FILE
 
 _GRAVE = ".deleted-"
 
@@ -18,7 +18,7 @@ def delete_index(index: str | Path) -> None:
     What a call that was killed has left goes too. Raises `IndexNotFound`, and `IndexBusy` while somebody writes there.
     """
     root = Path(index)
-    if not (root / FILE_NAME).is_file():
+    if not (root / MANIFEST_FILE).is_file():
         raise IndexNotFound.named(root.name)
     try:
         with FileLock(root / ".lock", timeout=0):

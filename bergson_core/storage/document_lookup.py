@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import DocumentNotFound, IndexCorrupt
-from bergson_core.storage.document_table import document, has_ids, texts_of
+from bergson_core.storage.document_table import document_at, iter_document_tables, rows_with_ids
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.storage.takedown_log import TakedownLog, record_takedown
 
 T = TypeVar("T")
 
 
-class Hidden:
+class HiddenRows:
     """Which rows of an index were taken down by now and are not gone yet. For one thread."""
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -28,7 +28,7 @@ class Hidden:
     def update(self) -> bool:
         """Reads what is new in the log; whether there was anything."""
         before = self._log.lines
-        new = self._log.new()
+        new = self._log.read_new_lines()
         for line in new[max(0, self._compacted - before) :]:
             self._generations[line["id"]] = line["generation"]
         return bool(new)
@@ -41,10 +41,10 @@ class Hidden:
     def of(self, entry: ShardEntry, texts: pa.Table) -> np.ndarray:
         """Which rows of a shard, bool [n], are hidden, as far as `update` has read."""
         ids = [one for one, generation in self._generations.items() if generation >= entry.generation]
-        return has_ids(texts, ids) if ids else np.zeros(len(texts), dtype=bool)
+        return rows_with_ids(texts, ids) if ids else np.zeros(len(texts), dtype=bool)
 
 
-def take_down(index: str | Path, document_id: str) -> None:
+def take_down_document(index: str | Path, document_id: str) -> None:
     """Hides the document of that id from every answer from now on, in every process, for good.
 
     Raises `DocumentNotFound` where the index has none, or hides it already, and `IndexNotFound`.
@@ -70,10 +70,10 @@ def existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
     root = Path(index)
 
     def existing(manifest: Manifest) -> set[str]:
-        found, hidden = set[str](), Hidden(root, manifest)
+        found, hidden = set[str](), HiddenRows(root, manifest)
         hidden.update()
-        for entry, texts in texts_of(root, manifest):
-            here = has_ids(texts, ids) & ~hidden.of(entry, texts)
+        for entry, texts in iter_document_tables(root, manifest):
+            here = rows_with_ids(texts, ids) & ~hidden.of(entry, texts)
             found.update(texts["id"].filter(pa.array(here)).to_pylist())
         return found
 
@@ -93,10 +93,10 @@ def _in_newest(root: Path, look: Callable[[Manifest], T]) -> T:
 
 
 def _find(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
-    hidden = Hidden(root, manifest)
+    hidden = HiddenRows(root, manifest)
     hidden.update()
-    for entry, texts in texts_of(root, manifest):
-        here = has_ids(texts, [document_id])
+    for entry, texts in iter_document_tables(root, manifest):
+        here = rows_with_ids(texts, [document_id])
         if here.any() and (here := here & ~hidden.of(entry, texts)).any():
-            return document(texts, int(here.argmax()))
+            return document_at(texts, int(here.argmax()))
     raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")

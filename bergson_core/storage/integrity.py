@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from bergson_core.errors import IndexCorrupt
 from bergson_core.storage.manifest import FileEntry, Manifest
-from bergson_core.utils.atomic_files import _replace, file_sha256, sync
+from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
 
 _CHECKED: Final = ".checked.json"
 APPENDING: Final = ".appending-"
@@ -29,7 +29,7 @@ def file_entry(path: Path, root: Path | None = None) -> FileEntry:
     return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def check_files(
+def find_damaged_files(
     root: Path, files: Iterable[FileEntry], *, again: bool = False
 ) -> list[tuple[FileEntry, str]]:
     """Each file that is missing, cut or altered, and what is wrong with it.
@@ -57,18 +57,18 @@ def check_files(
     return wrong
 
 
-def check_contents(root: Path, files: Iterable[FileEntry]) -> None:
+def require_intact(root: Path, files: Iterable[FileEntry]) -> None:
     """Raises `IndexCorrupt` where a file is missing, or is not the one that was written."""
-    if wrong := check_files(root, files):
+    if wrong := find_damaged_files(root, files):
         raise IndexCorrupt(f"{wrong[0][1]}; restore it from a copy or build the index again")
 
 
-def sync_files(root: Path, files: Iterable[FileEntry]) -> None:
+def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
     """Flushes these files and their directories to disk, and notes that they are as they were written."""
     files = list(files)
     paths = [root / entry.path for entry in files]
     for path in (*paths, *{path.parent for path in paths}):
-        sync(path)
+        fsync_path(path)
     _write_known(root, _known(root) | {entry.path: _stamp(f"{root}/{entry.path}", entry) for entry in files})
 
 
@@ -87,10 +87,10 @@ def _known(root: Path) -> dict[str, list[Any]]:
 
 def _write_known(root: Path, known: dict[str, list[Any]]) -> None:
     there = {name: stamp for name, stamp in known.items() if (root / name).is_file()}
-    _replace(root / _CHECKED, json.dumps(there).encode())
+    write_atomically(root / _CHECKED, json.dumps(there).encode())
 
 
-def drop_unpublished(root: Path, manifest: Manifest) -> None:
+def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
     """Removes what a build, append or compaction left that the index does not consist of."""
     kept = manifest.all_files().keys()
     for path in root.glob(f"{APPENDING}*"):

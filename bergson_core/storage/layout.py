@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-DEFAULT: Final = "default"
+DEFAULT_PROFILE: Final = "default"
 
 
-def preconditioner_path(root: Path, profile: str = DEFAULT) -> Path:
+def preconditioner_path(root: Path, profile: str = DEFAULT_PROFILE) -> Path:
     """Where the index in directory `root` keeps the preconditioner of a profile."""
     return root / "profiles" / profile / "preconditioner.safetensors"
 

@@ -20,7 +20,7 @@ from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
-FILE_NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 
 
 class _Part(BaseModel):
@@ -151,7 +151,7 @@ def read_manifest(index: Path) -> Manifest:
 
     Raises `IndexNotFound` where none is published, `IndexCorrupt` where it is not one this version reads.
     """
-    path = index / FILE_NAME
+    path = index / MANIFEST_FILE
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -186,9 +186,9 @@ def check_append(name: str, manifest: Manifest, spec: AppendSpec) -> None:
             )
 
 
-def published(root: Path) -> Iterator[tuple[str, Path]]:
+def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:
     """(name, directory) of each published index below `root`, by name. A half-built index is not there."""
     if root.is_dir():
         for path in sorted(root.iterdir()):
-            if not path.name.startswith(".") and (path / FILE_NAME).is_file():
+            if not path.name.startswith(".") and (path / MANIFEST_FILE).is_file():
                 yield path.name, path

@@ -56,7 +56,7 @@ class TakedownLog:
         self._path, self.offset = root / _LOG, 0
         self.lines = 0
 
-    def new(self) -> list[dict[str, Any]]:
+    def read_new_lines(self) -> list[dict[str, Any]]:
         """What was appended since the last call."""
         try:
             if self._path.stat().st_size <= self.offset:
@@ -70,7 +70,7 @@ class TakedownLog:
         self.lines += len(lines)
         return [json.loads(line) for line in lines]
 
-    def skip(self) -> None:
+    def skip_to_end(self) -> None:
         """Leaves out what stands in it by now, without reading it."""
         try:
             self.offset = self._path.stat().st_size

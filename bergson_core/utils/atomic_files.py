@@ -14,11 +14,11 @@ def file_sha256(path: Path) -> str:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
-    _replace(path, content, durably=True)
-    sync(path.parent)
+    write_atomically(path, content, durably=True)
+    fsync_path(path.parent)
 
 
-def _replace(path: Path, content: bytes, durably: bool = False) -> None:
+def write_atomically(path: Path, content: bytes, durably: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -31,7 +31,7 @@ def _replace(path: Path, content: bytes, durably: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Flushes a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -11,20 +11,20 @@ import pyarrow as pa
 _libc: Final = ctypes.CDLL(None)
 
 
-def mapped_bytes(path: Path) -> pa.Buffer:
+def map_buffer(path: Path) -> pa.Buffer:
     """A file's content, mapped, without a file descriptor: an index may have thousands of files."""
     with pa.memory_map(str(path)) as source:
         return source.read_buffer()
 
 
-def mapped(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
+def map_array(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
     """A file as a read-only array of `shape`, mapped."""
     if 0 in shape:
         return np.zeros(shape, dtype)
-    return np.frombuffer(mapped_bytes(path), dtype).reshape(shape)
+    return np.frombuffer(map_buffer(path), dtype).reshape(shape)
 
 
-def release(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Gives the pages of a part of what `mapped` returned back: in memory, they count as this process's.
 
     Of nothing else: other memory would be lost.

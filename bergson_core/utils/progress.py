@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 _TELL_S: Final = 0.02
 
 
-def meanwhile(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
+def iterate_while_running(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
     """Returns what `work` does in a thread of its own, and yields `item` some fifty times a second until it is done.
 
     So a step that cannot be divided holds up nobody: a worker answers queries between two items. It goes on to its end
@@ -26,12 +26,12 @@ def meanwhile(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
         return future.result()
 
 
-def aside(work: Callable[[], T], tell: Callable[[], object]) -> T:
+def run_in_thread(work: Callable[[], T], tell: Callable[[], object]) -> T:
     """`meanwhile` with `tell` called for each item; what it raises comes through once `work` has ended."""
-    return finished(meanwhile(work, None), tell)
+    return run_to_completion(iterate_while_running(work, None), tell)
 
 
-def finished(steps: Generator[object, None, T], tell: Callable[[], object] = lambda: None) -> T:
+def run_to_completion(steps: Generator[object, None, T], tell: Callable[[], object] = lambda: None) -> T:
     """Takes all `steps` and returns what they come to; `tell` is called after each."""
     while True:
         try:
@@ -41,7 +41,7 @@ def finished(steps: Generator[object, None, T], tell: Callable[[], object] = lam
         tell()
 
 
-class Clock:
+class StageProgress:
     """Counts documents and tokens of a stage; time starts with the first tick's work, not with resumed work.
 
     A `total` of 0 is one that is not known.
@@ -52,7 +52,7 @@ class Clock:
         self._done = self._worked = self._tokens = 0
         self._started = time.perf_counter()
 
-    def tick(self, documents: int, tokens: int) -> Progress:
+    def advance(self, documents: int, tokens: int) -> Progress:
         """The progress after so many more documents and tokens; fewer than none, where work was lost."""
         self._done += documents
         self._worked += documents
@@ -73,7 +73,7 @@ class Clock:
         self._done += documents
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Keeps the progress bars and remarks of Hugging Face's libraries out of ours; before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -16,16 +16,18 @@ json.dump(found, sys.stdout)
 """
 
 
-def matching(pattern: str, names: Sequence[str]) -> set[str]:
+def matching_names(pattern: str, names: Sequence[str]) -> set[str]:
     """The names in which `pattern` is found. Raises `InvalidInput` where that takes more than `LIMIT_S` seconds."""
-    return set(try_out("modules", [("search", pattern)], names)[0])
+    return set(check_expressions("modules", [("search", pattern)], names)[0])
 
 
-def try_out(what: str, expressions: Sequence[tuple[How, str]], names: Sequence[str]) -> list[list[str]]:
+def check_expressions(
+    what: str, expressions: Sequence[tuple[How, str]], names: Sequence[str]
+) -> list[list[str]]:
     """The names that each expression finds. Raises `InvalidInput` where all take more than `LIMIT_S` seconds."""
     said = f"{what}: {', '.join(repr(pattern) for _, pattern in expressions)}"[:500]
     try:
-        return sandbox.run(_FIND, [expressions, names], LIMIT_S)
+        return sandbox.run_sandboxed(_FIND, [expressions, names], LIMIT_S)
     except TimeoutError:
         raise InvalidInput(
             f"{said} takes more than {LIMIT_S} s on {len(names)} names; expected an expression without "

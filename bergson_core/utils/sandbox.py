@@ -12,7 +12,7 @@ from typing import Any, Final
 _MEMORY: Final = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
 
 
-def run(program: str, given: Any, limit_s: float) -> Any:
+def run_sandboxed(program: str, given: Any, limit_s: float) -> Any:
     """What the Python of `program` writes as JSON, with `given` as JSON to read; it has 4 GiB.
 
     Raises TimeoutError after `limit_s` seconds, and ValueError with the end of what it says where it fails.

@@ -25,7 +25,7 @@ from limits import RateLimitItem, parse_many
 from pydantic import AfterValidator, Field, ValidationError
 
 from bergson_core.errors import InvalidInput, Unavailable
-from bergson_core.schemas.results import Report
+from bergson_core.schemas.results import ResultModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$")]
 IndexPattern = Annotated[str, Field(pattern=r"^[a-z0-9_*?\[\]!-]{1,64}$")]
 
 
-class Caller(Report):
+class Caller(ResultModel):
     """Who asks, and what they may; by default anybody, and everything."""
 
     id: str = ""
@@ -101,7 +101,7 @@ class Key(Caller):
         return self.expires_at is None or time.time() < self.expires_at
 
 
-class _Content(Report):
+class _Content(ResultModel):
     format: Literal[1] = 1
     keys: tuple[Key, ...] = ()
 

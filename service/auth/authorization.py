@@ -44,7 +44,7 @@ def is_open(method: str, path: str) -> bool:
     return method in ("GET", "HEAD") and (path in OPEN or path.startswith("/static/"))
 
 
-class Keys:
+class KeyAuthorizer:
     """Decides who asks. Without a file of keys everybody is `ANYBODY`, on a loopback address and nowhere else."""
 
     def __init__(self, settings: ServiceSettings):

@@ -29,14 +29,14 @@ def shared_storage(pool: ConnectionPool) -> Storage:
     return RedisStorage("async+redis://", implementation="redispy", **options)
 
 
-class Limits:
+class RateLimiter:
     """Admits calls, as long as they are within what their key may; in this process alone without a `storage`."""
 
     def __init__(self, storage: Storage | None = None):
         self._rates = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._open: Counter[str] = Counter()
 
-    async def more(self, caller: Caller, calls: int) -> None:
+    async def count_calls(self, caller: Caller, calls: int) -> None:
         """Counts a call as so many more: for each further question of a batch, and each document that is unlearned.
 
         Raises `InvalidInput` where they are more than the key may ever ask at once, `RateLimited`, `RedisUnavailable`.
@@ -48,7 +48,7 @@ class Limits:
             )
         await self._count(caller, calls)
 
-    async def enter(self, caller: Caller) -> None:
+    async def start_call(self, caller: Caller) -> None:
         """Counts a call, which has to `leave`. Raises `RateLimited` and `RedisUnavailable`, and then counts none."""
         if caller.concurrent is not None and self._open[caller.id] >= caller.concurrent:
             raise RateLimited.of(
@@ -59,10 +59,10 @@ class Limits:
         try:
             await self._count(caller, 1)
         except BaseException:
-            self.leave(caller)
+            self.end_call(caller)
             raise
 
-    def leave(self, caller: Caller) -> None:
+    def end_call(self, caller: Caller) -> None:
         """A call has ended."""
         self._open[caller.id] -= 1
         if not self._open[caller.id]:

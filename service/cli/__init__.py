@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
-from bergson_core.utils.progress import quiet_libraries
+from bergson_core.utils.progress import silence_libraries
 from service.cli import build, canary, check, demo, evaluate, keys, modify, query, score, serve
 from service.cli.support.output import fail
 
@@ -59,7 +59,7 @@ app.add_typer(keys.app, name="keys")
 
 def main() -> None:
     """Runs the command line. What a user can mend is said in a line or two, with exit status 1."""
-    quiet_libraries()
+    silence_libraries()
     try:
         app()
     except ValidationError as error:

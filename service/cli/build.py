@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
-from service.cli.support.output import console, progress_bar, say
+from service.cli.support.output import console, print_message, progress_bar
 from service.cli.support.spec_options import ExecutorOption, takes_spec
 
 LOW_COVERAGE = 90
@@ -30,7 +30,7 @@ def build(
 
     with progress_bar() as show:
         manifest = build_index(spec, output_path, report=show, executor=open_executor(executor))
-    say(
+    print_message(
         f"{output_path}: {manifest.rows:,} documents, {manifest.tokens:,} labelled tokens, "
         f"{len(manifest.modules)} modules, {manifest.coverage_percent:g} % of the parameters, "
         f"{manifest.total_bytes() / 2**20:,.1f} MiB"

@@ -10,14 +10,14 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
 from service.cli.serve import DataDir, set_environment
-from service.cli.support.output import errors, explain, fail, say
+from service.cli.support.output import errors, fail, help_text, print_message
 from service.client import Client
 from service.indexes.canary_log import CanaryRun, append_run
 from service.schemas import AttributeResponse
 from service.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from bergson_core.evaluation.queries import FactQuery
+    from bergson_core.evaluation.queries import EvaluationQuery
 
 Floor = Annotated[float | None, typer.Option(min=0, max=1, help="Least that counts as well; else status 1.")]
 
@@ -28,9 +28,9 @@ def canary(
         str,
         typer.Option(help="Queries with prompt, completion and, for the MRR, the column named by --gold."),
     ],
-    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
-    gold: Annotated[str, typer.Option(help=explain(EvaluationSpec, "gold"))] = EvaluationSpec().gold,
-    url: Annotated[str | None, typer.Option(help=explain(ClientSettings, "url"))] = None,
+    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
+    gold: Annotated[str, typer.Option(help=help_text(EvaluationSpec, "gold"))] = EvaluationSpec().gold,
+    url: Annotated[str | None, typer.Option(help=help_text(ClientSettings, "url"))] = None,
     every: Annotated[
         float | None, typer.Option(min=1, help="Seconds from run to run; a single run where it is not given.")
     ] = None,
@@ -39,17 +39,17 @@ def canary(
     data_dir: DataDir = None,
 ) -> None:
     """Ask a running service a fixed set of queries: MRR, recall of the search and latency, for `GET /metrics`."""
-    from bergson_core.data.dataset import open_dataset
+    from bergson_core.data.dataset import load_dataset_spec
     from bergson_core.evaluation.ground_truth import read_queries
 
     settings = set_environment(data_dir)
-    asked = read_queries(open_dataset(DatasetSpec(path=queries, split=split)), gold)
+    asked = read_queries(load_dataset_spec(DatasetSpec(path=queries, split=split)), gold)
     if not asked:
         raise InvalidInput(f"{queries} has no queries; expected at least one")
     while True:
         try:
             run = _run(index, asked, gold, settings.indexes_dir / index, url)
-            say(f"{append_run(settings, run)}: {run.model_dump_json()}")
+            print_message(f"{append_run(settings, run)}: {run.model_dump_json()}")
             wrong = _below(run, min_mrr, min_recall)
         except BergsonError as error:
             wrong = str(error)
@@ -73,11 +73,11 @@ def _below(run: CanaryRun, min_mrr: float | None, min_recall: float | None) -> s
     )
 
 
-def _run(name: str, queries: "list[FactQuery]", gold: str, path: Path, url: str | None) -> CanaryRun:
+def _run(name: str, queries: "list[EvaluationQuery]", gold: str, path: Path, url: str | None) -> CanaryRun:
     import numpy as np
 
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.evaluation.service_recall import recall_of
+    from bergson_core.evaluation.service_recall import recall_of_answers
 
     at, seconds, answers = time.time(), list[float](), list[AttributeResponse]()
     with Client(url, headers={"Cache-Control": "no-cache"}) as client:
@@ -95,14 +95,14 @@ def _run(name: str, queries: "list[FactQuery]", gold: str, path: Path, url: str 
         at=at,
         queries=len(queries),
         mrr=_mrr(queries, answers, gold, opened.manifest.spec.columns.metadata),
-        recall_at_10=recall_of(opened, queries, ids) if same else None,
+        recall_at_10=recall_of_answers(opened, queries, ids) if same else None,
         latency_p50_s=float(np.quantile(seconds, 0.5)),
         latency_p95_s=float(np.quantile(seconds, 0.95)),
     )
 
 
 def _mrr(
-    queries: "list[FactQuery]", answers: list[AttributeResponse], gold: str, columns: tuple[str, ...]
+    queries: "list[EvaluationQuery]", answers: list[AttributeResponse], gold: str, columns: tuple[str, ...]
 ) -> float | None:
     if not any(query.fact for query in queries):
         return None

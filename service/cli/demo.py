@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bergson_core.demo.synthetic_facts import Corpus, make_corpus, write_corpus
+from bergson_core.demo.synthetic_facts import FactCorpus, make_corpus, write_corpus
 from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
@@ -63,7 +63,7 @@ def demo(
             system.wait()
 
 
-def _train(corpus: Corpus, directory: Path, seed: int) -> None:
+def _train(corpus: FactCorpus, directory: Path, seed: int) -> None:
     from bergson_core.demo.model import train_demo_model
 
     with progress_bar() as show:
@@ -122,7 +122,7 @@ def _follow(client: Client, job: str) -> None:
     console.print(f"[bold]build[/]   {rate:,.0f} tokens/s")
 
 
-def _show_answers(client: Client, index: str, corpus: Corpus) -> None:
+def _show_answers(client: Client, index: str, corpus: FactCorpus) -> None:
     gold = corpus.gold()
     step = len(corpus.queries) // SHOWN + 1  # an odd stride meets every kind of fact
     for query in corpus.queries[:: step | 1][:SHOWN]:
@@ -132,7 +132,7 @@ def _show_answers(client: Client, index: str, corpus: Corpus) -> None:
     console.print("✓ states the fact")
 
 
-def _report(client: Client, index: str, corpus: Corpus) -> None:
+def _report(client: Client, index: str, corpus: FactCorpus) -> None:
     """Retrieval quality beside BM25 and random order, and latency, over queries through the service."""
     from bergson_core.evaluation.metrics import bm25_rankings, random_rankings, retrieval
 

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured, TrainingSpec
-from bergson_core.schemas.training import Schedule
-from service.cli.support.output import console, explain, progress_bar, say
+from bergson_core.schemas.training import TrainingSchedule
+from service.cli.support.output import console, help_text, print_message, progress_bar
 
 _TRAINING = "Training again"
-_DEFAULT, _TRAIN, _OWN = EvaluationSpec(), TrainingSpec(), Schedule()
+_DEFAULT, _TRAIN, _OWN = EvaluationSpec(), TrainingSpec(), TrainingSchedule()
 
 
 def _training(name: str, help: str) -> typer.models.OptionInfo:
@@ -26,42 +26,46 @@ def evaluate(
         str,
         typer.Option(help="Queries with prompt, completion and, for retrieval, the column named by --gold."),
     ],
-    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
+    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
     measures: Annotated[
         list[str] | None,
-        typer.Option("--measure", help=f"{explain(EvaluationSpec, 'measures')} [default: the first two]"),
+        typer.Option("--measure", help=f"{help_text(EvaluationSpec, 'measures')} [default: the first two]"),
     ] = None,
     baselines: Annotated[
         list[str] | None,
         typer.Option(
-            "--baseline", help=f"{', '.join(_DEFAULT.baselines)}. {explain(EvaluationSpec, 'baselines')}"
+            "--baseline", help=f"{', '.join(_DEFAULT.baselines)}. {help_text(EvaluationSpec, 'baselines')}"
         ),
     ] = None,
-    gold: Annotated[str, typer.Option(help=explain(EvaluationSpec, "gold"))] = _DEFAULT.gold,
-    top_k: Annotated[int, typer.Option("--top_k", help=explain(EvaluationSpec, "top_k"))] = _DEFAULT.top_k,
+    gold: Annotated[str, typer.Option(help=help_text(EvaluationSpec, "gold"))] = _DEFAULT.gold,
+    top_k: Annotated[int, typer.Option("--top_k", help=help_text(EvaluationSpec, "top_k"))] = _DEFAULT.top_k,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning_rate", help=explain(EvaluationSpec, "learning_rate"))
+        float | None, typer.Option("--learning_rate", help=help_text(EvaluationSpec, "learning_rate"))
     ] = None,
-    seed: Annotated[int, typer.Option(help=explain(EvaluationSpec, "seed"))] = _DEFAULT.seed,
+    seed: Annotated[int, typer.Option(help=help_text(EvaluationSpec, "seed"))] = _DEFAULT.seed,
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     cache: Annotated[Path, typer.Option(help="Directory where the losses of training runs are kept.")] = Path(
         ".bergson-evaluation"
     ),
-    train_command: Annotated[str | None, _training("train_command", explain(TrainingSpec, "command"))] = None,
-    base_model: Annotated[str | None, _training("base_model", explain(TrainingSpec, "start"))] = None,
-    from_scratch: Annotated[bool, _training("from_scratch", explain(TrainingSpec, "scratch"))] = False,
-    runs: Annotated[int, _training("runs", explain(TrainingSpec, "runs"))] = _TRAIN.runs,
-    share: Annotated[float, _training("share", explain(TrainingSpec, "share"))] = _TRAIN.share,
+    train_command: Annotated[
+        str | None, _training("train_command", help_text(TrainingSpec, "command"))
+    ] = None,
+    base_model: Annotated[str | None, _training("base_model", help_text(TrainingSpec, "start"))] = None,
+    from_scratch: Annotated[bool, _training("from_scratch", help_text(TrainingSpec, "scratch"))] = False,
+    runs: Annotated[int, _training("runs", help_text(TrainingSpec, "runs"))] = _TRAIN.runs,
+    share: Annotated[float, _training("share", help_text(TrainingSpec, "share"))] = _TRAIN.share,
     removal_queries: Annotated[
-        int, _training("removal_queries", explain(TrainingSpec, "removal_queries"))
+        int, _training("removal_queries", help_text(TrainingSpec, "removal_queries"))
     ] = _TRAIN.removal_queries,
     removal_share: Annotated[
-        float, _training("removal_share", explain(TrainingSpec, "removal_share"))
+        float, _training("removal_share", help_text(TrainingSpec, "removal_share"))
     ] = _TRAIN.removal_share,
     removal_repeats: Annotated[
-        int, _training("removal_repeats", explain(TrainingSpec, "removal_repeats"))
+        int, _training("removal_repeats", help_text(TrainingSpec, "removal_repeats"))
     ] = _TRAIN.removal_repeats,
-    processes: Annotated[int, _training("processes", explain(TrainingSpec, "processes"))] = _TRAIN.processes,
+    processes: Annotated[
+        int, _training("processes", help_text(TrainingSpec, "processes"))
+    ] = _TRAIN.processes,
     epochs: Annotated[int, _training("epochs", "Of our own loop, passes over the documents.")] = _OWN.epochs,
     least_steps: Annotated[
         int, _training("least_steps", "Of our own loop, steps at least.")
@@ -78,7 +82,7 @@ def evaluate(
     weight_decay: Annotated[float, _training("weight_decay", "Of our own loop.")] = _OWN.weight_decay,
 ) -> None:
     """Measure an index beside BM25, plain gradients and representations: retrieval, unlearning, training again."""
-    schedule = Schedule(batch_size, epochs, least_steps, train_learning_rate, warmup, weight_decay)
+    schedule = TrainingSchedule(batch_size, epochs, least_steps, train_learning_rate, warmup, weight_decay)
     training = TrainingSpec(
         command=train_command,
         start=base_model,
@@ -103,16 +107,18 @@ def evaluate(
         }
     )
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.data.dataset import open_dataset
-    from bergson_core.evaluation.evaluate import evaluate as evaluate_index
+    from bergson_core.data.dataset import load_dataset_spec
+    from bergson_core.evaluation.evaluate import evaluate_index as evaluate_index
     from bergson_core.evaluation.ground_truth import read_queries
 
-    asked = read_queries(open_dataset(DatasetSpec(path=queries, split=split)), gold)
+    asked = read_queries(load_dataset_spec(DatasetSpec(path=queries, split=split)), gold)
     with progress_bar() as show:
         found = evaluate_index(AttributionIndex.open(index), asked, spec, cache=cache, report=show)
-    say(f"{index}: {found.documents:,} documents, {found.queries:,} queries; 95 % intervals in brackets")
+    print_message(
+        f"{index}: {found.documents:,} documents, {found.queries:,} queries; 95 % intervals in brackets"
+    )
     if found.learning_rate is not None:
-        say(f"learning rate of a step: {found.learning_rate:.3g}")
+        print_message(f"learning rate of a step: {found.learning_rate:.3g}")
     for title, columns in _TABLES.items():
         if (table := _table(title, columns, found)) is not None:
             console.print(table)

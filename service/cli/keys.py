@@ -11,7 +11,7 @@ from rich.text import Text
 from bergson_core.errors import InvalidInput
 from service.auth.api_keys import Caller, Key, KeyFile, Scope
 from service.cli.serve import DataDir, set_environment
-from service.cli.support.output import console, errors, explain, say
+from service.cli.support.output import console, errors, help_text, print_message
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the service: make one, list them, revoke one.")
 
@@ -30,10 +30,10 @@ def create(
         typer.Option(help="read: ask and look. write: also build, change and cancel. admin: also delete."),
     ],
     index: Annotated[
-        list[str] | None, typer.Option(help=f"{explain(Caller, 'indexes')} May be repeated.")
+        list[str] | None, typer.Option(help=f"{help_text(Caller, 'indexes')} May be repeated.")
     ] = None,
-    rate: Annotated[str | None, typer.Option(help=explain(Caller, "rate"))] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help=explain(Caller, "concurrent"))] = None,
+    rate: Annotated[str | None, typer.Option(help=help_text(Caller, "rate"))] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help=help_text(Caller, "concurrent"))] = None,
     expires: Annotated[float | None, typer.Option(help="Days after which it counts no more.")] = None,
     without_text: Annotated[
         bool,
@@ -50,7 +50,7 @@ def create(
         None if expires is None else time.time() + expires * _DAY_S,
     )
     errors.print("It is not shown again. Send it as the header `Authorization: Bearer …`:", markup=False)
-    say(key)
+    print_message(key)
 
 
 @app.command("list")
@@ -58,7 +58,7 @@ def list_keys(data_dir: DataDir = None) -> None:
     """Show the keys, without their secrets."""
     keys = _file(data_dir).read()
     if keys is None:
-        say("There are no keys: the service answers whoever is on its machine, and no other.")
+        print_message("There are no keys: the service answers whoever is on its machine, and no other.")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "scope", "indexes", "rate", "open", "text", "made", "expires"):
@@ -72,7 +72,7 @@ def list_keys(data_dir: DataDir = None) -> None:
 def revoke(name: Annotated[str, typer.Argument(help="Name of the key.")], data_dir: DataDir = None) -> None:
     """Revoke a key: the next request with it is refused, without a restart."""
     _file(data_dir).revoke(name)
-    say(f"{name} is revoked")
+    print_message(f"{name} is revoked")
 
 
 def _cells(key: Key) -> tuple[str, ...]:

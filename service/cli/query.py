@@ -11,12 +11,12 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery, Direction
 from service.cli.support.output import (
-    by_module,
-    by_token,
     console,
-    explain,
+    help_text,
+    module_table,
+    print_message,
     results_table,
-    say,
+    token_table,
     verified_table,
 )
 from service.cli.support.spec_options import ExecutorOption
@@ -24,25 +24,27 @@ from service.cli.support.spec_options import ExecutorOption
 
 def query(
     index: Annotated[Path, typer.Argument(help="Directory of the index.")],
-    prompt: Annotated[str, typer.Option(help=explain(AttributionQuery, "prompt"))],
-    completion: Annotated[str | None, typer.Option(help=explain(AttributionQuery, "completion"))] = None,
+    prompt: Annotated[str, typer.Option(help=help_text(AttributionQuery, "prompt"))],
+    completion: Annotated[str | None, typer.Option(help=help_text(AttributionQuery, "completion"))] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max_new_tokens", help=explain(AttributionQuery, "max_new_tokens"))
+        int, typer.Option("--max_new_tokens", help=help_text(AttributionQuery, "max_new_tokens"))
     ] = 32,
-    top_k: Annotated[int, typer.Option("--top_k", help=explain(AttributionQuery, "top_k"))] = 10,
-    direction: Annotated[Direction, typer.Option(help=explain(AttributionQuery, "direction"))] = "proponents",
-    profile: Annotated[str, typer.Option(help=explain(AttributionQuery, "profile"))] = "default",
+    top_k: Annotated[int, typer.Option("--top_k", help=help_text(AttributionQuery, "top_k"))] = 10,
+    direction: Annotated[
+        Direction, typer.Option(help=help_text(AttributionQuery, "direction"))
+    ] = "proponents",
+    profile: Annotated[str, typer.Option(help=help_text(AttributionQuery, "profile"))] = "default",
     filter: Annotated[
         str | None,
-        typer.Option(help=f"As JSON: {explain(AttributionQuery, 'filter')}", metavar="JSON"),
+        typer.Option(help=f"As JSON: {help_text(AttributionQuery, 'filter')}", metavar="JSON"),
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help=f"Given once for each: {explain(AttributionQuery, 'include')}"),
+        typer.Option(help=f"Given once for each: {help_text(AttributionQuery, 'include')}"),
     ] = None,
     verify: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_VERIFIED, help=f"How many: {explain(AttributionQuery, 'verify')}"),
+        typer.Option(min=1, max=MAX_VERIFIED, help=f"How many: {help_text(AttributionQuery, 'verify')}"),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service would.")
@@ -81,7 +83,7 @@ def query(
         if rows is not None:
             console.print(results_table(title, rows))
             for row in rows:
-                for parts in (by_token(row), by_module(row)):
+                for parts in (token_table(row), module_table(row)):
                     if parts is not None:
                         console.print(Text.assemble((f"{row.id} ", "bold"), parts))
     if answer.verification is not None:
@@ -105,9 +107,9 @@ def profile(
     index: Annotated[Path, typer.Argument(help="Directory of the index.")],
     name: Annotated[str, typer.Option(help="Name of the profile, for `bergson query --profile`.")],
     dataset: Annotated[
-        str, typer.Option(help=f"A sample of the task's queries. {explain(DatasetSpec, 'path')}")
+        str, typer.Option(help=f"A sample of the task's queries. {help_text(DatasetSpec, 'path')}")
     ],
-    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
+    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
     prompt_column: Annotated[
         str, typer.Option("--prompt_column", help="Column with the prompts.")
     ] = "prompt",
@@ -124,9 +126,11 @@ def profile(
     """Fit a preconditioner to a task from a sample of its queries, without running the corpus again."""
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column)
     from bergson_core.attribution.profile_fitting import fit_profile
-    from bergson_core.data.dataset import open_dataset
+    from bergson_core.data.dataset import load_dataset_spec
 
-    queries = open_dataset(DatasetSpec(path=dataset, split=split))
+    queries = load_dataset_spec(DatasetSpec(path=dataset, split=split))
     manifest = fit_profile(index, name, queries, columns, mixing=mixing)
     fitted = manifest.profiles[-1]
-    say(f"{index}: profile {name} from {fitted.queries:,} queries, whose share is {fitted.mixing:.3g}")
+    print_message(
+        f"{index}: profile {name} from {fitted.queries:,} queries, whose share is {fitted.mixing:.3g}"
+    )

@@ -11,7 +11,7 @@ from rich.text import Text
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.schemas.results import Progress
-from service.cli.support.output import console, explain, progress_bar, say
+from service.cli.support.output import console, help_text, print_message, progress_bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,16 +32,16 @@ TopK = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
-ProfileName = Annotated[str, typer.Option(help=explain(AttributionQuery, "profile"))]
+ProfileName = Annotated[str, typer.Option(help=help_text(AttributionQuery, "profile"))]
 
 
 def score(
     index: IndexPath,
     queries: Annotated[
-        str, typer.Option(help=f"Prompts and completions to score with. {explain(DatasetSpec, 'path')}")
+        str, typer.Option(help=f"Prompts and completions to score with. {help_text(DatasetSpec, 'path')}")
     ],
     output: Output,
-    split: Annotated[str, typer.Option(help=explain(DatasetSpec, "split"))] = "train",
+    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
     prompt_column: Annotated[
         str, typer.Option("--prompt_column", help="Column with the prompts.")
     ] = "prompt",
@@ -74,17 +74,17 @@ def score(
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
     from bergson_core.attribution.corpus_scores import score_corpus
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.attribution.score_totals import Totals
-    from bergson_core.data.dataset import open_dataset
+    from bergson_core.attribution.score_totals import ScoreTotals
+    from bergson_core.data.dataset import load_dataset_spec
     from bergson_core.utils.table_writer import check_output
 
     check_output(output, overwrite=overwrite)
-    asked = open_dataset(DatasetSpec(path=queries, split=split))
+    asked = load_dataset_spec(DatasetSpec(path=queries, split=split))
     opened = AttributionIndex.open(index)
-    totals = Totals(opened, by) if by is not None else None
+    totals = ScoreTotals(opened, by) if by is not None else None
     scores = score_corpus(opened, asked, columns, aggregate=aggregate, profile=profile, threshold=threshold)
     if totals is not None:
-        scores = totals.count(scores)
+        scores = totals.add(scores)
     _write(opened, scores, output, top_k, overwrite)
     if totals is not None and by is not None:
         console.print(_totals_table(by, totals.table()))
@@ -117,7 +117,7 @@ def _write(
     """Writes all scores, or the best of them, with a progress bar."""
     from pyarrow import RecordBatchReader
 
-    from bergson_core.attribution.score_totals import best
+    from bergson_core.attribution.score_totals import top_documents
     from bergson_core.utils.table_writer import write_table
 
     with progress_bar() as show:
@@ -131,9 +131,9 @@ def _write(
 
         rows = RecordBatchReader.from_batches(scores.schema, shown())
         if top_k is not None:
-            rows = best(rows, top_k).to_reader()
+            rows = top_documents(rows, top_k).to_reader()
         count = write_table(rows, output, overwrite=overwrite)
-    say(f"{output}: {count:,} of {index.manifest.rows:,} documents")
+    print_message(f"{output}: {count:,} of {index.manifest.rows:,} documents")
 
 
 def _totals_table(column: str, totals: "pa.Table") -> Table:

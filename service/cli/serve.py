@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from service.cli.support.output import console, explain
+from service.cli.support.output import console, help_text
 from service.settings import ServiceSettings
 
-DataDir = Annotated[Path | None, typer.Option("--data_dir", help=explain(ServiceSettings, "data_dir"))]
-Host = Annotated[str | None, typer.Option(help=explain(ServiceSettings, "host"))]
-Port = Annotated[int | None, typer.Option(help=explain(ServiceSettings, "port"))]
+DataDir = Annotated[Path | None, typer.Option("--data_dir", help=help_text(ServiceSettings, "data_dir"))]
+Host = Annotated[str | None, typer.Option(help=help_text(ServiceSettings, "host"))]
+Port = Annotated[int | None, typer.Option(help=help_text(ServiceSettings, "port"))]
 Allow = Annotated[
     list[Path] | None,
     typer.Option(

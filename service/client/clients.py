@@ -23,8 +23,8 @@ from bergson_core.errors import BergsonError, Cancelled, Unavailable, from_code
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate, Progress
-from service.client.errors_and_events import Patience, as_error, no_answer
-from service.client.requests import Caller, body_of, part, read
+from service.client.errors_and_events import RetryBudget, connection_error, error_from_problem
+from service.client.requests import RequestSender, parse_response, quote_path_segment, request_body
 from service.client.transport import BlockingIo, Io, iterate, run
 from service.schemas import (
     AttributeRequest,
@@ -51,8 +51,8 @@ T = TypeVar("T")
 OnProgress = Callable[[Progress], object]
 
 
-class AsyncClient(Caller):
-    __doc__ = Caller.__doc__
+class AsyncClient(RequestSender):
+    __doc__ = RequestSender.__doc__
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,19 +67,21 @@ class AsyncClient(Caller):
     ) -> AttributeResponse:
         """Which training samples made the model say `completion` after `prompt`? `options`: `AttributeRequest`."""
         said = {} if completion is None else {"completion": completion}
-        body = body_of(AttributeRequest, {"index": index, "prompt": prompt, **said, **options})
+        body = request_body(AttributeRequest, {"index": index, "prompt": prompt, **said, **options})
         sent = await self._send("POST", "/attribute", body, repeatable=True, wait_s=options.get("timeout_s"))
-        return read(AttributeResponse, sent)
+        return parse_response(AttributeResponse, sent)
 
     async def attribute_batch(
         self, queries: Iterable[AttributionQuery | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> list[AttributeResponse | BergsonError]:
         """Up to 256 queries in one call: for each, in their order, the answer or the error that it met."""
-        bodies = [body_of(AttributionQuery, one) for one in queries]
+        bodies = [request_body(AttributionQuery, one) for one in queries]
         body = {"queries": bodies} | ({} if timeout_s is None else {"timeout_s": timeout_s})
         sent = await self._send("POST", "/attribute/batch", body, repeatable=True, wait_s=timeout_s)
         return [
-            as_error(one) if "code" in one else AttributeResponse.model_validate(one, extra="ignore")
+            error_from_problem(one)
+            if "code" in one
+            else AttributeResponse.model_validate(one, extra="ignore")
             for one in json.loads(sent)["results"]
         ]
 
@@ -89,14 +91,16 @@ class AsyncClient(Caller):
         self, name: str, *, wait: bool = False, on_progress: OnProgress | None = None, **spec: Any
     ) -> JobRecord:
         """Queues a build; its job, as it is then or, with `wait`, when it has succeeded. `spec`: `IndexRequest`."""
-        return await self._submit("/index", body_of(IndexRequest, {"name": name, **spec}), wait, on_progress)
+        return await self._submit(
+            "/index", request_body(IndexRequest, {"name": name, **spec}), wait, on_progress
+        )
 
     async def append(
         self, name: str, *, wait: bool = False, on_progress: OnProgress | None = None, **spec: Any
     ) -> JobRecord:
         """Queues an append of documents, as `build` does a build. `spec`: `AppendSpec`."""
         return await self._submit(
-            f"/index/{part(name)}/documents", body_of(AppendSpec, spec), wait, on_progress
+            f"/index/{quote_path_segment(name)}/documents", request_body(AppendSpec, spec), wait, on_progress
         )
 
     async def fit_profile(
@@ -109,23 +113,23 @@ class AsyncClient(Caller):
         **spec: Any,
     ) -> JobRecord:
         """Queues the fit of a profile of `index` to a task, as `build` does a build. `spec`: `ProfileSpec`."""
-        body = body_of(ProfileSpec, {"name": name, **spec})
-        return await self._submit(f"/index/{part(index)}/profiles", body, wait, on_progress)
+        body = request_body(ProfileSpec, {"name": name, **spec})
+        return await self._submit(f"/index/{quote_path_segment(index)}/profiles", body, wait, on_progress)
 
     async def compact(
         self, name: str, *, wait: bool = False, on_progress: OnProgress | None = None
     ) -> JobRecord:
         """Queues the removal of what was taken down, as `build` does a build."""
-        return await self._submit(f"/index/{part(name)}/compact", None, wait, on_progress)
+        return await self._submit(f"/index/{quote_path_segment(name)}/compact", None, wait, on_progress)
 
     async def estimate(self, *, timeout_s: float = 300.0, **spec: Any) -> Estimate:
         """What a build would take. `spec`: that of `build`."""
-        body = body_of(EstimateRequest, {"timeout_s": timeout_s, **spec})
-        return read(Estimate, await self._send("POST", "/index/estimate", body, wait_s=timeout_s))
+        body = request_body(EstimateRequest, {"timeout_s": timeout_s, **spec})
+        return parse_response(Estimate, await self._send("POST", "/index/estimate", body, wait_s=timeout_s))
 
     async def index(self, name: str) -> IndexDetail:
         """One index. Raises `IndexNotFound`."""
-        return read(IndexDetail, await self._send("GET", f"/index/{part(name)}"))
+        return parse_response(IndexDetail, await self._send("GET", f"/index/{quote_path_segment(name)}"))
 
     async def indexes(self) -> AsyncIterator[IndexSummary]:
         """All indexes, by name."""
@@ -135,11 +139,11 @@ class AsyncClient(Caller):
 
     async def delete_index(self, name: str) -> None:
         """Removes an index for good."""
-        await self._send("DELETE", f"/index/{part(name)}")
+        await self._send("DELETE", f"/index/{quote_path_segment(name)}")
 
     async def document(self, name: str, document_id: str) -> DocumentDetail:
         """A training sample of an index."""
-        return read(DocumentDetail, await self._send("GET", _document(name, document_id)))
+        return parse_response(DocumentDetail, await self._send("GET", _document(name, document_id)))
 
     async def take_down(self, name: str, document_id: str) -> None:
         """Hides a document from every answer, from now on."""
@@ -149,7 +153,7 @@ class AsyncClient(Caller):
 
     async def job(self, job: str | JobRecord) -> JobRecord:
         """The job as it is now."""
-        return read(JobRecord, await self._send("GET", _job(job)))
+        return parse_response(JobRecord, await self._send("GET", _job(job)))
 
     async def jobs(self, state: JobState | None = None) -> AsyncIterator[JobRecord]:
         """All jobs, or those in a state, newest first."""
@@ -159,25 +163,25 @@ class AsyncClient(Caller):
 
     async def cancel(self, job: str | JobRecord) -> JobRecord:
         """Asks for the work to stop; the job as it is then."""
-        return read(JobRecord, await self._send("DELETE", _job(job), repeatable=True))
+        return parse_response(JobRecord, await self._send("DELETE", _job(job), repeatable=True))
 
     async def events(self, job: str | JobRecord) -> AsyncIterator[JobRecord]:
         """The job each time that something of it is new, from its beginning to its end.
 
         A connection that breaks is opened again, and goes on after the last event.
         """
-        place, last_id, patience = f"{_job(job)}/events", "", Patience(self._retry_s)
+        place, last_id, patience = f"{_job(job)}/events", "", RetryBudget(self._retry_s)
         while True:
             failure: BergsonError = Unavailable(f"{place} ended before the job did")
             try:
                 async with aclosing(self._listen(place, last_id, patience)) as events:
                     async for event in events:
-                        last_id, record = event.id, read(JobRecord, event.data)
+                        last_id, record = event.id, parse_response(JobRecord, event.data)
                         yield record
                         if record.state in FINAL_STATES:
                             return
             except httpx.TransportError as broken:
-                failure = no_answer(broken)
+                failure = connection_error(broken)
             except Unavailable as refused:
                 failure = refused
             await self._pause(patience, failure)
@@ -199,31 +203,31 @@ class AsyncClient(Caller):
 
     async def workers(self) -> list[WorkerStatus]:
         """The live workers."""
-        return read(WorkerList, await self._send("GET", "/workers")).items
+        return parse_response(WorkerList, await self._send("GET", "/workers")).items
 
     async def models(self) -> list[ModelSummary]:
         """The models that they have in memory."""
-        return read(ModelList, await self._send("GET", "/models")).items
+        return parse_response(ModelList, await self._send("GET", "/models")).items
 
     async def ready(self) -> Ready:
         """Returns where the service can work at this moment. Raises `Unavailable` where it cannot, at once."""
-        return read(Ready, await self._send("GET", "/readyz", patience=Patience(0)))
+        return parse_response(Ready, await self._send("GET", "/readyz", patience=RetryBudget(0)))
 
     async def _submit(
         self, path: str, body: dict[str, Any] | None, wait: bool, on_progress: OnProgress | None
     ) -> JobRecord:
         """The job of a call that queues one, which may be repeated: its key makes one job of all tries."""
         sent = await self._send("POST", path, body, repeatable=True, headers={"Idempotency-Key": uuid4().hex})
-        job_id = read(JobAccepted, sent).job_id
+        job_id = parse_response(JobAccepted, sent).job_id
         return await (self.wait(job_id, on_progress) if wait else self.job(job_id))
 
 
 def _document(name: str, document_id: str) -> str:
-    return f"/index/{part(name)}/documents/{part(document_id)}"
+    return f"/index/{quote_path_segment(name)}/documents/{quote_path_segment(document_id)}"
 
 
 def _job(job: str | JobRecord) -> str:
-    return f"/jobs/{part(job if isinstance(job, str) else job.job_id)}"
+    return f"/jobs/{quote_path_segment(job if isinstance(job, str) else job.job_id)}"
 
 
 class _Blocked(AsyncClient):
@@ -257,7 +261,7 @@ def _iterating(
 
 
 class Client:
-    __doc__ = Caller.__doc__
+    __doc__ = RequestSender.__doc__
 
     def __init__(
         self,

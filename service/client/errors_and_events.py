@@ -17,7 +17,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _BUSY = (429, 503)
 
 
-def as_error(problem: Any) -> BergsonError:
+def error_from_problem(problem: Any) -> BergsonError:
     """The error that a problem of the API stands for, with its status and the id of the request."""
     error = from_code(problem["code"], problem["detail"])
     error.code, error.status, error.request_id = problem["code"], problem["status"], problem["request_id"]
@@ -26,10 +26,10 @@ def as_error(problem: Any) -> BergsonError:
     return error
 
 
-def error_of(response: httpx.Response) -> BergsonError:
+def error_from_response(response: httpx.Response) -> BergsonError:
     """The error that a whole answer is; what is not of the service, of a proxy say, is shown as it came."""
     try:
-        error = as_error(response.json())
+        error = error_from_problem(response.json())
     except (ValueError, KeyError, TypeError):
         kind = Unavailable if response.status_code in _BUSY else BergsonError
         error = kind(
@@ -42,7 +42,7 @@ def error_of(response: httpx.Response) -> BergsonError:
     return error
 
 
-def no_answer(failure: httpx.TransportError) -> BergsonError:
+def connection_error(failure: httpx.TransportError) -> BergsonError:
     """The error of a request that got no answer: out of time, or no connection, or one that broke."""
     where = failure.request.url
     if isinstance(failure, httpx.ReadTimeout):
@@ -71,7 +71,7 @@ def retry_after_s(response: httpx.Response) -> int:
         return 0
 
 
-class Patience:
+class RetryBudget:
     """Pauses between tries: exponential, drawn at random so that clients do not come back all at once."""
 
     def __init__(self, limit_s: float):

@@ -12,10 +12,10 @@ from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from service.client.errors_and_events import (
     Event,
     EventReader,
-    Patience,
-    as_error,
-    error_of,
-    no_answer,
+    RetryBudget,
+    connection_error,
+    error_from_problem,
+    error_from_response,
     was_sent,
 )
 from service.client.transport import AsyncIo, Io
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=BaseModel)
 Page = TypeVar("Page", IndexPage, JobPage)
 
 
-class Caller:
+class RequestSender:
     """The service at `url` (or `BERGSON_URL`, or this machine's), asked with `api_key` (or `BERGSON_API_KEY`).
 
     An answer is waited for `timeout_s` seconds, or as long as a call says. What the service refuses for now (429, 503)
@@ -67,7 +67,7 @@ class Caller:
     async def _pages(self, page: type[Page], path: str, **query: str | None) -> AsyncIterator[Page]:
         params = {name: value for name, value in query.items() if value is not None}
         while True:
-            found = read(page, await self._send("GET", path, params=params))
+            found = parse_response(page, await self._send("GET", path, params=params))
             yield found
             if found.next_cursor is None:
                 return
@@ -81,7 +81,7 @@ class Caller:
         *,
         repeatable: bool | None = None,
         wait_s: float | None = None,
-        patience: Patience | None = None,
+        patience: RetryBudget | None = None,
         **options: Any,
     ) -> bytes:
         """The body of the answer, where the call succeeds; it is made again while there is reason and `patience`."""
@@ -91,39 +91,39 @@ class Caller:
             request = self._io.http.build_request(method, path, json=body, **options)
         except (ValueError, TypeError) as error:  # NaN; dates
             raise InvalidInput(f"expected what JSON can say: {error}") from None
-        patience = patience or Patience(self._retry_s)
+        patience = patience or RetryBudget(self._retry_s)
         while True:
             try:
                 response = await self._io.send(request)
             except httpx.TransportError as failure:
-                error = no_answer(failure)
+                error = connection_error(failure)
                 again = isinstance(error, Unavailable) and (
                     repeatable or method == "GET" or not was_sent(failure)
                 )
             else:
                 if response.is_success:
                     return response.content
-                error = error_of(response)
+                error = error_from_response(response)
                 again = isinstance(error, Unavailable)
             if not again:
                 raise error
             await self._pause(patience, error)
 
-    async def _listen(self, path: str, last_id: str, patience: Patience) -> AsyncGenerator[Event, None]:
+    async def _listen(self, path: str, last_id: str, patience: RetryBudget) -> AsyncGenerator[Event, None]:
         """The events after `last_id`, for as long as the connection holds. Raises the error that one of them is."""
         headers = {"Last-Event-ID": last_id} if last_id else None
         request, reader = self._io.http.build_request("GET", path, headers=headers), EventReader()
         async with self._io.stream(request) as (response, pieces):
             if not response.is_success:
-                raise error_of(response)
+                raise error_from_response(response)
             async for piece in pieces:
                 patience.renew()
                 for event in reader.feed(piece):
                     if event.name == "problem":
-                        raise as_error(json.loads(event.data))
+                        raise error_from_problem(json.loads(event.data))
                     yield event
 
-    async def _pause(self, patience: Patience, error: BergsonError) -> None:
+    async def _pause(self, patience: RetryBudget, error: BergsonError) -> None:
         """Returns when it may be tried again. Raises `error` where there is no more time for that."""
         pause_s = patience.pause_s(error.wait_s if isinstance(error, Unavailable) else 0)
         if pause_s is None:
@@ -131,7 +131,7 @@ class Caller:
         await self._io.sleep(pause_s)
 
 
-def body_of(schema: type[BaseModel], fields: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+def request_body(schema: type[BaseModel], fields: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     """What `fields` say, as JSON has it. Raises `InvalidInput` where `schema` refuses them."""
     try:
         given = fields if isinstance(fields, BaseModel) else schema.model_validate(fields)
@@ -142,7 +142,7 @@ def body_of(schema: type[BaseModel], fields: BaseModel | Mapping[str, Any]) -> d
     return given.model_dump(exclude_unset=True)
 
 
-def read(schema: type[M], content: bytes | str) -> M:
+def parse_response(schema: type[M], content: bytes | str) -> M:
     """The answer as `schema`; fields that a later service adds are passed over."""
     try:
         return schema.model_validate_json(content, extra="ignore")
@@ -153,6 +153,6 @@ def read(schema: type[M], content: bytes | str) -> M:
         ) from None
 
 
-def part(text: str) -> str:
+def quote_path_segment(text: str) -> str:
     """`text` as one part of a path; dots are encoded too, since a part of dots alone would mean another path."""
     return quote(text, safe="").replace(".", "%2E")

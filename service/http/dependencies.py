@@ -6,11 +6,11 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 
 from bergson_core.schemas.build import NAME_PATTERN
 from service.auth.api_keys import Caller
-from service.auth.authorization import Keys
-from service.auth.rate_limits import Limits
+from service.auth.authorization import KeyAuthorizer
+from service.auth.rate_limits import RateLimiter
 from service.http.metrics import WebMetrics
 from service.http.problems import request_id_of
-from service.http.query_handler import Asking
+from service.http.query_handler import QueryHandler
 from service.indexes.answer_cache import AnswerCache
 from service.queue.broker import Broker
 from service.schemas import JobAccepted
@@ -30,7 +30,7 @@ def _caller(request: Request) -> Caller:
     return request.state.caller
 
 
-def _keys(request: Request) -> Keys:
+def _keys(request: Request) -> KeyAuthorizer:
     return request.app.state.keys
 
 
@@ -38,23 +38,23 @@ def _metrics(request: Request) -> WebMetrics:
     return request.app.state.metrics
 
 
-def _asking(request: Request) -> Asking:
+def _asking(request: Request) -> QueryHandler:
     state = request.app.state
     caller, request_id = request.state.caller, request_id_of(request)
     cache = AnswerCache(0) if "no-cache" in request.headers.get("Cache-Control", "") else state.cache
-    return Asking(state.broker, state.settings, cache, state.metrics, caller, request_id)
+    return QueryHandler(state.broker, state.settings, cache, state.metrics, caller, request_id)
 
 
-def _limits(request: Request) -> Limits:
+def _limits(request: Request) -> RateLimiter:
     return request.app.state.limits
 
 
-AskingDep = Annotated[Asking, Depends(_asking)]
-LimitsDep = Annotated[Limits, Depends(_limits)]
+QueryHandlerDep = Annotated[QueryHandler, Depends(_asking)]
+LimitsDep = Annotated[RateLimiter, Depends(_limits)]
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]
-KeysDep = Annotated[Keys, Depends(_keys)]
+KeysDep = Annotated[KeyAuthorizer, Depends(_keys)]
 MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 
@@ -77,7 +77,7 @@ IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 LimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
 
 
-def accepted(job: JobRecord, response: Response) -> JobAccepted:
+def job_accepted(job: JobRecord, response: Response) -> JobAccepted:
     """The answer that a job is queued, with its place in the header `Location`."""
     response.headers["Location"] = f"/jobs/{job.job_id}"
     return JobAccepted(job_id=job.job_id, index=job.index or "", state=job.state)

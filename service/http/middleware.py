@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bergson_core.errors import BergsonError
 from service.auth import authorization
-from service.auth.rate_limits import Limits
+from service.auth.rate_limits import RateLimiter
 from service.http.metrics import WebMetrics, route_of
 from service.http.problems import error_response, problem, problem_response
 from worker.telemetry import logs, tracing
@@ -108,7 +108,7 @@ class KeyCheck:
     What comes through has `state.caller`, which is None for what is open to all.
     """
 
-    def __init__(self, app: ASGIApp, keys: authorization.Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: authorization.KeyAuthorizer) -> None:
         self.app = app
         self.keys = keys
 
@@ -118,18 +118,18 @@ class KeyCheck:
         scope["state"]["caller"] = None
         if authorization.is_open(scope["method"], scope["path"]):
             return await self.app(scope, receive, send)
-        limits: Limits = scope["app"].state.limits
+        limits: RateLimiter = scope["app"].state.limits
         try:
             caller = scope["state"]["caller"] = self.keys.caller(
                 Headers(scope=scope).get("authorization", "")
             )
-            await limits.enter(caller)
+            await limits.start_call(caller)
         except BergsonError as error:
             return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:
-            limits.leave(caller)
+            limits.end_call(caller)
 
 
 class BodyLimit:

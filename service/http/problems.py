@@ -25,7 +25,7 @@ MAX_LOC_LENGTH = 200
 _VALUE_ERROR = "Value error, "
 
 
-class Kind(NamedTuple):
+class ProblemKind(NamedTuple):
     """What HTTP says about an error code."""
 
     status: int
@@ -33,39 +33,39 @@ class Kind(NamedTuple):
     retry_after_s: int | None = None
 
 
-KINDS: dict[str, Kind] = {
-    "invalid_input": Kind(422, "Invalid input"),
-    "model_not_found": Kind(422, "Model not found"),
-    "dataset_not_found": Kind(422, "Dataset not found"),
-    "column_not_found": Kind(422, "Column not found"),
-    "too_long": Kind(422, "Too long for the model"),
-    "index_not_found": Kind(404, "Index not found"),
-    "document_not_found": Kind(404, "Document not found"),
-    "ids_exist": Kind(409, "Ids exist"),
-    "index_exists": Kind(409, "Index exists"),
-    "index_busy": Kind(409, "Index is being built"),
-    "index_corrupt": Kind(500, "Index is damaged"),
-    "disk_full": Kind(507, "Disk is full"),
-    "job_not_found": Kind(404, "Job not found"),
-    "unauthorized": Kind(401, "No valid API key"),
-    "forbidden": Kind(403, "Not allowed"),
-    "unavailable": Kind(503, "Unavailable", 5),
-    "redis_unavailable": Kind(503, "Redis does not answer", 5),
-    "no_worker": Kind(503, "No live worker", 5),
-    "cluster_unavailable": Kind(503, "No Ray cluster does the work", 5),
-    "queue_full": Kind(429, "Queue is full", 1),
-    "rate_limited": Kind(429, "Too many requests", 1),
-    "deadline_exceeded": Kind(504, "No answer in time"),
-    "cancelled": Kind(409, "Cancelled"),
-    "lease_lost": Kind(503, "Taken over by another worker", 5),
-    "error": Kind(500, "Failed"),
-    "bad_request": Kind(400, "Bad request"),
-    "host_not_allowed": Kind(400, "Host not allowed"),
-    "not_found": Kind(404, "Not found"),
-    "method_not_allowed": Kind(405, "Method not allowed"),
-    "body_too_large": Kind(413, "Body too large"),
-    "unsupported_media_type": Kind(415, "Not JSON"),
-    "internal_error": Kind(500, "Internal error"),
+PROBLEM_KINDS: dict[str, ProblemKind] = {
+    "invalid_input": ProblemKind(422, "Invalid input"),
+    "model_not_found": ProblemKind(422, "Model not found"),
+    "dataset_not_found": ProblemKind(422, "Dataset not found"),
+    "column_not_found": ProblemKind(422, "Column not found"),
+    "too_long": ProblemKind(422, "Too long for the model"),
+    "index_not_found": ProblemKind(404, "Index not found"),
+    "document_not_found": ProblemKind(404, "Document not found"),
+    "ids_exist": ProblemKind(409, "Ids exist"),
+    "index_exists": ProblemKind(409, "Index exists"),
+    "index_busy": ProblemKind(409, "Index is being built"),
+    "index_corrupt": ProblemKind(500, "Index is damaged"),
+    "disk_full": ProblemKind(507, "Disk is full"),
+    "job_not_found": ProblemKind(404, "Job not found"),
+    "unauthorized": ProblemKind(401, "No valid API key"),
+    "forbidden": ProblemKind(403, "Not allowed"),
+    "unavailable": ProblemKind(503, "Unavailable", 5),
+    "redis_unavailable": ProblemKind(503, "Redis does not answer", 5),
+    "no_worker": ProblemKind(503, "No live worker", 5),
+    "cluster_unavailable": ProblemKind(503, "No Ray cluster does the work", 5),
+    "queue_full": ProblemKind(429, "Queue is full", 1),
+    "rate_limited": ProblemKind(429, "Too many requests", 1),
+    "deadline_exceeded": ProblemKind(504, "No answer in time"),
+    "cancelled": ProblemKind(409, "Cancelled"),
+    "lease_lost": ProblemKind(503, "Taken over by another worker", 5),
+    "error": ProblemKind(500, "Failed"),
+    "bad_request": ProblemKind(400, "Bad request"),
+    "host_not_allowed": ProblemKind(400, "Host not allowed"),
+    "not_found": ProblemKind(404, "Not found"),
+    "method_not_allowed": ProblemKind(405, "Method not allowed"),
+    "body_too_large": ProblemKind(413, "Body too large"),
+    "unsupported_media_type": ProblemKind(415, "Not JSON"),
+    "internal_error": ProblemKind(500, "Internal error"),
 }
 
 _BY_STATUS = {
@@ -77,9 +77,9 @@ _BY_STATUS = {
 }
 
 
-def kind_of(code: str) -> Kind:
+def kind_of(code: str) -> ProblemKind:
     """The table's entry for `code`; a code from a newer worker counts as a plain failure."""
-    return KINDS.get(code, KINDS["error"])
+    return PROBLEM_KINDS.get(code, PROBLEM_KINDS["error"])
 
 
 def problem(

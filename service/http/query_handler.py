@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryHandler:
     """Asks in the name of `caller`, in the course of one request."""
 
     broker: Broker
@@ -44,7 +44,7 @@ class Asking:
         query, started = self._allowed(query), time.perf_counter()
         index = self.settings.indexes_dir / query.index
         log = TakedownLog(index)
-        log.skip()
+        log.skip_to_end()
         key = key_of(index, log, query)
         known = self.cache.get(key)
         self.metrics.cache.labels("miss" if known is None else "hit").inc()
@@ -52,7 +52,7 @@ class Asking:
             timing = TimingMs(gradient=0, search=0, total=1000 * (time.perf_counter() - started))
             return known.model_copy(update={"timing_ms": timing})
         answer = await self.broker.ask(query, self.request_id, timeout_s, self.caller.id, priority)
-        gone = {line["id"] for line in log.new()}  # meanwhile: the worker may not have seen them
+        gone = {line["id"] for line in log.read_new_lines()}  # meanwhile: the worker may not have seen them
         if gone:
             return answer.without(gone)
         self.cache.put(key, answer)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
-from bergson_core.storage.manifest import FILE_NAME
+from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.storage.takedown_log import TakedownLog
 
 Key = tuple[Hashable, ...]
@@ -19,7 +19,7 @@ Key = tuple[Hashable, ...]
 def key_of(index: Path, log: TakedownLog, query: AttributionQuery) -> Key | None:
     """What the answer depends on; None where there is no index. Of the `log` counts what was read or skipped."""
     try:
-        stat = (index / FILE_NAME).stat()
+        stat = (index / MANIFEST_FILE).stat()
     except OSError:
         return None
     return query.model_dump_json(), stat.st_mtime_ns, stat.st_ino, stat.st_size, log.offset

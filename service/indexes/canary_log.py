@@ -15,8 +15,8 @@ from typing import Final
 from filelock import FileLock
 from pydantic import ValidationError
 
-from bergson_core.schemas.results import Report
-from bergson_core.storage.manifest import FILE_NAME
+from bergson_core.schemas.results import ResultModel
+from bergson_core.storage.manifest import MANIFEST_FILE
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ MOST_RUNS: Final = 10_000
 _LAST_BYTES: Final = 4096
 
 
-class CanaryRun(Report):
+class CanaryRun(ResultModel):
     """What one run has measured."""
 
     index: str
@@ -62,7 +62,7 @@ def append_run(settings: Settings, run: CanaryRun) -> Path:
 def last_runs(settings: Settings, shown: Callable[[str], bool] = lambda index: True) -> Iterator[CanaryRun]:
     """The last run of each index that there is and is `shown`, by name. What cannot be read is passed over."""
     for path in sorted((settings.data_dir / "canary").glob("*.jsonl")):
-        if not shown(path.stem) or not (settings.indexes_dir / path.stem / FILE_NAME).is_file():
+        if not shown(path.stem) or not (settings.indexes_dir / path.stem / MANIFEST_FILE).is_file():
             continue
         try:
             with path.open("rb") as file:
@@ -72,7 +72,7 @@ def last_runs(settings: Settings, shown: Callable[[str], bool] = lambda index: T
             logger.warning("%s cannot be read: %s", path, error)
 
 
-def forget(settings: Settings, index: str) -> None:
+def forget_runs(settings: Settings, index: str) -> None:
     """Removes the runs of an index that was deleted."""
     for suffix in (".jsonl", ".lock"):
         _path(settings, index).with_suffix(suffix).unlink(missing_ok=True)

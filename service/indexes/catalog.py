@@ -8,7 +8,7 @@ from pathlib import Path
 from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
 from bergson_core.schemas.build import AppendSpec, BuildSpec
 from bergson_core.schemas.results import SizesBytes
-from bergson_core.storage.manifest import FILE_NAME, Manifest, published, read_manifest
+from bergson_core.storage.manifest import MANIFEST_FILE, Manifest, iter_published_indexes, read_manifest
 from bergson_core.storage.manifest import check_append as check_stated
 from bergson_core.storage.takedown_log import TakedownLog
 from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
@@ -58,7 +58,7 @@ def _cached(path: Path, inode: int, modified_ns: int) -> IndexDetail:
 
 def _read(path: Path) -> IndexDetail:
     try:
-        stat = (path / FILE_NAME).stat()
+        stat = (path / MANIFEST_FILE).stat()
     except FileNotFoundError:
         raise IndexNotFound.named(path.name) from None
     try:
@@ -67,19 +67,19 @@ def _read(path: Path) -> IndexDetail:
         return IndexDetail(name=path.name, state="corrupt", error=Problem(code=error.code, detail=str(error)))
 
 
-def detail(root: Path, name: str) -> IndexDetail:
+def index_detail(root: Path, name: str) -> IndexDetail:
     """The published index `name` below `root`. Raises `IndexNotFound`."""
     found = _read(root / name)
     if found.state != "ready":
         return found
     log = TakedownLog(root / name)
-    log.new()
+    log.read_new_lines()
     return found.model_copy(update={"taken_down": log.lines})
 
 
-def require(root: Path, name: str) -> Path:
+def require_index(root: Path, name: str) -> Path:
     """The directory of the published index `name`. Raises `IndexNotFound`."""
-    if not (root / name / FILE_NAME).is_file():
+    if not (root / name / MANIFEST_FILE).is_file():
         raise IndexNotFound.named(name)
     return root / name
 
@@ -90,19 +90,19 @@ def document(root: Path, name: str, document_id: str) -> DocumentDetail:
         find_document,  # pyarrow is not loaded before somebody asks
     )
 
-    return DocumentDetail(index=name, **find_document(require(root, name), document_id))
+    return DocumentDetail(index=name, **find_document(require_index(root, name), document_id))
 
 
 def take_down(root: Path, name: str, document_id: str) -> None:
     """Hides a document from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
-    from bergson_core.storage.document_lookup import take_down
+    from bergson_core.storage.document_lookup import take_down_document
 
-    take_down(require(root, name), document_id)
+    take_down_document(require_index(root, name), document_id)
 
 
 def check_append(root: Path, name: str, spec: AppendSpec) -> None:
     """Raises `IndexNotFound`, `InvalidInput` for what the worker would refuse, `IdsExist` for inline documents."""
-    directory = require(root, name)
+    directory = require_index(root, name)
     manifest = read_manifest(directory)
     check_stated(name, manifest, spec)
     column = manifest.spec.columns.id
@@ -114,7 +114,7 @@ def check_append(root: Path, name: str, spec: AppendSpec) -> None:
             raise IdsExist.of(found)
 
 
-def being_built(name: str, job_id: str) -> IndexDetail:
+def index_being_built(name: str, job_id: str) -> IndexDetail:
     """The index that `job_id` will publish."""
     return IndexDetail(name=name, state="building", job_id=job_id)
 
@@ -125,17 +125,19 @@ def _summary(detail: IndexDetail) -> IndexSummary:
     )
 
 
-def page(
+def index_page(
     root: Path, building: Mapping[str, str], after: str, limit: int, shown: Callable[[str], bool]
 ) -> IndexPage:
     """Up to `limit` indexes whose names come after `after`; `building` maps names to job ids.
 
     Of those alone that are `shown`, which is asked with their names.
     """
-    ready = dict(published(root))
+    ready = dict(iter_published_indexes(root))
     names = sorted(filter(shown, {*ready, *building}))
     start = bisect_right(names, after)
     chosen = names[start : start + limit]
-    items = [_read(ready[name]) if name in ready else being_built(name, building[name]) for name in chosen]
+    items = [
+        _read(ready[name]) if name in ready else index_being_built(name, building[name]) for name in chosen
+    ]
     more = start + limit < len(names)
     return IndexPage(items=[_summary(item) for item in items], next_cursor=chosen[-1] if more else None)

@@ -9,11 +9,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from bergson_core.schemas.build import NAME_PATTERN
+from bergson_core.version import __version__
 from service.auth.authorization import SCOPES
-from service.http.problems import KINDS, MEDIA_TYPE, FieldError, ProblemDetails, problem, validation_problem
+from service.http.problems import (
+    MEDIA_TYPE,
+    PROBLEM_KINDS,
+    FieldError,
+    ProblemDetails,
+    problem,
+    validation_problem,
+)
 from service.openapi import examples
-
-VERSION = "0.1.0"
 
 TITLE = "Bergson Service"
 DESCRIPTION = """Which training samples made a language model say that?
@@ -131,7 +137,7 @@ def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
     """The errors that a call can end with, by status, each with its example; `refused` is that of 422."""
     found: Responses = {}
     for code in codes:
-        kind = KINDS[code]
+        kind = PROBLEM_KINDS[code]
         schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
         entry = found.setdefault(
             kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
@@ -171,11 +177,11 @@ def _secure(made: dict[str, Any]) -> None:
                 operation["description"] += f"\n\nScope of the key: `{needed}`."
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def openapi_document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of `app`, with the schema of problems and who may call what."""
     if app.openapi_schema is None:
         made = get_openapi(
-            title=TITLE, version=VERSION, description=DESCRIPTION, routes=app.routes, tags=TAGS
+            title=TITLE, version=__version__, description=DESCRIPTION, routes=app.routes, tags=TAGS
         )
         schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = made["components"]["schemas"]

@@ -9,7 +9,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
-from bergson_core.storage.manifest import FILE_NAME
+from bergson_core.storage.manifest import MANIFEST_FILE
 from service.queue.replies import BLOCK_MS, Streams, reaching_redis
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts
@@ -45,11 +45,16 @@ class Jobs:
         )
         job = job.model_copy(update={"traceparent": tracing.traceparent()})
         message, body = await asyncio.to_thread(_encode, job)
-        taken = is_build and (self._settings.indexes_dir / index / FILE_NAME).exists()
+        taken = is_build and (self._settings.indexes_dir / index / MANIFEST_FILE).exists()
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
             *(job_queue.IDEMPOTENCY + key, job_queue.BUILDING, job_queue.job_key(job.job_id)),
-            *(job_queue.events_key(job.job_id), job_queue.CREATED, job_queue.LANES, job_queue.LANE + lane),
+            *(
+                job_queue.events_key(job.job_id),
+                job_queue.CREATED,
+                job_queue.KEY_TURNS,
+                job_queue.KEY_QUEUE + lane,
+            ),
         ]
         arguments = [
             *(index, job.job_id, body, message, record.model_dump_json(), record.created_at),

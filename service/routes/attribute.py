@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Request
 
 from bergson_core.errors import BergsonError
 from bergson_core.schemas.query import AttributionQuery
-from service.http.dependencies import AskingDep, LimitsDep
+from service.http.dependencies import LimitsDep, QueryHandlerDep
 from service.http.problems import ProblemDetails, problem
 from service.http.query_handler import while_connected
 from service.http.strict_json import StrictJsonRoute
@@ -58,7 +58,7 @@ _AT_ONCE = 64
 async def attribute(
     body: Annotated[AttributeRequest, Body(openapi_examples=_BODIES)],
     request: Request,
-    asking: AskingDep,
+    asking: QueryHandlerDep,
     limits: LimitsDep,
 ) -> AttributeResponse:
     """Which training samples made the model say `completion` after `prompt`?
@@ -78,7 +78,7 @@ async def attribute(
     `Cache-Control: no-cache` it is asked anew.
     """
     query, timeout_s = body.query(), asking.settings.timeout(body.timeout_s)
-    await limits.more(asking.caller, query.unlearned)
+    await limits.count_calls(asking.caller, query.unlearned)
     work = asking.answer(query, timeout_s)
     return AttributeResponse.of(await while_connected(request, work), asking.request_id)
 
@@ -94,7 +94,7 @@ async def attribute(
 async def attribute_batch(
     body: Annotated[BatchRequest, Body(openapi_examples=_BATCHES)],
     request: Request,
-    asking: AskingDep,
+    asking: QueryHandlerDep,
     limits: LimitsDep,
 ) -> BatchResponse:
     """Up to 256 questions, answered together; each counts as a call, and each sample to verify as one more.
@@ -102,7 +102,9 @@ async def attribute_batch(
     Questions that somebody asks by itself go first, so that a batch makes nobody wait for long.
     """
     timeout_s = asking.settings.timeout(body.timeout_s)
-    await limits.more(asking.caller, len(body.queries) - 1 + sum(one.unlearned for one in body.queries))
+    await limits.count_calls(
+        asking.caller, len(body.queries) - 1 + sum(one.unlearned for one in body.queries)
+    )
     ends, turns = time.monotonic() + timeout_s, asyncio.Semaphore(_AT_ONCE)
 
     async def one(query: AttributionQuery) -> AttributeResponse | ProblemDetails:

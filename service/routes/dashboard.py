@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
-from service.openapi.metadata import VERSION
+from service.openapi.metadata import __version__
 
 router = APIRouter(include_in_schema=False)
 _templates = Jinja2Templates(Path(__file__).parent.parent / "templates")
@@ -30,4 +30,4 @@ async def root() -> Response:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The dashboard."""
-    return _templates.TemplateResponse(request, "docs.html", {"version": VERSION}, headers=_HEADERS)
+    return _templates.TemplateResponse(request, "docs.html", {"version": __version__}, headers=_HEADERS)

@@ -14,7 +14,7 @@ from service.http.dependencies import (
     NamePath,
     RequestIdDep,
     SettingsDep,
-    accepted,
+    job_accepted,
 )
 from service.http.strict_json import StrictJsonRoute
 from service.indexes import catalog
@@ -68,7 +68,7 @@ async def append_documents(
     """
     await run_in_threadpool(catalog.check_append, settings.indexes_dir, name, body)
     job = AppendJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.get(

@@ -14,7 +14,7 @@ from service.http.dependencies import (
     NamePath,
     RequestIdDep,
     SettingsDep,
-    accepted,
+    job_accepted,
 )
 from service.http.strict_json import StrictJsonRoute
 from service.indexes import catalog
@@ -54,9 +54,9 @@ async def fit_profile(
     The model runs on the queries alone; the rows are read once. Name it as `profile` in `POST /attribute`. Sign rows
     have no profiles.
     """
-    await run_in_threadpool(catalog.require, settings.indexes_dir, name)
+    await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
     job = ProfileJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.post(
@@ -78,6 +78,6 @@ async def compact(
 
     The index is asked as before meanwhile.
     """
-    await run_in_threadpool(catalog.require, settings.indexes_dir, name)
+    await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
     job = CompactJob(job_id=uuid4().hex, index=name, request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)

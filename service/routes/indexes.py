@@ -18,7 +18,7 @@ from service.http.dependencies import (
     NamePath,
     RequestIdDep,
     SettingsDep,
-    accepted,
+    job_accepted,
 )
 from service.http.query_handler import while_connected
 from service.http.strict_json import StrictJsonRoute
@@ -72,7 +72,7 @@ async def build_index(
     if not caller.sees(body.name):
         raise Forbidden(f"this key is for indexes named {' or '.join(caller.indexes)}, not {body.name!r}")
     job = BuildJob(job_id=uuid4().hex, index=body.name, spec=body.spec(), request_id=request_id)
-    return accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)
 
 
 @router.post(
@@ -121,7 +121,7 @@ async def list_indexes(
     """Every index, by name: those that can be asked (`ready`) and those on their way (`building`)."""
     building = await broker.building()
     root = settings.indexes_dir
-    return await run_in_threadpool(catalog.page, root, building, cursor or "", limit, caller.sees)
+    return await run_in_threadpool(catalog.index_page, root, building, cursor or "", limit, caller.sees)
 
 
 @router.get(
@@ -133,12 +133,12 @@ async def list_indexes(
 async def get_index(name: NamePath, broker: BrokerDep, settings: SettingsDep) -> IndexDetail:
     """State, counts, size on disk, and the spec it was built from. While it is built: the id of the job."""
     try:
-        return await run_in_threadpool(catalog.detail, settings.indexes_dir, name)
+        return await run_in_threadpool(catalog.index_detail, settings.indexes_dir, name)
     except IndexNotFound:
         building = await broker.building()
         if name not in building:
             raise
-        return catalog.being_built(name, building[name])
+        return catalog.index_being_built(name, building[name])
 
 
 @router.delete(
@@ -152,6 +152,6 @@ async def remove_index(name: NamePath, broker: BrokerDep, settings: SettingsDep)
     """Remove an index for good. One that a job is at work on is refused: cancel the job first."""
     if job_id := (await broker.building()).get(name):
         raise IndexBusy(f"job {job_id} is at work on {name!r}: wait for it, or cancel it")
-    directory = await run_in_threadpool(catalog.require, settings.indexes_dir, name)
+    directory = await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
     await run_in_threadpool(delete_index, directory)
-    await run_in_threadpool(canary_log.forget, settings, name)
+    await run_in_threadpool(canary_log.forget_runs, settings, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.cli.support.process_group import System, running_system
+from service.cli.support.process_group import ProcessGroup, running_system
 from service.settings import ServiceSettings
 from tests import tiny
 
@@ -36,11 +36,11 @@ def bergson(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., System]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessGroup]]:
     """`start(workers=1, **settings)`: the service on a free port, with its data in tmp_path; it ends with the test."""
     running = []
 
-    def begin(workers: int = 1, **settings: object) -> System:
+    def begin(workers: int = 1, **settings: object) -> ProcessGroup:
         values = {"data_dir": tmp_path, "port": free_port(), "lease_s": 3, "heartbeat_s": 0.5, **settings}
         for name, value in values.items():
             monkeypatch.setenv(f"BERGSON_{name.upper()}", str(value))

@@ -25,8 +25,8 @@ from bergson_core.schemas.results import (
     Verification,
 )
 from bergson_core.storage.manifest import (
-    FILE_NAME,
     FORMAT_VERSION,
+    MANIFEST_FILE,
     Manifest,
     ModuleEntry,
     SearchEntry,
@@ -73,7 +73,7 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
     )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "new").write_text(manifest.model_dump_json())
-    (directory / "new").rename(directory / FILE_NAME)
+    (directory / "new").rename(directory / MANIFEST_FILE)
 
 
 @dataclass(frozen=True)

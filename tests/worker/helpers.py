@@ -68,7 +68,7 @@ def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = 
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
         *(lua_scripts.SUBMIT, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
-        *(keys.CREATED, keys.LANES, keys.LANE + lane, index, job_id, ""),
+        *(keys.CREATED, keys.KEY_TURNS, keys.KEY_QUEUE + lane, index, job_id, ""),
         *(job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
     )
 
@@ -104,7 +104,7 @@ def left(redis: Redis) -> list[str]:
     return [name for name in names if not name.endswith((":turns", ":bell"))]
 
 
-def let_lapse(redis: Redis, taken: str = keys.TAKEN) -> None:
+def let_lapse(redis: Redis, taken: str = keys.CLAIMED_JOBS) -> None:
     """As if whoever took these jobs, or queries, had been silent for an hour."""
     for one in cast("list[str]", redis.zrange(taken, 0, -1)):
         redis.zadd(taken, {one: 1})

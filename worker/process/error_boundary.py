@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def attempt(work: Callable[[], T]) -> T | Problem:
+def run_guarded(work: Callable[[], T]) -> T | Problem:
     """What `work` returns, or the problem that it met. Being stopped is not a problem and comes through."""
     try:
         return work()

@@ -19,7 +19,7 @@ from worker.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-class Pulse:
+class HeartbeatThread:
     """Context manager around the thread. The main thread puts what it holds into `claim` and `queries`."""
 
     def __init__(self, queue: WorkerQueue, settings: Settings, heartbeat: Callable[[], Heartbeat]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import ExecutorName
-from bergson_core.storage.manifest import FILE_NAME, read_manifest
+from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
 from worker.messages import ResidentModel
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Resident:
     models: frozenset[_ModelKey]
 
 
-class Residency:
+class IndexCache:
     """At most `bound` open indexes out of the directory `root`; `executor` holds their shards."""
 
     def __init__(self, root: Path, bound: int, executor: ExecutorName = "local"):
@@ -122,7 +122,7 @@ class Residency:
 def _stamp(path: Path) -> _Stamp | None:
     """Changes with every publication, which replaces the manifest by rename; None where there is no manifest."""
     try:
-        stat = (path / FILE_NAME).stat()
+        stat = (path / MANIFEST_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     return stat.st_mtime_ns, stat.st_ino, stat.st_size

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.models.lora import adapter_base
-from bergson_core.schemas.build import BuildSpec, DatasetSpec, Document
+from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate, Progress
-from bergson_core.storage.integrity import drop_unpublished
-from bergson_core.storage.manifest import FILE_NAME, read_manifest
+from bergson_core.storage.integrity import remove_unpublished_files
+from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
 from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
 from worker.settings import Settings
 
@@ -29,11 +29,13 @@ logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-Report = Callable[[Progress], None]
-Confirm = Callable[[], None]
+ProgressCallback = Callable[[Progress], None]
+ConfirmCallback = Callable[[], None]
 
 
-def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estimate | None:
+def run_job(
+    job: Job, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
+) -> Estimate | None:
     """Does what `job` says to an index in the data directory, or finds out what it would take.
 
     `report` and `confirm` are those of `build_index`; the core's errors come through. Raises `InvalidInput` where the
@@ -51,13 +53,13 @@ def run(job: Job, settings: Settings, report: Report, confirm: Confirm) -> Estim
         check_paths(job.spec, settings)
         return estimate_build(job.spec, report=report)
     else:
-        from bergson_core.indexing.compact import compact
+        from bergson_core.indexing.compact import compact_index
 
-        compact(settings.indexes_dir / job.index, report=report, confirm=confirm)
+        compact_index(settings.indexes_dir / job.index, report=report, confirm=confirm)
     return None
 
 
-def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+def build(job: BuildJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
     """Builds an index."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.build import build_index
@@ -74,7 +76,7 @@ def build(job: BuildJob, settings: Settings, report: Report, confirm: Confirm) -
             build_index(spec, directory, report=report, confirm=confirm, executor=executor)
 
 
-def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+def append(job: AppendJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
     """Adds documents to an index; a job that was started before is told by its id."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents
@@ -92,17 +94,19 @@ def append(job: AppendJob, settings: Settings, report: Report, confirm: Confirm)
     )
 
 
-def fit_profile(job: ProfileJob, settings: Settings, report: Report, confirm: Confirm) -> None:
+def fit_profile(
+    job: ProfileJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
+) -> None:
     """Adds a profile to an index; one that a start of the same job has added already stays."""
     from datasets import Dataset
 
     from bergson_core.attribution import profile_fitting
-    from bergson_core.data.dataset import open_dataset
+    from bergson_core.data.dataset import load_dataset_spec
 
     spec, directory = job.spec, settings.indexes_dir / job.index
     if spec.dataset is not None:
         _check_path("dataset.path", spec.dataset.path, settings, settings.allowed_datasets)
-        queries = open_dataset(spec.dataset)
+        queries = load_dataset_spec(spec.dataset)
     else:
         queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
     profile_fitting.fit_profile(
@@ -115,12 +119,12 @@ def discard(directory: Path) -> bool:
 
     Of a published index only what an append or a compaction left is removed. What another process is writing stays.
     """
-    if not (directory / "building.json").is_file() and not (directory / FILE_NAME).exists():
+    if not (directory / "building.json").is_file() and not (directory / MANIFEST_FILE).exists():
         return False
     try:
         with FileLock(directory / ".lock", timeout=0):
-            if (directory / FILE_NAME).exists():
-                drop_unpublished(directory, read_manifest(directory))
+            if (directory / MANIFEST_FILE).exists():
+                remove_unpublished_files(directory, read_manifest(directory))
                 return False
             logger.info("removing the unfinished build in %s", directory)
             shutil.rmtree(directory)
@@ -203,7 +207,7 @@ def _read_from_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
     path.unlink(missing_ok=True)
 
 
-def _write(documents: Iterable[Document], uploads: Path, index: str) -> Path:
+def _write(documents: Iterable[InlineDocument], uploads: Path, index: str) -> Path:
     """Writes one JSON object a line, all or nothing; returns uploads/<index>-<sha256>.jsonl."""
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
     path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"

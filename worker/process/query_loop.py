@@ -11,10 +11,10 @@ from redis import RedisError
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded
 from bergson_core.schemas.results import Answer
 from worker.messages import Problem, Query, Reply
-from worker.process.error_boundary import attempt, problem_of
-from worker.process.heartbeat import Pulse
-from worker.process.index_cache import Residency
-from worker.process.verification_task import Verifying, first
+from worker.process.error_boundary import problem_of, run_guarded
+from worker.process.heartbeat import HeartbeatThread
+from worker.process.index_cache import IndexCache
+from worker.process.verification_task import VerificationTask, next_verification
 from worker.queue.job_queue import WorkerQueue
 from worker.telemetry import instrumentation
 
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 _LATE = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
 
 
-class Answering:
+class QueryLoop:
     """Answers the queries of `queue` from the indexes of `residency`; `pulse` is told which of them are held."""
 
-    def __init__(self, queue: WorkerQueue, residency: Residency, pulse: Pulse):
+    def __init__(self, queue: WorkerQueue, residency: IndexCache, pulse: HeartbeatThread):
         self._queue, self._residency, self._pulse = queue, residency, pulse
-        self.verifying: list[Verifying] = []
+        self.verifying: list[VerificationTask] = []
 
     def turn(self, block_s: float = 0) -> bool:
         """Answers what waits, and takes a step of a verification; False where there is neither."""
@@ -47,10 +47,10 @@ class Answering:
         self._hold(taken)
         try:
             for name, group in by_index.items():
-                with instrumentation.answering(name, group):
+                with instrumentation.query_span(name, group):
                     replies = self._answer(name, group)
                     self._queue.queries.reply(replies)
-                    instrumentation.replied([reply for _, reply in replies], self._queue.metrics)
+                    instrumentation.record_replies([reply for _, reply in replies], self._queue.metrics)
         finally:
             self._hold()
         return bool(taken)
@@ -75,7 +75,7 @@ class Answering:
             index = self._residency.get(name)
             return index, index.attribute(queries)
 
-        found = attempt(answered)
+        found = run_guarded(answered)
         if isinstance(found, Problem):
             return replies + [_reply(query, found) for query in waiting]
         index, outcomes = found
@@ -83,7 +83,7 @@ class Answering:
             if isinstance(outcome, BergsonError):
                 replies.append(_reply(query, problem_of(outcome)))
             elif query.query.verify is not None:
-                self.verifying.append(Verifying(query, index, outcome))
+                self.verifying.append(VerificationTask(query, index, outcome))
             else:
                 replies.append(_reply(query, _timed(outcome, query.sent_at)))
         return replies
@@ -95,22 +95,22 @@ class Answering:
         """
         if not self.verifying:
             return False
-        one = first(self.verifying)
+        one = next_verification(self.verifying)
         if one.query.deadline <= time.time():
             outcome = _LATE
         elif not self._queue.queries.wanted(one.query):
             outcome = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
         else:
-            with instrumentation.verifying(one.query):
-                outcome = attempt(one.step)
+            with instrumentation.verification_span(one.query):
+                outcome = run_guarded(one.step)
         if outcome is not None:
             self.verifying.remove(one)
             if isinstance(outcome, Answer):
                 outcome = _timed(outcome, one.query.sent_at)
-            with instrumentation.answering(one.query.query.index, [one.query]):
+            with instrumentation.query_span(one.query.query.index, [one.query]):
                 reply = _reply(one.query, outcome)
                 self._queue.queries.reply([reply])
-                instrumentation.replied([reply[1]], self._queue.metrics)
+                instrumentation.record_replies([reply[1]], self._queue.metrics)
             self._hold()
         return True
 

@@ -18,11 +18,11 @@ from bergson_core.errors import Cancelled, IndexBusy, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
 from worker.messages import Heartbeat, Problem
 from worker.process import job_handlers
-from worker.process.error_boundary import attempt
-from worker.process.heartbeat import Pulse
-from worker.process.index_cache import Residency
-from worker.process.query_loop import Answering
-from worker.queue.backoff import Pause
+from worker.process.error_boundary import run_guarded
+from worker.process.heartbeat import HeartbeatThread
+from worker.process.index_cache import IndexCache
+from worker.process.query_loop import QueryLoop
+from worker.queue.backoff import Backoff
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
 from worker.settings import Settings
 from worker.telemetry import instrumentation
@@ -44,9 +44,9 @@ class Runner:
 
     def __init__(self, queue: WorkerQueue, settings: Settings, device: str):
         self._queue, self._settings, self._device = queue, settings, device
-        self._residency = Residency(settings.indexes_dir, settings.resident_indexes, settings.executor)
-        self._pulse = Pulse(queue, settings, self._heartbeat)
-        self._answering = Answering(queue, self._residency, self._pulse)
+        self._residency = IndexCache(settings.indexes_dir, settings.resident_indexes, settings.executor)
+        self._pulse = HeartbeatThread(queue, settings, self._heartbeat)
+        self._answering = QueryLoop(queue, self._residency, self._pulse)
         self._started_at = time.time()
         self._stopping = False
         self._published_at = 0.0
@@ -58,7 +58,7 @@ class Runner:
 
     def run(self) -> None:
         """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
-        pause = Pause()
+        pause = Backoff()
         with self._pulse:
             logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
             while not self._stopping:
@@ -66,7 +66,7 @@ class Runner:
                     raise RuntimeError("the thread that renews leases has died; its error is above")
                 try:
                     self._step()
-                    pause = Pause()
+                    pause = Backoff()
                 except RedisError as error:
                     pause.take(error)
             self._answering.finish()
@@ -84,7 +84,7 @@ class Runner:
         if claim is not None:
             self._pulse.claim = claim
             try:
-                with instrumentation.working_on(claim.job) as ended:
+                with instrumentation.job_span(claim.job) as ended:
                     ended(self._work(claim))
             finally:
                 self._pulse.claim = None
@@ -95,7 +95,7 @@ class Runner:
         logger.info("job %s: %s index %s, start %d", job.job_id, job.kind, job.index, record.deliveries)
         report, confirm = partial(self._report, claim), partial(self._confirm, claim)
         try:
-            outcome = attempt(lambda: job_handlers.run(job, self._settings, report, confirm))
+            outcome = run_guarded(lambda: job_handlers.run_job(job, self._settings, report, confirm))
         except LeaseLost as error:
             logger.warning("%s", error)
             self._insist(lambda: self._queue.hand_back(claim))
@@ -106,7 +106,7 @@ class Runner:
                 return "handed_back"
             if job.index is not None:
                 directory = self._settings.indexes_dir / job.index
-                attempt(lambda: job_handlers.discard(directory))
+                run_guarded(lambda: job_handlers.discard(directory))
             self._insist(lambda: self._queue.finish(claim, "cancelled"))
             return "cancelled"
         self._end(claim, outcome)
@@ -145,7 +145,7 @@ class Runner:
 
     def _confirm(self, claim: ClaimedJob) -> None:
         """Called before anything is published. Raises `LeaseLost` unless Redis says that the job is ours."""
-        pause = Pause()
+        pause = Backoff()
         while True:
             try:
                 self._queue.renew(claim)
@@ -158,7 +158,7 @@ class Runner:
 
     def _insist(self, call: Callable[[], None]) -> None:
         """Makes `call` until Redis takes it; gives up where the job is another's, or when stopping."""
-        pause = Pause()
+        pause = Backoff()
         while True:
             try:
                 call()

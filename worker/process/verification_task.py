@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bergson_core.attribution.index import AttributionIndex
 
 
-class Verifying:
+class VerificationTask:
     """An answer whose results are being unlearned, some at each step; between two steps the model is as it was."""
 
     def __init__(self, query: Query, index: "AttributionIndex", answer: Answer):
@@ -28,6 +28,6 @@ class Verifying:
         return None
 
 
-def first(verifications: Iterable[Verifying]) -> Verifying:
+def next_verification(verifications: Iterable[VerificationTask]) -> VerificationTask:
     """The one that is gone on with: the oldest of a single question, or else of those of batches."""
     return min(verifications, key=lambda one: PRIORITIES.index(one.query.priority))

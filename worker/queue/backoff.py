@@ -8,7 +8,7 @@ from redis import RedisError
 logger = logging.getLogger(__name__)
 
 
-class Pause:
+class Backoff:
     """Waits longer each time, up to a second: signals are looked at in between."""
 
     def __init__(self) -> None:

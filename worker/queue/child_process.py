@@ -15,6 +15,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def tied(command: Sequence[str]) -> list[str]:
+def command_tied_to_parent(command: Sequence[str]) -> list[str]:
     """`command`, whose first word is an absolute path, so that it is told to end when its parent thread does."""
     return [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command]

@@ -24,7 +24,7 @@ from urllib.parse import quote
 import redis
 
 from bergson_core.errors import RedisUnavailable
-from worker.queue.child_process import tied
+from worker.queue.child_process import command_tied_to_parent
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
@@ -129,7 +129,7 @@ class _Server:
         # This thread lives for as long as the server is wanted, so the server may be tied to it.
         while not self._stopping.is_set():
             self._process = subprocess.Popen(
-                tied(self._command),
+                command_tied_to_parent(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -48,9 +48,9 @@ from worker.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
-LANES = "bergson:jobs:lanes"
-LANE = "bergson:jobs:lane:"
-TAKEN = "bergson:jobs:taken"
+KEY_TURNS = "bergson:jobs:lanes"
+KEY_QUEUE = "bergson:jobs:lane:"
+CLAIMED_JOBS = "bergson:jobs:taken"
 CREATED = "bergson:jobs:created"
 BUILDING = "bergson:building"
 IDEMPOTENCY = "bergson:idempotency:"
@@ -133,7 +133,7 @@ class WorkerQueue:
         A job that is to be cancelled, cannot be read, or was started too often, is ended here instead.
         """
         now = time.monotonic()
-        job_id = self._take_script(keys=[TAKEN, LANES], args=[self._lease_ms, LANE])
+        job_id = self._take_script(keys=[CLAIMED_JOBS, KEY_TURNS], args=[self._lease_ms, KEY_QUEUE])
         if job_id is None:
             return None
         try:
@@ -145,7 +145,9 @@ class WorkerQueue:
     def renew(self, claim: ClaimedJob) -> None:
         """Starts the lease anew. Raises `LeaseLost` where another worker has the job, or Redis has lost it."""
         now, job_id = time.monotonic(), claim.record.job_id
-        if not self._renew_script(keys=[job_key(job_id), TAKEN], args=[claim.token, self._lease_ms, job_id]):
+        if not self._renew_script(
+            keys=[job_key(job_id), CLAIMED_JOBS], args=[claim.token, self._lease_ms, job_id]
+        ):
             claim.lost = True
             raise _lost(claim.record.job_id)
         claim.renewed_at = now
@@ -226,7 +228,7 @@ class WorkerQueue:
         building = cast("dict[str, str]", self._redis.hgetall(BUILDING))
         for index in (name for name, builder in building.items() if builder == job_id):
             self._redis.hdel(BUILDING, index)
-        self._redis.zrem(TAKEN, job_id)
+        self._redis.zrem(CLAIMED_JOBS, job_id)
 
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
@@ -245,10 +247,10 @@ def save_arguments(record: JobRecord, token: int, new_token: int, what: str, kee
     """Arguments of `scripts.SAVE`, for workers and for the web process."""
     job_id, index = record.job_id, record.index or ""
     return {
-        "keys": [job_key(job_id), events_key(job_id), TAKEN, BUILDING, LANES],
+        "keys": [job_key(job_id), events_key(job_id), CLAIMED_JOBS, BUILDING, KEY_TURNS],
         "args": [
             *(token, new_token, record.model_dump_json(), what),
-            *(index, job_id, keep_s, MAX_EVENTS, LANE),
+            *(index, job_id, keep_s, MAX_EVENTS, KEY_QUEUE),
         ],
     }
 

@@ -23,7 +23,7 @@ from worker.telemetry.metrics import WorkerMetrics
 logger = logging.getLogger(__name__)
 
 REPLIES: Final = "bergson:replies:"
-TAKEN: Final = "bergson:queries:taken"
+CLAIMED_QUERIES: Final = "bergson:queries:taken"
 BELL: Final = "bergson:queries:bell"
 MAX_REPLIES: Final = 4096
 KEPT_S: Final = 60
@@ -45,7 +45,7 @@ def ask_arguments(query: Query, lane: str, settings: Settings) -> dict[str, Any]
     """Arguments of `scripts.ASK`, for the web process; `lane` says whose turn it is."""
     ttl_s = max(1, round(query.deadline - time.time())) + KEPT_S
     return {
-        "keys": [*waiting_keys(query.priority), TAKEN, BELL, query_key(query.query_id)],
+        "keys": [*waiting_keys(query.priority), CLAIMED_QUERIES, BELL, query_key(query.query_id)],
         "args": [
             *(settings.max_queued_queries, round(1000 * settings.max_queue_wait_s)),
             *(query.query_id, query.model_dump_json(), lane, ttl_s),
@@ -63,7 +63,7 @@ class QueryQueue:
         self._redis, self._settings, self._metrics = client, settings, metrics
         self._take = client.register_script(lua_scripts.TAKE)
         self._hold = client.register_script(lua_scripts.HOLD)
-        self._keys = [TAKEN, BELL, *(key for one in PRIORITIES for key in waiting_keys(one))]
+        self._keys = [CLAIMED_QUERIES, BELL, *(key for one in PRIORITIES for key in waiting_keys(one))]
 
     def take(self, block_s: float = 0) -> list[Query]:
         """What waits, up to `query_batch` of one priority: what a dead worker left, or else what is next.
@@ -80,7 +80,7 @@ class QueryQueue:
     def hold(self, taken: Sequence[Query]) -> None:
         """Starts the leases of queries in this worker's hands anew."""
         if taken:
-            self._hold(keys=[TAKEN], args=[self._lease_ms, *(one.query_id for one in taken)])
+            self._hold(keys=[CLAIMED_QUERIES], args=[self._lease_ms, *(one.query_id for one in taken)])
 
     def reply(self, replies: Iterable[tuple[Query, Reply]]) -> None:
         """Sends the replies and takes their queries off the queue, all or none."""
@@ -145,7 +145,7 @@ class QueryQueue:
 
 
 def _drop(redis: Any, query_id: str) -> None:
-    redis.zrem(TAKEN, query_id)
+    redis.zrem(CLAIMED_QUERIES, query_id)
     redis.delete(query_key(query_id))
 
 

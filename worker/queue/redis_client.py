@@ -39,7 +39,7 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RedisAddress:
     """What a URL says; `sentinels` is empty where it names the server itself."""
 
     options: dict[str, Any] = field(repr=False)
@@ -82,12 +82,12 @@ class _SentinelPool(async_sentinel.SentinelConnectionPool, redis.asyncio.Blockin
                 await one.aclose()
 
 
-def _read(url: str, parse: Callable[[str], Any]) -> _Place:
+def _read(url: str, parse: Callable[[str], Any]) -> _RedisAddress:
     """`parse` is redis-py's, which names its class of connections: one that blocks, or one to be awaited."""
     scheme, _, rest = url.partition("://")
     try:
         if scheme not in ("redis+sentinel", "rediss+sentinel"):
-            return _Place(dict(parse(url)))
+            return _RedisAddress(dict(parse(url)))
         where, _, path = rest.partition("/")
         user, at, hosts = where.rpartition("@")
         service, _, tail = path.partition("/")
@@ -105,7 +105,7 @@ def _read(url: str, parse: Callable[[str], Any]) -> _Place:
     if scheme == "rediss+sentinel":
         options["ssl"] = True
         asked |= {name: value for name, value in options.items() if name.startswith("ssl")}
-    return _Place(options, sentinels, asked, service)
+    return _RedisAddress(options, sentinels, asked, service)
 
 
 def _address(host: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ Outcome = Literal["succeeded", "cancelled", "handed_back", "lost"] | Problem
 
 
 @contextmanager
-def working_on(job: Job) -> Iterator[Callable[[Outcome], None]]:
+def job_span(job: Job) -> Iterator[Callable[[Outcome], None]]:
     """While the context is open, the job is worked on; what it gives is to be told what came of that."""
     about = {"request_id": job.request_id, "job_id": job.job_id}
     attributes = {f"bergson.{key}": value for key, value in about.items()} | {
@@ -32,7 +32,7 @@ def _ended(spans: tracing.Spans, outcome: Outcome) -> None:
 
 
 @contextmanager
-def answering(index: str, queries: Sequence[Query]) -> Iterator[None]:
+def query_span(index: str, queries: Sequence[Query]) -> Iterator[None]:
     """While the context is open, these queries of an index are answered together."""
     attributes = {"bergson.index": index, "bergson.batch_size": len(queries)}
     parents = [query.traceparent for query in queries]
@@ -44,16 +44,16 @@ def answering(index: str, queries: Sequence[Query]) -> Iterator[None]:
 
 
 @contextmanager
-def verifying(query: Query) -> Iterator[None]:
+def verification_span(query: Query) -> Iterator[None]:
     """While the context is open, a step of this query's verification is taken."""
     with logs.about(request_ids=[query.request_id]):
         yield
 
 
-def replied(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
+def record_replies(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
     """The queries have just been replied to. Every answer tells the times of its batch."""
     metrics.replied(replies)
     if answer := next((reply.answer for reply in replies if reply.answer), None):
         timing = answer.timing_ms
         steps = {"gradient": timing.gradient, "search": timing.search, "verify": timing.verify}
-        tracing.tell({name: ms / 1000 for name, ms in steps.items() if ms or name != "verify"})
+        tracing.add_event({name: ms / 1000 for name, ms in steps.items() if ms or name != "verify"})

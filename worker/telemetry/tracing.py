@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Attributes = Mapping[str, str | int | float]
-Kind = Literal["internal", "server", "consumer"]
+SpanKind = Literal["internal", "server", "consumer"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -59,10 +59,10 @@ def configure(service_name: str) -> None:
     )
     provider = TracerProvider(resource=Resource.create({} if named else {"service.name": service_name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    use(provider)
+    use_provider(provider)
 
 
-def use(provider: "TracerProvider | None") -> None:
+def use_provider(provider: "TracerProvider | None") -> None:
     """Makes spans by `provider` from now on, or none."""
     global _tracer
     _tracer = provider.get_tracer("bergson") if provider else None
@@ -80,7 +80,7 @@ def traceparent() -> str | None:
 
 
 @contextmanager
-def span(name: str, kind: Kind, parents: Sequence[str | None], attributes: Attributes) -> Iterator[Spans]:
+def span(name: str, kind: SpanKind, parents: Sequence[str | None], attributes: Attributes) -> Iterator[Spans]:
     """A span in the trace of each of `parents` while the context is open; one of a new trace where there is none.
 
     What is done for several at once is told in the trace of each. The first is the parent of what is made inside, has
@@ -105,7 +105,7 @@ def span(name: str, kind: Kind, parents: Sequence[str | None], attributes: Attri
             one.end()
 
 
-def tell(steps: Mapping[str, float]) -> None:
+def add_event(steps: Mapping[str, float]) -> None:
     """Children of the open span for what was just done: each step's name and seconds, in order, the last ends now."""
     if _tracer is None:
         return

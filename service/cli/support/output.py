@@ -17,7 +17,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """Prints a line as it is: brackets in a path are no markup, and what reads the output meets no break in it."""
     console.print(message, markup=False, soft_wrap=True)
 
@@ -28,7 +28,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def explain(spec: type[BaseModel], field: str) -> str:
+def help_text(spec: type[BaseModel], field: str) -> str:
     """The help of an option: the docstring of the field that it sets."""
     return (spec.model_fields[field].description or "").replace("\n", " ")
 
@@ -100,12 +100,12 @@ def verified_table(rows: Sequence[results.ResultRow], verification: results.Veri
     return table
 
 
-def by_token(row: results.ResultRow) -> Text | None:
+def token_table(row: results.ResultRow) -> Text | None:
     """The tokens of a result with their parts of its score; the largest in bold."""
     return _parts([(one.token, one.influence) for one in row.tokens]) if row.tokens else None
 
 
-def by_module(row: results.ResultRow) -> Text | None:
+def module_table(row: results.ResultRow) -> Text | None:
     """The modules of a result with their parts of its score; the largest in bold."""
     return _parts(list(row.modules.items())) if row.modules else None
 

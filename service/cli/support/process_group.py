@@ -14,7 +14,7 @@ import httpx
 
 from bergson_core.errors import Unavailable
 from service.settings import ServiceSettings
-from worker.queue.child_process import tied
+from worker.queue.child_process import command_tied_to_parent
 from worker.queue.embedded_redis import redis_url
 
 _START_S = 120.0
@@ -22,7 +22,7 @@ _STOP_S = 20.0
 
 
 @dataclass(frozen=True)
-class System:
+class ProcessGroup:
     """What is running. `url` is the service's."""
 
     url: str
@@ -45,7 +45,9 @@ class System:
 
 
 @contextmanager
-def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None = None) -> Iterator[System]:
+def running_system(
+    settings: ServiceSettings, workers: int = 1, log: Path | None = None
+) -> Iterator[ProcessGroup]:
     """The whole service, ready to answer; it ends with the context.
 
     Its processes write to `log`, or to this one's standard error. Raises `Unavailable` where one of them does
@@ -67,7 +69,7 @@ def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None
         stack.callback(_stop, processes)
         for name, module in commands.items():
             processes[name] = subprocess.Popen(
-                tied([sys.executable, "-m", module]),
+                command_tied_to_parent([sys.executable, "-m", module]),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -75,7 +77,7 @@ def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None
                 start_new_session=True,  # Ctrl-C is for this process, which stops them in order
             )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        system = System(f"http://{host}:{settings.port}", processes)
+        system = ProcessGroup(f"http://{host}:{settings.port}", processes)
         try:
             _await_ready(system)
         except Unavailable as error:
@@ -83,7 +85,7 @@ def running_system(settings: ServiceSettings, workers: int = 1, log: Path | None
         yield system
 
 
-def _await_ready(system: System) -> None:
+def _await_ready(system: ProcessGroup) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         system.check()

@@ -23,7 +23,7 @@ from bergson_core.schemas.build import (
     ScoringSpec,
     SearchSpec,
 )
-from service.cli.support.output import explain
+from service.cli.support.output import help_text
 
 _COLUMNS = "Columns"
 _GRADIENTS = "Gradients"
@@ -40,7 +40,7 @@ ExecutorOption = Annotated[
 
 def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
     """An option that is explained by the spec's docstring."""
-    return typer.Option(f"--{name}", help=explain(spec, field), rich_help_panel=panel)
+    return typer.Option(f"--{name}", help=help_text(spec, field), rich_help_panel=panel)
 
 
 def build_spec(
@@ -88,7 +88,7 @@ def build_spec(
         bool,
         typer.Option(
             "--preconditioner/--no_preconditioner",
-            help=explain(ScoringSpec, "preconditioner"),
+            help=help_text(ScoringSpec, "preconditioner"),
             rich_help_panel=_SCORING,
         ),
     ] = True,

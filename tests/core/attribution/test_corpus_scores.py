@@ -8,12 +8,12 @@ from datasets import Dataset
 
 from bergson_core import (
     AttributionIndex,
-    Totals,
-    best,
+    ScoreTotals,
     build_index,
     fit_profile,
     score_corpus,
     self_influence,
+    top_documents,
 )
 from bergson_core.attribution import corpus_scores
 from bergson_core.attribution.soft_threshold import soft_threshold
@@ -163,10 +163,10 @@ def test_rows_are_read_when_they_are_asked_for_and_few_at_a_time(opened, small_r
 def test_the_best_are_those_of_the_highest_scores_in_order(opened, small_reads):
     scores = score_corpus(opened, ASKED).read_all()
     ids = [scores["id"][k].as_py() for k in column(scores.to_reader()).argsort(descending=True, stable=True)]
-    found = best(score_corpus(opened, ASKED), 7)
+    found = top_documents(score_corpus(opened, ASKED), 7)
     assert found["id"].to_pylist() == ids[:7]
     assert found.schema == scores.schema
-    assert best(score_corpus(opened, ASKED), 99)["id"].to_pylist() == ids
+    assert top_documents(score_corpus(opened, ASKED), 99)["id"].to_pylist() == ids
 
 
 def test_of_equal_scores_the_earlier_document_is_taken():
@@ -174,13 +174,13 @@ def test_of_equal_scores_the_earlier_document_is_taken():
         pa.record_batch({"id": list(ids), "score": scores})
         for ids, scores in (("ab", [1.0, 2.0]), ("cd", [2.0, 2.0]))
     ]
-    found = best(pa.RecordBatchReader.from_batches(parts[0].schema, parts), 3)
+    found = top_documents(pa.RecordBatchReader.from_batches(parts[0].schema, parts), 3)
     assert found["id"].to_pylist() == ["b", "c", "d"]
 
 
 def test_totals_add_up_the_scores_of_each_source(opened, small_reads):
-    totals = Totals(opened, "source")
-    scores = column(totals.count(score_corpus(opened, ASKED)))
+    totals = ScoreTotals(opened, "source")
+    scores = column(totals.add(score_corpus(opened, ASKED)))
     rows = totals.table().to_pylist()
     expected = {"web": scores[::2], "wiki": scores[1::2]}
     assert {row["value"] for row in rows} == set(expected)
@@ -201,9 +201,9 @@ def test_totals_add_up_the_scores_of_each_source(opened, small_reads):
     ],
 )
 def test_totals_tell_values_of_any_type_apart_and_have_a_group_for_none(opened, texts, values):
-    totals = Totals(opened, "source")
+    totals = ScoreTotals(opened, "source")
     table = pa.table({"score": [1.0] * len(texts), "metadata": texts})
-    totals.count(table.to_reader()).read_all()
+    totals.add(table.to_reader()).read_all()
     assert {row["value"]: row["documents"] for row in totals.table().to_pylist()} == values
 
 
@@ -257,21 +257,21 @@ BAD = {
         "'prompt'; it has text",
     ),
     "an unknown metadata column": (
-        lambda index: Totals(index, "year"),
+        lambda index: ScoreTotals(index, "year"),
         InvalidInput,
         "it has source, number",
     ),
     "totals of lists": (
-        lambda index: Totals(index, "source").count(score_corpus(index, ASKED, aggregate="each")),
+        lambda index: ScoreTotals(index, "source").add(score_corpus(index, ASKED, aggregate="each")),
         InvalidInput,
         "mean or max",
     ),
     "the best of lists": (
-        lambda index: best(score_corpus(index, ASKED, aggregate="each"), 3),
+        lambda index: top_documents(score_corpus(index, ASKED, aggregate="each"), 3),
         InvalidInput,
         "mean or max",
     ),
-    "the best none": (lambda index: best(score_corpus(index, ASKED), 0), InvalidInput, "at least 1"),
+    "the best none": (lambda index: top_documents(score_corpus(index, ASKED), 0), InvalidInput, "at least 1"),
     "self-influence of an unknown profile": (
         lambda index: self_influence(index, profile="law"),
         InvalidInput,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index, document_numbers, near_duplicates
-from bergson_core.attribution.near_duplicates import MOST_DOCUMENTS, components, cosines_of_signs
+from bergson_core.attribution.near_duplicates import MOST_DOCUMENTS, connected_components, cosines_of_signs
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.codecs import CODECS
@@ -68,7 +68,7 @@ def test_components_are_those_of_joining_pair_by_pair(share):
     torch.manual_seed(0)
     pairs = torch.rand(60, 60) < share
     pairs |= pairs.mT.clone()
-    labels = components(pairs.numpy()).tolist()
+    labels = connected_components(pairs.numpy()).tolist()
     found = sorted([k for k, one in enumerate(labels) if one == name] for name in dict.fromkeys(labels))
     assert found == plain_groups(pairs)
 
@@ -77,7 +77,7 @@ def test_a_chain_of_pairs_is_one_group():
     pairs = torch.zeros(50, 50, dtype=torch.bool)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     pairs[order[:-1], order[1:]] = pairs[order[1:], order[:-1]] = True
-    assert components(pairs.numpy()).tolist() == [0] * 50
+    assert connected_components(pairs.numpy()).tolist() == [0] * 50
 
 
 def test_signs_of_projections_tell_the_cosine():

@@ -18,7 +18,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.results import ResultRow
-from bergson_core.search.exact_scores import Stored
+from bergson_core.search.exact_scores import StoredRow
 from tests import tiny
 from tests.core.helpers import CASES, CHAT, TEMPLATE, make_spec, query
 
@@ -179,14 +179,14 @@ def test_modules_are_run_a_few_at_a_time_where_memory_is_short(index, monkeypatc
 def test_shares_of_signs_stay_bounded_where_positions_cancel_out():
     """Two positions that all but cancel out in a number: neither gets more of its sign than there is."""
     rows = torch.tensor([[[1.0, 2.0, 1.0]], [[-0.999999, 1.0, 1.0]]])
-    signs = Stored(torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]]))
+    signs = StoredRow(torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]]))
     found = shares(rows, signs)
     assert found.sum().item() == pytest.approx(1)
     assert found.abs().max() < 1.5
 
 
 def test_a_number_that_no_position_adds_to_is_shared_by_all():
-    found = shares(torch.zeros(4, 1, 2), Stored(torch.tensor([[-1.0, -1.0]]), torch.tensor([[2.0, 0.0]])))
+    found = shares(torch.zeros(4, 1, 2), StoredRow(torch.tensor([[-1.0, -1.0]]), torch.tensor([[2.0, 0.0]])))
     assert found.tolist() == [-0.5] * 4
 
 

@@ -11,7 +11,7 @@ from bergson_core.attribution import unlearning
 from bergson_core.attribution.unlearning import Unlearner
 from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
-from bergson_core.models.loading import wrap
+from bergson_core.models.loading import as_language_model
 from tests import reference, tiny
 from tests.core.helpers import state
 
@@ -42,7 +42,7 @@ def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("step", "sign"), [("unlearn", 1), ("learn", -1)])
 def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, step, sign):
     model, tokens = tiny.model(architecture), documents()
-    unlearner = Unlearner.fit(wrap(model), tokens, learning_rate=1e-3)
+    unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-3)
     before, moments = state(model), squares(model, tokens)
     reference.loss_of(model, tokens[0]).backward()
     expected = {}
@@ -59,7 +59,7 @@ def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, ste
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
     model = tiny.model(dtype=dtype).train().requires_grad_(True)
-    unlearner = Unlearner.fit(wrap(model), documents())
+    unlearner = Unlearner.fit(as_language_model(model), documents())
     before = state(model)
 
     def broken() -> None:
@@ -75,7 +75,7 @@ def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
 
 def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
     model, tokens, asked = tiny.model(), documents(), queries()
-    unlearner = Unlearner.fit(wrap(model), tokens, learning_rate=1e-6)
+    unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-6)
     changes = unlearner.changes(tokens[:3], asked)
     for document, row in zip(tokens, changes, strict=False):
         with unlearner.after(document):
@@ -92,14 +92,14 @@ def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
 
 
 def test_learning_what_was_unlearned_goes_the_other_way():
-    unlearner = Unlearner.fit(wrap(tiny.model()), documents(), learning_rate=1e-6)
+    unlearner = Unlearner.fit(as_language_model(tiny.model()), documents(), learning_rate=1e-6)
     up, down = (unlearner.changes(documents()[:2], queries(), step) for step in ("learn", "unlearn"))
     np.testing.assert_allclose(up, -down, rtol=1e-3)
 
 
 def test_the_learning_rate_halves_the_median_document_to_first_order():
     tokens = documents()
-    unlearner = Unlearner.fit(wrap(tiny.model()), tokens)
+    unlearner = Unlearner.fit(as_language_model(tiny.model()), tokens)
     small = Unlearner(unlearner.model, unlearner.moments, unlearner.learning_rate / 1e4)
     own = np.diag(small.changes(tokens, tokens)) * 1e4
     assert np.median(own) == pytest.approx(-math.log(2), rel=1e-2)
@@ -107,14 +107,14 @@ def test_the_learning_rate_halves_the_median_document_to_first_order():
 
 def test_unlearning_a_document_makes_itself_less_likely_than_any_other():
     tokens = documents()
-    changes = Unlearner.fit(wrap(tiny.model()), tokens).changes(tokens, tokens)
+    changes = Unlearner.fit(as_language_model(tiny.model()), tokens).changes(tokens, tokens)
     assert (changes.argmin(1) == np.arange(len(tokens))).all()
 
 
 def test_of_a_model_with_adapters_only_these_are_changed():
     model = get_peft_model(tiny.model(), LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
     torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
-    unlearner, before = Unlearner.fit(wrap(model), documents()), state(model)
+    unlearner, before = Unlearner.fit(as_language_model(model), documents()), state(model)
     with unlearner.after(documents()[0]):
         changed = {name for name, weight in state(model).items() if not torch.equal(weight, before[name])}
     assert changed and all(".lora_" in name for name in changed)
@@ -122,7 +122,7 @@ def test_of_a_model_with_adapters_only_these_are_changed():
 
 def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
     model, tokens = tiny.model(), documents()
-    expected = Unlearner.fit(wrap(model), tokens[:3])
+    expected = Unlearner.fit(as_language_model(model), tokens[:3])
     broken, gradients = tokens[5], unlearning._gradients
 
     def some_broken(model, document):
@@ -130,7 +130,7 @@ def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
         return {name: one * math.nan for name, one in found.items()} if document is broken else found
 
     monkeypatch.setattr(unlearning, "_gradients", some_broken)
-    found = Unlearner.fit(wrap(model), [*tokens[:3], broken])
+    found = Unlearner.fit(as_language_model(model), [*tokens[:3], broken])
     for name, parts in expected.moments.items():
         torch.testing.assert_close(found.moments[name], tuple(part * 3 / 4 for part in parts))
     assert math.isfinite(found.learning_rate)
@@ -139,4 +139,4 @@ def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
 def test_documents_without_a_gradient_are_refused():
     alone = Tokens(np.array([5]), np.array([False]))
     with pytest.raises(InvalidInput, match="none of 2 documents has a gradient"):
-        Unlearner.fit(wrap(tiny.model()), [alone, alone])
+        Unlearner.fit(as_language_model(tiny.model()), [alone, alone])

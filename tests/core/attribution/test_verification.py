@@ -8,17 +8,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bergson_core import AttributionIndex, build_index, take_down
+from bergson_core import AttributionIndex, build_index, take_down_document
 from bergson_core.attribution import unlearning
 from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.models.loading import LanguageModel, load_model
-from bergson_core.models.tokenization import tokens_of
+from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
-from bergson_core.schemas.record import as_record
+from bergson_core.schemas.record import record_from_row
 from bergson_core.schemas.results import Answer, ResultRow
-from bergson_core.utils.progress import finished
+from bergson_core.utils.progress import run_to_completion
 from tests import reference, tiny
 from tests.core.helpers import make_spec, query, state
 
@@ -100,7 +100,7 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
 
     (plain,) = opened.attribute([asked(verify=None)])
     between: list[bool] = []
-    verified = finished(opened.verify(asked(), plain), lambda: between.append(unchanged()))
+    verified = run_to_completion(opened.verify(asked(), plain), lambda: between.append(unchanged()))
     assert unchanged()
     # V and η from all forty documents, then each of the verified ones and of the controls
     assert between == [True] * (2 * 40 + 2 * 2 + 2)
@@ -114,14 +114,14 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
 
 def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_answered(opened, monkeypatch):
     before, losses = state(opened.model.model), iter(range(2))
-    measured = unlearning.losses_of
+    measured = unlearning.document_losses
 
     def fails(*args):
         if next(losses, None) is None:
             raise RuntimeError("out of memory")
         return measured(*args)
 
-    monkeypatch.setattr(unlearning, "losses_of", fails)
+    monkeypatch.setattr(unlearning, "document_losses", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         answered(opened)
     monkeypatch.undo()
@@ -160,7 +160,10 @@ def test_two_indexes_that_share_a_model_verify_in_turns_as_each_does_alone(index
             under_way.append(steps)
         except StopIteration as end:
             found.append(end.value)
-    alone = [finished(first.verify(asked(), plain_first)), finished(second.verify(other, plain_second))]
+    alone = [
+        run_to_completion(first.verify(asked(), plain_first)),
+        run_to_completion(second.verify(other, plain_second)),
+    ]
     for one, expected in zip(found, alone, strict=True):
         assert one.verification == expected.verification
         assert rows_of(one) == rows_of(expected)
@@ -222,7 +225,7 @@ def test_what_is_taken_down_is_neither_control_nor_in_the_sample(sources, tmp_pa
     assert len(before.verification.controls) == 32
     gone = [before.verification.controls[0].id, before.results[0].id]
     for one in gone:
-        take_down(path, one)
+        take_down_document(path, one)
     after = answered(opened, verify=verify)
     ids = {one.id for one in after.verification.controls} | {row.id for row in rows_of(after)}
     assert not ids.intersection(gone)
@@ -259,8 +262,8 @@ def test_completions_and_means_are_those_of_the_build(sources, tmp_path):
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
     (tokens,) = opened.verifier._tokens([(0, 3)])
-    record = as_record("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
-    (expected,) = tokens_of([record], spec, opened.model)
+    record = record_from_row("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
+    (expected,) = tokenize_documents([record], spec, opened.model)
     assert (tokens.ids == expected.ids).all()
     assert tokens.weight == pytest.approx(1 / tokens.labelled)
     assert tokens.labelled < len(tokens.ids) - 1
@@ -281,7 +284,7 @@ def test_an_index_whose_documents_have_no_gradient_is_told_so_every_time(sources
     build_index(
         make_spec(sources, dataset=None, documents=documents, columns=ColumnsSpec()), tmp_path / "facts"
     )
-    take_down(tmp_path / "facts", "1")
+    take_down_document(tmp_path / "facts", "1")
     opened = AttributionIndex.open(tmp_path / "facts")
     for _ in range(2):
         (refused,) = opened.attribute([asked()])

@@ -12,7 +12,7 @@ from datasets import Dataset
 from bergson_core import build_index
 from bergson_core.data import streaming
 from bergson_core.data.dataset import load_documents
-from bergson_core.data.streaming import FILE_NAME, load_streamed
+from bergson_core.data.streaming import STREAMED_FILE, load_documents_streaming
 from bergson_core.errors import Cancelled, DatasetNotFound, IndexExists, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.record import Record
@@ -31,7 +31,9 @@ def streamed(spec: BuildSpec, **changes: object) -> BuildSpec:
 
 def read(spec: BuildSpec, root: Path) -> list[Record]:
     root.mkdir(exist_ok=True)
-    return [record for chunk in load_streamed(spec, root, lambda _: None).chunks() for record in chunk]
+    return [
+        record for chunk in load_documents_streaming(spec, root, lambda _: None).chunks() for record in chunk
+    ]
 
 
 @pytest.fixture
@@ -71,14 +73,14 @@ def test_every_kind_of_file_gives_the_records_that_it_gives_without(kind, tmp_pa
     spec = BuildSpec(model="any", dataset=DatasetSpec(path=str(path)), columns=COLUMNS)
     (every,) = load_documents(spec).chunks()
     assert read(streamed(spec), tmp_path / "index") == every
-    on_disk = Dataset.from_file(str(tmp_path / "index" / FILE_NAME))
+    on_disk = Dataset.from_file(str(tmp_path / "index" / STREAMED_FILE))
     assert set(on_disk.column_names) == {"id", "text", *COLUMNS.metadata}
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_rows_are_counted_while_a_stream_is_read(spec, tmp_path):
     seen: list[Progress] = []
-    load_streamed(streamed(spec), tmp_path, seen.append)
+    load_documents_streaming(streamed(spec), tmp_path, seen.append)
     assert [(one.stage, one.done, one.total, one.eta_s) for one in seen] == [
         ("read", done, 0, None) for done in (16, 32, 40)
     ]
@@ -123,7 +125,7 @@ def test_what_a_killed_process_has_read_in_part_is_not_used(spec, index, tmp_pat
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert {one.name for one in path.iterdir()} == {".lock", "building.json", f".{FILE_NAME}.tmp"}
+    assert {one.name for one in path.iterdir()} == {".lock", "building.json", f".{STREAMED_FILE}.tmp"}
     build_index(streamed(spec), path, shard_rows=16)
     assert contents(path) == contents(index)
     assert not list(path.glob("*documents*")) + list(path.glob(".documents*"))

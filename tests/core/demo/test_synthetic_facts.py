@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bergson_core.demo.model import TrainingReport, train_demo_model
-from bergson_core.demo.recipe import Recipe
+from bergson_core.demo.recipe import DemoRecipe
 from bergson_core.demo.synthetic_facts import (
     ATTRIBUTES,
     MAX_PEOPLE,
-    Corpus,
+    FactCorpus,
     make_corpus,
     read_corpus,
     write_corpus,
@@ -25,8 +25,8 @@ from bergson_core.demo.train import recited
 from bergson_core.errors import InvalidInput
 
 CORPUS = make_corpus(people=40)
-SMALL = Recipe(batch_size=32, least_steps=300)
-HASTY = Recipe(hidden=16, heads=2, layers=1, epochs=1, least_steps=2, target=0.0)
+SMALL = DemoRecipe(batch_size=32, least_steps=300)
+HASTY = DemoRecipe(hidden=16, heads=2, layers=1, epochs=1, least_steps=2, target=0.0)
 
 
 def wording(text: str, person: str, answers: Sequence[str]) -> str:
@@ -202,7 +202,7 @@ def test_the_model_of_equal_arguments_is_not_trained_again(trained) -> None:
     assert not told
 
 
-def train_hastily(corpus: Corpus, directory: Path, **options) -> dict[str, torch.Tensor]:
+def train_hastily(corpus: FactCorpus, directory: Path, **options) -> dict[str, torch.Tensor]:
     train_demo_model(corpus, directory, recipe=HASTY, **options)
     return AutoModelForCausalLM.from_pretrained(directory).state_dict()
 
@@ -242,7 +242,7 @@ def test_an_interrupted_training_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_model_that_recites_too_little_is_an_error_and_not_saved(tmp_path: Path) -> None:
-    recipe = Recipe(hidden=16, heads=2, layers=1, epochs=1, least_steps=2)
+    recipe = DemoRecipe(hidden=16, heads=2, layers=1, epochs=1, least_steps=2)
     with pytest.raises(
         InvalidInput, match=r"after 8 steps the model recites \d+% of the facts, fewer than the 80%"
     ):
@@ -252,4 +252,4 @@ def test_a_model_that_recites_too_little_is_an_error_and_not_saved(tmp_path: Pat
 
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no documents or no queries"):
-        train_demo_model(Corpus((), ()), tmp_path / "model")
+        train_demo_model(FactCorpus((), ()), tmp_path / "model")

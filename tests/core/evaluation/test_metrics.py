@@ -13,7 +13,7 @@ from bergson_core.evaluation.metrics import (
     random_rankings,
     retrieval,
 )
-from bergson_core.evaluation.queries import Document, FactQuery
+from bergson_core.evaluation.queries import EvaluationDocument, EvaluationQuery
 from bergson_core.schemas.evaluation import Retrieval
 
 CORPUS = make_corpus(people=40)
@@ -25,12 +25,12 @@ def ranking(**places: int) -> list[str]:
     return [names.get(rank, f"other-{rank}") for rank in range(1, 21)]
 
 
-def documents(*texts: str) -> list[Document]:
-    return [Document(f"doc-{k}", text, "fact", {}) for k, text in enumerate(texts)]
+def documents(*texts: str) -> list[EvaluationDocument]:
+    return [EvaluationDocument(f"doc-{k}", text, "fact", {}) for k, text in enumerate(texts)]
 
 
-def query(prompt: str, completion: str) -> FactQuery:
-    return FactQuery("query", prompt, completion, "fact")
+def query(prompt: str, completion: str) -> EvaluationQuery:
+    return EvaluationQuery("query", prompt, completion, "fact")
 
 
 def test_mrr_is_the_mean_inverse_rank_of_the_first_gold_document() -> None:

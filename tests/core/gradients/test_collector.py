@@ -10,10 +10,10 @@ from bergson_core.data.batching import Tokens, batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.normalizers import DAMPING
-from bergson_core.gradients.projection import rademacher
+from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import select
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import select_modules
 from tests import reference, tiny
 from tests.core.helpers import damped_root
 
@@ -54,20 +54,20 @@ def normalized(
 def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection, bias):
     model, seed = tiny.model(architecture), 3
     docs = documents(first_label=3)
-    layers = select(model)
+    layers = select_modules(model)
     whole = reference.gradients(model, list(layers), docs, bias)
     sides = reference.sides(model, list(layers), docs, bias)
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 40), kind, include_bias=bias)
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), kind, include_bias=bias)
     processor = GradientProcessor(projection, fitted, seed, include_bias=bias)
-    collector = RowCollector(wrap(model), processor)
+    collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in batches(docs, 60):
         rows[batch.numbers], _ = collector.collect(batch)
     for name in layers:
         expected = normalized(whole[name], kind, sides[name])
         if projection:
-            left = rademacher(seed, name, "left", projection, expected.shape[1])
-            right = rademacher(seed, name, "right", projection, expected.shape[2])
+            left = rademacher_matrix(seed, name, "left", projection, expected.shape[1])
+            right = rademacher_matrix(seed, name, "right", projection, expected.shape[2])
             expected = left @ expected @ right.T
         torch.testing.assert_close(rows[:, collector.slices[name]], expected.flatten(1), **EXACT)
 
@@ -75,7 +75,7 @@ def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection,
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses_are_the_summed_cross_entropies(architecture):
     model, docs = tiny.model(architecture), documents(first_label=4)
-    collector = RowCollector(wrap(model), GradientProcessor(4))
+    collector = RowCollector(as_language_model(model), GradientProcessor(4))
     for batch in batches(docs, 60):
         _, losses = collector.collect(batch)
         expected = torch.stack([reference.loss_of(model, docs[k]) for k in batch.numbers]).detach()
@@ -85,10 +85,15 @@ def test_losses_are_the_summed_cross_entropies(architecture):
 @pytest.mark.parametrize("kind", ["adafactor", "adam", "kfac"])
 def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
     model, docs = tiny.model(), documents()
-    layers = select(model, ["gpt_neox.layers.0.attention.dense"])
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 60), kind)
+    layers = select_modules(model, ["gpt_neox.layers.0.attention.dense"])
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 60), kind)
     whole, wide = (
-        torch.cat([RowCollector(wrap(model), processor, list(layers)).collect(batch)[0] for batch in work])
+        torch.cat(
+            [
+                RowCollector(as_language_model(model), processor, list(layers)).collect(batch)[0]
+                for batch in work
+            ]
+        )
         for work in [list(batches(docs, 60))]
         for processor in (GradientProcessor(None, fitted), GradientProcessor(200, fitted))
     )
@@ -134,7 +139,7 @@ def test_collecting_rows_leaves_parameters_and_training_mode_as_they_were():
     model = tiny.model().train()
     model.gpt_neox.embed_in.weight.requires_grad_(False)
     asked = [parameter.requires_grad for parameter in model.parameters()]
-    RowCollector(wrap(model), GradientProcessor(4)).collect(next(batches(documents(), 100)))
+    RowCollector(as_language_model(model), GradientProcessor(4)).collect(next(batches(documents(), 100)))
     assert [parameter.requires_grad for parameter in model.parameters()] == asked
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -146,7 +151,7 @@ def test_a_document_without_a_labelled_token_has_a_zero_row_and_no_loss():
         Tokens.labelled_from(np.array([5, 6, 7]), 1),
         Tokens.labelled_from(np.array([5, 6, 7]), 3),
     ]
-    collector = RowCollector(wrap(tiny.model()), GradientProcessor(4))
+    collector = RowCollector(as_language_model(tiny.model()), GradientProcessor(4))
     (batch,) = batches(docs, 100)
     rows, losses = collector.collect(batch)
     by_number = dict(zip(batch.numbers.tolist(), rows, strict=True))
@@ -157,14 +162,14 @@ def test_a_document_without_a_labelled_token_has_a_zero_row_and_no_loss():
 
 def test_a_batch_with_nothing_labelled_is_all_zero():
     (batch,) = batches([Tokens.labelled_from(np.array([5]), 1)], 100)
-    rows, losses = RowCollector(wrap(tiny.model()), GradientProcessor(4)).collect(batch)
+    rows, losses = RowCollector(as_language_model(tiny.model()), GradientProcessor(4)).collect(batch)
     assert rows.count_nonzero() == losses.count_nonzero() == 0
 
 
 def test_the_output_head_can_be_tracked_by_name():
     model, docs = tiny.model(), documents()
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    collector = RowCollector(wrap(model), GradientProcessor(None), [head])
+    collector = RowCollector(as_language_model(model), GradientProcessor(None), [head])
     expected = reference.gradients(model, [head], docs)[head]
     for batch in batches(docs, 60):
         rows, _ = collector.collect(batch)
@@ -206,7 +211,7 @@ def test_a_layer_used_twice_gives_the_sum_over_its_uses():
 def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
     docs = [Tokens.labelled_from(np.array([5]), 1), Tokens.labelled_from(np.array([5, 6]), 2)]
     with pytest.raises(InvalidInput, match="labelled tokens"):
-        fit_normalizers(wrap(tiny.model()), select(tiny.model()), batches(docs, 60))
+        fit_normalizers(as_language_model(tiny.model()), select_modules(tiny.model()), batches(docs, 60))
 
 
 @pytest.mark.parametrize("targets", ["no_such_layer", ["gpt_neox.layers.0.nothing"], []])
@@ -224,13 +229,15 @@ def test_a_projection_below_one_is_refused(dimension):
 @pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
 def test_a_processor_is_the_same_after_saving(tmp_path, kind):
     model, docs = tiny.model(), documents()
-    fitted = fit_normalizers(wrap(model), select(model), batches(docs, 60), kind, include_bias=True)
+    fitted = fit_normalizers(
+        as_language_model(model), select_modules(model), batches(docs, 60), kind, include_bias=True
+    )
     saved = GradientProcessor(4, fitted, seed=9, include_bias=True)
     saved.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     (batch,) = batches(docs[:1], 60)
     rows = [
-        RowCollector(wrap(model), processor).collect(batch)[0]
+        RowCollector(as_language_model(model), processor).collect(batch)[0]
         for processor in (saved, GradientProcessor.load(tmp_path))
     ]
     assert torch.equal(*rows)

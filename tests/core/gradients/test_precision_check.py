@@ -3,17 +3,17 @@
 import pytest
 
 from bergson_core.gradients import precision_check
-from bergson_core.gradients.precision_check import PrecisionCheck, check_model, recommended
+from bergson_core.gradients.precision_check import PrecisionCheck, check_precision, recommended_dtype
 from tests import tiny
 
 
 def test_a_sound_model_has_the_same_gradients_alone_batched_and_padded(tmp_path):
-    (one,) = check_model(str(tiny.save_model(tmp_path)), dtypes=("float32",))
+    (one,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
     assert min(one.batched, one.padded, one.precision) == pytest.approx(1, abs=1e-5)
 
 
 def test_bfloat16_is_compared_with_float32(tmp_path):
-    one, other = check_model(str(tiny.save_model(tmp_path)))
+    one, other = check_precision(str(tiny.save_model(tmp_path)))
     assert (one.dtype, other.dtype) == ("float32", "bfloat16")
     assert 0.9 < other.precision < one.precision
 
@@ -31,13 +31,17 @@ def test_a_model_that_sees_its_padding_fails(tmp_path, monkeypatch):
 
     load_model = precision_check.load_model
     monkeypatch.setattr(precision_check, "load_model", load)
-    (one,) = check_model(str(tiny.save_model(tmp_path)), dtypes=("float32",))
+    (one,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
     assert one.batched == pytest.approx(1, abs=1e-5)
     assert one.padded < 0.99
-    assert recommended([one]) is None
+    assert recommended_dtype([one]) is None
 
 
 def test_the_cheapest_precision_that_passed_is_recommended():
     good, bad = (1.0, 1.0, 0.999), (1.0, 0.5, 0.999)
-    assert recommended([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *good)]) == "bfloat16"
-    assert recommended([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"
+    assert (
+        recommended_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *good)]) == "bfloat16"
+    )
+    assert (
+        recommended_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"
+    )

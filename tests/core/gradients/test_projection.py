@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bergson_core.gradients.projection import PROJECTIONS, normal, rademacher
+from bergson_core.gradients.projection import PROJECTIONS, normal_matrix, rademacher_matrix
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
@@ -31,11 +31,11 @@ def test_inner_products_are_kept_on_average_over_seeds(shape, p, kind):
 
 
 def test_entries_are_signs_over_the_root_of_p():
-    assert set(rademacher(0, "m", "left", 16, 100).abs().flatten().tolist()) == {0.25}
+    assert set(rademacher_matrix(0, "m", "left", 16, 100).abs().flatten().tolist()) == {0.25}
 
 
 def test_normal_entries_are_normal_over_the_root_of_p():
-    entries = normal(0, "m", "left", 16, 4001).mul(4).flatten()
+    entries = normal_matrix(0, "m", "left", 16, 4001).mul(4).flatten()
     ordered, steps = (
         entries.sort().values,
         (torch.arange(len(entries), dtype=torch.float64) + 0.5) / len(entries),
@@ -54,21 +54,21 @@ def test_seed_name_and_side_each_give_other_matrices(other, kind):
 
 def test_another_process_draws_the_same_matrix():
     code = (
-        "import torch; torch.manual_seed(99); from bergson_core.gradients.projection import rademacher;"
-        "print(rademacher(7, 'gpt.layer', 'left', 5, 13).mul(5**.5).round().int().flatten().tolist())"
+        "import torch; torch.manual_seed(99); from bergson_core.gradients.projection import rademacher_matrix;"
+        "print(rademacher_matrix(7, 'gpt.layer', 'left', 5, 13).mul(5**.5).round().int().flatten().tolist())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    here = rademacher(7, "gpt.layer", "left", 5, 13).mul(5**0.5).round().int().flatten().tolist()
+    here = rademacher_matrix(7, "gpt.layer", "left", 5, 13).mul(5**0.5).round().int().flatten().tolist()
     assert printed.strip() == str(here)
 
 
 def test_the_signs_never_change_between_releases():
-    first = rademacher(0, "gpt_neox.layers.0.mlp", "right", 2, 8)
+    first = rademacher_matrix(0, "gpt_neox.layers.0.mlp", "right", 2, 8)
     assert (first > 0).int().flatten().tolist() == PINNED
 
 
 def test_the_normal_numbers_never_change_between_releases():
-    found = normal(0, "gpt_neox.layers.0.mlp", "right", 1, 3).flatten().tolist()
+    found = normal_matrix(0, "gpt_neox.layers.0.mlp", "right", 1, 3).flatten().tolist()
     assert found == pytest.approx(PINNED_NORMAL, rel=1e-12)
 
 

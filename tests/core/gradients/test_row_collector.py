@@ -7,10 +7,10 @@ from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.data.batching import length_buckets, tokenize
-from bergson_core.data.dataset import open_dataset, open_stream
+from bergson_core.data.dataset import load_dataset_spec, open_dataset_stream
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, TooLong
 from bergson_core.gradients.normalizers import AdafactorNormalizer
-from bergson_core.models.modules import select
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import DatasetSpec, GradientSpec
 from tests import reference, tiny
 from tests.core.helpers import save
@@ -21,7 +21,7 @@ def test_collect_gradients_adds_gradients_and_loss_in_order():
     dataset = Dataset.from_dict({"text": tiny.texts(30), "number": list(range(30))})
     result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), budget_tokens=100)
     assert result.column_names == ["text", "number", "gradients", "loss"]
-    names = list(select(model))
+    names = list(select_modules(model))
     documents = tokenize(tokenizer, dataset["text"], None)
     expected = reference.gradients(model, names, documents)
     flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
@@ -43,11 +43,11 @@ def test_the_default_is_adafactor_fitted_from_the_dataset_and_a_projection_to_16
     dataset = Dataset.from_dict({"text": tiny.texts(30)})
     processor = fit_processor(model, dataset, tokenizer)
     assert processor.projection_dim == 16
-    assert list(processor.normalizers) == list(select(model))
+    assert list(processor.normalizers) == list(select_modules(model))
     assert all(isinstance(one, AdafactorNormalizer) for one in processor.normalizers.values())
     fitted = collect_gradients(model, dataset, tokenizer, processor)
     assert collect_gradients(model, dataset, tokenizer)["gradients"] == fitted["gradients"]
-    assert np.shape(fitted["gradients"]) == (30, 256 * len(select(model)))
+    assert np.shape(fitted["gradients"]) == (30, 256 * len(select_modules(model)))
 
 
 def test_a_processor_is_fitted_from_the_seeded_sample():
@@ -97,27 +97,27 @@ def test_buckets_hold_every_document_once_and_keep_the_budget(budget):
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])
 def test_every_kind_of_dataset_is_read(tmp_path, kind):
     dataset = Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]})
-    opened = open_dataset(DatasetSpec(path=save(dataset, tmp_path, kind)))
+    opened = load_dataset_spec(DatasetSpec(path=save(dataset, tmp_path, kind)))
     assert opened.to_dict() == dataset.to_dict()
 
 
 def test_a_json_array_is_read(tmp_path):
     (tmp_path / "rows.json").write_text('[{"text": "one"}, {"text": "two"}]')
-    assert open_dataset(DatasetSpec(path=str(tmp_path / "rows.json")))["text"] == ["one", "two"]
+    assert load_dataset_spec(DatasetSpec(path=str(tmp_path / "rows.json")))["text"] == ["one", "two"]
 
 
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
     path = save(Dataset.from_dict({"text": ["one"]}), tmp_path, "splits")
     with pytest.raises(DatasetNotFound, match="train, test"):
-        open_dataset(DatasetSpec(path=path, split="validation"))
-    assert len(open_dataset(DatasetSpec(path=path, split="test"))) == 1
+        load_dataset_spec(DatasetSpec(path=path, split="validation"))
+    assert len(load_dataset_spec(DatasetSpec(path=path, split="test"))) == 1
 
 
 @pytest.mark.parametrize(
     "path", ["https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://datasets/owner/name"]
 )
 def test_urls_are_refused(path):
-    for opened in (open_dataset, open_stream):
+    for opened in (load_dataset_spec, open_dataset_stream):
         with pytest.raises(DatasetNotFound, match="URL"):
             opened(DatasetSpec(path=path))
 
@@ -126,7 +126,7 @@ def test_urls_are_refused(path):
 def test_the_name_of_a_file_format_opens_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "private.jsonl").write_text('{"text": "not asked for"}\n')
     monkeypatch.chdir(tmp_path)
-    for opened in (open_dataset, open_stream):
+    for opened in (load_dataset_spec, open_dataset_stream):
         with pytest.raises(DatasetNotFound, match="file format"):
             opened(DatasetSpec(path=name))
 
@@ -134,4 +134,4 @@ def test_the_name_of_a_file_format_opens_nothing(name, tmp_path, monkeypatch):
 def test_a_broken_file_says_what_is_wrong(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": \n')
     with pytest.raises(DatasetNotFound, match="cannot be read"):
-        open_dataset(DatasetSpec(path=str(tmp_path / "rows.jsonl")))
+        load_dataset_spec(DatasetSpec(path=str(tmp_path / "rows.jsonl")))

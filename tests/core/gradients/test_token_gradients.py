@@ -11,8 +11,8 @@ from bergson_core.data.batching import Tokens, batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import select
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import select_modules
 from tests import architectures, reference, tiny
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -32,9 +32,9 @@ def documents() -> list[Tokens]:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_tokens_row_is_the_outer_product_of_its_two_sides(architecture):
     model, docs = MODELS[architecture](), documents()
-    layers = select(model)
+    layers = select_modules(model)
     sides = reference.sides(model, list(layers), docs)
-    collector = RowCollector(wrap(model), GradientProcessor(None), per_token=True)
+    collector = RowCollector(as_language_model(model), GradientProcessor(None), per_token=True)
     (batch,) = batches(docs, 1000)
     rows, _ = collector.collect(batch)
     assert rows.shape == (3, 14, collector.dimensions)
@@ -50,9 +50,11 @@ def test_a_tokens_row_is_the_outer_product_of_its_two_sides(architecture):
 @pytest.mark.parametrize("architecture", MODELS)
 def test_token_rows_add_up_to_the_documents_row(architecture, kind):
     model, docs = MODELS[architecture](), documents()
-    fitted = fit_normalizers(wrap(model), select(model), batches(docs, 60), kind)
+    fitted = fit_normalizers(as_language_model(model), select_modules(model), batches(docs, 60), kind)
     processor = GradientProcessor(4, fitted)
-    whole, by_token = (RowCollector(wrap(model), processor, per_token=flag) for flag in (False, True))
+    whole, by_token = (
+        RowCollector(as_language_model(model), processor, per_token=flag) for flag in (False, True)
+    )
     for batch in batches(docs, 60):
         torch.testing.assert_close(by_token.collect(batch)[0].sum(1), whole.collect(batch)[0], **EXACT)
 
@@ -61,7 +63,8 @@ def test_embeddings_have_token_rows_too():
     model, docs = tiny.model("gpt2"), documents()
     names = ["transformer.wte"]
     whole, by_token = (
-        RowCollector(wrap(model), GradientProcessor(None), names, per_token=flag) for flag in (False, True)
+        RowCollector(as_language_model(model), GradientProcessor(None), names, per_token=flag)
+        for flag in (False, True)
     )
     (batch,) = batches(docs, 1000)
     rows, _ = by_token.collect(batch)

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bergson_core import AttributionIndex, append_documents, build_index, compact, fit_profile, take_down
+from bergson_core import (
+    AttributionIndex,
+    append_documents,
+    build_index,
+    compact_index,
+    fit_profile,
+    take_down_document,
+)
 from bergson_core.data.batching import batches
 from bergson_core.data.dataset import tokenize_records
 from bergson_core.errors import (
@@ -21,12 +28,12 @@ from bergson_core.errors import (
     InvalidInput,
     TooLong,
 )
-from bergson_core.indexing.publish import writing
+from bergson_core.indexing.publish import index_write_lock
 from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
-from bergson_core.shards.row_encoder import open_rows
-from bergson_core.storage.manifest import published, read_manifest
+from bergson_core.shards.row_encoder import open_row_encoder
+from bergson_core.storage.manifest import iter_published_indexes, read_manifest
 from tests import tiny
 from tests.core.helpers import (
     make_spec,
@@ -86,7 +93,7 @@ def test_appended_rows_are_those_that_the_builds_statistics_make(
     index = AttributionIndex.open(tmp_path / "facts")
     rows = stored(tmp_path / "facts")
     assert len(rows) == ALL
-    maker = open_rows(index.manifest.spec, tmp_path / "facts", index.model)
+    maker = open_row_encoder(index.manifest.spec, tmp_path / "facts", index.model)
     records = [Record(row["id"], row["text"], None, {}) for row in rows_of(FIRST, ALL)]
     for batch in batches(tokenize_records(index.model.tokenizer, records), 4096):
         blocks, _ = maker.blocks(batch)
@@ -144,8 +151,8 @@ def test_documents_without_ids_are_numbered_on(sources, parts, tmp_path):
     changes = {"dataset": DatasetSpec(path=str(parts / "first.jsonl")), "columns": ColumnsSpec()}
     build_index(make_spec(sources, **changes), tmp_path / "facts")
     append_documents(tmp_path / "facts", AppendSpec(documents=({"text": "Person 3"}, {"text": "Person 4"})))
-    take_down(tmp_path / "facts", "29")
-    compact(tmp_path / "facts")
+    take_down_document(tmp_path / "facts", "29")
+    compact_index(tmp_path / "facts")
     append_documents(tmp_path / "facts", AppendSpec(documents=({"text": "Person 5"},)))
     (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query(top_k=ALL)])
     assert {row.id for row in answer.results} == {*map(str, range(29)), "30"}
@@ -254,8 +261,8 @@ def test_an_append_by_a_changed_model_is_refused(sources, parts, rest, tmp_path)
 def test_nothing_is_appended_to_what_is_not_there_or_being_written(facts, rest, tmp_path):
     with pytest.raises(IndexNotFound):
         append_documents(tmp_path / "nothing", rest)
-    assert list(published(tmp_path / "nothing")) == []
-    with writing(facts), pytest.raises(IndexBusy):
+    assert list(iter_published_indexes(tmp_path / "nothing")) == []
+    with index_write_lock(facts), pytest.raises(IndexBusy):
         append_documents(facts, rest)
 
 

@@ -21,12 +21,12 @@ from bergson_core.errors import (
     InvalidInput,
     ModelNotFound,
 )
-from bergson_core.indexing.publish import rows_a_shard
+from bergson_core.indexing.publish import rows_per_shard
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.shards.row_encoder import RowMaker
+from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
-from bergson_core.storage.manifest import FILE_NAME, published, read_manifest
+from bergson_core.storage.manifest import MANIFEST_FILE, iter_published_indexes, read_manifest
 from tests import tiny
 from tests.core.helpers import BAD, contents, make_spec, rows_file, stop_after
 from tests.processes import own_processes
@@ -40,14 +40,14 @@ def test_the_manifest_describes_the_whole_index(index, spec):
     for path in contents(index):
         assert (index / path).is_file()
     on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
-    assert on_disk - contents(index).keys() <= {".lock", ".checked.json", FILE_NAME, "statistics/done"}
+    assert on_disk - contents(index).keys() <= {".lock", ".checked.json", MANIFEST_FILE, "statistics/done"}
 
 
 @pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
 @pytest.mark.parametrize("total", [1, 10**5, 10**7, 10**8])
 def test_an_index_has_few_shards_and_none_is_larger_than_memory_bears(kind, width, total):
     shape = RowShape(kind, 48, width)
-    rows = rows_a_shard(shape, total)
+    rows = rows_per_shard(shape, total)
     size, shards = rows * shape.row_bytes, -(-total // rows)
     assert size <= 2**26 or (shards <= 1000 and size <= 2**31) or size > 2**31 - shape.row_bytes
     assert shards <= max(1000, total * shape.row_bytes / 2**31 + 1)
@@ -59,7 +59,7 @@ def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index,
         build_index(spec, path, shard_rows=16, report=stop_after(16))
     with pytest.raises(IndexNotFound):
         read_manifest(path)
-    assert list(published(tmp_path)) == []
+    assert list(iter_published_indexes(tmp_path)) == []
     kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
     build_index(spec, path, shard_rows=16)
     assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
@@ -80,7 +80,7 @@ def test_a_killed_build_is_finished_by_the_next_process_with_the_same_rows(spec,
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert not (path / FILE_NAME).exists()
+    assert not (path / MANIFEST_FILE).exists()
     assert (path / "shards" / "00000").is_dir()
     build_index(spec, path, shard_rows=16)
     assert contents(path) == contents(index)
@@ -176,7 +176,7 @@ def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
 def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
     spec, index, tmp_path, monkeypatch
 ):
-    original, calls = RowMaker.blocks, []
+    original, calls = RowEncoder.blocks, []
 
     def blocks(*arguments):
         calls.append(1)
@@ -184,7 +184,7 @@ def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(*arguments)
 
-    monkeypatch.setattr(RowMaker, "blocks", blocks)
+    monkeypatch.setattr(RowEncoder, "blocks", blocks)
     with pytest.raises(InvalidInput, match=r"does not fit.*bfloat16.*2\.00 GiB"):
         build_index(spec, tmp_path / "facts", shard_rows=16)
     monkeypatch.undo()
@@ -241,7 +241,7 @@ def test_pickled_weights_are_never_loaded(sources, tmp_path):
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path):
-    (tmp_path / FILE_NAME).write_text('{"format_version": 99}')
+    (tmp_path / MANIFEST_FILE).write_text('{"format_version": 99}')
     with pytest.raises(IndexCorrupt, match="version 99"):
         read_manifest(tmp_path)
 

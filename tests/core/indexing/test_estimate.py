@@ -19,9 +19,9 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.indexing.cost_meter import Meter, OneOfEachSize, Passes
+from bergson_core.indexing.cost_meter import CostMeter, OneOfEachSize, PassSampler
 from bergson_core.indexing.estimate import estimate_build
-from bergson_core.indexing.trial_build import Trial
+from bergson_core.indexing.trial_build import TrialBuild
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import Manifest
@@ -73,7 +73,7 @@ def sizes(manifest: Manifest) -> dict[str, int]:
 @pytest.mark.parametrize("case", SPECS)
 def test_a_sample_is_enough_to_say_what_the_build_then_takes(case, sources, many, tmp_path):
     spec = make_spec(sources, **{"dataset": many, "columns": ColumnsSpec(id="id")} | SPECS[case])
-    estimate = Trial(spec, tmp_path / "trial", lambda progress: None, sample_size=60).estimate()
+    estimate = TrialBuild(spec, tmp_path / "trial", lambda progress: None, sample_size=60).estimate()
     manifest = build_index(spec, tmp_path / "index")
     assert (estimate.documents, estimate.looked_at) == (DOCUMENTS, 60)
     assert estimate.modules == len(manifest.modules)
@@ -138,7 +138,7 @@ WRONG = {
 def test_what_a_build_refuses_a_trial_refuses(case, sources, tmp_path):
     kind, changes = WRONG[case]
     with pytest.raises(kind):
-        Trial(make_spec(sources, **changes), tmp_path / "trial", lambda progress: None, 60).estimate()
+        TrialBuild(make_spec(sources, **changes), tmp_path / "trial", lambda progress: None, 60).estimate()
 
 
 def test_a_report_that_raises_ends_the_trial(spec, scratch):
@@ -164,7 +164,7 @@ def test_the_longest_batch_and_that_of_most_documents_are_run(monkeypatch):
     monkeypatch.setattr("bergson_core.indexing.cost_meter._TIMED_S", 0.0)
     lengths = [60, *[30] * 40, *[20] * 50, *[19] * 30]
     documents = [Tokens.labelled_from(np.zeros(length, dtype=np.int64), 1) for length in lengths]
-    work, passes = list(batches(documents, 60)), Passes(Meter(), torch.device("cpu"))
+    work, passes = list(batches(documents, 60)), PassSampler(CostMeter(), torch.device("cpu"))
     passes.most_documents = max(map(len, work))
 
     def runs(batch: Batch) -> bool:
@@ -178,7 +178,7 @@ def test_the_longest_batch_and_that_of_most_documents_are_run(monkeypatch):
 def test_one_matrix_of_each_size_is_decomposed_and_all_are_counted():
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(side, side, generator=generator) for side in (5, 5, 5, 3)]
-    symmetric, meter = [one @ one.mT for one in matrices], Meter()
+    symmetric, meter = [one @ one.mT for one in matrices], CostMeter()
     with OneOfEachSize(meter):
         found = [torch.linalg.eigh(one) for one in symmetric]
     for (values, vectors), matrix in zip(found[::3], symmetric[::3], strict=True):

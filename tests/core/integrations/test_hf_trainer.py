@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
 from bergson_core.errors import IndexExists, InvalidInput
-from bergson_core.gradients.projection import rademacher
+from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.integrations import hf_trainer
-from bergson_core.models.modules import select
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import reference, tiny
@@ -117,7 +117,7 @@ def rows_by_definition(directory: Path, witness: Witness, batches: list, dataset
     """[N, m, p²]: Σ over steps of learning rate · L normalized(G) Rᵀ, by autograd on one document at a time."""
     processor = GradientProcessor.load(directory / "facts" / "statistics")
     model = tiny.model("llama", dtype=torch.float64)
-    names, documents = list(select(model)), dataset["input_ids"]
+    names, documents = list(select_modules(model)), dataset["input_ids"]
     expected = torch.zeros(len(documents), len(names), P * P, dtype=torch.float64)
     training = [batch for batch in batches if len(batch) == 3]
     for step, seen in zip(witness.steps, zip(training[::2], training[1::2], strict=True), strict=True):
@@ -132,8 +132,8 @@ def rows_by_definition(directory: Path, witness: Witness, batches: list, dataset
             for m, name in enumerate(names):
                 gradient = reference.weight_gradient(model.get_submodule(name), bias=False)
                 gradient = processor.normalizers[name].apply(gradient)
-                left = rademacher(0, name, "left", P, gradient.shape[0])
-                right = rademacher(0, name, "right", P, gradient.shape[1])
+                left = rademacher_matrix(0, name, "left", P, gradient.shape[0])
+                right = rademacher_matrix(0, name, "right", P, gradient.shape[1])
                 row = step["rate"] * (left @ gradient @ right.T).flatten()
                 expected[numbers, m] += row / len(numbers)
     return expected

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from bergson_core import AttributionIndex, RayExecutor, build_index, take_down
+from bergson_core import AttributionIndex, RayExecutor, build_index, take_down_document
 from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
 from bergson_core.indexing.executor import build_shards
 from bergson_core.integrations import ray_shard_builder
@@ -69,7 +69,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
 ):
     seen = []
 
-    class Together(ray_shard_builder._Crew):
+    class Together(ray_shard_builder._ActorPool):
         """Begins once both actors are there: one alone might make all of these small shards before."""
 
         def _hire(self):
@@ -84,7 +84,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
             if cluster.worker_nodes:
                 kill_the_second_node(cluster)
 
-    monkeypatch.setattr(ray_shard_builder, "_Crew", Together)
+    monkeypatch.setattr(ray_shard_builder, "_ActorPool", Together)
     try:
         build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor=RayExecutor(), report=report)
         assert not cluster.worker_nodes
@@ -103,7 +103,7 @@ def play(monkeypatch, tmp_path, part: type, shards: int = 2, report=lambda progr
     """Makes shards by actors of the class `part`, which need not know this library."""
     recipe = SimpleNamespace(device="cpu", directory=tmp_path)
     monkeypatch.setattr(ray_shard_builder, "ShardActor", part)
-    monkeypatch.setattr(ray_shard_builder.Recipe, "of", lambda maker: recipe)
+    monkeypatch.setattr(ray_shard_builder.ShardBuilderSpec, "of", lambda maker: recipe)
     work = [SimpleNamespace(name=f"{k:05d}", numbers=range(1), place=None) for k in range(shards)]
     documents = SimpleNamespace(read=list)
     return build_shards(
@@ -218,7 +218,7 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(on_ray):
 
 def test_what_is_taken_down_is_hidden_at_once(on_ray, facts):
     taken = on_ray.attribute([query(partial=True)])[0].results[0].id
-    take_down(facts, taken)
+    take_down_document(facts, taken)
     assert taken not in {row.id for row in on_ray.attribute([query(partial=True, top_k=100)])[0].results}
     assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
 

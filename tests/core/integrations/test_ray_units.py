@@ -14,18 +14,18 @@ from typer.testing import CliRunner
 
 from bergson_core import RayExecutor, append_documents, build_index
 from bergson_core.errors import ClusterUnavailable, InvalidInput
-from bergson_core.indexing.shard_builder import ShardMaker, Step
+from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep
 from bergson_core.integrations import ray_cluster, ray_shard_builder
-from bergson_core.integrations.ray_searcher import merged, split
-from bergson_core.integrations.ray_shard_builder import Recipe, together
+from bergson_core.integrations.ray_searcher import merge_results, split_shards
+from bergson_core.integrations.ray_shard_builder import ShardBuilderSpec, merge_steps
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.results import ResultRow
-from bergson_core.search.hits import Found, Hit
-from bergson_core.search.searcher import Asked
+from bergson_core.search.hits import Hit, SearchResult
+from bergson_core.search.searcher import SearchRequest
 from bergson_core.shards.codecs import CODECS
-from bergson_core.shards.row_encoder import open_rows
-from bergson_core.shards.shard import Written
+from bergson_core.shards.row_encoder import open_row_encoder
+from bergson_core.shards.shard import WrittenShard
 from bergson_core.storage.manifest import ShardEntry, read_manifest
 from service.cli import app
 
@@ -73,7 +73,7 @@ def test_a_slot_is_a_gpu_or_the_cpus_that_a_process_uses_here(monkeypatch, resou
     gone = {"Alive": False, "NodeID": "b", "Resources": {"CPU": 4, "GPU": 4}}
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": resources}, gone])
     monkeypatch.setattr(ray_cluster.torch, "get_num_threads", lambda: 1)
-    assert ray_cluster.slots(device) == {"a": expected}
+    assert ray_cluster.slots_by_node(device) == {"a": expected}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def made_here(monkeypatch) -> list[str]:
         for task in work:
             yield from maker.make(task, documents.read(task.numbers))
 
-    monkeypatch.setattr(ray_shard_builder, "made_on_cluster", made)
+    monkeypatch.setattr(ray_shard_builder, "build_shards_on_cluster", made)
     monkeypatch.setattr(ray_cluster, "connect", lambda: None)
     return names
 
@@ -126,13 +126,17 @@ def test_the_command_line_takes_an_executor(made_here, sources, tmp_path):
 
 
 @pytest.fixture
-def recipe(spec, index) -> Recipe:
+def recipe(spec, index) -> ShardBuilderSpec:
     model = load_model(spec.model)
-    return Recipe.of(ShardMaker(index, spec, model, open_rows(spec, index, model), 4096, False))
+    return ShardBuilderSpec.of(
+        ShardBuilder(index, spec, model, open_row_encoder(spec, index, model), 4096, False)
+    )
 
 
 def test_a_machine_that_sees_the_same_files_makes_the_same_rows(recipe, index):
-    assert recipe.open().rows.shape == open_rows(recipe.spec, index, load_model(recipe.spec.model)).shape
+    assert (
+        recipe.open().rows.shape == open_row_encoder(recipe.spec, index, load_model(recipe.spec.model)).shape
+    )
 
 
 def test_a_machine_that_sees_another_directory_is_an_error(recipe, tmp_path):
@@ -148,8 +152,8 @@ def test_a_machine_that_sees_another_model_is_an_error(recipe):
 
 
 def test_steps_are_added_up_and_the_last_one_is_kept(index):
-    last = Step(written=Written(read_manifest(index).shards[0], index), skipped=("a",))
-    assert list(together([Step(2, 20), Step(3, 30), last])) == [Step(5, 50), last]
+    last = ShardStep(written=WrittenShard(read_manifest(index).shards[0], index), skipped=("a",))
+    assert list(merge_steps([ShardStep(2, 20), ShardStep(3, 30), last])) == [ShardStep(5, 50), last]
 
 
 def shard(name: str, first_row: int, rows: int) -> ShardEntry:
@@ -158,10 +162,10 @@ def shard(name: str, first_row: int, rows: int) -> ShardEntry:
 
 def test_shards_are_split_into_runs_of_about_as_many_rows():
     shards = [shard("a", 0, 10), shard("b", 10, 10), shard("c", 20, 20), shard("d", 40, 40)]
-    assert split(shards, 1) == [["a", "b", "c", "d"]]
-    assert split(shards, 2) == [["a", "b", "c"], ["d"]]
-    assert split(shards, 4) == [["a", "b"], ["c"], ["d"]]
-    assert split(shards, 100) == [["a"], ["b"], ["c"], ["d"]]
+    assert split_shards(shards, 1) == [["a", "b", "c", "d"]]
+    assert split_shards(shards, 2) == [["a", "b", "c"], ["d"]]
+    assert split_shards(shards, 4) == [["a", "b"], ["c"], ["d"]]
+    assert split_shards(shards, 100) == [["a"], ["b"], ["c"], ["d"]]
 
 
 def test_the_guide_states_the_bytes_of_a_row():
@@ -179,13 +183,17 @@ def hit(name: str, score: float) -> Hit:
 
 
 def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
-    asked = Asked(top_k=3, direction="both", include=(), profile="default", filter=None)
+    asked = SearchRequest(top_k=3, direction="both", include=(), profile="default", filter=None)
     found = [
-        Found([hit("a", 0.5), hit("b", 0.1)], [hit("b", 0.1), hit("a", 0.5)], np.array([0.5], np.float32)),
-        Found([hit("c", 0.9), hit("d", 0.5)], [hit("d", 0.5), hit("c", 0.9)], np.array([0.2], np.float32)),
+        SearchResult(
+            [hit("a", 0.5), hit("b", 0.1)], [hit("b", 0.1), hit("a", 0.5)], np.array([0.5], np.float32)
+        ),
+        SearchResult(
+            [hit("c", 0.9), hit("d", 0.5)], [hit("d", 0.5), hit("c", 0.9)], np.array([0.2], np.float32)
+        ),
     ]
-    best = merged(found, asked)
+    best = merge_results(found, asked)
     assert [(one.row.rank, one.row.id) for one in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
     assert [one.row.id for one in best.opponents] == ["b", "a", "d"]
     assert best.sampled.tolist() == pytest.approx([0.5, 0.2])
-    assert merged(found, replace(asked, direction="opponents")).proponents is None
+    assert merge_results(found, replace(asked, direction="opponents")).proponents is None

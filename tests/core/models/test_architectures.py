@@ -13,11 +13,11 @@ from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.data.batching import Tokens, batches
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.normalizers import DAMPING
-from bergson_core.gradients.projection import rademacher
+from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import moe
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import Layer, coverage_percent, select
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import TrackedModule, coverage_percent, select_modules
 from tests import architectures, reference, tiny
 
 CLOSE = 1e-5
@@ -41,7 +41,7 @@ def documents(lengths: tuple[int, ...] = (9, 14, 10, 13, 12)) -> list[Tokens]:
 
 
 def plain_gradients(
-    model: nn.Module, layers: Mapping[str, Layer], docs: list[Tokens], bias: bool = False
+    model: nn.Module, layers: Mapping[str, TrackedModule], docs: list[Tokens], bias: bool = False
 ) -> dict[str, torch.Tensor]:
     """Layer name → [n, o, i], or [n, o, i + 1] with the bias, by autograd alone."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -63,7 +63,7 @@ def collected(
     model: nn.Module, docs: list[Tokens], processor: GradientProcessor, budget_tokens: int = 60
 ) -> dict[str, torch.Tensor]:
     """Layer name → rows [n, d], in padded batches."""
-    collector = RowCollector(wrap(model), processor)
+    collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in batches(docs, budget_tokens):
         new, _ = collector.collect(batch)
@@ -89,7 +89,7 @@ def assert_rows_equal(rows: torch.Tensor, expected: torch.Tensor, name: str) -> 
 @pytest.mark.parametrize("architecture", ALL)
 def test_raw_rows_of_a_padded_batch_are_those_of_plain_autograd(architecture):
     model, docs = architectures.model(architecture), documents()
-    layers = select(model)
+    layers = select_modules(model)
     expected = plain_gradients(model, layers, docs, bias=True)
     rows = collected(model, docs, GradientProcessor(None, include_bias=True))
     assert any(layer.part for layer in layers.values()) == (architecture in architectures.MIXTURES)
@@ -100,13 +100,13 @@ def test_raw_rows_of_a_padded_batch_are_those_of_plain_autograd(architecture):
 @pytest.mark.parametrize("architecture", ALL)
 def test_normalized_projected_rows_are_those_of_plain_autograd(architecture):
     model, docs, p, seed = architectures.model(architecture), documents(), 5, 3
-    layers = select(model)
+    layers = select_modules(model)
     whole = plain_gradients(model, layers, docs)
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 40), "adafactor")
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), "adafactor")
     rows = collected(model, docs, GradientProcessor(p, fitted, seed))
     for name, layer in layers.items():
-        left = rademacher(seed, name, "left", p, layer.out_features).double()
-        right = rademacher(seed, name, "right", p, layer.in_features).double()
+        left = rademacher_matrix(seed, name, "left", p, layer.out_features).double()
+        right = rademacher_matrix(seed, name, "right", p, layer.in_features).double()
         assert_rows_equal(rows[name], left @ adafactor(whole[name]) @ right.T, name)
 
 
@@ -136,8 +136,8 @@ def test_bfloat16_rows_point_where_the_exact_ones_do(architecture):
 def test_a_model_that_caps_or_scales_its_logits_is_run_whole(architecture):
     model = architectures.model(architecture, dtype=torch.float32)
     model.lm_head.weight.data.mul_(1e-2)  # small logits, which a cap hardly changes
-    assert wrap(model).backbone is None
-    assert wrap(architectures.model("opt")).backbone is not None
+    assert as_language_model(model).backbone is None
+    assert as_language_model(architectures.model("opt")).backbone is not None
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
@@ -162,9 +162,11 @@ def test_checkpointing_in_training_mode_changes_no_gradient(architecture, reentr
 @pytest.mark.parametrize("kind", ["adam", "kfac"])
 def test_every_normalizer_fits_experts_that_few_tokens_or_none_are_routed_to(kind):
     model, docs = architectures.model("mixtral", num_experts_per_tok=1), documents((4, 5))
-    layers = select(model)
+    layers = select_modules(model)
     rows = collected(
-        model, docs, GradientProcessor(4, fit_normalizers(wrap(model), layers, batches(docs, 60), kind))
+        model,
+        docs,
+        GradientProcessor(4, fit_normalizers(as_language_model(model), layers, batches(docs, 60), kind)),
     )
     assert all(part.isfinite().all() for part in rows.values())
 
@@ -172,10 +174,10 @@ def test_every_normalizer_fits_experts_that_few_tokens_or_none_are_routed_to(kin
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_losses_and_rows_do_not_depend_on_how_experts_are_run(implementation):
     model, docs = architectures.model("mixtral", dtype=torch.float32), documents()
-    expected = plain_gradients(model, select(model), docs)
+    expected = plain_gradients(model, select_modules(model), docs)
     losses = torch.stack([reference.loss_of(model, tokens) for tokens in docs]).detach()
     model.set_experts_implementation(implementation)
-    collector = RowCollector(wrap(model), GradientProcessor(None))
+    collector = RowCollector(as_language_model(model), GradientProcessor(None))
     for batch in batches(docs, 100):
         rows, found = collector.collect(batch)
         torch.testing.assert_close(found, losses[batch.numbers], rtol=1e-4, atol=1e-4)
@@ -186,8 +188,8 @@ def test_losses_and_rows_do_not_depend_on_how_experts_are_run(implementation):
 
 def test_an_expert_that_no_token_is_routed_to_has_zero_rows_and_a_normalizer():
     model, docs = architectures.model("mixtral", num_experts_per_tok=1), documents((4, 4))
-    layers = select(model)
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 60), "adafactor")
+    layers = select_modules(model)
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 60), "adafactor")
     rows = collected(model, docs, GradientProcessor(4, fitted))
     expected = plain_gradients(model, layers, docs)
     unused = [name for name, whole in expected.items() if not whole.any()]
@@ -215,8 +217,8 @@ def test_a_norm_after_each_expert_is_run():
 def test_single_experts_can_be_tracked_by_name():
     model, docs = architectures.model("qwen3_moe"), documents()
     name = "model.layers.0.mlp.experts.down_proj.2"
-    expected = plain_gradients(model, {name: select(model)[name]}, docs)[name]
-    collector = RowCollector(wrap(model), GradientProcessor(None), [name])
+    expected = plain_gradients(model, {name: select_modules(model)[name]}, docs)[name]
+    collector = RowCollector(as_language_model(model), GradientProcessor(None), [name])
     (batch,) = batches(docs, 100)
     assert_rows_equal(collector.collect(batch)[0], expected[batch.numbers], name)
 
@@ -236,13 +238,13 @@ def test_coverage_counts_experts_and_shows_where_they_are_not_tracked():
     held = sum(
         p.numel() for name, p in model.named_parameters() if not any(part in name for part in untracked)
     )
-    assert coverage_percent(model, select(model).values()) == pytest.approx(100 * held / total)
-    assert coverage_percent(model, select(model, "self_attn").values()) < 20
+    assert coverage_percent(model, select_modules(model).values()) == pytest.approx(100 * held / total)
+    assert coverage_percent(model, select_modules(model, "self_attn").values()) < 20
 
 
 def test_a_mixture_of_an_unknown_kind_is_exact_where_tracked_and_its_coverage_is_low():
     model, docs = architectures.model("llama4"), documents()
-    layers = select(model)
+    layers = select_modules(model)
     expected = plain_gradients(model, layers, docs)
     rows = collected(model, docs, GradientProcessor(None))
     assert not any("expert" in name and "shared" not in name for name in layers)

@@ -4,23 +4,23 @@ import numpy as np
 import torch
 
 from bergson_core.data.batching import BUDGET_TOKENS
-from bergson_core.gradients.device_to_host import one_late
-from bergson_core.models.batch_budget import find_budget
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import select
+from bergson_core.gradients.device_to_host import overlap_copies
+from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import select_modules
 from tests import tiny
 
 MANY = 2**36
 
 
 def budget(model: torch.nn.Module, longest: int, free_bytes: int = MANY) -> int:
-    return find_budget(wrap(model), select(model), longest, free_bytes)
+    return find_batch_budget(as_language_model(model), select_modules(model), longest, free_bytes)
 
 
 def test_with_memory_to_spare_a_batch_is_as_large_as_is_still_faster():
     assert budget(tiny.model(), 20) == BUDGET_TOKENS
     assert (
-        find_budget(wrap(tiny.model()), select(tiny.model()), 20) == BUDGET_TOKENS
+        find_batch_budget(as_language_model(tiny.model()), select_modules(tiny.model()), 20) == BUDGET_TOKENS
     )  # this machine has as much
 
 
@@ -53,8 +53,8 @@ def test_items_come_in_order_each_after_the_next_was_made():
             yield number, torch.full((2,), number)
 
     seen = []
-    for number, array in one_late(items()):
+    for number, array in overlap_copies(items()):
         seen.append((number, array.tolist(), len(made)))
         assert isinstance(array, np.ndarray)
     assert seen == [(0, [0, 0], 2), (1, [1, 1], 3), (2, [2, 2], 4), (3, [3, 3], 4)]
-    assert list(one_late([])) == []
+    assert list(overlap_copies([])) == []

@@ -12,8 +12,8 @@ from bergson_core.gradients.normalizer_fitting import MAX_KFAC_SIDE, fit_normali
 from bergson_core.gradients.normalizers import DAMPING, KFAC_DAMPING
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import select
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import select_modules
 from tests import architectures, reference, tiny
 from tests.core.helpers import damped_root
 
@@ -73,8 +73,8 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
     model, docs, name, seed = tiny.model(architecture), documents(), EMBEDDINGS[architecture], 3
     expected = gradients(model, name, docs)
     expected = normalized(expected, kind, sides(model, name, docs))
-    layers = select(model, [name])
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 40), kind)
+    layers = select_modules(model, [name])
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), kind)
     p = None if projection is None else 5
     processor = GradientProcessor(p, fitted, seed, projection=projection or "rademacher")
     if projection is not None:
@@ -83,7 +83,7 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
             for side, size in zip(("left", "right"), expected.shape[1:], strict=True)
         )
         expected = left @ expected @ right.T
-    collector = RowCollector(wrap(model), processor, [name])
+    collector = RowCollector(as_language_model(model), processor, [name])
     for batch in batches(docs, 60):
         rows, _ = collector.collect(batch)
         torch.testing.assert_close(rows, expected[batch.numbers].flatten(1), **EXACT)
@@ -91,14 +91,14 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
 
 def test_embeddings_are_left_out_by_default():
     for architecture, name in EMBEDDINGS.items():
-        assert name not in select(tiny.model(architecture))
+        assert name not in select_modules(tiny.model(architecture))
 
 
 def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_add_up_to_autograds():
     model, docs = tiny.model("gpt2"), documents()
     names = ["transformer.wte", "lm_head"]
     assert model.lm_head.weight is model.transformer.wte.weight
-    collector = RowCollector(wrap(model), GradientProcessor(None), names)
+    collector = RowCollector(as_language_model(model), GradientProcessor(None), names)
     whole = reference.gradients(model, ["lm_head"], docs)["lm_head"]
     for batch in batches(docs, 60):
         rows, _ = collector.collect(batch)
@@ -123,7 +123,7 @@ def test_the_entry_of_the_padding_token_is_never_trained_and_has_no_gradient():
 
 def test_positions_that_all_samples_share_are_refused():
     model, docs = tiny.model("gpt2"), documents()
-    collector = RowCollector(wrap(model), GradientProcessor(4), ["transformer.wpe"])
+    collector = RowCollector(as_language_model(model), GradientProcessor(4), ["transformer.wpe"])
     (batch,) = batches(docs, 1000)
     with pytest.raises(InvalidInput, match=r"transformer\.wpe.*target_modules"):
         collector.collect(batch)
@@ -132,13 +132,13 @@ def test_positions_that_all_samples_share_are_refused():
 def test_an_embedding_that_scales_its_output_is_not_claimed():
     model = architectures.model("gemma3")
     with pytest.raises(InvalidInput, match="embed_tokens"):
-        select(model, ["model.embed_tokens"])
+        select_modules(model, ["model.embed_tokens"])
 
 
 def test_kfac_of_a_layer_too_wide_for_it_is_refused_before_anything_is_computed():
     model = tiny.gpt_neox(MAX_KFAC_SIDE + 1)
-    layers = select(model, ["lm_head"])
+    layers = select_modules(model, ["lm_head"])
     with pytest.raises(InvalidInput, match=r"lm_head.*adafactor"):
-        fit_normalizers(wrap(model), layers, [], "kfac")
+        fit_normalizers(as_language_model(model), layers, [], "kfac")
     with pytest.raises(InvalidInput, match="labelled"):  # an embedding of as many entries has no such matrix
-        fit_normalizers(wrap(model), select(model, ["gpt_neox.embed_in"]), [], "kfac")
+        fit_normalizers(as_language_model(model), select_modules(model, ["gpt_neox.embed_in"]), [], "kfac")

@@ -8,8 +8,8 @@ import torch
 from bergson_core import AttributionIndex
 from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput, TooLong
-from bergson_core.models.generation import complete
-from bergson_core.models.loading import wrap
+from bergson_core.models.generation import generate_completion
+from bergson_core.models.loading import as_language_model
 from tests.core.helpers import query
 
 
@@ -35,7 +35,7 @@ def test_each_token_is_the_most_likely_one(opened: AttributionIndex):
         with torch.no_grad():
             best = model.model(input_ids=ids).logits[0, -1].argmax()
         ids = torch.cat([ids, best.reshape(1, 1)], dim=1)
-    assert prompt + complete(model, prompt, 5) == model.tokenizer.decode(ids[0])
+    assert prompt + generate_completion(model, prompt, 5) == model.tokenizer.decode(ids[0])
 
 
 def test_what_is_generated_does_not_depend_on_who_else_asks(opened: AttributionIndex):
@@ -47,7 +47,7 @@ def test_what_is_generated_does_not_depend_on_who_else_asks(opened: AttributionI
 
 def test_a_prompt_that_leaves_no_room_is_an_error_and_nothing_is_cut(opened: AttributionIndex):
     with pytest.raises(TooLong, match="max_new_tokens"):
-        complete(opened.model, "Person 3 " * 10, opened.model.max_tokens)
+        generate_completion(opened.model, "Person 3 " * 10, opened.model.max_tokens)
 
 
 def test_without_prompt_and_completion_there_is_nothing_to_go_on_from(opened: AttributionIndex):
@@ -57,9 +57,9 @@ def test_without_prompt_and_completion_there_is_nothing_to_go_on_from(opened: At
 
 
 def test_a_model_that_cannot_generate_says_what_it_needs(opened: AttributionIndex):
-    plain = wrap(torch.nn.Linear(2, 2), opened.model.tokenizer)
+    plain = as_language_model(torch.nn.Linear(2, 2), opened.model.tokenizer)
     with pytest.raises(InvalidInput, match="expected a completion"):
-        complete(plain, "Person 3", 4)
+        generate_completion(plain, "Person 3", 4)
 
 
 def test_a_span_is_attributed_and_the_rest_is_context(opened: AttributionIndex):

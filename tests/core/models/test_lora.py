@@ -15,8 +15,8 @@ from bergson_core.data.batching import Tokens, batches, tokenize
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import loading
-from bergson_core.models.loading import load_model, wrap
-from bergson_core.models.modules import coverage_percent, select
+from bergson_core.models.loading import as_language_model, load_model
+from bergson_core.models.modules import coverage_percent, select_modules
 from bergson_core.utils import safe_regex
 from tests import reference, tiny
 
@@ -49,10 +49,10 @@ def lora(architecture: str, **settings: object) -> PeftModel:
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_only_the_adapters_are_tracked_and_they_are_exact(architecture):
     model, docs = lora(architecture, lora_dropout=0.5).train(), documents()
-    layers = select(model)
+    layers = select_modules(model)
     assert {name.split(".")[-2] for name in layers} == {"lora_A", "lora_B"}
     assert coverage_percent(model, layers.values()) == pytest.approx(100)
-    collector = RowCollector(wrap(model), GradientProcessor(None))
+    collector = RowCollector(as_language_model(model), GradientProcessor(None))
     found = [(batch.numbers, collector.collect(batch)[0]) for batch in batches(docs, 30)]
     expected = reference.gradients(model.eval(), list(layers), docs)
     for numbers, rows in found:
@@ -61,7 +61,7 @@ def test_only_the_adapters_are_tracked_and_they_are_exact(architecture):
 
 
 def test_the_head_of_a_wrapped_model_is_run_on_labelled_tokens_only():
-    model = wrap(lora("llama"))
+    model = as_language_model(lora("llama"))
     assert model.head is not None
     assert model.backbone is model.model.get_base_model().model
 
@@ -69,17 +69,19 @@ def test_the_head_of_a_wrapped_model_is_run_on_labelled_tokens_only():
 def test_of_several_adapters_the_active_one_is_tracked():
     model = lora("llama")
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
-    assert all(name.endswith(".default") for name in select(model))
+    assert all(name.endswith(".default") for name in select_modules(model))
     model.set_adapter("other")
-    assert all(name.endswith(("q_proj.lora_A.other", "q_proj.lora_B.other")) for name in select(model))
-    assert coverage_percent(model, select(model).values()) == pytest.approx(100)
+    assert all(
+        name.endswith(("q_proj.lora_A.other", "q_proj.lora_B.other")) for name in select_modules(model)
+    )
+    assert coverage_percent(model, select_modules(model).values()) == pytest.approx(100)
 
 
 def test_a_module_that_is_trained_beside_the_adapters_counts_in_the_coverage():
     model = lora("llama", modules_to_save=["lm_head"])
-    names = list(select(model))
+    names = list(select_modules(model))
     assert any("lm_head" in name for name in names)
-    assert coverage_percent(model, select(model).values()) == pytest.approx(100)
+    assert coverage_percent(model, select_modules(model).values()) == pytest.approx(100)
 
 
 @pytest.fixture
@@ -200,4 +202,6 @@ def test_adapters_of_the_hub_name_no_local_model(saved, tmp_path, monkeypatch):
 
 def test_layers_below_the_adapters_can_be_named():
     model = lora("llama")
-    assert list(select(model, r"layers\.0\.mlp\.up_proj$")) == ["base_model.model.model.layers.0.mlp.up_proj"]
+    assert list(select_modules(model, r"layers\.0\.mlp\.up_proj$")) == [
+        "base_model.model.model.layers.0.mlp.up_proj"
+    ]

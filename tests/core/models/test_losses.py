@@ -8,13 +8,13 @@ from datasets import Dataset
 from bergson_core import GradientProcessor, collect_gradients
 from bergson_core.data.batching import Tokens, batches
 from bergson_core.data.chat_template import tokenize_chats
-from bergson_core.data.dataset import as_documents, weighted
+from bergson_core.data.dataset import documents_from_dataset, with_loss_weight
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.loading import wrap
-from bergson_core.models.modules import select
+from bergson_core.models.loading import as_language_model
+from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec
 from tests import reference, tiny
 from tests.core.helpers import CHAT, TEMPLATE
@@ -29,7 +29,7 @@ def documents() -> list[Tokens]:
 
 def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows [n, D], losses [n]) in order, out of one padded batch."""
-    collector = RowCollector(wrap(model), GradientProcessor(None))
+    collector = RowCollector(as_language_model(model), GradientProcessor(None))
     (batch,) = batches(docs, 1000)
     rows, losses = (torch.empty_like(part) for part in collector.collect(batch))
     rows[batch.numbers], losses[batch.numbers] = collector.collect(batch)
@@ -39,7 +39,7 @@ def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, t
 def test_a_weight_multiplies_the_gradient_and_not_the_loss_that_is_reported():
     model, docs, weights = tiny.model(), documents(), torch.tensor([2.0, -0.5, 0.0], dtype=torch.float64)
     rows, losses = rows_of(model, docs)
-    changed = [weighted(one, "sum", weight.item()) for one, weight in zip(docs, weights, strict=True)]
+    changed = [with_loss_weight(one, "sum", weight.item()) for one, weight in zip(docs, weights, strict=True)]
     weighted_rows, weighted_losses = rows_of(model, changed)
     torch.testing.assert_close(weighted_rows, rows * weights[:, None], **EXACT)
     torch.testing.assert_close(weighted_losses, losses, **EXACT)
@@ -48,7 +48,7 @@ def test_a_weight_multiplies_the_gradient_and_not_the_loss_that_is_reported():
 def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
     model, docs = tiny.model(), documents()
     rows, _ = rows_of(model, docs)
-    means, _ = rows_of(model, [weighted(one, "mean") for one in docs])
+    means, _ = rows_of(model, [with_loss_weight(one, "mean") for one in docs])
     counts = torch.tensor([one.labelled for one in docs], dtype=torch.float64)
     torch.testing.assert_close(means, rows / counts[:, None], **EXACT)
 
@@ -56,7 +56,7 @@ def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
 def test_labels_may_have_gaps():
     model, (whole, *_) = tiny.model(), documents()
     gapped = Tokens(whole.ids, np.isin(np.arange(9), [2, 5, 6]))
-    names = list(select(model))
+    names = list(select_modules(model))
     expected = reference.gradients(model, names, [gapped])
     flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
     torch.testing.assert_close(rows_of(model, [gapped])[0], flat, **EXACT)
@@ -75,15 +75,15 @@ def test_sampled_labels_give_the_fisher_information_of_the_model():
         expected += p * gradient.square()
     docs = [Tokens.labelled_from(ids, 2)] * 4000
     sampler = torch.Generator().manual_seed(0)
-    layers = select(model, [name])
-    fitted = fit_normalizers(wrap(model), layers, batches(docs, 3000), "adam", sampler=sampler)
+    layers = select_modules(model, [name])
+    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 3000), "adam", sampler=sampler)
     found = fitted[name].tensors()["second_moment"]
     assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
     assert found.sum() == pytest.approx(expected.sum().item(), rel=0.05)
 
 
 def test_sampled_labels_leave_the_documents_own_alone():
-    model, docs = wrap(tiny.model()), documents()
+    model, docs = as_language_model(tiny.model()), documents()
     (batch,) = batches(docs, 1000)
     before = batch.input_ids.clone()
     sampled = forward_backward(model, batch, torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_toke
     model, tokenizer = tiny.model(), chat_tokenizer()
     dataset = Dataset.from_dict({"chat": [CHAT[:2], CHAT]})
     result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), messages_column="chat")
-    names = list(select(model))
+    names = list(select_modules(model))
     expected = reference.gradients(model, names, tokenize_chats(tokenizer, [CHAT[:2], CHAT]))
     flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
     np.testing.assert_allclose(np.array(result["gradients"]), flat.numpy(), rtol=1e-4, atol=1e-4)
@@ -128,7 +128,7 @@ def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_toke
 
 def test_a_chat_is_kept_as_json_and_a_weight_as_a_number():
     dataset = Dataset.from_dict({"chat": [CHAT], "reward": [3]})
-    (record,) = as_documents(dataset, ColumnsSpec(messages="chat", weight="reward")).read(range(1))
+    (record,) = documents_from_dataset(dataset, ColumnsSpec(messages="chat", weight="reward")).read(range(1))
     assert record.prompt.startswith('[{"role": "user", "content": "Person 3')
     assert (record.weight, record.completion) == (3.0, None)
 
@@ -149,7 +149,7 @@ def test_a_template_that_cannot_mark_the_assistant_is_an_error(template, says):
 
 @pytest.mark.parametrize("chat", ["hello", [], [{"content": "x"}], None], ids=str)
 def test_what_is_no_chat_is_refused_by_its_row(chat):
-    documents = as_documents(Dataset.from_list([{"chat": chat}]), ColumnsSpec(messages="chat"))
+    documents = documents_from_dataset(Dataset.from_list([{"chat": chat}]), ColumnsSpec(messages="chat"))
     with pytest.raises(InvalidInput, match="row 0 of column 'chat'"):
         documents.read(range(1))
 
@@ -158,7 +158,7 @@ def test_what_is_no_chat_is_refused_by_its_row(chat):
 def test_a_weight_that_is_no_finite_number_is_refused_by_its_row(weight):
     dataset = Dataset.from_list([{"text": "a", "weight": weight}])
     with pytest.raises(InvalidInput, match="row 0 of column 'weight'"):
-        as_documents(dataset, ColumnsSpec(weight="weight")).read(range(1))
+        documents_from_dataset(dataset, ColumnsSpec(weight="weight")).read(range(1))
 
 
 def test_completion_and_messages_exclude_each_other():

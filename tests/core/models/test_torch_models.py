@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.errors import InvalidInput
-from bergson_core.models.modules import coverage_percent, select
+from bergson_core.models.modules import coverage_percent, select_modules
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
@@ -103,15 +103,15 @@ def test_a_layer_that_sees_some_positions_of_several_samples_is_refused():
 def test_linear_layers_that_share_a_weight_are_one_layer():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
     model[2].weight = model[0].weight
-    assert list(select(model)) == ["0"]
-    assert coverage_percent(model, select(model).values()) == 100
+    assert list(select_modules(model)) == ["0"]
+    assert coverage_percent(model, select_modules(model).values()) == 100
     assert_equals_plain_autograd(model, torch.randn(3, 5, 4, dtype=torch.float64))
 
 
 def test_the_unseen_projection_of_torchs_attention_is_not_claimed():
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
-    assert list(select(model)) == ["linear1", "linear2"]
-    assert coverage_percent(model, select(model).values()) < 50
+    assert list(select_modules(model)) == ["linear1", "linear2"]
+    assert coverage_percent(model, select_modules(model).values()) < 50
     assert_equals_plain_autograd(model, torch.randn(3, 5, 8, dtype=torch.float64))
 
 
@@ -147,7 +147,7 @@ class Transposed(nn.Linear):
 
 def test_a_linear_subclass_is_tracked_only_where_it_is_linear():
     model = nn.Sequential(Transposed(4, 5), Softmaxed(5, 4))
-    assert list(select(model)) == ["0"]
+    assert list(select_modules(model)) == ["0"]
     assert_equals_plain_autograd(model, torch.randn(3, 5, 4, dtype=torch.float64))
 
 

@@ -7,9 +7,9 @@ import torch
 from bergson_core.search import candidates
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.faiss_index import build_shard_search
-from bergson_core.search.thread_pool import side_by_side
-from bergson_core.shards.shard import Place, RowShape, Shard, write_shard
-from bergson_core.storage.document_table import texts_table
+from bergson_core.search.thread_pool import parallel_map
+from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
+from bergson_core.storage.document_table import make_document_table
 
 SHAPES = {
     "float16": RowShape("float16", 3, 16),
@@ -38,8 +38,8 @@ def shards(tmp_path, kind):
     for number, count in enumerate(ROWS):
         rows = torch.randn(count, shape.layers, shape.width, generator=torch.Generator().manual_seed(number))
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
-        texts = texts_table([], np.zeros(0), [])
-        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, Place(first, ""))
+        texts = make_document_table([], np.zeros(0), [])
+        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, ShardPosition(first, ""))
         made.append(Shard.open(tmp_path, written.accept(), shape))
         if kind != "hamming":
             build_shard_search(tmp_path, made[-1], None, "row", kind)
@@ -113,6 +113,6 @@ def test_equal_rows_come_in_their_order_however_the_scores_are_gathered(monkeypa
 
 
 def test_work_side_by_side_comes_back_in_order_and_raises_what_it_raised(threads):
-    assert list(side_by_side(lambda k: k * k, range(50))) == [k * k for k in range(50)]
+    assert list(parallel_map(lambda k: k * k, range(50))) == [k * k for k in range(50)]
     with pytest.raises(ZeroDivisionError):
-        list(side_by_side(lambda k: 1 // (9 - k), range(50)))
+        list(parallel_map(lambda k: 1 // (9 - k), range(50)))

@@ -9,7 +9,7 @@ from bergson_core.data.batching import Tokens
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
 from bergson_core.search import recall
-from bergson_core.search.recall import Sample, ladder, measure
+from bergson_core.search.recall import RecallQueries, candidate_kinds, measure_recall
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
@@ -55,9 +55,9 @@ def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, t
     numbers = np.array([3, 77, 390])
     documents = [row["prompt"] for shard in index.shards for row in shard.records.to_pylist()]
     rows = rows_of(index, [documents[k] for k in numbers])
-    sample = Sample(numbers, rows.reshape(3, len(index.collector.slices), -1))
+    sample = RecallQueries(numbers, rows.reshape(3, len(index.collector.slices), -1))
     profile = index.profiles["default"]
-    found = measure(sample, profile, index.shards, index.searcher.candidates, min_recall=0.01)
+    found = measure_recall(sample, profile, index.shards, index.searcher.candidates, min_recall=0.01)
     asked, weights = profile.prepare(sample.rows)
     every = torch.cat([shard.rows(slice(None)) for shard in index.shards])
     lengths = torch.from_numpy(np.concatenate([np.array(one) for one in profile.lengths]))
@@ -74,10 +74,10 @@ def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, t
 
 def rows_of(index: AttributionIndex, texts: list[str]) -> torch.Tensor:
     from bergson_core.data.batching import tokenize
-    from bergson_core.gradients.row_collector import collect_in_order
+    from bergson_core.gradients.row_collector import collect_rows
 
     tokens = tokenize(index.model.tokenizer, texts, None)
-    rows, _ = collect_in_order(index.collector, tokens, 1000)
+    rows, _ = collect_rows(index.collector, tokens, 1000)
     return torch.from_numpy(rows)
 
 
@@ -100,10 +100,10 @@ def test_a_large_index_takes_one_bit_and_goes_back_to_float16_where_that_does_no
     sources, tmp_path, monkeypatch, few_candidates
 ):
     shape = RowShape("float16", 8, 16)
-    assert ladder(SearchSpec(), shape, 1000) == ("float16",)
-    assert ladder(SearchSpec(), shape, 10**7) == ("rabitq", "float16")
-    assert ladder(SearchSpec(kind="exact"), shape, 10**7) == ("float16",)
-    assert ladder(SearchSpec(), RowShape("sign", 8, 16), 10**7) == ("hamming",)
+    assert candidate_kinds(SearchSpec(), shape, 1000) == ("float16",)
+    assert candidate_kinds(SearchSpec(), shape, 10**7) == ("rabitq", "float16")
+    assert candidate_kinds(SearchSpec(kind="exact"), shape, 10**7) == ("float16",)
+    assert candidate_kinds(SearchSpec(), RowShape("sign", 8, 16), 10**7) == ("hamming",)
     monkeypatch.setattr(recall, "_ONE_BIT_FROM_BYTES", 0)
     manifest = build_index(spec_of(sources, {}), tmp_path / "facts", shard_rows=150)
     assert manifest.search.kind == "float16"
@@ -137,7 +137,7 @@ def test_bits_take_as_many_candidates_as_hold_the_recall(sources, tmp_path):
 
 def test_documents_without_a_gradient_are_no_queries():
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
-    sample = Sample.of(np.array([5, 6, 7, 8]), rows, layers=1)
+    sample = RecallQueries.of(np.array([5, 6, 7, 8]), rows, layers=1)
     assert sample.numbers.tolist() == [5, 8]
 
 

@@ -5,12 +5,19 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down
+from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down_document
 from bergson_core.data.batching import Tokens
 from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import SampledRows, percentile
-from bergson_core.search.significance import NOTICE, _joined, calibrate, joined_rows, notice, prominence
+from bergson_core.search.significance import (
+    NOTICE,
+    _joined,
+    calibrate_notice,
+    joined_rows,
+    prominence,
+    significance_notice,
+)
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
 from tests import tiny
 from tests.core.helpers import make_spec, query
@@ -54,7 +61,7 @@ def test_what_was_taken_down_is_not_compared_with(spec, tmp_path):
     opened = AttributionIndex.open(tmp_path / "facts")
     (before,) = opened.attribute([query(top_k=40)])
     for row in before.results[1:]:
-        take_down(tmp_path / "facts", row.id)
+        take_down_document(tmp_path / "facts", row.id)
     (after,) = opened.attribute([query(top_k=40)])
     assert [row.percentile for row in after.results] == [0]
 
@@ -137,12 +144,12 @@ def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
     ]
     queries = joined_rows(opened.collector, documents, 1000)
     profile, candidates = opened.profiles["default"], opened.searcher.candidates
-    entry = calibrate(queries, profile, candidates, MANY, opened.searcher.sampled)
+    entry = calibrate_notice(queries, profile, candidates, MANY, opened.searcher.sampled)
     asked, _ = profile.prepare(queries)
     found = told(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
     of_sample = opened.searcher.sampled.scores(profile, profile.prepare(queries)[1], opened.visible())
     quiet = [
-        notice(rows[0].score, scores, entry) is not None
+        significance_notice(rows[0].score, scores, entry) is not None
         for rows, scores in zip(found, of_sample, strict=True)
     ]
     assert len(asked) == len(quiet)

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict, data_files
 
 from bergson_core.data import hub, parquet_guard
-from bergson_core.data.dataset import load_documents, open_dataset
+from bergson_core.data.dataset import load_dataset_spec, load_documents
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 
@@ -67,7 +67,7 @@ def test_a_file_whose_name_is_a_pattern_finds_no_other_files(tmp_path, name):
     (tmp_path / name).write_text('{"text": "mine"}\n')
     (tmp_path / "a.jsonl").write_text('{"text": "theirs"}\n')
     with pytest.raises(DatasetNotFound, match="expected a path without"):
-        open_dataset(DatasetSpec(path=str(tmp_path / name)))
+        load_dataset_spec(DatasetSpec(path=str(tmp_path / name)))
 
 
 @pytest.mark.parametrize("absolute", [True, False])
@@ -78,7 +78,7 @@ def test_a_saved_dataset_names_no_files_elsewhere(tmp_path, absolute):
     path = tmp_path / "mine" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_data_files": [{"filename": str(named)}]}))
     with pytest.raises(DatasetNotFound, match="expected files of its own"):
-        open_dataset(DatasetSpec(path=str(tmp_path / "mine")))
+        load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine")))
 
 
 def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
@@ -87,7 +87,7 @@ def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
     (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["../secret/train"]}')
     shutil.rmtree(tmp_path / "mine" / "train")
     with pytest.raises(DatasetNotFound, match="expected files of its own"):
-        open_dataset(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
+        load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
 
 
 OF_HUB = "hf://datasets/org/data@0123456789012345678901234567890123456789"
@@ -116,7 +116,7 @@ def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = O
             data_files.get_data_patterns(base_path)
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)
-    open_dataset(DatasetSpec(path="org/data"))
+    load_dataset_spec(DatasetSpec(path="org/data"))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_what_cannot_be_noted_is_read_each_time(facts, read, monkeypatch):
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(f"{path} is read-only")
 
-    monkeypatch.setattr(integrity, "_replace", refuse)
+    monkeypatch.setattr(integrity, "write_atomically", refuse)
     AttributionIndex.open(facts)
     first = list(read)
     AttributionIndex.open(facts)
@@ -81,13 +81,13 @@ def test_notes_that_cannot_be_read_are_no_notes(facts, read):
 def test_checked_again_every_byte_is_read(facts):
     AttributionIndex.open(facts)
     entries = list(read_manifest(facts).all_files().values())
-    assert integrity.check_files(facts, entries, again=True) == []
+    assert integrity.find_damaged_files(facts, entries, again=True) == []
     path = facts / "shards" / "00001" / "gradients.bin"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     alter(path)
     os.utime(path, ns=times)  # as a failing disk would
-    assert integrity.check_files(facts, entries) == []
-    ((entry, wrong),) = integrity.check_files(facts, entries, again=True)
+    assert integrity.find_damaged_files(facts, entries) == []
+    ((entry, wrong),) = integrity.find_damaged_files(facts, entries, again=True)
     assert entry.path == "shards/00001/gradients.bin"
     assert "altered" in wrong
 

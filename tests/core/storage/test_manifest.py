@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound
-from bergson_core.storage.manifest import FORMAT_VERSION, published, read_manifest
+from bergson_core.storage.manifest import FORMAT_VERSION, iter_published_indexes, read_manifest
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "manifest.schema.json"
 
@@ -44,6 +44,6 @@ def test_what_is_no_manifest_of_this_version_is_refused_by_name(tmp_path, conten
 def test_what_has_no_manifest_or_is_being_deleted_is_not_there(index, tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / ".deleted-1").symlink_to(index)
-    assert list(published(tmp_path)) == []
+    assert list(iter_published_indexes(tmp_path)) == []
     with pytest.raises(IndexNotFound):
         read_manifest(tmp_path / "half")

@@ -13,14 +13,14 @@ from bergson_core import (
     AppendSpec,
     AttributionIndex,
     append_documents,
-    best,
     build_index,
-    compact,
+    compact_index,
     document_numbers,
     fit_profile,
     score_corpus,
     self_influence,
-    take_down,
+    take_down_document,
+    top_documents,
 )
 from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
@@ -50,15 +50,15 @@ def ids(*without: int) -> set[str]:
 def test_a_document_is_hidden_at_once_from_an_index_that_is_open(facts):
     opened = AttributionIndex.open(facts)
     (before,) = opened.attribute([query(top_k=2)])
-    take_down(facts, before.results[0].id)
+    take_down_document(facts, before.results[0].id)
     (after,) = opened.attribute([query(top_k=1)])
     assert (after.results[0].id, after.results[0].score) == (before.results[1].id, before.results[1].score)
     assert shown(opened) == ids(int(before.results[0].id.removeprefix("doc-")))
 
 
 def test_it_stays_hidden_when_the_index_is_opened_again(facts):
-    take_down(facts, "doc-7")
-    take_down(facts, "doc-33")
+    take_down_document(facts, "doc-7")
+    take_down_document(facts, "doc-33")
     assert shown(AttributionIndex.open(facts)) == ids(7, 33)
 
 
@@ -67,15 +67,15 @@ def test_it_is_hidden_whatever_finds_the_candidates(sources, tmp_path, kind):
     settings = GradientSpec(projection_dim=4, rows="sign" if kind == "sign" else "float16")
     search = {"kind": "auto" if kind == "sign" else "rabitq", "min_recall": 0.1}
     build_index(make_spec(sources, gradients=settings, search=search), tmp_path / "facts", shard_rows=16)
-    take_down(tmp_path / "facts", "doc-7")
+    take_down_document(tmp_path / "facts", "doc-7")
     assert shown(AttributionIndex.open(tmp_path / "facts")) == ids(7)
-    compact(tmp_path / "facts")
+    compact_index(tmp_path / "facts")
     assert shown(AttributionIndex.open(tmp_path / "facts")) == ids(7)
 
 
 def test_it_is_hidden_from_filters_and_profiles(facts, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     opened = AttributionIndex.open(facts)
     assert shown(opened, filter={"number": {"gte": 6, "lte": 8}}) == {"doc-6", "doc-8"}
     assert shown(opened, profile="work") == ids(7)
@@ -84,12 +84,12 @@ def test_it_is_hidden_from_filters_and_profiles(facts, sample):
 def test_it_is_hidden_from_whole_corpus_scores(sources, tmp_path):
     spec = make_spec(sources, scoring=ScoringSpec(normalize="none"))
     build_index(spec, tmp_path / "facts", shard_rows=16)
-    take_down(tmp_path / "facts", "doc-7")
+    take_down_document(tmp_path / "facts", "doc-7")
     opened = AttributionIndex.open(tmp_path / "facts")
     scores = score_corpus(opened, [query(*one) for one in QUERIES]).read_all()
     assert scores["id"].to_pylist() == [f"doc-{k}" for k in range(40) if k != 7]
     assert len(self_influence(opened).read_all()) == 39
-    assert "doc-7" not in pa.table(best(self_influence(opened), 40))["id"].to_pylist()
+    assert "doc-7" not in pa.table(top_documents(self_influence(opened), 40))["id"].to_pylist()
     with pytest.raises(InvalidInput, match="no document of the id 'doc-7'"):
         document_numbers(opened, ["doc-7"])
 
@@ -98,7 +98,7 @@ def test_a_document_can_be_looked_up_until_it_is_taken_down(facts):
     found = find_document(facts, "doc-7")
     assert (found["prompt"], found["metadata"]) == (tiny.texts(40)[7], {"source": "wiki", "number": 7})
     assert existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8", "doc-7"]
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     assert existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8"]
     with pytest.raises(DocumentNotFound, match="no document 'doc-7'"):
         find_document(facts, "doc-7")
@@ -106,28 +106,28 @@ def test_a_document_can_be_looked_up_until_it_is_taken_down(facts):
 
 def test_what_is_not_there_cannot_be_taken_down(facts, tmp_path):
     with pytest.raises(DocumentNotFound):
-        take_down(facts, "none")
-    take_down(facts, "doc-7")
+        take_down_document(facts, "none")
+    take_down_document(facts, "doc-7")
     with pytest.raises(DocumentNotFound):
-        take_down(facts, "doc-7")
+        take_down_document(facts, "doc-7")
     with pytest.raises(IndexNotFound):
-        take_down(tmp_path / "nothing", "doc-7")
+        take_down_document(tmp_path / "nothing", "doc-7")
 
 
 def test_a_line_that_a_dying_process_left_unfinished_hides_nothing_and_harms_no_other(facts):
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     with (facts / "takedowns.jsonl").open("a") as file:
         file.write('{"id": "doc-8", "gen')
     opened = AttributionIndex.open(facts)
     assert shown(opened) == ids(7)
-    take_down(facts, "doc-9")
+    take_down_document(facts, "doc-9")
     assert shown(opened) == ids(7, 9)
     assert shown(AttributionIndex.open(facts)) == ids(7, 9)
 
 
 def take_down_many(index: Path, numbers: range) -> None:
     for number in numbers:
-        take_down(index, f"doc-{number}")
+        take_down_document(index, f"doc-{number}")
 
 
 def test_takedowns_of_several_processes_are_all_kept(facts):
@@ -149,16 +149,16 @@ def again(number: int = 7) -> AppendSpec:
 
 @pytest.mark.parametrize("compacted", [False, True])
 def test_an_id_that_was_taken_down_may_be_added_again(facts, compacted):
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     if compacted:
-        compact(facts)
+        compact_index(facts)
     append_documents(facts, again())
     (answer,) = AttributionIndex.open(facts).attribute([query(top_k=40)])
     assert [row.prompt for row in answer.results if row.id == "doc-7"] == ["Person 7 moved away"]
     assert find_document(facts, "doc-7")["prompt"] == "Person 7 moved away"
-    compact(facts)
+    compact_index(facts)
     assert shown(AttributionIndex.open(facts)) == ids()
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     assert shown(AttributionIndex.open(facts)) == ids(7)
 
 
@@ -173,12 +173,12 @@ def test_compaction_removes_the_bytes_and_changes_no_score(facts, sample):
     texts = tiny.texts(40)
     one = next(k for k, text in enumerate(texts) if texts.count(text) == 1)
     row, text = opened.shards[one // 16].blocks[one % 16].tobytes(), texts[one].encode()
-    take_down(facts, f"doc-{one}")
+    take_down_document(facts, f"doc-{one}")
     asked = [query(top_k=39, profile=profile) for profile in ("default", "work")]
     before = [answer.results for answer in opened.attribute(asked)]
     assert row in everything_in(facts)
     old = read_manifest(facts)
-    new = compact(facts)
+    new = compact_index(facts)
     assert (new.generation, new.rows, new.numbered, new.compacted) == (old.generation + 1, 39, 40, 1)
     assert row not in everything_in(facts)
     assert text not in everything_in(facts)
@@ -191,30 +191,30 @@ def test_compaction_removes_the_bytes_and_changes_no_score(facts, sample):
 
 def test_compaction_touches_no_shard_without_takedowns(facts):
     before = {shard.name: shard for shard in read_manifest(facts).shards}
-    take_down(facts, "doc-7")
-    after = compact(facts).shards
+    take_down_document(facts, "doc-7")
+    after = compact_index(facts).shards
     assert [shard.name for shard in after] == ["00003", "00001", "00002"]
     assert [shard.first_row for shard in after] == [0, 15, 31]
     assert after[1].files == before["00001"].files
-    again = compact(facts)
+    again = compact_index(facts)
     assert again == read_manifest(facts)
     assert again.shards == after
 
 
 def test_who_reads_goes_on_over_a_compaction(facts):
     opened = AttributionIndex.open(facts)
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     before = opened.attribute([query(top_k=39)])[0].results
-    compact(facts)
+    compact_index(facts)
     assert opened.attribute([query(top_k=39)])[0].results == before
-    take_down(facts, "doc-8")
+    take_down_document(facts, "doc-8")
     assert shown(opened) == ids(7, 8)
 
 
 def test_a_shard_of_which_nothing_is_left_goes(facts):
     for number in range(32, 40):
-        take_down(facts, f"doc-{number}")
-    assert [shard.name for shard in compact(facts).shards] == ["00000", "00001"]
+        take_down_document(facts, f"doc-{number}")
+    assert [shard.name for shard in compact_index(facts).shards] == ["00000", "00001"]
     assert shown(AttributionIndex.open(facts)) == ids(*range(32, 40))
     append_documents(facts, again(39))
     assert shown(AttributionIndex.open(facts)) == ids(*range(32, 39))
@@ -222,10 +222,10 @@ def test_a_shard_of_which_nothing_is_left_goes(facts):
 
 def test_an_index_is_never_compacted_to_nothing(facts):
     for number in range(40):
-        take_down(facts, f"doc-{number}")
+        take_down_document(facts, f"doc-{number}")
     assert shown(AttributionIndex.open(facts)) == set()
     with pytest.raises(InvalidInput, match="delete the index"):
-        compact(facts)
+        compact_index(facts)
 
 
 def compact_and_die(index: Path) -> None:
@@ -233,29 +233,29 @@ def compact_and_die(index: Path) -> None:
         if progress.stage == "search":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    compact(index, report=report)
+    compact_index(index, report=report)
 
 
 def test_a_compaction_that_was_killed_leaves_the_index_and_its_takedowns(facts):
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
     process = own_processes().Process(target=compact_and_die, args=(facts,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert read_manifest(facts).generation == 1
     assert shown(AttributionIndex.open(facts)) == ids(7)
-    assert compact(facts).rows == 39
+    assert compact_index(facts).rows == 39
 
 
 def test_a_takedown_while_it_is_compacted_is_not_lost(facts):
-    take_down(facts, "doc-7")
+    take_down_document(facts, "doc-7")
 
     def report(progress: Progress) -> None:
         if progress.stage == "search" and len((facts / "takedowns.jsonl").read_text().splitlines()) == 1:
-            take_down(facts, "doc-8")
+            take_down_document(facts, "doc-8")
 
-    compact(facts, report=report)
+    compact_index(facts, report=report)
     assert shown(AttributionIndex.open(facts)) == ids(7, 8)
     lines = [json.loads(line) for line in (facts / "takedowns.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["doc-7", "doc-8"]
-    assert compact(facts).rows == 38
+    assert compact_index(facts).rows == 38

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller
-from service.auth.rate_limits import Limits, shared_storage
+from service.auth.rate_limits import RateLimiter, shared_storage
 from service.settings import ServiceSettings
 from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
@@ -25,16 +25,16 @@ def caller(key_id: str = "0" * 12, rate: str | None = None, concurrent: int | No
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Limits]:
+async def connected(url: str) -> AsyncIterator[RateLimiter]:
     """The limits of one web process that counts in Redis, as `service.app` makes them."""
     async with connect_async(url, 8) as redis:
-        yield Limits(shared_storage(redis.connection_pool))
+        yield RateLimiter(shared_storage(redis.connection_pool))
 
 
-async def ask(limits: Limits, who: Caller, calls: int = 1) -> None:
+async def ask(limits: RateLimiter, who: Caller, calls: int = 1) -> None:
     for _ in range(calls):
-        await limits.enter(who)
-        limits.leave(who)
+        await limits.start_call(who)
+        limits.end_call(who)
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(client: TestClient, tmp_path: Path) -> None:
@@ -46,28 +46,28 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(client: TestClient,
     assert client.get("/index", headers=bob).status_code == 200, "each key has its own"
 
 
-async def test_the_calls_that_are_open_are_counted_until_they_end(limits: Limits) -> None:
+async def test_the_calls_that_are_open_are_counted_until_they_end(limits: RateLimiter) -> None:
     who = caller(concurrent=2)
-    await limits.enter(who)
-    await limits.enter(who)
+    await limits.start_call(who)
+    await limits.start_call(who)
     with pytest.raises(RateLimited, match="2 calls"):
-        await limits.enter(who)
-    await limits.enter(caller("1" * 12, concurrent=1))
-    limits.leave(who)
-    await limits.enter(who)
+        await limits.start_call(who)
+    await limits.start_call(caller("1" * 12, concurrent=1))
+    limits.end_call(who)
+    await limits.start_call(who)
 
 
-async def test_a_call_that_is_refused_is_not_counted_as_open(limits: Limits) -> None:
+async def test_a_call_that_is_refused_is_not_counted_as_open(limits: RateLimiter) -> None:
     who = caller(rate="1/minute", concurrent=1)
     await ask(limits, who)
     for _ in range(3):
         with pytest.raises(RateLimited, match="1/minute"):
-            await limits.enter(who)
+            await limits.start_call(who)
 
 
 @pytest.fixture
-async def limits() -> Limits:
-    return Limits()
+async def limits() -> RateLimiter:
+    return RateLimiter()
 
 
 async def test_a_slow_call_over_http_keeps_the_next_one_out(
@@ -101,7 +101,7 @@ async def test_web_processes_count_together_in_redis(tmp_path: Path) -> None:
             await ask(other, who)
             for limits in (one, other):
                 with pytest.raises(RateLimited, match="3/minute") as refused:
-                    await limits.enter(who)
+                    await limits.start_call(who)
                 assert 1 <= refused.value.wait_s <= 60
             await ask(other, caller("1" * 12, rate="3/minute"), 3)
         async with connect_async(url, 8) as redis:
@@ -113,5 +113,5 @@ async def test_web_processes_count_together_in_redis(tmp_path: Path) -> None:
 async def test_a_rate_that_cannot_be_counted_lets_nobody_through(tmp_path: Path) -> None:
     async with connected(f"unix://{tmp_path}/none.sock") as limits:
         with pytest.raises(RedisUnavailable):
-            await limits.enter(caller(rate="3/minute"))
+            await limits.start_call(caller(rate="3/minute"))
         await ask(limits, caller())

@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bergson_core.errors import BergsonError, QueueFull
-from service.http.problems import KINDS
+from service.http.problems import PROBLEM_KINDS
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import problem_of
 from worker.telemetry import logs
@@ -18,8 +18,8 @@ def kinds(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_every_error_class_has_a_status_and_a_title_of_its_own(kind: type[BergsonError]) -> None:
-    assert kind.code in KINDS
-    assert [entry.title for entry in KINDS.values()].count(KINDS[kind.code].title) == 1
+    assert kind.code in PROBLEM_KINDS
+    assert [entry.title for entry in PROBLEM_KINDS.values()].count(PROBLEM_KINDS[kind.code].title) == 1
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
@@ -27,7 +27,7 @@ def test_every_error_class_becomes_a_problem_with_its_text(
     client: TestClient, broker: FakeBroker, kind: type[BergsonError]
 ) -> None:
     broker.error = kind("what went wrong, and what to do")
-    problem = problem_of(client.get("/workers"), KINDS[kind.code].status, kind.code)
+    problem = problem_of(client.get("/workers"), PROBLEM_KINDS[kind.code].status, kind.code)
     assert problem.detail == "what went wrong, and what to do"
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import ProfileSpec
-from service.http.problems import KINDS, MEDIA_TYPE, ProblemDetails
+from service.http.problems import MEDIA_TYPE, PROBLEM_KINDS, ProblemDetails
 from service.openapi.metadata import TAGS
 from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
 
@@ -107,7 +107,11 @@ def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> Non
             }
             for code, example in response["content"][MEDIA_TYPE]["examples"].items():
                 problem = ProblemDetails.model_validate(example["value"])
-                assert (problem.code, problem.status) == (code, int(status)) == (code, KINDS[code].status)
+                assert (
+                    (problem.code, problem.status)
+                    == (code, int(status))
+                    == (code, PROBLEM_KINDS[code].status)
+                )
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 

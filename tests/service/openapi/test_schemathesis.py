@@ -13,7 +13,7 @@ from hypothesis import settings as limited
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from bergson_core.storage.document_table import TEXTS, texts_table, write_texts
+from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from service.app import create_app
 from service.openapi import examples
 from service.settings import ServiceSettings
@@ -44,9 +44,9 @@ def roomy(app: FastAPI, settings: ServiceSettings, broker: FakeBroker) -> FastAP
     """The service over the same index, with a job, and room for what is too long for a field."""
     job = JobRecord(job_id=examples.JOB_ID, kind="build", index="facts", state="succeeded", created_at=NOW)
     broker.put(job)
-    texts = settings.indexes_dir / "facts" / "shards" / "00000" / TEXTS
+    texts = settings.indexes_dir / "facts" / "shards" / "00000" / DOCUMENT_TABLE_FILE
     texts.parent.mkdir(parents=True)
-    write_texts(texts, texts_table([], np.zeros(0), []))
+    write_document_table(texts, make_document_table([], np.zeros(0), []))
     return create_app(settings.model_copy(update={"max_body_bytes": 2**27}), broker)  # type: ignore[arg-type]
 
 

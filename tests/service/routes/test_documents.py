@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.storage.document_table import TEXTS, texts_table, write_texts
+from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -34,7 +34,9 @@ def news(settings: ServiceSettings) -> Path:
         SimpleNamespace(id=one, prompt=f"text of {one}", completion=None, metadata={"source": "wiki"})
         for one in IDS
     ]
-    write_texts(shard / TEXTS, texts_table(records, np.array([1.5] * 4 + [np.nan]), [6] * 5))
+    write_document_table(
+        shard / DOCUMENT_TABLE_FILE, make_document_table(records, np.array([1.5] * 4 + [np.nan]), [6] * 5)
+    )
     return settings.indexes_dir / "news"
 
 

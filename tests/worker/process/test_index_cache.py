@@ -4,10 +4,10 @@ import pytest
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound
 from tests.worker.fakes import FakeCore, FakeIndex, publish, spec
-from worker.process.index_cache import Residency
+from worker.process.index_cache import IndexCache
 
 
-def get(residency: Residency, name: str) -> FakeIndex:
+def get(residency: IndexCache, name: str) -> FakeIndex:
     index = residency.get(name)
     assert isinstance(index, FakeIndex)
     return index
@@ -15,14 +15,14 @@ def get(residency: Residency, name: str) -> FakeIndex:
 
 def test_an_index_is_opened_once(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts")
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     assert residency.get("facts") is residency.get("facts")
     assert core.opened == ["facts"]
 
 
 def test_a_new_generation_is_opened(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts", generation=1)
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     assert get(residency, "facts").manifest.generation == 1
     publish(tmp_path / "facts", generation=2)
     assert get(residency, "facts").manifest.generation == 2
@@ -31,7 +31,7 @@ def test_a_new_generation_is_opened(core: FakeCore, tmp_path: Path):
 
 def test_an_index_that_is_gone_is_dropped(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts")
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     residency.get("facts")
     (tmp_path / "facts" / "manifest.json").unlink()
     with pytest.raises(IndexNotFound, match="facts"):
@@ -40,7 +40,7 @@ def test_an_index_that_is_gone_is_dropped(core: FakeCore, tmp_path: Path):
 
 
 def test_models_in_memory_are_told_with_the_indexes_that_use_them(core: FakeCore, tmp_path: Path):
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     assert residency.models == []
     for name in ("a", "b"):
         publish(tmp_path / name)
@@ -57,7 +57,7 @@ def test_models_in_memory_are_told_with_the_indexes_that_use_them(core: FakeCore
 def test_the_least_recently_used_makes_room(core: FakeCore, tmp_path: Path):
     for name in ("a", "b", "c"):
         publish(tmp_path / name)
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     for name in ("a", "b", "a", "c"):
         residency.get(name)
     assert residency.names == ["a", "c"]
@@ -67,7 +67,7 @@ def test_two_indexes_of_one_model_share_it(core: FakeCore, tmp_path: Path):
     for name in ("a", "b"):
         publish(tmp_path / name)
     publish(tmp_path / "bf16", spec(dtype="bfloat16"))
-    residency = Residency(tmp_path, 3)
+    residency = IndexCache(tmp_path, 3)
     assert get(residency, "a").model is get(residency, "b").model
     assert get(residency, "bf16").model != get(residency, "a").model
     assert core.loaded == [("tiny", None, "float32"), ("tiny", None, "bfloat16")]
@@ -76,7 +76,7 @@ def test_two_indexes_of_one_model_share_it(core: FakeCore, tmp_path: Path):
 def test_a_model_goes_with_the_last_index_that_uses_it(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "a")
     publish(tmp_path / "other", spec(model="another"))
-    residency = Residency(tmp_path, 1)
+    residency = IndexCache(tmp_path, 1)
     for name in ("a", "other", "a"):
         residency.get(name)
     assert [name for name, _, _ in core.loaded] == ["tiny", "another", "tiny"]
@@ -85,7 +85,7 @@ def test_a_model_goes_with_the_last_index_that_uses_it(core: FakeCore, tmp_path:
 def test_a_model_that_changed_under_its_name_is_loaded_anew(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "old", model="a" * 64)
     publish(tmp_path / "new", model="b" * 64)
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     assert get(residency, "old").model != get(residency, "new").model
 
 
@@ -93,7 +93,7 @@ def test_an_index_that_cannot_be_opened_takes_no_room(core: FakeCore, tmp_path: 
     publish(tmp_path / "good")
     publish(tmp_path / "bad")
     (tmp_path / "bad" / "manifest.json").write_text("{}")
-    residency = Residency(tmp_path, 2)
+    residency = IndexCache(tmp_path, 2)
     residency.get("good")
     with pytest.raises(IndexCorrupt):
         residency.get("bad")

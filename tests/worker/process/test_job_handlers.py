@@ -11,7 +11,7 @@ from bergson_core.schemas.results import Progress
 from tests.worker.fakes import FakeCore, publish, spec
 from worker.messages import JOB, BuildJob
 from worker.process import job_handlers
-from worker.process.index_cache import Residency
+from worker.process.index_cache import IndexCache
 from worker.settings import Settings
 
 
@@ -74,7 +74,7 @@ def test_the_file_stays_only_where_another_worker_reads_it(
 def test_the_setting_says_where_shards_are_made_and_searched(core: FakeCore, settings: Settings):
     on_ray = settings.model_copy(update={"executor": "ray"})
     run(on_ray, spec())
-    Residency(on_ray.indexes_dir, 1, on_ray.executor).get("facts")
+    IndexCache(on_ray.indexes_dir, 1, on_ray.executor).get("facts")
     run(settings, spec(), index="other")
     assert core.executors == ["ray", "ray", "local"]
 
@@ -277,7 +277,7 @@ def test_a_change_with_a_forbidden_path_reads_nothing(settings: Settings, kind: 
         {"kind": kind, "job_id": "j-1", "index": "facts", "request_id": "r", "spec": spec}
     )
     with pytest.raises(InvalidInput, match=r"dataset\.path: expected"):
-        job_handlers.run(job, settings, lambda progress: None, lambda: None)
+        job_handlers.run_job(job, settings, lambda progress: None, lambda: None)
 
 
 def test_what_a_stopped_change_left_in_a_published_index_is_removed_and_nothing_else(tmp_path: Path):

@@ -25,7 +25,7 @@ from tests.worker.helpers import (
 from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
 from worker.queue import job_queue as keys
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
-from worker.queue.query_queue import KEPT_S, TAKEN, query_key
+from worker.queue.query_queue import CLAIMED_QUERIES, KEPT_S, query_key
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
@@ -113,9 +113,9 @@ def test_a_query_of_a_killed_worker_is_redone_once_and_then_refused(redis: Redis
     send(redis)
     assert len(make_queue("w-1").queries.take()) == 1
     assert make_queue("w-2").queries.take() == []
-    let_lapse(redis, TAKEN)
+    let_lapse(redis, CLAIMED_QUERIES)
     assert len(make_queue("w-2").queries.take()) == 1
-    let_lapse(redis, TAKEN)
+    let_lapse(redis, CLAIMED_QUERIES)
     assert make_queue("w-3").queries.take() == []
     assert "died" in refusal(redis).detail
 
@@ -124,7 +124,7 @@ def test_a_query_that_is_held_is_not_redone(redis: Redis, make_queue: MakeQueue)
     send(redis)
     first = make_queue("w-1")
     taken = first.queries.take()
-    let_lapse(redis, TAKEN)
+    let_lapse(redis, CLAIMED_QUERIES)
     first.queries.hold(taken)
     assert make_queue("w-2").queries.take() == []
 
@@ -143,7 +143,7 @@ def test_a_query_that_redis_has_forgotten_is_dropped(redis: Redis, make_queue: M
     if taken:
         make_queue("w-1").queries.take()
     redis.delete(query_key("q-1"))
-    let_lapse(redis, TAKEN)
+    let_lapse(redis, CLAIMED_QUERIES)
     assert make_queue("w-2").queries.take() == []
     assert left(redis) == []
 
@@ -172,12 +172,12 @@ def test_a_message_that_nobody_can_be_told_about_is_dropped(redis: Redis, queue:
     send(redis, raw=message)
     assert queue.queries.take() == []
     assert left(redis) == []
-    assert not redis.exists(REPLY_TO, keys.TAKEN + "x")
+    assert not redis.exists(REPLY_TO, keys.CLAIMED_JOBS + "x")
     assert jobs_left(redis) == []
 
 
 def test_a_query_that_wants_its_answer_in_a_foreign_key_is_refused(redis: Redis, queue: WorkerQueue):
-    send(redis, reply_to=keys.TAKEN)
+    send(redis, reply_to=keys.CLAIMED_JOBS)
     assert queue.queries.take() == []
     assert jobs_left(redis) == []
 
@@ -228,7 +228,7 @@ def test_a_job_that_was_left_goes_before_those_that_wait(redis: Redis, make_queu
 def test_a_line_whose_jobs_redis_has_forgotten_holds_nobody_up(redis: Redis, queue: WorkerQueue):
     submit(redis, "ada-0", "a-0", lane="ada")
     submit(redis, "bob-0", "b-0", lane="bob")
-    redis.delete(keys.LANE + "ada")
+    redis.delete(keys.KEY_QUEUE + "ada")
     assert taken_jobs(queue) == ["bob-0"]
 
 
@@ -269,7 +269,7 @@ def test_the_old_owner_of_a_stolen_job_changes_nothing(redis: Redis, make_queue:
     with pytest.raises(LeaseLost):
         old.check(1e9)
     assert record_of(redis) == before
-    assert cast("float", redis.zscore(keys.TAKEN, "j-1")) > 1000 * time.time()
+    assert cast("float", redis.zscore(keys.CLAIMED_JOBS, "j-1")) > 1000 * time.time()
     thief.finish(new, "succeeded")
     assert record_of(redis).state == "succeeded"
 

@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError
 
 from bergson_core.errors import BergsonError, InvalidInput, RedisUnavailable
 from service.auth.api_keys import Caller
-from service.auth.rate_limits import Limits, shared_storage
+from service.auth.rate_limits import RateLimiter, shared_storage
 from service.queue.broker import Broker
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S, job_of, soon, until
@@ -69,8 +69,8 @@ async def use_everything(broker: Broker) -> None:
         assert [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
     assert len((await broker.jobs(cursor=None))[0]) == 2
     await broker.estimate(EstimateJob(job_id=uuid4().hex, request_id="r", spec=spec()), 20)
-    limits = Limits(shared_storage(broker.pool))
-    await limits.enter(Caller(id="0" * 12, name="ada", rate="3/minute"))
+    limits = RateLimiter(shared_storage(broker.pool))
+    await limits.start_call(Caller(id="0" * 12, name="ada", rate="3/minute"))
 
 
 async def test_tls_is_spoken_to_a_server_whose_certificate_is_trusted(
@@ -105,7 +105,9 @@ async def test_a_user_with_the_rights_that_the_guide_lists_is_enough(
 
 
 def test_the_guide_lists_the_commands_of_all_scripts():
-    called = re.findall(r"redis\.call\('([A-Z]+)'", (REPOSITORY / "worker" / "scripts.py").read_text())
+    called = re.findall(
+        r"redis\.call\('([A-Z]+)'", (REPOSITORY / "worker" / "queue" / "lua_scripts.py").read_text()
+    )
     assert {f"+{one.lower()}" for one in called} <= set(RULE.split())
 
 

@@ -24,7 +24,7 @@ from tests.worker.helpers import (
 from worker.messages import JOB, BuildJob, JobRecord, Query
 from worker.queue import job_queue as keys
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import TAKEN, query_key
+from worker.queue.query_queue import CLAIMED_QUERIES, query_key
 
 MakeQueue = Callable[[str], WorkerQueue]
 BUILD = BuildJob(job_id="j-1", index="facts", spec=spec(), request_id="r").model_dump_json()
@@ -52,7 +52,7 @@ def test_a_query_that_somebody_put_there_ends_no_worker_and_does_not_come_back(
     send(redis, raw=message)
     send(redis, "q-2")
     assert taken_ids(queue) == ["q-2"]
-    assert sorted(left(redis)) == sorted([TAKEN, query_key("q-2")])
+    assert sorted(left(redis)) == sorted([CLAIMED_QUERIES, query_key("q-2")])
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -63,11 +63,11 @@ def test_a_query_whose_key_is_of_another_type_holds_up_no_other(
     send(redis, "q-2")
     if taken:
         assert len(taken_ids(make_queue("w-1"))) == 2
-        let_lapse(redis, TAKEN)
+        let_lapse(redis, CLAIMED_QUERIES)
     redis.delete(query_key("q-1"))
     redis.set(query_key("q-1"), "x")
     assert taken_ids(make_queue("w-2")) == ["q-2"]
-    let_lapse(redis, TAKEN)
+    let_lapse(redis, CLAIMED_QUERIES)
     assert "q-1" not in taken_ids(make_queue("w-3"))
 
 

@@ -12,7 +12,7 @@ from tests.worker.helpers import let_lapse, record_of, replies, send, submit, un
 from worker.messages import Heartbeat
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import TAKEN
+from worker.queue.query_queue import CLAIMED_QUERIES
 from worker.settings import Settings
 from worker.telemetry.metrics import WorkerMetrics
 
@@ -96,7 +96,7 @@ def test_work_of_a_silent_worker_is_counted_as_reclaimed_and_in_the_end_as_given
         queue.take_job()
         queue.queries.take()
         let_lapse(redis)
-        let_lapse(redis, TAKEN)
+        let_lapse(redis, CLAIMED_QUERIES)
     found = [numbers(queue.metrics) for queue in workers]
     assert [of(one, "bergson_reclaimed_total", work="job") for one in found] == [0, 1, 1, 0]
     assert [of(one, "bergson_given_up_total", work="job") for one in found] == [0, 0, 0, 1]

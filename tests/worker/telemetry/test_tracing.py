@@ -38,9 +38,9 @@ def spans() -> Iterator[InMemorySpanExporter]:
     """All spans that have ended."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing.use(provider)
+    tracing.use_provider(provider)
     yield exporter
-    tracing.use(None)
+    tracing.use_provider(None)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ async def test_where_nobody_traces_nothing_is_sent(client: httpx.AsyncClient, br
 def test_without_an_endpoint_nothing_is_traced_or_loaded_for_it(installed: bool):
     program = (
         f"import sys; {installed} or sys.modules.update({{'opentelemetry.sdk': None}})\n"
-        "import service.__main__, worker.__main__; from worker import tracing; tracing.configure('x')\n"
+        "import service.__main__, worker.__main__; from worker.telemetry import tracing; tracing.configure('x')\n"
         "with tracing.span('a', 'server', [None], {}): assert tracing.traceparent() is None\n"
         "print('opentelemetry.exporter' in sys.modules)"  # FastAPI and redis load other parts of it
     )
@@ -212,7 +212,7 @@ def test_spans_go_to_the_endpoint_of_the_environment_under_the_name_of_the_proce
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         run(
-            "from worker import tracing; tracing.configure('bergson-web')\n"
+            "from worker.telemetry import tracing; tracing.configure('bergson-web')\n"
             "with tracing.span('GET /livez', 'server', [None], {}): pass",
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         )

@@ -1,0 +1,89 @@
+from . import errors as errors
+from .attribution.corpus_scores import score_corpus, self_influence
+from .attribution.index import AttributionIndex
+from .attribution.near_duplicates import document_numbers, near_duplicates
+from .attribution.profile_fitting import fit_profile
+from .attribution.score_totals import ScoreTotals, top_documents
+from .attribution.unlearning import Unlearner
+from .evaluation.evaluate import evaluate_index
+from .evaluation.queries import EvaluationQuery
+from .gradients.collector import GradientCollector
+from .gradients.normalizer_fitting import fit_processor
+from .gradients.processor import GradientProcessor
+from .gradients.row_collector import collect_gradients
+from .indexing.append import append_documents
+from .indexing.build import build_index
+from .indexing.compact import compact_index
+from .indexing.estimate import estimate_build
+from .indexing.executor import Executor, LocalExecutor
+from .integrations.hf_trainer import IndexCallback
+from .integrations.ray_executor import RayExecutor
+from .models.loading import LanguageModel, load_model
+from .schemas.build import (
+    AppendSpec,
+    BuildSpec,
+    ColumnsSpec,
+    DatasetSpec,
+    GradientSpec,
+    ScoringSpec,
+    SearchSpec,
+)
+from .schemas.evaluation import Evaluation, EvaluationSpec, TrainingSpec
+from .schemas.query import AttributionQuery, VerifySpec
+from .schemas.results import Answer, Estimate, Progress, ResultRow
+from .schemas.training import TrainingSchedule
+from .storage.document_lookup import take_down_document
+from .storage.manifest import Manifest, read_manifest
+from .utils.table_writer import write_table
+from .version import __version__ as __version__
+
+__all__ = [
+    "Answer",
+    "AppendSpec",
+    "AttributionIndex",
+    "AttributionQuery",
+    "BuildSpec",
+    "ColumnsSpec",
+    "DatasetSpec",
+    "Estimate",
+    "Evaluation",
+    "EvaluationQuery",
+    "EvaluationSpec",
+    "Executor",
+    "GradientCollector",
+    "GradientProcessor",
+    "GradientSpec",
+    "IndexCallback",
+    "LanguageModel",
+    "LocalExecutor",
+    "Manifest",
+    "Progress",
+    "RayExecutor",
+    "ResultRow",
+    "ScoreTotals",
+    "ScoringSpec",
+    "SearchSpec",
+    "TrainingSchedule",
+    "TrainingSpec",
+    "Unlearner",
+    "VerifySpec",
+    "__version__",
+    "append_documents",
+    "build_index",
+    "collect_gradients",
+    "compact_index",
+    "document_numbers",
+    "errors",
+    "estimate_build",
+    "evaluate_index",
+    "fit_processor",
+    "fit_profile",
+    "load_model",
+    "near_duplicates",
+    "read_manifest",
+    "score_corpus",
+    "self_influence",
+    "take_down_document",
+    "top_documents",
+    "write_table",
+]
