@@ -8,7 +8,6 @@ soon as it is whole. All that follows is local, and a build that is killed goes 
 whatever the source has become. The index keeps these texts anyway.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -29,6 +28,7 @@ from bergson_core.data.dataset import (
 )
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.utils.atomic_files import atomic_path
 from bergson_core.utils.progress import StageProgress
 
 STREAMED_FILE: Final = "documents.arrow"
@@ -79,15 +79,12 @@ def _write(batches: Iterator[pa.Table], path: Path, name: str, report: Callable[
     first = next(batches, None)
     if first is None:
         raise empty_dataset_error(name)
-    temporary, clock = path.with_name(f".{path.name}.tmp"), StageProgress("read", total=0)
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_stream(file, first.schema) as writer:
-                for table in chain([first], batches):
-                    writer.write_table(table)
-                    report(clock.advance(len(table), tokens=0))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    clock = StageProgress("read", total=0)
+    with (
+        atomic_path(path, durable=True, exclusive=True) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_stream(file, first.schema) as writer,
+    ):
+        for table in chain([first], batches):
+            writer.write_table(table)
+            report(clock.advance(len(table), tokens=0))

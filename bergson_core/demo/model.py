@@ -6,10 +6,7 @@ How it is trained is in `demo_training`, which is loaded only where there is som
 
 import hashlib
 import json
-import os
-import shutil
 import time
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +15,7 @@ from bergson_core.demo.recipe import DemoRecipe
 from bergson_core.demo.synthetic_facts import FactCorpus
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.training import TrainingProgress
+from bergson_core.utils.atomic_files import atomic_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,19 +92,7 @@ def _publish(
     directory: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", stamp: dict[str, object]
 ) -> None:
     """Writes beside the place, flushes to disk and renames; an older demo model there is removed."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
-    new.mkdir()
-    try:
+    with atomic_directory(directory) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / _STAMP).write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
-        for path in new.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,6 @@ answer is usually about somebody else. Nothing here imports torch.
 """
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.queries import EvaluationDocument, EvaluationQuery
+from bergson_core.utils.atomic_files import atomic_path
 
 FIRST_NAMES = tuple(
     "Adala Berin Corvan Delia Edrik Fenna Galen Hestia Ivo Jorun Kelda Lorin Mirel Nadir Orla "
@@ -182,12 +182,8 @@ def _draw_names(people: int, rng: random.Random) -> list[str]:
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path, durable=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def _read_lines(path: Path, fields: frozenset[str]) -> Iterator[dict[str, str]]:

@@ -9,7 +9,6 @@ computed again, and a broken series goes on where it was.
 
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import tempfile
@@ -30,6 +29,7 @@ from bergson_core.evaluation.training_loop import reproducible, train
 from bergson_core.models.forward_backward import document_losses
 from bergson_core.models.loading import LanguageModel, as_language_model, load_model
 from bergson_core.schemas.training import TrainingSchedule
+from bergson_core.utils.atomic_files import write_atomically
 
 _SAID: Final = 300
 """Characters of a failed command's last words that its error repeats."""
@@ -214,9 +214,7 @@ def _make(trainer: Trainer, queries: Sequence[Tokens], run: _Run) -> str | None:
         return str(error)
     if not np.isfinite(losses).all():
         return "the loss of a query is not finite under the trained model"
-    temporary = run.path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(losses.tolist()))
-    temporary.rename(run.path)
+    write_atomically(run.path, json.dumps(losses.tolist()).encode())
     return None
 
 

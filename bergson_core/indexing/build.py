@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -45,11 +44,10 @@ from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, open_row_encoder, preconditions_before_signs
 from bergson_core.shards.shard import ShardPosition
+from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.progress import StageProgress
-
-BUILD_STAMP_FILE: Final = "building.json"
 
 
 def build_index(
@@ -106,7 +104,7 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
     except IndexNotFound:
         stamp = output / BUILD_STAMP_FILE
         if not stamp.is_file():
-            if output.exists() and any(path.name != ".lock" for path in output.iterdir()):
+            if output.exists() and any(path.name != LOCK_FILE for path in output.iterdir()):
                 raise IndexExists(
                     f"{output} is not empty and holds no index; expected a new directory"
                 ) from None

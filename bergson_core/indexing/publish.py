@@ -27,14 +27,20 @@ from bergson_core.schemas.build import BuildSpec, SearchKind
 from bergson_core.schemas.results import Progress
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
-from bergson_core.search.faiss_index import build_shard_search, search_path, shard_features
+from bergson_core.search.faiss_index import build_shard_search, shard_features
 from bergson_core.search.profile import Profile, write_lengths
 from bergson_core.search.recall import RecallQueries, candidate_kinds, choose_kind, measure_recall
 from bergson_core.search.significance import calibrate_notice
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape, Shard, disk_errors, total_moment
 from bergson_core.storage.integrity import file_entry, flush_files, remove_unpublished_files
-from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path
+from bergson_core.storage.layout import (
+    DEFAULT_PROFILE,
+    LOCK_FILE,
+    lengths_path,
+    preconditioner_path,
+    search_path,
+)
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -68,7 +74,7 @@ def index_write_lock(root: Path) -> Iterator[None]:
     Raises `IndexBusy` where one is there, and `DiskFull` where there is no room for what is written here.
     """
     try:
-        with FileLock(root / ".lock", timeout=0), disk_errors(root):
+        with FileLock(root / LOCK_FILE, timeout=0), disk_errors(root):
             yield
     except Timeout:
         raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None

@@ -39,7 +39,9 @@ from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtyp
 from bergson_core.search.recall import QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import ShardPosition, ShardWriter
+from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, ShardEntry
+from bergson_core.utils.atomic_files import atomic_path
 
 _ROWS: Final = "rows.bin"
 _SNAPSHOT: Final = "bergson_rows.bin"
@@ -97,10 +99,10 @@ class IndexCallback(TrainerCallback):
             raise IndexExists(f"{self.output} holds the index of a run already; choose another directory")
         self.output.mkdir(parents=True, exist_ok=True)
         try:
-            self._open.enter_context(FileLock(self.output / ".lock", timeout=0))
+            self._open.enter_context(FileLock(self.output / LOCK_FILE, timeout=0))
         except Timeout:
             raise IndexBusy(f"{self.output} is being written by another process") from None
-        (self.output / "building.json").write_text(f'{{"spec": "{self._spec.rows_fingerprint()}"}}')
+        (self.output / BUILD_STAMP_FILE).write_text(f'{{"spec": "{self._spec.rows_fingerprint()}"}}')
         statistics = self.output / "statistics"
         if state.global_step and not _snapshot(args, state).is_file():
             raise InvalidInput(
@@ -133,9 +135,8 @@ class IndexCallback(TrainerCallback):
         """Puts a copy of the rows into the checkpoint."""
         self._recorder.rows.flush()
         place = _snapshot(args, state)
-        temporary = place.with_suffix(".tmp")
-        shutil.copyfile(self.output / _ROWS, temporary)
-        temporary.rename(place)
+        with atomic_path(place) as temporary:
+            shutil.copyfile(self.output / _ROWS, temporary)
 
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Saves the model, turns the rows into shards, and publishes the index."""
@@ -148,7 +149,7 @@ class IndexCallback(TrainerCallback):
             collector = RowCollector(final, processor, list(self._recorder.layers))
             self._finish(final, RowEncoder(collector, self._settings.rows))
             (self.output / _ROWS).unlink()
-            (self.output / "building.json").unlink()
+            (self.output / BUILD_STAMP_FILE).unlink()
 
     def _describe(self, model: nn.Module) -> BuildSpec:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from torch import Tensor
 
 from bergson_core.schemas.build import SearchKind
-from bergson_core.search.faiss_index import QUERY_BITS, search_path
+from bergson_core.search.faiss_index import QUERY_BITS
 from bergson_core.search.thread_pool import parallel_map
 from bergson_core.shards.shard import Shard
+from bergson_core.storage.layout import search_path
 from bergson_core.utils.memory_map import release_pages
 
 _MERGED_FROM: Final = 2**20

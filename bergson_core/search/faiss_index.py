@@ -20,17 +20,13 @@ from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import Normalize, SearchKind
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.integrity import file_entry
+from bergson_core.storage.layout import search_path
 from bergson_core.storage.manifest import FileEntry
 
 _AT_ONCE: Final = 1024
 QUERY_BITS: Final = 4
 """Of each number of a query, where rows have one: as the paper has it. Eight found no more of the best rows of 250,000
 and took half as long again."""
-
-
-def search_path(kind: SearchKind, shard: str) -> str:
-    """Where below its directory an index keeps what finds candidates in a shard."""
-    return f"search/{kind}/{shard}.faiss"
 
 
 def score_features(

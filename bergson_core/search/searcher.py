@@ -21,7 +21,6 @@ from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import SampledRows
 from bergson_core.search.candidates import Candidates
 from bergson_core.search.exact_scores import ExactScores, StoredRow
-from bergson_core.search.faiss_index import search_path
 from bergson_core.search.hits import Hit, SearchResult, StoredDocument
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
@@ -30,7 +29,7 @@ from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.document_table import document_at
 from bergson_core.storage.integrity import find_damaged_files
-from bergson_core.storage.layout import lengths_path
+from bergson_core.storage.layout import lengths_path, search_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
 
 _ALL_BELOW: Final = 10

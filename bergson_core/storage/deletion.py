@@ -7,6 +7,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from bergson_core.errors import IndexBusy, IndexNotFound
+from bergson_core.storage.layout import LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE
 
 _GRAVE = ".deleted-"
@@ -21,7 +22,7 @@ def delete_index(index: str | Path) -> None:
     if not (root / MANIFEST_FILE).is_file():
         raise IndexNotFound.named(root.name)
     try:
-        with FileLock(root / ".lock", timeout=0):
+        with FileLock(root / LOCK_FILE, timeout=0):
             root.rename(root.with_name(f"{_GRAVE}{uuid4().hex}"))
     except Timeout:
         raise IndexBusy(f"{root.name} is being written: wait for its job, or cancel it") from None

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock
 
-_LOG: Final = "takedowns.jsonl"
+from bergson_core.storage.layout import TAKEDOWN_LOG_FILE
 
 
 def record_takedown(root: Path, document_id: str, check: Callable[[], int]) -> None:
@@ -27,7 +27,7 @@ def record_takedown(root: Path, document_id: str, check: Callable[[], int]) -> N
             "generation": check(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        with (root / _LOG).open("ab+") as file:
+        with (root / TAKEDOWN_LOG_FILE).open("ab+") as file:
             # A process may have been killed in the middle of a line: nobody was told that it stood.
             file.truncate(len(_whole_lines(file, 0)))
             file.write(json.dumps(line).encode() + b"\n")
@@ -53,7 +53,7 @@ class TakedownLog:
     """
 
     def __init__(self, root: Path) -> None:
-        self._path, self.offset = root / _LOG, 0
+        self._path, self.offset = root / TAKEDOWN_LOG_FILE, 0
         self.lines = 0
 
     def read_new_lines(self) -> list[dict[str, Any]]:

@@ -1,34 +1,75 @@
-"""TODO"""
+"""Files that are replaced in one step: a reader sees the old content or the new, never a part of it."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's content."""
+    """Returns the sha256 of a file's content as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file as one step: a reader sees the old or the new content, also after a power cut."""
-    write_atomically(path, content, durably=True)
-    fsync_path(path.parent)
+    """Replaces a file in one step. The new content survives a power cut once this returns."""
+    with atomic_path(path, durable=True) as temporary:
+        temporary.write_bytes(content)
 
 
-def write_atomically(path: Path, content: bytes, durably: bool = False) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file in one step, without waiting for the disk."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = False, exclusive: bool = False) -> Iterator[Path]:
+    """Yields a path beside `path`, where the caller makes a file, and renames that to `path` at the end.
+
+    Where the block raises, what it made is removed and `path` stays as it was.
+
+    Args:
+        path: The file to create or replace. Its directory exists.
+        durable: Flush the content and the directory to disk before this returns.
+        exclusive: The caller holds a lock on `path`. The temporary name is then always the same, so that what a killed
+            process left behind is overwritten by the next one instead of staying for ever.
+    """
+    temporary = path.with_name(f".{path.name}.tmp" if exclusive else f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            if durably:
-                os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            fsync_path(temporary)
         temporary.replace(path)
+        if durable:
+            fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields a new directory beside `path`, and puts it in the place of `path` at the end, flushed to disk.
+
+    A directory that stands there is removed. Where the block raises, `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f".{path.name}.{uuid4().hex}.{suffix}") for suffix in ("tmp", "old"))
+    new.mkdir()
+    try:
+        yield new
+        for file in new.iterdir():
+            fsync_path(file)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def fsync_path(path: Path) -> None:

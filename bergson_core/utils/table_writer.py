@@ -4,7 +4,6 @@ A file is made beside its place under a name that starts with a dot, flushed to 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bergson_core.errors import InvalidInput
+from bergson_core.utils.atomic_files import atomic_path
 
 _GROUP_BYTES: Final = 2**24
 """Of a Parquet row group, before compression."""
@@ -49,23 +49,13 @@ def from_json(text: str) -> dict[str, Any]:
 @contextmanager
 def _whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     """A file that becomes `path` at the end, unless something goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        check_output(path, overwrite=overwrite)
-        temporary.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with atomic_path(path, durable=True) as temporary:
+            with temporary.open("wb") as file:
+                yield file
+            check_output(path, overwrite=overwrite)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:

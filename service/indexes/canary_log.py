@@ -7,7 +7,6 @@ and has the last `MOST_RUNS` runs. No torch here.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 
 from bergson_core.schemas.results import ResultModel
 from bergson_core.storage.manifest import MANIFEST_FILE
+from bergson_core.utils.atomic_files import write_durably
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,7 @@ def append_run(settings: Settings, run: CanaryRun) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         lines = path.read_bytes().splitlines(keepends=True)[1 - MOST_RUNS :] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.writelines([*lines, run.model_dump_json().encode() + b"\n"])
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, b"".join([*lines, run.model_dump_json().encode() + b"\n"]))
     return path
 
 

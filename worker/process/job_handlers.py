@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -20,7 +19,9 @@ from bergson_core.models.lora import adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.storage.integrity import remove_unpublished_files
+from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
+from bergson_core.utils.atomic_files import write_atomically
 from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
 from worker.settings import Settings
 
@@ -119,10 +120,10 @@ def discard(directory: Path) -> bool:
 
     Of a published index only what an append or a compaction left is removed. What another process is writing stays.
     """
-    if not (directory / "building.json").is_file() and not (directory / MANIFEST_FILE).exists():
+    if not (directory / BUILD_STAMP_FILE).is_file() and not (directory / MANIFEST_FILE).exists():
         return False
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        with FileLock(directory / LOCK_FILE, timeout=0):
             if (directory / MANIFEST_FILE).exists():
                 remove_unpublished_files(directory, read_manifest(directory))
                 return False
@@ -212,12 +213,5 @@ def _write(documents: Iterable[InlineDocument], uploads: Path, index: str) -> Pa
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
     path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
     uploads.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=uploads, prefix=".writing-", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    write_atomically(path, content)
     return path
