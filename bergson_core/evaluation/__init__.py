@@ -1,0 +1,1 @@
+"""How good an index is: retrieval, unlearning, retraining without documents, beside baselines."""

@@ -1,0 +1,1 @@
+"""An index is built, extended, compacted, estimated and published."""

@@ -1,0 +1,1 @@
+"""Other people's systems: Ray clusters, the Hugging Face Trainer."""

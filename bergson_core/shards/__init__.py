@@ -1,0 +1,1 @@
+"""Rows on disk: how they are encoded, written and mapped back."""

@@ -1,0 +1,1 @@
+"""Small tools that know nothing of attribution: atomic files, memory maps, progress, sandboxed regular expressions."""

@@ -1,0 +1,1 @@
+"""What all routes share: middleware, strict JSON, problems, dependencies, metrics."""

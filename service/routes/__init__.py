@@ -1,1 +1,1 @@
-"""One file a resource; each view says what it calls and nothing more."""
+"""The HTTP routes, one file a resource."""

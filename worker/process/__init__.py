@@ -1,0 +1,1 @@
+"""One worker: its loop, the jobs and queries that it runs, its open indexes, its heartbeat."""
