@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bergson_core.schemas.base import Spec
+from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.build import BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.results import Answer, ResultModel, SizesBytes
+from bergson_core.schemas.results import Answer, SizesBytes
 from bergson_core.storage.manifest import NoticeEntry, SearchEntry
 from worker.messages import JobRecord, JobState, Problem, WorkerStatus
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
-from bergson_core.schemas.results import Answer, Estimate, Progress, ResultModel
+from bergson_core.schemas.results import Answer, Estimate, Progress
 
 SCHEMA_VERSION = 3
 MAX_BYTES = 2**28

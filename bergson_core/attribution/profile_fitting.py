@@ -23,12 +23,7 @@ from bergson_core.data.batching import batches
 from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
-from bergson_core.indexing.publish import (
-    ConfirmCallback,
-    ProgressCallback,
-    index_write_lock,
-    publish_next_generation,
-)
+from bergson_core.indexing.publish import index_write_lock, publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LoadModel, context_limit, load_model
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
@@ -36,6 +31,7 @@ from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 MATCHED_SHARE: Final = 1000 / 65536
 """Which eigenvalue the rule matches: the paper's 1,000th of 65,536."""

@@ -16,13 +16,7 @@ from bergson_core.errors import IdsExist
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.indexing.build import out_of_memory_errors, rows_fingerprint
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.publish import (
-    ConfirmCallback,
-    ProgressCallback,
-    index_write_lock,
-    publish_next_generation,
-    rows_per_shard,
-)
+from bergson_core.indexing.publish import index_write_lock, publish_next_generation, rows_per_shard
 from bergson_core.indexing.shard_builder import CheckedDocuments, ShardBuilder, plan_shards
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LanguageModel, LoadModel, load_model, require_same_model
@@ -37,6 +31,7 @@ from bergson_core.storage.document_lookup import existing_ids
 from bergson_core.storage.document_table import document_at, iter_document_tables
 from bergson_core.storage.integrity import APPENDING
 from bergson_core.storage.manifest import Manifest, check_append, read_manifest
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 _MEASURED_FOR: Final = 1.1
 """Times the rows that the search was measured over: with more, it is measured again."""

@@ -27,14 +27,7 @@ from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.publish import (
-    ConfirmCallback,
-    ProgressCallback,
-    index_write_lock,
-    publish_index,
-    rows_per_shard,
-    save_preconditioner,
-)
+from bergson_core.indexing.publish import index_write_lock, publish_index, rows_per_shard, save_preconditioner
 from bergson_core.indexing.shard_builder import CheckedDocuments, ShardBuilder, plan_shards
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LanguageModel, load_model
@@ -47,7 +40,7 @@ from bergson_core.shards.shard import ShardPosition
 from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
-from bergson_core.utils.progress import StageProgress
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
 
 def build_index(

@@ -9,16 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import InvalidInput
-from bergson_core.indexing.publish import (
-    ConfirmCallback,
-    ProgressCallback,
-    index_write_lock,
-    publish_next_generation,
-)
+from bergson_core.indexing.publish import index_write_lock, publish_next_generation
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
 from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 
 def compact_index(

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from bergson_core.data.dataset import Documents
-from bergson_core.indexing.publish import ConfirmCallback, ProgressCallback
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.search.searcher import LocalSearcher, Searcher
 from bergson_core.shards.shard import finished_shard, remove_unaccepted_shards
 from bergson_core.storage.manifest import Manifest, ShardEntry
-from bergson_core.utils.progress import StageProgress
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ the index is removed. Whoever reads has the old index or the new one, whole.
 Legend: m layers, d numbers a layer.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -54,7 +54,7 @@ from bergson_core.storage.manifest import (
     ShardEntry,
 )
 from bergson_core.utils.atomic_files import write_durably
-from bergson_core.utils.progress import run_in_thread
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, run_in_thread
 
 SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
@@ -62,9 +62,6 @@ MOST_SHARDS: Final = 1000
 """Of an index: each takes about a tenth of a millisecond to open. So those of a large one are larger."""
 LARGEST_SHARD_BYTES: Final = 2 * 2**30
 """Whatever the index: a shard is in memory while it is made."""
-
-ProgressCallback = Callable[[Progress], None]
-ConfirmCallback = Callable[[], None]
 
 
 @contextmanager

@@ -16,14 +16,13 @@ from bergson_core.data.batching import Batch, Tokens, batches
 from bergson_core.data.dataset import Documents
 from bergson_core.gradients.device_to_host import overlap_copies
 from bergson_core.gradients.preconditioner import SecondMoment
-from bergson_core.indexing.publish import ProgressCallback
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import ShardPosition, ShardWriter, WrittenShard
-from bergson_core.utils.progress import StageProgress, iterate_while_running
+from bergson_core.utils.progress import ProgressCallback, StageProgress, iterate_while_running
 
 logger = logging.getLogger(__name__)
 

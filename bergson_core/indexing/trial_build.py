@@ -34,7 +34,7 @@ from bergson_core.indexing.cost_meter import (
     SampledRowCollector,
     resident_bytes,
 )
-from bergson_core.indexing.publish import ProgressCallback, rows_per_shard
+from bergson_core.indexing.publish import rows_per_shard
 from bergson_core.indexing.shard_builder import CheckedDocuments
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import select_modules
@@ -46,7 +46,7 @@ from bergson_core.search.recall import RecallQueries, candidate_kinds
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import Manifest, ShardEntry
-from bergson_core.utils.progress import StageProgress
+from bergson_core.utils.progress import ProgressCallback, StageProgress
 
 _ANY_RECALL: Final = 1e-9
 """Random rows are not to be judged."""

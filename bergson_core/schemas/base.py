@@ -28,3 +28,11 @@ class Spec(BaseModel):
         if kinds == {bool} and not isinstance(value, bool):
             raise ValueError(f"expected true or false, got {str(value)[:100]!r}")
         return value
+
+
+class ResultModel(BaseModel):
+    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )

@@ -5,8 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bergson_core.schemas.base import Spec
-from bergson_core.schemas.results import ResultModel
+from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.training import TrainingSchedule
 
 Measure = Literal["retrieval", "unlearning", "tail_patch", "lds", "removal"]

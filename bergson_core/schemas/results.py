@@ -6,17 +6,8 @@ These classes are what the library returns, what crosses Redis, and what HTTP sh
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
-
-
-class ResultModel(BaseModel):
-    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Progress(ResultModel):

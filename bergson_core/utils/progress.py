@@ -10,6 +10,10 @@ from bergson_core.schemas.results import Progress
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+ProgressCallback = Callable[[Progress], None]
+"""Called after each step of a build with its progress so far; it may raise to stop the build."""
+ConfirmCallback = Callable[[], None]
+"""Called just before a change is published; it raises to prevent the publication, for example when a job was lost."""
 _TELL_S: Final = 0.02
 
 

@@ -25,7 +25,7 @@ from limits import RateLimitItem, parse_many
 from pydantic import AfterValidator, Field, ValidationError
 
 from bergson_core.errors import InvalidInput, Unavailable
-from bergson_core.schemas.results import ResultModel
+from bergson_core.schemas.base import ResultModel
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Final
 from filelock import FileLock
 from pydantic import ValidationError
 
-from bergson_core.schemas.results import ResultModel
+from bergson_core.schemas.base import ResultModel
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.utils.atomic_files import write_durably
 from worker.settings import Settings

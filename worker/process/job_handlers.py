@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -17,21 +17,18 @@ from filelock import FileLock, Timeout
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.models.lora import adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
-from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.schemas.results import Estimate
 from bergson_core.storage.integrity import remove_unpublished_files
 from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
 from bergson_core.utils.atomic_files import write_atomically
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import AppendJob, BuildJob, EstimateJob, Job, ProfileJob
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-ProgressCallback = Callable[[Progress], None]
-ConfirmCallback = Callable[[], None]
 
 
 def run_job(
