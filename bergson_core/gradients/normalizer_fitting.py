@@ -14,6 +14,7 @@ from bergson_core.data.batching import Batch, batches
 from bergson_core.data.dataset import iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import upcast
+from bergson_core.gradients.matrix_root import EighFunction
 from bergson_core.gradients.normalizers import NORMALIZERS, Normalizer, with_bias
 from bergson_core.gradients.optimizer_checkpoint import normalizers_from_checkpoint
 from bergson_core.gradients.processor import GradientProcessor
@@ -70,6 +71,7 @@ def fit_gradient_processor(
     sample: Iterable[Batch],
     settings: GradientSpec,
     tell: Callable[[], object] = lambda: None,
+    eigh: EighFunction = torch.linalg.eigh,
 ) -> GradientProcessor:
     """The processor of `settings`, fitted in one streaming pass over `sample`; `tell` is called while it decomposes."""
     bias = settings.include_bias
@@ -90,6 +92,7 @@ def fit_gradient_processor(
             include_bias=bias,
             sampler=sampler,
             tell=tell,
+            eigh=eigh,
         )
     return GradientProcessor(settings.projection_dim, fitted, settings.seed, bias, settings.projection)
 
@@ -103,6 +106,7 @@ def fit_normalizers(
     include_bias: bool = False,
     sampler: torch.Generator | None = None,
     tell: Callable[[], object] = lambda: None,
+    eigh: EighFunction = torch.linalg.eigh,
 ) -> dict[str, Normalizer]:
     """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
 
@@ -139,7 +143,7 @@ def fit_normalizers(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
     return run_in_thread(
-        lambda: {name: chosen.make(sums[name], samples) for name in layers if name in sums}, tell
+        lambda: {name: chosen.make(sums[name], samples, eigh) for name in layers if name in sums}, tell
     )
 
 

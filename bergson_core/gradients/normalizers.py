@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bergson_core.gradients.preconditioner import inverse_root
+from bergson_core.gradients.matrix_root import EighFunction, inverse_root
 
 DAMPING: Final = 1e-4
 """Added to a second moment, in units of its mean: a unit that was silent in the sample is not blown up."""
@@ -209,16 +209,16 @@ def with_bias(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
 
 
-def _make_kfac(sums: Sequence[Tensor], samples: int) -> KfacNormalizer:
+def _make_kfac(sums: Sequence[Tensor], samples: int, eigh: EighFunction) -> KfacNormalizer:
     output, activation, positions = sums
     output, activation = (total.cpu() / positions.cpu().clamp_min(1) for total in (output, activation))
-    return KfacNormalizer(_kfac_root(output), _kfac_root(activation))
+    return KfacNormalizer(_kfac_root(output, eigh), _kfac_root(activation, eigh))
 
 
-def _kfac_root(moment: Tensor) -> Tensor:
-    """The damped inverse root of a matrix [d, d], or of a diagonal [d]."""
+def _kfac_root(moment: Tensor, eigh: EighFunction) -> Tensor:
+    """Returns the damped inverse root of a matrix [d, d], or of a diagonal [d]."""
     if moment.dim() == 2:
-        return inverse_root(moment, KFAC_DAMPING).to(moment.dtype)
+        return inverse_root(moment, KFAC_DAMPING, eigh).to(moment.dtype)
     mean = moment.mean()
     return (moment + KFAC_DAMPING * mean).rsqrt() if mean > 0 else torch.zeros_like(moment)
 
@@ -229,22 +229,22 @@ class NormalizerFunctions:
 
     moments        sums over a batch, from a [n, s, i] and g [n, s, o]
     token_moments  the same for an embedding, from tokens [n, s], g and the vocabulary's size
-    make           the normalizer, from the sums over so many samples
+    make           the normalizer, from the sums, the number of samples, and the eigendecomposition to use
     """
 
     moments: Callable[[Tensor, Tensor], Sequence[Tensor]]
     token_moments: Callable[[Tensor, Tensor, int], Sequence[Tensor]]
-    make: Callable[[Sequence[Tensor], int], Normalizer]
+    make: Callable[[Sequence[Tensor], int, EighFunction], Normalizer]
 
 
 NORMALIZERS: Final = {
     "adafactor": NormalizerFunctions(
         adafactor_moments,
         adafactor_token_moments,
-        lambda sums, samples: AdafactorNormalizer(*(total.cpu() / samples for total in sums)),
+        lambda sums, samples, _eigh: AdafactorNormalizer(*(total.cpu() / samples for total in sums)),
     ),
     "adam": NormalizerFunctions(
-        adam_moments, adam_token_moments, lambda sums, samples: AdamNormalizer(sums[0].cpu() / samples)
+        adam_moments, adam_token_moments, lambda sums, samples, _eigh: AdamNormalizer(sums[0].cpu() / samples)
     ),
     "kfac": NormalizerFunctions(kfac_moments, kfac_token_moments, _make_kfac),
 }

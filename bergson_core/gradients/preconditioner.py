@@ -16,15 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def inverse_root(moment: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:
-    """(M + damping · mean eigenvalue · I)^-½ of a symmetric M, in float64; zero where M is."""
-    values, vectors = torch.linalg.eigh(moment.double())
-    values = values.clamp_min(0)
-    mean = values.mean()
-    if mean == 0:
-        return torch.zeros_like(vectors)
-    return vectors * (values + damping * mean).rsqrt() @ vectors.mT
+from bergson_core.gradients.matrix_root import EighFunction, inverse_root
 
 
 @final
@@ -50,14 +42,28 @@ class Preconditioner:
     inverse_root: Tensor
 
     @classmethod
-    def fit(cls, total: Float[Tensor, "m d d"], rows: int, damping: float) -> "Preconditioner":
-        """From Σ row rowᵀ [m, d, d] over `rows` rows, with `damping` × the mean eigenvalue added, in float64.
+    def fit(
+        cls,
+        total: Float[Tensor, "m d d"],
+        rows: int,
+        damping: float,
+        eigh: EighFunction = torch.linalg.eigh,
+    ) -> "Preconditioner":
+        """Returns the preconditioner of `rows` rows whose outer products sum to `total`, computed in float64.
 
-        A layer whose rows were all zero gets a zero block: it can say nothing about any query.
+        Args:
+            total: Σ row rowᵀ [m, d, d] over the rows.
+            rows: The number of rows in that sum.
+            damping: What is added to each eigenvalue of a module's C, in units of their mean.
+            eigh: The eigendecomposition to use.
+
+        Returns:
+            C^-½ of each module. A module whose rows were all zero gets a block of zeros: it can say nothing about
+            any query.
         """
         roots = torch.zeros(total.shape, dtype=torch.float32)
         for root, block in zip(roots, total, strict=True):
-            root.copy_(inverse_root(block.double().cpu() / rows, damping))
+            root.copy_(inverse_root(block.double().cpu() / rows, damping, eigh))
         return cls(roots)
 
     def save(self, path: Path, second_moment: Float[Tensor, "m d d"]) -> None:
