@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test lint format bench docs system clean distclean
+.PHONY: help demo test lint format bench docs release system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -21,7 +21,8 @@ help:
 	@echo 'make test       lint, types, direction of imports, all tests; installs what they need'
 	@echo 'make lint       the first three of these;  make format  puts the code in shape'
 	@echo 'make bench      the numbers of docs/benchmarks.md'
-	@echo 'make docs       write what docs/ has from the code: the OpenAPI document, the manifest's schema, the settings'
+	@echo 'make docs       write the documents that are made from the code: OpenAPI, settings, pictures'
+	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also the environment $(VENV)'
 	@echo
 	@echo 'PYTHON=python3.12       another Python than python3.11'
@@ -75,8 +76,11 @@ bench: $(VENV)/.installed-dev
 		module=benchmarks.$$(basename "$$file" .py); echo "== $$module"; $(PY) -m "$$module" || exit; \
 	done
 
-docs: $(VENV)/.installed
-	@$(PY) scripts/generate_docs.py
+docs: $(VENV)/.installed-dev
+	@$(PY) -m scripts.generate_docs
+
+release: $(VENV)/.installed-dev
+	@TORCH_INDEX='$(TORCH_INDEX)' sh scripts/release.sh $(PY)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,6 @@
-"""Writes the documents that are made from the code: `python scripts/generate_docs.py`, or `make docs`.
+"""Writes the documents that are made from the code: `python -m scripts.generate_docs`, or `make docs`.
 
-docs/openapi.json, docs/manifest.schema.json and docs/settings.md. A test compares the committed files with `DOCUMENTS`.
+A test compares the committed files with `DOCUMENTS`.
 """
 
 import json
@@ -12,12 +12,18 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest
+from scripts.architecture_map import architecture_svg, folder_tables
 from service.app import create_app
 from service.openapi.metadata import openapi_document
 from service.settings import ClientSettings, ServiceSettings
 from worker.settings import Settings
 
-DOCS: Final = Path(__file__).parent.parent / "docs"
+ROOT: Final = Path(__file__).parent.parent
+DOCS: Final = ROOT / "docs"
+_FOLDERS_BEGIN: Final = (
+    "<!-- folders: written by `make docs` from the first line of each folder's __init__.py -->\n"
+)
+_FOLDERS_END: Final = "<!-- end of folders -->"
 
 _SETTINGS_HEAD: Final = """# Settings
 
@@ -57,6 +63,13 @@ def settings_page() -> str:
     return _SETTINGS_HEAD + "\n".join(sections) + "\n"
 
 
+def contributing_page() -> str:
+    """Returns CONTRIBUTING.md as it is, with the tables of folders made anew."""
+    before, _, rest = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition(_FOLDERS_BEGIN)
+    _, end, after = rest.partition(_FOLDERS_END)
+    return f"{before}{_FOLDERS_BEGIN}\n{folder_tables()}\n{end}{after}"
+
+
 def environment_variable(settings: type[BaseSettings], name: str) -> str:
     """Returns the environment variable that a field of `settings` is read from."""
     alias = settings.model_fields[name].validation_alias
@@ -84,6 +97,8 @@ DOCUMENTS: Final[Mapping[Path, Callable[[], str]]] = {
     DOCS / "openapi.json": openapi_json,
     DOCS / "manifest.schema.json": manifest_schema,
     DOCS / "settings.md": settings_page,
+    DOCS / "architecture.svg": architecture_svg,
+    ROOT / "CONTRIBUTING.md": contributing_page,
 }
 
 
