@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError
 from service.app import create_app
-from service.auth.authorization import check_start
+from service.auth.authorization import require_keys_if_public
 from service.queue.broker import Broker
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import redis_url
@@ -97,20 +97,20 @@ def _serve(settings: ServiceSettings, listening: socket.socket) -> None:
         sys.exit("the service did not start: the log above says why")
 
 
-def _end(signum: int, frame: object) -> None:
+def _exit_on_signal(signum: int, frame: object) -> None:
     sys.exit(0)
 
 
 def main() -> None:
     """Serve until a signal says to stop."""
     # uvicorn raises the signal again when it is done: unwind then, so that the embedded Redis is stopped.
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    signal.signal(signal.SIGINT, _exit_on_signal)
     settings = _read_settings()
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-web")
     try:
-        check_start(settings)
+        require_keys_if_public(settings)
         with closing(_listen(settings)) as listening, redis_url(settings) as url:
             _serve(settings.model_copy(update={"redis_url": url}), listening)
     except BergsonError as error:

@@ -30,7 +30,7 @@ def main(settings: Settings | None = None) -> None:
     tracing.configure("bergson-worker")
     _prepare_libraries(settings.threads)
 
-    logs.adopt_libraries()
+    logs.redirect_libraries()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:

@@ -5,7 +5,7 @@ Every message carries `schema_version`; a reader refuses one it does not know in
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, FiniteFloat, TypeAdapter
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
@@ -13,7 +13,7 @@ from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
 
 SCHEMA_VERSION = 3
-MAX_BYTES = 2**28
+MAX_MESSAGE_BYTES = 2**28
 """Of a message that is read: more than any request has, and less than fills a memory."""
 
 Priority = Literal["interactive", "batch"]
@@ -47,33 +47,33 @@ class Problem(ResultModel):
     detail: str
 
 
-class _Job(RequestMessage):
+class _IndexJob(RequestMessage):
     job_id: str
     index: IndexName
 
 
-class BuildJob(_Job):
+class BuildJob(_IndexJob):
     """Build an index and publish it below the data directory."""
 
     kind: Literal["build"] = "build"
     spec: BuildSpec
 
 
-class AppendJob(_Job):
+class AppendJob(_IndexJob):
     """Add documents to a published index."""
 
     kind: Literal["append"] = "append"
     spec: AppendSpec
 
 
-class ProfileJob(_Job):
+class ProfileJob(_IndexJob):
     """Fit a published index to a task."""
 
     kind: Literal["profile"] = "profile"
     spec: ProfileSpec
 
 
-class CompactJob(_Job):
+class CompactJob(_IndexJob):
     """Remove the bytes of what was taken down from a published index."""
 
     kind: Literal["compact"] = "compact"
@@ -89,7 +89,18 @@ class EstimateJob(RequestMessage):
 
 
 Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Field(discriminator="kind")]
-JOB: TypeAdapter[Job] = TypeAdapter(Job)
+JOB_ADAPTER: TypeAdapter[Job] = TypeAdapter(Job)
+
+
+class ServiceQuery(AttributionQuery):
+    """A prompt and the model's completion of it: which training documents of an index made the model say this?"""
+
+    # A service has several indexes, so `index` is required. The OpenAPI document has always called this class
+    # AttributionQuery, and clients are generated from it.
+    __qualname__ = "AttributionQuery"
+    model_config = ConfigDict(title="AttributionQuery")
+
+    index: IndexName
 
 
 class Query(RequestMessage):
@@ -102,7 +113,7 @@ class Query(RequestMessage):
     deadline: FiniteFloat
     """Unix time in seconds after which nobody waits for the answer."""
     priority: Priority = "interactive"
-    query: AttributionQuery
+    query: ServiceQuery
 
 
 class Reply(Message):

@@ -108,11 +108,11 @@ class Settings(BaseSettings):
         """Where documents that came inline are put while an index is built from them."""
         return self.data_dir / "uploads"
 
-    def allows(self, path: Path) -> bool:
+    def may_read(self, path: Path) -> bool:
         """Whether a job may read what lies at this real path: below one of `roots`, and not what the service keeps."""
         own = self.data_dir.resolve()
         kept = (own / name for name in ("indexes", "uploads", "redis", "keys.json", "canary"))
-        return any(path.is_relative_to(root) for root in self.roots) and not any(
+        return any(path.is_relative_to(root) for root in self.readable_roots) and not any(
             path.is_relative_to(one) for one in kept
         )
 
@@ -122,6 +122,6 @@ class Settings(BaseSettings):
         return 3 * self.heartbeat_s
 
     @property
-    def roots(self) -> tuple[Path, ...]:
+    def readable_roots(self) -> tuple[Path, ...]:
         """Real paths of the directories below which a job may read."""
         return tuple(root.expanduser().resolve() for root in self.allowed_roots or (self.data_dir,))

@@ -20,12 +20,12 @@ from service.auth.api_keys import Caller, parse_rate
 from worker.queue import job_queue
 
 
-def shared_storage(pool: ConnectionPool) -> Storage:
+def redis_storage(pool: ConnectionPool) -> Storage:
     """Counts of all web processes, in Redis.
 
     `limits` installs redis-py only up to 7 for its calls that block; these, which do not, hold with 8 (a test counts).
     """
-    options: dict[str, Any] = {"connection_pool": pool, "key_prefix": job_queue.RATES}
+    options: dict[str, Any] = {"connection_pool": pool, "key_prefix": job_queue.RATE_PREFIX}
     return RedisStorage("async+redis://", implementation="redispy", **options)
 
 

@@ -14,12 +14,12 @@ from starlette.types import Scope
 from service.indexes.canary_log import CanaryRun
 from service.queue.queue_load import QueueLoad
 from worker.messages import Heartbeat
-from worker.telemetry.metrics import SECONDS
+from worker.telemetry.metrics import DURATION_BUCKETS_S
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OTHER = "other"
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OTHER_LABEL = "other"
 
 
 class WebMetrics:
@@ -35,38 +35,38 @@ class WebMetrics:
             "bergson_http_request_duration_seconds",
             "Time from the first byte of a request to the last of its response.",
             ["method", "route"],
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
-        self.cache = Counter(
+        self.cache_requests = Counter(
             "bergson_cache_requests", "Looks into the cache of answers.", ["outcome"], registry=registry
         )
         for outcome in ("hit", "miss"):
-            self.cache.labels(outcome)
+            self.cache_requests.labels(outcome)
 
-    def served(self, scope: Scope, status: int, seconds: float) -> None:
+    def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Counts a request that has ended."""
-        method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        route = route_of(scope)
+        method = scope["method"] if scope["method"] in _KNOWN_METHODS else _OTHER_LABEL
+        route = route_template(scope)
         self._requests.labels(method, route, str(status)).inc()
         self._durations.labels(method, route).observe(seconds)
 
-    def text(self, load: QueueLoad | None, canaries: Sequence[CanaryRun] = ()) -> bytes:
+    def render(self, load: QueueLoad | None, canaries: Sequence[CanaryRun] = ()) -> bytes:
         """All there is to tell, in the text format of Prometheus; `load` is None where Redis does not answer."""
         workers = load.workers if load else ()
         return generate_latest(
-            _Merged([*self._registry.collect(), *_of_the_queue(load), *_of_canaries(canaries)], workers)
+            _MergedCollector([*self._registry.collect(), *_queue_metrics(load), *_canary_metrics(canaries)], workers)
         )
 
 
-def route_of(scope: Scope) -> str:
+def route_template(scope: Scope) -> str:
     """The template of the path of a request that was routed; one value for all that lead nowhere."""
     if isinstance(scope.get("endpoint"), StaticFiles):
         return "/static"
-    return getattr(scope.get("route"), "path_format", _OTHER)
+    return getattr(scope.get("route"), "path_format", _OTHER_LABEL)
 
 
-class _Merged(Collector):
+class _MergedCollector(Collector):
     """`own`, and the samples of `workers` with the label `worker`: one family for what both have."""
 
     def __init__(self, own: Iterable[Metric], workers: Iterable[Heartbeat]):
@@ -83,7 +83,7 @@ class _Merged(Collector):
         return self._families.values()
 
 
-def _of_the_queue(load: QueueLoad | None) -> list[Metric]:
+def _queue_metrics(load: QueueLoad | None) -> list[Metric]:
     up = GaugeMetricFamily(
         "bergson_redis_up", "1 where Redis answers, 0 where not.", value=float(load is not None)
     )
@@ -103,7 +103,7 @@ def _of_the_queue(load: QueueLoad | None) -> list[Metric]:
     return [up, alive, queries, age, jobs]
 
 
-def _of_canaries(runs: Sequence[CanaryRun]) -> list[Metric]:
+def _canary_metrics(runs: Sequence[CanaryRun]) -> list[Metric]:
     def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"bergson_canary_{name}", help, labels=["index", *labels])
 

@@ -18,17 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bergson_core.errors import BergsonError
 from service.auth import authorization
 from service.auth.rate_limits import RateLimiter
-from service.http.metrics import WebMetrics, route_of
-from service.http.problems import error_response, problem, problem_response
+from service.http.metrics import WebMetrics, route_template
+from service.http.problems import error_response, make_problem, problem_response
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LONGEST_LENGTH_DIGITS = 18
+_MAX_LENGTH_DIGITS = 18
 
 
-class RequestId:
+class RequestIdMiddleware:
     """Give each request an id, the caller's own if it is sane; put it on the response and in the log.
 
     It is outermost, so that what is counted into `metrics` is every request, also one that is refused.
@@ -44,7 +44,7 @@ class RequestId:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if REQUEST_ID_PATTERN.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        logs.begin(request_id=request_id)
+        logs.set_context(request_id=request_id)
 
         started, status = time.perf_counter(), 500
 
@@ -63,15 +63,15 @@ class RequestId:
                 await self.app(scope, receive, send_with_id)
             finally:
                 elapsed_s = time.perf_counter() - started
-                self.metrics.served(scope, status, elapsed_s)
+                self.metrics.count_request(scope, status, elapsed_s)
                 self._trace(scope, status, span)
                 self._log(scope, status, 1000 * elapsed_s)
 
     @staticmethod
     def _trace(scope: Scope, status: int, span: tracing.Spans) -> None:
-        method, route = scope["method"], route_of(scope)
+        method, route = scope["method"], route_template(scope)
         attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-        span.set(attributes, name=f"{method} {route}", failed=status >= 500)
+        span.update(attributes, name=f"{method} {route}", failed=status >= 500)
 
     @staticmethod
     def _log(scope: Scope, status: int, elapsed_ms: float) -> None:
@@ -83,7 +83,7 @@ class RequestId:
         logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, who, extra=extra)
 
 
-class HostCheck:
+class HostCheckMiddleware:
     """Refuse a `Host` that is not ours: a page elsewhere must not reach us by pointing its own name here."""
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
@@ -98,17 +98,17 @@ class HostCheck:
             return await self.app(scope, receive, send)
         names = ", ".join(sorted(self.allowed))
         detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
-        response = problem_response(problem("host_not_allowed", detail, scope["state"]["request_id"]))
+        response = problem_response(make_problem("host_not_allowed", detail, scope["state"]["request_id"]))
         await response(scope, receive, send)
 
 
-class KeyCheck:
+class KeyCheckMiddleware:
     """Refuse who has no key, or asks too much with it, before a byte of the body is read.
 
     What comes through has `state.caller`, which is None for what is open to all.
     """
 
-    def __init__(self, app: ASGIApp, keys: authorization.KeyAuthorizer) -> None:
+    def __init__(self, app: ASGIApp, keys: authorization.KeyAuthenticator) -> None:
         self.app = app
         self.keys = keys
 
@@ -116,11 +116,11 @@ class KeyCheck:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         scope["state"]["caller"] = None
-        if authorization.is_open(scope["method"], scope["path"]):
+        if authorization.is_open_path(scope["method"], scope["path"]):
             return await self.app(scope, receive, send)
         limits: RateLimiter = scope["app"].state.limits
         try:
-            caller = scope["state"]["caller"] = self.keys.caller(
+            caller = scope["state"]["caller"] = self.keys.identify(
                 Headers(scope=scope).get("authorization", "")
             )
             await limits.start_call(caller)
@@ -132,7 +132,7 @@ class KeyCheck:
             limits.end_call(caller)
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuse a body of more than `limit_bytes`: at once if it declares its length, else while it streams.
 
     FastAPI's own `max_body_size` is not used because its answer is plain text.
@@ -145,13 +145,13 @@ class BodyLimit:
 
     def _declares_too_much(self, scope: Scope) -> bool:
         length = Headers(scope=scope).get("content-length", "")
-        return length.isdecimal() and (len(length) > _LONGEST_LENGTH_DIGITS or int(length) > self.limit_bytes)
+        return length.isdecimal() and (len(length) > _MAX_LENGTH_DIGITS or int(length) > self.limit_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if self._declares_too_much(scope):
-            details = problem("body_too_large", self.detail, scope["state"]["request_id"])
+            details = make_problem("body_too_large", self.detail, scope["state"]["request_id"])
             return await problem_response(details, {"Connection": "close"})(scope, receive, send)
         received_bytes = 0
 

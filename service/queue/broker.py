@@ -26,15 +26,14 @@ from bergson_core.errors import (
     RedisUnavailable,
     from_code,
 )
-from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, Estimate
-from service.queue.jobs import Jobs
-from service.queue.queue_load import QueueLoad, read_load
-from service.queue.replies import Replies, reaching_redis
-from worker.messages import EstimateJob, Heartbeat, Priority, Query
+from service.queue.jobs import JobBroker
+from service.queue.queue_load import QueueLoad, read_queue_load
+from service.queue.replies import ReplyReader, translate_redis_errors
+from worker.messages import EstimateJob, Heartbeat, Priority, Query, ServiceQuery
 from worker.queue import job_queue, lua_scripts
 from worker.queue.embedded_redis import redis_url
-from worker.queue.query_queue import ask_arguments, query_key, waiting_keys
+from worker.queue.query_queue import ask_query_arguments, query_key, waiting_keys
 from worker.queue.redis_client import connect_async
 from worker.settings import Settings
 from worker.telemetry import tracing
@@ -45,7 +44,7 @@ _CONNECTIONS, _FOLLOWERS = 32, 256
 _ALIVE_S = 1.0  # for so long is a worker that was seen alive not looked for again
 
 
-class Broker(Jobs):
+class Broker(JobBroker):
     """What the web process asks of Redis: of jobs, of queries, of workers.
 
     Every method raises `RedisUnavailable` where it does not answer.
@@ -53,8 +52,8 @@ class Broker(Jobs):
 
     def __init__(self, settings: Settings, url: str):
         super().__init__(settings, connect_async(url, _CONNECTIONS), connect_async(url, _FOLLOWERS))
-        self._replies = Replies(connect_async(url, 1))
-        self._ask = self._redis.register_script(lua_scripts.ASK)
+        self._replies = ReplyReader(connect_async(url, 1))
+        self._ask = self._redis.register_script(lua_scripts.ASK_QUERY)
         self._alive_until = 0.0
 
     @classmethod
@@ -82,12 +81,12 @@ class Broker(Jobs):
 
     async def ping(self) -> None:
         """Returns where Redis answers."""
-        with reaching_redis():
+        with translate_redis_errors():
             await cast("Any", self._redis.ping())
 
-    async def workers(self) -> list[Heartbeat]:
+    async def list_workers(self) -> list[Heartbeat]:
         """The live workers, by id."""
-        with reaching_redis():
+        with translate_redis_errors():
             ids = sorted(await cast("Any", self._redis.smembers(job_queue.WORKERS)))
             raw = (
                 await cast("Any", self._redis.mget([job_queue.worker_key(one) for one in ids])) if ids else []
@@ -97,17 +96,17 @@ class Broker(Jobs):
                 await cast("Any", self._redis.srem(job_queue.WORKERS, *dead))
         return [beat for one in raw if one is not None and (beat := _read_heartbeat(one)) is not None]
 
-    async def load(self) -> QueueLoad:
+    async def read_load(self) -> QueueLoad:
         """How much there is to do, and who does it."""
-        workers = await self.workers()
-        with reaching_redis():
-            return await read_load(self._redis, workers)
+        workers = await self.list_workers()
+        with translate_redis_errors():
+            return await read_queue_load(self._redis, workers)
 
     # Queries
 
     async def ask(
         self,
-        query: AttributionQuery,
+        query: ServiceQuery,
         request_id: str,
         timeout_s: float,
         lane: str = "",
@@ -130,7 +129,7 @@ class Broker(Jobs):
             priority=priority,
             query=query,
         )
-        with self._replies.expected(query_id) as future:
+        with self._replies.expect_reply(query_id) as future:
             await self._require_worker()
             await self._enqueue(message, lane)
             # No cancelling timeout around the two lines above: see `replies.stop`.
@@ -148,19 +147,19 @@ class Broker(Jobs):
             return reply.answer
         problem = reply.problem
         error = from_code(problem.code, problem.detail) if problem else from_code("", "the answer is empty")
-        if isinstance(error, IndexNotFound) and (job_id := (await self.building()).get(query.index)):
+        if isinstance(error, IndexNotFound) and (job_id := (await self.active_jobs()).get(query.index)):
             raise IndexBusy(f"index {query.index!r} is being built: follow /jobs/{job_id}")
         raise error
 
     async def _require_worker(self) -> None:
         if time.monotonic() >= self._alive_until:
-            if not await self.workers():
+            if not await self.list_workers():
                 raise NoWorker("no worker is alive: start one with `python -m worker`")
             self._alive_until = time.monotonic() + _ALIVE_S
 
     async def _enqueue(self, message: Query, lane: str) -> None:
-        with reaching_redis():
-            outcome = await cast("Any", self._ask(**ask_arguments(message, lane, self._settings)))
+        with translate_redis_errors():
+            outcome = await cast("Any", self._ask(**ask_query_arguments(message, lane, self._settings)))
         if outcome != "asked":
             wait_s, most = self._settings.max_queue_wait_s, self._settings.max_queued_queries
             why = f"{most} queries wait" if outcome == "full" else f"a query has waited for {wait_s:g} s"
@@ -186,7 +185,7 @@ class Broker(Jobs):
         await self.submit(job, lane=lane)
         try:
             async with asyncio.timeout(timeout_s):
-                async for _, record in self.events(job.job_id):
+                async for _, record in self.iter_events(job.job_id):
                     if record.estimate is not None:
                         return record.estimate
                     if record.error is not None:

@@ -10,18 +10,18 @@ from redis.asyncio import Redis
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
 from bergson_core.storage.manifest import MANIFEST_FILE
-from service.queue.replies import BLOCK_MS, Streams, reaching_redis
+from service.queue.replies import BLOCK_MS, Streams, translate_redis_errors
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts
 from worker.settings import Settings
 from worker.telemetry import tracing
 
 _IDEMPOTENCY_S = 24 * 3600
-_PAGE = 100
-_START = "0"
+_SCAN_BATCH_SIZE = 100
+_BEFORE_FIRST_EVENT = "0"
 
 
-class Jobs:
+class JobBroker:
     """What is asked of jobs in Redis, `follow` being the connections that wait there for events.
 
     Every method raises `RedisUnavailable` where it does not answer.
@@ -29,8 +29,8 @@ class Jobs:
 
     def __init__(self, settings: Settings, redis: Redis, follow: Redis):
         self._settings, self._redis, self._follow = settings, redis, follow
-        self._submit = redis.register_script(lua_scripts.SUBMIT)
-        self._save = redis.register_script(lua_scripts.SAVE)
+        self._submit = redis.register_script(lua_scripts.SUBMIT_JOB)
+        self._save = redis.register_script(lua_scripts.SAVE_JOB)
 
     async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
         """The job, queued; for an `idempotency_key` that came before with the same body, the job it made then.
@@ -48,19 +48,19 @@ class Jobs:
         taken = is_build and (self._settings.indexes_dir / index / MANIFEST_FILE).exists()
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
-            *(job_queue.IDEMPOTENCY + key, job_queue.BUILDING, job_queue.job_key(job.job_id)),
+            *(job_queue.IDEMPOTENCY_PREFIX + key, job_queue.BUILDING, job_queue.job_key(job.job_id)),
             *(
                 job_queue.events_key(job.job_id),
-                job_queue.CREATED,
-                job_queue.KEY_TURNS,
-                job_queue.KEY_QUEUE + lane,
+                job_queue.JOBS_BY_CREATION,
+                job_queue.JOB_LANES,
+                job_queue.JOB_LANE_PREFIX + lane,
             ),
         ]
         arguments = [
             *(index, job.job_id, body, message, record.model_dump_json(), record.created_at),
             *(int(taken), _IDEMPOTENCY_S if idempotency_key else "", lane),
         ]
-        with reaching_redis():
+        with translate_redis_errors():
             outcome, *details = await cast("Any", self._submit(keys=keys, args=arguments))
         if outcome == "taken" and not is_build:
             raise IndexBusy(
@@ -72,14 +72,14 @@ class Jobs:
         if outcome == "known":
             if details[1] != body:
                 raise InvalidInput("this idempotency key came with another body before: use a new one")
-            return await self.job(details[0])
+            return await self.read_job(details[0])
         return record
 
-    async def job(self, job_id: str) -> JobRecord:
+    async def read_job(self, job_id: str) -> JobRecord:
         """The job as it is now. Raises `JobNotFound`."""
         return (await self._read(job_id))[0]
 
-    async def jobs(
+    async def list_jobs(
         self,
         state: JobState | None = None,
         cursor: str | None = None,
@@ -90,28 +90,28 @@ class Jobs:
 
         Of the jobs of indexes alone that are `shown`.
         """
-        with reaching_redis():
+        with translate_redis_errors():
             start = 0
             if cursor is not None:
-                rank = await self._redis.zrevrank(job_queue.CREATED, cursor)
+                rank = await self._redis.zrevrank(job_queue.JOBS_BY_CREATION, cursor)
                 if rank is None:
                     raise InvalidInput("cursor: no such page; start again without one")
                 start = cast("int", rank) + 1
             found: list[JobRecord] = []
             gone: list[str] = []
             while ids := await cast(
-                "Any", self._redis.zrevrange(job_queue.CREATED, start, start + _PAGE - 1)
+                "Any", self._redis.zrevrange(job_queue.JOBS_BY_CREATION, start, start + _SCAN_BATCH_SIZE - 1)
             ):
                 start += len(ids)
                 for job_id, raw in zip(ids, await self._raw_records(ids), strict=True):
                     if raw is None:
                         gone.append(job_id)
-                    elif (record := job_queue.read_record(raw)) and state in (None, record.state):
+                    elif (record := job_queue.parse_record(raw)) and state in (None, record.state):
                         found += [record] if shown(record.index) else []
                 if len(found) > limit:
                     break
             if gone:
-                await self._redis.zrem(job_queue.CREATED, *gone)
+                await self._redis.zrem(job_queue.JOBS_BY_CREATION, *gone)
         return found[:limit], found[limit - 1].job_id if len(found) > limit else None
 
     async def cancel(self, job_id: str) -> JobRecord:
@@ -120,18 +120,18 @@ class Jobs:
             record, token = await self._read(job_id)
             if record.state in FINAL_STATES:
                 return record
-            with reaching_redis():
+            with translate_redis_errors():
                 if record.state == "running":
                     await cast("Any", self._redis.hset(job_queue.job_key(job_id), "cancel", "1"))
                     return record
                 ended = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
-                arguments = job_queue.save_arguments(
+                arguments = job_queue.save_job_arguments(
                     ended, token, token + 1, "end", self._settings.keep_jobs_s
                 )
                 if await cast("Any", self._save(**arguments)) >= 0:  # or else a worker has just taken it
                     return ended
 
-    async def events(self, job_id: str, last_id: str = _START) -> AsyncIterator[tuple[str, JobRecord]]:
+    async def iter_events(self, job_id: str, last_id: str = _BEFORE_FIRST_EVENT) -> AsyncIterator[tuple[str, JobRecord]]:
         """(event id, the job as it was then) after the event `last_id`; ends after a final state.
 
         Raises `JobNotFound`, and `InvalidInput` where `last_id` is no event id.
@@ -139,31 +139,31 @@ class Jobs:
         if any(not part.isdecimal() or int(part) >= 2**64 for part in last_id.split("-", 1)):
             raise InvalidInput(f"event id: expected one that an event bore, got {last_id!r}")
         while True:
-            ended = (await self.job(job_id)).state in FINAL_STATES
-            with reaching_redis():
+            ended = (await self.read_job(job_id)).state in FINAL_STATES
+            with translate_redis_errors():
                 found = await self._follow.xread(
                     {job_queue.events_key(job_id): last_id}, block=None if ended else BLOCK_MS
                 )
             for _, entries in cast("Streams", found or []):
                 for last_id, fields in entries:
-                    if record := job_queue.read_record(fields.get("record")):
+                    if record := job_queue.parse_record(fields.get("record")):
                         yield last_id, record
                         ended = ended or record.state in FINAL_STATES
             if ended:
                 return
 
-    async def building(self) -> dict[str, str]:
+    async def active_jobs(self) -> dict[str, str]:
         """Index name → id of the job that is to build or change it, queued or running."""
-        with reaching_redis():
+        with translate_redis_errors():
             return await cast("Any", self._redis.hgetall(job_queue.BUILDING))
 
     async def _read(self, job_id: str) -> tuple[JobRecord, int]:
         """A job and its fencing token."""
-        with reaching_redis():
+        with translate_redis_errors():
             raw, token = await cast("Any", self._redis.hmget(job_queue.job_key(job_id), ["record", "token"]))
-        record = job_queue.read_record(raw)
+        record = job_queue.parse_record(raw)
         if record is None:
-            raise no_job(job_id)
+            raise job_not_found(job_id)
         return record, int(token)
 
     async def _raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
@@ -173,7 +173,7 @@ class Jobs:
             return await pipe.execute()
 
 
-def no_job(job_id: str) -> JobNotFound:
+def job_not_found(job_id: str) -> JobNotFound:
     """What is said of a job that is not there, or not there for who asks."""
     return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
 

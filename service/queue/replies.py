@@ -25,7 +25,7 @@ Streams = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 
 
 @contextmanager
-def reaching_redis() -> Iterator[None]:
+def translate_redis_errors() -> Iterator[None]:
     """Raises `RedisUnavailable` where Redis does not answer."""
     try:
         yield
@@ -33,48 +33,48 @@ def reaching_redis() -> Iterator[None]:
         raise RedisUnavailable.because(str(error)) from error
 
 
-async def stop(task: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancels a task until it has ended: redis-py sends by asyncio.wait_for, which in Python 3.11 may swallow it."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.1)
 
 
-class Replies:
+class ReplyReader:
     """The stream of this process's answers, the task that reads it, and who waits for what.
 
     `failure` says why the task cannot read at the moment; it tries again until it can.
     """
 
     def __init__(self, redis: Redis):
-        self.stream = query_queue.REPLIES + uuid4().hex
+        self.stream = query_queue.REPLIES_PREFIX + uuid4().hex
         self.failure: str | None = None
         self._redis = redis
-        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._futures: dict[str, asyncio.Future[Reply]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._read(), name="replies")
-        self._task.add_done_callback(self._ended)
+        self._task.add_done_callback(self._fail_waiting)
 
     async def close(self) -> None:
         if self._task is not None:
-            await stop(self._task)
+            await cancel_and_wait(self._task)
         with suppress(RedisError):
             await self._redis.delete(self.stream)
         await self._redis.aclose()
 
     @contextmanager
-    def expected(self, query_id: str) -> "Iterator[asyncio.Future[Reply]]":
+    def expect_reply(self, query_id: str) -> "Iterator[asyncio.Future[Reply]]":
         """The future that gets the reply to `query_id`, or `RedisUnavailable` where none can come any more."""
         future = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
             raise RedisUnavailable.because("the task that reads answers has ended")
-        self._waiting[query_id] = future
+        self._futures[query_id] = future
         try:
             yield future
         finally:
-            del self._waiting[query_id]
+            del self._futures[query_id]
 
     async def _read(self) -> None:
         last_id, pause_s = "0", 0.1
@@ -99,19 +99,19 @@ class Replies:
             reply = Reply.model_validate_json(raw)
         except ValidationError as error:
             logger.error("an answer cannot be read: %s", error)
-            for query_id, future in self._waiting.items():
+            for query_id, future in self._futures.items():
                 if query_id in raw and not future.done():
                     future.set_exception(
                         BergsonError("the answer cannot be read: is the worker of this version?")
                     )
             return
-        future = self._waiting.get(reply.query_id)
+        future = self._futures.get(reply.query_id)
         if future is not None and not future.done():
             future.set_result(reply)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _fail_waiting(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             logger.error("the task that reads answers has died", exc_info=task.exception())
-        for future in self._waiting.values():
+        for future in self._futures.values():
             if not future.done():
                 future.set_exception(RedisUnavailable.because("the task that reads answers has ended"))

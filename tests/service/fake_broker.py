@@ -57,7 +57,7 @@ WORKER = Heartbeat(
     models=[
         ResidentModel(model="tiny", dtype="float32", sha256="0" * 64, parameters=1000, indexes=["facts"])
     ],
-    metrics=WorkerMetrics().families(resident=1, tokens_per_s=None),
+    metrics=WorkerMetrics().collect(resident=1, tokens_per_s=None),
 )
 
 

@@ -30,7 +30,7 @@ def redis_at(tmp_path: Path, spec: BuildSpec) -> Iterator[str]:
     """A Redis in which a worker seems to live for a minute, that knows the index `facts`."""
     publish(tmp_path / "indexes", "facts", spec)
     with embedded_redis(tmp_path / "redis") as url, connect(url) as client:
-        WorkerQueue(client, Settings(heartbeat_s=20), WORKER.worker_id).beat(WORKER)
+        WorkerQueue(client, Settings(heartbeat_s=20), WORKER.worker_id).send_heartbeat(WORKER)
         yield url
 
 
@@ -57,7 +57,7 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
         process.send_signal(signal.SIGTERM)
         until(lambda: refuses(address))
         assert process.poll() is None and not asked.done()
-        queries.reply([(query, Reply(query_id=query.query_id, answer=answer_to(query.query, ["a"])))])
+        queries.send_replies([(query, Reply(query_id=query.query_id, answer=answer_to(query.query, ["a"])))])
         assert asked.result(LIMIT_S).results
         assert process.wait(LIMIT_S) == 0
 

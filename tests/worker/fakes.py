@@ -33,6 +33,7 @@ from bergson_core.storage.manifest import (
     read_manifest,
 )
 from service.openapi import examples
+from worker.messages import ServiceQuery
 
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
 
@@ -43,8 +44,8 @@ def spec(**fields: Any) -> BuildSpec:
 
 def question(
     prompt: str = "Ada was born in", index: str = "facts", verify: VerifySpec | None = None
-) -> AttributionQuery:
-    return AttributionQuery(index=index, prompt=prompt, completion=" London", verify=verify)
+) -> ServiceQuery:
+    return ServiceQuery(index=index, prompt=prompt, completion=" London", verify=verify)
 
 
 def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, model: str = "0" * 64) -> None:
@@ -193,7 +194,7 @@ class FakeIndex:
 
     def verify(self, query: AttributionQuery, answer: Answer) -> Generator[None, None, Answer]:
         """A step for each result and control; before each, `during_verify` is told its number."""
-        for number in range(query.unlearned):
+        for number in range(query.max_unlearned_documents):
             self.core.during_verify(number)
             self.core.verified.append(query.prompt)
             yield

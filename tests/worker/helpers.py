@@ -19,7 +19,7 @@ from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
-REPLY_TO = query_queue.REPLIES + "web"
+REPLY_TO = query_queue.REPLIES_PREFIX + "web"
 TIMEOUT_S = 30.0
 
 
@@ -67,8 +67,8 @@ def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = 
     job = BuildJob(job_id=job_id, index=index, spec=spec(), request_id="r")
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
-        *(lua_scripts.SUBMIT, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
-        *(keys.CREATED, keys.KEY_TURNS, keys.KEY_QUEUE + lane, index, job_id, ""),
+        *(lua_scripts.SUBMIT_JOB, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
+        *(keys.JOBS_BY_CREATION, keys.JOB_LANES, keys.JOB_LANE_PREFIX + lane, index, job_id, ""),
         *(job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
     )
 
@@ -86,10 +86,10 @@ def send(
         deadline=now + timeout_s,
         query=question(),
     ).model_copy(update=fields)
-    arguments = query_queue.ask_arguments(query, lane, Settings())
+    arguments = query_queue.ask_query_arguments(query, lane, Settings())
     if raw:
         arguments["args"][3] = raw
-    assert redis.register_script(lua_scripts.ASK)(**arguments) == "asked"
+    assert redis.register_script(lua_scripts.ASK_QUERY)(**arguments) == "asked"
     return query
 
 
@@ -104,7 +104,7 @@ def left(redis: Redis) -> list[str]:
     return [name for name in names if not name.endswith((":turns", ":bell"))]
 
 
-def let_lapse(redis: Redis, taken: str = keys.CLAIMED_JOBS) -> None:
+def let_lapse(redis: Redis, taken: str = keys.JOB_LEASES) -> None:
     """As if whoever took these jobs, or queries, had been silent for an hour."""
     for one in cast("list[str]", redis.zrange(taken, 0, -1)):
         redis.zadd(taken, {one: 1})
@@ -122,7 +122,7 @@ def replies(redis: Redis) -> list[Reply]:
 def jobs_left(redis: Redis) -> list[str]:
     """Keys of jobs that wait or are worked on."""
     names = cast("list[str]", redis.keys("bergson:jobs:*"))
-    return [name for name in names if name != keys.CREATED]
+    return [name for name in names if name != keys.JOBS_BY_CREATION]
 
 
 def taken_ids(queue: WorkerQueue) -> list[str]:

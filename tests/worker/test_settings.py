@@ -18,7 +18,7 @@ def test_the_environment_configures_a_worker(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_only_the_data_directory_is_allowed_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert Settings().roots == (tmp_path / "data",)
+    assert Settings().readable_roots == (tmp_path / "data",)
 
 
 def test_a_level_of_the_log_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ def run_guarded(work: Callable[[], T]) -> T | Problem:
     except (Cancelled, LeaseLost):
         raise
     except BergsonError as error:
-        return problem_of(error)
+        return problem_from_error(error)
     except (KeyboardInterrupt, SystemExit):
         raise
     except (
@@ -30,5 +30,5 @@ def run_guarded(work: Callable[[], T]) -> T | Problem:
         )
 
 
-def problem_of(error: BergsonError) -> Problem:
+def problem_from_error(error: BergsonError) -> Problem:
     return Problem(code=error.code, detail=str(error))

@@ -39,7 +39,7 @@ class HeartbeatThread:
         self._thread.join()
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """False once the thread has ended by an error."""
         return self._thread.is_alive()
 
@@ -62,5 +62,5 @@ class HeartbeatThread:
                 self._queue.renew(claim)
             except LeaseLost as error:
                 logger.warning("%s", error)
-        self._queue.queries.hold(self.queries)
-        self._queue.beat(self._heartbeat())
+        self._queue.queries.renew(self.queries)
+        self._queue.send_heartbeat(self._heartbeat())

@@ -78,7 +78,7 @@ class IndexCache:
         self._residents.move_to_end(name)
         return resident.index
 
-    def sweep(self) -> None:
+    def drop_deleted(self) -> None:
         """Lets go of indexes that were deleted."""
         for name in self.names:
             if _stamp(self._root / name) is None:

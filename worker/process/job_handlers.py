@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
-from bergson_core.models.lora import adapter_base
+from bergson_core.models.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate
 from bergson_core.storage.integrity import remove_unpublished_files
@@ -40,15 +40,15 @@ def run_job(
     job names a local path that is not allowed.
     """
     if isinstance(job, BuildJob):
-        build(job, settings, report, confirm)
+        run_build(job, settings, report, confirm)
     elif isinstance(job, AppendJob):
-        append(job, settings, report, confirm)
+        run_append(job, settings, report, confirm)
     elif isinstance(job, ProfileJob):
-        fit_profile(job, settings, report, confirm)
+        run_profile_fit(job, settings, report, confirm)
     elif isinstance(job, EstimateJob):
         from bergson_core.indexing.estimate import estimate_build
 
-        check_paths(job.spec, settings)
+        require_allowed_paths(job.spec, settings)
         return estimate_build(job.spec, report=report)
     else:
         from bergson_core.indexing.compact import compact_index
@@ -57,30 +57,30 @@ def run_job(
     return None
 
 
-def build(job: BuildJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
+def run_build(job: BuildJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
     """Builds an index."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.build import build_index
 
     executor = open_executor(settings.executor)
-    check_paths(job.spec, settings)
+    require_allowed_paths(job.spec, settings)
     directory = settings.indexes_dir / job.index
     with _read_from_file(job, settings.uploads_dir) as spec:
         try:
             build_index(spec, directory, report=report, confirm=confirm, executor=executor)
         except IndexExists:
-            if not discard(directory):
+            if not discard_unfinished(directory):
                 raise
             build_index(spec, directory, report=report, confirm=confirm, executor=executor)
 
 
-def append(job: AppendJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
+def run_append(job: AppendJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
     """Adds documents to an index; a job that was started before is told by its id."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents
 
     if job.spec.dataset is not None:
-        _check_path("dataset.path", job.spec.dataset.path, settings, settings.allowed_datasets)
+        require_allowed_path("dataset.path", job.spec.dataset.path, settings, settings.allowed_datasets)
     directory = settings.indexes_dir / job.index
     append_documents(
         directory,
@@ -92,7 +92,7 @@ def append(job: AppendJob, settings: Settings, report: ProgressCallback, confirm
     )
 
 
-def fit_profile(
+def run_profile_fit(
     job: ProfileJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
 ) -> None:
     """Adds a profile to an index; one that a start of the same job has added already stays."""
@@ -103,7 +103,7 @@ def fit_profile(
 
     spec, directory = job.spec, settings.indexes_dir / job.index
     if spec.dataset is not None:
-        _check_path("dataset.path", spec.dataset.path, settings, settings.allowed_datasets)
+        require_allowed_path("dataset.path", spec.dataset.path, settings, settings.allowed_datasets)
         queries = load_dataset_spec(spec.dataset)
     else:
         queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
@@ -112,7 +112,7 @@ def fit_profile(
     )
 
 
-def discard(directory: Path) -> bool:
+def discard_unfinished(directory: Path) -> bool:
     """Removes what a build left that will not be resumed; False where there is no such thing.
 
     Of a published index only what an append or a compaction left is removed. What another process is writing stays.
@@ -131,22 +131,22 @@ def discard(directory: Path) -> bool:
     return True
 
 
-def check_paths(spec: BuildSpec, settings: Settings) -> None:
+def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
     """Raises `InvalidInput` where `spec` names a hub id or something local that the operator does not allow.
 
     What is local is what has that name here. Links and `..` are followed before it is compared.
     """
     models, datasets = settings.allowed_models, settings.allowed_datasets
-    _check_path("model", spec.model, settings, models)
-    if base := adapter_base(Path(spec.model).expanduser()):
-        _check_path("the model of its adapters", base.name, settings, models)
+    require_allowed_path("model", spec.model, settings, models)
+    if base := read_adapter_base(Path(spec.model).expanduser()):
+        require_allowed_path("the model of its adapters", base.name, settings, models)
     if spec.dataset is not None:
-        _check_path("dataset.path", spec.dataset.path, settings, datasets)
+        require_allowed_path("dataset.path", spec.dataset.path, settings, datasets)
     if spec.gradients.optimizer_state is not None:
-        _check_path("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
+        require_allowed_path("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
 
 
-def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[str]) -> None:
+def require_allowed_path(field: str, name: str, settings: Settings, patterns: Sequence[str]) -> None:
     """`patterns` are the hub ids that are allowed; without any, only what is local is.
 
     Of a directory, what it links to has to be allowed too, down to the files of its splits.
@@ -165,11 +165,11 @@ def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[st
     if is_hub_id:
         return
     links = (one for one in chain(real.glob("*"), real.glob("*/*")) if one.is_symlink())
-    if not settings.allows(real):
+    if not settings.may_read(real):
         wrong = name
     elif not (wrong := next((str(one) for one in links if not _leads_to_allowed(one, settings)), "")):
         return
-    allowed = ", ".join(str(root) for root in settings.roots)
+    allowed = ", ".join(str(root) for root in settings.readable_roots)
     raise InvalidInput(
         f"{field}: expected a {'hub id or a ' * bool(patterns)}path below {allowed}, outside of what the service "
         f"itself keeps there; got {wrong!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
@@ -178,7 +178,7 @@ def _check_path(field: str, name: str, settings: Settings, patterns: Sequence[st
 
 def _leads_to_allowed(link: Path, settings: Settings) -> bool:
     try:
-        return settings.allows(link.resolve())
+        return settings.may_read(link.resolve())
     except (OSError, RuntimeError):  # links in a circle
         return False
 

@@ -11,7 +11,7 @@ from redis import RedisError
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded
 from bergson_core.schemas.results import Answer
 from worker.messages import Problem, Query, Reply
-from worker.process.error_boundary import problem_of, run_guarded
+from worker.process.error_boundary import problem_from_error, run_guarded
 from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
 from worker.process.verification_task import VerificationTask, next_verification
@@ -33,7 +33,7 @@ class QueryLoop:
         self._queue, self._residency, self._pulse = queue, residency, pulse
         self.verifying: list[VerificationTask] = []
 
-    def turn(self, block_s: float = 0) -> bool:
+    def run_once(self, block_s: float = 0) -> bool:
         """Answers what waits, and takes a step of a verification; False where there is neither."""
         served = self._serve(0 if self.verifying else block_s)
         return self._verify() or served
@@ -47,9 +47,9 @@ class QueryLoop:
         self._hold(taken)
         try:
             for name, group in by_index.items():
-                with instrumentation.query_span(name, group):
+                with instrumentation.observe_queries(name, group):
                     replies = self._answer(name, group)
-                    self._queue.queries.reply(replies)
+                    self._queue.queries.send_replies(replies)
                     instrumentation.record_replies([reply for _, reply in replies], self._queue.metrics)
         finally:
             self._hold()
@@ -81,7 +81,7 @@ class QueryLoop:
         index, outcomes = found
         for query, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, BergsonError):
-                replies.append(_reply(query, problem_of(outcome)))
+                replies.append(_reply(query, problem_from_error(outcome)))
             elif query.query.verify is not None:
                 self.verifying.append(VerificationTask(query, index, outcome))
             else:
@@ -98,23 +98,23 @@ class QueryLoop:
         one = next_verification(self.verifying)
         if one.query.deadline <= time.time():
             outcome = _LATE
-        elif not self._queue.queries.wanted(one.query):
+        elif not self._queue.queries.is_awaited(one.query):
             outcome = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
         else:
-            with instrumentation.verification_span(one.query):
+            with instrumentation.observe_verification_step(one.query):
                 outcome = run_guarded(one.step)
         if outcome is not None:
             self.verifying.remove(one)
             if isinstance(outcome, Answer):
                 outcome = _timed(outcome, one.query.sent_at)
-            with instrumentation.query_span(one.query.query.index, [one.query]):
+            with instrumentation.observe_queries(one.query.query.index, [one.query]):
                 reply = _reply(one.query, outcome)
-                self._queue.queries.reply([reply])
+                self._queue.queries.send_replies([reply])
                 instrumentation.record_replies([reply[1]], self._queue.metrics)
             self._hold()
         return True
 
-    def finish(self) -> None:
+    def finish_verifications(self) -> None:
         """Brings what is under way to its end; where Redis does not answer, another worker begins it anew."""
         try:
             while self._verify():

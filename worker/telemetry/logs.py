@@ -29,12 +29,12 @@ def configure(form: LogFormat, level: LogLevel, stream: TextIO | None = None) ->
     """Sends all logs of this process to `stream`, standard error by default, in place of what was set up before."""
     handler = logging.StreamHandler(stream)
     is_text = form == "text" or (form == "auto" and handler.stream.isatty())
-    handler.setFormatter(formatter("text" if is_text else "json"))
+    handler.setFormatter(make_formatter("text" if is_text else "json"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
-def adopt_libraries() -> None:
+def redirect_libraries() -> None:
     """Makes libraries that were loaded by now and write for themselves (transformers, torch) write here instead."""
     for one in logging.root.manager.loggerDict.values():
         if isinstance(one, logging.Logger) and one.handlers:
@@ -42,7 +42,7 @@ def adopt_libraries() -> None:
             one.propagate = True
 
 
-def formatter(form: Literal["json", "text"]) -> logging.Formatter:
+def make_formatter(form: Literal["json", "text"]) -> logging.Formatter:
     """What writes down the records of `logging` in this form."""
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -61,21 +61,21 @@ def formatter(form: Literal["json", "text"]) -> logging.Formatter:
     return ProcessorFormatter(processors=after, foreign_pre_chain=before)
 
 
-def begin(**fields: object) -> None:
+def set_context(**fields: object) -> None:
     """From here on what this task or thread logs is about `fields`, and about nothing that was before."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**fields)
 
 
 @contextmanager
-def about(**fields: object) -> Iterator[None]:
+def context(**fields: object) -> Iterator[None]:
     """While the context is open, what is logged is about `fields` and not about what was before."""
     before = structlog.contextvars.get_contextvars()
-    begin(**fields)
+    set_context(**fields)
     try:
         yield
     finally:
-        begin(**before)
+        set_context(**before)
 
 
 def _without_noise(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:

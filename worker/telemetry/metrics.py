@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from bergson_core.schemas.results import Answer
 from worker.messages import METRIC_SUFFIXES, MetricFamily, Reply
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper ends of the buckets of a time."""
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -37,16 +37,16 @@ class WorkerMetrics:
         self._gradient = Histogram(
             "bergson_gradient_seconds",
             "Time for the gradients of a batch.",
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
         self._search = Histogram(
-            "bergson_search_seconds", "Time for the search of a batch.", buckets=SECONDS, registry=registry
+            "bergson_search_seconds", "Time for the search of a batch.", buckets=DURATION_BUCKETS_S, registry=registry
         )
         self._verify = Histogram(
             "bergson_verify_seconds",
             "Time for the verification of a query's results.",
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
         self._tokens = Counter(
@@ -70,7 +70,7 @@ class WorkerMetrics:
             "bergson_job_tokens_per_second", "Rate of the job at hand, 0 without one.", registry=registry
         )
 
-    def replied(self, replies: Sequence[Reply]) -> None:
+    def count_replies(self, replies: Sequence[Reply]) -> None:
         """Counts the replies to the queries of one batch, whose answers all tell the times of the batch."""
         if not replies:
             return
@@ -86,14 +86,14 @@ class WorkerMetrics:
             if answer.verification is not None:
                 self._verify.observe(answer.timing_ms.verify / 1000)
 
-    def families(self, resident: int, tokens_per_s: float | None) -> list[MetricFamily]:
+    def collect(self, resident: int, tokens_per_s: float | None) -> list[MetricFamily]:
         """All of it as a heartbeat carries it, with how many indexes are in memory and the rate of the job."""
         self._resident.set(resident)
         self._rate.set(tokens_per_s or 0)
         return [_family(metric) for metric in self._registry.collect()]
 
 
-def memory_bytes(families: Iterable[MetricFamily]) -> int:
+def read_memory_bytes(families: Iterable[MetricFamily]) -> int:
     """Resident memory of the process, mapped files included; 0 where the system does not tell."""
     found = (one.samples for one in families if one.name == "bergson_process_resident_memory_bytes")
     return sum(int(value) for samples in found for _, _, value in samples)

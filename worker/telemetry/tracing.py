@@ -28,7 +28,7 @@ class Spans:
     def __init__(self, spans: Sequence[Any] = ()):
         self._spans = spans
 
-    def set(self, attributes: Attributes, name: str | None = None, failed: bool = False) -> None:
+    def update(self, attributes: Attributes, name: str | None = None, failed: bool = False) -> None:
         """Says more about each of them."""
         for span in self._spans:
             span.set_attributes(dict(attributes))
@@ -105,7 +105,7 @@ def span(name: str, kind: SpanKind, parents: Sequence[str | None], attributes: A
             one.end()
 
 
-def add_event(steps: Mapping[str, float]) -> None:
+def record_steps(steps: Mapping[str, float]) -> None:
     """Children of the open span for what was just done: each step's name and seconds, in order, the last ends now."""
     if _tracer is None:
         return

@@ -69,7 +69,7 @@ def test_what_the_workers_sent_bears_their_names_and_goes_with_them(
     counted = WorkerMetrics()
     counted.jobs.labels("build", "succeeded").inc()
     other = WORKER.model_copy(
-        update={"worker_id": 'w-"2"', "metrics": counted.families(resident=2, tokens_per_s=50.0)}
+        update={"worker_id": 'w-"2"', "metrics": counted.collect(resident=2, tokens_per_s=50.0)}
     )
     broker.beats = [WORKER, other]
     found = scraped(client)
@@ -90,7 +90,7 @@ def test_memory_and_time_of_every_process_are_told(client: TestClient) -> None:
 
 def test_the_cache_is_counted(app: FastAPI, client: TestClient) -> None:
     metrics: WebMetrics = app.state.metrics
-    metrics.cache.labels("hit").inc()
+    metrics.cache_requests.labels("hit").inc()
     found = scraped(client)
     assert value(found, "bergson_cache_requests_total", outcome="hit") == 1
     assert value(found, "bergson_cache_requests_total", outcome="miss") == 0

@@ -62,7 +62,7 @@ def test_no_page_elsewhere_may_read_us(client: TestClient) -> None:
 def test_a_call_is_one_line_of_the_log_with_its_fields(
     client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.handler.setFormatter(logs.formatter("json"))
+    caplog.handler.setFormatter(logs.make_formatter("json"))
     headers = bearer(tmp_path) | {"X-Request-ID": "mine-1"}
     with caplog.at_level("INFO", logger="service"):
         client.get("/jobs/a%0Ab?secret=1", headers=headers)
@@ -82,7 +82,7 @@ def test_a_call_is_one_line_of_the_log_with_its_fields(
 def test_whatever_is_logged_on_the_way_bears_the_requests_id(
     client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.handler.setFormatter(logs.formatter("json"))
+    caplog.handler.setFormatter(logs.make_formatter("json"))
     broker.error = RedisUnavailable("Redis does not answer")
     with caplog.at_level("INFO", logger="service"):
         for sent in ("mine-1", "mine-2"):

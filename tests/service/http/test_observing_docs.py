@@ -27,8 +27,8 @@ def exported(client: TestClient, broker: FakeBroker, settings: ServiceSettings) 
     append_run(settings, run())
     counted = WorkerMetrics()
     counted.jobs.labels("build", "succeeded").inc()
-    counted.replied([Reply(query_id="q")])
-    broker.beats = [WORKER.model_copy(update={"metrics": counted.families(resident=0, tokens_per_s=None)})]
+    counted.count_replies([Reply(query_id="q")])
+    broker.beats = [WORKER.model_copy(update={"metrics": counted.collect(resident=0, tokens_per_s=None)})]
     client.get("/livez")
     found = scraped(client)
     assert all(family.samples for family in found.values())

@@ -60,7 +60,7 @@ def test_an_unexpected_error_shows_nothing_of_its_inside_and_is_logged_with_the_
     client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.crash = RuntimeError("the password is 1234")
-    caplog.handler.setFormatter(logs.formatter("text"))
+    caplog.handler.setFormatter(logs.make_formatter("text"))
     with caplog.at_level(logging.ERROR):
         response = client.get("/workers", headers={"X-Request-ID": "mine-1"})
     assert "1234" not in problem_of(response, 500, "internal_error").detail

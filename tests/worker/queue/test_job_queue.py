@@ -25,7 +25,7 @@ from tests.worker.helpers import (
 from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
 from worker.queue import job_queue as keys
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
-from worker.queue.query_queue import CLAIMED_QUERIES, KEPT_S, query_key
+from worker.queue.query_queue import QUERY_LEASES, RETENTION_S, query_key
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
@@ -52,9 +52,9 @@ def refusal(redis: Redis) -> Problem:
 def test_a_reply_takes_the_query_off_the_queue(redis: Redis, queue: WorkerQueue):
     send(redis)
     (taken,) = queue.queries.take()
-    queue.queries.reply([(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))])
+    queue.queries.send_replies([(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))])
     assert refusal(redis).code == "too_long"
-    assert 0 < cast("int", redis.ttl(REPLY_TO)) <= KEPT_S
+    assert 0 < cast("int", redis.ttl(REPLY_TO)) <= RETENTION_S
 
 
 def test_what_waits_forms_a_batch_up_to_the_bound(redis: Redis, queue: WorkerQueue):
@@ -113,9 +113,9 @@ def test_a_query_of_a_killed_worker_is_redone_once_and_then_refused(redis: Redis
     send(redis)
     assert len(make_queue("w-1").queries.take()) == 1
     assert make_queue("w-2").queries.take() == []
-    let_lapse(redis, CLAIMED_QUERIES)
+    let_lapse(redis, QUERY_LEASES)
     assert len(make_queue("w-2").queries.take()) == 1
-    let_lapse(redis, CLAIMED_QUERIES)
+    let_lapse(redis, QUERY_LEASES)
     assert make_queue("w-3").queries.take() == []
     assert "died" in refusal(redis).detail
 
@@ -124,16 +124,16 @@ def test_a_query_that_is_held_is_not_redone(redis: Redis, make_queue: MakeQueue)
     send(redis)
     first = make_queue("w-1")
     taken = first.queries.take()
-    let_lapse(redis, CLAIMED_QUERIES)
-    first.queries.hold(taken)
+    let_lapse(redis, QUERY_LEASES)
+    first.queries.renew(taken)
     assert make_queue("w-2").queries.take() == []
 
 
 def test_holding_a_query_that_was_answered_does_not_bring_it_back(redis: Redis, queue: WorkerQueue):
     send(redis)
     taken = queue.queries.take()
-    queue.queries.reply([(taken[0], Reply(query_id="q-1"))])
-    queue.queries.hold(taken)
+    queue.queries.send_replies([(taken[0], Reply(query_id="q-1"))])
+    queue.queries.renew(taken)
     assert left(redis) == []
 
 
@@ -143,14 +143,14 @@ def test_a_query_that_redis_has_forgotten_is_dropped(redis: Redis, make_queue: M
     if taken:
         make_queue("w-1").queries.take()
     redis.delete(query_key("q-1"))
-    let_lapse(redis, CLAIMED_QUERIES)
+    let_lapse(redis, QUERY_LEASES)
     assert make_queue("w-2").queries.take() == []
     assert left(redis) == []
 
 
 def test_a_query_of_a_newer_schema_is_refused_to_its_sender(redis: Redis, queue: WorkerQueue):
     query = send(redis, "q-0")
-    queue.queries.reply([(queue.queries.take()[0], Reply(query_id="q-0"))])
+    queue.queries.send_replies([(queue.queries.take()[0], Reply(query_id="q-0"))])
     redis.delete(REPLY_TO)
     send(redis, raw=query.model_dump_json().replace('"schema_version":3', '"schema_version":99'))
     assert queue.queries.take() == []
@@ -172,12 +172,12 @@ def test_a_message_that_nobody_can_be_told_about_is_dropped(redis: Redis, queue:
     send(redis, raw=message)
     assert queue.queries.take() == []
     assert left(redis) == []
-    assert not redis.exists(REPLY_TO, keys.CLAIMED_JOBS + "x")
+    assert not redis.exists(REPLY_TO, keys.JOB_LEASES + "x")
     assert jobs_left(redis) == []
 
 
 def test_a_query_that_wants_its_answer_in_a_foreign_key_is_refused(redis: Redis, queue: WorkerQueue):
-    send(redis, reply_to=keys.CLAIMED_JOBS)
+    send(redis, reply_to=keys.JOB_LEASES)
     assert queue.queries.take() == []
     assert jobs_left(redis) == []
 
@@ -228,7 +228,7 @@ def test_a_job_that_was_left_goes_before_those_that_wait(redis: Redis, make_queu
 def test_a_line_whose_jobs_redis_has_forgotten_holds_nobody_up(redis: Redis, queue: WorkerQueue):
     submit(redis, "ada-0", "a-0", lane="ada")
     submit(redis, "bob-0", "b-0", lane="bob")
-    redis.delete(keys.KEY_QUEUE + "ada")
+    redis.delete(keys.JOB_LANE_PREFIX + "ada")
     assert taken_jobs(queue) == ["bob-0"]
 
 
@@ -260,16 +260,16 @@ def test_the_old_owner_of_a_stolen_job_changes_nothing(redis: Redis, make_queue:
     before = record_of(redis)
     for attempt in (
         lambda: owner.renew(old),
-        lambda: owner.progress(old, Progress(stage="gradients", done=1, total=2)),
+        lambda: owner.publish_progress(old, Progress(stage="gradients", done=1, total=2)),
         lambda: owner.finish(old, "succeeded"),
         lambda: owner.hand_back(old),
     ):
         with pytest.raises(LeaseLost):
             attempt()
     with pytest.raises(LeaseLost):
-        old.check(1e9)
+        old.require_lease(1e9)
     assert record_of(redis) == before
-    assert cast("float", redis.zscore(keys.CLAIMED_JOBS, "j-1")) > 1000 * time.time()
+    assert cast("float", redis.zscore(keys.JOB_LEASES, "j-1")) > 1000 * time.time()
     thief.finish(new, "succeeded")
     assert record_of(redis).state == "succeeded"
 
@@ -283,16 +283,16 @@ def test_an_owner_that_lost_its_job_to_the_dead_letters_changes_nothing(redis: R
         let_lapse(redis)
     assert make_queue("w-2").take_job() is None
     with pytest.raises(LeaseLost):
-        owner.progress(claims[-1], Progress(stage="gradients"))
+        owner.publish_progress(claims[-1], Progress(stage="gradients"))
     assert record_of(redis).state == "failed"
 
 
 def test_a_lease_that_redis_did_not_renew_is_lost(redis: Redis, queue: WorkerQueue):
     submit(redis)
     claim = taken_job(queue)
-    claim.check(lease_s=60)
+    claim.require_lease(lease_s=60)
     with pytest.raises(LeaseLost, match="did not renew"):
-        claim.check(lease_s=0)
+        claim.require_lease(lease_s=0)
 
 
 def test_a_job_whose_workers_died_three_times_is_given_up(redis: Redis, make_queue: MakeQueue):
@@ -344,10 +344,10 @@ def test_a_finished_job_frees_its_name_and_is_kept_for_a_while(
 def test_the_wish_to_cancel_is_seen_with_the_next_progress(redis: Redis, queue: WorkerQueue):
     submit(redis)
     claim = taken_job(queue)
-    queue.progress(claim, Progress(stage="gradients"))
+    queue.publish_progress(claim, Progress(stage="gradients"))
     assert not claim.cancelled
     redis.hset(keys.job_key("j-1"), "cancel", "1")
-    queue.progress(claim, Progress(stage="gradients"))
+    queue.publish_progress(claim, Progress(stage="gradients"))
     assert claim.cancelled
 
 
@@ -387,7 +387,7 @@ def test_a_job_of_a_redis_that_lost_everything_is_lost(redis: Redis, queue: Work
 def test_every_change_of_a_job_is_an_event(redis: Redis, queue: WorkerQueue):
     submit(redis)
     claim = taken_job(queue)
-    queue.progress(claim, Progress(stage="gradients", done=1, total=2))
+    queue.publish_progress(claim, Progress(stage="gradients", done=1, total=2))
     queue.finish(claim, "succeeded")
     entries = cast("list[tuple[str, dict[str, str]]]", redis.xrange(keys.events_key("j-1")))
     events = [JobRecord.model_validate_json(fields["record"]) for _, fields in entries]
@@ -403,17 +403,17 @@ def test_the_events_of_a_job_are_bounded(redis: Redis, queue: WorkerQueue):
     submit(redis)
     claim = taken_job(queue)
     for done in range(600):
-        queue.progress(claim, Progress(stage="gradients", done=done, total=600))
-    assert cast("int", redis.xlen(keys.events_key("j-1"))) < 2 * keys.MAX_EVENTS
+        queue.publish_progress(claim, Progress(stage="gradients", done=done, total=600))
+    assert cast("int", redis.xlen(keys.events_key("j-1"))) < 2 * keys.MAX_JOB_EVENTS
 
 
 def test_a_heartbeat_ends_by_itself_or_when_the_worker_leaves(
     redis: Redis, queue: WorkerQueue, settings: Settings
 ):
     beat = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at=0, state="idle")
-    queue.beat(beat)
+    queue.send_heartbeat(beat)
     assert 0 < cast("int", redis.pttl(keys.worker_key("w-1"))) <= 1000 * settings.heartbeat_ttl_s
-    queue.leave()
+    queue.deregister()
     assert not redis.exists(keys.worker_key("w-1"), keys.WORKERS)
 
 

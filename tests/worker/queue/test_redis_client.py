@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError
 
 from bergson_core.errors import BergsonError, InvalidInput, RedisUnavailable
 from service.auth.api_keys import Caller
-from service.auth.rate_limits import RateLimiter, shared_storage
+from service.auth.rate_limits import RateLimiter, redis_storage
 from service.queue.broker import Broker
 from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S, job_of, soon, until
@@ -52,7 +52,7 @@ async def system(url: str, settings: Settings) -> AsyncIterator[Broker]:
         thread.start()
         try:
             async with Broker.connect(settings) as broker:
-                await soon(broker.workers)
+                await soon(broker.list_workers)
                 yield broker
         finally:
             runner.stop()
@@ -66,10 +66,10 @@ async def use_everything(broker: Broker) -> None:
     assert (await broker.ask(question(), "r", 20)).index == "facts"
     for name in ("news", "old"):
         job = await broker.submit(job_of(name, spec()), idempotency_key=f"key-{name}")
-        assert [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
-    assert len((await broker.jobs(cursor=None))[0]) == 2
+        assert [one.state async for _, one in broker.iter_events(job.job_id)][-1] == "succeeded"
+    assert len((await broker.list_jobs(cursor=None))[0]) == 2
     await broker.estimate(EstimateJob(job_id=uuid4().hex, request_id="r", spec=spec()), 20)
-    limits = RateLimiter(shared_storage(broker.pool))
+    limits = RateLimiter(redis_storage(broker.pool))
     await limits.start_call(Caller(id="0" * 12, name="ada", rate="3/minute"))
 
 
@@ -176,7 +176,7 @@ async def test_the_system_goes_on_when_the_master_dies_and_sentinel_names_anothe
 
         async def succeeded() -> bool:  # on a busy machine a Sentinel may be late once more
             try:
-                return [one.state async for _, one in broker.events(job.job_id)][-1] == "succeeded"
+                return [one.state async for _, one in broker.iter_events(job.job_id)][-1] == "succeeded"
             except RedisUnavailable:
                 return False
 

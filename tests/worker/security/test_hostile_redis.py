@@ -21,10 +21,10 @@ from tests.worker.helpers import (
     submit,
     taken_ids,
 )
-from worker.messages import JOB, BuildJob, JobRecord, Query
+from worker.messages import JOB_ADAPTER, BuildJob, JobRecord, Query
 from worker.queue import job_queue as keys
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import CLAIMED_QUERIES, query_key
+from worker.queue.query_queue import QUERY_LEASES, query_key
 
 MakeQueue = Callable[[str], WorkerQueue]
 BUILD = BuildJob(job_id="j-1", index="facts", spec=spec(), request_id="r").model_dump_json()
@@ -52,7 +52,7 @@ def test_a_query_that_somebody_put_there_ends_no_worker_and_does_not_come_back(
     send(redis, raw=message)
     send(redis, "q-2")
     assert taken_ids(queue) == ["q-2"]
-    assert sorted(left(redis)) == sorted([CLAIMED_QUERIES, query_key("q-2")])
+    assert sorted(left(redis)) == sorted([QUERY_LEASES, query_key("q-2")])
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -63,11 +63,11 @@ def test_a_query_whose_key_is_of_another_type_holds_up_no_other(
     send(redis, "q-2")
     if taken:
         assert len(taken_ids(make_queue("w-1"))) == 2
-        let_lapse(redis, CLAIMED_QUERIES)
+        let_lapse(redis, QUERY_LEASES)
     redis.delete(query_key("q-1"))
     redis.set(query_key("q-1"), "x")
     assert taken_ids(make_queue("w-2")) == ["q-2"]
-    let_lapse(redis, CLAIMED_QUERIES)
+    let_lapse(redis, QUERY_LEASES)
     assert "q-1" not in taken_ids(make_queue("w-3"))
 
 
@@ -126,8 +126,8 @@ def test_a_job_without_a_record_that_can_be_read_is_dropped(
 
 
 def test_a_huge_message_is_never_read(redis: Redis, queue: WorkerQueue, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.queue.query_queue.MAX_BYTES", 100)
-    monkeypatch.setattr("worker.queue.job_queue.MAX_BYTES", 100)
+    monkeypatch.setattr("worker.queue.query_queue.MAX_MESSAGE_BYTES", 100)
+    monkeypatch.setattr("worker.queue.job_queue.MAX_MESSAGE_BYTES", 100)
     send(redis)
     submit(redis)
     assert queue.queries.take() == []
@@ -142,7 +142,7 @@ def test_a_message_that_kills_who_reads_it_is_given_up_too(
         raise MemoryError
 
     submit(redis)
-    monkeypatch.setattr(JOB, "validate_json", die)
+    monkeypatch.setattr(JOB_ADAPTER, "validate_json", die)
     for number in range(3):
         with pytest.raises(MemoryError):
             make_queue(f"w-{number}").take_job()

@@ -49,7 +49,7 @@ def json_lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_json_has_the_message_where_it_comes_from_what_it_is_about_and_its_fields():
-    with configured("json") as stream, logs.about(request_id="r-1"):
+    with configured("json") as stream, logs.context(request_id="r-1"):
         logger.info("GET %s", "/jobs", extra={"path": "/jobs", "duration_ms": 3.1})
     (line,) = json_lines(stream)
     assert line.pop("timestamp").endswith("Z")
@@ -64,7 +64,7 @@ def test_json_has_the_message_where_it_comes_from_what_it_is_about_and_its_field
 
 
 def test_text_has_the_message_and_what_it_is_about():
-    with configured("text") as stream, logs.about(request_id="r-1", job_id="j-1"):
+    with configured("text") as stream, logs.context(request_id="r-1", job_id="j-1"):
         logger.warning("disk %s", "full", extra={"path": "/data"})
     _, rest = stream.getvalue().split(" ", 1)
     assert rest == "WARNING some.module: disk full job_id=j-1 request_id=r-1\n"
@@ -81,7 +81,7 @@ def test_left_to_itself_it_is_text_on_a_terminal_and_json_elsewhere():
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_callers_line_breaks_begin_no_line_and_steer_no_terminal(form: Literal["json", "text"]):
-    with configured(form) as stream, logs.about(index=FORGED):
+    with configured(form) as stream, logs.context(index=FORGED):
         logger.info("no model %s", FORGED, extra={"path": FORGED})
     (line,) = stream.getvalue().splitlines()
     assert "forged" in line and line.isprintable()
@@ -118,7 +118,7 @@ def test_a_library_that_writes_for_itself_writes_here_instead():
     library.addHandler(logging.StreamHandler(own))
     library.propagate = False
     with configured("json") as stream:
-        logs.adopt_libraries()
+        logs.redirect_libraries()
         logging.getLogger("some_library.part").warning("careful")
     assert own.getvalue() == ""
     assert [line["event"] for line in json_lines(stream)] == ["careful"]
@@ -135,8 +135,8 @@ def test_warnings_of_libraries_are_events_as_well():
 
 
 def test_what_is_logged_is_about_the_innermost_context_alone():
-    with configured("json") as stream, logs.about(request_id="job"):
-        with logs.about(request_ids=["a", "b"]):
+    with configured("json") as stream, logs.context(request_id="job"):
+        with logs.context(request_ids=["a", "b"]):
             logger.info("inside")
         logger.info("outside")
     inside, outside = json_lines(stream)
@@ -145,7 +145,7 @@ def test_what_is_logged_is_about_the_innermost_context_alone():
 
 
 def test_another_thread_is_about_nothing():
-    with configured("json") as stream, logs.about(request_id="r-1"):
+    with configured("json") as stream, logs.context(request_id="r-1"):
         thread = threading.Thread(target=lambda: logger.info("hello"))
         thread.start()
         thread.join()

@@ -12,7 +12,7 @@ from tests.worker.helpers import let_lapse, record_of, replies, send, submit, un
 from worker.messages import Heartbeat
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import CLAIMED_QUERIES
+from worker.queue.query_queue import QUERY_LEASES
 from worker.settings import Settings
 from worker.telemetry.metrics import WorkerMetrics
 
@@ -21,7 +21,7 @@ Numbers = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def numbers(metrics: WorkerMetrics | Heartbeat) -> Numbers:
     """Each sample by its whole name and its labels."""
-    families = metrics.metrics if isinstance(metrics, Heartbeat) else metrics.families(0, None)
+    families = metrics.metrics if isinstance(metrics, Heartbeat) else metrics.collect(0, None)
     return {
         (family.name + suffix, tuple(sorted(labels.items()))): value
         for family in families
@@ -96,7 +96,7 @@ def test_work_of_a_silent_worker_is_counted_as_reclaimed_and_in_the_end_as_given
         queue.take_job()
         queue.queries.take()
         let_lapse(redis)
-        let_lapse(redis, CLAIMED_QUERIES)
+        let_lapse(redis, QUERY_LEASES)
     found = [numbers(queue.metrics) for queue in workers]
     assert [of(one, "bergson_reclaimed_total", work="job") for one in found] == [0, 1, 1, 0]
     assert [of(one, "bergson_given_up_total", work="job") for one in found] == [0, 0, 0, 1]
@@ -119,10 +119,10 @@ def test_a_job_that_was_handed_back_is_not_reclaimed(redis: Redis, make_queue: C
 def test_the_rate_of_the_job_at_hand_is_told(
     redis: Redis, core: FakeCore, start_worker: Callable[[], Runner], monkeypatch: pytest.MonkeyPatch
 ):
-    tell = WorkerQueue.progress
+    tell = WorkerQueue.publish_progress
     monkeypatch.setattr(
         WorkerQueue,
-        "progress",
+        "publish_progress",
         lambda self, claim, progress: tell(
             self, claim, Progress(**progress.model_dump() | {"tokens_per_s": 7.0})
         ),

@@ -76,7 +76,7 @@ async def test_a_query_is_one_trace_from_the_caller_to_the_worker(
     spans: InMemorySpanExporter, client: httpx.AsyncClient, broker: Broker, start_worker: Start
 ):
     start_worker()
-    await soon(broker.workers)
+    await soon(broker.list_workers)
     response = await client.post("/attribute", json=ASKED, headers=SENT | {"X-Request-ID": "mine-1"})
     assert response.status_code == 200, response.text
     server, work, gradient, search = named(spans, "POST /attribute", "queries", "gradient", "search")
@@ -164,14 +164,14 @@ def test_a_batch_between_the_steps_of_a_build_is_no_part_of_its_trace(spans: InM
 
 def test_a_failure_is_told(spans: InMemorySpanExporter):
     with tracing.span("GET", "server", [None], {}) as span:
-        span.set({"http.response.status_code": 500}, name="GET /x", failed=True)
+        span.update({"http.response.status_code": 500}, name="GET /x", failed=True)
     (told,) = spans.get_finished_spans()
     assert (told.name, told.status.is_ok) == ("GET /x", False)
 
 
 async def test_where_nobody_traces_nothing_is_sent(client: httpx.AsyncClient, broker: Broker, redis: Redis):
     await client.post("/index", json=BUILT, headers=SENT)
-    (job,) = (await broker.jobs())[0]
+    (job,) = (await broker.list_jobs())[0]
     assert '"traceparent":null' in str(redis.hget(f"bergson:job:{job.job_id}", "message"))
 
 
