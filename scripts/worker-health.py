@@ -5,8 +5,8 @@ import os
 import socket
 import sys
 
-from worker.queue.job_queue import WORKERS, worker_key
 from worker.queue.redis_client import connect
+from worker.queue.redis_keys import WORKERS, worker_key
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ class ServiceQuery(AttributionQuery):
     __qualname__ = "AttributionQuery"
     model_config = ConfigDict(title="AttributionQuery")
 
-    index: IndexName
+    index: IndexName = Field()  # pyright: ignore[reportIncompatibleVariableOverride] -- the field is frozen
 
 
 class Query(RequestMessage):

@@ -17,7 +17,7 @@ from redis.asyncio import ConnectionPool
 
 from bergson_core.errors import InvalidInput, RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller, parse_rate
-from worker.queue import job_queue
+from worker.queue import redis_keys
 
 
 def redis_storage(pool: ConnectionPool) -> Storage:
@@ -25,7 +25,7 @@ def redis_storage(pool: ConnectionPool) -> Storage:
 
     `limits` installs redis-py only up to 7 for its calls that block; these, which do not, hold with 8 (a test counts).
     """
-    options: dict[str, Any] = {"connection_pool": pool, "key_prefix": job_queue.RATE_PREFIX}
+    options: dict[str, Any] = {"connection_pool": pool, "key_prefix": redis_keys.RATE_PREFIX}
     return RedisStorage("async+redis://", implementation="redispy", **options)
 
 

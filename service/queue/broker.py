@@ -1,6 +1,6 @@
 """The web process's side of the queue: jobs (`service.queue.jobs`), queries, and who is alive.
 
-The keys in Redis are listed in `worker.queue.job_queue`. Nothing polls: answers for this process arrive on a stream of its
+The keys in Redis are listed in `worker.queue.redis_keys`. Nothing polls: answers for this process arrive on a stream of its
 own, which one task reads, and events of a job are waited for in Redis. No torch here.
 """
 
@@ -31,10 +31,11 @@ from service.queue.jobs import JobBroker
 from service.queue.queue_load import QueueLoad, read_queue_load
 from service.queue.replies import ReplyReader, translate_redis_errors
 from worker.messages import EstimateJob, Heartbeat, Priority, Query, ServiceQuery
-from worker.queue import job_queue, lua_scripts
+from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
-from worker.queue.query_queue import ask_query_arguments, query_key, waiting_keys
+from worker.queue.query_queue import ask_query_arguments
 from worker.queue.redis_client import connect_async
+from worker.queue.redis_keys import query_key, waiting_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -87,13 +88,15 @@ class Broker(JobBroker):
     async def list_workers(self) -> list[Heartbeat]:
         """The live workers, by id."""
         with translate_redis_errors():
-            ids = sorted(await cast("Any", self._redis.smembers(job_queue.WORKERS)))
+            ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
             raw = (
-                await cast("Any", self._redis.mget([job_queue.worker_key(one) for one in ids])) if ids else []
+                await cast("Any", self._redis.mget([redis_keys.worker_key(one) for one in ids]))
+                if ids
+                else []
             )
             dead = [one for one, beat in zip(ids, raw, strict=True) if beat is None]
             if dead:
-                await cast("Any", self._redis.srem(job_queue.WORKERS, *dead))
+                await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead))
         return [beat for one in raw if one is not None and (beat := _read_heartbeat(one)) is not None]
 
     async def read_load(self) -> QueueLoad:

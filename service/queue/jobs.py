@@ -12,7 +12,7 @@ from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFoun
 from bergson_core.storage.manifest import MANIFEST_FILE
 from service.queue.replies import BLOCK_MS, Streams, translate_redis_errors
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
-from worker.queue import job_queue, lua_scripts
+from worker.queue import job_queue, lua_scripts, redis_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -48,12 +48,12 @@ class JobBroker:
         taken = is_build and (self._settings.indexes_dir / index / MANIFEST_FILE).exists()
         key = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
-            *(job_queue.IDEMPOTENCY_PREFIX + key, job_queue.BUILDING, job_queue.job_key(job.job_id)),
+            *(redis_keys.IDEMPOTENCY_PREFIX + key, redis_keys.BUILDING, redis_keys.job_key(job.job_id)),
             *(
-                job_queue.events_key(job.job_id),
-                job_queue.JOBS_BY_CREATION,
-                job_queue.JOB_LANES,
-                job_queue.JOB_LANE_PREFIX + lane,
+                redis_keys.events_key(job.job_id),
+                redis_keys.JOBS_BY_CREATION,
+                redis_keys.JOB_LANES,
+                redis_keys.JOB_LANE_PREFIX + lane,
             ),
         ]
         arguments = [
@@ -93,14 +93,14 @@ class JobBroker:
         with translate_redis_errors():
             start = 0
             if cursor is not None:
-                rank = await self._redis.zrevrank(job_queue.JOBS_BY_CREATION, cursor)
+                rank = await self._redis.zrevrank(redis_keys.JOBS_BY_CREATION, cursor)
                 if rank is None:
                     raise InvalidInput("cursor: no such page; start again without one")
                 start = cast("int", rank) + 1
             found: list[JobRecord] = []
             gone: list[str] = []
             while ids := await cast(
-                "Any", self._redis.zrevrange(job_queue.JOBS_BY_CREATION, start, start + _SCAN_BATCH_SIZE - 1)
+                "Any", self._redis.zrevrange(redis_keys.JOBS_BY_CREATION, start, start + _SCAN_BATCH_SIZE - 1)
             ):
                 start += len(ids)
                 for job_id, raw in zip(ids, await self._raw_records(ids), strict=True):
@@ -111,7 +111,7 @@ class JobBroker:
                 if len(found) > limit:
                     break
             if gone:
-                await self._redis.zrem(job_queue.JOBS_BY_CREATION, *gone)
+                await self._redis.zrem(redis_keys.JOBS_BY_CREATION, *gone)
         return found[:limit], found[limit - 1].job_id if len(found) > limit else None
 
     async def cancel(self, job_id: str) -> JobRecord:
@@ -122,7 +122,7 @@ class JobBroker:
                 return record
             with translate_redis_errors():
                 if record.state == "running":
-                    await cast("Any", self._redis.hset(job_queue.job_key(job_id), "cancel", "1"))
+                    await cast("Any", self._redis.hset(redis_keys.job_key(job_id), "cancel", "1"))
                     return record
                 ended = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
                 arguments = job_queue.save_job_arguments(
@@ -131,7 +131,9 @@ class JobBroker:
                 if await cast("Any", self._save(**arguments)) >= 0:  # or else a worker has just taken it
                     return ended
 
-    async def iter_events(self, job_id: str, last_id: str = _BEFORE_FIRST_EVENT) -> AsyncIterator[tuple[str, JobRecord]]:
+    async def iter_events(
+        self, job_id: str, last_id: str = _BEFORE_FIRST_EVENT
+    ) -> AsyncIterator[tuple[str, JobRecord]]:
         """(event id, the job as it was then) after the event `last_id`; ends after a final state.
 
         Raises `JobNotFound`, and `InvalidInput` where `last_id` is no event id.
@@ -142,7 +144,7 @@ class JobBroker:
             ended = (await self.read_job(job_id)).state in FINAL_STATES
             with translate_redis_errors():
                 found = await self._follow.xread(
-                    {job_queue.events_key(job_id): last_id}, block=None if ended else BLOCK_MS
+                    {redis_keys.events_key(job_id): last_id}, block=None if ended else BLOCK_MS
                 )
             for _, entries in cast("Streams", found or []):
                 for last_id, fields in entries:
@@ -155,12 +157,12 @@ class JobBroker:
     async def active_jobs(self) -> dict[str, str]:
         """Index name → id of the job that is to build or change it, queued or running."""
         with translate_redis_errors():
-            return await cast("Any", self._redis.hgetall(job_queue.BUILDING))
+            return await cast("Any", self._redis.hgetall(redis_keys.BUILDING))
 
     async def _read(self, job_id: str) -> tuple[JobRecord, int]:
         """A job and its fencing token."""
         with translate_redis_errors():
-            raw, token = await cast("Any", self._redis.hmget(job_queue.job_key(job_id), ["record", "token"]))
+            raw, token = await cast("Any", self._redis.hmget(redis_keys.job_key(job_id), ["record", "token"]))
         record = job_queue.parse_record(raw)
         if record is None:
             raise job_not_found(job_id)
@@ -169,7 +171,7 @@ class JobBroker:
     async def _raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hget(job_queue.job_key(job_id), "record")
+                pipe.hget(redis_keys.job_key(job_id), "record")
             return await pipe.execute()
 
 

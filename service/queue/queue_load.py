@@ -7,8 +7,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from worker.messages import PRIORITIES, Heartbeat
-from worker.queue import job_queue
-from worker.queue.query_queue import QUERY_LEASES, waiting_keys
+from worker.queue import redis_keys
+from worker.queue.redis_keys import QUERY_LEASES, waiting_keys
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class QueueLoad:
 
 async def read_queue_load(redis: Redis, workers: Sequence[Heartbeat]) -> QueueLoad:
     """The load at this moment. Raises `RedisError`."""
-    lanes = await cast("Any", redis.lrange(job_queue.JOB_LANES, 0, -1))
+    lanes = await cast("Any", redis.lrange(redis_keys.JOB_LANES, 0, -1))
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
-        pipe.zcard(job_queue.JOB_LEASES)
+        pipe.zcard(redis_keys.JOB_LEASES)
         pipe.zcard(QUERY_LEASES)
         for priority in PRIORITIES:
             waiting, since, _ = waiting_keys(priority)
             pipe.zcard(waiting)
             pipe.zrange(since, 0, 0, withscores=True)
         for lane in lanes:
-            pipe.llen(job_queue.JOB_LANE_PREFIX + lane)
+            pipe.llen(redis_keys.JOB_LANE_PREFIX + lane)
         now, running, at_work, *found = await cast("Any", pipe.execute())
     queries, queued = found[: 2 * len(PRIORITIES)], found[2 * len(PRIORITIES) :]
     now_s, came_ms = now[0] + now[1] / 1e6, [oldest[0][1] for oldest in queries[1::2] if oldest]

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from bergson_core.errors import BergsonError, RedisUnavailable
 from worker.messages import Reply
-from worker.queue import query_queue
+from worker.queue import redis_keys
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ReplyReader:
     """
 
     def __init__(self, redis: Redis):
-        self.stream = query_queue.REPLIES_PREFIX + uuid4().hex
+        self.stream = redis_keys.REPLIES_PREFIX + uuid4().hex
         self.failure: str | None = None
         self._redis = redis
         self._futures: dict[str, asyncio.Future[Reply]] = {}

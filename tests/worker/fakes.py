@@ -80,7 +80,7 @@ def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, m
 @dataclass(frozen=True)
 class FakeModel:
     number: int
-    parameters: int = 1000
+    parameter_count: int = 1000
 
 
 @dataclass

@@ -12,14 +12,14 @@ from redis import Redis, RedisError
 from bergson_core.schemas.build import BuildSpec
 from tests.worker.fakes import question, spec
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
-from worker.queue import job_queue as keys
-from worker.queue import lua_scripts, query_queue
+from worker.queue import lua_scripts, query_queue, redis_keys
+from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
-REPLY_TO = query_queue.REPLIES_PREFIX + "web"
+REPLY_TO = redis_keys.REPLIES_PREFIX + "web"
 TIMEOUT_S = 30.0
 
 
@@ -95,7 +95,7 @@ def send(
 
 def waiting(redis: Redis) -> int:
     """Queries that no worker has taken."""
-    return sum(cast("int", redis.zcard(query_queue.waiting_keys(one)[0])) for one in PRIORITIES)
+    return sum(cast("int", redis.zcard(redis_keys.waiting_keys(one)[0])) for one in PRIORITIES)
 
 
 def left(redis: Redis) -> list[str]:

@@ -54,7 +54,7 @@ class IndexCache:
                 revision=revision,
                 dtype=dtype,
                 sha256=sha256,
-                parameters=model.parameters,
+                parameters=model.parameter_count,
                 indexes=[index for index, one in residents if (name, revision, dtype, sha256) in one.models],
             )
             for (name, revision, dtype, sha256), model in list(self._models.items())

@@ -74,7 +74,9 @@ def run_build(job: BuildJob, settings: Settings, report: ProgressCallback, confi
             build_index(spec, directory, report=report, confirm=confirm, executor=executor)
 
 
-def run_append(job: AppendJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback) -> None:
+def run_append(
+    job: AppendJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
+) -> None:
     """Adds documents to an index; a job that was started before is told by its id."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents

@@ -41,7 +41,10 @@ class WorkerMetrics:
             registry=registry,
         )
         self._search = Histogram(
-            "bergson_search_seconds", "Time for the search of a batch.", buckets=DURATION_BUCKETS_S, registry=registry
+            "bergson_search_seconds",
+            "Time for the search of a batch.",
+            buckets=DURATION_BUCKETS_S,
+            registry=registry,
         )
         self._verify = Histogram(
             "bergson_verify_seconds",

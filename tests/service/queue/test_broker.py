@@ -34,8 +34,8 @@ from tests.worker.fakes import FakeCore, publish, question, spec
 from tests.worker.helpers import answers, job_of, left, pid_of, send, soon, until, waiting
 from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Query, Reply
 from worker.process.runner import Runner
-from worker.queue import job_queue as keys
-from worker.queue import query_queue
+from worker.queue import redis_keys
+from worker.queue import redis_keys as keys
 from worker.queue.embedded_redis import embedded_redis
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
@@ -138,7 +138,7 @@ async def test_where_a_query_waits_too_long_already_more_are_refused(
 ):
     queue.send_heartbeat(BEAT)
     send(redis, "old")
-    waiting_keys = query_queue.waiting_keys("interactive")
+    waiting_keys = redis_keys.waiting_keys("interactive")
     redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s - 1)})
     with pytest.raises(QueueFull, match="waited for 10 s"):
         await ask(broker)

@@ -14,7 +14,7 @@ from tests.worker.fakes import FakeCore, publish, question
 from tests.worker.helpers import answered, let_lapse, problem_of, record_of, replies, send, submit, until
 from worker.messages import Heartbeat, JobRecord
 from worker.process.runner import Runner
-from worker.queue import job_queue as keys
+from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.query_queue import QueryQueue
 from worker.settings import Settings

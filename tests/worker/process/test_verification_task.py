@@ -12,7 +12,7 @@ from tests.worker.fakes import FakeCore, publish, question
 from tests.worker.helpers import answered, left, problem_of, record_of, replies, send, submit, until
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import query_key
+from worker.queue.redis_keys import query_key
 from worker.settings import Settings
 
 Start = Callable[[], Runner]

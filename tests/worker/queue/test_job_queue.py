@@ -23,9 +23,10 @@ from tests.worker.helpers import (
     taken_ids,
 )
 from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
-from worker.queue import job_queue as keys
-from worker.queue.job_queue import ClaimedJob, WorkerQueue
-from worker.queue.query_queue import QUERY_LEASES, RETENTION_S, query_key
+from worker.queue import redis_keys as keys
+from worker.queue.job_queue import MAX_JOB_EVENTS, ClaimedJob, WorkerQueue
+from worker.queue.query_queue import RETENTION_S
+from worker.queue.redis_keys import QUERY_LEASES, query_key
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
@@ -52,7 +53,9 @@ def refusal(redis: Redis) -> Problem:
 def test_a_reply_takes_the_query_off_the_queue(redis: Redis, queue: WorkerQueue):
     send(redis)
     (taken,) = queue.queries.take()
-    queue.queries.send_replies([(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))])
+    queue.queries.send_replies(
+        [(taken, Reply(query_id="q-1", problem=Problem(code="too_long", detail="99")))]
+    )
     assert refusal(redis).code == "too_long"
     assert 0 < cast("int", redis.ttl(REPLY_TO)) <= RETENTION_S
 
@@ -404,7 +407,7 @@ def test_the_events_of_a_job_are_bounded(redis: Redis, queue: WorkerQueue):
     claim = taken_job(queue)
     for done in range(600):
         queue.publish_progress(claim, Progress(stage="gradients", done=done, total=600))
-    assert cast("int", redis.xlen(keys.events_key("j-1"))) < 2 * keys.MAX_JOB_EVENTS
+    assert cast("int", redis.xlen(keys.events_key("j-1"))) < 2 * MAX_JOB_EVENTS
 
 
 def test_a_heartbeat_ends_by_itself_or_when_the_worker_leaves(

@@ -105,10 +105,10 @@ async def test_a_user_with_the_rights_that_the_guide_lists_is_enough(
 
 
 def test_the_guide_lists_the_commands_of_all_scripts():
-    called = re.findall(
-        r"redis\.call\('([A-Z]+)'", (REPOSITORY / "worker" / "queue" / "lua_scripts.py").read_text()
-    )
-    assert {f"+{one.lower()}" for one in called} <= set(RULE.split())
+    scripts = [path.read_text() for path in (REPOSITORY / "worker" / "queue" / "lua").glob("*.lua")]
+    commands = re.findall(r"redis\.p?call\('([A-Z]+)'", "".join(scripts))
+    assert len(scripts) == 7 and len(commands) > 40
+    assert {f"+{command.lower()}" for command in commands} <= set(RULE.split())
 
 
 @pytest.fixture(params=["redis", "rediss"])

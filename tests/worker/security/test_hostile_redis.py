@@ -22,9 +22,9 @@ from tests.worker.helpers import (
     taken_ids,
 )
 from worker.messages import JOB_ADAPTER, BuildJob, JobRecord, Query
-from worker.queue import job_queue as keys
+from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import QUERY_LEASES, query_key
+from worker.queue.redis_keys import QUERY_LEASES, query_key
 
 MakeQueue = Callable[[str], WorkerQueue]
 BUILD = BuildJob(job_id="j-1", index="facts", spec=spec(), request_id="r").model_dump_json()

@@ -12,7 +12,7 @@ from tests.worker.helpers import let_lapse, record_of, replies, send, submit, un
 from worker.messages import Heartbeat
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
-from worker.queue.query_queue import QUERY_LEASES
+from worker.queue.redis_keys import QUERY_LEASES
 from worker.settings import Settings
 from worker.telemetry.metrics import WorkerMetrics
 

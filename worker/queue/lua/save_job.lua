@@ -1,0 +1,34 @@
+-- Writes a job's record and adds it to the job's events, if the job's fencing token is still the expected one.
+--
+-- KEYS  1 the job
+--       2 the job's events
+--       3 bergson:jobs:taken
+--       4 bergson:building
+--       5 bergson:jobs:lanes
+-- ARGV  1 expected token
+--       2 new token
+--       3 record: the `JobRecord` as JSON
+--       4 what happens to the job: 'keep' nothing, 'back' another worker may take it at once, 'end' it leaves the queue
+--       5 index name, or ''
+--       6 job_id
+--       7 seconds for which an ended job is kept
+--       8 number of events to keep, about
+--       9 prefix of the keys of lanes
+-- Returns -1 if the token is another one, else 1 if somebody has asked to cancel the job, else 0
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return -1 end
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'record', ARGV[3])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[8], '*', 'record', ARGV[3])
+if ARGV[4] == 'back' then redis.call('ZADD', KEYS[3], 0, ARGV[6]) end
+if ARGV[4] == 'end' then
+  if redis.call('ZREM', KEYS[3], ARGV[6]) == 0 then
+    -- No worker had the job, so it waits in its lane.
+    local lane = redis.call('HGET', KEYS[1], 'lane') or ''
+    redis.call('LREM', ARGV[9] .. lane, 1, ARGV[6])
+    if redis.call('EXISTS', ARGV[9] .. lane) == 0 then redis.call('LREM', KEYS[5], 1, lane) end
+  end
+  redis.call('HDEL', KEYS[1], 'message')
+  if redis.call('HGET', KEYS[4], ARGV[5]) == ARGV[6] then redis.call('HDEL', KEYS[4], ARGV[5]) end
+  redis.call('EXPIRE', KEYS[1], ARGV[7])
+  redis.call('EXPIRE', KEYS[2], ARGV[7])
+end
+return redis.call('HEXISTS', KEYS[1], 'cancel')
