@@ -33,7 +33,7 @@ from benchmarks.latency import free_port
 from benchmarks.memory import make_sources
 from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.demo.synthetic_facts import make_corpus
-from service.cli.demo import _default_directory
+from service.cli.demo import default_directory
 from service.cli.support.process_group import ProcessGroup, running_system
 from service.client import Client
 from service.settings import ServiceSettings
@@ -107,7 +107,7 @@ def under_load(url: str, clients: int, seconds: float, facts: int = 1600) -> Loa
 @contextmanager
 def system(root: Path, **settings: Any) -> Iterator[ProcessGroup]:
     """The service on the data of `root`, with an index of the demo."""
-    demo = _default_directory() / "people-400-seed-0"
+    demo = default_directory() / "people-400-seed-0"
     port = free_port()
     named = {f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()}
     os.environ |= {
@@ -142,7 +142,7 @@ def build_of(demo: Path) -> dict[str, Any]:
 @contextmanager
 def building(url: str, root: Path) -> Iterator[None]:
     """While the context is open a build of 200,000 documents runs, and says afterwards how large its batches were."""
-    demo = _default_directory() / "people-400-seed-0"
+    demo = default_directory() / "people-400-seed-0"
     source = {"path": str(make_sources(root, 200_000))}
     with Client(url) as client:
         job = client.build("other", model=str(demo / "model"), dataset=source)

@@ -1,7 +1,8 @@
-"""The command line: `bergson <output_path> --model M --dataset D` builds; other verbs are commands.
+"""The command line: `bergson <output_path> --model M --dataset D` builds an index, other first words are commands.
 
-It stands at the top of the imports, since it starts the service and the worker as well as the library. Each
-command parses, calls one function, and prints; heavy imports wait until a command needs them.
+It is at the top of the import order, since it starts the service and the worker and calls the library. Each command
+parses its options, calls one function and prints the result. Heavy imports are inside the commands, so that `--help`
+is quick.
 """
 
 import sys
@@ -12,15 +13,20 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
+from bergson_core.schemas.base import describe_validation_error
 from bergson_core.utils.progress import silence_libraries
-from service.cli import build, canary, check, demo, evaluate, keys, modify, query, score, serve
-from service.cli.support.output import fail
+from service.cli import build, canary, check, demo, evaluate, keys, maintain, query, score, serve
+from service.cli.support.console import fail
 
 
 class BuildByDefault(TyperGroup):
-    """`bergson facts --model …` is `bergson build facts --model …`: a first word that is no command is a path."""
+    """A group in which a first word that is no command is the output path of a build.
+
+    `bergson facts --model …` is short for `bergson build facts --model …`.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts the command `build` in front of arguments that start with a path."""
         if args and not args[0].startswith("-") and args[0].replace("-", "_") not in self.commands:
             args = ["build", *args]
         return super().parse_args(ctx, args)
@@ -32,19 +38,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Which training samples made this language model say that?\n\n"
-    "`bergson OUTPUT_PATH --model M --dataset D` builds an index; `bergson query OUTPUT_PATH` asks it; "
+    "`bergson OUTPUT_PATH --model M --dataset D` builds an index, `bergson query OUTPUT_PATH` queries it, and "
     "`bergson up` serves indexes over HTTP.",
     rich_markup_mode="markdown",
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # --top-k is --top_k
+    # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
 )
 app.command("build")(build.build)
 app.command("estimate")(build.estimate)
 app.command("query")(query.query)
-app.command("profile")(query.profile)
-app.command("append")(modify.append)
-app.command("takedown")(modify.takedown)
-app.command("compact")(modify.compact)
-app.command("verify")(modify.verify)
+app.command("profile")(maintain.profile)
+app.command("append")(maintain.append)
+app.command("takedown")(maintain.takedown)
+app.command("compact")(maintain.compact)
+app.command("checksum")(maintain.checksum)
 app.command("score")(score.score)
 app.command("self_influence")(score.self_influence)
 app.command("evaluate")(evaluate.evaluate)
@@ -58,18 +65,13 @@ app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
-    """Runs the command line. What a user can mend is said in a line or two, with exit status 1."""
+    """Runs the command line. An error that the user can correct is printed in a line or two, with exit status 1."""
     silence_libraries()
     try:
         app()
     except ValidationError as error:
-        fail("\n".join(map(_say, error.errors())))
+        fail(describe_validation_error(error, "settings"))
     except BergsonError as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _say(wrong: Any) -> str:
-    where = ".".join(map(str, wrong["loc"])) or "settings"
-    return f"{where}: {wrong['msg'].removeprefix('Value error, ')}; got {wrong['input']!r}"

@@ -1,4 +1,4 @@
-"""`bergson <output_path>`: build an index; `bergson estimate`: what that would take."""
+"""`bergson build` builds an index; `bergson estimate` says beforehand what that would take."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -9,20 +9,33 @@ from rich.table import Table
 
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
-from service.cli.support.output import console, print_message, progress_bar
-from service.cli.support.spec_options import ExecutorOption, takes_spec
+from service.cli.support.common_options import ExecutorOption
+from service.cli.support.console import console, print_message, progress_bar
+from service.cli.support.spec_options import OptionOverride, Section, SpecOptions, options_from_specs
 
-LOW_COVERAGE = 90
-"""Percent of the parameters below which it is said."""
+LOW_COVERAGE_PERCENT = 90
+"""Share of the parameters below which a command prints a warning."""
+
+BUILD_OPTIONS = SpecOptions(
+    options={"dataset.path": OptionOverride("dataset"), "search.kind": OptionOverride("search")},
+    sections={
+        "columns": Section("Columns", suffix="_column"),
+        "gradients": Section("Gradients"),
+        "scoring": Section("Scoring"),
+        "search": Section("Search"),
+    },
+    omitted=frozenset({"documents"}),
+)
 
 
-@takes_spec
+@options_from_specs
 def build(
     output_path: Annotated[
-        Path, typer.Argument(help="Directory of the index; a stopped build resumes there.")
+        Path, typer.Argument(help="Directory of the index; an interrupted build resumes there.")
     ],
-    spec: BuildSpec,
     executor: ExecutorOption = "local",
+    *,
+    spec: Annotated[BuildSpec, BUILD_OPTIONS],
 ) -> None:
     """Build an index of projected, normalized per-sample gradients."""
     from bergson_core.executors import open_executor
@@ -37,44 +50,45 @@ def build(
     )
     if manifest.skipped:
         console.print(
-            f"[yellow]{manifest.skipped:,} documents were skipped: their gradients were not finite[/]"
+            f"[yellow]{manifest.skipped:,} documents were skipped because their gradients were not finite[/]"
         )
-    _say_coverage(manifest.coverage_percent)
+    _warn_of_low_coverage(manifest.coverage_percent)
 
 
-@takes_spec
+@options_from_specs
 def estimate(
-    spec: BuildSpec,
-    json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
+    *,
+    spec: Annotated[BuildSpec, BUILD_OPTIONS],
 ) -> None:
-    """Say what a build would take, by trying a part of it: documents, tokens, disk, memory, time."""
+    """Estimate the documents, tokens, disk, memory and time that a build would take, by running a part of it."""
     from bergson_core.indexing.estimate import estimate_build
 
     with progress_bar() as show:
-        found = estimate_build(spec, report=show)
-    if json:
-        console.print_json(found.model_dump_json())
+        estimated = estimate_build(spec, report=show)
+    if as_json:
+        console.print_json(estimated.model_dump_json())
         return
-    console.print(_estimate_table(found))
-    if found.looked_at < found.documents:
-        console.print(f"extrapolated from {found.looked_at:,} documents")
-    _say_coverage(found.coverage_percent)
+    console.print(_estimate_table(estimated))
+    if estimated.looked_at < estimated.documents:
+        console.print(f"extrapolated from {estimated.looked_at:,} documents")
+    _warn_of_low_coverage(estimated.coverage_percent)
 
 
-def _estimate_table(found: Estimate) -> Table:
-    disk, device = found.size_bytes, found.peak_device_bytes
-    parts = ", ".join(f"{name} {_mib(getattr(disk, name))}" for name in ("rows", "search", "statistics"))
+def _estimate_table(estimated: Estimate) -> Table:
+    sizes, device = estimated.size_bytes, estimated.peak_device_bytes
+    parts = ", ".join(f"{name} {_mib(getattr(sizes, name))}" for name in ("rows", "search", "statistics"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in {
-        "documents": f"{found.documents:,}",
-        "tokens": f"{found.tokens:,} labelled",
-        "dimensions": f"{found.dimensions:,} a document, of {found.modules} modules",
-        "coverage": f"{found.coverage_percent:g} % of the parameters",
-        "index": f"{_mib(disk.total)}: {parts}",
-        "disk": f"{_mib(found.peak_disk_bytes)} at the peak",
-        "memory": f"{_mib(found.peak_memory_bytes)} at the peak",
+        "documents": f"{estimated.documents:,}",
+        "tokens": f"{estimated.tokens:,} labelled tokens",
+        "dimensions": f"{estimated.dimensions:,} per document, from {estimated.modules} modules",
+        "coverage": f"{estimated.coverage_percent:g} % of the parameters",
+        "index": f"{_mib(sizes.total)}: {parts}",
+        "disk": f"{_mib(estimated.peak_disk_bytes)} at the peak",
+        "memory": f"{_mib(estimated.peak_memory_bytes)} at the peak",
         "GPU": "" if device is None else f"{_mib(device)} at the peak",
-        "time": str(timedelta(seconds=round(found.seconds))),
+        "time": str(timedelta(seconds=round(estimated.seconds))),
     }.items():
         if value:
             table.add_row(name, value)
@@ -85,9 +99,9 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def _say_coverage(percent: float) -> None:
-    if percent < LOW_COVERAGE:
+def _warn_of_low_coverage(percent: float) -> None:
+    if percent < LOW_COVERAGE_PERCENT:
         console.print(
-            f"[yellow]{100 - percent:.0f} % of the parameters are in no tracked layer[/] "
-            "(embeddings, the output head, layers of other kinds): what a document changed there is not seen"
+            f"[yellow]{100 - percent:.0f} % of the parameters are in no tracked module[/] "
+            "(embeddings, the output head, modules of other kinds): what a document changed there is not seen"
         )

@@ -1,4 +1,4 @@
-"""`bergson check`: whether a model's gradients can be trusted in batches and in each precision."""
+"""`bergson check` tells whether a model's gradients can be trusted in batches and in each precision."""
 
 from typing import Annotated
 
@@ -6,24 +6,29 @@ import typer
 from rich.table import Table
 
 from bergson_core.schemas.build import BuildSpec
-from service.cli.support.output import console, fail, help_text
+from service.cli.support.console import console, fail
+from service.cli.support.spec_options import field_help
 
 
 def check(
-    model: Annotated[str, typer.Option(help=help_text(BuildSpec, "model"))],
-    revision: Annotated[str | None, typer.Option(help=help_text(BuildSpec, "revision"))] = None,
+    model: Annotated[str, typer.Option(help=field_help(BuildSpec, "model"))],
+    revision: Annotated[str | None, typer.Option(help=field_help(BuildSpec, "revision"))] = None,
 ) -> None:
-    """Compare each document's gradient alone, batched and padded, and recommend a precision."""
-    from bergson_core.gradients.precision_check import SAME, check_precision, recommended_dtype
+    """Compare the gradient of each document alone, batched and padded, and recommend a precision."""
+    from bergson_core.gradients.precision_check import MIN_SAME_COSINE, check_precision, recommend_dtype
 
     checks = check_precision(model, revision)
-    table = Table(title="least cosine with the document alone", title_justify="left", box=None)
-    for name in ("precision", "batched", "padded", "beside float32"):
+    title = "smallest cosine with the gradient of the document alone"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("precision", "batched", "padded", "against float32"):
         table.add_column(name, justify="left" if name == "precision" else "right")
-    for one in checks:
-        table.add_row(one.dtype, *(f"{value:.5f}" for value in (one.batched, one.padded, one.precision)))
+    for result in checks:
+        cosines = (result.batched, result.padded, result.precision)
+        table.add_row(result.dtype, *(f"{cosine:.5f}" for cosine in cosines))
     console.print(table)
-    dtype = recommended_dtype(checks)
+    dtype = recommend_dtype(checks)
     if dtype is None:
-        fail(f"no precision gives the same gradients (cosine {SAME} or more) alone and in a batch")
+        fail(
+            f"in no precision are the gradients the same (cosine of at least {MIN_SAME_COSINE}) alone and in a batch"
+        )
     console.print(f"recommended: --dtype {dtype}")

@@ -1,11 +1,11 @@
-"""`bergson demo`: the main job on a model and a corpus that it makes itself."""
+"""`bergson demo` trains a small model on a generated corpus, indexes it through the service and queries it."""
 
 import hashlib
 import os
 import statistics
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -15,41 +15,45 @@ from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
-from service.cli.serve import set_environment
-from service.cli.support.output import console, progress_bar, results_table
+from service.cli.support.console import console, progress_bar
+from service.cli.support.result_tables import results_table
+from service.cli.support.service_options import apply_settings
 from service.client import Client
 
-SHOWN = 4
-EVALUATED = 200
-DEPTH = 100
+SHOWN_QUERIES: Final = 4
+MAX_MEASURED_QUERIES: Final = 200
+MEASURED_TOP_K: Final = 100
 
 
-def _default_directory() -> Path:
+def default_directory() -> Path:
+    """Returns the directory of the demo's models and indexes where no other is given."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bergson" / "demo"
 
 
 def demo(
-    exit: Annotated[bool, typer.Option("--exit", help="End after the report instead of staying up.")] = False,
+    exit_after_report: Annotated[
+        bool, typer.Option("--exit", help="Exit after the report instead of staying up.")
+    ] = False,
     people: Annotated[
         int, typer.Option(min=10, help="Invented people in the corpus; each has four facts.")
     ] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the corpus and of the training.")] = 0,
     port: Annotated[int, typer.Option(help="Port of the service.")] = 8000,
     data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", help="Where the model and the index are kept.")
+        Path | None, typer.Option("--data_dir", help="Directory that keeps the model and the index.")
     ] = None,
 ) -> None:
     """Train a small model on invented facts, index it, and ask which documents made it answer."""
     from service.cli.support.process_group import running_system
 
-    directory = (data_dir or _default_directory()).absolute() / f"people-{people}-seed-{seed}"
+    directory = (data_dir or default_directory()).absolute() / f"people-{people}-seed-{seed}"
     corpus = make_corpus(people, seed)
     write_corpus(corpus, directory / "corpus")
     console.print(
         f"[bold]corpus[/]  {len(corpus.documents):,} documents that state {len(corpus.queries):,} facts"
     )
     _train(corpus, directory, seed)
-    settings = set_environment(data_dir=directory, port=port)
+    settings = apply_settings(data_dir=directory, port=port)
     with (
         running_system(settings, log=directory / "processes.log") as system,
         Client(system.url) as client,
@@ -58,12 +62,13 @@ def demo(
         _show_answers(client, index, corpus)
         _report(client, index, corpus)
         console.print(f"\n[bold]dashboard[/]  {system.url}/docs   index: {index}   files: {directory}")
-        if not exit:
+        if not exit_after_report:
             console.print("Ctrl-C stops everything.")
             system.wait()
 
 
 def _train(corpus: FactCorpus, directory: Path, seed: int) -> None:
+    """Trains the model, unless an earlier run has saved it."""
     from bergson_core.demo.model import train_demo_model
 
     with progress_bar() as show:
@@ -77,55 +82,61 @@ def _train(corpus: FactCorpus, directory: Path, seed: int) -> None:
         )
     console.print(
         f"[bold]model[/]   GPT-NeoX of {report.parameters / 1e6:.1f} M parameters, trained in {report.seconds:.0f} s, "
-        f"answers {report.accuracy:.0%} of the kept paraphrases"
+        f"answers {report.accuracy:.0%} of the held-out paraphrases"
     )
 
 
 def _build(client: Client, directory: Path) -> str:
-    """Builds the index of this model and corpus through the service, unless it is there already."""
+    """Builds the index through the service, unless an earlier run has built it.
+
+    Returns:
+        The name of the index, which depends on the spec and on the model's weights.
+    """
     request: dict[str, Any] = {
         "model": str(directory / "model"),
         "dataset": {"path": str(directory / "corpus" / "documents.jsonl")},
         "columns": {"prompt": "text", "id": "id", "metadata": ["fact", "person", "attribute"]},
-        "gradients": {"normalizer": "kfac", "rows": "sign"},  # docs/quality.md says why
+        "gradients": {"normalizer": "kfac", "rows": "sign"},  # docs/quality.md explains this choice.
         "scoring": {"normalize": "block", "preconditioner": False},
     }
     weights = (directory / "model" / "model.safetensors").read_bytes()
     spec = f"{FORMAT_VERSION} {BuildSpec.model_validate(request).fingerprint()}"
     index = "facts-" + hashlib.sha256(spec.encode() + weights).hexdigest()[:8]
     try:
-        job = client.index(index).job_id  # of an earlier run that was stopped; None where it is ready
+        job = client.index(index).job_id  # The job of an interrupted run; None if the index is ready.
     except IndexNotFound:
         job = client.build(index, **request).job_id
     if job is not None:
-        _follow(client, job)
-    found = client.index(index)
-    assert found.size_bytes is not None
+        _wait_for_build(client, job)
+    detail = client.index(index)
+    assert detail.size_bytes is not None
     console.print(
-        f"[bold]index[/]   {index}: {found.rows:,} rows of {found.dimensions:,} dimensions, "
-        f"{found.coverage_percent:g} % of the parameters, {found.size_bytes.total / 2**20:.1f} MiB"
+        f"[bold]index[/]   {index}: {detail.rows:,} rows of {detail.dimensions:,} dimensions, "
+        f"{detail.coverage_percent:g} % of the parameters, {detail.size_bytes.total / 2**20:.1f} MiB"
     )
     return index
 
 
-def _follow(client: Client, job: str) -> None:
-    rate = 0.0
+def _wait_for_build(client: Client, job: str) -> None:
+    tokens_per_s = 0.0
     with progress_bar() as show:
 
-        def look(progress: Progress) -> None:
-            nonlocal rate
+        def show_and_note_rate(progress: Progress) -> None:
+            nonlocal tokens_per_s
             show(progress)
             if progress.stage == "gradients":
-                rate = progress.tokens_per_s or rate
+                tokens_per_s = progress.tokens_per_s or tokens_per_s
 
-        client.wait(job, look)
-    console.print(f"[bold]build[/]   {rate:,.0f} tokens/s")
+        client.wait(job, show_and_note_rate)
+    console.print(f"[bold]build[/]   {tokens_per_s:,.0f} tokens/s")
 
 
 def _show_answers(client: Client, index: str, corpus: FactCorpus) -> None:
-    gold = corpus.gold()
-    step = len(corpus.queries) // SHOWN + 1  # an odd stride meets every kind of fact
-    for query in corpus.queries[:: step | 1][:SHOWN]:
+    """Prints the results of a few queries."""
+    gold = corpus.gold_ids()
+    stride = len(corpus.queries) // SHOWN_QUERIES + 1
+    # The four kinds of facts alternate, so an odd stride meets every kind.
+    for query in corpus.queries[:: stride | 1][:SHOWN_QUERIES]:
         answer = client.attribute(index, query.prompt, query.completion, top_k=5)
         title = f"\n{query.prompt}[{query.completion.strip()}]   {answer.timing_ms.total:.0f} ms"
         console.print(results_table(title, answer.results or [], marked=gold[query.id]))
@@ -133,32 +144,35 @@ def _show_answers(client: Client, index: str, corpus: FactCorpus) -> None:
 
 
 def _report(client: Client, index: str, corpus: FactCorpus) -> None:
-    """Retrieval quality beside BM25 and random order, and latency, over queries through the service."""
-    from bergson_core.evaluation.metrics import bm25_rankings, random_rankings, retrieval
+    """Prints the retrieval quality next to BM25 and random order, and the latency of queries to the service."""
+    from bergson_core.evaluation.baseline_rankings import bm25_rankings, random_rankings
+    from bergson_core.evaluation.metrics import retrieval_metrics
 
-    queries = corpus.queries[:: max(1, len(corpus.queries) // EVALUATED)][:EVALUATED]
-    seconds, found = [], {}
+    stride = max(1, len(corpus.queries) // MAX_MEASURED_QUERIES)
+    queries = corpus.queries[::stride][:MAX_MEASURED_QUERIES]
+    seconds, service_rankings = [], {}
     for query in queries:
         started = time.perf_counter()
-        answer = client.attribute(index, query.prompt, query.completion, top_k=DEPTH, include=[])
+        answer = client.attribute(index, query.prompt, query.completion, top_k=MEASURED_TOP_K, include=[])
         seconds.append(time.perf_counter() - started)
-        found[query.id] = [row.id for row in answer.results or []]
-    gold = {query.id: corpus.gold()[query.id] for query in queries}
-    table = Table(title=f"\n{len(queries)} queries, the top {DEPTH} of each", title_justify="left", box=None)
+        service_rankings[query.id] = [row.id for row in answer.results or []]
+    gold = {query.id: corpus.gold_ids()[query.id] for query in queries}
+    title = f"\n{len(queries)} queries, the top {MEASURED_TOP_K} documents of each"
+    table = Table(title=title, title_justify="left", box=None)
     for name in ("", "MRR", "Recall@10", "strict recall@10"):
         table.add_column(name, justify="left" if not name else "right")
     rankings = {
-        "gradients (through the service)": found,
-        "BM25 (finds the wording)": bm25_rankings(corpus.documents, queries, DEPTH),
-        "random order": random_rankings(corpus.documents, queries, DEPTH, seed=0),
+        "gradients (through the service)": service_rankings,
+        "BM25 (finds the wording)": bm25_rankings(corpus.documents, queries, MEASURED_TOP_K),
+        "random order": random_rankings(corpus.documents, queries, MEASURED_TOP_K, seed=0),
     }
     for name, ranking in rankings.items():
-        measured = retrieval(ranking, gold)
-        table.add_row(
-            name, *(f"{v:.3f}" for v in (measured.mrr, measured.recall_at_10, measured.strict_recall_at_10))
-        )
+        measured = retrieval_metrics(ranking, gold)
+        figures = (measured.mrr, measured.recall_at_10, measured.strict_recall_at_10)
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures))
     console.print(table)
     median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
     console.print(
-        f"[bold]latency[/]  median {median * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms a query over HTTP, top {DEPTH}"
+        f"[bold]latency[/]  median {median * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms for a query over HTTP with the "
+        f"top {MEASURED_TOP_K}"
     )

@@ -1,4 +1,4 @@
-"""`bergson evaluate`: whether an index finds what made the model say it, measured."""
+"""`bergson evaluate` measures whether an index finds the documents that made the model say a completion."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,158 +8,119 @@ import typer
 from rich.table import Table
 
 from bergson_core.schemas.build import DatasetSpec
-from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured, TrainingSpec
-from bergson_core.schemas.training import TrainingSchedule
-from service.cli.support.output import console, help_text, print_message, progress_bar
+from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured
+from service.cli.support.common_options import IndexDirectory, dataset_options
+from service.cli.support.console import console, print_message, progress_bar
+from service.cli.support.spec_options import OptionOverride, Section, SpecOptions, options_from_specs
 
-_TRAINING = "Training again"
-_DEFAULT, _TRAIN, _OWN = EvaluationSpec(), TrainingSpec(), TrainingSchedule()
-
-
-def _training(name: str, help: str) -> typer.models.OptionInfo:
-    return typer.Option(f"--{name}", help=help, rich_help_panel=_TRAINING)
-
-
-def evaluate(
-    index: Annotated[Path, typer.Argument(help="Directory of the index.")],
-    queries: Annotated[
-        str,
-        typer.Option(help="Queries with prompt, completion and, for retrieval, the column named by --gold."),
-    ],
-    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
-    measures: Annotated[
-        list[str] | None,
-        typer.Option("--measure", help=f"{help_text(EvaluationSpec, 'measures')} [default: the first two]"),
-    ] = None,
-    baselines: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--baseline", help=f"{', '.join(_DEFAULT.baselines)}. {help_text(EvaluationSpec, 'baselines')}"
+EVALUATION_OPTIONS = SpecOptions(
+    options={
+        "measures": OptionOverride("measure"),
+        "baselines": OptionOverride("baseline"),
+        "training.command": OptionOverride("train_command"),
+        "training.start": OptionOverride("base_model"),
+        "training.scratch": OptionOverride("from_scratch"),
+        "training.schedule.batch_size": OptionOverride(
+            intro="Documents per step of the built-in training loop."
         ),
-    ] = None,
-    gold: Annotated[str, typer.Option(help=help_text(EvaluationSpec, "gold"))] = _DEFAULT.gold,
-    top_k: Annotated[int, typer.Option("--top_k", help=help_text(EvaluationSpec, "top_k"))] = _DEFAULT.top_k,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning_rate", help=help_text(EvaluationSpec, "learning_rate"))
-    ] = None,
-    seed: Annotated[int, typer.Option(help=help_text(EvaluationSpec, "seed"))] = _DEFAULT.seed,
+        "training.schedule.epochs": OptionOverride(
+            intro="Passes of the built-in training loop over the documents."
+        ),
+        "training.schedule.least_steps": OptionOverride(
+            "least_steps", "Smallest number of steps of the built-in training loop."
+        ),
+        "training.schedule.learning_rate": OptionOverride(
+            "train_learning_rate", "Highest learning rate of AdamW in the built-in training loop."
+        ),
+        "training.schedule.warmup": OptionOverride(
+            intro="Share of the steps of the built-in training loop over which the learning rate rises."
+        ),
+        "training.schedule.weight_decay": OptionOverride(
+            intro="Weight decay of AdamW in the built-in training loop."
+        ),
+    },
+    sections={"training": Section("Training again")},
+    omitted=frozenset({"training.schedule.threads"}),
+)
+
+
+@options_from_specs
+def evaluate(
+    index: IndexDirectory,
+    queries: Annotated[
+        DatasetSpec,
+        dataset_options(
+            "queries", "Queries with prompt, completion and, for retrieval, the column named by --gold."
+        ),
+    ],
+    spec: Annotated[EvaluationSpec, EVALUATION_OPTIONS],
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
-    cache: Annotated[Path, typer.Option(help="Directory where the losses of training runs are kept.")] = Path(
+    cache: Annotated[Path, typer.Option(help="Directory that keeps the losses of training runs.")] = Path(
         ".bergson-evaluation"
     ),
-    train_command: Annotated[
-        str | None, _training("train_command", help_text(TrainingSpec, "command"))
-    ] = None,
-    base_model: Annotated[str | None, _training("base_model", help_text(TrainingSpec, "start"))] = None,
-    from_scratch: Annotated[bool, _training("from_scratch", help_text(TrainingSpec, "scratch"))] = False,
-    runs: Annotated[int, _training("runs", help_text(TrainingSpec, "runs"))] = _TRAIN.runs,
-    share: Annotated[float, _training("share", help_text(TrainingSpec, "share"))] = _TRAIN.share,
-    removal_queries: Annotated[
-        int, _training("removal_queries", help_text(TrainingSpec, "removal_queries"))
-    ] = _TRAIN.removal_queries,
-    removal_share: Annotated[
-        float, _training("removal_share", help_text(TrainingSpec, "removal_share"))
-    ] = _TRAIN.removal_share,
-    removal_repeats: Annotated[
-        int, _training("removal_repeats", help_text(TrainingSpec, "removal_repeats"))
-    ] = _TRAIN.removal_repeats,
-    processes: Annotated[
-        int, _training("processes", help_text(TrainingSpec, "processes"))
-    ] = _TRAIN.processes,
-    epochs: Annotated[int, _training("epochs", "Of our own loop, passes over the documents.")] = _OWN.epochs,
-    least_steps: Annotated[
-        int, _training("least_steps", "Of our own loop, steps at least.")
-    ] = _OWN.least_steps,
-    batch_size: Annotated[
-        int, _training("batch_size", "Of our own loop, documents a step.")
-    ] = _OWN.batch_size,
-    train_learning_rate: Annotated[
-        float, _training("train_learning_rate", "Of our own loop, AdamW's at its highest.")
-    ] = _OWN.learning_rate,
-    warmup: Annotated[
-        float, _training("warmup", "Of our own loop, share of the steps while it rises.")
-    ] = _OWN.warmup,
-    weight_decay: Annotated[float, _training("weight_decay", "Of our own loop.")] = _OWN.weight_decay,
 ) -> None:
-    """Measure an index beside BM25, plain gradients and representations: retrieval, unlearning, training again."""
-    schedule = TrainingSchedule(batch_size, epochs, least_steps, train_learning_rate, warmup, weight_decay)
-    training = TrainingSpec(
-        command=train_command,
-        start=base_model,
-        scratch=from_scratch,
-        schedule=schedule,
-        runs=runs,
-        share=share,
-        removal_queries=removal_queries,
-        removal_share=removal_share,
-        removal_repeats=removal_repeats,
-        processes=processes,
-    )
-    spec = EvaluationSpec.model_validate(
-        {
-            "measures": measures or _DEFAULT.measures,
-            "baselines": _DEFAULT.baselines if baselines is None else baselines,
-            "gold": gold,
-            "top_k": top_k,
-            "learning_rate": learning_rate,
-            "training": training,
-            "seed": seed,
-        }
-    )
+    """Measure an index against BM25, plain gradients and representations: retrieval, unlearning, retraining."""
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.data.dataset import load_dataset_spec
-    from bergson_core.evaluation.evaluate import evaluate_index as evaluate_index
-    from bergson_core.evaluation.ground_truth import read_queries
+    from bergson_core.evaluation.evaluate import evaluate_index
+    from bergson_core.evaluation.queries import read_queries
 
-    asked = read_queries(load_dataset_spec(DatasetSpec(path=queries, split=split)), gold)
+    evaluation_queries = read_queries(load_dataset_spec(queries), spec.gold)
     with progress_bar() as show:
-        found = evaluate_index(AttributionIndex.open(index), asked, spec, cache=cache, report=show)
+        evaluation = evaluate_index(
+            AttributionIndex.open(index), evaluation_queries, spec, cache=cache, report=show
+        )
     print_message(
-        f"{index}: {found.documents:,} documents, {found.queries:,} queries; 95 % intervals in brackets"
+        f"{index}: {evaluation.documents:,} documents, {evaluation.queries:,} queries; "
+        "95 % intervals in brackets"
     )
-    if found.learning_rate is not None:
-        print_message(f"learning rate of a step: {found.learning_rate:.3g}")
+    if evaluation.learning_rate is not None:
+        print_message(f"learning rate of one step: {evaluation.learning_rate:.3g}")
     for title, columns in _TABLES.items():
-        if (table := _table(title, columns, found)) is not None:
+        if (table := _make_table(title, columns, evaluation)) is not None:
             console.print(table)
     if output is not None:
-        output.write_text(found.model_dump_json(indent=2) + "\n", "utf-8")
+        output.write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-Show = Callable[[Measured], str]
-_TABLES: dict[str, dict[str, Show]] = {
+ShowMethod = Callable[[Measured], str]
+_TABLES: dict[str, dict[str, ShowMethod]] = {
     "retrieval of the documents that state the fact": {
-        "MRR": lambda its: _number(its.retrieval and its.retrieval.mrr),
-        "Recall@10": lambda its: _number(its.retrieval and its.retrieval.recall_at_10),
-        "strict recall@10": lambda its: _number(its.retrieval and its.retrieval.strict_recall_at_10),
+        "MRR": lambda method: _number(method.retrieval and method.retrieval.mrr),
+        "Recall@10": lambda method: _number(method.retrieval and method.retrieval.recall_at_10),
+        "strict recall@10": lambda method: _number(method.retrieval and method.retrieval.strict_recall_at_10),
     },
-    "one step of unlearning on each of the best": {
-        "Δ log-probability": lambda its: _interval(its.unlearning and its.unlearning.log_probability),
-        "Δ probability": lambda its: _interval(its.unlearning and its.unlearning.probability),
+    "after one unlearning step on each top document": {
+        "Δ log-probability": lambda method: _interval(
+            method.unlearning and method.unlearning.log_probability
+        ),
+        "Δ probability": lambda method: _interval(method.unlearning and method.unlearning.probability),
     },
-    "one step of learning on each of the best": {
-        "Δ log-probability": lambda its: _interval(its.tail_patch and its.tail_patch.log_probability),
-        "Δ probability": lambda its: _interval(its.tail_patch and its.tail_patch.probability),
+    "after one training step on each top document": {
+        "Δ log-probability": lambda method: _interval(
+            method.tail_patch and method.tail_patch.log_probability
+        ),
+        "Δ probability": lambda method: _interval(method.tail_patch and method.tail_patch.probability),
     },
-    "trained again": {
-        "LDS": lambda its: _interval(its.lds),
-        "LDS, thresholded": lambda its: _interval(its.lds_thresholded),
-        "Δ loss without the best": lambda its: _interval(its.removal),
+    "after retraining on parts of the documents": {
+        "LDS": lambda method: _interval(method.lds),
+        "LDS, thresholded": lambda method: _interval(method.lds_thresholded),
+        "Δ loss without the top documents": lambda method: _interval(method.removal),
     },
 }
-"""Title → column → what of a method stands in it; a column that no method fills is left out."""
+"""The text of each cell by the table's title and the column's name. A column that no method fills is left out."""
 
 
-def _table(title: str, columns: dict[str, Show], found: Evaluation) -> Table | None:
-    filled = {name: show for name, show in columns.items() if any(map(show, found.methods.values()))}
+def _make_table(title: str, columns: dict[str, ShowMethod], evaluation: Evaluation) -> Table | None:
+    filled = {name: show for name, show in columns.items() if any(map(show, evaluation.methods.values()))}
     if not filled:
         return None
     table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
     table.add_column("", min_width=15)
     for name in filled:
         table.add_column(name, justify="right")
-    for name, its in found.methods.items():
-        if any(cells := [show(its) for show in filled.values()]):
+    for name, method in evaluation.methods.items():
+        if any(cells := [show(method) for show in filled.values()]):
             table.add_row(name, *cells)
     return table
 

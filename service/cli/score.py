@@ -1,8 +1,8 @@
-"""`bergson score`: a score for every document of an index; `bergson self_influence`: of each document with itself."""
+"""`bergson score` scores every document against a set of queries; `bergson self_influence` scores it against itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
@@ -11,110 +11,119 @@ from rich.text import Text
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.schemas.results import Progress
-from service.cli.support.output import console, help_text, print_message, progress_bar
+from service.cli.support.common_options import IndexDirectory, dataset_options
+from service.cli.support.console import console, print_message, progress_bar
+from service.cli.support.spec_options import field_help, options_from_specs
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from bergson_core.attribution.index import AttributionIndex
 
-_MOST_TOTALS = 20
-"""Values that are printed."""
+_MAX_PRINTED_TOTALS: Final = 20
 
-IndexPath = Annotated[Path, typer.Argument(help="Directory of the index.")]
 Output = Annotated[
-    Path, typer.Option(help="File for one row a document, .jsonl or .parquet; written whole or not at all.")
+    Path,
+    typer.Option(help="File of one row per document, .jsonl or .parquet. It is written whole or not at all."),
 ]
 TopK = Annotated[
     int | None,
     typer.Option(
-        "--top_k", min=1, help="Write the highest scores only, best first; by default all, in order."
+        "--top_k",
+        min=1,
+        help="Write only this many documents, those with the highest scores, best first. By default all are written, "
+        "in the order of the corpus.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
-ProfileName = Annotated[str, typer.Option(help=help_text(AttributionQuery, "profile"))]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+ProfileName = Annotated[str, typer.Option(help=field_help(AttributionQuery, "profile"))]
 
 
+@options_from_specs
 def score(
-    index: IndexPath,
-    queries: Annotated[
-        str, typer.Option(help=f"Prompts and completions to score with. {help_text(DatasetSpec, 'path')}")
-    ],
+    index: IndexDirectory,
+    queries: Annotated[DatasetSpec, dataset_options("queries", "Prompts and completions to score against.")],
     output: Output,
-    split: Annotated[str, typer.Option(help=help_text(DatasetSpec, "split"))] = "train",
     prompt_column: Annotated[
         str, typer.Option("--prompt_column", help="Column with the prompts.")
     ] = "prompt",
     completion_column: Annotated[
         str,
         typer.Option(
-            "--completion_column", help="Column with the completions; '' where the loss is over the prompts."
+            "--completion_column",
+            help="Column with the completions, or '' to take the loss over the prompts.",
         ),
     ] = "completion",
     aggregate: Annotated[
         Aggregate,
-        typer.Option(help="A document's score: the mean or max over the queries, or a list of each."),
+        typer.Option(
+            help="How a document's scores become one: their mean or max over the queries; each keeps a list of them."
+        ),
     ] = "mean",
     threshold: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Draw scores towards their query's median by so many times its noise, and take those within as 0: 3 "
-            "for sums of scores, which are mostly noise without.",
+            help="Shrink each query's scores toward their median by this many times the query's noise, and set those "
+            "within that distance to 0. Take 3 for sums of scores, which are mostly noise otherwise.",
         ),
     ] = 0.0,
     by: Annotated[
-        str | None, typer.Option(help="Metadata column to print the scores' totals by, the largest first.")
+        str | None,
+        typer.Option(
+            help="Metadata column whose values the scores are added up by and printed, largest first."
+        ),
     ] = None,
     profile: ProfileName = "default",
     top_k: TopK = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score every document of an index with a set of queries: which data would teach a task?"""
-    columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
+    """Score every document of an index against a set of queries: which data would teach a task?"""
     from bergson_core.attribution.corpus_scores import score_corpus
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.attribution.score_totals import ScoreTotals
     from bergson_core.data.dataset import load_dataset_spec
     from bergson_core.utils.table_writer import check_output
 
+    columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
     check_output(output, overwrite=overwrite)
-    asked = load_dataset_spec(DatasetSpec(path=queries, split=split))
+    dataset = load_dataset_spec(queries)
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
-    scores = score_corpus(opened, asked, columns, aggregate=aggregate, profile=profile, threshold=threshold)
+    scores = score_corpus(opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold)
     if totals is not None:
         scores = totals.add(scores)
-    _write(opened, scores, output, top_k, overwrite)
+    _write_scores(opened, scores, output, top_k, overwrite)
     if totals is not None and by is not None:
         console.print(_totals_table(by, totals.table()))
 
 
 def self_influence(
-    index: IndexPath,
+    index: IndexDirectory,
     output: Output,
     profile: ProfileName = "default",
     top_k: TopK = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score every document with itself: high for wrong labels and what is like nothing else."""
+    """Score every document against itself: wrong labels and documents like no other score high."""
     from bergson_core.attribution import corpus_scores
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.utils.table_writer import check_output
 
     check_output(output, overwrite=overwrite)
     opened = AttributionIndex.open(index)
-    _write(opened, corpus_scores.self_influence(opened, profile=profile), output, top_k, overwrite)
+    scores = corpus_scores.score_self_influence(opened, profile=profile)
+    _write_scores(opened, scores, output, top_k, overwrite)
 
 
-def _write(
+def _write_scores(
     index: "AttributionIndex",
     scores: "pa.RecordBatchReader",
     output: Path,
     top_k: int | None,
     overwrite: bool,
 ) -> None:
-    """Writes all scores, or the best of them, with a progress bar."""
+    """Writes all scores, or the `top_k` highest, while a bar shows the progress."""
     from pyarrow import RecordBatchReader
 
     from bergson_core.attribution.score_totals import top_documents
@@ -122,14 +131,14 @@ def _write(
 
     with progress_bar() as show:
 
-        def shown() -> Iterator["pa.RecordBatch"]:
+        def iter_with_progress() -> Iterator["pa.RecordBatch"]:
             done = 0
             for batch in scores:
                 yield batch
                 done += batch.num_rows
                 show(Progress(stage="score", done=done, total=index.manifest.rows))
 
-        rows = RecordBatchReader.from_batches(scores.schema, shown())
+        rows = RecordBatchReader.from_batches(scores.schema, iter_with_progress())
         if top_k is not None:
             rows = top_documents(rows, top_k).to_reader()
         count = write_table(rows, output, overwrite=overwrite)
@@ -141,9 +150,9 @@ def _totals_table(column: str, totals: "pa.Table") -> Table:
     table.add_column(Text(column), overflow="fold")
     for name in ("documents", "sum", "mean"):
         table.add_column(name, justify="right")
-    for row in totals.slice(0, _MOST_TOTALS).to_pylist():
+    for row in totals.slice(0, _MAX_PRINTED_TOTALS).to_pylist():
         value = "(none)" if row["value"] is None else str(row["value"])
         table.add_row(Text(value), f"{row['documents']:,}", f"{row['sum']:+.4g}", f"{row['mean']:+.4g}")
-    if len(totals) > _MOST_TOTALS:
-        table.caption = f"{len(totals) - _MOST_TOTALS:,} more"
+    if len(totals) > _MAX_PRINTED_TOTALS:
+        table.caption = f"{len(totals) - _MAX_PRINTED_TOTALS:,} more"
     return table

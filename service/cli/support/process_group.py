@@ -1,4 +1,4 @@
-"""Starts Redis, workers and the web service as processes of their own, and leaves none behind."""
+"""Starts Redis, workers and the web service as child processes and makes sure that none of them is left behind."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import httpx
 
@@ -17,28 +18,36 @@ from service.settings import ServiceSettings
 from worker.queue.child_process import command_tied_to_parent
 from worker.queue.embedded_redis import redis_url
 
-_START_S = 120.0
-_STOP_S = 20.0
+_START_TIMEOUT_S: Final = 120.0
+_STOP_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """What is running. `url` is the service's."""
+    """The running processes by name, and the address of the web service."""
 
     url: str
     processes: dict[str, subprocess.Popen]
 
-    def check(self) -> None:
-        """Raises `Unavailable` where a process has ended by itself."""
+    def require_running(self) -> None:
+        """Checks that no process has ended.
+
+        Raises:
+            Unavailable: A process has ended.
+        """
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise Unavailable(f"the {name} ended with status {process.returncode}; its messages say why")
 
     def wait(self) -> None:
-        """Returns on Ctrl-C or SIGTERM. Raises `Unavailable` where a process ends by itself."""
+        """Waits until Ctrl-C or SIGTERM.
+
+        Raises:
+            Unavailable: A process has ended by itself.
+        """
         try:
             while True:
-                self.check()
+                self.require_running()
                 time.sleep(0.2)
         except KeyboardInterrupt:
             return
@@ -48,61 +57,64 @@ class ProcessGroup:
 def running_system(
     settings: ServiceSettings, workers: int = 1, log: Path | None = None
 ) -> Iterator[ProcessGroup]:
-    """The whole service, ready to answer; it ends with the context.
+    """Runs the whole service, and yields once it is ready to answer. All processes end with the context.
 
-    Its processes write to `log`, or to this one's standard error. Raises `Unavailable` where one of them does
-    not start, with the end of the log.
+    Args:
+        settings: Settings of the service, whose `redis_url` decides whether an embedded Redis is started.
+        workers: Number of workers.
+        log: File that the processes write to, instead of this process's standard error.
+
+    Raises:
+        Unavailable: A process did not start; the message has the end of the log.
     """
-    for sent in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # the first is ignored where a script has started this behind "&"
-        signal.signal(sent, _interrupt)
+    # A script that starts this process in the background with "&" makes it ignore SIGINT, so both handlers are set.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, _interrupt)
     with ExitStack() as stack:
         url = stack.enter_context(redis_url(settings))
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
-        if log:  # it is read by whoever started this
+        if log:  # The person who started this process reads the file.
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
         output = stack.enter_context(log.open("ab")) if log else None
-        commands = {"web service": "service"} | {f"worker {k + 1}": "worker" for k in range(workers)}
+        modules = {"web service": "service"} | {f"worker {k + 1}": "worker" for k in range(workers)}
         processes: dict[str, subprocess.Popen] = {}
         stack.callback(_stop, processes)
-        for name, module in commands.items():
+        for name, module in modules.items():
             processes[name] = subprocess.Popen(
                 command_tied_to_parent([sys.executable, "-m", module]),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for this process, which stops them in order
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the others in order.
             )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         system = ProcessGroup(f"http://{host}:{settings.port}", processes)
         try:
-            _await_ready(system)
+            _wait_until_ready(system)
         except Unavailable as error:
-            raise Unavailable(f"{error}\n{_tail(log)}" if log else str(error)) from None
+            raise Unavailable(f"{error}\n{_last_lines(log)}" if log else str(error)) from None
         yield system
 
 
-def _await_ready(system: ProcessGroup) -> None:
-    deadline = time.monotonic() + _START_S
+def _wait_until_ready(system: ProcessGroup) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
-        system.check()
+        system.require_running()
         try:
             if httpx.get(f"{system.url}/readyz", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise Unavailable(f"the service at {system.url} was not ready within {_START_S:.0f} seconds")
+    raise Unavailable(f"the service at {system.url} was not ready within {_START_TIMEOUT_S:.0f} seconds")
 
 
 def _stop(processes: dict[str, subprocess.Popen]) -> None:
-    """Asks all to finish, then insists."""
+    """Asks all processes to end, and kills those that have not ended in time."""
     for process in processes.values():
         process.terminate()
-    deadline = time.monotonic() + _STOP_S
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
     for process in processes.values():
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
@@ -111,9 +123,9 @@ def _stop(processes: dict[str, subprocess.Popen]) -> None:
             process.wait()
 
 
-def _tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _last_lines(log: Path, count: int = 12) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
 
 
-def _interrupt(signum: int, frame: object) -> None:
+def _interrupt(signal_number: int, frame: object) -> None:
     raise KeyboardInterrupt

@@ -1,147 +1,238 @@
-"""The options that say what to build, declared once for the commands that take them: parameters of `build_spec`."""
+"""Command-line options that are derived from the fields of a spec.
 
-from collections.abc import Callable
+A command declares a parameter such as `spec: Annotated[BuildSpec, SpecOptions(...)]`. The decorator
+`options_from_specs` replaces that parameter with one option for each field of the spec and of the specs inside it, and
+calls the command with the spec that the options describe. The name, type, default and help text of an option are those
+of its field, so that they are stated only once; `SpecOptions` has a table of what differs.
+
+A field is named by its path from the spec, such as `gradients.projection_dim`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
-
-from bergson_core.schemas.build import (
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    Dtype,
-    ExecutorName,
-    FitLabels,
-    GradientSpec,
-    Loss,
-    Normalize,
-    Normalizer,
-    Projection,
-    RowKind,
-    ScoringSpec,
-    SearchSpec,
-)
-from service.cli.support.output import help_text
-
-_COLUMNS = "Columns"
-_GRADIENTS = "Gradients"
-_SCORING = "Scoring"
-_SEARCH = "Search"
-
-ExecutorOption = Annotated[
-    ExecutorName,
-    typer.Option(
-        help="Where shards are made or searched: in this process, or on the machines of a Ray cluster."
-    ),
-]
+from pydantic import BaseModel
 
 
-def _option(name: str, spec: Any, field: str, panel: str | None = None) -> Any:
-    """An option that is explained by the spec's docstring."""
-    return typer.Option(f"--{name}", help=help_text(spec, field), rich_help_panel=panel)
+@dataclass(frozen=True)
+class OptionOverride:
+    """What is different about the option of one field. Whatever is not set here comes from the field."""
+
+    name: str | None = None
+    """Name of the option, without the dashes."""
+    intro: str = ""
+    """Text in front of the field's docstring."""
+    type: Any = None
+    """Type of the value on the command line, where `parse` makes the field's value from it."""
+    parse: Callable[[Any], Any] | None = None
+    """Converts the value on the command line to the field's value."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of `typer.Option`, such as `metavar` or `min`."""
 
 
-def build_spec(
-    model: Annotated[str, _option("model", BuildSpec, "model")],
-    dataset: Annotated[str, _option("dataset", DatasetSpec, "path")],
-    revision: Annotated[str | None, _option("revision", BuildSpec, "revision")] = None,
-    dtype: Annotated[Dtype, _option("dtype", BuildSpec, "dtype")] = "float32",
-    split: Annotated[str, _option("split", DatasetSpec, "split")] = "train",
-    subset: Annotated[str | None, _option("subset", DatasetSpec, "subset")] = None,
-    streaming: Annotated[bool, _option("streaming", DatasetSpec, "streaming")] = False,
-    prompt_column: Annotated[str, _option("prompt_column", ColumnsSpec, "prompt", _COLUMNS)] = "text",
-    completion_column: Annotated[
-        str | None, _option("completion_column", ColumnsSpec, "completion", _COLUMNS)
-    ] = None,
-    id_column: Annotated[str | None, _option("id_column", ColumnsSpec, "id", _COLUMNS)] = None,
-    messages_column: Annotated[
-        str | None, _option("messages_column", ColumnsSpec, "messages", _COLUMNS)
-    ] = None,
-    metadata_column: Annotated[
-        list[str] | None, _option("metadata_column", ColumnsSpec, "metadata", _COLUMNS)
-    ] = None,
-    weight_column: Annotated[str | None, _option("weight_column", ColumnsSpec, "weight", _COLUMNS)] = None,
-    projection_dim: Annotated[
-        int, _option("projection_dim", GradientSpec, "projection_dim", _GRADIENTS)
-    ] = 16,
-    normalizer: Annotated[
-        Normalizer, _option("normalizer", GradientSpec, "normalizer", _GRADIENTS)
-    ] = "adafactor",
-    rows: Annotated[RowKind, _option("rows", GradientSpec, "rows", _GRADIENTS)] = "float16",
-    optimizer_state: Annotated[
-        str | None, _option("optimizer_state", GradientSpec, "optimizer_state", _GRADIENTS)
-    ] = None,
-    fit_labels: Annotated[FitLabels, _option("fit_labels", GradientSpec, "fit_labels", _GRADIENTS)] = "true",
-    projection: Annotated[
-        Projection, _option("projection", GradientSpec, "projection", _GRADIENTS)
-    ] = "rademacher",
-    loss: Annotated[Loss, _option("loss", GradientSpec, "loss", _GRADIENTS)] = "sum",
-    modules: Annotated[str | None, _option("modules", GradientSpec, "modules", _GRADIENTS)] = None,
-    include_bias: Annotated[bool, _option("include_bias", GradientSpec, "include_bias", _GRADIENTS)] = False,
-    max_tokens: Annotated[int | None, _option("max_tokens", GradientSpec, "max_tokens", _GRADIENTS)] = None,
-    seed: Annotated[int, _option("seed", GradientSpec, "seed", _GRADIENTS)] = 0,
-    sample_size: Annotated[int, _option("sample_size", GradientSpec, "sample_size", _GRADIENTS)] = 2048,
-    normalize: Annotated[Normalize, _option("normalize", ScoringSpec, "normalize", _SCORING)] = "row",
-    preconditioner: Annotated[
-        bool,
-        typer.Option(
-            "--preconditioner/--no_preconditioner",
-            help=help_text(ScoringSpec, "preconditioner"),
-            rich_help_panel=_SCORING,
-        ),
-    ] = True,
-    damping: Annotated[float, _option("damping", ScoringSpec, "damping", _SCORING)] = 0.1,
-    search: Annotated[
-        Literal["auto", "exact", "rabitq"], _option("search", SearchSpec, "kind", _SEARCH)
-    ] = "auto",
-    min_recall: Annotated[float, _option("min_recall", SearchSpec, "min_recall", _SEARCH)] = 0.99,
-) -> BuildSpec:
-    """The spec that the options stand for."""
-    return BuildSpec.model_validate(
-        {
-            "model": model,
-            "revision": revision,
-            "dtype": dtype,
-            "dataset": {"path": dataset, "split": split, "subset": subset, "streaming": streaming},
-            "columns": {
-                "prompt": prompt_column,
-                "completion": completion_column,
-                "messages": messages_column,
-                "id": id_column,
-                "metadata": metadata_column or (),
-                "weight": weight_column,
-            },
-            "gradients": {
-                "projection_dim": projection_dim,
-                "normalizer": normalizer,
-                "rows": rows,
-                "optimizer_state": optimizer_state,
-                "fit_labels": fit_labels,
-                "projection": projection,
-                "loss": loss,
-                "modules": modules,
-                "include_bias": include_bias,
-                "max_tokens": max_tokens,
-                "seed": seed,
-                "sample_size": sample_size,
-            },
-            "scoring": {"normalize": normalize, "preconditioner": preconditioner, "damping": damping},
-            "search": {"kind": search, "min_recall": min_recall},
-        }
-    )
+@dataclass(frozen=True)
+class Section:
+    """How the options of a nested spec are shown."""
+
+    panel: str
+    """Title of their panel in the help text."""
+    suffix: str = ""
+    """Appended to the name of each field to make the name of its option."""
 
 
-def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(spec, …)` as a command that has the options of `build_spec` instead of the parameter `spec`."""
-    options = signature(build_spec).parameters
+@dataclass(frozen=True)
+class SpecOptions:
+    """How the fields of a spec become options. Every field becomes one unless it is listed here as something else."""
+
+    options: Mapping[str, OptionOverride] = dataclasses.field(default_factory=dict)
+    """What differs, by the path of the field."""
+    sections: Mapping[str, Section] = dataclasses.field(default_factory=dict)
+    """Sections by the path of the nested spec; they include the specs inside that one."""
+    omitted: frozenset[str] = frozenset()
+    """Paths of the fields that have no option."""
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Values of the fields that a user does not choose, by path."""
+
+
+@dataclass(frozen=True)
+class SpecField:
+    """A field that is not itself a spec with fields."""
+
+    path: str
+    annotation: Any
+    default: Any
+    """`Parameter.empty` where the field is required."""
+    description: str
+
+
+@dataclass(frozen=True)
+class DerivedOption:
+    """An option of the command line and the field whose value it gives."""
+
+    name: str
+    field: SpecField
+    override: OptionOverride
+    section: Section | None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the option may be given several times, each time with one item of the field's tuple."""
+        return get_origin(self.field.annotation) is tuple and self.override.type is None
+
+    def make_parameter(self) -> Parameter:
+        """Returns the option as a parameter of a function, in the form that typer reads."""
+        default = self.field.default
+        if self.repeatable:
+            annotation, default = list[_item_type(self.field.annotation)] | None, None  # type: ignore[misc]
+        else:
+            annotation = self.override.type or self.field.annotation
+        flags = f"--{self.name}/--no_{self.name}" if default is True else f"--{self.name}"
+        panel = self.section.panel if self.section else None
+        option = typer.Option(flags, help=self.help, rich_help_panel=panel, **self.override.extra)
+        return Parameter(
+            self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+        )
+
+    @property
+    def help(self) -> str:
+        """The help text: the introduction, the field's docstring, and the default of a repeatable option."""
+        parts = [self.override.intro, self.field.description]
+        if self.repeatable:
+            parts.append("May be repeated.")
+            if self.field.default:
+                parts.append(f"[default: {', '.join(self.field.default)}]")
+        return " ".join(filter(None, parts))
+
+
+def field_help(spec: type[BaseModel], name: str) -> str:
+    """Returns the docstring of a field in one line."""
+    return _one_line(spec.model_fields[name].description)
+
+
+def derive_options(spec: type, table: SpecOptions) -> list[DerivedOption]:
+    """Returns the options of a spec, those that are required first, else in the order of the fields."""
+    derived = []
+    without_option = table.omitted | table.constants.keys()
+    for field in iter_fields(spec, leaves=without_option | table.options.keys()):
+        if field.path in without_option:
+            continue
+        override = table.options.get(field.path, OptionOverride())
+        section = _section(field.path, table.sections)
+        name = override.name or field.path.rpartition(".")[2] + (section.suffix if section else "")
+        derived.append(DerivedOption(name, field, override, section))
+    return sorted(derived, key=lambda option: option.field.default is not Parameter.empty)
+
+
+def iter_fields(spec: type, prefix: str = "", leaves: Collection[str] = ()) -> Iterator[SpecField]:
+    """Yields the fields of a spec, with those of a nested spec in its place.
+
+    Args:
+        spec: A pydantic model or a dataclass.
+        prefix: Path of the spec, with a dot at the end.
+        leaves: Paths of nested specs that are yielded as one field.
+    """
+    for name, annotation, default, description in _own_fields(spec):
+        path, nested = prefix + name, _nested_spec(annotation)
+        if nested is not None and path not in leaves:
+            yield from iter_fields(nested, f"{path}.", leaves)
+        else:
+            yield SpecField(path, annotation, default, _one_line(description))
+
+
+def make_spec(spec: type, table: SpecOptions, values: Mapping[str, Any]) -> Any:
+    """Returns the spec that the values of its options describe.
+
+    Args:
+        spec: A pydantic model.
+        table: The table that the options were derived with.
+        values: A value for each option, by its name.
+
+    Raises:
+        InvalidInput: A value is not valid.
+    """
+    content: dict[str, Any] = {}
+    for path, value in table.constants.items():
+        _set(content, path, value)
+    for option in derive_options(spec, table):
+        value = values[option.name]
+        if option.repeatable and not value:
+            continue  # The option was not given.
+        if option.override.parse and value is not None:
+            value = option.override.parse(value)
+        _set(content, option.field.path, value)
+    return spec.model_validate(content)  # type: ignore[attr-defined]
+
+
+def options_from_specs(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command whose parameters annotated with `SpecOptions` are replaced with their options."""
+    parameters: list[Parameter] = []
+    specs: dict[str, tuple[type, SpecOptions, list[DerivedOption]]] = {}
+    for parameter in signature(command).parameters.values():
+        table = next((x for x in get_args(parameter.annotation)[1:] if isinstance(x, SpecOptions)), None)
+        if table is None:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+        else:
+            spec = get_args(parameter.annotation)[0]
+            options = derive_options(spec, table)
+            specs[parameter.name] = (spec, table, options)
+            parameters.extend(option.make_parameter() for option in options)
 
     @wraps(command)
     def run(**values: Any) -> None:
-        command(spec=build_spec(**{name: values.pop(name) for name in options}), **values)
+        for name, (spec, table, options) in specs.items():
+            values[name] = make_spec(
+                spec, table, {option.name: values.pop(option.name) for option in options}
+            )
+        command(**values)
 
-    own = [one for name, one in signature(command).parameters.items() if name != "spec"]
-    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*own, *options.values())]
-    vars(run)["__signature__"] = Signature(parameters)  # is what typer reads
+    vars(run)["__signature__"] = Signature(parameters)  # Typer reads the parameters from here.
     return run
+
+
+def _own_fields(spec: type) -> Iterator[tuple[str, Any, Any, str | None]]:
+    """Yields name, type, default and docstring of each field of a pydantic model or a dataclass."""
+    if issubclass(spec, BaseModel):
+        for name, info in spec.model_fields.items():
+            default = Parameter.empty if info.is_required() else info.get_default(call_default_factory=True)
+            yield name, info.annotation, default, info.description
+    else:
+        types = get_type_hints(spec)
+        for field in dataclasses.fields(spec):
+            default = Parameter.empty if field.default is dataclasses.MISSING else field.default
+            yield field.name, types[field.name], default, None
+
+
+def _nested_spec(annotation: Any) -> type | None:
+    """Returns the model or dataclass that the annotation names, also as `Model | None`."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    (member, *others) = [member for member in members if member is not NoneType]
+    is_spec = isinstance(member, type) and (issubclass(member, BaseModel) or dataclasses.is_dataclass(member))
+    return member if is_spec and not others else None
+
+
+def _item_type(annotation: Any) -> type:
+    """Returns the type of the items of a tuple, `str` where only some values are allowed: the spec checks those."""
+    item = get_args(annotation)[0]
+    return str if get_origin(item) is Literal else item
+
+
+def _section(path: str, sections: Mapping[str, Section]) -> Section | None:
+    return next((section for prefix, section in sections.items() if path.startswith(f"{prefix}.")), None)
+
+
+def _set(content: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a value in a tree of dictionaries."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+    content[name] = value
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,29 @@
+"""Arguments and options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bergson_core.schemas.build import ExecutorName
+from service.cli.support.spec_options import OptionOverride, SpecOptions
+
+IndexDirectory = Annotated[Path, typer.Argument(help="Directory of the index.")]
+ExecutorOption = Annotated[
+    ExecutorName,
+    typer.Option(
+        help="Where shards are built and searched: in this process, or on the machines of a Ray cluster."
+    ),
+]
+
+
+def dataset_options(name: str, intro: str) -> SpecOptions:
+    """Returns the options of a `DatasetSpec` that is read as a whole: its path and its split.
+
+    Args:
+        name: Name of the option that gives the path.
+        intro: What the dataset has to contain.
+    """
+    return SpecOptions(
+        options={"path": OptionOverride(name, intro)}, omitted=frozenset({"subset", "streaming"})
+    )

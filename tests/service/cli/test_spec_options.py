@@ -1,0 +1,162 @@
+"""The options that commands derive from specs cover every field, mean that field, and have stable names."""
+
+from collections.abc import Iterator
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+from typer.main import get_command
+
+from bergson_core.schemas.base import Spec
+from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.schemas.evaluation import EvaluationSpec
+from bergson_core.schemas.query import AttributionQuery
+from service.cli import app
+from service.cli.build import BUILD_OPTIONS
+from service.cli.evaluate import EVALUATION_OPTIONS
+from service.cli.maintain import NEW_DOCUMENTS_OPTIONS
+from service.cli.query import QUERY_OPTIONS
+from service.cli.support.spec_options import (
+    DerivedOption,
+    SpecOptions,
+    derive_options,
+    iter_fields,
+    make_spec,
+    options_from_specs,
+)
+
+COMMITTED = Path(__file__).with_name("options.txt")
+TABLES: dict[type[BaseModel], SpecOptions] = {
+    BuildSpec: BUILD_OPTIONS,
+    DatasetSpec: NEW_DOCUMENTS_OPTIONS,
+    AttributionQuery: QUERY_OPTIONS,
+    EvaluationSpec: EVALUATION_OPTIONS,
+}
+REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
+EXPECTED: dict[type[BaseModel], BaseModel] = {
+    BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
+    DatasetSpec: DatasetSpec(path="D"),
+    AttributionQuery: AttributionQuery(index="index", prompt="P"),
+    EvaluationSpec: EvaluationSpec(),
+}
+
+
+def values_without_options(spec: type[BaseModel]) -> dict[str, Any]:
+    """The values that typer passes where only the required options are given."""
+    parameters = [option.make_parameter() for option in derive_options(spec, TABLES[spec])]
+    return {
+        parameter.name: REQUIRED[parameter.name]
+        if parameter.default is Parameter.empty
+        else parameter.default
+        for parameter in parameters
+    }
+
+
+def another_value(option: DerivedOption) -> Any:
+    """A valid value on the command line that is not the default."""
+    default, annotation = option.field.default, option.field.annotation
+    if option.name == "filter":
+        return '{"source": ["wiki"]}'
+    if option.repeatable:
+        item = get_args(annotation)[0]
+        return [get_args(item)[-1] if get_origin(item) is Literal else "other"]
+    if get_origin(annotation) is Literal:
+        return next(value for value in get_args(annotation) if value != default)
+    if annotation is bool:
+        return not default
+    if option.override.type == int | None or annotation in (int, int | None):
+        return 7
+    return 0.25 if annotation in (float, float | None) else "other"
+
+
+def options() -> list[Any]:
+    return [
+        pytest.param(spec, option, id=f"{spec.__name__}-{option.name}")
+        for spec, table in TABLES.items()
+        for option in derive_options(spec, table)
+    ]
+
+
+@pytest.mark.parametrize("spec", TABLES)
+def test_without_options_a_spec_has_the_defaults_of_its_fields(spec: type[BaseModel]) -> None:
+    assert make_spec(spec, TABLES[spec], values_without_options(spec)) == EXPECTED[spec]
+
+
+@pytest.mark.parametrize(("spec", "option"), options())
+def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
+    values = values_without_options(spec) | {option.name: another_value(option)}
+    before, after = (
+        dict(_leaves(model.model_dump())) for model in (EXPECTED[spec], make_spec(spec, TABLES[spec], values))
+    )
+    changed = {path for path in before | after if before.get(path) != after.get(path)}
+    assert changed
+    assert all(path == option.field.path or path.startswith(f"{option.field.path}.") for path in changed)
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+@pytest.mark.parametrize("spec", TABLES)
+def test_a_table_names_only_fields_that_exist(spec: type[BaseModel]) -> None:
+    table = TABLES[spec]
+    stated = table.options.keys() | table.omitted | table.constants.keys()
+    paths = {field.path for field in iter_fields(spec, leaves=stated)}
+    assert stated <= paths
+    assert all(any(path.startswith(f"{section}.") for path in paths) for section in table.sections)
+
+
+@pytest.mark.parametrize(("spec", "option"), options())
+def test_an_option_has_a_help_text(spec: type[BaseModel], option: DerivedOption) -> None:
+    assert len(option.help.split()) >= 3
+
+
+def test_a_field_that_is_added_to_a_spec_is_an_option_at_once() -> None:
+    class Nested(Spec):
+        depth: int = 3
+        """How deep."""
+
+    class Added(Spec):
+        nested: Nested = Nested()
+        fresh: bool = True
+
+    received: list[Added] = []
+
+    @options_from_specs
+    def command(spec: Annotated[Added, SpecOptions()]) -> None:
+        received.append(spec)
+
+    depth, fresh = signature(command).parameters.values()
+    assert (depth.name, depth.default, get_args(depth.annotation)[0]) == ("depth", 3, int)
+    assert get_args(depth.annotation)[1].help == "How deep."
+    command(depth=5, fresh=False)
+    assert received == [Added(nested=Nested(depth=5), fresh=False)]
+
+
+def test_the_options_of_every_command_are_those_of_the_committed_list() -> None:
+    """Scripts depend on them: a line that changes in options.txt belongs in CHANGELOG.md."""
+    assert list(describe_commands(get_command(app))) == COMMITTED.read_text().splitlines()
+
+
+def describe_commands(command: Any, name: str = "") -> Iterator[str]:
+    """Yields a line for each option of each command: its flags, type, default and panel."""
+    for word, subcommand in getattr(command, "commands", {}).items():
+        yield from describe_commands(subcommand, f"{name} {word}".strip())
+    types = signature(command.callback).parameters if command.callback else {}
+    for option in sorted(command.params, key=lambda option: option.name):
+        if option.param_type_name == "option" and option.name in types:
+            default = "required" if option.required else f"= {option.default!r}"
+            panel = f" [{option.rich_help_panel}]" if option.rich_help_panel else ""
+            kind = type_name(get_args(types[option.name].annotation)[0])
+            yield f"{name} {'/'.join([*option.opts, *option.secondary_opts])} {kind} {default}{panel}"
+
+
+def type_name(kind: Any) -> str:
+    name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    return name.replace("typing.", "").replace("pathlib.", "")
