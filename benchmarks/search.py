@@ -23,12 +23,12 @@ import torch
 
 from benchmarks.made_rows import MadeRows
 from bergson_core import AttributionIndex, build_index
-from bergson_core.indexing.publish import IndexFiles, rows_per_shard
-from bergson_core.indexing.shard_builder import plan_shards
+from bergson_core.indexing.search_files import SearchFiles
+from bergson_core.indexing.shard_builder import plan_shards, rows_per_shard
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.search.profile import Profile
-from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.search.searcher import Searcher, SearchRequest
 from bergson_core.shards.shard import RowShape, ShardPosition, write_shard
 from bergson_core.storage.document_table import make_document_table
@@ -52,14 +52,15 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows.rows(task.numbers)))
         records = [Record(f"doc-{number}", "made", None, {}) for number in task.numbers]
         texts = make_document_table(records, np.zeros(len(records)), [1] * len(records))
-        shards.append(write_shard(root, task.name, blocks, scales, texts, task.place).accept())
+        shards.append(write_shard(root, task.name, blocks, scales, texts, task.position).accept())
     started = time.perf_counter()
-    parts = IndexFiles(root, spec, shape, shards)
+    parts = SearchFiles(root, spec, shape, shards)
     found = parts.measured(
-        RecallQueries(np.full(QUERY_COUNT, -1), rows.questions(QUERY_COUNT)), lambda progress: None
+        RecallQueries(np.full(RECALL_QUERY_COUNT, -1), rows.questions(RECALL_QUERY_COUNT)),
+        lambda progress: None,
     )
     print(f"search built and measured in {time.perf_counter() - started:,.0f} s", flush=True)
-    modules = tuple(ModuleEntry(name=str(k), out_features=1, in_features=1) for k in range(shape.layers))
+    modules = tuple(ModuleEntry(name=str(k), out_features=1, in_features=1) for k in range(shape.modules))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         generation=1,
@@ -69,7 +70,7 @@ def make_index(root: Path, rows: MadeRows, shape: RowShape) -> None:
         model_sha256="",
         modules=modules,
         coverage_percent=100,
-        dimensions=shape.layers * shape.width,
+        dimensions=shape.modules * shape.width,
         rows=rows.count,
         tokens=rows.count,
         skipped=0,
@@ -179,7 +180,7 @@ def ask(root: Path, questions: torch.Tensor) -> None:
 def numpy_beside(searcher: Searcher, questions: torch.Tensor) -> tuple[float, str]:
     """(milliseconds of exact search in NumPy, "" or how much of the rows was scaled)."""
     manifest, profile = searcher.manifest, searcher.profiles["default"]
-    asked, _ = profile.prepare(questions[:20])
+    asked, _ = profile.prepare_queries(questions[:20])
     fitting = min(manifest.rows, NUMPY_BYTES // (4 * manifest.dimensions))
     matrix, filled = np.empty((fitting, manifest.dimensions), np.float32), 0
     for shard in searcher.shards:  # the numbers matter to nobody's speed: rows as they are stored
@@ -201,7 +202,7 @@ def numpy_beside(searcher: Searcher, questions: torch.Tensor) -> tuple[float, st
 def true_tenth(searcher: Searcher, questions: torch.Tensor) -> np.ndarray:
     """The tenth best exact score [q] of each question, less rounding."""
     profile: Profile = searcher.profiles["default"]
-    _, weights = profile.prepare(questions)
+    _, weights = profile.prepare_queries(questions)
     best = torch.empty(len(questions), 0)
     for number, shard in enumerate(searcher.shards):
         for start in range(0, shard.entry.rows, 1024):
@@ -215,7 +216,7 @@ def questions_for(kind: str, root: Path, count: int) -> torch.Tensor:
     if kind not in SHAPES:
         return demo_questions(root)
     shape = SHAPES[kind]
-    return MadeRows(count, shape.layers, shape.width).questions(QUESTIONS)
+    return MadeRows(count, shape.modules, shape.width).questions(QUESTIONS)
 
 
 def run(kind: str, root: Path, count: int) -> None:
@@ -240,7 +241,7 @@ def main() -> None:
                 root.mkdir(parents=True, exist_ok=True)
                 if kind in SHAPES:
                     shape = SHAPES[kind]
-                    make_index(root, MadeRows(options.rows, shape.layers, shape.width), shape)
+                    make_index(root, MadeRows(options.rows, shape.modules, shape.width), shape)
                 else:
                     build_demo(root, options.rows, kind.removeprefix("demo-"))
             process = multiprocessing.get_context("spawn").Process(

@@ -23,7 +23,8 @@ from bergson_core.data.batching import batches
 from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
-from bergson_core.indexing.publish import index_write_lock, publish_next_generation
+from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LoadModel, context_limit, load_model
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
@@ -33,7 +34,7 @@ from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
-MATCHED_SHARE: Final = 1000 / 65536
+MATCHED_EIGENVALUE_SHARE: Final = 1000 / 65536
 """Which eigenvalue the rule matches: the paper's 1,000th of 65,536."""
 
 
@@ -74,7 +75,7 @@ def fit_profile(
         of_queries, count = _second_moment_of_queries(opened, queries, columns)
         of_train = _second_moment_of_rows(opened, root)
         if mixing is None:
-            mixing = matching_mixing(of_queries, of_train)
+            mixing = match_mixing(of_queries, of_train)
         mixed = mixing * of_queries + (1 - mixing) * of_train
         confirm()
         preconditioner = Preconditioner.fit(mixed, 1, manifest.spec.scoring.damping)
@@ -100,7 +101,7 @@ def _check(manifest: Manifest, root: Path, name: str) -> None:
         raise InvalidInput(f"{root.name} has a profile {name!r} already; choose another name")
 
 
-def matching_mixing(of_queries: Float[Tensor, "m d d"], of_train: Float[Tensor, "m d d"]) -> float:
+def match_mixing(of_queries: Float[Tensor, "m d d"], of_train: Float[Tensor, "m d d"]) -> float:
     """λ such that λ σ_queries[k] = (1-λ) σ_train[k], for the k-th largest eigenvalues over all layers.
 
     k is `MATCHED_SHARE` of all: about so many directions that are the task's own lose weight.
@@ -110,7 +111,7 @@ def matching_mixing(of_queries: Float[Tensor, "m d d"], of_train: Float[Tensor, 
         torch.linalg.eigvalsh(moment.double()).clamp_min(0).flatten().sort(descending=True).values
         for moment in (of_queries, of_train)
     )
-    k = max(1, round(MATCHED_SHARE * len(queries))) - 1
+    k = max(1, round(MATCHED_EIGENVALUE_SHARE * len(queries))) - 1
     if queries[k] <= 1e-9 * queries[0]:
         raise InvalidInput(
             f"the queries span fewer than the {k + 1} directions that the rule looks at: expected more of them, or "
@@ -127,11 +128,11 @@ def _second_moment_of_queries(
     limit = context_limit(model, spec.gradients.max_tokens)
     chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss)
     tokens = list(chain.from_iterable(chunks))
-    budget = find_batch_budget(model, index.collector.layers, max(len(one.ids) for one in tokens))
+    budget = find_batch_budget(model, index.collector.modules, max(len(one.ids) for one in tokens))
     rows = RowEncoder(index.collector, spec.gradients.rows)
-    moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
+    moment = SecondMoment(rows.shape.modules, rows.shape.width, model.device)
     for batch in batches(tokens, budget, model.device):
-        moment.add(rows.blocks(batch)[0])
+        moment.add(rows.encode(batch)[0])
     return moment.total.double().cpu() / moment.rows, moment.rows
 
 
@@ -140,7 +141,7 @@ def _second_moment_of_rows(index: AttributionIndex, root: Path) -> Float[Tensor,
     if index.manifest.spec.scoring.preconditioner:
         return load_file(preconditioner_path(root))["second_moment"].double()
     shape = RowShape.of(index.manifest)
-    moment = SecondMoment(shape.layers, shape.width)
+    moment = SecondMoment(shape.modules, shape.width)
     for shard in index.shards:
         for start in range(0, shard.entry.rows, READ_AT_ONCE):
             moment.add(shard.rows(slice(start, start + READ_AT_ONCE)))

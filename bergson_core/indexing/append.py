@@ -15,16 +15,18 @@ from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.indexing.build import out_of_memory_errors, rows_fingerprint
+from bergson_core.indexing.checked_documents import CheckedDocuments
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.publish import index_write_lock, publish_next_generation, rows_per_shard
-from bergson_core.indexing.shard_builder import CheckedDocuments, ShardBuilder, plan_shards
+from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.indexing.publish import publish_next_generation
+from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LanguageModel, LoadModel, load_model, require_same_model
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import AppendSpec, BuildSpec
 from bergson_core.schemas.record import Record, record_from_row
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, open_row_encoder
 from bergson_core.shards.shard import ShardPosition
 from bergson_core.storage.document_lookup import existing_ids
@@ -120,17 +122,17 @@ def _check_ids(root: Path, corpus: CheckedDocuments) -> None:
 def _budget_tokens(root: Path, model: LanguageModel, rows: RowEncoder, corpus: CheckedDocuments) -> int:
     """As the build's batches, where these still fit: a document gets the row that it would have got there."""
     before = json.loads((root / "statistics" / "done").read_text())["budget_tokens"]
-    return min(before, find_batch_budget(model, rows.collector.layers, corpus.longest))
+    return min(before, find_batch_budget(model, rows.collector.modules, corpus.longest_tokens))
 
 
 def _sample(root: Path, manifest: Manifest, maker: ShardBuilder, report: ProgressCallback) -> RecallQueries:
     """Documents of the whole index as queries, from their stored text."""
     total = sum(shard.rows for shard in manifest.shards)
-    numbers = sample_row_numbers(total, QUERY_COUNT, manifest.spec.gradients.seed)
+    numbers = sample_row_numbers(total, RECALL_QUERY_COUNT, manifest.spec.gradients.seed)
     tokens = tokenize_documents(_records(root, manifest, numbers), maker.spec, maker.model)
     telling = Progress(stage="measure", unit="rows")
     return RecallQueries.collect(
-        maker.rows.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling)
+        maker.encoder.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling)
     )
 
 

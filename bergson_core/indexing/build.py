@@ -9,7 +9,6 @@ What is not in the manifest does not exist, so a build may be killed at any mome
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,24 +19,26 @@ from bergson_core.data.batching import Batch, batches
 from bergson_core.data.dataset import Documents
 from bergson_core.data.streaming import STREAMED_FILE as STREAMED
 from bergson_core.data.streaming import load_documents_streaming
-from bergson_core.errors import IndexExists, IndexNotFound, InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_gradient_processor, sample_row_numbers
-from bergson_core.gradients.optimizer_checkpoint import checkpoint_file
+from bergson_core.errors import IndexNotFound, InvalidInput
+from bergson_core.gradients.normalizer_fitting import fit_processor_from_batches, sample_row_numbers
+from bergson_core.gradients.optimizer_checkpoint import find_checkpoint_file
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.indexing.checked_documents import CheckedDocuments
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.publish import index_write_lock, publish_index, rows_per_shard, save_preconditioner
-from bergson_core.indexing.shard_builder import CheckedDocuments, ShardBuilder, plan_shards
+from bergson_core.indexing.output_directory import _forget, index_write_lock, require_free_directory
+from bergson_core.indexing.publish import publish_index, save_preconditioner
+from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LanguageModel, load_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import QUERY_COUNT, RecallQueries
-from bergson_core.shards.row_encoder import RowEncoder, open_row_encoder, preconditions_before_signs
+from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
+from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
 from bergson_core.shards.shard import ShardPosition
-from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
+from bergson_core.storage.layout import BUILD_STAMP_FILE
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
@@ -86,35 +87,6 @@ def out_of_memory_errors() -> Iterator[None]:
             f"a batch does not fit into the device's memory: expected shorter documents (max_tokens), dtype "
             f"bfloat16, or a larger device; {error}"
         ) from error
-
-
-def require_free_directory(output: Path, spec: BuildSpec) -> None:
-    """Raises `IndexExists` unless `output` is absent, empty, or this very build."""
-    if output.exists() and not output.is_dir():
-        raise IndexExists(f"{output} is a file; expected a new directory")
-    try:
-        own, other = spec.fingerprint(), read_manifest(output).fingerprint
-    except IndexNotFound:
-        stamp = output / BUILD_STAMP_FILE
-        if not stamp.is_file():
-            if output.exists() and any(path.name != LOCK_FILE for path in output.iterdir()):
-                raise IndexExists(
-                    f"{output} is not empty and holds no index; expected a new directory"
-                ) from None
-            return
-        own, other = spec.rows_fingerprint(), json.loads(stamp.read_text())["spec"]
-    if other != own:
-        raise IndexExists(
-            f"{output} holds an index of another model, dataset or settings; choose another directory"
-        )
-
-
-def _forget(output: Path, fresh: bool) -> None:
-    """Removes what was read of documents that are wrong, so that they can be put right, and a `fresh` directory."""
-    for name in (BUILD_STAMP_FILE, STREAMED):
-        (output / name).unlink(missing_ok=True)
-    if fresh:
-        shutil.rmtree(output)
 
 
 class IndexBuild:
@@ -175,29 +147,29 @@ class IndexBuild:
         """
         settings, directory = self.spec.gradients, self.output / "statistics"
         layers = select_modules(model.model, settings.modules)
-        budget, done = find_batch_budget(model, layers, corpus.longest), directory / "done"
+        budget, done = find_batch_budget(model, layers, corpus.longest_tokens), directory / "done"
         if done.is_file() and (before := json.loads(done.read_text()))["build"] == self._source:
             return min(budget, before["budget_tokens"])
         numbers = sample_row_numbers(len(corpus.documents), settings.sample_size, settings.seed)
-        tokens = corpus.read(model, numbers)
+        tokens = corpus.tokenize(model, numbers)
         clock = StageProgress("statistics", len(numbers))
         sample = self._reported(batches(tokens, budget, model.device), clock)
-        processor = fit_gradient_processor(
+        processor = fit_processor_from_batches(
             model, layers, sample, settings, lambda: self._report(clock.advance(0, 0))
         )
         processor.save(directory)
-        if preconditions_before_signs(self.spec):
+        if has_preconditioned_signs(self.spec):
             rows = RowEncoder(self._collector(model, processor), settings.rows)
-            moment = SecondMoment(rows.shape.layers, rows.shape.width, model.device)
+            moment = SecondMoment(rows.shape.modules, rows.shape.width, model.device)
             for batch in batches(tokens, budget, model.device):
-                moment.add(rows.blocks(batch)[0])
+                moment.add(rows.encode(batch)[0])
             save_preconditioner(self.output, moment.total, moment.rows, self.spec.scoring.damping)
         stamp = {"build": self._source, "budget_tokens": budget}
         write_durably(done, json.dumps(stamp).encode())
         return budget
 
     def _shards(self, model: LanguageModel, corpus: CheckedDocuments, rows: RowEncoder) -> list[ShardEntry]:
-        moments = self.spec.scoring.preconditioner and rows.before is None
+        moments = self.spec.scoring.preconditioner and rows.preconditioner is None
         maker = ShardBuilder(self.output, self.spec, model, rows, self._budget_tokens, moments)
         total = len(corpus.documents)
         size = self._shard_rows or rows_per_shard(rows.shape, total)
@@ -208,8 +180,8 @@ class IndexBuild:
         self, model: LanguageModel, corpus: CheckedDocuments, collector: RowCollector
     ) -> RecallQueries:
         """Some documents as queries, to measure the search with."""
-        numbers = sample_row_numbers(len(corpus.documents), QUERY_COUNT, self.spec.gradients.seed)
-        tokens, telling = corpus.read(model, numbers), Progress(stage="measure", unit="rows")
+        numbers = sample_row_numbers(len(corpus.documents), RECALL_QUERY_COUNT, self.spec.gradients.seed)
+        tokens, telling = corpus.tokenize(model, numbers), Progress(stage="measure", unit="rows")
         return RecallQueries.collect(
             collector, numbers, tokens, self._budget_tokens, lambda: self._report(telling)
         )
@@ -223,6 +195,6 @@ class IndexBuild:
 def rows_fingerprint(spec: BuildSpec, model: LanguageModel, corpus: CheckedDocuments) -> str:
     """Everything that decides the rows: two builds with the same one may share shards."""
     state = spec.gradients.optimizer_state
-    moments = file_sha256(checkpoint_file(state)) if state is not None else ""
+    moments = file_sha256(find_checkpoint_file(state)) if state is not None else ""
     parts = (str(FORMAT_VERSION), spec.rows_fingerprint(), model.sha256, corpus.content_sha256, moments)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

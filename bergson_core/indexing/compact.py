@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import InvalidInput
-from bergson_core.indexing.publish import index_write_lock, publish_next_generation
+from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
 from bergson_core.storage.document_lookup import HiddenRows
@@ -40,7 +41,7 @@ def compact_index(
         for done, entry in enumerate(old.shards, start=1):
             first_row = sum(shard.rows for shard in shards)
             shard = Shard.open(root, entry, shape)
-            kept = np.flatnonzero(~hidden.of(entry, shard.records))
+            kept = np.flatnonzero(~hidden.of(entry, shard.documents))
             if len(kept) == entry.rows:
                 shards.append(entry.model_copy(update={"first_row": first_row}))
             elif len(kept):
@@ -57,5 +58,5 @@ def compact_index(
 
 def _without(root: Path, shard: Shard, kept: np.ndarray, name: str, place: ShardPosition) -> ShardEntry:
     """The shard of the rows `kept` alone, as they are."""
-    texts = shard.records.take(pa.array(kept))
+    texts = shard.documents.take(pa.array(kept))
     return write_shard(root, name, shard.blocks[kept], shard.scales[kept], texts, place).accept()

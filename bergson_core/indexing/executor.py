@@ -12,8 +12,9 @@ from typing import Protocol
 
 from bergson_core.data.dataset import Documents
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
-from bergson_core.search.searcher import LocalSearcher, Searcher
-from bergson_core.shards.shard import finished_shard, remove_unaccepted_shards
+from bergson_core.search.local_searcher import LocalSearcher
+from bergson_core.search.searcher import Searcher
+from bergson_core.shards.shard import find_finished_shard, remove_unaccepted_shards
 from bergson_core.storage.manifest import Manifest, ShardEntry
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
@@ -59,7 +60,7 @@ class LocalExecutor:
     ) -> Generator[ShardStep, None, None]:
         """Yields every step of every shard of `tasks`, one shard after the other."""
         for task in tasks:
-            yield from maker.make(task, documents.read(task.numbers))
+            yield from maker.build(task, documents.read(task.numbers))
 
     def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
         """Maps the shards of the index in the directory `root` into memory."""
@@ -76,7 +77,7 @@ def build_shards(
 ) -> list[ShardEntry]:
     """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
     remove_unaccepted_shards(maker.output)
-    finished = [finished_shard(maker.output, task.name, task.place, len(task.numbers)) for task in work]
+    finished = [find_finished_shard(maker.output, task.name, task.position, len(task.numbers)) for task in work]
     entries = {entry.name: entry for entry in finished if entry is not None}
     clock = StageProgress("gradients", sum(len(task.numbers) for task in work))
     clock.skip(sum(entry.rows for entry in entries.values()))
@@ -86,10 +87,10 @@ def build_shards(
             if step.written is None:
                 report(clock.advance(step.documents, step.tokens))
                 continue
-            if step.skipped:
+            if step.skipped_ids:
                 logger.warning(
                     "gradients that are not finite; these documents can never be found: %s",
-                    list(step.skipped),
+                    list(step.skipped_ids),
                 )
             confirm()
             entries[step.written.entry.name] = step.written.accept()

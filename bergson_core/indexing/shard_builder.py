@@ -5,7 +5,6 @@ budget of a batch. So shards may be made in any order, anywhere, again; each is 
 index has it once the one that holds the index's lock accepts it.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.data.batching import Batch, Tokens, batches
-from bergson_core.data.dataset import Documents
 from bergson_core.gradients.device_to_host import overlap_copies
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.models.loading import LanguageModel
@@ -21,42 +19,14 @@ from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
 from bergson_core.shards.row_encoder import RowEncoder
-from bergson_core.shards.shard import ShardPosition, ShardWriter, WrittenShard
-from bergson_core.utils.progress import ProgressCallback, StageProgress, iterate_while_running
+from bergson_core.shards.shard import RowShape, ShardPosition, ShardWriter, WrittenShard
+from bergson_core.utils.progress import (
+    iterate_while_running,
+)
 
 logger = logging.getLogger(__name__)
 
 _TOKENIZED_AT_ONCE: Final = 256
-
-
-@dataclass(frozen=True)
-class CheckedDocuments:
-    """Documents that were read and checked before any gradient is computed; the longest has `longest` tokens."""
-
-    spec: BuildSpec
-    documents: Documents
-    longest: int
-    content_sha256: str
-
-    @classmethod
-    def survey(
-        cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: ProgressCallback
-    ) -> "CheckedDocuments":
-        """Looks at every one of `documents`. Raises `InvalidInput` for one that cannot be taken, naming it."""
-        documents.check_ids()
-        digest, clock, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
-        for chunk in documents.chunks():
-            lengths = [len(one.ids) for one in tokenize_documents(chunk, spec, model)]
-            longest = max(longest, *lengths)
-            for record in chunk:
-                # Without its number, which is another one when an append that is done already is tried again.
-                digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
-            report(clock.advance(len(chunk), sum(lengths)))
-        return cls(spec, documents, longest, digest.hexdigest())
-
-    def read(self, model: LanguageModel, numbers: Sequence[int]) -> list[Tokens]:
-        """Tokens of the documents of these numbers."""
-        return tokenize_documents(self.documents.read(numbers), self.spec, model)
 
 
 @dataclass(frozen=True)
@@ -65,7 +35,7 @@ class ShardTask:
 
     name: str
     numbers: range
-    place: ShardPosition
+    position: ShardPosition
 
 
 def plan_shards(total: int, rows_a_shard: int, place: ShardPosition, first_name: int = 0) -> list[ShardTask]:
@@ -90,7 +60,7 @@ class ShardStep:
     documents: int = 0
     tokens: int = 0
     written: WrittenShard | None = None
-    skipped: tuple[str, ...] = ()
+    skipped_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,11 +70,11 @@ class ShardBuilder:
     output: Path
     spec: BuildSpec
     model: LanguageModel
-    rows: RowEncoder
+    encoder: RowEncoder
     budget_tokens: int
-    moments: bool
+    save_moments: bool
 
-    def make(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
+    def build(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
         """Runs these documents through the model and writes their shard: a step for each batch, and the last one.
 
         Empty steps come in between where something takes long, so that whoever takes them may do something else too.
@@ -113,13 +83,13 @@ class ShardBuilder:
         for start in range(0, len(records), _TOKENIZED_AT_ONCE):
             tokens += tokenize_documents(records[start : start + _TOKENIZED_AT_ONCE], self.spec, self.model)
             yield ShardStep()
-        shape, moment = self.rows.shape, None
-        if self.moments:
-            moment = SecondMoment(shape.layers, shape.width, self.model.device)
+        shape, moment = self.encoder.shape, None
+        if self.save_moments:
+            moment = SecondMoment(shape.modules, shape.width, self.model.device)
         writer = ShardWriter(self.output, task.name, len(records), shape)
 
         def encoded(batch: Batch) -> tuple[Any, ...]:
-            blocks, losses = self.rows.blocks(batch)
+            blocks, losses = self.encoder.encode(batch)
             if moment is not None:
                 moment.add(blocks)
             return batch, *shape.codec.encode(blocks), losses
@@ -131,6 +101,27 @@ class ShardBuilder:
         skipped = tuple(record.id for record, skip in zip(records, writer.skipped, strict=True) if skip)
         labelled = [one.labelled for one in tokens]
         written = yield from iterate_while_running(
-            lambda: writer.write(records, labelled, moment, task.place), ShardStep()
+            lambda: writer.write(records, labelled, moment, task.position), ShardStep()
         )
-        yield ShardStep(written=written, skipped=skipped)
+        yield ShardStep(written=written, skipped_ids=skipped)
+
+
+TARGET_SHARD_BYTES: Final = 64 * 2**20
+
+
+MAX_SHARD_ROWS: Final = 4096
+
+
+MAX_SHARDS: Final = 1000
+"""Of an index: each takes about a tenth of a millisecond to open. So those of a large one are larger."""
+
+
+MAX_SHARD_BYTES: Final = 2 * 2**30
+"""Whatever the index: a shard is in memory while it is made."""
+
+
+def rows_per_shard(shape: RowShape, total: int) -> int:
+    """Rows of a shard of about `SHARD_BYTES`, or more where an index of `total` rows had too many of these."""
+    usual = min(MAX_SHARD_ROWS, TARGET_SHARD_BYTES // shape.row_bytes)
+    large = min(-(-total // MAX_SHARDS), MAX_SHARD_BYTES // shape.row_bytes)
+    return max(1, usual, large)

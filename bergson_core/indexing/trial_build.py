@@ -27,6 +27,7 @@ from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build import IndexBuild
+from bergson_core.indexing.checked_documents import CheckedDocuments
 from bergson_core.indexing.cost_meter import (
     CostMeter,
     OneOfEachSize,
@@ -34,15 +35,14 @@ from bergson_core.indexing.cost_meter import (
     SampledRowCollector,
     resident_bytes,
 )
-from bergson_core.indexing.publish import rows_per_shard
-from bergson_core.indexing.shard_builder import CheckedDocuments
+from bergson_core.indexing.shard_builder import rows_per_shard
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import select_modules
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec, SearchSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Estimate, SizesBytes
-from bergson_core.search.recall import RecallQueries, candidate_kinds
+from bergson_core.search.recall import RecallQueries, search_kinds_to_try
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import Manifest, ShardEntry
@@ -133,7 +133,7 @@ class TrialBuild(IndexBuild):
 
     def _first_search(self, shape: RowShape) -> SearchSpec:
         """The first kind of search that the build would try."""
-        first, *_ = candidate_kinds(self.spec.search, shape, self._documents_in_all)
+        first, *_ = search_kinds_to_try(self.spec.search, shape, self._documents_in_all)
         return SearchSpec(kind="rabitq" if first == "rabitq" else "exact", min_recall=_ANY_RECALL)
 
     def _statistics(self, model: LanguageModel, corpus: CheckedDocuments) -> int:

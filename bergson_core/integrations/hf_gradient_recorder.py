@@ -33,8 +33,8 @@ class GradientRecorder:
     ) -> None:
         self.rows = rows
         self._collector = GradientCollector(model, processor, self._arrive, modules)
-        self.layers = self._collector.layers
-        self._slices = module_slices(self.layers, processor)
+        self.modules = self._collector.modules
+        self._slices = module_slices(self.modules, processor)
         self._model, self._places = model, _Places(dataset)
         self._batch: dict[str, Tensor] | None = None
         self._gradients = torch.empty(0)

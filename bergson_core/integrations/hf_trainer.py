@@ -28,15 +28,16 @@ from bergson_core.gradients.normalizer_fitting import fit_processor, sample_row_
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, module_slices
-from bergson_core.indexing.build import require_free_directory
-from bergson_core.indexing.publish import publish_index, rows_per_shard, save_preconditioner
+from bergson_core.indexing.output_directory import require_free_directory
+from bergson_core.indexing.publish import publish_index, save_preconditioner
+from bergson_core.indexing.shard_builder import rows_per_shard
 from bergson_core.integrations.hf_gradient_recorder import GradientRecorder
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.forward_backward import document_losses
+from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.loading import LanguageModel, load_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
-from bergson_core.search.recall import QUERY_COUNT, RecallQueries
+from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import ShardPosition, ShardWriter
 from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
@@ -146,7 +147,7 @@ class IndexCallback(TrainerCallback):
             self._tokenizer.save_pretrained(self.output / "model")
             final = load_model(self._spec.model, dtype=self._spec.dtype)
             processor = GradientProcessor.load(self.output / "statistics")
-            collector = RowCollector(final, processor, list(self._recorder.layers))
+            collector = RowCollector(final, processor, list(self._recorder.modules))
             self._finish(final, RowEncoder(collector, self._settings.rows))
             (self.output / _ROWS).unlink()
             (self.output / BUILD_STAMP_FILE).unlink()
@@ -184,18 +185,18 @@ class IndexCallback(TrainerCallback):
         size = rows_per_shard(shape, total)
         parts = [range(start, min(start + size, total)) for start in range(0, total, size)]
         if shape.kind == "sign" and scoring.preconditioner:
-            moment = SecondMoment(shape.layers, shape.width)
+            moment = SecondMoment(shape.modules, shape.width)
             for numbers in parts:
-                moment.add(rows.kept(self._stored(numbers), torch.zeros(len(numbers)))[0])
+                moment.add(rows.finish(self._stored(numbers), torch.zeros(len(numbers)))[0])
             before = save_preconditioner(self.output, moment.total, moment.rows, scoring.damping)
             rows = RowEncoder(rows.collector, rows.kind, before)
         shards: list[ShardEntry] = []
         for numbers in parts:
             tokens = self._tokens(numbers)
-            blocks, losses = rows.kept(self._stored(numbers), _losses(model, rows.collector, tokens))
+            blocks, losses = rows.finish(self._stored(numbers), _losses(model, rows.collector, tokens))
             moment = None
-            if scoring.preconditioner and rows.before is None:
-                moment = SecondMoment(shape.layers, shape.width)
+            if scoring.preconditioner and rows.preconditioner is None:
+                moment = SecondMoment(shape.modules, shape.width)
                 moment.add(blocks)
             writer = ShardWriter(self.output, f"{len(shards):05d}", len(numbers), shape)
             kept, scales = (one.numpy() for one in shape.codec.encode(blocks))
@@ -203,7 +204,7 @@ class IndexCallback(TrainerCallback):
             labelled = [one.labelled for one in tokens]
             place = ShardPosition(numbers.start, _ENDED)
             shards.append(writer.write(documents.read(numbers), labelled, moment, place).accept())
-        places = sample_row_numbers(total, QUERY_COUNT, self._settings.seed)
+        places = sample_row_numbers(total, RECALL_QUERY_COUNT, self._settings.seed)
         sample = RecallQueries.collect(rows.collector, places, self._tokens(places), BUDGET_TOKENS)
         publish_index(self._spec, self.output, model, rows, shards, sample, origin="training")
 
@@ -244,5 +245,5 @@ def _losses(model: LanguageModel, collector: RowCollector, tokens: list[Tokens])
     """The loss of each document under `model`, forward only."""
     longest = max(len(one.ids) for one in tokens)
     return torch.from_numpy(
-        document_losses(model, tokens, find_batch_budget(model, collector.layers, longest))
+        compute_document_losses(model, tokens, find_batch_budget(model, collector.modules, longest))
     )

@@ -31,10 +31,11 @@ from bergson_core.integrations.ray_cluster import (
     slots_by_node,
     start_actor,
 )
-from bergson_core.search.hits import Hit, SearchResult
+from bergson_core.search.local_searcher import LocalSearcher
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import LocalSearcher, SearchRequest, VisibleRows
+from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
+from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
@@ -180,7 +181,7 @@ def merge_results(found: Sequence[SearchResult], query: SearchRequest) -> Search
             for rank, hit in enumerate(hits[: query.top_k], start=1)
         ]
 
-    sampled = np.concatenate([np.empty(0, np.float32), *(one.sampled for one in found)])
+    sampled = np.concatenate([np.empty(0, np.float32), *(one.background_scores for one in found)])
     return SearchResult(
         best([one.proponents for one in found], 1), best([one.opponents for one in found], -1), sampled
     )

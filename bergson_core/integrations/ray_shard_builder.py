@@ -75,7 +75,7 @@ class ShardBuilderSpec:
             model_sha256=maker.model.sha256,
             revision=maker.model.revision or maker.spec.revision,
             budget_tokens=maker.budget_tokens,
-            moments=maker.moments,
+            moments=maker.save_moments,
             device=maker.model.device.type,
             threads=torch.get_num_threads(),
         )
@@ -117,7 +117,7 @@ class ShardActor:
 
     def make(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
         """As `ShardMaker.make`, but with a step for all batches of `_EVERY_S` seconds."""
-        yield from merge_steps(self._maker.make(task, records))  # a generator itself, or Ray would not stream
+        yield from merge_steps(self._maker.build(task, records))  # a generator itself, or Ray would not stream
 
 
 def merge_steps(steps: Iterable[ShardStep]) -> Iterator[ShardStep]:

@@ -28,7 +28,7 @@ from bergson_core.errors import (
     InvalidInput,
     TooLong,
 )
-from bergson_core.indexing.publish import index_write_lock
+from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
@@ -96,7 +96,7 @@ def test_appended_rows_are_those_that_the_builds_statistics_make(
     maker = open_row_encoder(index.manifest.spec, tmp_path / "facts", index.model)
     records = [Record(row["id"], row["text"], None, {}) for row in rows_of(FIRST, ALL)]
     for batch in batches(tokenize_records(index.model.tokenizer, records), 4096):
-        blocks, _ = maker.blocks(batch)
+        blocks, _ = maker.encode(batch)
         scales = blocks.abs().amax(-1, keepdim=True)
         expected = blocks.sign() if kind == "sign" else blocks
         tolerance = 0 if kind == "sign" else (1e-2 if kind == "int8" else 1e-3)

@@ -21,7 +21,7 @@ from bergson_core.errors import (
     InvalidInput,
     ModelNotFound,
 )
-from bergson_core.indexing.publish import rows_per_shard
+from bergson_core.indexing.shard_builder import rows_per_shard
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import RowEncoder
@@ -176,7 +176,7 @@ def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
 def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
     spec, index, tmp_path, monkeypatch
 ):
-    original, calls = RowEncoder.blocks, []
+    original, calls = RowEncoder.encode, []
 
     def blocks(*arguments):
         calls.append(1)
@@ -184,7 +184,7 @@ def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(*arguments)
 
-    monkeypatch.setattr(RowEncoder, "blocks", blocks)
+    monkeypatch.setattr(RowEncoder, "encode", blocks)
     with pytest.raises(InvalidInput, match=r"does not fit.*bfloat16.*2\.00 GiB"):
         build_index(spec, tmp_path / "facts", shard_rows=16)
     monkeypatch.undo()

@@ -21,8 +21,7 @@ from bergson_core.integrations.ray_shard_builder import ShardBuilderSpec, merge_
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.results import ResultRow
-from bergson_core.search.hits import Hit, SearchResult
-from bergson_core.search.searcher import SearchRequest
+from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
 from bergson_core.shards.codecs import CODECS
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard import WrittenShard
@@ -152,7 +151,7 @@ def test_a_machine_that_sees_another_model_is_an_error(recipe):
 
 
 def test_steps_are_added_up_and_the_last_one_is_kept(index):
-    last = ShardStep(written=WrittenShard(read_manifest(index).shards[0], index), skipped=("a",))
+    last = ShardStep(written=WrittenShard(read_manifest(index).shards[0], index), skipped_ids=("a",))
     assert list(merge_steps([ShardStep(2, 20), ShardStep(3, 30), last])) == [ShardStep(5, 50), last]
 
 
@@ -195,5 +194,5 @@ def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
     best = merge_results(found, asked)
     assert [(one.row.rank, one.row.id) for one in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
     assert [one.row.id for one in best.opponents] == ["b", "a", "d"]
-    assert best.sampled.tolist() == pytest.approx([0.5, 0.2])
+    assert best.background_scores.tolist() == pytest.approx([0.5, 0.2])
     assert merge_results(found, replace(asked, direction="opponents")).proponents is None
