@@ -24,7 +24,7 @@ from bergson_core.data.batching import Batch, Tokens, batches
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.hooks import frozen
+from bergson_core.models.hooks import freeze
 from bergson_core.models.loading import LanguageModel, as_language_model
 from bergson_core.models.modules import select_modules
 
@@ -33,7 +33,7 @@ def run_floor(model: LanguageModel, work: list[Batch]) -> None:
     """Forward and backward to the input embeddings, nothing captured."""
     embeddings = model.model.get_input_embeddings()
     handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
-    with frozen(model.model):
+    with freeze(model.model):
         for batch in work:
             forward_backward(model, batch)
     handle.remove()

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bergson_core.gradients.normalizers import FactoredNormalizer, Normalizer, with_bias
+from bergson_core.gradients.normalizers import FactoredNormalizer, Normalizer, append_bias_input
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.models.hooks import capture
-from bergson_core.models.modules import TrackedModule, natural_key, select_modules
+from bergson_core.models.modules import TrackedModule, natural_sort_key, select_modules
 
 Closure = Callable[[str, Tensor], None]
 _WHOLE_GRADIENTS_AT_ONCE: Final = 2**22
@@ -52,30 +52,30 @@ class GradientCollector:
         model: nn.Module,
         processor: GradientProcessor | None = None,
         closure: Closure | None = None,
-        target_modules: str | Iterable[str] | None = None,
+        modules: str | Iterable[str] | None = None,
         *,
         per_token: bool = False,
-        like: "GradientCollector | None" = None,
+        share_with: "GradientCollector | None" = None,
     ) -> None:
         self.model = model
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
-        self.layers = select_modules(model, target_modules)
+        self.modules = select_modules(model, modules)
         self._closure = closure
         self._collected: dict[str, Tensor] = {}
         self._transforms: dict[
             tuple[str, torch.dtype, torch.device], FactoredTransform | WholeGradientTransform
-        ] = {} if like is None else like._transforms
+        ] = {} if share_with is None else share_with._transforms
         self._open = ExitStack()
 
     @property
     def gradients(self) -> dict[str, Tensor]:
         """Layer name → [n, o, i] or [n, p, p], in natural order of the names."""
-        return dict(sorted(self._collected.items(), key=lambda item: natural_key(item[0])))
+        return dict(sorted(self._collected.items(), key=lambda item: natural_sort_key(item[0])))
 
     def __enter__(self) -> Self:
         self._collected = {}
-        opened = capture(self.model, self.layers, self._keep, self._arrive, by_position=self.per_token)
+        opened = capture(self.model, self.modules, self._keep, self._arrive, by_position=self.per_token)
         self._open.enter_context(opened)
         return self
 
@@ -84,7 +84,7 @@ class GradientCollector:
 
     def _keep(self, name: str, activations: Tensor) -> Tensor:
         is_float = activations.is_floating_point()
-        like = activations if is_float else cast(Tensor, self.layers[name].module.weight)
+        like = activations if is_float else cast(Tensor, self.modules[name].module.weight)
         return self._transform(name, like).keep(activations)
 
     def _arrive(self, name: str, kept: Tensor, output_gradients: Tensor) -> None:
@@ -104,7 +104,7 @@ class GradientCollector:
     def _transform(self, name: str, like: Tensor) -> "FactoredTransform | WholeGradientTransform":
         key = (name, like.dtype, like.device)
         if key not in self._transforms:
-            self._transforms[key] = make_transform(self.processor, self.layers[name], like)
+            self._transforms[key] = make_transform(self.processor, self.modules[name], like)
         return self._transforms[key]
 
 
@@ -139,7 +139,7 @@ class WholeGradientTransform:
     bias: bool
 
     def keep(self, a: Tensor) -> Tensor:
-        return with_bias(a) if self.bias else a
+        return append_bias_input(a) if self.bias else a
 
     def gradient(
         self, kept: Float[Tensor, "n s i"] | Int[Tensor, "n s"], g: Float[Tensor, "n s o"]

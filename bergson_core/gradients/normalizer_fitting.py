@@ -15,12 +15,12 @@ from bergson_core.data.dataset import iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import upcast
 from bergson_core.gradients.matrix_root import EighFunction
-from bergson_core.gradients.normalizers import NORMALIZERS, Normalizer, with_bias
-from bergson_core.gradients.optimizer_checkpoint import normalizers_from_checkpoint
+from bergson_core.gradients.normalizers import NORMALIZERS, Normalizer, append_bias_input
+from bergson_core.gradients.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.hooks import capture, frozen
+from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.loading import LanguageModel, as_language_model
 from bergson_core.models.modules import TrackedModule, select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
@@ -38,7 +38,7 @@ def fit_processor(
     settings: GradientSpec | None = None,
     *,
     columns: ColumnsSpec | None = None,
-    target_modules: str | Iterable[str] | None = None,
+    modules: str | Iterable[str] | None = None,
 ) -> GradientProcessor:
     """The processor of `settings` with normalizers fitted from `settings.sample_size` documents of `dataset`.
 
@@ -51,10 +51,10 @@ def fit_processor(
     sample = dataset.select(sample_row_numbers(len(dataset), settings.sample_size, settings.seed))
     chunks = iter_token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
     tokens = list(chain.from_iterable(chunks))
-    layers = select_modules(model, target_modules or settings.modules)
+    layers = select_modules(model, modules or settings.modules)
     longest = max((len(one.ids) for one in tokens), default=0)
     budget = find_batch_budget(language_model, layers, longest)
-    return fit_gradient_processor(
+    return fit_processor_from_batches(
         language_model, layers, batches(tokens, budget, language_model.device), settings
     )
 
@@ -65,33 +65,33 @@ def sample_row_numbers(total: int, size: int, seed: int) -> list[int]:
     return sorted(generator.choice(total, min(size, total), replace=False).tolist())
 
 
-def fit_gradient_processor(
+def fit_processor_from_batches(
     model: LanguageModel,
-    layers: dict[str, TrackedModule],
+    modules: dict[str, TrackedModule],
     sample: Iterable[Batch],
     settings: GradientSpec,
-    tell: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
 ) -> GradientProcessor:
     """The processor of `settings`, fitted in one streaming pass over `sample`; `tell` is called while it decomposes."""
     bias = settings.include_bias
     if settings.optimizer_state is not None:
         kind = cast("Literal['adafactor', 'adam']", settings.normalizer)  # GradientSpec lets no other pass
-        fitted = normalizers_from_checkpoint(
-            settings.optimizer_state, model.model, layers, kind, include_bias=bias
+        fitted = read_checkpoint_normalizers(
+            settings.optimizer_state, model.model, modules, kind, include_bias=bias
         )
     else:
         sampler = None
         if settings.fit_labels == "sampled":
             sampler = torch.Generator(model.device).manual_seed(settings.seed)
         fitted = fit_normalizers(
-            model.tracking(layers.values()),
-            layers,
+            model.for_tracking(modules.values()),
+            modules,
             sample,
             settings.normalizer,
             include_bias=bias,
             sampler=sampler,
-            tell=tell,
+            tick=tick,
             eigh=eigh,
         )
     return GradientProcessor(settings.projection_dim, fitted, settings.seed, bias, settings.projection)
@@ -99,13 +99,13 @@ def fit_gradient_processor(
 
 def fit_normalizers(
     model: LanguageModel,
-    layers: dict[str, TrackedModule],
+    modules: dict[str, TrackedModule],
     sample: Iterable[Batch],
     kind: NormalizerKind = "adafactor",
     *,
     include_bias: bool = False,
     sampler: torch.Generator | None = None,
-    tell: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
 ) -> dict[str, Normalizer]:
     """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
@@ -116,15 +116,15 @@ def fit_normalizers(
     if kind == "none":
         return {}
     if kind == "kfac":
-        _check_sides(layers)
+        _check_sides(modules)
     chosen = NORMALIZERS[kind]
     sums: dict[str, Sequence[Tensor]] = {}
 
     def arrive(name: str, a: Tensor, g: Tensor) -> None:
-        layer, g = layers[name], upcast(g)
+        layer, g = modules[name], upcast(g)
         finite = g.isfinite().flatten(1).all(1)
         if a.is_floating_point():
-            a = upcast(with_bias(a) if include_bias and layer.has_bias else a)
+            a = upcast(append_bias_input(a) if include_bias and layer.has_bias else a)
             finite &= a.isfinite().flatten(1).all(1)
             new = chosen.moments(a[finite], g[finite])
         else:
@@ -135,7 +135,7 @@ def fit_normalizers(
 
     samples = 0
     for batch in sample:
-        with frozen(model.model), capture(model.model, layers, lambda _, a: a, arrive):
+        with freeze(model.model), capture(model.model, modules, lambda _, a: a, arrive):
             forward_backward(model, batch, sampler)
         samples += len(batch)
     if not sums:
@@ -143,7 +143,7 @@ def fit_normalizers(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
     return run_in_thread(
-        lambda: {name: chosen.make(sums[name], samples, eigh) for name in layers if name in sums}, tell
+        lambda: {name: chosen.make(sums[name], samples, eigh) for name in modules if name in sums}, tick
     )
 
 

@@ -204,7 +204,7 @@ def _by_token(
         yield seen, g.new_zeros(len(seen), g.shape[-1]).index_add_(0, places, g_n)
 
 
-def with_bias(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
+def append_bias_input(a: Float[Tensor, "n s i"]) -> Float[Tensor, "n s i+1"]:
     """Activations [n, s, i] with a column of ones [n, s, i + 1]: the bias as one more input."""
     return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
 

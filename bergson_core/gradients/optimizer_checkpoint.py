@@ -66,10 +66,10 @@ class _Moment:
         return [part.to(torch.float32) * self.scale for part in parts]
 
 
-def normalizers_from_checkpoint(
+def read_checkpoint_normalizers(
     path: str | Path,
     model: nn.Module,
-    layers: dict[str, TrackedModule],
+    modules: dict[str, TrackedModule],
     kind: CheckpointNormalizer,
     *,
     include_bias: bool = False,
@@ -86,20 +86,20 @@ def normalizers_from_checkpoint(
     """
     if kind not in ("adafactor", "adam"):
         raise InvalidInput(f"no second moment gives the normalizer {kind!r}; expected adafactor or adam")
-    file = checkpoint_file(path)
+    file = find_checkpoint_file(path)
     named = _named_tensors(file) if file.suffix == ".safetensors" else _named_state(file, model)
     moments = _by_parameter(file, named, model)
-    found = {name: _normalizer(layer, moments, kind, include_bias) for name, layer in layers.items()}
+    found = {name: _normalizer(layer, moments, kind, include_bias) for name, layer in modules.items()}
     if missing := [name for name, normalizer in found.items() if normalizer is None]:
         raise InvalidInput(
-            f"{file} has no second moments for {len(missing)} of the {len(layers)} tracked layers: "
+            f"{file} has no second moments for {len(missing)} of the {len(modules)} tracked layers: "
             f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}. Choose `modules` that were trained"
             f"{' with their biases' if include_bias else ''}, or drop optimizer_state"
         )
     return {name: normalizer for name, normalizer in found.items() if normalizer is not None}
 
 
-def checkpoint_file(path: str | Path) -> Path:
+def find_checkpoint_file(path: str | Path) -> Path:
     """The file that `path` stands for. Raises `InvalidInput` where there is none."""
     file = Path(path).expanduser()
     file = file / "optimizer.pt" if file.is_dir() else file

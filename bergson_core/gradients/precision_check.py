@@ -18,7 +18,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import LanguageModel, load_model
 from bergson_core.schemas.build import Dtype
 
-SAME: Final = 0.99
+MIN_SAME_COSINE: Final = 0.99
 """Cosine from which two rows count as the same."""
 _DOCUMENTS, _LONGEST = 8, 128
 
@@ -39,7 +39,7 @@ class PrecisionCheck:
 
     @property
     def passed(self) -> bool:
-        return min(self.batched, self.padded, self.precision) >= SAME
+        return min(self.batched, self.padded, self.precision) >= MIN_SAME_COSINE
 
 
 def check_precision(
@@ -65,7 +65,7 @@ def check_precision(
     return checks
 
 
-def recommended_dtype(checks: Sequence[PrecisionCheck]) -> Dtype | None:
+def recommend_dtype(checks: Sequence[PrecisionCheck]) -> Dtype | None:
     """The cheapest precision that passed, None where none did."""
     passed = {check.dtype for check in checks if check.passed}
     order: tuple[Dtype, ...] = ("bfloat16", "float32", "float64")

@@ -23,8 +23,8 @@ from bergson_core.gradients.matrix_root import EighFunction, inverse_root
 class SecondMoment:
     """Σ row rowᵀ of each layer, [m, d, d], gathered while the rows are made."""
 
-    def __init__(self, layers: int, width: int, device: torch.device | str = "cpu") -> None:
-        self.total = torch.zeros(layers, width, width, device=device)
+    def __init__(self, modules: int, width: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(modules, width, width, device=device)
         self.rows = 0
 
     def add(self, rows: Float[Tensor, "n m d"]) -> None:
@@ -71,7 +71,7 @@ class Preconditioner:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"inverse_root": self.inverse_root, "second_moment": second_moment.float().cpu()}, path)
 
-    def inverted(self) -> "Preconditioner":
+    def inverse(self) -> "Preconditioner":
         """C^½ of each layer, of the damped C; zero where C^-½ is."""
         values, vectors = torch.linalg.eigh(self.inverse_root.double())
         roots = torch.where(values > 0, 1 / values.clamp_min(torch.finfo(torch.float32).tiny), 0)

@@ -24,12 +24,12 @@ from bergson_core.gradients.normalizer_fitting import fit_processor
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.hooks import frozen
+from bergson_core.models.hooks import freeze
 from bergson_core.models.loading import LanguageModel, as_language_model
 from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
-NUMBERS_AT_ONCE: Final = 2**25
+MAX_TOKEN_ROW_NUMBERS: Final = 2**25
 """Of token rows in memory: 128 MiB."""
 
 
@@ -45,22 +45,22 @@ class RowCollector:
         self,
         model: LanguageModel,
         processor: GradientProcessor,
-        target_modules: str | Iterable[str] | None = None,
+        modules: str | Iterable[str] | None = None,
         *,
         per_token: bool = False,
-        like: "RowCollector | None" = None,
+        share_with: "RowCollector | None" = None,
     ) -> None:
         self._collector = GradientCollector(
             model.model,
             processor,
             self._arrive,
-            target_modules,
+            modules,
             per_token=per_token,
-            like=like and like._collector,
+            share_with=share_with and share_with._collector,
         )
-        self.layers = self._collector.layers
-        self._model = model.tracking(self.layers.values())
-        self.slices = module_slices(self.layers, processor)
+        self.modules = self._collector.modules
+        self._model = model.for_tracking(self.modules.values())
+        self.slices = module_slices(self.modules, processor)
         self.dimensions = sum(part.stop - part.start for part in self.slices.values())
         self._rows = torch.empty(0)
 
@@ -70,7 +70,7 @@ class RowCollector:
         wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         shape = ids.shape if self._collector.per_token else ids.shape[:1]
         self._rows = torch.zeros(*shape, self.dimensions, dtype=wide, device=ids.device)
-        with frozen(model), self._collector:
+        with freeze(model), self._collector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
         return rows, losses
@@ -91,10 +91,10 @@ class RowCollector:
         self._rows[..., self.slices[name]] += gradient.flatten(-2)
 
 
-def module_slices(layers: Mapping[str, TrackedModule], processor: GradientProcessor) -> dict[str, slice]:
+def module_slices(modules: Mapping[str, TrackedModule], processor: GradientProcessor) -> dict[str, slice]:
     """Where in a row each layer's numbers are, in the order of `layers`."""
     slices, start = {}, 0
-    for name, layer in layers.items():
+    for name, layer in modules.items():
         bias = processor.include_bias and layer.has_bias
         whole = layer.out_features * (layer.in_features + bias)
         size = whole if processor.projection_dim is None else processor.projection_dim**2
@@ -115,7 +115,7 @@ def collect_gradients(
     weight_column: str | None = None,
     loss: Loss = "sum",
     per_token: bool = False,
-    target_modules: str | Iterable[str] | None = None,
+    modules: str | Iterable[str] | None = None,
     budget_tokens: int | None = None,
 ) -> Dataset:
     """`dataset` with two new columns: `gradients` [D] float32, one row a document, and `loss`, in nats.
@@ -134,11 +134,9 @@ def collect_gradients(
     )
     if processor is None:
         settings = GradientSpec(loss=loss)
-        processor = fit_processor(
-            model, dataset, tokenizer, settings, columns=columns, target_modules=target_modules
-        )
+        processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
     language_model = as_language_model(model, tokenizer)
-    collector = RowCollector(language_model, processor, target_modules, per_token=per_token)
+    collector = RowCollector(language_model, processor, modules, per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # lives as long as the dataset that maps it
@@ -147,9 +145,9 @@ def collect_gradients(
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for chunk in iter_token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss):
             if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
-                longest, budget = here, find_batch_budget(language_model, collector.layers, here)
+                longest, budget = here, find_batch_budget(language_model, collector.modules, here)
             if per_token:
-                budget = max(1, min(budget, NUMBERS_AT_ONCE // collector.dimensions))
+                budget = max(1, min(budget, MAX_TOKEN_ROW_NUMBERS // collector.dimensions))
             for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
                 rows, losses = collect_rows(collector, tokens, budget)
                 gradients: Any = pa.FixedSizeListArray.from_arrays(
@@ -166,7 +164,7 @@ def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
     """`documents` in order, so many at a time that a row for each of their tokens fits into memory."""
     few: list[Tokens] = []
     for tokens in documents:
-        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > NUMBERS_AT_ONCE:
+        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > MAX_TOKEN_ROW_NUMBERS:
             yield few
             few = []
         few.append(tokens)
@@ -177,7 +175,7 @@ def collect_rows(
     collector: RowCollector,
     tokens: Sequence[Tokens],
     budget_tokens: int,
-    tell: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
     """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
 
@@ -193,7 +191,7 @@ def collect_rows(
     )
     for numbers, new_rows, new_losses in overlap_copies(made):
         losses[numbers] = new_losses
-        tell()
+        tick()
         if not collector.per_token:
             rows[numbers] = new_rows
             continue

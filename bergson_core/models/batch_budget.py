@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
-from bergson_core.models.forward_backward import LOGITS_AT_ONCE, forward_backward
-from bergson_core.models.hooks import capture, frozen
+from bergson_core.models.forward_backward import MAX_LOGITS_IN_MEMORY, forward_backward
+from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.loading import LanguageModel
 from bergson_core.models.modules import TrackedModule
 
-MOST_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
+MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
 """Beyond these a batch gets no faster."""
 _SHARE: Final = 0.5
 """Of the free memory that a batch may take: allocators waste some, and other processes come and go."""
@@ -23,7 +23,10 @@ _TRANSIENT: Final = 2
 
 
 def find_batch_budget(
-    model: LanguageModel, layers: Mapping[str, TrackedModule], longest: int, free_bytes: int | None = None
+    model: LanguageModel,
+    modules: Mapping[str, TrackedModule],
+    longest_tokens: int,
+    free_bytes: int | None = None,
 ) -> int:
     """Tokens of a batch, padding included, that fit into the free memory of the model's device: a power of two.
 
@@ -31,8 +34,10 @@ def find_batch_budget(
     more memory a token the longer a document is. At most `MOST_TOKENS`. Documents that are longer than the budget are
     batches of their own.
     """
-    longest = max(2, longest)
-    (batch,) = batches([Tokens.labelled_from(np.zeros(longest, dtype=np.int64), 1)], longest, model.device)
+    longest_tokens = max(2, longest_tokens)
+    (batch,) = batches(
+        [Tokens.labelled_from(np.zeros(longest_tokens, dtype=np.int64), 1)], longest_tokens, model.device
+    )
     sizes: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.model.parameters()}
 
@@ -49,15 +54,15 @@ def find_batch_budget(
         pass
 
     with (
-        frozen(model.model),
+        freeze(model.model),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        capture(model.model, layers, keep, arrive),
+        capture(model.model, modules, keep, arrive),
     ):
-        forward_backward(model.tracking(layers.values()), batch)
+        forward_backward(model.for_tracking(modules.values()), batch)
     free = _free_bytes(model.device) if free_bytes is None else free_bytes
-    room = _SHARE * free - 4 * _TRANSIENT * LOGITS_AT_ONCE
-    fitting = max(1, int(room * longest / (_TRANSIENT * max(1, sum(sizes.values())))))
-    return min(MOST_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
+    room = _SHARE * free - 4 * _TRANSIENT * MAX_LOGITS_IN_MEMORY
+    fitting = max(1, int(room * longest_tokens / (_TRANSIENT * max(1, sum(sizes.values())))))
+    return min(MAX_BATCH_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -27,7 +27,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-def require_plain_files(directory: Path) -> None:
+def require_safe_files(directory: Path) -> None:
     """Raises `ModelNotFound` where a tokenizer or the like is too large to be one, or weights lie elsewhere.
 
     Such files are read whole, and take ten times their size in memory. An index of weights names files, which
@@ -46,7 +46,7 @@ def require_plain_files(directory: Path) -> None:
             raise ModelNotFound(f"{path} names {wrong[0]!r}; expected files of its own")
 
 
-def require_plain_config(directory: Path) -> None:
+def require_safe_config(directory: Path) -> None:
     """Raises `ModelNotFound` for a config that is none, or asks for what `_check_field` refuses."""
     path = directory / "config.json"
     try:

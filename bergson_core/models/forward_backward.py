@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, batches
-from bergson_core.models.hooks import frozen
+from bergson_core.models.hooks import freeze
 from bergson_core.models.loading import LanguageModel
 
-LOGITS_AT_ONCE: Final = 2**24
+MAX_LOGITS_IN_MEMORY: Final = 2**24
 """Numbers of the logits that exist at a time."""
 
 
@@ -57,11 +57,11 @@ def forward_backward(
     return losses
 
 
-def document_losses(
+def compute_document_losses(
     model: LanguageModel,
     documents: Sequence[Tokens],
     budget_tokens: int = BUDGET_TOKENS,
-    tell: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> Float64[np.ndarray, " n"]:
     """The plain sum of each document's token cross-entropies, in nats, forward only; `tell` is called between batches.
 
@@ -69,9 +69,9 @@ def document_losses(
     """
     found = np.zeros(len(documents))
     for batch in batches(documents, budget_tokens, model.device):
-        with torch.no_grad(), frozen(model.model):
+        with torch.no_grad(), freeze(model.model):
             found[batch.numbers] = forward_backward(model, batch).double().cpu().numpy()
-        tell()
+        tick()
     return found
 
 
@@ -89,4 +89,4 @@ def _labelled_outputs(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tenso
 
 def _rows_at_once(model: LanguageModel, picked: Tensor) -> int:
     width = picked.shape[-1] if model.head is None else model.head.out_features
-    return max(1, LOGITS_AT_ONCE // int(width))
+    return max(1, MAX_LOGITS_IN_MEMORY // int(width))

@@ -16,9 +16,9 @@ from bergson_core.errors import InvalidInput
 from bergson_core.models import moe
 from bergson_core.models.modules import TrackedModule, restore_sample_axis
 
-Keep = Callable[[str, Tensor], Any]
+OnForward = Callable[[str, Tensor], Any]
 """(name, activations [n, s, i], or token ids [n, s]) → whatever the backward side will need; nothing else is kept."""
-Arrive = Callable[[str, Any, Tensor], None]
+OnBackward = Callable[[str, Any, Tensor], None]
 """(name, what Keep returned, output gradients [n, s, o])."""
 Forward = Callable[..., Tensor]
 
@@ -26,9 +26,9 @@ Forward = Callable[..., Tensor]
 @contextmanager
 def capture(
     model: nn.Module,
-    layers: Mapping[str, TrackedModule],
-    keep: Keep,
-    arrive: Arrive,
+    modules: Mapping[str, TrackedModule],
+    on_forward: OnForward,
+    on_backward: OnBackward,
     *,
     by_position: bool = False,
 ) -> Iterator[None]:
@@ -42,12 +42,12 @@ def capture(
     position), where a frozen layer runs with gradients off although the model does not, and where what `keep`
     returned was changed in place.
     """
-    tracker = _Tracker(keep, arrive, by_position)
+    tracker = _Tracker(on_forward, on_backward, by_position)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
-        for root in roots(model):
+        for root in find_entry_modules(model):
             handles.callback(root.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
-        for name, layer in layers.items():
+        for name, layer in modules.items():
             if layer.part is not None:
                 fused.setdefault(layer.module, {})[layer.part] = name
                 continue
@@ -62,7 +62,7 @@ def capture(
 class _Tracker:
     """What the hooks of one capture share: the shape of the batch, and whether its pass has gradients."""
 
-    def __init__(self, keep: Keep, arrive: Arrive, by_position: bool) -> None:
+    def __init__(self, keep: OnForward, arrive: OnBackward, by_position: bool) -> None:
         self._keep, self._arrive, self._by_position = keep, arrive, by_position
         self._batch: Sequence[int] = (1,)
         self._with_gradients = False
@@ -106,8 +106,8 @@ class _Tracker:
             return self._watch(names[part], regroup(features), output, regroup) if part in names else output
 
         self._grouped(next(iter(names.values())), args[0] if args else kwargs["hidden_states"])
-        group = partial(moe.by_sample, samples=self._batch[0], by_position=self._by_position)
-        return moe.run(module, watch, group, *args, **kwargs)
+        group = partial(moe.group_by_sample, samples=self._batch[0], by_position=self._by_position)
+        return moe.run_experts(module, watch, group, *args, **kwargs)
 
     def _tracks(self, name: str, module: nn.Module) -> bool:
         if torch.is_grad_enabled():
@@ -146,13 +146,13 @@ def _zeroed(where: Tensor, regroup: Callable[[Tensor], Tensor], rows: Tensor) ->
     return regroup(rows).masked_fill(where[..., None], 0)
 
 
-def roots(model: nn.Module) -> set[nn.Module]:
+def find_entry_modules(model: nn.Module) -> set[nn.Module]:
     """The modules that a pass may start from: the model, and its backbone, also below PEFT's wrapper."""
-    inner = unwrapped(model)
+    inner = unwrap_model(model)
     return {model, inner, getattr(inner, "base_model", inner)}
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model that a PEFT model wraps, any other as it is."""
     inner = getattr(model, "get_base_model", None)
     return cast(nn.Module, inner()) if callable(inner) else model
@@ -178,7 +178,7 @@ def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def freeze(model: nn.Module) -> Iterator[None]:
     """While open, no parameter asks for a gradient and dropout is off; afterwards all is as it was."""
     asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]

@@ -24,10 +24,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput, ModelNotFound
-from bergson_core.models.config_guard import require_plain_config, require_plain_files
-from bergson_core.models.hooks import frozen, unwrapped
-from bergson_core.models.lora import CONFIG, WEIGHTS, AdapterBase, adapter_base, module_expressions
-from bergson_core.models.modules import TrackedModule, output_head
+from bergson_core.models.config_guard import require_safe_config, require_safe_files
+from bergson_core.models.hooks import freeze, unwrap_model
+from bergson_core.models.lora import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    AdapterBase,
+    read_adapter_base,
+    read_module_patterns,
+)
+from bergson_core.models.modules import TrackedModule, find_output_head
 from bergson_core.storage.manifest import Manifest
 from bergson_core.utils import safe_regex
 
@@ -65,13 +71,13 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Numbers in its weights."""
         return sum(weight.numel() for weight in self.model.parameters())
 
-    def tracking(self, layers: Iterable[TrackedModule]) -> "LanguageModel":
+    def for_tracking(self, modules: Iterable[TrackedModule]) -> "LanguageModel":
         """The same model, run whole where a tracked layer is in the head."""
-        if any(self.head in (layer.module, *layer.twins) for layer in layers):
+        if any(self.head in (layer.module, *layer.twins) for layer in modules):
             return replace(self, backbone=None, head=None)
         return self
 
@@ -89,13 +95,13 @@ def load_model(
     Raises `ModelNotFound` where there is none, or none that can be loaded from safetensors without foreign code.
     """
     directory = adapters = _resolve(name, revision)
-    if base := adapter_base(adapters):
+    if base := read_adapter_base(adapters):
         directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     _check_weights(directory, "*.safetensors")
     for one in {directory, adapters}:
-        require_plain_files(one)
-    require_plain_config(directory)
+        require_safe_files(one)
+    require_safe_config(directory)
     try:
         with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
         tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
@@ -130,7 +136,7 @@ def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
     if not local and Path(base.name).expanduser().exists():
         raise ModelNotFound(f"the adapters are of the local model {base.name!r}; expected a hub id")
     directory = _resolve(base.name, base.revision)
-    if adapter_base(directory):
+    if read_adapter_base(directory):
         raise ModelNotFound(
             f"{adapters} has adapters of {base.name}, which are adapters too; expected a whole model"
         )
@@ -138,14 +144,14 @@ def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
 
 
 def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
-    _check_weights(adapters, WEIGHTS)
+    _check_weights(adapters, ADAPTER_WEIGHTS_FILE)
     try:
         from peft import PeftModel
     except ImportError as error:
         raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
-    if searched := module_expressions(adapters):
+    if searched := read_module_patterns(adapters):
         names = [name for name, _ in model.named_modules()]
-        safe_regex.check_expressions(f"{adapters / CONFIG}", searched, names)
+        safe_regex.check_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", searched, names)
     return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
 
 
@@ -166,7 +172,7 @@ def _resolve(name: str, revision: str | None) -> Path:
     """The directory with the files: `name` itself, or a snapshot of the hub repository."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / config).is_file() for config in ("config.json", CONFIG)):
+        if not any((path / config).is_file() for config in ("config.json", ADAPTER_CONFIG_FILE)):
             raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
         return path
     if path.exists() or name.startswith(("/", "./", "../", "~")):
@@ -206,8 +212,8 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
     comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
     """
-    inner = unwrapped(model)
-    backbone, head = getattr(inner, "base_model", inner), output_head(model)
+    inner = unwrap_model(model)
+    backbone, head = getattr(inner, "base_model", inner), find_output_head(model)
     if backbone is model or not isinstance(head, nn.Linear):
         return None, None
     ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
@@ -218,7 +224,7 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
 
     hook = head.register_forward_hook(note_ends)
     try:
-        with frozen(model):
+        with freeze(model):
             logits = model(input_ids=ids, use_cache=False).logits
             hook.remove()
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state

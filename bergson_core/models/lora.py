@@ -10,8 +10,8 @@ from bergson_core.errors import ModelNotFound
 from bergson_core.models.config_guard import read_json
 from bergson_core.utils.safe_regex import How
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _MOST_RANK: Final = 10_000
 
 
@@ -23,12 +23,12 @@ class AdapterBase:
     revision: str | None
 
 
-def adapter_base(directory: Path) -> AdapterBase | None:
+def read_adapter_base(directory: Path) -> AdapterBase | None:
     """What the adapters in `directory` belong to; None where there are none.
 
     Raises `ModelNotFound` for other adapters than LoRA, or such as would have PEFT import modules by name.
     """
-    path = directory / CONFIG
+    path = directory / ADAPTER_CONFIG_FILE
     if not path.is_file():
         return None
     try:
@@ -53,9 +53,9 @@ def adapter_base(directory: Path) -> AdapterBase | None:
     return AdapterBase(name, revision)
 
 
-def module_expressions(directory: Path) -> list[tuple[How, str]]:
+def read_module_patterns(directory: Path) -> list[tuple[How, str]]:
     """The regular expressions that PEFT makes of the adapters' configuration, to look for in names of modules."""
-    return list(_expressions(read_json(directory / CONFIG)))
+    return list(_expressions(read_json(directory / ADAPTER_CONFIG_FILE)))
 
 
 def _expressions(config: dict[str, Any]) -> Iterator[tuple[How, str]]:

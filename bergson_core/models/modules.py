@@ -44,7 +44,7 @@ class TrackedModule:
     twins: tuple[nn.Module, ...] = ()
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Number of weights, without the bias."""
         return self.out_features * self.in_features
 
@@ -68,18 +68,18 @@ _SHAPES: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
 }
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
+def natural_sort_key(name: str) -> list[tuple[int, int | str]]:
     """Sorts `layers.10` after `layers.9`."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
-def trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
+def find_trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
     """Every layer of a known type, by name, in natural order."""
     found: dict[str, TrackedModule] = {}
     first_with: dict[tuple[bool, int, int], str] = {}
     for name, module in model.named_modules():
-        if moe.is_fused(module):
-            for part, shape in moe.parts(module).items():
+        if moe.is_fused_experts(module):
+            for part, shape in moe.find_linear_maps(module).items():
                 whole = f"{name}.{part}" if name else part
                 found[whole] = TrackedModule(whole, module, *shape, part)
             continue
@@ -93,7 +93,7 @@ def trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
             found[name] = TrackedModule(name, module, *shape(module))
         else:
             found[owner] = replace(found[owner], twins=(*found[owner].twins, module))
-    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+    return dict(sorted(found.items(), key=lambda item: natural_sort_key(item[0])))
 
 
 @torch.no_grad()
@@ -130,9 +130,9 @@ def select_modules(model: nn.Module, targets: str | Iterable[str] | None = None)
     Raises `InvalidInput` where nothing is left to track, a name is not a layer of a known type, or the expression
     takes too long.
     """
-    layers = trackable_modules(model)
+    layers = find_trackable_modules(model)
     if targets is None:
-        head, adapters = output_head(model), active_adapters(model)
+        head, adapters = find_output_head(model), active_adapter_names(model)
         chosen = {
             name: layer
             for name, layer in layers.items()
@@ -157,7 +157,7 @@ def select_modules(model: nn.Module, targets: str | Iterable[str] | None = None)
     return chosen
 
 
-def active_adapters(model: nn.Module) -> tuple[str, ...]:
+def active_adapter_names(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules of a PEFT model that its active adapters consist of; empty for any other model."""
     return tuple(
         f"{name}.{part}.{adapter}"
@@ -173,15 +173,15 @@ def _is_within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def coverage_percent(model: nn.Module, layers: Iterable[TrackedModule]) -> float:
+def coverage_percent(model: nn.Module, modules: Iterable[TrackedModule]) -> float:
     """Share of the model's parameters whose gradients the rows hold, in percent; of the adapters' where it has some."""
-    adapters = active_adapters(model)
+    adapters = active_adapter_names(model)
     total = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
         if not adapters or _is_within(name, adapters)
     )
-    return 100.0 * sum(layer.parameters for layer in layers) / total
+    return 100.0 * sum(layer.parameter_count for layer in modules) / total
 
 
 def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
@@ -204,7 +204,7 @@ def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Te
     )
 
 
-def output_head(model: nn.Module) -> nn.Module | None:
+def find_output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None

@@ -27,7 +27,7 @@ Group = Callable[[Tensor, int], Regroup]
 """(positions in the batch [r] of an expert's tokens, tokens of the batch) → how to regroup its rows."""
 
 
-def is_fused(module: nn.Module) -> bool:
+def is_fused_experts(module: nn.Module) -> bool:
     """Whether `run` computes what `module` does."""
     marks = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
     if not all(hasattr(module, mark) for mark in marks):
@@ -36,7 +36,7 @@ def is_fused(module: nn.Module) -> bool:
     return all(isinstance(w, nn.Parameter) and w.dim() == 3 and w.is_floating_point() for w in weights)
 
 
-def parts(experts: Any) -> dict[str, tuple[int, int]]:
+def find_linear_maps(experts: Any) -> dict[str, tuple[int, int]]:
     """Each linear map of fused experts, as `down_proj.3` for the fourth expert → (o, i)."""
     found = {}
     for name in _projections(experts):
@@ -46,7 +46,7 @@ def parts(experts: Any) -> dict[str, tuple[int, int]]:
     return found
 
 
-def run(
+def run_experts(
     experts: Any,
     watch: Watch,
     group: Group,
@@ -84,7 +84,7 @@ class _BySample:
         return grouped
 
 
-def by_sample(token: Int[Tensor, " r"], total: int, samples: int, by_position: bool) -> Regroup:
+def group_by_sample(token: Int[Tensor, " r"], total: int, samples: int, by_position: bool) -> Regroup:
     """How to group the rows of `token`, which are ascending positions of `total`, equally many of each sample.
 
     With `by_position` a row's place is its position in its sample, else rows are packed.

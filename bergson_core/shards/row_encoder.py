@@ -25,28 +25,28 @@ class RowEncoder:
 
     collector: RowCollector
     kind: RowKind
-    before: Preconditioner | None = None
+    preconditioner: Preconditioner | None = None
 
     @property
     def shape(self) -> RowShape:
         layers = len(self.collector.slices)
         return RowShape(self.kind, layers, self.collector.dimensions // layers)
 
-    def blocks(self, batch: Batch) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
+    def encode(self, batch: Batch) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
         """(rows [n, m, d], losses [n]) as `kept` has them."""
-        return self.kept(*self.collector.collect(batch))
+        return self.finish(*self.collector.collect(batch))
 
-    def kept(
+    def finish(
         self, rows: Float[Tensor, "n D"], losses: Float[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
         """(rows [n, m, d], losses [n]); a row with a number that is not finite is 0, and its loss NaN."""
         finite = rows.isfinite().all(1) & losses.isfinite()
         rows, losses = rows.masked_fill(~finite[:, None], 0), losses.masked_fill(~finite, torch.nan)
-        blocks = rows.reshape(len(rows), self.shape.layers, self.shape.width)
-        return (blocks if self.before is None else self.before.apply(blocks)), losses
+        blocks = rows.reshape(len(rows), self.shape.modules, self.shape.width)
+        return (blocks if self.preconditioner is None else self.preconditioner.apply(blocks)), losses
 
 
-def preconditions_before_signs(spec: BuildSpec) -> bool:
+def has_preconditioned_signs(spec: BuildSpec) -> bool:
     """C^-½ goes before the signs are taken, so that it has to be known by then."""
     return spec.gradients.rows == "sign" and spec.scoring.preconditioner
 
@@ -55,11 +55,11 @@ def open_row_encoder(
     spec: BuildSpec,
     output: Path,
     model: LanguageModel,
-    collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
+    make_collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
 ) -> RowEncoder:
     """What makes rows as the index at `output` has them, from its saved statistics."""
     processor = GradientProcessor.load(output / "statistics")
-    made, before = collector or partial(RowCollector, target_modules=spec.gradients.modules), None
-    if preconditions_before_signs(spec):
+    made, before = make_collector or partial(RowCollector, modules=spec.gradients.modules), None
+    if has_preconditioned_signs(spec):
         before = Preconditioner.load(preconditioner_path(output), model.device)
     return RowEncoder(made(model, processor), spec.gradients.rows, before)

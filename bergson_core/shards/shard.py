@@ -58,7 +58,7 @@ class RowShape:
     """What a row consists of: `layers` blocks of `width` numbers, kept as `kind`."""
 
     kind: RowKind
-    layers: int
+    modules: int
     width: int
 
     @classmethod
@@ -71,17 +71,17 @@ class RowShape:
         return CODECS[self.kind]
 
     @property
-    def blocks(self) -> tuple[int, int]:
+    def block_shape(self) -> tuple[int, int]:
         """(m, w)."""
-        return self.layers, self.codec.entries(self.width)
+        return self.modules, self.codec.entries(self.width)
 
     @property
-    def scales(self) -> int:
-        return self.codec.scales(self.layers)
+    def scale_entries(self) -> int:
+        return self.codec.scales(self.modules)
 
     @property
     def row_bytes(self) -> int:
-        return self.codec.row_bytes(self.layers, self.width)
+        return self.codec.row_bytes(self.modules, self.width)
 
 
 class ShardWriter:
@@ -92,8 +92,8 @@ class ShardWriter:
 
     def __init__(self, root: Path, name: str, rows: int, shape: RowShape) -> None:
         self._root, self._name, codec = root, name, shape.codec
-        self._blocks = np.zeros((rows, *shape.blocks), dtype=codec.block_type)
-        self._scales = np.zeros((rows, shape.scales), dtype=codec.scale_type)
+        self._blocks = np.zeros((rows, *shape.block_shape), dtype=codec.block_type)
+        self._scales = np.zeros((rows, shape.scale_entries), dtype=codec.scale_type)
         self._losses = np.zeros(rows)
 
     def put(self, numbers: np.ndarray, blocks: np.ndarray, scales: np.ndarray, losses: np.ndarray) -> None:
@@ -110,11 +110,11 @@ class ShardWriter:
         records: Sequence[Record],
         labelled: Sequence[int],
         moment: SecondMoment | None,
-        place: "ShardPosition",
+        position: "ShardPosition",
     ) -> "WrittenShard":
         """Writes the shard of these documents, whose labelled tokens [n] are counted."""
         texts = make_document_table(records, self._losses, labelled)
-        return write_shard(self._root, self._name, self._blocks, self._scales, texts, place, moment)
+        return write_shard(self._root, self._name, self._blocks, self._scales, texts, position, moment)
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ class WrittenShard:
     """A shard that is whole and on disk in the directory `aside`; an index has it once it is accepted."""
 
     entry: ShardEntry
-    aside: Path
+    directory: Path
 
     def accept(self) -> ShardEntry:
         """Gives the shard its name, which another one loses."""
-        target = self.aside.with_name(self.entry.name)
+        target = self.directory.with_name(self.entry.name)
         shutil.rmtree(target, ignore_errors=True)
-        self.aside.rename(target)
+        self.directory.rename(target)
         fsync_path(target.parent)
         return self.entry
 
@@ -154,7 +154,7 @@ def write_shard(
     blocks: np.ndarray,
     scales: np.ndarray,
     texts: pa.Table,
-    place: ShardPosition,
+    position: ShardPosition,
     moment: SecondMoment | None = None,
 ) -> WrittenShard:
     """Writes all of a shard and flushes it to disk."""
@@ -172,12 +172,12 @@ def write_shard(
         )
         entry = ShardEntry(
             name=name,
-            first_row=place.first_row,
+            first_row=position.first_row,
             rows=len(blocks),
             tokens=int(sum(texts["n_tokens"].to_pylist())),
             skipped=texts["loss"].null_count,
-            generation=place.generation,
-            source=place.source,
+            generation=position.generation,
+            source=position.source,
             files=files,
         )
         (directory / _ENTRY).write_text(entry.model_dump_json())
@@ -197,7 +197,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
+def translate_disk_errors(root: Path) -> Iterator[None]:
     """Raises `DiskFull` where what is done here has no room; each library that writes says so in its own way."""
     try:
         yield
@@ -211,7 +211,7 @@ def disk_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
-def finished_shard(root: Path, name: str, place: ShardPosition, rows: int) -> ShardEntry | None:
+def find_finished_shard(root: Path, name: str, position: ShardPosition, rows: int) -> ShardEntry | None:
     """The entry of a shard of so many rows that an earlier run has finished for this very place."""
     try:
         entry = ShardEntry.model_validate_json((root / "shards" / name / _ENTRY).read_text())
@@ -219,12 +219,12 @@ def finished_shard(root: Path, name: str, place: ShardPosition, rows: int) -> Sh
         return None
     return (
         entry
-        if (ShardPosition(entry.first_row, entry.source, entry.generation), entry.rows) == (place, rows)
+        if (ShardPosition(entry.first_row, entry.source, entry.generation), entry.rows) == (position, rows)
         else None
     )
 
 
-def total_moment(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
+def sum_second_moments(root: Path, shards: Sequence[ShardEntry]) -> Tensor:
     """Σ row rowᵀ [m, d, d] float64 over the rows of all shards; what it reads is there during a build only."""
     files = (root / "shards" / entry.name / _MOMENT for entry in shards)
     total = load_file(next(files))["total"].double()
@@ -241,20 +241,20 @@ class Shard:
     shape: RowShape
     blocks: np.ndarray
     scales: np.ndarray
-    texts: pa.Buffer
+    document_table: pa.Buffer
 
     @classmethod
     def open(cls, root: Path, entry: ShardEntry, shape: RowShape) -> "Shard":
         """Maps files that were checked (`files.check_files`)."""
         directory, codec = root / "shards" / entry.name, shape.codec
-        blocks = map_array(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.blocks))
-        scales = map_array(directory / _SCALES, codec.scale_type, (entry.rows, shape.scales))
+        blocks = map_array(directory / _BLOCKS, codec.block_type, (entry.rows, *shape.block_shape))
+        scales = map_array(directory / _SCALES, codec.scale_type, (entry.rows, shape.scale_entries))
         return cls(entry, shape, blocks, scales, map_buffer(directory / DOCUMENT_TABLE_FILE))
 
     @cached_property
-    def records(self) -> pa.Table:
+    def documents(self) -> pa.Table:
         """The documents, as `texts` has them."""
-        return read_document_table(self.texts)
+        return read_document_table(self.document_table)
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Rows [., m, d] float32. A scan by slices leaves none of the mapped pages in memory."""

@@ -123,7 +123,7 @@ def test_closure_sees_each_gradient_and_nothing_is_kept():
         model(input_ids=torch.zeros(2, 5, dtype=torch.long)).logits.sum().backward()
     assert collector.gradients == {}
     assert {tuple(gradient.shape) for gradient in seen.values()} == {(2, 4, 4)}
-    assert set(seen) == set(collector.layers)
+    assert set(seen) == set(collector.modules)
 
 
 def test_nothing_stays_on_the_model_after_the_collector_closes():
@@ -217,7 +217,7 @@ def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
 @pytest.mark.parametrize("targets", ["no_such_layer", ["gpt_neox.layers.0.nothing"], []])
 def test_targets_that_match_nothing_are_refused(targets):
     with pytest.raises(InvalidInput, match="track"):
-        GradientCollector(tiny.model(), target_modules=targets)
+        GradientCollector(tiny.model(), modules=targets)
 
 
 @pytest.mark.parametrize("dimension", [0, -3])

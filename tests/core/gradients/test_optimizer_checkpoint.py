@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers import Normalizer
-from bergson_core.gradients.optimizer_checkpoint import normalizers_from_checkpoint
+from bergson_core.gradients.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.models.modules import TrackedModule, select_modules
 from tests import architectures, reference, tiny
 
@@ -162,7 +162,7 @@ def saved(path: Path, state: Any) -> Path:
 
 def read(path: Path, kind: Any, **settings: bool) -> dict[str, Normalizer]:
     model = gpt2()
-    return normalizers_from_checkpoint(path, model, select_modules(model), kind, **settings)
+    return read_checkpoint_normalizers(path, model, select_modules(model), kind, **settings)
 
 
 def of_layer(values: dict[str, Tensor], name: str, layer: TrackedModule) -> Tensor:
@@ -180,7 +180,7 @@ def of_layer(values: dict[str, Tensor], name: str, layer: TrackedModule) -> Tens
 def test_an_embedding_is_read_with_its_entries_as_inputs(runs, optim):
     run, model = runs[optim], gpt2()
     layers = select_modules(model, ["transformer.wte", "transformer.wpe"])
-    given = normalizers_from_checkpoint(run.checkpoint, model, layers, "adafactor")
+    given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adafactor")
     gradients = replay(model, OPTIMIZERS[optim](model.parameters()), run.batches, layers)
     for name in layers:
         moment = (adafactor_of if optim == "adafactor" else adam_of)(*gradients[name])
@@ -192,7 +192,7 @@ def test_an_embedding_is_read_with_its_entries_as_inputs(runs, optim):
 def test_a_trainers_adamw_gives_the_second_moments_of_plain_autograd(runs, kind, bias):
     run, model = runs["adamw_torch"], gpt2()
     layers = select_modules(model)
-    given = normalizers_from_checkpoint(run.checkpoint, model, layers, kind, include_bias=bias)
+    given = read_checkpoint_normalizers(run.checkpoint, model, layers, kind, include_bias=bias)
     gradients = replay(model, OPTIMIZERS["adamw_torch"](model.parameters()), run.batches, layers, bias)
     assert list(given) == list(layers)
     for name in layers:
@@ -206,7 +206,7 @@ def test_a_trainers_adamw_gives_the_second_moments_of_plain_autograd(runs, kind,
 def test_a_trainers_adafactor_gives_the_second_moments_of_plain_autograd(runs, bias):
     run, model = runs["adafactor"], gpt2()
     layers = select_modules(model)
-    given = normalizers_from_checkpoint(run.checkpoint, model, layers, "adafactor", include_bias=bias)
+    given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adafactor", include_bias=bias)
     gradients = replay(model, OPTIMIZERS["adafactor"](model.parameters()), run.batches, layers, bias)
     assert list(given) == list(layers)
     for name in layers:
@@ -219,7 +219,7 @@ def test_torchs_adafactor_gives_the_second_moments_of_plain_autograd(runs, tmp_p
     optimizer = torch.optim.Adafactor(model.parameters(), lr=RATE)
     gradients = replay(model, optimizer, runs["adafactor"].batches, layers, bias=True)
     path = saved(tmp_path / "optimizer.pt", optimizer.state_dict())
-    given = normalizers_from_checkpoint(path, model, layers, "adafactor", include_bias=True)
+    given = read_checkpoint_normalizers(path, model, layers, "adafactor", include_bias=True)
     for name in layers:
         assert_normalizer_is_of(given[name], adafactor_of(*gradients[name]))
 
@@ -246,7 +246,7 @@ def test_files_in_a_trainers_order_in_the_models_and_with_names_give_the_same(ru
     assert orders[0] != orders[1] == orders[2][::-1] == orders[3]
 
     layers = select_modules(in_order)
-    first, *others = (normalizers_from_checkpoint(file, in_order, layers, "adam") for file in files)
+    first, *others = (read_checkpoint_normalizers(file, in_order, layers, "adam") for file in files)
     for other in others:
         for name in layers:
             assert_normalizer_is_of(other[name], first[name].tensors()["second_moment"])
@@ -260,7 +260,7 @@ def test_a_trainers_groups_are_known_for_each_architecture(tmp_path, architectur
     groups = [[name for name in moments if (name in decayed) == decays] for decays in (True, False)]
     path = saved(tmp_path / "optimizer.pt", optimizer_with(moments, model, *groups))
     layers = {k: v for k, v in select_modules(model).items() if v.out_features != v.in_features}
-    given = normalizers_from_checkpoint(path, model, layers, "adam")
+    given = read_checkpoint_normalizers(path, model, layers, "adam")
     for name, layer in layers.items():
         assert_normalizer_is_of(given[name], of_layer(moments, name, layer))
 
@@ -272,7 +272,7 @@ def test_a_trainer_before_transformers_5_decayed_norms_that_are_no_layernorm(tmp
     assert any("norm" in name for name in groups[0]) and groups[1]
     path = saved(tmp_path / "optimizer.pt", optimizer_with(moments, model, *groups))
     name = "model.layers.1.mlp.up_proj"
-    given = normalizers_from_checkpoint(path, model, select_modules(model, [name]), "adam")
+    given = read_checkpoint_normalizers(path, model, select_modules(model, [name]), "adam")
     assert_normalizer_is_of(given[name], moments[f"{name}.weight"])
 
 
@@ -282,7 +282,7 @@ def test_a_state_whose_parameters_are_names_is_read_as_fsdp_gathers_it(tmp_path)
     state = {name: {"step": torch.tensor(1e6), "exp_avg_sq": moment} for name, moment in moments.items()}
     groups = [{"params": list(moments)[::-1], "betas": (0.9, 0.999)}]
     path = saved(tmp_path / "optimizer.bin", {"state": state, "param_groups": groups})
-    given = normalizers_from_checkpoint(path, model, select_modules(model, [SQUARE]), "adam")
+    given = read_checkpoint_normalizers(path, model, select_modules(model, [SQUARE]), "adam")
     assert_normalizer_is_of(given[SQUARE], moments[f"{SQUARE}.weight"].T)
 
 
@@ -301,7 +301,7 @@ def test_safetensors_of_moments_are_read_by_name(tmp_path, suffix, bias):
     layers = select_modules(model)
     kinds = ("adafactor",) if suffix == "means" else ("adafactor", "adam")
     for kind in kinds:
-        given = normalizers_from_checkpoint(path, model, layers, kind, include_bias=bias)
+        given = read_checkpoint_normalizers(path, model, layers, kind, include_bias=bias)
         for name in layers:
             columns = [moments[f"{name}.weight"].T] + [moments[f"{name}.bias"][:, None]] * bias
             assert_normalizer_is_of(given[name], torch.cat(columns, dim=1))
@@ -312,7 +312,7 @@ def test_a_tied_weight_has_the_moments_of_either_name(tmp_path):
     moment = torch.rand(tiny.VOCABULARY, 24)
     for name in ("transformer.wte.weight", "lm_head.weight"):
         save_file({name: moment}, tmp_path / "moments.safetensors")
-        given = normalizers_from_checkpoint(
+        given = read_checkpoint_normalizers(
             tmp_path / "moments.safetensors", model, select_modules(model, ["lm_head"]), "adam"
         )
         assert_normalizer_is_of(given["lm_head"], moment)
@@ -328,7 +328,7 @@ def test_each_fused_expert_has_the_moments_of_its_own_slice(tmp_path, architectu
     squares = {name: parameter.grad.square() for name, parameter in model.named_parameters()}
     path = saved(tmp_path / "optimizer.pt", optimizer.state_dict())
     layers = {name: layer for name, layer in select_modules(model).items() if layer.part}
-    given = normalizers_from_checkpoint(path, model, layers, "adafactor", include_bias=True)
+    given = read_checkpoint_normalizers(path, model, layers, "adafactor", include_bias=True)
     assert {name.split(".")[-2] for name in given} == {"gate_up_proj", "down_proj"}
     for name, layer in layers.items():  # after one step, either's V is the squared gradient
         assert_normalizer_is_of(given[name], of_layer(squares, name, layer))
@@ -340,11 +340,11 @@ def test_a_file_of_the_trained_parameters_alone_is_read_where_the_model_says_whi
     moments = moments_by_hand(model)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     path = saved(tmp_path / "optimizer.pt", optimizer_with(moments, model, trained))
-    given = normalizers_from_checkpoint(path, model, select_modules(model, [SQUARE]), "adam")
+    given = read_checkpoint_normalizers(path, model, select_modules(model, [SQUARE]), "adam")
     assert_normalizer_is_of(given[SQUARE], moments[f"{SQUARE}.weight"].T)
     model.requires_grad_(False)
     with pytest.raises(InvalidInput, match=r"27 parameters, .* made with names"):
-        normalizers_from_checkpoint(path, model, select_modules(model, [SQUARE]), "adam")
+        read_checkpoint_normalizers(path, model, select_modules(model, [SQUARE]), "adam")
 
 
 def test_a_file_of_lora_adapters_alone_is_read_for_the_adapters(tmp_path):
@@ -353,12 +353,12 @@ def test_a_file_of_lora_adapters_alone_is_read_for_the_adapters(tmp_path):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = replay(model, OPTIMIZERS["adamw_torch"](trained), run.batches, layers)
     for _ in ("as it is trained", "frozen, as it is indexed"):
-        given = normalizers_from_checkpoint(run.checkpoint, model, layers, "adam")
+        given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adam")
         assert len(given) == 12
         for name in layers:
             assert_normalizer_is_of(given[name], adam_of(*gradients[name]))
         with pytest.raises(InvalidInput, match=r"for 8 of the 20 tracked layers: .*base_layer"):
-            normalizers_from_checkpoint(run.checkpoint, model, select_modules(model, r"\.h\."), "adam")
+            read_checkpoint_normalizers(run.checkpoint, model, select_modules(model, r"\.h\."), "adam")
         model.requires_grad_(False)
 
 
@@ -477,7 +477,7 @@ def test_states_of_sgd_are_refused(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(runs):
     model = tiny.model("llama")
     with pytest.raises(InvalidInput, match=r"another model.* has 28 parameters, in groups of \[10, 18\]"):
-        normalizers_from_checkpoint(runs["adamw_torch"].checkpoint, model, select_modules(model), "adam")
+        read_checkpoint_normalizers(runs["adamw_torch"].checkpoint, model, select_modules(model), "adam")
 
 
 def test_means_are_not_enough_for_adam(runs):

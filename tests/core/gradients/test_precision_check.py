@@ -3,7 +3,7 @@
 import pytest
 
 from bergson_core.gradients import precision_check
-from bergson_core.gradients.precision_check import PrecisionCheck, check_precision, recommended_dtype
+from bergson_core.gradients.precision_check import PrecisionCheck, check_precision, recommend_dtype
 from tests import tiny
 
 
@@ -34,14 +34,14 @@ def test_a_model_that_sees_its_padding_fails(tmp_path, monkeypatch):
     (one,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
     assert one.batched == pytest.approx(1, abs=1e-5)
     assert one.padded < 0.99
-    assert recommended_dtype([one]) is None
+    assert recommend_dtype([one]) is None
 
 
 def test_the_cheapest_precision_that_passed_is_recommended():
     good, bad = (1.0, 1.0, 0.999), (1.0, 0.5, 0.999)
     assert (
-        recommended_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *good)]) == "bfloat16"
+        recommend_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *good)]) == "bfloat16"
     )
     assert (
-        recommended_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"
+        recommend_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"
     )

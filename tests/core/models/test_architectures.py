@@ -209,8 +209,8 @@ def test_a_norm_after_each_expert_is_run():
     config._experts_implementation = "eager"
     hidden, weights = torch.randn(8, 6, dtype=torch.float64), torch.rand(8, 2, dtype=torch.float64)
     chosen = torch.stack([torch.randperm(3)[:2] for _ in range(8)])
-    group = partial(moe.by_sample, samples=2, by_position=False)
-    found = moe.run(module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights)
+    group = partial(moe.group_by_sample, samples=2, by_position=False)
+    found = moe.run_experts(module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights)
     torch.testing.assert_close(found, module(hidden, chosen, weights))
 
 

@@ -111,7 +111,7 @@ def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_ad
 def test_the_entry_of_the_padding_token_is_never_trained_and_has_no_gradient():
     model = nn.Sequential(nn.Embedding(6, 3, padding_idx=2), nn.Linear(3, 2)).double().requires_grad_(False)
     ids = torch.tensor([[1, 2, 5], [2, 2, 0]])
-    with GradientCollector(model, target_modules=["0"]) as collector:
+    with GradientCollector(model, modules=["0"]) as collector:
         model(ids).square().sum().backward()
     model.requires_grad_(True)
     for k in range(2):

@@ -20,7 +20,7 @@ def assert_equals_plain_autograd(model: nn.Module, inputs: torch.Tensor, **setti
     with GradientCollector(model, **settings) as collector:
         model(inputs).square().sum().backward()
     model.requires_grad_(True)
-    assert collector.gradients.keys() == collector.layers.keys()
+    assert collector.gradients.keys() == collector.modules.keys()
     for k in range(len(inputs)):
         model.zero_grad()
         model(inputs[k : k + 1]).square().sum().backward()

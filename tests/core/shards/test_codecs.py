@@ -56,4 +56,4 @@ def test_products_are_those_of_the_decoded_rows(kind):
 def test_the_bytes_of_a_row_are_those_on_disk(kind):
     blocks, scales = kept(kind)
     assert RowShape(kind, 3, 19).row_bytes == (blocks.nbytes + scales.nbytes) / 5
-    assert (blocks.shape[1:], scales.shape[1]) == (RowShape(kind, 3, 19).blocks, RowShape(kind, 3, 19).scales)
+    assert (blocks.shape[1:], scales.shape[1]) == (RowShape(kind, 3, 19).block_shape, RowShape(kind, 3, 19).scale_entries)

@@ -179,8 +179,8 @@ def test_a_full_disk_fails_an_append_and_the_old_generation_is_served(facts):
 
 
 def test_another_failure_of_the_disk_is_not_a_full_one(facts, monkeypatch):
-    from bergson_core.shards.shard import disk_errors
+    from bergson_core.shards.shard import translate_disk_errors
 
-    with pytest.raises(OSError, match="Input/output"), disk_errors(facts):
+    with pytest.raises(OSError, match="Input/output"), translate_disk_errors(facts):
         raise OSError(5, "Input/output error")
     assert json.loads((facts / "manifest.json").read_text())
