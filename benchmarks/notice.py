@@ -28,7 +28,7 @@ from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAME
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
@@ -99,7 +99,7 @@ def answers(index: AttributionIndex, asked: Asked) -> list[Answer]:
 def scores(index: AttributionIndex, rows: torch.Tensor) -> np.ndarray:
     """[q, n], of every document."""
     profile = index.profiles["default"]
-    _, weights = profile.prepare(rows.reshape(len(rows), len(index.collector.slices), -1))
+    _, weights = profile.prepare_queries(rows.reshape(len(rows), len(index.collector.slices), -1))
     parts = [
         profile.scores(number, shard, slice(0, shard.entry.rows), weights.flatten(1).mT)
         for number, shard in enumerate(index.shards)
@@ -113,8 +113,11 @@ def made_up(index: AttributionIndex, corpus: FactCorpus) -> dict[str, np.ndarray
     assert index.model.tokenizer is not None  # load_model always gives one
     tokens = tokenize(index.model.tokenizer, [corpus.documents[k].text for k in numbers], None)
     return {
-        name: scores(index, significance.joined_rows(index.collector, tokens, BUDGET_TOKENS, choices=choices))
-        for name, choices in (("any", 1), ("fit", significance.CHOICES))
+        name: scores(
+            index,
+            significance.collect_null_rows(index.collector, tokens, BUDGET_TOKENS, endings_tried=choices),
+        )
+        for name, choices in (("any", 1), ("fit", significance.ENDINGS_TRIED))
     }
 
 
@@ -139,7 +142,9 @@ def tell(index: AttributionIndex, corpus: FactCorpus, asked: dict[str, Asked]) -
     claimed = [one for one, quiet in zip(found["said"], silent["said"], strict=True) if quiet]
     stated = [one.query.completion in texts[one.results[0].id] for one in claimed if one.results]
     print(f"  of what is claimed for said, the best document states the same value: {np.mean(stated):.1%}")
-    print(f"  percentiles: {sampled_ms(index):.2f} ms a query, {len(index.searcher.sampled.places):,} rows")
+    print(
+        f"  percentiles: {sampled_ms(index):.2f} ms a query, {len(index.searcher.background.offsets):,} rows"
+    )
     assert index.model.tokenizer is not None  # load_model always gives one
     values = {}
     for name, some in asked.items():
@@ -152,7 +157,7 @@ def tell(index: AttributionIndex, corpus: FactCorpus, asked: dict[str, Asked]) -
         value = {which: of(some) for which, some in values.items()}
         cells = [f"{auc(value['own'], value[which]):.3f}" for which in ("drawn", "said")]
         for null in ("any", "fit"):
-            least = np.quantile(value[null], 1 - significance.FALSE_ALARMS)
+            least = np.quantile(value[null], 1 - significance.FALSE_ALARM_RATE)
             cells += [f"{np.mean(value[which] > least):.1%}" for which in ("drawn", "said")]
             cells.append(f"{np.mean(value['own'] <= least):.1%}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -164,8 +169,8 @@ def collected(index: AttributionIndex, tokens: Sequence[Tokens]) -> torch.Tensor
 
 def sampled_ms(index: AttributionIndex, rounds: int = 50) -> float:
     """Median time of the scores of the sampled rows for one query."""
-    profile, sampled, taken = index.profiles["default"], index.searcher.sampled, []
-    _, weights = profile.prepare(torch.randn(1, len(index.collector.slices), sampled.blocks.shape[2]))
+    profile, sampled, taken = index.profiles["default"], index.searcher.background, []
+    _, weights = profile.prepare_queries(torch.randn(1, len(index.collector.slices), sampled.blocks.shape[2]))
     for _ in range(rounds):
         started = time.perf_counter()
         sampled.scores(profile, weights, index.visible())

@@ -1,7 +1,7 @@
 from . import errors as errors
-from .attribution.corpus_scores import score_corpus, self_influence
+from .attribution.corpus_scores import score_corpus, score_self_influence
 from .attribution.index import AttributionIndex
-from .attribution.near_duplicates import document_numbers, near_duplicates
+from .attribution.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
@@ -10,7 +10,7 @@ from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
 from .gradients.normalizer_fitting import fit_processor
 from .gradients.processor import GradientProcessor
-from .gradients.row_collector import collect_gradients
+from .gradients.gradient_dataset import collect_gradients
 from .indexing.append import append_documents
 from .indexing.build import build_index
 from .indexing.compact import compact_index
@@ -18,7 +18,8 @@ from .indexing.estimate import estimate_build
 from .indexing.executor import Executor, LocalExecutor
 from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
-from .models.loading import LanguageModel, load_model
+from .models.language_model import LanguageModel
+from .models.loading import load_model
 from .schemas.build import (
     AppendSpec,
     BuildSpec,
@@ -72,17 +73,17 @@ __all__ = [
     "build_index",
     "collect_gradients",
     "compact_index",
-    "document_numbers",
+    "find_document_numbers",
     "errors",
     "estimate_build",
     "evaluate_index",
     "fit_processor",
     "fit_profile",
     "load_model",
-    "near_duplicates",
+    "group_near_duplicates",
     "read_manifest",
     "score_corpus",
-    "self_influence",
+    "score_self_influence",
     "take_down_document",
     "top_documents",
     "write_table",

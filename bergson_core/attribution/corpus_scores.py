@@ -18,19 +18,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.attribution.soft_threshold import median_and_spread, shrink_toward
+from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
 from bergson_core.data.batching import BUDGET_TOKENS, batches
 from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.models.loading import context_limit
+from bergson_core.models.language_model import context_limit
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
-from bergson_core.search.background_sample import SampledRows
-from bergson_core.search.faiss_index import score_features
+from bergson_core.search.background_sample import BackgroundSample
+from bergson_core.search.features import compute_features
 from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
-_NUMBERS_AT_ONCE: Final = 2**22
+_CHUNK_NUMBERS: Final = 2**22
 """Of decoded rows, or of scores, in memory: 16 MiB. The work waits for memory, not for arithmetic."""
 _SCORE: Final = pa.field("score", pa.float32())
 
@@ -60,7 +60,7 @@ def score_corpus(
     which takes the cosine with the mean gradient of each sub-task where this takes the mean of the cosines.
     Raises `InvalidInput` for an unknown profile, and for a query that cannot be read, is too long, or has no gradient.
     """
-    index.check_profile(profile)
+    index.require_profile(profile)
     if not isinstance(queries, Dataset):
         queries = _dataset(queries, profile)
     if len(queries) == 0:
@@ -80,14 +80,14 @@ def score_corpus(
     return _stream(index, several if aggregate == "each" else _SCORE, max(weights.shape), values)
 
 
-def self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
+def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
     """The score of every document with itself, row · C⁻¹ row, in the columns of `score_corpus`.
 
     Without unit length, in which it is 1. It is large for what only the document itself teaches, such as a wrong label
     (Koh and Liang, arXiv 1703.04730, section 5.4). The model is not run.
     Raises `InvalidInput` for sign rows, which are all of one length.
     """
-    index.check_profile(profile)
+    index.require_profile(profile)
     if index.manifest.spec.gradients.rows == "sign":
         raise InvalidInput(
             f"{index.name} has sign rows, whose influence on themselves is the same for all; build an index with rows "
@@ -97,7 +97,9 @@ def self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -
 
     def values(number: int, numbers: slice) -> pa.Array:
         if compared.normalize == "none":  # nothing but these were measured
-            _, lengths = score_features(index.shards[number].rows(numbers), compared.before, "row")
+            _, lengths = compute_features(
+                index.shards[number].rows(numbers), compared.query_preconditioner, "row"
+            )
         else:
             lengths = torch.from_numpy(np.array(compared.lengths[number][numbers]))
         # A block's length is √m times its own, so that c blocks of unit length make one (`search.features`).
@@ -143,8 +145,8 @@ def _threshold(
 ) -> Callable[[Tensor], Tensor]:
     """The soft threshold for scores [n, q]."""
     by_layer = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
-    rows = SampledRows.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
-    middle, noise = (one[:, 0] for one in median_and_spread(rows.scores(profile, by_layer, index.visible())))
+    rows = BackgroundSample.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
+    middle, noise = (one[:, 0] for one in median_and_noise(rows.scores(profile, by_layer, index.visible())))
     return lambda scores: torch.from_numpy(shrink_toward(scores.numpy(), middle, noise, times))
 
 
@@ -169,14 +171,14 @@ def _prepared(
             if not finite.all():
                 raise InvalidInput(f"query {numbers[~finite][0]}: its gradient is not finite; leave it out")
             blocks = rows.float().cpu().reshape(len(rows), len(index.collector.slices), -1)
-            yield numbers, profile.prepare(blocks)[1]
+            yield numbers, profile.prepare_queries(blocks)[1]
 
 
 def _stream(
     index: AttributionIndex, field: pa.Field, numbers_a_row: int, values: Callable[[int, slice], pa.Array]
 ) -> pa.RecordBatchReader:
     """All documents with `values(number of the shard, places in it)`, so many at a time that these fit in memory."""
-    at_once = max(1, _NUMBERS_AT_ONCE // numbers_a_row)
+    at_once = max(1, _CHUNK_NUMBERS // numbers_a_row)
     texts, numbers = pa.string(), (pa.float64(), pa.int32())
     schema = pa.schema(
         [("id", texts), field, ("loss", numbers[0]), ("n_tokens", numbers[1]), ("metadata", texts)]
@@ -186,7 +188,7 @@ def _stream(
         for number, (shard, visible) in enumerate(zip(index.shards, index.visible(), strict=True)):
             for start in range(0, shard.entry.rows, at_once):
                 places = slice(start, min(start + at_once, shard.entry.rows))
-                kept = shard.records.slice(start, places.stop - start)
+                kept = shard.documents.slice(start, places.stop - start)
                 columns = {field.name: values(number, places)}
                 columns |= {name: kept[name].combine_chunks() for name in schema.names if name != field.name}
                 batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)

@@ -15,7 +15,8 @@ from jaxtyping import Float, Float32
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bergson_core.attribution.token_influence import TokenInfluences
+from bergson_core.attribution.query_tokenizer import TokenizedQuery
+from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, require_length, tokenize
 from bergson_core.data.dataset import with_loss_weight
@@ -24,34 +25,20 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.loading import (
-    LanguageModel,
-    LoadModel,
-    context_limit,
-    load_model,
-    require_same_model,
-)
+from bergson_core.models.language_model import LanguageModel, context_limit, require_same_model
+from bergson_core.models.loading import LoadModel, load_model
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
-from bergson_core.search.hits import Hit, SearchResult
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Searcher, SearchRequest
+from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
 from bergson_core.search.significance import significance_notice
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
 from bergson_core.utils.progress import run_to_completion
-
-
-@dataclass(frozen=True)
-class TokenizedQuery:
-    """What the model said, given or generated, and the tokens of prompt and completion."""
-
-    completion: str
-    tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,7 @@ class AttributionIndex:
     collector: RowCollector
     processor: GradientProcessor
     searcher: Searcher
-    tokens: TokenInfluences
+    score_decomposer: ScoreDecomposer
     verifier: Verifier
 
     @classmethod
@@ -108,7 +95,7 @@ class AttributionIndex:
         model = load_model(spec.model, manifest.revision, spec.dtype)
         require_same_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
-        tokens = TokenInfluences(root, manifest, model, processor, collector)
+        tokens = ScoreDecomposer(root, manifest, model, processor, collector)
         verifier = Verifier(manifest, model, searcher)
         return cls(root.name, manifest, model, collector, processor, searcher, tokens, verifier)
 
@@ -184,7 +171,7 @@ class AttributionIndex:
                 ),
                 results=results,
                 opponents=opponents,
-                notice=self._notice(query, results, its.sampled),
+                notice=self._notice(query, results, its.background_scores),
                 partial=bool(self.searcher.damaged),
                 timing_ms=timing,
             )
@@ -217,15 +204,16 @@ class AttributionIndex:
             raise InvalidInput(
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
-        self.check_profile(profile)
+        self.require_profile(profile)
         conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
         asked = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         found = self._search(rows.float().cpu(), [asked] * len(rows))
         return [
-            self._shown(one.proponents or one.opponents, one.sampled, asked.include) or [] for one in found
+            self._shown(one.proponents or one.opponents, one.background_scores, asked.include) or []
+            for one in found
         ]
 
-    def check_profile(self, profile: str) -> None:
+    def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput` for a profile that the index does not have, saying which it has."""
         names = [one.name for one in self.manifest.profiles]
         if profile not in names:
@@ -233,10 +221,10 @@ class AttributionIndex:
 
     def _said(self, query: AttributionQuery) -> "TokenizedQuery | BergsonError":
         try:
-            self.check_profile(query.profile)
+            self.require_profile(query.profile)
             if "tokens" in query.include:
-                self.tokens.check()
-            self.searcher.metadata.check(query.filter or {})
+                self.score_decomposer.require_supported()
+            self.searcher.metadata.require_columns(query.filter or {})
             if self.searcher.damaged and not query.partial:
                 raise damaged_shards_error(self.name, self.searcher.damaged)
             completion = query.completion
@@ -264,8 +252,8 @@ class AttributionIndex:
         """(proponents, opponents) as an answer has them, or why they cannot be shown so."""
         try:
             return (
-                self._shown(found.proponents, found.sampled, include),
-                self._shown(found.opponents, found.sampled, include),
+                self._shown(found.proponents, found.background_scores, include),
+                self._shown(found.opponents, found.background_scores, include),
             )
         except BergsonError as error:
             return error
@@ -278,7 +266,7 @@ class AttributionIndex:
             return None
         tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
         if "tokens" in include and hits:
-            tokens = self.tokens.of([hit.retold for hit in hits if hit.retold])
+            tokens = self.score_decomposer.token_influences([hit.document for hit in hits if hit.document])
         return [
             hit.row.model_copy(update={"percentile": percentile(hit.row.score, sampled), "tokens": its})
             for hit, its in zip(hits, tokens, strict=True)

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.search.faiss_index import score_features
+from bergson_core.search.features import compute_features
 from bergson_core.storage.document_table import rows_with_ids
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
-MOST_DOCUMENTS: Final = 1000
+MAX_DOCUMENTS: Final = 1000
 """That are compared with each other: all results of an answer."""
 
 
-def near_duplicates(
+def group_near_duplicates(
     index: AttributionIndex,
     numbers: Sequence[int],
     *,
@@ -36,31 +36,31 @@ def near_duplicates(
     counts once. Memory is that of k rows and k² cosines.
     Raises `InvalidInput` for a number that no document has, more than `MOST_DOCUMENTS`, or an unknown profile.
     """
-    index.check_profile(profile)
+    index.require_profile(profile)
     if not 0 < threshold <= 1:
         raise InvalidInput(f"threshold is {threshold}; expected a cosine above 0, at most 1")
     places = np.array(list(dict.fromkeys(numbers)), dtype=np.int64)
-    if len(places) > MOST_DOCUMENTS:
-        raise InvalidInput(f"got {len(places)} documents to compare; expected at most {MOST_DOCUMENTS}")
+    if len(places) > MAX_DOCUMENTS:
+        raise InvalidInput(f"got {len(places)} documents to compare; expected at most {MAX_DOCUMENTS}")
     if wrong := [int(number) for number in places if not 0 <= number < index.manifest.rows]:
         raise InvalidInput(
             f"{index.name} has the documents 0 to {index.manifest.rows - 1}; there is no {wrong[0]}"
         )
     groups: dict[int, list[int]] = {}
     for number, label in zip(
-        places, connected_components(_cosines(index, places, profile) >= threshold), strict=True
+        places, label_components(_cosines(index, places, profile) >= threshold), strict=True
     ):
         groups.setdefault(int(label), []).append(int(number))
     return list(groups.values())
 
 
-def document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[int]:
+def find_document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[int]:
     """The numbers of the documents of these ids. Raises `InvalidInput` naming an id that the index does not have."""
     found = {}
     for shard, visible in zip(index.shards, index.visible(), strict=True):
-        here = rows_with_ids(shard.records, ids)
+        here = rows_with_ids(shard.documents, ids)
         for place in np.flatnonzero(here if visible is None else here & visible).tolist():
-            found[shard.records["id"][place].as_py()] = shard.entry.first_row + place
+            found[shard.documents["id"][place].as_py()] = shard.entry.first_row + place
     if missing := [one for one in ids if one not in found]:
         raise InvalidInput(f"{index.name} has no document of the id {missing[0]!r}")
     return [found[one] for one in ids]
@@ -77,19 +77,19 @@ def _cosines(
         here = (places >= 0) & (places < shard.entry.rows)
         if here.any():
             rows = shard.rows(places[here])
-            phi[torch.from_numpy(here)], _ = score_features(
-                rows, compared.rows, "block" if by_block else "row"
+            phi[torch.from_numpy(here)], _ = compute_features(
+                rows, compared.weight_preconditioner, "block" if by_block else "row"
             )
     products = phi @ phi.mT
-    return (cosines_of_signs(products) if signs else products).numpy()
+    return (cosines_from_sign_products(products) if signs else products).numpy()
 
 
-def cosines_of_signs(products: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+def cosines_from_sign_products(products: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     """cos θ from the mean product of signs, which is 1 - 2θ/π for random projections (Charikar, STOC 2002)."""
     return torch.sin(products * torch.pi / 2)
 
 
-def connected_components(pairs: Bool[np.ndarray, "k k"]) -> Int[np.ndarray, " k"]:
+def label_components(pairs: Bool[np.ndarray, "k k"]) -> Int[np.ndarray, " k"]:
     """For each the first that a chain of pairs leads to; `pairs` are symmetric."""
     count = len(pairs)
     labels = np.arange(count)

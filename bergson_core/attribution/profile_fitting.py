@@ -26,7 +26,8 @@ from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.loading import LoadModel, context_limit, load_model
+from bergson_core.models.language_model import context_limit
+from bergson_core.models.loading import LoadModel, load_model
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape

@@ -15,7 +15,7 @@ def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Floa
     Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
     the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
     """
-    return shrink_toward(scores, *median_and_spread(scores), times)
+    return shrink_toward(scores, *median_and_noise(scores), times)
 
 
 def shrink_toward(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
@@ -24,7 +24,7 @@ def shrink_toward(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, tim
     return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
 
 
-def median_and_spread(
+def median_and_noise(
     scores: Float[np.ndarray, "q n"],
 ) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
     """(median, noise) of each query's scores.

@@ -32,19 +32,19 @@ from bergson_core.data.batching import Tokens, batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import NUMBERS_AT_ONCE, RowCollector
-from bergson_core.models.loading import LanguageModel
+from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.record import Record, record_from_row
 from bergson_core.schemas.results import TokenInfluence
 from bergson_core.search.exact_scores import StoredRow
-from bergson_core.search.hits import StoredDocument
+from bergson_core.search.searcher import StoredDocument
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class TokenInfluences:
+class ScoreDecomposer:
     """Takes the scores of an index's samples apart by their tokens; `collector` is that of the index."""
 
     root: Path
@@ -53,7 +53,7 @@ class TokenInfluences:
     processor: GradientProcessor
     collector: RowCollector
 
-    def check(self) -> None:
+    def require_supported(self) -> None:
         """Raises `InvalidInput` for an index whose rows are not gradients of its model."""
         if self.manifest.origin == "training":
             raise InvalidInput(
@@ -61,7 +61,7 @@ class TokenInfluences:
                 "model cannot tell apart by tokens: leave `tokens` out of include"
             )
 
-    def of(self, samples: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:
+    def token_influences(self, samples: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:
         """The tokens of each sample in order, with their parts of its score. The model runs on all samples once.
 
         That is once for as many modules as have rows for the longest sample's tokens in 128 MiB.
@@ -78,7 +78,9 @@ class TokenInfluences:
                 for number, of_tokens in zip(batch.numbers, rows, strict=True):
                     of_tokens = of_tokens[: len(totals[number])].cpu()
                     of_tokens = of_tokens.reshape(len(of_tokens), layers.stop - layers.start, -1)
-                    totals[number] += shares(self._kept(of_tokens, layers), samples[number].stored, layers)
+                    totals[number] += split_score_by_position(
+                        self._kept(of_tokens, layers), samples[number].stored, layers
+                    )
         tokenizer = self.model.tokenizer
         assert tokenizer is not None  # load_model always gives one
         return [
@@ -92,12 +94,14 @@ class TokenInfluences:
     def _passes(self, longest: int) -> Iterator[tuple[slice, RowCollector, int]]:
         """(layers, what collects token rows of them, tokens of a batch), so that a batch's rows fit into memory."""
         names, width = list(self.collector.slices), self.collector.dimensions // len(self.collector.slices)
-        at_once = max(1, NUMBERS_AT_ONCE // (width * longest))
+        at_once = max(1, MAX_TOKEN_ROW_NUMBERS // (width * longest))
         for start in range(0, len(names), at_once):
             layers = slice(start, min(start + at_once, len(names)))
             here = names[layers]
-            collector = RowCollector(self.model, self.processor, here, per_token=True, like=self.collector)
-            yield layers, collector, max(1, NUMBERS_AT_ONCE // (width * len(here)))
+            collector = RowCollector(
+                self.model, self.processor, here, per_token=True, share_with=self.collector
+            )
+            yield layers, collector, max(1, MAX_TOKEN_ROW_NUMBERS // (width * len(here)))
 
     def _kept(self, rows: Float[Tensor, "s m d"], layers: slice) -> Float[Tensor, "s m d"]:
         """Rows of these layers as they are before they are stored; 0 where they are not finite, as there."""
@@ -115,7 +119,7 @@ class TokenInfluences:
         return Preconditioner.load(preconditioner_path(self.root))
 
 
-def shares(
+def split_score_by_position(
     tokens: Float[Tensor, "s m d"], stored: StoredRow, layers: slice = slice(None)
 ) -> Float[Tensor, " s"]:
     """What each position adds to the products of these layers of a stored row with its weights, in float64.

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.collector import upcast
-from bergson_core.models.forward_backward import document_losses, forward_backward
-from bergson_core.models.hooks import frozen
-from bergson_core.models.loading import LanguageModel
+from bergson_core.gradients.gradient_transforms import upcast
+from bergson_core.models.forward_backward import compute_document_losses, forward_backward
+from bergson_core.models.hooks import freeze
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.utils.progress import run_to_completion
 
 FIT_SAMPLE_SIZE: Final = 64
 """Documents that V and η are fitted from."""
 _DAMPING: Final = 0.01
-_HALF: Final = math.log(2)
+_LOSS_RISE_OF_HALVING: Final = math.log(2)
 
 StepDirection = Literal["unlearn", "learn"]
 """Gradient ascent on a document's loss, or descent."""
@@ -45,7 +45,7 @@ class Unlearner:
     """Steps on single documents of `model`; `moments` has V of each trained weight, by its name. For one thread."""
 
     model: LanguageModel
-    moments: Mapping[str, tuple[Tensor, ...]]
+    second_moments: Mapping[str, tuple[Tensor, ...]]
     learning_rate: float
 
     @classmethod
@@ -56,10 +56,10 @@ class Unlearner:
 
         Raises `InvalidInput` where none of them has a gradient.
         """
-        return run_to_completion(cls.fitting(model, sample, learning_rate))
+        return run_to_completion(cls.fit_in_steps(model, sample, learning_rate))
 
     @classmethod
-    def fitting(
+    def fit_in_steps(
         cls, model: LanguageModel, sample: Sequence[Tokens], learning_rate: float | None = None
     ) -> Generator[None, None, "Unlearner"]:
         """`fit`, with a step for each pass through the model: between two of them the model is as it was."""
@@ -86,17 +86,17 @@ class Unlearner:
             rises.append(fitted._rise(document))
             yield
         median = float(np.median([rise for rise in rises if rise > 0]))
-        return cls(model, sums, _HALF / median)
+        return cls(model, sums, _LOSS_RISE_OF_HALVING / median)
 
     def log_probabilities(self, queries: Sequence[Tokens]) -> Float64[np.ndarray, " q"]:
         """The log-probability of the labelled tokens of each query, in nats, as the weights are now."""
-        return -document_losses(self.model, queries)
+        return -compute_document_losses(self.model, queries)
 
     @contextmanager
-    def after(self, document: Tokens, step: StepDirection = "unlearn") -> Iterator[None]:
+    def temporary_step(self, document: Tokens, direction: StepDirection = "unlearn") -> Iterator[None]:
         """While open, the model has taken one step on `document` alone; then its weights are as they were."""
-        sign = 1.0 if step == "unlearn" else -1.0
-        trained = _trained(self.model.model)
+        sign = 1.0 if direction == "unlearn" else -1.0
+        trained = _trainable_weights(self.model.model)
         moved = self._directions(_gradients(self.model, document))
         before = {name: trained[name].detach().clone() for name in moved}
         try:
@@ -109,22 +109,22 @@ class Unlearner:
                 for name, weight in before.items():
                     trained[name].copy_(weight)
 
-    def changes(
-        self, documents: Sequence[Tokens], queries: Sequence[Tokens], step: StepDirection = "unlearn"
+    def log_probability_changes(
+        self, documents: Sequence[Tokens], queries: Sequence[Tokens], direction: StepDirection = "unlearn"
     ) -> Float64[np.ndarray, "n q"]:
         """Change of each query's log-probability, in nats, by one step on each document alone."""
         before = self.log_probabilities(queries)
         changed = np.zeros((len(documents), len(queries)))
         for row, document in zip(changed, documents, strict=True):
-            with self.after(document, step):
+            with self.temporary_step(document, direction):
                 row[:] = self.log_probabilities(queries) - before
         return changed
 
     def _directions(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: (gradient * _scale(self.moments[name], gradient)).to(gradient)
+            name: (gradient * _scale(self.second_moments[name], gradient)).to(gradient)
             for name, gradient in gradients.items()
-            if name in self.moments
+            if name in self.second_moments
         }
 
     def _rise(self, document: Tokens) -> float:
@@ -134,7 +134,7 @@ class Unlearner:
         return sum(float((moved[name] * gradients[name]).sum(dtype=torch.float64)) for name in moved)
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def _trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that training would change: the adapters where there are some, else all."""
     named = dict(model.named_parameters())
     adapters = {name: weight for name, weight in named.items() if ".lora_" in name}
@@ -143,8 +143,8 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:
     """Of the document's loss, by name of the weight; those that it does not reach are left out."""
-    trained = _trained(model.model)
-    with frozen(model.model):
+    trained = _trainable_weights(model.model)
+    with freeze(model.model):
         kept = {name: (weight.requires_grad, weight.grad) for name, weight in trained.items()}
         try:
             for weight in trained.values():

@@ -17,7 +17,7 @@ import numpy as np
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
@@ -32,15 +32,15 @@ RowLocation = tuple[int, int]
 """(number of the shard, number of the row in it) of a document."""
 
 
-_LOOKED_AT: Final = (256, 4096)
+_DRAW_SIZES: Final = (256, 4096)
 """Of so many documents are some drawn, and of all only where too many of these do not count."""
 
 
 @dataclass
-class _Fit:
+class _UnlearnerFit:
     """V and η, or the steps that lead there, from the documents at these places."""
 
-    places: Sequence[RowLocation]
+    locations: Sequence[RowLocation]
     steps: VerificationSteps[Unlearner]
     unlearner: Unlearner | None = None
 
@@ -53,7 +53,7 @@ class Verifier:
 
     def __init__(self, manifest: Manifest, model: LanguageModel, rows: Searcher) -> None:
         self._manifest, self._model, self._rows = manifest, model, rows
-        self._fit: _Fit | None = None
+        self._fit: _UnlearnerFit | None = None
 
     def verify(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> VerificationSteps[Answer]:
         """`answer` with what unlearning its best rows does to the query, whose tokens are `asked`.
@@ -64,16 +64,16 @@ class Verifier:
 
     def _verified(self, spec: VerifySpec, asked: Tokens, answer: Answer) -> VerificationSteps[Answer]:
         self._check()
-        unlearner = yield from self._unlearner()
+        unlearner = yield from self._fitted_unlearner()
         if spec.learning_rate is not None:
             unlearner = replace(unlearner, learning_rate=spec.learning_rate)
         lists = [answer.results or [], answer.opponents or []]
-        results = self._found({row.id for rows in lists for row in rows[: spec.top]})
+        results = self._locate_documents({row.id for rows in lists for row in rows[: spec.top]})
         shown = {row.id for rows in lists for row in rows}
-        controls = self._drawn(spec.controls, _seed(answer), shown)
+        controls = self._draw_documents(spec.controls, _seed(answer), shown)
         effects: dict[str, Verified] = {}
         for one, place in (results | controls).items():
-            (tokens,) = self._tokens([place])
+            (tokens,) = self._tokenize_documents([place])
             effects[one] = _effect(unlearner, asked, tokens)
             yield
         of_controls = [Control(id=one, **effects[one].model_dump()) for one in controls]
@@ -98,14 +98,18 @@ class Verifier:
                 "cannot be unlearned as they were learned: leave `verify` out"
             )
 
-    def _unlearner(self) -> VerificationSteps[Unlearner]:
+    def _fitted_unlearner(self) -> VerificationSteps[Unlearner]:
         """V and η. Where a verification was left off, the next goes on with them; they are fitted anew once a document
         of their sample is taken down."""
         while True:
             fit = self._fit
-            if fit is None or not all(map(self._visible, fit.places)):
-                places = list(self._drawn(FIT_SAMPLE_SIZE, self._manifest.spec.gradients.seed).values())
-                fit = self._fit = _Fit(places, Unlearner.fitting(self._model, self._tokens(places)))
+            if fit is None or not all(map(self._visible, fit.locations)):
+                places = list(
+                    self._draw_documents(FIT_SAMPLE_SIZE, self._manifest.spec.gradients.seed).values()
+                )
+                fit = self._fit = _UnlearnerFit(
+                    places, Unlearner.fit_in_steps(self._model, self._tokenize_documents(places))
+                )
             if fit.unlearner is not None:
                 return fit.unlearner
             try:
@@ -124,26 +128,26 @@ class Verifier:
         mask = self._rows.visible.masks()[place[0]]
         return mask is None or bool(mask[place[1]])
 
-    def _found(self, ids: Collection[str]) -> dict[str, RowLocation]:
+    def _locate_documents(self, ids: Collection[str]) -> dict[str, RowLocation]:
         """Where the documents of these ids are, but for those that were taken down by now."""
         found: dict[str, RowLocation] = {}
         for number, shard in enumerate(self._rows.shards):
-            for place in np.flatnonzero(rows_with_ids(shard.records, ids)).tolist():
+            for place in np.flatnonzero(rows_with_ids(shard.documents, ids)).tolist():
                 if self._visible((number, place)):
-                    found[shard.records["id"][place].as_py()] = (number, place)
+                    found[shard.documents["id"][place].as_py()] = (number, place)
         return {one: found[one] for one in sorted(found)}
 
-    def _drawn(self, count: int, seed: int, without: Collection[str] = ()) -> dict[str, RowLocation]:
+    def _draw_documents(self, count: int, seed: int, without: Collection[str] = ()) -> dict[str, RowLocation]:
         """Documents drawn at random, the same for the same seed: shown, with a gradient, and of none of these ids."""
         ends = np.cumsum([shard.entry.rows for shard in self._rows.shards])
         found: dict[str, RowLocation] = {}
-        for size in (*_LOOKED_AT, int(ends[-1])):  # not by `count` or `without`: another size draws others
+        for size in (*_DRAW_SIZES, int(ends[-1])):  # not by `count` or `without`: another size draws others
             generator = np.random.Generator(np.random.Philox(seed))
             for number in generator.choice(ends[-1], min(size, ends[-1]), replace=False).tolist():
                 if len(found) == count:
                     return found
                 shard = int(np.searchsorted(ends, number, "right"))
-                texts = self._rows.shards[shard].records
+                texts = self._rows.shards[shard].documents
                 place = number - int(ends[shard]) + self._rows.shards[shard].entry.rows
                 one = texts["id"][place].as_py()
                 learned = texts["loss"][place].is_valid and texts["n_tokens"][place].as_py() > 0
@@ -151,16 +155,16 @@ class Verifier:
                     found[one] = (shard, place)
         return found
 
-    def _tokens(self, places: Sequence[RowLocation]) -> list[Tokens]:
+    def _tokenize_documents(self, places: Sequence[RowLocation]) -> list[Tokens]:
         """Tokens of the documents at these places, as the index was built from."""
-        rows = [document_at(self._rows.shards[shard].records, place) for shard, place in places]
+        rows = [document_at(self._rows.shards[shard].documents, place) for shard, place in places]
         return tokenize_stored(rows, self._manifest.spec, self._model)
 
 
 def _effect(unlearner: Unlearner, asked: Tokens, tokens: Tokens) -> Verified:
     """What one step on a document of these tokens changes. Before and after, both run side by side in the same way."""
     before = unlearner.log_probabilities([asked, tokens])
-    with unlearner.after(tokens):
+    with unlearner.temporary_step(tokens):
         after = unlearner.log_probabilities([asked, tokens])
     return Verified(
         log_probability=_finite(after[0] - before[0]),

@@ -14,36 +14,38 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
-from bergson_core.search.faiss_index import reciprocal_or_zero
+from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 
-MOST_ROWS: Final = 4096
-MOST_NUMBERS: Final = 2**23
+MAX_SAMPLE_ROWS: Final = 4096
+MAX_SAMPLE_NUMBERS: Final = 2**23
 """Of the sampled rows in memory, as float32: 32 MiB, which a query reads in about a millisecond."""
-LEAST_ROWS: Final = 64
+MIN_SAMPLE_ROWS: Final = 64
 """However many numbers each has."""
-_ROUNDING: Final = 1e-5
+_RELATIVE_TOLERANCE: Final = 1e-5
 """By so much have scores to differ: a result may be one of the sampled rows, whose score is computed in another way."""
 
 
 @dataclass(frozen=True)
-class SampledRows:
+class BackgroundSample:
     """The sampled rows among some shards of an index: `blocks` [m, r, d], by shard where they lie."""
 
     blocks: Float32[Tensor, "m r d"]
-    shards: Int[np.ndarray, " r"]
-    places: Int[np.ndarray, " r"]
+    shard_numbers: Int[np.ndarray, " r"]
+    offsets: Int[np.ndarray, " r"]
 
     @classmethod
-    def read(cls, shards: Sequence[Shard], total: int, seed: int) -> "SampledRows":
+    def read(cls, shards: Sequence[Shard], total: int, seed: int) -> "BackgroundSample":
         """Those of an index of `total` rows that lie in these of its shards.
 
         Which rows of the index these are is decided by its size and seed alone: actors that hold a part of the shards
         each find their share of the same sample, and documents that were appended are in it as any others.
         """
         shape = shards[0].shape
-        count = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // (shape.layers * shape.width)))
+        count = max(
+            MIN_SAMPLE_ROWS, min(MAX_SAMPLE_ROWS, MAX_SAMPLE_NUMBERS // (shape.modules * shape.width))
+        )
         numbers = np.array(sample_row_numbers(total, count, seed))
         found: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
         for number, shard in enumerate(shards):
@@ -65,13 +67,13 @@ class SampledRows:
 
         `visible` says so of each shard: bool [n], or None for all of its rows.
         """
-        lengths = np.zeros((len(self.places), profile.lengths[0].shape[1]), dtype=np.float32)
-        shown = np.ones(len(self.places), dtype=bool)
+        lengths = np.zeros((len(self.offsets), profile.lengths[0].shape[1]), dtype=np.float32)
+        shown = np.ones(len(self.offsets), dtype=bool)
         for number, mask in enumerate(visible):
-            here = self.shards == number
-            lengths[here] = profile.lengths[number][self.places[here]]
+            here = self.shard_numbers == number
+            lengths[here] = profile.lengths[number][self.offsets[here]]
             if mask is not None:
-                shown[here] = mask[self.places[here]]
+                shown[here] = mask[self.offsets[here]]
         products = self.blocks @ weights.permute(1, 2, 0)
         scores = (products * reciprocal_or_zero(torch.from_numpy(lengths)).mT[..., None]).sum(0)
         return scores.mT.numpy()[:, shown]
@@ -85,5 +87,5 @@ def percentile(score: float, sampled: Float32[np.ndarray, " r"]) -> float | None
     """
     if len(sampled) == 0:
         return None
-    lower = sampled < score - _ROUNDING * abs(score)
+    lower = sampled < score - _RELATIVE_TOLERANCE * abs(score)
     return round(100 * float(lower.sum()) / (len(sampled) + 1), 2)

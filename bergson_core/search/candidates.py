@@ -26,11 +26,11 @@ from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import search_path
 from bergson_core.utils.memory_map import release_pages
 
-_MERGED_FROM: Final = 2**20
+_MERGE_AT_SCORES: Final = 2**20
 """Scores that are gathered before the best of them are taken: 12 MiB with the numbers of their rows."""
 
 
-class ShardCandidates(ABC):
+class ShardCandidateSearch(ABC):
     """What looks for candidates in one shard."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class ShardCandidates(ABC):
 
 
 @final
-class FaissShardCandidates(ShardCandidates):
+class FaissShardSearch(ShardCandidateSearch):
     """φ of a shard, compared by inner product."""
 
     def __init__(self, path: Path, kind: SearchKind) -> None:
@@ -66,7 +66,7 @@ class FaissShardCandidates(ShardCandidates):
 
 
 @final
-class SignShardCandidates(ShardCandidates):
+class HammingShardSearch(ShardCandidateSearch):
     """The bits of a shard's rows, compared by Hamming distance. With `briefly` no mapped pages are left in memory."""
 
     def __init__(self, blocks: UInt8[np.ndarray, "n m w"], *, briefly: bool) -> None:
@@ -89,31 +89,31 @@ class SignShardCandidates(ShardCandidates):
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateSearch:
     """What looks for candidates in each of some shards.
 
     `parts` open it when they are called: what is kept open answers at once, what is not is in memory for a moment.
     """
 
     shards: Sequence[Shard]
-    parts: Sequence[Callable[[], ShardCandidates]]
+    shard_searches: Sequence[Callable[[], ShardCandidateSearch]]
     kind: SearchKind
 
     @classmethod
     def open(
-        cls, root: Path, shards: Sequence[Shard], kind: SearchKind, *, briefly: bool = False
-    ) -> "Candidates":
+        cls, root: Path, shards: Sequence[Shard], kind: SearchKind, *, low_memory: bool = False
+    ) -> "CandidateSearch":
         """Of these shards of the index in directory `root`. `briefly`: each is in memory only while it is searched."""
-        parts: list[Callable[[], ShardCandidates]] = []
+        parts: list[Callable[[], ShardCandidateSearch]] = []
         for shard in shards:
             if kind == "hamming":
-                make = partial(SignShardCandidates, shard.blocks, briefly=briefly)
+                make = partial(HammingShardSearch, shard.blocks, briefly=low_memory)
             else:
-                make = partial(FaissShardCandidates, root / search_path(kind, shard.entry.name), kind)
-            parts.append(make if briefly else partial(_same, make()))
+                make = partial(FaissShardSearch, root / search_path(kind, shard.entry.name), kind)
+            parts.append(make if low_memory else partial(_same, make()))
         return cls(shards, parts, kind)
 
-    def numbers(self, queries: Float32[Tensor, "q D"], count: int) -> Int[np.ndarray, "q k"]:
+    def find_row_numbers(self, queries: Float32[Tensor, "q D"], count: int) -> Int[np.ndarray, "q k"]:
         """As `find`, the numbers of the rows in the index."""
         shards, places = self.find(queries, count)
         return np.array([shard.entry.first_row for shard in self.shards])[shards] + places
@@ -134,11 +134,11 @@ class Candidates:
         starts = np.cumsum([0, *(shard.entry.rows for shard in self.shards)])
 
         def search(number: int) -> tuple[np.ndarray, np.ndarray]:
-            scores, places = self.parts[number]().search(asked, count, allowed[number])
+            scores, places = self.shard_searches[number]().search(asked, count, allowed[number])
             return scores, starts[number] + places
 
         count = min(count, int(starts[-1]))
-        scores, rows = _best_of_all(parallel_map(search, range(len(self.parts))), len(asked), count)
+        scores, rows = _merge_best(parallel_map(search, range(len(self.shard_searches))), len(asked), count)
         shards = np.searchsorted(starts, rows, side="right") - 1
         return shards, np.where(scores > -np.inf, rows - starts[shards], -1)
 
@@ -147,15 +147,15 @@ class Candidates:
         if self.kind != "hamming":
             return queries.numpy()
         shape = self.shards[0].shape
-        blocks, _ = shape.codec.encode(queries.reshape(-1, shape.layers, shape.width))
+        blocks, _ = shape.codec.encode(queries.reshape(-1, shape.modules, shape.width))
         return np.ascontiguousarray(blocks.flatten(1).numpy())
 
 
-def _same(part: ShardCandidates) -> ShardCandidates:
+def _same(part: ShardCandidateSearch) -> ShardCandidateSearch:
     return part
 
 
-def _best_of_all(
+def _merge_best(
     found: Iterable[tuple[np.ndarray, np.ndarray]], queries: int, count: int
 ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """(scores, rows) of the `count` best, best first, of what comes in parts; no more than a few parts are kept."""
@@ -164,7 +164,7 @@ def _best_of_all(
     for scores, rows in found:
         kept.append((scores, rows))
         waiting += scores.shape[1]
-        if waiting >= max(_MERGED_FROM // max(1, queries), 4 * count):
+        if waiting >= max(_MERGE_AT_SCORES // max(1, queries), 4 * count):
             kept, waiting = [_best(kept, count)], 0
     return _best(kept, count)
 

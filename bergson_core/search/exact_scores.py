@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from bergson_core.search.faiss_index import reciprocal_or_zero
+from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 
@@ -28,13 +28,13 @@ class StoredRow:
 
 
 @dataclass(frozen=True)
-class ExactScores:
+class ExactScorer:
     """Scores under one profile of rows in these shards."""
 
     shards: Sequence[Shard]
     profile: Profile
 
-    def layer_parts(
+    def module_scores(
         self, weights: Float32[Tensor, "m d"], shards: Int[np.ndarray, " k"], places: Int[np.ndarray, " k"]
     ) -> Float32[Tensor, "k m"]:
         """What each layer adds to the score of each of these rows; `weights` are of `Profile.prepare`."""
@@ -42,7 +42,7 @@ class ExactScores:
         raw = self.shards[0].shape.codec.products(blocks, scales, weights)
         return raw * reciprocal_or_zero(torch.from_numpy(lengths))
 
-    def stored(
+    def stored_rows(
         self, weights: Float32[Tensor, "m d"], shards: Int[np.ndarray, " k"], places: Int[np.ndarray, " k"]
     ) -> list[StoredRow]:
         """Each of these rows itself, to take its score apart by more than layers."""

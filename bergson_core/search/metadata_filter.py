@@ -23,20 +23,20 @@ class MetadataFilter:
         self._shards, self._columns = shards, columns
         self._read: dict[str, list[tuple[list[Any], np.ndarray]]] = {}
 
-    def check(self, conditions: Mapping[str, Condition]) -> None:
+    def require_columns(self, conditions: Mapping[str, Condition]) -> None:
         """Raises `InvalidInput` for a column that the index does not keep."""
         for column in conditions:
             if column not in self._columns:
                 has = f"it keeps {', '.join(self._columns)}" if self._columns else "it keeps none"
                 raise InvalidInput(f"filter: the index has no metadata column {column!r}; {has}")
 
-    def rows(self, conditions: Mapping[str, Condition]) -> list[Bool[np.ndarray, " n"]]:
+    def matching_rows(self, conditions: Mapping[str, Condition]) -> list[Bool[np.ndarray, " n"]]:
         """For each shard, which of its rows meet all conditions."""
-        self.check(conditions)
+        self.require_columns(conditions)
         found = [np.ones(shard.entry.rows, dtype=bool) for shard in self._shards]
         for column, condition in conditions.items():
             for mask, (values, codes) in zip(found, self._column(column), strict=True):
-                good = np.array([meets(value, condition) for value in values], dtype=bool)
+                good = np.array([matches_condition(value, condition) for value in values], dtype=bool)
                 mask &= good[codes]
         return found
 
@@ -50,20 +50,20 @@ class MetadataFilter:
 def _codes(shard: Shard, name: str) -> tuple[list[Any], np.ndarray]:
     places: dict[str, int] = {}
     codes = np.zeros(shard.entry.rows, dtype=np.int32)
-    for row, text in enumerate(shard.records["metadata"].to_pylist()):
+    for row, text in enumerate(shard.documents["metadata"].to_pylist()):
         value = json.dumps(json.loads(text).get(name), sort_keys=True)
         codes[row] = places.setdefault(value, len(places))
     return [json.loads(value) for value in places], codes
 
 
-def meets(value: Any, condition: Condition) -> bool:
+def matches_condition(value: Any, condition: Condition) -> bool:
     """Whether a row's value equals the condition, is one of its list, or lies in its range.
 
     A list of values, as of tags, meets a condition where one of them does. Of a range, only numbers are compared with
     numbers and only texts with texts; true is not 1.
     """
     if isinstance(value, list):
-        return any(meets(one, condition) for one in value)
+        return any(matches_condition(one, condition) for one in value)
     if isinstance(condition, Range):
         return condition.holds(value)
     wanted = condition if isinstance(condition, tuple) else (condition,)

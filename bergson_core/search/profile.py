@@ -23,8 +23,9 @@ from torch import Tensor
 
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import BuildSpec, Normalize, SearchKind
-from bergson_core.search.faiss_index import reciprocal_or_zero, score_features
-from bergson_core.shards.shard import Shard, write_array
+from bergson_core.search.features import compute_features, reciprocal_or_zero
+from bergson_core.shards.shard import Shard
+from bergson_core.shards.shard_writer import write_array
 from bergson_core.storage.integrity import file_entry
 from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
@@ -32,7 +33,7 @@ from bergson_core.utils.memory_map import map_array
 
 CANDIDATES_PER_EXTRA_RESULT: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
 """Candidates for each result beyond those that recall was measured for, and the fewest for each of these."""
-_MORE_FOR_OTHERS: Final = 5
+_OTHER_PROFILE_CANDIDATE_FACTOR: Final = 5
 """Times the candidates where the rows' lengths are those of another profile than FAISS has."""
 
 
@@ -53,9 +54,9 @@ class Profile:
     that profile's φ, and `is_default` says that these are this profile's own. `lengths` [n, c] are by shard.
     """
 
-    before: Preconditioner | None
-    rows: Preconditioner | None
-    candidates: Preconditioner | None
+    query_preconditioner: Preconditioner | None
+    weight_preconditioner: Preconditioner | None
+    candidate_preconditioner: Preconditioner | None
     lengths: Sequence[np.ndarray]
     normalize: Normalize
     is_default: bool
@@ -68,7 +69,7 @@ class Profile:
         if spec.scoring.preconditioner or not is_default:
             before = Preconditioner.load(preconditioner_path(root, name))
         if spec.scoring.preconditioner and not is_default:
-            candidates = Preconditioner.load(preconditioner_path(root)).inverted()
+            candidates = Preconditioner.load(preconditioner_path(root)).inverse()
         lengths: list[np.ndarray] = []
         for shard in shards:
             if signs:
@@ -80,21 +81,27 @@ class Profile:
         rows = None if signs else before
         return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
 
-    def candidates_for(self, top_k: int, manifest: Manifest) -> int:
+    def candidate_count(self, top_k: int, manifest: Manifest) -> int:
         """How many candidates to take for `top_k` results: what was measured for ten, and some for each further one."""
         search = manifest.search
         measured = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
         count = measured + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
-        return count if self.is_default else _MORE_FOR_OTHERS * count
+        return count if self.is_default else _OTHER_PROFILE_CANDIDATE_FACTOR * count
 
-    def prepare(self, queries: Float[Tensor, "q m d"]) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
+    def prepare_queries(
+        self, queries: Float[Tensor, "q m d"]
+    ) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
         """(what FAISS is asked with, what stored rows are multiplied with) for the rows of queries."""
-        phi, _ = score_features(queries, self.before, self.normalize)
+        phi, _ = compute_features(queries, self.query_preconditioner, self.normalize)
         weights = phi.reshape(queries.shape)
-        if self.rows is not None:
-            weights = self.rows.apply(weights)
+        if self.weight_preconditioner is not None:
+            weights = self.weight_preconditioner.apply(weights)
         if not self.is_default:
-            phi = (weights if self.candidates is None else self.candidates.apply(weights)).flatten(1)
+            phi = (
+                weights
+                if self.candidate_preconditioner is None
+                else self.candidate_preconditioner.apply(weights)
+            ).flatten(1)
         return phi, weights
 
     def scores(

@@ -16,25 +16,25 @@ from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.build import SearchKind, SearchSpec
-from bergson_core.search.candidates import Candidates
+from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
-from bergson_core.search.significance import joined_rows
+from bergson_core.search.significance import collect_null_rows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
 
-QUERY_COUNT: Final = 64
+RECALL_QUERY_COUNT: Final = 64
 """Documents that are taken as queries."""
-MEASURED_RESULTS: Final = 10
-_LEAST: Final = {kind: MEASURED_RESULTS * each for kind, each in CANDIDATES_PER_EXTRA_RESULT.items()}
-_MOST: Final[dict[SearchKind, int]] = {
-    "float16": 40 * MEASURED_RESULTS,
-    "rabitq": 400 * MEASURED_RESULTS,
-    "hamming": 2000 * MEASURED_RESULTS,
+RECALL_DEPTH: Final = 10
+_MIN_CANDIDATES: Final = {kind: RECALL_DEPTH * each for kind, each in CANDIDATES_PER_EXTRA_RESULT.items()}
+_MAX_CANDIDATES: Final[dict[SearchKind, int]] = {
+    "float16": 40 * RECALL_DEPTH,
+    "rabitq": 400 * RECALL_DEPTH,
+    "hamming": 2000 * RECALL_DEPTH,
 }
 """Candidates for the ten best rows: what is tried first, and what is given up at."""
-_ONE_BIT_FROM_BYTES: Final = 2**28
-_AT_ONCE: Final = 1024
-_CANDIDATES_AT_ONCE: Final = 2**16
+_MIN_BYTES_FOR_ONE_BIT: Final = 2**28
+_ROW_CHUNK_SIZE: Final = 1024
+_CANDIDATE_CHUNK_SIZE: Final = 2**16
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,17 @@ class RecallQueries:
     `joined` [j, m, d] are those of queries made of two documents each, which none of them states (`notice`).
     """
 
-    numbers: Int[np.ndarray, " q"]
+    row_numbers: Int[np.ndarray, " q"]
     rows: Float[Tensor, "q m d"]
-    joined: Float[Tensor, "j m d"] | None = None
+    null_rows: Float[Tensor, "j m d"] | None = None
 
     @classmethod
-    def of(cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], layers: int) -> "RecallQueries":
+    def from_rows(
+        cls, numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], modules: int
+    ) -> "RecallQueries":
         """Without the queries whose gradients are zero or not finite: nothing is like them."""
         good = rows.isfinite().all(1) & rows.any(1)
-        return cls(numbers[good.numpy()], rows[good].reshape(int(good.sum()), layers, -1))
+        return cls(numbers[good.numpy()], rows[good].reshape(int(good.sum()), modules, -1))
 
     @classmethod
     def collect(
@@ -61,7 +63,7 @@ class RecallQueries:
         numbers: Sequence[int],
         tokens: Sequence[Tokens],
         budget_tokens: int,
-        tell: Callable[[], object] = lambda: None,
+        tick: Callable[[], object] = lambda: None,
     ) -> "RecallQueries":
         """The gradients of the ends of these documents, as of a prompt and a completion.
 
@@ -69,12 +71,12 @@ class RecallQueries:
         candidates held all of their ten best rows, 0.90 of those of the ends, and 0.94 of those of real questions.
         `tell` is called between batches.
         """
-        rows, _ = collect_rows(collector, [_end(one) for one in tokens], budget_tokens, tell)
-        sample = cls.of(np.asarray(numbers), torch.from_numpy(rows), len(collector.slices))
-        return replace(sample, joined=joined_rows(collector, tokens, budget_tokens, tell))
+        rows, _ = collect_rows(collector, [_label_last_quarter(one) for one in tokens], budget_tokens, tick)
+        sample = cls.from_rows(np.asarray(numbers), torch.from_numpy(rows), len(collector.slices))
+        return replace(sample, null_rows=collect_null_rows(collector, tokens, budget_tokens, tick))
 
 
-def _end(tokens: Tokens) -> Tokens:
+def _label_last_quarter(tokens: Tokens) -> Tokens:
     """Labelled are the last quarter of what was, and one token at least where any was."""
     labelled = np.flatnonzero(tokens.labels)
     labels = np.zeros_like(tokens.labels)
@@ -82,17 +84,17 @@ def _end(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids, labels)
 
 
-def candidate_kinds(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind, ...]:
+def search_kinds_to_try(search: SearchSpec, shape: RowShape, count: int) -> tuple[SearchKind, ...]:
     """The kinds of search to try for an index of `count` rows, the leanest first."""
     if shape.kind == "sign":
         return ("hamming",)
     if search.kind != "auto":
         return ("float16",) if search.kind == "exact" else ("rabitq",)
-    large = 2 * shape.layers * shape.width * count > _ONE_BIT_FROM_BYTES
+    large = 2 * shape.modules * shape.width * count > _MIN_BYTES_FOR_ONE_BIT
     return ("rabitq", "float16") if large else ("float16",)
 
 
-def choose_kind(
+def choose_search_kind(
     kinds: Sequence[SearchKind], min_recall: float, measured: Callable[[SearchKind], SearchEntry]
 ) -> SearchEntry:
     """The first of `kinds` whose candidates hold `min_recall`; `measured` builds one and measures it.
@@ -115,24 +117,24 @@ def measure_recall(
     sample: RecallQueries,
     profile: Profile,
     shards: Sequence[Shard],
-    candidates: Candidates,
+    candidates: CandidateSearch,
     min_recall: float,
 ) -> SearchEntry:
     """Recall@10 of the fewest candidates, doubled from `_LEAST` on, that hold `min_recall` if any do.
 
     The truth is the exact scores of all rows but the query's own; opponents are measured with as many candidates.
     """
-    asked, weights = profile.prepare(sample.rows)
+    asked, weights = profile.prepare_queries(sample.rows)
     rows = sum(shard.entry.rows for shard in shards)
-    most = min(rows, max(_MOST[candidates.kind], rows // 10 if candidates.kind == "hamming" else 0))
+    most = min(rows, max(_MAX_CANDIDATES[candidates.kind], rows // 10 if candidates.kind == "hamming" else 0))
     recalls: list[Float[np.ndarray, " c"]] = []
     for sign in (1, -1):
-        parts = (sign * asked).split(max(1, _CANDIDATES_AT_ONCE // most))
-        numbers = np.concatenate([candidates.numbers(part, most) for part in parts])
-        least, scores = _truth(sign * weights, sample.numbers, numbers, profile, shards)
-        wanted = min(MEASURED_RESULTS, max(1, rows - 1))
+        parts = (sign * asked).split(max(1, _CANDIDATE_CHUNK_SIZE // most))
+        numbers = np.concatenate([candidates.find_row_numbers(part, most) for part in parts])
+        least, scores = _truth(sign * weights, sample.row_numbers, numbers, profile, shards)
+        wanted = min(RECALL_DEPTH, max(1, rows - 1))
         recalls.append((scores >= least).cumsum(1).clip(max=wanted).mean(0) / wanted)
-    count = min(most, _LEAST[candidates.kind])
+    count = min(most, _MIN_CANDIDATES[candidates.kind])
     while count < most and recalls[0][count - 1] < min_recall:
         count = min(most, 2 * count)
     of_best, of_worst = (float(recall[count - 1]) for recall in recalls)
@@ -141,7 +143,7 @@ def measure_recall(
         candidates=count,
         recall_at_10=of_best,
         opponents_recall_at_10=of_worst,
-        queries=len(sample.numbers),
+        queries=len(sample.row_numbers),
         rows=rows,
     )
 
@@ -163,19 +165,22 @@ def _truth(
     found = np.full(wanted.shape, -np.inf, dtype=np.float32)
     flat = weights.flatten(1).float().mT
     parts = (
-        (shard.entry.first_row + start, profile.scores(number, shard, slice(start, start + _AT_ONCE), flat))
+        (
+            shard.entry.first_row + start,
+            profile.scores(number, shard, slice(start, start + _ROW_CHUNK_SIZE), flat),
+        )
         for number, shard in enumerate(shards)
-        for start in range(0, shard.entry.rows, _AT_ONCE)
+        for start in range(0, shard.entry.rows, _ROW_CHUNK_SIZE)
     )
     for first, scores in parts:
         here = torch.arange(first, first + len(scores))
         scores = scores.mT.masked_fill(here == mine, -torch.inf)
         best = torch.cat([best, scores], dim=1)
-        best = best.topk(min(MEASURED_RESULTS, best.shape[1])).values
+        best = best.topk(min(RECALL_DEPTH, best.shape[1])).values
         end = int(np.searchsorted(wanted, first + len(here), sorter=order))
         inside, done = order[done:end], end
         found[inside] = scores.numpy()[inside // numbers.shape[1], wanted[inside] - first]
     others = sum(shard.entry.rows for shard in shards) - 1
-    last = min(MEASURED_RESULTS, max(1, others)) - 1
+    last = min(RECALL_DEPTH, max(1, others)) - 1
     least = best[:, last : last + 1]
     return (least - 1e-5 * least.abs() - 1e-9).numpy(), found.reshape(numbers.shape)

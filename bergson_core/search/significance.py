@@ -23,21 +23,21 @@ from torch import Tensor
 
 from bergson_core.data.batching import Tokens
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
-from bergson_core.models.forward_backward import document_losses
-from bergson_core.search.background_sample import SampledRows
-from bergson_core.search.candidates import Candidates
-from bergson_core.search.exact_scores import ExactScores
+from bergson_core.models.forward_backward import compute_document_losses
+from bergson_core.search.background_sample import BackgroundSample
+from bergson_core.search.candidates import CandidateSearch
+from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.profile import Profile
 from bergson_core.storage.manifest import NoticeEntry
 
-NOTICE: Final = "no strong influence found"
-FALSE_ALARMS: Final = 0.05
-CHOICES: Final = 4
-_ENDS_A_BEGINNING: Final = 4
-LEAST_ROWS: Final = 50
+NO_INFLUENCE_NOTICE: Final = "no strong influence found"
+FALSE_ALARM_RATE: Final = 0.05
+ENDINGS_TRIED: Final = 4
+_QUERIES_PER_DOCUMENT: Final = 4
+MIN_BACKGROUND_ROWS: Final = 50
 """Of the sample: among fewer nothing can stand out."""
-_MOST_CANDIDATES: Final = 4096
-_AT_ONCE: Final = 64
+_MAX_CANDIDATES: Final = 4096
+_QUERY_BATCH_SIZE: Final = 64
 
 
 def prominence(score: float, sampled: Float32[np.ndarray, " r"]) -> float:
@@ -51,43 +51,43 @@ def significance_notice(
     score: float, sampled: Float32[np.ndarray, " r"], entry: NoticeEntry | None
 ) -> str | None:
     """`NOTICE` where the best result's score does not stand out; None where it does, or where that is not known."""
-    if entry is None or len(sampled) < LEAST_ROWS:
+    if entry is None or len(sampled) < MIN_BACKGROUND_ROWS:
         return None
-    return None if prominence(score, sampled) > entry.threshold else NOTICE
+    return None if prominence(score, sampled) > entry.threshold else NO_INFLUENCE_NOTICE
 
 
-def joined_rows(
+def collect_null_rows(
     collector: RowCollector,
     documents: Sequence[Tokens],
     budget_tokens: int,
-    tell: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
     *,
-    choices: int = CHOICES,
+    endings_tried: int = ENDINGS_TRIED,
 ) -> Float[Tensor, "q m d"]:
     """Raw rows of made-up queries, four for each document; none where there are too few documents to choose from.
 
     Of `choices` ends for each beginning the likeliest is taken. `tell` is called between batches.
     """
     layers, count = len(collector.slices), len(documents)
-    if count <= choices * _ENDS_A_BEGINNING:
+    if count <= endings_tried * _QUERIES_PER_DOCUMENT:
         return torch.empty(0, layers, collector.dimensions // layers)
     pairs = [
-        _joined(documents[k], documents[(k + choices * group + step) % count])
-        for group in range(_ENDS_A_BEGINNING)
+        _splice(documents[k], documents[(k + endings_tried * group + step) % count])
+        for group in range(_QUERIES_PER_DOCUMENT)
         for k in range(count)
-        for step in range(1, choices + 1)
+        for step in range(1, endings_tried + 1)
     ]
-    losses = document_losses(collector.model, pairs, budget_tokens, tell)
+    losses = compute_document_losses(collector.model, pairs, budget_tokens, tick)
     labelled = np.array([one.labelled for one in pairs])
     fit = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
-    best = fit.reshape(-1, choices).argmin(1) + choices * np.arange(len(pairs) // choices)
-    rows, _ = collect_rows(collector, [pairs[k] for k in best], budget_tokens, tell)
+    best = fit.reshape(-1, endings_tried).argmin(1) + endings_tried * np.arange(len(pairs) // endings_tried)
+    rows, _ = collect_rows(collector, [pairs[k] for k in best], budget_tokens, tick)
     found = torch.from_numpy(rows)
     good = found.isfinite().all(1) & found.any(1)
     return found[good].reshape(int(good.sum()), layers, -1)
 
 
-def _joined(one: Tokens, other: Tokens) -> Tokens:
+def _splice(one: Tokens, other: Tokens) -> Tokens:
     """The first half of one document and, to be explained, the second half of another."""
     beginning, end = one.ids[: len(one.ids) // 2], other.ids[len(other.ids) // 2 :]
     return Tokens.labelled_from(np.concatenate([beginning, end]), max(1, len(beginning)))
@@ -96,23 +96,23 @@ def _joined(one: Tokens, other: Tokens) -> Tokens:
 def calibrate_notice(
     queries: Float[Tensor, "q m d"],
     profile: Profile,
-    candidates: Candidates,
+    candidates: CandidateSearch,
     count: int,
-    sampled: SampledRows,
+    sampled: BackgroundSample,
 ) -> NoticeEntry | None:
     """The threshold for made-up queries, of which each takes `count` candidates; None where there is too little to say.
 
     The best of an index of signs may need more candidates than are looked at here, which lowers the threshold a little.
     """
-    if len(queries) == 0 or len(sampled.places) < LEAST_ROWS:
+    if len(queries) == 0 or len(sampled.offsets) < MIN_BACKGROUND_ROWS:
         return None
-    exact, found = ExactScores(candidates.shards, profile), []
-    for part in queries.split(_AT_ONCE):
-        phi, weights = profile.prepare(part)
+    exact, found = ExactScorer(candidates.shards, profile), []
+    for part in queries.split(_QUERY_BATCH_SIZE):
+        phi, weights = profile.prepare_queries(part)
         of_sample = sampled.scores(profile, weights, [None] * len(candidates.shards))
-        rows = candidates.find(phi, min(count, _MOST_CANDIDATES))
+        rows = candidates.find(phi, min(count, _MAX_CANDIDATES))
         for one, shards, places, scores in zip(weights, *rows, of_sample, strict=True):
-            best = exact.layer_parts(one, shards, places).sum(1).max()
+            best = exact.module_scores(one, shards, places).sum(1).max()
             found.append(prominence(float(best), scores))
-    threshold = float(np.quantile(found, 1 - FALSE_ALARMS, method="higher"))
-    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARMS, queries=len(found))
+    threshold = float(np.quantile(found, 1 - FALSE_ALARM_RATE, method="higher"))
+    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(found))

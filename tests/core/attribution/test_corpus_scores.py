@@ -12,7 +12,7 @@ from bergson_core import (
     build_index,
     fit_profile,
     score_corpus,
-    self_influence,
+    score_self_influence,
     top_documents,
 )
 from bergson_core.attribution import corpus_scores
@@ -53,7 +53,7 @@ def test_a_threshold_draws_each_querys_scores_in_before_they_are_summed(opened, 
 @pytest.fixture
 def small_reads(monkeypatch):
     """Five rows of 128 numbers at a time, where shards have 16."""
-    monkeypatch.setattr(corpus_scores, "_NUMBERS_AT_ONCE", 5 * 128 + 1)
+    monkeypatch.setattr(corpus_scores, "_CHUNK_NUMBERS", 5 * 128 + 1)
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(3, 7), slice(10, 1000), slice(16, 32)])
@@ -134,13 +134,13 @@ def test_another_profile_scores_by_its_own_preconditioner(sources, tmp_path):
     close(each, scores_by_answers(opened, asked), 1e-4)
     rows = torch.cat([shard.rows(slice(None)) for shard in opened.shards])
     expected = Preconditioner.load(preconditioner_path(path, "work")).apply(rows).square().sum((1, 2))
-    close(column(self_influence(opened, profile="work")), expected, 1e-5)
+    close(column(score_self_influence(opened, profile="work")), expected, 1e-5)
 
 
 def test_rows_carry_what_the_index_keeps_of_a_document(opened, small_reads):
     rows = score_corpus(opened, ASKED).read_all()
     assert rows.column_names == ["id", "score", "loss", "n_tokens", "metadata"]
-    kept = pa.concat_tables([shard.records for shard in opened.shards])
+    kept = pa.concat_tables([shard.documents for shard in opened.shards])
     for name in ("id", "loss", "n_tokens", "metadata"):
         assert rows[name].to_pylist() == kept[name].to_pylist()
 
@@ -222,7 +222,7 @@ def test_self_influence_is_that_of_the_definition(sources, tmp_path, small_reads
         mean = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         inverse = torch.linalg.inv(second + spec.scoring.damping * mean * inverse)
     expected = torch.einsum("nmi,mij,nmj->n", rows, inverse, rows)
-    found = self_influence(AttributionIndex.open(path)).read_all()
+    found = score_self_influence(AttributionIndex.open(path)).read_all()
     torch.testing.assert_close(column(found.to_reader()).double(), expected, rtol=5e-3, atol=0)
     assert found["id"].to_pylist() == [f"doc-{k}" for k in range(40)]
 
@@ -230,7 +230,7 @@ def test_self_influence_is_that_of_the_definition(sources, tmp_path, small_reads
 def test_sign_rows_have_no_self_influence(sources, tmp_path):
     build_index(make_spec(sources, gradients=GradientSpec(projection_dim=4, rows="sign")), tmp_path / "facts")
     with pytest.raises(InvalidInput, match="same for all"):
-        self_influence(AttributionIndex.open(tmp_path / "facts"))
+        score_self_influence(AttributionIndex.open(tmp_path / "facts"))
 
 
 BAD = {
@@ -273,7 +273,7 @@ BAD = {
     ),
     "the best none": (lambda index: top_documents(score_corpus(index, ASKED), 0), InvalidInput, "at least 1"),
     "self-influence of an unknown profile": (
-        lambda index: self_influence(index, profile="law"),
+        lambda index: score_self_influence(index, profile="law"),
         InvalidInput,
         "it has default",
     ),
@@ -306,7 +306,7 @@ def test_a_document_without_a_gradient_scores_zero(sources, tmp_path):
     )
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
-    for scores in (score_corpus(opened, ASKED), self_influence(opened)):
+    for scores in (score_corpus(opened, ASKED), score_self_influence(opened)):
         first, second = column(scores)
         assert first == 0
         assert second != 0

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from bergson_core import AttributionIndex, build_index, document_numbers, near_duplicates
-from bergson_core.attribution.near_duplicates import MOST_DOCUMENTS, connected_components, cosines_of_signs
+from bergson_core import AttributionIndex, build_index, find_document_numbers, group_near_duplicates
+from bergson_core.attribution.near_duplicates import (
+    MAX_DOCUMENTS,
+    cosines_from_sign_products,
+    label_components,
+)
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.codecs import CODECS
@@ -35,7 +39,7 @@ def built(request, sources, tmp_path_factory):
 def test_a_repeated_document_is_grouped_with_the_first_in_the_order_of_the_results(built):
     opened, *_ = built
     numbers = [12, 3, 7, 0, 16, 7]
-    assert near_duplicates(opened, numbers, threshold=0.999) == [[12, 3], [7, 16], [0]]
+    assert group_near_duplicates(opened, numbers, threshold=0.999) == [[12, 3], [7, 16], [0]]
 
 
 @pytest.mark.parametrize("built", BUILT[:3], indirect=True)
@@ -51,7 +55,7 @@ def test_groups_are_the_connected_components_of_the_cosines(built):
     for place in gaps.argsort(descending=True)[:5]:  # thresholds that rounding does not reach
         threshold = (ordered[place] + ordered[place + 1]).item() / 2
         if 0 < threshold < 1:
-            assert near_duplicates(opened, range(18), threshold=threshold) == plain_groups(
+            assert group_near_duplicates(opened, range(18), threshold=threshold) == plain_groups(
                 cosines >= threshold
             )
 
@@ -68,7 +72,7 @@ def test_components_are_those_of_joining_pair_by_pair(share):
     torch.manual_seed(0)
     pairs = torch.rand(60, 60) < share
     pairs |= pairs.mT.clone()
-    labels = connected_components(pairs.numpy()).tolist()
+    labels = label_components(pairs.numpy()).tolist()
     found = sorted([k for k, one in enumerate(labels) if one == name] for name in dict.fromkeys(labels))
     assert found == plain_groups(pairs)
 
@@ -77,7 +81,7 @@ def test_a_chain_of_pairs_is_one_group():
     pairs = torch.zeros(50, 50, dtype=torch.bool)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     pairs[order[:-1], order[1:]] = pairs[order[1:], order[:-1]] = True
-    assert connected_components(pairs.numpy()).tolist() == [0] * 50
+    assert label_components(pairs.numpy()).tolist() == [0] * 50
 
 
 def test_signs_of_projections_tell_the_cosine():
@@ -87,7 +91,7 @@ def test_signs_of_projections_tell_the_cosine():
         rows = torch.cat([one, cosine * one + (1 - cosine**2) ** 0.5 * other])
         signs = CODECS["sign"]
         stored = signs.decode(*(part.numpy() for part in signs.encode(rows)), 10_000).flatten(1)
-        found = cosines_of_signs(stored @ stored.mT)
+        found = cosines_from_sign_products(stored @ stored.mT)
         torch.testing.assert_close(found, torch.tensor([[1.0, cosine], [cosine, 1.0]]), rtol=0, atol=0.02)
 
 
@@ -96,14 +100,14 @@ def test_a_document_without_a_gradient_is_like_no_other(sources, tmp_path):
     build_index(
         make_spec(sources, dataset=None, documents=documents, columns=ColumnsSpec()), tmp_path / "facts"
     )
-    assert near_duplicates(AttributionIndex.open(tmp_path / "facts"), [0, 1]) == [[0], [1]]
+    assert group_near_duplicates(AttributionIndex.open(tmp_path / "facts"), [0, 1]) == [[0], [1]]
 
 
 def test_documents_are_found_by_their_ids(index):
     opened = AttributionIndex.open(index)
-    assert document_numbers(opened, ["doc-39", "doc-0", "doc-16"]) == [39, 0, 16]
+    assert find_document_numbers(opened, ["doc-39", "doc-0", "doc-16"]) == [39, 0, 16]
     with pytest.raises(InvalidInput, match="'doc-40'"):
-        document_numbers(opened, ["doc-1", "doc-40"])
+        find_document_numbers(opened, ["doc-1", "doc-40"])
 
 
 @pytest.mark.parametrize(
@@ -111,15 +115,15 @@ def test_documents_are_found_by_their_ids(index):
     [
         ([0, 40], {}, "0 to 39; there is no 40"),
         ([-1], {}, "no -1"),
-        (range(MOST_DOCUMENTS + 1), {}, "at most 1000"),
+        (range(MAX_DOCUMENTS + 1), {}, "at most 1000"),
         ([0], {"threshold": 0}, "above 0"),
         ([0], {"profile": "law"}, "it has default"),
     ],
 )
 def test_bad_input_is_refused(index, numbers, options, says):
     with pytest.raises(InvalidInput, match=says):
-        near_duplicates(AttributionIndex.open(index), numbers, **options)
+        group_near_duplicates(AttributionIndex.open(index), numbers, **options)
 
 
 def test_no_documents_have_no_groups(index):
-    assert near_duplicates(AttributionIndex.open(index), []) == []
+    assert group_near_duplicates(AttributionIndex.open(index), []) == []

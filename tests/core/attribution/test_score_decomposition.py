@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from pydantic import ValidationError
 
 from bergson_core import AttributionIndex, build_index, fit_profile
 from bergson_core.attribution import token_influence
-from bergson_core.attribution.token_influence import shares
+from bergson_core.attribution.token_influence import split_score_by_position
 from bergson_core.data.batching import Tokens, batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
@@ -78,7 +77,7 @@ def test_the_parts_of_tokens_are_those_of_the_definition(index):
     )
     first = len(model.tokenizer(query().prompt)["input_ids"])
     layers = len(whole.slices)
-    root = opened.profiles["default"].before.inverse_root.double()
+    root = opened.profiles["default"].query_preconditioner.inverse_root.double()
 
     def phi(rows: torch.Tensor) -> torch.Tensor:
         return torch.einsum("mij,...mj->...mi", root, rows.unflatten(-1, (layers, -1))).flatten(-2)
@@ -169,7 +168,7 @@ def test_modules_are_run_a_few_at_a_time_where_memory_is_short(index, monkeypatc
         return collect(self, batch)
 
     monkeypatch.setattr(RowCollector, "collect", counted)
-    monkeypatch.setattr(token_influence, "NUMBERS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_influence, "MAX_TOKEN_ROW_NUMBERS", at_once)
     assert [one.influence for row in results(opened) for one in row.tokens] == pytest.approx(
         expected, abs=1e-6
     )
@@ -180,27 +179,29 @@ def test_shares_of_signs_stay_bounded_where_positions_cancel_out():
     """Two positions that all but cancel out in a number: neither gets more of its sign than there is."""
     rows = torch.tensor([[[1.0, 2.0, 1.0]], [[-0.999999, 1.0, 1.0]]])
     signs = StoredRow(torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]]))
-    found = shares(rows, signs)
+    found = split_score_by_position(rows, signs)
     assert found.sum().item() == pytest.approx(1)
     assert found.abs().max() < 1.5
 
 
 def test_a_number_that_no_position_adds_to_is_shared_by_all():
-    found = shares(torch.zeros(4, 1, 2), StoredRow(torch.tensor([[-1.0, -1.0]]), torch.tensor([[2.0, 0.0]])))
+    found = split_score_by_position(
+        torch.zeros(4, 1, 2), StoredRow(torch.tensor([[-1.0, -1.0]]), torch.tensor([[2.0, 0.0]]))
+    )
     assert found.tolist() == [-0.5] * 4
 
 
 def test_tokens_of_many_rows_are_refused():
     query(top_k=32, include=["tokens"])
     query(top_k=1000, include=["modules"])
-    with pytest.raises(ValidationError, match="a top_k of at most 32 with them, got 33"):
+    with pytest.raises(InvalidInput, match="a top_k of at most 32 with them, got 33"):
         query(top_k=33, include=["tokens"])
 
 
 def test_what_a_training_run_did_has_no_tokens(index):
     opened = AttributionIndex.open(index)
     trained = opened.manifest.model_copy(update={"origin": "training"})
-    object.__setattr__(opened.tokens, "manifest", trained)
+    object.__setattr__(opened.score_decomposer, "manifest", trained)
     refused, answered = opened.attribute([query(include=["tokens"]), query(include=["modules"])])
     assert isinstance(refused, InvalidInput)
     assert "leave `tokens` out" in str(refused)

@@ -11,7 +11,7 @@ from bergson_core.attribution import unlearning
 from bergson_core.attribution.unlearning import Unlearner
 from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from tests import reference, tiny
 from tests.core.helpers import state
 
@@ -52,7 +52,7 @@ def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, ste
             whole = whole.mean(1)[:, None] * whole.mean(0) / whole.mean()
         expected[name] = before[name] + sign * 1e-3 * weight.grad / (whole + 0.01 * whole.mean()).sqrt()
     model.zero_grad()
-    with unlearner.after(tokens[0], step):
+    with unlearner.temporary_step(tokens[0], step):
         torch.testing.assert_close(state(model), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -63,7 +63,7 @@ def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
     before = state(model)
 
     def broken() -> None:
-        with unlearner.after(documents()[1]):
+        with unlearner.temporary_step(documents()[1]):
             assert any(not torch.equal(weight, before[name]) for name, weight in state(model).items())
             raise KeyError
 
@@ -76,9 +76,9 @@ def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
 def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
     model, tokens, asked = tiny.model(), documents(), queries()
     unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-6)
-    changes = unlearner.changes(tokens[:3], asked)
+    changes = unlearner.log_probability_changes(tokens[:3], asked)
     for document, row in zip(tokens, changes, strict=False):
-        with unlearner.after(document):
+        with unlearner.temporary_step(document):
             moved = state(model)
         for query, change in zip(asked, row, strict=True):
             model.zero_grad()
@@ -93,21 +93,23 @@ def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
 
 def test_learning_what_was_unlearned_goes_the_other_way():
     unlearner = Unlearner.fit(as_language_model(tiny.model()), documents(), learning_rate=1e-6)
-    up, down = (unlearner.changes(documents()[:2], queries(), step) for step in ("learn", "unlearn"))
+    up, down = (
+        unlearner.log_probability_changes(documents()[:2], queries(), step) for step in ("learn", "unlearn")
+    )
     np.testing.assert_allclose(up, -down, rtol=1e-3)
 
 
 def test_the_learning_rate_halves_the_median_document_to_first_order():
     tokens = documents()
     unlearner = Unlearner.fit(as_language_model(tiny.model()), tokens)
-    small = Unlearner(unlearner.model, unlearner.moments, unlearner.learning_rate / 1e4)
-    own = np.diag(small.changes(tokens, tokens)) * 1e4
+    small = Unlearner(unlearner.model, unlearner.second_moments, unlearner.learning_rate / 1e4)
+    own = np.diag(small.log_probability_changes(tokens, tokens)) * 1e4
     assert np.median(own) == pytest.approx(-math.log(2), rel=1e-2)
 
 
 def test_unlearning_a_document_makes_itself_less_likely_than_any_other():
     tokens = documents()
-    changes = Unlearner.fit(as_language_model(tiny.model()), tokens).changes(tokens, tokens)
+    changes = Unlearner.fit(as_language_model(tiny.model()), tokens).log_probability_changes(tokens, tokens)
     assert (changes.argmin(1) == np.arange(len(tokens))).all()
 
 
@@ -115,7 +117,7 @@ def test_of_a_model_with_adapters_only_these_are_changed():
     model = get_peft_model(tiny.model(), LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
     torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
     unlearner, before = Unlearner.fit(as_language_model(model), documents()), state(model)
-    with unlearner.after(documents()[0]):
+    with unlearner.temporary_step(documents()[0]):
         changed = {name for name, weight in state(model).items() if not torch.equal(weight, before[name])}
     assert changed and all(".lora_" in name for name in changed)
 
@@ -131,8 +133,8 @@ def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
 
     monkeypatch.setattr(unlearning, "_gradients", some_broken)
     found = Unlearner.fit(as_language_model(model), [*tokens[:3], broken])
-    for name, parts in expected.moments.items():
-        torch.testing.assert_close(found.moments[name], tuple(part * 3 / 4 for part in parts))
+    for name, parts in expected.second_moments.items():
+        torch.testing.assert_close(found.second_moments[name], tuple(part * 3 / 4 for part in parts))
     assert math.isfinite(found.learning_rate)
 
 

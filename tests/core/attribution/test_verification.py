@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from bergson_core import AttributionIndex, build_index, take_down_document
 from bergson_core.attribution import unlearning
 from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput
-from bergson_core.models.loading import LanguageModel, load_model
+from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.loading import load_model
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
@@ -59,7 +59,7 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
     model, tokenizer, texts = opened.model.model, opened.model.tokenizer, tiny.texts(40)
     (query_tokens,) = tokenize(tokenizer, [asked().prompt], [asked().completion], [span])
     documents = tokenize(tokenizer, texts, None)
-    sample = [int(one.removeprefix("doc-")) for one in opened.verifier._drawn(64, 0)]
+    sample = [int(one.removeprefix("doc-")) for one in opened.verifier._draw_documents(64, 0)]
     assert sorted(sample) == list(range(40)), "fewer documents than the sample wants: all of them"
     moments = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     gradients = []
@@ -114,14 +114,14 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
 
 def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_answered(opened, monkeypatch):
     before, losses = state(opened.model.model), iter(range(2))
-    measured = unlearning.document_losses
+    measured = unlearning.compute_document_losses
 
     def fails(*args):
         if next(losses, None) is None:
             raise RuntimeError("out of memory")
         return measured(*args)
 
-    monkeypatch.setattr(unlearning, "document_losses", fails)
+    monkeypatch.setattr(unlearning, "compute_document_losses", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         answered(opened)
     monkeypatch.undo()
@@ -230,7 +230,7 @@ def test_what_is_taken_down_is_neither_control_nor_in_the_sample(sources, tmp_pa
     ids = {one.id for one in after.verification.controls} | {row.id for row in rows_of(after)}
     assert not ids.intersection(gone)
     assert after.verification.learning_rate != before.verification.learning_rate, "another sample"
-    assert len(opened.verifier._fit.places) == 38
+    assert len(opened.verifier._fit.locations) == 38
     assert answered(AttributionIndex.open(path), verify=verify).verification == after.verification
 
 
@@ -261,7 +261,7 @@ def test_completions_and_means_are_those_of_the_build(sources, tmp_path):
     )
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
-    (tokens,) = opened.verifier._tokens([(0, 3)])
+    (tokens,) = opened.verifier._tokenize_documents([(0, 3)])
     record = record_from_row("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
     (expected,) = tokenize_documents([record], spec, opened.model)
     assert (tokens.ids == expected.ids).all()
@@ -305,5 +305,5 @@ def test_an_index_whose_documents_have_no_gradient_is_told_so_every_time(sources
     ],
 )
 def test_what_cannot_be_verified_is_refused(wrong, says):
-    with pytest.raises(ValidationError, match=says):
+    with pytest.raises(InvalidInput, match=says):
         VerifySpec.model_validate(wrong)

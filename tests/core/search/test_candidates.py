@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from bergson_core.search import candidates
-from bergson_core.search.candidates import Candidates
-from bergson_core.search.faiss_index import build_shard_search
+from bergson_core.search.candidates import CandidateSearch
+from bergson_core.search.faiss_index import build_faiss_file
 from bergson_core.search.thread_pool import parallel_map
-from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
+from bergson_core.shards.shard import RowShape, Shard
+from bergson_core.shards.shard_writer import ShardPosition, write_shard
 from bergson_core.storage.document_table import make_document_table
 
 SHAPES = {
@@ -36,20 +37,20 @@ def kind(request):
 def shards(tmp_path, kind):
     made, shape, first = [], SHAPES[kind], 0
     for number, count in enumerate(ROWS):
-        rows = torch.randn(count, shape.layers, shape.width, generator=torch.Generator().manual_seed(number))
+        rows = torch.randn(count, shape.modules, shape.width, generator=torch.Generator().manual_seed(number))
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
         texts = make_document_table([], np.zeros(0), [])
         written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, ShardPosition(first, ""))
         made.append(Shard.open(tmp_path, written.accept(), shape))
         if kind != "hamming":
-            build_shard_search(tmp_path, made[-1], None, "row", kind)
+            build_faiss_file(tmp_path, made[-1], None, "row", kind)
         first += count
     return made
 
 
 def questions(count, kind):
     shape = SHAPES[kind]
-    return torch.randn(count, shape.layers * shape.width, generator=torch.Generator().manual_seed(9))
+    return torch.randn(count, shape.modules * shape.width, generator=torch.Generator().manual_seed(9))
 
 
 def closeness(shards, queries, kind):
@@ -60,10 +61,10 @@ def closeness(shards, queries, kind):
     return queries @ torch.nn.functional.normalize(rows, dim=1).mT
 
 
-@pytest.mark.parametrize("briefly", [False, True])
-def test_the_best_of_all_shards_are_found_in_order(tmp_path, shards, kind, threads, briefly):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_best_of_all_shards_are_found_in_order(tmp_path, shards, kind, threads, low_memory):
     queries = questions(5, kind)
-    found = Candidates.open(tmp_path, shards, kind, briefly=briefly).numbers(queries, 20)
+    found = CandidateSearch.open(tmp_path, shards, kind, low_memory=low_memory).find_row_numbers(queries, 20)
     close = closeness(shards, queries, kind)
     scores = close.gather(1, torch.from_numpy(found))
     if kind == "rabitq":  # which only estimates
@@ -74,16 +75,16 @@ def test_the_best_of_all_shards_are_found_in_order(tmp_path, shards, kind, threa
 
 def test_a_batch_finds_what_its_queries_find_alone(tmp_path, shards, kind, threads):
     queries = questions(4, kind)
-    looked = Candidates.open(tmp_path, shards, kind)
-    alone = [looked.numbers(query[None], 9)[0] for query in queries]
-    assert np.array_equal(looked.numbers(queries, 9), alone)
+    looked = CandidateSearch.open(tmp_path, shards, kind)
+    alone = [looked.find_row_numbers(query[None], 9)[0] for query in queries]
+    assert np.array_equal(looked.find_row_numbers(queries, 9), alone)
 
 
 def test_only_allowed_rows_are_found_and_missing_ones_are_marked(tmp_path, shards, kind):
     allowed = [np.zeros(count, dtype=bool) for count in ROWS]
     allowed[0][[3, 40]] = allowed[2][[0, 119]] = True
     queries = questions(2, kind)
-    found, places = Candidates.open(tmp_path, shards, kind).find(
+    found, places = CandidateSearch.open(tmp_path, shards, kind).find(
         queries, 6, [allowed[0], allowed[1], allowed[2]]
     )
     for one in range(2):
@@ -99,16 +100,16 @@ def test_only_allowed_rows_are_found_and_missing_ones_are_marked(tmp_path, shard
 
 def test_more_than_there_are_gives_all(tmp_path, shards, kind):
     queries = questions(1, kind)
-    found = Candidates.open(tmp_path, shards, kind).numbers(queries, 1000)
+    found = CandidateSearch.open(tmp_path, shards, kind).find_row_numbers(queries, 1000)
     assert sorted(found[0].tolist()) == list(range(sum(ROWS)))
 
 
 def test_equal_rows_come_in_their_order_however_the_scores_are_gathered(monkeypatch):
     parts = [(np.array([[1.0, 2.0, 2.0]], np.float32), np.array([[0, 1, 2]]))]
     parts += [(np.array([[2.0, 0.0, 2.0]], np.float32), np.array([[3, 4, 5]]))] * 1
-    for merged_from in (1, 2**16):
-        monkeypatch.setattr(candidates, "_MERGED_FROM", merged_from)
-        scores, rows = candidates._best_of_all(parts, 1, 3)
+    for merge_at in (1, 2**16):
+        monkeypatch.setattr(candidates, "_MERGE_AT_SCORES", merge_at)
+        scores, rows = candidates._merge_best(parts, 1, 3)
         assert (scores.tolist(), rows.tolist()) == ([[2, 2, 2]], [[1, 2, 3]])
 
 

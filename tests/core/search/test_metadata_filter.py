@@ -7,8 +7,8 @@ from bergson_core import AttributionIndex, AttributionQuery, build_index
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import GradientSpec, SearchSpec
 from bergson_core.schemas.filters import Range
-from bergson_core.search import searcher
-from bergson_core.search.metadata_filter import meets
+from bergson_core.search import local_searcher
+from bergson_core.search.metadata_filter import matches_condition
 from tests import tiny
 from tests.core.helpers import make_spec, query
 
@@ -45,7 +45,7 @@ def found(index: AttributionIndex, **changes: object) -> dict[str, float]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_that_match_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
     index = indexes[kind]
-    monkeypatch.setattr(searcher, "_ALL_BELOW", 10 if exact else 0)
+    monkeypatch.setattr(local_searcher, "_EXACT_SEARCH_FACTOR", 10 if exact else 0)
     every = found(index, top_k=MANY, direction=direction)
     condition = {"source": "wiki", "number": {"gte": 51, "lt": 251}}
     wanted = {key: score for key, score in every.items() if is_wiki(key) and 51 <= number_of(key) < 251}
@@ -117,7 +117,7 @@ def test_gradients_made_elsewhere_are_filtered_too(indexes):
     ],
 )
 def test_conditions_mean_what_they_say(value, condition, expected):
-    assert meets(value, condition) is expected
+    assert matches_condition(value, condition) is expected
 
 
 @pytest.mark.parametrize(

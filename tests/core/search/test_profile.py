@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, GradientProcessor, build_index, fit_profile
-from bergson_core.attribution.profile_fitting import matching_mixing
+from bergson_core.attribution.profile_fitting import match_mixing
 from bergson_core.errors import IndexBusy, IndexCorrupt, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
@@ -71,7 +71,7 @@ def test_the_rule_gives_both_sides_the_same_eigenvalue_where_they_meet():
     torch.manual_seed(0)
     queries, train = (torch.randn(2, 64, 64, dtype=torch.float64) for _ in range(2))
     queries, train = queries @ queries.mT, 5 * train @ train.mT
-    mixing = matching_mixing(queries, train)
+    mixing = match_mixing(queries, train)
     k = 2 - 1  # 1,000 of 65,536 are 2 of 128
     pooled = [
         torch.linalg.eigvalsh(one).flatten().sort(descending=True).values[k] for one in (queries, train)
@@ -83,7 +83,7 @@ def test_the_rule_refuses_queries_that_span_too_little(copied, sample):
     (one,) = torch.randn(1, 128, dtype=torch.float64)
     alone, train = torch.outer(one, one)[None], torch.eye(128, dtype=torch.float64)[None]
     with pytest.raises(InvalidInput, match="fewer than the 2 directions"):
-        matching_mixing(alone, train)
+        match_mixing(alone, train)
 
 
 @pytest.mark.parametrize(

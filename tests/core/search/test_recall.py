@@ -9,7 +9,7 @@ from bergson_core.data.batching import Tokens
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
 from bergson_core.search import recall
-from bergson_core.search.recall import RecallQueries, candidate_kinds, measure_recall
+from bergson_core.search.recall import RecallQueries, measure_recall, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
@@ -30,8 +30,8 @@ def sources(tmp_path_factory):
 @pytest.fixture
 def few_candidates(monkeypatch):
     """So few that one bit a number cannot hold the best ten."""
-    monkeypatch.setitem(recall._LEAST, "rabitq", 10)
-    monkeypatch.setitem(recall._MOST, "rabitq", 10)
+    monkeypatch.setitem(recall._MIN_CANDIDATES, "rabitq", 10)
+    monkeypatch.setitem(recall._MAX_CANDIDATES, "rabitq", 10)
 
 
 def spec_of(sources, search: dict, **gradients):
@@ -53,17 +53,17 @@ def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, t
     index = AttributionIndex.open(tmp_path / "facts")
     assert index.manifest.search.kind == kind
     numbers = np.array([3, 77, 390])
-    documents = [row["prompt"] for shard in index.shards for row in shard.records.to_pylist()]
+    documents = [row["prompt"] for shard in index.shards for row in shard.documents.to_pylist()]
     rows = rows_of(index, [documents[k] for k in numbers])
     sample = RecallQueries(numbers, rows.reshape(3, len(index.collector.slices), -1))
     profile = index.profiles["default"]
-    found = measure_recall(sample, profile, index.shards, index.searcher.candidates, min_recall=0.01)
-    asked, weights = profile.prepare(sample.rows)
+    found = measure_recall(sample, profile, index.shards, index.searcher.candidate_search, min_recall=0.01)
+    asked, weights = profile.prepare_queries(sample.rows)
     every = torch.cat([shard.rows(slice(None)) for shard in index.shards])
     lengths = torch.from_numpy(np.concatenate([np.array(one) for one in profile.lengths]))
     for sign, said in ((1, found.recall_at_10), (-1, found.opponents_recall_at_10)):
         exact = sign * torch.einsum("nmd,qmd->qn", every / lengths[..., None].clamp_min(1e-30), weights)
-        candidates = index.searcher.candidates.numbers(sign * asked, found.candidates)
+        candidates = index.searcher.candidate_search.find_row_numbers(sign * asked, found.candidates)
         shares = []
         for q, number in enumerate(numbers):
             exact[q, number] = -torch.inf
@@ -100,11 +100,11 @@ def test_a_large_index_takes_one_bit_and_goes_back_to_float16_where_that_does_no
     sources, tmp_path, monkeypatch, few_candidates
 ):
     shape = RowShape("float16", 8, 16)
-    assert candidate_kinds(SearchSpec(), shape, 1000) == ("float16",)
-    assert candidate_kinds(SearchSpec(), shape, 10**7) == ("rabitq", "float16")
-    assert candidate_kinds(SearchSpec(kind="exact"), shape, 10**7) == ("float16",)
-    assert candidate_kinds(SearchSpec(), RowShape("sign", 8, 16), 10**7) == ("hamming",)
-    monkeypatch.setattr(recall, "_ONE_BIT_FROM_BYTES", 0)
+    assert search_kinds_to_try(SearchSpec(), shape, 1000) == ("float16",)
+    assert search_kinds_to_try(SearchSpec(), shape, 10**7) == ("rabitq", "float16")
+    assert search_kinds_to_try(SearchSpec(kind="exact"), shape, 10**7) == ("float16",)
+    assert search_kinds_to_try(SearchSpec(), RowShape("sign", 8, 16), 10**7) == ("hamming",)
+    monkeypatch.setattr(recall, "_MIN_BYTES_FOR_ONE_BIT", 0)
     manifest = build_index(spec_of(sources, {}), tmp_path / "facts", shard_rows=150)
     assert manifest.search.kind == "float16"
     assert manifest.search.recall_at_10 >= 0.99
@@ -137,15 +137,15 @@ def test_bits_take_as_many_candidates_as_hold_the_recall(sources, tmp_path):
 
 def test_documents_without_a_gradient_are_no_queries():
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
-    sample = RecallQueries.of(np.array([5, 6, 7, 8]), rows, layers=1)
-    assert sample.numbers.tolist() == [5, 8]
+    sample = RecallQueries.from_rows(np.array([5, 6, 7, 8]), rows, modules=1)
+    assert sample.row_numbers.tolist() == [5, 8]
 
 
 def test_queries_are_the_ends_of_documents():
     tokens = Tokens(np.arange(10), np.arange(10) >= 2)
-    assert recall._end(tokens).labels.nonzero()[0].tolist() == [8, 9]
-    assert recall._end(Tokens(np.arange(3), np.array([False, True, False]))).labelled == 1
-    assert recall._end(Tokens(np.arange(1), np.zeros(1, dtype=bool))).labelled == 0
+    assert recall._label_last_quarter(tokens).labels.nonzero()[0].tolist() == [8, 9]
+    assert recall._label_last_quarter(Tokens(np.arange(3), np.array([False, True, False]))).labelled == 1
+    assert recall._label_last_quarter(Tokens(np.arange(1), np.zeros(1, dtype=bool))).labelled == 0
 
 
 def test_an_index_of_one_document_has_nothing_to_miss(sources, tmp_path):

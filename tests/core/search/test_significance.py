@@ -9,12 +9,12 @@ from bergson_core import AttributionIndex, append_documents, build_index, fit_pr
 from bergson_core.data.batching import Tokens
 from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search import background_sample
-from bergson_core.search.background_sample import SampledRows, percentile
+from bergson_core.search.background_sample import BackgroundSample, percentile
 from bergson_core.search.significance import (
-    NOTICE,
-    _joined,
+    NO_INFLUENCE_NOTICE,
+    _splice,
     calibrate_notice,
-    joined_rows,
+    collect_null_rows,
     prominence,
     significance_notice,
 )
@@ -67,30 +67,30 @@ def test_what_was_taken_down_is_not_compared_with(spec, tmp_path):
 
 
 def test_the_sample_is_the_same_whoever_holds_the_shards(index, monkeypatch):
-    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
-    monkeypatch.setattr(background_sample, "MOST_ROWS", 12)
+    monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MAX_SAMPLE_ROWS", 12)
     shards = AttributionIndex.open(index).shards
-    whole = SampledRows.read(shards, 40, seed=0)
-    parts = [SampledRows.read(some, 40, seed=0) for some in (shards[:1], shards[1:])]
-    assert len(whole.places) == 12
+    whole = BackgroundSample.read(shards, 40, seed=0)
+    parts = [BackgroundSample.read(some, 40, seed=0) for some in (shards[:1], shards[1:])]
+    assert len(whole.offsets) == 12
     torch.testing.assert_close(torch.cat([one.blocks for one in parts], 1), whole.blocks, rtol=0, atol=0)
-    assert not np.array_equal(SampledRows.read(shards, 40, seed=1).places, whole.places)
+    assert not np.array_equal(BackgroundSample.read(shards, 40, seed=1).offsets, whole.offsets)
 
 
 def test_shards_that_have_no_row_of_the_sample_compare_with_none(many, monkeypatch):
-    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
-    monkeypatch.setattr(background_sample, "MOST_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MAX_SAMPLE_ROWS", 1)
     opened = AttributionIndex.open(many)
-    none = [shard for shard in opened.shards if not SampledRows.read([shard], MANY, seed=0).places.size]
-    found = SampledRows.read(none, MANY, seed=0)
-    _, weights = opened.profiles["default"].prepare(torch.randn(3, len(opened.collector.slices), 16))
+    none = [shard for shard in opened.shards if not BackgroundSample.read([shard], MANY, seed=0).offsets.size]
+    found = BackgroundSample.read(none, MANY, seed=0)
+    _, weights = opened.profiles["default"].prepare_queries(torch.randn(3, len(opened.collector.slices), 16))
     assert found.scores(opened.profiles["default"], weights, [None] * len(none)).shape == (3, 0)
 
 
 def test_a_sample_takes_no_more_memory_than_it_may(index, monkeypatch):
-    monkeypatch.setattr(background_sample, "LEAST_ROWS", 1)
-    monkeypatch.setattr(background_sample, "MOST_NUMBERS", 128 * 7)
-    assert SampledRows.read(AttributionIndex.open(index).shards, 40, seed=0).blocks.numel() == 128 * 7
+    monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
+    monkeypatch.setattr(background_sample, "MAX_SAMPLE_NUMBERS", 128 * 7)
+    assert BackgroundSample.read(AttributionIndex.open(index).shards, 40, seed=0).blocks.numel() == 128 * 7
 
 
 def test_documents_that_were_appended_are_in_the_sample(spec, tmp_path):
@@ -101,7 +101,7 @@ def test_documents_that_were_appended_are_in_the_sample(spec, tmp_path):
     )
     append_documents(path, AppendSpec(documents=rows))
     opened = AttributionIndex.open(path)
-    assert len(opened.searcher.sampled.places) == 70
+    assert len(opened.searcher.background.offsets) == 70
     assert opened.manifest.notice is not None  # 40 rows were too few to say, 70 are enough
     assert opened.attribute([query()])[0].results[0].percentile > 90
 
@@ -127,7 +127,7 @@ def told(opened: AttributionIndex, threshold: float) -> AttributionIndex:
 
 def test_the_notice_comes_where_the_best_result_does_not_stand_out(many):
     opened = AttributionIndex.open(many)
-    for threshold, says in ((-1e9, None), (1e9, NOTICE)):
+    for threshold, says in ((-1e9, None), (1e9, NO_INFLUENCE_NOTICE)):
         best, both, opponents = told(opened, threshold).attribute(
             [query(), query(direction="both"), query(direction="opponents")]
         )
@@ -142,12 +142,14 @@ def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
     documents = [
         Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 1) for s in rng.integers(4, 12, 40)
     ]
-    queries = joined_rows(opened.collector, documents, 1000)
-    profile, candidates = opened.profiles["default"], opened.searcher.candidates
-    entry = calibrate_notice(queries, profile, candidates, MANY, opened.searcher.sampled)
-    asked, _ = profile.prepare(queries)
+    queries = collect_null_rows(opened.collector, documents, 1000)
+    profile, candidates = opened.profiles["default"], opened.searcher.candidate_search
+    entry = calibrate_notice(queries, profile, candidates, MANY, opened.searcher.background)
+    asked, _ = profile.prepare_queries(queries)
     found = told(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
-    of_sample = opened.searcher.sampled.scores(profile, profile.prepare(queries)[1], opened.visible())
+    of_sample = opened.searcher.background.scores(
+        profile, profile.prepare_queries(queries)[1], opened.visible()
+    )
     quiet = [
         significance_notice(rows[0].score, scores, entry) is not None
         for rows, scores in zip(found, of_sample, strict=True)
@@ -158,7 +160,7 @@ def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
 
 def test_a_made_up_query_is_half_of_one_document_and_half_of_another():
     one, other = (Tokens.labelled_from(np.arange(start, start + 5), 1) for start in (10, 20))
-    joined = _joined(one, other)
+    joined = _splice(one, other)
     assert joined.ids.tolist() == [10, 11, 22, 23, 24]
     assert joined.labels.nonzero()[0].tolist() == [2, 3, 4]
 
