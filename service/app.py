@@ -7,11 +7,11 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from service.auth.authorization import KeyAuthorizer, authorize, refuse_unknown_parameters
-from service.auth.rate_limits import RateLimiter, shared_storage
+from service.auth.authorization import KeyAuthenticator, authorize, refuse_unknown_parameters
+from service.auth.rate_limits import RateLimiter, redis_storage
 from service.http import problems
 from service.http.metrics import WebMetrics
-from service.http.middleware import BodyLimit, HostCheck, KeyCheck, RequestId
+from service.http.middleware import BodyLimitMiddleware, HostCheckMiddleware, KeyCheckMiddleware, RequestIdMiddleware
 from service.indexes.answer_cache import AnswerCache
 from service.openapi import metadata
 from service.queue.broker import Broker
@@ -25,7 +25,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
-        app.state.limits = RateLimiter(shared_storage(app.state.broker.pool))
+        app.state.limits = RateLimiter(redis_storage(app.state.broker.pool))
         yield
 
 
@@ -42,16 +42,16 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.broker = broker
     app.state.stopping = False
     app.state.limits = RateLimiter()
-    app.state.keys = KeyAuthorizer(settings)
+    app.state.keys = KeyAuthenticator(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
     app.openapi = partial(metadata.openapi_document, app)
     for part in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
-    problems.install(app)
-    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
-    app.add_middleware(KeyCheck, keys=app.state.keys)
-    app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
-    app.add_middleware(RequestId, metrics=app.state.metrics)
+    problems.install_error_handlers(app)
+    app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(KeyCheckMiddleware, keys=app.state.keys)
+    app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
+    app.add_middleware(RequestIdMiddleware, metrics=app.state.metrics)
     return app

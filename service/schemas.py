@@ -6,10 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.build import BuildSpec, IndexName
-from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, SizesBytes
 from bergson_core.storage.manifest import NoticeEntry, SearchEntry
-from worker.messages import JobRecord, JobState, Problem, WorkerStatus
+from worker.messages import JobRecord, JobState, Problem, ServiceQuery, WorkerStatus
 
 
 class FieldError(BaseModel):
@@ -51,7 +50,7 @@ class IndexRequest(BuildSpec):
 
     name: IndexName
 
-    def spec(self) -> BuildSpec:
+    def build_spec(self) -> BuildSpec:
         """The spec alone."""
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
@@ -64,7 +63,7 @@ class EstimateRequest(BuildSpec):
     timeout_s: float = Field(300, gt=0, le=3600)
     """Seconds to wait before a 504."""
 
-    def spec(self) -> BuildSpec:
+    def build_spec(self) -> BuildSpec:
         """The spec alone."""
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
@@ -153,25 +152,28 @@ class IndexPage(ResultModel):
     """Pass as `cursor` for the next page; null on the last."""
 
 
-class AttributeRequest(AttributionQuery):
+class AttributeRequest(ServiceQuery):
     """A prompt and what the model said, and how long to wait for the answer."""
+
+    model_config = ConfigDict(title="AttributeRequest")
 
     timeout_s: float | None = Field(None, gt=0)
     """Seconds to wait before a 504; the server's default where null, and no more than its maximum."""
 
-    def query(self) -> AttributionQuery:
+    def query(self) -> ServiceQuery:
         """The query alone."""
-        fields = {name: getattr(self, name) for name in AttributionQuery.model_fields}
-        return AttributionQuery.model_construct(**fields)
+        return ServiceQuery.model_construct(
+            **{name: getattr(self, name) for name in ServiceQuery.model_fields}
+        )
 
 
-MAX_BATCH = 256
+MAX_BATCH_QUERIES = 256
 
 
 class BatchRequest(Spec):
     """Many questions at once, and how long to wait for all answers."""
 
-    queries: tuple[AttributionQuery, ...] = Field(min_length=1, max_length=MAX_BATCH)
+    queries: tuple[ServiceQuery, ...] = Field(min_length=1, max_length=MAX_BATCH_QUERIES)
     """Each as in `POST /attribute`."""
     timeout_s: float | None = Field(None, gt=0)
     """Seconds to wait; what is not answered by then is a problem. The server's default where null."""
@@ -183,7 +185,7 @@ class AttributeResponse(Answer):
     request_id: str
 
     @classmethod
-    def of(cls, answer: Answer, request_id: str) -> "AttributeResponse":
+    def from_answer(cls, answer: Answer, request_id: str) -> "AttributeResponse":
         """`answer` under its request's id."""
         fields = {name: getattr(answer, name) for name in Answer.model_fields}
         return cls.model_construct(**fields, request_id=request_id)

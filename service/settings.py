@@ -48,7 +48,7 @@ class ServiceSettings(Settings):
             return tuple(host.strip() for host in value.split(",") if host.strip())
         return value
 
-    def timeout(self, asked_s: float | None) -> float:
+    def resolve_timeout_s(self, asked_s: float | None) -> float:
         """Seconds to wait for an answer. Raises `InvalidInput` above the maximum."""
         if asked_s is not None and asked_s > self.max_timeout_s:
             raise InvalidInput(f"timeout_s: expected at most {self.max_timeout_s:g}, got {asked_s:g}")

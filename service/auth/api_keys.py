@@ -29,11 +29,11 @@ from bergson_core.schemas.base import ResultModel
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "keys.json"
+KEY_FILE_NAME = "keys.json"
 Scope = Literal["read", "write", "admin"]
-_SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
-_PRESENTED = re.compile(r"bg_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
-_NO_SECRET = sha256(b"").hexdigest()
+_SCOPES_ASCENDING: tuple[Scope, ...] = ("read", "write", "admin")
+_KEY_PATTERN = re.compile(r"bg_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_DUMMY_SHA256 = sha256(b"").hexdigest()
 
 
 @lru_cache(maxsize=256)
@@ -48,7 +48,7 @@ def parse_rate(text: str) -> RateLimitItem:
     return found[0]
 
 
-def _checked_rate(text: str) -> str:
+def _validate_rate(text: str) -> str:
     parse_rate(text)
     return text
 
@@ -69,21 +69,21 @@ class Caller(ResultModel):
     """Names of the indexes that there are for this caller, as shell patterns (`facts-*`); empty: all."""
     text: bool = True
     """Whether prompts, completions and metadata of documents are shown."""
-    rate: Annotated[str, AfterValidator(_checked_rate)] | None = None
+    rate: Annotated[str, AfterValidator(_validate_rate)] | None = None
     """Calls in a span of time: `100/minute`."""
     concurrent: int | None = Field(default=None, ge=1)
     """Calls that may be open at once in one web process."""
 
-    def may(self, needed: Scope) -> bool:
+    def has_scope(self, needed: Scope) -> bool:
         """Whether the scope includes `needed`."""
-        return _SCOPES.index(self.scope) >= _SCOPES.index(needed)
+        return _SCOPES_ASCENDING.index(self.scope) >= _SCOPES_ASCENDING.index(needed)
 
-    def sees(self, index: str | None) -> bool:
+    def can_see(self, index: str | None) -> bool:
         """Whether there is such an index for this caller; what belongs to no index is seen by those who see all."""
         return not self.indexes or any(fnmatchcase(index or "", pattern) for pattern in self.indexes)
 
 
-class Key(Caller):
+class ApiKey(Caller):
     """A key as it is kept."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
@@ -96,25 +96,25 @@ class Key(Caller):
     """Unix time in seconds, as `expires_at`."""
     expires_at: float | None = None
 
-    def counts(self) -> bool:
+    def is_active(self) -> bool:
         """Whether it has not expired."""
         return self.expires_at is None or time.time() < self.expires_at
 
 
-class _Content(ResultModel):
+class _KeyFileContent(ResultModel):
     format: Literal[1] = 1
-    keys: tuple[Key, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
 
 class KeyFile:
     """The keys below a data directory. What is read is kept until the file is another one."""
 
     def __init__(self, data_dir: Path):
-        self.path = data_dir / FILE_NAME
+        self.path = data_dir / KEY_FILE_NAME
         self._stamp: tuple[int, ...] = ()
-        self._found: tuple[Key, ...] | None = None
+        self._found: tuple[ApiKey, ...] | None = None
 
-    def read(self) -> tuple[Key, ...] | None:
+    def read(self) -> tuple[ApiKey, ...] | None:
         """All keys, also expired ones; None where there is no file.
 
         Raises `Unavailable` where the file cannot be read, and says why in the log, once.
@@ -125,16 +125,16 @@ class KeyFile:
             return None
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if stamp != self._stamp:
-            self._stamp, self._found = stamp, self._parsed()
+            self._stamp, self._found = stamp, self._parse()
         if self._found is None:
             raise Unavailable(
                 "the file of the API keys cannot be read, so that all are refused; the log says more"
             )
         return self._found
 
-    def _parsed(self) -> tuple[Key, ...] | None:
+    def _parse(self) -> tuple[ApiKey, ...] | None:
         try:
-            return _Content.model_validate_json(self.path.read_bytes()).keys
+            return _KeyFileContent.model_validate_json(self.path.read_bytes()).keys
         except (OSError, ValidationError) as error:
             logger.error(
                 "every request is refused, for %s cannot be read: mend it, or remove it and make new keys (%s)",
@@ -142,55 +142,55 @@ class KeyFile:
             )
             return None
 
-    def find(self, presented: str) -> Key | None:
+    def find(self, presented: str) -> ApiKey | None:
         """The key that was presented, or None where it is not one, or has expired.
 
         As long for an unknown id as for a wrong secret, so that nobody learns the ids by the clock.
         """
-        parts = _PRESENTED.fullmatch(presented)
+        parts = _KEY_PATTERN.fullmatch(presented)
         key_id, secret = parts.groups() if parts else ("", "")
         found = next((key for key in self.read() or () if key.id == key_id), None)
-        same = compare_digest(sha256(secret.encode()).hexdigest(), found.sha256 if found else _NO_SECRET)
-        return found if found is not None and same and found.counts() else None
+        same = compare_digest(sha256(secret.encode()).hexdigest(), found.sha256 if found else _DUMMY_SHA256)
+        return found if found is not None and same and found.is_active() else None
 
     def create(self, caller: Caller, expires_at: float | None = None) -> str:
         """Adds a key that may what `caller` may; the key, which nothing can show again. Raises `InvalidInput`."""
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-        new = Key.model_validate(
+        new = ApiKey.model_validate(
             caller.model_dump()
             | {"id": key_id, "sha256": sha256(secret.encode()).hexdigest()}
             | {"created_at": time.time(), "expires_at": expires_at}
         )
 
-        def added(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        def added(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
             if any(key.name == new.name for key in keys):
                 raise InvalidInput(
                     f"there is a key named {new.name!r}: choose another name, or revoke it first"
                 )
             return (*keys, new)
 
-        self._change(added)
+        self._update(added)
         return f"bg_{key_id}_{secret}"
 
     def revoke(self, name: str) -> None:
         """Removes a key: the next request with it is refused. Raises `InvalidInput` where there is none."""
 
-        def left(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        def left(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
             if name not in (key.name for key in keys):
                 raise InvalidInput(f"there is no key named {name!r}: `bergson keys list` shows them")
             return tuple(key for key in keys if key.name != name)
 
-        self._change(left)
+        self._update(left)
 
-    def _change(self, change: Callable[[tuple[Key, ...]], tuple[Key, ...]]) -> None:
+    def _update(self, change: Callable[[tuple[ApiKey, ...]], tuple[ApiKey, ...]]) -> None:
         """For a process that does nothing else meanwhile: the mask of file modes is the whole process's."""
         from bergson_core.utils.atomic_files import write_durably  # brings pyarrow along
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = os.umask(0o077)
         try:
-            with FileLock(self.path.with_name(f".{FILE_NAME}.lock")):
-                content = _Content(keys=change(self.read() or ()))
+            with FileLock(self.path.with_name(f".{KEY_FILE_NAME}.lock")):
+                content = _KeyFileContent(keys=change(self.read() or ()))
                 write_durably(self.path, content.model_dump_json(indent=2).encode())
         finally:
             os.umask(before)

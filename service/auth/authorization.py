@@ -10,10 +10,10 @@ from bergson_core.errors import Forbidden, IndexNotFound, InvalidInput, Unauthor
 from service.auth.api_keys import Caller, KeyFile, Scope
 from service.settings import ServiceSettings, is_loopback
 
-OPEN = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 """Health, and pages that hold no data; with them what is below /static/."""
 
-SCOPES: dict[str, Scope] = {
+ROUTE_SCOPES: dict[str, Scope] = {
     "attribute": "read",
     "attribute_batch": "read",
     "list_indexes": "read",
@@ -36,25 +36,25 @@ SCOPES: dict[str, Scope] = {
 }
 """Name of a route → the scope that it needs."""
 
-ANYBODY = Caller(name="anybody")
+ANONYMOUS = Caller(name="anybody")
 
 
-def is_open(method: str, path: str) -> bool:
+def is_open_path(method: str, path: str) -> bool:
     """Whether this may be asked without a key."""
-    return method in ("GET", "HEAD") and (path in OPEN or path.startswith("/static/"))
+    return method in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith("/static/"))
 
 
-class KeyAuthorizer:
+class KeyAuthenticator:
     """Decides who asks. Without a file of keys everybody is `ANYBODY`, on a loopback address and nowhere else."""
 
     def __init__(self, settings: ServiceSettings):
         self._file = KeyFile(settings.data_dir)
         self._needed = not is_loopback(settings.host)
 
-    def caller(self, authorization: str) -> Caller:
+    def identify(self, authorization: str) -> Caller:
         """Who sent this header. Raises `Unauthorized`, and `Unavailable` where the file of keys cannot be read."""
-        if not self.needed():
-            return ANYBODY
+        if not self.requires_key():
+            return ANONYMOUS
         scheme, _, presented = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("expected an API key in the header `Authorization: Bearer bg_…`")
@@ -62,26 +62,26 @@ class KeyAuthorizer:
             raise Unauthorized("this API key is unknown, or it has expired or was revoked: ask for a new one")
         return key
 
-    def needed(self) -> bool:
+    def requires_key(self) -> bool:
         """Whether a key is asked for. A file that was there and is gone while we run opens nothing."""
         self._needed = self._needed or self._file.read() is not None
         return self._needed
 
-    def check(self, caller: Caller) -> None:
+    def require_active(self, caller: Caller) -> None:
         """Raises `Unauthorized` where `caller` was let in and would not be any more."""
         keys = self._file.read() or ()
-        if not (any(key == caller and key.counts() for key in keys) if self.needed() else caller is ANYBODY):
+        if not (any(key == caller and key.is_active() for key in keys) if self.requires_key() else caller is ANONYMOUS):
             raise Unauthorized("the API key that this was asked with does not count any more")
 
 
-def check_start(settings: ServiceSettings) -> None:
+def require_keys_if_public(settings: ServiceSettings) -> None:
     """Raises `InvalidInput` where others would reach a service without keys, or the keys cannot be read."""
     file = KeyFile(settings.data_dir)
     try:
         keys = file.read() or ()
     except Unavailable:
         raise InvalidInput(f"{file.path} cannot be read; see above") from None
-    if not is_loopback(settings.host) and not any(key.counts() for key in keys):
+    if not is_loopback(settings.host) and not any(key.is_active() for key in keys):
         raise InvalidInput(
             f"host {settings.host!r} can be reached from other machines, and there is no API key for them: make one "
             f"with `bergson keys create NAME --scope admin --data_dir {settings.data_dir}`, or listen on 127.0.0.1"
@@ -110,11 +110,11 @@ async def authorize(request: Request) -> None:
     caller: Caller | None = request.state.caller
     if caller is None:  # what is open
         return
-    needed = SCOPES.get(request.scope["route"].name)
+    needed = ROUTE_SCOPES.get(request.scope["route"].name)
     if needed is None:
         raise Forbidden("no key may do this: nobody has said which scope it needs")
-    if not caller.may(needed):
+    if not caller.has_scope(needed):
         raise Forbidden(f"this needs a key of scope {needed}; {caller.name!r} has the scope {caller.scope}")
     name = request.path_params.get("name")
-    if name is not None and not caller.sees(name):
+    if name is not None and not caller.can_see(name):
         raise IndexNotFound.named(name)

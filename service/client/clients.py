@@ -42,7 +42,7 @@ from service.schemas import (
     Ready,
     WorkerList,
 )
-from worker.messages import FINAL_STATES, JobRecord, JobState, WorkerStatus
+from worker.messages import FINAL_STATES, JobRecord, JobState, ServiceQuery, WorkerStatus
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -75,7 +75,7 @@ class AsyncClient(RequestSender):
         self, queries: Iterable[AttributionQuery | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> list[AttributeResponse | BergsonError]:
         """Up to 256 queries in one call: for each, in their order, the answer or the error that it met."""
-        bodies = [request_body(AttributionQuery, one) for one in queries]
+        bodies = [request_body(ServiceQuery, one) for one in queries]
         body = {"queries": bodies} | ({} if timeout_s is None else {"timeout_s": timeout_s})
         sent = await self._send("POST", "/attribute/batch", body, repeatable=True, wait_s=timeout_s)
         return [

@@ -9,6 +9,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
+from bergson_core.schemas.base import Spec
 from service.client.errors_and_events import (
     Event,
     EventReader,
@@ -131,15 +132,11 @@ class RequestSender:
         await self._io.sleep(pause_s)
 
 
-def request_body(schema: type[BaseModel], fields: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+def request_body(schema: type[Spec], fields: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     """What `fields` say, as JSON has it. Raises `InvalidInput` where `schema` refuses them."""
-    try:
-        given = fields if isinstance(fields, BaseModel) else schema.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or schema.__name__
-        raise InvalidInput(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    return given.model_dump(exclude_unset=True)
+    if isinstance(fields, BaseModel):
+        fields = fields.model_dump(exclude_unset=True)
+    return schema.model_validate(fields).model_dump(exclude_unset=True)
 
 
 def parse_response(schema: type[M], content: bytes | str) -> M:

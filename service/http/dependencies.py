@@ -6,10 +6,10 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 
 from bergson_core.schemas.build import NAME_PATTERN
 from service.auth.api_keys import Caller
-from service.auth.authorization import KeyAuthorizer
+from service.auth.authorization import KeyAuthenticator
 from service.auth.rate_limits import RateLimiter
 from service.http.metrics import WebMetrics
-from service.http.problems import request_id_of
+from service.http.problems import get_request_id
 from service.http.query_handler import QueryHandler
 from service.indexes.answer_cache import AnswerCache
 from service.queue.broker import Broker
@@ -30,7 +30,7 @@ def _caller(request: Request) -> Caller:
     return request.state.caller
 
 
-def _keys(request: Request) -> KeyAuthorizer:
+def _keys(request: Request) -> KeyAuthenticator:
     return request.app.state.keys
 
 
@@ -40,7 +40,7 @@ def _metrics(request: Request) -> WebMetrics:
 
 def _asking(request: Request) -> QueryHandler:
     state = request.app.state
-    caller, request_id = request.state.caller, request_id_of(request)
+    caller, request_id = request.state.caller, get_request_id(request)
     cache = AnswerCache(0) if "no-cache" in request.headers.get("Cache-Control", "") else state.cache
     return QueryHandler(state.broker, state.settings, cache, state.metrics, caller, request_id)
 
@@ -50,15 +50,15 @@ def _limits(request: Request) -> RateLimiter:
 
 
 QueryHandlerDep = Annotated[QueryHandler, Depends(_asking)]
-LimitsDep = Annotated[RateLimiter, Depends(_limits)]
+RateLimiterDep = Annotated[RateLimiter, Depends(_limits)]
 BrokerDep = Annotated[Broker, Depends(_broker)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 CallerDep = Annotated[Caller, Depends(_caller)]
-KeysDep = Annotated[KeyAuthorizer, Depends(_keys)]
+AuthenticatorDep = Annotated[KeyAuthenticator, Depends(_keys)]
 MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
-RequestIdDep = Annotated[str, Depends(request_id_of)]
+RequestIdDep = Annotated[str, Depends(get_request_id)]
 
-NamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]
+IndexNamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]
 _IdempotencyHeader = Annotated[
     str | None,
     Header(
@@ -73,8 +73,8 @@ def _idempotency_key(caller: CallerDep, idempotency_key: _IdempotencyHeader = No
     return f"{caller.id}:{idempotency_key}" if idempotency_key and caller.id else idempotency_key
 
 
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
-LimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
+IdempotencyKeyDep = Annotated[str | None, Depends(_idempotency_key)]
+PageLimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
 
 
 def job_accepted(job: JobRecord, response: Response) -> JobAccepted:

@@ -68,7 +68,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "internal_error": ProblemKind(500, "Internal error"),
 }
 
-_BY_STATUS = {
+_CODES_BY_STATUS = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
@@ -77,16 +77,16 @@ _BY_STATUS = {
 }
 
 
-def kind_of(code: str) -> ProblemKind:
+def find_problem_kind(code: str) -> ProblemKind:
     """The table's entry for `code`; a code from a newer worker counts as a plain failure."""
     return PROBLEM_KINDS.get(code, PROBLEM_KINDS["error"])
 
 
-def problem(
+def make_problem(
     code: str, detail: str, request_id: str, errors: list[FieldError] | None = None
 ) -> ProblemDetails:
     """The problem that says `code` and `detail`."""
-    kind = kind_of(code)
+    kind = find_problem_kind(code)
     return ProblemDetails(
         type=f"urn:bergson:problem:{code}",
         title=kind.title,
@@ -98,17 +98,17 @@ def problem(
     )
 
 
-def validation_problem(errors: list[FieldError], request_id: str) -> ProblemDetails:
+def make_validation_problem(errors: list[FieldError], request_id: str) -> ProblemDetails:
     """The problem that lists `errors` and says the first in its detail."""
     first = errors[0]
     where = ".".join(str(part) for part in first.loc[1:]) or str(first.loc[0])
     others = f" (and {len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
-    return problem("invalid_input", f"{where}: {first.msg}{others}", request_id, errors)
+    return make_problem("invalid_input", f"{where}: {first.msg}{others}", request_id, errors)
 
 
 def problem_response(details: ProblemDetails, headers: Mapping[str, str] | None = None) -> Response:
     """`details` as a response, with `Retry-After` where waiting helps."""
-    retry_after_s = kind_of(details.code).retry_after_s
+    retry_after_s = find_problem_kind(details.code).retry_after_s
     retry = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Response(
         details.model_dump_json(exclude_none=True),
@@ -120,7 +120,7 @@ def problem_response(details: ProblemDetails, headers: Mapping[str, str] | None 
 
 def error_response(error: BergsonError, request_id: str) -> Response:
     """The problem that `error` is, with the headers that belong to it."""
-    details, headers = problem(error.code, str(error), request_id), {}
+    details, headers = make_problem(error.code, str(error), request_id), {}
     if isinstance(error, IdsExist):
         details = details.model_copy(update={"ids": list(error.ids)})
     if isinstance(error, Unauthorized):
@@ -132,17 +132,17 @@ def error_response(error: BergsonError, request_id: str) -> Response:
     return problem_response(details, headers)
 
 
-def request_id_of(request: Request) -> str:
+def get_request_id(request: Request) -> str:
     """The id that `middleware.RequestId` gave to the request."""
     return request.state.request_id
 
 
-def _on_bergson_error(request: Request, error: Exception) -> Response:
+def _handle_bergson_error(request: Request, error: Exception) -> Response:
     known = error if isinstance(error, BergsonError) else BergsonError(str(error))
-    return error_response(known, request_id_of(request))
+    return error_response(known, get_request_id(request))
 
 
-def _field_error(error: Mapping[str, Any]) -> FieldError:
+def _make_field_error(error: Mapping[str, Any]) -> FieldError:
     message = error["msg"].removeprefix(_VALUE_ERROR)
     if error["type"] == "json_invalid":
         message = f"expected JSON: {error['ctx']['error']}"
@@ -151,32 +151,32 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
     )
 
 
-def _on_validation(request: Request, error: Exception) -> Response:
+def _handle_validation_error(request: Request, error: Exception) -> Response:
     raw: Iterable[Mapping[str, Any]] = error.errors() if isinstance(error, RequestValidationError) else ()
-    errors = [_field_error(one) for one in list(raw)[:MAX_FIELD_ERRORS]]
-    return problem_response(validation_problem(errors, request_id_of(request)))
+    errors = [_make_field_error(one) for one in list(raw)[:MAX_FIELD_ERRORS]]
+    return problem_response(make_validation_problem(errors, get_request_id(request)))
 
 
-def _on_http_exception(request: Request, error: Exception) -> Response:
+def _handle_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    code = _BY_STATUS.get(status, "error")
+    code = _CODES_BY_STATUS.get(status, "error")
     detail = str(getattr(error, "detail", ""))
     if detail == http.HTTPStatus(status).phrase:
         detail = f"{detail}: {request.method} {request.url.path}. GET /docs lists what there is"
-    details = problem(code, detail, request_id_of(request)).model_copy(update={"status": status})
+    details = make_problem(code, detail, get_request_id(request)).model_copy(update={"status": status})
     return problem_response(details, getattr(error, "headers", None))
 
 
-def _on_anything_else(request: Request, error: Exception) -> Response:
-    request_id = request_id_of(request)
+def _handle_unexpected_error(request: Request, error: Exception) -> Response:
+    request_id = get_request_id(request)
     logger.error("%s %r failed: %r", request.method, request.url.path, error)
     detail = "something went wrong in the server; its log has the request id"
-    return problem_response(problem("internal_error", detail, request_id))
+    return problem_response(make_problem("internal_error", detail, request_id))
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Make every error of `app` a problem. An unexpected one is raised on after the reply, for the log."""
-    app.add_exception_handler(BergsonError, _on_bergson_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_anything_else)
+    app.add_exception_handler(BergsonError, _handle_bergson_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(Exception, _handle_unexpected_error)

@@ -9,16 +9,15 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from bergson_core.errors import Cancelled, Forbidden, IndexNotFound
-from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, TimingMs
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
 from service.http.metrics import WebMetrics
-from service.indexes.answer_cache import AnswerCache, key_of
+from service.indexes.answer_cache import AnswerCache, make_cache_key
 from service.queue.broker import Broker
-from service.queue.replies import stop
+from service.queue.replies import cancel_and_wait
 from service.settings import ServiceSettings
-from worker.messages import Priority
+from worker.messages import Priority, ServiceQuery
 
 T = TypeVar("T")
 
@@ -35,19 +34,19 @@ class QueryHandler:
     request_id: str
 
     async def answer(
-        self, query: AttributionQuery, timeout_s: float, priority: Priority = "interactive"
+        self, query: ServiceQuery, timeout_s: float, priority: Priority = "interactive"
     ) -> Answer:
         """The answer, from the cache or from a worker, without what is taken down by now.
 
         Raises `IndexNotFound` and `Forbidden` for what the caller may not ask, and what `Broker.ask` raises.
         """
-        query, started = self._allowed(query), time.perf_counter()
+        query, started = self._restrict_to_permissions(query), time.perf_counter()
         index = self.settings.indexes_dir / query.index
         log = TakedownLog(index)
         log.skip_to_end()
-        key = key_of(index, log, query)
+        key = make_cache_key(index, log, query)
         known = self.cache.get(key)
-        self.metrics.cache.labels("miss" if known is None else "hit").inc()
+        self.metrics.cache_requests.labels("miss" if known is None else "hit").inc()
         if known is not None:
             timing = TimingMs(gradient=0, search=0, total=1000 * (time.perf_counter() - started))
             return known.model_copy(update={"timing_ms": timing})
@@ -58,9 +57,9 @@ class QueryHandler:
         self.cache.put(key, answer)
         return answer
 
-    def _allowed(self, query: AttributionQuery) -> AttributionQuery:
+    def _restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
         """The query as the caller may ask it: without text no tokens, no metadata, nor a filter that finds it out."""
-        if not self.caller.sees(query.index):
+        if not self.caller.can_see(query.index):
             raise IndexNotFound.named(query.index)
         if self.caller.text:
             return query
@@ -69,19 +68,19 @@ class QueryHandler:
         return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What `work` returns. It is cancelled where the client goes: nobody would read the answer."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Cancelled("the client has closed the connection")
         return task.result()
     finally:
-        await stop(task)
-        await stop(gone)
+        await cancel_and_wait(task)
+        await cancel_and_wait(gone)
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

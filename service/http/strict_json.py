@@ -16,24 +16,24 @@ _MAY_OVERFLOW = re.compile(rb"\d{19}|[eE]\+?\d{3}")
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 
 
-def _integer(text: str) -> int:
+def _parse_int64(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
         raise ValueError("an integer is beyond 64 bits")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_finite_float(text: str) -> float:
     if abs(value := float(text)) == float("inf"):
         raise ValueError("a number is beyond 64-bit floating point")
     return value
 
 
-def loads(body: bytes) -> Any:
+def parse_strict_json(body: bytes) -> Any:
     """The value of `body`. Raises `json.JSONDecodeError`; nesting is limited to 200."""
     try:
         value = from_json(body, allow_inf_nan=False)
         if _MAY_OVERFLOW.search(body):
-            json.loads(body, parse_int=_integer, parse_float=_finite)
+            json.loads(body, parse_int=_parse_int64, parse_float=_parse_finite_float)
     except ValueError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
     return value
@@ -47,7 +47,7 @@ class _StrictRequest(Request):
         return body
 
     async def json(self) -> Any:
-        return loads(await self.body())
+        return parse_strict_json(await self.body())
 
 
 class StrictJsonRoute(APIRoute):

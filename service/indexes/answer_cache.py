@@ -13,10 +13,10 @@ from bergson_core.schemas.results import Answer
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.storage.takedown_log import TakedownLog
 
-Key = tuple[Hashable, ...]
+CacheKey = tuple[Hashable, ...]
 
 
-def key_of(index: Path, log: TakedownLog, query: AttributionQuery) -> Key | None:
+def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> CacheKey | None:
     """What the answer depends on; None where there is no index. Of the `log` counts what was read or skipped."""
     try:
         stat = (index / MANIFEST_FILE).stat()
@@ -30,16 +30,16 @@ class AnswerCache:
 
     def __init__(self, most_bytes: int):
         self._most, self._bytes = most_bytes, 0
-        self._answers: OrderedDict[Key, bytes] = OrderedDict()
+        self._answers: OrderedDict[CacheKey, bytes] = OrderedDict()
 
-    def get(self, key: Key | None) -> Answer | None:
+    def get(self, key: CacheKey | None) -> Answer | None:
         """The answer that was put under `key`, unless it had to make room."""
         if key is None or (raw := self._answers.get(key)) is None:
             return None
         self._answers.move_to_end(key)
         return Answer.model_validate_json(raw)
 
-    def put(self, key: Key | None, answer: Answer) -> None:
+    def put(self, key: CacheKey | None, answer: Answer) -> None:
         """Keeps an answer, but for one that lacks damaged shards: they may be mended."""
         if key is None or answer.partial or not self._most:
             return

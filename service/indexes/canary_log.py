@@ -21,9 +21,9 @@ from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MOST_RUNS: Final = 10_000
+MAX_RUNS: Final = 10_000
 """A year of hours, and two months; some 3 MB."""
-_LAST_BYTES: Final = 4096
+_TAIL_BYTES: Final = 4096
 
 
 class CanaryRun(ResultModel):
@@ -46,32 +46,32 @@ class CanaryRun(ResultModel):
 
 def append_run(settings: Settings, run: CanaryRun) -> Path:
     """Adds a run to the file of its index, flushed to disk; the path of that."""
-    path = _path(settings, run.index)
+    path = _log_path(settings, run.index)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        lines = path.read_bytes().splitlines(keepends=True)[1 - MOST_RUNS :] if path.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True)[1 - MAX_RUNS :] if path.exists() else []
         write_durably(path, b"".join([*lines, run.model_dump_json().encode() + b"\n"]))
     return path
 
 
-def last_runs(settings: Settings, shown: Callable[[str], bool] = lambda index: True) -> Iterator[CanaryRun]:
+def iter_last_runs(settings: Settings, shown: Callable[[str], bool] = lambda index: True) -> Iterator[CanaryRun]:
     """The last run of each index that there is and is `shown`, by name. What cannot be read is passed over."""
     for path in sorted((settings.data_dir / "canary").glob("*.jsonl")):
         if not shown(path.stem) or not (settings.indexes_dir / path.stem / MANIFEST_FILE).is_file():
             continue
         try:
             with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+                file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
                 yield CanaryRun.model_validate_json(file.read().splitlines()[-1])
         except (OSError, IndexError, ValidationError) as error:
             logger.warning("%s cannot be read: %s", path, error)
 
 
-def forget_runs(settings: Settings, index: str) -> None:
+def delete_runs(settings: Settings, index: str) -> None:
     """Removes the runs of an index that was deleted."""
     for suffix in (".jsonl", ".lock"):
-        _path(settings, index).with_suffix(suffix).unlink(missing_ok=True)
+        _log_path(settings, index).with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _path(settings: Settings, index: str) -> Path:
+def _log_path(settings: Settings, index: str) -> Path:
     return settings.data_dir / "canary" / f"{index}.jsonl"

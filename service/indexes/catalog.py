@@ -15,7 +15,7 @@ from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from worker.messages import Problem
 
 
-def _sizes(manifest: Manifest) -> SizesBytes:
+def _sizes_bytes(manifest: Manifest) -> SizesBytes:
     rows = sum(entry.bytes for shard in manifest.shards for entry in shard.files)
     search = sum(entry.bytes for entry in manifest.files if entry.path.startswith("search/"))
     total = manifest.total_bytes()
@@ -26,7 +26,7 @@ def _without_documents(spec: BuildSpec) -> BuildSpec:
     return spec if spec.documents is None else spec.model_copy(update={"documents": ()})
 
 
-def _detail(name: str, manifest: Manifest) -> IndexDetail:
+def _make_detail(name: str, manifest: Manifest) -> IndexDetail:
     return IndexDetail(
         name=name,
         state="ready",
@@ -39,7 +39,7 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
         modules=len(manifest.modules),
         dimensions=manifest.dimensions,
         coverage_percent=manifest.coverage_percent,
-        size_bytes=_sizes(manifest),
+        size_bytes=_sizes_bytes(manifest),
         spec=_without_documents(manifest.spec),
         fingerprint=manifest.fingerprint,
         model_sha256=manifest.model_sha256,
@@ -51,9 +51,9 @@ def _detail(name: str, manifest: Manifest) -> IndexDetail:
 
 
 @lru_cache(maxsize=512)
-def _cached(path: Path, inode: int, modified_ns: int) -> IndexDetail:
+def _read_cached(path: Path, inode: int, modified_ns: int) -> IndexDetail:
     """A manifest is replaced by rename and may hold thousands of inline documents: read each version once."""
-    return _detail(path.name, read_manifest(path))
+    return _make_detail(path.name, read_manifest(path))
 
 
 def _read(path: Path) -> IndexDetail:
@@ -62,12 +62,12 @@ def _read(path: Path) -> IndexDetail:
     except FileNotFoundError:
         raise IndexNotFound.named(path.name) from None
     try:
-        return _cached(path, stat.st_ino, stat.st_mtime_ns)
+        return _read_cached(path, stat.st_ino, stat.st_mtime_ns)
     except IndexCorrupt as error:
         return IndexDetail(name=path.name, state="corrupt", error=Problem(code=error.code, detail=str(error)))
 
 
-def index_detail(root: Path, name: str) -> IndexDetail:
+def read_index_detail(root: Path, name: str) -> IndexDetail:
     """The published index `name` below `root`. Raises `IndexNotFound`."""
     found = _read(root / name)
     if found.state != "ready":
@@ -84,7 +84,7 @@ def require_index(root: Path, name: str) -> Path:
     return root / name
 
 
-def document(root: Path, name: str, document_id: str) -> DocumentDetail:
+def read_document(root: Path, name: str, document_id: str) -> DocumentDetail:
     """A document of an index. Raises `IndexNotFound` and `DocumentNotFound`."""
     from bergson_core.storage.document_lookup import (
         find_document,  # pyarrow is not loaded before somebody asks
@@ -93,14 +93,14 @@ def document(root: Path, name: str, document_id: str) -> DocumentDetail:
     return DocumentDetail(index=name, **find_document(require_index(root, name), document_id))
 
 
-def take_down(root: Path, name: str, document_id: str) -> None:
+def take_document_down(root: Path, name: str, document_id: str) -> None:
     """Hides a document from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
     from bergson_core.storage.document_lookup import take_down_document
 
     take_down_document(require_index(root, name), document_id)
 
 
-def check_append(root: Path, name: str, spec: AppendSpec) -> None:
+def require_valid_append(root: Path, name: str, spec: AppendSpec) -> None:
     """Raises `IndexNotFound`, `InvalidInput` for what the worker would refuse, `IdsExist` for inline documents."""
     directory = require_index(root, name)
     manifest = read_manifest(directory)
@@ -114,18 +114,18 @@ def check_append(root: Path, name: str, spec: AppendSpec) -> None:
             raise IdsExist.of(found)
 
 
-def index_being_built(name: str, job_id: str) -> IndexDetail:
+def make_building_detail(name: str, job_id: str) -> IndexDetail:
     """The index that `job_id` will publish."""
     return IndexDetail(name=name, state="building", job_id=job_id)
 
 
-def _summary(detail: IndexDetail) -> IndexSummary:
+def _make_summary(detail: IndexDetail) -> IndexSummary:
     return IndexSummary.model_construct(
         **{field: getattr(detail, field) for field in IndexSummary.model_fields}
     )
 
 
-def index_page(
+def read_index_page(
     root: Path, building: Mapping[str, str], after: str, limit: int, shown: Callable[[str], bool]
 ) -> IndexPage:
     """Up to `limit` indexes whose names come after `after`; `building` maps names to job ids.
@@ -137,7 +137,7 @@ def index_page(
     start = bisect_right(names, after)
     chosen = names[start : start + limit]
     items = [
-        _read(ready[name]) if name in ready else index_being_built(name, building[name]) for name in chosen
+        _read(ready[name]) if name in ready else make_building_detail(name, building[name]) for name in chosen
     ]
     more = start + limit < len(names)
-    return IndexPage(items=[_summary(item) for item in items], next_cursor=chosen[-1] if more else None)
+    return IndexPage(items=[_make_summary(item) for item in items], next_cursor=chosen[-1] if more else None)

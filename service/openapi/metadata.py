@@ -10,14 +10,14 @@ from fastapi.openapi.utils import get_openapi
 
 from bergson_core.schemas.build import NAME_PATTERN
 from bergson_core.version import __version__
-from service.auth.authorization import SCOPES
+from service.auth.authorization import ROUTE_SCOPES
 from service.http.problems import (
     MEDIA_TYPE,
     PROBLEM_KINDS,
     FieldError,
     ProblemDetails,
-    problem,
-    validation_problem,
+    make_problem,
+    make_validation_problem,
 )
 from service.openapi import examples
 
@@ -57,16 +57,16 @@ JOB_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 
 Responses = dict[int | str, dict[str, Any]]
 
-IN_BODY = FieldError(
+BUILD_FIELD_ERROR = FieldError(
     loc=["body", "gradients", "projection_dim"], msg="Input should be greater than or equal to 1"
 )
-IN_QUERY = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
-IN_QUESTION = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
-IN_BATCH = FieldError(loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000")
-IN_DOCUMENTS = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
-IN_PROFILE = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
-IN_PATH = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
-IN_JOB_ID = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
+PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
+QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
+BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000")
+DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
+PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
+INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
+JOB_ID_ERROR = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
 
 _DETAILS = {
     "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",
@@ -88,52 +88,52 @@ _DETAILS = {
     "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
 }
-_EVENTS = (
+_EVENTS_EXAMPLE = (
     'event: state\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"stage": "load"}}\n'
     "id: 1772366401200-0\n\n"
     'event: progress\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"done": 4200}}\n'
     "id: 1772366440100-0\n\n: ping\n\n"
 )
-EVENTS: Responses = {
+EVENT_STREAM_RESPONSE: Responses = {
     200: {
         "description": "Events until the job has ended.",
-        "content": {"text/event-stream": {"example": _EVENTS}},
+        "content": {"text/event-stream": {"example": _EVENTS_EXAMPLE}},
     }
 }
-_METRICS = (
+_METRICS_EXAMPLE = (
     "# HELP bergson_queue_queries Queries that wait or are worked on.\n# TYPE bergson_queue_queries gauge\n"
     "bergson_queue_queries 2.0\n"
     "# HELP bergson_queries_total Queries that were replied to: ok, or a problem.\n"
     "# TYPE bergson_queries_total counter\n"
     'bergson_queries_total{outcome="ok",worker="gpu-1-42-a1b2c3"} 1024.0\n'
 )
-METRICS: Responses = {
-    200: {"description": "The numbers.", "content": {"text/plain": {"example": _METRICS}}},
+METRICS_RESPONSE: Responses = {
+    200: {"description": "The numbers.", "content": {"text/plain": {"example": _METRICS_EXAMPLE}}},
 }
 
 
-def answered(status: int, description: str, example: Any) -> Responses:
+def success_response(status: int, description: str, example: Any) -> Responses:
     """The good answer, with its example."""
     return {status: {"description": description, "content": {"application/json": {"example": example}}}}
 
 
-ACCEPTED = answered(202, "The job is queued.", examples.JOB_ACCEPTED)
-ACCEPTED[202]["headers"] = {
+JOB_ACCEPTED_RESPONSE = success_response(202, "The job is queued.", examples.JOB_ACCEPTED)
+JOB_ACCEPTED_RESPONSE[202]["headers"] = {
     "Location": {"description": "The job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
 }
 
 
 def _example(code: str, refused: FieldError) -> dict[str, Any]:
     if code == "invalid_input":
-        details = validation_problem([refused], examples.REQUEST_ID)
+        details = make_validation_problem([refused], examples.REQUEST_ID)
     else:
-        details = problem(code, _DETAILS[code], examples.REQUEST_ID)
+        details = make_problem(code, _DETAILS[code], examples.REQUEST_ID)
     if code == "ids_exist":
         details = details.model_copy(update={"ids": ["doc-17"]})
     return details.model_dump(exclude_none=True)
 
 
-def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
+def problem_responses(*codes: str, refused: FieldError = PAGE_FIELD_ERROR) -> Responses:
     """The errors that a call can end with, by status, each with its example; `refused` is that of 422."""
     found: Responses = {}
     for code in codes:
@@ -153,7 +153,7 @@ def problems(*codes: str, refused: FieldError = IN_QUERY) -> Responses:
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
-_REFUSED = problems("unauthorized", "forbidden", "rate_limited")
+_REFUSED = problem_responses("unauthorized", "forbidden", "rate_limited")
 """What every call that needs a key may end with."""
 
 
@@ -166,7 +166,7 @@ def _secure(made: dict[str, Any]) -> None:
     made["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
     for item in made["paths"].values():
         for operation in item.values():
-            if needed := SCOPES.get(operation["operationId"]):
+            if needed := ROUTE_SCOPES.get(operation["operationId"]):
                 operation["security"] = [{"key": [needed]}]
                 for status, entry in _REFUSED.items():
                     known = operation["responses"].setdefault(str(status), entry)

@@ -8,14 +8,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Body, Request
 
 from bergson_core.errors import BergsonError
-from bergson_core.schemas.query import AttributionQuery
-from service.http.dependencies import LimitsDep, QueryHandlerDep
-from service.http.problems import ProblemDetails, problem
-from service.http.query_handler import while_connected
+from service.http.dependencies import RateLimiterDep, QueryHandlerDep
+from service.http.problems import ProblemDetails, make_problem
+from service.http.query_handler import run_while_connected
 from service.http.strict_json import StrictJsonRoute
 from service.openapi import examples
-from service.openapi.metadata import IN_BATCH, IN_QUESTION, answered, problems
+from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, success_response, problem_responses
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
+from worker.messages import ServiceQuery
 
 router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)
 
@@ -52,14 +52,14 @@ _AT_ONCE = 64
 @router.post(
     "",
     summary="Ask an index",
-    responses=answered(200, "The samples, most influential first.", examples.VERIFIED_RESPONSE)
-    | problems(*_ERRORS, refused=IN_QUESTION),
+    responses=success_response(200, "The samples, most influential first.", examples.VERIFIED_RESPONSE)
+    | problem_responses(*_ERRORS, refused=QUERY_FIELD_ERROR),
 )
 async def attribute(
     body: Annotated[AttributeRequest, Body(openapi_examples=_BODIES)],
     request: Request,
     asking: QueryHandlerDep,
-    limits: LimitsDep,
+    limits: RateLimiterDep,
 ) -> AttributeResponse:
     """Which training samples made the model say `completion` after `prompt`?
 
@@ -77,46 +77,46 @@ async def attribute(
     The same question to an index that has not changed is answered from memory, in a millisecond; with the header
     `Cache-Control: no-cache` it is asked anew.
     """
-    query, timeout_s = body.query(), asking.settings.timeout(body.timeout_s)
-    await limits.count_calls(asking.caller, query.unlearned)
+    query, timeout_s = body.query(), asking.settings.resolve_timeout_s(body.timeout_s)
+    await limits.count_calls(asking.caller, query.max_unlearned_documents)
     work = asking.answer(query, timeout_s)
-    return AttributeResponse.of(await while_connected(request, work), asking.request_id)
+    return AttributeResponse.from_answer(await run_while_connected(request, work), asking.request_id)
 
 
 @router.post(
     "/batch",
     summary="Ask many questions",
-    responses=answered(200, "An answer or a problem for each, in order.", examples.BATCH_RESPONSE)
-    | problems(
-        "invalid_input", "body_too_large", "unsupported_media_type", "redis_unavailable", refused=IN_BATCH
+    responses=success_response(200, "An answer or a problem for each, in order.", examples.BATCH_RESPONSE)
+    | problem_responses(
+        "invalid_input", "body_too_large", "unsupported_media_type", "redis_unavailable", refused=BATCH_FIELD_ERROR
     ),
 )
 async def attribute_batch(
     body: Annotated[BatchRequest, Body(openapi_examples=_BATCHES)],
     request: Request,
     asking: QueryHandlerDep,
-    limits: LimitsDep,
+    limits: RateLimiterDep,
 ) -> BatchResponse:
     """Up to 256 questions, answered together; each counts as a call, and each sample to verify as one more.
 
     Questions that somebody asks by itself go first, so that a batch makes nobody wait for long.
     """
-    timeout_s = asking.settings.timeout(body.timeout_s)
+    timeout_s = asking.settings.resolve_timeout_s(body.timeout_s)
     await limits.count_calls(
-        asking.caller, len(body.queries) - 1 + sum(one.unlearned for one in body.queries)
+        asking.caller, len(body.queries) - 1 + sum(one.max_unlearned_documents for one in body.queries)
     )
     ends, turns = time.monotonic() + timeout_s, asyncio.Semaphore(_AT_ONCE)
 
-    async def one(query: AttributionQuery) -> AttributeResponse | ProblemDetails:
+    async def one(query: ServiceQuery) -> AttributeResponse | ProblemDetails:
         async with turns:
             try:
                 left_s = max(0.001, ends - time.monotonic())
                 answer = await asking.answer(query, left_s, "batch")
-                return AttributeResponse.of(answer, asking.request_id)
+                return AttributeResponse.from_answer(answer, asking.request_id)
             except BergsonError as error:
-                return problem(error.code, str(error), asking.request_id)
+                return make_problem(error.code, str(error), asking.request_id)
 
-    return BatchResponse(results=await while_connected(request, _gathered(map(one, body.queries))))
+    return BatchResponse(results=await run_while_connected(request, _gathered(map(one, body.queries))))
 
 
 async def _gathered(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

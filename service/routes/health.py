@@ -7,15 +7,15 @@ from fastapi.responses import PlainTextResponse
 from bergson_core.errors import NoWorker, RedisUnavailable, Unavailable
 from service.http.dependencies import BrokerDep, CallerDep, MetricsDep, SettingsDep
 from service.http.metrics import CONTENT_TYPE
-from service.indexes.canary_log import last_runs
+from service.indexes.canary_log import iter_last_runs
 from service.openapi import examples
-from service.openapi.metadata import METRICS, answered, problems
+from service.openapi.metadata import METRICS_RESPONSE, success_response, problem_responses
 from service.schemas import Live, Ready
 
 router = APIRouter(tags=["Health"])
 
 
-@router.get("/livez", summary="Is the process up?", responses=answered(200, "It is.", examples.LIVE))
+@router.get("/livez", summary="Is the process up?", responses=success_response(200, "It is.", examples.LIVE))
 async def livez() -> Live:
     """Answers as long as the process does; looks at nothing else. Restart it where this fails."""
     return Live()
@@ -24,20 +24,20 @@ async def livez() -> Live:
 @router.get(
     "/readyz",
     summary="Can it work?",
-    responses=answered(200, "It can.", examples.READY)
-    | problems("redis_unavailable", "no_worker", "unavailable"),
+    responses=success_response(200, "It can.", examples.READY)
+    | problem_responses("redis_unavailable", "no_worker", "unavailable"),
 )
 async def readyz(request: Request, broker: BrokerDep) -> Ready:
     """Redis answers, a worker is alive, and this process is not stopping. Send no traffic where this fails."""
     if request.app.state.stopping:
         raise Unavailable("this web process is stopping: ask another")
     await broker.ping()
-    if not (alive := await broker.workers()):
+    if not (alive := await broker.list_workers()):
         raise NoWorker("no worker is alive: start one with `python -m worker`")
     return Ready(workers=len(alive))
 
 
-@router.get("/metrics", summary="What can be measured", response_class=PlainTextResponse, responses=METRICS)
+@router.get("/metrics", summary="What can be measured", response_class=PlainTextResponse, responses=METRICS_RESPONSE)
 async def metrics(
     broker: BrokerDep, metrics: MetricsDep, settings: SettingsDep, caller: CallerDep
 ) -> PlainTextResponse:
@@ -47,8 +47,8 @@ async def metrics(
     (`bergson canary`) a key sees those of its indexes.
     """
     try:
-        load = await broker.load()
+        load = await broker.read_load()
     except RedisUnavailable:
         load = None
-    canaries = await run_in_threadpool(lambda: list(last_runs(settings, caller.sees)))
-    return PlainTextResponse(metrics.text(load, canaries), media_type=CONTENT_TYPE)
+    canaries = await run_in_threadpool(lambda: list(iter_last_runs(settings, caller.can_see)))
+    return PlainTextResponse(metrics.render(load, canaries), media_type=CONTENT_TYPE)

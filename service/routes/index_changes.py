@@ -10,8 +10,8 @@ from bergson_core.schemas.query import ProfileSpec
 from service.http.dependencies import (
     BrokerDep,
     CallerDep,
-    IdempotencyKey,
-    NamePath,
+    IdempotencyKeyDep,
+    IndexNamePath,
     RequestIdDep,
     SettingsDep,
     job_accepted,
@@ -19,7 +19,7 @@ from service.http.dependencies import (
 from service.http.strict_json import StrictJsonRoute
 from service.indexes import catalog
 from service.openapi import examples
-from service.openapi.metadata import ACCEPTED, IN_PATH, IN_PROFILE, problems
+from service.openapi.metadata import JOB_ACCEPTED_RESPONSE, INDEX_NAME_ERROR, PROFILE_FIELD_ERROR, problem_responses
 from service.schemas import JobAccepted
 from worker.messages import CompactJob, ProfileJob
 
@@ -36,18 +36,18 @@ _REFUSALS = ("index_not_found", "index_busy", "redis_unavailable")
     "/profiles",
     status_code=202,
     summary="Fit a profile to a task",
-    responses=ACCEPTED
-    | problems("invalid_input", "body_too_large", "unsupported_media_type", *_REFUSALS, refused=IN_PROFILE),
+    responses=JOB_ACCEPTED_RESPONSE
+    | problem_responses("invalid_input", "body_too_large", "unsupported_media_type", *_REFUSALS, refused=PROFILE_FIELD_ERROR),
 )
 async def fit_profile(
-    name: NamePath,
+    name: IndexNamePath,
     body: Annotated[ProfileSpec, Body(openapi_examples=_PROFILES)],
     response: Response,
     broker: BrokerDep,
     settings: SettingsDep,
     caller: CallerDep,
     request_id: RequestIdDep,
-    idempotency_key: IdempotencyKey,
+    idempotency_key: IdempotencyKeyDep,
 ) -> JobAccepted:
     """Queue the fit of a profile: the preconditioner mixed with the second moment of a sample of the task's queries.
 
@@ -63,16 +63,16 @@ async def fit_profile(
     "/compact",
     status_code=202,
     summary="Remove what was taken down",
-    responses=ACCEPTED | problems("invalid_input", *_REFUSALS, refused=IN_PATH),
+    responses=JOB_ACCEPTED_RESPONSE | problem_responses("invalid_input", *_REFUSALS, refused=INDEX_NAME_ERROR),
 )
 async def compact(
-    name: NamePath,
+    name: IndexNamePath,
     response: Response,
     broker: BrokerDep,
     settings: SettingsDep,
     caller: CallerDep,
     request_id: RequestIdDep,
-    idempotency_key: IdempotencyKey,
+    idempotency_key: IdempotencyKeyDep,
 ) -> JobAccepted:
     """Queue a compaction: shards that hold documents that were taken down are written anew without their bytes.
 

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from bergson_core.errors import BergsonError
-from service.http.dependencies import BrokerDep, CallerDep, KeysDep, LimitQuery, RequestIdDep
-from service.http.problems import problem
+from service.http.dependencies import BrokerDep, CallerDep, AuthenticatorDep, PageLimitQuery, RequestIdDep
+from service.http.problems import make_problem
 from service.openapi import examples
-from service.openapi.metadata import EVENTS, IN_JOB_ID, JOB_ID_PATTERN, answered, problems
-from service.queue.jobs import no_job
+from service.openapi.metadata import EVENT_STREAM_RESPONSE, JOB_ID_ERROR, JOB_ID_PATTERN, success_response, problem_responses
+from service.queue.jobs import job_not_found
 from service.schemas import JobPage
 from worker.messages import JobRecord, JobState
 
@@ -41,32 +41,32 @@ LastEventId = Annotated[
 @router.get(
     "",
     summary="List jobs",
-    responses=answered(200, "A page of jobs.", examples.JOB_PAGE)
-    | problems("invalid_input", "redis_unavailable"),
+    responses=success_response(200, "A page of jobs.", examples.JOB_PAGE)
+    | problem_responses("invalid_input", "redis_unavailable"),
 )
 async def list_jobs(
     broker: BrokerDep,
     caller: CallerDep,
     state: StateQuery = None,
     cursor: CursorQuery = None,
-    limit: LimitQuery = 50,
+    limit: PageLimitQuery = 50,
 ) -> JobPage:
     """Jobs, newest first."""
-    items, next_cursor = await broker.jobs(state, cursor, limit, shown=caller.sees)
+    items, next_cursor = await broker.list_jobs(state, cursor, limit, shown=caller.can_see)
     return JobPage(items=items, next_cursor=next_cursor)
 
 
 @router.get(
     "/{job_id}",
     summary="Look at a job",
-    responses=answered(200, "The job.", examples.JOB)
-    | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+    responses=success_response(200, "The job.", examples.JOB)
+    | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
 async def get_job(job_id: JobId, broker: BrokerDep, caller: CallerDep) -> JobRecord:
     """State and progress. Each stage of a build counts from 0; `error` says why a failed one failed."""
-    job = await broker.job(job_id)
-    if not caller.sees(job.index):
-        raise no_job(job_id)
+    job = await broker.read_job(job_id)
+    if not caller.can_see(job.index):
+        raise job_not_found(job_id)
     return job
 
 
@@ -78,8 +78,8 @@ JobDep = Annotated[JobRecord, Depends(get_job)]
     "/{job_id}",
     status_code=202,
     summary="Cancel a job",
-    responses=answered(202, "The job as it is now.", examples.JOB_CANCELLED)
-    | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+    responses=success_response(202, "The job as it is now.", examples.JOB_CANCELLED)
+    | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
 async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
     """Ask for the work to stop: a queued job never starts, a running one stops after the batch at hand.
@@ -93,12 +93,12 @@ async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
     "/{job_id}/events",
     summary="Follow a job",
     response_class=EventSourceResponse,
-    responses=EVENTS | problems("job_not_found", "invalid_input", "redis_unavailable", refused=IN_JOB_ID),
+    responses=EVENT_STREAM_RESPONSE | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
 async def follow_job(
     job: JobDep,
     broker: BrokerDep,
-    keys: KeysDep,
+    keys: AuthenticatorDep,
     caller: CallerDep,
     request_id: RequestIdDep,
     last_event_id: LastEventId = "0",
@@ -109,11 +109,11 @@ async def follow_job(
     """
     state = None
     try:
-        async for event_id, record in broker.events(job.job_id, last_event_id):
-            keys.check(caller)
+        async for event_id, record in broker.iter_events(job.job_id, last_event_id):
+            keys.require_active(caller)
             yield ServerSentEvent(
                 data=record, event="progress" if record.state == state else "state", id=event_id
             )
             state = record.state
     except BergsonError as error:
-        yield ServerSentEvent(data=problem(error.code, str(error), request_id), event="problem")
+        yield ServerSentEvent(data=make_problem(error.code, str(error), request_id), event="problem")

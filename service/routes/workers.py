@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from service.auth.api_keys import Caller
 from service.http.dependencies import BrokerDep, CallerDep
 from service.openapi import examples
-from service.openapi.metadata import answered, problems
+from service.openapi.metadata import success_response, problem_responses
 from service.schemas import ModelList, ModelSummary, WorkerList
 from worker.messages import WorkerStatus
 
@@ -15,22 +15,22 @@ router = APIRouter(tags=["Workers"])
 @router.get(
     "/workers",
     summary="List workers",
-    responses=answered(200, "Live workers.", examples.WORKERS) | problems("redis_unavailable"),
+    responses=success_response(200, "Live workers.", examples.WORKERS) | problem_responses("redis_unavailable"),
 )
 async def list_workers(broker: BrokerDep, caller: CallerDep) -> WorkerList:
     """Who is alive, on which device, what they do, and which indexes and models they hold in memory."""
-    return WorkerList(items=[_shown(beat, caller) for beat in await broker.workers()])
+    return WorkerList(items=[_shown(beat, caller) for beat in await broker.list_workers()])
 
 
 @router.get(
     "/models",
     summary="List models",
-    responses=answered(200, "Models in memory.", examples.MODELS) | problems("redis_unavailable"),
+    responses=success_response(200, "Models in memory.", examples.MODELS) | problem_responses("redis_unavailable"),
 )
 async def list_models(broker: BrokerDep, caller: CallerDep) -> ModelList:
     """Which models are in the memory of which workers, and for which indexes. Any other is loaded when it is needed."""
     found: dict[tuple[str, ...], ModelSummary] = {}
-    for beat in await broker.workers():
+    for beat in await broker.list_workers():
         for one in _shown(beat, caller).models:
             key = (one.model, one.revision or "", one.dtype, one.sha256)
             known = found.get(key)
@@ -47,7 +47,7 @@ def _shown(beat: WorkerStatus, caller: Caller) -> WorkerStatus:
     models = [
         one.model_copy(update={"indexes": seen})
         for one in beat.models
-        if (seen := [*filter(caller.sees, one.indexes)]) or not caller.indexes
+        if (seen := [*filter(caller.can_see, one.indexes)]) or not caller.indexes
     ]
-    resident = [*filter(caller.sees, beat.resident)]
+    resident = [*filter(caller.can_see, beat.resident)]
     return beat.model_copy(update={"resident": resident, "models": models})

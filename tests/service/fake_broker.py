@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import (
     Answer,
     Control,
@@ -41,6 +40,7 @@ from worker.messages import (
     JobState,
     Priority,
     ResidentModel,
+    ServiceQuery,
 )
 from worker.telemetry.metrics import WorkerMetrics
 
@@ -67,7 +67,7 @@ TOKENS = [
 ]
 
 
-def answer_to(query: AttributionQuery, texts: list[str]) -> Answer:
+def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     """An answer whose rows have `texts` and falling scores."""
     rows = [
         ResultRow(
@@ -107,7 +107,7 @@ class FakeBroker:
         self.records: dict[str, JobRecord] = {}
         self.history: dict[str, list[tuple[str, JobRecord]]] = {}
         self.keys: dict[str, str] = {}
-        self.asked: list[tuple[AttributionQuery, str, float]] = []
+        self.asked: list[tuple[ServiceQuery, str, float]] = []
         self.turns: list[tuple[str, Priority]] = []
         self.lanes: list[str] = []
         self.withdrawn: list[str] = []
@@ -163,13 +163,13 @@ class FakeBroker:
         self.waits.append(timeout_s)
         return Estimate.model_validate(examples.ESTIMATE)
 
-    async def job(self, job_id: str) -> JobRecord:
+    async def read_job(self, job_id: str) -> JobRecord:
         self._fail()
         if job_id not in self.records:
             raise JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
         return self.records[job_id]
 
-    async def jobs(
+    async def list_jobs(
         self, state: JobState | None, cursor: str | None, limit: int, shown: Callable[[str | None], bool]
     ) -> tuple[list[JobRecord], str | None]:
         self._fail()
@@ -181,10 +181,10 @@ class FakeBroker:
         return found[start : start + limit], str(start + limit) if start + limit < len(found) else None
 
     async def cancel(self, job_id: str) -> JobRecord:
-        record = await self.job(job_id)
+        record = await self.read_job(job_id)
         return record if record.state in FINAL_STATES else self.advance(job_id, "cancelled")
 
-    async def events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
+    async def iter_events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
         seen = int(last_id.split("-")[0])
         while True:
             self._fail()
@@ -196,7 +196,7 @@ class FakeBroker:
             await asyncio.sleep(POLL_S)
 
     async def ask(
-        self, query: AttributionQuery, request_id: str, timeout_s: float, lane: str, priority: Priority
+        self, query: ServiceQuery, request_id: str, timeout_s: float, lane: str, priority: Priority
     ) -> Answer:
         self._fail()
         self.asked.append((query, request_id, timeout_s))
@@ -209,21 +209,21 @@ class FakeBroker:
                 raise
         if "bad" in query.prompt:
             raise TooLong("expected at most 8 tokens, got 99")
-        return answer_to(query, self.texts)
+        return make_answer(query, self.texts)
 
-    async def workers(self) -> list[Heartbeat]:
+    async def list_workers(self) -> list[Heartbeat]:
         self._fail()
         return self.beats
 
-    async def load(self) -> QueueLoad:
+    async def read_load(self) -> QueueLoad:
         return QueueLoad(
-            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.workers()
+            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.list_workers()
         )
 
     async def ping(self) -> None:
         self._fail()
 
-    async def building(self) -> dict[str, str]:
+    async def active_jobs(self) -> dict[str, str]:
         self._fail()
         return {job.index: job.job_id for job in self.records.values() if job.state not in FINAL_STATES}
 

@@ -31,7 +31,7 @@ def problem_of(response: Any, status: int, code: str) -> ProblemDetails:
     return problem
 
 
-def run(index: str = "facts", **changes: object) -> CanaryRun:
+def make_run(index: str = "facts", **changes: object) -> CanaryRun:
     made = CanaryRun(
         index=index,
         generation=1,
@@ -45,7 +45,7 @@ def run(index: str = "facts", **changes: object) -> CanaryRun:
     return made.model_copy(update=changes)
 
 
-def scraped(client: TestClient, **headers: str) -> dict[str, Metric]:
+def scrape(client: TestClient, **headers: str) -> dict[str, Metric]:
     """The families that the service exports, by name, checked for what the format asks."""
     response = client.get("/metrics", headers=headers)
     assert response.status_code == 200, response.text
@@ -58,7 +58,7 @@ def scraped(client: TestClient, **headers: str) -> dict[str, Metric]:
     return {family.name: family for family in families}
 
 
-def value(families: dict[str, Metric], name: str, **labels: str) -> float | None:
+def sample_value(families: dict[str, Metric], name: str, **labels: str) -> float | None:
     """The sample of exactly these labels."""
     found = (one for family in families.values() for one in family.samples if one.name == name)
     return next((one.value for one in found if one.labels == labels), None)
@@ -68,7 +68,7 @@ LIMIT_S = 20
 
 
 @contextmanager
-def started(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def start_service(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A service with its embedded Redis, and its address, which it says in its log."""
     log = data_dir / "service.log"
     with log.open("w") as stream:

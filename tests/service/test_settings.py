@@ -26,9 +26,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_timeout_is_the_default_or_what_was_asked_up_to_the_maximum() -> None:
     settings = ServiceSettings(default_timeout_s=3, max_timeout_s=10)
-    assert [settings.timeout(None), settings.timeout(10)] == [3, 10]
+    assert [settings.resolve_timeout_s(None), settings.resolve_timeout_s(10)] == [3, 10]
     with pytest.raises(InvalidInput, match="at most 10"):
-        settings.timeout(10.5)
+        settings.resolve_timeout_s(10.5)
 
 
 _OF_FEW = {"executor": "ray", "log_format": "json", "log_level": "debug"}

@@ -13,7 +13,7 @@ import pytest
 from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
-from tests.service.helpers import LIMIT_S, ROOT, environment, started
+from tests.service.helpers import LIMIT_S, ROOT, environment, start_service
 from tests.service.keyed import bearer
 
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
@@ -85,7 +85,7 @@ def test_a_redis_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path) 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, number: signal.Signals) -> None:
-    with started(tmp_path) as (process, address):
+    with start_service(tmp_path) as (process, address):
         location = httpx.post(f"{address}/index", json=BODY).headers["location"]
         with httpx.stream("GET", f"{address}{location}/events") as stream:
             assert next(stream.iter_lines()) == "event: state"
@@ -97,7 +97,7 @@ def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, numb
 @pytest.mark.e2e
 def test_with_a_key_it_listens_where_others_reach_it_and_answers_who_has_one(tmp_path: Path) -> None:
     headers = bearer(tmp_path, scope="write", rate="2/minute")
-    with started(tmp_path, BERGSON_HOST="0.0.0.0", BERGSON_ALLOWED_HOSTS="*") as (_, address):
+    with start_service(tmp_path, BERGSON_HOST="0.0.0.0", BERGSON_ALLOWED_HOSTS="*") as (_, address):
         assert httpx.get(f"{address}/livez").status_code == 200
         assert httpx.post(f"{address}/index", json=BODY).status_code == 401
         assert httpx.post(f"{address}/index", json=BODY, headers=headers).status_code == 202

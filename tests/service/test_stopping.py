@@ -11,8 +11,8 @@ import pytest
 
 from bergson_core.schemas.build import BuildSpec
 from service.client import Client
-from tests.service.fake_broker import WORKER, answer_to, publish
-from tests.service.helpers import LIMIT_S, started
+from tests.service.fake_broker import WORKER, make_answer, publish
+from tests.service.helpers import LIMIT_S, start_service
 from tests.worker.helpers import until
 from worker.messages import Reply
 from worker.queue.embedded_redis import embedded_redis
@@ -46,7 +46,7 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
     tmp_path: Path, redis_at: str
 ) -> None:
     with (
-        started(tmp_path, REDIS_URL=redis_at, BERGSON_SHUTDOWN_S="20") as (process, address),
+        start_service(tmp_path, REDIS_URL=redis_at, BERGSON_SHUTDOWN_S="20") as (process, address),
         connect(redis_at) as redis,
         ThreadPoolExecutor(1) as pool,
         Client(address, retry_s=0) as client,
@@ -57,7 +57,7 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
         process.send_signal(signal.SIGTERM)
         until(lambda: refuses(address))
         assert process.poll() is None and not asked.done()
-        queries.send_replies([(query, Reply(query_id=query.query_id, answer=answer_to(query.query, ["a"])))])
+        queries.send_replies([(query, Reply(query_id=query.query_id, answer=make_answer(query.query, ["a"])))])
         assert asked.result(LIMIT_S).results
         assert process.wait(LIMIT_S) == 0
 
@@ -65,7 +65,7 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
 def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_ready(
     tmp_path: Path, redis_at: str
 ) -> None:
-    with started(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3") as (process, address):
+    with start_service(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3") as (process, address):
         assert httpx.get(f"{address}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
@@ -76,7 +76,7 @@ def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_rea
 
 
 def test_a_second_signal_ends_the_waiting(tmp_path: Path, redis_at: str) -> None:
-    with started(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3600") as (process, address):
+    with start_service(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3600") as (process, address):
         assert httpx.get(f"{address}/livez").status_code == 200
         process.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{address}/readyz").status_code == 503)

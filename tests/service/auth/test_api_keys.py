@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput, Unavailable
-from service.auth.api_keys import FILE_NAME, Caller, KeyFile
+from service.auth.api_keys import KEY_FILE_NAME, Caller, KeyFile
 
 
 def caller(name: str = "ada", **what: Any) -> Caller:
@@ -106,7 +106,7 @@ def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
         with pytest.raises(Unavailable, match="cannot be read"):
             file.find(key)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert FILE_NAME in caplog.text
+    assert KEY_FILE_NAME in caplog.text
     with pytest.raises(Unavailable):
         file.create(caller("bob"))
     assert file.path.read_text() == content, "nothing is written over it"
@@ -136,7 +136,7 @@ def test_a_key_that_makes_no_sense_is_refused(file: KeyFile, what: dict[str, Any
 
 def test_each_scope_includes_those_before_it() -> None:
     allowed = {
-        scope: [one for one in ("read", "write", "admin") if caller(scope=scope).may(one)]
+        scope: [one for one in ("read", "write", "admin") if caller(scope=scope).has_scope(one)]
         for scope in ("read", "write", "admin")
     }
     assert allowed == {"read": ["read"], "write": ["read", "write"], "admin": ["read", "write", "admin"]}
@@ -144,5 +144,5 @@ def test_each_scope_includes_those_before_it() -> None:
 
 def test_patterns_say_which_indexes_there_are() -> None:
     some = caller(indexes=["facts-*", "news"])
-    assert [some.sees(name) for name in ("facts-1", "news", "facts", "news-1")] == [True, True, False, False]
-    assert [one.sees(None) for one in (some, caller())] == [False, True], "what belongs to no index"
+    assert [some.can_see(name) for name in ("facts-1", "news", "facts", "news-1")] == [True, True, False, False]
+    assert [one.can_see(None) for one in (some, caller())] == [False, True], "what belongs to no index"

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import InvalidInput
 from service.app import create_app
-from service.auth.api_keys import FILE_NAME, KeyFile
-from service.auth.authorization import OPEN, SCOPES, check_start
+from service.auth.api_keys import KEY_FILE_NAME, KeyFile
+from service.auth.authorization import OPEN_PATHS, ROUTE_SCOPES, require_keys_if_public
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import problem_of
@@ -38,11 +38,11 @@ def test_every_call_refuses_without_a_valid_key_but_those_that_are_open(
     bearer(tmp_path)
     calls = list(every_call(app))
     answered = {path for _, method, path in calls if client.request(method, path).status_code != 401}
-    assert answered == OPEN
+    assert answered == OPEN_PATHS
     assert len(calls) > 20
     for headers in FOREIGN:
         for _, method, path in calls:
-            if path not in OPEN:
+            if path not in OPEN_PATHS:
                 sent = [(name.encode(), value.encode()) for name, value in headers.items()]
                 response = client.request(method, path, headers=sent)
                 problem_of(response, 401, "unauthorized")
@@ -97,7 +97,7 @@ def test_a_file_of_keys_that_is_damaged_or_gone_opens_nothing(
 ) -> None:
     ada = bearer(tmp_path)
     assert client.get("/index", headers=ada).status_code == 200
-    path = tmp_path / FILE_NAME
+    path = tmp_path / KEY_FILE_NAME
     path.unlink() if content is None else path.write_text(content)
     assert client.get("/index").status_code == 401
     assert client.get("/index", headers=ada).status_code == (401 if content is None else 503)
@@ -115,18 +115,18 @@ def test_every_call_does_what_the_scope_allows_and_no_more(
     order = ("read", "write", "admin")
     headers = bearer(tmp_path, scope=scope)
     for name, method, path in every_call(app):
-        if name not in SCOPES or name == "follow_job":
+        if name not in ROUTE_SCOPES or name == "follow_job":
             continue
         response = client.request(method, path, json=BODIES.get(name), headers=headers)
-        if order.index(SCOPES[name]) > order.index(scope):
-            assert f"scope {SCOPES[name]}" in problem_of(response, 403, "forbidden").detail
+        if order.index(ROUTE_SCOPES[name]) > order.index(scope):
+            assert f"scope {ROUTE_SCOPES[name]}" in problem_of(response, 403, "forbidden").detail
         else:
             assert response.status_code not in (401, 403), (path, response.text)
 
 
 def test_every_route_has_a_scope_or_is_open(app: FastAPI) -> None:
-    named = {name for name, _, path in every_call(app) if path not in OPEN and path != "/static"}
-    assert named == set(SCOPES)
+    named = {name for name, _, path in every_call(app) if path not in OPEN_PATHS and path != "/static"}
+    assert named == set(ROUTE_SCOPES)
 
 
 def test_a_route_that_nobody_gave_a_scope_is_refused_to_everybody(
@@ -145,7 +145,7 @@ def test_the_document_names_the_scope_of_each_call(app: FastAPI) -> None:
     document = app.openapi()
     operations = [one for item in document["paths"].values() for one in item.values()]
     said = {one["operationId"]: one["security"] for one in operations if "security" in one}
-    assert said == {name: [{"key": [scope]}] for name, scope in SCOPES.items()}
+    assert said == {name: [{"key": [scope]}] for name, scope in ROUTE_SCOPES.items()}
     scheme = document["components"]["securitySchemes"]["key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
 
@@ -163,7 +163,7 @@ def test_a_stream_ends_when_its_key_is_revoked(
         KeyFile(tmp_path).revoke("ada")
         yield "2-0", broker.records[job_id]
 
-    monkeypatch.setattr(broker, "events", revoked)
+    monkeypatch.setattr(broker, "iter_events", revoked)
     text = client.get(f"/jobs/{jobs[0]}/events", headers=headers).text
     assert re.findall("^event: (.*)$", text, re.MULTILINE) == ["state", "problem"]
     assert json.loads(text.rpartition("data: ")[2].split("\n")[0])["code"] == "unauthorized"
@@ -189,16 +189,16 @@ def test_an_address_that_others_reach_needs_a_key_that_counts(
     app = create_app(settings, broker)  # pyright: ignore[reportArgumentType]
     assert TestClient(app).get("/workers").status_code == 401, "nor does the application open by itself"
     with pytest.raises(InvalidInput, match="bergson keys create"):
-        check_start(settings)
+        require_keys_if_public(settings)
     bearer(tmp_path, "old", expires_at=1.0)
     with pytest.raises(InvalidInput, match="bergson keys create"):
-        check_start(settings)
+        require_keys_if_public(settings)
     headers = bearer(tmp_path)
-    check_start(settings)
+    require_keys_if_public(settings)
     assert TestClient(app).get("/workers", headers=headers).status_code == 200
 
 
 def test_a_damaged_file_of_keys_keeps_the_service_from_starting(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_text("{")
-    with pytest.raises(InvalidInput, match=FILE_NAME):
-        check_start(ServiceSettings(data_dir=tmp_path))
+    (tmp_path / KEY_FILE_NAME).write_text("{")
+    with pytest.raises(InvalidInput, match=KEY_FILE_NAME):
+        require_keys_if_public(ServiceSettings(data_dir=tmp_path))

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller
-from service.auth.rate_limits import RateLimiter, shared_storage
+from service.auth.rate_limits import RateLimiter, redis_storage
 from service.settings import ServiceSettings
 from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
@@ -28,7 +28,7 @@ def caller(key_id: str = "0" * 12, rate: str | None = None, concurrent: int | No
 async def connected(url: str) -> AsyncIterator[RateLimiter]:
     """The limits of one web process that counts in Redis, as `service.app` makes them."""
     async with connect_async(url, 8) as redis:
-        yield RateLimiter(shared_storage(redis.connection_pool))
+        yield RateLimiter(redis_storage(redis.connection_pool))
 
 
 async def ask(limits: RateLimiter, who: Caller, calls: int = 1) -> None:
@@ -80,7 +80,7 @@ async def test_a_slow_call_over_http_keeps_the_next_one_out(
         await go_on.wait()
         return []
 
-    monkeypatch.setattr(app.state.broker, "workers", slow)
+    monkeypatch.setattr(app.state.broker, "list_workers", slow)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://testserver", headers=headers

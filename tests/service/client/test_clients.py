@@ -26,11 +26,11 @@ from bergson_core.errors import (
 )
 from bergson_core.schemas.build import BuildSpec
 from service.client import AsyncClient, Client, errors_and_events
-from service.http.problems import problem, problem_response
+from service.http.problems import make_problem, problem_response
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish
 from tests.service.keyed import bearer
-from tests.service.served import serve
+from tests.service.served import serve_app
 from worker.messages import Problem
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ DOCUMENTS = [{"text": "Ada Lovelace's birthplace is London"}]
 
 @pytest.fixture
 def url(app: FastAPI) -> Iterator[str]:
-    with serve(app) as url:
+    with serve_app(app) as url:
         yield url
 
 
@@ -72,7 +72,7 @@ def over(*answers: Answering | httpx.Response, **options: Any) -> tuple[Client, 
 
 
 def refusing(code: str, **headers: str) -> httpx.Response:
-    sent = problem_response(problem(code, "not now", "r-1"), headers)
+    sent = problem_response(make_problem(code, "not now", "r-1"), headers)
     return httpx.Response(sent.status_code, content=bytes(sent.body), headers=dict(sent.headers))
 
 
@@ -225,7 +225,7 @@ def test_a_problem_is_raised_as_the_error_that_it_stands_for(client: Client, set
 
 
 def test_ids_that_exist_come_with_the_error() -> None:
-    refused = problem("ids_exist", "they exist", "r").model_copy(update={"ids": ["a", "b"]})
+    refused = make_problem("ids_exist", "they exist", "r").model_copy(update={"ids": ["a", "b"]})
     client, _ = over(httpx.Response(409, json=refused.model_dump()))
     with pytest.raises(IdsExist) as found:
         client.append("facts", documents=DOCUMENTS)
@@ -257,7 +257,7 @@ def test_fields_of_a_newer_service_are_passed_over() -> None:
 
 
 def test_the_answers_of_a_batch_are_answers_or_errors_in_the_order_of_the_queries() -> None:
-    refused = problem("too_long", "too long", "r-2").model_dump()
+    refused = make_problem("too_long", "too long", "r-2").model_dump()
     client, asked = over(answer({"results": [examples.ATTRIBUTE_RESPONSE, refused]}))
     query = {"index": "facts", "prompt": "a", "completion": " b"}
     first, second = client.attribute_batch([query, query | {"top_k": 3}], timeout_s=5)
@@ -404,7 +404,7 @@ def test_events_go_on_after_a_broken_connection_and_none_comes_twice(pauses: lis
 
 
 def test_a_stream_that_is_refused_or_stays_away_is_given_up(pauses: list[float]) -> None:
-    revoked = problem("unauthorized", "the key was revoked", "r").model_dump()
+    revoked = make_problem("unauthorized", "the key was revoked", "r").model_dump()
     with pytest.raises(Unauthorized):
         list(over(httpx.Response(200, text=event("", revoked, "problem")))[0].events("j"))
     client, asked = over(*[breaking(httpx.ConnectError)] * 9, retry_s=0)

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from service.indexes.canary_log import append_run
 from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker
-from tests.service.helpers import run, scraped
+from tests.service.helpers import make_run, scrape
 from worker.messages import Reply
 from worker.telemetry.metrics import WorkerMetrics
 
@@ -24,13 +24,13 @@ SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_c
 @pytest.fixture
 def exported(client: TestClient, broker: FakeBroker, settings: ServiceSettings) -> dict[str, Metric]:
     """All families, each with a sample at least."""
-    append_run(settings, run())
+    append_run(settings, make_run())
     counted = WorkerMetrics()
     counted.jobs.labels("build", "succeeded").inc()
     counted.count_replies([Reply(query_id="q")])
     broker.beats = [WORKER.model_copy(update={"metrics": counted.collect(resident=0, tokens_per_s=None)})]
     client.get("/livez")
-    found = scraped(client)
+    found = scrape(client)
     assert all(family.samples for family in found.values())
     return found
 

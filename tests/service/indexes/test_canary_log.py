@@ -32,7 +32,7 @@ def test_what_was_not_measured_has_no_value(client: TestClient, settings: Servic
 
 
 def test_the_last_runs_are_kept_in_order(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary_log, "MOST_RUNS", 3)
+    monkeypatch.setattr(canary_log, "MAX_RUNS", 3)
     for number in range(5):
         path = append_run(settings, make_run(at=float(number)))
     runs = [CanaryRun.model_validate_json(line) for line in path.read_text().splitlines()]

@@ -13,7 +13,7 @@ from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
 from tests.service.fake_broker import NOW, FakeBroker, publish
 from tests.service.keyed import bearer
-from tests.service.served import serve
+from tests.service.served import serve_app
 from worker.messages import JobRecord
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -76,7 +76,7 @@ def visit(
     publish(tmp_path / "indexes", "facts", spec)
     app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), browser_broker)  # pyright: ignore[reportArgumentType]
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with serve(app) as address, sync_playwright() as playwright:
+    with serve_app(app) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
         page = browser.new_page()
         page.set_default_timeout(15_000)

@@ -17,17 +17,17 @@ from bergson_core.errors import (
     RedisUnavailable,
     TooLong,
 )
-from bergson_core.schemas.query import AttributionQuery
 from bergson_core.storage.takedown_log import record_takedown
 from service.indexes.answer_cache import AnswerCache
 from service.openapi import examples
 from service.schemas import AttributeResponse
 from service.settings import ServiceSettings
-from tests.service.fake_broker import FakeBroker, answer_to
+from tests.service.fake_broker import FakeBroker, make_answer
 from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
-from tests.service.served import serve
+from tests.service.served import serve_app
 from tests.worker.helpers import until
+from worker.messages import ServiceQuery
 
 QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
 
@@ -42,7 +42,7 @@ def test_the_answer_comes_with_the_id_of_its_request(client: TestClient) -> None
 def test_the_question_reaches_the_worker_as_it_was_asked(client: TestClient, broker: FakeBroker) -> None:
     body = QUERY | {"top_k": 3, "direction": "both", "include": ["text"], "timeout_s": 2.5}
     client.post("/attribute", json=body, headers={"X-Request-ID": "mine"})
-    expected = AttributionQuery(**QUERY, top_k=3, direction="both", include=("text",))
+    expected = ServiceQuery(**QUERY, top_k=3, direction="both", include=("text",))
     assert broker.asked == [(expected, "mine", 2.5)]
 
 
@@ -130,7 +130,7 @@ def test_a_completion_may_be_left_to_the_model(client: TestClient, broker: FakeB
 
 
 def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: FakeBroker) -> None:
-    with serve(app) as url:
+    with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute", json=QUERY | {"prompt": "wait"}, timeout=0.5)
         until(lambda: broker.withdrawn == ["wait"])
@@ -138,7 +138,7 @@ def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: Fak
 
 def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBroker) -> None:
     body = {"queries": [QUERY | {"prompt": f"wait {number}"} for number in range(3)]}
-    with serve(app) as url:
+    with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute/batch", json=body, timeout=0.5)
         until(lambda: sorted(broker.withdrawn) == ["wait 0", "wait 1", "wait 2"])
@@ -230,7 +230,7 @@ def test_an_error_is_not_kept(client: TestClient, broker: FakeBroker) -> None:
 
 
 def test_the_oldest_answers_make_room_and_damaged_ones_are_not_kept() -> None:
-    answer = answer_to(AttributionQuery(**QUERY), ["text"])
+    answer = make_answer(ServiceQuery(**QUERY), ["text"])
     cache = AnswerCache(2 * len(answer.model_dump_json()))
     for key in ("a", "b", "c"):
         cache.put((key,), answer)

@@ -116,7 +116,7 @@ def test_an_error_on_the_way_is_the_last_event(
         yield "1-0", broker.records[job_id]
         raise RedisUnavailable("Redis went away")
 
-    monkeypatch.setattr(broker, "events", lost)
+    monkeypatch.setattr(broker, "iter_events", lost)
     found = events(client.get(f"/jobs/{job_id}/events").text)
     assert [event["event"] for event in found] == ["state", "problem"]
     assert json.loads(found[-1]["data"])["code"] == "redis_unavailable"

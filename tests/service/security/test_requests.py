@@ -21,7 +21,7 @@ from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
-from tests.service.served import serve
+from tests.service.served import serve_app
 
 QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
 
@@ -44,7 +44,7 @@ def test_a_body_of_100_mb_is_refused_and_never_held(
 
     app = create_app(settings.model_copy(update={"max_body_bytes": 10**6}), broker)  # type: ignore[arg-type]
     headers = {"Content-Type": "application/json"} | ({"Content-Length": str(10**8)} if declared else {})
-    with serve(app) as url, httpx.Client(base_url=url) as client:
+    with serve_app(app) as url, httpx.Client(base_url=url) as client:
         before = resident_bytes()
         with suppress(httpx.TransportError):  # the connection may be closed on us
             assert client.post("/attribute", content=pieces(), headers=headers).status_code == 413
