@@ -1,1 +1,1 @@
-"""What users send and get back: specs of a build, a query and an evaluation, and the results; validated, without torch."""
+"""What users send and get back: validated specs of builds, queries and evaluations, and their results."""

@@ -1,26 +1,166 @@
-"""What all specs share: frozen, strict, and described by their own docstrings. No torch here."""
+"""Base models: `Spec` for what a user asks for, `ResultModel` for what comes back.
 
+Both are immutable, refuse unknown fields, and take each field's description from the docstring below it, so that
+`help()`, the command line and the OpenAPI document say the same.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from textwrap import indent
 from types import NoneType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from bergson_core.errors import InvalidInput
+
+_MAX_SHOWN_ERRORS: Final = 20
+_MAX_SHOWN_CHARS: Final = 200
 
 
-class Spec(BaseModel):
-    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
+class _DocumentedModel(BaseModel):
+    """Base that lists the fields with their descriptions in the docstring, where `help()` shows them."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+    _written_doc: ClassVar[str | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._written_doc = inspect.cleandoc(cls.__doc__) if cls.__doc__ else None
+        fields = "\n".join(_describe_field(name, field) for name, field in cls.model_fields.items())
+        cls.__doc__ = f"{cls._written_doc or cls.__name__}\n\nAttributes:\n{fields}"
+        # The docstring has the types; pydantic's signature repeats them with their limits in a line without end.
+        parameters = inspect.signature(cls).parameters.values()
+        cls.__signature__ = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describes the class by the docstring as it was written: a JSON schema lists the fields anyway."""
+        json_schema = handler(core_schema)
+        class_schema = handler.resolve_ref_schema(json_schema)
+        if cls._written_doc is None:
+            class_schema.pop("description", None)
+        else:
+            class_schema["description"] = cls._written_doc
+        return json_schema
+
+
+def _describe_field(name: str, field: FieldInfo) -> str:
+    """Returns the entry of a docstring for a field: its name, type and default, and its description."""
+    kind = re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(field.annotation))
+    default = "" if field.is_required() else f", default {field.get_default(call_default_factory=True)!r}"
+    description = field.description or getattr(
+        field.annotation, "_written_doc", None
+    )  # that of a nested model
+    text = f"\n{indent(description, ' ' * 8)}" if description else ""
+    return f"    {name} ({kind}{default}):{text}"
+
+
+def describe_validation_error(error: ValidationError, root: str) -> str:
+    """Returns a line for each wrong field: `field.path: what was expected; got …`.
+
+    At most 20 fields are listed, and at most 200 characters of a value are shown.
+
+    Args:
+        error: What pydantic raised.
+        root: Stands in place of the path where the fault is not that of a single field.
+    """
+    errors = error.errors(include_url=False)
+    lines = []
+    for details in errors[:_MAX_SHOWN_ERRORS]:
+        path = ".".join(map(str, details["loc"])) or root
+        message, value = details["msg"].removeprefix("Value error, "), details["input"]
+        # The value is left out where there is none, where the message has it, and where several fields are at fault.
+        of_several_fields = details["type"] == "value_error" and isinstance(value, Mapping)
+        if details["type"] != "missing" and "got " not in message and not of_several_fields:
+            message += f"; got {repr(value)[:_MAX_SHOWN_CHARS]}"
+        lines.append(f"{path}: {message}")
+    if len(errors) > _MAX_SHOWN_ERRORS:
+        lines.append(f"and {len(errors) - _MAX_SHOWN_ERRORS} more")
+    return "\n".join(lines)
+
+
+class _SpecType(type(BaseModel)):
+    """Metaclass that turns pydantic's error into `InvalidInput` where the class of a spec is called.
+
+    Only a direct call comes through here. Where a spec is a field of another model, the body of an HTTP request, or
+    read by a `TypeAdapter`, pydantic makes the instance without calling the class, and its own error has to come
+    through, because it says where in the whole the wrong field is. An overridden `__init__` would be called in both
+    cases.
+    """
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*args, **fields)
+        except ValidationError as error:
+            raise InvalidInput(describe_validation_error(error, cls.__name__)) from error
+
+
+if (
+    TYPE_CHECKING
+):  # Type checkers find the fields of a model by the metaclass that `BaseModel` has in its own library.
+    _SpecBase = _DocumentedModel
+else:
+
+    class _SpecBase(_DocumentedModel, metaclass=_SpecType):
+        pass
+
+
+class Spec(_SpecBase):
+    """Base of everything that a user asks for: immutable, and unknown fields are refused.
+
+    Calling the class, `model_validate` and `model_validate_json` raise `InvalidInput` where a field is wrong. Its text
+    has a line for each wrong field; the cause is pydantic's `ValidationError`.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Returns the spec that a mapping describes. Raises `InvalidInput` where a field is wrong."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise InvalidInput(describe_validation_error(error, cls.__name__)) from error
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Returns the spec that JSON text describes. Raises `InvalidInput` where a field is wrong."""
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise InvalidInput(describe_validation_error(error, cls.__name__)) from error
+
+    def __repr__(self) -> str:
+        """Names only the fields that differ from their defaults, which keeps signatures and messages short."""
+        fields = type(self).model_fields
+        changed = [
+            f"{name}={value!r}"
+            for name, value in self
+            if fields[name].is_required() or value != fields[name].get_default(call_default_factory=True)
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses what pydantic would take for a number or a truth value: "10", true, 1."""
+    def _refuse_lookalikes(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what pydantic would convert to a number or a truth value, such as "10", true or 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
         if kinds and kinds <= {int, float} and isinstance(value, bool | str):
@@ -30,9 +170,5 @@ class Spec(BaseModel):
         return value
 
 
-class ResultModel(BaseModel):
-    """Base: immutable, unknown fields refused, and a field's docstring is its description."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+class ResultModel(_DocumentedModel):
+    """Base of everything that comes back: immutable, and unknown fields are refused."""

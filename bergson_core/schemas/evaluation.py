@@ -1,4 +1,4 @@
-"""What to measure of an index, and what comes back. No torch here, and nothing else of size."""
+"""What an evaluation measures of an index, and what it returns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,55 +16,62 @@ class TrainingSpec(Spec):
     """How the indexed model was trained, so that it can be trained again on parts of the documents."""
 
     command: str | None = Field(default=None, max_length=65536)
-    """A command that trains: {dataset} in it becomes a JSON Lines file with id, prompt, completion and metadata of the
-    documents that are kept, {output} the directory for the model, {seed} a number. No shell is between."""
+    """Command that trains a model. In it, {dataset} becomes a JSON Lines file with id, prompt, completion and metadata
+    of the documents to train on, {output} the directory for the model, and {seed} a number. It is run without a
+    shell."""
     start: str | None = Field(default=None, min_length=1, max_length=4096)
-    """Model that our own training loop starts from."""
+    """Model that the built-in training loop starts from."""
     scratch: bool = False
-    """Start from new weights in the shape of the indexed model instead."""
+    """Start from new random weights in the shape of the indexed model instead."""
     schedule: TrainingSchedule = TrainingSchedule()
-    """Of our own loop."""
+    """Schedule of the built-in training loop."""
     runs: int = Field(default=48, ge=1, le=100_000)
-    """Random parts of the documents that are trained on for the linear datamodelling score."""
+    """Number of random subsets of the documents to train on for the linear datamodelling score."""
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the documents that each part keeps."""
+    """Share of the documents in each subset."""
     removal_queries: int = Field(default=8, ge=1)
-    """Queries whose documents are left out; each takes a run for every method and repetition."""
+    """Number of queries whose best documents are left out of training; each takes a run for every method and
+    repetition."""
     removal_share: float = Field(default=0.01, gt=0, lt=1)
-    """Share of the documents that are left out: those with the highest scores."""
+    """Share of the documents to leave out: those with the highest scores."""
     removal_repeats: int = Field(default=3, ge=1)
-    """Runs with other seeds that are averaged over."""
+    """Number of runs with different seeds to average over."""
     processes: int = Field(default=1, ge=1)
-    """Runs at the same time."""
+    """Number of runs at the same time."""
 
 
 class EvaluationSpec(Spec):
-    """What to measure, and beside what."""
+    """What to measure of an index, and which baselines to compare it with."""
 
     measures: tuple[Measure, ...] = Field(default=("retrieval", "unlearning"), min_length=1)
-    """`retrieval` finds the documents that state the queries' facts; `unlearning` takes a step of gradient ascent on
-    each of the best documents, `tail_patch` one of descent; `lds` and `removal` train again on parts of the data."""
+    """`retrieval` ranks the documents that state the queries' facts. `unlearning` takes a step of gradient ascent on
+    each of the best documents, and `tail_patch` a step of descent. `lds` and `removal` train again on parts of the
+    data."""
     baselines: tuple[Baseline, ...] = ("random", "bm25", "gradient_dot", "gradient_cosine", "representation")
-    """What stands beside the index. The gradients are whole: they take the memory of the tracked weights for each
-    query."""
+    """Other ways to score documents, measured beside the index. The two of gradients use whole gradients: for each
+    query they take the memory of the tracked weights."""
     gold: str = "fact"
-    """Column of the queries and of the index's metadata: documents with a query's value are right for it."""
+    """Column of the queries and of the index's metadata. A document is right for a query if both have the same value
+    there."""
     top_k: int = Field(default=5, ge=1, le=100)
-    """Documents of each query that are unlearned or learned."""
+    """Number of documents of each query to unlearn or learn."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Of a step. By default that at which, to first order, unlearning the median document halves its probability."""
+    """Learning rate of the steps. The default is the rate at which unlearning the median document halves that
+    document's probability, to first order."""
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of random rankings, parts, runs and resamples."""
+    """Seed of random rankings, subsets, training runs and bootstrap samples."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Means over `queries` queries, each between 0 and 1.
+    """How well a ranking finds the gold documents: means over the queries, each between 0 and 1.
 
-    mrr                 1 / rank of the first gold document, 0 where the ranking has none
-    recall_at_10        1 where any gold document is among the first ten, else 0
-    strict_recall_at_10 gold documents among the first ten, divided by min(10, number of gold documents)
+    Attributes:
+        mrr: Reciprocal rank of the first gold document; 0 for a ranking without one.
+        recall_at_10: 1 if any gold document is among the first ten, else 0.
+        strict_recall_at_10: Number of gold documents among the first ten, divided by min(10, number of gold documents).
+        queries: Number of queries.
     """
 
     mrr: float
@@ -75,7 +82,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over queries, and between which bounds 95 % of its resampled values lie."""
+    """A mean over queries, and the bounds that 95 % of its bootstrap samples lie between."""
 
     mean: float
     low: float
@@ -83,16 +90,16 @@ class Interval:
 
 
 class Effect(ResultModel):
-    """What one step on a document does to a query, on average over a query's top documents, then over queries."""
+    """What a step on one document does to a query: the average over a query's best documents, then over queries."""
 
     log_probability: Interval
     """Change of the log-probability of the completion, in nats."""
     probability: Interval
-    """Change of its probability."""
+    """Change of the probability of the completion."""
 
 
 class Measured(ResultModel):
-    """What was measured of one way to score documents; null where it was not."""
+    """What was measured of one way to score documents. A measure that was not taken is null."""
 
     retrieval: Retrieval | None = None
     unlearning: Effect | None = None
@@ -100,9 +107,10 @@ class Measured(ResultModel):
     lds: Interval | None = None
     """Linear datamodelling score."""
     lds_thresholded: Interval | None = None
-    """That of the scores after `soft_threshold`, which takes the projection's noise out of their sums."""
+    """Linear datamodelling score of the scores after `soft_threshold`, which removes the projection's noise from their
+    sums."""
     removal: Interval | None = None
-    """Rise of the query's loss, in nats, where its best documents are left out of training."""
+    """Rise of the query's loss, in nats, when its best documents are left out of training."""
 
 
 class Evaluation(ResultModel):
@@ -114,6 +122,6 @@ class Evaluation(ResultModel):
     queries: int
     spec: EvaluationSpec
     learning_rate: float | None = None
-    """Of the steps that were taken."""
+    """Learning rate of the steps; null if none were taken."""
     methods: dict[str, Measured]
-    """By name: `index`, the baselines, and `gold`, the right documents themselves, as a control."""
+    """Measurements by method: `index`, the baselines, and `gold`, the right documents themselves, as a control."""

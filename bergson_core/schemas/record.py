@@ -1,4 +1,4 @@
-"""TODO"""
+"""A document as it is read from a dataset, before it is tokenised."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,15 @@ Messages = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Record:
-    """One training sample. `metadata` holds JSON values.
+    """One training document.
 
-    Of a chat, `messages` is what is run and `prompt` the same as JSON. The loss is multiplied by `weight`.
+    Attributes:
+        id: Unique id within the index.
+        prompt: The text, or the prompt if there is a completion. For a chat, its messages as JSON text.
+        completion: The completion, which the loss is then taken over, or None.
+        metadata: The metadata columns and their JSON values.
+        messages: The messages of a chat, which are then tokenised in place of `prompt`, or None.
+        weight: Number that the document's loss is multiplied by.
     """
 
     id: str
@@ -27,6 +33,9 @@ class Record:
 
 
 def record_from_row(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
-    """The document that an index made of these columns keeps so; metadata and weight are left out."""
+    """Returns the document that an index with these columns stored as `prompt` and `completion`.
+
+    Metadata is left empty. The weight is 1, because an index does not store weights.
+    """
     messages = json.loads(prompt) if columns.messages is not None else None
     return Record(id, prompt, completion, {}, messages)

@@ -1,6 +1,6 @@
-"""What comes back: progress of a build, and the answer to a query. No torch here.
+"""What comes back: the progress of a build, the estimate of a build, and the answer to a query.
 
-These classes are what the library returns, what crosses Redis, and what HTTP shows.
+The library returns these classes, Redis carries them as JSON, and the HTTP API shows them.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,13 +11,13 @@ from bergson_core.schemas.build import SearchKind
 
 
 class Progress(ResultModel):
-    """How far a build is. Each stage counts from 0 again."""
+    """How far a build is. Each stage counts from 0."""
 
     stage: str = "queued"
-    """What is being done: queued, load, read, statistics, gradients, preconditioner, search, measure, done."""
+    """Current stage: queued, load, read, statistics, gradients, preconditioner, search, measure or done."""
     done: int = 0
     total: int = 0
-    """0 while it is not known."""
+    """Number of units in this stage; 0 while it is unknown."""
     unit: str = "documents"
     tokens_per_s: float | None = None
     eta_s: float | None = None
@@ -28,7 +28,7 @@ class SizesBytes(ResultModel):
     """Bytes on disk."""
 
     rows: int
-    """The shards: gradients and the text of the samples."""
+    """The shards: gradients and the text of the documents."""
     search: int
     """The FAISS index."""
     statistics: int
@@ -37,90 +37,92 @@ class SizesBytes(ResultModel):
 
 
 class Estimate(ResultModel):
-    """What a build would take on the machine that was asked.
+    """What a build would take on the machine that ran the estimate.
 
-    Where fewer samples were looked at than there are, tokens, bytes on disk and seconds are extrapolated from them.
+    If only a sample of the documents was read, then tokens, bytes on disk and seconds are extrapolated from it.
     """
 
     documents: int
-    """Samples in the dataset."""
+    """Documents in the dataset."""
     looked_at: int
-    """Samples that were read and tokenised: all, or a random sample."""
+    """Documents that were read and tokenised: all of them, or a random sample."""
     tokens: int
     """Tokens that the loss is taken over, as the index counts them."""
     modules: int
-    """Layers whose gradients are tracked."""
+    """Modules whose gradients are tracked."""
     dimensions: int
-    """Numbers stored for each sample."""
+    """Numbers stored for each document."""
     coverage_percent: float
-    """Share of the model's parameters that the tracked layers hold."""
+    """Share of the model's parameters that the tracked modules hold."""
     search: SearchKind
-    """How candidates are found, if that holds `min_recall`; `rabitq` that was not asked for gives way to `float16`."""
+    """How candidates would be found, if that reaches `min_recall`. A `rabitq` that `auto` has chosen falls back to
+    `float16` otherwise."""
     size_bytes: SizesBytes
     """The finished index."""
     peak_disk_bytes: int
-    """The index and what is needed beside it until it is finished. The cached dataset is not counted."""
+    """The index and the files that the build needs beside it until it is finished, without the cached dataset."""
     peak_memory_bytes: int
-    """Resident memory of the process that builds, at its peak, mapped files included."""
+    """Peak resident memory of the process that builds, mapped files included."""
     peak_device_bytes: int | None = None
-    """Memory that is taken from the GPU, at its peak; null without one."""
+    """Peak memory on the GPU; null without one."""
     seconds: float
-    """Time of the build at the rates that were measured, with nothing else running."""
+    """Duration of the build at the measured rates, if nothing else runs."""
 
 
 class TokenInfluence(ResultModel):
-    """A token of a training sample and its part of the sample's score."""
+    """A token of a training document and its part of the document's score."""
 
     token: str
-    """The characters that it stands for, or its name where it stands for none."""
+    """Characters of the text that the token stands for, or the token's name if it stands for none."""
     start: int | None
-    """Its characters are [start, end) of prompt and completion together; null where it stands for none of these, and in
-    chats, whose text is the template's."""
+    """The token's characters are [start, end) of the prompt followed by the completion. Null if it stands for none of
+    them, and in chats, whose text is made by the template."""
     end: int | None
     influence: float
-    """What its position adds to the score; those of all tokens sum to the score."""
+    """What the token's position adds to the score. The influences of all tokens sum to the score."""
 
 
 class Verified(ResultModel):
-    """What one step of gradient ascent on one sample alone changed; then every weight was put back, bit for bit.
+    """What one step of gradient ascent on one document alone changed. All weights were restored exactly afterwards.
 
-    A number is null where it is not finite: the step has broken the model.
+    A number is null if it is not finite, because the step has broken the model.
     """
 
     log_probability: float | None
-    """Change of the log-probability of the completion, or of its span, in nats. Negative: without what this sample
-    taught, the model says it less readily, so the sample supported it. Positive: it spoke against it. Near that of the
-    controls: a step on just any sample does as much."""
+    """Change of the log-probability of the completion, or of its span, in nats. Negative: without what this document
+    taught it, the model is less likely to say the completion, so the document supported it. Positive: the document
+    spoke against it. A change as small as that of the controls is what a step on any document does."""
     probability: float | None
-    """Change of its probability."""
+    """Change of the probability of the completion, or of its span."""
     own_log_probability: float | None
-    """Change of the sample's own log-probability, in nats: how far it was unlearned. Negative."""
+    """Change of the document's own log-probability, in nats: how far it was unlearned. Negative."""
 
 
 class Control(Verified):
-    """A random sample of the index, unlearned in the same way."""
+    """A random document of the index that was unlearned in the same way."""
 
     id: str
 
 
 class Verification(ResultModel):
-    """How results were verified, and what random samples do."""
+    """How the results were verified, and what unlearning random documents does instead."""
 
     learning_rate: float
-    """Of each step. It is the same for all samples: one with a larger gradient moves the model further."""
+    """Learning rate of each step. It is the same for all documents, so one with a larger gradient moves the model
+    further."""
     log_probability: float
     """Log-probability of the completion, or of its span, before any step, in nats."""
     controls: list[Control]
-    """Samples drawn at random, none of which is among the rows of the answer."""
+    """Documents that were drawn at random among those that are not results."""
     mean: Verified | None
-    """Mean of the controls; null without any."""
+    """Mean of the controls; null without controls."""
 
     @classmethod
     def of(cls, learning_rate: float, log_probability: float, controls: Sequence[Control]) -> "Verification":
-        """With the mean of these controls; of a number that one of them lacks there is none."""
+        """Returns a verification with the mean of these controls. A number that any of them lacks has no mean."""
         means = {}
         for name in Verified.model_fields:
-            values = [getattr(one, name) for one in controls]
+            values = [getattr(control, name) for control in controls]
             means[name] = None if None in values or not values else sum(values) / len(values)
         return cls(
             learning_rate=learning_rate,
@@ -130,52 +132,53 @@ class Verification(ResultModel):
         )
 
     def without(self, ids: Collection[str]) -> "Verification":
-        """The same without the controls of these ids."""
-        left = [one for one in self.controls if one.id not in ids]
-        return Verification.of(self.learning_rate, self.log_probability, left)
+        """Returns the verification without the controls that have these ids."""
+        remaining = [control for control in self.controls if control.id not in ids]
+        return Verification.of(self.learning_rate, self.log_probability, remaining)
 
 
 class ResultRow(ResultModel):
-    """A training sample and its influence on what the model said."""
+    """A training document and its influence on what the model said."""
 
     rank: int
     id: str
     score: float
     percentile: float | None = None
-    """How many of a hundred random samples of the index score lower for this query. Null where there is none to compare
+    """Percentage of random documents of the index that score lower for this query. Null if there are none to compare
     with."""
     prompt: str | None = None
     completion: str | None = None
     metadata: dict[str, Any] | None = None
     loss: float | None
-    """Sum of the sample's token cross-entropies under the indexed model, in nats; null where its gradient was not
-    finite, so that it was skipped."""
+    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats. Null if the document was
+    skipped because its gradient was not finite."""
     modules: dict[str, float] | None = None
-    """Each module's part of the score, where `include` asks for it; they sum to the score."""
+    """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
     tokens: list[TokenInfluence] | None = None
-    """Each token's part of the score, where `include` asks for it; they sum to the score."""
+    """Each token's part of the score, if `include` asks for it. The parts sum to the score."""
     verified: Verified | None = None
-    """What unlearning the sample changed, for the best rows where `verify` asks for it."""
+    """What unlearning the document changed, for the best results if `verify` asks for it."""
 
 
 class QueryEcho(ResultModel):
-    """The query as it was understood."""
+    """The query as it was answered."""
 
     prompt: str
     completion: str
     generated: bool = False
-    """The completion is what the model says by itself."""
+    """Whether the model generated the completion."""
     loss: float
-    """Sum of the cross-entropies of the completion's tokens, or of those of the span, in nats."""
+    """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
     n_tokens: int
-    """How many these are."""
+    """Number of these tokens."""
 
 
 class TimingMs(ResultModel):
-    """Milliseconds: waiting for a worker and for it to load the index, then gradient and search of the micro-batch.
+    """Milliseconds: `queue` waits for a worker and for it to load the index; `gradient` and `search` are of the whole
+    micro-batch.
 
-    `search` has the passes through the model in it that `tokens` take. `verify` is the query's own; while others are
-    answered between its steps, that is `queue`.
+    `search` includes the passes through the model that `tokens` take. `verify` is the query's own; the time in which
+    other queries are answered between its steps counts as `queue`.
     """
 
     queue: float = 0.0
@@ -186,7 +189,7 @@ class TimingMs(ResultModel):
 
 
 class Answer(ResultModel):
-    """The training samples behind one completion; `results` is null where only opponents were asked for."""
+    """The training documents behind one completion. `results` is null if only opponents were asked for."""
 
     index: str
     generation: int
@@ -195,24 +198,25 @@ class Answer(ResultModel):
     results: list[ResultRow] | None = None
     opponents: list[ResultRow] | None = None
     notice: str | None = None
-    """`no strong influence found` where the best of `results` stands out no more than that of a query which no sample
-    states."""
+    """`no strong influence found` if the best of `results` stands out no more than the best result of a query whose
+    completion no document states."""
     verification: Verification | None = None
-    """What the steps on random samples did, where `verify` asks for it."""
+    """What unlearning random documents did, if `verify` asks for it."""
     partial: bool = False
-    """Damaged shards of the index were left out."""
+    """Whether damaged shards of the index were left out."""
     timing_ms: TimingMs
 
     def without(self, ids: Collection[str]) -> "Answer":
-        """The answer without the rows of these ids."""
+        """Returns the answer without the documents that have these ids; the other results are ranked again."""
 
-        def kept(rows: list[ResultRow] | None) -> list[ResultRow] | None:
-            left = [row for row in rows or () if row.id not in ids]
-            ranked = [row.model_copy(update={"rank": rank}) for rank, row in enumerate(left, start=1)]
-            return None if rows is None else ranked
+        def remove(rows: list[ResultRow] | None) -> list[ResultRow] | None:
+            if rows is None:
+                return None
+            remaining = (row for row in rows if row.id not in ids)
+            return [row.model_copy(update={"rank": rank}) for rank, row in enumerate(remaining, start=1)]
 
         if not ids:
             return self
-        rows = {"results": kept(self.results), "opponents": kept(self.opponents)}
+        lists = {"results": remove(self.results), "opponents": remove(self.opponents)}
         verification = self.verification and self.verification.without(ids)
-        return self.model_copy(update=rows | {"verification": verification})
+        return self.model_copy(update=lists | {"verification": verification})

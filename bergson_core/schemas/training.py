@@ -1,19 +1,27 @@
-"""How the models that the project trains itself are trained, and how large the demo's is. No torch here."""
+"""How the built-in training loop trains a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 TrainingProgress = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, a note such as "loss 1.23")."""
+"""Called with the number of steps done, the number of all steps, and a note such as "loss 1.23"."""
 
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """`epochs` passes over the documents, but at least `least_steps` steps of AdamW on `batch_size` of them.
+    """Batches, steps and learning rate of a training run with AdamW.
 
-    The learning rate rises linearly over the share `warmup` of the steps, then falls linearly to zero. `threads` is
-    torch's: these matrices are small, so a second thread gains little on an idle machine, and on a busy one the two
-    wait for each other and took twice as long as one.
+    The learning rate rises linearly during the first part of the run, then falls linearly to zero.
+
+    Attributes:
+        batch_size: Documents of a step.
+        epochs: Passes over the documents.
+        least_steps: Smallest number of steps, for which a run on few documents makes further passes.
+        learning_rate: Highest learning rate.
+        warmup: Share of the steps during which the learning rate rises.
+        weight_decay: Weight decay of AdamW.
+        threads: Threads of torch. The matrices are small: a second thread gains little on an idle machine, and on a
+            busy one the two wait for each other and took twice as long as one.
     """
 
     batch_size: int = 64
@@ -25,5 +33,5 @@ class TrainingSchedule:
     threads: int = 1
 
     def steps(self, documents: int) -> int:
-        """Steps of a run on so many documents."""
+        """Returns the number of steps of a run on this many documents."""
         return max(self.least_steps, self.epochs * -(-documents // self.batch_size))

@@ -177,7 +177,7 @@ def check_append(name: str, manifest: Manifest, spec: AppendSpec) -> None:
             f"{name} holds what a training run did for its documents, which is not known of others: expected an index "
             "of a finished model"
         )
-    for field in AppendSpec.STATED:
+    for field in AppendSpec.REPEATED_FIELDS:
         stated, built = getattr(spec, field), getattr(manifest.spec, field)
         if stated is not None and stated != built:
             raise InvalidInput(
