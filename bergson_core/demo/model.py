@@ -1,7 +1,8 @@
-"""A small GPT-NeoX that knows the facts of `facts.py` by heart, and where it is kept.
+"""Trains the demo's model, a small GPT-NeoX that recites the facts of a corpus, and keeps it in a directory.
 
-What is saved is an ordinary Hugging Face directory, so that nothing downstream knows where the model came from.
-How it is trained is in `demo_training`, which is loaded only where there is something to train.
+The directory is an ordinary Hugging Face model directory, so that whatever reads it need not know where the model came
+from. Beside the model it holds the file `trained`, with a fingerprint of what the model was trained from and the report
+of its training. `bergson_core.demo.training`, which needs torch, is imported only if there is something to train.
 """
 
 import hashlib
@@ -20,13 +21,22 @@ from bergson_core.utils.atomic_files import atomic_directory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_STAMP = "trained"  # no .json: what it says (seconds) must not change the hash of the model's content
+_STAMP_FILE = "trained"
+"""Has no suffix .json, so that its content (which includes the seconds of the training) stays out of the hash of the
+model's content."""
 _STAMP_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """`accuracy` is the share of queries answered exactly by greedy decoding; `seconds` is wall time."""
+    """How a training of the demo's model went.
+
+    Attributes:
+        accuracy: Share of the queries whose completion greedy decoding writes exactly, from 0 to 1.
+        seconds: Wall time of the training.
+        steps: Optimizer steps.
+        parameters: Number of parameters of the model.
+    """
 
     accuracy: float
     seconds: float
@@ -41,58 +51,80 @@ def train_demo_model(
     seed: int = 0,
     recipe: DemoRecipe | None = None,
 ) -> TrainingReport:
-    """Trains a model on the corpus' documents and saves it with its tokenizer in `directory`.
+    """Trains a model on the documents of a corpus and saves it, with its tokenizer, in `directory`.
 
-    A directory that holds the model of equal arguments is left as it is and its report returned; one that holds
-    another demo model is replaced. The directory appears at once and whole, or not at all. Raises `InvalidInput` for
-    a corpus without documents or queries, for a directory that holds anything else, and where the model recites
-    fewer facts than `recipe.target`.
+    A directory that already holds the model of equal arguments is left as it is, and the report of that training is
+    returned. A directory that holds another demo model is replaced. The new directory appears in one step.
+
+    Args:
+        corpus: Documents to train on, and the queries that the model has to answer afterwards.
+        directory: Where the model is saved.
+        progress: Called after each optimizer step.
+        seed: Seed of the weights and of the order of the documents.
+        recipe: Size of the model and training schedule; by default those of `DemoRecipe`.
+
+    Raises:
+        InvalidInput: The corpus has no documents or no queries, the directory holds something other than a demo model,
+            or the model recites fewer facts than `recipe.target`.
     """
     directory, recipe = Path(directory), recipe or DemoRecipe()
     if not corpus.documents or not corpus.queries:
         raise InvalidInput("the corpus has no documents or no queries; expected one of make_corpus")
     fingerprint = _fingerprint(corpus, seed, recipe)
-    if (known := _trained_before(directory, fingerprint)) is not None:
-        return known
-    from bergson_core.demo.train import train
+    if (earlier := _read_report(directory, fingerprint)) is not None:
+        return earlier
+    from bergson_core.demo.training import train_on_corpus
 
     started = time.perf_counter()
-    model, tokenizer, steps, accuracy = train(corpus, seed, recipe, progress)
-    if accuracy < recipe.target:
+    trained = train_on_corpus(corpus, seed, recipe, progress)
+    if trained.accuracy < recipe.target:
         raise InvalidInput(
-            f"after {steps} steps the model recites {accuracy:.0%} of the facts, fewer than the {recipe.target:.0%} "
-            "asked for; take fewer people or more epochs"
+            f"after {trained.steps} steps the model recites {trained.accuracy:.0%} of the facts; expected at least "
+            f"{recipe.target:.0%}. Take fewer people or more epochs"
         )
-    report = TrainingReport(accuracy, time.perf_counter() - started, steps, model.num_parameters())
-    _publish(directory, model, tokenizer, {"fingerprint": fingerprint, "report": asdict(report)})
+    report = TrainingReport(
+        trained.accuracy, time.perf_counter() - started, trained.steps, trained.model.num_parameters()
+    )
+    stamp = {"fingerprint": fingerprint, "report": asdict(report)}
+    _publish(directory, trained.model, trained.tokenizer, stamp)
     return report
 
 
 def _fingerprint(corpus: FactCorpus, seed: int, recipe: DemoRecipe) -> str:
-    """sha256 of everything that the trained model depends on, versions of libraries aside."""
-    everything = [_STAMP_VERSION, seed, asdict(recipe), asdict(corpus)]
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    """Returns the sha256 of everything that the trained model depends on, except the versions of libraries."""
+    documents = [
+        {"id": d.id, "text": d.text, "fact": d.gold, "metadata": dict(d.metadata)} for d in corpus.documents
+    ]
+    queries = [
+        {"id": q.id, "prompt": q.prompt, "completion": q.completion, "fact": q.gold} for q in corpus.queries
+    ]
+    inputs = [_STAMP_VERSION, seed, asdict(recipe), {"documents": documents, "queries": queries}]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _trained_before(directory: Path, fingerprint: str) -> TrainingReport | None:
-    """The report of the model in `directory`, if it is the one; `InvalidInput` if what is there is not ours."""
+def _read_report(directory: Path, fingerprint: str) -> TrainingReport | None:
+    """Returns the report of the model in `directory` if the model has this fingerprint, else None.
+
+    Raises `InvalidInput` if the directory holds anything other than a demo model.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     try:
-        stamp = json.loads((directory / _STAMP).read_text("utf-8"))
-        known, report = stamp["fingerprint"], TrainingReport(**stamp["report"])
+        stamp = json.loads((directory / _STAMP_FILE).read_text("utf-8"))
+        stored_fingerprint, report = stamp["fingerprint"], TrainingReport(**stamp["report"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
-            f"{directory} holds no demo model, and is not overwritten; name another place"
+            f"{directory} does not hold a demo model and is not overwritten; choose another directory"
         ) from error
-    return report if known == fingerprint and (directory / "model.safetensors").is_file() else None
+    same_model = stored_fingerprint == fingerprint and (directory / "model.safetensors").is_file()
+    return report if same_model else None
 
 
 def _publish(
     directory: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", stamp: dict[str, object]
 ) -> None:
-    """Writes beside the place, flushes to disk and renames; an older demo model there is removed."""
-    with atomic_directory(directory) as new:
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        (new / _STAMP).write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
+    """Writes the model's directory in one step, and removes an older demo model that is there."""
+    with atomic_directory(directory) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / _STAMP_FILE).write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")

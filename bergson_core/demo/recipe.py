@@ -1,4 +1,4 @@
-"""TODO"""
+"""How the demo's model is built and trained."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,15 @@ from bergson_core.schemas.training import TrainingSchedule
 
 @dataclass(frozen=True)
 class DemoRecipe(TrainingSchedule):
-    """The demo's model. `target` is the share of facts that must be recited in the end."""
+    """The size of the demo's GPT-NeoX, its training schedule, and how well it has to know the facts.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        layers: Number of transformer layers.
+        heads: Number of attention heads of a layer.
+        vocabulary: Number of tokens of the tokenizer.
+        target: Smallest share of the facts that the trained model has to recite, from 0 to 1.
+    """
 
     hidden: int = 128
     layers: int = 2

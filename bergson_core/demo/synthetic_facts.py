@@ -1,19 +1,26 @@
-"""A seeded corpus of invented facts, with the right answer known for every query.
+"""A seeded corpus of facts about invented people, in which the right answer to every query is known.
 
-Invented people have a birthplace, an employer, a university and a birthdate. Each of these facts
-is put in words by every template of its attribute. All but one of the wordings are training
-documents; the one that is kept, cut before its answer, is the query. The template that is kept
-rotates from fact to fact, so a model knows each wording, but only from other facts. The training
-documents that made a model answer are then known without a doubt: those with the query's fact.
+Each invented person has a birthplace, an employer, a university and a birthdate. Every template of an attribute puts
+such a fact into words. All wordings but one are training documents; the remaining wording is held out, and its text up
+to the answer is the query. Which template is held out rotates from fact to fact, so that a model has seen each wording,
+but only with other facts. Therefore the training documents that made a model answer are known beyond doubt: they are
+the documents that state the query's fact.
 
-Values come from short pools, so that many people share each of them: a document with the right
-answer is usually about somebody else. Nothing here imports torch.
+The values come from short pools, so that many people share each value: a document that contains the right answer is
+usually about somebody else.
+
+A corpus is stored as two JSON Lines files, with these columns:
+
+    documents.jsonl   id, text, fact, person, attribute
+    queries.jsonl     id, prompt, completion, fact
+
+The column `fact` holds what `EvaluationDocument.gold` and `EvaluationQuery.gold` hold in memory: the id of the fact.
 """
 
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from bergson_core.errors import InvalidInput
@@ -53,7 +60,7 @@ DATES = tuple(f"{3 + 7 * i % 25} {MONTHS[i % 12]} {1931 + 11 * i % 67}" for i in
 
 @dataclass(frozen=True)
 class Attribute:
-    """One kind of fact: the values it may take and its wordings, each of which ends in the value."""
+    """A kind of fact: the values that it may take, and its wordings, each of which ends in the value."""
 
     values: tuple[str, ...]
     templates: tuple[str, ...]
@@ -99,86 +106,111 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 }
 
 
-_DOCUMENTS, _QUERIES = "documents.jsonl", "queries.jsonl"
-_DOCUMENT_FIELDS = frozenset({"id", "text", "fact", "person", "attribute"})
-_QUERY_FIELDS = frozenset({"id", "prompt", "completion", "fact"})
+_DOCUMENTS_FILE, _QUERIES_FILE = "documents.jsonl", "queries.jsonl"
+_DOCUMENT_COLUMNS = frozenset({"id", "text", "fact", "person", "attribute"})
+_QUERY_COLUMNS = frozenset({"id", "prompt", "completion", "fact"})
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 
 
 @dataclass(frozen=True)
 class FactCorpus:
-    """Training documents, and one query for each fact in them."""
+    """Training documents that state facts, and one query for each fact."""
 
     documents: tuple[EvaluationDocument, ...]
     queries: tuple[EvaluationQuery, ...]
 
-    def gold(self) -> dict[str, frozenset[str]]:
-        """Query id → ids of the training documents that state the query's fact."""
-        by_fact: dict[str, set[str]] = {}
+    def gold_ids(self) -> dict[str, frozenset[str]]:
+        """Returns, for each query id, the ids of the training documents that state the query's fact."""
+        ids_by_fact: dict[str, set[str]] = {}
         for document in self.documents:
-            by_fact.setdefault(document.fact, set()).add(document.id)
-        return {query.id: frozenset(by_fact.get(query.fact, ())) for query in self.queries}
+            ids_by_fact.setdefault(document.gold, set()).add(document.id)
+        return {query.id: frozenset(ids_by_fact.get(query.gold, ())) for query in self.queries}
 
 
 def make_corpus(people: int = 400, seed: int = 0) -> FactCorpus:
-    """Facts about `people` invented people: 4 facts each, 3 documents and 1 query a fact.
+    """Makes a corpus of facts about invented people: 4 facts a person, 3 documents and 1 query a fact.
 
-    Equal arguments give an equal corpus on every machine. Documents are shuffled, so that those of
-    one fact do not lie together. Raises `InvalidInput` unless 1 <= people <= MAX_PEOPLE.
+    Equal arguments give an equal corpus on every machine. The documents are shuffled, so that the documents of one fact
+    are not next to each other.
+
+    Args:
+        people: Number of invented people.
+        seed: Seed of names, values and order.
+
+    Raises:
+        InvalidInput: `people` is not between 1 and `MAX_PEOPLE`.
     """
     if not 1 <= people <= MAX_PEOPLE:
-        raise InvalidInput(f"people must lie between 1 and {MAX_PEOPLE}, got {people}")
+        raise InvalidInput(f"people must be between 1 and {MAX_PEOPLE}, got {people}")
     rng = random.Random(seed)
-    stated: list[tuple[str, str, str, str]] = []
+    statements: list[tuple[str, str, str, str]] = []  # text, fact, person, attribute
     queries: list[EvaluationQuery] = []
-    for number, person in enumerate(_draw_names(people, rng)):
-        for offset, (attribute, spec) in enumerate(ATTRIBUTES.items()):
-            serial = f"{number * len(ATTRIBUTES) + offset:04d}"
+    for person_number, person in enumerate(_draw_names(people, rng)):
+        for attribute_number, (attribute, spec) in enumerate(ATTRIBUTES.items()):
+            serial = f"{person_number * len(ATTRIBUTES) + attribute_number:04d}"
             fact, value = f"fact-{serial}", rng.choice(spec.values)
-            kept = (number + offset) % len(spec.templates)
-            for index, template in enumerate(spec.templates):
-                if index != kept:
+            held_out = (person_number + attribute_number) % len(spec.templates)
+            for template_number, template in enumerate(spec.templates):
+                if template_number != held_out:
                     text = template.format(person=person, value=value)
-                    stated.append((text, fact, person, attribute))
+                    statements.append((text, fact, person, attribute))
                     continue
                 prompt = template[: template.index(" {value}")].format(person=person)
                 queries.append(EvaluationQuery(f"query-{serial}", prompt, f" {value}", fact))
-    rng.shuffle(stated)
+    rng.shuffle(statements)
     documents = tuple(
-        EvaluationDocument(f"doc-{i:04d}", text, fact, {"person": person, "attribute": attribute})
-        for i, (text, fact, person, attribute) in enumerate(stated)
+        EvaluationDocument(f"doc-{number:04d}", text, fact, {"person": person, "attribute": attribute})
+        for number, (text, fact, person, attribute) in enumerate(statements)
     )
     return FactCorpus(documents, tuple(queries))
 
 
 def write_corpus(corpus: FactCorpus, directory: Path | str) -> None:
-    """Writes documents.jsonl (id, text, fact, person, attribute) and queries.jsonl (id, prompt, completion, fact).
+    """Writes documents.jsonl and queries.jsonl into `directory`.
 
-    Each file is flushed to disk beside its place and renamed, so that it is there whole or not at all.
+    Each file is written under a temporary name, flushed to disk and renamed, so that it is complete or absent.
+
+    Args:
+        corpus: The corpus to write.
+        directory: Where the two files are written; it is made if it does not exist.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    documents = ({"id": d.id, "text": d.text, "fact": d.fact, **d.metadata} for d in corpus.documents)
-    _write_lines(directory / _DOCUMENTS, documents)
-    _write_lines(directory / _QUERIES, map(asdict, corpus.queries))
+    documents = ({"id": d.id, "text": d.text, "fact": d.gold, **d.metadata} for d in corpus.documents)
+    queries = (
+        {"id": q.id, "prompt": q.prompt, "completion": q.completion, "fact": q.gold} for q in corpus.queries
+    )
+    _write_lines(directory / _DOCUMENTS_FILE, documents)
+    _write_lines(directory / _QUERIES_FILE, queries)
 
 
 def read_corpus(directory: Path | str) -> FactCorpus:
-    """The corpus that `write_corpus` wrote. Raises `InvalidInput` for a missing file or a line that is no row of it."""
+    """Reads a corpus that `write_corpus` wrote.
+
+    Args:
+        directory: Directory with documents.jsonl and queries.jsonl.
+
+    Raises:
+        InvalidInput: A file is missing, or a line is not an object with exactly the columns of its file.
+    """
+    directory = Path(directory)
     documents = tuple(
         EvaluationDocument(
-            row["id"], row["text"], row["fact"], {key: row[key] for key in ("person", "attribute")}
+            row["id"], row["text"], row["fact"], {"person": row["person"], "attribute": row["attribute"]}
         )
-        for row in _read_lines(Path(directory) / _DOCUMENTS, _DOCUMENT_FIELDS)
+        for row in _iter_lines(directory / _DOCUMENTS_FILE, _DOCUMENT_COLUMNS)
     )
-    queries = tuple(EvaluationQuery(**row) for row in _read_lines(Path(directory) / _QUERIES, _QUERY_FIELDS))
+    queries = tuple(
+        EvaluationQuery(row["id"], row["prompt"], row["completion"], row["fact"])
+        for row in _iter_lines(directory / _QUERIES_FILE, _QUERY_COLUMNS)
+    )
     return FactCorpus(documents, queries)
 
 
 def _draw_names(people: int, rng: random.Random) -> list[str]:
-    """Different full names, each a first name and a last name of the pools."""
-    every = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-    return rng.sample(every, people)
+    """Draws distinct full names, each made of a first name and a last name of the pools."""
+    full_names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
+    return rng.sample(full_names, people)
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
@@ -186,7 +218,7 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _read_lines(path: Path, fields: frozenset[str]) -> Iterator[dict[str, str]]:
+def _iter_lines(path: Path, columns: frozenset[str]) -> Iterator[dict[str, str]]:
     if not path.is_file():
         raise InvalidInput(f"no file {path}; expected a directory that write_corpus wrote")
     with path.open(encoding="utf-8") as file:
@@ -195,8 +227,8 @@ def _read_lines(path: Path, fields: frozenset[str]) -> Iterator[dict[str, str]]:
                 row = json.loads(line)
             except ValueError:
                 row = None
-            if not isinstance(row, dict) or row.keys() != fields:
+            if not isinstance(row, dict) or row.keys() != columns:
                 raise InvalidInput(
-                    f"{path}, line {number}: expected an object of {', '.join(sorted(fields))}"
+                    f"{path}, line {number}: expected an object with the keys {', '.join(sorted(columns))}"
                 )
             yield row

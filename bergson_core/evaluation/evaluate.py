@@ -1,42 +1,28 @@
-"""Measures an index: does it find what made the model say it, and what happens without that?
+"""Evaluates an index: whether it finds the documents that are right, and whether its scores predict what happens.
 
-Legend: q queries, n documents, M training runs.
-
-Every method is a table of scores [q, n], the index as well as what stands beside it, and all are measured in the same
-way with the same queries, steps and training runs.
+A measure is one of the five ways to judge scores that `EvaluationSpec.measures` chooses from; a metric is a number that
+comes out, such as MRR. The index and the baselines are measured with the same queries, steps and training runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from jaxtyping import Bool, Float
-
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, StepDirection, Unlearner
-from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.baselines import gradient_scores, representation_scores
-from bergson_core.evaluation.ground_truth import IndexedDocuments, iterate_scores, query_tokens
-from bergson_core.evaluation.metrics import (
-    bm25_scores,
-    bootstrap,
-    check_runs,
-    linear_datamodelling_score,
-    retrieval,
-)
+from bergson_core.evaluation.inputs import EvaluationInputs
+from bergson_core.evaluation.metrics import require_enough_runs, retrieval_metrics
 from bergson_core.evaluation.queries import EvaluationQuery
-from bergson_core.evaluation.retraining import (
-    BuiltInTrainer,
-    CommandTrainer,
-    Trainer,
-    check_command,
-    losses_after_retraining,
-    random_subsets,
+from bergson_core.evaluation.retraining_measures import (
+    Retrainer,
+    make_trainer,
+    measure_datamodelling,
+    measure_removal,
 )
+from bergson_core.evaluation.score_tables import ScoreTable, best_positions, iter_score_tables
+from bergson_core.evaluation.step_effects import measure_step_effects
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
-from bergson_core.models.loading import load_model
 from bergson_core.schemas.evaluation import (
     Effect,
     Evaluation,
@@ -47,13 +33,12 @@ from bergson_core.schemas.evaluation import (
     Retrieval,
 )
 from bergson_core.schemas.results import Progress
+from bergson_core.utils.progress import ProgressCallback
 
-_MOST_SCORES: Final = 2**28
-_DEPTH: Final = 100
-"""Of the rankings that retrieval looks at."""
-
-Told = Callable[[Progress], None]
-Scores = Float[np.ndarray, "q n"]
+_DEFAULT_CACHE: Final = ".bergson-evaluation"
+_RANKING_DEPTH: Final = 100
+"""Number of documents of a ranking that retrieval looks at."""
+_STEP_DIRECTIONS: Final[Mapping[Measure, StepDirection]] = {"unlearning": "unlearn", "tail_patch": "learn"}
 
 
 def evaluate_index(
@@ -62,246 +47,134 @@ def evaluate_index(
     spec: EvaluationSpec | None = None,
     *,
     cache: str | Path | None = None,
-    report: Told = lambda progress: None,
+    report: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Measures `index` and the baselines with these queries; `cache` is where losses of training runs are kept.
+    """Evaluates an index, and the baselines beside it, with queries whose right answers are known.
 
-    Raises `InvalidInput` for queries without gold documents where these are asked for, for a measure that trains where
-    it is not said how, for training runs that fail, and for more scores than fit into memory.
+    All documents that were not taken down are scored with every query, so that memory grows with their product: 4 bytes
+    for each method, query and document.
+
+    Args:
+        index: The index to evaluate.
+        queries: The queries. The measure `retrieval` needs their gold values.
+        spec: What to measure and which baselines to compare with; by default `EvaluationSpec()`: retrieval and
+            unlearning, beside all baselines.
+        cache: Directory for the losses of training runs, from which an interrupted evaluation continues; by default
+            `.bergson-evaluation` in the current directory. Only `lds` and `removal` use it.
+        report: Called with the progress after each batch of scores, step or training run.
+
+    Returns:
+        For each method, the metrics of each measure. The methods are `index`, the baselines, and, if every query has
+        gold documents, `gold`: the right documents themselves.
+
+    Raises:
+        TooLong: A query has more tokens than the model takes.
+        InvalidInput: There are no queries; `retrieval` is measured and a query has no gold documents; `lds` or
+            `removal` is measured and `spec.training` does not say how to train, or training fails; there are fewer than
+            10 runs for `lds`; or there are more than 2²⁸ scores.
     """
-    return _Evaluator(index, list(queries), spec or EvaluationSpec(), cache, report).run()
+    spec = spec or EvaluationSpec()
+    report = report or (lambda progress: None)
+    inputs = EvaluationInputs.read(index, list(queries), spec.gold)
+    if "retrieval" in spec.measures:
+        inputs.require_gold(spec.gold)
+    retrainer = _make_retrainer(inputs, spec, Path(_DEFAULT_CACHE if cache is None else cache), report)
+    tables = dict(iter_score_tables(inputs, spec, report))
+    unlearner = _fit_unlearner(inputs, spec)
+    results: dict[str, dict[str, Any]] = {method: {} for method in tables}
+    for method, field, value in chain(
+        _iter_retrieval(inputs, tables) if "retrieval" in spec.measures else (),
+        _iter_step_effects(inputs, tables, unlearner, spec, report) if unlearner else (),
+        _iter_retraining(tables, retrainer, spec) if retrainer else (),
+    ):
+        results[method][field] = value
+    return Evaluation(
+        index=index.name,
+        generation=index.manifest.generation,
+        documents=len(inputs.documents.ids),
+        queries=len(inputs.queries),
+        spec=spec,
+        learning_rate=unlearner.learning_rate if unlearner else None,
+        methods={method: Measured(**fields) for method, fields in results.items()},
+    )
 
 
-class _Evaluator:
-    def __init__(
-        self,
-        index: AttributionIndex,
-        queries: list[EvaluationQuery],
-        spec: EvaluationSpec,
-        cache: str | Path | None,
-        report: Told,
-    ) -> None:
-        if not queries:
-            raise InvalidInput("there are no queries; expected at least one")
-        self.index, self.queries, self.spec, self._report = index, queries, spec, report
-        self.asked = query_tokens(index, queries)
-        self.corpus = IndexedDocuments.of(index)
-        if not self.corpus.ids:
-            raise InvalidInput(f"all documents of {index.name} were taken down; expected at least one")
-        if len(queries) * len(self.corpus.ids) > _MOST_SCORES:
-            raise InvalidInput(
-                f"{len(queries):,} queries × {len(self.corpus.ids):,} documents are more than {_MOST_SCORES:,} scores: "
-                "take fewer queries"
-            )
-        self.gold = self.corpus.gold(queries, spec.gold)
-        self.has_gold = spec.gold in index.manifest.spec.columns.metadata and all(self.gold.values())
-        if self.asks("retrieval") and not self.has_gold:
-            self._say_gold()
-        if self.asks("lds"):
-            check_runs(spec.training.runs)
-        self._cache = Path(cache) if cache is not None else Path(".bergson-evaluation")
-        self.trainer = self._trainer() if self.asks("lds", "removal") else None
+def _make_retrainer(
+    inputs: EvaluationInputs, spec: EvaluationSpec, cache: Path, report: ProgressCallback
+) -> Retrainer | None:
+    """Returns what trains the model again, or None if no measure needs it."""
+    if "lds" in spec.measures:
+        require_enough_runs(spec.training.runs)
+    if not {"lds", "removal"} & set(spec.measures):
+        return None
+    trainer = make_trainer(inputs, spec.training)
+    return Retrainer(trainer, inputs.query_tokens, cache, spec.training.processes, report)
 
-    def run(self) -> Evaluation:
-        scores = dict(self._scores())
-        measured: dict[str, dict[str, Any]] = {name: {} for name in scores}
-        learning_rate = None
-        if self.asks("retrieval"):
-            for name in scores.keys() - {"gold"}:
-                measured[name]["retrieval"] = self._retrieval(scores[name])
-        if self.asks("unlearning", "tail_patch"):
-            sample = sample_row_numbers(len(self.corpus.ids), FIT_SAMPLE_SIZE, self.spec.seed)
-            tokens = [self.corpus.tokens[k] for k in sample]
-            unlearner = Unlearner.fit(self.index.model, tokens, self.spec.learning_rate)
-            learning_rate = unlearner.learning_rate
-            steps: dict[Measure, StepDirection] = {"unlearning": "unlearn", "tail_patch": "learn"}
-            for measure, step in steps.items():
-                if self.asks(measure):
-                    for name, effect in self._effects(unlearner, scores, step, measure):
-                        measured[name][measure] = effect
-        if self.asks("lds"):
-            for name, its in self._lds(scores):
-                measured[name] |= its
-        if self.asks("removal"):
-            for name, rise in self._removal(scores):
-                measured[name]["removal"] = rise
-        return Evaluation(
-            index=self.index.name,
-            generation=self.index.manifest.generation,
-            documents=len(self.corpus.ids),
-            queries=len(self.queries),
-            spec=self.spec,
-            learning_rate=learning_rate,
-            methods={name: Measured(**its) for name, its in measured.items()},
-        )
 
-    def asks(self, *measures: Measure) -> bool:
-        return any(measure in self.spec.measures for measure in measures)
+def _fit_unlearner(inputs: EvaluationInputs, spec: EvaluationSpec) -> Unlearner | None:
+    """Returns what takes steps on documents, or None if no measure needs it."""
+    if not _STEP_DIRECTIONS.keys() & set(spec.measures):
+        return None
+    documents = inputs.documents.tokens
+    sample = sample_row_numbers(len(documents), FIT_SAMPLE_SIZE, spec.seed)
+    return Unlearner.fit(inputs.index.model, [documents[position] for position in sample], spec.learning_rate)
 
-    def _say_gold(self) -> None:
-        column, there = self.spec.gold, self.index.manifest.spec.columns.metadata
-        if column not in there:
-            raise InvalidInput(
-                f"{self.index.name} has no metadata column {column!r} to tell right documents by; it has "
-                f"{', '.join(there) or 'none'}. Build it with --metadata_column {column}, or leave retrieval out"
-            )
-        missing = next(query for query in self.queries if not self.gold[query.id])
-        raise InvalidInput(
-            f"query {missing.id!r} has no gold documents: none in the index has {column} = {missing.fact!r}"
-        )
 
-    # Scores
-
-    def _scores(self) -> Iterator[tuple[str, Scores]]:
-        """(name, scores) of each method."""
-        wanted, shape = self.spec.baselines, (len(self.queries), len(self.corpus.ids))
-        yield "index", self._of_index()
-        if "random" in wanted:
-            yield "random", np.random.default_rng(self.spec.seed).standard_normal(shape, dtype=np.float32)
-        if "bm25" in wanted:
-            texts = [query.prompt + query.completion for query in self.queries]
-            yield "bm25", bm25_scores(self.corpus.texts, texts)
-        if "gradient_dot" in wanted or "gradient_cosine" in wanted:
-            modules = [module.name for module in self.index.manifest.modules]
-            dots, cosines = gradient_scores(self.index.model, self.corpus.tokens, self.asked, modules)
-            yield from (
-                one for one in (("gradient_dot", dots), ("gradient_cosine", cosines)) if one[0] in wanted
-            )
-        if "representation" in wanted:
-            yield "representation", representation_scores(self.index.model, self.corpus.tokens, self.asked)
-        if self.has_gold:
-            right = np.zeros(shape, dtype=np.float32)
-            for row, query in zip(right, self.queries, strict=True):
-                row[self.gold[query.id]] = 1
-            yield "gold", right
-
-    def _of_index(self) -> Scores:
-        parts, done = [], 0
-        for ids, scores in iterate_scores(self.index, self.queries):
-            parts.append(scores)
-            done += len(ids)
-            self._tell("score", done, len(self.corpus.ids))
-        return np.concatenate(parts, axis=1)
-
-    # Measures
-
-    def _retrieval(self, scores: Scores) -> Retrieval:
-        best = _best(scores, _DEPTH)
+def _iter_retrieval(
+    inputs: EvaluationInputs, tables: Mapping[str, ScoreTable]
+) -> Iterator[tuple[str, str, Retrieval]]:
+    """Yields (method, field of `Measured`, value) of the measure `retrieval`."""
+    ids = inputs.documents.ids
+    gold = {query: [ids[position] for position in positions] for query, positions in inputs.gold.items()}
+    for method in tables.keys() - {"gold"}:
+        best = best_positions(tables[method], _RANKING_DEPTH)
         rankings = {
-            query.id: [self.corpus.ids[number] for number in row]
-            for query, row in zip(self.queries, best, strict=True)
+            query.id: [ids[position] for position in positions]
+            for query, positions in zip(inputs.queries, best, strict=True)
         }
-        gold = {name: [self.corpus.ids[number] for number in right] for name, right in self.gold.items()}
-        return retrieval(rankings, gold)
+        yield method, "retrieval", retrieval_metrics(rankings, gold)
 
-    def _effects(
-        self, unlearner: Unlearner, scores: Mapping[str, Scores], step: StepDirection, stage: str
-    ) -> Iterator[tuple[str, Effect]]:
-        """What a step on each method's best documents does, each document alone."""
-        best = {name: _best(table, self._deep(name)) for name, table in scores.items()}
-        wanted: dict[int, list[int]] = {}
-        for rows in best.values():
-            for query, row in enumerate(rows):
-                for number in row:
-                    wanted.setdefault(int(number), []).append(query)
-        before = unlearner.log_probabilities(self.asked)
-        after: dict[tuple[int, int], float] = {}
-        for done, (number, asking) in enumerate(wanted.items(), start=1):
-            asking = sorted(set(asking))
-            with unlearner.after(self.corpus.tokens[number], step):
-                found = unlearner.log_probabilities([self.asked[query] for query in asking])
-            after |= {(number, query): float(one) for query, one in zip(asking, found, strict=True)}
-            self._tell(stage, done, len(wanted))
-        for name, rows in best.items():
-            now = np.array([[after[int(number), query] for number in row] for query, row in enumerate(rows)])
-            yield (
-                name,
-                Effect(
-                    log_probability=self._interval((now - before[:, None]).mean(1)),
-                    probability=self._interval((np.exp(now) - np.exp(before)[:, None]).mean(1)),
-                ),
-            )
 
-    def _deep(self, method: str) -> int:
-        """Of how many documents: of gold, as many as every query has."""
-        return min(self.spec.top_k, *map(len, self.gold.values())) if method == "gold" else self.spec.top_k
-
-    def _lds(self, scores: Mapping[str, Scores]) -> Iterator[tuple[str, dict[str, Interval]]]:
-        training, seed = self.spec.training, self.spec.seed
-        parts = random_subsets(len(self.corpus.ids), training.runs, training.share, seed)
-        losses = self._losses(parts, [seed + 1 + number for number in range(training.runs)], "retrain")
-        kept = np.array(parts)
-        for name, table in scores.items():
-            yield (
-                name,
-                {
-                    "lds": linear_datamodelling_score(table, kept, losses, seed),
-                    "lds_thresholded": linear_datamodelling_score(soft_threshold(table), kept, losses, seed),
-                },
-            )
-
-    def _removal(self, scores: Mapping[str, Scores]) -> Iterator[tuple[str, Interval]]:
-        """Rise of a query's loss without its best documents, against runs with all of them and the same seeds."""
-        training, count = self.spec.training, len(self.corpus.ids)
-        chosen = sample_row_numbers(len(self.queries), training.removal_queries, self.spec.seed)
-        left_out = max(1, round(training.removal_share * count))
-        seeds = [self.spec.seed + number for number in range(training.removal_repeats)]
-        parts = [np.ones(count, dtype=bool)]
-        for table in scores.values():
-            for query in chosen:
-                kept = np.ones(count, dtype=bool)
-                kept[_best(table[query : query + 1], left_out)[0]] = False
-                parts.append(kept)
-        losses = self._losses(
-            [part for part in parts for _ in seeds], [seed for _ in parts for seed in seeds], "remove"
+def _iter_step_effects(
+    inputs: EvaluationInputs,
+    tables: Mapping[str, ScoreTable],
+    unlearner: Unlearner,
+    spec: EvaluationSpec,
+    report: ProgressCallback,
+) -> Iterator[tuple[str, str, Effect]]:
+    """Yields (method, field of `Measured`, value) of the measures `unlearning` and `tail_patch`."""
+    depths = dict.fromkeys(tables, spec.top_k)
+    if "gold" in depths:  # no more documents than each query has
+        depths["gold"] = min(spec.top_k, *map(len, inputs.gold.values()))
+    best = {method: best_positions(table, depths[method]) for method, table in tables.items()}
+    for measure, direction in _STEP_DIRECTIONS.items():
+        if measure not in spec.measures:
+            continue
+        effects = measure_step_effects(
+            unlearner,
+            direction,
+            best,
+            inputs.documents.tokens,
+            inputs.query_tokens,
+            seed=spec.seed,
+            on_document=lambda done, total, stage=measure: report(
+                Progress(stage=stage, done=done, total=total, unit="documents")
+            ),
         )
-        mean = losses.reshape(len(parts), len(seeds), -1).mean(1)[:, chosen]
-        rises = (mean[1:] - mean[0]).reshape(len(scores), len(chosen), len(chosen))
-        for name, rise in zip(scores, rises, strict=True):
-            yield name, self._interval(np.diagonal(rise))
-
-    # Training
-
-    def _trainer(self) -> Trainer:
-        training, spec = self.spec.training, self.index.manifest.spec
-        given = [training.command is not None, training.start is not None, training.scratch]
-        if sum(given) != 1:
-            raise InvalidInput(
-                "lds and removal train the model again: expected one of a training command, a model to start from, or "
-                f"scratch; got {sum(given) or 'none'}"
-            )
-        if training.command is not None:
-            check_command(training.command)
-            return CommandTrainer(training.command, self.corpus.rows)
-        about = (self.corpus.tokens, training.schedule, training.scratch)
-        if training.start is not None:
-            return BuiltInTrainer(training.start, *about, load_model(training.start).sha256)
-        return BuiltInTrainer(spec.model, *about, self.index.model.sha256, self.index.manifest.revision)
-
-    def _losses(
-        self,
-        kept: Sequence[Bool[np.ndarray, " n"]],
-        seeds: Sequence[int],
-        stage: str,
-    ) -> Float[np.ndarray, "M q"]:
-        assert self.trainer is not None  # made where a measure trains
-        return losses_after_retraining(
-            self.trainer,
-            kept,
-            seeds,
-            self.asked,
-            self._cache,
-            processes=self.spec.training.processes,
-            told=lambda done, total: self._tell(stage, done, total, "runs"),
-        )
-
-    def _interval(self, values: Float[np.ndarray, " q"]) -> Interval:
-        return bootstrap(values, self.spec.seed)
-
-    def _tell(self, stage: str, done: int, total: int, unit: str = "documents") -> None:
-        self._report(Progress(stage=stage, done=done, total=total, unit=unit))
+        for method, effect in effects.items():
+            yield method, measure, effect
 
 
-def _best(scores: Scores, count: int) -> np.ndarray:
-    """Numbers of the `count` best documents of each query, best first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+def _iter_retraining(
+    tables: Mapping[str, ScoreTable], retrainer: Retrainer, spec: EvaluationSpec
+) -> Iterator[tuple[str, str, Interval]]:
+    """Yields (method, field of `Measured`, value) of the measures `lds` and `removal`."""
+    if "lds" in spec.measures:
+        scores = measure_datamodelling(retrainer, tables, spec.training, spec.seed)
+        for method, score in scores.items():
+            yield method, "lds", score.plain
+            yield method, "lds_thresholded", score.thresholded
+    if "removal" in spec.measures:
+        rises = measure_removal(retrainer, tables, spec.training, spec.seed)
+        for method, rise in rises.items():
+            yield method, "removal", rise

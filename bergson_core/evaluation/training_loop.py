@@ -1,14 +1,15 @@
-"""Trains a causal language model on token rows: AdamW, as plain as it can be, the same for the same seed.
+"""Trains a causal language model on tokenised documents: a plain AdamW loop that gives the same result for a seed.
 
-For the demo's model, and for the many short runs that `retraining` compares. Each document is one row, closed with the
-end-of-text token, padded on the right; the loss is the mean over its labelled tokens and that one.
+The loop trains the demo's model, and the many short runs whose losses `retraining` compares. Each document is one
+sequence, closed with the end-of-text token and padded on the right. The loss is the mean over the labelled tokens of
+the documents and their end-of-text tokens.
 
-Legend: n rows, s positions.
+Legend: n documents of a batch, s positions.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,24 +19,37 @@ from torch.nn.functional import cross_entropy
 from bergson_core.data.batching import Tokens
 from bergson_core.schemas.training import TrainingProgress, TrainingSchedule
 
-FILLER: Final = 0
-"""Any token fills a row up: it lies to the right, where causal attention does not look."""
-_IGNORED: Final = -100  # the label that cross_entropy leaves out
+FILLER_TOKEN: Final = 0
+"""Pads token ids. Any token would do: padding is on the right, where causal attention does not look."""
+_IGNORED_LABEL: Final = -100
+"""Marks the positions that `cross_entropy` leaves out."""
+_SORTED_BATCHES: Final = 8
+"""Batches whose documents are sorted by length together."""
+
+_Example = tuple[list[int], list[int]]
+"""Token ids and labels of a document, equally long."""
 
 
-def train(
+def train_causal_model(
     model: nn.Module,
     documents: Sequence[Tokens],
-    end: int | None,
+    end_token: int | None,
     schedule: TrainingSchedule,
-    progress: TrainingProgress | None = None,
+    on_step: TrainingProgress | None = None,
 ) -> int:
-    """Trains all weights of `model` on `documents`, each closed with the token `end` if any; returns the steps taken.
+    """Trains all weights of `model` on `documents` and returns the number of steps.
 
-    Rows and their order are drawn by torch's generator: open `reproducible` around it.
+    The order of the documents is drawn from torch's global generator: call this within `reproducible`.
+
+    Args:
+        model: A causal language model of transformers; it is in evaluation mode afterwards.
+        documents: Documents to train on.
+        end_token: Token that is appended to each document, or None to append nothing.
+        schedule: Batch size, number of steps and learning rate.
+        on_step: Called after each step.
     """
-    rows = [_row(one, end) for one in documents]
-    steps = schedule.steps(len(rows))
+    examples = [_example(document, end_token) for document in documents]
+    steps = schedule.steps(len(examples))
     optimizer = torch.optim.AdamW(
         model.parameters(),
         schedule.learning_rate,
@@ -43,62 +57,70 @@ def train(
         weight_decay=schedule.weight_decay,
         fused=True,
     )
-    rising = max(1, round(schedule.warmup * steps))
-    falling = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+    warmup_steps = max(1, round(schedule.warmup * steps))
+    rate_schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup_steps, (steps - step) / max(1, steps - warmup_steps)),
     )
     model.train()
-    for step, (ids, labels) in zip(range(1, steps + 1), _batches(rows, schedule.batch_size), strict=False):
+    for step, (ids, labels) in zip(
+        range(1, steps + 1), _iter_batches(examples, schedule.batch_size), strict=False
+    ):
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+        loss = cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED_LABEL
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        falling.step()
-        if progress is not None:
-            progress(step, steps, f"loss {loss.item():.2f}")
+        rate_schedule.step()
+        if on_step is not None:
+            on_step(step, steps, f"loss {loss.item():.2f}")
     model.eval()
     return steps
 
 
-def pad(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """Rows of different length as one tensor [n, s], filled up on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+def pad_right(sequences: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Returns sequences of different lengths as one tensor [n, s], filled up on the right with `filler`."""
+    longest = max(map(len, sequences))
+    return torch.tensor([[*sequence, *[filler] * (longest - len(sequence))] for sequence in sequences])
 
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seeds torch and fixes its number of threads; both are afterwards as they were."""
-    before = torch.get_num_threads()
+    """Seeds torch and sets its number of threads; restores the generator and the number of threads afterwards."""
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
-def _row(document: Tokens, end: int | None) -> tuple[list[int], list[int]]:
-    """(token ids, labels) of a document."""
-    ids, labels = document.ids.tolist(), np.where(document.labels, document.ids, _IGNORED).tolist()
-    return (ids, labels) if end is None else ([*ids, end], [*labels, end])
+def _example(document: Tokens, end_token: int | None) -> _Example:
+    ids = document.ids.tolist()
+    labels = np.where(document.labels, document.ids, _IGNORED_LABEL).tolist()
+    return (ids, labels) if end_token is None else ([*ids, end_token], [*labels, end_token])
 
 
-def _batches(rows: list[tuple[list[int], list[int]]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and labels [n, s] without end: every epoch in a new order, rows of similar length together."""
+def _iter_batches(examples: Sequence[_Example], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields token ids and labels [n, s] without end.
 
-    def length(row: tuple[Any, Any]) -> int:
-        return len(row[0])
-
+    Every epoch has a new random order; documents of similar length share a batch.
+    """
+    pool_size = _SORTED_BATCHES * batch_size
     while True:
-        order = torch.randperm(len(rows)).tolist()
-        batches: list[list[tuple[list[int], list[int]]]] = []
-        for start in range(0, len(order), 8 * size):
-            pool = sorted((rows[k] for k in order[start : start + 8 * size]), key=length)
-            batches += [pool[k : k + size] for k in range(0, len(pool), size)]
+        order = torch.randperm(len(examples)).tolist()
+        batches: list[list[_Example]] = []
+        for start in range(0, len(order), pool_size):
+            pool = sorted(
+                (examples[number] for number in order[start : start + pool_size]),
+                key=lambda example: len(example[0]),
+            )
+            batches += [pool[k : k + batch_size] for k in range(0, len(pool), batch_size)]
         for number in torch.randperm(len(batches)).tolist():
             ids, labels = zip(*batches[number], strict=True)
-            yield pad(ids, FILLER), pad(labels, _IGNORED)
+            yield pad_right(ids, FILLER_TOKEN), pad_right(labels, _IGNORED_LABEL)

@@ -1,4 +1,4 @@
-"""Training again on parts of the data: by our own loop and by a command, kept, resumed, and clear where it fails."""
+"""Retraining on subsets of the documents, by the built-in loop and by a command: losses are stored, runs resumed."""
 
 import json
 import sys
@@ -10,14 +10,9 @@ import pytest
 
 from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
-from bergson_core.evaluation.retraining import (
-    BuiltInTrainer,
-    CommandTrainer,
-    check_command,
-    losses_after_retraining,
-    random_subsets,
-)
-from bergson_core.models.forward_backward import document_losses
+from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
+from bergson_core.evaluation.trainers import BuiltInTrainer, CommandTrainer, require_placeholders
+from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
 from tests import tiny
@@ -39,55 +34,63 @@ def trainer(model: Path) -> BuiltInTrainer:
 
 
 def queries(trainer: BuiltInTrainer) -> list[Tokens]:
-    return [replace(one, labels=np.arange(len(one.ids)) >= 3) for one in trainer.documents[:3]]
+    """The first three documents, of which the first three tokens are a prompt."""
+    return [replace(document, labels=np.arange(len(document.ids)) >= 3) for document in trainer.documents[:3]]
 
 
 def all_but(number: int) -> np.ndarray:
+    """The mask of the subset that leaves one document out."""
     return np.arange(len(TEXTS)) != number
 
 
-def test_a_run_is_the_same_again_and_another_without_a_document_or_with_another_seed(trainer, tmp_path):
-    asked = queries(trainer)
-    parts, seeds = [all_but(3), all_but(3), all_but(4), all_but(3)], [0, 0, 0, 1]
-    first = losses_after_retraining(trainer, parts[:1], seeds[:1], asked, tmp_path / "once")
-    losses = losses_after_retraining(trainer, parts, seeds, asked, tmp_path / "again")
+def test_losses_depend_on_subset_and_seed_and_are_the_same_when_computed_again(trainer, tmp_path):
+    query_tokens = queries(trainer)
+    subsets, seeds = [all_but(3), all_but(3), all_but(4), all_but(3)], [0, 0, 0, 1]
+    first = losses_after_retraining(trainer, subsets[:1], seeds[:1], query_tokens, tmp_path / "once")
+    losses = losses_after_retraining(trainer, subsets, seeds, query_tokens, tmp_path / "again")
     np.testing.assert_array_equal(losses[0], first[0])
-    assert len(list((tmp_path / "again").iterdir())) == 3, "the same run is kept once"
+    assert len(list((tmp_path / "again").iterdir())) == 3, "equal runs share a file"
     assert len({tuple(row) for row in losses.tolist()}) == 3
 
 
-def test_training_lowers_the_loss_of_what_is_kept_in_it(trainer, model, tmp_path):
-    asked, untrained = queries(trainer), load_model(str(model))
-    before = document_losses(untrained, asked)
-    assert (losses_after_retraining(trainer, [all_but(11)], [0], asked, tmp_path) < before).all()
+def test_training_lowers_the_losses_of_its_documents(trainer, model, tmp_path):
+    query_tokens, untrained = queries(trainer), load_model(str(model))
+    before = compute_document_losses(untrained, query_tokens)
+    assert (losses_after_retraining(trainer, [all_but(11)], [0], query_tokens, tmp_path) < before).all()
     scratch = replace(trainer, scratch=True)
-    assert (losses_after_retraining(scratch, [all_but(11)], [0], asked, tmp_path) != before).all()
+    assert (losses_after_retraining(scratch, [all_but(11)], [0], query_tokens, tmp_path) != before).all()
 
 
-def test_what_is_known_is_not_computed_again_and_other_settings_are_other_runs(
-    trainer, tmp_path, monkeypatch
-):
-    asked, part = queries(trainer), [all_but(0)]
-    known = losses_after_retraining(trainer, part, [0], asked, tmp_path)
-    monkeypatch.setattr(BuiltInTrainer, "run", lambda *_: pytest.fail("was computed again"))
-    np.testing.assert_array_equal(losses_after_retraining(trainer, part, [0], asked, tmp_path), known)
+def test_stored_losses_are_used_again_only_for_equal_settings_and_queries(trainer, tmp_path, monkeypatch):
+    query_tokens, subsets = queries(trainer), [all_but(0)]
+    losses = losses_after_retraining(trainer, subsets, [0], query_tokens, tmp_path)
+    monkeypatch.setattr(BuiltInTrainer, "train", lambda *_: pytest.fail("was computed again"))
+    np.testing.assert_array_equal(
+        losses_after_retraining(trainer, subsets, [0], query_tokens, tmp_path), losses
+    )
     for other in (replace(trainer, sha256="1" * 64), replace(trainer, schedule=replace(SHORT, epochs=2))):
         with pytest.raises(pytest.fail.Exception):
-            losses_after_retraining(other, part, [0], asked, tmp_path)
+            losses_after_retraining(other, subsets, [0], query_tokens, tmp_path)
     with pytest.raises(pytest.fail.Exception):
-        losses_after_retraining(trainer, part, [0], asked[:2], tmp_path)
+        losses_after_retraining(trainer, subsets, [0], query_tokens[:2], tmp_path)
 
 
-def test_runs_side_by_side_give_what_they_give_one_by_one(trainer, tmp_path):
-    parts, told = random_subsets(len(TEXTS), 3, 0.5, seed=0), []
-    asked = queries(trainer)
+def test_runs_in_several_processes_give_the_losses_of_runs_in_one(trainer, tmp_path):
+    subsets, progress = random_subsets(len(TEXTS), 3, 0.5, seed=0), []
+    query_tokens = queries(trainer)
     together = losses_after_retraining(
-        trainer, parts, [1, 2, 3], asked, tmp_path / "2", processes=2, told=lambda *now: told.append(now)
+        trainer,
+        subsets,
+        [1, 2, 3],
+        query_tokens,
+        tmp_path / "2",
+        processes=2,
+        on_run=lambda *counts: progress.append(counts),
     )
     np.testing.assert_array_equal(
-        together, losses_after_retraining(trainer, parts, [1, 2, 3], asked, tmp_path / "1")
+        together, losses_after_retraining(trainer, subsets, [1, 2, 3], query_tokens, tmp_path / "1")
     )
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 COPY = f"""{sys.executable} -c "
@@ -103,33 +106,35 @@ def test_a_command_gets_the_documents_and_leaves_a_model(trainer, model, tmp_pat
     command = CommandTrainer(COPY.replace("MODEL", str(model)), rows)
     half = np.arange(12) < 6
     losses = losses_after_retraining(command, [half], [0], queries(trainer), tmp_path)
-    np.testing.assert_allclose(losses[0], document_losses(load_model(str(model)), queries(trainer)))
+    np.testing.assert_allclose(losses[0], compute_document_losses(load_model(str(model)), queries(trainer)))
 
 
-def test_runs_that_fail_are_named_with_their_last_words_and_the_others_are_kept(trainer, model, tmp_path):
+def test_the_error_quotes_the_first_failed_run_and_the_losses_of_the_others_are_stored(
+    trainer, model, tmp_path
+):
     rows = [{"text": text} for text in TEXTS]
     command = CommandTrainer(COPY.replace("MODEL", str(model)), rows)
-    parts = [np.arange(12) < 6, all_but(0), np.arange(12) < 7]
+    subsets = [np.arange(12) < 6, all_but(0), np.arange(12) < 7]
     with pytest.raises(InvalidInput, match=r"1 of 3 training runs failed, .* run 1: .*eleven is too few"):
-        losses_after_retraining(command, parts, [0, 0, 0], queries(trainer), tmp_path)
-    kept = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
-    assert [len(one) for one in kept] == [3, 3]
+        losses_after_retraining(command, subsets, [0, 0, 0], queries(trainer), tmp_path)
+    stored = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert [len(losses) for losses in stored] == [3, 3]
 
 
-def test_a_command_that_leaves_no_model_or_is_none_is_an_error(trainer, tmp_path):
+def test_a_command_that_leaves_no_model_or_does_not_exist_is_an_error(trainer, tmp_path):
     half = [np.arange(12) < 6]
-    for command, says in [
+    for command, message in [
         ("true {dataset} {output}", "no model directory"),
         ("no-such-program", "cannot be run"),
     ]:
-        with pytest.raises(InvalidInput, match=says):
+        with pytest.raises(InvalidInput, match=message):
             losses_after_retraining(CommandTrainer(command, [{}] * 12), half, [0], queries(trainer), tmp_path)
     with pytest.raises(InvalidInput, match=r"has no \{output\}"):
-        check_command("python train.py {dataset}")
+        require_placeholders("python train.py {dataset}")
 
 
-def test_random_parts_keep_their_share_and_are_seeded():
-    parts = random_subsets(100, 5, 0.3, seed=1)
-    assert [int(part.sum()) for part in parts] == [30] * 5
-    assert all((a == b).all() for a, b in zip(parts, random_subsets(100, 5, 0.3, seed=1), strict=True))
-    assert any((a != b).any() for a, b in zip(parts, random_subsets(100, 5, 0.3, seed=2), strict=True))
+def test_random_subsets_have_their_share_of_the_documents_and_are_seeded():
+    subsets = random_subsets(100, 5, 0.3, seed=1)
+    assert [int(subset.sum()) for subset in subsets] == [30] * 5
+    assert all((a == b).all() for a, b in zip(subsets, random_subsets(100, 5, 0.3, seed=1), strict=True))
+    assert any((a != b).any() for a, b in zip(subsets, random_subsets(100, 5, 0.3, seed=2), strict=True))
