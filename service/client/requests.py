@@ -1,155 +1,216 @@
-"""How a client calls: the request, its repetition, the pages of a list. What it calls is in `service.client`."""
+"""How a client calls the service: it builds requests, repeats them, and reads pages and event streams.
+
+The methods that say what is called are in `service.client.async_client`.
+"""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import ServerSentEvent, SSEError
 from pydantic import BaseModel, ValidationError
 
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from bergson_core.schemas.base import Spec
-from service.client.errors_and_events import (
-    Event,
-    EventReader,
-    RetryBudget,
-    connection_error,
+from service.client.errors import (
+    error_from_failure,
     error_from_problem,
     error_from_response,
-    was_sent,
+    may_have_arrived,
 )
-from service.client.transport import AsyncIo, Io
+from service.client.retries import RetryBudget
+from service.client.sessions import HttpSession
 from service.schemas import IndexPage, JobPage
 from service.settings import ClientSettings
 
 _GRACE_S = 10.0
-"""By so much does the client wait longer for an answer than the service does."""
+"""How much longer than the service itself the client waits for an answer."""
 
-M = TypeVar("M", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 Page = TypeVar("Page", IndexPage, JobPage)
 
 
-class RequestSender:
-    """The service at `url` (or `BERGSON_URL`, or this machine's), asked with `api_key` (or `BERGSON_API_KEY`).
+def connection_options(
+    url: str | None, api_key: str | None, timeout_s: float, **options: Any
+) -> dict[str, Any]:
+    """Returns the options of `httpx.Client` for a client of the service.
 
-    An answer is waited for `timeout_s` seconds, or as long as a call says. What the service refuses for now (429, 503)
-    is tried again for up to `retry_s` seconds, as late as it asks; so is a call that got no answer, if it never
-    arrived or does no harm twice. `options` are httpx's: `verify` for a certificate authority, `transport`, ...
+    Args:
+        url: Address of the service; None takes `BERGSON_URL`, or else port 8000 of this machine.
+        api_key: The API key; None takes `BERGSON_API_KEY`, if that is set.
+        timeout_s: Seconds to wait for an answer.
+        options: Further options of `httpx.Client`.
     """
+    settings = ClientSettings()
+    key = api_key or (settings.api_key and settings.api_key.get_secret_value())
+    authorization = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {**options.pop("headers", {}), **authorization}
+    return dict(base_url=url or settings.url, headers=headers, timeout=timeout_s, **options)
 
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = 60.0,
-        retry_s: float = 60.0,
-        **options: Any,
-    ):
-        settings = ClientSettings()
-        key = api_key or (settings.api_key and settings.api_key.get_secret_value())
-        self._io = self._open(
-            base_url=url or settings.url,
-            headers=options.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {}),
-            timeout=timeout_s,
-            **options,
-        )
+
+class RequestSender:
+    """Sends requests over a session, and repeats those that may succeed later, for up to `retry_s` seconds."""
+
+    def __init__(self, session: HttpSession, retry_s: float):
+        self._session = session
         self._retry_s = retry_s
-
-    @staticmethod
-    def _open(**options: Any) -> Io:
-        return AsyncIo(httpx.AsyncClient(**options))
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._io.close()
+        await self._session.close()
 
-    async def _pages(self, page: type[Page], path: str, **query: str | None) -> AsyncIterator[Page]:
-        params = {name: value for name, value in query.items() if value is not None}
-        while True:
-            found = parse_response(page, await self._send("GET", path, params=params))
-            yield found
-            if found.next_cursor is None:
-                return
-            params["cursor"] = found.next_cursor
-
-    async def _send(
+    async def send(
         self,
         method: str,
         path: str,
         body: dict[str, Any] | None = None,
         *,
-        repeatable: bool | None = None,
+        is_idempotent: bool = False,
         wait_s: float | None = None,
-        patience: RetryBudget | None = None,
+        retry_s: float | None = None,
         **options: Any,
     ) -> bytes:
-        """The body of the answer, where the call succeeds; it is made again while there is reason and `patience`."""
+        """Returns the body of the answer to a request.
+
+        A request that the service refuses for now (429, 503) is repeated. One that got no answer is repeated when it
+        cannot have arrived, or when repeating it does no harm.
+
+        Args:
+            method: The HTTP method.
+            path: Path of the call, with quoted segments.
+            body: JSON to send.
+            is_idempotent: Whether the service may safely receive the request twice; true of every GET.
+            wait_s: Seconds that the service takes at most; None leaves the client's timeout as it is.
+            retry_s: Seconds for which the request is repeated; None takes those of the client.
+            options: Further options of `httpx.Client.build_request`.
+
+        Raises:
+            InvalidInput: `body` holds what JSON cannot express.
+            BergsonError: The error that the service answered, or that there was no answer.
+        """
         if wait_s is not None:
             options["timeout"] = wait_s + _GRACE_S
         try:
-            request = self._io.http.build_request(method, path, json=body, **options)
+            request = self._session.http.build_request(method, path, json=body, **options)
         except (ValueError, TypeError) as error:  # NaN; dates
             raise InvalidInput(f"expected what JSON can say: {error}") from None
-        patience = patience or RetryBudget(self._retry_s)
+        budget = RetryBudget(self._retry_s if retry_s is None else retry_s)
         while True:
             try:
-                response = await self._io.send(request)
+                response = await self._session.send(request)
             except httpx.TransportError as failure:
-                error = connection_error(failure)
-                again = isinstance(error, Unavailable) and (
-                    repeatable or method == "GET" or not was_sent(failure)
-                )
+                error = error_from_failure(failure)
+                may_repeat = is_idempotent or method == "GET" or not may_have_arrived(failure)
             else:
                 if response.is_success:
                     return response.content
-                error = error_from_response(response)
-                again = isinstance(error, Unavailable)
-            if not again:
+                error, may_repeat = error_from_response(response), True
+            if not (may_repeat and isinstance(error, Unavailable)):
                 raise error
-            await self._pause(patience, error)
+            await self._pause_or_raise(budget, error)
 
-    async def _listen(self, path: str, last_id: str, patience: RetryBudget) -> AsyncGenerator[Event, None]:
-        """The events after `last_id`, for as long as the connection holds. Raises the error that one of them is."""
-        headers = {"Last-Event-ID": last_id} if last_id else None
-        request, reader = self._io.http.build_request("GET", path, headers=headers), EventReader()
-        async with self._io.stream(request) as (response, pieces):
+    async def iter_pages(self, page_class: type[Page], path: str, **query: str | None) -> AsyncIterator[Page]:
+        """Yields the pages of a list, one after the other.
+
+        Args:
+            page_class: The schema of a page.
+            path: Path of the list.
+            query: Query parameters; those that are None are left out.
+        """
+        params = {name: value for name, value in query.items() if value is not None}
+        while True:
+            page = parse_response(page_class, await self.send("GET", path, params=params))
+            yield page
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    async def follow_events(self, path: str) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yields the server-sent events of a stream until the caller has seen enough.
+
+        A connection that breaks or ends is opened again, and the stream goes on after the last event.
+
+        Raises:
+            BergsonError: The error that the service sent as an event or answered, or that it stayed away for longer
+                than the client retries.
+        """
+        last_id, budget = "", RetryBudget(self._retry_s)
+        while True:
+            failure: BergsonError = Unavailable(f"{path} ended before the job did")
+            try:
+                async with aclosing(self._read_events(path, last_id, budget)) as events:
+                    async for event in events:
+                        last_id = event.id
+                        yield event
+            except httpx.TransportError as error:
+                failure = error_from_failure(error)
+            except Unavailable as error:
+                failure = error
+            await self._pause_or_raise(budget, failure)
+
+    async def _read_events(
+        self, path: str, last_id: str, budget: RetryBudget
+    ) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yields the events after `last_id` for as long as one connection holds."""
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        async with self._session.stream_events(path, headers) as (response, events):
             if not response.is_success:
                 raise error_from_response(response)
-            async for piece in pieces:
-                patience.renew()
-                for event in reader.feed(piece):
-                    if event.name == "problem":
+            try:
+                async for event in events:
+                    if event.event == "problem":
                         raise error_from_problem(json.loads(event.data))
-                    yield event
+                    if event.data:  # httpx-sse also reports the blank line after a comment
+                        yield event
+            except SSEError as error:
+                raise BergsonError(
+                    f"expected an event stream of the service at {response.url}: {error}"
+                ) from None
+            finally:
+                # Comments count as well: a job may be quiet for longer than the client retries.
+                if response.num_bytes_downloaded:
+                    budget.renew()
 
-    async def _pause(self, patience: RetryBudget, error: BergsonError) -> None:
-        """Returns when it may be tried again. Raises `error` where there is no more time for that."""
-        pause_s = patience.pause_s(error.wait_s if isinstance(error, Unavailable) else 0)
+    async def _pause_or_raise(self, budget: RetryBudget, error: BergsonError) -> None:
+        """Waits until the next attempt, or raises `error` when the budget has no time left for one."""
+        pause_s = budget.next_pause_s(error.wait_s if isinstance(error, Unavailable) else 0)
         if pause_s is None:
             raise error
-        await self._io.sleep(pause_s)
+        await self._session.sleep(pause_s)
 
 
 def request_body(schema: type[Spec], fields: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    """What `fields` say, as JSON has it. Raises `InvalidInput` where `schema` refuses them."""
+    """Returns `fields` as the JSON body of a request, without the defaults that the caller left out.
+
+    Raises:
+        InvalidInput: `schema` refuses the fields.
+    """
     if isinstance(fields, BaseModel):
         fields = fields.model_dump(exclude_unset=True)
     return schema.model_validate(fields).model_dump(exclude_unset=True)
 
 
-def parse_response(schema: type[M], content: bytes | str) -> M:
-    """The answer as `schema`; fields that a later service adds are passed over."""
+def parse_response(schema: type[Model], content: bytes | str) -> Model:
+    """Returns an answer as an instance of `schema`; fields that a later version of the service adds are ignored.
+
+    Raises:
+        BergsonError: The answer does not fit the schema.
+    """
     try:
         return schema.model_validate_json(content, extra="ignore")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BergsonError(
-            f"an answer cannot be read, is the service of this version? {schema.__name__}: {first['msg']}"
+            f"the answer does not fit {schema.__name__}: {first['msg']}; do client and service have the same version?"
         ) from None
 
 
 def quote_path_segment(text: str) -> str:
-    """`text` as one part of a path; dots are encoded too, since a part of dots alone would mean another path."""
+    """Returns `text` quoted as one segment of a path.
+
+    Dots are quoted too, because a segment of dots alone would lead to another path.
+    """
     return quote(text, safe="").replace(".", "%2E")

@@ -86,7 +86,7 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
         rows[0] = rows[0].model_copy(update={"verified": Verified(**effect)})
-        verification = Verification.of(1e-4, -0.12, [Control(id="doc-9", **effect)])
+        verification = Verification.from_controls(1e-4, -0.12, [Control(id="doc-9", **effect)])
     said = query.completion or " said"
     echo = QueryEcho(prompt=query.prompt, completion=said, loss=0.12, n_tokens=2)
     return Answer(
@@ -106,20 +106,20 @@ class FakeBroker:
     def __init__(self) -> None:
         self.records: dict[str, JobRecord] = {}
         self.history: dict[str, list[tuple[str, JobRecord]]] = {}
-        self.keys: dict[str, str] = {}
-        self.asked: list[tuple[ServiceQuery, str, float]] = []
-        self.turns: list[tuple[str, Priority]] = []
+        self.job_ids_by_key: dict[str, str] = {}
+        self.queries: list[tuple[ServiceQuery, str, float]] = []
+        self.lanes_and_priorities: list[tuple[str, Priority]] = []
         self.lanes: list[str] = []
-        self.withdrawn: list[str] = []
+        self.withdrawn_prompts: list[str] = []
         self.specs: dict[str, BuildSpec] = {}
-        self.jobs_sent: list[Job] = []
-        self.waits: list[float] = []
+        self.submitted_jobs: list[Job] = []
+        self.estimate_timeouts_s: list[float] = []
         self.texts = ["Ada Lovelace's birthplace is London"]
-        self.beats = [WORKER]
+        self.heartbeats = [WORKER]
         self.error: BergsonError | None = None
         self.crash: Exception | None = None
 
-    def _fail(self) -> None:
+    def _raise_failure(self) -> None:
         if failure := self.error or self.crash:
             raise failure
 
@@ -136,15 +136,15 @@ class FakeBroker:
         return self.put(self.records[job_id].model_copy(update=changes))
 
     async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
-        self._fail()
+        self._raise_failure()
         self.lanes.append(lane)
-        if idempotency_key in self.keys:
-            return self.records[self.keys[idempotency_key]]
+        if idempotency_key in self.job_ids_by_key:
+            return self.records[self.job_ids_by_key[idempotency_key]]
         if isinstance(job, BuildJob):
             if job.index in self.specs:
                 raise IndexExists(f"an index named {job.index!r} exists: choose another name")
             self.specs[job.index] = job.spec
-        self.jobs_sent.append(job)
+        self.submitted_jobs.append(job)
         record = JobRecord(
             job_id=f"job-{len(self.records) + 1}",
             kind=job.kind,
@@ -153,18 +153,18 @@ class FakeBroker:
             created_at=NOW,
         )
         if idempotency_key:
-            self.keys[idempotency_key] = record.job_id
+            self.job_ids_by_key[idempotency_key] = record.job_id
         return self.put(record)
 
     async def estimate(self, job: EstimateJob, timeout_s: float, lane: str) -> Estimate:
-        self._fail()
+        self._raise_failure()
         self.lanes.append(lane)
-        self.jobs_sent.append(job)
-        self.waits.append(timeout_s)
+        self.submitted_jobs.append(job)
+        self.estimate_timeouts_s.append(timeout_s)
         return Estimate.model_validate(examples.ESTIMATE)
 
     async def read_job(self, job_id: str) -> JobRecord:
-        self._fail()
+        self._raise_failure()
         if job_id not in self.records:
             raise JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
         return self.records[job_id]
@@ -172,7 +172,7 @@ class FakeBroker:
     async def list_jobs(
         self, state: JobState | None, cursor: str | None, limit: int, shown: Callable[[str | None], bool]
     ) -> tuple[list[JobRecord], str | None]:
-        self._fail()
+        self._raise_failure()
         jobs = reversed(self.records.values())
         found = [job for job in jobs if state in (None, job.state) and shown(job.index)]
         if not re.fullmatch("[0-9]+", cursor or "0"):
@@ -187,7 +187,7 @@ class FakeBroker:
     async def iter_events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
         seen = int(last_id.split("-")[0])
         while True:
-            self._fail()
+            self._raise_failure()
             for event_id, record in self.history[job_id][seen:]:
                 seen += 1
                 yield event_id, record
@@ -198,22 +198,22 @@ class FakeBroker:
     async def ask(
         self, query: ServiceQuery, request_id: str, timeout_s: float, lane: str, priority: Priority
     ) -> Answer:
-        self._fail()
-        self.asked.append((query, request_id, timeout_s))
-        self.turns.append((lane, priority))
+        self._raise_failure()
+        self.queries.append((query, request_id, timeout_s))
+        self.lanes_and_priorities.append((lane, priority))
         if "wait" in query.prompt:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                self.withdrawn.append(query.prompt)
+                self.withdrawn_prompts.append(query.prompt)
                 raise
         if "bad" in query.prompt:
             raise TooLong("expected at most 8 tokens, got 99")
         return make_answer(query, self.texts)
 
     async def list_workers(self) -> list[Heartbeat]:
-        self._fail()
-        return self.beats
+        self._raise_failure()
+        return self.heartbeats
 
     async def read_load(self) -> QueueLoad:
         return QueueLoad(
@@ -221,10 +221,10 @@ class FakeBroker:
         )
 
     async def ping(self) -> None:
-        self._fail()
+        self._raise_failure()
 
     async def active_jobs(self) -> dict[str, str]:
-        self._fail()
+        self._raise_failure()
         return {job.index: job.job_id for job in self.records.values() if job.state not in FINAL_STATES}
 
 

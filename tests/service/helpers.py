@@ -73,7 +73,7 @@ def start_service(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.P
     log = data_dir / "service.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(data_dir, **changes), stderr=stream
+            [sys.executable, "-m", "service"], cwd=ROOT, env=make_environment(data_dir, **changes), stderr=stream
         )
     try:
         deadline = time.monotonic() + LIMIT_S
@@ -89,7 +89,7 @@ def start_service(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.P
 ROOT = Path(__file__).parents[2]
 
 
-def environment(data_dir: Path, **changes: str) -> dict[str, str]:
+def make_environment(data_dir: Path, **changes: str) -> dict[str, str]:
     """Ours without what would configure the service, and with `changes`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("BERGSON_", "REDIS_"))}
     return kept | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes

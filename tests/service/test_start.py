@@ -13,7 +13,7 @@ import pytest
 from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
-from tests.service.helpers import LIMIT_S, ROOT, environment, start_service
+from tests.service.helpers import LIMIT_S, ROOT, make_environment, start_service
 from tests.service.keyed import bearer
 
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
@@ -25,7 +25,7 @@ def refused(data_dir: Path, **changes: str) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "service"],
         cwd=ROOT,
-        env=environment(data_dir, **changes),
+        env=make_environment(data_dir, **changes),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

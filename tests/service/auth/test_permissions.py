@@ -54,7 +54,7 @@ def test_a_build_under_a_name_that_the_key_is_not_for_is_refused(
 def test_lists_show_what_the_key_is_for(
     client: TestClient, limited: dict[str, str], broker: FakeBroker, jobs: list[str]
 ) -> None:
-    broker.beats = [WORKER.model_copy(update={"resident": ["facts", "secret"]})]
+    broker.heartbeats = [WORKER.model_copy(update={"resident": ["facts", "secret"]})]
     shown = [
         client.get(path, headers=limited).json()["items"]
         for path in ("/index", "/jobs", "/workers", "/models")
@@ -103,7 +103,7 @@ def test_every_call_that_makes_a_job_takes_the_turn_of_its_key_and_makes_it_once
         first, again = (client.post(path, json=BODIES.get(name), headers=headers) for _ in range(2))
         if name in JOBS:
             assert (first.status_code, again.json()) == (202, first.json()), name
-    assert len(broker.jobs_sent) == len(JOBS) + 2  # an estimate is an answer
+    assert len(broker.submitted_jobs) == len(JOBS) + 2  # an estimate is an answer
     assert len(set(broker.lanes)) == 1 and broker.lanes[0]
 
 
@@ -115,10 +115,10 @@ def test_a_key_without_text_gets_ids_and_scores_alone(
 ) -> None:
     hidden = bearer(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
-    assert broker.asked[0][0].include == ()
+    assert broker.queries[0][0].include == ()
     everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
-    assert broker.asked[1][0].include == ("modules",)
+    assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in problem_of(filtered, 403, "forbidden").detail
 

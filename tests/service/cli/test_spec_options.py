@@ -135,6 +135,7 @@ def test_a_field_that_is_added_to_a_spec_is_an_option_at_once() -> None:
     depth, fresh = signature(command).parameters.values()
     assert (depth.name, depth.default, get_args(depth.annotation)[0]) == ("depth", 3, int)
     assert get_args(depth.annotation)[1].help == "How deep."
+    assert (fresh.name, fresh.default) == ("fresh", True)
     command(depth=5, fresh=False)
     assert received == [Added(nested=Nested(depth=5), fresh=False)]
 

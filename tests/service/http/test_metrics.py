@@ -71,13 +71,13 @@ def test_what_the_workers_sent_bears_their_names_and_goes_with_them(
     other = WORKER.model_copy(
         update={"worker_id": 'w-"2"', "metrics": counted.collect(resident=2, tokens_per_s=50.0)}
     )
-    broker.beats = [WORKER, other]
+    broker.heartbeats = [WORKER, other]
     found = scrape(client)
     assert sample_value(found, "bergson_resident_indexes", worker="w-1") == 1
     assert sample_value(found, "bergson_resident_indexes", worker='w-"2"') == 2
     assert sample_value(found, "bergson_jobs_total", kind="build", state="succeeded", worker='w-"2"') == 1
     assert sample_value(found, "bergson_query_batch_size_bucket", le="+Inf", worker="w-1") == 0
-    broker.beats = [WORKER]
+    broker.heartbeats = [WORKER]
     assert sample_value(scrape(client), "bergson_resident_indexes", worker='w-"2"') is None
 
 

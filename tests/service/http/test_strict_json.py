@@ -37,7 +37,7 @@ JSON = {"Content-Type": "application/json"}
 def test_what_is_not_plain_json_is_refused(client: TestClient, broker: FakeBroker, body: str | bytes) -> None:
     problem = problem_of(client.post("/attribute", content=body, headers=JSON), 422, "invalid_input")
     assert problem.errors and problem.errors[0].msg.startswith("expected JSON: ")
-    assert not broker.asked
+    assert not broker.queries
 
 
 @pytest.mark.parametrize("number", [str(2**63), str(-(2**63) - 1), "1e400", "1" * 400 + ".0"])

@@ -120,7 +120,7 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     expect(page.locator("#answer .text").nth(1)).to_have_text(HOSTILE)
     assert page.locator("#answer img, #answer script").count() == 0
     assert page.title() == "Bergson Service"
-    assert browser_broker.asked[0][0].completion == " London"
+    assert browser_broker.queries[0][0].completion == " London"
     expect(page.locator("#answer .score .faint")).to_have_text(["above 99.90 %", "above 99.80 %"])
     expect(page.locator("#answer")).to_contain_text("no strong influence found")
     page.get_by_label("Shade the tokens").check()

@@ -43,7 +43,7 @@ def test_the_question_reaches_the_worker_as_it_was_asked(client: TestClient, bro
     body = QUERY | {"top_k": 3, "direction": "both", "include": ["text"], "timeout_s": 2.5}
     client.post("/attribute", json=body, headers={"X-Request-ID": "mine"})
     expected = ServiceQuery(**QUERY, top_k=3, direction="both", include=("text",))
-    assert broker.asked == [(expected, "mine", 2.5)]
+    assert broker.queries == [(expected, "mine", 2.5)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_question_without_a_timeout_has_the_default(
     client: TestClient, broker: FakeBroker, timeout: dict[str, Any]
 ) -> None:
     client.post("/attribute", json=QUERY | timeout)
-    assert broker.asked[0][2] == 30
+    assert broker.queries[0][2] == 30
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 300.5, "soon"])
@@ -96,7 +96,7 @@ def test_a_wrong_field_is_refused(
 ) -> None:
     problem = problem_of(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
     assert [error.loc[:2] for error in problem.errors or []] == [["body", field]]
-    assert not broker.asked
+    assert not broker.queries
 
 
 @pytest.mark.parametrize(
@@ -126,14 +126,14 @@ def test_a_span_beyond_the_completion_is_refused(client: TestClient) -> None:
 def test_a_completion_may_be_left_to_the_model(client: TestClient, broker: FakeBroker) -> None:
     body = {"index": "facts", "prompt": "Ada was born in", "max_new_tokens": 4}
     assert client.post("/attribute", json=body).json()["query"]["completion"] == " said"
-    assert broker.asked[0][0].completion is None
+    assert broker.queries[0][0].completion is None
 
 
 def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: FakeBroker) -> None:
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute", json=QUERY | {"prompt": "wait"}, timeout=0.5)
-        until(lambda: broker.withdrawn == ["wait"])
+        until(lambda: broker.withdrawn_prompts == ["wait"])
 
 
 def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBroker) -> None:
@@ -141,7 +141,7 @@ def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBr
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute/batch", json=body, timeout=0.5)
-        until(lambda: sorted(broker.withdrawn) == ["wait 0", "wait 1", "wait 2"])
+        until(lambda: sorted(broker.withdrawn_prompts) == ["wait 0", "wait 1", "wait 2"])
 
 
 # Answers that were given before
@@ -149,7 +149,7 @@ def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBr
 
 def test_the_same_question_is_asked_once(client: TestClient, broker: FakeBroker) -> None:
     first, second = (client.post("/attribute", json=QUERY).json() for _ in range(2))
-    assert len(broker.asked) == 1
+    assert len(broker.queries) == 1
     assert first["results"] == second["results"]
     assert first["request_id"] != second["request_id"]
     assert (second["timing_ms"]["gradient"], second["timing_ms"]["search"]) == (0, 0)
@@ -160,14 +160,14 @@ def test_a_question_that_wants_no_answer_from_memory_is_asked_anew(
 ) -> None:
     for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=60"}):
         client.post("/attribute", json=QUERY, headers=headers)
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
 
 
 @pytest.mark.parametrize("change", [{"top_k": 9}, {"prompt": "Bo was born in"}, {"include": ["text"]}])
 def test_another_question_is_asked(client: TestClient, broker: FakeBroker, change: dict[str, Any]) -> None:
     for body in (QUERY, QUERY | change):
         client.post("/attribute", json=body)
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
 
 
 def test_an_index_that_was_published_again_is_asked_again(
@@ -178,7 +178,7 @@ def test_an_index_that_was_published_again_is_asked_again(
     (manifest.parent / "next").write_bytes(manifest.read_bytes())
     (manifest.parent / "next").rename(manifest)
     client.post("/attribute", json=QUERY)
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
 
 
 def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
@@ -187,7 +187,7 @@ def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
     client.post("/attribute", json=QUERY)
     record_takedown(settings.indexes_dir / "facts", "doc-0", lambda: 1)
     client.post("/attribute", json=QUERY)
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
 
 
 def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
@@ -197,7 +197,7 @@ def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
         client.post("/attribute", json=QUERY | {"verify": verify}).json()
         for verify in (None, {"top": 1, "controls": 1}, {"top": 1, "controls": 1})
     )
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
     effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
     for one in (verified, again):
         assert one["results"][0]["verified"] == effect
@@ -254,7 +254,7 @@ def test_a_batch_is_answered_in_order_each_with_its_own_problem(
     assert [one["query"]["prompt"] for one in (first, third)] == ["one", "three"]
     assert (second["code"], second["status"]) == ("too_long", 422)
     assert {one["request_id"] for one in (first, second, third)} == {"mine"}
-    assert {priority for _, priority in broker.turns} == {"batch"}
+    assert {priority for _, priority in broker.lanes_and_priorities} == {"batch"}
 
 
 @pytest.mark.parametrize("count", [0, 257])
@@ -273,5 +273,5 @@ def test_a_batch_counts_as_its_questions(
     too_many, other = {"queries": [QUERY] * 6}, bearer(settings.data_dir, name="bob", rate="5/minute")
     problem = problem_of(client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input")
     assert "may ask 5/minute, got 6 questions" in problem.detail
-    assert len(broker.asked) == 4
-    assert {lane for lane, _ in broker.turns} != {""}
+    assert len(broker.queries) == 4
+    assert {lane for lane, _ in broker.lanes_and_priorities} != {""}

@@ -63,7 +63,7 @@ def test_a_document_is_shown_by_its_id_whatever_that_is(
 def test_a_takedown_stands_from_the_204_on_without_a_worker_or_redis(
     client: TestClient, broker: FakeBroker, news: Path, document_id: str
 ) -> None:
-    broker.beats, broker.error = [], RedisUnavailable("gone")
+    broker.heartbeats, broker.error = [], RedisUnavailable("gone")
     assert client.delete(place(document_id)).status_code == 204
     problem_of(client.get(place(document_id)), 404, "document_not_found")
     problem_of(client.delete(place(document_id)), 404, "document_not_found")
@@ -117,12 +117,12 @@ def test_an_append_is_a_job(client: TestClient, broker: FakeBroker, news: Path) 
     response = client.post("/index/news/documents", json=body, headers={"Idempotency-Key": "k"})
     assert (response.status_code, response.json()["state"]) == (202, "queued")
     assert response.headers["Location"] == f"/jobs/{response.json()['job_id']}"
-    (job,) = broker.jobs_sent
+    (job,) = broker.submitted_jobs
     assert isinstance(job, AppendJob)
     assert (job.index, job.spec.documents) == ("news", tuple(body["documents"]))
     again = client.post("/index/news/documents", json=body, headers={"Idempotency-Key": "k"})
     assert again.json() == response.json()
-    assert len(broker.jobs_sent) == 1
+    assert len(broker.submitted_jobs) == 1
 
 
 def test_ids_that_exist_are_refused_with_their_list(
@@ -133,7 +133,7 @@ def test_ids_that_exist_are_refused_with_their_list(
         client.post("/index/news/documents", json={"documents": documents}), 409, "ids_exist"
     )
     assert problem.ids == ["ü?#", "doc-0"]
-    assert not broker.jobs_sent
+    assert not broker.submitted_jobs
     for one in ("ü?#", "doc-0"):
         client.delete(place(one))
     assert client.post("/index/news/documents", json={"documents": documents}).status_code == 202
@@ -154,7 +154,7 @@ def test_a_bad_append_is_refused_before_it_is_queued(
 ) -> None:
     problem = problem_of(client.post("/index/news/documents", json=body), 422, "invalid_input")
     assert says in problem.detail
-    assert not broker.jobs_sent
+    assert not broker.submitted_jobs
 
 
 PROFILE: dict[str, Any] = {"name": "law", "queries": [{"prompt": "a", "completion": " b"}]}
@@ -167,7 +167,7 @@ def test_profiles_and_compaction_are_jobs(client: TestClient, broker: FakeBroker
         )
         assert response.status_code == 202
         assert response.headers["Location"] == f"/jobs/{response.json()['job_id']}"
-    assert [type(job) for job in broker.jobs_sent] == [ProfileJob, CompactJob]
+    assert [type(job) for job in broker.submitted_jobs] == [ProfileJob, CompactJob]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_bad_profile_is_refused(
     client: TestClient, broker: FakeBroker, news: Path, change: dict[str, Any]
 ) -> None:
     problem_of(client.post("/index/news/profiles", json=PROFILE | change), 422, "invalid_input")
-    assert not broker.jobs_sent
+    assert not broker.submitted_jobs
 
 
 def test_a_deleted_index_is_gone_from_disk(client: TestClient, settings: ServiceSettings, news: Path) -> None:

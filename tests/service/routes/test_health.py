@@ -23,7 +23,7 @@ def test_it_is_not_ready_without_redis(client: TestClient, broker: FakeBroker) -
 
 
 def test_it_is_not_ready_without_a_worker(client: TestClient, broker: FakeBroker) -> None:
-    broker.beats = []
+    broker.heartbeats = []
     problem_of(client.get("/readyz"), 503, "no_worker")
 
 

@@ -169,7 +169,7 @@ def test_an_empty_data_directory_has_no_indexes(client: TestClient, settings: Se
 def test_an_estimate_takes_the_body_of_a_build(client: TestClient, broker: FakeBroker) -> None:
     assert client.post("/index/estimate", json=BODY).json() == examples.ESTIMATE
     assert client.post("/index/estimate", json=BODY | {"name": None, "timeout_s": 5}).status_code == 200
-    assert broker.waits == [300, 5]
-    assert broker.jobs_sent[0].spec == BuildSpec(model="tiny", documents=({"text": "a"},))
+    assert broker.estimate_timeouts_s == [300, 5]
+    assert broker.submitted_jobs[0].spec == BuildSpec(model="tiny", documents=({"text": "a"},))
     problem_of(client.post("/index/estimate", json=BODY | {"model": ""}), 422, "invalid_input")
     problem_of(client.post("/index/estimate", json=BODY | {"timeout_s": 4000}), 422, "invalid_input")

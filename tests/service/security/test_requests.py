@@ -105,10 +105,10 @@ def test_what_one_key_may_read_is_not_kept_for_one_that_may_not(
     elsewhere = bearer(settings.data_dir, name="c", indexes=("other",))
     client.post("/attribute", json=QUERY, headers=full)
     client.post("/attribute", json=QUERY, headers=bare)
-    assert [query.include for query, *_ in broker.asked] == [("text", "metadata"), ()]
+    assert [query.include for query, *_ in broker.queries] == [("text", "metadata"), ()]
     problem_of(client.post("/attribute", json=QUERY, headers=elsewhere), 404, "index_not_found")
     client.post("/attribute", json=QUERY, headers=full)
-    assert len(broker.asked) == 2
+    assert len(broker.queries) == 2
 
 
 def test_deep_nesting_is_refused(client: TestClient) -> None:

@@ -1,0 +1,407 @@
+"""`AsyncClient`: every call of the service as a coroutine. `Client` takes its methods from here."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, Self
+from uuid import uuid4
+
+from bergson_core.errors import BergsonError, Cancelled, from_code
+from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.query import AttributionQuery, ProfileSpec
+from bergson_core.schemas.results import Estimate, Progress
+from service.client.errors import error_from_problem
+from service.client.requests import (
+    RequestSender,
+    connection_options,
+    parse_response,
+    quote_path_segment,
+    request_body,
+)
+from service.client.sessions import AsyncSession, HttpSession
+from service.schemas import (
+    AttributeRequest,
+    AttributeResponse,
+    DocumentDetail,
+    EstimateRequest,
+    IndexDetail,
+    IndexPage,
+    IndexRequest,
+    IndexSummary,
+    JobAccepted,
+    JobPage,
+    ModelList,
+    ModelSummary,
+    Ready,
+    WorkerList,
+)
+from worker.messages import FINAL_STATES, JobRecord, JobState, ServiceQuery, WorkerStatus
+
+ProgressListener = Callable[[Progress], object]
+
+
+class AsyncClient:
+    """A client of the service whose methods are coroutines.
+
+    A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a
+    request that got no answer, provided that it never arrived or that repeating it does no harm. An error that the
+    service answers is raised as its class of `bergson_core.errors`; `Unavailable` is raised when the service does not
+    answer at all, `DeadlineExceeded` when it does not answer in time.
+
+    Args:
+        url: Address of the service. By default the environment variable `BERGSON_URL`, or port 8000 of this machine.
+        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`.
+        timeout_s: Seconds to wait for an answer; methods that take a `timeout_s` of their own wait 10 s longer than
+            that.
+        retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
+        options: Further options of `httpx.AsyncClient`: `verify` for a certificate authority, `headers`, `proxy`, …
+    """
+
+    _session_class: type[HttpSession] = AsyncSession
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        retry_s: float = 60.0,
+        **options: Any,
+    ):
+        session = self._session_class(**connection_options(url, api_key, timeout_s, **options))
+        self._sender = RequestSender(session, retry_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._sender.close()
+
+    # Queries
+
+    async def attribute(
+        self, index: str, prompt: str, completion: str | None = None, **options: Any
+    ) -> AttributeResponse:
+        """Finds the training documents that made the model say `completion` after `prompt`.
+
+        Args:
+            index: Name of the index.
+            prompt: Text before the completion; it may be empty.
+            completion: Text to explain. By default the model generates it.
+            options: Further fields of `AttributeRequest`, such as `top_k`, `direction`, `filter` and `timeout_s`.
+
+        Returns:
+            The documents in the order of their influence, with scores and, unless `include` says otherwise, texts.
+
+        Raises:
+            InvalidInput: A field is wrong, or the text is too long for the model (`TooLong`).
+            IndexNotFound: There is no index of this name, or none for this API key.
+            IndexBusy: The index is being built for the first time.
+            DeadlineExceeded: There was no answer within `timeout_s` seconds.
+        """
+        fields: dict[str, Any] = {"index": index, "prompt": prompt, **options}
+        if completion is not None:
+            fields["completion"] = completion
+        content = await self._sender.send(
+            "POST",
+            "/attribute",
+            request_body(AttributeRequest, fields),
+            is_idempotent=True,
+            wait_s=options.get("timeout_s"),
+        )
+        return parse_response(AttributeResponse, content)
+
+    async def attribute_batch(
+        self, queries: Iterable[AttributionQuery | Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[AttributeResponse | BergsonError]:
+        """Answers up to 256 queries in one call.
+
+        Args:
+            queries: Queries, each of which names its index, or their fields.
+            timeout_s: Seconds to wait for all answers. By default what the service is set to.
+
+        Returns:
+            For each query, in the order of the queries, its answer or the error that it met.
+
+        Raises:
+            InvalidInput: A field is wrong, or there are too many queries.
+        """
+        body: dict[str, Any] = {"queries": [request_body(ServiceQuery, query) for query in queries]}
+        if timeout_s is not None:
+            body["timeout_s"] = timeout_s
+        content = await self._sender.send(
+            "POST", "/attribute/batch", body, is_idempotent=True, wait_s=timeout_s
+        )
+        return [
+            error_from_problem(result)
+            if "code" in result
+            else AttributeResponse.model_validate(result, extra="ignore")
+            for result in json.loads(content)["results"]
+        ]
+
+    # Indexes
+
+    async def build(
+        self, name: str, *, wait: bool = False, on_progress: ProgressListener | None = None, **spec: Any
+    ) -> JobRecord:
+        """Queues the build of an index.
+
+        Args:
+            name: Name of the index: lower-case letters, digits, `-` and `_`.
+            wait: Whether to wait until the job has succeeded.
+            on_progress: Called with the progress of the job while `wait` waits for it.
+            spec: Fields of `BuildSpec`: `model`, `dataset` or `documents`, `columns`, `gradients`, …
+
+        Returns:
+            The queued job, or with `wait` the job that has succeeded.
+
+        Raises:
+            IndexExists: An index of this name is published or being built.
+            InvalidInput: A field is wrong.
+            Cancelled: With `wait`: the job was cancelled.
+            BergsonError: With `wait`: what the job failed with.
+        """
+        body = request_body(IndexRequest, {"name": name, **spec})
+        return await self._submit("/index", body, wait, on_progress)
+
+    async def append(
+        self, name: str, *, wait: bool = False, on_progress: ProgressListener | None = None, **spec: Any
+    ) -> JobRecord:
+        """Queues a job that adds documents to an index.
+
+        Args:
+            name: Name of the index.
+            wait: Whether to wait until the job has succeeded.
+            on_progress: Called with the progress of the job while `wait` waits for it.
+            spec: Fields of `AppendSpec`: `dataset` or `documents`.
+
+        Returns:
+            The queued job, or with `wait` the job that has succeeded.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            IdsExist: The index has documents of these ids; `ids` lists them.
+            IndexBusy: Another job is changing the index.
+            InvalidInput: A field is wrong, or differs from how the index was built.
+            BergsonError: With `wait`: what the job failed with, or `Cancelled`.
+        """
+        body = request_body(AppendSpec, spec)
+        return await self._submit(f"{_index_path(name)}/documents", body, wait, on_progress)
+
+    async def fit_profile(
+        self,
+        index: str,
+        name: str,
+        *,
+        wait: bool = False,
+        on_progress: ProgressListener | None = None,
+        **spec: Any,
+    ) -> JobRecord:
+        """Queues a job that fits a profile of an index to a task.
+
+        Args:
+            index: Name of the index.
+            name: Name of the profile, for the field `profile` of a query.
+            wait: Whether to wait until the job has succeeded.
+            on_progress: Called with the progress of the job while `wait` waits for it.
+            spec: Fields of `ProfileSpec`: `queries` or `dataset`, `mixing`.
+
+        Returns:
+            The queued job, or with `wait` the job that has succeeded.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            IndexBusy: Another job is changing the index.
+            InvalidInput: A field is wrong.
+            BergsonError: With `wait`: what the job failed with, or `Cancelled`.
+        """
+        body = request_body(ProfileSpec, {"name": name, **spec})
+        return await self._submit(f"{_index_path(index)}/profiles", body, wait, on_progress)
+
+    async def compact(
+        self, name: str, *, wait: bool = False, on_progress: ProgressListener | None = None
+    ) -> JobRecord:
+        """Queues a job that removes the bytes of documents that were taken down.
+
+        Args:
+            name: Name of the index.
+            wait: Whether to wait until the job has succeeded.
+            on_progress: Called with the progress of the job while `wait` waits for it.
+
+        Returns:
+            The queued job, or with `wait` the job that has succeeded.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            IndexBusy: Another job is changing the index.
+            BergsonError: With `wait`: what the job failed with, or `Cancelled`.
+        """
+        return await self._submit(f"{_index_path(name)}/compact", None, wait, on_progress)
+
+    async def estimate(self, *, timeout_s: float = 300.0, **spec: Any) -> Estimate:
+        """Estimates what a build would cost: documents, tokens, disk, memory and time.
+
+        Args:
+            timeout_s: Seconds to wait for the estimate; a worker tries the build, which takes about a minute.
+            spec: The fields that `build` takes.
+
+        Raises:
+            InvalidInput: A field is wrong.
+            DeadlineExceeded: There was no estimate within `timeout_s` seconds.
+        """
+        body = request_body(EstimateRequest, {"timeout_s": timeout_s, **spec})
+        content = await self._sender.send("POST", "/index/estimate", body, wait_s=timeout_s)
+        return parse_response(Estimate, content)
+
+    async def index(self, name: str) -> IndexDetail:
+        """Returns the state, counts, sizes and spec of an index.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+        """
+        return parse_response(IndexDetail, await self._sender.send("GET", _index_path(name)))
+
+    async def indexes(self) -> AsyncIterator[IndexSummary]:
+        """Yields all indexes, in the order of their names."""
+        async for page in self._sender.iter_pages(IndexPage, "/index"):
+            for index in page.items:
+                yield index
+
+    async def delete_index(self, name: str) -> None:
+        """Deletes an index for good.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            IndexBusy: A job is changing the index.
+        """
+        await self._sender.send("DELETE", _index_path(name))
+
+    async def document(self, name: str, document_id: str) -> DocumentDetail:
+        """Returns a document of the index `name` with its text, metadata and loss.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            DocumentNotFound: The index has no such document, or it was taken down.
+        """
+        content = await self._sender.send("GET", _document_path(name, document_id))
+        return parse_response(DocumentDetail, content)
+
+    async def take_down(self, name: str, document_id: str) -> None:
+        """Hides a document of the index `name` from every answer, from now on.
+
+        Raises:
+            IndexNotFound: There is no index of this name.
+            DocumentNotFound: The index has no such document, or it was taken down already.
+        """
+        await self._sender.send("DELETE", _document_path(name, document_id))
+
+    # Jobs
+
+    async def job(self, job: str | JobRecord) -> JobRecord:
+        """Returns the current record of a job, which is given by its id or an earlier record.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        return parse_response(JobRecord, await self._sender.send("GET", _job_path(job)))
+
+    async def jobs(self, state: JobState | None = None) -> AsyncIterator[JobRecord]:
+        """Yields all jobs, or those in `state`, newest first."""
+        async for page in self._sender.iter_pages(JobPage, "/jobs", state=state):
+            for job in page.items:
+                yield job
+
+    async def cancel(self, job: str | JobRecord) -> JobRecord:
+        """Asks for a job to stop, and returns its record right after that.
+
+        A queued job is cancelled at once. A running one stops after the batch that it is working on, so that its
+        record may still say `running`.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        content = await self._sender.send("DELETE", _job_path(job), is_idempotent=True)
+        return parse_response(JobRecord, content)
+
+    async def events(self, job: str | JobRecord) -> AsyncIterator[JobRecord]:
+        """Yields the record of a job each time it changes, from the first one to that of its final state.
+
+        A connection that breaks is opened again, and the stream goes on after the last event.
+
+        Raises:
+            JobNotFound: There is no such job.
+            Unavailable: The service did not answer for longer than the client retries.
+        """
+        async with aclosing(self._sender.follow_events(f"{_job_path(job)}/events")) as events:
+            async for event in events:
+                record = parse_response(JobRecord, event.data)
+                yield record
+                if record.state in FINAL_STATES:
+                    return
+
+    async def wait(self, job: str | JobRecord, on_progress: ProgressListener | None = None) -> JobRecord:
+        """Waits until a job has succeeded, and returns its record.
+
+        Args:
+            job: Id or record of the job.
+            on_progress: Called with the progress of the job each time it changes.
+
+        Raises:
+            Cancelled: The job was cancelled.
+            BergsonError: What the job failed with.
+        """
+        record = None
+        async for record in self.events(job):
+            if on_progress:
+                on_progress(record.progress)
+        assert record is not None
+        if record.error is not None:
+            raise from_code(record.error.code, record.error.detail)
+        if record.state == "cancelled":
+            raise Cancelled(f"job {record.job_id} was cancelled")
+        return record
+
+    # The system
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Returns the live workers."""
+        return parse_response(WorkerList, await self._sender.send("GET", "/workers")).items
+
+    async def models(self) -> list[ModelSummary]:
+        """Returns the models that the live workers hold in memory."""
+        return parse_response(ModelList, await self._sender.send("GET", "/models")).items
+
+    async def ready(self) -> Ready:
+        """Returns how many workers are alive, provided that the service can work at this moment.
+
+        The request is not repeated.
+
+        Raises:
+            Unavailable: Redis does not answer, no worker is alive, or the service is stopping.
+        """
+        return parse_response(Ready, await self._sender.send("GET", "/readyz", retry_s=0))
+
+    async def _submit(
+        self, path: str, body: dict[str, Any] | None, wait: bool, on_progress: ProgressListener | None
+    ) -> JobRecord:
+        """Makes a call that queues a job. All attempts have the same idempotency key, and so make one job."""
+        headers = {"Idempotency-Key": uuid4().hex}
+        content = await self._sender.send("POST", path, body, is_idempotent=True, headers=headers)
+        job_id = parse_response(JobAccepted, content).job_id
+        return await (self.wait(job_id, on_progress) if wait else self.job(job_id))
+
+
+def _index_path(name: str) -> str:
+    return f"/index/{quote_path_segment(name)}"
+
+
+def _document_path(name: str, document_id: str) -> str:
+    return f"{_index_path(name)}/documents/{quote_path_segment(document_id)}"
+
+
+def _job_path(job: str | JobRecord) -> str:
+    return f"/jobs/{quote_path_segment(job if isinstance(job, str) else job.job_id)}"
