@@ -1,4 +1,5 @@
-# make demo: the whole thing on this machine. make test: everything that CI checks. `make` alone lists the rest.
+# `make demo` runs the whole service on this machine, `make test` runs everything that CI checks, and `make` alone lists
+# all targets.
 
 SHELL := /bin/sh
 PYTHON ?= python3.11
@@ -16,27 +17,28 @@ CODE := bergson_core worker service tests benchmarks scripts
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo       train a small model, build its index, ask it questions; stays up until Ctrl-C'
-	@echo '                ARGS=--exit ends after the questions, ARGS=--help lists what else there is'
-	@echo 'make test       lint, types, direction of imports, all tests; installs what they need'
-	@echo 'make lint       the first three of these;  make format  puts the code in shape'
-	@echo 'make bench      the numbers of docs/benchmarks.md'
-	@echo 'make docs       write the documents that are made from the code: OpenAPI, settings, pictures'
+	@echo 'make demo       train a small model, index its corpus, query the index; runs until Ctrl-C'
+	@echo '                ARGS=--exit ends after the queries, ARGS=--help lists all options'
+	@echo 'make test       run the linters, the type checker and all tests; installs what they need'
+	@echo 'make lint       run the linters and the type checker;  make format  formats the code'
+	@echo 'make bench      measure the numbers of docs/benchmarks.md'
+	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
 	@echo 'make release    build the distributions into dist/ and check them'
-	@echo 'make clean      remove what was built;  make distclean  also the environment $(VENV)'
+	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
 	@echo
-	@echo 'PYTHON=python3.12       another Python than python3.11'
-	@echo 'TORCH_INDEX=URL         where torch comes from, e.g. https://download.pytorch.org/whl/cpu'
+	@echo 'PYTHON=python3.12       use another Python than python3.11'
+	@echo 'TORCH_INDEX=URL         install torch from URL, e.g. https://download.pytorch.org/whl/cpu'
 	@echo 'SYSTEM_PACKAGES=no      never call apt-get'
 
-# A stamp is written when its install is done, so that one that failed or was interrupted is made again, and lies in
-# the environment, so that it goes with it. The environment's Python is there to be missed where it was removed.
+# A stamp file is written when an install is complete, so that an install that failed or was interrupted runs again. It
+# lies in the environment, so that it is removed together with it. The environment's Python is a prerequisite, so that
+# an environment whose Python was removed is made again.
 $(PY):
 	@sh scripts/make-venv.sh '$(PYTHON)' '$(VENV)'
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(PY)
 	@sh scripts/make-venv.sh '$(PYTHON)' '$(VENV)'
-	@echo 'Installing into $(VENV): torch, transformers and some fifty others. This takes a few minutes.'
+	@echo 'Installing into $(VENV): torch, transformers and about fifty other packages. This takes a few minutes.'
 ifneq ($(TORCH_INDEX),)
 	@$(INSTALL) --index-url '$(TORCH_INDEX)' torch
 endif
@@ -51,13 +53,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	@exec $(VENV)/bin/bergson demo $(ARGS)
 
-# A program that is not there fails the tests that need it in CI, and skips them elsewhere (tests/conftest.py).
+# If a program is missing, the tests that need it fail in CI and are skipped elsewhere (tests/conftest.py).
 system:
 	@command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v openssl >/dev/null \
 	|| sh scripts/system-packages.sh chromium fonts-dejavu-core openssl redis-server \
-	|| { test -z "$$CI" && echo 'Going on without: tests that need a missing program are skipped.'; }
+	|| { test -z "$$CI" && echo 'Continuing without them: tests that need a missing program are skipped.'; }
 
-# Two workers, the cores of CI; each imports torch, so that plain pytest is quicker for one file. ARGS=-n0 is without.
+# Two worker processes, since CI has two cores. Each of them imports torch, so plain pytest is quicker for a single file;
+# ARGS=-n0 runs the tests without worker processes.
 test: system lint
 	@exec $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 

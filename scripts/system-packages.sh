@@ -1,8 +1,8 @@
 #!/bin/sh
 # system-packages.sh PACKAGE...
 #
-# Installs packages of Debian or Ubuntu as root or through sudo without a password. Where that is not possible, or
-# SYSTEM_PACKAGES=no forbids it, it says what to install and fails.
+# Installs packages of Debian or Ubuntu, as root or through sudo without a password. If neither is possible, or if
+# SYSTEM_PACKAGES=no forbids it, the script prints what to install and fails.
 set -eu
 
 missing=
@@ -15,25 +15,25 @@ done
 [ -n "$missing" ] || exit 0
 
 refuse() {
-    echo "Not installed:$missing. $1" >&2
-    echo "Install them yourself, on Debian or Ubuntu: apt-get install$missing" >&2
+    echo "These packages are missing:$missing. $1" >&2
+    echo "Install them yourself; on Debian or Ubuntu: apt-get install$missing" >&2
     exit 1
 }
 
-[ "${SYSTEM_PACKAGES:-yes}" != no ] || refuse "SYSTEM_PACKAGES=no."
-command -v apt-get >/dev/null 2>&1 || refuse "There is no apt-get here."
+[ "${SYSTEM_PACKAGES:-yes}" != no ] || refuse "SYSTEM_PACKAGES=no forbids installing them."
+command -v apt-get >/dev/null 2>&1 || refuse "This machine has no apt-get."
 if [ "$(id -u)" = 0 ]; then
     as_root=
 elif sudo -n true 2>/dev/null; then
     as_root='sudo -n'
 else
-    refuse "That takes root, or sudo without a password."
+    refuse "Installing them takes root, or sudo without a password."
 fi
 
 apt() {
-    # RUNLEVEL=1: a server that comes with a package is not started.
+    # RUNLEVEL=1 keeps a package from starting the server that it contains.
     $as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
-echo "Installing system packages:$missing (SYSTEM_PACKAGES=no forbids it)"
-# shellcheck disable=SC2086 # a list of names
+echo "Installing system packages:$missing (SYSTEM_PACKAGES=no prevents it)"
+# shellcheck disable=SC2086 # $missing is a list of names.
 apt update && apt install -y --no-install-recommends $missing || refuse "apt-get failed."

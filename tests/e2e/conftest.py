@@ -1,4 +1,4 @@
-"""The whole service as real processes: embedded Redis, workers, web."""
+"""Starts the whole service as real processes: embedded Redis, workers and web service."""
 
 import os
 import signal
@@ -19,12 +19,13 @@ BERGSON = str(Path(sys.executable).with_name("bergson"))
 
 
 def free_port() -> int:
+    """Returns a TCP port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]
 
 
-def bergson(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line to its end."""
+def run_bergson(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own and waits for its end."""
     return subprocess.run(
         [BERGSON, *map(str, arguments)],
         capture_output=True,
@@ -36,34 +37,38 @@ def bergson(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessGroup]]:
-    """`start(workers=1, **settings)`: the service on a free port, with its data in tmp_path; it ends with the test."""
-    running = []
+def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessGroup]]:
+    """`start_service(workers=1, **settings)` starts the service on a free port, with its data in tmp_path.
 
-    def begin(workers: int = 1, **settings: object) -> ProcessGroup:
+    It stops at the end of the test.
+    """
+    contexts = []
+
+    def start(workers: int = 1, **settings: object) -> ProcessGroup:
         values = {"data_dir": tmp_path, "port": free_port(), "lease_s": 3, "heartbeat_s": 0.5, **settings}
         for name, value in values.items():
             monkeypatch.setenv(f"BERGSON_{name.upper()}", str(value))
         context = running_system(ServiceSettings(), workers, log=tmp_path / "processes.log")
-        running.append(context)
+        contexts.append(context)
         return context.__enter__()
 
-    before = signal.getsignal(signal.SIGTERM)
-    yield begin
-    for context in running:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield start
+    for context in contexts:
         context.__exit__(None, None, None)
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A model and forty documents below the data directory, where requests may name them."""
+    """A directory with a model and forty documents, inside the data directory, where requests may name them."""
     tiny.save_model(tmp_path / "model")
     tiny.save_documents(tmp_path / "documents.jsonl")
     return tmp_path
 
 
 def build_request(sources: Path, **changes: object) -> dict:
+    """Returns the body of a request that builds an index of the forty documents."""
     return {
         "model": str(sources / "model"),
         "dataset": {"path": str(sources / "documents.jsonl")},
@@ -72,14 +77,14 @@ def build_request(sources: Path, **changes: object) -> dict:
     } | changes
 
 
-def children_of(directory: Path) -> list[psutil.Process]:
-    """Processes that have `directory` in their environment or command: those that a test has started."""
-    found = []
+def find_processes(directory: Path) -> list[psutil.Process]:
+    """Returns the processes that a test has started: those with `directory` in their environment or command."""
+    processes = []
     for process in psutil.process_iter():
         try:
             words = [*process.cmdline(), process.environ().get("BERGSON_DATA_DIR", "")]
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         if process.pid != os.getpid() and any(str(directory) in word for word in words):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes

@@ -1,7 +1,8 @@
-"""The command line as its user meets it."""
+"""The command line as its users meet it."""
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,21 +21,21 @@ from bergson_core.schemas.results import Estimate
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app, main
 from tests import tiny
-from tests.e2e.conftest import BERGSON, bergson, build_request, children_of, free_port
+from tests.e2e.conftest import BERGSON, build_request, find_processes, free_port, run_bergson
 
 pytestmark = pytest.mark.e2e
 
 
-def in_this_process(*command: object) -> str:
-    """What a command prints that succeeds; for what needs no process of its own."""
+def output_of(*command: object) -> str:
+    """Runs a command in this process, which saves importing torch again, and returns what it prints."""
     result = CliRunner().invoke(app, [str(word) for word in command])
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 @pytest.fixture
-def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """As `bergson`, in this process, which has loaded torch already; errors are said as a process says them."""
+def run_main(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Does what `run_bergson` does in this process, which has imported torch already, errors and status included."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["bergson", *map(str, arguments)])
@@ -46,34 +47,34 @@ def here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]
             code = end.code
         return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
-    monkeypatch.setenv("COLUMNS", "160")  # of help; tables are as wide as the terminal was
+    monkeypatch.setenv("COLUMNS", "160")  # Of help texts; tables are as wide as the terminal was.
     return run
 
 
-def test_build_and_query_from_the_command_line(sources, here):
+def test_an_index_is_built_and_queried_from_the_command_line(sources, run_main):
     index = sources / "facts"
     options = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--projection_dim", 4)
-    built = bergson(index, *options, "--id_column", "id")
+    built = run_bergson(index, *options, "--id_column", "id")
     assert built.returncode == 0, built.stderr
     assert "40 documents" in built.stdout
     text = tiny.texts(40)[5]
-    asked = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
-    assert text in " ".join(in_this_process(*asked).split())  # a table, as wide as the terminal
-    answer = json.loads(in_this_process(*asked, "--json"))
+    query = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
+    assert text in " ".join(output_of(*query).split())  # A table wraps at the width of the terminal.
+    answer = json.loads(output_of(*query, "--json"))
     assert answer["results"][0]["prompt"] == text
-    verified = json.loads(in_this_process(*asked, "--verify", 1, "--json"))
+    verified = json.loads(output_of(*query, "--verify", 1, "--json"))
     assert verified["results"][0]["verified"]["own_log_probability"] < 0
     assert len(verified["verification"]["controls"]) == 3
-    assert in_this_process(*asked, "--verify", 1).count("(random)") == 3
-    shown = in_this_process(*asked, "--include", "tokens", "--include", "modules")
-    assert text not in shown
-    assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in shown
-    assert "40 documents" in in_this_process("build", index, *options, "--id_column", "id")
-    other = here(index, *options)
+    assert output_of(*query, "--verify", 1).count("(random)") == 3
+    printed = output_of(*query, "--include", "tokens", "--include", "modules")
+    assert text not in printed
+    assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in printed
+    assert "40 documents" in output_of("build", index, *options, "--id_column", "id")
+    other = run_main(index, *options)
     assert (other.returncode, "choose another directory" in other.stderr) == (1, True)
 
 
-def test_an_index_is_measured_from_the_command_line(sources, tmp_path):
+def test_an_index_is_evaluated_from_the_command_line(sources, tmp_path):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
     rows = [{"prompt": text[:9], "completion": text[9:], "source": "web"} for text in tiny.texts(4)]
@@ -88,58 +89,61 @@ def test_an_index_is_measured_from_the_command_line(sources, tmp_path):
         "--least_steps",
         1,
         "--cache",
-        tmp_path / "kept",
+        tmp_path / "losses",
     )
-    asked = ("evaluate", sources / "facts", "--queries", tmp_path / "queries.jsonl", *measures)
-    shown = in_this_process(*asked, *training, "--output", tmp_path / "figures.json")
+    command = ("evaluate", sources / "facts", "--queries", tmp_path / "queries.jsonl", *measures)
+    printed = output_of(*command, *training, "--output", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["methods"].keys() == {"index", "bm25", "gold"}
-    assert f"{figures['methods']['index']['retrieval']['mrr']:.3f}" in shown
-    assert f"{figures['methods']['gold']['lds']['mean']:+.3f} [" in shown
-    wrong = CliRunner().invoke(app, [*map(str, asked), "--measure", "magic"])
-    assert "magic" in str(wrong.exception)
+    assert f"{figures['methods']['index']['retrieval']['mrr']:.3f}" in printed
+    assert f"{figures['methods']['gold']['lds']['mean']:+.3f} [" in printed
+    unknown = CliRunner().invoke(app, [*map(str, command), "--measure", "magic"])
+    assert "magic" in str(unknown.exception)
 
 
-def test_an_index_is_changed_and_verified_from_the_command_line(sources, here):
+def test_an_index_is_changed_and_its_checksums_are_compared_from_the_command_line(sources, run_main):
     columns = ColumnsSpec(id="id", metadata=("source",))
     build_index(BuildSpec.model_validate(build_request(sources, columns=columns)), sources / "facts")
     rows = [{"id": f"new-{k}", "text": text, "source": "x"} for k, text in enumerate(tiny.texts(5))]
     (sources / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     append = ("append", sources / "facts", "--dataset", sources / "more.jsonl")
-    assert "45 documents, 5 added, generation 2" in in_this_process(*append)
-    assert "added before" in in_this_process(*append)
-    assert in_this_process("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
-    assert "43 documents" in in_this_process("compact", sources / "facts")
-    assert "all as they were written" in in_this_process("verify", sources / "facts")
+    assert "45 documents, 5 added, generation 2" in output_of(*append)
+    assert "added before" in output_of(*append)
+    assert output_of("takedown", sources / "facts", "new-0", "doc-3").count("is taken down") == 2
+    assert "43 documents" in output_of("compact", sources / "facts")
+    assert "all as they were written" in output_of("checksum", sources / "facts")
     path = next((sources / "facts" / "shards").glob("*/gradients.bin"))
     path.write_bytes(bytes(len(path.read_bytes())))
-    failed = here("verify", sources / "facts")
+    failed = run_main("checksum", sources / "facts")
     assert (failed.returncode, "was altered" in failed.stderr) == (1, True)
 
 
 def test_a_dataset_is_read_as_a_stream_on_request(sources):
     index, options = sources / "facts", ("--projection_dim", "4", "--streaming")
     paths = ("--model", str(sources / "model"), "--dataset", str(sources / "documents.jsonl"))
-    in_this_process("build", index, *paths, *options)
-    built, asked = read_manifest(index), DatasetSpec(path=str(sources / "documents.jsonl"), streaming=True)
-    assert (built.rows, built.spec.dataset) == (40, asked)
+    output_of("build", index, *paths, *options)
+    manifest = read_manifest(index)
+    streamed = DatasetSpec(path=str(sources / "documents.jsonl"), streaming=True)
+    assert (manifest.rows, manifest.spec.dataset) == (40, streamed)
 
 
-def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(sources, here, monkeypatch):
+def test_an_estimate_takes_the_options_of_a_build_and_foretells_its_figures(sources, run_main, monkeypatch):
     source = ("--model", sources / "model", "--dataset", sources / "documents.jsonl", "--id_column", "id")
     options = (*source, "--projection_dim", 4, "--search", "rabitq", "--min_recall", 0.2)
-    found = json.loads(in_this_process("estimate", *options, "--json"))
-    in_this_process("build", sources / "facts", *options)
+    estimated = json.loads(output_of("estimate", *options, "--json"))
+    output_of("build", sources / "facts", *options)
     manifest = read_manifest(sources / "facts")
-    assert (found["documents"], found["tokens"]) == (manifest.rows, manifest.tokens)
-    assert found["search"] == manifest.search.kind == "rabitq"
-    assert found["size_bytes"]["total"] == manifest.total_bytes()
+    assert (estimated["documents"], estimated["tokens"]) == (manifest.rows, manifest.tokens)
+    assert estimated["search"] == manifest.search.kind == "rabitq"
+    assert estimated["size_bytes"]["total"] == manifest.total_bytes()
     assert manifest.spec.search.min_recall == 0.2
-    with monkeypatch.context() as patched:  # the table is of what was found above
-        patched.setattr(estimate, "estimate_build", lambda *_, **__: Estimate.model_validate(found))
-        shown = in_this_process("estimate", *options)
-    lines = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.strip()}
+    with (
+        monkeypatch.context() as patched
+    ):  # The table shows the estimate from above, which takes no second run.
+        patched.setattr(estimate, "estimate_build", lambda *_, **__: Estimate.model_validate(estimated))
+        printed = output_of("estimate", *options)
+    lines = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.strip()}
     assert {name: lines[name] for name in ("documents", "tokens", "dimensions")} == {
         "documents": "40",
         "tokens": f"{manifest.tokens:,}",
@@ -147,9 +151,9 @@ def test_an_estimate_takes_the_options_of_a_build_and_says_what_it_then_takes(so
     }
     assert {"coverage", "index", "disk", "memory", "time"} <= lines.keys()
     assert "GPU" not in lines
-    wrong = here("estimate", "--model", "/nothing", *options[2:])
-    assert (wrong.returncode, "no model directory" in wrong.stderr) == (1, True)
-    assert "Traceback" not in wrong.stderr
+    missing = run_main("estimate", "--model", "/nothing", *options[2:])
+    assert (missing.returncode, "no model directory" in missing.stderr) == (1, True)
+    assert "Traceback" not in missing.stderr
 
 
 def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
@@ -158,14 +162,14 @@ def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
     queries, output = sources / "queries.jsonl", sources / "scores.jsonl"
     queries.write_text(json.dumps({"prompt": "Person 3 lives in", "completion": " city 1."}) + "\n")
     options = ("--queries", queries, "--output", output, "--by", "source", "--top-k", 3)
-    printed = in_this_process("score", sources / "facts", *options)
+    printed = output_of("score", sources / "facts", *options)
     assert "3 of 40 documents" in printed
     assert {("web", "20"), ("wiki", "20")} <= {tuple(line.split()[:2]) for line in printed.splitlines()}
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [set(row) for row in rows] == [{"id", "score", "loss", "n_tokens", "metadata"}] * 3
 
 
-def test_an_output_is_ranked_and_replaced_on_request_only(sources):
+def test_self_influence_is_written_highest_first_and_replaces_a_file_only_on_request(sources):
     build_index(BuildSpec.model_validate(build_request(sources)), sources / "facts")
     output = sources / "odd.parquet"
     command = ["self-influence", str(sources / "facts"), "--output", str(output), "--top_k", "5"]
@@ -179,16 +183,16 @@ def test_an_output_is_ranked_and_replaced_on_request_only(sources):
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 
-def test_check_compares_each_precision_and_recommends_one(sources, here):
-    result = here("check", "--model", sources / "model")
+def test_check_compares_each_precision_and_recommends_one(sources, run_main):
+    result = run_main("check", "--model", sources / "model")
     assert result.returncode == 0, result.stderr
     assert {"float32", "bfloat16"} <= {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
     assert "recommended: --dtype" in result.stdout
-    missing = here("check", "--model", "/nothing")
+    missing = run_main("check", "--model", "/nothing")
     assert (missing.returncode, "no model directory" in missing.stderr) == (1, True)
 
 
-BAD_COMMANDS = {
+BAD_OPTIONS = {
     "no such model": (("--model", "/nothing"), "no model directory"),
     "no such dataset": (("--dataset", "nothing.jsonl"), "no dataset"),
     "a missing column": (("--prompt_column", "body"), "it has"),
@@ -198,14 +202,14 @@ BAD_COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources, here):
-    changes, says = BAD_COMMANDS[case]
-    options = {"--model": sources / "model", "--dataset": sources / "documents.jsonl", changes[0]: changes[1]}
-    run = bergson if case == "no such model" else here
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_a_build_with_a_bad_option_names_what_was_expected_and_leaves_no_files(case, sources, run_main):
+    change, message = BAD_OPTIONS[case]
+    options = {"--model": sources / "model", "--dataset": sources / "documents.jsonl", change[0]: change[1]}
+    run = run_bergson if case == "no such model" else run_main
     result = run(sources / "facts", *(word for pair in options.items() for word in pair))
-    assert result.returncode in (1, 2)  # 2: the command line itself refuses the option
-    assert says in result.stderr
+    assert result.returncode in (1, 2)  # 2 where the command line itself refuses the option.
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (sources / "facts").exists()
 
@@ -228,10 +232,10 @@ def test_a_bad_build_says_what_was_expected_and_leaves_nothing(case, sources, he
         "demo",
     ],
 )
-def test_every_option_is_explained(command, here):
-    shown = here(*filter(None, [command]), "--help")
-    assert shown.returncode == 0
-    options = [line for line in shown.stdout.splitlines() if line.lstrip("│ *").startswith("--")]
+def test_every_option_is_explained(command, run_main):
+    result = run_main(*filter(None, [command]), "--help")
+    assert result.returncode == 0
+    options = [line for line in result.stdout.splitlines() if line.lstrip("│ *").startswith("--")]
     assert options
     for line in options:
         words = line.strip("│ ").replace("*", "").split()
@@ -239,21 +243,19 @@ def test_every_option_is_explained(command, here):
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_a_taken_port_is_named(command, tmp_path):
-    import socket
-
+def test_a_port_that_is_taken_is_named(command, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = bergson(command, "--port", port, "--data_dir", tmp_path)
+        result = run_bergson(command, "--port", port, "--data_dir", tmp_path)
     assert result.returncode != 0
     assert str(port) in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_an_unreachable_redis_is_named(command, tmp_path):
+def test_a_redis_that_does_not_answer_is_named(command, tmp_path):
     url = f"redis://127.0.0.1:{free_port()}/0"
-    result = bergson(command, "--port", free_port(), "--data_dir", tmp_path, REDIS_URL=url)
+    result = run_bergson(command, "--port", free_port(), "--data_dir", tmp_path, REDIS_URL=url)
     assert result.returncode != 0
     assert "Redis" in result.stderr
     assert "Traceback" not in result.stderr
@@ -271,26 +273,26 @@ def test_up_leaves_no_process_behind(sent, tmp_path):
     line = process.stdout.readline()
     assert f":{port}/docs" in line
     assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    assert len(children_of(tmp_path)) >= 3
+    assert len(find_processes(tmp_path)) >= 3
     process.send_signal(sent)
     process.wait(40)
     deadline = time.monotonic() + 30
-    while (left := children_of(tmp_path)) and time.monotonic() < deadline:
+    while (survivors := find_processes(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not left
+    assert not survivors
 
 
-def test_the_demo_finds_the_facts_and_is_quick_the_second_time(tmp_path):
+def test_the_demo_finds_the_facts_and_reuses_its_index_the_second_time(tmp_path):
     options = ("demo", "--exit", "--people", 60, "--data_dir", tmp_path, "--port", free_port())
-    first = bergson(*options)
+    first = run_bergson(*options)
     assert first.returncode == 0, first.stdout + first.stderr
     figures = {
         line.split()[0]: line.split()[-3:] for line in first.stdout.splitlines() if line.count("0.") >= 3
     }
     assert float(figures["gradients"][0]) > 5 * float(figures["random"][0])
-    assert not children_of(tmp_path)
+    assert not find_processes(tmp_path)
     started = time.monotonic()
-    second = bergson(*options)
+    second = run_bergson(*options)
     assert second.returncode == 0
-    assert "build " not in second.stdout  # the index was there
+    assert "build " not in second.stdout
     assert time.monotonic() - started < 60

@@ -1,4 +1,4 @@
-"""The examples of README.md and of the guide, run as they stand there, over a tiny model in the place of the demo's."""
+"""The examples of README.md and docs/ run as they are printed, with a tiny model in place of the demo's."""
 
 import json
 import os
@@ -15,31 +15,44 @@ from tests import tiny
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-GUIDE, CORPUS, LIVING, CLIENT, EVALUATING = (
-    "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
-    for name in ("gradients.md", "corpus.md", "index.md", "client.md", "evaluating.md")
+
+
+def code_blocks(document: str, language: str) -> list[str]:
+    """Returns the code blocks of a Markdown document in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+LIBRARY_EXAMPLE, SERVICE_EXAMPLE = code_blocks("README.md", "python")
+(COMMANDS,) = (block for block in code_blocks("README.md", "sh") if "bergson " in block)
+GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_EXAMPLES = (
+    "\n".join(code_blocks(f"docs/{name}.md", "python"))
+    for name in ("gradients", "corpus", "index", "client", "evaluating")
 )
-LIBRARY, SERVICE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-MEASURED = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "evaluating.md").read_text(), re.DOTALL)[0]
-(COMMANDS,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "bergson " in block)
+EVALUATION_COMMANDS = code_blocks("docs/evaluating.md", "sh")[0]
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    """A home directory with the files that the demo leaves behind."""
     demo = tmp_path / ".cache" / "bergson" / "demo" / "people-400-seed-0"
     tiny.save_model(demo / "model")
     (demo / "corpus").mkdir()
-    rows = [{"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))]
-    (demo / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in rows]
-    (demo / "corpus" / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    documents = [
+        {"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))
+    ]
+    queries = [
+        {"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in documents
+    ]
+    for name, rows in (("documents", documents), ("queries", queries)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (demo / "corpus" / f"{name}.jsonl").write_text(lines)
     return tmp_path
 
 
 def run(home: Path, *command: str) -> str:
+    """Runs a command in the home directory and returns what it prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ran = subprocess.run(
+    done = subprocess.run(
         command,
         cwd=home,
         env={**os.environ, "HOME": str(home), "PATH": path},
@@ -48,69 +61,73 @@ def run(home: Path, *command: str) -> str:
         timeout=120,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_the_library_example_gives_a_projected_gradient_for_each_layer(home: Path):
-    assert run(home, sys.executable, "-c", LIBRARY).count("(1, 16, 16)") == 8
+def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Path):
+    assert run(home, sys.executable, "-c", LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
 
 
-def test_the_guides_examples_run_one_after_the_other(home: Path):
-    numbers, found, mixing, *_, shards, estimate = run(home, sys.executable, "-c", GUIDE).splitlines()
+def test_the_examples_of_gradients_run_in_order(home: Path):
+    output = run(home, sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
+    numbers, results, mixing, *_, shards, estimate = output
     assert numbers.split()[0] == str(8 * 16 * 16)
-    assert len(re.findall(r"'\d+'", found)) == 3
+    assert len(re.findall(r"'\d+'", results)) == 3
     assert 0 < float(mixing) < 1
     assert shards == "1"
     assert len([float(number) for number in estimate.split()]) == 4
 
 
-def test_the_examples_of_a_whole_corpus_run_one_after_the_other(home: Path):
-    chosen, totals, odd, groups = run(home, sys.executable, "-c", CORPUS).splitlines()
+def test_the_examples_of_a_whole_corpus_run_in_order(home: Path):
+    chosen, totals, odd, groups = run(home, sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
     assert len(re.findall(r"'doc-\d+'", chosen)) == len(re.findall(r"'doc-\d+'", odd)) == 5
     assert totals.count("'sum'") == 3
     assert len(re.findall(r"\d+", groups)) == 5
     assert (home / "scores.parquet").is_file()
 
 
-def test_the_examples_of_a_living_index_run_one_after_the_other(home: Path):
-    assert run(home, sys.executable, "-c", LIVING).split() == ["2", "1", "new-1", "True", "True"]
+def test_the_examples_of_a_changing_index_run_in_order(home: Path):
+    assert run(home, sys.executable, "-c", INDEX_EXAMPLES).split() == ["2", "1", "new-1", "True", "True"]
 
 
-def test_the_examples_of_the_evaluation_run_one_after_the_other(home: Path):
-    demo, _, commands = MEASURED.replace("\\\n", " ").partition("\n")
+def test_the_examples_of_an_evaluation_run_in_order(home: Path):
+    demo, _, commands = EVALUATION_COMMANDS.replace("\\\n", " ").partition("\n")
     commands = commands.replace("$demo", demo.partition("=")[2].replace("~", str(home))).strip().splitlines()
-    build, measure = (shlex.split(command)[1:] for command in commands)  # in one process: each loads torch
-    once = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
-    said = run(home, sys.executable, "-c", once.format(["build", *build]) + once.format(measure) + EVALUATING)
-    assert "20 documents" in said and "queries; 95 % intervals in brackets" in said
+    # All of them run in one process, since importing torch takes seconds.
+    build, evaluate = (shlex.split(command)[1:] for command in commands)
+    invoke = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
+    code = invoke.format(["build", *build]) + invoke.format(evaluate) + EVALUATION_EXAMPLES
+    output = run(home, sys.executable, "-c", code)
+    assert "20 documents" in output and "queries; 95 % intervals in brackets" in output
     assert json.loads((home / "people.json").read_text())["methods"].keys() == {
         "index",
         "random",
         "bm25",
         "gold",
     }
-    assert re.fullmatch(r"Retrieval\(mrr=.*\) log_probability=Interval\(.*\).*", said.splitlines()[-1])
+    assert re.fullmatch(r"Retrieval\(mrr=.*\) log_probability=Interval\(.*\).*", output.splitlines()[-1])
 
 
-def test_the_commands_build_an_index_and_ask_it(home: Path):
-    said = run(home, "sh", "-ec", COMMANDS)
-    assert "20 documents" in said
-    assert len(re.findall(r"doc-\d", said)) == 3
+def test_the_commands_of_the_readme_build_and_query_an_index(home: Path):
+    output = run(home, "sh", "-ec", COMMANDS)
+    assert "20 documents" in output
+    assert len(re.findall(r"doc-\d", output)) == 3
 
 
-def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, start):
-    url = start(allowed_roots=home / ".cache").url
-    said = run(home, sys.executable, "-c", SERVICE.replace("http://127.0.0.1:8000", url))
-    assert "stage='done'" in said
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["1", "2", "3"]
+def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, start_service):
+    url = start_service(allowed_roots=home / ".cache").url
+    output = run(home, sys.executable, "-c", SERVICE_EXAMPLE.replace("http://127.0.0.1:8000", url))
+    assert "stage='done'" in output
+    assert [line.split()[0] for line in output.splitlines()[-3:]] == ["1", "2", "3"]
 
 
-def test_the_examples_of_the_client_run_one_after_the_other(home: Path, start):
-    url = start(allowed_roots=home / ".cache").url
-    said = run(home, sys.executable, "-c", CLIENT.replace("http://127.0.0.1:8000", url)).splitlines()
-    assert said[0].startswith("queued") and any(line.startswith("succeeded done") for line in said)
-    assert "20 rows" in said and any(line.startswith("409 index_exists") for line in said)
-    assert said[-7:-4] == [line for line in said if re.match(r"[123] -?\d", line)]
-    assert said[-4:-2] == ["Berin Birchall has retired.", "people"]
-    assert [line.rsplit(" ", 1)[0] for line in said[-2:]] == ["Berin Birchall", "Ada Lovelace"]
+def test_the_examples_of_the_client_run_in_order(home: Path, start_service):
+    url = start_service(allowed_roots=home / ".cache").url
+    code = CLIENT_EXAMPLES.replace("http://127.0.0.1:8000", url)
+    lines = run(home, sys.executable, "-c", code).splitlines()
+    assert lines[0].startswith("queued") and any(line.startswith("succeeded done") for line in lines)
+    assert "20 rows" in lines and any(line.startswith("409 index_exists") for line in lines)
+    assert lines[-7:-4] == [line for line in lines if re.match(r"[123] -?\d", line)]
+    assert lines[-4:-2] == ["Berin Birchall has retired.", "people"]
+    assert [line.rsplit(" ", 1)[0] for line in lines[-2:]] == ["Berin Birchall", "Ada Lovelace"]

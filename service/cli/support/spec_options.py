@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
+
+SpecType = TypeVar("SpecType", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class DerivedOption:
         """Returns the option as a parameter of a function, in the form that typer reads."""
         default = self.field.default
         if self.repeatable:
-            annotation, default = list[_item_type(self.field.annotation)] | None, None  # type: ignore[misc]
+            annotation, default = list[_item_type(self.field.annotation)] | None, None
         else:
             annotation = self.override.type or self.field.annotation
         flags = f"--{self.name}/--no_{self.name}" if default is True else f"--{self.name}"
@@ -115,7 +117,7 @@ def field_help(spec: type[BaseModel], name: str) -> str:
     return _one_line(spec.model_fields[name].description)
 
 
-def derive_options(spec: type, table: SpecOptions) -> list[DerivedOption]:
+def derive_options(spec: type[BaseModel], table: SpecOptions) -> list[DerivedOption]:
     """Returns the options of a spec, those that are required first, else in the order of the fields."""
     derived = []
     without_option = table.omitted | table.constants.keys()
@@ -123,7 +125,7 @@ def derive_options(spec: type, table: SpecOptions) -> list[DerivedOption]:
         if field.path in without_option:
             continue
         override = table.options.get(field.path, OptionOverride())
-        section = _section(field.path, table.sections)
+        section = _find_section(field.path, table.sections)
         name = override.name or field.path.rpartition(".")[2] + (section.suffix if section else "")
         derived.append(DerivedOption(name, field, override, section))
     return sorted(derived, key=lambda option: option.field.default is not Parameter.empty)
@@ -137,19 +139,19 @@ def iter_fields(spec: type, prefix: str = "", leaves: Collection[str] = ()) -> I
         prefix: Path of the spec, with a dot at the end.
         leaves: Paths of nested specs that are yielded as one field.
     """
-    for name, annotation, default, description in _own_fields(spec):
-        path, nested = prefix + name, _nested_spec(annotation)
+    for name, annotation, default, description in _iter_own_fields(spec):
+        path, nested = prefix + name, _find_nested_spec(annotation)
         if nested is not None and path not in leaves:
             yield from iter_fields(nested, f"{path}.", leaves)
         else:
             yield SpecField(path, annotation, default, _one_line(description))
 
 
-def make_spec(spec: type, table: SpecOptions, values: Mapping[str, Any]) -> Any:
+def make_spec(spec: type[SpecType], table: SpecOptions, values: Mapping[str, Any]) -> SpecType:
     """Returns the spec that the values of its options describe.
 
     Args:
-        spec: A pydantic model.
+        spec: Class of the spec.
         table: The table that the options were derived with.
         values: A value for each option, by its name.
 
@@ -158,44 +160,43 @@ def make_spec(spec: type, table: SpecOptions, values: Mapping[str, Any]) -> Any:
     """
     content: dict[str, Any] = {}
     for path, value in table.constants.items():
-        _set(content, path, value)
+        _set_path(content, path, value)
     for option in derive_options(spec, table):
         value = values[option.name]
         if option.repeatable and not value:
             continue  # The option was not given.
         if option.override.parse and value is not None:
             value = option.override.parse(value)
-        _set(content, option.field.path, value)
-    return spec.model_validate(content)  # type: ignore[attr-defined]
+        _set_path(content, option.field.path, value)
+    return spec.model_validate(content)
 
 
 def options_from_specs(command: Callable[..., None]) -> Callable[..., None]:
     """Decorates a command whose parameters annotated with `SpecOptions` are replaced with their options."""
     parameters: list[Parameter] = []
-    specs: dict[str, tuple[type, SpecOptions, list[DerivedOption]]] = {}
+    specs: dict[str, tuple[type[BaseModel], SpecOptions]] = {}
     for parameter in signature(command).parameters.values():
-        table = next((x for x in get_args(parameter.annotation)[1:] if isinstance(x, SpecOptions)), None)
+        metadata = get_args(parameter.annotation)[1:]
+        table = next((item for item in metadata if isinstance(item, SpecOptions)), None)
         if table is None:
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
         else:
             spec = get_args(parameter.annotation)[0]
-            options = derive_options(spec, table)
-            specs[parameter.name] = (spec, table, options)
-            parameters.extend(option.make_parameter() for option in options)
+            specs[parameter.name] = (spec, table)
+            parameters.extend(option.make_parameter() for option in derive_options(spec, table))
 
     @wraps(command)
     def run(**values: Any) -> None:
-        for name, (spec, table, options) in specs.items():
-            values[name] = make_spec(
-                spec, table, {option.name: values.pop(option.name) for option in options}
-            )
+        for name, (spec, table) in specs.items():
+            options = [option.name for option in derive_options(spec, table)]
+            values[name] = make_spec(spec, table, {option: values.pop(option) for option in options})
         command(**values)
 
     vars(run)["__signature__"] = Signature(parameters)  # Typer reads the parameters from here.
     return run
 
 
-def _own_fields(spec: type) -> Iterator[tuple[str, Any, Any, str | None]]:
+def _iter_own_fields(spec: type) -> Iterator[tuple[str, Any, Any, str | None]]:
     """Yields name, type, default and docstring of each field of a pydantic model or a dataclass."""
     if issubclass(spec, BaseModel):
         for name, info in spec.model_fields.items():
@@ -208,7 +209,7 @@ def _own_fields(spec: type) -> Iterator[tuple[str, Any, Any, str | None]]:
             yield field.name, types[field.name], default, None
 
 
-def _nested_spec(annotation: Any) -> type | None:
+def _find_nested_spec(annotation: Any) -> type | None:
     """Returns the model or dataclass that the annotation names, also as `Model | None`."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     (member, *others) = [member for member in members if member is not NoneType]
@@ -222,11 +223,11 @@ def _item_type(annotation: Any) -> type:
     return str if get_origin(item) is Literal else item
 
 
-def _section(path: str, sections: Mapping[str, Section]) -> Section | None:
+def _find_section(path: str, sections: Mapping[str, Section]) -> Section | None:
     return next((section for prefix, section in sections.items() if path.startswith(f"{prefix}.")), None)
 
 
-def _set(content: dict[str, Any], path: str, value: Any) -> None:
+def _set_path(content: dict[str, Any], path: str, value: Any) -> None:
     """Sets a value in a tree of dictionaries."""
     *parents, name = path.split(".")
     for parent in parents:
