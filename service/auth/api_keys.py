@@ -1,10 +1,10 @@
-"""API keys: who asks, what they may, and the file that says so.
+"""API keys: who a caller is, what the caller may do, and the file that keeps the keys.
 
-    <data_dir>/keys.json   mode 0600   {"format": 1, "keys": [`Key`, …]}; it is there as soon as keys are wanted
+    <data_dir>/keys.json   mode 0600   {"format": 1, "keys": [`ApiKey`, …]}; it exists once the first key was created
 
-A key is `bg_<id>_<secret>`. The id is no secret and finds the record; the secret is 256 random bits, and only its
-sha256 is kept. Salt and slow hashes protect passwords, which can be guessed: nobody guesses 256 bits, and nobody has
-tables of them. No torch here.
+A key reads `bg_<id>_<secret>`. The id is not secret and finds the key's record. The secret is 256 random bits, of which
+only the sha256 is kept. Salt and slow hashes protect passwords, which can be guessed; nobody guesses 256 bits, and
+there are no tables of them.
 """
 
 import logging
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from bergson_core.errors import InvalidInput, Unavailable
 from bergson_core.schemas.base import ResultModel
+from bergson_core.utils.atomic_files import write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +35,26 @@ Scope = Literal["read", "write", "admin"]
 _SCOPES_ASCENDING: tuple[Scope, ...] = ("read", "write", "admin")
 _KEY_PATTERN = re.compile(r"bg_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _DUMMY_SHA256 = sha256(b"").hexdigest()
+"""What a secret is compared with when its id is unknown."""
 
 
 @lru_cache(maxsize=256)
 def parse_rate(text: str) -> RateLimitItem:
-    """`100/minute` as calls and a span of time. Raises `ValueError`."""
+    """Returns a rate such as `100/minute` as a number of calls and a span of time.
+
+    Raises:
+        ValueError: `text` is not a single rate of at least one call.
+    """
     try:
-        found = parse_many(text)
+        rates = parse_many(text)
     except ValueError:
-        found = []
-    if len(found) != 1 or found[0].amount < 1:
+        rates = []
+    if len(rates) != 1 or rates[0].amount < 1:
         raise ValueError(f"expected a rate such as 100/minute or 5/second, got {text!r}")
-    return found[0]
+    return rates[0]
 
 
-def _validate_rate(text: str) -> str:
+def _require_rate(text: str) -> str:
     parse_rate(text)
     return text
 
@@ -58,46 +64,53 @@ IndexPattern = Annotated[str, Field(pattern=r"^[a-z0-9_*?\[\]!-]{1,64}$")]
 
 
 class Caller(ResultModel):
-    """Who asks, and what they may; by default anybody, and everything."""
+    """Whoever makes a request, with their permissions. The defaults allow everything."""
 
     id: str = ""
-    """What stands in the key itself; empty where nothing asked for a key."""
+    """The id in the API key; empty when no key was needed."""
     name: str = ""
+    """Name of the API key."""
     scope: Scope = "admin"
-    """Each one includes those before it: read, write, admin."""
+    """What the key may do; each scope includes those before it: read, write, admin."""
     indexes: tuple[IndexPattern, ...] = ()
-    """Names of the indexes that there are for this caller, as shell patterns (`facts-*`); empty: all."""
+    """Indexes that the key may see, as shell patterns such as `facts-*`. Without any, the key sees all indexes."""
     text: bool = True
-    """Whether prompts, completions and metadata of documents are shown."""
-    rate: Annotated[str, AfterValidator(_validate_rate)] | None = None
-    """Calls in a span of time: `100/minute`."""
+    """Whether the key may see prompts, completions and metadata of documents."""
+    rate: Annotated[str, AfterValidator(_require_rate)] | None = None
+    """Most calls in a span of time, such as `100/minute`."""
     concurrent: int | None = Field(default=None, ge=1)
-    """Calls that may be open at once in one web process."""
+    """Most calls that may be open at once in one web process."""
 
-    def has_scope(self, needed: Scope) -> bool:
-        """Whether the scope includes `needed`."""
-        return _SCOPES_ASCENDING.index(self.scope) >= _SCOPES_ASCENDING.index(needed)
+    def has_scope(self, scope: Scope) -> bool:
+        """Returns whether the caller's scope includes `scope`."""
+        return _SCOPES_ASCENDING.index(self.scope) >= _SCOPES_ASCENDING.index(scope)
 
     def can_see(self, index: str | None) -> bool:
-        """Whether there is such an index for this caller; what belongs to no index is seen by those who see all."""
+        """Returns whether the caller may know of an index.
+
+        Args:
+            index: Name of the index. None stands for something that belongs to no index, such as the estimate of a
+                build; only callers who see all indexes see that.
+        """
         return not self.indexes or any(fnmatchcase(index or "", pattern) for pattern in self.indexes)
 
 
 class ApiKey(Caller):
-    """A key as it is kept."""
+    """The record of a key in the file."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
     name: KeyName = Field()
     """Unique among the keys."""
     scope: Scope = Field()
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """Of the secret."""
+    """Hash of the secret."""
     created_at: float
-    """Unix time in seconds, as `expires_at`."""
+    """Unix time in seconds."""
     expires_at: float | None = None
+    """Unix time in seconds; null for a key that never expires."""
 
     def is_active(self) -> bool:
-        """Whether it has not expired."""
+        """Returns whether the key has not expired."""
         return self.expires_at is None or time.time() < self.expires_at
 
 
@@ -107,17 +120,18 @@ class _KeyFileContent(ResultModel):
 
 
 class KeyFile:
-    """The keys below a data directory. What is read is kept until the file is another one."""
+    """The file of the keys in a data directory. It is read again only after it has changed."""
 
     def __init__(self, data_dir: Path):
         self.path = data_dir / KEY_FILE_NAME
         self._stamp: tuple[int, ...] = ()
-        self._found: tuple[ApiKey, ...] | None = None
+        self._keys: tuple[ApiKey, ...] | None = None
 
     def read(self) -> tuple[ApiKey, ...] | None:
-        """All keys, also expired ones; None where there is no file.
+        """Returns all keys, also expired ones; None when there is no file.
 
-        Raises `Unavailable` where the file cannot be read, and says why in the log, once.
+        Raises:
+            Unavailable: The file cannot be read. The reason is logged once.
         """
         try:
             stat = self.path.stat()
@@ -125,36 +139,51 @@ class KeyFile:
             return None
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if stamp != self._stamp:
-            self._stamp, self._found = stamp, self._parse()
-        if self._found is None:
+            self._stamp, self._keys = stamp, self._parse()
+        if self._keys is None:
             raise Unavailable(
                 "the file of the API keys cannot be read, so that all are refused; the log says more"
             )
-        return self._found
+        return self._keys
 
     def _parse(self) -> tuple[ApiKey, ...] | None:
         try:
             return _KeyFileContent.model_validate_json(self.path.read_bytes()).keys
         except (OSError, ValidationError) as error:
             logger.error(
-                "every request is refused, for %s cannot be read: mend it, or remove it and make new keys (%s)",
+                "every request is refused because %s cannot be read: repair it, or remove it and create new keys (%s)",
                 *(self.path, str(error).replace("\n", " ")),
             )
             return None
 
-    def find(self, presented: str) -> ApiKey | None:
-        """The key that was presented, or None where it is not one, or has expired.
+    def find(self, presented_key: str) -> ApiKey | None:
+        """Returns the record of a key; None when the key is unknown, wrong or expired.
 
-        As long for an unknown id as for a wrong secret, so that nobody learns the ids by the clock.
+        An unknown id takes as long as a wrong secret, so that nobody can learn the ids by measuring time.
+
+        Raises:
+            Unavailable: The file cannot be read.
         """
-        parts = _KEY_PATTERN.fullmatch(presented)
-        key_id, secret = parts.groups() if parts else ("", "")
-        found = next((key for key in self.read() or () if key.id == key_id), None)
-        same = compare_digest(sha256(secret.encode()).hexdigest(), found.sha256 if found else _DUMMY_SHA256)
-        return found if found is not None and same and found.is_active() else None
+        match = _KEY_PATTERN.fullmatch(presented_key)
+        key_id, secret = match.groups() if match else ("", "")
+        key = next((key for key in self.read() or () if key.id == key_id), None)
+        is_right = compare_digest(sha256(secret.encode()).hexdigest(), key.sha256 if key else _DUMMY_SHA256)
+        return key if key is not None and is_right and key.is_active() else None
 
     def create(self, caller: Caller, expires_at: float | None = None) -> str:
-        """Adds a key that may what `caller` may; the key, which nothing can show again. Raises `InvalidInput`."""
+        """Adds a key.
+
+        Args:
+            caller: Name and permissions of the key.
+            expires_at: Unix time in seconds; None for a key that never expires.
+
+        Returns:
+            The key itself, which cannot be shown again.
+
+        Raises:
+            InvalidInput: There is a key of this name.
+            Unavailable: The file cannot be read.
+        """
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         new = ApiKey.model_validate(
             caller.model_dump()
@@ -162,35 +191,41 @@ class KeyFile:
             | {"created_at": time.time(), "expires_at": expires_at}
         )
 
-        def added(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        def with_new_key(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
             if any(key.name == new.name for key in keys):
                 raise InvalidInput(
                     f"there is a key named {new.name!r}: choose another name, or revoke it first"
                 )
             return (*keys, new)
 
-        self._update(added)
+        self._update(with_new_key)
         return f"bg_{key_id}_{secret}"
 
     def revoke(self, name: str) -> None:
-        """Removes a key: the next request with it is refused. Raises `InvalidInput` where there is none."""
+        """Removes a key, so that the next request with it is refused.
 
-        def left(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        Raises:
+            InvalidInput: There is no key of this name.
+            Unavailable: The file cannot be read.
+        """
+
+        def without_key(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
             if name not in (key.name for key in keys):
                 raise InvalidInput(f"there is no key named {name!r}: `bergson keys list` shows them")
             return tuple(key for key in keys if key.name != name)
 
-        self._update(left)
+        self._update(without_key)
 
     def _update(self, change: Callable[[tuple[ApiKey, ...]], tuple[ApiKey, ...]]) -> None:
-        """For a process that does nothing else meanwhile: the mask of file modes is the whole process's."""
-        from bergson_core.utils.atomic_files import write_durably  # brings pyarrow along
+        """Replaces the file by one with the changed keys, which only its owner can read.
 
+        The process must do nothing else meanwhile, because the mask of file modes is that of the whole process.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o077)
+        previous_umask = os.umask(0o077)
         try:
             with FileLock(self.path.with_name(f".{KEY_FILE_NAME}.lock")):
                 content = _KeyFileContent(keys=change(self.read() or ()))
                 write_durably(self.path, content.model_dump_json(indent=2).encode())
         finally:
-            os.umask(before)
+            os.umask(previous_umask)

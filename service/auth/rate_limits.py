@@ -1,8 +1,8 @@
-"""What one API key may ask at once: calls in a span of time, and calls that are open.
+"""Limits the calls of each API key: how many in a span of time, and how many open at once.
 
-Calls in a span of time are counted by the `limits` library in Redis, by all web processes together, with a window
-that slides: of the span before, the part counts that lies within the last one. Open calls are counted in each web
-process by itself, so that a process that dies leaves no count behind.
+All web processes together count the calls in a span of time, in Redis, with the `limits` library. Its window slides: of
+the span before the current one, the part counts that lies within one span of now. Each web process counts open calls
+for itself, so that a process that dies leaves no count behind.
 """
 
 import math
@@ -21,25 +21,38 @@ from worker.queue import redis_keys
 
 
 def redis_storage(pool: ConnectionPool) -> Storage:
-    """Counts of all web processes, in Redis.
+    """Returns the storage in which all web processes count together.
 
-    `limits` installs redis-py only up to 7 for its calls that block; these, which do not, hold with 8 (a test counts).
+    The extra `limits[redis]`, which serves its blocking calls, installs redis-py up to version 7. The asynchronous
+    calls that are made here work with version 8 too; a test makes sure of that.
     """
     options: dict[str, Any] = {"connection_pool": pool, "key_prefix": redis_keys.RATE_PREFIX}
     return RedisStorage("async+redis://", implementation="redispy", **options)
 
 
 class RateLimiter:
-    """Admits calls, as long as they are within what their key may; in this process alone without a `storage`."""
+    """Admits calls as long as they are within the limits of their key.
+
+    Args:
+        storage: Where calls are counted. By default each process counts for itself.
+    """
 
     def __init__(self, storage: Storage | None = None):
         self._rates = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
-        self._open: Counter[str] = Counter()
+        self._open_calls: Counter[str] = Counter()
 
     async def count_calls(self, caller: Caller, calls: int) -> None:
-        """Counts a call as so many more: for each further question of a batch, and each document that is unlearned.
+        """Counts a call that has started as several.
 
-        Raises `InvalidInput` where they are more than the key may ever ask at once, `RateLimited`, `RedisUnavailable`.
+        Args:
+            caller: Who makes the call.
+            calls: How many more calls to count: one for each further query of a batch, and one for each document that
+                is unlearned.
+
+        Raises:
+            InvalidInput: There are more than the key may ever make at once.
+            RateLimited: There are more than the key may make now.
+            RedisUnavailable: The calls cannot be counted.
         """
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
@@ -49,13 +62,18 @@ class RateLimiter:
         await self._count(caller, calls)
 
     async def start_call(self, caller: Caller) -> None:
-        """Counts a call, which has to `leave`. Raises `RateLimited` and `RedisUnavailable`, and then counts none."""
-        if caller.concurrent is not None and self._open[caller.id] >= caller.concurrent:
-            raise RateLimited.of(
-                f"{caller.concurrent} calls with this key are open, and no more may be: wait until one has ended",
+        """Counts a call as open, until `end_call` is called for it.
+
+        Raises:
+            RateLimited: The key allows no further call now; the call is not counted as open.
+            RedisUnavailable: The call cannot be counted.
+        """
+        if caller.concurrent is not None and self._open_calls[caller.id] >= caller.concurrent:
+            raise RateLimited.with_wait(
+                f"{caller.concurrent} calls with this key are open, and it allows no more: wait until one has ended",
                 1,
             )
-        self._open[caller.id] += 1
+        self._open_calls[caller.id] += 1
         try:
             await self._count(caller, 1)
         except BaseException:
@@ -63,10 +81,10 @@ class RateLimiter:
             raise
 
     def end_call(self, caller: Caller) -> None:
-        """A call has ended."""
-        self._open[caller.id] -= 1
-        if not self._open[caller.id]:
-            del self._open[caller.id]
+        """Counts a call as no longer open."""
+        self._open_calls[caller.id] -= 1
+        if not self._open_calls[caller.id]:
+            del self._open_calls[caller.id]
 
     async def _count(self, caller: Caller, calls: int) -> None:
         if caller.rate is None or not calls:
@@ -79,4 +97,4 @@ class RateLimiter:
         except RedisError as error:
             raise RedisUnavailable.because(str(error)) from error
         wait_s = max(1, math.ceil(free_at - time.time()))
-        raise RateLimited.of(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)
+        raise RateLimited.with_wait(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)
