@@ -19,13 +19,14 @@ from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
-from bergson_core.data.batching import BUDGET_TOKENS, batches
-from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
+from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import context_limit
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.search.background_sample import BackgroundSample
+from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.features import compute_features
 from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
@@ -71,7 +72,7 @@ def score_corpus(
     finish = _threshold(index, compared, weights, threshold) if threshold else lambda scores: scores
 
     def values(number: int, numbers: slice) -> pa.Array:
-        scores = finish(compared.scores(number, index.shards[number], numbers, weights))
+        scores = finish(ExactScorer(index.shards, compared).score_range(number, numbers, weights))
         if aggregate == "each":
             return pa.FixedSizeListArray.from_arrays(pa.array(scores.numpy().ravel()), len(queries))
         return pa.array((scores.mean(1) if aggregate == "mean" else scores.amax(1)).numpy())
@@ -157,17 +158,17 @@ def _prepared(
     model, loss = index.model, index.manifest.spec.gradients.loss
     chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
     for chunk, tokens in enumerate(chunks):
-        first = chunk * READ_AT_ONCE
+        first = chunk * READ_CHUNK_SIZE
         for number, one in enumerate(tokens, start=first):
-            if one.labelled == 0:
+            if one.n_labelled == 0:
                 raise InvalidInput(
                     f"query {number}: there is nothing to attribute, since its completion has no token that follows "
                     "another; expected a prompt, or a longer completion"
                 )
-        for batch in batches(tokens, BUDGET_TOKENS, model.device):
+        for batch in iter_batches(tokens, BUDGET_TOKENS, model.device):
             rows, _ = index.collector.collect(batch)
             finite = rows.isfinite().all(1).cpu().numpy()
-            numbers = first + batch.numbers
+            numbers = first + batch.indices
             if not finite.all():
                 raise InvalidInput(f"query {numbers[~finite][0]}: its gradient is not finite; leave it out")
             blocks = rows.float().cpu().reshape(len(rows), len(index.collector.slices), -1)

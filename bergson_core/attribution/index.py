@@ -18,8 +18,7 @@ from torch import Tensor
 from bergson_core.attribution.query_tokenizer import TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, require_length, tokenize
-from bergson_core.data.dataset import with_loss_weight
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, require_max_tokens, tokenize, with_loss_weight
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
@@ -32,13 +31,14 @@ from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
+from bergson_core.search.damaged_shards import damaged_shards_error
 from bergson_core.search.profile import Profile
 from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
 from bergson_core.search.significance import significance_notice
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
-from bergson_core.utils.progress import run_to_completion
+from bergson_core.utils.background import run_to_completion
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class AttributionIndex:
                     completion=one.completion,
                     generated=query.completion is None,
                     loss=float(loss),
-                    n_tokens=one.tokens.labelled,
+                    n_tokens=one.tokens.n_labelled,
                 ),
                 results=results,
                 opponents=opponents,
@@ -231,10 +231,10 @@ class AttributionIndex:
             if completion is None:
                 completion = generate_completion(self.model, query.prompt, query.max_new_tokens)
             tokens = self._tokens(query, completion)
-            require_length(tokens, context_limit(self.model, None), "prompt and completion together")
+            require_max_tokens(tokens, context_limit(self.model, None), "prompt and completion together")
         except BergsonError as error:
             return error
-        if tokens.labelled == 0:
+        if tokens.n_labelled == 0:
             return InvalidInput(
                 "nothing to attribute: the completion, or the span of it, has no token that follows another; "
                 "expected a prompt, or a longer completion or span"
@@ -282,15 +282,6 @@ class AttributionIndex:
 
     def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
-
-
-def damaged_shards_error(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
-    """The error that names the damaged shards of an index."""
-    shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
-    return IndexCorrupt(
-        f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; restore the files from a copy, "
-        "build the index again, or ask with partial for what the other shards know"
-    )
 
 
 def _check_projection(processor: GradientProcessor, settings: GradientSpec) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
 from bergson_core.search.features import compute_features
-from bergson_core.storage.document_table import rows_with_ids
+from bergson_core.storage.document_table import mask_of_ids
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
 MAX_DOCUMENTS: Final = 1000
@@ -58,7 +58,7 @@ def find_document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[i
     """The numbers of the documents of these ids. Raises `InvalidInput` naming an id that the index does not have."""
     found = {}
     for shard, visible in zip(index.shards, index.visible(), strict=True):
-        here = rows_with_ids(shard.documents, ids)
+        here = mask_of_ids(shard.documents, ids)
         for place in np.flatnonzero(here if visible is None else here & visible).tolist():
             found[shard.documents["id"][place].as_py()] = shard.entry.first_row + place
     if missing := [one for one in ids if one not in found]:

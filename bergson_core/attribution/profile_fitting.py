@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.data.batching import batches
-from bergson_core.data.dataset import READ_AT_ONCE, iter_token_chunks
+from bergson_core.data.batching import iter_batches
+from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.indexing.output_directory import index_write_lock
@@ -132,7 +132,7 @@ def _second_moment_of_queries(
     budget = find_batch_budget(model, index.collector.modules, max(len(one.ids) for one in tokens))
     rows = RowEncoder(index.collector, spec.gradients.rows)
     moment = SecondMoment(rows.shape.modules, rows.shape.width, model.device)
-    for batch in batches(tokens, budget, model.device):
+    for batch in iter_batches(tokens, budget, model.device):
         moment.add(rows.encode(batch)[0])
     return moment.total.double().cpu() / moment.rows, moment.rows
 
@@ -144,6 +144,6 @@ def _second_moment_of_rows(index: AttributionIndex, root: Path) -> Float[Tensor,
     shape = RowShape.of(index.manifest)
     moment = SecondMoment(shape.modules, shape.width)
     for shard in index.shards:
-        for start in range(0, shard.entry.rows, READ_AT_ONCE):
-            moment.add(shard.rows(slice(start, start + READ_AT_ONCE)))
+        for start in range(0, shard.entry.rows, READ_CHUNK_SIZE):
+            moment.add(shard.rows(slice(start, start + READ_CHUNK_SIZE)))
     return moment.total.double() / moment.rows

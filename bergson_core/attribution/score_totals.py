@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.utils.table_writer import from_json
+from bergson_core.utils.table_writer import parse_metadata
 
 
 def top_documents(scores: pa.RecordBatchReader, top_k: int) -> pa.Table:
@@ -54,7 +54,7 @@ class ScoreTotals:
 
     def _counted(self, scores: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         for batch in scores:
-            values = [from_json(text).get(self._column) for text in batch["metadata"].to_pylist()]
+            values = [parse_metadata(text).get(self._column) for text in batch["metadata"].to_pylist()]
             keys = pa.array([json.dumps(value, sort_keys=True) for value in values]).dictionary_encode()
             places = keys.indices.to_numpy()
             sums, counts = np.bincount(places, batch["score"].to_numpy()), np.bincount(places)

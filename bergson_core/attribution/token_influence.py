@@ -28,14 +28,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
-from bergson_core.schemas.record import Record, record_from_row
+from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import TokenInfluence
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.search.searcher import StoredDocument
@@ -68,14 +68,14 @@ class ScoreDecomposer:
         """
         columns = self.manifest.spec.columns
         records = [
-            record_from_row(str(k), one.prompt, one.completion, columns) for k, one in enumerate(samples)
+            record_from_stored(str(k), one.prompt, one.completion, columns) for k, one in enumerate(samples)
         ]
         tokens = tokenize_documents(records, self.manifest.spec, self.model)
         totals = [torch.zeros(len(one.ids), dtype=torch.float64) for one in tokens]
         for layers, collector, budget in self._passes(max(len(one.ids) for one in tokens)):
-            for batch in batches(tokens, budget, self.collector.device):
+            for batch in iter_batches(tokens, budget, self.collector.device):
                 rows, _ = collector.collect(batch)
-                for number, of_tokens in zip(batch.numbers, rows, strict=True):
+                for number, of_tokens in zip(batch.indices, rows, strict=True):
                     of_tokens = of_tokens[: len(totals[number])].cpu()
                     of_tokens = of_tokens.reshape(len(of_tokens), layers.stop - layers.start, -1)
                     totals[number] += split_score_by_position(

@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.gradient_transforms import upcast
 from bergson_core.models.forward_backward import compute_document_losses, forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.utils.progress import run_to_completion
+from bergson_core.utils.background import run_to_completion
 
 FIT_SAMPLE_SIZE: Final = 64
 """Documents that V and η are fitted from."""
@@ -150,7 +150,7 @@ def _gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:
             for weight in trained.values():
                 weight.grad = None
                 weight.requires_grad_(True)
-            (batch,) = batches([document], BUDGET_TOKENS, model.device)
+            (batch,) = iter_batches([document], BUDGET_TOKENS, model.device)
             forward_backward(model, batch)
             return {name: weight.grad for name, weight in trained.items() if weight.grad is not None}
         finally:

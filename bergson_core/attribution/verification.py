@@ -22,7 +22,7 @@ from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
 from bergson_core.search.searcher import Searcher
-from bergson_core.storage.document_table import document_at, rows_with_ids
+from bergson_core.storage.document_table import mask_of_ids, read_document
 from bergson_core.storage.manifest import Manifest
 
 T = TypeVar("T")
@@ -87,7 +87,9 @@ class Verifier:
             update={
                 "results": with_effects(answer.results),
                 "opponents": with_effects(answer.opponents),
-                "verification": Verification.of(unlearner.learning_rate, -answer.query.loss, of_controls),
+                "verification": Verification.from_controls(
+                    unlearner.learning_rate, -answer.query.loss, of_controls
+                ),
             }
         )
 
@@ -132,7 +134,7 @@ class Verifier:
         """Where the documents of these ids are, but for those that were taken down by now."""
         found: dict[str, RowLocation] = {}
         for number, shard in enumerate(self._rows.shards):
-            for place in np.flatnonzero(rows_with_ids(shard.documents, ids)).tolist():
+            for place in np.flatnonzero(mask_of_ids(shard.documents, ids)).tolist():
                 if self._visible((number, place)):
                     found[shard.documents["id"][place].as_py()] = (number, place)
         return {one: found[one] for one in sorted(found)}
@@ -157,7 +159,7 @@ class Verifier:
 
     def _tokenize_documents(self, places: Sequence[RowLocation]) -> list[Tokens]:
         """Tokens of the documents at these places, as the index was built from."""
-        rows = [document_at(self._rows.shards[shard].documents, place) for shard, place in places]
+        rows = [read_document(self._rows.shards[shard].documents, place) for shard, place in places]
         return tokenize_stored(rows, self._manifest.spec, self._model)
 
 

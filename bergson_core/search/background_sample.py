@@ -1,7 +1,7 @@
-"""Rows of an index drawn at random: how the score of a result stands against theirs, for the query at hand.
+"""The background sample: random rows of an index, whose scores for a query show how high a result's score is.
 
-Legend: q queries, r sampled rows, m layers, d numbers a layer; c is m where each layer's block is scaled by itself,
-else 1 (`profiles`).
+Legend: q queries, r sampled rows, v sampled rows that are visible, n rows of a shard, m modules, d numbers a module.
+The offset of a row is its number within its shard.
 """
 
 from collections.abc import Sequence
@@ -20,41 +20,54 @@ from bergson_core.shards.shard import Shard
 
 MAX_SAMPLE_ROWS: Final = 4096
 MAX_SAMPLE_NUMBERS: Final = 2**23
-"""Of the sampled rows in memory, as float32: 32 MiB, which a query reads in about a millisecond."""
+"""Numbers of all sampled rows together: 32 MiB of float32, which a query reads in about a millisecond."""
 MIN_SAMPLE_ROWS: Final = 64
-"""However many numbers each has."""
+"""At least this many rows are sampled, however many numbers each of them has."""
 _RELATIVE_TOLERANCE: Final = 1e-5
-"""By so much have scores to differ: a result may be one of the sampled rows, whose score is computed in another way."""
+"""Smallest relative difference at which two scores count as different. A result may be one of the sampled rows, whose
+score is computed in another order and so rounded differently."""
 
 
 @dataclass(frozen=True)
 class BackgroundSample:
-    """The sampled rows among some shards of an index: `blocks` [m, r, d], by shard where they lie."""
+    """The sampled rows that lie in some shards of an index.
+
+    Attributes:
+        blocks: The rows [m, r, d], as they come back from disk.
+        shard_numbers: For each row [r] the position of its shard among these shards.
+        offsets: For each row [r] its number within its shard.
+    """
 
     blocks: Float32[Tensor, "m r d"]
     shard_numbers: Int[np.ndarray, " r"]
     offsets: Int[np.ndarray, " r"]
 
     @classmethod
-    def read(cls, shards: Sequence[Shard], total: int, seed: int) -> "BackgroundSample":
-        """Those of an index of `total` rows that lie in these of its shards.
+    def read(cls, shards: Sequence[Shard], total_rows: int, seed: int) -> "BackgroundSample":
+        """Reads the sampled rows of an index that lie in these of its shards.
 
-        Which rows of the index these are is decided by its size and seed alone: actors that hold a part of the shards
-        each find their share of the same sample, and documents that were appended are in it as any others.
+        The size of the index and the seed alone decide which rows are sampled. So actors that hold some of the shards
+        each read their share of the same sample, and appended documents are sampled like all others.
+
+        Args:
+            shards: The shards to read from.
+            total_rows: Number of rows in the whole index.
+            seed: Seed of the sample.
         """
         shape = shards[0].shape
-        count = max(
-            MIN_SAMPLE_ROWS, min(MAX_SAMPLE_ROWS, MAX_SAMPLE_NUMBERS // (shape.modules * shape.width))
-        )
-        numbers = np.array(sample_row_numbers(total, count, seed))
-        found: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
-        for number, shard in enumerate(shards):
-            places = numbers - shard.entry.first_row
-            places = places[(places >= 0) & (places < shard.entry.rows)]
-            found.append((shard.rows(places), np.full(len(places), number), places))
-        rows, owners, places = zip(*found, strict=True)
+        size = max(MIN_SAMPLE_ROWS, min(MAX_SAMPLE_ROWS, MAX_SAMPLE_NUMBERS // (shape.modules * shape.width)))
+        row_numbers = np.array(sample_row_numbers(total_rows, size, seed))
+        rows, shard_numbers, offsets = [], [], []
+        for shard_number, shard in enumerate(shards):
+            in_shard = row_numbers - shard.entry.first_row
+            in_shard = in_shard[(in_shard >= 0) & (in_shard < shard.entry.rows)]
+            rows.append(shard.rows(in_shard))
+            shard_numbers.append(np.full(len(in_shard), shard_number))
+            offsets.append(in_shard)
         return cls(
-            torch.cat(rows).transpose(0, 1).contiguous(), np.concatenate(owners), np.concatenate(places)
+            blocks=torch.cat(rows).transpose(0, 1).contiguous(),
+            shard_numbers=np.concatenate(shard_numbers),
+            offsets=np.concatenate(offsets),
         )
 
     def scores(
@@ -62,30 +75,33 @@ class BackgroundSample:
         profile: Profile,
         weights: Float[Tensor, "q m d"],
         visible: Sequence[np.ndarray | None],
-    ) -> Float32[np.ndarray, "q shown"]:
-        """Scores of the sampled rows, but for those that may not be shown; `weights` are of `Profile.prepare`.
+    ) -> Float32[np.ndarray, "q v"]:
+        """Returns the scores [q, v] of the sampled rows that are visible.
 
-        `visible` says so of each shard: bool [n], or None for all of its rows.
+        Args:
+            profile: The profile to score under.
+            weights: Weights of the queries, from `Profile.prepare_queries`.
+            visible: For each shard which of its rows may be shown: bool [n], or None for all of them.
         """
         lengths = np.zeros((len(self.offsets), profile.lengths[0].shape[1]), dtype=np.float32)
-        shown = np.ones(len(self.offsets), dtype=bool)
-        for number, mask in enumerate(visible):
-            here = self.shard_numbers == number
-            lengths[here] = profile.lengths[number][self.offsets[here]]
+        is_visible = np.ones(len(self.offsets), dtype=bool)
+        for shard_number, mask in enumerate(visible):
+            in_shard = self.shard_numbers == shard_number
+            lengths[in_shard] = profile.lengths[shard_number][self.offsets[in_shard]]
             if mask is not None:
-                shown[here] = mask[self.offsets[here]]
+                is_visible[in_shard] = mask[self.offsets[in_shard]]
         products = self.blocks @ weights.permute(1, 2, 0)
         scores = (products * reciprocal_or_zero(torch.from_numpy(lengths)).mT[..., None]).sum(0)
-        return scores.mT.numpy()[:, shown]
+        return scores.mT.numpy()[:, is_visible]
 
 
-def percentile(score: float, sampled: Float32[np.ndarray, " r"]) -> float | None:
-    """How many of a hundred random rows score lower, for one query; None where no row was sampled.
+def percentile(score: float, background_scores: Float32[np.ndarray, " v"]) -> float | None:
+    """Returns how many of a hundred random rows score lower than `score`, or None where no row was sampled.
 
-    r rows and the result itself make r + 1 places, so that nothing stands above all rows that were never looked at:
-    99.98 is above all of 4,096.
+    The v sampled rows and the result itself make v + 1 ranks, so that no result is above all rows, most of which were
+    never looked at: 99.98 means above all of 4,096 sampled rows.
     """
-    if len(sampled) == 0:
+    if len(background_scores) == 0:
         return None
-    lower = sampled < score - _RELATIVE_TOLERANCE * abs(score)
-    return round(100 * float(lower.sum()) / (len(sampled) + 1), 2)
+    lower = background_scores < score - _RELATIVE_TOLERANCE * abs(score)
+    return round(100 * float(lower.sum()) / (len(background_scores) + 1), 2)

@@ -1,9 +1,10 @@
-"""Which rows of an index may be the best for a query; `searcher` scores them exactly from the stored rows.
+"""Finds the candidates of a query: the rows that may score highest, which `exact_scores` then scores exactly.
 
-Legend: q queries, n rows of a shard, D numbers a row, k candidates.
+In an index of real numbers, FAISS looks for candidates among φ (`features`). In an index of sign rows, the bits of the
+rows and those of the query are compared by Hamming distance. Shards are searched in parallel.
 
-Real rows are looked for by FAISS, over φ (`search`). Sign rows are their own index: their bits and those of the query
-are compared by Hamming distance. Shards are searched side by side.
+Legend: q queries, n rows of a shard, m modules, w bytes of a module's block of a sign row, D numbers of a row, k
+candidates. The offset of a row is its number within its shard.
 """
 
 from abc import ABC, abstractmethod
@@ -27,72 +28,87 @@ from bergson_core.storage.layout import search_path
 from bergson_core.utils.memory_map import release_pages
 
 _MERGE_AT_SCORES: Final = 2**20
-"""Scores that are gathered before the best of them are taken: 12 MiB with the numbers of their rows."""
+"""Scores that are gathered from shards before the best of them are taken: 12 MiB with the numbers of their rows."""
 
 
 class ShardCandidateSearch(ABC):
-    """What looks for candidates in one shard."""
+    """Looks for candidates in one shard."""
 
     @abstractmethod
     def search(
-        self, asked: np.ndarray, count: int, rows: Bool[np.ndarray, " n"] | None
+        self, queries: np.ndarray, count: int, allowed: Bool[np.ndarray, " n"] | None
     ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """(scores, places in the shard) of the `count` best of `rows` at least; what is not of them scores -inf."""
+        """Returns rows of the shard with their scores, among them the best `count` of the allowed rows.
+
+        Args:
+            queries: What the rows are compared with, one query a line.
+            count: How many of the best rows have to be among those that are returned.
+            allowed: Which rows may be found, or None for all of them.
+
+        Returns:
+            (scores [q, k], offsets [q, k]), where rows that are not allowed have the score -inf.
+        """
 
 
 @final
 class FaissShardSearch(ShardCandidateSearch):
-    """φ of a shard, compared by inner product."""
+    """Compares a query with φ of the rows by inner product."""
 
     def __init__(self, path: Path, kind: SearchKind) -> None:
-        """Maps a file that was checked (`files.check_files`): FAISS trusts what it reads."""
+        """Maps a FAISS file, which has to be checked before (`storage.integrity`): FAISS trusts what it reads."""
         self._index, self._kind = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), kind
 
     def search(
-        self, asked: np.ndarray, count: int, rows: Bool[np.ndarray, " n"] | None
+        self, queries: np.ndarray, count: int, allowed: Bool[np.ndarray, " n"] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        params = None if rows is None else self._only(rows)
-        scores, places = self._index.search(asked, min(count, self._index.ntotal), params=params)
-        scores[places < 0] = -np.inf
-        return scores, places
+        parameters = None if allowed is None else self._restricted_to(allowed)
+        scores, offsets = self._index.search(queries, min(count, self._index.ntotal), params=parameters)
+        scores[offsets < 0] = -np.inf
+        return scores, offsets
 
-    def _only(self, rows: Bool[np.ndarray, " n"]) -> Any:
-        """What makes FAISS look at these rows alone."""
-        made: Any = faiss  # whose constructors are known at run time only
-        selector = made.IDSelectorBitmap(np.packbits(rows, bitorder="little"))
+    def _restricted_to(self, allowed: Bool[np.ndarray, " n"]) -> Any:
+        """Returns search parameters that make FAISS look at the allowed rows alone."""
+        untyped_faiss: Any = faiss  # the constructors of these classes are known at run time only
+        selector = untyped_faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self._kind == "rabitq":
-            return made.RaBitQSearchParameters(sel=selector, qb=QUERY_BITS)
-        return made.SearchParameters(sel=selector)
+            return untyped_faiss.RaBitQSearchParameters(sel=selector, qb=QUERY_BITS)
+        return untyped_faiss.SearchParameters(sel=selector)
 
 
 @final
 class HammingShardSearch(ShardCandidateSearch):
-    """The bits of a shard's rows, compared by Hamming distance. With `briefly` no mapped pages are left in memory."""
+    """Compares the bits of a query with those of sign rows by Hamming distance."""
 
-    def __init__(self, blocks: UInt8[np.ndarray, "n m w"], *, briefly: bool) -> None:
-        self._bits, self._briefly = blocks.reshape(len(blocks), -1), briefly
+    def __init__(self, blocks: UInt8[np.ndarray, "n m w"], *, low_memory: bool) -> None:
+        """Takes the mapped bits of a shard; with `low_memory` their pages are released after each search."""
+        self._bits, self._low_memory = blocks.reshape(len(blocks), -1), low_memory
 
     def search(
-        self, asked: np.ndarray, count: int, rows: Bool[np.ndarray, " n"] | None
+        self, queries: np.ndarray, count: int, allowed: Bool[np.ndarray, " n"] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of all rows: whoever merges them takes the best, once for many shards."""
-        (n, width), q = self._bits.shape, len(asked)
+        """Returns all rows of the shard: taking the best of many shards at once is faster than of each."""
+        (n, row_bytes), q = self._bits.shape, len(queries)
         distances = np.empty((n, q), dtype=np.int32)
-        bits, queries, out = (faiss.swig_ptr(array) for array in (self._bits, asked, distances))
-        faiss.hammings(bits, queries, n, q, width, out)  # type: ignore[attr-defined]
-        if self._briefly:
+        pointers = (faiss.swig_ptr(array) for array in (self._bits, queries, distances))
+        row_bits, query_bits, output = pointers
+        faiss.hammings(row_bits, query_bits, n, q, row_bytes, output)  # type: ignore[attr-defined]
+        if self._low_memory:
             release_pages(self._bits)
         scores = -distances.T.astype(np.float32)
-        if rows is not None:
-            scores[:, ~rows] = -np.inf
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
         return scores, np.broadcast_to(np.arange(n), (q, n))
 
 
 @dataclass(frozen=True)
 class CandidateSearch:
-    """What looks for candidates in each of some shards.
+    """Looks for candidates in some shards of an index.
 
-    `parts` open it when they are called: what is kept open answers at once, what is not is in memory for a moment.
+    Attributes:
+        shards: The shards.
+        shard_searches: For each shard a function that returns its search: one that is kept open, or one that is opened
+            for this call.
+        kind: How rows are compared.
     """
 
     shards: Sequence[Shard]
@@ -103,20 +119,28 @@ class CandidateSearch:
     def open(
         cls, root: Path, shards: Sequence[Shard], kind: SearchKind, *, low_memory: bool = False
     ) -> "CandidateSearch":
-        """Of these shards of the index in directory `root`. `briefly`: each is in memory only while it is searched."""
-        parts: list[Callable[[], ShardCandidateSearch]] = []
+        """Opens the search over these shards of the index in the directory `root`.
+
+        Args:
+            root: Directory of the index.
+            shards: The shards to search.
+            kind: How rows are compared.
+            low_memory: Open each shard's search only while the shard is searched. By default all are kept open, which
+                answers faster.
+        """
+        shard_searches: list[Callable[[], ShardCandidateSearch]] = []
         for shard in shards:
             if kind == "hamming":
-                make = partial(HammingShardSearch, shard.blocks, briefly=low_memory)
+                open_search = partial(HammingShardSearch, shard.blocks, low_memory=low_memory)
             else:
-                make = partial(FaissShardSearch, root / search_path(kind, shard.entry.name), kind)
-            parts.append(make if low_memory else partial(_same, make()))
-        return cls(shards, parts, kind)
+                open_search = partial(FaissShardSearch, root / search_path(kind, shard.entry.name), kind)
+            shard_searches.append(open_search if low_memory else _keep_open(open_search()))
+        return cls(shards, shard_searches, kind)
 
     def find_row_numbers(self, queries: Float32[Tensor, "q D"], count: int) -> Int[np.ndarray, "q k"]:
-        """As `find`, the numbers of the rows in the index."""
-        shards, places = self.find(queries, count)
-        return np.array([shard.entry.first_row for shard in self.shards])[shards] + places
+        """Returns the candidates that `find` does, as numbers of rows in the index."""
+        shard_numbers, offsets = self.find(queries, count)
+        return np.array([shard.entry.first_row for shard in self.shards])[shard_numbers] + offsets
 
     def find(
         self,
@@ -124,26 +148,34 @@ class CandidateSearch:
         count: int,
         allowed: Sequence[np.ndarray | None] | None = None,
     ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """(shard [q, k], place in the shard [q, k]) of the `count` rows most like each query, best first.
+        """Finds the rows that are most like each query, best first.
 
-        They are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs. k is `count`, or the number of
-        all rows where they are fewer. With `allowed`, bool [n] by shard or None for all of it, only these rows
-        are looked at; where they are fewer than k, the rest of the places are -1.
+        Rows are compared by ⟨φ, query⟩, or by Hamming distance where rows are signs.
+
+        Args:
+            queries: What the rows are compared with: `phi` [q, D] of `Profile.prepare_queries`.
+            count: How many candidates to find for each query.
+            allowed: For each shard which rows may be found: bool [n], or None for all of them.
+
+        Returns:
+            (shard numbers [q, k], offsets [q, k]), where k is `count`, or the number of all rows if that is smaller.
+            Where fewer than k rows are allowed, the remaining offsets are -1.
         """
-        asked, allowed = self._asked(queries), allowed or [None] * len(self.shards)
-        starts = np.cumsum([0, *(shard.entry.rows for shard in self.shards)])
+        comparable, allowed = self._comparable_queries(queries), allowed or [None] * len(self.shards)
+        first_rows = np.cumsum([0, *(shard.entry.rows for shard in self.shards)])
+        count = min(count, int(first_rows[-1]))
 
-        def search(number: int) -> tuple[np.ndarray, np.ndarray]:
-            scores, places = self.shard_searches[number]().search(asked, count, allowed[number])
-            return scores, starts[number] + places
+        def search_shard(number: int) -> tuple[np.ndarray, np.ndarray]:
+            scores, offsets = self.shard_searches[number]().search(comparable, count, allowed[number])
+            return scores, first_rows[number] + offsets
 
-        count = min(count, int(starts[-1]))
-        scores, rows = _merge_best(parallel_map(search, range(len(self.shard_searches))), len(asked), count)
-        shards = np.searchsorted(starts, rows, side="right") - 1
-        return shards, np.where(scores > -np.inf, rows - starts[shards], -1)
+        shard_results = parallel_map(search_shard, range(len(self.shard_searches)))
+        scores, rows = _merge_best(shard_results, len(comparable), count)
+        shard_numbers = np.searchsorted(first_rows, rows, side="right") - 1
+        return shard_numbers, np.where(scores > -np.inf, rows - first_rows[shard_numbers], -1)
 
-    def _asked(self, queries: Float32[Tensor, "q D"]) -> np.ndarray:
-        """What the parts compare: numbers, or their signs as the rows have them."""
+    def _comparable_queries(self, queries: Float32[Tensor, "q D"]) -> np.ndarray:
+        """Returns what shards compare with their rows: the numbers of the queries, or their signs packed as bits."""
         if self.kind != "hamming":
             return queries.numpy()
         shape = self.shards[0].shape
@@ -151,30 +183,34 @@ class CandidateSearch:
         return np.ascontiguousarray(blocks.flatten(1).numpy())
 
 
-def _same(part: ShardCandidateSearch) -> ShardCandidateSearch:
-    return part
+def _keep_open(search: ShardCandidateSearch) -> Callable[[], ShardCandidateSearch]:
+    return lambda: search
 
 
 def _merge_best(
-    found: Iterable[tuple[np.ndarray, np.ndarray]], queries: int, count: int
+    shard_results: Iterable[tuple[np.ndarray, np.ndarray]], query_count: int, count: int
 ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-    """(scores, rows) of the `count` best, best first, of what comes in parts; no more than a few parts are kept."""
-    kept = [(np.full((queries, count), -np.inf, np.float32), np.zeros((queries, count), np.int64))]
-    waiting = 0
-    for scores, rows in found:
-        kept.append((scores, rows))
-        waiting += scores.shape[1]
-        if waiting >= max(_MERGE_AT_SCORES // max(1, queries), 4 * count):
-            kept, waiting = [_best(kept, count)], 0
-    return _best(kept, count)
+    """Returns (scores, rows) of the `count` best rows of all shards, best first.
+
+    The results of a few shards are in memory at a time.
+    """
+    no_result = np.full((query_count, count), -np.inf, np.float32), np.zeros((query_count, count), np.int64)
+    gathered = [no_result]
+    scores_a_query = 0
+    for scores, rows in shard_results:
+        gathered.append((scores, rows))
+        scores_a_query += scores.shape[1]
+        if scores_a_query >= max(_MERGE_AT_SCORES // max(1, query_count), 4 * count):
+            gathered, scores_a_query = [_take_best(gathered, count)], 0
+    return _take_best(gathered, count)
 
 
-def _best(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` best of some parts; of equal ones the first."""
-    scores, rows = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
-    least = torch.from_numpy(scores).topk(count, dim=1).values[:, -1:].numpy()
+def _take_best(results: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (scores, rows) of the `count` best rows of several results, of equal ones the first."""
+    scores, rows = (np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True))
+    lowest = torch.from_numpy(scores).topk(count, dim=1).values[:, -1:].numpy()
     best = np.empty((len(scores), count), dtype=np.int64)
-    for one, good in enumerate(scores >= least):
-        places = np.flatnonzero(good)
-        best[one] = places[np.argsort(-scores[one, places], kind="stable")[:count]]
+    for query, is_high in enumerate(scores >= lowest):
+        columns = np.flatnonzero(is_high)
+        best[query] = columns[np.argsort(-scores[query, columns], kind="stable")[:count]]
     return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

@@ -1,9 +1,13 @@
-"""Exact scores of rows from what is stored of them, and the parts that a score is made of.
+"""The exact scores of rows: the one place where the score of a stored row is computed.
 
-Legend: k rows, m layers, d numbers a layer; c is m where each layer's block is scaled by itself, else 1 (`profiles`).
+    score = Σ_m weights_m · row_m / length_m        weights = C^-½ φ(query), from `Profile.prepare_queries`
 
-A score is (C^-½ φ) · row over the row's lengths, block by block: it is linear in the row as it is stored. So it is the
-sum over layers of what `layer_parts` gives, whatever the row is kept as.
+The score is linear in the row as it is stored, so it is the sum of a part for each module, whatever codec the row is
+kept in. `ExactScorer.module_scores` computes these parts for the candidates of a query, and `ExactScorer.score_range`
+the whole scores of a run of rows, for scans of the corpus.
+
+Legend: q queries, k rows of any shards, n consecutive rows of one shard, m modules, d numbers a module, D = m·d; c is
+the number of lengths that a row has (`profile`). The offset of a row is its number within its shard.
 """
 
 from collections.abc import Sequence
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.search.features import reciprocal_or_zero
@@ -21,7 +25,7 @@ from bergson_core.shards.shard import Shard
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row [m, d] as it comes back from disk, and what it is multiplied with [m, d]: the products sum to the score."""
+    """A row [m, d] as it comes back from disk, and the weights [m, d] whose products with it sum to its score."""
 
     row: Float32[Tensor, "m d"]
     weights: Float32[Tensor, "m d"]
@@ -29,38 +33,80 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class ExactScorer:
-    """Scores under one profile of rows in these shards."""
+    """Computes the scores, under one profile, of rows of these shards."""
 
     shards: Sequence[Shard]
     profile: Profile
 
     def module_scores(
-        self, weights: Float32[Tensor, "m d"], shards: Int[np.ndarray, " k"], places: Int[np.ndarray, " k"]
+        self,
+        weights: Float32[Tensor, "m d"],
+        shard_numbers: Int[np.ndarray, " k"],
+        offsets: Int[np.ndarray, " k"],
     ) -> Float32[Tensor, "k m"]:
-        """What each layer adds to the score of each of these rows; `weights` are of `Profile.prepare`."""
-        blocks, scales, lengths = self._read(shards, places)
-        raw = self.shards[0].shape.codec.products(blocks, scales, weights)
-        return raw * reciprocal_or_zero(torch.from_numpy(lengths))
+        """Returns the part of each module in the score of each row; the parts of a row sum to its score.
+
+        The score of a row does not depend on the other rows, not even in its rounding.
+
+        Args:
+            weights: Weights [m, d] of one query, from `Profile.prepare_queries`.
+            shard_numbers: For each row [k] the position of its shard in `shards`.
+            offsets: For each row [k] its number within its shard.
+        """
+        blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
+        products = self.shards[0].shape.codec.block_products(blocks, scales, weights)
+        return products * reciprocal_or_zero(torch.from_numpy(lengths))
 
     def stored_rows(
-        self, weights: Float32[Tensor, "m d"], shards: Int[np.ndarray, " k"], places: Int[np.ndarray, " k"]
+        self,
+        weights: Float32[Tensor, "m d"],
+        shard_numbers: Int[np.ndarray, " k"],
+        offsets: Int[np.ndarray, " k"],
     ) -> list[StoredRow]:
-        """Each of these rows itself, to take its score apart by more than layers."""
-        blocks, scales, lengths = self._read(shards, places)
+        """Returns the rows themselves with their weights, from which a score can be split further than by module.
+
+        The arguments are those of `module_scores`. The weights that are returned are divided by the row's lengths.
+        """
+        blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         rows = self.shards[0].shape.codec.decode(blocks, scales, weights.shape[1])
-        over = reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
-        return [StoredRow(row, weights * one) for row, one in zip(rows, over, strict=True)]
+        reciprocals = reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
+        return [
+            StoredRow(row, weights * reciprocal) for row, reciprocal in zip(rows, reciprocals, strict=True)
+        ]
 
-    def _read(self, shards: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(blocks, scales, lengths [k, c]) of these rows, copied from the maps."""
+    def score_range(
+        self, shard_number: int, offsets: slice, weights: Float[Tensor, "D q"]
+    ) -> Float[Tensor, "n q"]:
+        """Returns the scores of consecutive rows of one shard with each query, as one matrix product.
 
-        def parts(number: int) -> tuple[np.ndarray, ...]:
-            shard = self.shards[number]
-            return shard.blocks, shard.scales, self.profile.lengths[number]
+        It is faster than `module_scores` for many rows, but its rounding depends on which rows are scored together.
 
-        blocks, scales, lengths = (np.empty((len(places), *one.shape[1:]), one.dtype) for one in parts(0))
-        for number in np.unique(shards):
-            here = shards == number
-            for kept, source in zip((blocks, scales, lengths), parts(number), strict=True):
-                kept[here] = source[places[here]]
+        Args:
+            shard_number: Position of the shard in `shards`.
+            offsets: Which of its rows.
+            weights: Weights of all queries, one column a query.
+        """
+        lengths = torch.from_numpy(np.array(self.profile.lengths[shard_number][offsets]))
+        reciprocals = reciprocal_or_zero(lengths)
+        rows = self.shards[shard_number].rows(offsets)
+        if reciprocals.shape[1] == 1:
+            return rows.flatten(1) @ weights * reciprocals
+        return (rows * reciprocals[..., None]).flatten(1) @ weights
+
+    def _read_rows(
+        self, shard_numbers: np.ndarray, offsets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (blocks, scales, lengths [k, c]) of these rows, copied from the memory maps."""
+
+        def mapped_arrays(shard_number: int) -> tuple[np.ndarray, ...]:
+            shard = self.shards[shard_number]
+            return shard.blocks, shard.scales, self.profile.lengths[shard_number]
+
+        blocks, scales, lengths = (
+            np.empty((len(offsets), *mapped.shape[1:]), mapped.dtype) for mapped in mapped_arrays(0)
+        )
+        for shard_number in np.unique(shard_numbers):
+            in_shard = shard_numbers == shard_number
+            for copied, mapped in zip((blocks, scales, lengths), mapped_arrays(shard_number), strict=True):
+                copied[in_shard] = mapped[offsets[in_shard]]
         return blocks, scales, lengths

@@ -1,9 +1,10 @@
-"""φ, what rows are compared by, and the FAISS files that `candidates` looks into.
+"""The FAISS file of a shard, in which `candidates` looks for rows like a query.
 
-Legend: n rows of a shard, m layers, d numbers a layer, D = m·d.
+A shard has a FAISS file of its own, so that building takes the memory of one shard, and appending changes no old file.
+The file holds φ (`features`) of the shard's rows, as float16 or in one bit a number. Sign rows have no such file: their
+own bits are compared.
 
-One FAISS file a shard, so that building needs the memory of one shard and appending touches no old file. It
-holds φ = C^-½ row / lengths, as float16 or in one bit a number. Sign rows have none: their own bits are compared.
+Legend: n rows of a shard; c is the number of lengths that a row has (`features`).
 """
 
 from pathlib import Path
@@ -17,13 +18,13 @@ from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import Normalize, SearchKind
 from bergson_core.search.features import iter_shard_features
 from bergson_core.shards.shard import Shard
-from bergson_core.storage.integrity import file_entry
+from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.layout import search_path
 from bergson_core.storage.manifest import FileEntry
 
 QUERY_BITS: Final = 4
-"""Of each number of a query, where rows have one: as the paper has it. Eight found no more of the best rows of 250,000
-and took half as long again."""
+"""Bits for each number of a query where rows have one bit, as in the RaBitQ paper. Eight bits found no more of the best
+rows of 250,000 and took half as long again."""
 
 
 def build_faiss_file(
@@ -33,21 +34,35 @@ def build_faiss_file(
     normalize: Normalize,
     kind: SearchKind,
 ) -> tuple[FileEntry, Float32[np.ndarray, "n c"]]:
-    """Writes the FAISS index of one shard; returns the lengths of its rows too."""
+    """Writes the FAISS file of one shard, and returns the lengths of the shard's rows too.
+
+    Args:
+        root: Directory of the index.
+        shard: The shard whose φ are written.
+        preconditioner: C^-½ of the default profile, or None without one.
+        normalize: How φ is scaled (`features.compute_features`).
+        kind: `float16` or `rabitq`.
+
+    Returns:
+        (entry of the file for the manifest, lengths [n, c] of the rows).
+    """
     path = root / search_path(kind, shard.entry.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     dimensions = shard.shape.modules * shard.shape.width
-    index = _empty(kind, dimensions)
-    all_lengths = []
+    index = _make_empty_index(kind, dimensions)
+    length_chunks = []
     for phi, lengths in iter_shard_features(shard, preconditioner, normalize):
         index.add(phi.numpy())
-        all_lengths.append(lengths.numpy())
+        length_chunks.append(lengths.numpy())
     faiss.write_index(index, str(path))
-    return file_entry(path, root), np.concatenate(all_lengths)
+    return make_file_entry(path, root), np.concatenate(length_chunks)
 
 
-def _empty(kind: SearchKind, dimensions: int) -> faiss.Index:
-    """An index for φ. RaBitQ (Gao and Long, arXiv 2405.12497) gets no centre: φ lie around the origin."""
+def _make_empty_index(kind: SearchKind, dimensions: int) -> faiss.Index:
+    """Returns an empty index for φ of that many numbers.
+
+    RaBitQ (Gao and Long, arXiv 2405.12497) is given no centre, because the φ lie around the origin.
+    """
     if kind == "float16":
         return faiss.IndexScalarQuantizer(
             dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT

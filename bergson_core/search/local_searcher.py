@@ -1,6 +1,14 @@
-"""TODO"""
+"""Searches the shards of an index in this process: candidates first, then their exact scores, then the best of them.
 
-from collections.abc import Collection, Mapping, Sequence
+The candidates of a query are the rows that FAISS, or the Hamming distance, takes for its best (`candidates`). Their
+exact scores are computed from the stored rows (`exact_scores`), and the best of them are the hits.
+
+Legend: q queries of a batch, b directed queries, k candidates, m modules, d numbers a module, D = m·d. A directed query
+is a query with a direction; a query with the direction `both` makes two of them. The offset of a row is its number
+within its shard.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +16,15 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
+from bergson_core.search.damaged_shards import find_damaged_shards
 from bergson_core.search.exact_scores import ExactScorer, StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
@@ -23,20 +32,37 @@ from bergson_core.search.searcher import Hit, SearchRequest, SearchResult, Store
 from bergson_core.search.thread_pool import parallel_map
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import RowShape, Shard
-from bergson_core.storage.document_table import document_at
-from bergson_core.storage.integrity import find_damaged_files
-from bergson_core.storage.layout import lengths_path, search_path
-from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
+from bergson_core.storage.document_table import read_document
+from bergson_core.storage.manifest import Manifest
 
 _EXACT_SEARCH_FACTOR: Final = 10
-"""Times the candidates: so few rows that meet a filter are all scored exactly."""
+"""Rows that meet a filter are all scored exactly where they are at most this many times as many as the candidates."""
+_SIGNS: Final[dict[Direction, tuple[int, ...]]] = {
+    "proponents": (1,),
+    "opponents": (-1,),
+    "both": (1, -1),
+}
+"""What scores are multiplied with, so that the best of a direction are the highest."""
+
+
+@dataclass(frozen=True)
+class _ScoredCandidates:
+    """The candidates of a directed query, with the part of each module in their scores."""
+
+    shard_numbers: Int[np.ndarray, " k"]
+    offsets: Int[np.ndarray, " k"]
+    module_scores: Float32[Tensor, "k m"]
+
+    def best(self, sign: int, count: int) -> Int[np.ndarray, " count"]:
+        """Returns the positions of the candidates whose score times `sign` is highest, highest first."""
+        return np.argsort(-sign * self.module_scores.sum(1).numpy(), kind="stable")[:count]
 
 
 @dataclass(frozen=True)
 class LocalSearcher:
-    """The shards of an index that are whole, or some of them. For one thread.
+    """All undamaged shards of an index, or some of them, mapped into memory. For use by one thread.
 
-    `damaged` says of each other shard what is wrong with it.
+    `damaged` says what is wrong with each shard that is left out because it is damaged.
     """
 
     manifest: Manifest
@@ -48,21 +74,31 @@ class LocalSearcher:
     damaged: Mapping[str, str]
 
     @classmethod
-    def open(cls, root: Path, manifest: Manifest, names: Collection[str] | None = None) -> "LocalSearcher":
-        """The shards of these names, or all, of the index in directory `root`.
+    def open(
+        cls, root: Path, manifest: Manifest, shard_names: Collection[str] | None = None
+    ) -> "LocalSearcher":
+        """Checks and maps the shards of an index.
 
-        Raises `IndexCorrupt` where what they share is damaged.
+        Args:
+            root: Directory of the index.
+            manifest: Manifest of the index.
+            shard_names: Which shards to open; by default all of them.
+
+        Raises:
+            IndexCorrupt: A file that all shards share is damaged.
         """
-        entries = [entry for entry in manifest.shards if names is None or entry.name in names]
-        damaged = _find_damaged_shards(root, manifest, entries)
+        entries = [entry for entry in manifest.shards if shard_names is None or entry.name in shard_names]
+        damaged = find_damaged_shards(root, manifest, entries)
         entries = [entry for entry in entries if entry.name not in damaged]
         shape, spec = RowShape.of(manifest), manifest.spec
         shards = [Shard.open(root, entry, shape) for entry in entries]
         return cls(
             manifest=manifest,
             shards=shards,
-            profiles={one.name: Profile.open(root, spec, one.name, entries) for one in manifest.profiles},
-            candidates=CandidateSearch.open(root, shards, manifest.search.kind),
+            profiles={
+                profile.name: Profile.open(root, spec, profile.name, entries) for profile in manifest.profiles
+            },
+            candidate_search=CandidateSearch.open(root, shards, manifest.search.kind),
             metadata=MetadataFilter(shards, spec.columns.metadata),
             visible=VisibleRows(root, manifest, shards),
             damaged=damaged,
@@ -70,111 +106,142 @@ class LocalSearcher:
 
     @cached_property
     def background(self) -> BackgroundSample:
-        """Rows to compare results with, read when they are first asked for."""
+        """The random rows that results are compared with, read when the first query needs them."""
         return BackgroundSample.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
-        """What is found for each query from its row."""
-        signs = {"proponents": (1,), "opponents": (-1,), "both": (1, -1)}
-        hits: list[dict[int, list[Hit]]] = [{} for _ in queries]
-        sampled: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
-        left = list(range(len(queries)))
-        while left:
-            first = queries[left[0]]
-            here = [k for k in left if queries[k].can_be_batched_with(first)]
-            left = [k for k in left if k not in here]
-            profile = self.profiles[first.profile]
-            phi, weights = profile.prepare_queries(blocks[here])
-            exact = ExactScorer(self.shards, profile)
-            asked = [(i, sign) for i, k in enumerate(here) for sign in signs[queries[k].direction]]
-            directed = torch.stack([sign * phi[i] for i, sign in asked])
-            count = profile.candidate_count(max(queries[k].top_k for k in here), self.manifest)
-            candidates = self._candidates(directed, count, first.filter)
-            work = ((exact, weights[i], *rows) for (i, _), *rows in zip(asked, *candidates, strict=True))
-            scored = parallel_map(_scored, work)
-            for (i, sign), (shards, places, parts) in zip(asked, scored, strict=True):
-                query, scores = queries[here[i]], parts.sum(1).numpy()
-                best = np.argsort(-sign * scores, kind="stable")[: query.top_k]
-                stored: Sequence[StoredRow | None] = [None] * len(best)
-                if "tokens" in query.include:
-                    stored = exact.stored_rows(weights[i], shards[best], places[best])
-                hits[here[i]][sign] = [
-                    self._hit(rank, int(shards[c]), int(places[c]), parts[c], query, kept)
-                    for rank, (c, kept) in enumerate(zip(best, stored, strict=True), start=1)
-                ]
-            for k, scores in zip(
-                here, self.background.scores(profile, weights, self.visible.masks()), strict=True
-            ):
-                sampled[k] = scores
+    def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Returns a result for each query.
+
+        Args:
+            rows: Raw gradient rows [q, m, d] of the queries.
+            requests: What is asked for each query.
+        """
+        results: dict[int, SearchResult] = {}
+        for batch in _batch_requests(requests):
+            batch_results = self._search_batch(rows[batch], [requests[query] for query in batch])
+            results |= zip(batch, batch_results, strict=True)
+        return [results[query] for query in range(len(requests))]
+
+    def _search_batch(
+        self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]
+    ) -> list[SearchResult]:
+        """Searches for queries that share a profile and a filter."""
+        profile = self.profiles[requests[0].profile]
+        phi, weights = profile.prepare_queries(rows)
+        scorer = ExactScorer(self.shards, profile)
+        directed = [
+            (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
+        ]
+        shard_numbers, offsets = self._find_candidates(
+            torch.stack([sign * phi[query] for query, sign in directed]),
+            profile.candidate_count(max(request.top_k for request in requests), self.manifest),
+            requests[0].filter,
+        )
+
+        def score_candidates(number: int) -> _ScoredCandidates:
+            query, _ = directed[number]
+            return _score_candidates(scorer, weights[query], shard_numbers[number], offsets[number])
+
+        hits: list[dict[int, list[Hit]]] = [{} for _ in requests]
+        scored_candidates = parallel_map(score_candidates, range(len(directed)))
+        for (query, sign), candidates in zip(directed, scored_candidates, strict=True):
+            hits[query][sign] = self._make_hits(requests[query], sign, candidates, scorer, weights[query])
+        background_scores = self.background.scores(profile, weights, self.visible.masks())
         return [
-            SearchResult(one.get(1), one.get(-1), scores) for one, scores in zip(hits, sampled, strict=True)
+            SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
+            for hits_by_sign, scores in zip(hits, background_scores, strict=True)
         ]
 
-    def _candidates(
-        self, queries: Tensor, count: int, conditions: Mapping[str, Condition] | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(shard [q, k], place [q, k] or -1) of the rows to score exactly.
+    def _find_candidates(
+        self, queries: Float[Tensor, "b D"], count: int, conditions: Mapping[str, Condition] | None
+    ) -> tuple[Int[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
+        """Returns (shard numbers, offsets) of the rows to score exactly; an offset of -1 stands for no row.
 
-        Where few rows meet the conditions, these are all of them: among few, FAISS has nothing to save.
+        Where few rows meet the conditions, all of them are returned: scoring them takes no longer than asking FAISS.
         """
         visible = self.visible.masks()
         if conditions is None:
             return self.candidate_search.find(queries, count, visible)
-        meeting = self.metadata.matching_rows(conditions)
-        allowed = [rows if mask is None else rows & mask for rows, mask in zip(meeting, visible, strict=True)]
+        matching = self.metadata.matching_rows(conditions)
+        allowed = [
+            rows if mask is None else rows & mask for rows, mask in zip(matching, visible, strict=True)
+        ]
         if sum(int(mask.sum()) for mask in allowed) > _EXACT_SEARCH_FACTOR * count:
             return self.candidate_search.find(queries, count, allowed)
-        places = [np.flatnonzero(mask) for mask in allowed]
-        shards = np.repeat(np.arange(len(places)), [len(one) for one in places])
-        shape = (len(queries), len(shards))
-        return np.broadcast_to(shards, shape), np.broadcast_to(np.concatenate(places), shape)
+        offsets = [np.flatnonzero(mask) for mask in allowed]
+        shard_numbers = np.repeat(np.arange(len(offsets)), [len(in_shard) for in_shard in offsets])
+        shape = (len(queries), len(shard_numbers))
+        return np.broadcast_to(shard_numbers, shape), np.broadcast_to(np.concatenate(offsets), shape)
 
-    def _hit(
-        self, rank: int, shard: int, place: int, parts: Tensor, query: SearchRequest, stored: StoredRow | None
+    def _make_hits(
+        self,
+        request: SearchRequest,
+        sign: int,
+        candidates: _ScoredCandidates,
+        scorer: ExactScorer,
+        weights: Float[Tensor, "m d"],
+    ) -> list[Hit]:
+        """Returns the best candidates of a directed query as hits."""
+        best = candidates.best(sign, request.top_k)
+        shard_numbers, offsets = candidates.shard_numbers[best], candidates.offsets[best]
+        stored_rows: Sequence[StoredRow | None] = [None] * len(best)
+        if "tokens" in request.include:
+            stored_rows = scorer.stored_rows(weights, shard_numbers, offsets)
+        return [
+            self._make_hit(request, rank, int(shard_number), int(offset), module_scores, stored_row)
+            for rank, (shard_number, offset, module_scores, stored_row) in enumerate(
+                zip(shard_numbers, offsets, candidates.module_scores[best], stored_rows, strict=True), start=1
+            )
+        ]
+
+    def _make_hit(
+        self,
+        request: SearchRequest,
+        rank: int,
+        shard_number: int,
+        offset: int,
+        module_scores: Float32[Tensor, " m"],
+        stored_row: StoredRow | None,
     ) -> Hit:
-        """The row at this place, whose score the `parts` [m] of its layers sum to."""
-        row, modules = document_at(self.shards[shard].documents, place), None
-        text = "text" in query.include
-        if "modules" in query.include:
+        """Returns a row with those of its fields that the request includes."""
+        document = read_document(self.shards[shard_number].documents, offset)
+        with_text = "text" in request.include
+        modules = None
+        if "modules" in request.include:
             names = (module.name for module in self.manifest.modules)
-            modules = dict(zip(names, parts.tolist(), strict=True))
-        found = ResultRow(
+            modules = dict(zip(names, module_scores.tolist(), strict=True))
+        row = ResultRow(
             rank=rank,
-            id=row["id"],
-            score=float(parts.sum()),
-            prompt=row["prompt"] if text else None,
-            completion=row["completion"] if text else None,
-            metadata=row["metadata"] if "metadata" in query.include else None,
-            loss=row["loss"],
+            id=document["id"],
+            score=float(module_scores.sum()),
+            prompt=document["prompt"] if with_text else None,
+            completion=document["completion"] if with_text else None,
+            metadata=document["metadata"] if "metadata" in request.include else None,
+            loss=document["loss"],
             modules=modules,
         )
-        return Hit(found, stored and StoredDocument(row["prompt"], row["completion"], stored))
+        if stored_row is None:
+            return Hit(row)
+        return Hit(row, StoredDocument(document["prompt"], document["completion"], stored_row))
 
 
-def _scored(
-    asked: tuple[ExactScorer, Tensor, np.ndarray, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """(shards [k], places [k], what each layer adds to the score [k, m]) of the rows that are real."""
-    exact, weights, shards, places = asked
-    shards, places = shards[places >= 0], places[places >= 0]
-    return shards, places, exact.module_scores(weights, shards, places)
+def _batch_requests(requests: Sequence[SearchRequest]) -> Iterator[list[int]]:
+    """Yields the positions of requests that can be searched for together."""
+    remaining = list(range(len(requests)))
+    while remaining:
+        first = requests[remaining[0]]
+        batch = [number for number in remaining if requests[number].can_be_batched_with(first)]
+        remaining = [number for number in remaining if number not in batch]
+        yield batch
 
 
-def _find_damaged_shards(root: Path, manifest: Manifest, entries: Sequence[ShardEntry]) -> dict[str, str]:
-    """What is wrong with each of these shards that is not whole. Raises `IndexCorrupt` for what all of them share."""
-    owners: dict[str, str] = {}
-    for shard in entries:
-        owners |= {entry.path: shard.name for entry in shard.files}
-        owners[search_path(manifest.search.kind, shard.name)] = shard.name
-        owners |= {lengths_path(profile.name, shard.name): shard.name for profile in manifest.profiles}
-    everything = [entry for part in (manifest, *entries, *manifest.profiles) for entry in part.files]
-    found = find_damaged_files(root, [entry for entry in everything if _concerns(entry, owners)])
-    for entry, wrong in found:
-        if entry.path not in owners:
-            raise IndexCorrupt(f"{wrong}; restore it from a copy or build the index again")
-    return {owners[entry.path]: wrong for entry, wrong in found}
-
-
-def _concerns(entry: FileEntry, owners: Collection[str]) -> bool:
-    """Whether a file belongs to one of the shards at hand, or to all shards."""
-    return entry.path in owners or not entry.path.endswith((".faiss", ".lengths.bin"))
+def _score_candidates(
+    scorer: ExactScorer,
+    weights: Float[Tensor, "m d"],
+    shard_numbers: Int[np.ndarray, " k"],
+    offsets: Int[np.ndarray, " k"],
+) -> _ScoredCandidates:
+    """Scores the candidates of a directed query, without those that stand for no row."""
+    is_row = offsets >= 0
+    shard_numbers, offsets = shard_numbers[is_row], offsets[is_row]
+    return _ScoredCandidates(shard_numbers, offsets, scorer.module_scores(weights, shard_numbers, offsets))

@@ -1,70 +1,90 @@
-"""Conditions on metadata: which rows of an index a query may find.
+"""Finds the rows of an index whose metadata meet the conditions of a query.
 
-A metadata column is read from a shard's JSON once and kept as codes into its distinct values, so that a condition is
-looked at for each distinct value and not for each row.
+A metadata column is read from a shard's JSON once and kept as its distinct values and a code into them for each row, so
+that a condition is evaluated for each distinct value and not for each row.
+
+Legend: n rows of a shard.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int32
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.filters import Condition, Range
 from bergson_core.shards.shard import Shard
 
 
+@dataclass(frozen=True)
+class _EncodedColumn:
+    """A metadata column of a shard: its distinct values, and for each row [n] the position of its value in them."""
+
+    values: Sequence[Any]
+    codes: Int32[np.ndarray, " n"]
+
+    @classmethod
+    def read(cls, shard: Shard, name: str) -> "_EncodedColumn":
+        positions: dict[str, int] = {}
+        codes = np.zeros(shard.entry.rows, dtype=np.int32)
+        for row, metadata in enumerate(shard.documents["metadata"].to_pylist()):
+            value = json.dumps(json.loads(metadata).get(name), sort_keys=True)
+            codes[row] = positions.setdefault(value, len(positions))
+        return cls([json.loads(value) for value in positions], codes)
+
+    def rows_that_meet(self, condition: Condition) -> Bool[np.ndarray, " n"]:
+        return np.array([matches_condition(value, condition) for value in self.values], dtype=bool)[
+            self.codes
+        ]
+
+
 class MetadataFilter:
-    """Evaluates conditions over the shards of an index with these metadata columns. For one thread."""
+    """Evaluates conditions over the shards of an index that keeps these metadata columns. For use by one thread."""
 
     def __init__(self, shards: Sequence[Shard], columns: Sequence[str]) -> None:
         self._shards, self._columns = shards, columns
-        self._read: dict[str, list[tuple[list[Any], np.ndarray]]] = {}
+        self._encoded: dict[str, list[_EncodedColumn]] = {}
 
     def require_columns(self, conditions: Mapping[str, Condition]) -> None:
-        """Raises `InvalidInput` for a column that the index does not keep."""
+        """Raises `InvalidInput` for a condition on a column that the index does not keep."""
         for column in conditions:
             if column not in self._columns:
-                has = f"it keeps {', '.join(self._columns)}" if self._columns else "it keeps none"
-                raise InvalidInput(f"filter: the index has no metadata column {column!r}; {has}")
+                available = f"it keeps {', '.join(self._columns)}" if self._columns else "it keeps none"
+                raise InvalidInput(f"filter: the index has no metadata column {column!r}; {available}")
 
     def matching_rows(self, conditions: Mapping[str, Condition]) -> list[Bool[np.ndarray, " n"]]:
-        """For each shard, which of its rows meet all conditions."""
+        """Returns for each shard which of its rows [n] meet all conditions.
+
+        Raises:
+            InvalidInput: A condition is on a column that the index does not keep.
+        """
         self.require_columns(conditions)
-        found = [np.ones(shard.entry.rows, dtype=bool) for shard in self._shards]
+        masks = [np.ones(shard.entry.rows, dtype=bool) for shard in self._shards]
         for column, condition in conditions.items():
-            for mask, (values, codes) in zip(found, self._column(column), strict=True):
-                good = np.array([matches_condition(value, condition) for value in values], dtype=bool)
-                mask &= good[codes]
-        return found
+            for mask, encoded in zip(masks, self._encoded_column(column), strict=True):
+                mask &= encoded.rows_that_meet(condition)
+        return masks
 
-    def _column(self, name: str) -> list[tuple[list[Any], np.ndarray]]:
-        """(distinct values, the place of each row's among them), by shard."""
-        if name not in self._read:
-            self._read[name] = [_codes(shard, name) for shard in self._shards]
-        return self._read[name]
-
-
-def _codes(shard: Shard, name: str) -> tuple[list[Any], np.ndarray]:
-    places: dict[str, int] = {}
-    codes = np.zeros(shard.entry.rows, dtype=np.int32)
-    for row, text in enumerate(shard.documents["metadata"].to_pylist()):
-        value = json.dumps(json.loads(text).get(name), sort_keys=True)
-        codes[row] = places.setdefault(value, len(places))
-    return [json.loads(value) for value in places], codes
+    def _encoded_column(self, name: str) -> list[_EncodedColumn]:
+        """Returns the column of each shard, read the first time that a condition names it."""
+        if name not in self._encoded:
+            self._encoded[name] = [_EncodedColumn.read(shard, name) for shard in self._shards]
+        return self._encoded[name]
 
 
 def matches_condition(value: Any, condition: Condition) -> bool:
-    """Whether a row's value equals the condition, is one of its list, or lies in its range.
+    """Returns whether the metadata value of a row meets a condition.
 
-    A list of values, as of tags, meets a condition where one of them does. Of a range, only numbers are compared with
-    numbers and only texts with texts; true is not 1.
+    It does if it equals the condition, is one of the condition's values, or lies within its range. A list of values,
+    such as tags, meets a condition if one of its values does. A range compares numbers with numbers only, and texts
+    with texts only. True is not 1.
     """
     if isinstance(value, list):
-        return any(matches_condition(one, condition) for one in value)
+        return any(matches_condition(item, condition) for item in value)
     if isinstance(condition, Range):
-        return condition.holds(value)
-    wanted = condition if isinstance(condition, tuple) else (condition,)
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted)
+        return condition.contains(value)
+    choices = condition if isinstance(condition, tuple) else (condition,)
+    return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices)

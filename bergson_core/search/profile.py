@@ -1,13 +1,14 @@
-"""Profiles: ways to compare the rows of one index, each with a preconditioner and a length for each row.
-
-Legend: q queries, n rows of a shard, m layers, d numbers a layer, D = m·d; c is m where each layer's block is scaled by
-itself, else 1.
+"""Profiles: the ways to compare the rows of one index, each with a preconditioner and a length for each row.
 
     profiles/<name>/preconditioner.safetensors   C and C^-½
     profiles/<name>/<shard>.lengths.bin          [n, c] float32
 
-A score is (C^-½ φ(query)) · row / length(row), with the raw row: a new profile re-reads the rows once and never runs
-the model on the corpus again. FAISS holds φ of the default profile for all of them.
+The score of a row is (C^-½ φ(query)) · row / length(row), with the row as it is stored (`exact_scores` computes it).
+So a new profile needs one pass over the stored rows, for their lengths, and the model never runs on the corpus again.
+The FAISS files hold φ of the default profile, whatever the profile of a query is.
+
+Legend: q queries, n rows of a shard, m modules, d numbers a module, D = m·d; c is the number of lengths that a row has:
+m with `normalize="block"`, else 1.
 """
 
 import math
@@ -17,41 +18,46 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import BuildSpec, Normalize, SearchKind
-from bergson_core.search.features import compute_features, reciprocal_or_zero
-from bergson_core.shards.shard import Shard
+from bergson_core.search.features import compute_features
 from bergson_core.shards.shard_writer import write_array
-from bergson_core.storage.integrity import file_entry
+from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path
 from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.utils.memory_map import map_array
 
 CANDIDATES_PER_EXTRA_RESULT: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
-"""Candidates for each result beyond those that recall was measured for, and the fewest for each of these."""
+"""Candidates taken for each result beyond the ten that recall is measured for. Also the smallest number of candidates
+for each of those ten."""
 _OTHER_PROFILE_CANDIDATE_FACTOR: Final = 5
-"""Times the candidates where the rows' lengths are those of another profile than FAISS has."""
+"""Times as many candidates are taken for a profile that is not the default, whose φ the FAISS files do not hold."""
 
 
 def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:
-    """Writes the lengths of a shard's rows under a profile."""
+    """Writes the lengths of a shard's rows under a profile, and returns the file's entry for the manifest."""
     path = root / lengths_path(profile, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_array(path, lengths.astype(np.float32))
-    return file_entry(path, root)
+    return make_file_entry(path, root)
 
 
 @dataclass(frozen=True)
 class Profile:
     """An open profile.
 
-    `before` goes before a query is scaled, `rows` before it then meets the stored rows: the same, but for sign rows,
-    which are preconditioned already. `candidates`, C^½ of the default profile, goes before it meets FAISS, which holds
-    that profile's φ, and `is_default` says that these are this profile's own. `lengths` [n, c] are by shard.
+    Attributes:
+        query_preconditioner: C^-½, applied to a query's row before it is scaled to φ.
+        weight_preconditioner: C^-½, applied to φ of a query, which then multiplies stored rows. None for sign rows,
+            which were preconditioned before their signs were taken.
+        candidate_preconditioner: C^½ of the default profile, applied to the weights of another profile's query before
+            FAISS compares them with φ of the default profile. It cancels the C^-½ in these φ.
+        lengths: For each shard the lengths [n, c] of its rows.
+        normalize: What φ is scaled to (`features.compute_features`).
+        is_default: Whether the FAISS files hold φ of this very profile.
     """
 
     query_preconditioner: Preconditioner | None
@@ -63,53 +69,72 @@ class Profile:
 
     @classmethod
     def open(cls, root: Path, spec: BuildSpec, name: str, shards: Sequence[ShardEntry]) -> "Profile":
-        """The profile of that name for these shards, from files that were checked (`files.check_files`)."""
-        signs, is_default = spec.gradients.rows == "sign", name == DEFAULT_PROFILE
-        before = candidates = None
+        """Opens a profile for some shards of an index.
+
+        Args:
+            root: Directory of the index. Its files were checked before (`storage.integrity`).
+            spec: What the index was built with.
+            name: Name of the profile.
+            shards: The shards whose lengths are mapped.
+        """
+        is_default = name == DEFAULT_PROFILE
+        preconditioner = default_root = None
         if spec.scoring.preconditioner or not is_default:
-            before = Preconditioner.load(preconditioner_path(root, name))
+            preconditioner = Preconditioner.load(preconditioner_path(root, name))
         if spec.scoring.preconditioner and not is_default:
-            candidates = Preconditioner.load(preconditioner_path(root)).inverse()
-        lengths: list[np.ndarray] = []
-        for shard in shards:
-            if signs:
-                lengths.append(np.broadcast_to(np.float32(1), (shard.rows, 1)))
-            else:
-                path = root / lengths_path(name, shard.name)
-                columns = path.stat().st_size // (4 * shard.rows)
-                lengths.append(map_array(path, np.float32, (shard.rows, columns)))
-        rows = None if signs else before
-        return cls(before, rows, candidates, lengths, spec.scoring.normalize, is_default)
+            default_root = Preconditioner.load(preconditioner_path(root)).inverse()
+        has_sign_rows = spec.gradients.rows == "sign"
+        return cls(
+            query_preconditioner=preconditioner,
+            weight_preconditioner=None if has_sign_rows else preconditioner,
+            candidate_preconditioner=default_root,
+            lengths=[
+                # Sign rows come back from disk with unit length.
+                np.broadcast_to(np.float32(1), (shard.rows, 1))
+                if has_sign_rows
+                else _map_lengths(root, name, shard)
+                for shard in shards
+            ],
+            normalize=spec.scoring.normalize,
+            is_default=is_default,
+        )
 
     def candidate_count(self, top_k: int, manifest: Manifest) -> int:
-        """How many candidates to take for `top_k` results: what was measured for ten, and some for each further one."""
+        """Returns how many candidates to take for `top_k` results.
+
+        That is the number that was measured for ten results, in proportion to the rows that were added since, and some
+        more for each further result.
+        """
         search = manifest.search
-        measured = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
-        count = measured + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
+        for_ten_results = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
+        count = for_ten_results + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
         return count if self.is_default else _OTHER_PROFILE_CANDIDATE_FACTOR * count
 
     def prepare_queries(
         self, queries: Float[Tensor, "q m d"]
     ) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
-        """(what FAISS is asked with, what stored rows are multiplied with) for the rows of queries."""
+        """Returns what the search compares with rows, for each query.
+
+        Args:
+            queries: Raw gradient rows [q, m, d] of the queries.
+
+        Returns:
+            (phi [q, D], weights [q, m, d]): `phi` is what the FAISS files, or the bits of sign rows, are compared
+            with; `weights` is what stored rows are multiplied with to get their exact scores.
+        """
         phi, _ = compute_features(queries, self.query_preconditioner, self.normalize)
         weights = phi.reshape(queries.shape)
         if self.weight_preconditioner is not None:
             weights = self.weight_preconditioner.apply(weights)
-        if not self.is_default:
-            phi = (
-                weights
-                if self.candidate_preconditioner is None
-                else self.candidate_preconditioner.apply(weights)
-            ).flatten(1)
-        return phi, weights
+        if self.is_default:
+            return phi, weights
+        if self.candidate_preconditioner is None:
+            return weights.flatten(1), weights
+        return self.candidate_preconditioner.apply(weights).flatten(1), weights
 
-    def scores(
-        self, number: int, shard: Shard, places: slice, weights: Float[Tensor, "D q"]
-    ) -> Float[Tensor, "n q"]:
-        """Exact scores of these rows of the shard of that number, as one matrix product; `weights` are of `prepare`."""
-        over = reciprocal_or_zero(torch.from_numpy(np.array(self.lengths[number][places])))
-        rows = shard.rows(places)
-        if over.shape[1] == 1:
-            return rows.flatten(1) @ weights * over
-        return (rows * over[..., None]).flatten(1) @ weights
+
+def _map_lengths(root: Path, profile: str, shard: ShardEntry) -> np.ndarray:
+    """Maps the lengths [n, c] of a shard's rows; c follows from the size of the file."""
+    path = root / lengths_path(profile, shard.name)
+    columns = path.stat().st_size // (4 * shard.rows)
+    return map_array(path, np.float32, (shard.rows, columns))

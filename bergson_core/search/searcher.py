@@ -1,6 +1,9 @@
-"""The rows of an index, open for search: candidates, exact scores, what is hidden or filtered. No model here.
+"""The interface of a searcher: what is asked of it for each query, and what it returns.
 
-Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
+`LocalSearcher` searches the shards of an index in this process, `RaySearcher` on the machines of a cluster. A searcher
+needs no model: it is given the gradient rows of the queries.
+
+Legend: q queries, v rows of the background sample that are visible, m modules, d numbers a module.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +26,7 @@ from bergson_core.shards.shard import Shard
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What of a query concerns the search."""
+    """The part of a query that concerns the search. The fields are those of `AttributionQuery`."""
 
     top_k: int
     direction: Direction
@@ -33,16 +36,17 @@ class SearchRequest:
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
+        """Returns the request that a query makes."""
         return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
 
     def can_be_batched_with(self, other: "SearchRequest") -> bool:
-        """Whether both can be searched for together."""
+        """Returns whether both requests can be searched for together."""
         return self.profile == other.profile and self.filter == other.filter
 
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """What it takes to take the score of a row apart by its tokens: the document's text, and what is stored of it."""
+    """A document and its stored row: what is needed to split the row's score by the document's tokens."""
 
     prompt: str
     completion: str | None
@@ -51,7 +55,7 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found; with `retold` where the query asks what its tokens do."""
+    """A row that was found, and the document behind it where the request includes `tokens`."""
 
     row: ResultRow
     document: StoredDocument | None = None
@@ -59,24 +63,30 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Hits, best first, None for a direction that was not asked for; `sampled` are the scores of the sampled rows."""
+    """What a searcher returns for one query.
+
+    Attributes:
+        proponents: The rows with the highest scores, best first; None where the request does not ask for them.
+        opponents: The rows with the lowest scores, lowest first; None where the request does not ask for them.
+        background_scores: Scores [v] of the rows of the background sample, which results are compared with.
+    """
 
     proponents: Sequence[Hit] | None
     opponents: Sequence[Hit] | None
-    background_scores: Float32[np.ndarray, " r"]
+    background_scores: Float32[np.ndarray, " v"]
 
 
 class Searcher(Protocol):
-    """The shards of an index, open for search."""
+    """The shards of an index, open for search. For use by one thread."""
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """The undamaged shards."""
+        """The shards that are not damaged."""
         ...
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
-        """Profiles by name."""
+        """The profiles of the index, by name."""
         ...
 
     @property
@@ -91,9 +101,17 @@ class Searcher(Protocol):
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """What is wrong with each damaged shard, by its name."""
+        """What is wrong with each damaged shard, by the name of the shard."""
         ...
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
-        """Returns what is found for each query from its gradient row."""
+    def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Returns a result for each query.
+
+        Args:
+            rows: Raw gradient rows [q, m, d] of the queries.
+            requests: What is asked for each query.
+
+        Raises:
+            ClusterUnavailable: The machines that hold the shards do not answer.
+        """
         ...

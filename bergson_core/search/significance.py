@@ -1,16 +1,17 @@
-"""Whether anything stands out: the notice of an answer, and the queries that it is calibrated with.
+"""Whether any result of a query stands out, and the calibration of the threshold from which it does.
 
-Legend: q queries, r sampled rows, m layers, d numbers a layer.
+The prominence of a score is its height above the median of the background sample's scores (`background_sample`), in
+units of the height of their 99th percentile above their median. So it does not depend on the size and spread of the
+scores, which differ between queries. Where the prominence of the best result is not above the threshold of the index,
+the answer has the notice that no strong influence was found.
 
-How far a result stands out is its prominence: its height above the median of the sampled rows' scores (`sampled`), in
-units of that of their 99th percentile. Scores of different queries have different sizes and spreads; of this nothing is
-left in it. Where the best result's is not above the index's threshold, the answer says that no strong influence was
-found.
+The threshold is calibrated with null queries, made-up queries that no document of the index states: the first half of
+one document's tokens, followed by the second half of another's. Of four such endings for each beginning, the one that
+the model finds likeliest is taken, since halves that do not fit are recognised too easily (docs/quality.md has what was
+measured). A share of 1 - `FALSE_ALARM_RATE` of the null queries stays below the threshold, so the rate of false alarms
+is promised among queries like these only.
 
-The threshold is what `1 - FALSE_ALARMS` of made-up queries stay below, which no document states: the first half of
-one document's tokens, then the second half of another's, for each that one of `CHOICES` which the model finds likeliest
-there. Halves that do not fit are told too easily (docs/quality.md has what was measured). So false alarms are promised
-among queries like these alone.
+Legend: q null queries, v visible rows of the background sample, m modules, d numbers a module.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,28 +33,39 @@ from bergson_core.storage.manifest import NoticeEntry
 
 NO_INFLUENCE_NOTICE: Final = "no strong influence found"
 FALSE_ALARM_RATE: Final = 0.05
+"""Share of null queries whose best result has a prominence above the threshold."""
 ENDINGS_TRIED: Final = 4
+"""Endings for the beginning of a null query, of which the likeliest is taken."""
 _QUERIES_PER_DOCUMENT: Final = 4
 MIN_BACKGROUND_ROWS: Final = 50
-"""Of the sample: among fewer nothing can stand out."""
+"""Smallest background sample that prominence is computed from: among fewer rows nothing can stand out."""
 _MAX_CANDIDATES: Final = 4096
 _QUERY_BATCH_SIZE: Final = 64
 
 
-def prominence(score: float, sampled: Float32[np.ndarray, " r"]) -> float:
-    """How far a score stands out from those of the sampled rows: 1 as far as the 99th percentile, 0 not at all."""
-    middle, high = np.quantile(sampled, (0.5, 0.99))
-    above = score - float(middle)
-    return above / float(high - middle) if high > middle else float(np.sign(above)) * np.inf
+def prominence(score: float, background_scores: Float32[np.ndarray, " v"]) -> float:
+    """Returns how far a score stands out from the background: 0 at the median, 1 at the 99th percentile."""
+    median, high = np.quantile(background_scores, (0.5, 0.99))
+    height = score - float(median)
+    return height / float(high - median) if high > median else float(np.sign(height)) * np.inf
 
 
 def significance_notice(
-    score: float, sampled: Float32[np.ndarray, " r"], entry: NoticeEntry | None
+    score: float, background_scores: Float32[np.ndarray, " v"], entry: NoticeEntry | None
 ) -> str | None:
-    """`NOTICE` where the best result's score does not stand out; None where it does, or where that is not known."""
-    if entry is None or len(sampled) < MIN_BACKGROUND_ROWS:
+    """Returns the notice of an answer whose best result does not stand out.
+
+    Args:
+        score: Score of the best result.
+        background_scores: Scores of the background sample for the same query.
+        entry: The calibrated threshold, or None for an index without one.
+
+    Returns:
+        `NO_INFLUENCE_NOTICE`; None where the result stands out, or where that is not known.
+    """
+    if entry is None or len(background_scores) < MIN_BACKGROUND_ROWS:
         return None
-    return None if prominence(score, sampled) > entry.threshold else NO_INFLUENCE_NOTICE
+    return None if prominence(score, background_scores) > entry.threshold else NO_INFLUENCE_NOTICE
 
 
 def collect_null_rows(
@@ -64,55 +76,91 @@ def collect_null_rows(
     *,
     endings_tried: int = ENDINGS_TRIED,
 ) -> Float[Tensor, "q m d"]:
-    """Raw rows of made-up queries, four for each document; none where there are too few documents to choose from.
+    """Collects the gradients of null queries, four for each document.
 
-    Of `choices` ends for each beginning the likeliest is taken. `tell` is called between batches.
+    Args:
+        collector: Runs the model.
+        documents: Documents that null queries are made of.
+        budget_tokens: Tokens of a batch, padding included.
+        tick: Called between batches.
+        endings_tried: Endings for each beginning, of which the likeliest is taken.
+
+    Returns:
+        Raw rows [q, m, d], without those that are zero or not finite. None, q = 0, where there are too few documents to
+        choose endings from.
     """
-    layers, count = len(collector.slices), len(documents)
+    modules, count = len(collector.slices), len(documents)
     if count <= endings_tried * _QUERIES_PER_DOCUMENT:
-        return torch.empty(0, layers, collector.dimensions // layers)
-    pairs = [
-        _splice(documents[k], documents[(k + endings_tried * group + step) % count])
-        for group in range(_QUERIES_PER_DOCUMENT)
-        for k in range(count)
+        return torch.empty(0, modules, collector.dimensions // modules)
+    choices = [
+        _splice(documents[number], documents[(number + endings_tried * round_ + step) % count])
+        for round_ in range(_QUERIES_PER_DOCUMENT)
+        for number in range(count)
         for step in range(1, endings_tried + 1)
     ]
-    losses = compute_document_losses(collector.model, pairs, budget_tokens, tick)
-    labelled = np.array([one.labelled for one in pairs])
-    fit = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
-    best = fit.reshape(-1, endings_tried).argmin(1) + endings_tried * np.arange(len(pairs) // endings_tried)
-    rows, _ = collect_rows(collector, [pairs[k] for k in best], budget_tokens, tick)
-    found = torch.from_numpy(rows)
-    good = found.isfinite().all(1) & found.any(1)
-    return found[good].reshape(int(good.sum()), layers, -1)
+    likeliest = _find_likeliest(collector, choices, budget_tokens, tick, endings_tried)
+    rows, _ = collect_rows(collector, likeliest, budget_tokens, tick)
+    null_rows = torch.from_numpy(rows)
+    is_usable = null_rows.isfinite().all(1) & null_rows.any(1)
+    return null_rows[is_usable].reshape(int(is_usable.sum()), modules, -1)
 
 
-def _splice(one: Tokens, other: Tokens) -> Tokens:
-    """The first half of one document and, to be explained, the second half of another."""
-    beginning, end = one.ids[: len(one.ids) // 2], other.ids[len(other.ids) // 2 :]
-    return Tokens.labelled_from(np.concatenate([beginning, end]), max(1, len(beginning)))
+def _splice(document: Tokens, other: Tokens) -> Tokens:
+    """Returns the first half of one document, followed by the second half of another, which alone is labelled."""
+    beginning, ending = document.ids[: len(document.ids) // 2], other.ids[len(other.ids) // 2 :]
+    return Tokens.labelled_from(np.concatenate([beginning, ending]), max(1, len(beginning)))
+
+
+def _find_likeliest(
+    collector: RowCollector,
+    choices: Sequence[Tokens],
+    budget_tokens: int,
+    tick: Callable[[], object],
+    endings_tried: int,
+) -> list[Tokens]:
+    """Returns of each run of `endings_tried` choices the one with the smallest loss a token."""
+    losses = compute_document_losses(collector.model, choices, budget_tokens, tick)
+    labelled = np.array([choice.n_labelled for choice in choices])
+    loss_a_token = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
+    first_choices = endings_tried * np.arange(len(choices) // endings_tried)
+    best = loss_a_token.reshape(-1, endings_tried).argmin(1) + first_choices
+    return [choices[number] for number in best]
 
 
 def calibrate_notice(
-    queries: Float[Tensor, "q m d"],
+    null_rows: Float[Tensor, "q m d"],
     profile: Profile,
-    candidates: CandidateSearch,
-    count: int,
-    sampled: BackgroundSample,
+    candidate_search: CandidateSearch,
+    candidate_count: int,
+    background: BackgroundSample,
 ) -> NoticeEntry | None:
-    """The threshold for made-up queries, of which each takes `count` candidates; None where there is too little to say.
+    """Calibrates the threshold of the notice.
 
-    The best of an index of signs may need more candidates than are looked at here, which lowers the threshold a little.
+    The best row of an index of sign rows may need more candidates than the 4,096 that are looked at here at most, which
+    lowers the threshold a little.
+
+    Args:
+        null_rows: Raw rows [q, m, d] of null queries, from `collect_null_rows`.
+        profile: The default profile.
+        candidate_search: Finds the candidates of a null query.
+        candidate_count: How many candidates to find.
+        background: The background sample of the index.
+
+    Returns:
+        The threshold; None where there are too few null queries or sampled rows to calibrate it.
     """
-    if len(queries) == 0 or len(sampled.offsets) < MIN_BACKGROUND_ROWS:
+    if len(null_rows) == 0 or len(background.offsets) < MIN_BACKGROUND_ROWS:
         return None
-    exact, found = ExactScorer(candidates.shards, profile), []
-    for part in queries.split(_QUERY_BATCH_SIZE):
-        phi, weights = profile.prepare_queries(part)
-        of_sample = sampled.scores(profile, weights, [None] * len(candidates.shards))
-        rows = candidates.find(phi, min(count, _MAX_CANDIDATES))
-        for one, shards, places, scores in zip(weights, *rows, of_sample, strict=True):
-            best = exact.module_scores(one, shards, places).sum(1).max()
-            found.append(prominence(float(best), scores))
-    threshold = float(np.quantile(found, 1 - FALSE_ALARM_RATE, method="higher"))
-    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(found))
+    scorer = ExactScorer(candidate_search.shards, profile)
+    prominences = []
+    for batch in null_rows.split(_QUERY_BATCH_SIZE):
+        phi, weights = profile.prepare_queries(batch)
+        background_scores = background.scores(profile, weights, [None] * len(candidate_search.shards))
+        candidates = candidate_search.find(phi, min(candidate_count, _MAX_CANDIDATES))
+        for query_weights, shard_numbers, offsets, scores in zip(
+            weights, *candidates, background_scores, strict=True
+        ):
+            best = scorer.module_scores(query_weights, shard_numbers, offsets).sum(1).max()
+            prominences.append(prominence(float(best), scores))
+    threshold = float(np.quantile(prominences, 1 - FALSE_ALARM_RATE, method="higher"))
+    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(prominences))

@@ -1,4 +1,4 @@
-"""Work on the parts of an index on several cores at once. FAISS, torch and large NumPy calls let the others run."""
+"""Runs work on the shards of an index in several threads: FAISS, torch and large NumPy calls release Python's lock."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,22 +13,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def parallel_map(work: Callable[[Item], Result], parts: Iterable[Item]) -> Iterator[Result]:
-    """`work(part)` of each part, in order; as many at a time as torch has threads, and few wait to be looked at."""
+def parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields `work(item)` of each item, in the order of the items.
+
+    As many items are worked on at a time as torch has threads. Work runs ahead of the result that is taken next by at
+    most about twice as many items, so that few results wait in memory.
+
+    Raises:
+        Exception: Whatever `work` raises, when its result is taken.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
-        yield from map(work, parts)
+        yield from map(work, items)
         return
-    ahead: deque[Future[Result]] = deque()
-    for part in parts:
-        ahead.append(_pool(threads).submit(work, part))
-        if len(ahead) > 2 * threads:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(_thread_pool(threads).submit(work, item))
+        if len(pending) > 2 * threads:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which FAISS has one: they divide the work, not it."""
+def _thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Returns a pool in whose threads FAISS runs one thread each, because the pool divides the work already."""
     return ThreadPoolExecutor(threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Which rows of an index may be shown: all but those whose documents were taken down."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,18 @@ from bergson_core.storage.manifest import Manifest
 
 
 class VisibleRows:
-    """Which rows may be shown by now: all but those that were taken down. For one thread."""
+    """Follows the takedowns of an index, also those that other processes record. For use by one thread.
+
+    Legend: n rows of a shard.
+    """
 
     def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
         self._hidden, self._shards = HiddenRows(root, manifest), shards
         self._masks: list[np.ndarray | None] = [None] * len(shards)
 
     def masks(self) -> Sequence[np.ndarray | None]:
-        """For each shard which of its rows, bool [n], or None for all of them."""
-        if self._hidden.update():
-            hidden = [self._hidden.of(shard.entry, shard.documents) for shard in self._shards]
-            self._masks = [~one if one.any() else None for one in hidden]
+        """Returns for each shard which of its rows may be shown by now: bool [n], or None for all of them."""
+        if self._hidden.refresh():
+            hidden = [self._hidden.mask(shard.entry, shard.documents) for shard in self._shards]
+            self._masks = [~in_shard if in_shard.any() else None for in_shard in hidden]
         return self._masks
