@@ -1,50 +1,71 @@
-"""Per-sample gradients of linear layers, projected while they flow through the backward pass.
+"""`GradientCollector`: the gradients of single samples, collected in one backward pass of a whole batch.
 
-Legend: n samples, s positions, o output features, i input features, p projected.
+Legend: n samples, s positions, i input features, o output features, p projected.
 
-G = Σ_s g_s a_sᵀ [o, i] is the gradient of one sample. What is stored is L G Rᵀ = Σ_s (L g_s)(R a_s)ᵀ [p, p]:
-where the normalizer factorises over the two sides it is folded into L and R, and G is never formed. The activations of
-an embedding are token ids [n, s], which stand for one-hot vectors.
+The mathematics is in gradient_transforms.py, the hooks are in models/hooks.py.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import Final, Self, cast, final
+from typing import Self, cast, final
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bergson_core.gradients.normalizers import FactoredNormalizer, Normalizer, append_bias_input
+from bergson_core.gradients.gradient_transforms import (
+    FactoredTransform,
+    WholeGradientTransform,
+    make_transform,
+)
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.models.hooks import capture
-from bergson_core.models.modules import TrackedModule, natural_sort_key, select_modules
+from bergson_core.models.modules import natural_sort_key, select_modules
 
 Closure = Callable[[str, Tensor], None]
-_WHOLE_GRADIENTS_AT_ONCE: Final = 2**22
+"""Called with a module's name and its gradients."""
 
 
+@final
 class GradientCollector:
-    """Context manager around forward and backward passes that collects each sample's gradients.
+    """Context manager that collects each sample's gradients while a model runs forward and backward.
 
-    Without `processor` they are raw and whole, [n, o, i] for each layer; with one they are normalized and
-    projected, [n, p, p]. Without `closure`, `gradients` holds those of the last backward pass, by layer name in
-    natural order; with one, `closure(name, gradient)` is called as each arrives and nothing is kept.
-    `target_modules` is a regular expression or a list of layer names; by default all but embeddings and the output
-    head, or the active adapters of a PEFT model. With `per_token`, gradients are [n, s, ...]: what each position of
-    the input adds to the sample's gradient, through every layer; over s they sum to it. What is drawn and folded for
-    each layer is shared with `like`, a collector of the same model and processor.
+    The gradients are those of the loss that is back-propagated. Sum the losses over the samples, and each row of a
+    gradient is the gradient of that sample's own loss. They are float32, or float64 where the model is. Where a module
+    runs more than once in a pass, its gradient is the sum over all its runs.
 
-    The gradients are those of whatever is back-propagated: sum the loss over samples, and each row is the
-    gradient of that sample's own loss. float32, or float64 where the model is.
+    Nothing is left on the model when the context closes. The parameters may be frozen (`requires_grad_(False)`): the
+    backward pass then computes the gradients of activations only, which is faster.
 
-    >>> with GradientCollector(model) as collector:
-    ...     model(**batch).loss.backward()
-    >>> collector.gradients["gpt_neox.layers.0.attention.dense"].shape
+    Args:
+        model: Any PyTorch model; its first tensor argument has the samples in its first dimension.
+        processor: How gradients are normalized and projected. By default they are neither: they are whole and raw.
+        closure: Called as `closure(name, gradient)` as soon as a module's gradient is there, more than once in a pass
+            for a module that runs more than once. Nothing is collected in `gradients` then.
+        modules: Which modules to track: a regular expression that is searched for in their names, or the names
+            themselves. By default all linear modules but the output head, or the active adapters of a PEFT model;
+            embeddings and the head are tracked where they are named.
+        per_token: Whether to keep the positions of the input apart: a gradient is then [n, s, ...], what each position
+            adds to the sample's gradient through every module. Summed over s, it is the sample's gradient.
+        share_with: A collector of the same model and processor whose projections this one uses too, instead of drawing
+            its own.
+
+    Attributes:
+        modules: The tracked modules, name → `TrackedModule`, in natural order of the names.
+        gradients: The gradients of the last backward pass.
+
+    Raises:
+        InvalidInput: No module is selected, a name in `modules` is not a module that can be tracked, or the regular
+            expression takes too long. During a pass: the features of a module cannot be told apart by sample (or by
+            position, with `per_token`), a module runs with gradients off inside a pass that has them, or a module's
+            input is changed in place before its gradient arrives.
+
+    Source: The projected, normalized gradient is that of TrackStar (Chang et al., arXiv 2410.17413, section 3).
+
+    Example:
+        >>> with GradientCollector(model, GradientProcessor(projection_dim=16)) as collector:
+        ...     model(input_ids=token_ids, labels=token_ids).loss.backward()
+        >>> collector.gradients["gpt_neox.layers.0.attention.dense"].shape
+        torch.Size([8, 16, 16])
     """
 
     def __init__(
@@ -66,124 +87,53 @@ class GradientCollector:
         self._transforms: dict[
             tuple[str, torch.dtype, torch.device], FactoredTransform | WholeGradientTransform
         ] = {} if share_with is None else share_with._transforms
-        self._open = ExitStack()
+        self._hooks = ExitStack()
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Layer name → [n, o, i] or [n, p, p], in natural order of the names."""
+        """The gradients of the last backward pass, module name → tensor, in natural order of the names.
+
+        A gradient is [n, o, i] without a projection and [n, p, p] with one, or [n, s, o, i] and [n, s, p, p] with
+        `per_token`. With `include_bias`, i counts the bias as one more input feature, the last one.
+        """
         return dict(sorted(self._collected.items(), key=lambda item: natural_sort_key(item[0])))
 
     def __enter__(self) -> Self:
+        """Hooks the tracked modules, and forgets the gradients of an earlier context."""
         self._collected = {}
-        opened = capture(self.model, self.modules, self._keep, self._arrive, by_position=self.per_token)
-        self._open.enter_context(opened)
+        hooks = capture(
+            self.model, self.modules, self._on_forward, self._on_backward, by_position=self.per_token
+        )
+        self._hooks.enter_context(hooks)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        """Removes the hooks; `gradients` stays."""
+        self._hooks.close()
 
-    def _keep(self, name: str, activations: Tensor) -> Tensor:
+    def _on_forward(self, name: str, activations: Tensor) -> Tensor:
         is_float = activations.is_floating_point()
         like = activations if is_float else cast(Tensor, self.modules[name].module.weight)
-        return self._transform(name, like).keep(activations)
+        return self._transform(name, like).prepare_input(activations)
 
-    def _arrive(self, name: str, kept: Tensor, output_gradients: Tensor) -> None:
+    def _on_backward(self, name: str, prepared: Tensor, output_gradients: Tensor) -> None:
         transform, (n, s) = self._transform(name, output_gradients), output_gradients.shape[:2]
         if self.per_token:  # each position is a sample of its own
-            kept, output_gradients = (one.flatten(0, 1)[:, None] for one in (kept, output_gradients))
-        gradient = transform.gradient(kept, output_gradients)
+            prepared, output_gradients = (
+                tensor.flatten(0, 1)[:, None] for tensor in (prepared, output_gradients)
+            )
+        gradient = transform.gradient(prepared, output_gradients)
         if self.per_token:
             gradient = gradient.unflatten(0, (n, s))
         if self._closure is not None:
             self._closure(name, gradient)
-        elif name in self._collected:  # a layer used twice: the gradient is the sum
+        elif name in self._collected:
             self._collected[name] = self._collected[name] + gradient
         else:
             self._collected[name] = gradient
 
-    def _transform(self, name: str, like: Tensor) -> "FactoredTransform | WholeGradientTransform":
+    def _transform(self, name: str, like: Tensor) -> FactoredTransform | WholeGradientTransform:
         key = (name, like.dtype, like.device)
         if key not in self._transforms:
             self._transforms[key] = make_transform(self.processor, self.modules[name], like)
         return self._transforms[key]
-
-
-@final
-@dataclass(frozen=True)
-class FactoredTransform:
-    """L G Rᵀ [n, p, p] from the two sides. `left` [p, o], `right` [p, i], `offset` [p] the bias column of R."""
-
-    left: Tensor
-    right: Tensor
-    offset: Tensor | None
-
-    def keep(self, a: Float[Tensor, "n s i"] | Int[Tensor, "n s"]) -> Float[Tensor, "n s p"]:
-        """R a [n, s, p]: all that has to outlive the forward pass."""
-        if not a.is_floating_point():
-            return F.embedding(a, self.right.mT)
-        return F.linear(a, self.right, self.offset)
-
-    def gradient(self, kept: Float[Tensor, "n s p"], g: Float[Tensor, "n s o"]) -> Float[Tensor, "n p p"]:
-        return upcast(F.linear(g, self.left)).mT @ upcast(kept)
-
-
-@final
-@dataclass(frozen=True)
-class WholeGradientTransform:
-    """G [n, o, i] itself, a few samples at a time: normalized, then projected where there is a projection."""
-
-    normalizer: Normalizer | None
-    left: Tensor | None
-    right: Tensor | None
-    in_features: int
-    bias: bool
-
-    def keep(self, a: Tensor) -> Tensor:
-        return append_bias_input(a) if self.bias else a
-
-    def gradient(
-        self, kept: Float[Tensor, "n s i"] | Int[Tensor, "n s"], g: Float[Tensor, "n s o"]
-    ) -> Float[Tensor, "n _ _"]:
-        at_once = max(1, _WHOLE_GRADIENTS_AT_ONCE // (g.shape[-1] * self.in_features))
-        parts = zip(upcast(g).split(at_once), kept.split(at_once), strict=True)
-        return torch.cat([self._finish(self._whole(a_part, g_part)) for g_part, a_part in parts])
-
-    def _whole(self, a: Tensor, g: Tensor) -> Float[Tensor, "n o i"]:
-        if a.is_floating_point():
-            return g.mT @ upcast(a)
-        by_token = g.new_zeros(len(g), self.in_features, g.shape[-1])
-        return by_token.scatter_add_(1, a[..., None].expand_as(g), g).mT
-
-    def _finish(self, gradient: Tensor) -> Tensor:
-        if self.normalizer is not None:
-            gradient = self.normalizer.apply(gradient)
-        if self.left is not None and self.right is not None:
-            gradient = self.left @ gradient @ self.right.mT
-        return gradient
-
-
-def make_transform(
-    processor: GradientProcessor, layer: TrackedModule, like: Tensor
-) -> FactoredTransform | WholeGradientTransform:
-    """How `processor` turns the activations and output gradients of `layer` into rows, for tensors like `like`."""
-    normalizer = processor.normalizers.get(layer.name)
-    bias = processor.include_bias and layer.has_bias
-    if processor.projection_dim is None:
-        return WholeGradientTransform(normalizer, None, None, layer.in_features, bias)
-    draw = partial(PROJECTIONS[processor.projection], processor.seed, layer.name)
-    left = draw("left", processor.projection_dim, layer.out_features)
-    right = draw("right", processor.projection_dim, layer.in_features + bias)
-    if isinstance(normalizer, FactoredNormalizer):
-        left, right = normalizer.fold(left, right)
-    elif normalizer is not None:
-        wide = upcast(like.new_empty(0))
-        return WholeGradientTransform(normalizer, left.to(wide), right.to(wide), layer.in_features, bias)
-    left, right = left.to(like), right.to(like)
-    if bias:
-        return FactoredTransform(left, right[:, :-1].contiguous(), right[:, -1].contiguous())
-    return FactoredTransform(left, right, None)
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """float32, or float64 as it was."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Fits a processor's normalizers from a seeded sample of the corpus."""
+"""Fits the normalizers of a gradient processor from a seeded sample of documents."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -10,25 +10,26 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Batch, batches
-from bergson_core.data.dataset import iter_token_chunks
+from bergson_core.data.batching import Batch, iter_batches
+from bergson_core.data.documents import iter_token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.collector import upcast
+from bergson_core.gradients.gradient_transforms import append_bias_input, upcast
 from bergson_core.gradients.matrix_root import EighFunction
-from bergson_core.gradients.normalizers import NORMALIZERS, Normalizer, append_bias_input
+from bergson_core.gradients.normalizer_moments import NORMALIZER_FITTERS
+from bergson_core.gradients.normalizers import Normalizer
 from bergson_core.gradients.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
-from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.modules import TrackedModule, select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
 from bergson_core.schemas.build import Normalizer as NormalizerKind
-from bergson_core.utils.progress import run_in_thread
+from bergson_core.utils.background import run_in_thread
 
 MAX_KFAC_SIDE: Final = 2**15
-"""Longest side of a layer that K-FAC is fitted for: 4 GiB of float32 a matrix."""
+"""Longest side of a module that K-FAC is fitted for: a matrix of side × side then takes 4 GiB in float32."""
 
 
 def fit_processor(
@@ -40,27 +41,54 @@ def fit_processor(
     columns: ColumnsSpec | None = None,
     modules: str | Iterable[str] | None = None,
 ) -> GradientProcessor:
-    """The processor of `settings` with normalizers fitted from `settings.sample_size` documents of `dataset`.
+    """Returns a gradient processor with normalizers that are fitted from a sample of a dataset.
 
-    The default is Adafactor and a projection to 16 × 16 a layer. Without `tokenizer` the column `input_ids` is
-    used. `target_modules`, as in `GradientCollector`, goes before `settings.modules`.
-    Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
+    The sample is `settings.sample_size` documents, drawn with `settings.seed`. The default settings are Adafactor's
+    second moment and a projection to 16 × 16 numbers a module. The model is left as it was.
+
+    Args:
+        model: A causal language model, in memory and on its device.
+        dataset: The documents.
+        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used, and `labels` where there is one.
+        settings: The normalizer, the loss, the sample and the projection.
+        columns: The dataset's columns; by default the text is in the column `text`.
+        modules: Which modules to fit, as in `GradientCollector`; by default those that `settings.modules` names.
+
+    Returns:
+        A processor whose normalizers map the name of each module that the model runs to float32 tensors on the CPU. For
+        a module [o, i] these are r [o] and c [i] (adafactor), V [o, i] (adam), or S^-½ [o, o] and A^-½ [i, i] (kfac).
+
+    Raises:
+        InvalidInput: A document is not text or has a column less, no document of the sample has labelled tokens, no
+            module is selected, a module is too wide for K-FAC, or an optimizer's checkpoint does not fit the model.
+        TooLong: A document has more tokens than the model takes.
+
+    Source: Adafactor (Shazeer and Stern, arXiv 1804.04235, algorithm 2), K-FAC (Martens and Grosse,
+    arXiv 1503.05671, section 3), TrackStar, which normalizes gradients so (Chang et al., arXiv 2410.17413, section 3).
+
+    Example:
+        >>> settings = GradientSpec(projection_dim=32, normalizer="kfac", sample_size=1000)
+        >>> columns = ColumnsSpec(prompt="question", completion="answer")
+        >>> processor = fit_processor(model, dataset, tokenizer, settings, columns=columns)
     """
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
     language_model = as_language_model(model, tokenizer)
     sample = dataset.select(sample_row_numbers(len(dataset), settings.sample_size, settings.seed))
     chunks = iter_token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
-    tokens = list(chain.from_iterable(chunks))
-    layers = select_modules(model, modules or settings.modules)
-    longest = max((len(one.ids) for one in tokens), default=0)
-    budget = find_batch_budget(language_model, layers, longest)
+    documents = list(chain.from_iterable(chunks))
+    tracked = select_modules(model, modules or settings.modules)
+    longest = max((len(tokens.ids) for tokens in documents), default=0)
+    budget = find_batch_budget(language_model, tracked, longest)
     return fit_processor_from_batches(
-        language_model, layers, batches(tokens, budget, language_model.device), settings
+        language_model, tracked, iter_batches(documents, budget, language_model.device), settings
     )
 
 
 def sample_row_numbers(total: int, size: int, seed: int) -> list[int]:
-    """Row numbers of a sample of `size`, or of all, ascending: the same ones for the same seed."""
+    """Returns `size` row numbers of `total`, or all of them where there are fewer, ascending.
+
+    The same arguments always give the same row numbers.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
     return sorted(generator.choice(total, min(size, total), replace=False).tolist())
 
@@ -73,18 +101,33 @@ def fit_processor_from_batches(
     tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
 ) -> GradientProcessor:
-    """The processor of `settings`, fitted in one streaming pass over `sample`; `tell` is called while it decomposes."""
+    """Returns a gradient processor, fitted in one streaming pass over batches.
+
+    Args:
+        model: The model, on its device.
+        modules: The modules to fit, by name.
+        sample: The batches, which are not read where the settings name an optimizer's checkpoint.
+        settings: The normalizer, the loss and the projection.
+        tick: Called some fifty times a second while matrices are decomposed; it may raise to stop.
+        eigh: The eigendecomposition to use.
+
+    Raises:
+        InvalidInput: No token of the sample is labelled, a module is too wide for K-FAC, or an optimizer's checkpoint
+            does not fit the model.
+    """
     bias = settings.include_bias
     if settings.optimizer_state is not None:
-        kind = cast("Literal['adafactor', 'adam']", settings.normalizer)  # GradientSpec lets no other pass
-        fitted = read_checkpoint_normalizers(
+        kind = cast(
+            "Literal['adafactor', 'adam']", settings.normalizer
+        )  # GradientSpec accepts no other with it
+        normalizers = read_checkpoint_normalizers(
             settings.optimizer_state, model.model, modules, kind, include_bias=bias
         )
     else:
         sampler = None
         if settings.fit_labels == "sampled":
             sampler = torch.Generator(model.device).manual_seed(settings.seed)
-        fitted = fit_normalizers(
+        normalizers = fit_normalizers(
             model.for_tracking(modules.values()),
             modules,
             sample,
@@ -94,7 +137,7 @@ def fit_processor_from_batches(
             tick=tick,
             eigh=eigh,
         )
-    return GradientProcessor(settings.projection_dim, fitted, settings.seed, bias, settings.projection)
+    return GradientProcessor(settings.projection_dim, normalizers, settings.seed, bias, settings.projection)
 
 
 def fit_normalizers(
@@ -108,34 +151,47 @@ def fit_normalizers(
     tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
 ) -> dict[str, Normalizer]:
-    """A normalizer for each layer that a pass runs, fitted in one streaming pass over `sample`; none for kind `none`.
+    """Returns a normalizer for each module that the model runs, fitted in one streaming pass over batches.
 
-    With `sampler`, labels are drawn from the model (`forward_backward`).
-    Raises `InvalidInput` where no token of the sample is labelled, and for K-FAC of a layer too wide for it.
+    A document whose activations or output gradients in a module are not finite adds nothing to the module's sums.
+
+    Args:
+        model: The model, on its device.
+        modules: The modules to fit, by name.
+        sample: The batches.
+        kind: The kind of normalizer; for `none` the result is empty and nothing is run.
+        include_bias: Whether the normalizers cover biases too.
+        sampler: A generator on the model's device that draws labels from the model's predictions, in place of the
+            documents' own (`forward_backward`).
+        tick: Called some fifty times a second while matrices are decomposed; it may raise to stop.
+        eigh: The eigendecomposition to use.
+
+    Raises:
+        InvalidInput: No token of the sample is labelled, or a module is too wide for K-FAC.
     """
     if kind == "none":
         return {}
     if kind == "kfac":
-        _check_sides(modules)
-    chosen = NORMALIZERS[kind]
+        _require_sides_for_kfac(modules)
+    fitter = NORMALIZER_FITTERS[kind]
     sums: dict[str, Sequence[Tensor]] = {}
 
-    def arrive(name: str, a: Tensor, g: Tensor) -> None:
-        layer, g = modules[name], upcast(g)
+    def add_to_sums(name: str, a: Tensor, g: Tensor) -> None:
+        tracked, g = modules[name], upcast(g)
         finite = g.isfinite().flatten(1).all(1)
         if a.is_floating_point():
-            a = upcast(append_bias_input(a) if include_bias and layer.has_bias else a)
+            a = upcast(append_bias_input(a) if include_bias and tracked.has_bias else a)
             finite &= a.isfinite().flatten(1).all(1)
-            new = chosen.moments(a[finite], g[finite])
+            moments = fitter.moments(a[finite], g[finite])
         else:
-            new = chosen.token_moments(a[finite], g[finite], layer.in_features)
-        sums[name] = (
-            [old.add_(add) for old, add in zip(sums[name], new, strict=True)] if name in sums else new
-        )
+            moments = fitter.token_moments(a[finite], g[finite], tracked.in_features)
+        if name in sums:
+            moments = [total.add_(moment) for total, moment in zip(sums[name], moments, strict=True)]
+        sums[name] = moments
 
     samples = 0
     for batch in sample:
-        with freeze(model.model), capture(model.model, modules, lambda _, a: a, arrive):
+        with freeze(model.model), capture(model.model, modules, lambda _, a: a, add_to_sums):
             forward_backward(model, batch, sampler)
         samples += len(batch)
     if not sums:
@@ -143,16 +199,17 @@ def fit_normalizers(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
     return run_in_thread(
-        lambda: {name: chosen.make(sums[name], samples, eigh) for name in modules if name in sums}, tick
+        lambda: {name: fitter.make(sums[name], samples, eigh) for name in modules if name in sums}, tick
     )
 
 
-def _check_sides(layers: Mapping[str, TrackedModule]) -> None:
-    for name, layer in layers.items():
-        is_embedding = isinstance(layer.module, nn.Embedding)
-        side = layer.out_features if is_embedding else max(layer.out_features, layer.in_features)
+def _require_sides_for_kfac(modules: Mapping[str, TrackedModule]) -> None:
+    """Raises `InvalidInput` where a module has a side that K-FAC's matrices are too large for."""
+    for name, tracked in modules.items():
+        is_embedding = isinstance(tracked.module, nn.Embedding)
+        side = tracked.out_features if is_embedding else max(tracked.out_features, tracked.in_features)
         if side > MAX_KFAC_SIDE:
             raise InvalidInput(
-                f"layer {name!r} has a side of {side}, and kfac has a matrix of side × side: expected at most "
-                f"{MAX_KFAC_SIDE}. Leave the layer out, or take normalizer adafactor"
+                f"module {name!r} has a side of {side}, and kfac has a matrix of side × side: expected at most "
+                f"{MAX_KFAC_SIDE}. Leave the module out, or take normalizer adafactor"
             )

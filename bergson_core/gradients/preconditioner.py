@@ -1,9 +1,11 @@
-"""TrackStar's preconditioner (Chang et al., arXiv 2410.17413, section 3): fit → state, apply(state, rows).
+"""TrackStar's preconditioner C^-½, which rows are multiplied with before they are compared.
 
-Legend: n rows, m layers, d numbers a layer.
+Legend: n rows, m modules, d numbers a module.
 
-C is block-diagonal over layers, the mean outer product of the stored rows. A score is the inner product of two
-rows after C^-½ and then, not before, scaling to unit length: the two do not commute.
+C is block-diagonal over modules: each block is the mean outer product of the module's part of the rows. A score is the
+inner product of two rows after C^-½ and then, not before, scaling to unit length: the two do not commute.
+
+Source: Chang et al., arXiv 2410.17413, section 3.
 """
 
 from dataclasses import dataclass
@@ -21,23 +23,37 @@ from bergson_core.gradients.matrix_root import EighFunction, inverse_root
 
 @final
 class SecondMoment:
-    """Σ row rowᵀ of each layer, [m, d, d], gathered while the rows are made."""
+    """Sums the outer products of rows while these are computed.
+
+    Args:
+        modules: m.
+        width: d.
+        device: Where the sum is kept.
+
+    Attributes:
+        total: Σ row rowᵀ [m, d, d] float32 over the rows so far.
+        rows: The number of rows in the sum.
+    """
 
     def __init__(self, modules: int, width: int, device: torch.device | str = "cpu") -> None:
         self.total = torch.zeros(modules, width, width, device=device)
         self.rows = 0
 
     def add(self, rows: Float[Tensor, "n m d"]) -> None:
-        """Counts in `rows` [n, m, d]."""
-        by_layer = rows.transpose(0, 1).to(self.total)
-        self.total.baddbmm_(by_layer.mT, by_layer)
+        """Adds `rows` to the sum."""
+        by_module = rows.transpose(0, 1).to(self.total)
+        self.total.baddbmm_(by_module.mT, by_module)
         self.rows += len(rows)
 
 
 @final
 @dataclass(frozen=True)
 class Preconditioner:
-    """C^-½ of each layer, [m, d, d] float32, symmetric."""
+    """C^-½, one block for each module.
+
+    Attributes:
+        inverse_root: The blocks [m, d, d], symmetric, in float32.
+    """
 
     inverse_root: Tensor
 
@@ -66,23 +82,23 @@ class Preconditioner:
             root.copy_(inverse_root(block.double().cpu() / rows, damping, eigh))
         return cls(roots)
 
-    def save(self, path: Path, second_moment: Float[Tensor, "m d d"]) -> None:
-        """Writes a safetensors file, with C beside C^-½."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"inverse_root": self.inverse_root, "second_moment": second_moment.float().cpu()}, path)
-
     def inverse(self) -> "Preconditioner":
-        """C^½ of each layer, of the damped C; zero where C^-½ is."""
+        """Returns C^½ of each module, the root of the damped C; zero where C^-½ is zero."""
         values, vectors = torch.linalg.eigh(self.inverse_root.double())
         roots = torch.where(values > 0, 1 / values.clamp_min(torch.finfo(torch.float32).tiny), 0)
         return Preconditioner((vectors * roots[:, None] @ vectors.mT).float())
 
+    def apply(self, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
+        """Returns C^-½ times each of `rows`."""
+        return (rows.transpose(0, 1) @ self.inverse_root.to(rows)).transpose(0, 1)
+
+    def save(self, path: Path, second_moment: Float[Tensor, "m d d"]) -> None:
+        """Writes a safetensors file with C^-½, and with C [m, d, d], which is `second_moment`, beside it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"inverse_root": self.inverse_root, "second_moment": second_moment.float().cpu()}, path)
+
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "Preconditioner":
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         with safe_open(path, framework="pt", device=str(device)) as file:
             return cls(file.get_tensor("inverse_root"))
-
-    def apply(self, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
-        """C^-½ rows [n, m, d]."""
-        return (rows.transpose(0, 1) @ self.inverse_root.to(rows)).transpose(0, 1)

@@ -1,30 +1,49 @@
-"""What happens to a gradient between the layer and the row: normalisation and projection, as saved state."""
+"""`GradientProcessor`: the normalizers and projections between a module's gradients and a row, as saved state."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, final
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
-from bergson_core.gradients import normalizers as kinds
-from bergson_core.gradients.normalizers import Normalizer
+from bergson_core.gradients.normalizers import Normalizer, normalizer_from_tensors
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.schemas.build import Projection
 
-_JSON, _TENSORS = "processor.json", "normalizers.safetensors"
+_SETTINGS_FILE: Final = "processor.json"
+_NORMALIZERS_FILE: Final = "normalizers.safetensors"
 
 
+@final
 class GradientProcessor:
-    """Normalizes each layer's gradient, then projects it to `projection_dim` × `projection_dim`.
+    """How gradients are normalized and then projected, module by module.
 
-    `projection_dim` None keeps gradients whole. `normalizers` maps layer names to fitted normalizers; a layer
-    without one is left as it is. `seed` and `projection` decide the projections, `include_bias` adds the bias
-    gradients.
-    Raises `InvalidInput` for a dimension below 1 or an unknown projection.
+    The gradient G [o, i] of a module with o output and i input features is divided by the root of a second moment,
+    where the module has a normalizer, and becomes L G Rᵀ [p, p] by two random projections L [p, o] and R [p, i]. The
+    projections are never saved: `seed`, `projection` and the module's name determine them. Rows can be compared when
+    their processors have the same `fingerprint`. `fit_processor` returns a processor with fitted normalizers.
+
+    Args:
+        projection_dim: p, 1 or more. None keeps gradients whole, [o, i].
+        normalizers: Module name → fitted normalizer. The gradients of a module that has none are not normalized.
+        seed: The seed of the projections.
+        include_bias: Whether the gradients of biases are tracked, as those of one more input feature.
+        projection: The distribution of the projections' entries: "rademacher" (±1/√p) or "normal".
+
+    Raises:
+        InvalidInput: `projection_dim` is below 1, or `projection` is unknown.
+
+    Source: TrackStar (Chang et al., arXiv 2410.17413, section 3) combines the two.
+
+    Example:
+        >>> processor = fit_processor(model, dataset, tokenizer)
+        >>> processor.save("statistics")
+        >>> dataset = collect_gradients(model, dataset, tokenizer, GradientProcessor.load("statistics"))
     """
 
     def __init__(
@@ -49,7 +68,7 @@ class GradientProcessor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the normalizers, as it is saved."""
+        """The constructor's arguments except `normalizers`, as `save` writes them."""
         return {
             "projection_dim": self.projection_dim,
             "projection": self.projection,
@@ -58,7 +77,7 @@ class GradientProcessor:
         }
 
     def fingerprint(self) -> str:
-        """sha256 of the settings and the normalizers: rows of one fingerprint can be compared."""
+        """Returns a sha256 of the settings and the normalizers; rows of equal fingerprints can be compared."""
         digest = hashlib.sha256(json.dumps(self.settings).encode())
         for name, normalizer in sorted(self.normalizers.items()):
             for part, tensor in normalizer.tensors().items():
@@ -67,7 +86,7 @@ class GradientProcessor:
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
-        """Writes processor.json and normalizers.safetensors."""
+        """Writes processor.json and normalizers.safetensors to a directory, which is created where it is missing."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -75,20 +94,26 @@ class GradientProcessor:
             for name, normalizer in self.normalizers.items()
             for part, tensor in normalizer.tensors().items()
         }
-        save_file(tensors, directory / _TENSORS)
-        (directory / _JSON).write_text(json.dumps(self.settings, indent=2))
+        save_file(tensors, directory / _NORMALIZERS_FILE)
+        (directory / _SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2))
 
     @classmethod
     def load(cls, directory: str | Path) -> "GradientProcessor":
-        """The processor that was saved there. Raises `IndexCorrupt` where it cannot be read."""
+        """Reads the processor that `save` wrote to a directory.
+
+        Raises:
+            IndexCorrupt: A file is missing or damaged.
+        """
         directory = Path(directory)
         try:
-            settings = json.loads((directory / _JSON).read_text())
-            parts: dict[str, dict] = {}
-            for key, tensor in load_file(directory / _TENSORS).items():
+            settings = json.loads((directory / _SETTINGS_FILE).read_text())
+            tensors_by_module: dict[str, dict[str, Tensor]] = {}
+            for key, tensor in load_file(directory / _NORMALIZERS_FILE).items():
                 name, part = key.rsplit("/", 1)
-                parts.setdefault(name, {})[part] = tensor
-            fitted = {name: kinds.normalizer_from_tensors(tensors) for name, tensors in parts.items()}
-            return cls(normalizers=fitted, **settings)
+                tensors_by_module.setdefault(name, {})[part] = tensor
+            normalizers = {
+                name: normalizer_from_tensors(tensors) for name, tensors in tensors_by_module.items()
+            }
+            return cls(normalizers=normalizers, **settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IndexCorrupt(f"no gradient processor can be read from {directory}: {error}") from error

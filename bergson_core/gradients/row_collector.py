@@ -1,44 +1,47 @@
-"""The only loop over documents that makes rows; where they go is the caller's business.
+"""`RowCollector`: the only code that turns documents into rows; the caller decides where the rows go.
 
-Legend: n samples, s positions, m layers, d numbers a layer (p² where projected), D = Σ d numbers a row.
+Legend: n samples, s positions, m modules, d numbers a module (p² with a projection to p × p), D = Σ d numbers a row,
+r rows.
 """
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, concatenate_datasets
 from jaxtyping import Float, Float32, Float64
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from bergson_core.data.batching import Batch, Tokens, batches
-from bergson_core.data.dataset import iter_token_chunks
+from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.gradients.collector import GradientCollector
-from bergson_core.gradients.device_to_host import overlap_copies
-from bergson_core.gradients.normalizer_fitting import fit_processor
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.device_to_host import overlap_copies
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import freeze
-from bergson_core.models.loading import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import TrackedModule
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
 MAX_TOKEN_ROW_NUMBERS: Final = 2**25
-"""Of token rows in memory: 128 MiB."""
+"""Numbers of the rows of tokens that are in memory at a time: 128 MiB in float32."""
 
 
 class RowCollector:
-    """Runs batches through a model and lays each sample's gradients out as one row.
+    """Runs batches through a model and lays out each sample's gradients as one row.
 
-    A row is the layers' gradients in natural order of their names, each flattened: `slices` says where each
-    one is. With `per_token` there is one for each position. Hooks are in place during a pass only, so that the same
-    model may serve others between batches. `like` is a collector to share projections with (`GradientCollector`).
+    A row [D] is the modules' gradients in natural order of their names, each flattened. Hooks are on the model during a
+    pass only, so that the model may serve others between batches.
+
+    Args:
+        model: The model, on its device.
+        processor: How gradients are normalized and projected.
+        modules: Which modules to track, as in `GradientCollector`.
+        per_token: Whether to make a row for each position instead of one for each sample.
+        share_with: A collector of the same model and processor whose projections this one uses too.
+
+    Attributes:
+        modules: The tracked modules, by name, in the order in which a row has them.
+        slices: Where in a row each module's numbers are, by the module's name.
+        dimensions: D.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class RowCollector:
         self._collector = GradientCollector(
             model.model,
             processor,
-            self._arrive,
+            self._add_to_rows,
             modules,
             per_token=per_token,
             share_with=share_with and share_with._collector,
@@ -65,7 +68,12 @@ class RowCollector:
         self._rows = torch.empty(0)
 
     def collect(self, batch: Batch) -> tuple[Float[Tensor, "n *s D"], Float[Tensor, " n"]]:
-        """(rows [n, D], or [n, s, D] per token, losses [n]) of a batch, float32 or wider, on the model's device."""
+        """Runs one forward and backward pass.
+
+        Returns:
+            The rows, [n, D] or [n, s, D] per token, and the losses [n] in nats, both in float32, or float64 where the
+            model is, on the model's device.
+        """
         model, ids = self._model.model, batch.input_ids
         wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         shape = ids.shape if self._collector.per_token else ids.shape[:1]
@@ -77,125 +85,66 @@ class RowCollector:
 
     @property
     def model(self) -> LanguageModel:
+        """The model, without its split into backbone and head where a tracked module is in the head."""
         return self._model
 
     @property
     def device(self) -> torch.device:
+        """The model's device."""
         return self._model.device
 
     @property
     def per_token(self) -> bool:
+        """Whether there is a row for each position instead of one for each sample."""
         return self._collector.per_token
 
-    def _arrive(self, name: str, gradient: Tensor) -> None:
+    def _add_to_rows(self, name: str, gradient: Tensor) -> None:
         self._rows[..., self.slices[name]] += gradient.flatten(-2)
 
 
 def module_slices(modules: Mapping[str, TrackedModule], processor: GradientProcessor) -> dict[str, slice]:
-    """Where in a row each layer's numbers are, in the order of `layers`."""
+    """Returns where in a row each module's numbers are, by name, in the order of `modules`."""
     slices, start = {}, 0
-    for name, layer in modules.items():
-        bias = processor.include_bias and layer.has_bias
-        whole = layer.out_features * (layer.in_features + bias)
+    for name, tracked in modules.items():
+        bias = processor.include_bias and tracked.has_bias
+        whole = tracked.out_features * (tracked.in_features + bias)
         size = whole if processor.projection_dim is None else processor.projection_dim**2
         slices[name] = slice(start, start + size)
         start += size
     return slices
 
 
-def collect_gradients(
-    model: nn.Module,
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    processor: GradientProcessor | None = None,
-    *,
-    prompt_column: str = "text",
-    completion_column: str | None = None,
-    messages_column: str | None = None,
-    weight_column: str | None = None,
-    loss: Loss = "sum",
-    per_token: bool = False,
-    modules: str | Iterable[str] | None = None,
-    budget_tokens: int | None = None,
-) -> Dataset:
-    """`dataset` with two new columns: `gradients` [D] float32, one row a document, and `loss`, in nats.
-
-    A gradient is that of the document's token cross-entropy, summed or the mean; with a completion column, of the
-    completion alone; with a messages column, of the assistant's turns; times the number in a weight column. The
-    column `loss` is always the plain sum. With `per_token`, `gradients` is [s, D], a row for each token of a document:
-    what its position adds to the document's row, which is their sum. Without `tokenizer` the column `input_ids` is
-    used, and `labels` where there is one. `processor` defaults to that of `fit_processor`: Adafactor, fitted from a
-    sample of `dataset`, and 16 × 16 numbers a layer. Memory does not grow with the dataset. `budget_tokens` is what a
-    batch may have, padding included; by default as many as fit into the device's memory.
-    Raises `InvalidInput` for a document that is longer than the model takes, or is not text.
-    """
-    columns = ColumnsSpec(
-        prompt=prompt_column, completion=completion_column, messages=messages_column, weight=weight_column
-    )
-    if processor is None:
-        settings = GradientSpec(loss=loss)
-        processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
-    language_model = as_language_model(model, tokenizer)
-    collector = RowCollector(language_model, processor, modules, per_token=per_token)
-    row = pa.list_(pa.float32(), collector.dimensions)
-    schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
-    directory = tempfile.mkdtemp(prefix="bergson-")  # lives as long as the dataset that maps it
-    path = str(Path(directory) / "gradients.arrow")
-    longest, budget = 0, budget_tokens or 0
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in iter_token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss):
-            if budget_tokens is None and (here := max(len(one.ids) for one in chunk)) > longest:
-                longest, budget = here, find_batch_budget(language_model, collector.modules, here)
-            if per_token:
-                budget = max(1, min(budget, MAX_TOKEN_ROW_NUMBERS // collector.dimensions))
-            for tokens in _few(chunk, collector.dimensions) if per_token else [chunk]:
-                rows, losses = collect_rows(collector, tokens, budget)
-                gradients: Any = pa.FixedSizeListArray.from_arrays(
-                    pa.array(rows.ravel()), collector.dimensions
-                )
-                if per_token:
-                    ends = np.cumsum([0, *(len(one.ids) for one in tokens)])
-                    gradients = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), gradients)
-                writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
-    return concatenate_datasets([dataset, Dataset.from_file(path)], axis=1)
-
-
-def _few(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
-    """`documents` in order, so many at a time that a row for each of their tokens fits into memory."""
-    few: list[Tokens] = []
-    for tokens in documents:
-        if few and sum(len(one.ids) for one in (*few, tokens)) * dimensions > MAX_TOKEN_ROW_NUMBERS:
-            yield few
-            few = []
-        few.append(tokens)
-    yield few
-
-
 def collect_rows(
     collector: RowCollector,
-    tokens: Sequence[Tokens],
+    documents: Sequence[Tokens],
     budget_tokens: int,
     tick: Callable[[], object] = lambda: None,
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " n"]]:
-    """(rows [r, D] float32, losses [n] float64) of these documents, in their order, in memory.
+    """Returns the rows and losses of documents, in the documents' order, in the host's memory.
 
-    There is a row for each document, or, of a collector of token rows, for each of their tokens. `tell` is called after
-    each batch.
+    Args:
+        collector: Runs the model.
+        documents: The n tokenised documents.
+        budget_tokens: The most tokens of a batch, padding included.
+        tick: Called after each batch; it may raise to stop.
+
+    Returns:
+        The rows [r, D] float32 and the losses [n] float64 in nats. There is one row for each document, or, where the
+        collector is per token, one for each token of each document, in order.
     """
-    firsts = np.cumsum([0, *(len(one.ids) if collector.per_token else 1 for one in tokens)])
-    rows = np.zeros((firsts[-1], collector.dimensions), dtype=np.float32)
-    losses = np.zeros(len(tokens))
-    made = (
-        (batch.numbers, *collector.collect(batch))
-        for batch in batches(tokens, budget_tokens, collector.device)
-    )
-    for numbers, new_rows, new_losses in overlap_copies(made):
-        losses[numbers] = new_losses
+    row_counts = [len(tokens.ids) if collector.per_token else 1 for tokens in documents]
+    first_rows = np.cumsum([0, *row_counts])
+    rows = np.zeros((first_rows[-1], collector.dimensions), dtype=np.float32)
+    losses = np.zeros(len(documents))
+    batches = iter_batches(documents, budget_tokens, collector.device)
+    collected = ((batch.indices, *collector.collect(batch)) for batch in batches)
+    for indices, batch_rows, batch_losses in overlap_copies(collected):
+        losses[indices] = batch_losses
         tick()
         if not collector.per_token:
-            rows[numbers] = new_rows
+            rows[indices] = batch_rows
             continue
-        for number, of_tokens in zip(numbers, new_rows, strict=True):
-            count = firsts[number + 1] - firsts[number]
-            rows[firsts[number] : firsts[number + 1]] = of_tokens[:count]
+        for index, token_rows in zip(indices, batch_rows, strict=True):
+            start, stop = first_rows[index], first_rows[index + 1]
+            rows[start:stop] = token_rows[: stop - start]
     return rows, losses

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, batches
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.models.forward_backward import MAX_LOGITS_IN_MEMORY, forward_backward
 from bergson_core.models.hooks import capture, freeze
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import TrackedModule
 
 MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
@@ -35,7 +35,7 @@ def find_batch_budget(
     batches of their own.
     """
     longest_tokens = max(2, longest_tokens)
-    (batch,) = batches(
+    (batch,) = iter_batches(
         [Tokens.labelled_from(np.zeros(longest_tokens, dtype=np.int64), 1)], longest_tokens, model.device
     )
     sizes: dict[int, int] = {}

@@ -16,9 +16,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, batches
+from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
 from bergson_core.models.hooks import freeze
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 
 MAX_LOGITS_IN_MEMORY: Final = 2**24
 """Numbers of the logits that exist at a time."""
@@ -68,9 +68,9 @@ def compute_document_losses(
     Between batches the model is as it was: `tell` may answer others with it.
     """
     found = np.zeros(len(documents))
-    for batch in batches(documents, budget_tokens, model.device):
+    for batch in iter_batches(documents, budget_tokens, model.device):
         with torch.no_grad(), freeze(model.model):
-            found[batch.numbers] = forward_backward(model, batch).double().cpu().numpy()
+            found[batch.indices] = forward_backward(model, batch).double().cpu().numpy()
         tick()
     return found
 

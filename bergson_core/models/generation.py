@@ -6,7 +6,7 @@ import torch
 
 from bergson_core.data.batching import encode
 from bergson_core.errors import InvalidInput, TooLong
-from bergson_core.models.loading import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel, context_limit
 
 
 def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) -> str:

@@ -5,8 +5,8 @@ Only safetensors weights and only code that transformers itself ships: nothing f
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,12 +20,12 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from bergson_core.errors import IndexCorrupt, InvalidInput, ModelNotFound
+from bergson_core.errors import ModelNotFound
 from bergson_core.models.config_guard import require_safe_config, require_safe_files
-from bergson_core.models.hooks import freeze, unwrap_model
+from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.lora import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -33,8 +33,6 @@ from bergson_core.models.lora import (
     read_adapter_base,
     read_module_patterns,
 )
-from bergson_core.models.modules import TrackedModule, find_output_head
-from bergson_core.storage.manifest import Manifest
 from bergson_core.utils import safe_regex
 
 if TYPE_CHECKING:
@@ -46,40 +44,6 @@ _UNFIT = (
 )
 """What transformers raises where files are missing, damaged, or say what makes no sense."""
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """A model with what is needed to run it on text.
-
-    `backbone` and `head` compute the model's logits as head(backbone(ids).last_hidden_state), which was checked;
-    both are None where the model is not of that form, or where the head itself is tracked. `max_tokens` is the
-    model's context, None where it states none. `sha256` covers config, weights and tokenizer; empty for a model
-    that did not come from files. `revision` is the commit of the hub's repository that it came from.
-    """
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase | None
-    max_tokens: int | None
-    backbone: nn.Module | None
-    head: nn.Linear | None
-    sha256: str = ""
-    revision: str | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def parameter_count(self) -> int:
-        """Numbers in its weights."""
-        return sum(weight.numel() for weight in self.model.parameters())
-
-    def for_tracking(self, modules: Iterable[TrackedModule]) -> "LanguageModel":
-        """The same model, run whole where a tracked layer is in the head."""
-        if any(self.head in (layer.module, *layer.twins) for layer in modules):
-            return replace(self, backbone=None, head=None)
-        return self
 
 
 def default_device() -> str:
@@ -151,21 +115,8 @@ def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
         raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
     if searched := read_module_patterns(adapters):
         names = [name for name, _ in model.named_modules()]
-        safe_regex.check_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", searched, names)
+        safe_regex.match_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", searched, names)
     return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
-
-
-def as_language_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
-) -> LanguageModel:
-    """A model that is already in memory."""
-    config = getattr(model, "config", None)
-    text_config = (
-        config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-    )
-    limit = getattr(text_config, "max_position_embeddings", None)
-    backbone, head = _split(model)
-    return LanguageModel(model, tokenizer, limit, backbone, head, sha256)
 
 
 def _resolve(name: str, revision: str | None) -> Path:
@@ -205,59 +156,4 @@ def _content_hash(*directories: Path) -> str:
     return digest.hexdigest()
 
 
-@torch.no_grad()
-def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
-    """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
-
-    Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
-    comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
-    """
-    inner = unwrap_model(model)
-    backbone, head = getattr(inner, "base_model", inner), find_output_head(model)
-    if backbone is model or not isinstance(head, nn.Linear):
-        return None, None
-    ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
-    ends: list[Tensor] = []
-
-    def note_ends(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        ends.extend((*args, output))
-
-    hook = head.register_forward_hook(note_ends)
-    try:
-        with freeze(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-            hook.remove()
-            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-    except (AttributeError, TypeError):
-        return None, None
-    finally:
-        hook.remove()
-    if len(ends) != 2 or ends[0].shape != hidden.shape:
-        return None, None
-    unscaled = torch.allclose(hidden, ends[0], rtol=1e-3, atol=1e-4)
-    uncapped = torch.equal(logits, ends[1].to(logits.dtype))
-    return (backbone, head) if unscaled and uncapped else (None, None)
-
-
-def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
-    """The longest document in tokens: what the user allows, or the model's context.
-
-    Raises `InvalidInput` where more is allowed than the model takes.
-    """
-    if max_tokens is not None and model.max_tokens is not None and max_tokens > model.max_tokens:
-        raise InvalidInput(
-            f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
-        )
-    return max_tokens or model.max_tokens
-
-
 LoadModel = Callable[..., LanguageModel]
-
-
-def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
-    """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
-    if model.sha256 != manifest.model_sha256:
-        raise IndexCorrupt(
-            f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "
-            "changed; restore it or build the index again"
-        )

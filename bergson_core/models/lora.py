@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bergson_core.errors import ModelNotFound
 from bergson_core.models.config_guard import read_json
-from bergson_core.utils.safe_regex import How
+from bergson_core.utils.safe_regex import MatchMode
 
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -53,12 +53,12 @@ def read_adapter_base(directory: Path) -> AdapterBase | None:
     return AdapterBase(name, revision)
 
 
-def read_module_patterns(directory: Path) -> list[tuple[How, str]]:
+def read_module_patterns(directory: Path) -> list[tuple[MatchMode, str]]:
     """The regular expressions that PEFT makes of the adapters' configuration, to look for in names of modules."""
     return list(_expressions(read_json(directory / ADAPTER_CONFIG_FILE)))
 
 
-def _expressions(config: dict[str, Any]) -> Iterator[tuple[How, str]]:
+def _expressions(config: dict[str, Any]) -> Iterator[tuple[MatchMode, str]]:
     """As `check_target_module_exists` and `get_pattern_key` of PEFT 0.18 to 0.21 do."""
     for field in ("target_modules", "exclude_modules"):
         if isinstance(one := config.get(field), str):

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models import moe
-from bergson_core.utils.safe_regex import matching_names
+from bergson_core.utils.safe_regex import find_matching_names
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def select_modules(model: nn.Module, targets: str | Iterable[str] | None = None)
             and not isinstance(layer.module, nn.Embedding)
         }
     elif isinstance(targets, str):
-        found = matching_names(targets, list(layers))
+        found = find_matching_names(targets, list(layers))
         chosen = {name: layer for name, layer in layers.items() if name in found}
     else:
         names = set(targets)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bergson_core.data.batching import Tokens, require_length
-from bergson_core.data.dataset import tokenize_records
-from bergson_core.models.loading import LanguageModel, context_limit
+from bergson_core.data.batching import Tokens, require_max_tokens
+from bergson_core.data.documents import tokenize_records
+from bergson_core.models.language_model import LanguageModel, context_limit
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.record import Record, record_from_row
+from bergson_core.schemas.record import Record, record_from_stored
 
 
 def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
@@ -16,11 +16,11 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
     tokens = tokenize_records(model.tokenizer, records, spec.gradients.loss)
     limit = context_limit(model, spec.gradients.max_tokens)
     for record, one in zip(records, tokens, strict=True):
-        require_length(one, limit, f"document {record.id!r}")
+        require_max_tokens(one, limit, f"document {record.id!r}")
     return tokens
 
 
 def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
     """Tokens of documents that an index keeps (`texts.document`), as it was built from them, but for their weights."""
-    records = [record_from_row(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
+    records = [record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
     return tokenize_documents(records, spec, model)

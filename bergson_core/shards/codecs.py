@@ -1,9 +1,9 @@
-"""How rows are kept: numbers with a scale for each block, or one bit a number.
+"""How a row is stored: as numbers with one scale a block, or as one bit a number.
 
-Legend: n rows, m layers, d numbers a layer, w entries kept of them.
+Legend: n rows, m modules, d numbers a module, w entries that are stored of a block of d numbers.
 
 A codec turns rows [n, m, d] into `blocks` [n, m, w] and `scales` [n, .], and back. A block of zeros comes back as
-zeros under each of them.
+zeros from every codec.
 """
 
 from abc import ABC, abstractmethod
@@ -20,116 +20,139 @@ from bergson_core.schemas.build import RowKind
 _SIGNS_OF_BYTES: Final = (
     torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
 )
-"""[256, 8]: ±1 for each bit of each value of a byte."""
+"""[256, 8]: for each value of a byte, +1 for each bit that is set and -1 for each other, the highest bit first."""
 
 
 class Codec(ABC):
-    """One way to keep rows."""
+    """One way to store rows.
 
-    block_type: np.dtype
-    scale_type: np.dtype
+    Attributes:
+        block_dtype: The type of the entries of `blocks`.
+        scale_dtype: The type of the entries of `scales`.
+    """
+
+    block_dtype: np.dtype
+    scale_dtype: np.dtype
 
     @abstractmethod
-    def entries(self, width: int) -> int:
-        """w: entries of a block of `width` numbers."""
+    def block_entries(self, width: int) -> int:
+        """Returns w, the number of entries that are stored of a block of `width` numbers."""
 
     @abstractmethod
-    def scales(self, layers: int) -> int:
-        """Entries of the scales of a row of so many layers."""
+    def scale_entries(self, modules: int) -> int:
+        """Returns how many entries the scales of a row have whose blocks belong to `modules` modules."""
 
     @abstractmethod
     def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[Tensor, Tensor]:
-        """(blocks [n, m, w], scales), on the device of `rows`, of the codec's types."""
+        """Returns the blocks [n, m, w] and scales [n, .] of `rows`, on the same device, in the codec's types."""
 
     @abstractmethod
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
-        """Rows [n, m, width] from what `encode` gave; these may be read-only maps."""
+        """Returns the rows that `encode` stored, up to the codec's rounding.
 
-    def products(
+        Args:
+            blocks: Stored blocks [n, m, w]; a read-only memory map is accepted.
+            scales: Their scales [n, .]; a read-only memory map is accepted.
+            width: d, the numbers of a block.
+        """
+
+    def block_products(
         self, blocks: np.ndarray, scales: np.ndarray, weights: Float32[Tensor, "m d"]
     ) -> Float32[Tensor, "n m"]:
-        """Inner product of each block of these rows, which may be written to, with its layer's weights."""
-        # Not as a matrix product, whose rounding depends on what other rows there are.
+        """Returns the inner product of each block of the stored rows with its module's weights.
+
+        Args:
+            blocks: Stored blocks [n, m, w], in memory that may be written to.
+            scales: Their scales [n, .].
+            weights: What each module's block is multiplied with [m, d].
+        """
+        # A sum and not a matrix product, whose rounding would depend on which other rows are computed with a row.
         return (self.decode(blocks, scales, weights.shape[1]) * weights).sum(2)
 
-    def row_bytes(self, layers: int, width: int) -> int:
-        """Bytes of a row of so many layers of `width` numbers."""
-        blocks = layers * self.entries(width) * self.block_type.itemsize
-        return blocks + self.scales(layers) * self.scale_type.itemsize
+    def row_bytes(self, modules: int, width: int) -> int:
+        """Returns the bytes that a row of `modules` blocks of `width` numbers takes."""
+        blocks = modules * self.block_entries(width) * self.block_dtype.itemsize
+        return blocks + self.scale_entries(modules) * self.scale_dtype.itemsize
 
 
 @final
 class ScaledCodec(Codec):
-    """Each block divided by its largest magnitude, so that nothing overflows or vanishes; the scale is [n, m] float32.
+    """Stores each block divided by its largest magnitude, so that no number overflows or vanishes.
 
-    `steps` is what the largest magnitude becomes: 1 in float16, 127 in int8.
+    The scales are [n, m] float32.
+
+    Args:
+        dtype: The type of the stored numbers.
+        steps: The value that a block's largest magnitude becomes: 1 in float16, 127 in int8.
     """
 
-    scale_type = np.dtype(np.float32)
+    scale_dtype = np.dtype(np.float32)
 
     def __init__(self, dtype: torch.dtype, steps: int) -> None:
         self._dtype, self._steps = dtype, steps
-        self.block_type = torch.empty(0, dtype=dtype).numpy().dtype
+        self.block_dtype = torch.empty(0, dtype=dtype).numpy().dtype
 
-    def entries(self, width: int) -> int:
+    def block_entries(self, width: int) -> int:
         return width
 
-    def scales(self, layers: int) -> int:
-        return layers
+    def scale_entries(self, modules: int) -> int:
+        return modules
 
     def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[Tensor, Tensor]:
         largest = rows.abs().amax(dim=-1)
-        unit = rows / largest.clamp_min(torch.finfo(largest.dtype).tiny)[..., None] * self._steps
-        kept = unit if self._dtype.is_floating_point else unit.round()
-        return kept.to(self._dtype), (largest / self._steps).float()
+        scaled = rows / largest.clamp_min(torch.finfo(largest.dtype).tiny)[..., None] * self._steps
+        blocks = scaled if self._dtype.is_floating_point else scaled.round()
+        return blocks.to(self._dtype), (largest / self._steps).float()
 
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
-        # np.array copies what may be a read-only map; torch widens float16 some twenty times faster than NumPy.
+        # np.array copies what may be a read-only map. torch widens float16 some twenty times faster than NumPy.
         return torch.from_numpy(np.array(blocks)).float() * torch.from_numpy(np.array(scales))[..., None]
 
 
 @final
 class SignCodec(Codec):
-    """The sign of each number, packed [n, m, ⌈d/8⌉]; the scales [n, ⌈m/8⌉] are bits too: which blocks are not zero.
+    """Stores the sign of each number in one bit, [n, m, ⌈d/8⌉].
 
-    Rows come back as ±1/√(m·d), of unit length: what a query is multiplied with. Padding bits are 0.
+    The scales [n, ⌈m/8⌉] are bits too, which say which blocks are not zero. Decoded rows are ±1/√(m·d): they have unit
+    length, as what a query is multiplied with. The bits that pad the last byte are 0.
     """
 
-    block_type = scale_type = np.dtype(np.uint8)
+    block_dtype = scale_dtype = np.dtype(np.uint8)
 
-    def entries(self, width: int) -> int:
+    def block_entries(self, width: int) -> int:
         return -(-width // 8)
 
-    def scales(self, layers: int) -> int:
-        return -(-layers // 8)
+    def scale_entries(self, modules: int) -> int:
+        return -(-modules // 8)
 
     def encode(self, rows: Float[Tensor, "n m d"]) -> tuple[UInt8[Tensor, "n m w"], UInt8[Tensor, "n _"]]:
-        return _packed(rows > 0), _packed((rows != 0).any(-1))
+        return _pack_bits(rows > 0), _pack_bits((rows != 0).any(-1))
 
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
-        layers = blocks.shape[1]
+        modules = blocks.shape[1]
         positive = torch.from_numpy(np.unpackbits(blocks, axis=-1, count=width))
-        seen = torch.from_numpy(np.unpackbits(scales, axis=-1, count=layers))
-        return positive.float().mul_(2).sub_(1) * (seen.float() / (layers * width) ** 0.5)[..., None]
+        nonzero = torch.from_numpy(np.unpackbits(scales, axis=-1, count=modules))
+        return positive.float().mul_(2).sub_(1) * (nonzero.float() / (modules * width) ** 0.5)[..., None]
 
-    def products(
+    def block_products(
         self, blocks: np.ndarray, scales: np.ndarray, weights: Float32[Tensor, "m d"]
     ) -> Float32[Tensor, "n m"]:
-        # What each value of each byte adds to the product is a table: a row is 1/8 as many look-ups as numbers.
-        layers, width = weights.shape
+        # A table holds what each value of each byte adds to the product, so that a row takes one look-up for eight
+        # numbers.
+        modules, width = weights.shape
         padded = F.pad(weights, (0, -width % 8)).reshape(-1, 8)
         table = padded @ _SIGNS_OF_BYTES.mT
         entries = 256 * torch.arange(len(table), dtype=torch.int32) + torch.from_numpy(blocks).flatten(1)
         sums = F.embedding_bag(entries.reshape(-1, blocks.shape[2]), table.reshape(-1, 1), mode="sum")
-        seen = torch.from_numpy(np.unpackbits(scales, axis=-1, count=layers)).float()
-        return sums.reshape(len(blocks), layers) * (seen / (layers * width) ** 0.5)
+        nonzero = torch.from_numpy(np.unpackbits(scales, axis=-1, count=modules)).float()
+        return sums.reshape(len(blocks), modules) * (nonzero / (modules * width) ** 0.5)
 
 
-def _packed(bits: Bool[Tensor, "*n d"]) -> UInt8[Tensor, "*n w"]:
-    """What NumPy's packbits gives: the first of eight is the highest bit."""
+def _pack_bits(bits: Bool[Tensor, "*n d"]) -> UInt8[Tensor, "*n w"]:
+    """Packs bits as NumPy's packbits does: the first of eight is the highest bit of its byte."""
     octets = F.pad(bits, (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
-    places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    return (octets * places).sum(-1, dtype=torch.uint8)
+    place_values = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return (octets * place_values).sum(-1, dtype=torch.uint8)
 
 
 CODECS: Final[dict[RowKind, Codec]] = {

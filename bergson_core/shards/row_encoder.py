@@ -1,4 +1,7 @@
-"""What makes the rows of an index, as they are to be kept."""
+"""Turns batches of documents into the rows of an index, up to the point where a codec stores them.
+
+Legend: n samples, m modules, d numbers a module, D = m·d.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from bergson_core.data.batching import Batch
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import BuildSpec, RowKind
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
@@ -21,7 +24,14 @@ from bergson_core.storage.layout import preconditioner_path
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """A collector and how its rows are kept; `before` is the preconditioner that goes before signs are taken."""
+    """Encodes documents as rows of an index.
+
+    Attributes:
+        collector: Runs the model and collects the projected gradients.
+        kind: How the rows will be stored.
+        preconditioner: What rows are multiplied with before their signs are taken; None for other rows, which are
+            preconditioned when they are compared.
+    """
 
     collector: RowCollector
     kind: RowKind
@@ -29,17 +39,27 @@ class RowEncoder:
 
     @property
     def shape(self) -> RowShape:
-        layers = len(self.collector.slices)
-        return RowShape(self.kind, layers, self.collector.dimensions // layers)
+        """The shape of the rows."""
+        modules = len(self.collector.slices)
+        return RowShape(self.kind, modules, self.collector.dimensions // modules)
 
     def encode(self, batch: Batch) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
-        """(rows [n, m, d], losses [n]) as `kept` has them."""
+        """Runs the model on a batch and returns its rows and losses, as `finish` returns them."""
         return self.finish(*self.collector.collect(batch))
 
     def finish(
         self, rows: Float[Tensor, "n D"], losses: Float[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n m d"], Float[Tensor, " n"]]:
-        """(rows [n, m, d], losses [n]); a row with a number that is not finite is 0, and its loss NaN."""
+        """Divides rows into blocks, and blanks those that are not finite.
+
+        Args:
+            rows: Rows [n, D] of the collector.
+            losses: Their losses [n], in nats.
+
+        Returns:
+            The rows [n, m, d], preconditioned where there is a preconditioner, and their losses [n]. Where a number of
+            the row or its loss is not finite, the row is 0 and its loss NaN.
+        """
         finite = rows.isfinite().all(1) & losses.isfinite()
         rows, losses = rows.masked_fill(~finite[:, None], 0), losses.masked_fill(~finite, torch.nan)
         blocks = rows.reshape(len(rows), self.shape.modules, self.shape.width)
@@ -47,7 +67,10 @@ class RowEncoder:
 
 
 def has_preconditioned_signs(spec: BuildSpec) -> bool:
-    """C^-½ goes before the signs are taken, so that it has to be known by then."""
+    """Returns whether rows are multiplied with C^-½ before their signs are taken.
+
+    C then has to be fitted before the first row is stored.
+    """
     return spec.gradients.rows == "sign" and spec.scoring.preconditioner
 
 
@@ -57,9 +80,17 @@ def open_row_encoder(
     model: LanguageModel,
     make_collector: Callable[[LanguageModel, GradientProcessor], RowCollector] | None = None,
 ) -> RowEncoder:
-    """What makes rows as the index at `output` has them, from its saved statistics."""
+    """Returns the encoder of the rows of an index, from the index's saved statistics.
+
+    Args:
+        spec: What the index is built from.
+        output: The directory of the index, where the gradient processor is, and for sign rows the preconditioner.
+        model: The model of the index.
+        make_collector: Makes the collector; by default a `RowCollector` of the modules that `spec` names.
+    """
     processor = GradientProcessor.load(output / "statistics")
-    made, before = make_collector or partial(RowCollector, modules=spec.gradients.modules), None
+    make_collector = make_collector or partial(RowCollector, modules=spec.gradients.modules)
+    preconditioner = None
     if has_preconditioned_signs(spec):
-        before = Preconditioner.load(preconditioner_path(output), model.device)
-    return RowEncoder(made(model, processor), spec.gradients.rows, before)
+        preconditioner = Preconditioner.load(preconditioner_path(output), model.device)
+    return RowEncoder(make_collector(model, processor), spec.gradients.rows, preconditioner)

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.normalizers import DAMPING
 from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from tests import reference, tiny
 from tests.core.helpers import damped_root
@@ -57,12 +57,12 @@ def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection,
     layers = select_modules(model)
     whole = reference.gradients(model, list(layers), docs, bias)
     sides = reference.sides(model, list(layers), docs, bias)
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), kind, include_bias=bias)
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), kind, include_bias=bias)
     processor = GradientProcessor(projection, fitted, seed, include_bias=bias)
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
-    for batch in batches(docs, 60):
-        rows[batch.numbers], _ = collector.collect(batch)
+    for batch in iter_batches(docs, 60):
+        rows[batch.indices], _ = collector.collect(batch)
     for name in layers:
         expected = normalized(whole[name], kind, sides[name])
         if projection:
@@ -76,9 +76,9 @@ def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection,
 def test_losses_are_the_summed_cross_entropies(architecture):
     model, docs = tiny.model(architecture), documents(first_label=4)
     collector = RowCollector(as_language_model(model), GradientProcessor(4))
-    for batch in batches(docs, 60):
+    for batch in iter_batches(docs, 60):
         _, losses = collector.collect(batch)
-        expected = torch.stack([reference.loss_of(model, docs[k]) for k in batch.numbers]).detach()
+        expected = torch.stack([reference.loss_of(model, docs[k]) for k in batch.indices]).detach()
         torch.testing.assert_close(losses, expected, **EXACT)
 
 
@@ -86,7 +86,7 @@ def test_losses_are_the_summed_cross_entropies(architecture):
 def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
     model, docs = tiny.model(), documents()
     layers = select_modules(model, ["gpt_neox.layers.0.attention.dense"])
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 60), kind)
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), kind)
     whole, wide = (
         torch.cat(
             [
@@ -94,7 +94,7 @@ def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
                 for batch in work
             ]
         )
-        for work in [list(batches(docs, 60))]
+        for work in [list(iter_batches(docs, 60))]
         for processor in (GradientProcessor(None, fitted), GradientProcessor(200, fitted))
     )
     assert wide.shape[1] == 200**2 > whole.shape[1]
@@ -139,7 +139,7 @@ def test_collecting_rows_leaves_parameters_and_training_mode_as_they_were():
     model = tiny.model().train()
     model.gpt_neox.embed_in.weight.requires_grad_(False)
     asked = [parameter.requires_grad for parameter in model.parameters()]
-    RowCollector(as_language_model(model), GradientProcessor(4)).collect(next(batches(documents(), 100)))
+    RowCollector(as_language_model(model), GradientProcessor(4)).collect(next(iter_batches(documents(), 100)))
     assert [parameter.requires_grad for parameter in model.parameters()] == asked
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -152,16 +152,16 @@ def test_a_document_without_a_labelled_token_has_a_zero_row_and_no_loss():
         Tokens.labelled_from(np.array([5, 6, 7]), 3),
     ]
     collector = RowCollector(as_language_model(tiny.model()), GradientProcessor(4))
-    (batch,) = batches(docs, 100)
+    (batch,) = iter_batches(docs, 100)
     rows, losses = collector.collect(batch)
-    by_number = dict(zip(batch.numbers.tolist(), rows, strict=True))
+    by_number = dict(zip(batch.indices.tolist(), rows, strict=True))
     assert by_number[0].abs().max() == by_number[2].abs().max() == 0
     assert by_number[1].abs().max() > 0
     assert losses.count_nonzero() == 1
 
 
 def test_a_batch_with_nothing_labelled_is_all_zero():
-    (batch,) = batches([Tokens.labelled_from(np.array([5]), 1)], 100)
+    (batch,) = iter_batches([Tokens.labelled_from(np.array([5]), 1)], 100)
     rows, losses = RowCollector(as_language_model(tiny.model()), GradientProcessor(4)).collect(batch)
     assert rows.count_nonzero() == losses.count_nonzero() == 0
 
@@ -171,9 +171,9 @@ def test_the_output_head_can_be_tracked_by_name():
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     collector = RowCollector(as_language_model(model), GradientProcessor(None), [head])
     expected = reference.gradients(model, [head], docs)[head]
-    for batch in batches(docs, 60):
+    for batch in iter_batches(docs, 60):
         rows, _ = collector.collect(batch)
-        torch.testing.assert_close(rows, expected[batch.numbers].flatten(1), **EXACT)
+        torch.testing.assert_close(rows, expected[batch.indices].flatten(1), **EXACT)
 
 
 def test_a_plain_torch_model_with_an_in_place_activation_is_tracked():
@@ -211,7 +211,7 @@ def test_a_layer_used_twice_gives_the_sum_over_its_uses():
 def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
     docs = [Tokens.labelled_from(np.array([5]), 1), Tokens.labelled_from(np.array([5, 6]), 2)]
     with pytest.raises(InvalidInput, match="labelled tokens"):
-        fit_normalizers(as_language_model(tiny.model()), select_modules(tiny.model()), batches(docs, 60))
+        fit_normalizers(as_language_model(tiny.model()), select_modules(tiny.model()), iter_batches(docs, 60))
 
 
 @pytest.mark.parametrize("targets", ["no_such_layer", ["gpt_neox.layers.0.nothing"], []])
@@ -230,12 +230,12 @@ def test_a_projection_below_one_is_refused(dimension):
 def test_a_processor_is_the_same_after_saving(tmp_path, kind):
     model, docs = tiny.model(), documents()
     fitted = fit_normalizers(
-        as_language_model(model), select_modules(model), batches(docs, 60), kind, include_bias=True
+        as_language_model(model), select_modules(model), iter_batches(docs, 60), kind, include_bias=True
     )
     saved = GradientProcessor(4, fitted, seed=9, include_bias=True)
     saved.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    (batch,) = batches(docs[:1], 60)
+    (batch,) = iter_batches(docs[:1], 60)
     rows = [
         RowCollector(as_language_model(model), processor).collect(batch)[0]
         for processor in (saved, GradientProcessor.load(tmp_path))

@@ -357,7 +357,7 @@ def test_a_file_of_lora_adapters_alone_is_read_for_the_adapters(tmp_path):
         assert len(given) == 12
         for name in layers:
             assert_normalizer_is_of(given[name], adam_of(*gradients[name]))
-        with pytest.raises(InvalidInput, match=r"for 8 of the 20 tracked layers: .*base_layer"):
+        with pytest.raises(InvalidInput, match=r"for 8 of the 20 tracked modules: .*base_layer"):
             read_checkpoint_normalizers(run.checkpoint, model, select_modules(model, r"\.h\."), "adam")
         model.requires_grad_(False)
 
@@ -415,9 +415,9 @@ def set_whole(number: int, make: Callable[[Tensor], Tensor]) -> Callable[[dict[s
 
 C_ATTN = r"transformer\.h\.0\.attn\.c_attn"
 """Its weight is the fifth parameter."""
-UNFIT = f"moments of layer '{C_ATTN}' are negative or not finite"
+UNFIT = f"moments of module '{C_ATTN}' are negative or not finite"
 MISSING = (
-    rf"no second moments for 1 of the 8 tracked layers: {C_ATTN}\. Choose `modules` that were trained, or"
+    rf"no second moments for 1 of the 8 tracked modules: {C_ATTN}\. Choose `modules` that were trained, or"
 )
 UNREADABLE = "cannot be read as an optimizer's state"
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
-from bergson_core.data.batching import length_buckets, tokenize
+from bergson_core.data.batching import iter_length_buckets, tokenize
 from bergson_core.data.dataset import load_dataset_spec, open_dataset_stream
 from bergson_core.errors import ColumnNotFound, DatasetNotFound, TooLong
 from bergson_core.gradients.normalizers import AdafactorNormalizer
@@ -87,7 +87,7 @@ def test_labels_begin_with_the_completion():
 @pytest.mark.parametrize("budget", [1, 7, 64, 10_000])
 def test_buckets_hold_every_document_once_and_keep_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 30, size=200).tolist()
-    buckets = list(length_buckets(lengths, budget))
+    buckets = list(iter_length_buckets(lengths, budget))
     assert sorted(k for bucket in buckets for k in bucket) == list(range(200))
     assert all(
         len(bucket) == 1 or len(bucket) * max(lengths[k] for k in bucket) <= budget for bucket in buckets

@@ -7,11 +7,11 @@ from datasets import Dataset
 from torch import nn
 
 from bergson_core import GradientCollector, GradientProcessor, collect_gradients
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from tests import architectures, reference, tiny
 
@@ -35,10 +35,10 @@ def test_a_tokens_row_is_the_outer_product_of_its_two_sides(architecture):
     layers = select_modules(model)
     sides = reference.sides(model, list(layers), docs)
     collector = RowCollector(as_language_model(model), GradientProcessor(None), per_token=True)
-    (batch,) = batches(docs, 1000)
+    (batch,) = iter_batches(docs, 1000)
     rows, _ = collector.collect(batch)
     assert rows.shape == (3, 14, collector.dimensions)
-    for place, number in enumerate(batch.numbers):
+    for place, number in enumerate(batch.indices):
         for name, part in collector.slices.items():
             a, g = sides[name][number]
             expected = torch.einsum("so,si->soi", g, a).flatten(1)
@@ -50,12 +50,12 @@ def test_a_tokens_row_is_the_outer_product_of_its_two_sides(architecture):
 @pytest.mark.parametrize("architecture", MODELS)
 def test_token_rows_add_up_to_the_documents_row(architecture, kind):
     model, docs = MODELS[architecture](), documents()
-    fitted = fit_normalizers(as_language_model(model), select_modules(model), batches(docs, 60), kind)
+    fitted = fit_normalizers(as_language_model(model), select_modules(model), iter_batches(docs, 60), kind)
     processor = GradientProcessor(4, fitted)
     whole, by_token = (
         RowCollector(as_language_model(model), processor, per_token=flag) for flag in (False, True)
     )
-    for batch in batches(docs, 60):
+    for batch in iter_batches(docs, 60):
         torch.testing.assert_close(by_token.collect(batch)[0].sum(1), whole.collect(batch)[0], **EXACT)
 
 
@@ -66,7 +66,7 @@ def test_embeddings_have_token_rows_too():
         RowCollector(as_language_model(model), GradientProcessor(None), names, per_token=flag)
         for flag in (False, True)
     )
-    (batch,) = batches(docs, 1000)
+    (batch,) = iter_batches(docs, 1000)
     rows, _ = by_token.collect(batch)
     torch.testing.assert_close(rows.sum(1), whole.collect(batch)[0], **EXACT)
     by_entry = rows.unflatten(2, (24, -1))[0, 4].any(0)

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.normalizers import DAMPING
 from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import moe
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import TrackedModule, coverage_percent, select_modules
 from tests import architectures, reference, tiny
 
@@ -65,9 +65,9 @@ def collected(
     """Layer name → rows [n, d], in padded batches."""
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
-    for batch in batches(docs, budget_tokens):
+    for batch in iter_batches(docs, budget_tokens):
         new, _ = collector.collect(batch)
-        rows[batch.numbers] = new.double()
+        rows[batch.indices] = new.double()
     return {name: rows[:, part] for name, part in collector.slices.items()}
 
 
@@ -102,7 +102,7 @@ def test_normalized_projected_rows_are_those_of_plain_autograd(architecture):
     model, docs, p, seed = architectures.model(architecture), documents(), 5, 3
     layers = select_modules(model)
     whole = plain_gradients(model, layers, docs)
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), "adafactor")
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), "adafactor")
     rows = collected(model, docs, GradientProcessor(p, fitted, seed))
     for name, layer in layers.items():
         left = rademacher_matrix(seed, name, "left", p, layer.out_features).double()
@@ -166,7 +166,7 @@ def test_every_normalizer_fits_experts_that_few_tokens_or_none_are_routed_to(kin
     rows = collected(
         model,
         docs,
-        GradientProcessor(4, fit_normalizers(as_language_model(model), layers, batches(docs, 60), kind)),
+        GradientProcessor(4, fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), kind)),
     )
     assert all(part.isfinite().all() for part in rows.values())
 
@@ -178,18 +178,18 @@ def test_losses_and_rows_do_not_depend_on_how_experts_are_run(implementation):
     losses = torch.stack([reference.loss_of(model, tokens) for tokens in docs]).detach()
     model.set_experts_implementation(implementation)
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
-    for batch in batches(docs, 100):
+    for batch in iter_batches(docs, 100):
         rows, found = collector.collect(batch)
-        torch.testing.assert_close(found, losses[batch.numbers], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, losses[batch.indices], rtol=1e-4, atol=1e-4)
         for name, part in collector.slices.items():
-            of_batch = expected[name][batch.numbers].flatten(1)
+            of_batch = expected[name][batch.indices].flatten(1)
             torch.testing.assert_close(rows[:, part], of_batch, rtol=1e-3, atol=1e-3)
 
 
 def test_an_expert_that_no_token_is_routed_to_has_zero_rows_and_a_normalizer():
     model, docs = architectures.model("mixtral", num_experts_per_tok=1), documents((4, 4))
     layers = select_modules(model)
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 60), "adafactor")
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), "adafactor")
     rows = collected(model, docs, GradientProcessor(4, fitted))
     expected = plain_gradients(model, layers, docs)
     unused = [name for name, whole in expected.items() if not whole.any()]
@@ -210,7 +210,9 @@ def test_a_norm_after_each_expert_is_run():
     hidden, weights = torch.randn(8, 6, dtype=torch.float64), torch.rand(8, 2, dtype=torch.float64)
     chosen = torch.stack([torch.randperm(3)[:2] for _ in range(8)])
     group = partial(moe.group_by_sample, samples=2, by_position=False)
-    found = moe.run_experts(module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights)
+    found = moe.run_experts(
+        module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights
+    )
     torch.testing.assert_close(found, module(hidden, chosen, weights))
 
 
@@ -219,8 +221,8 @@ def test_single_experts_can_be_tracked_by_name():
     name = "model.layers.0.mlp.experts.down_proj.2"
     expected = plain_gradients(model, {name: select_modules(model)[name]}, docs)[name]
     collector = RowCollector(as_language_model(model), GradientProcessor(None), [name])
-    (batch,) = batches(docs, 100)
-    assert_rows_equal(collector.collect(batch)[0], expected[batch.numbers], name)
+    (batch,) = iter_batches(docs, 100)
+    assert_rows_equal(collector.collect(batch)[0], expected[batch.indices], name)
 
 
 def test_nothing_stays_on_fused_experts_after_the_collector_closes():

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import MAX_KFAC_SIDE, fit_normalizers
-from bergson_core.gradients.normalizers import DAMPING, KFAC_DAMPING
+from bergson_core.gradients.normalizer_moments import KFAC_DAMPING
+from bergson_core.gradients.normalizers import DAMPING
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from tests import architectures, reference, tiny
 from tests.core.helpers import damped_root
@@ -74,7 +75,7 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
     expected = gradients(model, name, docs)
     expected = normalized(expected, kind, sides(model, name, docs))
     layers = select_modules(model, [name])
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 40), kind)
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), kind)
     p = None if projection is None else 5
     processor = GradientProcessor(p, fitted, seed, projection=projection or "rademacher")
     if projection is not None:
@@ -84,9 +85,9 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
         )
         expected = left @ expected @ right.T
     collector = RowCollector(as_language_model(model), processor, [name])
-    for batch in batches(docs, 60):
+    for batch in iter_batches(docs, 60):
         rows, _ = collector.collect(batch)
-        torch.testing.assert_close(rows, expected[batch.numbers].flatten(1), **EXACT)
+        torch.testing.assert_close(rows, expected[batch.indices].flatten(1), **EXACT)
 
 
 def test_embeddings_are_left_out_by_default():
@@ -100,12 +101,12 @@ def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_ad
     assert model.lm_head.weight is model.transformer.wte.weight
     collector = RowCollector(as_language_model(model), GradientProcessor(None), names)
     whole = reference.gradients(model, ["lm_head"], docs)["lm_head"]
-    for batch in batches(docs, 60):
+    for batch in iter_batches(docs, 60):
         rows, _ = collector.collect(batch)
         found = {name: rows[:, part] for name, part in collector.slices.items()}
         embedding = found["transformer.wte"].reshape(len(batch), 24, -1)
         total = found["lm_head"].reshape(len(batch), -1, 24) + embedding.mT
-        torch.testing.assert_close(total, whole[batch.numbers], **EXACT)
+        torch.testing.assert_close(total, whole[batch.indices], **EXACT)
 
 
 def test_the_entry_of_the_padding_token_is_never_trained_and_has_no_gradient():
@@ -124,7 +125,7 @@ def test_the_entry_of_the_padding_token_is_never_trained_and_has_no_gradient():
 def test_positions_that_all_samples_share_are_refused():
     model, docs = tiny.model("gpt2"), documents()
     collector = RowCollector(as_language_model(model), GradientProcessor(4), ["transformer.wpe"])
-    (batch,) = batches(docs, 1000)
+    (batch,) = iter_batches(docs, 1000)
     with pytest.raises(InvalidInput, match=r"transformer\.wpe.*target_modules"):
         collector.collect(batch)
 

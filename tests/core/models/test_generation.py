@@ -9,7 +9,7 @@ from bergson_core import AttributionIndex
 from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from tests.core.helpers import query
 
 

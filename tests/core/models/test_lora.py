@@ -11,11 +11,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index
-from bergson_core.data.batching import Tokens, batches, tokenize
+from bergson_core.data.batching import Tokens, iter_batches, tokenize
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import loading
-from bergson_core.models.loading import as_language_model, load_model
+from bergson_core.models.language_model import as_language_model
+from bergson_core.models.loading import load_model
 from bergson_core.models.modules import coverage_percent, select_modules
 from bergson_core.utils import safe_regex
 from tests import reference, tiny
@@ -53,7 +54,7 @@ def test_only_the_adapters_are_tracked_and_they_are_exact(architecture):
     assert {name.split(".")[-2] for name in layers} == {"lora_A", "lora_B"}
     assert coverage_percent(model, layers.values()) == pytest.approx(100)
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
-    found = [(batch.numbers, collector.collect(batch)[0]) for batch in batches(docs, 30)]
+    found = [(batch.indices, collector.collect(batch)[0]) for batch in iter_batches(docs, 30)]
     expected = reference.gradients(model.eval(), list(layers), docs)
     for numbers, rows in found:
         for name, part in collector.slices.items():

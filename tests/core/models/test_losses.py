@@ -6,14 +6,14 @@ import torch
 from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches, with_loss_weight
 from bergson_core.data.chat_template import tokenize_chats
-from bergson_core.data.dataset import documents_from_dataset, with_loss_weight
+from bergson_core.data.documents import documents_from_dataset
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizer_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.loading import as_language_model
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec
 from tests import reference, tiny
@@ -30,9 +30,9 @@ def documents() -> list[Tokens]:
 def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows [n, D], losses [n]) in order, out of one padded batch."""
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
-    (batch,) = batches(docs, 1000)
+    (batch,) = iter_batches(docs, 1000)
     rows, losses = (torch.empty_like(part) for part in collector.collect(batch))
-    rows[batch.numbers], losses[batch.numbers] = collector.collect(batch)
+    rows[batch.indices], losses[batch.indices] = collector.collect(batch)
     return rows, losses
 
 
@@ -49,7 +49,7 @@ def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
     model, docs = tiny.model(), documents()
     rows, _ = rows_of(model, docs)
     means, _ = rows_of(model, [with_loss_weight(one, "mean") for one in docs])
-    counts = torch.tensor([one.labelled for one in docs], dtype=torch.float64)
+    counts = torch.tensor([one.n_labelled for one in docs], dtype=torch.float64)
     torch.testing.assert_close(means, rows / counts[:, None], **EXACT)
 
 
@@ -76,7 +76,7 @@ def test_sampled_labels_give_the_fisher_information_of_the_model():
     docs = [Tokens.labelled_from(ids, 2)] * 4000
     sampler = torch.Generator().manual_seed(0)
     layers = select_modules(model, [name])
-    fitted = fit_normalizers(as_language_model(model), layers, batches(docs, 3000), "adam", sampler=sampler)
+    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 3000), "adam", sampler=sampler)
     found = fitted[name].tensors()["second_moment"]
     assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
     assert found.sum() == pytest.approx(expected.sum().item(), rel=0.05)
@@ -84,7 +84,7 @@ def test_sampled_labels_give_the_fisher_information_of_the_model():
 
 def test_sampled_labels_leave_the_documents_own_alone():
     model, docs = as_language_model(tiny.model()), documents()
-    (batch,) = batches(docs, 1000)
+    (batch,) = iter_batches(docs, 1000)
     before = batch.input_ids.clone()
     sampled = forward_backward(model, batch, torch.Generator().manual_seed(0))
     assert batch.input_ids.equal(before)
@@ -119,7 +119,7 @@ def test_tokens_of_chats_are_those_of_transformers():
 def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_tokens():
     model, tokenizer = tiny.model(), chat_tokenizer()
     dataset = Dataset.from_dict({"chat": [CHAT[:2], CHAT]})
-    result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), messages_column="chat")
+    result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), columns=ColumnsSpec(messages="chat"))
     names = list(select_modules(model))
     expected = reference.gradients(model, names, tokenize_chats(tokenizer, [CHAT[:2], CHAT]))
     flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)

@@ -49,11 +49,14 @@ def test_products_are_those_of_the_decoded_rows(kind):
     codec, weights = CODECS[kind], torch.randn(3, 19)
     stored = kept(kind)
     expected = (codec.decode(*stored, 19) * weights).sum(2)
-    torch.testing.assert_close(codec.products(*stored, weights), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(codec.block_products(*stored, weights), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CODECS)
 def test_the_bytes_of_a_row_are_those_on_disk(kind):
     blocks, scales = kept(kind)
     assert RowShape(kind, 3, 19).row_bytes == (blocks.nbytes + scales.nbytes) / 5
-    assert (blocks.shape[1:], scales.shape[1]) == (RowShape(kind, 3, 19).block_shape, RowShape(kind, 3, 19).scale_entries)
+    assert (blocks.shape[1:], scales.shape[1]) == (
+        RowShape(kind, 3, 19).block_shape,
+        RowShape(kind, 3, 19).scale_entries,
+    )

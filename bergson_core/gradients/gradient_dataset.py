@@ -1,0 +1,133 @@
+"""`collect_gradients`: a dataset with the projected gradient of each document as a new column.
+
+Legend: n documents, s tokens of a document, D numbers a row.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from bergson_core.data.batching import Tokens
+from bergson_core.data.documents import iter_token_chunks
+from bergson_core.gradients.normalizer_fitting import fit_processor
+from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector, collect_rows
+from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
+
+
+def collect_gradients(
+    model: nn.Module,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    processor: GradientProcessor | None = None,
+    *,
+    columns: ColumnsSpec | None = None,
+    loss: Loss = "sum",
+    per_token: bool = False,
+    modules: str | Iterable[str] | None = None,
+    budget_tokens: int | None = None,
+) -> Dataset:
+    """Returns `dataset` with the gradient of each document as a new column, and the document's loss as another.
+
+    A gradient is that of the cross-entropy of the document's labelled tokens: of all tokens, of the completion alone
+    where there is a completion column, of what the assistant says where there is a messages column. It is multiplied by
+    the number in the weight column, where there is one. The gradients lie in a temporary file that the dataset maps, so
+    that memory does not grow with the dataset. The model is left as it was.
+
+    Args:
+        model: A causal language model, in memory and on its device.
+        dataset: The n documents.
+        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used, and `labels` where there is one.
+        processor: How gradients are normalized and projected. By default the one that `fit_processor` returns for this
+            dataset: Adafactor, fitted from a sample, and 16 × 16 numbers a module.
+        columns: The dataset's columns; by default the text is in the column `text`.
+        loss: Whether a document's loss is the sum of its tokens' cross-entropies, or their mean.
+        per_token: Whether to keep the tokens apart: what each token's position adds to the document's gradient.
+        modules: Which modules to track, as in `GradientCollector`.
+        budget_tokens: The most tokens of a batch, padding included; by default as many as fit into the device's memory.
+
+    Returns:
+        The dataset with two more columns. `gradients` is [D] float32, the modules' gradients in natural order of the
+        modules' names, each flattened; with `per_token` it is [s, D], and sums over s to the document's gradient.
+        `loss` is float64, always the plain sum over the labelled tokens, in nats.
+
+    Raises:
+        InvalidInput: A document is not text or has a column less, no module is selected, or the normalizers cannot be
+            fitted.
+        TooLong: A document has more tokens than the model takes.
+
+    Source: The gradients are those of TrackStar (Chang et al., arXiv 2410.17413, section 3), without its
+    preconditioner and before scaling to unit length.
+
+    Example:
+        >>> columns = ColumnsSpec(prompt="question", completion="answer")
+        >>> dataset = collect_gradients(model, dataset, tokenizer, columns=columns)
+        >>> rows = torch.tensor(dataset["gradients"])
+    """
+    columns = columns or ColumnsSpec()
+    if processor is None:
+        settings = GradientSpec(loss=loss)
+        processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
+    language_model = as_language_model(model, tokenizer)
+    collector = RowCollector(language_model, processor, modules, per_token=per_token)
+    row = pa.list_(pa.float32(), collector.dimensions)
+    schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
+    directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file
+    path = str(Path(directory) / "gradients.arrow")
+    chunks = iter_token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss)
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):
+            rows, losses = collect_rows(collector, documents, budget)
+            gradients = _as_arrow(rows, [len(tokens.ids) for tokens in documents] if per_token else None)
+            writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
+    return concatenate_datasets([dataset, Dataset.from_file(path)], axis=1)
+
+
+def _with_budgets(
+    chunks: Iterable[list[Tokens]], collector: RowCollector, model: LanguageModel, budget_tokens: int | None
+) -> Iterator[tuple[list[Tokens], int]]:
+    """Yields documents whose rows fit into memory together, and the tokens that a batch of them may have.
+
+    The budget is measured again whenever a document is longer than all before it, unless the caller has set it.
+    """
+    longest, budget = 0, budget_tokens or 0
+    for chunk in chunks:
+        longest_in_chunk = max(len(tokens.ids) for tokens in chunk)
+        if budget_tokens is None and longest_in_chunk > longest:
+            longest = longest_in_chunk
+            budget = find_batch_budget(model, collector.modules, longest)
+        if not collector.per_token:
+            yield chunk, budget
+            continue
+        budget = max(1, min(budget, MAX_TOKEN_ROW_NUMBERS // collector.dimensions))
+        for documents in _split_by_tokens(chunk, collector.dimensions):
+            yield documents, budget
+
+
+def _split_by_tokens(documents: list[Tokens], dimensions: int) -> Iterator[list[Tokens]]:
+    """Yields the documents in order, as many at a time as have token rows that fit into memory together."""
+    part: list[Tokens] = []
+    for tokens in documents:
+        if part and sum(len(other.ids) for other in (*part, tokens)) * dimensions > MAX_TOKEN_ROW_NUMBERS:
+            yield part
+            part = []
+        part.append(tokens)
+    yield part
+
+
+def _as_arrow(rows: np.ndarray, token_counts: Sequence[int] | None) -> Any:
+    """Returns the column `gradients` of rows [r, D]; with the token counts of documents, of lists of rows."""
+    gradients: Any = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    if token_counts is not None:
+        ends = np.cumsum([0, *token_counts])
+        gradients = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), gradients)
+    return gradients
