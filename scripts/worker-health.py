@@ -1,4 +1,4 @@
-"""Health check of a worker's container: status 0 if a worker of this host has sent a heartbeat that still counts."""
+"""Health check of a worker's container: exits with 0 if a worker of this host has a heartbeat that has not expired."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from worker.queue.redis_keys import WORKERS, worker_key
 
 
 def main() -> None:
-    """Look for this host among the live workers."""
+    """Exits with an error if no live worker is on this host."""
     client = connect(os.environ["REDIS_URL"])
     keys = [worker_key(worker_id) for worker_id in client.smembers(WORKERS)]
-    beats = [json.loads(beat) for beat in client.mget(keys) if beat] if keys else []
-    if not any(beat["host"] == socket.gethostname() for beat in beats):
+    heartbeats = [json.loads(raw) for raw in client.mget(keys) if raw] if keys else []
+    if not any(heartbeat["host"] == socket.gethostname() for heartbeat in heartbeats):
         sys.exit(f"no live worker on {socket.gethostname()}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m worker`: one worker, configured by the environment (`worker.settings`), until SIGTERM or Ctrl-C."""
+"""`python -m worker` runs one worker, configured by the environment (`worker.settings`), until SIGTERM or Ctrl-C."""
 
 import logging
 import os
@@ -21,7 +21,13 @@ from worker.telemetry import logs, tracing
 
 
 def main(settings: Settings | None = None) -> None:
-    """Runs a worker in this process, in the main thread. A second signal ends it at once."""
+    """Runs a worker in the main thread of this process.
+
+    The first signal makes the worker hand its job back and return, a second one ends the process at once.
+
+    Args:
+        settings: Settings of the worker; by default those of the environment.
+    """
     try:
         settings = settings or Settings()
     except ValidationError as error:
@@ -29,28 +35,30 @@ def main(settings: Settings | None = None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-worker")
     _prepare_libraries(settings.threads)
-
-    logs.redirect_libraries()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
         with redis_url(settings) as url, connect(url) as client:
             from bergson_core.models.loading import default_device
 
+            logs.redirect_libraries()
             runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
 
-            def stop(number: int, _frame: FrameType | None) -> None:
-                signal.signal(number, signal.SIG_DFL)
+            def stop(signal_number: int, _frame: FrameType | None) -> None:
+                signal.signal(signal_number, signal.SIG_DFL)
                 runner.stop()
 
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, stop)
+            for signal_number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signal_number, stop)
             runner.run()
     except BergsonError as error:
         sys.exit(str(error))
 
 
 def _prepare_libraries(threads: int) -> None:
-    """Caps what torch and FAISS use, unless `threads` is 0, and keeps progress bars out of the log."""
+    """Limits the threads of torch and FAISS, unless `threads` is 0, and keeps their progress bars out of the log.
+
+    The libraries read the environment when they are imported, so this comes before that.
+    """
     if threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)

@@ -1,6 +1,6 @@
-"""What crosses Redis: JSON of these classes, never pickle. No torch here.
+"""The messages that web processes and workers exchange through Redis, as JSON and never as pickles.
 
-Every message carries `schema_version`; a reader refuses one it does not know instead of guessing.
+Every message has a `schema_version`; a reader refuses a version that it does not know.
 """
 
 from typing import Annotated, Literal, get_args
@@ -14,34 +14,36 @@ from bergson_core.schemas.results import Answer, Estimate, Progress
 
 SCHEMA_VERSION = 3
 MAX_MESSAGE_BYTES = 2**28
-"""Of a message that is read: more than any request has, and less than fills a memory."""
+"""Largest size in bytes of a message that is read: more than any request needs, and too little to exhaust memory."""
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
-"""Whether somebody waits for this one query, or it is one of many; the former goes first."""
+"""An interactive query is one that a person waits for, a batch query is one of many; interactive queries go first."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
 MetricSuffix = Literal["", "_total", "_bucket", "_count", "_sum"]
 METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
-FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+"""Suffixes of the samples that a heartbeat carries; `_created`, the time of creation, is not one of them."""
 
 
 class Message(ResultModel):
-    """Base of everything that is sent."""
+    """Base of all messages."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
 
 
 class RequestMessage(Message):
-    """Base of what a web process sends for one of its callers."""
+    """Base of the messages that a web process sends on behalf of a caller."""
 
     request_id: str
     traceparent: str | None = None
-    """The span that it belongs to, as the W3C writes it, where there is tracing."""
+    """W3C traceparent of the span that the message belongs to, if the web process is traced."""
 
 
 class Problem(ResultModel):
-    """An error on its way to the caller: `code` is one of `bergson_core.errors`."""
+    """An error to report to the caller; `code` is one of `bergson_core.errors`."""
 
     code: str
     detail: str
@@ -53,34 +55,34 @@ class _IndexJob(RequestMessage):
 
 
 class BuildJob(_IndexJob):
-    """Build an index and publish it below the data directory."""
+    """Builds an index and publishes it below the data directory."""
 
     kind: Literal["build"] = "build"
     spec: BuildSpec
 
 
 class AppendJob(_IndexJob):
-    """Add documents to a published index."""
+    """Adds documents to a published index."""
 
     kind: Literal["append"] = "append"
     spec: AppendSpec
 
 
 class ProfileJob(_IndexJob):
-    """Fit a published index to a task."""
+    """Fits a profile for a task and adds it to a published index."""
 
     kind: Literal["profile"] = "profile"
     spec: ProfileSpec
 
 
 class CompactJob(_IndexJob):
-    """Remove the bytes of what was taken down from a published index."""
+    """Removes the bytes of taken-down documents from a published index."""
 
     kind: Literal["compact"] = "compact"
 
 
 class EstimateJob(RequestMessage):
-    """Find out what a build would take; the finding stands in the job's record."""
+    """Estimates the time and space that a build would take; the estimate is in the job's record."""
 
     kind: Literal["estimate"] = "estimate"
     job_id: str
@@ -104,20 +106,20 @@ class ServiceQuery(AttributionQuery):
 
 
 class Query(RequestMessage):
-    """One question; the answer goes to the stream `reply_to` under the same `query_id`."""
+    """A query on its way to a worker; the reply, with the same `query_id`, goes to the stream `reply_to`."""
 
     query_id: str
     reply_to: str
     sent_at: FiniteFloat
-    """Unix time in seconds."""
+    """When the query was sent, in seconds of Unix time."""
     deadline: FiniteFloat
-    """Unix time in seconds after which nobody waits for the answer."""
+    """When the caller stops waiting for the answer, in seconds of Unix time."""
     priority: Priority = "interactive"
     query: ServiceQuery
 
 
 class Reply(Message):
-    """An answer or a problem, never both."""
+    """The reply to a query: either an answer or a problem."""
 
     query_id: str
     answer: Answer | None = None
@@ -125,21 +127,24 @@ class Reply(Message):
 
 
 class JobRecord(ResultModel):
-    """A job as anybody may see it."""
+    """The public state of a job. Times are in seconds of Unix time."""
 
     job_id: str
     kind: str
+    """`build`, `append`, `profile`, `compact` or `estimate`."""
     index: str | None = None
-    """Null for an estimate, which is of no index."""
+    """Name of the index; null for an estimate, which belongs to no index."""
     state: JobState
     progress: Progress = Progress()
     estimate: Estimate | None = None
-    """What an estimate has found."""
+    """Result of an estimate, once it has succeeded."""
     error: Problem | None = None
+    """Why the job has failed."""
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
     deliveries: int = Field(default=0, ge=0)
+    """How many times a worker has started the job."""
 
 
 class ResidentModel(ResultModel):
@@ -149,21 +154,25 @@ class ResidentModel(ResultModel):
     revision: str | None = None
     dtype: str
     sha256: str
-    """Of config, weights and tokenizer."""
+    """Hash of the model's config, weights and tokenizer."""
     parameters: int
+    """Number of parameters."""
     indexes: list[str] = []
-    """Open indexes that were built from it."""
+    """Names of the open indexes that were built from the model."""
 
 
 class WorkerStatus(ResultModel):
-    """A live worker, as anybody may see it."""
+    """The public state of a live worker."""
 
     worker_id: str
     pid: int
     host: str
     device: str
+    """Device that the worker computes on."""
     started_at: float
+    """When the worker started, in seconds of Unix time."""
     state: Literal["idle", "building"]
+    """`building` while a job runs; the worker answers queries in both states."""
     resident: list[str] = []
     """Names of the indexes in memory."""
     models: list[ResidentModel] = []
@@ -172,7 +181,7 @@ class WorkerStatus(ResultModel):
 
 
 class MetricFamily(ResultModel):
-    """A metric of Prometheus. A sample is a suffix of the name, labels, and a value."""
+    """A Prometheus metric with its samples, each of which is a suffix of the name, labels and a value."""
 
     name: str = Field(pattern=r"^bergson_[a-z_]+$")
     kind: Literal["counter", "gauge", "histogram"]
@@ -181,7 +190,7 @@ class MetricFamily(ResultModel):
 
 
 class Heartbeat(WorkerStatus):
-    """What a worker writes every few seconds, with a time to live."""
+    """What a worker writes to Redis every few seconds; it expires if the worker falls silent."""
 
     metrics: list[MetricFamily] = []
-    """Its numbers so far (`worker.telemetry.metrics`)."""
+    """The worker's metrics (`worker.telemetry.metrics`)."""

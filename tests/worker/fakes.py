@@ -199,7 +199,7 @@ class FakeIndex:
             self.core.verified.append(query.prompt)
             yield
         timing = answer.timing_ms.model_copy(update={"verify": 5.0, "total": answer.timing_ms.total + 5})
-        verification = Verification.of(0.1, -1.0, [])
+        verification = Verification.from_controls(0.1, -1.0, [])
         return answer.model_copy(update={"verification": verification, "timing_ms": timing})
 
     def _answer(self, query: AttributionQuery) -> Answer | BergsonError:

@@ -1,4 +1,4 @@
-"""Where errors become problems: the one place that catches whatever there is, so that a worker lives on."""
+"""The only place that catches every error: an error becomes a problem of its query or job, and the worker lives on."""
 
 import logging
 from collections.abc import Callable
@@ -12,23 +12,26 @@ T = TypeVar("T")
 
 
 def run_guarded(work: Callable[[], T]) -> T | Problem:
-    """What `work` returns, or the problem that it met. Being stopped is not a problem and comes through."""
+    """Returns what `work` returns, or the problem that it met.
+
+    The message of an unexpected error goes to the log alone, because it may contain secrets.
+
+    Raises:
+        Cancelled: The work was stopped, which is not a problem.
+        LeaseLost: Another worker has the job.
+    """
     try:
         return work()
-    except (Cancelled, LeaseLost):
+    except (Cancelled, LeaseLost, KeyboardInterrupt, SystemExit):
         raise
     except BergsonError as error:
         return problem_from_error(error)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except (
-        BaseException
-    ) as error:  # it is this query's or job's, not the worker's; a panic of Rust is no Exception
+    except BaseException as error:  # a panic in Rust code, such as tokenizers, is no Exception
         logger.exception("unexpected error")
-        return Problem(
-            code="internal", detail=f"unexpected {type(error).__name__}: the worker's log has more"
-        )
+        detail = f"unexpected {type(error).__name__}: the worker's log has more"
+        return Problem(code="internal", detail=detail)
 
 
 def problem_from_error(error: BergsonError) -> Problem:
+    """Returns the error as a problem, to be sent to the caller."""
     return Problem(code=error.code, detail=str(error))

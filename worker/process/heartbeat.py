@@ -1,7 +1,7 @@
-"""The side thread of a worker: says that it lives, and renews the leases of what it has in hand.
+"""The side thread of a worker, which sends heartbeats and renews the leases of what the worker has in hand.
 
-It goes on while the main thread loads a model or runs a batch. Where Redis does not answer it tries again; anything
-else ends the thread, which the main thread sees in `alive`.
+The thread keeps running while the main thread loads a model or computes a batch. If Redis does not answer, the thread
+tries again at the next beat; any other error ends the thread, which the main thread sees in `is_alive`.
 """
 
 import logging
@@ -20,15 +20,25 @@ logger = logging.getLogger(__name__)
 
 
 class HeartbeatThread:
-    """Context manager around the thread. The main thread puts what it holds into `claim` and `queries`."""
+    """A context manager that runs the side thread; the main thread puts what it has in hand into the attributes.
 
-    def __init__(self, queue: WorkerQueue, settings: Settings, heartbeat: Callable[[], Heartbeat]):
+    Args:
+        queue: The queue to send heartbeats to.
+        settings: Durations of leases and heartbeats.
+        make_heartbeat: Returns the current heartbeat; called in the side thread.
+
+    Attributes:
+        claim: The job whose lease is renewed.
+        queries: The queries whose leases are renewed.
+    """
+
+    def __init__(self, queue: WorkerQueue, settings: Settings, make_heartbeat: Callable[[], Heartbeat]):
         self.claim: ClaimedJob | None = None
         self.queries: Sequence[Query] = ()
-        self._queue, self._heartbeat = queue, heartbeat
+        self._queue, self._make_heartbeat = queue, make_heartbeat
         self._interval_s = min(settings.heartbeat_s, settings.lease_s / 3, settings.query_lease_s / 3)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -40,19 +50,21 @@ class HeartbeatThread:
 
     @property
     def is_alive(self) -> bool:
-        """False once the thread has ended by an error."""
+        """Whether the thread runs; False after an error has ended it."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        away = False
+        # This is a clock and not a retry: a beat that failed is not repeated, since the next one says more, and leases
+        # need a fixed interval rather than growing pauses.
+        redis_is_away = False
         while not self._stop.is_set():
             try:
                 self._beat()
-                away = False
+                redis_is_away = False
             except RedisError as error:
-                if not away:
-                    logger.warning("no heartbeat can be sent, nor a lease renewed: %s", error)
-                away = True
+                if not redis_is_away:
+                    logger.warning("heartbeats cannot be sent, nor leases renewed: %s", error)
+                redis_is_away = True
             self._stop.wait(self._interval_s)
 
     def _beat(self) -> None:
@@ -63,4 +75,4 @@ class HeartbeatThread:
             except LeaseLost as error:
                 logger.warning("%s", error)
         self._queue.queries.renew(self.queries)
-        self._queue.send_heartbeat(self._heartbeat())
+        self._queue.send_heartbeat(self._make_heartbeat())

@@ -1,6 +1,7 @@
-"""Which indexes are in memory: the last few that were asked for, opened again when a new one is published.
+"""The open indexes of a worker: the most recently used ones, opened again when a new generation is published.
 
-Models are shared: two indexes of one model hold it once, and it goes with the last of them. For one thread.
+Indexes of the same model share it: the model is loaded once, and freed with the last index that uses it. Only the main
+thread may open indexes.
 """
 
 import logging
@@ -21,33 +22,40 @@ logger = logging.getLogger(__name__)
 
 _Stamp = tuple[int, int, int]
 _ModelKey = tuple[str, str | None, str, str]
+"""Name, revision, dtype and sha256: a model whose weights changed under its name is another model."""
 
 
 @dataclass(frozen=True)
-class _Resident:
+class _OpenIndex:
     index: "AttributionIndex"
     stamp: _Stamp
     models: frozenset[_ModelKey]
 
 
 class IndexCache:
-    """At most `bound` open indexes out of the directory `root`; `executor` holds their shards."""
+    """Open indexes, of which the least recently used one is closed when another one needs its place.
 
-    def __init__(self, root: Path, bound: int, executor: ExecutorName = "local"):
-        self._root, self._bound = root, bound
+    Args:
+        root: Parent directory of the indexes.
+        capacity: Largest number of open indexes.
+        executor: Name of the executor that holds the shards of the indexes.
+    """
+
+    def __init__(self, root: Path, capacity: int, executor: ExecutorName = "local"):
+        self._root, self._capacity = root, capacity
         self._executor: ExecutorName = executor
-        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._open_indexes: OrderedDict[str, _OpenIndex] = OrderedDict()
         self._models: dict[_ModelKey, Any] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names of the open indexes, the least recently used first. May be read by another thread."""
-        return list(self._residents)
+        """Names of the open indexes, the least recently used first. Another thread may read it."""
+        return list(self._open_indexes)
 
     @property
     def models(self) -> list[ResidentModel]:
-        """Models in memory. May be read by another thread."""
-        residents = list(self._residents.items())
+        """The models in memory. Another thread may read it."""
+        open_indexes = list(self._open_indexes.items())
         return [
             ResidentModel(
                 model=name,
@@ -55,72 +63,80 @@ class IndexCache:
                 dtype=dtype,
                 sha256=sha256,
                 parameters=model.parameter_count,
-                indexes=[index for index, one in residents if (name, revision, dtype, sha256) in one.models],
+                indexes=[
+                    index_name
+                    for index_name, open_index in open_indexes
+                    if (name, revision, dtype, sha256) in open_index.models
+                ],
             )
             for (name, revision, dtype, sha256), model in list(self._models.items())
         ]
 
     def get(self, name: str) -> "AttributionIndex":
-        """The index as it is published now.
+        """Returns the published generation of an index.
 
-        Raises `IndexNotFound` where there is none (any more), and what `AttributionIndex.open` raises.
+        Raises:
+            IndexNotFound: There is no such index, or not any more.
+            BergsonError: Whatever `AttributionIndex.open` raises.
         """
         path = self._root / name
-        stamp = _stamp(path)
-        resident = self._residents.get(name)
-        if resident is None or resident.stamp != stamp:
+        stamp = _manifest_stamp(path)
+        open_index = self._open_indexes.get(name)
+        if open_index is None or open_index.stamp != stamp:
             self._drop(name)
             if stamp is None:
-                raise IndexNotFound.named(name)
-            while len(self._residents) >= self._bound:
-                self._drop(next(iter(self._residents)))
-            resident = self._residents[name] = self._open(path, stamp)
-        self._residents.move_to_end(name)
-        return resident.index
+                raise IndexNotFound.for_name(name)
+            while len(self._open_indexes) >= self._capacity:
+                self._drop(next(iter(self._open_indexes)))
+            open_index = self._open_indexes[name] = self._open(path, stamp)
+        self._open_indexes.move_to_end(name)
+        return open_index.index
 
     def drop_deleted(self) -> None:
-        """Lets go of indexes that were deleted."""
+        """Closes indexes that were deleted from disk."""
         for name in self.names:
-            if _stamp(self._root / name) is None:
+            if _manifest_stamp(self._root / name) is None:
                 self._drop(name)
 
-    def _open(self, path: Path, stamp: _Stamp) -> _Resident:
+    def _open(self, path: Path, stamp: _Stamp) -> _OpenIndex:
         from bergson_core.attribution.index import AttributionIndex
         from bergson_core.executors import open_executor
         from bergson_core.models.loading import load_model
 
-        sha256 = read_manifest(path).model_sha256  # a model that changed under its name is another model
-        used: set[_ModelKey] = set()
+        sha256 = read_manifest(path).model_sha256
+        used_models: set[_ModelKey] = set()
 
-        def shared(name: str, revision: str | None = None, dtype: str = "float32") -> Any:
+        def load_shared_model(name: str, revision: str | None = None, dtype: str = "float32") -> Any:
             key = (name, revision, dtype, sha256)
             if key not in self._models:
                 self._models[key] = load_model(name, revision, dtype)
-            used.add(key)
+            used_models.add(key)
             return self._models[key]
 
         logger.info("opening index %s", path.name)
         try:
             executor = open_executor(self._executor)
-            index = AttributionIndex.open(path, load_model=shared, partial=True, executor=executor)
-            return _Resident(index, stamp, frozenset(used))
+            index = AttributionIndex.open(path, load_model=load_shared_model, partial=True, executor=executor)
+            return _OpenIndex(index, stamp, frozenset(used_models))
         except BaseException:
-            self._forget_models()
+            self._drop_unused_models()
             raise
 
     def _drop(self, name: str) -> None:
-        if self._residents.pop(name, None) is not None:
+        if self._open_indexes.pop(name, None) is not None:
             logger.info("index %s is no longer in memory", name)
-            self._forget_models()
+            self._drop_unused_models()
 
-    def _forget_models(self) -> None:
-        """Lets go of the models that no open index uses."""
-        used = frozenset().union(*(resident.models for resident in self._residents.values()))
+    def _drop_unused_models(self) -> None:
+        used = frozenset().union(*(open_index.models for open_index in self._open_indexes.values()))
         self._models = {key: model for key, model in self._models.items() if key in used}
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    """Changes with every publication, which replaces the manifest by rename; None where there is no manifest."""
+def _manifest_stamp(path: Path) -> _Stamp | None:
+    """Returns a value that changes with every publication, or None if the index has no manifest.
+
+    A publication replaces the manifest by renaming, so its inode changes.
+    """
     try:
         stat = (path / MANIFEST_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):

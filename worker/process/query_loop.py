@@ -1,4 +1,4 @@
-"""The queries of a worker: what waits is answered at once, and verifications go on between, a step at a time."""
+"""Answers the queries of a worker: waiting queries at once, and between them verifications, one step at a time."""
 
 import logging
 import time
@@ -23,28 +23,52 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LATE = Problem(code=DeadlineExceeded.code, detail="the deadline passed before the query was computed")
+_DEADLINE_PASSED = Problem(
+    code=DeadlineExceeded.code, detail="the deadline passed before the query was computed"
+)
+_WITHDRAWN = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
 
 
 class QueryLoop:
-    """Answers the queries of `queue` from the indexes of `residency`; `pulse` is told which of them are held."""
+    """Answers the queries of a queue.
 
-    def __init__(self, queue: WorkerQueue, residency: IndexCache, pulse: HeartbeatThread):
-        self._queue, self._residency, self._pulse = queue, residency, pulse
+    Args:
+        queue: The queue to take queries from.
+        index_cache: The open indexes, which answer the queries.
+        heartbeat_thread: Renews the leases of the queries in hand.
+
+    Attributes:
+        verifying: Verifications that have begun or wait, in the order of their queries.
+    """
+
+    def __init__(self, queue: WorkerQueue, index_cache: IndexCache, heartbeat_thread: HeartbeatThread):
+        self._queue, self._index_cache, self._heartbeat_thread = queue, index_cache, heartbeat_thread
         self.verifying: list[VerificationTask] = []
 
     def run_once(self, block_s: float = 0) -> bool:
-        """Answers what waits, and takes a step of a verification; False where there is neither."""
-        served = self._serve(0 if self.verifying else block_s)
-        return self._verify() or served
+        """Answers the waiting queries and takes a step of a verification; returns False if there was neither.
 
-    def _serve(self, block_s: float) -> bool:
-        """Answers what waits, index by index; False where nothing does."""
-        taken = self._queue.queries.take(block_s)
+        Args:
+            block_s: Seconds to wait for a query if there is nothing to do.
+        """
+        has_answered = self._answer_waiting(0 if self.verifying else block_s)
+        return self._step_verification() or has_answered
+
+    def finish_verifications(self) -> None:
+        """Completes all verifications; if Redis does not answer, another worker starts them again."""
+        try:
+            while self._step_verification():
+                pass
+        except RedisError as error:
+            logger.warning("verifications are left to another worker: %s", error)
+
+    def _answer_waiting(self, block_s: float) -> bool:
+        """Answers the waiting queries, index by index; returns False if there were none."""
+        queries = self._queue.queries.take(block_s)
         by_index: dict[str, list[Query]] = defaultdict(list)
-        for one in taken:
-            by_index[one.query.index].append(one)
-        self._hold(taken)
+        for query in queries:
+            by_index[query.query.index].append(query)
+        self._renew_leases_of(queries)
         try:
             for name, group in by_index.items():
                 with instrumentation.observe_queries(name, group):
@@ -52,87 +76,82 @@ class QueryLoop:
                     self._queue.queries.send_replies(replies)
                     instrumentation.record_replies([reply for _, reply in replies], self._queue.metrics)
         finally:
-            self._hold()
-        return bool(taken)
+            self._renew_leases_of([])
+        return bool(queries)
 
-    def _hold(self, taken: Sequence[Query] = ()) -> None:
-        """Says whose leases are to be renewed: of those that were taken, and of verifications."""
-        self._pulse.queries = [*taken, *(one.query for one in self.verifying)]
+    def _renew_leases_of(self, queries: Sequence[Query]) -> None:
+        """Has the heartbeat thread renew the leases of these queries and of the queries that are being verified."""
+        self._heartbeat_thread.queries = [*queries, *(task.query for task in self.verifying)]
 
     def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
-        """A reply to each query; those that nobody waits for by now are not computed.
+        """Returns replies to queries of one index. Queries whose deadline has passed are not computed.
 
-        What is to be verified too is put aside, so that the others do not wait for it.
+        A query with a verification gets no reply here, so that the other queries do not wait for it: it is added to
+        `verifying`.
         """
         now = time.time()
         waiting = [query for query in group if query.deadline > now]
-        replies = [_reply(query, _LATE) for query in group if query.deadline <= now]
+        replies = [_make_reply(query, _DEADLINE_PASSED) for query in group if query.deadline <= now]
         if not waiting:
             return replies
-        queries = [one.query.model_copy(update={"verify": None}) for one in waiting]
+        attribution_queries = [query.query.model_copy(update={"verify": None}) for query in waiting]
 
-        def answered() -> "tuple[AttributionIndex, list[Answer | BergsonError]]":
-            index = self._residency.get(name)
-            return index, index.attribute(queries)
+        def attribute() -> "tuple[AttributionIndex, list[Answer | BergsonError]]":
+            index = self._index_cache.get(name)
+            return index, index.attribute(attribution_queries)
 
-        found = run_guarded(answered)
-        if isinstance(found, Problem):
-            return replies + [_reply(query, found) for query in waiting]
-        index, outcomes = found
+        result = run_guarded(attribute)
+        if isinstance(result, Problem):
+            return replies + [_make_reply(query, result) for query in waiting]
+        index, outcomes = result
         for query, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, BergsonError):
-                replies.append(_reply(query, problem_from_error(outcome)))
+                replies.append(_make_reply(query, problem_from_error(outcome)))
             elif query.query.verify is not None:
                 self.verifying.append(VerificationTask(query, index, outcome))
             else:
-                replies.append(_reply(query, _timed(outcome, query.sent_at)))
+                replies.append(_make_reply(query, _with_queue_time(outcome, query.sent_at)))
         return replies
 
-    def _verify(self) -> bool:
-        """Takes a step of a verification, those of single questions first; False where there is none.
+    def _step_verification(self) -> bool:
+        """Takes a step of a verification, interactive queries first; returns False if there is none.
 
-        One that nobody waits for any more, since it is late or was withdrawn, is not gone on with.
+        A verification whose deadline has passed, or whose query was withdrawn, is ended instead.
         """
         if not self.verifying:
             return False
-        one = next_verification(self.verifying)
-        if one.query.deadline <= time.time():
-            outcome = _LATE
-        elif not self._queue.queries.is_awaited(one.query):
-            outcome = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
+        task = next_verification(self.verifying)
+        if task.query.deadline <= time.time():
+            outcome = _DEADLINE_PASSED
+        elif not self._queue.queries.is_awaited(task.query):
+            outcome = _WITHDRAWN
         else:
-            with instrumentation.observe_verification_step(one.query):
-                outcome = run_guarded(one.step)
+            with instrumentation.observe_verification_step(task.query):
+                outcome = run_guarded(task.step)
         if outcome is not None:
-            self.verifying.remove(one)
-            if isinstance(outcome, Answer):
-                outcome = _timed(outcome, one.query.sent_at)
-            with instrumentation.observe_queries(one.query.query.index, [one.query]):
-                reply = _reply(one.query, outcome)
-                self._queue.queries.send_replies([reply])
-                instrumentation.record_replies([reply[1]], self._queue.metrics)
-            self._hold()
+            self._finish_verification(task, outcome)
         return True
 
-    def finish_verifications(self) -> None:
-        """Brings what is under way to its end; where Redis does not answer, another worker begins it anew."""
-        try:
-            while self._verify():
-                pass
-        except RedisError as error:
-            logger.warning("verifications are left to another worker: %s", error)
+    def _finish_verification(self, task: VerificationTask, outcome: Answer | Problem) -> None:
+        self.verifying.remove(task)
+        if isinstance(outcome, Answer):
+            outcome = _with_queue_time(outcome, task.query.sent_at)
+        with instrumentation.observe_queries(task.query.query.index, [task.query]):
+            query, reply = _make_reply(task.query, outcome)
+            self._queue.queries.send_replies([(query, reply)])
+            instrumentation.record_replies([reply], self._queue.metrics)
+        self._renew_leases_of([])
 
 
-def _timed(answer: Answer, sent_at: float) -> Answer:
-    """With the time since the query was sent; what was not spent on computing was spent waiting."""
+def _with_queue_time(answer: Answer, sent_at: float) -> Answer:
+    """Returns the answer with the whole time since the query was sent; time not spent computing was spent waiting."""
     timing = answer.timing_ms
     total = max(timing.total, 1000 * (time.time() - sent_at))
     timing = timing.model_copy(update={"queue": total - timing.total, "total": total})
     return answer.model_copy(update={"timing_ms": timing})
 
 
-def _reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
-    query_id = query.query_id
+def _make_reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
     if isinstance(outcome, Problem):
-        return query, Reply(query_id=query_id, problem=outcome)
-    return query, Reply(query_id=query_id, answer=outcome)
+        return query, Reply(query_id=query.query_id, problem=outcome)
+    return query, Reply(query_id=query.query_id, answer=outcome)

@@ -1,4 +1,4 @@
-"""An answer on its way through a verification. No torch here."""
+"""A query whose results are being verified, one step at a time."""
 
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 
 class VerificationTask:
-    """An answer whose results are being unlearned, some at each step; between two steps the model is as it was."""
+    """An answer whose results are unlearned step by step; between two steps the model has its original weights.
+
+    Args:
+        query: The query, which asks for a verification.
+        index: The index that answered it.
+        answer: The answer without a verification.
+    """
 
     def __init__(self, query: Query, index: "AttributionIndex", answer: Answer):
         self.query = query
@@ -19,7 +25,14 @@ class VerificationTask:
         self._steps: Generator[None, None, Answer] | None = None
 
     def step(self) -> Answer | None:
-        """Goes on; the whole answer where that was the last step. Raises what `AttributionIndex.verify` does."""
+        """Takes the next step.
+
+        Returns:
+            The answer with its verification if this was the last step, else None.
+
+        Raises:
+            BergsonError: Whatever `AttributionIndex.verify` raises.
+        """
         self._steps = self._steps or self._begin()
         try:
             next(self._steps)
@@ -28,6 +41,6 @@ class VerificationTask:
         return None
 
 
-def next_verification(verifications: Iterable[VerificationTask]) -> VerificationTask:
-    """The one that is gone on with: the oldest of a single question, or else of those of batches."""
-    return min(verifications, key=lambda one: PRIORITIES.index(one.query.priority))
+def next_verification(tasks: Iterable[VerificationTask]) -> VerificationTask:
+    """Returns the task to continue: the oldest one of an interactive query, or else of a batch query."""
+    return min(tasks, key=lambda task: PRIORITIES.index(task.query.priority))

