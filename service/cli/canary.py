@@ -5,7 +5,7 @@ Each run is appended to the canary log of the index, whose last run `GET /metric
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,15 +19,14 @@ from service.cli.support.spec_options import field_help, options_from_specs
 from service.client import Client
 from service.indexes.canary_log import CanaryRun, append_run
 from service.schemas import AttributeResponse
-from service.settings import ClientSettings
 
 if TYPE_CHECKING:
     from bergson_core.evaluation.queries import EvaluationQuery
 
-Floor = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Smallest acceptable value; below it the command ends with status 1."),
-]
+
+def _floor_option(figure: str) -> Any:
+    help_text = f"Smallest {figure} that is acceptable. A single run below it ends with status 1."
+    return typer.Option(min=0, max=1, help=help_text)
 
 
 @options_from_specs
@@ -40,12 +39,14 @@ def canary(
         ),
     ],
     gold: Annotated[str, typer.Option(help=field_help(EvaluationSpec, "gold"))] = EvaluationSpec().gold,
-    url: Annotated[str | None, typer.Option(help=field_help(ClientSettings, "url"))] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of the service. By default that of the setting BERGSON_URL.")
+    ] = None,
     every: Annotated[
         float | None, typer.Option(min=1, help="Seconds between runs. Without it, there is a single run.")
     ] = None,
-    min_mrr: Floor = None,
-    min_recall: Floor = None,
+    min_mrr: Annotated[float | None, _floor_option("MRR")] = None,
+    min_recall: Annotated[float | None, _floor_option("recall of the search")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Send a fixed set of queries to a running service and log MRR, search recall and latency for `GET /metrics`."""

@@ -21,22 +21,22 @@ EVALUATION_OPTIONS = SpecOptions(
         "training.start": OptionOverride("base_model"),
         "training.scratch": OptionOverride("from_scratch"),
         "training.schedule.batch_size": OptionOverride(
-            intro="Documents per step of the built-in training loop."
+            help="Documents per step of the built-in training loop."
         ),
         "training.schedule.epochs": OptionOverride(
-            intro="Passes of the built-in training loop over the documents."
+            help="Passes of the built-in training loop over the documents."
         ),
         "training.schedule.least_steps": OptionOverride(
-            "least_steps", "Smallest number of steps of the built-in training loop."
+            "least_steps", help="Smallest number of steps of the built-in training loop."
         ),
         "training.schedule.learning_rate": OptionOverride(
-            "train_learning_rate", "Highest learning rate of AdamW in the built-in training loop."
+            "train_learning_rate", help="Highest learning rate of AdamW in the built-in training loop."
         ),
         "training.schedule.warmup": OptionOverride(
-            intro="Share of the steps of the built-in training loop over which the learning rate rises."
+            help="Share of the steps of the built-in training loop over which the learning rate rises."
         ),
         "training.schedule.weight_decay": OptionOverride(
-            intro="Weight decay of AdamW in the built-in training loop."
+            help="Weight decay of AdamW in the built-in training loop."
         ),
     },
     sections={"training": Section("Training again")},

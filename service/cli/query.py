@@ -9,7 +9,7 @@ from rich.text import Text
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
-from service.cli.support.common_options import ExecutorOption, IndexDirectory
+from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
 from service.cli.support.console import console
 from service.cli.support.result_tables import (
     module_influences,
@@ -31,6 +31,7 @@ def _parse_filter(text: str) -> Any:
 
 QUERY_OPTIONS = SpecOptions(
     options={
+        "profile": OptionOverride(help=PROFILE_HELP),
         "filter": OptionOverride(
             intro="A JSON object.", type=str | None, parse=_parse_filter, extra={"metavar": "JSON"}
         ),

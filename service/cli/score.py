@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
-from bergson_core.schemas.query import Aggregate, AttributionQuery
+from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
-from service.cli.support.common_options import IndexDirectory, dataset_options
+from service.cli.support.common_options import PROFILE_HELP, IndexDirectory, dataset_options
 from service.cli.support.console import console, print_message, progress_bar
-from service.cli.support.spec_options import field_help, options_from_specs
+from service.cli.support.spec_options import options_from_specs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +36,7 @@ TopK = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
-ProfileName = Annotated[str, typer.Option(help=field_help(AttributionQuery, "profile"))]
+ProfileName = Annotated[str, typer.Option(help=PROFILE_HELP)]
 
 
 @options_from_specs
@@ -71,7 +71,7 @@ def score(
     by: Annotated[
         str | None,
         typer.Option(
-            help="Metadata column whose values the scores are added up by and printed, largest first."
+            help="Metadata column. The sum of the scores is printed for each of its values, the largest first."
         ),
     ] = None,
     profile: ProfileName = "default",

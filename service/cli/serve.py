@@ -32,11 +32,11 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="Number of workers.")] = 1,
 ) -> None:
     """Run Redis (embedded unless REDIS_URL is set), workers and the web service until Ctrl-C."""
-    from service.auth.authorization import check_start
+    from service.auth.authorization import require_keys_if_public
     from service.cli.support.process_group import running_system
 
     settings = apply_settings(data_dir, host, port, allow)
-    check_start(settings)
+    require_keys_if_public(settings)
     with running_system(settings, workers) as system:
         console.print(f"dashboard: {system.url}/docs   data: {settings.data_dir}   Ctrl-C stops everything")
         system.wait()

@@ -1,7 +1,7 @@
 """Arguments and options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +15,7 @@ ExecutorOption = Annotated[
         help="Where shards are built and searched: in this process, or on the machines of a Ray cluster."
     ),
 ]
+PROFILE_HELP: Final = "Profile to score with: `default`, or one that `bergson profile` has fitted to a task."
 
 
 def dataset_options(name: str, intro: str) -> SpecOptions:

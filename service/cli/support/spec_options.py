@@ -30,6 +30,8 @@ class OptionOverride:
     """Name of the option, without the dashes."""
     intro: str = ""
     """Text in front of the field's docstring."""
+    help: str = ""
+    """Text instead of the field's docstring."""
     type: Any = None
     """Type of the value on the command line, where `parse` makes the field's value from it."""
     parse: Callable[[Any], Any] | None = None
@@ -104,7 +106,7 @@ class DerivedOption:
     @property
     def help(self) -> str:
         """The help text: the introduction, the field's docstring, and the default of a repeatable option."""
-        parts = [self.override.intro, self.field.description]
+        parts = [self.override.intro, self.override.help or self.field.description]
         if self.repeatable:
             parts.append("May be repeated.")
             if self.field.default:

@@ -1,4 +1,4 @@
-"""`bergson keys`: a key is printed once, listed without its secret, and revoked by its name."""
+"""`bergson keys` prints a key once, lists keys without their secrets, and revokes a key by its name."""
 
 from pathlib import Path
 
@@ -20,15 +20,15 @@ def keys(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["keys", *arguments], env={"COLUMNS": "160"})
 
 
-def test_a_key_is_all_that_create_prints_and_does_what_it_was_made_for(tmp_path: Path) -> None:
+def test_create_prints_only_the_key_which_has_the_rights_that_were_given(tmp_path: Path) -> None:
     limits = ("--rate", "100/minute", "--concurrent", "4", "--expires", "30", "--without-text")
-    made = keys("create", "ada", "--scope", "write", "--index", "facts-*", "--index", "news", *limits)
-    assert made.exit_code == 0, made.output
-    found = KeyFile(tmp_path).find(made.stdout.strip())
-    assert found is not None and found.expires_at is not None
-    assert (found.name, found.scope, found.indexes) == ("ada", "write", ("facts-*", "news"))
-    assert (found.rate, found.concurrent, found.text) == ("100/minute", 4, False)
-    assert found.expires_at - found.created_at == pytest.approx(30 * 24 * 3600, abs=1)
+    created = keys("create", "ada", "--scope", "write", "--index", "facts-*", "--index", "news", *limits)
+    assert created.exit_code == 0, created.output
+    key = KeyFile(tmp_path).find(created.stdout.strip())
+    assert key is not None and key.expires_at is not None
+    assert (key.name, key.scope, key.indexes) == ("ada", "write", ("facts-*", "news"))
+    assert (key.rate, key.concurrent, key.text) == ("100/minute", 4, False)
+    assert key.expires_at - key.created_at == pytest.approx(30 * 24 * 3600, abs=1)
 
 
 def test_keys_are_listed_without_their_secrets_until_they_are_revoked() -> None:
@@ -42,8 +42,8 @@ def test_keys_are_listed_without_their_secrets_until_they_are_revoked() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--scope", "root"), ("--concurrent", "0"), ("--expires", "0"), ("--rate", "x")]
+    "option", [("--scope", "root"), ("--concurrent", "0"), ("--expires", "0"), ("--rate", "x")]
 )
-def test_a_key_that_makes_no_sense_is_not_made(tmp_path: Path, wrong: tuple[str, str]) -> None:
-    assert keys("create", "ada", "--scope", "read", *wrong).exit_code != 0
+def test_no_key_is_created_with_an_invalid_option(tmp_path: Path, option: tuple[str, str]) -> None:
+    assert keys("create", "ada", "--scope", "read", *option).exit_code != 0
     assert KeyFile(tmp_path).read() is None
