@@ -1,32 +1,33 @@
-"""Every error that a user can cause, and nothing else.
+"""The errors that a user can cause or handle.
 
     BergsonError
-    ├── InvalidInput (ValueError)        what was sent is wrong; the text says what was expected
-    │   ├── ModelNotFound                no such model, or not one that can be loaded
-    │   ├── DatasetNotFound              no such dataset, split or file
+    ├── InvalidInput (ValueError)        something in the request is wrong; the message says what was expected
+    │   ├── ModelNotFound                the model does not exist or cannot be loaded
+    │   ├── DatasetNotFound              the dataset, split or file does not exist or cannot be read
     │   ├── ColumnNotFound               the dataset has no such column
-    │   └── TooLong                      prompt and completion exceed what the model takes
-    ├── IndexNotFound                    no published index of that name
-    ├── DocumentNotFound                 no document of that id, or one that was taken down
-    ├── IdsExist                         documents of these ids are in the index
+    │   └── TooLong                      prompt and completion have more tokens than the model takes
+    ├── IndexNotFound                    no index is published under this name
+    ├── DocumentNotFound                 no document has this id, or it was taken down
+    ├── IdsExist                         the index already has documents with these ids
     ├── IndexExists                      the name is taken
-    ├── IndexBusy                        the index is being built, by this or another process
-    ├── IndexCorrupt                     files differ from what the manifest says
-    ├── DiskFull                         there is no room for what is to be written
-    ├── JobNotFound
-    ├── Unauthorized                     no API key came along, or none that counts
-    ├── Forbidden                        the API key may not do this
-    ├── Unavailable                      a part that is needed does not answer
-    │   ├── RedisUnavailable
+    ├── IndexBusy                        this or another process is writing the index
+    ├── IndexCorrupt                     files of the index differ from its manifest
+    ├── DiskFull                         there is no room for the files to write
+    ├── JobNotFound                      no job has this id
+    ├── Unauthorized                     the request has no API key, or one that is not valid
+    ├── Forbidden                        the API key does not permit this
+    ├── Unavailable                      a part of the service does not answer; retry later
+    │   ├── RedisUnavailable             Redis does not answer
     │   ├── NoWorker                     no worker is alive
     │   ├── ClusterUnavailable           no Ray cluster does the work
-    │   ├── QueueFull                    too much waits already
-    │   └── RateLimited                  one API key asks too much
-    ├── DeadlineExceeded                 no answer in time
-    ├── Cancelled                        somebody asked for the work to stop
-    └── LeaseLost                        another worker has taken this job over
+    │   ├── QueueFull                    too many requests are waiting already
+    │   └── RateLimited                  the API key has sent too many requests
+    ├── DeadlineExceeded                 there was no answer in time
+    ├── Cancelled                        the work was cancelled
+    └── LeaseLost                        another worker has taken over the job
 
-`code` is the stable name that crosses process borders (Redis, HTTP); `from_code` is its inverse.
+Each class has a `code`, a stable name that crosses the borders between processes (Redis and HTTP). `from_code` makes
+the error of a code.
 """
 
 from collections.abc import Sequence
@@ -34,9 +35,12 @@ from typing import Self
 
 
 class BergsonError(Exception):
-    """Base of all errors that are the caller's to handle. `str(error)` is fit to be shown.
+    """Base of all errors that a caller can handle. The message is meant to be shown to users.
 
-    `status` and `request_id` are those of the HTTP answer that said it, where one did.
+    Attributes:
+        code: Stable name of the kind of error.
+        status: Status of the HTTP response that reported the error, or None.
+        request_id: Request id of that response, or None.
     """
 
     code = "error"
@@ -45,46 +49,65 @@ class BergsonError(Exception):
 
 
 class InvalidInput(BergsonError, ValueError):
+    """Something in the request is wrong. The message says what was expected."""
+
     code = "invalid_input"
 
 
 class ModelNotFound(InvalidInput):
+    """The model does not exist or cannot be loaded."""
+
     code = "model_not_found"
 
 
 class DatasetNotFound(InvalidInput):
+    """The dataset, split or file does not exist or cannot be read."""
+
     code = "dataset_not_found"
 
 
 class ColumnNotFound(InvalidInput):
+    """The dataset has no such column."""
+
     code = "column_not_found"
 
 
 class TooLong(InvalidInput):
+    """Prompt and completion together have more tokens than the model takes."""
+
     code = "too_long"
 
 
 class IndexNotFound(BergsonError):
+    """No index is published under this name, or none that the caller may see."""
+
     code = "index_not_found"
 
     @classmethod
-    def named(cls, name: str) -> Self:
-        """The error for a name under which a service has no index, or none that the caller may see."""
+    def for_name(cls, name: str) -> Self:
+        """Returns the error of a service that has no index of this name, or none that the caller may see."""
         return cls(f"no index named {name!r}: GET /index lists them")
 
 
 class DocumentNotFound(BergsonError):
+    """No document has this id, or it was taken down."""
+
     code = "document_not_found"
 
 
 class IdsExist(BergsonError):
-    """`ids` are those that exist, where it is known here; `str(error)` names the first."""
+    """The index already has documents with these ids.
+
+    Attributes:
+        ids: The ids, or an empty tuple if only the message is known. The message has the first ten.
+    """
 
     code = "ids_exist"
     ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, ids: Sequence[str]) -> "IdsExist":
+    def for_ids(cls, ids: Sequence[str]) -> Self:
+        """Returns the error for these ids."""
         more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
         error = cls(
             f"the index has documents of these ids already: {', '.join(map(repr, ids[:10]))}{more}; expected new ids, "
@@ -95,89 +118,124 @@ class IdsExist(BergsonError):
 
 
 class IndexExists(BergsonError):
+    """The name is taken."""
+
     code = "index_exists"
 
 
 class IndexBusy(BergsonError):
+    """This or another process is writing the index."""
+
     code = "index_busy"
 
 
 class IndexCorrupt(BergsonError):
+    """Files of the index differ from its manifest."""
+
     code = "index_corrupt"
 
 
 class DiskFull(BergsonError):
+    """There is no room for the files to write."""
+
     code = "disk_full"
 
 
 class JobNotFound(BergsonError):
+    """No job has this id."""
+
     code = "job_not_found"
 
 
 class Unauthorized(BergsonError):
+    """The request has no API key, or one that is not valid."""
+
     code = "unauthorized"
 
 
 class Forbidden(BergsonError):
+    """The API key does not permit this."""
+
     code = "forbidden"
 
 
 class Unavailable(BergsonError):
-    """`wait_s`: seconds after which it may be tried again."""
+    """A part of the service does not answer. The request can be repeated later.
+
+    Attributes:
+        wait_s: Seconds to wait before that.
+    """
 
     code = "unavailable"
     wait_s: int = 0
 
 
 class RedisUnavailable(Unavailable):
+    """Redis does not answer."""
+
     code = "redis_unavailable"
 
     @classmethod
     def because(cls, reason: str) -> Self:
-        """The error for a Redis that did not answer, for this reason."""
+        """Returns the error for a Redis that does not answer for this reason."""
         return cls(f"Redis does not answer: start it, or correct REDIS_URL ({reason})")
 
 
 class NoWorker(Unavailable):
+    """No worker is alive."""
+
     code = "no_worker"
 
 
 class ClusterUnavailable(Unavailable):
+    """No Ray cluster does the work."""
+
     code = "cluster_unavailable"
 
 
 class QueueFull(Unavailable):
+    """Too many requests are waiting already."""
+
     code = "queue_full"
 
 
 class RateLimited(Unavailable):
+    """The API key has sent too many requests."""
+
     code = "rate_limited"
     wait_s: int = 1
 
     @classmethod
-    def of(cls, detail: str, wait_s: int) -> "RateLimited":
+    def with_wait(cls, detail: str, wait_s: int) -> Self:
+        """Returns the error with this message, to be repeated after `wait_s` seconds."""
         error = cls(detail)
         error.wait_s = wait_s
         return error
 
 
 class DeadlineExceeded(BergsonError):
+    """There was no answer in time."""
+
     code = "deadline_exceeded"
 
 
 class Cancelled(BergsonError):
+    """The work was cancelled."""
+
     code = "cancelled"
 
 
 class LeaseLost(BergsonError):
+    """Another worker has taken over the job."""
+
     code = "lease_lost"
 
 
-def _tree(root: type[BergsonError]) -> list[type[BergsonError]]:
-    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+def _with_subclasses(root: type[BergsonError]) -> list[type[BergsonError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _with_subclasses(child))]
 
 
 def from_code(code: str, detail: str) -> BergsonError:
-    """The error that was written as (code, detail); an unknown code gives a plain `BergsonError`."""
-    kinds = {kind.code: kind for kind in _tree(BergsonError)}
-    return kinds.get(code, BergsonError)(detail)
+    """Returns the error of a code with `detail` as its message. An unknown code gives a plain `BergsonError`."""
+    classes = {cls.code: cls for cls in _with_subclasses(BergsonError)}
+    return classes.get(code, BergsonError)(detail)

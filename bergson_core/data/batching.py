@@ -1,10 +1,10 @@
-"""Text → tokens → batches of about equal cost.
+"""Tokenises prompts and completions, and puts tokenised documents into batches of about equal cost.
 
-Legend: n samples, s positions.
+Legend: n documents of a batch, s positions.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput, TooLong
+from bergson_core.schemas.build import Loss
 
 BUDGET_TOKENS = 4096
-"""Tokens of a batch, padding included."""
+"""Default number of tokens of a batch, padding included."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenised document: `ids` [s], and `labels` [s] true on the tokens that the loss is taken over.
+    """A tokenised document.
 
-    The loss is the sum over these tokens, times `weight`.
+    Attributes:
+        ids: Token ids, int64 [s].
+        labels: Whether the loss is taken over a token, bool [s]. These are the labelled tokens.
+        weight: Number that the sum of the losses of the labelled tokens is multiplied by.
     """
 
     ids: np.ndarray
@@ -31,12 +35,12 @@ class Tokens:
 
     @classmethod
     def labelled_from(cls, ids: np.ndarray, first: int) -> "Tokens":
-        """The loss is taken over `ids[first:]`, all before is context."""
+        """Returns a document whose tokens from position `first` on are labelled; the others are context."""
         return cls(ids, np.arange(len(ids)) >= first)
 
     @property
-    def labelled(self) -> int:
-        """Tokens that the loss is taken over."""
+    def n_labelled(self) -> int:
+        """Number of labelled tokens."""
         return int(self.labels.sum())
 
 
@@ -44,34 +48,44 @@ class Tokens:
 class Batch:
     """Documents side by side, padded on the right.
 
-    `numbers` [n] are the documents' places in the sequence that was batched; `input_ids` [n, s]; `mask` [n, s] is 1
-    on tokens, or None where nothing is padded; `labelled` [n, s] is true on tokens that the loss is taken over;
-    `weights` [n] float64 are what their losses are multiplied by, None where all are 1.
+    Attributes:
+        indices: Positions of the documents in the sequence that the batch was made from, int64 [n].
+        input_ids: Token ids, int64 [n, s].
+        mask: 1 on tokens and 0 on padding, int64 [n, s]; None if there is no padding.
+        labelled: Whether the loss is taken over a token, bool [n, s].
+        weights: Number that each document's loss is multiplied by, float64 [n]; None if all are 1.
     """
 
-    numbers: np.ndarray
+    indices: np.ndarray
     input_ids: Tensor
     mask: Tensor | None
     labelled: Tensor
     weights: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
     @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
+    def n_tokens(self) -> int:
+        """Number of tokens without padding."""
         return self.input_ids.numel() if self.mask is None else int(self.mask.sum())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
-    """What the tokenizer makes of `text`.
+    """Calls the tokenizer and returns its result.
 
-    Raises `InvalidInput` where it gives up, as an expression of its own does that goes back too often.
+    Args:
+        tokenizer: Tokenizer of the model.
+        text: One text or several.
+        **options: Arguments of the tokenizer.
+
+    Raises:
+        InvalidInput: The tokenizer has panicked, for example because a regular expression of its own backtracks too
+            often on a text.
     """
     try:
         return tokenizer(text, **options)
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # A panic in Rust code is not an `Exception`.
         if type(error).__name__ != "PanicException":
             raise
         raise InvalidInput(f"the tokenizer gives up on a text: {error}") from None
@@ -83,12 +97,20 @@ def tokenize(
     completions: Sequence[str] | None,
     spans: Sequence[tuple[int, int] | None] | None = None,
 ) -> list[Tokens]:
-    """Tokens of each prompt followed by its completion, tokenised together as the model would see them.
+    """Tokenises each prompt together with its completion, as the model would see them.
 
-    Without completions every token but the first is labelled. With them, a token is labelled when it ends inside
-    the completion; the first token of the text cannot be predicted from anything and is never labelled. With `spans`,
-    characters [start, end) of each completion or None for all of it, of these the tokens that share one with the span.
-    Raises `InvalidInput` for a tokenizer that does not tell where tokens come from.
+    The first token of a text is never labelled, because nothing predicts it.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompts: Text before each completion, or the whole text without completions.
+        completions: Completion of each prompt. A token is labelled if it ends inside the completion. Without
+            completions all tokens but the first are labelled.
+        spans: For each completion, characters [start, end) of it, or None for the whole completion. With a span, a
+            token is labelled only if it shares a character with the span.
+
+    Raises:
+        InvalidInput: There are completions, and the tokenizer does not report which characters a token stands for.
     """
     if not prompts:
         return []
@@ -102,70 +124,97 @@ def tokenize(
         )
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     encoded = encode(tokenizer, texts, return_offsets_mapping=True, return_attention_mask=False)
-    found = [
+    documents = [
         Tokens.labelled_from(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
         for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
     ]
     for tokens, offsets, prompt, span in zip(
-        found, encoded["offset_mapping"], prompts, spans or (), strict=False
+        documents, encoded["offset_mapping"], prompts, spans or (), strict=False
     ):
         if span is not None:
             starts, ends = np.asarray(offsets).T - len(prompt)
             tokens.labels[(ends <= span[0]) | (starts >= span[1])] = False
-    return found
+    return documents
 
 
 def _first_label(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
-    """The first token that ends after the prompt; special tokens have empty spans and do not count."""
+    """Returns the position of the first token that ends after the prompt; special tokens are empty and do not count."""
     inside = (k for k, (start, end) in enumerate(offsets) if end > max(start, prompt_length))
     return max(1, next(inside, len(offsets)))
 
 
-def require_length(tokens: Tokens, limit: int | None, what: str) -> None:
-    """Raises `TooLong` where a document has more tokens than the model takes: nothing is cut silently."""
+def with_loss_weight(tokens: Tokens, loss: Loss, weight: float = 1.0) -> Tokens:
+    """Returns the document with a loss that is `weight` times the sum over its labelled tokens, or times their mean."""
+    return replace(tokens, weight=weight / max(1, tokens.n_labelled) if loss == "mean" else weight)
+
+
+def require_max_tokens(tokens: Tokens, limit: int | None, what: str) -> None:
+    """Checks the length of a document, because no document is ever cut.
+
+    Args:
+        tokens: The document.
+        limit: Largest number of tokens, or None for no limit.
+        what: Name of the document, for the message.
+
+    Raises:
+        TooLong: The document has more tokens.
+    """
     if limit is not None and len(tokens.ids) > limit:
         raise TooLong(
             f"{what} has {len(tokens.ids)} tokens, more than the {limit} allowed; shorten or split it"
         )
 
 
-def length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
-    """Places of the documents of each batch: longest first, at most `budget_tokens` with padding.
+def iter_length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
+    """Groups documents of similar length into batches, the longest first.
 
-    A document longer than the budget is a batch of its own. The same lengths always give the same batches.
+    The same lengths always give the same batches.
+
+    Args:
+        lengths: Number of tokens of each document.
+        budget_tokens: Largest number of tokens of a batch, padding included. A longer document is a batch of its own.
+
+    Yields:
+        The positions of the documents of each batch.
     """
     batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
+    for index in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget_tokens:
             yield batch
             batch = []
-        batch.append(number)
+        batch.append(index)
     if batch:
         yield batch
 
 
-def batches(
+def iter_batches(
     documents: Sequence[Tokens], budget_tokens: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """`documents` in batches of similar length on `device`."""
-    for numbers in length_buckets([len(tokens.ids) for tokens in documents], budget_tokens):
-        yield _collate([documents[k] for k in numbers], numbers, device)
+    """Yields the documents in batches of similar length.
+
+    Args:
+        documents: The documents.
+        budget_tokens: Largest number of tokens of a batch, padding included. A longer document is a batch of its own.
+        device: Device of the batches' tensors.
+    """
+    for indices in iter_length_buckets([len(tokens.ids) for tokens in documents], budget_tokens):
+        yield _collate([documents[k] for k in indices], indices, device)
 
 
-def _collate(documents: list[Tokens], numbers: list[int], device: torch.device | str) -> Batch:
+def _collate(documents: list[Tokens], indices: list[int], device: torch.device | str) -> Batch:
     lengths = np.array([len(tokens.ids) for tokens in documents])
-    places = np.arange(max(1, lengths.max()))
-    ids = np.zeros((len(documents), len(places)), dtype=np.int64)
+    positions = np.arange(max(1, lengths.max()))
+    ids = np.zeros((len(documents), len(positions)), dtype=np.int64)
     labelled = np.zeros(ids.shape, dtype=bool)
     for row, labels, tokens in zip(ids, labelled, documents, strict=True):
         row[: len(tokens.ids)] = tokens.ids
         labels[: len(tokens.ids)] = tokens.labels
-    present = places < lengths[:, None]
+    is_token = positions < lengths[:, None]
     weights = torch.tensor([tokens.weight for tokens in documents], dtype=torch.float64)
     return Batch(
-        numbers=np.array(numbers),
+        indices=np.array(indices),
         input_ids=torch.from_numpy(ids).to(device),
-        mask=None if present.all() else torch.from_numpy(present.astype(np.int64)).to(device),
+        mask=None if is_token.all() else torch.from_numpy(is_token.astype(np.int64)).to(device),
         labelled=torch.from_numpy(labelled).to(device),
         weights=None if (weights == 1).all() else weights.to(device),
     )

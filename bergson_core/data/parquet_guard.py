@@ -1,4 +1,7 @@
-"""Parquet files: how much comes out of one. A text of a megabyte that stands in a million rows is kept once."""
+"""Refuses Parquet files that decode to far more data than they have bytes.
+
+A Parquet file stores a text of a megabyte only once even if it is the value of a million rows.
+"""
 
 from pathlib import Path
 from typing import Final
@@ -9,38 +12,41 @@ import pyarrow.parquet as pq
 
 from bergson_core.errors import DatasetNotFound
 
-AT_ONCE: Final = 1024
-"""Rows that are decoded in one go, of a file that was checked."""
-_CHECKED_AT_ONCE: Final = 64
-_ANYWAY: Final = 2**30
-_TIMES: Final = 100
+DECODE_CHUNK_ROWS: Final = 1024
+"""Rows of a checked file that are decoded at a time."""
+_CHECK_CHUNK_ROWS: Final = 64
+_MAX_SMALL_BYTES: Final = 2**30
+_MAX_GROWTH: Final = 100
 
 
-def require_plain_size(path: Path) -> None:
-    """Raises `DatasetNotFound` where more comes out of the file than 1 GiB and a hundred times its size.
+def require_bounded_size(path: Path) -> None:
+    """Checks that a Parquet file decodes to at most 1 GiB plus a hundred times its size.
 
-    All of it is decoded to find out, since what the file says of itself may be wrong; texts that are kept once are not
-    multiplied, but counted.
+    The whole file is decoded for this, because what the file says about itself may be wrong. Texts that are stored once
+    are counted as often as they occur, but not copied.
+
+    Raises:
+        DatasetNotFound: The file decodes to more than that.
     """
-    most, found = _ANYWAY + _TIMES * path.stat().st_size, 0
+    limit, decoded = _MAX_SMALL_BYTES + _MAX_GROWTH * path.stat().st_size, 0
     with pq.ParquetFile(path) as plain:
         texts = [field.name for field in plain.schema_arrow if _is_text(field.type)]
     with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_CHECKED_AT_ONCE):
-            found += sum(map(_size, batch.columns))
-            if found > most:
+        for batch in file.iter_batches(_CHECK_CHUNK_ROWS):
+            decoded += sum(map(_decoded_bytes, batch.columns))
+            if decoded > limit:
                 raise DatasetNotFound(
-                    f"{path} has {path.stat().st_size:,} bytes, and more than {most:,} come out of it; expected at "
-                    f"most {_TIMES} times its size"
+                    f"{path} has {path.stat().st_size:,} bytes, and more than {limit:,} come out of it; expected at "
+                    f"most {_MAX_GROWTH} times its size"
                 )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return any(of(kind) for of in (pa.types.is_string, pa.types.is_binary))
+def _is_text(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or pa.types.is_binary(type)
 
 
-def _size(column: pa.Array) -> int:
-    """Bytes of the column, each text as often as it stands there."""
+def _decoded_bytes(column: pa.Array) -> int:
+    """Returns the bytes of a column in which each text is counted as often as it occurs."""
     if not pa.types.is_dictionary(column.type):
         return column.nbytes
     lengths = pc.call_function("binary_length", [column.dictionary]).take(column.indices)

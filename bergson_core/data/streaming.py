@@ -1,14 +1,15 @@
-"""Documents of a stream: what is too large to be kept as a whole, in memory or in the datasets library's cache.
+"""Reads documents from a stream, for datasets that are too large for memory and for the datasets library's cache.
 
-    <output>/documents.arrow   the columns that a build reads, as an Arrow stream, until its index is published
+<output>/documents.arrow   the columns that a build reads, as an Arrow stream, until the index is published
 
-A build reads its documents several times: to check every one, for samples, shard by shard. A stream is read in order
-only, and a hub's is downloaded each time. So it is read once, by Arrow batches, into a file that bears its name as
-soon as it is whole. All that follows is local, and a build that is killed goes on from what the first run has read,
-whatever the source has become. The index keeps these texts anyway.
+A build reads its documents several times: to check each of them, for samples, and shard by shard. A stream can be read
+in order only, and that of a hub dataset is downloaded each time. The stream is therefore read once, by Arrow batches,
+into a file that gets its name when it is complete. Everything after that is local. A build that is killed and started
+again goes on with what the first run has read, even if the source has changed since. The index stores these texts in
+any case.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -18,73 +19,83 @@ from datasets import Dataset, IterableDataset
 from datasets.table import table_cast
 
 from bergson_core.data.dataset import (
-    Documents,
-    dataset_errors,
-    documents_from_dataset,
     empty_dataset_error,
-    load_documents,
     open_dataset_stream,
-    required_columns,
+    translate_dataset_errors,
+)
+from bergson_core.data.documents import (
+    Documents,
+    documents_from_dataset,
+    load_documents,
+    require_columns,
 )
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
-from bergson_core.schemas.results import Progress
 from bergson_core.utils.atomic_files import atomic_path
-from bergson_core.utils.progress import StageProgress
+from bergson_core.utils.progress import ProgressCallback, StageProgress
 
 STREAMED_FILE: Final = "documents.arrow"
-_AT_ONCE: Final = 1000
-"""Rows of a batch. It divides the 10,000 that the csv reader takes at once: each time it finds types anew, and no batch
-can hold two of them."""
+_BATCH_ROWS: Final = 1000
+"""Rows of a batch. This divides the 10,000 rows that the csv reader reads at a time: the reader infers the types anew
+each time, and no batch may span two of these portions."""
 
 
-def load_documents_streaming(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
-    """As `load_documents`. A stream is read into a file of the directory `root`, or has been by an earlier run.
+def load_documents_streaming(spec: BuildSpec, root: Path, report: ProgressCallback) -> Documents:
+    """Opens the documents that a build reads, like `load_documents`; a stream is first read into a file.
 
-    `report` is called after every batch and may raise to stop.
+    Args:
+        spec: The build.
+        root: Directory for the file. A file that an earlier run has completed there is used instead of the stream.
+        report: Called after every batch; it may raise to stop.
+
+    Raises:
+        DatasetNotFound: The dataset does not exist or cannot be read.
+        ColumnNotFound: The dataset lacks a column that the spec names.
+        InvalidInput: The dataset is empty, or a column holds images, sounds or other files.
     """
-    documents = _loaded(spec, root, report)
-    pa.default_memory_pool().release_unused()  # some 50 MB that reading a file for the first time has taken
+    documents = _open_documents(spec, root, report)
+    pa.default_memory_pool().release_unused()  # Opening a file for the first time takes some 50 MB for a moment.
     return documents
 
 
-def _loaded(spec: BuildSpec, root: Path, report: Callable[[Progress], None]) -> Documents:
+def _open_documents(spec: BuildSpec, root: Path, report: ProgressCallback) -> Documents:
     source = spec.dataset
     if source is None or not source.streaming:
         return load_documents(spec)
-    if not (root / STREAMED_FILE).is_file():
-        opened = open_dataset_stream(source)
-        if isinstance(opened, Dataset):
-            return documents_from_dataset(opened, spec.columns, source.path)
-        _write(_batches(opened, source, spec.columns), root / STREAMED_FILE, source.path, report)
-    return documents_from_dataset(Dataset.from_file(str(root / STREAMED_FILE)), spec.columns, source.path)
+    path = root / STREAMED_FILE
+    if not path.is_file():
+        dataset = open_dataset_stream(source)
+        if isinstance(dataset, Dataset):
+            return documents_from_dataset(dataset, spec.columns, source.path)
+        _write_stream(_iter_tables(dataset, source, spec.columns), path, source.path, report)
+    return documents_from_dataset(Dataset.from_file(str(path)), spec.columns, source.path)
 
 
-def _batches(opened: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:
-    """The wanted columns of a stream, in the types of its first rows, as a file that is not streamed has them."""
-    with dataset_errors(source):
-        tables, schema = opened.with_format("arrow").iter(_AT_ONCE), None
+def _iter_tables(stream: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:
+    """Yields the required columns, cast to the types of the first rows, as a file that is not streamed has them."""
+    with translate_dataset_errors(source):
+        tables, schema = stream.with_format("arrow").iter(_BATCH_ROWS), None
     while True:
-        with dataset_errors(source):
+        with translate_dataset_errors(source):
             table: pa.Table | None = next(tables, None)
             if table is None:
                 return
-            wanted = table.select(required_columns(columns, table.column_names, source.path))
-            schema = schema or wanted.schema
-            wanted = table_cast(wanted, schema)
-        yield wanted
+            selected = table.select(require_columns(columns, table.column_names, source.path))
+            schema = schema or selected.schema
+            selected = table_cast(selected, schema)
+        yield selected
 
 
-def _write(batches: Iterator[pa.Table], path: Path, name: str, report: Callable[[Progress], None]) -> None:
-    """Writes a file as one step. Raises `InvalidInput` where there is no batch."""
-    first = next(batches, None)
+def _write_stream(tables: Iterator[pa.Table], path: Path, name: str, report: ProgressCallback) -> None:
+    """Writes the tables to a file, in one stage of the build. Raises `InvalidInput` if there are none."""
+    first = next(tables, None)
     if first is None:
         raise empty_dataset_error(name)
-    clock = StageProgress("read", total=0)
+    progress = StageProgress("read", total=0)
     with (
         atomic_path(path, durable=True, exclusive=True) as temporary,
         pa.OSFile(str(temporary), "wb") as file,
         pa.ipc.new_stream(file, first.schema) as writer,
     ):
-        for table in chain([first], batches):
+        for table in chain([first], tables):
             writer.write_table(table)
-            report(clock.advance(len(table), tokens=0))
+            report(progress.advance(len(table), tokens=0))

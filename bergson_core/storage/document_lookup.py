@@ -1,6 +1,6 @@
-"""Documents by their ids, and which of them were taken down. No torch here.
+"""Finds documents by their ids, hides them, and knows which of them are hidden.
 
-Legend: n rows of a shard.
+Legend: n documents of a shard.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import DocumentNotFound, IndexCorrupt
-from bergson_core.storage.document_table import document_at, iter_document_tables, rows_with_ids
+from bergson_core.storage.document_table import iter_document_tables, mask_of_ids, read_document
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.storage.takedown_log import TakedownLog, record_takedown
 
@@ -19,84 +19,105 @@ T = TypeVar("T")
 
 
 class HiddenRows:
-    """Which rows of an index were taken down by now and are not gone yet. For one thread."""
+    """The documents of an index that were taken down and whose bytes are still there.
+
+    An instance must not be shared between threads.
+    """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self._log, self._compacted = TakedownLog(root), manifest.compacted
         self._generations: dict[str, int] = {}
 
-    def update(self) -> bool:
-        """Reads what is new in the log; whether there was anything."""
-        before = self._log.lines
+    def refresh(self) -> bool:
+        """Reads the new lines of the log, and returns whether there were any."""
+        before = self._log.lines_read
         new = self._log.read_new_lines()
         for line in new[max(0, self._compacted - before) :]:
             self._generations[line["id"]] = line["generation"]
         return bool(new)
 
     @property
-    def lines(self) -> int:
-        """Of the log, that were read."""
-        return self._log.lines
+    def lines_read(self) -> int:
+        """Number of lines of the log that were read."""
+        return self._log.lines_read
 
-    def of(self, entry: ShardEntry, texts: pa.Table) -> np.ndarray:
-        """Which rows of a shard, bool [n], are hidden, as far as `update` has read."""
-        ids = [one for one, generation in self._generations.items() if generation >= entry.generation]
-        return rows_with_ids(texts, ids) if ids else np.zeros(len(texts), dtype=bool)
+    def mask(self, entry: ShardEntry, documents: pa.Table) -> np.ndarray:
+        """Returns which documents of a shard are hidden, bool [n], as of the last `refresh`."""
+        ids = [id for id, generation in self._generations.items() if generation >= entry.generation]
+        return mask_of_ids(documents, ids) if ids else np.zeros(len(documents), dtype=bool)
 
 
 def take_down_document(index: str | Path, document_id: str) -> None:
-    """Hides the document of that id from every answer from now on, in every process, for good.
+    """Hides a document from every answer, in every process, from now on and for good.
 
-    Raises `DocumentNotFound` where the index has none, or hides it already, and `IndexNotFound`.
+    Args:
+        index: Directory of the index.
+        document_id: Id of the document.
+
+    Raises:
+        IndexNotFound: No index is published there.
+        DocumentNotFound: The index has no such document, or hides it already.
     """
     root = Path(index)
-    read_manifest(root)  # or else there is no log to lock
+    read_manifest(root)  # Without an index there is no directory to lock the log in.
 
-    def generation(manifest: Manifest) -> int:
-        _find(root, manifest, document_id)
+    def find_generation(manifest: Manifest) -> int:
+        _find_document(root, manifest, document_id)
         return manifest.generation
 
-    record_takedown(root, document_id, lambda: _in_newest(root, generation))
+    record_takedown(root, document_id, lambda: _with_newest_manifest(root, find_generation))
 
 
 def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
-    """The document of that id, as `texts.document` gives it. Raises `DocumentNotFound` and `IndexNotFound`."""
+    """Returns a document of an index as a dictionary.
+
+    Args:
+        index: Directory of the index.
+        document_id: Id of the document.
+
+    Returns:
+        The document's id, prompt, completion, metadata, loss and n_tokens.
+
+    Raises:
+        IndexNotFound: No index is published there.
+        DocumentNotFound: The index has no such document, or hides it.
+    """
     root = Path(index)
-    return _in_newest(root, lambda manifest: _find(root, manifest, document_id))
+    return _with_newest_manifest(root, lambda manifest: _find_document(root, manifest, document_id))
 
 
-def existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
-    """Those of `ids`, in their order, that documents of the index have which are not taken down."""
+def find_existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
+    """Returns those of `ids`, in their order, that documents of the index have which are not taken down."""
     root = Path(index)
 
-    def existing(manifest: Manifest) -> set[str]:
-        found, hidden = set[str](), HiddenRows(root, manifest)
-        hidden.update()
-        for entry, texts in iter_document_tables(root, manifest):
-            here = rows_with_ids(texts, ids) & ~hidden.of(entry, texts)
-            found.update(texts["id"].filter(pa.array(here)).to_pylist())
-        return found
+    def find_ids(manifest: Manifest) -> set[str]:
+        existing, hidden = set[str](), HiddenRows(root, manifest)
+        hidden.refresh()
+        for entry, documents in iter_document_tables(root, manifest):
+            mask = mask_of_ids(documents, ids) & ~hidden.mask(entry, documents)
+            existing.update(documents["id"].filter(pa.array(mask)).to_pylist())
+        return existing
 
-    found = _in_newest(root, existing)
-    return [one for one in ids if one in found]
+    existing = _with_newest_manifest(root, find_ids)
+    return [id for id in ids if id in existing]
 
 
-def _in_newest(root: Path, look: Callable[[Manifest], T]) -> T:
-    """What `look` finds in the index; again where a compaction has taken the files of the old generation away."""
+def _with_newest_manifest(root: Path, function: Callable[[Manifest], T]) -> T:
+    """Calls `function` with the manifest, again if a compaction has removed the files of its generation meanwhile."""
     while True:
         manifest = read_manifest(root)
         try:
-            return look(manifest)
+            return function(manifest)
         except IndexCorrupt:
             if read_manifest(root).generation == manifest.generation:
                 raise
 
 
-def _find(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
+def _find_document(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
     hidden = HiddenRows(root, manifest)
-    hidden.update()
-    for entry, texts in iter_document_tables(root, manifest):
-        here = rows_with_ids(texts, [document_id])
-        if here.any() and (here := here & ~hidden.of(entry, texts)).any():
-            return document_at(texts, int(here.argmax()))
+    hidden.refresh()
+    for entry, documents in iter_document_tables(root, manifest):
+        mask = mask_of_ids(documents, [document_id])
+        if mask.any() and (mask := mask & ~hidden.mask(entry, documents)).any():
+            return read_document(documents, int(mask.argmax()))
     raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")

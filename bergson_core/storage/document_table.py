@@ -1,26 +1,26 @@
-"""The text of a shard's documents: an Arrow file that is mapped, and read by columns. No torch here.
+"""The documents of a shard: an Arrow file that is memory-mapped and read by columns.
 
-    shards/00000/rows.arrow   id, prompt, completion, metadata (JSON), loss, n_tokens
+<index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens
 
-Not Parquet, since a query reads ten rows at random places: a memory-mapped Arrow file does that without decoding a row
-group.
+The format is not Parquet, because a query reads ten documents at random positions: a memory-mapped Arrow file gives
+them without decoding a row group.
+
+Legend: n documents of a shard.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bergson_core.errors import IndexCorrupt
+from bergson_core.schemas.record import Record
 from bergson_core.storage.manifest import Manifest, ShardEntry
 from bergson_core.utils.memory_map import map_buffer
-
-if TYPE_CHECKING:
-    from bergson_core.schemas.record import Record
 
 DOCUMENT_TABLE_FILE: Final = "rows.arrow"
 _SCHEMA = pa.schema(
@@ -35,50 +35,63 @@ _SCHEMA = pa.schema(
 )
 
 
-def make_document_table(records: "Sequence[Record]", losses: np.ndarray, labelled: Sequence[int]) -> pa.Table:
-    """The table of n documents with their losses [n], of which NaN become null, and labelled tokens [n]."""
+def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelled: Sequence[int]) -> pa.Table:
+    """Returns the table of n documents.
+
+    Args:
+        records: The documents, n of them.
+        losses: Loss of each document, [n], in nats. NaN becomes null.
+        n_labelled: Number of labelled tokens of each document, n of them.
+    """
     columns = [
         pa.array([record.id for record in records], pa.string()),
         pa.array([record.prompt for record in records], pa.string()),
         pa.array([record.completion for record in records], pa.string()),
         pa.array([json.dumps(record.metadata, default=str) for record in records], pa.string()),
         pa.array(losses, pa.float64(), from_pandas=True),
-        pa.array(labelled, pa.int32()),
+        pa.array(n_labelled, pa.int32()),
     ]
     return pa.table(columns, schema=_SCHEMA)
 
 
-def write_document_table(path: Path, texts: pa.Table) -> None:
-    """Writes such a table."""
+def write_document_table(path: Path, documents: pa.Table) -> None:
+    """Writes a table of documents as an Arrow file."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        writer.write_table(texts.combine_chunks())
+        writer.write_table(documents.combine_chunks())
 
 
 def read_document_table(content: pa.Buffer) -> pa.Table:
-    """The table in such a file, whose content was mapped (`files.mapped_bytes`)."""
+    """Returns the table in the content of an Arrow file, without copying it."""
     return pa.ipc.open_file(content).read_all()
 
 
-def rows_with_ids(texts: pa.Table, ids: Iterable[str]) -> np.ndarray:
-    """Which of the rows, bool [n], have one of these ids."""
-    wanted = pc.SetLookupOptions(pa.array(ids, pa.string()))
-    return pc.call_function("is_in", [texts["id"]], wanted).to_numpy()
-
-
 def iter_document_tables(root: Path, manifest: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
-    """Each shard of the index in directory `root` with its documents. Raises `IndexCorrupt` where these are gone."""
+    """Yields each shard of the index in directory `root` with the table of its documents.
+
+    Raises:
+        IndexCorrupt: A table is missing or cannot be read.
+    """
     for entry in manifest.shards:
         try:
-            texts = read_document_table(map_buffer(root / "shards" / entry.name / DOCUMENT_TABLE_FILE))
+            documents = read_document_table(map_buffer(root / "shards" / entry.name / DOCUMENT_TABLE_FILE))
         except (OSError, pa.ArrowInvalid) as error:
             raise IndexCorrupt(
                 f"shard {entry.name} of the index {root.name} cannot be read: restore it from a copy or build the "
                 f"index again ({error})"
             ) from error
-        yield entry, texts
+        yield entry, documents
 
 
-def document_at(texts: pa.Table, place: int) -> dict[str, Any]:
-    """The document at this place: id, prompt, completion, metadata (as it was given), loss, n_tokens."""
-    (row,) = texts.slice(place, 1).to_pylist()
-    return row | {"metadata": json.loads(row["metadata"])}
+def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
+    """Returns which of the documents have one of these ids, bool [n]."""
+    options = pc.SetLookupOptions(pa.array(ids, pa.string()))
+    return pc.call_function("is_in", [documents["id"]], options).to_numpy()
+
+
+def read_document(documents: pa.Table, position: int) -> dict[str, Any]:
+    """Returns the document at a position of the table: id, prompt, completion, metadata, loss and n_tokens.
+
+    The metadata is a dictionary, as it was when the document was added.
+    """
+    (document,) = documents.slice(position, 1).to_pylist()
+    return document | {"metadata": json.loads(document["metadata"])}

@@ -1,75 +1,83 @@
-"""Files of an index: written durably, checked against the manifest, mapped into memory. No torch here.
+"""Checks the files of an index against its manifest.
 
-<index>/.checked.json   for each file its sha256, and size, time and inode when it was last known to have it
+<index>/.checked.json   for each file: sha256, and size, modification time and inode when the file last had that sha256
 
-A file that is as it was when it was last checked is not read again, so that an index opens at once whatever its size;
-`check_files` with `again` reads every byte.
+A file whose size, time and inode are as they were at its last check is not read again, so that an index opens at once
+whatever its size. `find_damaged_files` with `reread` reads every byte.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.errors import IndexCorrupt
-from bergson_core.storage.manifest import FileEntry, Manifest
+from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
 
-_CHECKED: Final = ".checked.json"
-APPENDING: Final = ".appending-"
-"""How the directories begin that appends read streams into."""
+_CHECKED_FILE: Final = ".checked.json"
 
 
-def file_entry(path: Path, root: Path | None = None) -> FileEntry:
-    """Size and sha256 of a file, named below `root`."""
+def make_file_entry(path: Path, root: Path | None = None) -> FileEntry:
+    """Returns the manifest entry of a file: its size, its sha256, and its path below `root` or else its name."""
     name = str(path.relative_to(root)) if root else path.name
     return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def find_damaged_files(
-    root: Path, files: Iterable[FileEntry], *, again: bool = False
+    root: Path, files: Iterable[FileEntry], *, reread: bool = False
 ) -> list[tuple[FileEntry, str]]:
-    """Each file that is missing, cut or altered, and what is wrong with it.
+    """Finds the files of an index that are missing, cut or altered.
 
-    Those that have not changed since they were last found good are not read, unless `again`.
+    Files that were found intact are noted in `.checked.json`.
+
+    Args:
+        root: Directory of the index.
+        files: Entries of the files to check.
+        reread: Read every file, even if it has not changed since it was last found intact.
+
+    Returns:
+        The entry of each damaged file, and what is wrong with the file.
     """
-    known = {} if again else _known(root)
-    wrong, good = [], {}
+    checked = {} if reread else _read_checked(root)
+    damaged, intact = [], {}
     for entry in files:
-        path = f"{root}/{entry.path}"  # of thousands: a Path takes ten times as long
+        path = (
+            f"{root}/{entry.path}"  # There may be thousands of files, and a `Path` takes ten times as long.
+        )
         try:
             stamp = _stamp(path, entry)
         except OSError:
-            wrong.append((entry, f"{path} is missing"))
+            damaged.append((entry, f"{path} is missing"))
             continue
         if stamp[1] != entry.bytes:
-            wrong.append((entry, f"{path} has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"))
-        elif known.get(entry.path) != stamp and file_sha256(Path(path)) != entry.sha256:
-            wrong.append((entry, f"{path} was altered: its sha256 is not the one in the manifest"))
+            damaged.append((entry, f"{path} has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"))
+        elif checked.get(entry.path) != stamp and file_sha256(Path(path)) != entry.sha256:
+            damaged.append((entry, f"{path} was altered: its sha256 is not the one in the manifest"))
         else:
-            good[entry.path] = stamp
-    if not good.items() <= known.items():
-        with suppress(OSError):  # of a reader who may not write here
-            _write_known(root, _known(root) | good)
-    return wrong
+            intact[entry.path] = stamp
+    if not intact.items() <= checked.items():
+        with suppress(OSError):  # A reader may not be allowed to write here.
+            _write_checked(root, _read_checked(root) | intact)
+    return damaged
 
 
 def require_intact(root: Path, files: Iterable[FileEntry]) -> None:
-    """Raises `IndexCorrupt` where a file is missing, or is not the one that was written."""
-    if wrong := find_damaged_files(root, files):
-        raise IndexCorrupt(f"{wrong[0][1]}; restore it from a copy or build the index again")
+    """Raises `IndexCorrupt` if a file of the index in directory `root` is missing, cut or altered."""
+    if damaged := find_damaged_files(root, files):
+        raise IndexCorrupt(f"{damaged[0][1]}; restore it from a copy or build the index again")
 
 
 def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
-    """Flushes these files and their directories to disk, and notes that they are as they were written."""
+    """Flushes new files and their directories to disk, and notes in `.checked.json` that the files are intact."""
     files = list(files)
     paths = [root / entry.path for entry in files]
     for path in (*paths, *{path.parent for path in paths}):
         fsync_path(path)
-    _write_known(root, _known(root) | {entry.path: _stamp(f"{root}/{entry.path}", entry) for entry in files})
+    stamps = {entry.path: _stamp(f"{root}/{entry.path}", entry) for entry in files}
+    _write_checked(root, _read_checked(root) | stamps)
 
 
 def _stamp(path: str, entry: FileEntry) -> list[Any]:
@@ -77,27 +85,14 @@ def _stamp(path: str, entry: FileEntry) -> list[Any]:
     return [entry.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _known(root: Path) -> dict[str, list[Any]]:
+def _read_checked(root: Path) -> dict[str, list[Any]]:
     try:
-        known = json.loads((root / _CHECKED).read_text())
+        checked = json.loads((root / _CHECKED_FILE).read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return checked if isinstance(checked, dict) else {}
 
 
-def _write_known(root: Path, known: dict[str, list[Any]]) -> None:
-    there = {name: stamp for name, stamp in known.items() if (root / name).is_file()}
-    write_atomically(root / _CHECKED, json.dumps(there).encode())
-
-
-def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
-    """Removes what a build, append or compaction left that the index does not consist of."""
-    kept = manifest.all_files().keys()
-    for path in root.glob(f"{APPENDING}*"):
-        shutil.rmtree(path)
-    for part in ("shards", "search", "profiles"):
-        for path in sorted((root / part).rglob("*"), reverse=True):
-            if path.is_file() and str(path.relative_to(root)) not in kept:
-                path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+def _write_checked(root: Path, checked: dict[str, list[Any]]) -> None:
+    present = {path: stamp for path, stamp in checked.items() if (root / path).is_file()}
+    write_atomically(root / _CHECKED_FILE, json.dumps(present).encode())

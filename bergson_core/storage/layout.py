@@ -1,4 +1,4 @@
-"""Where in the directory of an index each file lies, and the names of those that several modules touch."""
+"""Names and paths of the files in the directory of an index that several modules use."""
 
 from pathlib import Path
 from typing import Final
@@ -6,23 +6,25 @@ from typing import Final
 from bergson_core.schemas.build import SearchKind
 
 LOCK_FILE: Final = ".lock"
-"""Held by whoever writes in the directory of an index; the kernel releases it when the process dies."""
+"""Locked by the process that writes to the index. The kernel releases the lock when the process dies."""
 BUILD_STAMP_FILE: Final = "building.json"
-"""Whose build this is, as long as it is not published."""
+"""Says whose build the directory holds until the index is published."""
+APPEND_DIRECTORY_PREFIX: Final = ".appending-"
+"""Beginning of the names of the directories that appends read streams into."""
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 DEFAULT_PROFILE: Final = "default"
 
 
 def preconditioner_path(root: Path, profile: str = DEFAULT_PROFILE) -> Path:
-    """Where the index in directory `root` keeps the preconditioner of a profile."""
+    """Returns the path of a profile's preconditioner in the index at `root`."""
     return root / "profiles" / profile / "preconditioner.safetensors"
 
 
 def lengths_path(profile: str, shard: str) -> str:
-    """Where below its directory an index keeps the lengths of a shard's rows under a profile."""
+    """Returns the path, below the index directory, of the lengths of a shard's rows under a profile."""
     return f"profiles/{profile}/{shard}.lengths.bin"
 
 
 def search_path(kind: SearchKind, shard: str) -> str:
-    """Where below its directory an index keeps what finds candidates in a shard."""
+    """Returns the path, below the index directory, of the FAISS file that finds candidates in a shard."""
     return f"search/{kind}/{shard}.faiss"

@@ -1,10 +1,10 @@
-"""The manifest of an index: what is not in it does not exist. No torch here.
+"""The manifest of an index, which lists everything that belongs to the index.
 
 <index>/manifest.json        written last, by rename; readers start here; docs/manifest.schema.json is its JSON schema
-<index>/statistics/...       processor (normalizers, projection)
-<index>/profiles/<name>/...  preconditioner, and a length for each row
-<index>/shards/00000/...     rows and their text
-<index>/search/...           FAISS
+<index>/statistics/...       the processor: normalizers and projections
+<index>/profiles/<name>/...  a preconditioner, and a length for each row
+<index>/shards/00000/...     rows and their documents
+<index>/search/...           FAISS files
 """
 
 import json
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
 
 FORMAT_VERSION = 7
@@ -23,101 +24,96 @@ Origin = Literal["build", "training"]
 MANIFEST_FILE = "manifest.json"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class FileEntry(_Part):
-    """A file of the index, by its path below the index directory."""
+class FileEntry(ResultModel):
+    """A file of the index."""
 
     path: str
+    """Path below the index directory."""
     bytes: int
     sha256: str
 
 
-class ShardEntry(_Part):
-    """A run of rows: `first_row` is the number of its first row in the whole index.
-
-    `skipped` of them are zeros, because their gradients were not finite. Its documents were added in `generation`, by
-    the build or append of the fingerprint `source`.
-    """
+class ShardEntry(ResultModel):
+    """A run of consecutive rows and their documents."""
 
     name: str
     first_row: int
+    """Number of the shard's first row in the whole index."""
     rows: int
     tokens: int
     skipped: int
+    """Rows that are zeros, because their gradients were not finite."""
     generation: int = 1
+    """Generation of the index in which the documents were added."""
     source: str
+    """Fingerprint of the build or append that added the documents."""
     files: tuple[FileEntry, ...]
 
 
-class SearchEntry(_Part):
-    """How candidates are found, and how well, measured with `queries` documents of the index as queries.
+class SearchEntry(ResultModel):
+    """How candidates are found, and the recall that was measured with documents of the index as queries.
 
-    `candidates` are taken for ten results, and some more for each further one. A recall is the share of the ten rows
-    with the highest (or, for opponents, the lowest) exact scores that are among them. It was measured over `rows` rows;
-    where there are more by now, more candidates are taken in proportion.
+    A recall is the share of the ten rows with the highest exact scores that are among the candidates; for opponents, of
+    the ten with the lowest.
     """
 
     kind: SearchKind
     candidates: int
+    """Candidates for ten results. Each further result takes some more, and in an index that has grown beyond `rows`
+    their number grows in proportion."""
     recall_at_10: float
     opponents_recall_at_10: float
     queries: int
+    """Documents that the recall was measured with."""
     rows: int
+    """Rows that the recall was measured over."""
 
 
-class NoticeEntry(_Part):
-    """From which prominence of its best result on an answer claims an influence (`notice`), under the default profile.
-
-    A share `false_alarms` of the `queries` that it was calibrated with, which no document states, lies above.
-    """
+class NoticeEntry(ResultModel):
+    """When an answer under the default profile claims an influence, and when its `notice` says that there is none."""
 
     threshold: float
+    """An influence is claimed if the prominence of the best result is above this."""
     false_alarms: float
+    """Share of the calibration queries, whose completions no document states, that are above the threshold."""
     queries: int
+    """Number of calibration queries."""
 
 
-class ProfileEntry(_Part):
-    """A way to compare rows. `mixing` is the share of the queries' second moment in it, None where there were none.
-
-    `key` tells a caller that tries again that the profile is its own.
-    """
+class ProfileEntry(ResultModel):
+    """A way to compare rows: a preconditioner, and the lengths of the rows under it."""
 
     name: str
     key: str = ""
+    """Identifies the caller that fitted the profile, so that a repeated call recognises its own."""
     mixing: float | None = None
+    """Share of the queries' second moment in the preconditioner's; null without queries."""
     queries: int = 0
     files: tuple[FileEntry, ...]
 
 
-class ModuleEntry(_Part):
-    """A tracked layer and the shape of its weight gradient."""
+class ModuleEntry(ResultModel):
+    """A tracked module and the shape of its weight gradient."""
 
     name: str
     out_features: int
     in_features: int
 
 
-class Manifest(_Part):
-    """What an index is made of and how it was made.
-
-    `model_revision` is the commit that a model of the hub was at: later it is loaded from there, whatever its branch
-    has become.
-    `generation` counts its changes. `numbered` documents were ever added to it: the next one without an id of its own
-    gets this number. The rows of the first `compacted` takedowns of the log are gone. An index of too few rows has no
-    `notice`.
-    """
+class Manifest(ResultModel):
+    """What an index consists of, and how it was made."""
 
     format_version: int
     generation: int
+    """Number of the index's changes, counted from 1."""
     created_at: str
     origin: Origin = "build"
     spec: BuildSpec
     fingerprint: str
     model_sha256: str
     model_revision: str | None = None
+    """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
+    moved."""
     modules: tuple[ModuleEntry, ...]
     coverage_percent: float
     dimensions: int
@@ -125,33 +121,41 @@ class Manifest(_Part):
     tokens: int
     skipped: int
     numbered: int
+    """Documents that were ever added to the index. The next document without an id of its own gets this number."""
     compacted: int = 0
+    """Number of takedowns, from the beginning of the log, whose rows are gone."""
     files: tuple[FileEntry, ...]
     shards: tuple[ShardEntry, ...]
     profiles: tuple[ProfileEntry, ...]
     search: SearchEntry
     notice: NoticeEntry | None = None
+    """Null for an index of too few rows."""
 
     @property
     def revision(self) -> str | None:
-        """From where in the hub's repository to load the model."""
+        """Revision of the hub's repository to load the model from."""
         return self.model_revision or self.spec.revision
 
     def all_files(self) -> dict[str, FileEntry]:
-        """All files that the index consists of, by path."""
+        """Returns all files of the index, by path."""
         return {entry.path: entry for part in (self, *self.shards, *self.profiles) for entry in part.files}
 
     def total_bytes(self) -> int:
-        """Bytes on disk of every file that the index consists of."""
+        """Returns the size on disk of all files of the index."""
         return sum(entry.bytes for entry in self.all_files().values())
 
 
-def read_manifest(index: Path) -> Manifest:
-    """The manifest of the index in directory `index`.
+def read_manifest(index: str | Path) -> Manifest:
+    """Reads the manifest of an index.
 
-    Raises `IndexNotFound` where none is published, `IndexCorrupt` where it is not one this version reads.
+    Args:
+        index: Directory of the index.
+
+    Raises:
+        IndexNotFound: No index is published there.
+        IndexCorrupt: The manifest cannot be read, or is of a format that this version does not read.
     """
-    path = index / MANIFEST_FILE
+    path = Path(index) / MANIFEST_FILE
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -170,24 +174,34 @@ def read_manifest(index: Path) -> Manifest:
         raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
 
 
-def check_append(name: str, manifest: Manifest, spec: AppendSpec) -> None:
-    """Raises `InvalidInput` where the index cannot be appended to, or `spec` states what it is not built with."""
+def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
+    """Checks that documents can be added to an index.
+
+    Args:
+        name: Name of the index, for messages.
+        manifest: Manifest of the index.
+        spec: The documents to add.
+
+    Raises:
+        InvalidInput: The index was made by a training run, or `spec` repeats a field with another value than that which
+            the index was built with.
+    """
     if manifest.origin == "training":
         raise InvalidInput(
             f"{name} holds what a training run did for its documents, which is not known of others: expected an index "
             "of a finished model"
         )
     for field in AppendSpec.REPEATED_FIELDS:
-        stated, built = getattr(spec, field), getattr(manifest.spec, field)
-        if stated is not None and stated != built:
+        repeated, built = getattr(spec, field), getattr(manifest.spec, field)
+        if repeated is not None and repeated != built:
             raise InvalidInput(
-                f"{field}: the index {name} was built with {built}, and the append says {stated}; leave it out, or "
+                f"{field}: the index {name} was built with {built}, and the append says {repeated}; leave it out, or "
                 "build another index"
             )
 
 
 def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:
-    """(name, directory) of each published index below `root`, by name. A half-built index is not there."""
+    """Yields name and directory of each published index below `root`, sorted by name."""
     if root.is_dir():
         for path in sorted(root.iterdir()):
             if not path.name.startswith(".") and (path / MANIFEST_FILE).is_file():

@@ -29,15 +29,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = False, exclusive: bool = False) -> Iterator[Path]:
-    """Yields a path beside `path`, where the caller makes a file, and renames that to `path` at the end.
+    """Yields a path beside `path` where the caller creates a file, and renames that file to `path` at the end.
 
-    Where the block raises, what it made is removed and `path` stays as it was.
+    If the block raises, the file is removed and `path` stays as it was.
 
     Args:
         path: The file to create or replace. Its directory exists.
         durable: Flush the content and the directory to disk before this returns.
-        exclusive: The caller holds a lock on `path`. The temporary name is then always the same, so that what a killed
-            process left behind is overwritten by the next one instead of staying for ever.
+        exclusive: The caller holds a lock on `path`. The temporary name is then always the same, so that the next
+            process overwrites what a killed one left behind.
     """
     temporary = path.with_name(f".{path.name}.tmp" if exclusive else f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -53,9 +53,9 @@ def atomic_path(path: Path, *, durable: bool = False, exclusive: bool = False) -
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields a new directory beside `path`, and puts it in the place of `path` at the end, flushed to disk.
+    """Yields a new directory beside `path`, and at the end flushes it to disk and renames it to `path`.
 
-    A directory that stands there is removed. Where the block raises, `path` stays as it was.
+    An existing directory `path` is removed. If the block raises, `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{uuid4().hex}.{suffix}") for suffix in ("tmp", "old"))

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Memory-mapped files: read without copying them, and without keeping a file descriptor open for each."""
 
 import ctypes
 import mmap
@@ -12,22 +12,23 @@ _libc: Final = ctypes.CDLL(None)
 
 
 def map_buffer(path: Path) -> pa.Buffer:
-    """A file's content, mapped, without a file descriptor: an index may have thousands of files."""
+    """Maps a file into memory and closes its file descriptor, because an index may have thousands of files."""
     with pa.memory_map(str(path)) as source:
         return source.read_buffer()
 
 
 def map_array(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
-    """A file as a read-only array of `shape`, mapped."""
-    if 0 in shape:
+    """Maps a file into memory as a read-only array of the given type and shape."""
+    if 0 in shape:  # An empty file cannot be mapped.
         return np.zeros(shape, dtype)
     return np.frombuffer(map_buffer(path), dtype).reshape(shape)
 
 
 def release_pages(array: np.ndarray) -> None:
-    """Gives the pages of a part of what `mapped` returned back: in memory, they count as this process's.
+    """Releases the pages that a mapped array occupies in memory, which count as memory of this process.
 
-    Of nothing else: other memory would be lost.
+    Args:
+        array: A result of `map_array`, or a part of one. Any other memory would lose its content.
     """
     if array.nbytes:
         start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,7 +1,7 @@
-"""What strangers wrote and Python cannot stop, in a process of its own: bounded in time and in memory.
+"""Runs regular expressions and chat templates from untrusted sources in a subprocess with time and memory limits.
 
-An expression or a template that runs for ever would hold the lock of the interpreter: the worker's lease would lapse,
-and the next worker would hang in its place.
+Python cannot interrupt an expression or a template that runs for ever, and it would hold the interpreter's lock: the
+worker's lease would lapse, and the next worker would hang in its place.
 """
 
 import json
@@ -9,21 +9,32 @@ import subprocess
 import sys
 from typing import Any, Final
 
-_MEMORY: Final = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
+_LIMIT_MEMORY: Final = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
 
 
-def run_sandboxed(program: str, given: Any, limit_s: float) -> Any:
-    """What the Python of `program` writes as JSON, with `given` as JSON to read; it has 4 GiB.
+def run_sandboxed(program: str, data: Any, limit_s: float) -> Any:
+    """Runs a Python program in a subprocess with 4 GiB of memory.
 
-    Raises TimeoutError after `limit_s` seconds, and ValueError with the end of what it says where it fails.
+    Args:
+        program: Source text. It reads its input as JSON from standard input, and writes its result as JSON to standard
+            output.
+        data: The input.
+        limit_s: Time limit in seconds.
+
+    Returns:
+        The result.
+
+    Raises:
+        TimeoutError: The program took longer than `limit_s`.
+        ValueError: The program failed. The message is the end of what it wrote to standard error.
     """
-    command = [sys.executable, "-I", "-c", _MEMORY + program]
+    command = [sys.executable, "-I", "-c", _LIMIT_MEMORY + program]
     try:
-        done = subprocess.run(
-            command, input=json.dumps(given, default=str), capture_output=True, text=True, timeout=limit_s
+        process = subprocess.run(
+            command, input=json.dumps(data, default=str), capture_output=True, text=True, timeout=limit_s
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
-    if done.returncode:
-        raise ValueError(done.stderr.strip()[-200:] or f"it ended with {done.returncode}")
-    return json.loads(done.stdout)
+    if process.returncode:
+        raise ValueError(process.stderr.strip()[-200:] or f"it ended with {process.returncode}")
+    return json.loads(process.stdout)

@@ -1,7 +1,4 @@
-"""Tables as files, JSON lines or Parquet, written whole or not at all. No torch here.
-
-A file is made beside its place under a name that starts with a dot, flushed to disk, and renamed.
-"""
+"""Writes tables as JSON Lines or Parquet files, which appear whole or not at all."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,24 +12,38 @@ import pyarrow.parquet as pq
 from bergson_core.errors import InvalidInput
 from bergson_core.utils.atomic_files import atomic_path
 
-_GROUP_BYTES: Final = 2**24
-"""Of a Parquet row group, before compression."""
+_ROW_GROUP_BYTES: Final = 2**24
+"""Size of a row group of a Parquet file before compression."""
 
 
 def write_table(rows: pa.RecordBatchReader, path: str | Path, *, overwrite: bool = False) -> int:
-    """Writes rows batch by batch as they are read, and says how many; the column `metadata` is JSON text.
+    """Writes rows to a file, batch by batch as they are read.
 
-    A `.jsonl` has an object a line, with metadata as an object; a `.parquet` has metadata as text.
-    Raises `InvalidInput` as `check_output` does, and where the disk refuses.
+    Args:
+        rows: The rows, for example those of `score_corpus`. A column `metadata` holds JSON text.
+        path: A `.jsonl` file, which gets one object a line with metadata as an object, or a `.parquet` file, which
+            keeps metadata as text.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InvalidInput: The path has another suffix, its directory does not exist, the file exists, or it cannot be
+            written.
     """
     path = Path(path)
-    check_output(path, overwrite=overwrite)
-    with _whole(path, overwrite) as file:
+    require_writable(path, overwrite=overwrite)
+    with _open_atomically(path, overwrite) as file:
         return _WRITERS[path.suffix](rows, file)
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Raises `InvalidInput` for a file that cannot be written: of no known type, in no directory, or there already."""
+def require_writable(path: Path, *, overwrite: bool = False) -> None:
+    """Checks that `write_table` can write to a path.
+
+    Raises:
+        InvalidInput: The path has an unknown suffix, its directory does not exist, or the file exists.
+    """
     if path.suffix not in _WRITERS:
         raise InvalidInput(f"{path} is not of a known type; expected {' or '.join(_WRITERS)}")
     if not path.parent.is_dir():
@@ -41,19 +52,19 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
         raise InvalidInput(f"{path} is there already; expected a new file, or overwrite to replace it")
 
 
-def from_json(text: str) -> dict[str, Any]:
-    """Metadata as it was stored; NaN, which JSON does not have, is None."""
+def parse_metadata(text: str) -> dict[str, Any]:
+    """Returns the metadata that an index stores as `text`. NaN, which JSON does not have, becomes None."""
     return json.loads(text, parse_constant=lambda _: None)
 
 
 @contextmanager
-def _whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` at the end, unless something goes wrong."""
+def _open_atomically(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Yields a file that becomes `path` at the end, unless an error is raised."""
     try:
         with atomic_path(path, durable=True) as temporary:
             with temporary.open("wb") as file:
                 yield file
-            check_output(path, overwrite=overwrite)
+            require_writable(path, overwrite=overwrite)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error}") from error
 
@@ -63,9 +74,10 @@ def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     for batch in rows:
         for row in batch.to_pylist():
             if "metadata" in row:
-                row["metadata"] = from_json(row["metadata"])
+                row["metadata"] = parse_metadata(row["metadata"])
             line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-            file.write(line.encode(errors="backslashreplace") + b"\n")  # half a surrogate as JSON escapes it
+            # A lone surrogate cannot be encoded; backslashreplace writes it as JSON escapes it.
+            file.write(line.encode(errors="backslashreplace") + b"\n")
         count += batch.num_rows
     return count
 
@@ -76,7 +88,7 @@ def _write_parquet(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
         for batch in rows:
             group.append(batch)
             count += batch.num_rows
-            if sum(part.nbytes for part in group) >= _GROUP_BYTES:
+            if sum(part.nbytes for part in group) >= _ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group))
                 group = []
         if group:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict
 
-from bergson_core.data.batching import batches, tokenize
-from bergson_core.data.dataset import load_documents, tokenize_records
+from bergson_core.data.batching import iter_batches, tokenize
+from bergson_core.data.documents import load_documents, tokenize_records
 from bergson_core.errors import (
     Cancelled,
     ColumnNotFound,
@@ -17,7 +17,7 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.gradients.normalizers import KFAC_DAMPING
+from bergson_core.gradients.normalizer_moments import KFAC_DAMPING
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
@@ -55,8 +55,8 @@ def scores_by_definition(
 
     def rows_of(tokens):
         rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-        for batch in batches(tokens, 10**6):
-            rows[batch.numbers], _ = collector.collect(batch)
+        for batch in iter_batches(tokens, 10**6):
+            rows[batch.indices], _ = collector.collect(batch)
         return rows.reshape(len(tokens), len(collector.slices), -1)
 
     documents = load_documents(spec)
@@ -185,8 +185,8 @@ def rows_by_definition(path, spec) -> torch.Tensor:
     documents = load_documents(spec)
     tokens = tokenize_records(model.tokenizer, documents.read(range(len(documents))))
     rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-    for batch in batches(tokens, 10**6):
-        rows[batch.numbers], _ = collector.collect(batch)
+    for batch in iter_batches(tokens, 10**6):
+        rows[batch.indices], _ = collector.collect(batch)
     return rows.reshape(len(tokens), len(collector.slices), -1)
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from bergson_core import build_index
 from bergson_core.data import streaming
-from bergson_core.data.dataset import load_documents
+from bergson_core.data.documents import load_documents
 from bergson_core.data.streaming import STREAMED_FILE, load_documents_streaming
 from bergson_core.errors import Cancelled, DatasetNotFound, IndexExists, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
@@ -32,7 +32,7 @@ def streamed(spec: BuildSpec, **changes: object) -> BuildSpec:
 def read(spec: BuildSpec, root: Path) -> list[Record]:
     root.mkdir(exist_ok=True)
     return [
-        record for chunk in load_documents_streaming(spec, root, lambda _: None).chunks() for record in chunk
+        record for chunk in load_documents_streaming(spec, root, lambda _: None).iter_chunks() for record in chunk
     ]
 
 
@@ -71,7 +71,7 @@ def test_every_kind_of_file_gives_the_records_that_it_gives_without(kind, tmp_pa
     else:
         save(Dataset.from_list(rows), tmp_path, kind)
     spec = BuildSpec(model="any", dataset=DatasetSpec(path=str(path)), columns=COLUMNS)
-    (every,) = load_documents(spec).chunks()
+    (every,) = load_documents(spec).iter_chunks()
     assert read(streamed(spec), tmp_path / "index") == every
     on_disk = Dataset.from_file(str(tmp_path / "index" / STREAMED_FILE))
     assert set(on_disk.column_names) == {"id", "text", *COLUMNS.metadata}

@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict, data_files
 
 from bergson_core.data import hub, parquet_guard
-from bergson_core.data.dataset import load_dataset_spec, load_documents
+from bergson_core.data.dataset import load_dataset_spec
+from bergson_core.data.documents import load_documents
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 
@@ -43,7 +44,7 @@ def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, strea
 def test_a_parquet_file_that_unpacks_to_more_than_it_may_be_is_refused(
     tmp_path, monkeypatch, kind, streaming
 ):
-    monkeypatch.setattr(parquet_guard, "_ANYWAY", 2**24)
+    monkeypatch.setattr(parquet_guard, "_MAX_SMALL_BYTES", 2**24)
     path, text = tmp_path / "bomb.parquet", "a" * 2**20
     once = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array([text]))
     columns = {"once": once, "pages": [text] * 40, "nested": [[{"content": text}]] * 40}
@@ -58,7 +59,7 @@ def test_a_parquet_file_whose_columns_repeat_is_read(tmp_path):
     table = pa.table({"text": [f"text {n}" for n in range(3000)], "source": ["wiki"] * 3000})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2000)
     documents = load_documents(spec_of(tmp_path / "a.parquet", "source"))
-    assert [one.prompt for chunk in documents.chunks() for one in chunk] == table["text"].to_pylist()
+    assert [one.prompt for chunk in documents.iter_chunks() for one in chunk] == table["text"].to_pylist()
     assert documents.read([2999])[0].metadata == {"source": "wiki"}
 
 

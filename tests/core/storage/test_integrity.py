@@ -81,13 +81,13 @@ def test_notes_that_cannot_be_read_are_no_notes(facts, read):
 def test_checked_again_every_byte_is_read(facts):
     AttributionIndex.open(facts)
     entries = list(read_manifest(facts).all_files().values())
-    assert integrity.find_damaged_files(facts, entries, again=True) == []
+    assert integrity.find_damaged_files(facts, entries, reread=True) == []
     path = facts / "shards" / "00001" / "gradients.bin"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     alter(path)
     os.utime(path, ns=times)  # as a failing disk would
     assert integrity.find_damaged_files(facts, entries) == []
-    ((entry, wrong),) = integrity.find_damaged_files(facts, entries, again=True)
+    ((entry, wrong),) = integrity.find_damaged_files(facts, entries, reread=True)
     assert entry.path == "shards/00001/gradients.bin"
     assert "altered" in wrong
 
@@ -179,7 +179,7 @@ def test_a_full_disk_fails_an_append_and_the_old_generation_is_served(facts):
 
 
 def test_another_failure_of_the_disk_is_not_a_full_one(facts, monkeypatch):
-    from bergson_core.shards.shard import translate_disk_errors
+    from bergson_core.shards.disk_errors import translate_disk_errors
 
     with pytest.raises(OSError, match="Input/output"), translate_disk_errors(facts):
         raise OSError(5, "Input/output error")

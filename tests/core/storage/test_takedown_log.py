@@ -15,17 +15,17 @@ from bergson_core import (
     append_documents,
     build_index,
     compact_index,
-    document_numbers,
+    find_document_numbers,
     fit_profile,
     score_corpus,
-    self_influence,
+    score_self_influence,
     take_down_document,
     top_documents,
 )
 from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.storage.document_lookup import existing_ids, find_document
+from bergson_core.storage.document_lookup import find_existing_ids, find_document
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.helpers import QUERIES, make_spec, query
@@ -88,18 +88,18 @@ def test_it_is_hidden_from_whole_corpus_scores(sources, tmp_path):
     opened = AttributionIndex.open(tmp_path / "facts")
     scores = score_corpus(opened, [query(*one) for one in QUERIES]).read_all()
     assert scores["id"].to_pylist() == [f"doc-{k}" for k in range(40) if k != 7]
-    assert len(self_influence(opened).read_all()) == 39
-    assert "doc-7" not in pa.table(top_documents(self_influence(opened), 40))["id"].to_pylist()
+    assert len(score_self_influence(opened).read_all()) == 39
+    assert "doc-7" not in pa.table(top_documents(score_self_influence(opened), 40))["id"].to_pylist()
     with pytest.raises(InvalidInput, match="no document of the id 'doc-7'"):
-        document_numbers(opened, ["doc-7"])
+        find_document_numbers(opened, ["doc-7"])
 
 
 def test_a_document_can_be_looked_up_until_it_is_taken_down(facts):
     found = find_document(facts, "doc-7")
     assert (found["prompt"], found["metadata"]) == (tiny.texts(40)[7], {"source": "wiki", "number": 7})
-    assert existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8", "doc-7"]
+    assert find_existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8", "doc-7"]
     take_down_document(facts, "doc-7")
-    assert existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8"]
+    assert find_existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8"]
     with pytest.raises(DocumentNotFound, match="no document 'doc-7'"):
         find_document(facts, "doc-7")
 

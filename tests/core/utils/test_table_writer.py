@@ -37,7 +37,7 @@ def reader(*scores: list[float], error: BaseException | None = None) -> pa.Recor
 def read(path) -> list[dict]:
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
-        return [row | {"metadata": table_writer.from_json(row["metadata"])} for row in rows]
+        return [row | {"metadata": table_writer.parse_metadata(row["metadata"])} for row in rows]
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
@@ -64,7 +64,7 @@ def test_scores_of_a_corpus_are_written_as_they_are(index, tmp_path, suffix, agg
 def test_small_batches_share_a_row_group(tmp_path, monkeypatch):
     write_table(reader(*([k] for k in range(9))), tmp_path / "one.parquet")
     assert pq.ParquetFile(tmp_path / "one.parquet").num_row_groups == 1
-    monkeypatch.setattr(table_writer, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(table_writer, "_ROW_GROUP_BYTES", 1)
     write_table(reader(*([k] for k in range(9))), tmp_path / "nine.parquet")
     assert pq.ParquetFile(tmp_path / "nine.parquet").num_row_groups == 9
     assert read(tmp_path / "one.parquet") == read(tmp_path / "nine.parquet")
