@@ -29,7 +29,7 @@ class Range(Spec):
             raise ValueError("expected at least one of gte, gt, lte, lt: all numbers, or all texts")
         return self
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Returns whether `value` lies within the bounds. A value of another type than the bounds does not."""
         comparisons = (
             (self.gte, operator.ge),

@@ -32,7 +32,7 @@ class Record:
     weight: float = 1.0
 
 
-def record_from_row(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
+def record_from_stored(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
     """Returns the document that an index with these columns stored as `prompt` and `completion`.
 
     Metadata is left empty. The weight is 1, because an index does not store weights.

@@ -118,7 +118,7 @@ class Verification(ResultModel):
     """Mean of the controls; null without controls."""
 
     @classmethod
-    def of(cls, learning_rate: float, log_probability: float, controls: Sequence[Control]) -> "Verification":
+    def from_controls(cls, learning_rate: float, log_probability: float, controls: Sequence[Control]) -> "Verification":
         """Returns a verification with the mean of these controls. A number that any of them lacks has no mean."""
         means = {}
         for name in Verified.model_fields:
@@ -134,7 +134,7 @@ class Verification(ResultModel):
     def without(self, ids: Collection[str]) -> "Verification":
         """Returns the verification without the controls that have these ids."""
         remaining = [control for control in self.controls if control.id not in ids]
-        return Verification.of(self.learning_rate, self.log_probability, remaining)
+        return Verification.from_controls(self.learning_rate, self.log_probability, remaining)
 
 
 class ResultRow(ResultModel):
