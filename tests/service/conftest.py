@@ -10,7 +10,7 @@ from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish
-from tests.worker.helpers import job_of
+from tests.worker.helpers import make_build_job
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 @pytest.fixture
 def jobs(broker: FakeBroker, spec: BuildSpec) -> list[str]:
     """Ids of two jobs, of the indexes `facts` and `secret`, and of an estimate, which belongs to none."""
-    ids = [asyncio.run(broker.submit(job_of(name, spec))).job_id for name in ("facts", "secret")]
+    ids = [asyncio.run(broker.submit(make_build_job(name, spec))).job_id for name in ("facts", "secret")]
     estimate = broker.records[ids[0]].model_copy(
         update={"job_id": "job-3", "kind": "estimate", "index": None}
     )

@@ -13,7 +13,7 @@ from bergson_core.schemas.build import BuildSpec
 from service.client import Client
 from tests.service.fake_broker import WORKER, make_answer, publish
 from tests.service.helpers import LIMIT_S, start_service
-from tests.worker.helpers import until
+from tests.worker.helpers import wait_until
 from worker.messages import Reply
 from worker.queue.embedded_redis import embedded_redis
 from worker.queue.job_queue import WorkerQueue
@@ -53,11 +53,13 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
     ):
         asked = pool.submit(client.attribute, "facts", "Ada was born in", " London")
         queries = QueryQueue(redis, Settings(), WorkerMetrics())
-        (query,) = until(queries.take)
+        (query,) = wait_until(queries.take)
         process.send_signal(signal.SIGTERM)
-        until(lambda: refuses(address))
+        wait_until(lambda: refuses(address))
         assert process.poll() is None and not asked.done()
-        queries.send_replies([(query, Reply(query_id=query.query_id, answer=make_answer(query.query, ["a"])))])
+        queries.send_replies(
+            [(query, Reply(query_id=query.query_id, answer=make_answer(query.query, ["a"])))]
+        )
         assert asked.result(LIMIT_S).results
         assert process.wait(LIMIT_S) == 0
 
@@ -69,7 +71,7 @@ def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_rea
         assert httpx.get(f"{address}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
-        until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
         assert httpx.get(f"{address}/jobs").status_code == 200
         assert process.wait(LIMIT_S) == 0
         assert time.monotonic() - begun >= 2.9
@@ -79,6 +81,6 @@ def test_a_second_signal_ends_the_waiting(tmp_path: Path, redis_at: str) -> None
     with start_service(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3600") as (process, address):
         assert httpx.get(f"{address}/livez").status_code == 200
         process.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT_S) == 0

@@ -14,7 +14,7 @@ from redis import Redis
 from service.queue.broker import Broker
 from tests.worker.fakes import FakeCore
 from tests.worker.helpers import REPOSITORY, TIMEOUT_S
-from tests.worker.servers import options, refusals, restricted, running
+from tests.worker.servers import read_refusals, restrict_user, running_server, server_options
 from worker.process.runner import Runner
 from worker.queue.embedded_redis import embedded_redis
 from worker.queue.job_queue import WorkerQueue
@@ -26,9 +26,9 @@ from worker.settings import Settings
 def redis_at(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable[..., str]
 ) -> Iterator[tuple[str, str]]:
-    """URLs of a Redis, for the test and for what it tests: the embedded one, of 6.2, and the newer one on the PATH.
+    """URLs of a Redis, for the test and for the code under test: the embedded one (6.2), or the newer one on the PATH.
 
-    On the latter what is tested is a user who has no more rights than docs/service.md lists.
+    On the latter the code under test is a user with no more rights than docs/service.md lists.
     """
     directory = tmp_path_factory.mktemp("redis")
     if request.param == "embedded":
@@ -36,15 +36,15 @@ def redis_at(
             yield url, url
         return
     url = f"unix://{directory}/redis.sock"
-    command = [require("redis-server"), *options(port=0, unixsocket=f"{directory}/redis.sock")]
-    with running(command, directory, url):
-        yield url, restricted(url)
-        assert refusals(url) == []
+    command = [require("redis-server"), *server_options(port=0, unixsocket=f"{directory}/redis.sock")]
+    with running_server(command, directory, url):
+        yield url, restrict_user(url)
+        assert read_refusals(url) == []
 
 
 @pytest.fixture
 def redis(redis_at: tuple[str, str]) -> Iterator[Redis]:
-    """An empty one."""
+    """A client of an empty Redis."""
     with connect(redis_at[0]) as client:
         client.flushdb()
         yield client
@@ -98,20 +98,20 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
 @pytest.fixture
 def start_worker(core: FakeCore, redis: Redis, settings: Settings) -> Iterator[Callable[[], Runner]]:
     """Starts workers as threads of this process, over the fake core; they are stopped at the end."""
-    running: list[tuple[Runner, threading.Thread]] = []
+    workers: list[tuple[Runner, threading.Thread]] = []
 
     def start() -> Runner:
         queue = WorkerQueue(connect(cast("str", settings.redis_url)), settings, f"w-{uuid4().hex[:6]}")
         runner = Runner(queue, settings, "fake")
         thread = threading.Thread(target=runner.run)
         thread.start()
-        running.append((runner, thread))
+        workers.append((runner, thread))
         return runner
 
     yield start
-    for runner, _ in running:
+    for runner, _ in workers:
         runner.stop()
-    for _, thread in running:
+    for _, thread in workers:
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()
 
@@ -123,11 +123,11 @@ def spawn_worker(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[
 
         def spawn(**environment: str) -> subprocess.Popen[str]:
             names = ("lease_s", "query_lease_s", "heartbeat_s", "poll_s", "max_deliveries", "data_dir")
-            ours = {f"BERGSON_{name.upper()}": str(getattr(settings, name)) for name in names}
+            variables = {f"BERGSON_{name.upper()}": str(getattr(settings, name)) for name in names}
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.worker.fakes"],
                 cwd=REPOSITORY,
-                env=os.environ | ours | {"REDIS_URL": cast("str", settings.redis_url)} | environment,
+                env=os.environ | variables | {"REDIS_URL": cast("str", settings.redis_url)} | environment,
                 stderr=subprocess.PIPE,
                 text=True,
             )

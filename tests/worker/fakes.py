@@ -1,6 +1,6 @@
-"""A core without torch: builds that count to `total`, indexes that answer at once.
+"""A fake core without torch, whose builds count up to `total` and whose indexes answer at once.
 
-`python -m tests.worker.fakes` is a worker over this core, configured as the real one, by the environment.
+`python -m tests.worker.fakes` runs a worker over this core, which the environment configures like the real worker.
 """
 
 import os
@@ -38,25 +38,27 @@ from worker.messages import ServiceQuery
 DOCUMENTS = ({"text": "Ada Lovelace's birthplace is London"},)
 
 
-def spec(**fields: Any) -> BuildSpec:
+def make_spec(**fields: Any) -> BuildSpec:
     return BuildSpec.model_validate({"model": "tiny", "documents": DOCUMENTS} | fields)
 
 
-def question(
+def make_query(
     prompt: str = "Ada was born in", index: str = "facts", verify: VerifySpec | None = None
 ) -> ServiceQuery:
     return ServiceQuery(index=index, prompt=prompt, completion=" London", verify=verify)
 
 
-def publish(directory: Path, of: BuildSpec | None = None, generation: int = 1, model: str = "0" * 64) -> None:
-    """Writes the manifest of an index without rows, as a build does: by rename."""
-    of = of or spec()
+def publish_index(
+    directory: Path, spec: BuildSpec | None = None, generation: int = 1, model: str = "0" * 64
+) -> None:
+    """Writes the manifest of an index without rows, by renaming as a build does."""
+    spec = spec or make_spec()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         generation=generation,
         created_at="2026-03-01T12:00:00+00:00",
-        spec=of,
-        fingerprint=of.fingerprint(),
+        spec=spec,
+        fingerprint=spec.fingerprint(),
         model_sha256=model,
         modules=(ModuleEntry(name="h.0", out_features=8, in_features=8),),
         coverage_percent=52.3,
@@ -85,14 +87,28 @@ class FakeModel:
 
 @dataclass
 class FakeCore:
-    """Set `during` to do something after each batch of a build; `builds` and `batches` say what was done."""
+    """The core. Tests set what happens at some points, and read what was called.
+
+    Attributes:
+        total: Number of batches of a build.
+        batch_s: Seconds that a batch takes.
+        during: Called in each batch of a build, with its number.
+        after_publish: Called after an index is published.
+        during_verify: Called before each step of a verification, with its number.
+        builds: Spec and directory of each build.
+        batches: Prompts of each batch of queries.
+        verified: Prompt of each step of a verification.
+        opened: Names of the indexes in the order in which they were opened.
+        executors: Names of the executors of builds and indexes.
+        loaded: Name, revision and dtype of each model.
+    """
 
     total: int = 3
     batch_s: float = 0.0
     during: Callable[[int], object] = lambda number: None
     after_publish: Callable[[], object] = lambda: None
-    builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     during_verify: Callable[[int], object] = lambda number: None
+    builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
@@ -108,7 +124,7 @@ class FakeCore:
         confirm: Callable[[], None],
         executor: str = "local",
     ) -> Manifest:
-        """Leaves `progress` in the directory, and goes on from it."""
+        """Counts the batches in the file `progress`, and resumes from it."""
         self.builds.append((spec, output))
         self.executors.append(executor)
         output.mkdir(parents=True, exist_ok=True)
@@ -122,9 +138,9 @@ class FakeCore:
             report(Progress(stage="gradients", done=number + 1, total=self.total))
             confirm()
             (output / "next").write_text(str(number + 1))
-            (output / "next").rename(progress)  # whole, also when this process is killed now
+            (output / "next").rename(progress)  # in one step, since a test may kill this process
         confirm()
-        publish(output, spec)
+        publish_index(output, spec)
         self.after_publish()
         report(Progress(stage="done", done=self.total, total=self.total))
         return read_manifest(output)
@@ -141,7 +157,7 @@ class FakeCore:
         return FakeModel(len(self.loaded))
 
     def modules(self) -> dict[str, Any]:
-        """What to put into sys.modules."""
+        """Returns modules with the names of the real ones, to be put into `sys.modules`."""
         core = self
 
         class AttributionIndex(FakeIndex):
@@ -167,16 +183,19 @@ class FakeCore:
             "models.loading": {"load_model": self.load_model, "default_device": lambda: "fake"},
             "attribution.index": {"AttributionIndex": AttributionIndex},
         }
-        made = {}
+        modules = {}
         for name, content in parts.items():
-            module = made[f"bergson_core.{name}"] = ModuleType(f"bergson_core.{name}")
+            module = modules[f"bergson_core.{name}"] = ModuleType(f"bergson_core.{name}")
             vars(module).update(content)
-        return made
+        return modules
 
 
 @dataclass
 class FakeIndex:
-    """Prompts that begin with `crash`, `exit` or `long` do that."""
+    """An index that answers at once.
+
+    A prompt that begins with `crash` raises an error, one with `exit` ends the process, one with `long` is too long.
+    """
 
     core: FakeCore
     name: str
@@ -193,7 +212,7 @@ class FakeIndex:
         return [self._answer(query) for query in queries]
 
     def verify(self, query: AttributionQuery, answer: Answer) -> Generator[None, None, Answer]:
-        """A step for each result and control; before each, `during_verify` is told its number."""
+        """Takes a step for each result and each control; `during_verify` is called with the number of each step."""
         for number in range(query.max_unlearned_documents):
             self.core.during_verify(number)
             self.core.verified.append(query.prompt)

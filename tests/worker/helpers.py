@@ -1,4 +1,4 @@
-"""What the tests of the queue do to Redis, and see in it."""
+"""Helpers for tests of the queue: they send messages as a web process does, and read what is in Redis."""
 
 import asyncio
 import time
@@ -10,21 +10,21 @@ from uuid import uuid4
 from redis import Redis, RedisError
 
 from bergson_core.schemas.build import BuildSpec
-from tests.worker.fakes import question, spec
+from tests.worker.fakes import make_query, make_spec
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
-from worker.queue import lua_scripts, query_queue, redis_keys
+from worker.queue import lua_scripts, query_queue
 from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
-REPLY_TO = redis_keys.REPLIES_PREFIX + "web"
+REPLY_TO = keys.REPLIES_PREFIX + "web"
 TIMEOUT_S = 30.0
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    """What `condition` returns once it is true; fails after half a minute."""
+def wait_until(condition: Callable[[], Any]) -> Any:
+    """Returns what `condition` returns once that is true; fails after `TIMEOUT_S`."""
     end = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
         assert time.monotonic() < end, f"waited {TIMEOUT_S:g} s"
@@ -32,8 +32,8 @@ def until(condition: Callable[[], Any]) -> Any:
     return value
 
 
-async def soon(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """`until` for a condition that is awaited."""
+async def wait_until_async(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """Does the same as `wait_until` for an asynchronous condition."""
     end = time.monotonic() + TIMEOUT_S
     while True:
         if value := await condition():
@@ -42,14 +42,14 @@ async def soon(condition: Callable[[], Awaitable[Any]]) -> Any:
         await asyncio.sleep(0.005)
 
 
-def pid_of(url: str) -> int:
-    """Process id of the Redis at `url`."""
+def read_pid(url: str) -> int:
+    """Returns the process id of the Redis at `url`."""
     with connect(url) as client:
         return client.info("server")["process_id"]  # pyright: ignore[reportIndexIssue]
 
 
-def answers(url: str) -> bool:
-    """Whether a Redis answers at `url`."""
+def is_answering(url: str) -> bool:
+    """Returns whether a Redis answers at `url`."""
     with connect(url) as client:
         try:
             return bool(client.ping())
@@ -57,14 +57,14 @@ def answers(url: str) -> bool:
             return False
 
 
-def job_of(index: str, of: BuildSpec, request_id: str = "r") -> BuildJob:
-    """A new job, as the web process makes it."""
-    return BuildJob(job_id=uuid4().hex, index=index, spec=of, request_id=request_id)
+def make_build_job(index: str, spec: BuildSpec, request_id: str = "r") -> BuildJob:
+    """Returns a new job, as a web process makes it."""
+    return BuildJob(job_id=uuid4().hex, index=index, spec=spec, request_id=request_id)
 
 
-def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = "") -> None:
-    """What the web process does."""
-    job = BuildJob(job_id=job_id, index=index, spec=spec(), request_id="r")
+def submit_job(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = "") -> None:
+    """Submits a job, as a web process does."""
+    job = BuildJob(job_id=job_id, index=index, spec=make_spec(), request_id="r")
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
         *(lua_scripts.SUBMIT_JOB, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
@@ -73,10 +73,10 @@ def submit(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = 
     )
 
 
-def send(
+def send_query(
     redis: Redis, query_id: str = "q-1", timeout_s: float = 30, lane: str = "", raw: str = "", **fields: Any
 ) -> Query:
-    """What the web process does; `raw` is sent instead of the query."""
+    """Sends a query, as a web process does, and returns it; `raw` is sent as the message in its place."""
     now = time.time()
     query = Query(
         query_id=query_id,
@@ -84,7 +84,7 @@ def send(
         request_id="r",
         sent_at=now,
         deadline=now + timeout_s,
-        query=question(),
+        query=make_query(),
     ).model_copy(update=fields)
     arguments = query_queue.ask_query_arguments(query, lane, Settings())
     if raw:
@@ -93,47 +93,53 @@ def send(
     return query
 
 
-def waiting(redis: Redis) -> int:
-    """Queries that no worker has taken."""
-    return sum(cast("int", redis.zcard(redis_keys.waiting_keys(one)[0])) for one in PRIORITIES)
+def count_waiting(redis: Redis) -> int:
+    """Returns the number of queries that no worker has taken."""
+    return sum(cast("int", redis.zcard(keys.waiting_keys(priority)[0])) for priority in PRIORITIES)
 
 
-def left(redis: Redis) -> list[str]:
-    """What there is of queries, but for whose turn it is."""
+def remaining_query_keys(redis: Redis) -> list[str]:
+    """Returns the keys of queries that are in Redis, except for turns and the bell."""
     names = cast("list[str]", redis.keys("bergson:quer*"))
     return [name for name in names if not name.endswith((":turns", ":bell"))]
 
 
-def let_lapse(redis: Redis, taken: str = keys.JOB_LEASES) -> None:
-    """As if whoever took these jobs, or queries, had been silent for an hour."""
-    for one in cast("list[str]", redis.zrange(taken, 0, -1)):
-        redis.zadd(taken, {one: 1})
+def expire_leases(redis: Redis, leases: str = keys.JOB_LEASES) -> None:
+    """Ends the leases of all taken jobs, or of all taken queries, as if their workers had long been silent."""
+    for name in cast("list[str]", redis.zrange(leases, 0, -1)):
+        redis.zadd(leases, {name: 1})
 
 
-def record_of(redis: Redis, job_id: str = "j-1") -> JobRecord:
+def read_record(redis: Redis, job_id: str = "j-1") -> JobRecord:
     return JobRecord.model_validate_json(cast("str", redis.hget(keys.job_key(job_id), "record")))
 
 
-def replies(redis: Redis) -> list[Reply]:
+def read_replies(redis: Redis) -> list[Reply]:
     entries = cast("list[tuple[str, dict[str, str]]]", redis.xrange(REPLY_TO))
     return [Reply.model_validate_json(fields["reply"]) for _, fields in entries]
 
 
-def jobs_left(redis: Redis) -> list[str]:
-    """Keys of jobs that wait or are worked on."""
+def remaining_job_keys(redis: Redis) -> list[str]:
+    """Returns the keys that exist while jobs wait or are worked on."""
     names = cast("list[str]", redis.keys("bergson:jobs:*"))
     return [name for name in names if name != keys.JOBS_BY_CREATION]
 
 
-def taken_ids(queue: WorkerQueue) -> list[str]:
-    """Takes what is next."""
+def take_query_ids(queue: WorkerQueue) -> list[str]:
+    """Takes the next queries and returns their ids."""
     return [query.query_id for query in queue.queries.take()]
 
 
-def answered(redis: Redis, count: int = 1) -> dict[str, Reply]:
-    return until(lambda: len(found := replies(redis)) >= count and {one.query_id: one for one in found})
+def wait_for_replies(redis: Redis, count: int = 1) -> dict[str, Reply]:
+    """Returns the replies by query_id, once there are `count` of them."""
+
+    def replies_by_id() -> dict[str, Reply] | None:
+        replies = read_replies(redis)
+        return {reply.query_id: reply for reply in replies} if len(replies) >= count else None
+
+    return wait_until(replies_by_id)
 
 
-def problem_of(reply: Reply) -> str:
+def problem_code(reply: Reply) -> str:
     assert reply.problem is not None
     return reply.problem.code

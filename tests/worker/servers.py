@@ -1,4 +1,4 @@
-"""Redis servers that a test starts, on ports of their own."""
+"""Starts Redis servers for tests, on free ports, with TLS and with users of few rights."""
 
 import re
 import socket
@@ -8,45 +8,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.worker.helpers import REPOSITORY, answers, until
+from tests.worker.helpers import REPOSITORY, is_answering, wait_until
 from worker.queue.redis_client import connect
 
-(RULE,) = re.findall(r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE)
+(ACL_RULE,) = re.findall(
+    r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE
+)
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 @contextmanager
-def running(command: list[str], directory: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server once it answers at `url`; it is killed at the end."""
+def running_server(command: list[str], directory: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Yields the process of a server once it answers at `url`; the server is killed at the end."""
     directory.mkdir(exist_ok=True)
     with (
         (directory / "log").open("ab") as log,
         subprocess.Popen(command, cwd=directory, stdout=log, stderr=log) as server,
     ):
         try:
-            until(lambda: server.poll() is not None or answers(url))
+            wait_until(lambda: server.poll() is not None or is_answering(url))
             assert server.poll() is None, (directory / "log").read_text()
             yield server
         finally:
             server.kill()
 
 
-def options(**values: object) -> list[str]:
-    """As arguments of redis-server; nothing is written to disk."""
-    given = {"save": "", "bind": "127.0.0.1", **values}
+def server_options(**values: object) -> list[str]:
+    """Returns options as arguments of redis-server, which writes nothing to disk."""
+    options = {"save": "", "bind": "127.0.0.1", **values}
     return [
         word
-        for name, value in given.items()
+        for name, value in options.items()
         for word in (f"--{name.replace('_', '-')}", *str(value).split(" "))
     ]
 
 
-def certify(openssl: str, directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+def make_certificate(openssl: str, directory: Path) -> tuple[Path, Path]:
+    """Returns the paths of a self-signed certificate for 127.0.0.1 and of its key."""
     certificate, key = directory / "redis.crt", directory / "redis.key"
     command = (
         f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=redis"
@@ -56,14 +58,14 @@ def certify(openssl: str, directory: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def restricted(url: str, password: str = "p@ss/word") -> str:
-    """The same server as a user who has only the rights that docs/service.md lists."""
+def restrict_user(url: str, password: str = "p@ss/word") -> str:
+    """Returns the URL of the same server for a user who has only the rights that docs/service.md lists."""
     with connect(url) as admin:
-        admin.execute_command("ACL", "SETUSER", *RULE.replace("PASSWORD", password).split())
+        admin.execute_command("ACL", "SETUSER", *ACL_RULE.replace("PASSWORD", password).split())
     return url.replace("://", f"://bergson:{quote(password, safe='')}@")
 
 
-def refusals(url: str) -> list[str]:
-    """What the server has refused that user for lack of rights; redis-py tries one thing that it can do without."""
+def read_refusals(url: str) -> list[str]:
+    """Returns the commands refused for lack of rights, except for one that redis-py tries and does not need."""
     with connect(url) as admin:
         return [entry["object"] for entry in admin.acl_log() if entry["object"] != "client|setinfo"]

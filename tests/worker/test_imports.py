@@ -1,3 +1,5 @@
+"""Importing the queue and the worker loads no heavy library."""
+
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ def test_the_queue_and_the_broker_load_no_torch():
         "worker.queue.lua_scripts, worker.process.runner, worker.__main__, service.queue.broker\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"

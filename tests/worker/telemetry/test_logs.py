@@ -1,4 +1,4 @@
-"""The log: one line an event, in two forms, about whom it is about, and nobody else writes lines into it."""
+"""The log: one line for each event, in two formats, with the fields of its context; no input begins a line in it."""
 
 import io
 import json
@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 from redis import Redis
 
-from tests.worker.fakes import FakeCore, publish, question
-from tests.worker.helpers import REPOSITORY, send, submit, until
+from tests.worker.fakes import FakeCore, make_query, publish_index
+from tests.worker.helpers import REPOSITORY, send_query, submit_job, wait_until
 from worker.process.runner import Runner
 from worker.settings import LogFormat, Settings
 from worker.telemetry import logs
@@ -25,17 +25,17 @@ FORGED = "innocent\n2026-03-01T12:00:00Z INFO worker.process.runner: forged\x1b[
 
 
 @contextmanager
-def configured(form: LogFormat, stream: io.StringIO | None = None) -> Iterator[io.StringIO]:
-    """The process's log as it is set up for a service, for as long as the context is open."""
+def configured_log(form: LogFormat, stream: io.StringIO | None = None) -> Iterator[io.StringIO]:
+    """Yields a stream with the log of this process, which is configured as in a service while the context is open."""
     root, stream = logging.getLogger(), stream or io.StringIO()
-    before, level = root.handlers[:], root.level
-    root.handlers.clear()  # what pytest has there must not be closed
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # the handlers of pytest must not be closed
     try:
         logs.configure(form, "info", stream)
         yield stream
     finally:
         logging.captureWarnings(False)
-        root.handlers[:] = before
+        root.handlers[:] = handlers
         root.setLevel(level)
 
 
@@ -44,14 +44,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def json_lines(stream: io.StringIO) -> list[dict[str, Any]]:
+def parse_lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_json_has_the_message_where_it_comes_from_what_it_is_about_and_its_fields():
-    with configured("json") as stream, logs.context(request_id="r-1"):
+def test_a_json_line_has_the_message_its_origin_its_context_and_its_fields():
+    with configured_log("json") as stream, logs.context(request_id="r-1"):
         logger.info("GET %s", "/jobs", extra={"path": "/jobs", "duration_ms": 3.1})
-    (line,) = json_lines(stream)
+    (line,) = parse_lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {
         "event": "GET /jobs",
@@ -63,33 +63,33 @@ def test_json_has_the_message_where_it_comes_from_what_it_is_about_and_its_field
     }
 
 
-def test_text_has_the_message_and_what_it_is_about():
-    with configured("text") as stream, logs.context(request_id="r-1", job_id="j-1"):
+def test_a_text_line_has_the_message_and_its_context():
+    with configured_log("text") as stream, logs.context(request_id="r-1", job_id="j-1"):
         logger.warning("disk %s", "full", extra={"path": "/data"})
     _, rest = stream.getvalue().split(" ", 1)
     assert rest == "WARNING some.module: disk full job_id=j-1 request_id=r-1\n"
 
 
-def test_left_to_itself_it_is_text_on_a_terminal_and_json_elsewhere():
-    with configured("auto", Terminal()) as stream:
+def test_by_default_the_log_is_text_on_a_terminal_and_json_elsewhere():
+    with configured_log("auto", Terminal()) as stream:
         logger.info("hello")
     assert stream.getvalue().endswith("INFO some.module: hello\n")
-    with configured("auto") as stream:
+    with configured_log("auto") as stream:
         logger.info("hello")
-    assert json_lines(stream)[0]["event"] == "hello"
+    assert parse_lines(stream)[0]["event"] == "hello"
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_a_callers_line_breaks_begin_no_line_and_steer_no_terminal(form: Literal["json", "text"]):
-    with configured(form) as stream, logs.context(index=FORGED):
+def test_line_breaks_of_a_caller_begin_no_line_and_control_no_terminal(form: Literal["json", "text"]):
+    with configured_log(form) as stream, logs.context(index=FORGED):
         logger.info("no model %s", FORGED, extra={"path": FORGED})
     (line,) = stream.getvalue().splitlines()
     assert "forged" in line and line.isprintable()
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_an_exception_is_told_in_full_below_its_line(form: Literal["json", "text"]):
-    with configured(form) as stream:
+def test_an_exception_has_its_traceback_below_its_line(form: Literal["json", "text"]):
+    with configured_log(form) as stream:
         try:
             raise RuntimeError(FORGED)
         except RuntimeError:
@@ -103,73 +103,73 @@ def test_an_exception_is_told_in_full_below_its_line(form: Literal["json", "text
         assert below == [] and "Traceback" in json.loads(first)["exception"]
 
 
-def test_what_uvicorn_and_ray_add_to_a_message_is_left_out():
-    with configured("json") as stream:
+def test_fields_that_uvicorn_and_ray_add_are_left_out():
+    with configured_log("json") as stream:
         record = logging.makeLogRecord(
             {"name": "some.server", "levelno": 20, "levelname": "INFO", "msg": "Started"}
         )
         record.color_message, record._ray_timestamp_ns = "\x1b[36mStarted", 1
         logging.getLogger("some.server").handle(record)
-    assert {"color_message", "_ray_timestamp_ns"}.isdisjoint(json_lines(stream)[0])
+    assert {"color_message", "_ray_timestamp_ns"}.isdisjoint(parse_lines(stream)[0])
 
 
-def test_a_library_that_writes_for_itself_writes_here_instead():
+def test_a_library_with_its_own_handler_logs_here_instead():
     library, own = logging.getLogger("some_library"), io.StringIO()
     library.addHandler(logging.StreamHandler(own))
     library.propagate = False
-    with configured("json") as stream:
+    with configured_log("json") as stream:
         logs.redirect_libraries()
         logging.getLogger("some_library.part").warning("careful")
     assert own.getvalue() == ""
-    assert [line["event"] for line in json_lines(stream)] == ["careful"]
+    assert [line["event"] for line in parse_lines(stream)] == ["careful"]
 
 
 def test_warnings_of_libraries_are_events_as_well():
-    with configured("json") as stream:
+    with configured_log("json") as stream:
         logging.captureWarnings(False)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             logging.captureWarnings(True)
             warnings.warn("soon gone", DeprecationWarning, stacklevel=1)
-    assert [line["logger"] for line in json_lines(stream)] == ["py.warnings"]
+    assert [line["logger"] for line in parse_lines(stream)] == ["py.warnings"]
 
 
-def test_what_is_logged_is_about_the_innermost_context_alone():
-    with configured("json") as stream, logs.context(request_id="job"):
+def test_a_line_has_the_fields_of_the_innermost_context_only():
+    with configured_log("json") as stream, logs.context(request_id="job"):
         with logs.context(request_ids=["a", "b"]):
             logger.info("inside")
         logger.info("outside")
-    inside, outside = json_lines(stream)
+    inside, outside = parse_lines(stream)
     assert "request_id" not in inside and inside["request_ids"] == ["a", "b"]
     assert "request_ids" not in outside and outside["request_id"] == "job"
 
 
-def test_another_thread_is_about_nothing():
-    with configured("json") as stream, logs.context(request_id="r-1"):
+def test_another_thread_has_no_context():
+    with configured_log("json") as stream, logs.context(request_id="r-1"):
         thread = threading.Thread(target=lambda: logger.info("hello"))
         thread.start()
         thread.join()
-    assert "request_id" not in json_lines(stream)[0]
+    assert "request_id" not in parse_lines(stream)[0]
 
 
-def test_a_worker_logs_the_requests_that_it_works_for(
+def test_a_worker_logs_the_ids_of_the_requests_that_it_works_for(
     redis: Redis, core: FakeCore, settings: Settings, start_worker: Callable[[], Runner]
 ):
-    publish(settings.indexes_dir / "facts")
-    with configured("json") as stream:
-        send(redis, "q-1", query=question("crash"), request_id="r-1")
-        send(redis, "q-2", request_id="r-2")
-        submit(redis, "j-1", "new")
+    publish_index(settings.indexes_dir / "facts")
+    with configured_log("json") as stream:
+        send_query(redis, "q-1", query=make_query("crash"), request_id="r-1")
+        send_query(redis, "q-2", request_id="r-2")
+        submit_job(redis, "j-1", "new")
         start_worker()
-        until(lambda: "job j-1 has succeeded" in stream.getvalue())
-    lines = json_lines(stream)
+        wait_until(lambda: "job j-1 has succeeded" in stream.getvalue())
+    lines = parse_lines(stream)
     (crashed,) = (line for line in lines if line["event"] == "unexpected error")
     assert crashed["request_ids"] == ["r-1", "r-2"]
     jobs = [line for line in lines if line["event"].startswith("job j-1")]
     assert [(line["request_id"], line["job_id"]) for line in jobs] == [("r", "j-1")] * 2
 
 
-def test_a_form_that_there_is_not_is_named():
+def test_an_unknown_format_is_an_error_that_names_the_setting():
     ran = subprocess.run(
         [sys.executable, "-m", "worker"],
         cwd=REPOSITORY,

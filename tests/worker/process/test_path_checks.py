@@ -1,0 +1,167 @@
+"""Which hub ids and local paths the builds of a service may name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build import BuildSpec
+from tests.worker.fakes import make_spec
+from worker.process.path_checks import require_allowed_paths
+from worker.settings import Settings
+
+
+@pytest.fixture
+def root(settings: Settings) -> Path:
+    settings.data_dir.mkdir()
+    return settings.data_dir
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "EleutherAI/pythia-160m", "roneneldan/TinyStories-1M", "a.b/c_d-1", "missing/data.jsonl"]
+)
+def test_hub_ids_pass(root: Path, name: str):
+    require_allowed_paths(make_spec(model=name), Settings(data_dir=root))
+    require_allowed_paths(make_spec(documents=None, dataset={"path": name}), Settings(data_dir=root))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "{root}/../outside",
+        "{root}/link",
+        "{root}/link/below",
+        "{root}-beside",
+        "../outside",
+        "./outside",
+        "~/outside",
+        "~nobody-of-that-name/x",
+        "https://example.org/data.jsonl",
+        "hf://datasets/a/b",
+        "file:///etc/passwd",
+        "a/b/c",
+        "nul\0byte",
+        "",
+    ],
+)
+def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
+    (root.parent / "outside").mkdir()
+    (root / "link").symlink_to(root.parent / "outside")
+    name = name.format(root=root)
+    with_model = BuildSpec.model_construct(model=name, dataset=None)
+    with pytest.raises(InvalidInput, match=r"model: "):
+        require_allowed_paths(with_model, Settings(data_dir=root))
+    with_dataset = make_spec(documents=None, dataset={"path": name or "x/"})
+    with pytest.raises(InvalidInput, match=r"dataset\.path: "):
+        require_allowed_paths(with_dataset, Settings(data_dir=root))
+    with_optimizer = make_spec(gradients={"optimizer_state": name or "x/"})
+    with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
+        require_allowed_paths(with_optimizer, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize("target", ["{root}/../outside", "{root}/indexes/secret", "{root}/mine/file"])
+@pytest.mark.parametrize("location", ["file", "train", "train/data-00000-of-00001.arrow"])
+def test_a_directory_with_a_link_to_a_forbidden_path_is_refused(root: Path, target: str, location: str):
+    link = root / "mine" / location
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target.format(root=root))
+    with_dataset = make_spec(documents=None, dataset={"path": str(root / "mine")})
+    with_optimizer = make_spec(gradients={"optimizer_state": str(root / "mine")})
+    for spec in (make_spec(model=str(root / "mine")), with_dataset, with_optimizer):
+        if target.endswith("file") and location != "file":
+            require_allowed_paths(spec, Settings(data_dir=root))
+        else:
+            with pytest.raises(InvalidInput, match=f"expected .*; got '{link}'"):
+                require_allowed_paths(spec, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keys.json",
+        "uploads/other.jsonl",
+        "indexes/secret/takedowns.jsonl",
+        "redis/appendonly.aof",
+        "link/keys.json",
+    ],
+)
+def test_files_of_the_service_are_no_dataset(root: Path, name: str):
+    (root / "link").symlink_to(root)
+    spec = make_spec(documents=None, dataset={"path": str(root / name)})
+    for settings in (Settings(data_dir=root), Settings(data_dir=root, allowed_roots=(root.parent,))):
+        with pytest.raises(InvalidInput, match="outside of what the service itself keeps"):
+            require_allowed_paths(spec, settings)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "passes"),
+    [
+        ("EleutherAI/*,gpt2", "EleutherAI/pythia-160m", True),
+        ("EleutherAI/*,gpt2", "gpt2", True),
+        ("EleutherAI/*,gpt2", "evil/model", False),
+        ("EleutherAI/*,gpt2", "eleutherai/pythia", False),
+        ("", "gpt2", False),
+    ],
+)
+def test_the_operator_says_which_hub_ids_pass(
+    root: Path, monkeypatch: pytest.MonkeyPatch, patterns: str, name: str, passes: bool
+):
+    monkeypatch.setenv("BERGSON_ALLOWED_MODELS", patterns)
+    monkeypatch.setenv("BERGSON_ALLOWED_DATASETS", patterns)
+    settings = Settings(data_dir=root)
+    for spec in (make_spec(model=name), make_spec(model=str(root), documents=None, dataset={"path": name})):
+        if passes:
+            require_allowed_paths(spec, settings)
+        else:
+            with pytest.raises(InvalidInput, match="BERGSON_ALLOWED_"):
+                require_allowed_paths(spec, settings)
+
+
+def test_the_base_model_of_adapters_must_be_allowed_too(root: Path):
+    adapters = root / "adapters"
+    adapters.mkdir()
+
+    def check_with_base(base: str) -> None:
+        config = {"peft_type": "LORA", "base_model_name_or_path": base}
+        (adapters / "adapter_config.json").write_text(json.dumps(config))
+        require_allowed_paths(make_spec(model=str(adapters)), Settings(data_dir=root))
+
+    check_with_base(str(root / "model"))
+    check_with_base("org/model")
+    with pytest.raises(InvalidInput, match="the model of its adapters: expected a hub id or a path below"):
+        check_with_base("/etc")
+
+
+def test_an_optimizer_checkpoint_is_never_taken_from_the_hub(root: Path):
+    with pytest.raises(InvalidInput, match="expected a path below"):
+        require_allowed_paths(
+            make_spec(gradients={"optimizer_state": "org/optimizer"}), Settings(data_dir=root)
+        )
+    require_allowed_paths(
+        make_spec(gradients={"optimizer_state": str(root / "optimizer.pt")}), Settings(data_dir=root)
+    )
+
+
+def test_a_local_directory_with_the_name_of_a_hub_id_must_be_allowed_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (root.parent / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(root.parent)
+    with pytest.raises(InvalidInput, match="expected a hub id or a path below"):
+        require_allowed_paths(make_spec(model="org/model"), Settings(data_dir=root))
+
+
+def test_paths_below_an_allowed_root_pass(root: Path, monkeypatch: pytest.MonkeyPatch):
+    (root / "corpora").mkdir()
+    (root / "link").symlink_to(root / "corpora")
+    monkeypatch.chdir(root)
+    for name in (str(root / "corpora" / "x.jsonl"), str(root / "link"), "./corpora", "corpora"):
+        require_allowed_paths(make_spec(model=name), Settings(data_dir=root))
+
+
+def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Path):
+    (tmp_path / "alias").symlink_to(root)
+    settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
+    require_allowed_paths(make_spec(model=str(root / "model")), settings)
