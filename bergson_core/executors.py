@@ -1,4 +1,4 @@
-"""Executors by the names that settings and the command line give them."""
+"""Opens executors by the names that settings and the command line give them."""
 
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.integrations.ray_executor import RayExecutor

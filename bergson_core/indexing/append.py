@@ -1,7 +1,8 @@
-"""Adds documents to a published index: their shards beside the old ones, then a new generation of the manifest.
+"""Adds documents to a published index: new shards beside the old ones, then a new generation of the manifest.
 
-Statistics stay: normalizers, projections, preconditioners. So the old rows stay too, and the cost is that of the new
-documents, plus, each time that the index has grown by a tenth, one reading of all rows to measure the search again.
+The statistics stay as the build fitted them (normalizers, projections, preconditioners), and so do the old rows. An
+append costs what its own documents cost and, each time the index has grown by a tenth, one scan of all rows by which
+the search is measured again.
 """
 
 import hashlib
@@ -14,30 +15,33 @@ from typing import Final
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist
 from bergson_core.gradients.normalizer_fitting import sample_row_numbers
-from bergson_core.indexing.build import out_of_memory_errors, rows_fingerprint
-from bergson_core.indexing.checked_documents import CheckedDocuments
+from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
+from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
+from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
 from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
-from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.indexing.output_directory import index_write_lock, statistics_stamp_path
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
+from bergson_core.models import loading
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.loading import LanguageModel, LoadModel, load_model, require_same_model
+from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.loading import LoadModel
 from bergson_core.models.tokenization import tokenize_documents
-from bergson_core.schemas.build import AppendSpec, BuildSpec
-from bergson_core.schemas.record import Record, record_from_row
+from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
-from bergson_core.shards.row_encoder import RowEncoder, open_row_encoder
-from bergson_core.shards.shard import ShardPosition
-from bergson_core.storage.document_lookup import existing_ids
-from bergson_core.storage.document_table import document_at, iter_document_tables
-from bergson_core.storage.integrity import APPENDING
-from bergson_core.storage.manifest import Manifest, check_append, read_manifest
+from bergson_core.shards.row_encoder import open_row_encoder
+from bergson_core.shards.shard_writer import ShardPosition
+from bergson_core.storage.document_lookup import find_existing_ids
+from bergson_core.storage.document_table import iter_document_tables, read_document
+from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
+from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
-_MEASURED_FOR: Final = 1.1
-"""Times the rows that the search was measured over: with more, it is measured again."""
-_IDS_AT_ONCE: Final = 2**16
+_MAX_GROWTH: Final = 1.1
+"""The search is measured again when the index has more than so many times the rows that it was measured over."""
+_ID_CHUNK_SIZE: Final = 2**16
 
 
 def append_documents(
@@ -45,104 +49,143 @@ def append_documents(
     spec: AppendSpec,
     *,
     key: str = "",
-    report: ProgressCallback = lambda progress: None,
-    confirm: ConfirmCallback = lambda: None,
-    load_model: LoadModel = load_model,
+    report: ProgressCallback | None = None,
+    confirm: ConfirmCallback | None = None,
+    load_model: LoadModel | None = None,
     shard_rows: int | None = None,
     executor: Executor = LocalExecutor(),
 ) -> Manifest:
-    """Adds the documents of `spec` to the index in directory `index`, and returns its new manifest.
+    """Adds the documents of `spec` to the index in the directory `index`.
 
-    Readers see the old generation until the new one is whole. An append that was stopped goes on from its finished
-    shards, and one that is in the index already returns at once: that is told by its documents and by `key`, which a
-    caller gives who may send the same documents twice on purpose. `report`, `confirm`, `shard_rows` and `executor` are
-    those of `build_index`.
-    Raises `IdsExist` where the index has documents of the same ids; `InvalidInput` where `spec` says something else
-    than the index was built with, for a bad document, and for an index of a training run; `IndexCorrupt` where the
-    model is not the one of the index; `IndexNotFound`, `IndexBusy` while another process writes there, `DiskFull` and
-    `ClusterUnavailable`.
+    Readers see the old generation until the new one is whole. An append that was stopped or killed is resumed by the
+    same call and keeps its finished shards; one that is already in the index returns at once.
+
+    Args:
+        index: The directory of the index.
+        spec: The documents. What it states beside them has to be what the index was built with.
+        key: Tells an append that is tried again from one that adds the same documents on purpose: both have the same
+            documents, but the latter has another key.
+        report: Called with the progress after every batch. It may raise to stop the append.
+        confirm: Called before each shard is accepted and before the new generation is published. It may raise to stop
+            the append.
+        load_model: Loads the model; `bergson_core.load_model` by default. A caller that has the model in memory passes
+            a function that returns it.
+        shard_rows: The most rows of a shard, as in `build_index`.
+        executor: Where shards are built, as in `build_index`.
+
+    Returns:
+        The new manifest of the index.
+
+    Raises:
+        IdsExist: The index has documents of the same ids.
+        InvalidInput: `spec` states something else than the index was built with, a document cannot be taken, or the
+            index is that of a training run.
+        IndexCorrupt: The model is not the one that the index was built from.
+        IndexNotFound: There is no index.
+        IndexBusy: Another process writes there.
+        DiskFull: There is no room left on the disk.
+        ClusterUnavailable: The executor has no cluster to build shards on.
     """
     root = Path(index)
-    check_append(root.name, read_manifest(root), spec)
+    report, confirm = report or ignore_progress, confirm or always_confirm
+    require_appendable(root.name, read_manifest(root), spec)
     executor.prepare()
-    with index_write_lock(root), out_of_memory_errors():
+    with index_write_lock(root), translate_out_of_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
-        model = load_model(old.spec.model, old.revision, old.spec.dtype)
+        model = (load_model or loading.load_model)(old.spec.model, old.revision, old.spec.dtype)
         require_same_model(root.name, old, model)
-        new = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
-        documents = load_documents_streaming(new, _workspace(root, spec, key), report)
-        corpus = CheckedDocuments.survey(new, replace(documents, first_number=old.numbered), model, report)
-        source = _source(new, model, corpus, key)
+        new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
+        context = BuildContext(new_spec, root, report, confirm)
+        read = load_documents_streaming(new_spec, _make_stream_directory(root, spec, key), report)
+        documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
+        source = _fingerprint(context, model, documents, key)
         if source in {shard.source for shard in old.shards}:
             return old
-        _check_ids(root, corpus)
-        rows = open_row_encoder(new, root, model)
-        maker = ShardBuilder(root, new, model, rows, _budget_tokens(root, model, rows, corpus), False)
-        place = ShardPosition(old.rows, source, old.generation + 1)
-        first_name = 1 + max(int(shard.name) for shard in old.shards)
-        size = shard_rows or rows_per_shard(rows.shape, old.rows + len(corpus.documents))
-        work = plan_shards(len(corpus.documents), size, place, first_name)
-        made = build_shards(maker, corpus.documents, work, report, confirm, executor)
-        shards = (*old.shards, *made)
-        sample = None
-        if old.rows + len(corpus.documents) > _MEASURED_FOR * old.search.rows:
-            sample = _sample(root, old.model_copy(update={"shards": shards}), maker, report)
-        numbered = old.numbered + len(corpus.documents)
-        manifest = publish_next_generation(root, old, shards, sample, report, confirm, numbered=numbered)
-        report(Progress(stage="done", done=len(corpus.documents), total=len(corpus.documents)))
+        _require_new_ids(root, documents)
+        builder = _make_shard_builder(context, model, documents)
+        rows = old.rows + len(documents)
+        tasks = plan_shards(
+            len(documents),
+            shard_rows or rows_per_shard(builder.encoder.shape, rows),
+            ShardPosition(old.rows, source, old.generation + 1),
+            first_name=1 + max(int(shard.name) for shard in old.shards),
+        )
+        new = build_shards(builder, documents.documents, tasks, report, confirm, executor)
+        shards, queries = (*old.shards, *new), None
+        if rows > _MAX_GROWTH * old.search.rows:
+            queries = _collect_recall_queries(context, old.model_copy(update={"shards": shards}), builder)
+        numbered = old.numbered + len(documents)
+        manifest = publish_next_generation(root, old, shards, queries, report, confirm, numbered=numbered)
+        report(Progress(stage="done", done=len(documents), total=len(documents)))
         return manifest
 
 
-def _workspace(root: Path, spec: AppendSpec, key: str) -> Path:
-    """Where a stream is read into, for this append alone; what was stopped finds it again."""
+def _make_stream_directory(root: Path, spec: AppendSpec, key: str) -> Path:
+    """Makes the directory that this append reads a stream into. The same append finds it again when it is resumed."""
     name = hashlib.sha256(f"{key}\0{spec.model_dump_json()}".encode()).hexdigest()[:16]
-    path = root / f"{APPENDING}{name}"
+    path = root / f"{APPEND_DIRECTORY_PREFIX}{name}"
     path.mkdir(exist_ok=True)
     return path
 
 
-def _source(spec: BuildSpec, model: LanguageModel, corpus: CheckedDocuments, key: str) -> str:
-    parts = (rows_fingerprint(spec, model, corpus), key)
+def _fingerprint(context: BuildContext, model: LanguageModel, documents: CheckedDocuments, key: str) -> str:
+    """Returns what tells this append from all others, as its shards note it."""
+    parts = (rows_fingerprint(context.spec, model, documents), key)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _check_ids(root: Path, corpus: CheckedDocuments) -> None:
-    documents = corpus.documents
+def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
+    """Raises `IdsExist` where the index in `root` has documents of the same ids."""
+    documents = checked.documents
     if documents.columns.id is None:
         return
-    found: list[str] = []
-    for start in range(0, len(documents), _IDS_AT_ONCE):
-        part = documents.dataset[start : start + _IDS_AT_ONCE][documents.columns.id]
-        found += existing_ids(root, [str(one) for one in part])
-    if found:
-        raise IdsExist.of(found)
+    existing: list[str] = []
+    for start in range(0, len(documents), _ID_CHUNK_SIZE):
+        ids = documents.dataset[start : start + _ID_CHUNK_SIZE][documents.columns.id]
+        existing += find_existing_ids(root, [str(document_id) for document_id in ids])
+    if existing:
+        raise IdsExist.for_ids(existing)
 
 
-def _budget_tokens(root: Path, model: LanguageModel, rows: RowEncoder, corpus: CheckedDocuments) -> int:
-    """As the build's batches, where these still fit: a document gets the row that it would have got there."""
-    before = json.loads((root / "statistics" / "done").read_text())["budget_tokens"]
-    return min(before, find_batch_budget(model, rows.collector.modules, corpus.longest_tokens))
+def _make_shard_builder(
+    context: BuildContext, model: LanguageModel, documents: CheckedDocuments
+) -> ShardBuilder:
+    """Returns what builds the new shards, with batches of the build's size where these still fit.
 
-
-def _sample(root: Path, manifest: Manifest, maker: ShardBuilder, report: ProgressCallback) -> RecallQueries:
-    """Documents of the whole index as queries, from their stored text."""
-    total = sum(shard.rows for shard in manifest.shards)
-    numbers = sample_row_numbers(total, RECALL_QUERY_COUNT, manifest.spec.gradients.seed)
-    tokens = tokenize_documents(_records(root, manifest, numbers), maker.spec, maker.model)
-    telling = Progress(stage="measure", unit="rows")
-    return RecallQueries.collect(
-        maker.encoder.collector, numbers, tokens, maker.budget_tokens, lambda: report(telling)
+    So a document gets the row that it would have got in the build.
+    """
+    encoder = open_row_encoder(context.spec, context.output, model)
+    of_build = json.loads(statistics_stamp_path(context.output).read_text())["budget_tokens"]
+    fitting = find_batch_budget(model, encoder.collector.modules, documents.longest_tokens)
+    return ShardBuilder(
+        context.output, context.spec, model, encoder, min(of_build, fitting), save_moments=False
     )
 
 
-def _records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
+def _collect_recall_queries(
+    context: BuildContext, manifest: Manifest, builder: ShardBuilder
+) -> RecallQueries:
+    """Takes a sample of all documents of the index as queries, from their stored text."""
+    rows = sum(shard.rows for shard in manifest.shards)
+    numbers = sample_row_numbers(rows, RECALL_QUERY_COUNT, manifest.spec.gradients.seed)
+    tokens = tokenize_documents(
+        _read_stored_records(context.output, manifest, numbers), builder.spec, builder.model
+    )
+    progress = Progress(stage="measure", unit="rows")
+    return RecallQueries.collect(
+        builder.encoder.collector, numbers, tokens, builder.budget_tokens, lambda: context.report(progress)
+    )
+
+
+def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
+    """Reads the documents of these rows, whose numbers ascend, from the index."""
     records = []
-    for entry, texts in iter_document_tables(root, manifest):
+    for shard, table in iter_document_tables(root, manifest):
         for number in numbers:
-            if entry.first_row <= number < entry.first_row + entry.rows:
-                row = document_at(texts, number - entry.first_row)
+            if shard.first_row <= number < shard.first_row + shard.rows:
+                row = read_document(table, number - shard.first_row)
                 records.append(
-                    record_from_row(row["id"], row["prompt"], row["completion"], manifest.spec.columns)
+                    record_from_stored(row["id"], row["prompt"], row["completion"], manifest.spec.columns)
                 )
     return records

@@ -1,12 +1,12 @@
-"""TODO"""
+"""The documents of a build or an append, read and checked before any gradient is computed."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bergson_core.data.batching import Tokens
-from bergson_core.data.dataset import Documents
-from bergson_core.models.loading import LanguageModel
+from bergson_core.data.documents import Documents
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.utils.progress import ProgressCallback, StageProgress
@@ -14,29 +14,46 @@ from bergson_core.utils.progress import ProgressCallback, StageProgress
 
 @dataclass(frozen=True)
 class CheckedDocuments:
-    """Documents that were read and checked before any gradient is computed; the longest has `longest` tokens."""
+    """Documents of which every one can be taken into an index.
+
+    Attributes:
+        spec: How the documents are tokenised.
+        documents: The documents, still on disk.
+        longest_tokens: Tokens of the longest document.
+        content_sha256: A hash of all documents: their text, metadata and weights, and their ids where these come from
+            a column.
+    """
 
     spec: BuildSpec
     documents: Documents
     longest_tokens: int
     content_sha256: str
 
-    @classmethod
-    def survey(
-        cls, spec: BuildSpec, documents: Documents, model: LanguageModel, report: ProgressCallback
-    ) -> "CheckedDocuments":
-        """Looks at every one of `documents`. Raises `InvalidInput` for one that cannot be taken, naming it."""
-        documents.check_ids()
-        digest, clock, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
-        for chunk in documents.chunks():
-            lengths = [len(one.ids) for one in tokenize_documents(chunk, spec, model)]
-            longest = max(longest, *lengths)
-            for record in chunk:
-                # Without its number, which is another one when an append that is done already is tried again.
-                digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
-            report(clock.advance(len(chunk), sum(lengths)))
-        return cls(spec, documents, longest, digest.hexdigest())
+    def __len__(self) -> int:
+        return len(self.documents)
 
     def tokenize(self, model: LanguageModel, numbers: Sequence[int]) -> list[Tokens]:
-        """Tokens of the documents of these numbers."""
+        """Reads the documents of these numbers and returns their tokens."""
         return tokenize_documents(self.documents.read(numbers), self.spec, model)
+
+
+def check_documents(
+    spec: BuildSpec, documents: Documents, model: LanguageModel, report: ProgressCallback
+) -> CheckedDocuments:
+    """Reads and tokenises every document once, and returns them as checked.
+
+    Raises:
+        InvalidInput: A document is too long, is not text, or has an id that another one has or that no URL can hold.
+            The message names the document.
+    """
+    documents.require_valid_ids()
+    digest, progress, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
+    for chunk in documents.iter_chunks():
+        lengths = [len(tokens.ids) for tokens in tokenize_documents(chunk, spec, model)]
+        longest = max(longest, *lengths)
+        for record in chunk:
+            # An id that is only the document's number is left out: when an append that is already in the index is
+            # tried again, its documents get other numbers.
+            digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
+        report(progress.advance(len(chunk), sum(lengths)))
+    return CheckedDocuments(spec, documents, longest, digest.hexdigest())

@@ -1,6 +1,6 @@
-"""Removes from an index the bytes of the documents that were taken down: their gradients, text and search entries.
+"""Removes from an index the bytes of documents that were taken down: their gradients, text and search entries.
 
-What they added to sums over all documents, normalizers and second moments, stays.
+What these documents added to sums over all documents, the normalizers and second moments, stays.
 """
 
 from pathlib import Path
@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import InvalidInput
+from bergson_core.indexing.build_context import always_confirm, ignore_progress
 from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.schemas.results import Progress
-from bergson_core.shards.shard import RowShape, Shard, ShardPosition, write_shard
+from bergson_core.shards.shard import RowShape, Shard
+from bergson_core.shards.shard_writer import ShardPosition, write_shard
 from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
@@ -21,32 +23,49 @@ from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 def compact_index(
     index: str | Path,
     *,
-    report: ProgressCallback = lambda progress: None,
-    confirm: ConfirmCallback = lambda: None,
+    report: ProgressCallback | None = None,
+    confirm: ConfirmCallback | None = None,
 ) -> Manifest:
-    """Writes the shards that hold documents that were taken down anew without these, and returns the new manifest.
+    """Rewrites the shards that hold documents that were taken down, without these documents.
 
-    Readers see the old generation until the new one is whole, and no document that was taken down in either. An index
-    without such documents stays as it is. `report` and `confirm` are those of `build_index`.
-    Raises `InvalidInput` where no document would be left, `IndexNotFound`, `IndexBusy` and `DiskFull`.
+    Readers see the old generation until the new one is whole, and in neither a document that was taken down. An index
+    without such documents stays as it is.
+
+    Args:
+        index: The directory of the index.
+        report: Called with the progress after every shard. It may raise to stop the compaction.
+        confirm: Called before the new generation is published. It may raise to prevent that.
+
+    Returns:
+        The new manifest of the index, or the current one where there was nothing to remove.
+
+    Raises:
+        InvalidInput: No document would be left.
+        IndexNotFound: There is no index.
+        IndexBusy: Another process writes there.
+        DiskFull: There is no room left on the disk.
     """
     root = Path(index)
-    read_manifest(root)  # or else there is nothing to lock
+    report, confirm = report or ignore_progress, confirm or always_confirm
+    read_manifest(root)  # raises IndexNotFound before a lock file is made
     with index_write_lock(root):
         old = read_manifest(root)
-        shape, hidden = RowShape.of(old), HiddenRows(root, old)
-        hidden.update()
-        compacted, next_name = hidden.lines, 1 + max(int(entry.name) for entry in old.shards)
+        hidden = HiddenRows(root, old)
+        hidden.refresh()
+        # Takedowns that are recorded from now on are not part of this compaction.
+        compacted = hidden.lines_read
+        shape = RowShape.of(old)
+        next_name = 1 + max(int(entry.name) for entry in old.shards)
         shards: list[ShardEntry] = []
         for done, entry in enumerate(old.shards, start=1):
             first_row = sum(shard.rows for shard in shards)
             shard = Shard.open(root, entry, shape)
-            kept = np.flatnonzero(~hidden.of(entry, shard.documents))
-            if len(kept) == entry.rows:
+            visible = np.flatnonzero(~hidden.mask(entry, shard.documents))
+            if len(visible) == entry.rows:
                 shards.append(entry.model_copy(update={"first_row": first_row}))
-            elif len(kept):
-                place = ShardPosition(first_row, entry.source, entry.generation)
-                shards.append(_without(root, shard, kept, f"{next_name:05d}", place))
+            elif len(visible):
+                position = ShardPosition(first_row, entry.source, entry.generation)
+                shards.append(_rewrite_shard(root, shard, visible, f"{next_name:05d}", position))
                 next_name += 1
             report(Progress(stage="compact", done=done, total=len(old.shards), unit="shards"))
         if not shards:
@@ -56,7 +75,9 @@ def compact_index(
         return publish_next_generation(root, old, shards, report=report, confirm=confirm, compacted=compacted)
 
 
-def _without(root: Path, shard: Shard, kept: np.ndarray, name: str, place: ShardPosition) -> ShardEntry:
-    """The shard of the rows `kept` alone, as they are."""
-    texts = shard.documents.take(pa.array(kept))
-    return write_shard(root, name, shard.blocks[kept], shard.scales[kept], texts, place).accept()
+def _rewrite_shard(
+    root: Path, shard: Shard, visible: np.ndarray, name: str, position: ShardPosition
+) -> ShardEntry:
+    """Writes a shard under a new name with the rows of these numbers alone, unchanged."""
+    documents = shard.documents.take(pa.array(visible))
+    return write_shard(root, name, shard.blocks[visible], shard.scales[visible], documents, position).accept()

@@ -1,150 +1,163 @@
-"""What a trial of a build leaves out because it takes long and is the same many times, and the time that this spares.
-
-Legend: n samples of a batch, D numbers a row.
-"""
+"""Measures the time and memory of a trial build, and extrapolates them to the whole build."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from ctypes import CDLL
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from bergson_core.schemas.results import Estimate, SizesBytes
+from bergson_core.storage.manifest import Manifest
 
-from bergson_core.data.batching import Batch
-from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.models.loading import LanguageModel
-
-_TIMED_S: Final = 5.0
-"""Seconds of passes from which a rate is taken, where there are as many batches."""
-_MORE_DOCUMENTS: Final = 4
+_REPEATED_ALLOCATOR_SHARE: Final = 0.5
+"""What many batches add to the memory that the allocator holds after one batch, as a share of it: later batches have
+other sizes and do not fit into the freed blocks."""
 
 
 class CostMeter:
-    """Seconds by stage of the build, of passes through the model, of decompositions, and of all else.
+    """Counts seconds by stage of a build: passes through the model, decompositions, and everything else.
 
-    What was spared counts as if it had been done.
+    Work that was left out counts as if it had been done.
+
+    Attributes:
+        stages: Seconds by stage and kind of work: `passes`, `decompositions` and `other`.
+        measured_pass_s: Seconds of the passes that were run.
+        allocator_bytes: Freed memory that the allocator held after the first pass.
     """
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
-        self.run_s = 0.0  # passes that were not spared
-        self.kept_bytes = 0  # by the allocator, after the first pass
-        self.begin("load")
+        self.measured_pass_s = 0.0
+        self.allocator_bytes = 0
+        self.begin_stage("load")
 
-    def begin(self, stage: str) -> None:
-        """Ends the stage before."""
+    def begin_stage(self, stage: str) -> None:
+        """Ends the stage before and begins this one."""
         now = perf_counter()
         if self.stages:
-            self._here["other"] += now - self._since
-        self._since = now
-        self._here = self.stages[stage] = defaultdict(float)
+            self._current["other"] += now - self._stage_start
+        self._stage_start = now
+        self._current = self.stages[stage] = defaultdict(float)
 
     def count(
-        self, what: Literal["passes", "decompositions"], *, spent: float = 0.0, spared: float = 0.0
+        self, work: Literal["passes", "decompositions"], *, spent: float = 0.0, spared: float = 0.0
     ) -> None:
-        """Counts seconds of the stage at hand as such work."""
-        self._here[what] += spent + spared
-        self._here["other"] -= spent
+        """Counts seconds of the current stage as work of this kind: those spent on it, and those that it was spared."""
+        self._current[work] += spent + spared
+        self._current["other"] -= spent
 
 
-class PassSampler:
-    """Which batches the model runs on: some for `_TIMED_S` seconds, then those with four times the documents.
+@dataclass(frozen=True)
+class SampleCounts:
+    """What a trial knows of the dataset.
 
-    Batches come with the longest documents first. They are of about as many tokens each, but the shorter the documents,
-    the more rows, which take time and memory too: a batch of `most_documents` is run whatever was run before.
+    Attributes:
+        documents: Documents in the whole dataset.
+        looked_at: Documents of the sample, which were read and tokenised.
+        labelled_tokens: Tokens of the sample that the loss is taken over.
     """
 
-    def __init__(self, meter: CostMeter, device: torch.device) -> None:
-        self.most_documents: int | None = None
-        self._meter, self._device = meter, device
-        self._documents, self._seconds, self._rate = 0, 0.0, 0.0
-
-    @contextmanager
-    def take(self, batch: Batch) -> Iterator[bool]:
-        """Whether to run the batch, which is to be done inside the context."""
-        count = len(batch)
-        more = count >= _MORE_DOCUMENTS * self._documents or self._documents < count == self.most_documents
-        if not (bool(batch.labelled.any()) and (more or self._seconds < _TIMED_S)):
-            self._meter.count("passes", spared=self._rate * batch.tokens)
-            yield False
-            return
-        started = perf_counter()
-        yield True
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        seconds = perf_counter() - started
-        self._meter.count("passes", spent=seconds)
-        self._meter.run_s += seconds
-        self._seconds, self._rate = self._seconds + seconds, seconds / batch.tokens
-        self._documents = max(self._documents, count)
-        self._meter.kept_bytes = self._meter.kept_bytes or kept_by_allocator()
-
-    def some(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Those of `batches` that are run."""
-        for batch in batches:
-            with self.take(batch) as runs:
-                if runs:
-                    yield batch
+    documents: int
+    looked_at: int
+    labelled_tokens: int
 
 
-class SampledRowCollector(RowCollector):
-    """Random rows for batches that the model does not run on."""
+@dataclass(frozen=True)
+class TrialMeasurements:
+    """What was measured while a trial built one shard of an index.
 
-    def __init__(
-        self, passes: PassSampler, model: LanguageModel, processor: GradientProcessor, modules: str | None
-    ) -> None:
-        super().__init__(model, processor, modules)
-        self.passes = passes
+    Attributes:
+        sample: The documents that were looked at.
+        temporary_bytes: Bytes that lay beside the finished shard until the index was published.
+        manifest: The manifest of the index of this one shard.
+        meter: The time that it took, by stage.
+        device_bytes: Peak of the memory taken from the GPU, None without one.
+    """
 
-    def collect(self, batch: Batch) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
-        with self.passes.take(batch) as runs:
-            if runs:
-                return super().collect(batch)
-        wide = torch.promote_types(next(self._model.model.parameters()).dtype, torch.float32)
-        rows = torch.randn(len(batch), self.dimensions, dtype=wide, device=self.device)
-        return rows, rows.new_zeros(len(batch))
+    sample: SampleCounts
+    temporary_bytes: int
+    manifest: Manifest
+    meter: CostMeter
+    device_bytes: int | None
 
+    def extrapolate(self) -> Estimate:
+        """Returns what the whole build takes, if this process has done nothing but the trial."""
+        manifest, sizes = self.manifest, self._sizes()
+        shards = -(-self.sample.documents // manifest.rows)
+        return Estimate(
+            documents=self.sample.documents,
+            looked_at=self.sample.looked_at,
+            tokens=self._scale(self.sample.labelled_tokens, self.sample.looked_at),
+            modules=len(manifest.modules),
+            dimensions=manifest.dimensions,
+            coverage_percent=manifest.coverage_percent,
+            search=manifest.search.kind,
+            size_bytes=sizes,
+            peak_disk_bytes=sizes.total + shards * self.temporary_bytes,
+            peak_memory_bytes=self._peak_memory_bytes(),
+            peak_device_bytes=self.device_bytes,
+            seconds=round(self._seconds(), 1),
+        )
 
-class OneOfEachSize(TorchFunctionMode):
-    """Decomposes the first matrix of each size while the context is open; the others count as the identity."""
+    def _scale(self, amount: float, documents: int) -> int:
+        """Returns what `amount` for so many documents comes to for all documents."""
+        return round(amount * self.sample.documents / documents)
 
-    def __init__(self, meter: CostMeter) -> None:
-        super().__init__()
-        self._meter = meter
-        self._seconds: dict[int, float] = {}
+    def _sizes(self) -> SizesBytes:
+        manifest = self.manifest
+        rows = sum(entry.bytes for shard in manifest.shards for entry in shard.files)
+        search = sum(entry.bytes for entry in manifest.files if entry.path.startswith("search/"))
+        profile_files = [entry for profile in manifest.profiles for entry in profile.files]
+        lengths = sum(entry.bytes for entry in profile_files if entry.path.endswith(".lengths.bin"))
+        constant = manifest.total_bytes() - rows - search - lengths
+        rows, search, lengths = (self._scale(part, manifest.rows) for part in (rows, search, lengths))
+        return SizesBytes(
+            rows=rows,
+            search=search,
+            statistics=constant + lengths,
+            total=rows + search + lengths + constant,
+        )
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is not torch.linalg.eigh:
-            return func(*args, **(kwargs or {}))
-        matrix: Tensor = args[0]
-        side = len(matrix)
-        if side in self._seconds:
-            self._meter.count("decompositions", spared=self._seconds[side])
-            return matrix.new_ones(side), torch.eye(side, dtype=matrix.dtype, device=matrix.device)
-        started = perf_counter()
-        found = func(matrix)
-        self._seconds[side] = perf_counter() - started
-        self._meter.count("decompositions", spent=self._seconds[side])
-        return found
+    def _peak_memory_bytes(self) -> int:
+        """Returns the measured peak, plus what the left-out batches would have added to what the allocator holds."""
+        measured_s = self.meter.measured_pass_s
+        left_out_share = 1 - measured_s / max(measured_s, self._pass_seconds(), 1e-9)
+        repeated = round(_REPEATED_ALLOCATOR_SHARE * left_out_share * self.meter.allocator_bytes)
+        return resident_bytes("VmHWM") + repeated
+
+    def _pass_seconds(self) -> float:
+        """Returns the seconds of all passes of the whole build through the model."""
+        stages, rows = self.meter.stages, self.manifest.rows
+        sample_size = self.manifest.spec.gradients.sample_size
+        fitting = (
+            stages["statistics"]["passes"] * min(sample_size, self.sample.documents) / min(sample_size, rows)
+        )
+        gradients = stages["gradients"]["passes"] * self.sample.documents / rows
+        return fitting + gradients + stages["sample"]["passes"]
+
+    def _seconds(self) -> float:
+        stages = self.meter.stages
+        once = sum(stage["decompositions"] for stage in stages.values())
+        once += sum(stages[name]["other"] for name in ("load", "statistics", "sample"))
+        per_row = (stages["gradients"]["other"] + stages["search"]["other"]) / self.manifest.rows
+        per_document = stages["read"]["other"] / self.sample.looked_at + per_row
+        return once + self._pass_seconds() + per_document * self.sample.documents
 
 
 def resident_bytes(field: str) -> int:
-    """Resident bytes of this process, mapped files included: now (VmRSS), or the most there were (VmHWM)."""
+    """Returns the resident memory of this process in bytes, mapped files included.
+
+    Args:
+        field: A field of /proc/self/status: `VmRSS` for the memory held now, `VmHWM` for its peak, `RssAnon` for what
+            is not mapped from files.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def kept_by_allocator() -> int:
-    """Bytes that are free but still resident, which are given back."""
+def trim_allocator() -> int:
+    """Gives the free memory that the C allocator holds back to the system, and returns how many bytes that was."""
     before = resident_bytes("VmRSS")
     CDLL(None).malloc_trim(0)
     return before - resident_bytes("VmRSS")

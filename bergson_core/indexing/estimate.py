@@ -1,11 +1,11 @@
-"""What a build would cost, measured by a trial of it (`trial`) in a process of its own. No torch here."""
+"""Estimates what a build costs, by a trial build in a process of its own (`trial_build.py`)."""
 
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from typing import Any, Final
 from bergson_core.errors import InvalidInput, from_code
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.utils.progress import ProgressCallback
 
 SAMPLE_SIZE: Final = 4096
 """Documents that are looked at: as many as a shard has at most."""
@@ -21,31 +22,42 @@ SAMPLE_SIZE: Final = 4096
 def estimate_build(
     spec: BuildSpec,
     *,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: ProgressCallback | None = None,
     sample_size: int = SAMPLE_SIZE,
 ) -> Estimate:
-    """What building the index that `spec` describes would take on this machine.
+    """Estimates what building the index that `spec` describes takes on this machine.
 
-    A new process loads the model and reads `sample_size` documents, drawn by the spec's seed, or all where they are
-    fewer. It builds one shard of the build's own size in a temporary directory, in which the model runs on some batches
-    only, and measures memory, files and time on the way: about a minute where a batch takes some seconds. `report` is
-    called with its progress and may raise to stop it.
-    Raises what `build_index` would for a bad model or dataset, or for a document that was looked at, and `InvalidInput`
-    where the build does not fit into memory.
+    A new process loads the model, looks at a sample of the documents, and builds one shard of the build's own size in a
+    temporary directory. The model runs on some batches of it only. Memory, files and time are measured on the way,
+    which takes about a minute where a batch takes some seconds.
+
+    Args:
+        spec: The build.
+        report: Called with the progress. It may raise to stop the estimate.
+        sample_size: How many documents are looked at. They are drawn by the seed of `spec`; all are looked at where
+            there are fewer.
+
+    Returns:
+        Tokens, bytes on disk, peaks of memory, and seconds of the whole build.
+
+    Raises:
+        InvalidInput: The build does not fit into memory, or refuses the spec or a document that was looked at.
+        ModelNotFound: The model cannot be loaded.
+        DatasetNotFound: The dataset cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
         (Path(directory) / "spec.json").write_text(spec.model_dump_json())
-        last: dict[str, Any] = {}
-        with _trial(directory, sample_size) as process:
+        event: dict[str, Any] = {}
+        with _start_trial(directory, sample_size) as process:
             for line in process.stdout or ():
-                last = json.loads(line)
-                if "progress" in last:
-                    report(Progress.model_validate(last["progress"]))
+                event = json.loads(line)
+                if "progress" in event and report is not None:
+                    report(Progress.model_validate(event["progress"]))
             status = process.wait()
-    if "estimate" in last:
-        return Estimate.model_validate(last["estimate"])
-    if "code" in last:
-        raise from_code(last["code"], last["detail"])
+    if "estimate" in event:
+        return Estimate.model_validate(event["estimate"])
+    if "code" in event:
+        raise from_code(event["code"], event["detail"])
     if status == -signal.SIGKILL:
         raise InvalidInput(
             "the build does not fit into memory: its trial was killed. Expected a smaller projection_dim, another "
@@ -55,14 +67,14 @@ def estimate_build(
 
 
 @contextmanager
-def _trial(directory: str, sample_size: int) -> Iterator[subprocess.Popen[str]]:
-    """The process, which is gone when the context is left."""
+def _start_trial(directory: str, sample_size: int) -> Iterator[subprocess.Popen[str]]:
+    """Starts the process of the trial, and kills it when the context is left."""
     process = subprocess.Popen(
         [sys.executable, "-Pm", "bergson_core.indexing.trial_build", directory, str(sample_size)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for this process, which ends it
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the trial
     )
     with process:
         try:

@@ -1,6 +1,6 @@
-"""Where the shards of an index are made and searched.
+"""Where shards are built and searched: in this process, or on the machines of a cluster.
 
-An executor changes where the work runs, never its result: the rows are byte-identical.
+An executor changes where the work runs and never its result: the rows are byte-identical.
 """
 
 import logging
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bergson_core.data.dataset import Documents
+from bergson_core.data.documents import Documents
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.search.local_searcher import LocalSearcher
 from bergson_core.search.searcher import Searcher
-from bergson_core.shards.shard import find_finished_shard, remove_unaccepted_shards
+from bergson_core.shards.shard_writer import find_finished_shard, remove_unaccepted_shards
 from bergson_core.storage.manifest import Manifest, ShardEntry
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
@@ -22,20 +22,32 @@ logger = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Makes the shards of a build and opens the shards of an index for search."""
+    """Builds the shards of an index, and opens the shards of an index for search.
+
+    `LocalExecutor` does so in this process, `RayExecutor` on a Ray cluster.
+    """
 
     def prepare(self) -> None:
-        """Checks, before a build starts, that shards can be made.
+        """Checks, before a build starts, that shards can be built.
 
         Raises:
-            ClusterUnavailable: There is no cluster to make them.
+            ClusterUnavailable: There is no cluster to build them on.
         """
         ...
 
-    def make_shards(
-        self, maker: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
+    def run_tasks(
+        self, builder: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
     ) -> Generator[ShardStep, None, None]:
-        """Yields every step of every shard of `tasks`. The steps of one shard come in order."""
+        """Builds the shards of `tasks` and yields each of their steps. The steps of one shard come in order.
+
+        Args:
+            builder: What turns documents into a shard.
+            documents: All documents of the build; each task names its own by number.
+            tasks: The shards to build.
+
+        Raises:
+            ClusterUnavailable: The cluster has no room for the work, or lost it too often.
+        """
         ...
 
     def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
@@ -50,17 +62,17 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Makes and searches shards in this process."""
+    """Builds and searches shards in this process."""
 
     def prepare(self) -> None:
         """Does nothing: this process is always available."""
 
-    def make_shards(
-        self, maker: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
+    def run_tasks(
+        self, builder: ShardBuilder, documents: Documents, tasks: Sequence[ShardTask]
     ) -> Generator[ShardStep, None, None]:
-        """Yields every step of every shard of `tasks`, one shard after the other."""
+        """Builds the shards of `tasks`, one after the other, and yields each of their steps."""
         for task in tasks:
-            yield from maker.build(task, documents.read(task.numbers))
+            yield from builder.build(task, documents.read(task.numbers))
 
     def open_searcher(self, root: Path, manifest: Manifest) -> Searcher:
         """Maps the shards of the index in the directory `root` into memory."""
@@ -68,30 +80,41 @@ class LocalExecutor:
 
 
 def build_shards(
-    maker: ShardBuilder,
+    builder: ShardBuilder,
     documents: Documents,
-    work: Sequence[ShardTask],
+    tasks: Sequence[ShardTask],
     report: ProgressCallback,
     confirm: ConfirmCallback,
     executor: Executor,
 ) -> list[ShardEntry]:
-    """The shards of `work`, but for those that an earlier run has finished; `confirm` is asked before each is taken."""
-    remove_unaccepted_shards(maker.output)
-    finished = [find_finished_shard(maker.output, task.name, task.position, len(task.numbers)) for task in work]
+    """Builds the shards of `tasks` that no earlier run has finished, and returns the entries of all of them.
+
+    Args:
+        builder: What turns documents into a shard.
+        documents: All documents of the build.
+        tasks: The shards, in their order in the index.
+        report: Called with the progress after every step.
+        confirm: Called before each new shard is accepted.
+        executor: Where the shards are built.
+    """
+    remove_unaccepted_shards(builder.output)
+    finished = [
+        find_finished_shard(builder.output, task.name, task.position, len(task.numbers)) for task in tasks
+    ]
     entries = {entry.name: entry for entry in finished if entry is not None}
-    clock = StageProgress("gradients", sum(len(task.numbers) for task in work))
-    clock.skip(sum(entry.rows for entry in entries.values()))
-    left = [task for task in work if task.name not in entries]
-    with closing(executor.make_shards(maker, documents, left)) as steps:
+    progress = StageProgress("gradients", sum(len(task.numbers) for task in tasks))
+    progress.skip(sum(entry.rows for entry in entries.values()))
+    remaining = [task for task in tasks if task.name not in entries]
+    with closing(executor.run_tasks(builder, documents, remaining)) as steps:
         for step in steps:
             if step.written is None:
-                report(clock.advance(step.documents, step.tokens))
+                report(progress.advance(step.documents, step.tokens))
                 continue
             if step.skipped_ids:
                 logger.warning(
-                    "gradients that are not finite; these documents can never be found: %s",
+                    "no query can find these documents, whose gradients are not finite: %s",
                     list(step.skipped_ids),
                 )
             confirm()
             entries[step.written.entry.name] = step.written.accept()
-    return [entries[task.name] for task in work]
+    return [entries[task.name] for task in tasks]

@@ -1,4 +1,9 @@
-"""TODO"""
+"""The directory of an index while it is written: its lock, and the stamps that tell whose unfinished work lies there.
+
+<index>/.lock             held while a process writes; the kernel releases it when the process dies
+<index>/building.json     {"spec": fingerprint of the build in progress}; removed when the index is published
+<index>/statistics/done   written once the statistics are whole (`build.py`)
+"""
 
 import json
 import shutil
@@ -8,22 +13,25 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bergson_core.data.streaming import STREAMED_FILE as STREAMED
+from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.shards.shard import translate_disk_errors
-from bergson_core.storage.layout import (
-    BUILD_STAMP_FILE,
-    LOCK_FILE,
-)
+from bergson_core.shards.disk_errors import translate_disk_errors
+from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import read_manifest
+from bergson_core.utils.atomic_files import write_durably
 
 
 @contextmanager
 def index_write_lock(root: Path) -> Iterator[None]:
-    """Keeps all other writers out of the index in directory `root`.
+    """Keeps all other writers out of the directory of an index while the context is open.
 
-    Raises `IndexBusy` where one is there, and `DiskFull` where there is no room for what is written here.
+    Args:
+        root: The directory of the index. It has to exist.
+
+    Raises:
+        IndexBusy: Another process is writing there.
+        DiskFull: A write inside the context found no room on the disk.
     """
     try:
         with FileLock(root / LOCK_FILE, timeout=0), translate_disk_errors(root):
@@ -33,11 +41,15 @@ def index_write_lock(root: Path) -> Iterator[None]:
 
 
 def require_free_directory(output: Path, spec: BuildSpec) -> None:
-    """Raises `IndexExists` unless `output` is absent, empty, or this very build."""
+    """Checks that `output` is absent, empty, or holds this very build, finished or not.
+
+    Raises:
+        IndexExists: `output` is a file, or a directory that holds something else.
+    """
     if output.exists() and not output.is_dir():
         raise IndexExists(f"{output} is a file; expected a new directory")
     try:
-        own, other = spec.fingerprint(), read_manifest(output).fingerprint
+        expected, present = spec.fingerprint(), read_manifest(output).fingerprint
     except IndexNotFound:
         stamp = output / BUILD_STAMP_FILE
         if not stamp.is_file():
@@ -46,16 +58,35 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
                     f"{output} is not empty and holds no index; expected a new directory"
                 ) from None
             return
-        own, other = spec.rows_fingerprint(), json.loads(stamp.read_text())["spec"]
-    if other != own:
+        expected, present = spec.rows_fingerprint(), json.loads(stamp.read_text())["spec"]
+    if present != expected:
         raise IndexExists(
             f"{output} holds an index of another model, dataset or settings; choose another directory"
         )
 
 
-def _forget(output: Path, fresh: bool) -> None:
-    """Removes what was read of documents that are wrong, so that they can be put right, and a `fresh` directory."""
-    for name in (BUILD_STAMP_FILE, STREAMED):
+def write_build_stamp(output: Path, spec: BuildSpec) -> None:
+    """Notes in `output` which build is in progress there; `require_free_directory` reads it."""
+    stamp = {"spec": spec.rows_fingerprint()}
+    write_durably(output / BUILD_STAMP_FILE, json.dumps(stamp).encode())
+
+
+def statistics_stamp_path(output: Path) -> Path:
+    """Returns where in `output` it is noted that the statistics are whole, and which build they belong to."""
+    return output / "statistics" / "done"
+
+
+def remove_build_stamp(output: Path) -> None:
+    """Removes what only an unfinished build needs: its stamp, and the documents that were read from a stream."""
+    for name in (STREAMED_FILE, BUILD_STAMP_FILE):
         (output / name).unlink(missing_ok=True)
-    if fresh:
+
+
+def remove_rejected_build(output: Path, *, is_new: bool) -> None:
+    """Removes what a build left whose documents were refused, so that they can be corrected and built again.
+
+    The directory itself goes as well where this build has created it (`is_new`).
+    """
+    remove_build_stamp(output)
+    if is_new:
         shutil.rmtree(output)

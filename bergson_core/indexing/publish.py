@@ -1,9 +1,9 @@
-"""The end of every build and of every change of an index: search, profiles, and the manifest last.
+"""Publishes an index: the end of every build, append, compaction and fitting of a profile.
 
-What is new lies beside what is published until the manifest is replaced, in one step; then what no longer belongs to
-the index is removed. Whoever reads has the old index or the new one, whole.
+New files lie beside the published ones until the manifest is replaced, in one step. Then the files that the new
+manifest does not name are removed. A reader has the old generation of the index or the new one, and either is whole.
 
-Legend: m layers, d numbers a layer.
+Legend: m modules, d numbers a module.
 """
 
 from collections.abc import Sequence
@@ -11,133 +11,196 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bergson_core.gradients.matrix_root import EighFunction
 from bergson_core.gradients.preconditioner import Preconditioner
+from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.search_files import SearchFiles
-from bergson_core.models.loading import LanguageModel
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import coverage_percent
-from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder
-from bergson_core.shards.shard import RowShape, sum_second_moments
-from bergson_core.storage.integrity import file_entry
-from bergson_core.storage.layout import (
-    DEFAULT_PROFILE,
-    preconditioner_path,
-)
+from bergson_core.shards.shard import RowShape
+from bergson_core.shards.shard_writer import sum_second_moments
+from bergson_core.storage.deletion import remove_unpublished_files
+from bergson_core.storage.integrity import flush_files, make_file_entry
+from bergson_core.storage.layout import DEFAULT_PROFILE, preconditioner_path
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
+    MANIFEST_FILE,
     Manifest,
     ModuleEntry,
     Origin,
     ProfileEntry,
     ShardEntry,
 )
-from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, run_in_thread
+from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 
 def save_preconditioner(
-    output: Path, total: Float[Tensor, "m d d"], rows: int, damping: float
+    output: Path,
+    total: Float[Tensor, "m d d"],
+    rows: int,
+    damping: float,
+    eigh: EighFunction = torch.linalg.eigh,
 ) -> Preconditioner:
-    """Fits the default profile's preconditioner from Σ row rowᵀ over `rows` rows."""
-    preconditioner = Preconditioner.fit(total, rows, damping)
+    """Fits the preconditioner of the default profile, saves it in the index at `output`, and returns it.
+
+    Args:
+        output: The directory of the index.
+        total: Σ row rowᵀ [m, d, d].
+        rows: The number of rows in that sum.
+        damping: What is added to each eigenvalue, in units of their mean.
+        eigh: The eigendecomposition to use.
+    """
+    preconditioner = Preconditioner.fit(total, rows, damping, eigh)
     preconditioner.save(preconditioner_path(output), total / rows)
     return preconditioner
 
 
 def publish_index(
-    spec: BuildSpec,
-    output: Path,
+    context: BuildContext,
     model: LanguageModel,
-    rows: RowEncoder,
+    encoder: RowEncoder,
     shards: Sequence[ShardEntry],
-    sample: RecallQueries,
-    report: ProgressCallback = lambda progress: None,
-    confirm: ConfirmCallback = lambda: None,
+    queries: RecallQueries,
     origin: Origin = "build",
 ) -> Manifest:
-    """Fits the preconditioner, builds and measures the search, and writes the manifest of finished shards.
+    """Fits the preconditioner, builds and measures the search, and writes the manifest of a new index.
 
-    Raises `InvalidInput` where the candidates for the `sample` do not hold `min_recall`.
+    Args:
+        context: The build that the shards come from.
+        model: The model that the index is queried with.
+        encoder: What made the rows.
+        shards: The finished shards, in order.
+        queries: Documents of the index as queries, by which the search is measured.
+        origin: What the rows come from: a build, or a training run.
+
+    Raises:
+        InvalidInput: The candidates of no allowed search hold `min_recall`; nothing is published.
     """
-    scoring, collector = spec.scoring, rows.collector
-    layers, count = list(collector.modules.values()), sum(entry.rows for entry in shards)
-    if scoring.preconditioner and rows.preconditioner is None:
+    spec, output, report = context.spec, context.output, context.report
+    rows = sum(shard.rows for shard in shards)
+    if spec.scoring.preconditioner and encoder.preconditioner is None:
+        damping, eigh = spec.scoring.damping, context.steps.eigh
         run_in_thread(
-            lambda: save_preconditioner(output, sum_second_moments(output, shards), count, scoring.damping),
+            lambda: save_preconditioner(output, sum_second_moments(output, shards), rows, damping, eigh),
             lambda: report(Progress(stage="preconditioner")),
         )
-    index = SearchFiles(output, spec, rows.shape, shards)
-    statistics = [file_entry(path, output) for path in sorted((output / "statistics").iterdir())]
-    if scoring.preconditioner:
-        index.add(file_entry(preconditioner_path(output), output))
-    found = index.measured(sample, report)
-    return index.publish(
-        Manifest(
-            format_version=FORMAT_VERSION,
-            generation=1,
-            created_at=_now(),
-            origin=origin,
-            spec=spec,
-            fingerprint=spec.fingerprint(),
-            model_sha256=model.sha256,
-            model_revision=model.revision,
-            modules=tuple(
-                ModuleEntry(name=one.name, out_features=one.out_features, in_features=one.in_features)
-                for one in layers
-            ),
-            coverage_percent=round(coverage_percent(model.model, layers), 2),
-            dimensions=collector.dimensions,
-            numbered=count,
-            profiles=(ProfileEntry(name=DEFAULT_PROFILE, files=()),),
-            search=found,
-            notice=index.calibrated(sample, found, report),
-            files=tuple(statistics),
-            **_counts(shards),
+    files = SearchFiles(output, spec, encoder.shape, shards)
+    if spec.scoring.preconditioner:
+        files.add_file(make_file_entry(preconditioner_path(output), output))
+    search = files.choose_search(queries, report)
+    notice = files.calibrate(queries, search, report)
+    modules = list(encoder.collector.modules.values())
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        generation=1,
+        created_at=_utc_now(),
+        origin=origin,
+        spec=spec,
+        fingerprint=spec.fingerprint(),
+        model_sha256=model.sha256,
+        model_revision=model.revision,
+        modules=tuple(
+            ModuleEntry(name=module.name, out_features=module.out_features, in_features=module.in_features)
+            for module in modules
         ),
-        confirm,
+        coverage_percent=round(coverage_percent(model.model, modules), 2),
+        dimensions=encoder.collector.dimensions,
+        numbered=rows,
+        profiles=(ProfileEntry(name=DEFAULT_PROFILE, files=()),),
+        search=search,
+        notice=notice,
+        files=tuple(make_file_entry(path, output) for path in sorted((output / "statistics").iterdir())),
+        **_shard_fields(shards),
     )
+    return publish_manifest(manifest, files, context.confirm)
 
 
 def publish_next_generation(
     root: Path,
     old: Manifest,
     shards: Sequence[ShardEntry],
-    sample: RecallQueries | None = None,
-    report: ProgressCallback = lambda progress: None,
-    confirm: ConfirmCallback = lambda: None,
+    queries: RecallQueries | None = None,
+    report: ProgressCallback = ignore_progress,
+    confirm: ConfirmCallback = always_confirm,
     **changes: Any,
 ) -> Manifest:
-    """Replaces `old` by an index of these shards, of which only the new ones are looked at; statistics stay.
+    """Replaces the manifest `old` of an index by one of these shards, and returns it. The statistics stay as they are.
 
-    With a `sample` the search is measured again, and of another kind where the index has grown so far, or its kind no
-    longer holds `min_recall`, and the notice is calibrated again. `changes` are fields of the manifest.
+    Search files are built for the new shards only.
+
+    Args:
+        root: The directory of the index.
+        old: Its current manifest.
+        shards: The shards of the new generation, in order.
+        queries: Where given, the search is measured again with them, and the notice is calibrated again. The search may
+            then be of another kind: where the index has grown far enough for it, or where the old kind no longer holds
+            `min_recall`.
+        report: Called with the progress.
+        confirm: Called just before the new generation is published.
+        **changes: Further fields of the manifest that change.
+
+    Raises:
+        InvalidInput: With `queries`, where the candidates of no allowed search hold `min_recall`.
     """
-    index = SearchFiles(root, old.spec, RowShape.of(old), shards, old.all_files())
-    found, threshold = old.search, old.notice
-    if sample is None:
-        index.build(old.search.kind, report)
+    files = SearchFiles(root, old.spec, RowShape.of(old), shards, old.all_files())
+    search, notice = old.search, old.notice
+    if queries is None:
+        files.build_search(old.search.kind, report)
     else:
-        found = index.measured(sample, report)
-        threshold = index.calibrated(sample, found, report)
+        search = files.choose_search(queries, report)
+        notice = files.calibrate(queries, search, report)
     for profile in old.profiles:
         if profile.name != DEFAULT_PROFILE:
-            index.add_profile(profile.name)
-    new = {"generation": old.generation + 1, "created_at": _now(), "search": found, "notice": threshold}
-    return index.publish(old.model_copy(update=new | _counts(shards) | changes), confirm)
+            files.add_profile(profile.name)
+    new = {
+        "generation": old.generation + 1,
+        "created_at": _utc_now(),
+        "search": search,
+        "notice": notice,
+        **_shard_fields(shards),
+    }
+    return publish_manifest(old.model_copy(update=new | changes), files, confirm)
 
 
-def _now() -> str:
+def publish_manifest(manifest: Manifest, files: SearchFiles, confirm: ConfirmCallback) -> Manifest:
+    """Adds the search files and the profiles' files to `manifest`, writes it, and removes all other files.
+
+    Returns:
+        The manifest as it was written.
+    """
+    shared = (entry for entry in manifest.files if not entry.path.startswith("search/"))
+    profiles = tuple(
+        profile.model_copy(update={"files": files.profile_entries(profile.name)})
+        for profile in manifest.profiles
+    )
+    all_files = (*shared, *files.faiss_entries(manifest.search.kind))
+    manifest = manifest.model_copy(update={"files": all_files, "profiles": profiles})
+    entries = manifest.all_files()
+    flush_files(files.root, [entry for path, entry in entries.items() if path not in files.published])
+    confirm()
+    write_durably(files.root / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    remove_unpublished_files(files.root, manifest)
+    return manifest
+
+
+def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _counts(shards: Sequence[ShardEntry]) -> dict[str, Any]:
+def _shard_fields(shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    """Returns the fields of a manifest that follow from its shards."""
     return {
-        "rows": sum(entry.rows for entry in shards),
-        "tokens": sum(entry.tokens for entry in shards),
-        "skipped": sum(entry.skipped for entry in shards),
+        "rows": sum(shard.rows for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "skipped": sum(shard.skipped for shard in shards),
         "shards": tuple(shards),
     }

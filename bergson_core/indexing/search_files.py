@@ -1,4 +1,8 @@
-"""TODO"""
+"""Builds the files that the shards of an index are searched with, and measures how well they find the best rows.
+
+Each shard has a FAISS file, from which candidates come (sign rows need none), and under each profile the lengths of its
+rows, by which scores are divided.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,28 +22,25 @@ from bergson_core.search.profile import Profile, write_lengths
 from bergson_core.search.recall import RecallQueries, choose_search_kind, measure_recall, search_kinds_to_try
 from bergson_core.search.significance import calibrate_notice
 from bergson_core.shards.shard import RowShape, Shard
-from bergson_core.storage.integrity import file_entry, flush_files, remove_unpublished_files
-from bergson_core.storage.layout import (
-    DEFAULT_PROFILE,
-    lengths_path,
-    preconditioner_path,
-    search_path,
-)
-from bergson_core.storage.manifest import (
-    MANIFEST_FILE,
-    FileEntry,
-    Manifest,
-    NoticeEntry,
-    SearchEntry,
-    ShardEntry,
-)
-from bergson_core.utils.atomic_files import write_durably
-from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, run_in_thread
+from bergson_core.storage.integrity import make_file_entry
+from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path, search_path
+from bergson_core.storage.manifest import FileEntry, NoticeEntry, SearchEntry, ShardEntry
+from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.progress import ProgressCallback
 
 
 @dataclass
 class SearchFiles:
-    """The files of an index on their way into its next manifest; those in `published` are in the last one."""
+    """The files that the shards of an index are searched with, those that are published and those that are new.
+
+    Attributes:
+        root: The directory of the index.
+        spec: The spec that the index is built by.
+        shape: What a row consists of.
+        shards: The shards of the next generation, in order.
+        published: The files of the current generation by path: what is among them is not built again.
+        entries: The published files, the files of the shards, and all that was built since, by path.
+    """
 
     root: Path
     spec: BuildSpec
@@ -48,99 +49,102 @@ class SearchFiles:
     published: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.files = dict(self.published)
-        self._opened = [Shard.open(self.root, entry, self.shape) for entry in self.shards]
-        for entry in self.shards:
-            self.files |= {file.path: file for file in entry.files}
+        self.entries = dict(self.published)
+        self._open_shards = [Shard.open(self.root, entry, self.shape) for entry in self.shards]
+        for shard in self.shards:
+            self.entries |= {file.path: file for file in shard.files}
 
-    def add(self, entry: FileEntry) -> None:
-        """Makes a file a part of the index."""
-        self.files[entry.path] = entry
+    def add_file(self, entry: FileEntry) -> None:
+        """Adds a file that was written elsewhere."""
+        self.entries[entry.path] = entry
 
-    def build(self, kind: SearchKind, report: ProgressCallback) -> None:
-        """Builds what finds candidates in each shard that has no such thing yet, and the lengths of its rows.
+    def build_search(self, kind: SearchKind, report: ProgressCallback) -> None:
+        """Builds the FAISS file of each shard that has none of this kind yet, and writes the lengths of its rows.
 
-        Sign rows need neither.
+        Sign rows need neither: they are searched by Hamming distance.
         """
         if kind == "hamming":
             return
-        missing = [one for one in self._opened if search_path(kind, one.entry.name) not in self.files]
+        missing = [
+            shard for shard in self._open_shards if search_path(kind, shard.entry.name) not in self.entries
+        ]
         path = preconditioner_path(self.root)
         preconditioner = Preconditioner.load(path) if self.spec.scoring.preconditioner else None
         for done, shard in enumerate(missing, start=1):
             before = Progress(stage="search", done=done - 1, total=len(missing), unit="shards")
-            make = partial(
+            build_file = partial(
                 build_faiss_file, self.root, shard, preconditioner, self.spec.scoring.normalize, kind
             )
-            file, lengths = run_in_thread(make, partial(report, before))
-            self.add(file)
-            if lengths_path(DEFAULT_PROFILE, shard.entry.name) not in self.files:
-                self.add(write_lengths(self.root, DEFAULT_PROFILE, shard.entry.name, lengths))
+            file, lengths = run_in_thread(build_file, partial(report, before))
+            self.add_file(file)
+            if lengths_path(DEFAULT_PROFILE, shard.entry.name) not in self.entries:
+                self.add_file(write_lengths(self.root, DEFAULT_PROFILE, shard.entry.name, lengths))
             report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
 
-    def measured(self, sample: RecallQueries, report: ProgressCallback) -> SearchEntry:
-        """The leanest search that holds `min_recall`. Raises `InvalidInput` where none does."""
+    def choose_search(self, queries: RecallQueries, report: ProgressCallback) -> SearchEntry:
+        """Builds and measures the leanest search whose candidates hold `min_recall`.
 
-        def of(kind: SearchKind) -> SearchEntry:
-            self.build(kind, report)
-            profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
-            candidates = CandidateSearch.open(self.root, self._opened, kind, low_memory=True)
+        Raises:
+            InvalidInput: No kind of search that the spec allows holds it.
+        """
+
+        def build_and_measure(kind: SearchKind) -> SearchEntry:
+            self.build_search(kind, report)
+            profile, candidates = self._open_search(kind)
             return run_in_thread(
-                lambda: measure_recall(
-                    sample, profile, self._opened, candidates, self.spec.search.min_recall
-                ),
+                lambda: measure_recall(queries, profile, self._open_shards, candidates, min_recall),
                 lambda: report(Progress(stage="measure", unit="rows")),
             )
 
-        count = sum(entry.rows for entry in self.shards)
-        return choose_search_kind(
-            search_kinds_to_try(self.spec.search, self.shape, count), self.spec.search.min_recall, of
-        )
+        min_recall = self.spec.search.min_recall
+        kinds = search_kinds_to_try(self.spec.search, self.shape, self._row_count)
+        return choose_search_kind(kinds, min_recall, build_and_measure)
 
-    def calibrated(
-        self, sample: RecallQueries, search: SearchEntry, report: ProgressCallback
+    def calibrate(
+        self, queries: RecallQueries, search: SearchEntry, report: ProgressCallback
     ) -> NoticeEntry | None:
-        """What an answer's notice goes by, for candidates that are found as `search` says."""
-        if sample.null_rows is None:
+        """Calibrates from which prominence on a result counts as an influence, for candidates found as `search` says.
+
+        Returns:
+            None where the index has too few rows to tell.
+        """
+        null_rows = queries.null_rows
+        if null_rows is None:
             return None
-        queries, seed = sample.null_rows, self.spec.gradients.seed
-        profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
-        candidates = CandidateSearch.open(self.root, self._opened, search.kind, low_memory=True)
-        sampled = BackgroundSample.read(self._opened, sum(entry.rows for entry in self.shards), seed)
+        profile, candidates = self._open_search(search.kind)
+        background = BackgroundSample.read(self._open_shards, self._row_count, self.spec.gradients.seed)
         return run_in_thread(
-            lambda: calibrate_notice(queries, profile, candidates, search.candidates, sampled),
+            lambda: calibrate_notice(null_rows, profile, candidates, search.candidates, background),
             lambda: report(Progress(stage="measure", unit="rows")),
         )
 
     def add_profile(self, name: str) -> None:
-        """Adds the lengths under a fitted profile of the rows of each shard that has none yet."""
-        preconditioner = Preconditioner.load(preconditioner_path(self.root, name))
-        self.add(file_entry(preconditioner_path(self.root, name), self.root))
-        for shard in self._opened:
-            if lengths_path(name, shard.entry.name) not in self.files:
-                parts = iter_shard_features(shard, preconditioner, self.spec.scoring.normalize)
-                lengths = torch.cat([of_rows for _, of_rows in parts]).numpy()
-                self.add(write_lengths(self.root, name, shard.entry.name, lengths))
+        """Adds a fitted profile: its preconditioner, and the lengths of the rows of each shard that has none yet."""
+        path = preconditioner_path(self.root, name)
+        preconditioner = Preconditioner.load(path)
+        self.add_file(make_file_entry(path, self.root))
+        for shard in self._open_shards:
+            if lengths_path(name, shard.entry.name) not in self.entries:
+                features = iter_shard_features(shard, preconditioner, self.spec.scoring.normalize)
+                lengths = torch.cat([chunk_lengths for _, chunk_lengths in features]).numpy()
+                self.add_file(write_lengths(self.root, name, shard.entry.name, lengths))
 
-    def publish(self, manifest: Manifest, confirm: ConfirmCallback) -> Manifest:
-        """Writes `manifest` with the files that its shards and profiles have, and removes all others."""
-        names = [entry.name for entry in self.shards]
-        shared = [entry for entry in manifest.files if not entry.path.startswith("search/")]
-        kind = manifest.search.kind
-        search = [self.files[search_path(kind, name)] for name in names if kind != "hamming"]
-        profiles = tuple(
-            one.model_copy(update={"files": tuple(self._of_profile(one.name, names))})
-            for one in manifest.profiles
-        )
-        manifest = manifest.model_copy(update={"files": (*shared, *search), "profiles": profiles})
-        files = manifest.all_files()
-        flush_files(self.root, [one for path, one in files.items() if path not in self.published])
-        confirm()
-        write_durably(self.root / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-        remove_unpublished_files(self.root, manifest)
-        return manifest
+    def faiss_entries(self, kind: SearchKind) -> tuple[FileEntry, ...]:
+        """Returns the entries of the shards' FAISS files of this kind, in the order of the shards."""
+        if kind == "hamming":
+            return ()
+        return tuple(self.entries[search_path(kind, shard.name)] for shard in self.shards)
 
-    def _of_profile(self, name: str, shards: Sequence[str]) -> list[FileEntry]:
-        own = str(preconditioner_path(self.root, name).relative_to(self.root))
-        paths = [own, *(lengths_path(name, shard) for shard in shards)]
-        return [self.files[path] for path in paths if path in self.files]
+    def profile_entries(self, name: str) -> tuple[FileEntry, ...]:
+        """Returns the entries of the files that a profile has: its preconditioner, and the lengths by shard."""
+        preconditioner = str(preconditioner_path(self.root, name).relative_to(self.root))
+        paths = [preconditioner, *(lengths_path(name, shard.name) for shard in self.shards)]
+        return tuple(self.entries[path] for path in paths if path in self.entries)
+
+    @property
+    def _row_count(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def _open_search(self, kind: SearchKind) -> tuple[Profile, CandidateSearch]:
+        profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
+        return profile, CandidateSearch.open(self.root, self._open_shards, kind, low_memory=True)

@@ -1,4 +1,4 @@
-"""What each step of a training run does for the documents that it saw, out of the run's own backward passes.
+"""Records what each step of a training run does for the documents that it saw, from the run's own backward passes.
 
 Legend: n samples of a micro-batch, N documents, D numbers a row.
 """
@@ -11,9 +11,10 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from datasets import Dataset
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from bergson_core.data.dataset import READ_AT_ONCE
+from bergson_core.data.documents import READ_CHUNK_SIZE
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import GradientCollector
 from bergson_core.gradients.processor import GradientProcessor
@@ -21,7 +22,18 @@ from bergson_core.gradients.row_collector import module_slices
 
 
 class GradientRecorder:
-    """While open, keeps the rows of the micro-batch at hand; `add` adds them to `rows` [N, D]."""
+    """While open, collects the gradients of the current micro-batch; `add_to_rows` adds them to its documents' rows.
+
+    Args:
+        model: The model that is trained.
+        processor: How gradients are normalized and projected.
+        modules: A pattern of the modules to track, None for all.
+        dataset: The documents, with a column `input_ids`.
+        rows: The rows so far [N, D]; they are changed in place.
+
+    Attributes:
+        modules: The tracked modules by name.
+    """
 
     def __init__(
         self,
@@ -32,36 +44,43 @@ class GradientRecorder:
         rows: np.memmap,
     ) -> None:
         self.rows = rows
-        self._collector = GradientCollector(model, processor, self._arrive, modules)
+        self._collector = GradientCollector(model, processor, self._add_gradient, modules)
         self.modules = self._collector.modules
         self._slices = module_slices(self.modules, processor)
-        self._model, self._places = model, _Places(dataset)
+        self._model, self._documents = model, _DocumentLookup(dataset)
         self._batch: dict[str, Tensor] | None = None
         self._gradients = torch.empty(0)
-        self._open = ExitStack()
+        self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        hook = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        self._open.callback(hook.remove)
-        self._open.enter_context(self._collector)
+        hook = self._model.register_forward_pre_hook(self._start_batch, with_kwargs=True)
+        self._hooks.callback(hook.remove)
+        self._hooks.enter_context(self._collector)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self._hooks.close()
 
-    def add(self, learning_rate: float) -> None:
-        """Adds the gradients since the last call, times the learning rate. Equal documents share theirs."""
+    def add_to_rows(self, learning_rate: float) -> None:
+        """Adds the gradients since the last call, times the learning rate, to the rows of their documents.
+
+        Documents of equal tokens share a gradient in equal parts.
+
+        Raises:
+            InvalidInput: The batch holds tokens that are no document of the dataset.
+        """
         if self._batch is None:
             return
         gradients = (learning_rate * self._gradients).float().cpu().numpy()
         ids, mask = self._batch["input_ids"].cpu().numpy(), self._batch.get("attention_mask")
-        seen = np.ones_like(ids, dtype=bool) if mask is None else mask.cpu().numpy().astype(bool)
-        for tokens, present, gradient in zip(ids, seen, gradients, strict=True):
-            numbers = self._places.of(tokens[present])
+        is_token = np.ones_like(ids, dtype=bool) if mask is None else mask.cpu().numpy().astype(bool)
+        for sample_ids, sample_mask, gradient in zip(ids, is_token, gradients, strict=True):
+            numbers = self._documents.find(sample_ids[sample_mask])
             self.rows[numbers] += gradient / len(numbers)
         self._batch = None
 
-    def _begin(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+    def _start_batch(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        """Notes the tokens of a forward pass, and clears the gradients. Called before each forward pass."""
         if not torch.is_grad_enabled():  # an evaluation
             return
         if self._batch is not None:
@@ -74,31 +93,36 @@ class GradientRecorder:
         ids = self._batch["input_ids"]
         self._gradients = torch.zeros(len(ids), self.rows.shape[1], device=ids.device)
 
-    def _arrive(self, name: str, gradient: Tensor) -> None:
+    def _add_gradient(self, name: str, gradient: Tensor) -> None:
         self._gradients[:, self._slices[name]] += gradient.flatten(1)
 
 
-class _Places:
-    """Where in a dataset documents of given tokens are, by a hash of 64 bits of each: 16 bytes a document."""
+class _DocumentLookup:
+    """Finds documents of a dataset by their tokens, through a hash of 64 bits of each: 16 bytes a document."""
 
     def __init__(self, dataset: Dataset) -> None:
-        chunks = cast(Iterator[dict[str, Any]], dataset.select_columns("input_ids").iter(READ_AT_ONCE))
-        hashes = [_hash(np.asarray(ids)) for chunk in chunks for ids in chunk["input_ids"]]
-        unordered = np.array(hashes, dtype=np.uint64)
-        self._order = np.argsort(unordered, kind="stable")
-        self._hashes = unordered[self._order]
+        chunks = cast(Iterator[dict[str, Any]], dataset.select_columns("input_ids").iter(READ_CHUNK_SIZE))
+        hashes = np.array(
+            [_hash_tokens(np.asarray(ids)) for chunk in chunks for ids in chunk["input_ids"]], dtype=np.uint64
+        )
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted_hashes = hashes[self._order]
 
-    def of(self, tokens: np.ndarray) -> np.ndarray:
-        """The numbers of the documents that are `tokens`. Raises `InvalidInput` where there is none."""
-        wanted = np.uint64(_hash(tokens))
-        first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
-        if first == last:
+    def find(self, tokens: Int[np.ndarray, " s"]) -> Int[np.ndarray, " k"]:
+        """Returns the numbers of all documents that consist of these tokens.
+
+        Raises:
+            InvalidInput: There is none.
+        """
+        token_hash = np.uint64(_hash_tokens(tokens))
+        first, end = (np.searchsorted(self._sorted_hashes, token_hash, side) for side in ("left", "right"))
+        if first == end:
             raise InvalidInput(
                 f"a batch holds {len(tokens)} tokens that are no document of the dataset: expected its rows as they "
                 "are, neither packed, cut nor changed on the way, and an attention_mask where they are padded"
             )
-        return self._order[first:last]
+        return self._order[first:end]
 
 
-def _hash(tokens: np.ndarray) -> int:
+def _hash_tokens(tokens: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(tokens.astype("<i8").tobytes(), digest_size=8).digest(), "little")

@@ -1,6 +1,6 @@
-"""The Ray cluster that does the work: how to reach it, how many actors it has room for, what its errors mean.
+"""The Ray cluster that does the work: how to connect to it, how many actors it has room for, what its errors mean.
 
-What is started here ends with this process; a cluster that was there before goes on.
+A cluster that this process has started ends with the process; one that was there before goes on.
 """
 
 import logging
@@ -21,69 +21,81 @@ try:
 except ImportError as error:
     raise ClusterUnavailable("the executor ray needs Ray: pip install 'bergson-service[ray]'") from error
 
-TRIES: Final = 3
-"""Actors that may die of the same work before it is given up."""
+MAX_ATTEMPTS: Final = 3
+"""How many actors may die of the same work before it is given up."""
 
 
 def connect() -> None:
-    """Connects this process with a cluster, unless it is: `RAY_ADDRESS`, or one that runs here, or a new one.
+    """Connects this process to a cluster, unless it is connected.
 
-    Raises `ClusterUnavailable` where none answers.
+    That is the cluster at the address `RAY_ADDRESS`, else one that runs on this machine, else a new one.
+
+    Raises:
+        ClusterUnavailable: No cluster answers.
     """
     if ray.is_initialized():
         return
     try:
-        with _signals_kept():
+        with _preserve_sigterm_handler():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "this machine")
-        raise ClusterUnavailable(f"no Ray cluster answers at {where}: {error}") from error
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        raise ClusterUnavailable(f"no Ray cluster answers at {address}: {error}") from error
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler of its own, which ends the process at once: a worker has to finish what it has in hand."""
-    before = signal.getsignal(signal.SIGTERM)
+def _preserve_sigterm_handler() -> Iterator[None]:
+    """Restores the handler of SIGTERM. Ray's own ends the process at once, but a worker has to finish what it began."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
 
 
 def slots_by_node(device: str) -> dict[str, int]:
-    """How many actors each live node has room for, by its id: one for each GPU, or for so many CPUs."""
-    kind, size = ("GPU", 1) if device == "cuda" else ("CPU", cpus_of_a_slot())
+    """Returns how many actors each live node has room for, by the node's id.
+
+    Args:
+        device: `cuda`, where an actor takes a GPU, or `cpu`, where it takes `cpus_per_slot` CPUs.
+    """
+    kind, size = ("GPU", 1) if device == "cuda" else ("CPU", cpus_per_slot())
     nodes = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: int(node["Resources"].get(kind, 0)) // size for node in nodes}
 
 
-def start_actor(kind: type, *arguments: Any, **options: Any) -> Any:
-    """A handle of an actor of this class; `options` are Ray's."""
-    remote: Any = ray.remote(kind)
-    return remote.options(**options).remote(*arguments)
-
-
-def actor_resources(device: str) -> dict[str, Any]:
-    """What Ray has to give to an actor that runs the model."""
-    if device == "cuda":
-        return {"num_gpus": 1, "num_cpus": 1}
-    return {"num_cpus": cpus_of_a_slot()}
-
-
-def cpus_of_a_slot() -> int:
-    """As many as torch has threads here, or the largest node CPUs."""
+def cpus_per_slot() -> int:
+    """Returns how many CPUs an actor takes: one for each of torch's threads here, or all of the largest node."""
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     return max(1, min(torch.get_num_threads(), largest))
 
 
+def actor_resources(device: str) -> dict[str, Any]:
+    """Returns Ray's options for an actor that runs the model on this kind of device."""
+    if device == "cuda":
+        return {"num_gpus": 1, "num_cpus": 1}
+    return {"num_cpus": cpus_per_slot()}
+
+
+def start_actor(actor_class: type, *arguments: Any, **options: Any) -> Any:
+    """Starts an actor of this class, with Ray's `options`, and returns a handle to it."""
+    remote: Any = ray.remote(actor_class)
+    return remote.options(**options).remote(*arguments)
+
+
 def first_line(error: Exception) -> str:
-    """What Ray says, without the state of all its parts."""
+    """Returns the first line of a message of Ray: after it comes the state of all of Ray's parts."""
     return str(error).partition("\n")[0]
 
 
 def get_result(reference: Any) -> Any:
-    """What an actor has returned. Raises what it raised, and `RayError` where it, or its machine, has died."""
+    """Waits for what a method of an actor returns.
+
+    Raises:
+        RayError: The actor has died, or its machine has.
+        Exception: What the method raised, as it was raised there.
+    """
     try:
         return ray.get(reference)
     except RayTaskError as error:

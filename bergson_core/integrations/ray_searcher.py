@@ -1,8 +1,10 @@
-"""The rows of an index held by the actors of a Ray cluster: every one is asked, and the best of their answers are kept.
+"""Searches an index whose shards are held by the actors of a Ray cluster, and merges the best of their results.
 
-Each actor is a `LocalSearcher` of a run of shards on one machine. It takes as many candidates as a search of the whole index
-would, so that a row that is found there is found here; its scores are the same. Actors take no slots: builds go on
-beside them.
+Each actor is a `LocalSearcher` of a run of shards on one machine. It takes as many candidates as a search of the whole
+index would, so that a row that such a search finds is found here too, with the same score. The actors take no slots of
+the cluster, so that builds can run beside them.
+
+Legend: q queries, m modules, d numbers a module.
 """
 
 import logging
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from bergson_core.errors import ClusterUnavailable
 from bergson_core.integrations.ray_cluster import (
-    TRIES,
+    MAX_ATTEMPTS,
     connect,
     first_line,
     get_result,
@@ -43,25 +45,37 @@ logger = logging.getLogger(__name__)
 
 
 class SearchActor:
-    """Searches some shards on a machine of the cluster; `open` comes first."""
+    """Searches some shards of an index on a machine of the cluster. `open` has to be called first."""
 
-    def open(self, root: Path, manifest: Manifest, names: Sequence[str], threads: int) -> Mapping[str, str]:
-        """What is damaged of the shards of these names, as `LocalSearcher.damaged`. Raises `IndexCorrupt`."""
+    def open(
+        self, root: Path, manifest: Manifest, shard_names: Sequence[str], threads: int
+    ) -> Mapping[str, str]:
+        """Opens the shards of these names.
+
+        Returns:
+            What is wrong with each damaged shard, by its name.
+
+        Raises:
+            IndexCorrupt: A file that all shards need is damaged.
+        """
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        self._searcher = LocalSearcher.open(root, manifest, names)
+        self._searcher = LocalSearcher.open(root, manifest, shard_names)
         return self._searcher.damaged
 
-    def search(self, blocks: np.ndarray, queries: Sequence[SearchRequest]) -> list[SearchResult]:
-        """As `LocalSearcher.search`; nothing where no shard is whole."""
+    def search(self, rows: np.ndarray, requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Searches as `LocalSearcher.search` does; finds nothing where every shard is damaged."""
         if not self._searcher.shards:
-            return [merge_results([], query) for query in queries]
-        return self._searcher.search(torch.from_numpy(blocks.copy()), queries)
+            return [merge_results([], request) for request in requests]
+        return self._searcher.search(torch.from_numpy(rows.copy()), requests)
 
 
 @dataclass
 class _ShardGroup:
-    """Shards of these names, and the actor that has them open; `opening` is what it will say is damaged."""
+    """The shards of these names, and the actor that opens them.
+
+    `opening` is Ray's reference to what `SearchActor.open` returns, and `damaged` what it has returned.
+    """
 
     names: Sequence[str]
     actor: Any
@@ -70,118 +84,146 @@ class _ShardGroup:
 
 
 class RaySearcher:
-    """All shards of an index, searched by actors. In the place of a `LocalSearcher`; for one thread.
+    """All shards of an index, searched by actors of a cluster. For use by one thread.
 
-    What reads rows itself, such as scores of the whole corpus, has them from the files.
+    Code that reads rows itself, such as the scores of all documents, reads them from the files in this process.
+
+    Raises:
+        IndexCorrupt: A file that all shards need is damaged.
+        ClusterUnavailable: No cluster answers, or the actors die.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
-        """Raises `IndexCorrupt` where what all shards share is damaged, and `ClusterUnavailable`."""
         connect()
-        self._root, self._manifest, self._shared = root.absolute(), manifest, ray.put(manifest)
-        runs = split_shards(manifest.shards, max(1, len(_places())))
-        started = [self._started(names, number) for number, names in enumerate(runs)]
-        self._parts = [self._opened(part, number) for number, part in enumerate(started)]
+        self._root, self._manifest, self._manifest_reference = root.absolute(), manifest, ray.put(manifest)
+        groups = split_shards(manifest.shards, max(1, len(_node_of_each_slot())))
+        # All actors are started before the first one is waited for.
+        started = [self._start_group(names, number) for number, names in enumerate(groups)]
+        self._groups = [self._wait_until_open(group, number) for number, group in enumerate(started)]
         self.metadata = MetadataFilter((), manifest.spec.columns.metadata)
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """What is wrong with each shard that is not whole."""
-        return {name: wrong for part in self._parts for name, wrong in part.damaged.items()}
+        """What is wrong with each damaged shard, by its name."""
+        return {name: problem for group in self._groups for name, problem in group.damaged.items()}
 
     @cached_property
     def local(self) -> LocalSearcher:
-        """The same shards, open in this process."""
+        """The undamaged shards, open in this process."""
         names = [entry.name for entry in self._manifest.shards if entry.name not in self.damaged]
         return LocalSearcher.open(self._root, self._manifest, names)
 
     @property
     def shards(self) -> Sequence[Shard]:
+        """The undamaged shards, open in this process."""
         return self.local.shards
 
     @property
     def visible(self) -> VisibleRows:
+        """Which rows have not been taken down."""
         return self.local.visible
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
+        """The profiles of the index, by name."""
         return self.local.profiles
 
-    def search(self, blocks: Float[Tensor, "q m d"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
-        """What is found for each query from its row. Raises `ClusterUnavailable` where actors die again and again."""
-        question = (ray.put(blocks.numpy()), queries)
-        asked = [part.actor.search.remote(*question) for part in self._parts]
-        answers = []
-        for number, reference in enumerate(asked):
+    def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Searches for each query by its gradient row. An actor that has died is replaced.
+
+        Args:
+            rows: The gradient rows of the queries [q, m, d].
+            requests: What to search for with each of them.
+
+        Raises:
+            ClusterUnavailable: Actors die again and again.
+        """
+        arguments = (ray.put(rows.numpy()), requests)
+        references = [group.actor.search.remote(*arguments) for group in self._groups]
+        results_by_group = []
+        for number, reference in enumerate(references):
             try:
-                answers.append(get_result(reference))
+                results_by_group.append(get_result(reference))
             except RayError as error:
-                part = self._parts[number] = self._replaced(self._parts[number], number, error)
-                answers.append(_last(part.actor.search.remote(*question)))
-        return [merge_results(found, query) for query, *found in zip(queries, *answers, strict=True)]
+                group = self._groups[number] = self._replace_actor(self._groups[number], number, error)
+                results_by_group.append(_get_last_result(group.actor.search.remote(*arguments)))
+        return [
+            merge_results(results, request)
+            for request, *results in zip(requests, *results_by_group, strict=True)
+        ]
 
-    def _started(self, names: Sequence[str], number: int) -> _ShardGroup:
-        """An actor on the machine whose turn it is, on its way to have these shards open."""
+    def _start_group(self, names: Sequence[str], number: int) -> _ShardGroup:
+        """Starts an actor that opens these shards. The machines take turns: `number` says whose turn it is."""
         options: dict[str, Any] = {"num_cpus": 0}
-        if places := _places():
-            place = NodeAffinitySchedulingStrategy(places[number % len(places)], soft=True)
-            options["scheduling_strategy"] = place
-        made = start_actor(SearchActor, **options)
-        opening = made.open.remote(self._root, self._shared, names, torch.get_num_threads())
-        return _ShardGroup(names, made, opening)
+        if nodes := _node_of_each_slot():
+            node = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
+            options["scheduling_strategy"] = node
+        actor = start_actor(SearchActor, **options)
+        opening = actor.open.remote(self._root, self._manifest_reference, names, torch.get_num_threads())
+        return _ShardGroup(names, actor, opening)
 
-    def _opened(self, part: _ShardGroup, number: int, tries: int = TRIES) -> _ShardGroup:
-        """The part once it is open. A machine may just have died, so that others are tried."""
-        if tries == 1:
-            return replace(part, damaged=_last(part.opening))
+    def _wait_until_open(self, group: _ShardGroup, number: int, attempts: int = MAX_ATTEMPTS) -> _ShardGroup:
+        """Returns the group once its shards are open. Where its machine has just died, others are tried."""
+        if attempts == 1:
+            return replace(group, damaged=_get_last_result(group.opening))
         try:
-            return replace(part, damaged=get_result(part.opening))
+            return replace(group, damaged=get_result(group.opening))
         except RayError as error:
-            return self._replaced(part, number + 1, error, tries - 1)
+            return self._replace_actor(group, number + 1, error, attempts - 1)
 
-    def _replaced(self, part: _ShardGroup, number: int, error: RayError, tries: int = TRIES) -> _ShardGroup:
-        """Another actor for the part, open."""
+    def _replace_actor(
+        self, group: _ShardGroup, number: int, error: RayError, attempts: int = MAX_ATTEMPTS
+    ) -> _ShardGroup:
+        """Starts another actor for the group, and returns the group once its shards are open."""
         logger.warning("a search actor was lost: %s", first_line(error))
-        ray.kill(part.actor)  # it may live, and not answer
-        return self._opened(self._started(part.names, number), number, tries)
+        ray.kill(group.actor)  # it may be alive and only not answer
+        return self._wait_until_open(self._start_group(group.names, number), number, attempts)
 
 
-def _places() -> list[str]:
-    """The machine of each slot of CPUs."""
+def _node_of_each_slot() -> list[str]:
+    """Returns the node of each slot of CPUs: a node stands there as often as it has slots."""
     return [node for node, count in slots_by_node("cpu").items() for _ in range(count)]
 
 
-def _last(reference: Any) -> Any:
-    """As `result`, where nothing else is tried."""
+def _get_last_result(reference: Any) -> Any:
+    """Waits like `get_result` at the last attempt. Raises `ClusterUnavailable` where the actor has died."""
     try:
         return get_result(reference)
     except RayError as error:
         raise ClusterUnavailable(f"actors that search the index die: {first_line(error)}") from error
 
 
-def split_shards(shards: Sequence[ShardEntry], parts: int) -> list[list[str]]:
-    """Names of the shards in at most so many runs of about as many rows."""
+def split_shards(shards: Sequence[ShardEntry], groups: int) -> list[list[str]]:
+    """Splits shards into at most `groups` runs of about the same number of rows, and returns their names by run."""
     rows = sum(entry.rows for entry in shards)
 
-    def run(entry: ShardEntry) -> int:
-        return (2 * entry.first_row + entry.rows) * parts // (2 * rows)
+    def find_group(entry: ShardEntry) -> int:
+        return (2 * entry.first_row + entry.rows) * groups // (2 * rows)
 
-    return [[entry.name for entry in group] for _, group in groupby(shards, run)]
+    return [[entry.name for entry in run] for _, run in groupby(shards, find_group)]
 
 
-def merge_results(found: Sequence[SearchResult], query: SearchRequest) -> SearchResult:
-    """The best of what was found in each run of shards; of equal scores the ones of earlier shards."""
+def merge_results(results: Sequence[SearchResult], request: SearchRequest) -> SearchResult:
+    """Merges the results of several runs of shards, given in the order of the runs, for one request.
 
-    def best(lists: Sequence[Sequence[Hit] | None], sign: int) -> list[Hit] | None:
-        if query.direction not in ("both", "proponents" if sign > 0 else "opponents"):
+    Of hits of equal score those of earlier shards come first.
+    """
+
+    def merge_best(hits_by_run: Sequence[Sequence[Hit] | None], sign: int) -> list[Hit] | None:
+        if request.direction not in ("both", "proponents" if sign > 0 else "opponents"):
             return None
-        hits = sorted((hit for one in lists for hit in one or ()), key=lambda hit: -sign * hit.row.score)
+        hits = sorted(
+            (hit for run in hits_by_run for hit in run or ()), key=lambda hit: -sign * hit.row.score
+        )
         return [
             replace(hit, row=hit.row.model_copy(update={"rank": rank}))
-            for rank, hit in enumerate(hits[: query.top_k], start=1)
+            for rank, hit in enumerate(hits[: request.top_k], start=1)
         ]
 
-    sampled = np.concatenate([np.empty(0, np.float32), *(one.background_scores for one in found)])
     return SearchResult(
-        best([one.proponents for one in found], 1), best([one.opponents for one in found], -1), sampled
+        proponents=merge_best([result.proponents for result in results], 1),
+        opponents=merge_best([result.opponents for result in results], -1),
+        background_scores=np.concatenate(
+            [np.empty(0, np.float32), *(result.background_scores for result in results)]
+        ),
     )

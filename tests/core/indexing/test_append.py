@@ -17,8 +17,8 @@ from bergson_core import (
     fit_profile,
     take_down_document,
 )
-from bergson_core.data.batching import batches
-from bergson_core.data.dataset import tokenize_records
+from bergson_core.data.batching import iter_batches
+from bergson_core.data.documents import tokenize_records
 from bergson_core.errors import (
     Cancelled,
     IdsExist,
@@ -95,12 +95,12 @@ def test_appended_rows_are_those_that_the_builds_statistics_make(
     assert len(rows) == ALL
     maker = open_row_encoder(index.manifest.spec, tmp_path / "facts", index.model)
     records = [Record(row["id"], row["text"], None, {}) for row in rows_of(FIRST, ALL)]
-    for batch in batches(tokenize_records(index.model.tokenizer, records), 4096):
+    for batch in iter_batches(tokenize_records(index.model.tokenizer, records), 4096):
         blocks, _ = maker.encode(batch)
         scales = blocks.abs().amax(-1, keepdim=True)
         expected = blocks.sign() if kind == "sign" else blocks
         tolerance = 0 if kind == "sign" else (1e-2 if kind == "int8" else 1e-3)
-        found = rows[FIRST + torch.from_numpy(batch.numbers)]
+        found = rows[FIRST + torch.from_numpy(batch.indices)]
         assert (
             ((found.sign() if kind == "sign" else found) - expected).abs().le(tolerance * scales + 1e-9).all()
         )

@@ -247,7 +247,7 @@ def test_a_manifest_of_another_version_is_refused(tmp_path):
 
 
 def test_every_error_names_itself():
-    from bergson_core.errors import _tree, from_code
+    from bergson_core.errors import _with_subclasses, from_code
 
-    for kind in _tree(BergsonError):
+    for kind in _with_subclasses(BergsonError):
         assert type(from_code(kind.code, "why")) is kind

@@ -1,4 +1,4 @@
-"""What a build is estimated to take is what it takes."""
+"""The estimate of a build is what the build then takes."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bergson_core import build_index
-from bergson_core.data.batching import Batch, Tokens, batches
+from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.errors import (
     Cancelled,
     ColumnNotFound,
@@ -19,9 +19,10 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.indexing.cost_meter import CostMeter, OneOfEachSize, PassSampler
+from bergson_core.indexing.cost_meter import CostMeter
 from bergson_core.indexing.estimate import estimate_build
-from bergson_core.indexing.trial_build import TrialBuild
+from bergson_core.indexing.partial_steps import DecompositionSampler, PassSampler
+from bergson_core.indexing.trial_build import run_trial_build
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import Manifest
@@ -53,7 +54,7 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> DatasetSpec:
-    """Documents of ten tokens to sixty, each with a completion."""
+    """Documents of ten to sixty tokens, each with a completion."""
     rows = [
         {"id": f"doc-{k}", "text": text + " and" * (k % 30), "end": " so on" * (k % 4), "source": "wiki"}
         for k, text in enumerate(tiny.texts(DOCUMENTS))
@@ -71,9 +72,9 @@ def sizes(manifest: Manifest) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", SPECS)
-def test_a_sample_is_enough_to_say_what_the_build_then_takes(case, sources, many, tmp_path):
+def test_a_sample_is_enough_to_estimate_what_the_build_then_takes(case, sources, many, tmp_path):
     spec = make_spec(sources, **{"dataset": many, "columns": ColumnsSpec(id="id")} | SPECS[case])
-    estimate = TrialBuild(spec, tmp_path / "trial", lambda progress: None, sample_size=60).estimate()
+    estimate = run_trial_build(spec, tmp_path / "trial", lambda progress: None, sample_size=60)
     manifest = build_index(spec, tmp_path / "index")
     assert (estimate.documents, estimate.looked_at) == (DOCUMENTS, 60)
     assert estimate.modules == len(manifest.modules)
@@ -86,7 +87,7 @@ def test_a_sample_is_enough_to_say_what_the_build_then_takes(case, sources, many
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories are made."""
+    """The directory that temporary directories are made in."""
     path = tmp_path / "scratch"
     path.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(path))
@@ -105,7 +106,7 @@ def test_of_few_documents_all_are_looked_at_and_bytes_and_tokens_are_exact(sourc
     assert exact["total"] < estimate.peak_disk_bytes < 2 * exact["total"]
     assert estimate.peak_memory_bytes > 100 * 2**20  # torch alone
     assert estimate.seconds > 0
-    assert list(dict.fromkeys(one.stage for one in seen)) == [
+    assert list(dict.fromkeys(progress.stage for progress in seen)) == [
         "load",
         "read",
         "statistics",
@@ -118,12 +119,12 @@ def test_of_few_documents_all_are_looked_at_and_bytes_and_tokens_are_exact(sourc
 
 
 def test_a_document_that_is_too_long_is_named_as_the_build_names_it(sources, scratch, tmp_path):
-    spec, said = make_spec(sources, gradients=GradientSpec(max_tokens=8)), []
+    spec, messages = make_spec(sources, gradients=GradientSpec(max_tokens=8)), []
     for refuse in (lambda: estimate_build(spec), lambda: build_index(spec, tmp_path / "index")):
         with pytest.raises(TooLong, match="'doc-1'") as caught:
             refuse()
-        said.append(str(caught.value))
-    assert said[0] == said[1]
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
     assert list(scratch.iterdir()) == []
 
 
@@ -138,7 +139,7 @@ WRONG = {
 def test_what_a_build_refuses_a_trial_refuses(case, sources, tmp_path):
     kind, changes = WRONG[case]
     with pytest.raises(kind):
-        TrialBuild(make_spec(sources, **changes), tmp_path / "trial", lambda progress: None, 60).estimate()
+        run_trial_build(make_spec(sources, **changes), tmp_path / "trial", lambda progress: None, 60)
 
 
 def test_a_report_that_raises_ends_the_trial(spec, scratch):
@@ -160,31 +161,47 @@ def test_a_trial_that_the_system_kills_does_not_fit_into_memory(spec, scratch, t
     assert list(scratch.iterdir()) == []
 
 
-def test_the_longest_batch_and_that_of_most_documents_are_run(monkeypatch):
-    monkeypatch.setattr("bergson_core.indexing.cost_meter._TIMED_S", 0.0)
+def test_the_longest_batch_and_the_one_of_most_documents_are_run(monkeypatch):
+    monkeypatch.setattr("bergson_core.indexing.partial_steps._MEASURED_S", 0.0)
     lengths = [60, *[30] * 40, *[20] * 50, *[19] * 30]
     documents = [Tokens.labelled_from(np.zeros(length, dtype=np.int64), 1) for length in lengths]
-    work, passes = list(batches(documents, 60)), PassSampler(CostMeter(), torch.device("cpu"))
-    passes.most_documents = max(map(len, work))
+    batches = list(iter_batches(documents, 60))
+    passes = PassSampler(CostMeter(), torch.device("cpu"), largest_batch=max(map(len, batches)))
 
     def runs(batch: Batch) -> bool:
-        with passes.take(batch) as taken:
-            return taken
+        with passes.measure_pass(batch) as is_run:
+            return is_run
 
-    assert [len(batch) for batch in work if runs(batch)] == [1, 3]
-    assert runs(work[0]) is False
+    assert [len(batch) for batch in batches if runs(batch)] == [1, 3]
+    assert runs(batches[0]) is False
 
 
 def test_one_matrix_of_each_size_is_decomposed_and_all_are_counted():
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(side, side, generator=generator) for side in (5, 5, 5, 3)]
-    symmetric, meter = [one @ one.mT for one in matrices], CostMeter()
-    with OneOfEachSize(meter):
-        found = [torch.linalg.eigh(one) for one in symmetric]
-    for (values, vectors), matrix in zip(found[::3], symmetric[::3], strict=True):
+    symmetric, meter = [matrix @ matrix.mT for matrix in matrices], CostMeter()
+    eigh = DecompositionSampler(meter)
+    decomposed = [eigh(matrix) for matrix in symmetric]
+    for (values, vectors), matrix in zip(decomposed[::3], symmetric[::3], strict=True):
         torch.testing.assert_close(vectors * values @ vectors.mT, matrix)
-    for values, vectors in found[1:3]:
+    for values, vectors in decomposed[1:3]:
         torch.testing.assert_close(vectors * values @ vectors.mT, torch.eye(5))
-    meter.begin("after")
-    spent = meter.stages["load"]
-    assert spent["decompositions"] > sum(spent.values()) - spent["other"] - 1e-9
+    meter.begin_stage("after")
+    seconds = meter.stages["load"]
+    assert seconds["decompositions"] > sum(seconds.values()) - seconds["other"] - 1e-9
+
+
+def test_the_decompositions_of_a_whole_build_go_through_the_sampler(sources, tmp_path, monkeypatch):
+    """Also those of the preconditioner and of K-FAC, which are made in a thread of their own."""
+    sizes = []
+    original = DecompositionSampler.__call__
+
+    def record(sampler, matrix):
+        sizes.append(len(matrix))
+        return original(sampler, matrix)
+
+    monkeypatch.setattr(DecompositionSampler, "__call__", record)
+    spec = make_spec(sources, gradients={"projection_dim": 4, "normalizer": "kfac"})
+    modules = run_trial_build(spec, tmp_path / "trial", lambda progress: None, 60).modules
+    assert sizes.count(4**2) >= modules  # the preconditioner's blocks
+    assert len(sizes) == 3 * modules  # and both factors of each module

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.gradients.projection import rademacher_matrix
-from bergson_core.integrations import hf_trainer
+from bergson_core.integrations import hf_recorded_run
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
@@ -200,7 +200,7 @@ def killed(directory: Path, dataset: Dataset, tokenizer: Any) -> None:
     callback = recorder(directory, dataset, tokenizer)
     with pytest.raises(KeyboardInterrupt):
         trainer(directory, dataset, tokenizer, [callback, Killed()]).train()
-    callback._open.close()  # as the end of the process would
+    callback._resources.close()  # as the end of the process would
     assert not (directory / "facts" / "manifest.json").exists()
 
 
@@ -245,8 +245,8 @@ def test_rows_of_every_kind_are_preconditioned_and_found(dataset, tokenizer, tmp
 def test_no_second_moment_is_gathered_where_there_is_no_preconditioner(
     dataset, tokenizer, tmp_path, monkeypatch
 ):
-    """It has p⁴ numbers a layer, which fit no memory for the widest rows."""
-    monkeypatch.delattr(hf_trainer, "SecondMoment")
+    """A second moment has p⁴ numbers a module, which fit no memory for the widest rows."""
+    monkeypatch.delattr(hf_recorded_run, "SecondMoment")
     trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)]).train()
     assert read_manifest(tmp_path / "facts").rows == 13
 

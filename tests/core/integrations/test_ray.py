@@ -1,4 +1,4 @@
-"""On a Ray cluster of two nodes: builds are byte-identical whoever dies, and searches answer as this process does."""
+"""On a Ray cluster of two nodes, builds are byte-identical whatever dies, and searches answer as this process does."""
 
 import os
 import shutil
@@ -19,8 +19,8 @@ from tests.core.helpers import contents, query
 
 ROWS = 2
 QUERIES = [
-    query(partial=True, **asked)
-    for asked in (
+    query(partial=True, **fields)
+    for fields in (
         {},
         {"direction": "opponents"},
         {"direction": "both", "top_k": 100},
@@ -34,18 +34,18 @@ QUERIES = [
 @pytest.fixture(scope="module")
 def cluster():
     """Two machines of one CPU each; this process is on the first."""
-    soon = {
+    fast_checks = {
         "health_check_period_ms": 200,
         "health_check_timeout_ms": 1000,
         "health_check_initial_delay_ms": 0,
     }
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    made.add_node(num_cpus=1)
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    yield made
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": fast_checks}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    started.add_node(num_cpus=1)
+    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+    yield started
     ray.shutdown()
-    made.shutdown()
+    started.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def local(spec, tmp_path_factory) -> Path:
 
 
 def kill_the_second_node(cluster: Cluster) -> None:
-    """Kills it and waits until its workers have noticed, since they might finish the whole build before that."""
+    """Kills the node and waits until its workers have ended, since they might finish the whole build before that."""
     (node,) = cluster.worker_nodes
     workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
     cluster.remove_node(node, allow_graceful=False)
@@ -69,14 +69,14 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
 ):
     seen = []
 
-    class Together(ray_shard_builder._ActorPool):
-        """Begins once both actors are there: one alone might make all of these small shards before."""
+    class BothActors(ray_shard_builder._ActorPool):
+        """Begins once both actors are ready: one alone might build all of these small shards before."""
 
-        def _hire(self):
-            super()._hire()
+        def _start_actors(self):
+            super()._start_actors()
             while not seen and len(self._idle) < 2:
-                for one in ray.wait(list(self._errands))[0]:
-                    self._advanced(one)
+                for reference in ray.wait(list(self._running))[0]:
+                    self._take_step(reference)
 
     def report(progress):
         if progress.stage == "gradients":
@@ -84,7 +84,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
             if cluster.worker_nodes:
                 kill_the_second_node(cluster)
 
-    monkeypatch.setattr(ray_shard_builder, "_ActorPool", Together)
+    monkeypatch.setattr(ray_shard_builder, "_ActorPool", BothActors)
     try:
         build_index(spec, tmp_path / "facts", shard_rows=ROWS, executor=RayExecutor(), report=report)
         assert not cluster.worker_nodes
@@ -96,44 +96,44 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
     assert list((tmp_path / "facts").rglob("*.tmp")) == []
 
 
-# What actors do and suffer is played by small ones: those that load a model take seconds to start
+# The following tests replace the actors by small ones, since those that load a model take seconds to start
 
 
-def play(monkeypatch, tmp_path, part: type, shards: int = 2, report=lambda progress: None):
-    """Makes shards by actors of the class `part`, which need not know this library."""
-    recipe = SimpleNamespace(device="cpu", directory=tmp_path)
-    monkeypatch.setattr(ray_shard_builder, "ShardActor", part)
-    monkeypatch.setattr(ray_shard_builder.ShardBuilderSpec, "of", lambda maker: recipe)
-    work = [SimpleNamespace(name=f"{k:05d}", numbers=range(1), place=None) for k in range(shards)]
+def build_with(actor_class: type, monkeypatch, tmp_path, shards: int = 2, report=lambda progress: None):
+    """Builds shards in actors of this class, which need not know this library."""
+    spec = SimpleNamespace(device="cpu", directory=tmp_path)
+    monkeypatch.setattr(ray_shard_builder, "ShardActor", actor_class)
+    monkeypatch.setattr(ray_shard_builder.ShardBuilderSpec, "of", lambda builder: spec)
+    tasks = [SimpleNamespace(name=f"{k:05d}", numbers=range(1), position=None) for k in range(shards)]
     documents = SimpleNamespace(read=list)
     return build_shards(
-        SimpleNamespace(output=tmp_path), documents, work, report, lambda: None, RayExecutor()
+        SimpleNamespace(output=tmp_path), documents, tasks, report, lambda: None, RayExecutor()
     )
 
 
 def test_an_error_of_an_actor_comes_out_as_itself(cluster, monkeypatch, tmp_path):
-    class Part:
-        def __init__(self, recipe):
+    class FailingActor:
+        def __init__(self, spec):
             pass
 
         def open(self):
             raise InvalidInput("no such thing")
 
     with pytest.raises(InvalidInput, match=r"^no such thing$"):
-        play(monkeypatch, tmp_path, Part)
+        build_with(FailingActor, monkeypatch, tmp_path)
 
 
 def test_a_shard_that_kills_its_actors_is_given_up(cluster, monkeypatch, tmp_path):
     seen = []
 
-    class Part:
-        def __init__(self, recipe):
-            self.directory = recipe.directory
+    class DyingActor:
+        def __init__(self, spec):
+            self.directory = spec.directory
 
         def open(self):
             pass
 
-        def make(self, task, records):
+        def build(self, task, records):
             yield SimpleNamespace(documents=1, tokens=7, written=None)
             while not (self.directory / "seen").exists():
                 time.sleep(0.01)
@@ -145,21 +145,21 @@ def test_a_shard_that_kills_its_actors_is_given_up(cluster, monkeypatch, tmp_pat
             (tmp_path / "seen").touch()
 
     with pytest.raises(ClusterUnavailable, match="3 actors were lost, shard 00000"):
-        play(monkeypatch, tmp_path, Part, shards=1, report=report)
+        build_with(DyingActor, monkeypatch, tmp_path, shards=1, report=report)
     first = seen.index(1)
     assert 0 in seen[first:], "what was lost is taken back"
     assert set(seen) == {0, 1}
 
 
 def test_a_report_that_stops_the_build_ends_the_actors(cluster, monkeypatch, tmp_path):
-    class Part:
-        def __init__(self, recipe):
-            (recipe.directory / f"{os.getpid()}.pid").touch()
+    class EndlessActor:
+        def __init__(self, spec):
+            (spec.directory / f"{os.getpid()}.pid").touch()
 
         def open(self):
             pass
 
-        def make(self, task, records):
+        def build(self, task, records):
             while True:
                 time.sleep(0.05)
                 yield SimpleNamespace(documents=0, tokens=0, written=None)
@@ -169,15 +169,15 @@ def test_a_report_that_stops_the_build_ends_the_actors(cluster, monkeypatch, tmp
             raise Cancelled("stopped by the test")
 
     with pytest.raises(Cancelled):
-        play(monkeypatch, tmp_path, Part, report=report)
+        build_with(EndlessActor, monkeypatch, tmp_path, report=report)
     for path in tmp_path.glob("*.pid"):
         wait_for_the_end_of(int(path.stem))
 
 
-def wait_for_the_end_of(process: int) -> None:
+def wait_for_the_end_of(process_id: int) -> None:
     while True:
         try:
-            os.kill(process, 0)
+            os.kill(process_id, 0)
         except ProcessLookupError:
             return
         time.sleep(0.05)
@@ -199,14 +199,14 @@ def on_ray(cluster, facts) -> AttributionIndex:
     return AttributionIndex.open(facts, executor=RayExecutor(), partial=True)
 
 
-def assert_the_same(one: AttributionIndex, other: AttributionIndex) -> None:
-    for mine, its in zip(one.attribute(QUERIES), other.attribute(QUERIES), strict=True):
-        assert (mine.results, mine.opponents) == (its.results, its.opponents)
+def assert_same_answers(one: AttributionIndex, other: AttributionIndex) -> None:
+    for answer, expected in zip(one.attribute(QUERIES), other.attribute(QUERIES), strict=True):
+        assert (answer.results, answer.opponents) == (expected.results, expected.opponents)
 
 
 def test_actors_on_both_nodes_answer_as_this_process_does(on_ray, facts):
-    assert [len(part.names) for part in on_ray.searcher._parts] == [10, 10]
-    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+    assert [len(group.names) for group in on_ray.searcher._groups] == [10, 10]
+    assert_same_answers(on_ray, AttributionIndex.open(facts, partial=True))
 
 
 def test_damaged_shards_are_left_out_where_that_is_allowed(on_ray):
@@ -217,15 +217,15 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(on_ray):
 
 
 def test_what_is_taken_down_is_hidden_at_once(on_ray, facts):
-    taken = on_ray.attribute([query(partial=True)])[0].results[0].id
-    take_down_document(facts, taken)
-    assert taken not in {row.id for row in on_ray.attribute([query(partial=True, top_k=100)])[0].results}
-    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+    taken_down = on_ray.attribute([query(partial=True)])[0].results[0].id
+    take_down_document(facts, taken_down)
+    assert taken_down not in {row.id for row in on_ray.attribute([query(partial=True, top_k=100)])[0].results}
+    assert_same_answers(on_ray, AttributionIndex.open(facts, partial=True))
 
 
 def test_an_actor_that_died_is_replaced(on_ray, facts):
-    ray.kill(on_ray.searcher._parts[1].actor)
-    assert_the_same(on_ray, AttributionIndex.open(facts, partial=True))
+    ray.kill(on_ray.searcher._groups[1].actor)
+    assert_same_answers(on_ray, AttributionIndex.open(facts, partial=True))
 
 
 def test_rows_can_be_read_where_actors_hold_them(on_ray, facts):

@@ -1,4 +1,4 @@
-"""What goes on around a Ray cluster, without one: who is told to use it, what is checked, how answers are merged."""
+"""What can be tested of Ray without a cluster: who uses it, what is checked, how results are merged."""
 
 import re
 import signal
@@ -17,14 +17,14 @@ from bergson_core.errors import ClusterUnavailable, InvalidInput
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep
 from bergson_core.integrations import ray_cluster, ray_shard_builder
 from bergson_core.integrations.ray_searcher import merge_results, split_shards
-from bergson_core.integrations.ray_shard_builder import ShardBuilderSpec, merge_steps
+from bergson_core.integrations.ray_shard_actor import ShardBuilderSpec, merge_steps
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
 from bergson_core.shards.codecs import CODECS
 from bergson_core.shards.row_encoder import open_row_encoder
-from bergson_core.shards.shard import WrittenShard
+from bergson_core.shards.shard_writer import WrittenShard
 from bergson_core.storage.manifest import ShardEntry, read_manifest
 from service.cli import app
 
@@ -40,10 +40,10 @@ def test_without_ray_all_else_works_and_the_error_says_what_to_install():
         "try: build_index(spec, 'nowhere', executor=RayExecutor())\n"
         "except ClusterUnavailable as error: print(error)"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert "pip install 'bergson-service[ray]'" in found.stdout
+    assert "pip install 'bergson-service[ray]'" in process.stdout
     assert not Path("nowhere").exists()
 
 
@@ -86,11 +86,11 @@ def test_a_slot_is_a_gpu_or_the_cpus_that_a_process_uses_here(monkeypatch, resou
 def test_a_cluster_of_another_kind_than_this_process_is_refused(monkeypatch, resources, device, match):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": resources}])
     with pytest.raises(ClusterUnavailable, match=match):
-        ray_shard_builder._check_slots(device)
+        ray_shard_builder._require_slots(device)
 
 
 @pytest.fixture
-def made_here(monkeypatch) -> list[str]:
+def built_here(monkeypatch) -> list[str]:
     """The names of shards that were to be made on a cluster, and are made here."""
     names = []
 
@@ -104,16 +104,16 @@ def made_here(monkeypatch) -> list[str]:
     return names
 
 
-def test_builds_and_appends_go_where_they_are_told(made_here, spec, tmp_path):
+def test_builds_and_appends_run_on_the_executor_that_is_named(built_here, spec, tmp_path):
     build_index(spec, tmp_path / "facts", shard_rows=20, executor=RayExecutor())
-    assert made_here == ["00000", "00001"]
+    assert built_here == ["00000", "00001"]
     more = AppendSpec(documents=({"id": "new", "text": "Person 3", "source": "x", "number": 1},))
     append_documents(tmp_path / "facts", more, executor=RayExecutor())
-    assert made_here == ["00000", "00001", "00002"]
+    assert built_here == ["00000", "00001", "00002"]
     assert read_manifest(tmp_path / "facts").rows == 41
 
 
-def test_the_command_line_takes_an_executor(made_here, sources, tmp_path):
+def test_the_command_line_takes_an_executor(built_here, sources, tmp_path):
     paths = ("--model", str(sources / "model"), "--dataset", str(sources / "documents.jsonl"))
     options = ("--projection_dim", "4", "--executor", "ray")
     result = CliRunner().invoke(app, ["build", str(tmp_path / "facts"), *paths, *options])
@@ -121,36 +121,36 @@ def test_the_command_line_takes_an_executor(made_here, sources, tmp_path):
     append = ["append", str(tmp_path / "facts"), "--dataset", str(sources / "documents.jsonl")]
     result = CliRunner().invoke(app, [*append, "--executor", "ray"])
     assert result.exit_code == 0, result.output
-    assert made_here == ["00000", "00001"]
+    assert built_here == ["00000", "00001"]
 
 
 @pytest.fixture
-def recipe(spec, index) -> ShardBuilderSpec:
+def builder_spec(spec, index) -> ShardBuilderSpec:
     model = load_model(spec.model)
     return ShardBuilderSpec.of(
         ShardBuilder(index, spec, model, open_row_encoder(spec, index, model), 4096, False)
     )
 
 
-def test_a_machine_that_sees_the_same_files_makes_the_same_rows(recipe, index):
-    assert (
-        recipe.open().rows.shape == open_row_encoder(recipe.spec, index, load_model(recipe.spec.model)).shape
-    )
+def test_a_machine_that_sees_the_same_files_makes_the_same_rows(builder_spec, index):
+    spec = builder_spec.spec
+    expected = open_row_encoder(spec, index, load_model(spec.model))
+    assert builder_spec.open().encoder.shape == expected.shape
 
 
-def test_a_machine_that_sees_another_directory_is_an_error(recipe, tmp_path):
+def test_a_machine_that_sees_another_directory_is_an_error(builder_spec, tmp_path):
     with pytest.raises(InvalidInput, match="all machines of the cluster share"):
-        replace(recipe, output=tmp_path).open()
+        replace(builder_spec, output=tmp_path).open()
     with pytest.raises(InvalidInput, match="all machines of the cluster share"):
-        replace(recipe, statistics=b"of another build").open()
+        replace(builder_spec, statistics_stamp=b"of another build").open()
 
 
-def test_a_machine_that_sees_another_model_is_an_error(recipe):
+def test_a_machine_that_sees_another_model_is_an_error(builder_spec):
     with pytest.raises(InvalidInput, match="the files of the model"):
-        replace(recipe, model_sha256="0" * 64).open()
+        replace(builder_spec, model_sha256="0" * 64).open()
 
 
-def test_steps_are_added_up_and_the_last_one_is_kept(index):
+def test_the_steps_of_a_shard_are_added_up_but_for_the_last_one(index):
     last = ShardStep(written=WrittenShard(read_manifest(index).shards[0], index), skipped_ids=("a",))
     assert list(merge_steps([ShardStep(2, 20), ShardStep(3, 30), last])) == [ShardStep(5, 50), last]
 
@@ -171,8 +171,8 @@ def test_the_guide_states_the_bytes_of_a_row():
     text = (REPOSITORY / "docs" / "scaling.md").read_text()
     table = re.findall(r"^\| [0-9]+ [MB] \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \|$", text, re.MULTILINE)
     expected = [
-        (f"{CODECS['float16'].row_bytes(layers, 16**2):,}", f"{CODECS['sign'].row_bytes(layers, 32**2):,}")
-        for layers in (48, 112, 224)
+        (f"{CODECS['float16'].row_bytes(modules, 16**2):,}", f"{CODECS['sign'].row_bytes(modules, 32**2):,}")
+        for modules in (48, 112, 224)
     ]
     assert table == expected
 
@@ -182,8 +182,8 @@ def hit(name: str, score: float) -> Hit:
 
 
 def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
-    asked = SearchRequest(top_k=3, direction="both", include=(), profile="default", filter=None)
-    found = [
+    request = SearchRequest(top_k=3, direction="both", include=(), profile="default", filter=None)
+    results = [
         SearchResult(
             [hit("a", 0.5), hit("b", 0.1)], [hit("b", 0.1), hit("a", 0.5)], np.array([0.5], np.float32)
         ),
@@ -191,8 +191,8 @@ def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
             [hit("c", 0.9), hit("d", 0.5)], [hit("d", 0.5), hit("c", 0.9)], np.array([0.2], np.float32)
         ),
     ]
-    best = merge_results(found, asked)
-    assert [(one.row.rank, one.row.id) for one in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
-    assert [one.row.id for one in best.opponents] == ["b", "a", "d"]
+    best = merge_results(results, request)
+    assert [(hit.row.rank, hit.row.id) for hit in best.proponents] == [(1, "c"), (2, "a"), (3, "d")]
+    assert [hit.row.id for hit in best.opponents] == ["b", "a", "d"]
     assert best.background_scores.tolist() == pytest.approx([0.5, 0.2])
-    assert merge_results(found, replace(asked, direction="opponents")).proponents is None
+    assert merge_results(results, replace(request, direction="opponents")).proponents is None

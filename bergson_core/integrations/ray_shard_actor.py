@@ -1,0 +1,124 @@
+"""What runs on a machine of a Ray cluster to build shards: an actor with the model and the statistics in memory.
+
+The rows are those that the process which started the build would make, to the last bit, where the machines are of one
+kind: a shard consists of the same batches, run through the same model files (compared by sha256) on the same kind of
+device, with as many threads of torch, since the order in which sums are taken may depend on these.
+"""
+
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.indexing.output_directory import statistics_stamp_path
+from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
+from bergson_core.models.loading import load_model
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.record import Record
+from bergson_core.shards.row_encoder import open_row_encoder
+
+STEP_INTERVAL_S: Final = 0.25
+"""Seconds between two steps that an actor sends."""
+
+
+@dataclass(frozen=True)
+class ShardBuilderSpec:
+    """What another process needs to make an equal `ShardBuilder`.
+
+    Attributes:
+        spec: The spec of the build.
+        output: The directory of the index, which all machines see.
+        statistics_stamp: The content of the statistics' stamp there.
+        model_sha256: The hash of the model's files.
+        revision: The commit of the model's repository on the hub.
+        budget_tokens: Tokens of a batch, padding included.
+        save_moments: Whether the second moment of a shard's rows is saved.
+        device: The kind of device: `cuda` or `cpu`.
+        threads: Threads of torch.
+    """
+
+    spec: BuildSpec
+    output: Path
+    statistics_stamp: bytes
+    model_sha256: str
+    revision: str | None
+    budget_tokens: int
+    save_moments: bool
+    device: str
+    threads: int
+
+    @classmethod
+    def of(cls, builder: ShardBuilder) -> "ShardBuilderSpec":
+        """Returns the spec of a builder of this process."""
+        output = builder.output.absolute()
+        return cls(
+            spec=builder.spec,
+            output=output,
+            statistics_stamp=statistics_stamp_path(output).read_bytes(),
+            model_sha256=builder.model.sha256,
+            revision=builder.model.revision or builder.spec.revision,
+            budget_tokens=builder.budget_tokens,
+            save_moments=builder.save_moments,
+            device=builder.model.device.type,
+            threads=torch.get_num_threads(),
+        )
+
+    def open(self) -> ShardBuilder:
+        """Loads the model and the statistics on this machine.
+
+        Raises:
+            InvalidInput: This machine does not see the directory of the build, or sees other files of the model.
+        """
+        torch.set_num_threads(self.threads)
+        stamp = statistics_stamp_path(self.output)
+        if not stamp.is_file() or stamp.read_bytes() != self.statistics_stamp:
+            raise InvalidInput(
+                f"{self.output} is not the directory of this build: expected one that all machines of the cluster share"
+            )
+        model = load_model(self.spec.model, self.revision, self.spec.dtype, self.device)
+        if model.sha256 != self.model_sha256:
+            raise InvalidInput(
+                f"the files of the model {self.spec.model} are other ones than where the build was started: expected "
+                "a directory that all machines share"
+            )
+        encoder = open_row_encoder(self.spec, self.output, model)
+        return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
+
+
+class ShardActor:
+    """Builds shards on a machine of the cluster. `open` has to be called first."""
+
+    def __init__(self, spec: ShardBuilderSpec) -> None:
+        self._spec = spec
+
+    def open(self) -> None:
+        """Loads the model and the statistics. Errors name the machine."""
+        try:
+            self._builder = self._spec.open()
+        except BergsonError as error:
+            raise type(error)(f"on {socket.gethostname()}: {error}") from error
+
+    def build(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
+        """Builds a shard as `ShardBuilder.build` does, with one step for all batches of `STEP_INTERVAL_S` seconds."""
+        yield from merge_steps(
+            self._builder.build(task, records)
+        )  # Ray streams only what is a generator itself
+
+
+def merge_steps(steps: Iterable[ShardStep]) -> Iterator[ShardStep]:
+    """Adds up the steps of a shard that come within `STEP_INTERVAL_S` seconds."""
+    documents = tokens = 0
+    last = time.monotonic()
+    for step in steps:
+        documents, tokens = documents + step.documents, tokens + step.tokens
+        is_last = step.written is not None
+        if documents and (is_last or time.monotonic() - last >= STEP_INTERVAL_S):
+            yield ShardStep(documents, tokens)
+            documents, tokens, last = 0, 0, time.monotonic()
+        if is_last:
+            yield step
