@@ -1,4 +1,4 @@
-"""The web application: `create_app(settings)` puts the parts together and owns what they share."""
+"""The web application: `create_app` puts the parts together and owns what they share."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +9,16 @@ from fastapi.staticfiles import StaticFiles
 
 from service.auth.authorization import KeyAuthenticator, authorize, refuse_unknown_parameters
 from service.auth.rate_limits import RateLimiter, redis_storage
-from service.http import problems
 from service.http.metrics import WebMetrics
-from service.http.middleware import BodyLimitMiddleware, HostCheckMiddleware, KeyCheckMiddleware, RequestIdMiddleware
+from service.http.middleware import (
+    BodyLimitMiddleware,
+    HostCheckMiddleware,
+    KeyCheckMiddleware,
+    RequestIdMiddleware,
+)
+from service.http.problems import install_error_handlers
 from service.indexes.answer_cache import AnswerCache
-from service.openapi import metadata
+from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
 from service.routes import attribute, dashboard, documents, health, index_changes, indexes, jobs, workers
 from service.settings import ServiceSettings
@@ -25,12 +30,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
-        app.state.limits = RateLimiter(redis_storage(app.state.broker.pool))
+        app.state.rate_limiter = RateLimiter(redis_storage(app.state.broker.pool))
         yield
 
 
 def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastAPI:
-    """The application. It connects to Redis when it starts, unless it is given a `broker`."""
+    """Creates the application.
+
+    Args:
+        settings: The settings of the web process.
+        broker: The connection to the queue. By default the application connects to Redis when it starts.
+    """
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
@@ -41,17 +51,19 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.settings = settings
     app.state.broker = broker
     app.state.stopping = False
-    app.state.limits = RateLimiter()
-    app.state.keys = KeyAuthenticator(settings)
+    app.state.rate_limiter = RateLimiter()
+    app.state.authenticator = KeyAuthenticator(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
-    app.openapi = partial(metadata.openapi_document, app)
-    for part in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
-        app.include_router(part.router)
+    app.openapi = partial(openapi_document, app)
+    # The document lists the routes in this order, which is that of a user's work.
+    for module in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
+        app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
-    problems.install_error_handlers(app)
+    install_error_handlers(app)
+    # Each middleware wraps those above it, so that a request passes the last one first.
     app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
-    app.add_middleware(KeyCheckMiddleware, keys=app.state.keys)
-    app.add_middleware(HostCheckMiddleware, allowed=settings.allowed_hosts)
+    app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
+    app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(RequestIdMiddleware, metrics=app.state.metrics)
     return app

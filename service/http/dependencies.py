@@ -1,4 +1,7 @@
-"""What views ask for by type: the broker, the settings, who asks, the request's id, parts of a page."""
+"""The types by which a view asks for what it needs: the broker, the settings, the caller, parts of a page.
+
+The functions are coroutines although they await nothing, because FastAPI runs other functions in a thread.
+"""
 
 from typing import Annotated
 
@@ -8,76 +11,95 @@ from bergson_core.schemas.build import NAME_PATTERN
 from service.auth.api_keys import Caller
 from service.auth.authorization import KeyAuthenticator
 from service.auth.rate_limits import RateLimiter
+from service.http.job_submitter import JobSubmitter
 from service.http.metrics import WebMetrics
 from service.http.problems import get_request_id
 from service.http.query_handler import QueryHandler
 from service.indexes.answer_cache import AnswerCache
 from service.queue.broker import Broker
-from service.schemas import JobAccepted
 from service.settings import ServiceSettings
-from worker.messages import JobRecord
 
 
-def _broker(request: Request) -> Broker:
+async def _get_broker(request: Request) -> Broker:
     return request.app.state.broker
 
 
-def _settings(request: Request) -> ServiceSettings:
+async def _get_settings(request: Request) -> ServiceSettings:
     return request.app.state.settings
 
 
-def _caller(request: Request) -> Caller:
+async def _get_caller(request: Request) -> Caller:
     return request.state.caller
 
 
-def _keys(request: Request) -> KeyAuthenticator:
-    return request.app.state.keys
+async def _get_authenticator(request: Request) -> KeyAuthenticator:
+    return request.app.state.authenticator
 
 
-def _metrics(request: Request) -> WebMetrics:
+async def _get_rate_limiter(request: Request) -> RateLimiter:
+    return request.app.state.rate_limiter
+
+
+async def _get_metrics(request: Request) -> WebMetrics:
     return request.app.state.metrics
 
 
-def _asking(request: Request) -> QueryHandler:
-    state = request.app.state
-    caller, request_id = request.state.caller, get_request_id(request)
-    cache = AnswerCache(0) if "no-cache" in request.headers.get("Cache-Control", "") else state.cache
-    return QueryHandler(state.broker, state.settings, cache, state.metrics, caller, request_id)
+async def _get_request_id(request: Request) -> str:
+    return get_request_id(request)
 
 
-def _limits(request: Request) -> RateLimiter:
-    return request.app.state.limits
+BrokerDep = Annotated[Broker, Depends(_get_broker)]
+SettingsDep = Annotated[ServiceSettings, Depends(_get_settings)]
+CallerDep = Annotated[Caller, Depends(_get_caller)]
+AuthenticatorDep = Annotated[KeyAuthenticator, Depends(_get_authenticator)]
+RateLimiterDep = Annotated[RateLimiter, Depends(_get_rate_limiter)]
+MetricsDep = Annotated[WebMetrics, Depends(_get_metrics)]
+RequestIdDep = Annotated[str, Depends(_get_request_id)]
 
+IndexNamePath = Annotated[
+    str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])
+]
+PageLimitQuery = Annotated[int, Query(ge=1, le=200, description="Most items on a page.")]
 
-QueryHandlerDep = Annotated[QueryHandler, Depends(_asking)]
-RateLimiterDep = Annotated[RateLimiter, Depends(_limits)]
-BrokerDep = Annotated[Broker, Depends(_broker)]
-SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
-CallerDep = Annotated[Caller, Depends(_caller)]
-AuthenticatorDep = Annotated[KeyAuthenticator, Depends(_keys)]
-MetricsDep = Annotated[WebMetrics, Depends(_metrics)]
-RequestIdDep = Annotated[str, Depends(get_request_id)]
-
-IndexNamePath = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the index.", examples=["facts"])]
-_IdempotencyHeader = Annotated[
+_IdempotencyKeyHeader = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]{1,255}$",
-        description="The same key with the same body gives the same job again: a retry does nothing twice.",
+        description="A request with the same key and the same body gets the same job again, so that it is safe to "
+        "repeat.",
     ),
 ]
 
 
-def _idempotency_key(caller: CallerDep, idempotency_key: _IdempotencyHeader = None) -> str | None:
-    """Each caller's own: what two of them call the same is not the same."""
+async def _get_idempotency_key(
+    caller: CallerDep, idempotency_key: _IdempotencyKeyHeader = None
+) -> str | None:
+    """Returns the key with the id of its caller, so that two callers may use the same key."""
     return f"{caller.id}:{idempotency_key}" if idempotency_key and caller.id else idempotency_key
 
 
-IdempotencyKeyDep = Annotated[str | None, Depends(_idempotency_key)]
-PageLimitQuery = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
+async def _make_query_handler(request: Request) -> QueryHandler:
+    state = request.app.state
+    uses_cache = "no-cache" not in request.headers.get("Cache-Control", "")
+    return QueryHandler(
+        broker=state.broker,
+        settings=state.settings,
+        cache=state.cache if uses_cache else AnswerCache(0),
+        metrics=state.metrics,
+        caller=request.state.caller,
+        request_id=get_request_id(request),
+    )
 
 
-def job_accepted(job: JobRecord, response: Response) -> JobAccepted:
-    """The answer that a job is queued, with its place in the header `Location`."""
-    response.headers["Location"] = f"/jobs/{job.job_id}"
-    return JobAccepted(job_id=job.job_id, index=job.index or "", state=job.state)
+async def _make_job_submitter(
+    response: Response,
+    broker: BrokerDep,
+    caller: CallerDep,
+    request_id: RequestIdDep,
+    idempotency_key: Annotated[str | None, Depends(_get_idempotency_key)],
+) -> JobSubmitter:
+    return JobSubmitter(broker, caller, request_id, idempotency_key, response)
+
+
+QueryHandlerDep = Annotated[QueryHandler, Depends(_make_query_handler)]
+JobSubmitterDep = Annotated[JobSubmitter, Depends(_make_job_submitter)]

@@ -1,6 +1,7 @@
-"""What `GET /metrics` shows: what this process counts, how much waits in Redis, what the workers sent, the canaries.
+"""The metrics of `GET /metrics`: those of this process, of the queue in Redis, of the workers and of the canaries.
 
-Every label has few values: routes are templates (`/jobs/{job_id}`), no key is named, and an index by its canary only.
+Every label has few values: a route is its template (`/jobs/{job_id}`), API keys are no label, and an index is one only
+for its canary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,13 +24,19 @@ _OTHER_LABEL = "other"
 
 
 class WebMetrics:
-    """The numbers of one web process, from 0 on. `cache` counts by `outcome`: hit or miss."""
+    """The metrics of one web process, which start at 0.
+
+    `cache_requests` counts look-ups in the cache of answers by their `outcome`, `hit` or `miss`.
+    """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector("bergson", registry=registry)
         self._requests = Counter(
-            "bergson_http_requests", "Requests.", ["method", "route", "status"], registry=registry
+            "bergson_http_requests",
+            "Requests, by method, route and status.",
+            ["method", "route", "status"],
+            registry=registry,
         )
         self._durations = Histogram(
             "bergson_http_request_duration_seconds",
@@ -39,40 +46,59 @@ class WebMetrics:
             registry=registry,
         )
         self.cache_requests = Counter(
-            "bergson_cache_requests", "Looks into the cache of answers.", ["outcome"], registry=registry
+            "bergson_cache_requests",
+            "Look-ups in the cache of answers, by outcome.",
+            ["outcome"],
+            registry=registry,
         )
         for outcome in ("hit", "miss"):
             self.cache_requests.labels(outcome)
 
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
-        """Counts a request that has ended."""
+        """Counts a request that has ended.
+
+        Args:
+            scope: The ASGI scope of the request, after it was routed.
+            status: HTTP status of the response.
+            seconds: Time from the first byte of the request to the last one of the response.
+        """
         method = scope["method"] if scope["method"] in _KNOWN_METHODS else _OTHER_LABEL
         route = route_template(scope)
         self._requests.labels(method, route, str(status)).inc()
         self._durations.labels(method, route).observe(seconds)
 
     def render(self, load: QueueLoad | None, canaries: Sequence[CanaryRun] = ()) -> bytes:
-        """All there is to tell, in the text format of Prometheus; `load` is None where Redis does not answer."""
+        """Returns all metrics in the text format of Prometheus.
+
+        Args:
+            load: The load of the queue with the live workers; None when Redis does not answer.
+            canaries: The last canary run of each index.
+        """
         workers = load.workers if load else ()
         return generate_latest(
-            _MergedCollector([*self._registry.collect(), *_queue_metrics(load), *_canary_metrics(canaries)], workers)
+            _MergedCollector(
+                [*self._registry.collect(), *_queue_metrics(load), *_canary_metrics(canaries)], workers
+            )
         )
 
 
 def route_template(scope: Scope) -> str:
-    """The template of the path of a request that was routed; one value for all that lead nowhere."""
+    """Returns the template of a request's path; all paths without a route have one and the same value."""
     if isinstance(scope.get("endpoint"), StaticFiles):
         return "/static"
     return getattr(scope.get("route"), "path_format", _OTHER_LABEL)
 
 
 class _MergedCollector(Collector):
-    """`own`, and the samples of `workers` with the label `worker`: one family for what both have."""
+    """The metrics of this process, and those of the workers with a label `worker`.
 
-    def __init__(self, own: Iterable[Metric], workers: Iterable[Heartbeat]):
-        self._families = {metric.name: metric for metric in own}
+    Metrics of the same name become one family, as the text format demands.
+    """
+
+    def __init__(self, own_metrics: Iterable[Metric], workers: Iterable[Heartbeat]):
+        self._families = {metric.name: metric for metric in own_metrics}
         for metric in self._families.values():
-            metric.samples = [one for one in metric.samples if not one.name.endswith("_created")]
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
         for beat in workers:
             for family in beat.metrics:
                 metric = self._families.setdefault(family.name, Metric(family.name, family.help, family.kind))
@@ -84,16 +110,14 @@ class _MergedCollector(Collector):
 
 
 def _queue_metrics(load: QueueLoad | None) -> list[Metric]:
-    up = GaugeMetricFamily(
-        "bergson_redis_up", "1 where Redis answers, 0 where not.", value=float(load is not None)
-    )
+    up = GaugeMetricFamily("bergson_redis_up", "1 if Redis answers, 0 if not.", value=float(load is not None))
     alive = GaugeMetricFamily("bergson_workers", "Live workers.")
     queries = GaugeMetricFamily("bergson_queue_queries", "Queries that wait or are worked on.")
     age = GaugeMetricFamily(
         "bergson_queue_oldest_query_age_seconds",
-        "Wait of the oldest that no worker has taken; 0 without one.",
+        "Time that the oldest query without a worker has waited; 0 if there is none.",
     )
-    jobs = GaugeMetricFamily("bergson_queue_jobs", "Jobs that have not ended.", labels=["state"])
+    jobs = GaugeMetricFamily("bergson_queue_jobs", "Jobs that have not ended, by state.", labels=["state"])
     if load is not None:
         alive.add_metric([], len(load.workers))
         queries.add_metric([], load.queries)
@@ -107,15 +131,15 @@ def _canary_metrics(runs: Sequence[CanaryRun]) -> list[Metric]:
     def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"bergson_canary_{name}", help, labels=["index", *labels])
 
-    at = gauge("timestamp_seconds", "Unix time of the last run of `bergson canary`.")
-    mrr = gauge("mrr", "Its mean reciprocal rank, among the ten best.")
-    recall = gauge("recall_at_10", "Share of the ten best rows that its answers had.")
-    latency = gauge("latency_seconds", "Time from its requests to their answers.", "quantile")
+    timestamp = gauge("timestamp_seconds", "Unix time of the last run of `bergson canary`.")
+    mrr = gauge("mrr", "Mean reciprocal rank of the last canary run, among the ten best results.")
+    recall = gauge("recall_at_10", "Share of the ten best rows that the answers of the last canary run had.")
+    latency = gauge("latency_seconds", "Time from request to answer in the last canary run.", "quantile")
     for run in runs:
-        at.add_metric([run.index], run.at)
+        timestamp.add_metric([run.index], run.at)
         for family, value in ((mrr, run.mrr), (recall, run.recall_at_10)):
             if value is not None:
                 family.add_metric([run.index], value)
         latency.add_metric([run.index, "0.5"], run.latency_p50_s)
         latency.add_metric([run.index, "0.95"], run.latency_p95_s)
-    return [at, mrr, recall, latency]
+    return [timestamp, mrr, recall, latency]

@@ -1,7 +1,7 @@
-"""What every request passes, as plain ASGI: its id, the checks of its host and of its key, the limit of its body.
+"""What every request passes: its id, the checks of its host and of its API key, the limit of its body.
 
-Plain ASGI and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. From the outside in:
-`RequestId`, `HostCheck`, `KeyCheck`, `BodyLimit`.
+These are plain ASGI classes and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. A request
+passes `RequestIdMiddleware` first, then `HostCheckMiddleware`, `KeyCheckMiddleware` and `BodyLimitMiddleware`.
 """
 
 import logging
@@ -26,12 +26,14 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MAX_LENGTH_DIGITS = 18
+"""Most digits of a `Content-Length` that are read as a number; one that has more is too large in any case."""
 
 
 class RequestIdMiddleware:
-    """Give each request an id, the caller's own if it is sane; put it on the response and in the log.
+    """Gives each request an id, logs it, counts it and traces it.
 
-    It is outermost, so that what is counted into `metrics` is every request, also one that is refused.
+    The id is the caller's own if that is well-formed. It is put on the response and into every line of the log. This is
+    the outermost middleware, so that requests that the others refuse are counted too.
     """
 
     def __init__(self, app: ASGIApp, metrics: WebMetrics) -> None:
@@ -41,8 +43,9 @@ class RequestIdMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if REQUEST_ID_PATTERN.fullmatch(sent) else uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        callers_id = headers.get("x-request-id", "")
+        request_id = callers_id if REQUEST_ID_PATTERN.fullmatch(callers_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         logs.set_context(request_id=request_id)
 
@@ -52,23 +55,23 @@ class RequestIdMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-ID"] = request_id
+                response_headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        parent, about = Headers(scope=scope).get("traceparent"), {"bergson.request_id": request_id}
-        with tracing.span(scope["method"], "server", [parent], about) as span:
+        parents, attributes = [headers.get("traceparent")], {"bergson.request_id": request_id}
+        with tracing.span(scope["method"], "server", parents, attributes) as span:
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
                 elapsed_s = time.perf_counter() - started
                 self.metrics.count_request(scope, status, elapsed_s)
-                self._trace(scope, status, span)
+                self._update_span(scope, status, span)
                 self._log(scope, status, 1000 * elapsed_s)
 
     @staticmethod
-    def _trace(scope: Scope, status: int, span: tracing.Spans) -> None:
+    def _update_span(scope: Scope, status: int, span: tracing.Spans) -> None:
         method, route = scope["method"], route_template(scope)
         attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
         span.update(attributes, name=f"{method} {route}", failed=status >= 500)
@@ -76,41 +79,44 @@ class RequestIdMiddleware:
     @staticmethod
     def _log(scope: Scope, status: int, elapsed_ms: float) -> None:
         method, path, caller = scope["method"], quote(scope["path"]), scope["state"].get("caller")
-        key = caller.name if caller and caller.id else None
         fields = {"method": method, "path": path, "status": status, "duration_ms": round(elapsed_ms, 1)}
-        who = f", key {key}" if key else ""
-        extra = fields | ({"key": key} if key else {})
-        logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, who, extra=extra)
+        suffix = ""
+        if caller and caller.id:
+            suffix, fields["key"] = f", key {caller.name}", caller.name
+        logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, suffix, extra=fields)
 
 
 class HostCheckMiddleware:
-    """Refuse a `Host` that is not ours: a page elsewhere must not reach us by pointing its own name here."""
+    """Refuses requests whose `Host` header names a foreign host.
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+    Otherwise a page elsewhere could reach the service in the user's browser, by letting its own name point here.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
         self.app = app
-        self.allowed = frozenset(host.lower() for host in allowed)
+        self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "*" in self.allowed:
+        if scope["type"] != "http" or "*" in self.allowed_hosts:
             return await self.app(scope, receive, send)
         host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
-        if host in self.allowed:
+        if host in self.allowed_hosts:
             return await self.app(scope, receive, send)
-        names = ", ".join(sorted(self.allowed))
+        names = ", ".join(sorted(self.allowed_hosts))
         detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
         response = problem_response(make_problem("host_not_allowed", detail, scope["state"]["request_id"]))
         await response(scope, receive, send)
 
 
 class KeyCheckMiddleware:
-    """Refuse who has no key, or asks too much with it, before a byte of the body is read.
+    """Refuses callers without a valid API key, and those who exceed its limits, before a byte of the body is read.
 
-    What comes through has `state.caller`, which is None for what is open to all.
+    A request that passes has its `Caller` in `state.caller`, or None if its path is open to everybody.
     """
 
-    def __init__(self, app: ASGIApp, keys: authorization.KeyAuthenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: authorization.KeyAuthenticator) -> None:
         self.app = app
-        self.keys = keys
+        self.authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,24 +124,23 @@ class KeyCheckMiddleware:
         scope["state"]["caller"] = None
         if authorization.is_open_path(scope["method"], scope["path"]):
             return await self.app(scope, receive, send)
-        limits: RateLimiter = scope["app"].state.limits
+        rate_limiter: RateLimiter = scope["app"].state.rate_limiter
         try:
-            caller = scope["state"]["caller"] = self.keys.identify(
-                Headers(scope=scope).get("authorization", "")
-            )
-            await limits.start_call(caller)
+            header = Headers(scope=scope).get("authorization", "")
+            caller = scope["state"]["caller"] = self.authenticator.identify(header)
+            await rate_limiter.start_call(caller)
         except BergsonError as error:
             return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:
-            limits.end_call(caller)
+            rate_limiter.end_call(caller)
 
 
 class BodyLimitMiddleware:
-    """Refuse a body of more than `limit_bytes`: at once if it declares its length, else while it streams.
+    """Refuses bodies of more than `limit_bytes`: at once if the request declares its length, else while it streams.
 
-    FastAPI's own `max_body_size` is not used because its answer is plain text.
+    FastAPI's own `max_body_size` is not used because it answers with plain text.
     """
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:

@@ -1,12 +1,12 @@
-"""Errors as RFC 9457 problems: one table from code to status, one shape for every error of the API.
+"""Errors as problems in the sense of RFC 9457: one table of codes, and one shape for every error of the API.
 
-`KINDS` has an entry for every class of `bergson_core.errors` (a test compares them) and for what HTTP itself
-can refuse. Whatever goes wrong, the body is a `ProblemDetails` and carries the id of the request.
+`PROBLEM_KINDS` has an entry for every class of `bergson_core.errors` (a test compares them) and for what HTTP itself
+can refuse. Whatever goes wrong, the body of the response is a `ProblemDetails` with the id of the request.
 """
 
 import http
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -21,16 +21,17 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
-MAX_LOC_LENGTH = 200
+MAX_LOCATION_CHARACTERS = 200
 _VALUE_ERROR = "Value error, "
 
 
 class ProblemKind(NamedTuple):
-    """What HTTP says about an error code."""
+    """The HTTP status and the title of an error code."""
 
     status: int
     title: str
     retry_after_s: int | None = None
+    """Seconds for the header `Retry-After`, if it helps to wait."""
 
 
 PROBLEM_KINDS: dict[str, ProblemKind] = {
@@ -78,14 +79,21 @@ _CODES_BY_STATUS = {
 
 
 def find_problem_kind(code: str) -> ProblemKind:
-    """The table's entry for `code`; a code from a newer worker counts as a plain failure."""
+    """Returns the entry of `PROBLEM_KINDS` for `code`; an unknown code, of a newer worker, counts as `error`."""
     return PROBLEM_KINDS.get(code, PROBLEM_KINDS["error"])
 
 
 def make_problem(
     code: str, detail: str, request_id: str, errors: list[FieldError] | None = None
 ) -> ProblemDetails:
-    """The problem that says `code` and `detail`."""
+    """Returns the body of an error.
+
+    Args:
+        code: Code of the error, which decides on title and status.
+        detail: What went wrong, and what to do.
+        request_id: Id of the request.
+        errors: The fields that were refused.
+    """
     kind = find_problem_kind(code)
     return ProblemDetails(
         type=f"urn:bergson:problem:{code}",
@@ -99,27 +107,32 @@ def make_problem(
 
 
 def make_validation_problem(errors: list[FieldError], request_id: str) -> ProblemDetails:
-    """The problem that lists `errors` and says the first in its detail."""
+    """Returns the body of an error that lists refused fields, and names the first one in its detail."""
     first = errors[0]
-    where = ".".join(str(part) for part in first.loc[1:]) or str(first.loc[0])
+    location = ".".join(str(part) for part in first.loc[1:]) or str(first.loc[0])
     others = f" (and {len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
-    return make_problem("invalid_input", f"{where}: {first.msg}{others}", request_id, errors)
+    return make_problem("invalid_input", f"{location}: {first.msg}{others}", request_id, errors)
 
 
 def problem_response(details: ProblemDetails, headers: Mapping[str, str] | None = None) -> Response:
-    """`details` as a response, with `Retry-After` where waiting helps."""
+    """Returns the response with a problem as its body, and with `Retry-After` if it helps to wait.
+
+    Args:
+        details: The problem.
+        headers: Further headers, which override `Retry-After`.
+    """
     retry_after_s = find_problem_kind(details.code).retry_after_s
-    retry = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    retry_header = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Response(
         details.model_dump_json(exclude_none=True),
         status_code=details.status,
         media_type=MEDIA_TYPE,
-        headers={**retry, **(headers or {}), "X-Request-ID": details.request_id},
+        headers={**retry_header, **(headers or {}), "X-Request-ID": details.request_id},
     )
 
 
 def error_response(error: BergsonError, request_id: str) -> Response:
-    """The problem that `error` is, with the headers that belong to it."""
+    """Returns the response for an error, with the headers that belong to it, and logs errors of the server."""
     details, headers = make_problem(error.code, str(error), request_id), {}
     if isinstance(error, IdsExist):
         details = details.model_copy(update={"ids": list(error.ids)})
@@ -133,38 +146,36 @@ def error_response(error: BergsonError, request_id: str) -> Response:
 
 
 def get_request_id(request: Request) -> str:
-    """The id that `middleware.RequestId` gave to the request."""
+    """Returns the id that `RequestIdMiddleware` gave to the request."""
     return request.state.request_id
 
 
 def _handle_bergson_error(request: Request, error: Exception) -> Response:
-    known = error if isinstance(error, BergsonError) else BergsonError(str(error))
-    return error_response(known, get_request_id(request))
+    assert isinstance(error, BergsonError)
+    return error_response(error, get_request_id(request))
 
 
 def _make_field_error(error: Mapping[str, Any]) -> FieldError:
     message = error["msg"].removeprefix(_VALUE_ERROR)
     if error["type"] == "json_invalid":
         message = f"expected JSON: {error['ctx']['error']}"
-    return FieldError(
-        loc=[part[:MAX_LOC_LENGTH] if isinstance(part, str) else part for part in error["loc"]], msg=message
-    )
+    location = [part[:MAX_LOCATION_CHARACTERS] if isinstance(part, str) else part for part in error["loc"]]
+    return FieldError(loc=location, msg=message)
 
 
 def _handle_validation_error(request: Request, error: Exception) -> Response:
-    raw: Iterable[Mapping[str, Any]] = error.errors() if isinstance(error, RequestValidationError) else ()
-    errors = [_make_field_error(one) for one in list(raw)[:MAX_FIELD_ERRORS]]
+    assert isinstance(error, RequestValidationError)
+    errors = [_make_field_error(details) for details in error.errors()[:MAX_FIELD_ERRORS]]
     return problem_response(make_validation_problem(errors, get_request_id(request)))
 
 
 def _handle_http_exception(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    code = _CODES_BY_STATUS.get(status, "error")
-    detail = str(getattr(error, "detail", ""))
-    if detail == http.HTTPStatus(status).phrase:
-        detail = f"{detail}: {request.method} {request.url.path}. GET /docs lists what there is"
-    details = make_problem(code, detail, get_request_id(request)).model_copy(update={"status": status})
-    return problem_response(details, getattr(error, "headers", None))
+    assert isinstance(error, HTTPException)
+    code, detail = _CODES_BY_STATUS.get(error.status_code, "error"), str(error.detail)
+    if detail == http.HTTPStatus(error.status_code).phrase:
+        detail = f"{detail}: {request.method} {request.url.path}. GET /docs lists all calls"
+    details = make_problem(code, detail, get_request_id(request))
+    return problem_response(details.model_copy(update={"status": error.status_code}), error.headers)
 
 
 def _handle_unexpected_error(request: Request, error: Exception) -> Response:
@@ -175,7 +186,10 @@ def _handle_unexpected_error(request: Request, error: Exception) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` a problem. An unexpected one is raised on after the reply, for the log."""
+    """Makes `app` answer every error as a problem.
+
+    Starlette raises an unexpected error again after the response has been sent, so that its traceback is logged.
+    """
     app.add_exception_handler(BergsonError, _handle_bergson_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)

@@ -1,30 +1,34 @@
-"""A question on its way: who may ask it, whether it was asked before, and who still waits for the answer."""
+"""Answers a query in the course of a request: checks permissions, looks into the cache, asks a worker."""
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 
-from bergson_core.errors import Cancelled, Forbidden, IndexNotFound
+from bergson_core.errors import BergsonError, Cancelled, Forbidden, IndexNotFound
 from bergson_core.schemas.results import Answer, TimingMs
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
 from service.http.metrics import WebMetrics
+from service.http.problems import make_problem
 from service.indexes.answer_cache import AnswerCache, make_cache_key
 from service.queue.broker import Broker
 from service.queue.replies import cancel_and_wait
+from service.schemas import AttributeResponse, ProblemDetails
 from service.settings import ServiceSettings
 from worker.messages import Priority, ServiceQuery
 
 T = TypeVar("T")
+_MAX_BATCH_CONCURRENCY = 64
+"""Most queries of a batch that are in the queue at once. The others wait here, so that a batch does not fill it."""
 
 
 @dataclass(frozen=True)
 class QueryHandler:
-    """Asks in the name of `caller`, in the course of one request."""
+    """Answers queries in the name of `caller`, in the course of one request."""
 
     broker: Broker
     settings: ServiceSettings
@@ -36,31 +40,73 @@ class QueryHandler:
     async def answer(
         self, query: ServiceQuery, timeout_s: float, priority: Priority = "interactive"
     ) -> Answer:
-        """The answer, from the cache or from a worker, without what is taken down by now.
+        """Returns the answer to a query, from the cache or from a worker, without documents taken down meanwhile.
 
-        Raises `IndexNotFound` and `Forbidden` for what the caller may not ask, and what `Broker.ask` raises.
+        Args:
+            query: The query.
+            timeout_s: Seconds to wait for a worker's answer.
+            priority: The queue in which the query waits; workers prefer `interactive` queries.
+
+        Raises:
+            IndexNotFound: The caller may not see the index, or there is none.
+            Forbidden: The caller may not filter by metadata.
+            BergsonError: Whatever `Broker.ask` raises.
         """
         query, started = self._restrict_to_permissions(query), time.perf_counter()
         index = self.settings.indexes_dir / query.index
         log = TakedownLog(index)
         log.skip_to_end()
         key = make_cache_key(index, log, query)
-        known = self.cache.get(key)
-        self.metrics.cache_requests.labels("miss" if known is None else "hit").inc()
-        if known is not None:
+        cached = self.cache.get(key)
+        self.metrics.cache_requests.labels("miss" if cached is None else "hit").inc()
+        if cached is not None:
             timing = TimingMs(gradient=0, search=0, total=1000 * (time.perf_counter() - started))
-            return known.model_copy(update={"timing_ms": timing})
+            return cached.model_copy(update={"timing_ms": timing})
         answer = await self.broker.ask(query, self.request_id, timeout_s, self.caller.id, priority)
-        gone = {line["id"] for line in log.read_new_lines()}  # meanwhile: the worker may not have seen them
-        if gone:
-            return answer.without(gone)
+        # The worker may have answered before it read the latest takedowns.
+        taken_down = {line["id"] for line in log.read_new_lines()}
+        if taken_down:
+            return answer.without(taken_down)
         self.cache.put(key, answer)
         return answer
 
+    async def answer_batch(
+        self, queries: Sequence[ServiceQuery], timeout_s: float
+    ) -> list[AttributeResponse | ProblemDetails]:
+        """Answers many queries at once, and gives way to single ones.
+
+        Args:
+            queries: The queries.
+            timeout_s: Seconds to wait for all answers.
+
+        Returns:
+            For each query, in the order of the queries, its answer or the problem that it met.
+        """
+        deadline, slots = time.monotonic() + timeout_s, asyncio.Semaphore(_MAX_BATCH_CONCURRENCY)
+
+        async def answer_one(query: ServiceQuery) -> AttributeResponse | ProblemDetails:
+            async with slots:
+                try:
+                    remaining_s = max(0.001, deadline - time.monotonic())
+                    answer = await self.answer(query, remaining_s, "batch")
+                    return AttributeResponse.from_answer(answer, self.request_id)
+                except BergsonError as error:
+                    return make_problem(error.code, str(error), self.request_id)
+
+        async with (
+            asyncio.TaskGroup() as group
+        ):  # it cancels the others when one fails, or when it is cancelled
+            tasks = [group.create_task(answer_one(query)) for query in queries]
+        return [task.result() for task in tasks]
+
     def _restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
-        """The query as the caller may ask it: without text no tokens, no metadata, nor a filter that finds it out."""
+        """Returns the query as the caller may ask it.
+
+        A caller who may see no text gets neither tokens nor metadata, and cannot filter, because a filter would reveal
+        metadata.
+        """
         if not self.caller.can_see(query.index):
-            raise IndexNotFound.named(query.index)
+            raise IndexNotFound.for_name(query.index)
         if self.caller.text:
             return query
         if query.filter is not None:
@@ -69,16 +115,27 @@ class QueryHandler:
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. It is cancelled where the client goes: nobody would read the answer."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
+    """Runs a coroutine, and cancels it if the client disconnects, because nobody would read the answer.
+
+    Args:
+        request: The request, whose body has been read.
+        work: The coroutine.
+
+    Returns:
+        The coroutine's result.
+
+    Raises:
+        Cancelled: The client has disconnected.
+    """
+    task, disconnect = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, disconnect], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Cancelled("the client has closed the connection")
         return task.result()
     finally:
         await cancel_and_wait(task)
-        await cancel_and_wait(gone)
+        await cancel_and_wait(disconnect)
 
 
 async def _wait_for_disconnect(request: Request) -> None:

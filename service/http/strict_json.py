@@ -1,6 +1,8 @@
-"""Bodies are JSON as RFC 8259 has it: UTF-8, no NaN or Infinity, no number that other readers would mangle.
+"""Reads request bodies as JSON in the strict sense of RFC 8259: UTF-8, no NaN or Infinity, 64-bit numbers.
 
-router = APIRouter(route_class=StrictJsonRoute)
+Other readers change larger numbers without notice. A router reads its bodies strictly with
+
+    router = APIRouter(route_class=StrictJsonRoute)
 """
 
 import json
@@ -13,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 _MAY_OVERFLOW = re.compile(rb"\d{19}|[eE]\+?\d{3}")
+"""Found in every body with a number beyond 64 bits; only such bodies are read a second time, by a slower parser."""
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 
 
@@ -29,7 +32,11 @@ def _parse_finite_float(text: str) -> float:
 
 
 def parse_strict_json(body: bytes) -> Any:
-    """The value of `body`. Raises `json.JSONDecodeError`; nesting is limited to 200."""
+    """Returns the value of a JSON text, which may be nested up to 200 deep.
+
+    Raises:
+        json.JSONDecodeError: `body` is not strict JSON.
+    """
     try:
         value = from_json(body, allow_inf_nan=False)
         if _MAY_OVERFLOW.search(body):
@@ -51,7 +58,7 @@ class _StrictRequest(Request):
 
 
 class StrictJsonRoute(APIRoute):
-    """A route that reads its body with `loads`."""
+    """A route whose body has to be declared as JSON and is read by `parse_strict_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,7 +1,7 @@
-"""Answers that were given before: the same question to the same index has the same answer.
+"""Keeps answers in memory, because the same query to the same index has the same answer.
 
-"The same index" is its manifest as it lies on disk and the takedowns so far, so that whatever changes an index makes
-its answers new. Kept are the latest answers, as JSON, up to so many bytes, by each web process for itself.
+An index counts as the same as long as its manifest on disk and its takedowns are the same, so that every change of an
+index makes its answers obsolete. Each web process keeps the answers that it used last, as JSON.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,13 @@ CacheKey = tuple[Hashable, ...]
 
 
 def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> CacheKey | None:
-    """What the answer depends on; None where there is no index. Of the `log` counts what was read or skipped."""
+    """Returns everything that the answer to a query depends on; None when there is no index.
+
+    Args:
+        index: Directory of the index.
+        log: Its takedowns. Those that were read or skipped so far count.
+        query: The query.
+    """
     try:
         stat = (index / MANIFEST_FILE).stat()
     except OSError:
@@ -26,25 +32,25 @@ def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> Ca
 
 
 class AnswerCache:
-    """The latest answers, `most_bytes` of them in all; with 0 there are none."""
+    """The answers that were used last, up to `max_bytes` in all; 0 keeps none."""
 
-    def __init__(self, most_bytes: int):
-        self._most, self._bytes = most_bytes, 0
+    def __init__(self, max_bytes: int):
+        self._max_bytes, self._bytes = max_bytes, 0
         self._answers: OrderedDict[CacheKey, bytes] = OrderedDict()
 
     def get(self, key: CacheKey | None) -> Answer | None:
-        """The answer that was put under `key`, unless it had to make room."""
+        """Returns the answer that was put under `key`; None when there is none, or not any more."""
         if key is None or (raw := self._answers.get(key)) is None:
             return None
         self._answers.move_to_end(key)
         return Answer.model_validate_json(raw)
 
     def put(self, key: CacheKey | None, answer: Answer) -> None:
-        """Keeps an answer, but for one that lacks damaged shards: they may be mended."""
-        if key is None or answer.partial or not self._most:
+        """Keeps an answer, except one that lacks damaged shards, because these may be repaired."""
+        if key is None or answer.partial or not self._max_bytes:
             return
         self._bytes -= len(self._answers.pop(key, b""))
         raw = self._answers[key] = answer.model_dump_json().encode()
         self._bytes += len(raw)
-        while self._bytes > self._most:
+        while self._bytes > self._max_bytes:
             self._bytes -= len(self._answers.popitem(last=False)[1])

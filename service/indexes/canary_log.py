@@ -1,9 +1,8 @@
-"""The runs of canaries: a line of JSON each, in a file for each index, of which `GET /metrics` shows the last.
+"""The log of canary runs, of which `GET /metrics` shows the last run of each index.
 
-    <data_dir>/canary/<index>.jsonl
+    <data_dir>/canary/<index>.jsonl     a `CanaryRun` on each line, the last `MAX_RUNS` of them
 
-What a run measures stands in docs/observing.md. A file is replaced as a whole, so that nobody reads a part of a line,
-and has the last `MOST_RUNS` runs. No torch here.
+docs/observing.md says what a run measures. A file is replaced as a whole, so that nobody reads a part of a line.
 """
 
 import logging
@@ -22,12 +21,13 @@ from worker.settings import Settings
 logger = logging.getLogger(__name__)
 
 MAX_RUNS: Final = 10_000
-"""A year of hours, and two months; some 3 MB."""
+"""Enough for a run an hour over fourteen months; about 3 MB."""
 _TAIL_BYTES: Final = 4096
+"""How much is read of the end of a file to find its last line."""
 
 
 class CanaryRun(ResultModel):
-    """What one run has measured."""
+    """The measurements of one run of `bergson canary`."""
 
     index: str
     generation: int
@@ -35,17 +35,23 @@ class CanaryRun(ResultModel):
     """Unix time in seconds."""
     queries: int
     mrr: float | None
-    """Mean of 1 / rank of the first right document among the ten best, 0 without; null where the queries have none."""
+    """Mean over the queries of 1 / rank of the first right document among the ten best results, or 0 if there is none
+    among them; null when the queries name no right documents."""
     recall_at_10: float | None
-    """Share of the ten best rows, by the exact scores of all, that the answers have; null where the index has changed
-    meanwhile."""
+    """Share of the ten rows with the best exact scores that the answers have; null when the index has changed during
+    the run."""
     latency_p50_s: float
-    """Of the time from a request to its answer."""
+    """Median of the time from a request to its answer, in seconds."""
     latency_p95_s: float
+    """95th percentile of that time."""
 
 
 def append_run(settings: Settings, run: CanaryRun) -> Path:
-    """Adds a run to the file of its index, flushed to disk; the path of that."""
+    """Adds a run to the file of its index, and flushes the file to disk.
+
+    Returns:
+        The path of the file.
+    """
     path = _log_path(settings, run.index)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -54,10 +60,19 @@ def append_run(settings: Settings, run: CanaryRun) -> Path:
     return path
 
 
-def iter_last_runs(settings: Settings, shown: Callable[[str], bool] = lambda index: True) -> Iterator[CanaryRun]:
-    """The last run of each index that there is and is `shown`, by name. What cannot be read is passed over."""
+def iter_last_runs(
+    settings: Settings, is_visible: Callable[[str], bool] = lambda index: True
+) -> Iterator[CanaryRun]:
+    """Yields the last run of each published index, in the order of the names.
+
+    A file that cannot be read is logged and left out.
+
+    Args:
+        settings: The settings, for the data directory.
+        is_visible: Whether the caller may see the index of this name.
+    """
     for path in sorted((settings.data_dir / "canary").glob("*.jsonl")):
-        if not shown(path.stem) or not (settings.indexes_dir / path.stem / MANIFEST_FILE).is_file():
+        if not is_visible(path.stem) or not (settings.indexes_dir / path.stem / MANIFEST_FILE).is_file():
             continue
         try:
             with path.open("rb") as file:
@@ -68,7 +83,7 @@ def iter_last_runs(settings: Settings, shown: Callable[[str], bool] = lambda ind
 
 
 def delete_runs(settings: Settings, index: str) -> None:
-    """Removes the runs of an index that was deleted."""
+    """Deletes the runs of an index."""
     for suffix in (".jsonl", ".lock"):
         _log_path(settings, index).with_suffix(suffix).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Published indexes, read from disk. Disk is the truth: what has no manifest does not exist."""
+"""Reads published indexes from disk, where an index exists exactly if it has a manifest."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -8,14 +8,19 @@ from pathlib import Path
 from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
 from bergson_core.schemas.build import AppendSpec, BuildSpec
 from bergson_core.schemas.results import SizesBytes
-from bergson_core.storage.manifest import MANIFEST_FILE, Manifest, iter_published_indexes, read_manifest
-from bergson_core.storage.manifest import check_append as check_stated
+from bergson_core.storage.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    iter_published_indexes,
+    read_manifest,
+    require_appendable,
+)
 from bergson_core.storage.takedown_log import TakedownLog
 from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from worker.messages import Problem
 
 
-def _sizes_bytes(manifest: Manifest) -> SizesBytes:
+def _measure_sizes(manifest: Manifest) -> SizesBytes:
     rows = sum(entry.bytes for shard in manifest.shards for entry in shard.files)
     search = sum(entry.bytes for entry in manifest.files if entry.path.startswith("search/"))
     total = manifest.total_bytes()
@@ -39,7 +44,7 @@ def _make_detail(name: str, manifest: Manifest) -> IndexDetail:
         modules=len(manifest.modules),
         dimensions=manifest.dimensions,
         coverage_percent=manifest.coverage_percent,
-        size_bytes=_sizes_bytes(manifest),
+        size_bytes=_measure_sizes(manifest),
         spec=_without_documents(manifest.spec),
         fingerprint=manifest.fingerprint,
         model_sha256=manifest.model_sha256,
@@ -52,7 +57,10 @@ def _make_detail(name: str, manifest: Manifest) -> IndexDetail:
 
 @lru_cache(maxsize=512)
 def _read_cached(path: Path, inode: int, modified_ns: int) -> IndexDetail:
-    """A manifest is replaced by rename and may hold thousands of inline documents: read each version once."""
+    """Reads each version of a manifest once, because it may hold thousands of inline documents.
+
+    A changed manifest is a new file under the same name, with another inode and time of modification.
+    """
     return _make_detail(path.name, read_manifest(path))
 
 
@@ -60,7 +68,7 @@ def _read(path: Path) -> IndexDetail:
     try:
         stat = (path / MANIFEST_FILE).stat()
     except FileNotFoundError:
-        raise IndexNotFound.named(path.name) from None
+        raise IndexNotFound.for_name(path.name) from None
     try:
         return _read_cached(path, stat.st_ino, stat.st_mtime_ns)
     except IndexCorrupt as error:
@@ -68,54 +76,68 @@ def _read(path: Path) -> IndexDetail:
 
 
 def read_index_detail(root: Path, name: str) -> IndexDetail:
-    """The published index `name` below `root`. Raises `IndexNotFound`."""
-    found = _read(root / name)
-    if found.state != "ready":
-        return found
+    """Returns the details of a published index.
+
+    Args:
+        root: Directory of all indexes.
+        name: Name of the index.
+
+    Raises:
+        IndexNotFound: There is no index of this name.
+    """
+    detail = _read(root / name)
+    if detail.state != "ready":
+        return detail
     log = TakedownLog(root / name)
     log.read_new_lines()
-    return found.model_copy(update={"taken_down": log.lines})
+    return detail.model_copy(update={"taken_down": log.lines_read})
 
 
 def require_index(root: Path, name: str) -> Path:
-    """The directory of the published index `name`. Raises `IndexNotFound`."""
+    """Returns the directory of the published index `name`. Raises `IndexNotFound`."""
     if not (root / name / MANIFEST_FILE).is_file():
-        raise IndexNotFound.named(name)
+        raise IndexNotFound.for_name(name)
     return root / name
 
 
 def read_document(root: Path, name: str, document_id: str) -> DocumentDetail:
-    """A document of an index. Raises `IndexNotFound` and `DocumentNotFound`."""
-    from bergson_core.storage.document_lookup import (
-        find_document,  # pyarrow is not loaded before somebody asks
-    )
+    """Returns a document of an index. Raises `IndexNotFound` and `DocumentNotFound`."""
+    # Here and below: pyarrow is slow to load, and most web processes never need it.
+    from bergson_core.storage.document_lookup import find_document
 
     return DocumentDetail(index=name, **find_document(require_index(root, name), document_id))
 
 
 def take_document_down(root: Path, name: str, document_id: str) -> None:
-    """Hides a document from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
+    """Hides a document from every answer, from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
     from bergson_core.storage.document_lookup import take_down_document
 
     take_down_document(require_index(root, name), document_id)
 
 
 def require_valid_append(root: Path, name: str, spec: AppendSpec) -> None:
-    """Raises `IndexNotFound`, `InvalidInput` for what the worker would refuse, `IdsExist` for inline documents."""
+    """Checks that an append can succeed, before it is queued.
+
+    Raises:
+        IndexNotFound: There is no index of this name.
+        InvalidInput: The spec differs from how the index was built.
+        IdsExist: The index has documents with ids of the inline documents. Ids of a dataset are left to the worker.
+    """
     directory = require_index(root, name)
     manifest = read_manifest(directory)
-    check_stated(name, manifest, spec)
+    require_appendable(name, manifest, spec)
     column = manifest.spec.columns.id
-    ids = [str(one[column]) for one in spec.documents or () if column in one] if column else []
+    documents = spec.documents or ()
+    ids = [str(document[column]) for document in documents if column in document] if column else []
     if ids:
-        from bergson_core.storage.document_lookup import existing_ids
+        from bergson_core.storage.document_lookup import find_existing_ids
 
-        if found := existing_ids(directory, ids):
-            raise IdsExist.of(found)
+        if existing_ids := find_existing_ids(directory, ids):
+            raise IdsExist.for_ids(existing_ids)
 
 
 def make_building_detail(name: str, job_id: str) -> IndexDetail:
-    """The index that `job_id` will publish."""
+    """Returns the details of an index that the job `job_id` is building."""
     return IndexDetail(name=name, state="building", job_id=job_id)
 
 
@@ -126,18 +148,26 @@ def _make_summary(detail: IndexDetail) -> IndexSummary:
 
 
 def read_index_page(
-    root: Path, building: Mapping[str, str], after: str, limit: int, shown: Callable[[str], bool]
+    root: Path, active_jobs: Mapping[str, str], after: str, limit: int, is_visible: Callable[[str], bool]
 ) -> IndexPage:
-    """Up to `limit` indexes whose names come after `after`; `building` maps names to job ids.
+    """Returns a page of indexes, in the order of their names.
 
-    Of those alone that are `shown`, which is asked with their names.
+    Args:
+        root: Directory of all indexes.
+        active_jobs: Name of each index that is being built or changed, and the id of the job.
+        after: The page starts after this name.
+        limit: Most indexes on the page.
+        is_visible: Whether the caller may see the index of this name.
     """
-    ready = dict(iter_published_indexes(root))
-    names = sorted(filter(shown, {*ready, *building}))
+    published = dict(iter_published_indexes(root))
+    names = sorted(filter(is_visible, {*published, *active_jobs}))
     start = bisect_right(names, after)
-    chosen = names[start : start + limit]
-    items = [
-        _read(ready[name]) if name in ready else make_building_detail(name, building[name]) for name in chosen
+    page_names = names[start : start + limit]
+    details = [
+        _read(published[name]) if name in published else make_building_detail(name, active_jobs[name])
+        for name in page_names
     ]
-    more = start + limit < len(names)
-    return IndexPage(items=[_make_summary(item) for item in items], next_cursor=chosen[-1] if more else None)
+    has_more = start + limit < len(names)
+    return IndexPage(
+        items=[_make_summary(detail) for detail in details], next_cursor=page_names[-1] if has_more else None
+    )

@@ -1,7 +1,7 @@
-"""The web process's side of the queue: jobs (`service.queue.jobs`), queries, and who is alive.
+"""`Broker`: the web process's side of the queue, with its jobs (`service.queue.jobs`), queries and live workers.
 
-The keys in Redis are listed in `worker.queue.redis_keys`. Nothing polls: answers for this process arrive on a stream of its
-own, which one task reads, and events of a job are waited for in Redis. No torch here.
+`worker.queue.redis_keys` lists the keys in Redis. Nothing polls: the answers for this process arrive on a stream of its
+own, which one task reads (`service.queue.replies`), and Redis itself waits for the events of a job.
 """
 
 import asyncio
@@ -41,26 +41,29 @@ from worker.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
-_CONNECTIONS, _FOLLOWERS = 32, 256
-_ALIVE_S = 1.0  # for so long is a worker that was seen alive not looked for again
+_MAX_CONNECTIONS, _MAX_FOLLOWERS = 32, 256
+_WORKER_CHECK_INTERVAL_S = 1.0
 
 
 class Broker(JobBroker):
-    """What the web process asks of Redis: of jobs, of queries, of workers.
+    """The connection of a web process to the queue: it submits jobs and queries, and lists workers.
 
-    Every method raises `RedisUnavailable` where it does not answer.
+    Every method raises `RedisUnavailable` when Redis does not answer.
     """
 
     def __init__(self, settings: Settings, url: str):
-        super().__init__(settings, connect_async(url, _CONNECTIONS), connect_async(url, _FOLLOWERS))
+        super().__init__(settings, connect_async(url, _MAX_CONNECTIONS), connect_async(url, _MAX_FOLLOWERS))
         self._replies = ReplyReader(connect_async(url, 1))
         self._ask = self._redis.register_script(lua_scripts.ASK_QUERY)
-        self._alive_until = 0.0
+        self._next_worker_check = 0.0
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, settings: Settings) -> "AsyncIterator[Broker]":
-        """A broker on the Redis of `settings`, which need not answer yet; the embedded one is started."""
+        """Yields a broker on the Redis of `settings`, and closes it at the end.
+
+        An embedded Redis is started; another one need not answer yet.
+        """
         stack = ExitStack()
         try:
             url = await asyncio.to_thread(stack.enter_context, redis_url(settings))
@@ -70,37 +73,37 @@ class Broker(JobBroker):
                 yield broker
             finally:
                 await broker._replies.close()
-                await broker._follow.aclose()
+                await broker._following_redis.aclose()
                 await broker._redis.aclose()
         finally:
             await asyncio.to_thread(stack.close)
 
     @property
     def pool(self) -> ConnectionPool:
-        """Connections to the same Redis."""
+        """The pool of connections to Redis."""
         return self._redis.connection_pool
 
     async def ping(self) -> None:
-        """Returns where Redis answers."""
+        """Checks that Redis answers."""
         with translate_redis_errors():
             await cast("Any", self._redis.ping())
 
     async def list_workers(self) -> list[Heartbeat]:
-        """The live workers, by id."""
+        """Returns the latest heartbeats of the live workers, in the order of their ids."""
         with translate_redis_errors():
-            ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
-            raw = (
-                await cast("Any", self._redis.mget([redis_keys.worker_key(one) for one in ids]))
-                if ids
-                else []
-            )
-            dead = [one for one, beat in zip(ids, raw, strict=True) if beat is None]
-            if dead:
-                await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead))
-        return [beat for one in raw if one is not None and (beat := _read_heartbeat(one)) is not None]
+            worker_ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
+            if not worker_ids:
+                return []
+            keys = [redis_keys.worker_key(worker_id) for worker_id in worker_ids]
+            messages = dict(zip(worker_ids, await cast("Any", self._redis.mget(keys)), strict=True))
+            dead_ids = [worker_id for worker_id, message in messages.items() if message is None]
+            if dead_ids:
+                await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead_ids))
+        heartbeats = [_parse_heartbeat(message) for message in messages.values() if message is not None]
+        return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
 
     async def read_load(self) -> QueueLoad:
-        """How much there is to do, and who does it."""
+        """Returns how much work waits, and who is alive to do it."""
         workers = await self.list_workers()
         with translate_redis_errors():
             return await read_queue_load(self._redis, workers)
@@ -115,11 +118,24 @@ class Broker(JobBroker):
         lane: str = "",
         priority: Priority = "interactive",
     ) -> Answer:
-        """The answer of whichever worker takes the query. The queries of one `lane` wait for each other.
+        """Has a worker answer a query.
 
-        A query that nobody waits for any more, since this was cancelled or took too long, is withdrawn.
-        Raises `NoWorker`, `QueueFull`, `DeadlineExceeded` after `timeout_s` seconds, `IndexBusy` while the index
-        is being built for the first time, and whatever error the worker met.
+        The query is withdrawn when nobody waits for it any more, because the caller was cancelled or the time is up.
+
+        Args:
+            query: The query.
+            request_id: Id of the HTTP request, for the worker's log.
+            timeout_s: Seconds to wait for the answer.
+            lane: Id of the API key. The queries of one lane wait for each other, and lanes take turns.
+            priority: The queue in which the query waits.
+
+        Raises:
+            NoWorker: No worker is alive.
+            QueueFull: Too many queries wait, or one has waited for too long.
+            DeadlineExceeded: There was no answer within `timeout_s` seconds.
+            IndexBusy: The index is being built for the first time.
+            RedisUnavailable: Redis does not answer.
+            BergsonError: Whatever error the worker met.
         """
         now, query_id = time.time(), uuid4().hex
         message = Query(
@@ -135,7 +151,7 @@ class Broker(JobBroker):
         with self._replies.expect_reply(query_id) as future:
             await self._require_worker()
             await self._enqueue(message, lane)
-            # No cancelling timeout around the two lines above: see `replies.stop`.
+            # No timeout that cancels may enclose the two lines above: see `cancel_and_wait`.
             try:
                 await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
             finally:
@@ -155,21 +171,26 @@ class Broker(JobBroker):
         raise error
 
     async def _require_worker(self) -> None:
-        if time.monotonic() >= self._alive_until:
+        """Raises `NoWorker` if no worker is alive; looks once a second at most as long as one was."""
+        if time.monotonic() >= self._next_worker_check:
             if not await self.list_workers():
                 raise NoWorker("no worker is alive: start one with `python -m worker`")
-            self._alive_until = time.monotonic() + _ALIVE_S
+            self._next_worker_check = time.monotonic() + _WORKER_CHECK_INTERVAL_S
 
     async def _enqueue(self, message: Query, lane: str) -> None:
         with translate_redis_errors():
             outcome = await cast("Any", self._ask(**ask_query_arguments(message, lane, self._settings)))
         if outcome != "asked":
-            wait_s, most = self._settings.max_queue_wait_s, self._settings.max_queued_queries
-            why = f"{most} queries wait" if outcome == "full" else f"a query has waited for {wait_s:g} s"
-            raise QueueFull(f"{why} already: try again in a second, or start more workers")
+            max_wait_s, max_queries = self._settings.max_queue_wait_s, self._settings.max_queued_queries
+            reason = (
+                f"{max_queries} queries wait"
+                if outcome == "full"
+                else f"a query has waited for {max_wait_s:g} s"
+            )
+            raise QueueFull(f"{reason} already: try again in a second, or start more workers")
 
     async def _withdraw(self, message: Query) -> None:
-        """Takes a query off the queue. A worker that has it sees that before it begins something long."""
+        """Takes a query off the queue. A worker that has taken it notices before its next long step."""
         query_id = message.query_id
         waiting, since, _ = waiting_keys(message.priority)
         try:
@@ -180,9 +201,21 @@ class Broker(JobBroker):
             logger.warning("query %s stays in the queue until its deadline: %s", query_id, error)
 
     async def estimate(self, job: EstimateJob, timeout_s: float, lane: str = "") -> Estimate:
-        """What a worker finds out; the job is cancelled where nobody waits for it any more.
+        """Has a worker estimate the cost of a build.
 
-        Raises `NoWorker`, `DeadlineExceeded` after `timeout_s` seconds, and whatever error the worker met.
+        The job is cancelled when nobody waits for it any more.
+
+        Args:
+            job: The job.
+            timeout_s: Seconds to wait for the estimate.
+            lane: Id of the API key.
+
+        Raises:
+            NoWorker: No worker is alive.
+            DeadlineExceeded: There was no estimate within `timeout_s` seconds.
+            Cancelled: Somebody cancelled the job.
+            RedisUnavailable: Redis does not answer.
+            BergsonError: Whatever error the worker met.
         """
         await self._require_worker()
         await self.submit(job, lane=lane)
@@ -202,9 +235,9 @@ class Broker(JobBroker):
         raise Cancelled("the estimate was cancelled")
 
 
-def _read_heartbeat(raw: str) -> Heartbeat | None:
+def _parse_heartbeat(message: str) -> Heartbeat | None:
     try:
-        return Heartbeat.model_validate_json(raw)
+        return Heartbeat.model_validate_json(message)
     except ValidationError as error:
         logger.warning("a heartbeat cannot be read: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""How much work there is, found out by commands of Redis whose cost does not grow with the queue."""
+"""Measures how much work waits, with Redis commands whose cost does not grow with the queue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,30 @@ from worker.queue.redis_keys import QUERY_LEASES, waiting_keys
 
 @dataclass(frozen=True)
 class QueueLoad:
-    """What waits and who is there to do it."""
+    """The work that waits, and the workers that are alive to do it."""
 
     queries: int
     """Queries that wait or are worked on."""
     oldest_query_age_s: float
-    """Seconds that the oldest of those has waited that no worker has taken; 0 where there is none."""
+    """Seconds that the oldest query without a worker has waited; 0 if there is none."""
     jobs_queued: int
-    """Jobs that no worker has taken."""
+    """Jobs that wait for a worker."""
     jobs_running: int
-    """Jobs that a worker has taken, and that have not ended since."""
+    """Jobs that a worker has taken and that have not ended."""
     workers: Sequence[Heartbeat]
-    """The live workers."""
+    """The latest heartbeats of the live workers."""
 
 
 async def read_queue_load(redis: Redis, workers: Sequence[Heartbeat]) -> QueueLoad:
-    """The load at this moment. Raises `RedisError`."""
+    """Returns the load at this moment.
+
+    Args:
+        redis: The connection to Redis.
+        workers: The live workers, which become part of the result.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
     lanes = await cast("Any", redis.lrange(redis_keys.JOB_LANES, 0, -1))
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
@@ -40,13 +48,15 @@ async def read_queue_load(redis: Redis, workers: Sequence[Heartbeat]) -> QueueLo
             pipe.zrange(since, 0, 0, withscores=True)
         for lane in lanes:
             pipe.llen(redis_keys.JOB_LANE_PREFIX + lane)
-        now, running, at_work, *found = await cast("Any", pipe.execute())
-    queries, queued = found[: 2 * len(PRIORITIES)], found[2 * len(PRIORITIES) :]
-    now_s, came_ms = now[0] + now[1] / 1e6, [oldest[0][1] for oldest in queries[1::2] if oldest]
+        (seconds, microseconds), running_jobs, taken_queries, *rest = await cast("Any", pipe.execute())
+    counts_and_oldest, jobs_per_lane = rest[: 2 * len(PRIORITIES)], rest[2 * len(PRIORITIES) :]
+    waiting_counts, oldest_queries = counts_and_oldest[::2], counts_and_oldest[1::2]
+    now_s = seconds + microseconds / 1e6
+    arrivals_s = [oldest[0][1] / 1000 for oldest in oldest_queries if oldest]
     return QueueLoad(
-        queries=at_work + sum(queries[::2]),
-        oldest_query_age_s=max([now_s - came / 1000 for came in came_ms], default=0.0),
-        jobs_queued=sum(queued),
-        jobs_running=running,
+        queries=taken_queries + sum(waiting_counts),
+        oldest_query_age_s=max((now_s - arrival_s for arrival_s in arrivals_s), default=0.0),
+        jobs_queued=sum(jobs_per_lane),
+        jobs_running=running_jobs,
         workers=workers,
     )

@@ -1,4 +1,4 @@
-"""The answers that this web process waits for: one stream, one task that reads it, a map of futures."""
+"""`ReplyReader`: receives the workers' replies to the queries of this web process."""
 
 import asyncio
 import logging
@@ -18,15 +18,15 @@ from worker.queue import redis_keys
 logger = logging.getLogger(__name__)
 
 BLOCK_MS = 3000
-"""Longest wait inside Redis; the client itself gives up on an answer after 5 s."""
+"""Longest time that a command waits inside Redis; the Redis client itself gives up after 5 s."""
 
-Streams = list[tuple[str, list[tuple[str, dict[str, str]]]]]
-"""What XREAD gives: for each stream its name and its entries (id, fields)."""
+StreamEntries = list[tuple[str, list[tuple[str, dict[str, str]]]]]
+"""What XREAD returns: for each stream its name and its entries, each an id and fields."""
 
 
 @contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Raises `RedisUnavailable` where Redis does not answer."""
+    """Raises `RedisUnavailable` in place of an error of Redis."""
     try:
         yield
     except RedisError as error:
@@ -34,16 +34,22 @@ def translate_redis_errors() -> Iterator[None]:
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancels a task until it has ended: redis-py sends by asyncio.wait_for, which in Python 3.11 may swallow it."""
+    """Cancels a task, again and again until it has ended.
+
+    A single cancellation may get lost: redis-py sends its commands with `asyncio.wait_for`, which in Python 3.11 may
+    swallow one.
+    """
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.1)
 
 
 class ReplyReader:
-    """The stream of this process's answers, the task that reads it, and who waits for what.
+    """Reads the stream of this process's replies in a task, and hands each reply to whoever waits for it.
 
-    `failure` says why the task cannot read at the moment; it tries again until it can.
+    Attributes:
+        stream: Key of the stream, to which workers send their replies.
+        failure: Why the task cannot read the stream at the moment, or None. It tries again until it can.
     """
 
     def __init__(self, redis: Redis):
@@ -54,10 +60,12 @@ class ReplyReader:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Starts the task that reads the stream."""
         self._task = asyncio.create_task(self._read(), name="replies")
         self._task.add_done_callback(self._fail_waiting)
 
     async def close(self) -> None:
+        """Stops the task, deletes the stream and closes the connection."""
         if self._task is not None:
             await cancel_and_wait(self._task)
         with suppress(RedisError):
@@ -66,7 +74,13 @@ class ReplyReader:
 
     @contextmanager
     def expect_reply(self, query_id: str) -> "Iterator[asyncio.Future[Reply]]":
-        """The future that gets the reply to `query_id`, or `RedisUnavailable` where none can come any more."""
+        """Yields a future for the reply to a query.
+
+        The future raises `RedisUnavailable` if the reading task dies.
+
+        Raises:
+            RedisUnavailable: The reading task has died.
+        """
         future = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
             raise RedisUnavailable.because("the task that reads answers has ended")
@@ -80,16 +94,16 @@ class ReplyReader:
         last_id, pause_s = "0", 0.1
         while True:
             try:
-                found = await self._redis.xread({self.stream: last_id}, block=BLOCK_MS)
+                streams = await self._redis.xread({self.stream: last_id}, block=BLOCK_MS)
                 self.failure, pause_s = None, 0.1
-                for _, entries in cast("Streams", found or []):
+                for _, entries in cast("StreamEntries", streams or []):
                     for _, fields in entries:
                         self._deliver(fields.get("reply", ""))
                     last_id = entries[-1][0]
-                    await self._redis.xdel(self.stream, *(entry for entry, _ in entries))
+                    await self._redis.xdel(self.stream, *(entry_id for entry_id, _ in entries))
             except RedisError as error:
                 if self.failure is None:
-                    logger.warning("answers cannot be read, trying again: %s", error)
+                    logger.warning("replies cannot be read, trying again: %s", error)
                 self.failure = str(error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
@@ -98,11 +112,13 @@ class ReplyReader:
         try:
             reply = Reply.model_validate_json(raw)
         except ValidationError as error:
-            logger.error("an answer cannot be read: %s", error)
+            logger.error("a reply cannot be read: %s", error)
             for query_id, future in self._futures.items():
                 if query_id in raw and not future.done():
                     future.set_exception(
-                        BergsonError("the answer cannot be read: is the worker of this version?")
+                        BergsonError(
+                            "the answer cannot be read: do worker and web process have the same version?"
+                        )
                     )
             return
         future = self._futures.get(reply.query_id)
@@ -110,6 +126,7 @@ class ReplyReader:
             future.set_result(reply)
 
     def _fail_waiting(self, task: asyncio.Task[None]) -> None:
+        """Fails all futures, because no reply will come any more."""
         if not task.cancelled():
             logger.error("the task that reads answers has died", exc_info=task.exception())
         for future in self._futures.values():

@@ -1,4 +1,7 @@
-"""The dashboard at /docs: the live system above, the OpenAPI page below. It loads nothing from elsewhere."""
+"""The dashboard at /docs, which shows the live system and the OpenAPI page below it.
+
+The page loads nothing from another host.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,7 @@ router = APIRouter(include_in_schema=False)
 _templates = Jinja2Templates(Path(__file__).parent.parent / "templates")
 
 _HEADERS = {
-    # Swagger UI sets inline styles and draws its icons from data URLs; everything else is ours alone.
+    # Swagger UI sets inline styles and draws its icons from data URLs. Everything else comes from this service.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -23,11 +26,11 @@ _HEADERS = {
 
 @router.get("/")
 async def root() -> Response:
-    """To the dashboard."""
+    """Redirects to the dashboard."""
     return RedirectResponse("docs")
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """The dashboard."""
+    """Returns the dashboard."""
     return _templates.TemplateResponse(request, "docs.html", {"version": __version__}, headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""Health: for a supervisor and a load balancer."""
+"""Health checks for supervisors and load balancers, and the metrics for Prometheus."""
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -9,42 +9,52 @@ from service.http.dependencies import BrokerDep, CallerDep, MetricsDep, Settings
 from service.http.metrics import CONTENT_TYPE
 from service.indexes.canary_log import iter_last_runs
 from service.openapi import examples
-from service.openapi.metadata import METRICS_RESPONSE, success_response, problem_responses
+from service.openapi.metadata import METRICS_RESPONSE, problem_responses, success_response
 from service.schemas import Live, Ready
 
 router = APIRouter(tags=["Health"])
 
 
-@router.get("/livez", summary="Is the process up?", responses=success_response(200, "It is.", examples.LIVE))
+@router.get(
+    "/livez",
+    summary="Check that the process is up",
+    responses=success_response(200, "The process is up.", examples.LIVE),
+)
 async def livez() -> Live:
-    """Answers as long as the process does; looks at nothing else. Restart it where this fails."""
+    """Succeeds as long as the process runs, and checks nothing else. Restart the process when this fails."""
     return Live()
 
 
 @router.get(
     "/readyz",
-    summary="Can it work?",
-    responses=success_response(200, "It can.", examples.READY)
+    summary="Check that the service can work",
+    responses=success_response(200, "The service can work.", examples.READY)
     | problem_responses("redis_unavailable", "no_worker", "unavailable"),
 )
 async def readyz(request: Request, broker: BrokerDep) -> Ready:
-    """Redis answers, a worker is alive, and this process is not stopping. Send no traffic where this fails."""
+    """Succeeds when Redis answers, a worker is alive and this process is not stopping.
+
+    Send the process no traffic while this fails.
+    """
     if request.app.state.stopping:
         raise Unavailable("this web process is stopping: ask another")
     await broker.ping()
-    if not (alive := await broker.list_workers()):
+    workers = await broker.list_workers()
+    if not workers:
         raise NoWorker("no worker is alive: start one with `python -m worker`")
-    return Ready(workers=len(alive))
+    return Ready(workers=len(workers))
 
 
-@router.get("/metrics", summary="What can be measured", response_class=PlainTextResponse, responses=METRICS_RESPONSE)
+@router.get(
+    "/metrics", summary="Get the metrics", response_class=PlainTextResponse, responses=METRICS_RESPONSE
+)
 async def metrics(
     broker: BrokerDep, metrics: MetricsDep, settings: SettingsDep, caller: CallerDep
 ) -> PlainTextResponse:
-    """The numbers of this process, of the queue and of all live workers, in the text format of Prometheus.
+    """Returns the metrics of this process, of the queue and of all live workers, in the text format of Prometheus.
 
-    It answers without Redis as well: `bergson_redis_up` is 0 then, and what is in Redis is left out. Of the canaries
-    (`bergson canary`) a key sees those of its indexes.
+    This also works without Redis: then `bergson_redis_up` is 0, and metrics that come from Redis are left out. Canaries
+    (`bergson canary`) are shown of the indexes that the API key may see.
     """
     try:
         load = await broker.read_load()

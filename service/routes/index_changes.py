@@ -1,25 +1,22 @@
-"""Changes of an index as a whole: a profile for a task, compaction."""
+"""Jobs that change an index as a whole: the fit of a profile, compaction."""
 
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.schemas.query import ProfileSpec
-from service.http.dependencies import (
-    BrokerDep,
-    CallerDep,
-    IdempotencyKeyDep,
-    IndexNamePath,
-    RequestIdDep,
-    SettingsDep,
-    job_accepted,
-)
+from service.http.dependencies import IndexNamePath, JobSubmitterDep, SettingsDep
 from service.http.strict_json import StrictJsonRoute
 from service.indexes import catalog
 from service.openapi import examples
-from service.openapi.metadata import JOB_ACCEPTED_RESPONSE, INDEX_NAME_ERROR, PROFILE_FIELD_ERROR, problem_responses
+from service.openapi.metadata import (
+    INDEX_NAME_ERROR,
+    JOB_ACCEPTED_RESPONSE,
+    PROFILE_FIELD_ERROR,
+    problem_responses,
+)
 from service.schemas import JobAccepted
 from worker.messages import CompactJob, ProfileJob
 
@@ -29,7 +26,7 @@ _PROFILES: dict[str, Any] = {
     "inline": {"summary": "Queries in the request", "value": examples.PROFILE_INLINE},
     "dataset": {"summary": "A dataset of queries", "value": examples.PROFILE_DATASET},
 }
-_REFUSALS = ("index_not_found", "index_busy", "redis_unavailable")
+_ERRORS = ("index_not_found", "index_busy", "redis_unavailable")
 
 
 @router.post(
@@ -37,47 +34,37 @@ _REFUSALS = ("index_not_found", "index_busy", "redis_unavailable")
     status_code=202,
     summary="Fit a profile to a task",
     responses=JOB_ACCEPTED_RESPONSE
-    | problem_responses("invalid_input", "body_too_large", "unsupported_media_type", *_REFUSALS, refused=PROFILE_FIELD_ERROR),
+    | problem_responses(
+        "invalid_input", "body_too_large", "unsupported_media_type", *_ERRORS, refused=PROFILE_FIELD_ERROR
+    ),
 )
 async def fit_profile(
     name: IndexNamePath,
     body: Annotated[ProfileSpec, Body(openapi_examples=_PROFILES)],
-    response: Response,
-    broker: BrokerDep,
     settings: SettingsDep,
-    caller: CallerDep,
-    request_id: RequestIdDep,
-    idempotency_key: IdempotencyKeyDep,
+    jobs: JobSubmitterDep,
 ) -> JobAccepted:
-    """Queue the fit of a profile: the preconditioner mixed with the second moment of a sample of the task's queries.
+    """Queues the fit of a profile, which mixes the second moment of the task's query gradients into the preconditioner.
 
-    The model runs on the queries alone; the rows are read once. Name it as `profile` in `POST /attribute`. Sign rows
-    have no profiles.
+    The model runs on the sample of queries only, and the rows of the index are read once. Queries then use the profile
+    by its name, in the field `profile` of `POST /attribute`. An index with sign rows has no profiles.
     """
     await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
-    job = ProfileJob(job_id=uuid4().hex, index=name, spec=body, request_id=request_id)
-    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return await jobs.submit(
+        ProfileJob(job_id=uuid4().hex, index=name, spec=body, request_id=jobs.request_id)
+    )
 
 
 @router.post(
     "/compact",
     status_code=202,
-    summary="Remove what was taken down",
-    responses=JOB_ACCEPTED_RESPONSE | problem_responses("invalid_input", *_REFUSALS, refused=INDEX_NAME_ERROR),
+    summary="Remove documents that were taken down",
+    responses=JOB_ACCEPTED_RESPONSE | problem_responses("invalid_input", *_ERRORS, refused=INDEX_NAME_ERROR),
 )
-async def compact(
-    name: IndexNamePath,
-    response: Response,
-    broker: BrokerDep,
-    settings: SettingsDep,
-    caller: CallerDep,
-    request_id: RequestIdDep,
-    idempotency_key: IdempotencyKeyDep,
-) -> JobAccepted:
-    """Queue a compaction: shards that hold documents that were taken down are written anew without their bytes.
+async def compact(name: IndexNamePath, settings: SettingsDep, jobs: JobSubmitterDep) -> JobAccepted:
+    """Queues a compaction, which rewrites the shards with documents that were taken down, without their bytes.
 
-    The index is asked as before meanwhile.
+    The index answers queries meanwhile.
     """
     await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
-    job = CompactJob(job_id=uuid4().hex, index=name, request_id=request_id)
-    return job_accepted(await broker.submit(job, idempotency_key, caller.id), response)
+    return await jobs.submit(CompactJob(job_id=uuid4().hex, index=name, request_id=jobs.request_id))

@@ -1,4 +1,4 @@
-"""Jobs: list them, look at one, follow it, cancel it."""
+"""Jobs: list them, read one, follow it, cancel it."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -7,33 +7,43 @@ from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from bergson_core.errors import BergsonError
-from service.http.dependencies import BrokerDep, CallerDep, AuthenticatorDep, PageLimitQuery, RequestIdDep
+from service.http.dependencies import AuthenticatorDep, BrokerDep, CallerDep, PageLimitQuery, RequestIdDep
 from service.http.problems import make_problem
 from service.openapi import examples
-from service.openapi.metadata import EVENT_STREAM_RESPONSE, JOB_ID_ERROR, JOB_ID_PATTERN, success_response, problem_responses
+from service.openapi.metadata import (
+    EVENT_STREAM_RESPONSE,
+    JOB_ID_ERROR,
+    JOB_ID_PATTERN,
+    problem_responses,
+    success_response,
+)
 from service.queue.jobs import job_not_found
 from service.schemas import JobPage
 from worker.messages import JobRecord, JobState
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
-JobId = Annotated[
+JobIdPath = Annotated[
     str,
-    Path(pattern=JOB_ID_PATTERN, description="Id that `POST /index` gave.", examples=[examples.JOB_ID]),
+    Path(
+        pattern=JOB_ID_PATTERN,
+        description="Id of the job, which the call that queued it returned.",
+        examples=[examples.JOB_ID],
+    ),
 ]
 StateQuery = Annotated[JobState | None, Query(description="Only jobs in this state.", examples=["running"])]
 CursorQuery = Annotated[
     str | None,
     Query(
-        pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.", examples=[examples.JOB_ID]
+        pattern=JOB_ID_PATTERN, description="`next_cursor` of the previous page.", examples=[examples.JOB_ID]
     ),
 ]
-LastEventId = Annotated[
+LastEventIdHeader = Annotated[
     str,
     Header(
         alias="Last-Event-ID",
         pattern=r"^\d{1,20}(-\d{1,20})?$",
-        description="Id of the last event that arrived; the stream goes on after it.",
+        description="Id of the last event that was received; the stream continues after it.",
     ),
 ]
 
@@ -51,19 +61,19 @@ async def list_jobs(
     cursor: CursorQuery = None,
     limit: PageLimitQuery = 50,
 ) -> JobPage:
-    """Jobs, newest first."""
-    items, next_cursor = await broker.list_jobs(state, cursor, limit, shown=caller.can_see)
+    """Lists jobs, newest first."""
+    items, next_cursor = await broker.list_jobs(state, cursor, limit, is_visible=caller.can_see)
     return JobPage(items=items, next_cursor=next_cursor)
 
 
 @router.get(
     "/{job_id}",
-    summary="Look at a job",
+    summary="Get a job",
     responses=success_response(200, "The job.", examples.JOB)
     | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
-async def get_job(job_id: JobId, broker: BrokerDep, caller: CallerDep) -> JobRecord:
-    """State and progress. Each stage of a build counts from 0; `error` says why a failed one failed."""
+async def get_job(job_id: JobIdPath, broker: BrokerDep, caller: CallerDep) -> JobRecord:
+    """Returns the state and progress of a job. Each stage of a build counts from 0; `error` says why a job failed."""
     job = await broker.read_job(job_id)
     if not caller.can_see(job.index):
         raise job_not_found(job_id)
@@ -71,7 +81,7 @@ async def get_job(job_id: JobId, broker: BrokerDep, caller: CallerDep) -> JobRec
 
 
 JobDep = Annotated[JobRecord, Depends(get_job)]
-"""The job of the path, where it is one that the caller may see."""
+"""The job of the path, provided that the caller may see it."""
 
 
 @router.delete(
@@ -82,9 +92,9 @@ JobDep = Annotated[JobRecord, Depends(get_job)]
     | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
 async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
-    """Ask for the work to stop: a queued job never starts, a running one stops after the batch at hand.
+    """Asks for a job to stop. A queued job never starts; a running one stops after its current batch.
 
-    Nothing half-built is published, and the name is free again. A job that has ended stays as it is.
+    An unfinished index is never published, and its name becomes free again. A job that has ended stays as it is.
     """
     return await broker.cancel(job.job_id)
 
@@ -93,7 +103,8 @@ async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
     "/{job_id}/events",
     summary="Follow a job",
     response_class=EventSourceResponse,
-    responses=EVENT_STREAM_RESPONSE | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
+    responses=EVENT_STREAM_RESPONSE
+    | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
 )
 async def follow_job(
     job: JobDep,
@@ -101,19 +112,21 @@ async def follow_job(
     keys: AuthenticatorDep,
     caller: CallerDep,
     request_id: RequestIdDep,
-    last_event_id: LastEventId = "0",
+    last_event_id: LastEventIdHeader = "0",
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job as server-sent events, each with the whole record as JSON: `state` where the state is new,
-    `progress` otherwise. The stream ends after a final state; a comment keeps a quiet one alive.
-    An error on the way comes as a `problem` event, also that the key was revoked; `Last-Event-ID` resumes.
+    """Follows a job as a stream of server-sent events, each of which holds the whole record of the job as JSON.
+
+    An event is named `state` when the state has changed, and `progress` otherwise. The stream ends after a final
+    state; comments keep the connection alive when there is no news. An error, such as a revoked API key, ends the
+    stream with an event `problem`. With the header `Last-Event-ID` a stream resumes after that event.
     """
-    state = None
+    previous_state = None
     try:
         async for event_id, record in broker.iter_events(job.job_id, last_event_id):
             keys.require_active(caller)
             yield ServerSentEvent(
-                data=record, event="progress" if record.state == state else "state", id=event_id
+                data=record, event="progress" if record.state == previous_state else "state", id=event_id
             )
-            state = record.state
+            previous_state = record.state
     except BergsonError as error:
         yield ServerSentEvent(data=make_problem(error.code, str(error), request_id), event="problem")

@@ -170,11 +170,11 @@ class FakeBroker:
         return self.records[job_id]
 
     async def list_jobs(
-        self, state: JobState | None, cursor: str | None, limit: int, shown: Callable[[str | None], bool]
+        self, state: JobState | None, cursor: str | None, limit: int, is_visible: Callable[[str | None], bool]
     ) -> tuple[list[JobRecord], str | None]:
         self._raise_failure()
         jobs = reversed(self.records.values())
-        found = [job for job in jobs if state in (None, job.state) and shown(job.index)]
+        found = [job for job in jobs if state in (None, job.state) and is_visible(job.index)]
         if not re.fullmatch("[0-9]+", cursor or "0"):
             raise InvalidInput("cursor: no such page; start again without one")
         start = int(cursor or 0)
@@ -217,7 +217,11 @@ class FakeBroker:
 
     async def read_load(self) -> QueueLoad:
         return QueueLoad(
-            queries=3, oldest_query_age_s=1.5, jobs_queued=2, jobs_running=1, workers=await self.list_workers()
+            queries=3,
+            oldest_query_age_s=1.5,
+            jobs_queued=2,
+            jobs_running=1,
+            workers=await self.list_workers(),
         )
 
     async def ping(self) -> None:

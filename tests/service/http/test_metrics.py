@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import RedisUnavailable
 from service.http.metrics import WebMetrics
 from tests.service.fake_broker import NOW, WORKER, FakeBroker
-from tests.service.helpers import problem_of, scrape, sample_value
+from tests.service.helpers import problem_of, sample_value, scrape
 from tests.service.keyed import bearer
 from worker.messages import Heartbeat
 from worker.telemetry.metrics import WorkerMetrics
@@ -23,7 +23,10 @@ def test_a_request_is_counted_by_the_template_of_its_route(client: TestClient) -
     route = "/index/{name}/documents/{document_id}"
     assert sample_value(found, "bergson_http_requests_total", method="GET", route=route, status="404") == 3
     assert sample_value(found, "bergson_http_request_duration_seconds_count", method="GET", route=route) == 3
-    assert sample_value(found, "bergson_http_requests_total", method="GET", route="/index/{name}", status="200") == 1
+    assert (
+        sample_value(found, "bergson_http_requests_total", method="GET", route="/index/{name}", status="200")
+        == 1
+    )
 
 
 def test_no_caller_can_make_a_new_label(client: TestClient) -> None:

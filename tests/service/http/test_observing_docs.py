@@ -28,7 +28,9 @@ def exported(client: TestClient, broker: FakeBroker, settings: ServiceSettings) 
     counted = WorkerMetrics()
     counted.jobs.labels("build", "succeeded").inc()
     counted.count_replies([Reply(query_id="q")])
-    broker.heartbeats = [WORKER.model_copy(update={"metrics": counted.collect(resident=0, tokens_per_s=None)})]
+    broker.heartbeats = [
+        WORKER.model_copy(update={"metrics": counted.collect(resident=0, tokens_per_s=None)})
+    ]
     client.get("/livez")
     found = scrape(client)
     assert all(family.samples for family in found.values())

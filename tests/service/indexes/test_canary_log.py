@@ -8,7 +8,7 @@ from service.indexes import canary_log
 from service.indexes.canary_log import CanaryRun, append_run, iter_last_runs
 from service.settings import ServiceSettings
 from tests.service.fake_broker import publish
-from tests.service.helpers import make_run, scrape, sample_value
+from tests.service.helpers import make_run, sample_value, scrape
 from tests.service.keyed import bearer
 
 
