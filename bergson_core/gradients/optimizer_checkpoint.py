@@ -95,10 +95,10 @@ def _make_normalizer(
 ) -> Normalizer | None:
     """Returns the normalizer of a module; None where a parameter of the module has no moment."""
     module = cast(Any, tracked.module)
-    if tracked.part is None:
+    if tracked.expert_map is None:
         weight, expert = module.weight, None
     else:
-        name, number = tracked.part.rsplit(".", 1)
+        name, number = tracked.expert_map.rsplit(".", 1)
         weight, expert = getattr(module, name), int(number)
     parameters = [weight, *([module.bias] if include_bias and tracked.has_bias else [])]
     if any(id(parameter) not in moments for parameter in parameters):

@@ -1,4 +1,4 @@
-"""How many tokens a batch may have, from the memory that the device has and what one document needs of it."""
+"""Finds how many tokens a batch may have, from the device's free memory and what one document needs of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
+from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
 from bergson_core.models.forward_backward import MAX_LOGITS_IN_MEMORY, forward_backward
 from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import TrackedModule
 
 MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
-"""Beyond these a batch gets no faster."""
-_SHARE: Final = 0.5
-"""Of the free memory that a batch may take: allocators waste some, and other processes come and go."""
-_TRANSIENT: Final = 2
-"""Bytes in use at the peak for each byte that waits for the backward pass."""
+"""Tokens of a batch, by type of device, above which batches get no faster."""
+_FREE_MEMORY_SHARE: Final = 0.5
+"""Share of the free memory that a batch may take: allocators waste some, and other processes come and go."""
+_PEAK_BYTES_PER_SAVED_BYTE: Final = 2
+"""Bytes in use at the peak for each byte that is saved for the backward pass."""
 
 
 def find_batch_budget(
@@ -28,53 +28,72 @@ def find_batch_budget(
     longest_tokens: int,
     free_bytes: int | None = None,
 ) -> int:
-    """Tokens of a batch, padding included, that fit into the free memory of the model's device: a power of two.
+    """Returns how many tokens of a batch, padding included, fit into the free memory of the model's device.
 
-    One document of `longest` tokens is run, and what is kept of it for the backward pass is counted; attention takes
-    more memory a token the longer a document is. At most `MOST_TOKENS`. Documents that are longer than the budget are
-    batches of their own.
+    One document is run, and the bytes that are saved of it for the backward pass are counted. It is as long as the
+    longest, since attention takes more memory a token the longer a document is.
+
+    Args:
+        model: The model, on its device.
+        modules: The tracked modules, by name.
+        longest_tokens: The tokens of the longest document.
+        free_bytes: The free memory, in bytes; by default it is measured.
+
+    Returns:
+        A power of two, at most `MAX_BATCH_TOKENS`. A document that is longer is a batch of its own.
     """
     longest_tokens = max(2, longest_tokens)
-    (batch,) = iter_batches(
-        [Tokens.labelled_from(np.zeros(longest_tokens, dtype=np.int64), 1)], longest_tokens, model.device
-    )
-    sizes: dict[int, int] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.model.parameters()}
+    document = Tokens.labelled_from(np.zeros(longest_tokens, dtype=np.int64), 1)
+    (batch,) = iter_batches([document], longest_tokens, model.device)
+    saved_bytes = _count_saved_bytes(model, modules, batch)
+    if free_bytes is None:
+        free_bytes = _free_bytes(model.device)
+    float32_bytes = 4
+    logits_bytes = float32_bytes * _PEAK_BYTES_PER_SAVED_BYTE * MAX_LOGITS_IN_MEMORY
+    batch_bytes = _FREE_MEMORY_SHARE * free_bytes - logits_bytes
+    fitting = max(1, int(batch_bytes * longest_tokens / (_PEAK_BYTES_PER_SAVED_BYTE * max(1, saved_bytes))))
+    return min(MAX_BATCH_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
+
+
+def _count_saved_bytes(model: LanguageModel, modules: Mapping[str, TrackedModule], batch: Batch) -> int:
+    """Runs a batch, and returns the bytes that are saved of it for the backward pass, the weights not counted."""
+    bytes_by_address: dict[int, int] = {}
+    weight_addresses = {parameter.untyped_storage().data_ptr() for parameter in model.model.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weight_addresses:
+            bytes_by_address[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def keep(_name: str, activations: Tensor) -> Tensor:
+    def on_forward(_name: str, activations: Tensor) -> Tensor:
         return count(activations)
 
-    def arrive(_name: str, _kept: Any, _gradients: Tensor) -> None:
+    def on_backward(_name: str, _saved: Any, _gradients: Tensor) -> None:
         pass
 
     with (
         freeze(model.model),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        capture(model.model, modules, keep, arrive),
+        capture(model.model, modules, on_forward, on_backward),
     ):
         forward_backward(model.for_tracking(modules.values()), batch)
-    free = _free_bytes(model.device) if free_bytes is None else free_bytes
-    room = _SHARE * free - 4 * _TRANSIENT * MAX_LOGITS_IN_MEMORY
-    fitting = max(1, int(room * longest_tokens / (_TRANSIENT * max(1, sum(sizes.values())))))
-    return min(MAX_BATCH_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
+    return sum(bytes_by_address.values())
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that can still be had: on a GPU with what torch holds unused, on the CPU below the cgroup's limit."""
+    """Returns the memory that can still be had of a device, in bytes.
+
+    On a GPU, memory that torch holds and does not use counts as free. On the CPU, the limit of the cgroup counts.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
+    cgroup = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup, or "max"
+        limit = int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # there is no cgroup, or its limit is "max"
         return free
     return max(0, min(free, limit))

@@ -1,4 +1,7 @@
-"""What the files of a model may not ask for, nor be. No torch here."""
+"""Refuses the files of a model that are too large, ask for foreign code, or name files elsewhere.
+
+What is checked here is read before transformers reads it: the files come from strangers.
+"""
 
 import json
 import re
@@ -8,76 +11,95 @@ from typing import Any, Final
 
 from bergson_core.errors import ModelNotFound
 
-_KERNELS: Final = re.compile(r"_?(attn|experts)_implementation(_internal)?")
-_OURS: Final = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
-_COUNTS: Final = re.compile(r"n_layer|(n|num)_(\w+_)?(layers|blocks|experts)")
-_MOST: Final = 10_000
-_QUANTISED: Final = ("quantization_config", "compression_config")
-_READ_WHOLE: Final = (".json", ".txt", ".model", ".jinja")
-_MOST_BYTES: Final = 2**27
-_MOST_BYTES_OF_CONFIG: Final = 2**24
-_NO_JSON: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
-"""What reading a file may raise that is none, or says something else than is expected."""
+_KERNEL_FIELD: Final = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+_BUILT_IN_KERNELS: Final = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
+_COUNT_FIELD: Final = re.compile(r"n_layer|(n|num)_(\w+_)?(layers|blocks|experts)")
+_MAX_COUNT: Final = 10_000
+_QUANTISATION_FIELDS: Final = ("quantization_config", "compression_config")
+_SUFFIXES_READ_WHOLE: Final = (".json", ".txt", ".model", ".jinja")
+_MAX_FILE_BYTES: Final = 2**27
+_MAX_CONFIG_BYTES: Final = 2**24
+_READ_ERRORS: Final = (
+    *(OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, RecursionError, OverflowError),
+)
+"""What reading a file may raise that is no JSON, or holds something else than is expected."""
 
 
 def read_json(path: Path) -> Any:
-    """What the file says. Raises OSError, RecursionError, and ValueError, before it is read where it is too large."""
-    if (size := path.stat().st_size) > _MOST_BYTES_OF_CONFIG:
-        raise ValueError(f"it has {size:,} bytes; expected at most {_MOST_BYTES_OF_CONFIG:,}")
+    """Returns the content of a JSON file.
+
+    Raises:
+        ValueError: The file is no JSON, or is too large; a file that is too large is not read.
+        RecursionError: The file nests values too deeply.
+        OSError: The file cannot be read.
+    """
+    if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {size:,} bytes; expected at most {_MAX_CONFIG_BYTES:,}")
     return json.loads(path.read_bytes())
 
 
 def require_safe_files(directory: Path) -> None:
-    """Raises `ModelNotFound` where a tokenizer or the like is too large to be one, or weights lie elsewhere.
+    """Checks the sizes of the files in a model's directory, and where its index of weights says that weights lie.
 
-    Such files are read whole, and take ten times their size in memory. An index of weights names files, which
-    transformers opens wherever they are.
+    A tokenizer or the like is read whole, and takes ten times its size in memory. An index of weights names files,
+    which transformers opens wherever they are.
+
+    Raises:
+        ModelNotFound: A file that is read whole is too large, or an index of weights names a file elsewhere.
     """
     for path in sorted(directory.iterdir()):
-        if path.suffix in _READ_WHOLE and path.is_file() and (size := path.stat().st_size) > _MOST_BYTES:
-            raise ModelNotFound(f"{path} has {size:,} bytes; expected at most {_MOST_BYTES:,}")
+        is_read_whole = path.suffix in _SUFFIXES_READ_WHOLE and path.is_file()
+        if is_read_whole and (size := path.stat().st_size) > _MAX_FILE_BYTES:
+            raise ModelNotFound(f"{path} has {size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
     for path in sorted(directory.glob("*.index.json")):
         try:
             names = set(read_json(path)["weight_map"].values())
-            wrong = sorted(name for name in names if Path(name).name != name)
-        except _NO_JSON as error:
+            elsewhere = sorted(name for name in names if Path(name).name != name)
+        except _READ_ERRORS as error:
             raise ModelNotFound(f"{path} is no index of weights: {error}") from error
-        if wrong:
-            raise ModelNotFound(f"{path} names {wrong[0]!r}; expected files of its own")
+        if elsewhere:
+            raise ModelNotFound(f"{path} names {elsewhere[0]!r}; expected files of its own")
 
 
 def require_safe_config(directory: Path) -> None:
-    """Raises `ModelNotFound` for a config that is none, or asks for what `_check_field` refuses."""
+    """Checks every field of a model's config.json, however deeply it is nested.
+
+    Raises:
+        ModelNotFound: The file is no configuration, or a field asks for foreign code, for weights elsewhere, or for
+            absurdly many layers or experts.
+    """
     path = directory / "config.json"
     try:
-        for key, value in _fields(read_json(path)):
+        for key, value in _iter_fields(read_json(path)):
             _check_field(path, key, value)
     except ModelNotFound:
         raise
-    except _NO_JSON as error:
+    except _READ_ERRORS as error:
         raise ModelNotFound(f"{path} is no configuration of a model: {error}") from error
 
 
 def _check_field(path: Path, key: str, value: Any) -> None:
-    """Raises `ModelNotFound` for kernels of the hub, quantised weights, weights elsewhere, absurdly many layers.
+    """Raises `ModelNotFound` for a field that asks for something that is not allowed.
 
     Kernels are foreign code, which transformers fetches by the name in the config, as are the packages that quantised
-    weights need. Layers are made before a weight is looked at: 10⁹ of them would fill the memory, whatever the file of
+    weights need. Layers are made before any weight is read: 10⁹ of them would fill the memory, whatever the file of
     weights holds.
     """
-    if _KERNELS.fullmatch(key) and value not in _OURS:
+    if _KERNEL_FIELD.fullmatch(key) and value not in _BUILT_IN_KERNELS:
         raise ModelNotFound(f"{path}: {key} is {value!r}, which may be foreign code; drop it")
-    if key in _QUANTISED and value is not None:
+    if key in _QUANTISATION_FIELDS and value is not None:
         raise ModelNotFound(f"{path}: {key} asks for foreign code; expected weights that are not quantised")
     if key == "transformers_weights" and value is not None and Path(value).name != value:
         raise ModelNotFound(f"{path}: {key} is {value!r}; expected a file beside it")
-    if _COUNTS.fullmatch(key) and isinstance(value, int) and not 0 <= value <= _MOST:
-        raise ModelNotFound(f"{path}: {key} is {value:.3g}; expected 0 to {_MOST:,}")
+    if _COUNT_FIELD.fullmatch(key) and isinstance(value, int) and not 0 <= value <= _MAX_COUNT:
+        raise ModelNotFound(f"{path}: {key} is {value:.3g}; expected 0 to {_MAX_COUNT:,}")
 
 
-def _fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """All (key, value) of objects, however deep."""
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _fields(one)
+def _iter_fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (key, value) of every object inside a JSON value."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _iter_fields(child)
     if isinstance(value, dict):
         yield from value.items()

@@ -1,7 +1,7 @@
-"""Rows leave the device while it computes the next ones.
+"""Copies results from a GPU to the host's memory while the GPU computes the next ones.
 
-A copy from a GPU is queued behind the work that makes its tensors, and the next batch is queued behind the copy: the
-host only waits for a copy once the batch after it has been started.
+A copy is queued behind the work that makes its tensors, and the next batch is queued behind the copy. The host waits
+for a copy only once the batch after it has been started.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,27 +12,34 @@ from torch import Tensor
 
 
 def overlap_copies(items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """`items` with their tensors as NumPy arrays in the host's memory, each after the one behind it was made."""
-    waiting: tuple[tuple[Any, ...], torch.cuda.Event | None] | None = None
+    """Yields each of `items` with its tensors as NumPy arrays in the host's memory, in order.
+
+    An item is yielded after `items` has made the one behind it. Values that are no tensors stay as they are.
+    """
+    pending: tuple[tuple[Any, ...], torch.cuda.Event | None] | None = None
     for item in items:
-        started = _start(item)
-        if waiting is not None:
-            yield _finish(*waiting)
-        waiting = started
-    if waiting is not None:
-        yield _finish(*waiting)
+        started = _start_copies(item)
+        if pending is not None:
+            yield _finish_copies(*pending)
+        pending = started
+    if pending is not None:
+        yield _finish_copies(*pending)
 
 
-def _start(item: tuple[Any, ...]) -> tuple[tuple[Any, ...], torch.cuda.Event | None]:
-    copies = tuple(one.to("cpu", non_blocking=True) if isinstance(one, Tensor) else one for one in item)
-    if not any(isinstance(one, Tensor) and one.is_cuda for one in item):
+def _start_copies(item: tuple[Any, ...]) -> tuple[tuple[Any, ...], torch.cuda.Event | None]:
+    """Returns the copies, and the event that says when they are there, where the GPU makes them."""
+    copies = tuple(
+        value.to("cpu", non_blocking=True) if isinstance(value, Tensor) else value for value in item
+    )
+    if not any(isinstance(value, Tensor) and value.is_cuda for value in item):
         return copies, None
     event = torch.cuda.Event()
     event.record()
     return copies, event
 
 
-def _finish(copies: tuple[Any, ...], event: torch.cuda.Event | None) -> tuple[Any, ...]:
+def _finish_copies(copies: tuple[Any, ...], event: torch.cuda.Event | None) -> tuple[Any, ...]:
+    """Waits for the copies, and returns them as arrays."""
     if event is not None:
         event.synchronize()
-    return tuple(one.numpy() if isinstance(one, Tensor) else one for one in copies)
+    return tuple(value.numpy() if isinstance(value, Tensor) else value for value in copies)

@@ -1,10 +1,10 @@
-"""One forward and backward pass for a batch of documents: the only place where a loss is computed.
+"""One forward and backward pass for a batch of documents: the only code that computes a loss.
 
 Legend: n samples, s positions, t labelled tokens of the whole batch, h hidden features, v vocabulary.
 
-With frozen parameters and a capture open (`hooks.capture`), the backward pass computes activation gradients
-only. Logits exist for labelled tokens only, a chunk at a time; [n, s, v] is formed only for a model that is not
-its backbone and a linear head (`models.LanguageModel`).
+With frozen parameters and a capture open (`hooks.capture`), the backward pass computes the gradients of activations
+only. Logits are computed for labelled tokens only, a chunk at a time. Logits [n, s, v] are formed only for a model that
+is not a backbone and a linear head (`LanguageModel`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,39 +21,49 @@ from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
 
 MAX_LOGITS_IN_MEMORY: Final = 2**24
-"""Numbers of the logits that exist at a time."""
+"""Logits that are in memory at a time: 64 MiB in float32."""
 
 
 def forward_backward(
     model: LanguageModel, batch: Batch, sampler: torch.Generator | None = None
 ) -> Float[Tensor, " {len(batch)}"]:
-    """Back-propagates the weighted token cross-entropy of the batch; returns each sample's plain sum [n], in nats.
+    """Back-propagates the token cross-entropy of a batch, weighted by the batch's weights and summed over its samples.
 
-    The sum over samples makes the gradient that arrives at a sample's activations that of its own loss. With
-    `sampler`, a generator of the model's device, the labels are drawn from what the model predicts instead of the
-    documents' own: squares of such gradients are those of the Fisher information (Kunstner et al.,
-    arXiv 1905.12558, section 3).
+    Because of the sum over samples, the gradient that arrives at a sample's activations is that of the sample's own
+    loss.
+
+    Args:
+        model: The model, on its device.
+        batch: n samples.
+        sampler: A generator on the model's device. With it, labels are drawn from the model's predictions in place of
+            the documents' own: the mean squares of such gradients are the diagonal of the Fisher information.
+
+    Returns:
+        Each sample's sum of token cross-entropies [n], without the weights, in nats.
+
+    Source: Kunstner et al., arXiv 1905.12558, section 3, for labels from the model.
     """
-    picked, targets, owners = _labelled_outputs(model, batch)
-    weights = None if batch.weights is None else batch.weights[owners]
-    leaf = picked.detach().requires_grad_()
+    outputs, targets, samples = _run_labelled(model, batch)
+    weights = None if batch.weights is None else batch.weights[samples]
+    leaf = outputs.detach().requires_grad_()
     losses = torch.zeros(
-        len(batch), device=picked.device, dtype=torch.promote_types(picked.dtype, torch.float32)
+        len(batch), device=outputs.device, dtype=torch.promote_types(outputs.dtype, torch.float32)
     )
-    at_once = _rows_at_once(model, picked)
-    for start in range(0, len(leaf), at_once):
-        here = slice(start, start + at_once)
-        part, target, owner = leaf[here], targets[here], owners[here]
+    logit_width = outputs.shape[-1] if model.head is None else model.head.out_features
+    chunk_size = max(1, MAX_LOGITS_IN_MEMORY // int(logit_width))
+    for start in range(0, len(leaf), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        part, target = leaf[chunk], targets[chunk]
         logits = (part if model.head is None else model.head(part)).to(losses.dtype)
         if sampler is not None:
             target = logits.detach().softmax(-1).multinomial(1, generator=sampler)[:, 0]
         token_losses = F.cross_entropy(logits, target, reduction="none")
-        if picked.requires_grad:
-            scaled = token_losses if weights is None else token_losses * weights[here].to(token_losses)
-            scaled.sum().backward()
-        losses.index_add_(0, owner, token_losses.detach())
+        if outputs.requires_grad:
+            weighted = token_losses if weights is None else token_losses * weights[chunk].to(token_losses)
+            weighted.sum().backward()
+        losses.index_add_(0, samples[chunk], token_losses.detach())
     if leaf.grad is not None:
-        picked.backward(leaf.grad)
+        outputs.backward(leaf.grad)
     return losses
 
 
@@ -63,30 +73,33 @@ def compute_document_losses(
     budget_tokens: int = BUDGET_TOKENS,
     tick: Callable[[], object] = lambda: None,
 ) -> Float64[np.ndarray, " n"]:
-    """The plain sum of each document's token cross-entropies, in nats, forward only; `tell` is called between batches.
+    """Returns each document's sum of token cross-entropies [n], in nats, from forward passes only.
 
-    Between batches the model is as it was: `tell` may answer others with it.
+    Args:
+        model: The model, on its device.
+        documents: The n tokenised documents.
+        budget_tokens: The most tokens of a batch, padding included.
+        tick: Called after each batch. The model is as it was before: `tick` may answer queries with it.
     """
-    found = np.zeros(len(documents))
+    losses = np.zeros(len(documents))
     for batch in iter_batches(documents, budget_tokens, model.device):
         with torch.no_grad(), freeze(model.model):
-            found[batch.indices] = forward_backward(model, batch).double().cpu().numpy()
+            losses[batch.indices] = forward_backward(model, batch).double().cpu().numpy()
         tick()
-    return found
+    return losses
 
 
-def _labelled_outputs(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs [t, h] or logits [t, v] that predict a labelled token, that token [t], its sample [t])."""
+def _run_labelled(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs the model, and returns what it predicts labelled tokens from.
+
+    Returns:
+        (outputs [t, h] of the backbone or logits [t, v], the labelled token that each predicts [t], its sample [t]).
+    """
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.mask}
     if model.backbone is not None:
         outputs = model.backbone(**inputs, use_cache=False).last_hidden_state
     else:
         outputs = model.model(**inputs, use_cache=False).logits
-    predicted = batch.labelled[:, 1:]
-    owners, _ = predicted.nonzero(as_tuple=True)
-    return outputs[:, :-1][predicted], batch.input_ids[:, 1:][predicted], owners
-
-
-def _rows_at_once(model: LanguageModel, picked: Tensor) -> int:
-    width = picked.shape[-1] if model.head is None else model.head.out_features
-    return max(1, MAX_LOGITS_IN_MEMORY // int(width))
+    is_label = batch.labelled[:, 1:]
+    samples, _ = is_label.nonzero(as_tuple=True)
+    return outputs[:, :-1][is_label], batch.input_ids[:, 1:][is_label], samples

@@ -1,7 +1,9 @@
-"""Captures what the layers see, and does no maths.
+"""Hooks that capture the activations and output gradients of tracked modules, and do no arithmetic.
 
-Gradients are asked for at the outputs of tracked layers only: with frozen parameters the backward pass computes
-activation gradients alone, and stops below the lowest tracked layer.
+Legend: n samples, s positions, i input features, o output features.
+
+Gradients are asked for at the outputs of tracked modules only. With frozen parameters, the backward pass therefore
+computes the gradients of activations alone, and stops below the lowest tracked module.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +19,9 @@ from bergson_core.models import moe
 from bergson_core.models.modules import TrackedModule, restore_sample_axis
 
 OnForward = Callable[[str, Tensor], Any]
-"""(name, activations [n, s, i], or token ids [n, s]) → whatever the backward side will need; nothing else is kept."""
+"""(name, activations [n, s, i] or token ids [n, s]) → whatever `OnBackward` will need; nothing else is kept."""
 OnBackward = Callable[[str, Any, Tensor], None]
-"""(name, what Keep returned, output gradients [n, s, o])."""
+"""(name, what `OnForward` returned, output gradients [n, s, o])."""
 Forward = Callable[..., Tensor]
 
 
@@ -32,42 +34,52 @@ def capture(
     *,
     by_position: bool = False,
 ) -> Iterator[None]:
-    """While open, each forward pass of a layer calls `keep`, and each backward pass `arrive`.
+    """Calls functions in each forward and backward pass of tracked modules while the context is open.
 
-    A layer that is used twice in one pass calls both twice; an expert that no token is routed to, with s = 0. Under
-    gradient checkpointing `keep` is called again in the recomputed forward pass, `arrive` once all the same. Nothing
-    is left on the modules. With `by_position`, s are the positions of the model's input for every layer: those that
-    an expert does not see are zeros.
-    Raises `InvalidInput`, during a pass, where features cannot be told apart by sample (or, with `by_position`, by
-    position), where a frozen layer runs with gradients off although the model does not, and where what `keep`
-    returned was changed in place.
+    Both are called twice for a module that is used twice in a pass, and with s = 0 for an expert that no token is
+    routed to. Under gradient checkpointing, `on_forward` is called again in the recomputed forward pass, and
+    `on_backward` once all the same. Nothing is left on the modules when the context closes.
+
+    Args:
+        model: The model.
+        modules: The tracked modules, by name.
+        on_forward: Called with the activations of a module when the module has run.
+        on_backward: Called with the module's output gradients when they arrive.
+        by_position: Whether s has to be the positions of the model's input for every module. Positions that an expert
+            does not see are zeros then.
+
+    Raises:
+        InvalidInput: During a pass, where features cannot be told apart by sample (or by position, with `by_position`);
+            where a frozen module runs with gradients off although the model does not; and where what `on_forward`
+            returned was changed in place.
     """
     tracker = _Tracker(on_forward, on_backward, by_position)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
-        for root in find_entry_modules(model):
-            handles.callback(root.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
-        for name, layer in modules.items():
-            if layer.part is not None:
-                fused.setdefault(layer.module, {})[layer.part] = name
+        for entry in find_entry_modules(model):
+            handles.callback(entry.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
+        for name, tracked in modules.items():
+            if tracked.expert_map is not None:
+                fused.setdefault(tracked.module, {})[tracked.expert_map] = name
                 continue
-            for module in (layer.module, *layer.twins):
+            for module in (tracked.module, *tracked.tied_modules):
                 hook = partial(tracker.linear, name)
                 handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for module, names in fused.items():
-            handles.enter_context(_forward_replaced(module, partial(tracker.experts, module, names)))
+            handles.enter_context(_replace_forward(module, partial(tracker.experts, module, names)))
         yield
 
 
 class _Tracker:
     """What the hooks of one capture share: the shape of the batch, and whether its pass has gradients."""
 
-    def __init__(self, keep: OnForward, arrive: OnBackward, by_position: bool) -> None:
-        self._keep, self._arrive, self._by_position = keep, arrive, by_position
+    def __init__(self, on_forward: OnForward, on_backward: OnBackward, by_position: bool) -> None:
+        self._on_forward, self._on_backward, self._by_position = on_forward, on_backward, by_position
         self._batch: Sequence[int] = (1,)
         self._with_gradients = False
 
     def note_batch(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """The forward pre-hook of the modules that a pass may start from."""
         self._with_gradients = torch.is_grad_enabled()
         first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if first is not None and first.dim() > 0:
@@ -77,95 +89,110 @@ class _Tracker:
         self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> Tensor | None:
         """The forward hook of a Linear, a Conv1D or an Embedding."""
-        if not self._tracks(name, module):
+        if not self._has_gradients(name, module):
             return None
-        features = self._grouped(name, args[0] if args else kwargs["input"])
-        regroup = partial(self._grouped, name)
-        if (padding := getattr(module, "padding_idx", None)) is not None:  # an entry that is never trained
-            return self._watch(name, features, output, partial(_zeroed, features == padding, regroup))
+        features = self._group(name, args[0] if args else kwargs["input"])
+        regroup = partial(self._group, name)
+        if (padding := getattr(module, "padding_idx", None)) is not None:  # this entry is never trained
+            return self._watch(name, features, output, partial(_group_and_zero, features == padding, regroup))
         return self._watch(name, features, output, regroup)
 
-    def _grouped(self, name: str, features: Tensor) -> Tensor:
+    def _group(self, name: str, features: Tensor) -> Tensor:
+        """Returns features [n, s, .], by sample and position."""
         grouped = restore_sample_axis(features, self._batch, name)
         if self._by_position and tuple(grouped.shape[:2]) != tuple(self._batch[:2]):
             raise InvalidInput(
-                f"layer {name!r} sees features of shape {tuple(grouped.shape)} and the model an input of shape "
-                f"{tuple(self._batch)}; rows of single tokens need one feature a position. Leave the layer out with "
-                "target_modules"
+                f"module {name!r} sees features of shape {tuple(grouped.shape)} and the model an input of shape "
+                f"{tuple(self._batch)}; rows of single tokens need one feature a position. Leave the module out with "
+                "`modules`"
             )
         return grouped
 
     def experts(
         self, module: nn.Module, names: Mapping[str, str], untracked: Forward, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The forward pass of fused experts, instead of `untracked`; `names` are the layers of tracked parts."""
-        if not self._tracks(next(iter(names.values())), module):
+        """The forward pass of fused experts, instead of `untracked`.
+
+        `names` are the names of the tracked modules, by `TrackedModule.expert_map`.
+        """
+        if not self._has_gradients(next(iter(names.values())), module):
             return untracked(*args, **kwargs)
 
-        def watch(part: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]) -> Tensor:
-            return self._watch(names[part], regroup(features), output, regroup) if part in names else output
+        def watch(
+            expert_map: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]
+        ) -> Tensor:
+            if expert_map not in names:
+                return output
+            return self._watch(names[expert_map], regroup(features), output, regroup)
 
-        self._grouped(next(iter(names.values())), args[0] if args else kwargs["hidden_states"])
+        # Raises an error where the tokens cannot be told apart by sample.
+        self._group(next(iter(names.values())), args[0] if args else kwargs["hidden_states"])
         group = partial(moe.group_by_sample, samples=self._batch[0], by_position=self._by_position)
         return moe.run_experts(module, watch, group, *args, **kwargs)
 
-    def _tracks(self, name: str, module: nn.Module) -> bool:
+    def _has_gradients(self, name: str, module: nn.Module) -> bool:
+        """Returns whether gradients will reach a module; raises an error where they should and will not."""
         if torch.is_grad_enabled():
             return True
         if self._with_gradients and not any(weight.requires_grad for weight in module.parameters()):
             raise InvalidInput(
-                f"layer {name!r} runs with gradients off inside a pass that has them, so that none would reach it: "
+                f"module {name!r} runs with gradients off inside a pass that has them, so that none would reach it: "
                 "with gradient checkpointing, set use_reentrant=False or turn it off; where the model itself turns "
-                "them off, leave the layer out with target_modules"
+                "them off, leave the module out with `modules`"
             )
         return False
 
     def _watch(
         self, name: str, features: Tensor, output: Tensor, regroup: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """`features` are grouped by sample already, the gradients of `output` are by `regroup`."""
-        kept = self._keep(name, features.detach())
-        version = _version(kept)
-        lowest = not output.requires_grad
-        if lowest:  # the clone is no leaf, so that an in-place activation may follow
+        """Calls `on_forward`, and `on_backward` when the gradient of `output` arrives.
+
+        `features` are grouped by sample already; `regroup` groups the gradients of `output`. What is returned is the
+        output that the model has to go on with.
+        """
+        saved = self._on_forward(name, features.detach())
+        version = _version(saved)
+        is_lowest = not output.requires_grad
+        if is_lowest:  # The clone is no leaf, so that an in-place activation may follow.
             output = output.detach().requires_grad_().clone()
 
-        def arrived(grad: Tensor) -> None:
-            if _version(kept) != version:
+        def pass_on(grad: Tensor) -> None:
+            if _version(saved) != version:
                 raise InvalidInput(
-                    f"the input of layer {name!r} is changed in place after the layer has run, so that its gradient "
-                    "is lost; project the gradients (projection_dim), or leave it out with target_modules"
+                    f"the input of module {name!r} is changed in place after the module has run, so that its gradient "
+                    "is lost; project the gradients (projection_dim), or leave the module out with `modules`"
                 )
-            self._arrive(name, kept, regroup(grad))
+            self._on_backward(name, saved, regroup(grad))
 
-        output.register_hook(arrived)
+        output.register_hook(pass_on)
         return output
 
 
-def _zeroed(where: Tensor, regroup: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    return regroup(rows).masked_fill(where[..., None], 0)
+def _group_and_zero(is_zero: Tensor, regroup: Callable[[Tensor], Tensor], gradients: Tensor) -> Tensor:
+    """Groups output gradients by sample, and zeroes those of some positions."""
+    return regroup(gradients).masked_fill(is_zero[..., None], 0)
 
 
 def find_entry_modules(model: nn.Module) -> set[nn.Module]:
-    """The modules that a pass may start from: the model, and its backbone, also below PEFT's wrapper."""
+    """Returns the modules that a pass may start from: the model and its backbone, also those that PEFT wraps."""
     inner = unwrap_model(model)
     return {model, inner, getattr(inner, "base_model", inner)}
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model that a PEFT model wraps, any other as it is."""
+    """Returns the model that a PEFT model wraps, and any other model itself."""
     inner = getattr(model, "get_base_model", None)
     return cast(nn.Module, inner()) if callable(inner) else model
 
 
-def _version(kept: Any) -> int:
-    """How often a tensor was changed in place."""
-    return kept._version if isinstance(kept, Tensor) and not kept.is_inference() else 0
+def _version(saved: Any) -> int:
+    """Returns how often a tensor was changed in place."""
+    return saved._version if isinstance(saved, Tensor) and not saved.is_inference() else 0
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """While open, `module` runs `forward(what it ran before, *args, **kwargs)`."""
+def _replace_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """Makes `module` run `forward(original_forward, *args, **kwargs)` while the context is open."""
     own = vars(module).get("forward")
     module.forward = partial(forward, module.forward)
     try:
@@ -179,17 +206,17 @@ def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
 
 @contextmanager
 def freeze(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter asks for a gradient and dropout is off; afterwards all is as it was."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Turns off all parameters' gradients and dropout while the context is open, and restores both afterwards."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
-    for parameter in asked:
+    for parameter in trainable:
         parameter.requires_grad_(False)
     for module in training:
         module.training = False
     try:
         yield
     finally:
-        for parameter in asked:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True

@@ -1,8 +1,7 @@
-"""TODO"""
+"""`LanguageModel`: a causal language model with its tokenizer, split into backbone and head where it can be."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,20 @@ from bergson_core.models.hooks import freeze, unwrap_model
 from bergson_core.models.modules import TrackedModule, find_output_head
 from bergson_core.storage.manifest import Manifest
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class LanguageModel:
     """A model with what is needed to run it on text.
 
-    `backbone` and `head` compute the model's logits as head(backbone(ids).last_hidden_state), which was checked;
-    both are None where the model is not of that form, or where the head itself is tracked. `max_tokens` is the
-    model's context, None where it states none. `sha256` covers config, weights and tokenizer; empty for a model
-    that did not come from files. `revision` is the commit of the hub's repository that it came from.
+    Attributes:
+        model: The PyTorch model, which computes logits.
+        tokenizer: Its tokenizer; None where documents come as tokens.
+        max_tokens: The longest text that it takes, in tokens; None where its configuration does not say.
+        backbone: The part below the head. The logits are head(backbone(ids).last_hidden_state), which was checked. None
+            where the model is not of that form, or where the head itself is tracked.
+        head: The linear map from hidden features to logits; None where `backbone` is.
+        sha256: Of the configuration, weights and tokenizer; empty for a model that was not loaded from files.
+        revision: The commit of the hub's repository that the model was loaded from; None for a local model.
     """
 
     model: nn.Module
@@ -37,16 +38,17 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return next(self.model.parameters()).device
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in its weights."""
-        return sum(weight.numel() for weight in self.model.parameters())
+        """The number of the model's weights, biases included."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def for_tracking(self, modules: Iterable[TrackedModule]) -> "LanguageModel":
-        """The same model, run whole where a tracked layer is in the head."""
-        if any(self.head in (layer.module, *layer.twins) for layer in modules):
+        """Returns the same model, without the split into backbone and head where one of `modules` is in the head."""
+        if any(self.head in (tracked.module, *tracked.tied_modules) for tracked in modules):
             return replace(self, backbone=None, head=None)
         return self
 
@@ -54,21 +56,21 @@ class LanguageModel:
 def as_language_model(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
 ) -> LanguageModel:
-    """A model that is already in memory."""
+    """Returns the `LanguageModel` of a model that is already in memory, which is run on five tokens."""
     config = getattr(model, "config", None)
     text_config = (
         config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     )
-    limit = getattr(text_config, "max_position_embeddings", None)
+    max_tokens = getattr(text_config, "max_position_embeddings", None)
     backbone, head = _split(model)
-    return LanguageModel(model, tokenizer, limit, backbone, head, sha256)
+    return LanguageModel(model, tokenizer, max_tokens, backbone, head, sha256)
 
 
 @torch.no_grad()
 def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
-    """(backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else (None, None).
+    """Returns (backbone, head) where head(backbone(ids).last_hidden_state) is what the model computes, else two None.
 
-    Some models scale what goes into the head, or scale or cap what comes out of it: a few tokens show it. What
+    Some models scale what goes into the head, or scale or cap what comes out of it, which shows on a few tokens. What
     comes out is compared to the last bit, since a cap that bends large logits hardly changes small ones.
     """
     inner = unwrap_model(model)
@@ -76,12 +78,12 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     if backbone is model or not isinstance(head, nn.Linear):
         return None, None
     ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
-    ends: list[Tensor] = []
+    head_tensors: list[Tensor] = []
 
-    def note_ends(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        ends.extend((*args, output))
+    def note_tensors(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        head_tensors.extend((*args, output))
 
-    hook = head.register_forward_hook(note_ends)
+    hook = head.register_forward_hook(note_tensors)
     try:
         with freeze(model):
             logits = model(input_ids=ids, use_cache=False).logits
@@ -91,17 +93,19 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
         return None, None
     finally:
         hook.remove()
-    if len(ends) != 2 or ends[0].shape != hidden.shape:
+    if len(head_tensors) != 2 or head_tensors[0].shape != hidden.shape:
         return None, None
-    unscaled = torch.allclose(hidden, ends[0], rtol=1e-3, atol=1e-4)
-    uncapped = torch.equal(logits, ends[1].to(logits.dtype))
+    head_input, head_output = head_tensors
+    unscaled = torch.allclose(hidden, head_input, rtol=1e-3, atol=1e-4)
+    uncapped = torch.equal(logits, head_output.to(logits.dtype))
     return (backbone, head) if unscaled and uncapped else (None, None)
 
 
 def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
-    """The longest document in tokens: what the user allows, or the model's context.
+    """Returns the most tokens that a document may have: `max_tokens`, or all that the model takes.
 
-    Raises `InvalidInput` where more is allowed than the model takes.
+    Raises:
+        InvalidInput: `max_tokens` is more than the model takes.
     """
     if max_tokens is not None and model.max_tokens is not None and max_tokens > model.max_tokens:
         raise InvalidInput(
@@ -111,7 +115,11 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
 
 
 def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> None:
-    """Raises `IndexCorrupt` unless `model` is the one that the index `name` was built from."""
+    """Checks that `model` is the one that the index `name` was built from.
+
+    Raises:
+        IndexCorrupt: The model's files are others.
+    """
     if model.sha256 != manifest.model_sha256:
         raise IndexCorrupt(
             f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "

@@ -1,15 +1,18 @@
-"""Loads a causal language model and its tokenizer, and knows where its head begins.
+"""Loads a causal language model and its tokenizer from a hub id or a directory.
 
-Only safetensors weights and only code that transformers itself ships: nothing from a model's directory is run.
+Only safetensors weights are loaded, and only code runs that transformers itself ships: nothing from a model's directory
+is executed.
 """
 
+import errno
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Final, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,9 +24,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bergson_core.errors import ModelNotFound
+from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models.config_guard import require_safe_config, require_safe_files
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.lora import (
@@ -35,67 +38,145 @@ from bergson_core.models.lora import (
 )
 from bergson_core.utils import safe_regex
 
-if TYPE_CHECKING:
-    pass
+LoadModel = Callable[..., LanguageModel]
+"""A function with the parameters of `load_model`."""
 
-_UNFIT = (
-    *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
+_LOAD_ERRORS: Final = (
+    *(OSError, ValueError, LookupError, ImportError, RuntimeError),
     *(TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError),
 )
-"""What transformers raises where files are missing, damaged, or say what makes no sense."""
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+"""What transformers raises where files are missing, damaged, or hold values that make no sense."""
+_OUT_OF_MEMORY_TEXTS: Final = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch's allocator for the CPU says, in a plain RuntimeError, and what safetensors says."""
+_FILE_PATTERNS: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def default_device() -> str:
-    """The first GPU, or the CPU."""
+    """Returns the name of the first GPU, or of the CPU where there is none."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_model(
     name: str, revision: str | None = None, dtype: str = "float32", device: str | None = None
 ) -> LanguageModel:
-    """The model and tokenizer of a hub id or a directory, frozen, in evaluation mode; LoRA adapters on their model.
+    """Loads a model and its tokenizer, frozen and in evaluation mode.
 
-    Raises `ModelNotFound` where there is none, or none that can be loaded from safetensors without foreign code.
+    Args:
+        name: A hub id or a directory, of a model or of LoRA adapters, which are loaded on top of their model.
+        revision: Branch, tag or commit of the hub's repository.
+        dtype: The precision of the weights: "float32", "bfloat16" or "float64".
+        device: Where to load the model; by default on the first GPU, or on the CPU where there is none.
+
+    Raises:
+        ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code.
+        InvalidInput: The model does not fit into memory.
     """
     directory = adapters = _resolve(name, revision)
-    if base := read_adapter_base(adapters):
+    base = read_adapter_base(adapters)
+    if base is not None:
         directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    _check_weights(directory, "*.safetensors")
-    for one in {directory, adapters}:
-        require_safe_files(one)
+    _require_weights(directory, "*.safetensors")
+    for checked in {directory, adapters}:
+        require_safe_files(checked)
     require_safe_config(directory)
+    with _translate_out_of_memory(name):
+        try:
+            model, tokenizer = _load(directory, adapters, dtype)
+        except _LOAD_ERRORS as error:
+            if _is_out_of_memory(error):
+                raise
+            raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
+        model.requires_grad_(False).eval()
+        nn.Module.to(model, device or default_device())
+        sha256 = _content_sha256(*dict.fromkeys((directory, adapters)))
+        return replace(as_language_model(model, tokenizer, sha256), revision=_snapshot_commit(adapters))
+
+
+def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Loads the model in `directory`, and the adapters in `adapters` where this is another directory."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer_directory = adapters if (adapters / "tokenizer_config.json").is_file() else directory
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
+    )
+    model: nn.Module = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # these weights would be random numbers
+        raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
+    if adapters != directory:
+        model = _add_adapters(model, adapters)
+    return model, tokenizer
+
+
+def _add_adapters(model: nn.Module, adapters: Path) -> nn.Module:
+    _require_weights(adapters, ADAPTER_WEIGHTS_FILE)
     try:
-        with_tokens = adapters if (adapters / "tokenizer_config.json").is_file() else directory
-        tokenizer = AutoTokenizer.from_pretrained(with_tokens, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
-        )
-        model: nn.Module = loaded[0]
-        if missing := sorted(loaded[1]["missing_keys"]):  # they would be random numbers
-            raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
-        if base:
-            model = _with_adapters(model, adapters)
-    except _UNFIT as error:
-        raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
-    model.requires_grad_(False).eval()
-    nn.Module.to(model, device or default_device())
-    sha256 = _content_hash(*dict.fromkeys((directory, adapters)))
-    return replace(as_language_model(model, tokenizer, sha256), revision=_commit(adapters))
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
+    if patterns := read_module_patterns(adapters):
+        # PEFT matches them without a time limit.
+        names = [name for name, _ in model.named_modules()]
+        safe_regex.match_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", patterns, names)
+    return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
 
 
-def _check_weights(directory: Path, pattern: str) -> None:
+def _require_weights(directory: Path, pattern: str) -> None:
+    """Raises `ModelNotFound` where a directory has no file of this pattern."""
     if not any(directory.glob(pattern)):
         raise ModelNotFound(
             f"{directory} has no safetensors weights; expected {pattern.replace('*', 'model')} (pickle is never loaded)"
         )
 
 
-def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
-    """The directory of the model that adapters belong to.
+@contextmanager
+def _translate_out_of_memory(name: str) -> Iterator[None]:
+    """Raises `InvalidInput` where a model does not fit into memory: it exists, and the machine is too small for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InvalidInput(
+            f"the model {name} does not fit into memory: expected dtype bfloat16, a smaller model, or a larger "
+            f"device; {error}"
+        ) from error
 
-    Adapters of the hub name no local model, and none name adapters in turn.
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error says that there is no memory left, on the device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError | SafetensorError) and any(
+        text in str(error) for text in _OUT_OF_MEMORY_TEXTS
+    )
+
+
+def _resolve(name: str, revision: str | None) -> Path:
+    """Returns the directory with the files of a model: `name` itself, or a snapshot of the hub's repository."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / config).is_file() for config in ("config.json", ADAPTER_CONFIG_FILE)):
+            raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
+        return path
+    if path.exists() or name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILE_PATTERNS))
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"model {name!r} is no local directory, and the hub did not give it: {error}"
+        ) from error
+
+
+def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
+    """Returns the directory of the model that adapters belong to.
+
+    Adapters of the hub may not name a local model, and no adapters may name other adapters.
     """
     if not local and Path(base.name).expanduser().exists():
         raise ModelNotFound(f"the adapters are of the local model {base.name!r}; expected a hub id")
@@ -107,53 +188,21 @@ def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
     return directory
 
 
-def _with_adapters(model: nn.Module, adapters: Path) -> nn.Module:
-    _check_weights(adapters, ADAPTER_WEIGHTS_FILE)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelNotFound(f"{adapters} holds LoRA adapters: pip install 'bergson-service[peft]'") from error
-    if searched := read_module_patterns(adapters):
-        names = [name for name, _ in model.named_modules()]
-        safe_regex.match_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", searched, names)
-    return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
-
-
-def _resolve(name: str, revision: str | None) -> Path:
-    """The directory with the files: `name` itself, or a snapshot of the hub repository."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / config).is_file() for config in ("config.json", ADAPTER_CONFIG_FILE)):
-            raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
-        return path
-    if path.exists() or name.startswith(("/", "./", "../", "~")):
-        raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    except RepositoryNotFoundError as error:
-        raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelNotFound(
-            f"model {name!r} is no local directory, and the hub did not give it: {error}"
-        ) from error
-
-
-def _commit(directory: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache, None for another directory."""
+def _snapshot_commit(directory: Path) -> str | None:
+    """Returns the commit of a snapshot in the hub's cache, or None for another directory."""
     is_snapshot = directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
     return directory.name if is_snapshot else None
 
 
-def _content_hash(*directories: Path) -> str:
-    """sha256 over the names and contents of config, weights and tokenizer."""
+def _content_sha256(*directories: Path) -> str:
+    """Returns a sha256 over the names and contents of the configurations, weights and tokenizers in directories."""
     digest = hashlib.sha256()
-    files = [sorted({*one.glob("*.json"), *one.glob("*.safetensors")}) for one in directories]
+    files = [
+        sorted({*directory.glob("*.json"), *directory.glob("*.safetensors")}) for directory in directories
+    ]
     for path in chain.from_iterable(files):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-LoadModel = Callable[..., LanguageModel]

@@ -1,14 +1,16 @@
-"""Which layers can be tracked, and how their inputs and outputs become one shape.
+"""Finds the modules of a model that can be tracked, and gives their features one shape.
 
 Legend: n samples, s positions, i input features (of an embedding, its entries), o output features.
 
-A tracked layer computes y = x Wᵀ + b; the gradient of one sample is G = Σ_s g_s a_sᵀ, always [o, i], also for
-`Conv1D` (GPT-2), whose weight is stored as [i, o]. With the bias, G is [o, i + 1]: its last column is Σ_s g_s.
+A tracked module computes y = x Wᵀ + b. The gradient of one sample is G = Σ_s g_s a_sᵀ, for activations a and output
+gradients g. It is always [o, i], also for `Conv1D` (GPT-2), whose weight is stored as [i, o]. With the bias, G is
+[o, i + 1]: its last column is Σ_s g_s.
 
-Tracked are Linear and Conv1D modules, and each expert's two linear maps where a module fuses them (experts.py), the
-latter without their biases. On request also the output head, and embeddings: linear maps of one-hot inputs, whose
-activations are token ids [n, s]. Modules of one kind that share one weight are one layer; a head and an embedding that
-share theirs are two, each with its own part of the gradient.
+Linear and Conv1D modules can be tracked, and each of the two linear maps of each expert where one module fuses all
+experts (moe.py), the latter without their biases. Embeddings and the output head are tracked on request only. An
+embedding is a linear map of one-hot inputs, whose activations are token ids [n, s]. Modules of one kind that share one
+weight are one tracked module. A head and an embedding that share a weight are two, each with its own part of the
+weight's gradient.
 """
 
 import math
@@ -30,28 +32,33 @@ from bergson_core.utils.safe_regex import find_matching_names
 
 @dataclass(frozen=True)
 class TrackedModule:
-    """A tracked layer: its name in the model, the module, and the shape of its gradient.
+    """A module whose gradients are tracked, and the shape of these.
 
-    `part` is which of the linear maps of fused experts it is, None for a module of its own. `twins` are other
-    modules with the very same weight and bias: the gradient is the sum over all of them.
+    Attributes:
+        name: The module's name in the model; of a fused expert's map, the module's name and `expert_map`.
+        module: The PyTorch module.
+        out_features: o.
+        in_features: i, without the bias; of an embedding, its number of entries.
+        expert_map: Which linear map of which expert this is, as `down_proj.3`, where `module` fuses experts.
+        tied_modules: Other modules with the very same weight and bias; the gradient is the sum over all of them.
     """
 
     name: str
     module: nn.Module
     out_features: int
     in_features: int
-    part: str | None = None
-    twins: tuple[nn.Module, ...] = ()
+    expert_map: str | None = None
+    tied_modules: tuple[nn.Module, ...] = ()
 
     @property
     def parameter_count(self) -> int:
-        """Number of weights, without the bias."""
+        """The number of weights, without the bias."""
         return self.out_features * self.in_features
 
     @property
     def transposed(self) -> bool:
         """Whether the weight is stored as [i, o]."""
-        if self.part is not None:
+        if self.expert_map is not None:
             return bool(self.module.is_transposed)
         return isinstance(self.module, Conv1D | nn.Embedding)
 
@@ -66,41 +73,46 @@ _SHAPES: dict[type[nn.Module], Callable[..., tuple[int, int]]] = {
     Conv1D: lambda conv: (conv.nf, conv.nx),
     nn.Embedding: lambda embedding: (embedding.embedding_dim, embedding.num_embeddings),
 }
+"""(o, i) of a module, by the module's type."""
 
 
 def natural_sort_key(name: str) -> list[tuple[int, int | str]]:
-    """Sorts `layers.10` after `layers.9`."""
+    """Returns a key that sorts names by the numbers in them: `layers.10` after `layers.9`."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def find_trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
-    """Every layer of a known type, by name, in natural order."""
-    found: dict[str, TrackedModule] = {}
-    first_with: dict[tuple[bool, int, int], str] = {}
+    """Returns every module that can be tracked, by name, in natural order of the names."""
+    trackable: dict[str, TrackedModule] = {}
+    first_names: dict[
+        tuple[bool, int, int], str
+    ] = {}  # of the modules with one weight and bias, the first one's
     for name, module in model.named_modules():
         if moe.is_fused_experts(module):
-            for part, shape in moe.find_linear_maps(module).items():
-                whole = f"{name}.{part}" if name else part
-                found[whole] = TrackedModule(whole, module, *shape, part)
+            for expert_map, shape in moe.find_linear_maps(module).items():
+                map_name = f"{name}.{expert_map}" if name else expert_map
+                trackable[map_name] = TrackedModule(map_name, module, *shape, expert_map)
             continue
-        shape = next((of for kind, of in _SHAPES.items() if isinstance(module, kind)), None)
-        if shape is None or not _runs_as_linear(module):
+        get_shape = next((get for kind, get in _SHAPES.items() if isinstance(module, kind)), None)
+        if get_shape is None or not _runs_as_linear(module):
             continue
         is_embedding = isinstance(module, nn.Embedding)
         bias = getattr(module, "bias", None)
-        owner = first_with.setdefault((is_embedding, id(module.weight), id(bias)), name)
-        if owner == name:
-            found[name] = TrackedModule(name, module, *shape(module))
+        first_name = first_names.setdefault((is_embedding, id(module.weight), id(bias)), name)
+        if first_name == name:
+            trackable[name] = TrackedModule(name, module, *get_shape(module))
         else:
-            found[owner] = replace(found[owner], twins=(*found[owner].twins, module))
-    return dict(sorted(found.items(), key=lambda item: natural_sort_key(item[0])))
+            first = trackable[first_name]
+            trackable[first_name] = replace(first, tied_modules=(*first.tied_modules, module))
+    return dict(sorted(trackable.items(), key=lambda item: natural_sort_key(item[0])))
 
 
 @torch.no_grad()
 def _runs_as_linear(module: nn.Module) -> bool:
-    """Whether a Linear or Conv1D computes x Wᵀ + b: a subclass with a forward of its own, as of a router, may not.
+    """Returns whether a Linear or Conv1D computes x Wᵀ + b, or an embedding looks its weight up and no more.
 
-    An embedding has to look its weight up, no more. A weight that is packed or quantised is taken on trust.
+    A subclass with a forward of its own, as a router may have, is run on a probe. A weight that is packed or quantised
+    is taken on trust.
     """
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return False  # the out_proj of nn.MultiheadAttention, which is never called
@@ -118,47 +130,56 @@ def _runs_as_linear(module: nn.Module) -> bool:
     try:
         output = forward(module, probe)
     except (TypeError, ValueError, RuntimeError):
-        return False  # takes something else than features
+        return False  # the module takes something else than features
     same_shape = isinstance(output, Tensor) and output.shape == expected.shape
     return same_shape and torch.allclose(output.to(expected), expected, rtol=2e-2, atol=1e-3)
 
 
-def select_modules(model: nn.Module, targets: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
-    """The layers to track: by a regular expression, by exact names, or by default.
+def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
+    """Returns the modules to track, by name, in natural order of the names.
 
-    The default is all but embeddings and the output head; of a model with adapters (PEFT), those that are active.
-    Raises `InvalidInput` where nothing is left to track, a name is not a layer of a known type, or the expression
-    takes too long.
+    Args:
+        model: The model.
+        modules: A regular expression that is searched for in the modules' names, or the exact names. By default all but
+            embeddings and the output head; of a model with adapters (PEFT), the active adapters.
+
+    Raises:
+        InvalidInput: No module is selected, a name is not that of a module that can be tracked, or the expression takes
+            too long.
     """
-    layers = find_trackable_modules(model)
-    if targets is None:
-        head, adapters = find_output_head(model), active_adapter_names(model)
-        chosen = {
-            name: layer
-            for name, layer in layers.items()
-            if (_is_within(name, adapters) if adapters else layer.module is not head)
-            and not isinstance(layer.module, nn.Embedding)
-        }
-    elif isinstance(targets, str):
-        found = find_matching_names(targets, list(layers))
-        chosen = {name: layer for name, layer in layers.items() if name in found}
+    trackable = find_trackable_modules(model)
+    if modules is None:
+        selected = _default_names(model, trackable)
+    elif isinstance(modules, str):
+        selected = find_matching_names(modules, list(trackable))
     else:
-        names = set(targets)
-        if unknown := sorted(names - layers.keys()):
+        selected = set(modules)
+        if unknown := sorted(selected - trackable.keys()):
             raise InvalidInput(
-                f"no layer that can be tracked is named {unknown[0]!r}; this model has {_some(layers)}"
+                f"no module that can be tracked is named {unknown[0]!r}; this model has {_abridge(trackable)}"
             )
-        chosen = {name: layer for name, layer in layers.items() if name in names}
-    if not chosen:
+    if not selected:
+        selection = "" if modules is None else f" that {modules!r} selects"
         raise InvalidInput(
-            f"nothing to track: {'no layer' if targets is None else repr(targets)} matches a Linear, Conv1D or "
-            f"Embedding layer or fused experts; this model has {_some(layers)}"
+            f"nothing to track: expected a Linear, Conv1D or Embedding module or fused experts{selection}; this model "
+            f"has {_abridge(trackable)}"
         )
-    return chosen
+    return {name: tracked for name, tracked in trackable.items() if name in selected}
+
+
+def _default_names(model: nn.Module, trackable: dict[str, TrackedModule]) -> set[str]:
+    """Returns the names of the modules that are tracked by default."""
+    head, adapters = find_output_head(model), active_adapter_names(model)
+    return {
+        name
+        for name, tracked in trackable.items()
+        if (_is_within(name, adapters) if adapters else tracked.module is not head)
+        and not isinstance(tracked.module, nn.Embedding)
+    }
 
 
 def active_adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules of a PEFT model that its active adapters consist of; empty for any other model."""
+    """Returns the names of the modules that the active adapters of a PEFT model consist of; () for another model."""
     return tuple(
         f"{name}.{part}.{adapter}"
         for name, module in model.named_modules()
@@ -174,22 +195,33 @@ def _is_within(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def coverage_percent(model: nn.Module, modules: Iterable[TrackedModule]) -> float:
-    """Share of the model's parameters whose gradients the rows hold, in percent; of the adapters' where it has some."""
+    """Returns the share of a model's parameters that tracked modules hold, in percent.
+
+    Of a model with active adapters, it is the share of the adapters' parameters.
+    """
     adapters = active_adapter_names(model)
     total = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
         if not adapters or _is_within(name, adapters)
     )
-    return 100.0 * sum(layer.parameter_count for layer in modules) / total
+    return 100.0 * sum(tracked.parameter_count for tracked in modules) / total
 
 
 def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Tensor:
-    """`features` [n, ..., i], [n, i] or [n·s, i] as [n, s, i], for a model's input of shape `batch` [n, s, ...].
+    """Returns the features of a module with samples and positions as their first two dimensions.
 
-    Integers, which an embedding takes, have no last dimension: they come back as [n, s].
-    Raises `InvalidInput` where the rows cannot be told apart by sample: they are as many as neither the samples
-    nor the positions of the batch, as an expert's tokens are.
+    Args:
+        features: [n, ..., i], [n, i] or [n·s, i]. Integers, which an embedding takes, have no last dimension.
+        batch: The shape [n, s, ...] of the model's input.
+        name: The module's name, for the message.
+
+    Returns:
+        Features [n, s, i], or integers [n, s].
+
+    Raises:
+        InvalidInput: The rows of `features` cannot be told apart by sample: they are as many as neither the samples nor
+            the positions of the batch, as the tokens of an expert are.
     """
     if not features.is_floating_point():
         return restore_sample_axis(features[..., None].double(), batch, name)[..., 0].to(features.dtype)
@@ -199,19 +231,21 @@ def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Te
     if features.dim() == 2 and (samples == 1 or rows in (samples, math.prod(batch[:2]))):
         return features.reshape(samples, rows // samples, width)
     raise InvalidInput(
-        f"layer {name!r} sees features of shape {tuple(features.shape)} for {samples} samples; expected "
-        "[samples, positions, features], or all positions of the batch in order. Leave it out with target_modules"
+        f"module {name!r} sees features of shape {tuple(features.shape)} for {samples} samples; expected "
+        "[samples, positions, features], or all positions of the batch in order. Leave the module out with `modules`"
     )
 
 
 def find_output_head(model: nn.Module) -> nn.Module | None:
+    """Returns the module that computes a language model's logits, or None where the model does not name one."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None
 
 
-def _some(layers: dict[str, TrackedModule]) -> str:
-    names = list(layers)
+def _abridge(trackable: dict[str, TrackedModule]) -> str:
+    """Returns the first names, for a message."""
+    names = list(trackable)
     if not names:
         return "none"
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

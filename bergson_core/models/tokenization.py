@@ -1,4 +1,4 @@
-"""TODO"""
+"""Tokenises documents for the model of an index: those that are to be indexed, and those that an index has stored."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,37 @@ from bergson_core.schemas.record import Record, record_from_stored
 
 
 def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
-    """Tokens of each record. Raises `TooLong` naming the document that does not fit."""
-    assert model.tokenizer is not None  # load_model always gives one
-    tokens = tokenize_records(model.tokenizer, records, spec.gradients.loss)
+    """Returns the tokens of documents, with the labels and weights that `spec` gives them.
+
+    Args:
+        records: The documents.
+        spec: What the index is built from.
+        model: The model of the index, with its tokenizer.
+
+    Raises:
+        TooLong: A document has more tokens than the model takes or `spec` allows; the message names it.
+        InvalidInput: A chat cannot be laid out by the tokenizer's chat template, or the tokenizer gives up on a text.
+    """
+    assert model.tokenizer is not None  # load_model always loads one
+    documents = tokenize_records(model.tokenizer, records, spec.gradients.loss)
     limit = context_limit(model, spec.gradients.max_tokens)
-    for record, one in zip(records, tokens, strict=True):
-        require_max_tokens(one, limit, f"document {record.id!r}")
-    return tokens
+    for record, tokens in zip(records, documents, strict=True):
+        require_max_tokens(tokens, limit, f"document {record.id!r}")
+    return documents
 
 
 def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
-    """Tokens of documents that an index keeps (`texts.document`), as it was built from them, but for their weights."""
+    """Returns the tokens of documents that an index has stored, as they were when it was built.
+
+    Only their weights are lost: these are not stored.
+
+    Args:
+        rows: Rows of the index's document tables (`storage.document_table`).
+        spec: What the index was built from.
+        model: The model of the index, with its tokenizer.
+
+    Raises:
+        TooLong: A document has more tokens than the model takes or `spec` allows; the message names it.
+    """
     records = [record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
     return tokenize_documents(records, spec, model)

@@ -167,7 +167,7 @@ def read(path: Path, kind: Any, **settings: bool) -> dict[str, Normalizer]:
 
 def of_layer(values: dict[str, Tensor], name: str, layer: TrackedModule) -> Tensor:
     """[o, i] of values by the parameter's name: the sides told apart by the gradient's shape, never square here."""
-    if layer.part is None:
+    if layer.expert_map is None:
         matrix = values[f"{name}.weight"]
     else:
         parameter, expert = name.rsplit(".", 1)
@@ -327,7 +327,7 @@ def test_each_fused_expert_has_the_moments_of_its_own_slice(tmp_path, architectu
     replay(model, optimizer, [{"input_ids": ids, "labels": ids}])
     squares = {name: parameter.grad.square() for name, parameter in model.named_parameters()}
     path = saved(tmp_path / "optimizer.pt", optimizer.state_dict())
-    layers = {name: layer for name, layer in select_modules(model).items() if layer.part}
+    layers = {name: layer for name, layer in select_modules(model).items() if layer.expert_map}
     given = read_checkpoint_normalizers(path, model, layers, "adafactor", include_bias=True)
     assert {name.split(".")[-2] for name in given} == {"gate_up_proj", "down_proj"}
     for name, layer in layers.items():  # after one step, either's V is the squared gradient

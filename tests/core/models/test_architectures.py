@@ -49,10 +49,10 @@ def plain_gradients(
         model.zero_grad()
         reference.loss_of(model, tokens).backward()
         for name, layer in layers.items():
-            if layer.part is None:
+            if layer.expert_map is None:
                 rows[name].append(reference.weight_gradient(layer.module, bias))
             else:
-                parameter, expert = layer.part.split(".")
+                parameter, expert = layer.expert_map.split(".")
                 grad = getattr(layer.module, parameter).grad[int(expert)]
                 rows[name].append((grad.T if layer.module.is_transposed else grad).clone())
     model.zero_grad()
@@ -92,7 +92,7 @@ def test_raw_rows_of_a_padded_batch_are_those_of_plain_autograd(architecture):
     layers = select_modules(model)
     expected = plain_gradients(model, layers, docs, bias=True)
     rows = collected(model, docs, GradientProcessor(None, include_bias=True))
-    assert any(layer.part for layer in layers.values()) == (architecture in architectures.MIXTURES)
+    assert any(layer.expert_map for layer in layers.values()) == (architecture in architectures.MIXTURES)
     for name in layers:
         assert_rows_equal(rows[name], expected[name], name)
 

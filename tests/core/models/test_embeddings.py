@@ -126,7 +126,7 @@ def test_positions_that_all_samples_share_are_refused():
     model, docs = tiny.model("gpt2"), documents()
     collector = RowCollector(as_language_model(model), GradientProcessor(4), ["transformer.wpe"])
     (batch,) = iter_batches(docs, 1000)
-    with pytest.raises(InvalidInput, match=r"transformer\.wpe.*target_modules"):
+    with pytest.raises(InvalidInput, match=r"transformer\.wpe.*`modules`"):
         collector.collect(batch)
 
 

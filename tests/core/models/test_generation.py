@@ -53,7 +53,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error_and_nothing_is_cut(opened: Att
 def test_without_prompt_and_completion_there_is_nothing_to_go_on_from(opened: AttributionIndex):
     (answer,) = opened.attribute([query("").model_copy(update={"completion": None})])
     assert isinstance(answer, InvalidInput)
-    assert "nothing to go on from" in str(answer)
+    assert "nothing to continue" in str(answer)
 
 
 def test_a_model_that_cannot_generate_says_what_it_needs(opened: AttributionIndex):

@@ -163,7 +163,7 @@ def test_adapters_that_cannot_be_trusted_or_placed_are_refused(saved, changes, s
     ids=lambda changes: next(reversed(changes)),
 )
 def test_an_expression_that_would_take_for_ever_is_never_given_to_peft(saved, changes, monkeypatch):
-    monkeypatch.setattr(safe_regex, "LIMIT_S", 0.5)
+    monkeypatch.setattr(safe_regex, "TIME_LIMIT_S", 0.5)
     edit(saved, **changes)
     with pytest.raises(InvalidInput, match=r"adapter_config.json: .* takes more than 0.5 s"):
         load_model(str(saved))
