@@ -5,12 +5,13 @@ from .attribution.near_duplicates import find_document_numbers, group_near_dupli
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
+from .data.batching import Tokens
 from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
+from .gradients.gradient_dataset import collect_gradients
 from .gradients.normalizer_fitting import fit_processor
 from .gradients.processor import GradientProcessor
-from .gradients.gradient_dataset import collect_gradients
 from .indexing.append import append_documents
 from .indexing.build import build_index
 from .indexing.compact import compact_index
@@ -30,6 +31,7 @@ from .schemas.build import (
     SearchSpec,
 )
 from .schemas.evaluation import Evaluation, EvaluationSpec, TrainingSpec
+from .schemas.filters import Range
 from .schemas.query import AttributionQuery, VerifySpec
 from .schemas.results import Answer, Estimate, Progress, ResultRow
 from .schemas.training import TrainingSchedule
@@ -59,11 +61,13 @@ __all__ = [
     "LocalExecutor",
     "Manifest",
     "Progress",
+    "Range",
     "RayExecutor",
     "ResultRow",
     "ScoreTotals",
     "ScoringSpec",
     "SearchSpec",
+    "Tokens",
     "TrainingSchedule",
     "TrainingSpec",
     "Unlearner",
@@ -73,14 +77,14 @@ __all__ = [
     "build_index",
     "collect_gradients",
     "compact_index",
-    "find_document_numbers",
     "errors",
     "estimate_build",
     "evaluate_index",
+    "find_document_numbers",
     "fit_processor",
     "fit_profile",
-    "load_model",
     "group_near_duplicates",
+    "load_model",
     "read_manifest",
     "score_corpus",
     "score_self_influence",

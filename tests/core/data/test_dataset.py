@@ -1,0 +1,63 @@
+"""Datasets are opened from files, directories and hub ids, not from URLs or the names of file formats."""
+
+import pytest
+from datasets import Dataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec, open_dataset_stream
+from bergson_core.errors import DatasetNotFound
+from bergson_core.schemas.build import DatasetSpec
+from tests.core.helpers import save
+
+
+def test_all_names_that_the_datasets_library_takes_for_file_formats_are_known() -> None:
+    assert set(_PACKAGED_DATASETS_MODULES) <= FORMAT_NAMES
+
+
+@pytest.mark.parametrize("name", ["csv", "json", "imagefolder"])
+def test_a_file_format_is_no_dataset(name: str) -> None:
+    with pytest.raises(DatasetNotFound, match="is a file format"):
+        load_dataset_spec(DatasetSpec(path=name))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])
+def test_every_kind_of_dataset_is_read(tmp_path, kind):
+    dataset = Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]})
+    loaded = load_dataset_spec(DatasetSpec(path=save(dataset, tmp_path, kind)))
+    assert loaded.to_dict() == dataset.to_dict()
+
+
+def test_a_json_array_is_read(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    assert load_dataset_spec(DatasetSpec(path=str(tmp_path / "rows.json")))["text"] == ["one", "two"]
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
+    path = save(Dataset.from_dict({"text": ["one"]}), tmp_path, "splits")
+    with pytest.raises(DatasetNotFound, match="train, test"):
+        load_dataset_spec(DatasetSpec(path=path, split="validation"))
+    assert len(load_dataset_spec(DatasetSpec(path=path, split="test"))) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://datasets/owner/name"]
+)
+def test_urls_are_refused(path):
+    for open_dataset in (load_dataset_spec, open_dataset_stream):
+        with pytest.raises(DatasetNotFound, match="URL"):
+            open_dataset(DatasetSpec(path=path))
+
+
+@pytest.mark.parametrize("name", ["json", "text", "csv"])
+def test_the_name_of_a_file_format_opens_nothing(name, tmp_path, monkeypatch):
+    (tmp_path / "private.jsonl").write_text('{"text": "not asked for"}\n')
+    monkeypatch.chdir(tmp_path)
+    for open_dataset in (load_dataset_spec, open_dataset_stream):
+        with pytest.raises(DatasetNotFound, match="file format"):
+            open_dataset(DatasetSpec(path=name))
+
+
+def test_a_broken_file_says_what_is_wrong(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    with pytest.raises(DatasetNotFound, match="cannot be read"):
+        load_dataset_spec(DatasetSpec(path=str(tmp_path / "rows.jsonl")))

@@ -1,0 +1,104 @@
+"""The names that users of the library import, and what their signatures need."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+
+import bergson_core
+from bergson_core.schemas.base import Spec
+
+PUBLIC_NAMES = """
+    Answer AppendSpec AttributionIndex AttributionQuery BuildSpec ColumnsSpec DatasetSpec Estimate Evaluation
+    EvaluationQuery EvaluationSpec Executor GradientCollector GradientProcessor GradientSpec IndexCallback LanguageModel
+    LocalExecutor Manifest Progress Range RayExecutor ResultRow ScoreTotals ScoringSpec SearchSpec Tokens
+    TrainingSchedule TrainingSpec Unlearner VerifySpec __version__ append_documents build_index collect_gradients
+    compact_index errors estimate_build evaluate_index find_document_numbers fit_processor fit_profile
+    group_near_duplicates load_model read_manifest score_corpus score_self_influence take_down_document top_documents
+    write_table
+""".split()
+
+INTERNAL_TYPES = {
+    # What an executor of one's own would deal in.
+    *("Documents", "Searcher", "ShardBuilder", "ShardStep", "ShardTask"),
+    # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
+    *(
+        "FileEntry",
+        "Normalizer",
+        "Profile",
+        "RowCollector",
+        "Shard",
+        "TrackedModule",
+        "QueryAnswerer",
+        "Verifier",
+    ),
+    # In `bergson_core.errors`.
+    "BergsonError",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(bergson_core.__all__) == sorted(PUBLIC_NAMES)
+
+
+def test_completion_shows_the_public_names_and_no_others() -> None:
+    assert dir(bergson_core) == sorted(PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_a_public_name_can_be_imported_and_has_a_docstring(name: str) -> None:
+    exported = getattr(bergson_core, name)
+    assert inspect.getdoc(exported)
+
+
+def test_the_types_are_marked_and_the_version_and_errors_are_reachable() -> None:
+    assert (resources.files("bergson_core") / "py.typed").is_file()
+    assert bergson_core.__version__.count(".") == 2
+    assert issubclass(bergson_core.errors.InvalidInput, bergson_core.errors.BergsonError)
+
+
+def test_each_type_that_a_public_signature_needs_is_public() -> None:
+    exported = {getattr(bergson_core, name) for name in PUBLIC_NAMES if name != "__version__"}
+    needed = {
+        kind.__name__: where
+        for where, annotation in iter_annotations()
+        for kind in iter_classes(annotation)
+        if kind.__module__.startswith("bergson_core.") and kind not in exported
+    }
+    assert {name: where for name, where in needed.items() if name not in INTERNAL_TYPES} == {}
+
+
+def iter_annotations() -> Iterator[tuple[str, Any]]:
+    """Yields each annotation of a public function, of a public class's methods and of a spec's fields, and its place."""
+    for name in PUBLIC_NAMES:
+        exported = getattr(bergson_core, name)
+        if inspect.isfunction(exported):
+            yield from hints_of(exported, name)
+        elif inspect.isclass(exported):
+            if issubclass(exported, Spec):
+                yield from hints_of(exported, name)
+            for member in vars(exported):
+                method = getattr(
+                    inspect.getattr_static(exported, member), "__func__", getattr(exported, member)
+                )
+                if inspect.isfunction(method) and (not member.startswith("_") or member == "__init__"):
+                    yield from hints_of(method, f"{name}.{member}")
+
+
+def hints_of(annotated: Callable[..., Any], where: str) -> Iterator[tuple[str, Any]]:
+    for parameter, annotation in typing.get_type_hints(annotated).items():
+        if not parameter.startswith("_"):
+            yield f"{where}.{parameter}", annotation
+
+
+def iter_classes(annotation: Any) -> Iterator[type]:
+    """Yields the classes in an annotation such as `dict[str, Range | None]`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        yield annotation
+    for part in typing.get_args(annotation):
+        for inner in part if isinstance(part, list | tuple) else [part]:
+            yield from iter_classes(inner)
