@@ -1,1 +1,1 @@
-"""The HTTP service and the command line. The web process loads no torch."""
+"""The HTTP service, its Python client and the command line."""

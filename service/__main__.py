@@ -1,6 +1,6 @@
-"""Run the web service: `python -m service`, with settings from the environment (`BERGSON_PORT=9000`).
+"""Runs the web service as one process: `python -m service`, with settings such as `BERGSON_PORT=9000`.
 
-One process. Whatever keeps it from starting is said in one line, with what to do, and the status is not 0.
+If the service cannot start, the process says in one line why and what to do, and exits with a status other than 0.
 """
 
 import asyncio
@@ -26,32 +26,34 @@ from worker.queue.embedded_redis import redis_url
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
-_BACKLOG = 2048
+_MAX_PENDING_CONNECTIONS = 2048
 
 
 def _read_settings() -> ServiceSettings:
     try:
         return ServiceSettings()
     except ValidationError as error:
-        wrong = [
-            ".".join(["settings", *map(str, one["loc"])]) + ": " + one["msg"].removeprefix("Value error, ")
-            for one in error.errors()
+        messages = [
+            ".".join(["settings", *map(str, details["loc"])])
+            + ": "
+            + details["msg"].removeprefix("Value error, ")
+            for details in error.errors()
         ]
-        sys.exit("; ".join(wrong))
+        sys.exit("; ".join(messages))
 
 
 def _listen(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     address = (settings.host.strip("[]"), settings.port)
     try:
-        listening = socket.create_server(address, family=family, backlog=_BACKLOG)
-        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the socket says that it is TCP.
-        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
+        server_socket = socket.create_server(address, family=family, backlog=_MAX_PENDING_CONNECTIONS)
+        # Nagle's algorithm delays an answer by 40 ms. asyncio turns it off only for sockets that are declared as TCP.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=server_socket.detach())
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        why = "another program listens there" if taken else error.strerror or str(error)
+        is_taken = error.errno == errno.EADDRINUSE
+        reason = "another program listens there" if is_taken else error.strerror or str(error)
         sys.exit(
-            f"cannot listen on {settings.host} port {settings.port}: {why}; "
+            f"cannot listen on {settings.host} port {settings.port}: {reason}; "
             "choose another with BERGSON_PORT or BERGSON_HOST"
         )
 
@@ -62,7 +64,11 @@ async def _check_redis(settings: ServiceSettings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Is not ready from the first signal on, and stops `drain_s` seconds later; a second signal ends it at once."""
+    """A server that stops in two steps.
+
+    After the first signal `/readyz` fails, and `drain_s` seconds later the server stops. A second signal stops it at
+    once.
+    """
 
     def __init__(self, app: FastAPI, settings: ServiceSettings):
         config = uvicorn.Config(
@@ -75,24 +81,24 @@ class _Server(uvicorn.Server):
             timeout_graceful_shutdown=settings.shutdown_s,
         )
         super().__init__(config)
-        self._state, self._drain_s, self._stop_at = app.state, settings.drain_s, 0.0
+        self._app_state, self._drain_s, self._stop_time = app.state, settings.drain_s, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
-        self._state.stopping, self._stop_at = True, time.monotonic() + self._drain_s
+        self._app_state.stopping, self._stop_time = True, time.monotonic() + self._drain_s
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; whether to stop."""
-        return await super().on_tick(counter) and (self.force_exit or time.monotonic() >= self._stop_at)
+        """Returns whether to stop; uvicorn calls this ten times a second."""
+        return await super().on_tick(counter) and (self.force_exit or time.monotonic() >= self._stop_time)
 
 
-def _serve(settings: ServiceSettings, listening: socket.socket) -> None:
+def _serve(settings: ServiceSettings, server_socket: socket.socket) -> None:
     asyncio.run(_check_redis(settings))
-    host, port = listening.getsockname()[:2]
+    host, port = server_socket.getsockname()[:2]
     logger.info("dashboard: http://%s:%s/docs", f"[{host}]" if ":" in host else host, port)
     server = _Server(create_app(settings), settings)
-    server.run(sockets=[listening])
+    server.run(sockets=[server_socket])
     if not server.started:
         sys.exit("the service did not start: the log above says why")
 
@@ -102,8 +108,9 @@ def _exit_on_signal(signum: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Serve until a signal says to stop."""
-    # uvicorn raises the signal again when it is done: unwind then, so that the embedded Redis is stopped.
+    """Runs the service until a signal tells it to stop."""
+    # uvicorn raises the signal again when it has stopped. Exiting then unwinds the contexts below, which stop the
+    # embedded Redis.
     signal.signal(signal.SIGTERM, _exit_on_signal)
     signal.signal(signal.SIGINT, _exit_on_signal)
     settings = _read_settings()
@@ -111,8 +118,8 @@ def main() -> None:
     tracing.configure("bergson-web")
     try:
         require_keys_if_public(settings)
-        with closing(_listen(settings)) as listening, redis_url(settings) as url:
-            _serve(settings.model_copy(update={"redis_url": url}), listening)
+        with closing(_listen(settings)) as server_socket, redis_url(settings) as url:
+            _serve(settings.model_copy(update={"redis_url": url}), server_socket)
     except BergsonError as error:
         sys.exit(str(error))
 

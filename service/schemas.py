@@ -1,4 +1,7 @@
-"""Bodies of requests and responses that only HTTP has; the others are `bergson_core.schemas.build` and `answers`."""
+"""Bodies of requests and responses that only the HTTP service has.
+
+The others are in `bergson_core.schemas` and `worker.messages`. The docstrings are shown on the OpenAPI page.
+"""
 
 from typing import Any, Literal
 
@@ -12,10 +15,10 @@ from worker.messages import JobRecord, JobState, Problem, ServiceQuery, WorkerSt
 
 
 class FieldError(BaseModel):
-    """One field that was refused."""
+    """A field of a request that was refused."""
 
     loc: list[str | int]
-    """Where: `body`, `query`, `path` or `header`, then the names and positions that lead to the field."""
+    """Location of the field: `body`, `query`, `path` or `header`, then the names and positions that lead to it."""
     msg: str
     """What was expected."""
 
@@ -23,22 +26,25 @@ class FieldError(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """An error as RFC 9457 has it. Branch on `code`, show `detail`, quote `request_id` when you report it."""
+    """An error in the format of RFC 9457.
+
+    Programs branch on `code`, people read `detail`; please quote `request_id` when you report an error.
+    """
 
     type: str
     """A URN that ends in the code."""
     title: str
-    """The kind of error, the same for every occurrence."""
+    """The kind of error, in words. It is the same whenever `code` is."""
     status: int
-    """The HTTP status, again."""
+    """The HTTP status of the response, or of what the response would have been for one query of a batch."""
     detail: str
     """What went wrong this time, and what to do."""
     code: str
-    """Stable name of the kind of error."""
+    """The kind of error, as a name that never changes."""
     request_id: str
-    """The `X-Request-ID` of the response, also in the server's log."""
+    """The `X-Request-ID` of the response, which is also in the service's log."""
     errors: list[FieldError] | None = None
-    """For validation: each refused field."""
+    """The refused fields, if the request was invalid."""
     ids: list[str] | None = None
     """For `ids_exist`: the ids that the index has already."""
 
@@ -46,12 +52,12 @@ class ProblemDetails(BaseModel):
 
 
 class IndexRequest(BuildSpec):
-    """What to build, and the name to publish it under."""
+    """What to build, and the name of the index."""
 
     name: IndexName
 
     def build_spec(self) -> BuildSpec:
-        """The spec alone."""
+        """Returns the spec alone."""
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
@@ -59,17 +65,17 @@ class EstimateRequest(BuildSpec):
     """A build as in `POST /index`, and how long to wait for its estimate."""
 
     name: IndexName | None = None
-    """May be left in the body; nothing is made under it."""
+    """Ignored, so that the body of `POST /index` can be sent as it is."""
     timeout_s: float = Field(300, gt=0, le=3600)
-    """Seconds to wait before a 504."""
+    """Seconds to wait for the estimate; after that the response is a 504."""
 
     def build_spec(self) -> BuildSpec:
-        """The spec alone."""
+        """Returns the spec alone."""
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
 class JobAccepted(ResultModel):
-    """The job is queued: follow it at `Location`."""
+    """A queued job. The header `Location` has its address."""
 
     job_id: str
     index: IndexName
@@ -77,91 +83,95 @@ class JobAccepted(ResultModel):
 
 
 class IndexSummary(ResultModel):
-    """An index, published or on its way. What is not known yet is null."""
+    """An index that is published or being built. A field that is not known yet is null."""
 
     name: str
     state: Literal["ready", "building", "corrupt"]
-    """`corrupt`: the manifest cannot be read; `error` says why."""
+    """`ready` answers queries, `building` has a job at work, and `corrupt` has a manifest that cannot be read."""
     job_id: str | None = None
-    """The job that builds it."""
+    """The job that builds the index, if the state is `building`."""
     error: Problem | None = None
+    """Why the manifest cannot be read, if the state is `corrupt`."""
     generation: int | None = None
-    """Counts up with each change of the index."""
+    """Number of the index's current version; each change of the index increases it by one."""
     created_at: str | None = None
     model: str | None = None
     rows: int | None = None
-    """Samples in the index."""
+    """Documents in the index."""
     tokens: int | None = None
-    """Tokens of those samples."""
+    """Tokens of all documents together."""
     skipped: int | None = None
-    """Samples that can never be found, because their gradients were not finite; the worker's log names them."""
+    """Documents that no query can find, because their gradients were not finite. The worker's log names them."""
     modules: int | None = None
-    """Layers whose gradients are tracked."""
+    """Modules of the model whose gradients are tracked."""
     dimensions: int | None = None
-    """Numbers stored for each sample."""
+    """Numbers stored for each document."""
     coverage_percent: float | None = None
-    """Share of the model's parameters that the tracked layers hold."""
+    """Percentage of the model's parameters that belong to tracked modules."""
     size_bytes: SizesBytes | None = None
 
 
 class IndexDetail(IndexSummary):
-    """An index with the spec that it was built from."""
+    """An index with the spec from which it was built."""
 
     spec: BuildSpec | None = None
-    """As it was asked for, with defaults filled in. Inline documents are left out: their list is empty."""
+    """The spec with its defaults filled in. Inline documents are left out, so that their list is empty."""
     fingerprint: str | None = None
     """sha256 of the spec."""
     model_sha256: str | None = None
-    """Content hash of the weights."""
+    """Hash of the model's config, weights and tokenizer."""
     profiles: list[str] = []
-    """Names that `profile` of a query can have."""
+    """Profiles that a query may name in its field `profile`."""
     taken_down: int | None = None
-    """Takedowns so far: these documents are never shown."""
+    """Documents that were taken down so far, and that no answer shows."""
     compacted: int | None = None
-    """Those of them whose bytes are gone: `POST /index/{name}/compact` removes the others'."""
+    """Documents among these whose bytes were removed. `POST /index/{name}/compact` removes those of the others."""
     search: SearchEntry | None = None
-    """How candidates are found, and how many of the ten best rows are among them."""
+    """How the search finds candidates, and how many of the ten best rows are among them."""
     notice: NoticeEntry | None = None
-    """From where on an answer claims an influence, and with which rate of false alarms; null for too few rows."""
+    """When an answer claims an influence, and how often it does so falsely; null if the index has too few rows to
+    tell."""
 
 
 class DocumentDetail(ResultModel):
-    """A training sample as the index holds it."""
+    """A training document in the index."""
 
     index: str
     id: str
     prompt: str | None
-    """Null, as completion and metadata are, where the API key shows no text."""
+    """Text of the document, or its prompt. Null, like completion and metadata, if the API key may see no text."""
     completion: str | None = None
     metadata: dict[str, Any] | None
     loss: float | None
-    """Sum of the sample's token cross-entropies under the indexed model, in nats; null where it was skipped."""
+    """Sum of the cross-entropies of the document's labelled tokens under the model, in nats; null if the document was
+    skipped."""
     n_tokens: int
-    """Tokens that the loss is taken over."""
+    """Labelled tokens of the document, over which the loss is taken."""
 
     def without_text(self) -> "DocumentDetail":
-        """The document as it is shown with a key that shows no text."""
+        """Returns the document for a caller who may see no text."""
         return self.model_copy(update={"prompt": None, "completion": None, "metadata": None})
 
 
 class IndexPage(ResultModel):
-    """Indexes in the order of their names."""
+    """A page of indexes, in the order of their names."""
 
     items: list[IndexSummary]
     next_cursor: str | None = None
-    """Pass as `cursor` for the next page; null on the last."""
+    """Value of `cursor` for the next page; null on the last page."""
 
 
 class AttributeRequest(ServiceQuery):
-    """A prompt and what the model said, and how long to wait for the answer."""
+    """A query, and how long to wait for its answer."""
 
     model_config = ConfigDict(title="AttributeRequest")
 
     timeout_s: float | None = Field(None, gt=0)
-    """Seconds to wait before a 504; the server's default where null, and no more than its maximum."""
+    """Seconds to wait for the answer; after that the response is a 504. The default and the maximum are settings of the
+    service."""
 
     def query(self) -> ServiceQuery:
-        """The query alone."""
+        """Returns the query alone."""
         return ServiceQuery.model_construct(
             **{name: getattr(self, name) for name in ServiceQuery.model_fields}
         )
@@ -171,76 +181,80 @@ MAX_BATCH_QUERIES = 256
 
 
 class BatchRequest(Spec):
-    """Many questions at once, and how long to wait for all answers."""
+    """Many queries, and how long to wait for all answers."""
 
     queries: tuple[ServiceQuery, ...] = Field(min_length=1, max_length=MAX_BATCH_QUERIES)
-    """Each as in `POST /attribute`."""
+    """Queries as in `POST /attribute`."""
     timeout_s: float | None = Field(None, gt=0)
-    """Seconds to wait; what is not answered by then is a problem. The server's default where null."""
+    """Seconds to wait for all answers; a query without an answer by then gets a problem. The default and the maximum
+    are settings of the service."""
 
 
 class AttributeResponse(Answer):
-    """The training samples behind the completion."""
+    """The training documents behind a completion."""
 
     request_id: str
+    """The `X-Request-ID` of the response."""
 
     @classmethod
     def from_answer(cls, answer: Answer, request_id: str) -> "AttributeResponse":
-        """`answer` under its request's id."""
+        """Returns `answer` with the id of its request."""
         fields = {name: getattr(answer, name) for name in Answer.model_fields}
         return cls.model_construct(**fields, request_id=request_id)
 
 
 class BatchResponse(ResultModel):
-    """For each question in order its answer, or the problem that it met."""
+    """The answers to a batch of queries."""
 
     results: list[AttributeResponse | ProblemDetails]
+    """For each query, in the order of the queries, its answer or the problem that it met."""
 
 
 class ModelSummary(ResultModel):
-    """A model that workers have in memory."""
+    """A model that workers hold in memory."""
 
     model: str
     revision: str | None = None
     dtype: str
     sha256: str
-    """Of config, weights and tokenizer."""
+    """Hash of the model's config, weights and tokenizer."""
     parameters: int
+    """Number of the model's parameters."""
     workers: list[str]
-    """Ids of the workers that hold it."""
+    """Ids of the workers that hold the model."""
     indexes: list[str]
-    """Open indexes that were built from it."""
+    """Indexes in memory that were built from the model."""
 
 
 class ModelList(ResultModel):
-    """Models in memory, by name."""
+    """The models in memory, in the order of their names."""
 
     items: list[ModelSummary]
 
 
 class JobPage(ResultModel):
-    """Jobs, newest first."""
+    """A page of jobs, newest first."""
 
     items: list[JobRecord]
     next_cursor: str | None = None
-    """Pass as `cursor` for the next page; null on the last."""
+    """Value of `cursor` for the next page; null on the last page."""
 
 
 class WorkerList(ResultModel):
-    """Live workers."""
+    """The live workers, in the order of their ids."""
 
     items: list[WorkerStatus]
 
 
 class Live(ResultModel):
-    """The process is up."""
+    """The process runs."""
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(ResultModel):
-    """Redis answers and somebody is there to do the work."""
+    """Redis answers, and workers are alive."""
 
     status: Literal["ready"] = "ready"
     workers: int
-    """Live workers."""
+    """Number of live workers."""

@@ -1,4 +1,7 @@
-"""Settings of the web process, beside those that it shares with the workers (`worker.settings`), and of clients."""
+"""Settings of the web process and of clients, which are read from environment variables such as BERGSON_PORT.
+
+The docstrings of the fields are the table of docs/settings.md and the help of the command line.
+"""
 
 import ipaddress
 from typing import Annotated
@@ -11,7 +14,7 @@ from worker.settings import Settings
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
+    """Returns whether only this machine can reach a server that listens on `host`."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -19,50 +22,55 @@ def is_loopback(host: str) -> bool:
 
 
 class ServiceSettings(Settings):
-    """How the service listens and what it accepts."""
+    """Settings of the web processes, besides those that they share with the workers."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines reach asks for an API key (`bergson keys create`)."""
+    """Address to listen on. If other machines can reach it, the service starts only if there is an API key
+    (`bergson keys create`)."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; with 0 the system chooses a free one."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
-    """Values of the Host header that are answered, without port, separated by commas; * answers any."""
+    """Hosts, without port and separated by commas, that the `Host` header of a request may name. `*` allows any."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
-    """Longest body of a request in bytes."""
+    """Largest size of a request's body, in bytes."""
     default_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds that a query waits for its answer where it does not say."""
+    """Seconds that a query without a `timeout_s` waits for its answer."""
     max_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest `timeout_s` that a query may ask for."""
+    """Largest `timeout_s` that a query may have, in seconds."""
     cache_bytes: int = Field(default=32 * 2**20, ge=0)
-    """Bytes of answers that are kept to be given again, as long as their index does not change; 0 keeps none."""
+    """Memory in bytes for answers, which are returned again as long as their index has not changed; 0 keeps none."""
     drain_s: float = Field(default=0.0, ge=0)
-    """Seconds after SIGTERM for which requests are still taken while `/readyz` fails, so that a load balancer looks
-    away first."""
+    """Seconds after SIGTERM during which `/readyz` fails but new requests are still answered, so that a load balancer
+    has time to send them elsewhere."""
     shutdown_s: int = Field(default=5, ge=0)
-    """Seconds that open requests and event streams get to end when the server stops."""
+    """Seconds that open requests and event streams have to finish when the server stops."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_hosts(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(host.strip() for host in value.split(",") if host.strip())
         return value
 
-    def resolve_timeout_s(self, asked_s: float | None) -> float:
-        """Seconds to wait for an answer. Raises `InvalidInput` above the maximum."""
-        if asked_s is not None and asked_s > self.max_timeout_s:
-            raise InvalidInput(f"timeout_s: expected at most {self.max_timeout_s:g}, got {asked_s:g}")
-        return asked_s or self.default_timeout_s
+    def resolve_timeout_s(self, timeout_s: float | None) -> float:
+        """Returns the seconds that a query waits for its answer: its own `timeout_s`, or the default.
+
+        Raises:
+            InvalidInput: `timeout_s` is above the maximum.
+        """
+        if timeout_s is not None and timeout_s > self.max_timeout_s:
+            raise InvalidInput(f"timeout_s: expected at most {self.max_timeout_s:g}, got {timeout_s:g}")
+        return timeout_s or self.default_timeout_s
 
 
 class ClientSettings(BaseSettings):
-    """Where a client finds the service, and who it is there."""
+    """Settings of clients."""
 
     model_config = SettingsConfigDict(
         env_prefix="BERGSON_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
     )
 
     url: str = "http://127.0.0.1:8000"
-    """Address of the service, for `service.client` where it is given none."""
+    """Address of the service, for clients that are given none."""
     api_key: SecretStr | None = None
-    """API key, for `service.client` where it is given none, and for `bergson demo`."""
+    """API key of clients that are given none; `bergson demo` uses it as well."""

@@ -1,4 +1,4 @@
-"""Examples of the OpenAPI document: one story, from building the index `facts` to asking it."""
+"""The examples of the OpenAPI document. They tell one story, from the build of the index `facts` to its answers."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What the OpenAPI document says beside the code: order, examples, and the problem schema of every error.
+"""What the OpenAPI document says beyond the code: descriptions, examples, and the problems that a call can answer.
 
-responses=answered(200, "The job.", examples.JOB) | problems("job_not_found", "redis_unavailable")
+responses=success_response(200, "The job.", examples.JOB) | problem_responses("job_not_found", "redis_unavailable")
 """
 
 from typing import Any
@@ -22,35 +22,36 @@ from service.http.problems import (
 from service.openapi import examples
 
 TITLE = "Bergson Service"
-DESCRIPTION = """Which training samples made a language model say that?
+DESCRIPTION = """Which training documents made a language model say that?
 
-1. **Build** an index with `POST /index`: a worker keeps the gradient of every training sample.
-2. **Follow** the job at `GET /jobs/{id}` or its event stream.
-3. **Ask** with `POST /attribute`: a prompt and a completion go in, the training samples behind them come out.
+1. **Build** an index with `POST /index`: a worker stores the gradient of every training document.
+2. **Follow** the job at `GET /jobs/{job_id}` or on its event stream.
+3. **Query** the index with `POST /attribute`: a prompt and a completion go in, the training documents behind them come
+   out.
 
-Every response carries `X-Request-ID`; send your own (letters, digits, `.` `_` `:` `-`, up to 128) to find a
-call again in the logs. Errors are `application/problem+json` (RFC 9457): branch on `code`, show `detail`.
-Beside those listed at each call there are `host_not_allowed` (400), `not_found` (404), `method_not_allowed` (405)
-and `internal_error` (500).
-Unknown fields are refused; so are NaN, Infinity and integers over 64 bits.
+Every response has the header `X-Request-ID`. Send an id of your own (letters, digits, `.` `_` `:` `-`, up to 128
+characters) to find a request in the logs again. Errors are `application/problem+json` (RFC 9457): programs branch on
+`code`, people read `detail`. Besides the errors that are listed with each call, any call may answer `host_not_allowed`
+(400), `not_found` (404), `method_not_allowed` (405) and `internal_error` (500).
+Unknown fields are refused, and so are NaN, Infinity and integers beyond 64 bits.
 
-Where there are API keys (`bergson keys create`), each call needs one, as `Authorization: Bearer bg_…`; only health and
-these pages are open. What a key's scope must be stands at each call: `read`, `write` or `admin`. Indexes that a key is
-not for are, for it, not there.
+If there are API keys (`bergson keys create`), each call needs one, as `Authorization: Bearer bg_…`; only the health
+checks and these pages are open. Each call says which scope its key needs: `read`, `write` or `admin`. To a key that is
+limited to some indexes, all others do not exist.
 """
 TAGS = [
-    {"name": "Indexes", "description": "First: turn training samples into an index."},
-    {"name": "Documents", "description": "What the index holds: add to it, take down from it."},
-    {"name": "Jobs", "description": "Then: watch the build, or stop it."},
-    {"name": "Attribution", "description": "Then: ask the index."},
-    {"name": "Workers", "description": "Who does the work."},
-    {"name": "Health", "description": "For supervisors and load balancers."},
+    {"name": "Indexes", "description": "First, turn training documents into an index."},
+    {"name": "Documents", "description": "Add documents to an index, read them, take them down."},
+    {"name": "Jobs", "description": "Then follow the build, or stop it."},
+    {"name": "Attribution", "description": "Then query the index."},
+    {"name": "Workers", "description": "See who does the work."},
+    {"name": "Health", "description": "For supervisors, load balancers and monitoring."},
 ]
 
 SECURITY_SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key, `bg_…`. None is needed on a machine's own address as long as there are no keys.",
+    "description": "An API key, `bg_…`. A service that only its own machine can reach needs none until there are keys.",
 }
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
@@ -62,13 +63,15 @@ BUILD_FIELD_ERROR = FieldError(
 )
 PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
 QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
-BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000")
+BATCH_FIELD_ERROR = FieldError(
+    loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000"
+)
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
 INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
 JOB_ID_ERROR = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
 
-_DETAILS = {
+_EXAMPLE_DETAILS = {
     "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",
     "index_not_found": "no index named 'facts': GET /index lists them",
     "document_not_found": "the index 'facts' has no document 'doc-17'",
@@ -96,7 +99,7 @@ _EVENTS_EXAMPLE = (
 )
 EVENT_STREAM_RESPONSE: Responses = {
     200: {
-        "description": "Events until the job has ended.",
+        "description": "The events of the job until it has ended.",
         "content": {"text/event-stream": {"example": _EVENTS_EXAMPLE}},
     }
 }
@@ -108,85 +111,99 @@ _METRICS_EXAMPLE = (
     'bergson_queries_total{outcome="ok",worker="gpu-1-42-a1b2c3"} 1024.0\n'
 )
 METRICS_RESPONSE: Responses = {
-    200: {"description": "The numbers.", "content": {"text/plain": {"example": _METRICS_EXAMPLE}}},
+    200: {"description": "The metrics.", "content": {"text/plain": {"example": _METRICS_EXAMPLE}}},
 }
 
 
 def success_response(status: int, description: str, example: Any) -> Responses:
-    """The good answer, with its example."""
+    """Returns the documentation of a successful response.
+
+    Args:
+        status: Its HTTP status.
+        description: What it is.
+        example: Its body.
+    """
     return {status: {"description": description, "content": {"application/json": {"example": example}}}}
 
 
 JOB_ACCEPTED_RESPONSE = success_response(202, "The job is queued.", examples.JOB_ACCEPTED)
 JOB_ACCEPTED_RESPONSE[202]["headers"] = {
-    "Location": {"description": "The job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
+    "Location": {"description": "Address of the job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
 }
 
 
-def _example(code: str, refused: FieldError) -> dict[str, Any]:
+def _problem_example(code: str, refused: FieldError) -> dict[str, Any]:
     if code == "invalid_input":
         details = make_validation_problem([refused], examples.REQUEST_ID)
     else:
-        details = make_problem(code, _DETAILS[code], examples.REQUEST_ID)
+        details = make_problem(code, _EXAMPLE_DETAILS[code], examples.REQUEST_ID)
     if code == "ids_exist":
         details = details.model_copy(update={"ids": ["doc-17"]})
     return details.model_dump(exclude_none=True)
 
 
 def problem_responses(*codes: str, refused: FieldError = PAGE_FIELD_ERROR) -> Responses:
-    """The errors that a call can end with, by status, each with its example; `refused` is that of 422."""
-    found: Responses = {}
+    """Returns the documentation of the errors that a call can answer, by their status and with an example of each.
+
+    Args:
+        codes: Codes of the errors.
+        refused: The field of the example for `invalid_input`.
+    """
+    responses: Responses = {}
     for code in codes:
         kind = PROBLEM_KINDS[code]
         schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
-        entry = found.setdefault(
+        response = responses.setdefault(
             kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
         )
-        entry["description"] = "; ".join(filter(None, (entry["description"], f"{kind.title} (`{code}`)")))
-        entry["content"][MEDIA_TYPE]["examples"][code] = {
-            "summary": kind.title,
-            "value": _example(code, refused),
-        }
+        titles = filter(None, (response["description"], f"{kind.title} (`{code}`)"))
+        response["description"] = "; ".join(titles)
+        _problem_examples(response)[code] = {"summary": kind.title, "value": _problem_example(code, refused)}
         if kind.retry_after_s is not None:
-            seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-            entry["headers"] = {"Retry-After": seconds}
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+            header = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+            response["headers"] = {"Retry-After": header}
+    return dict(sorted(responses.items(), key=lambda item: str(item[0])))
 
 
-_REFUSED = problem_responses("unauthorized", "forbidden", "rate_limited")
-"""What every call that needs a key may end with."""
-
-
-def _examples(response: dict[str, Any]) -> dict[str, Any]:
+def _problem_examples(response: dict[str, Any]) -> dict[str, Any]:
     return response["content"][MEDIA_TYPE]["examples"]
 
 
-def _secure(made: dict[str, Any]) -> None:
-    """Say of each call which scope it needs; OpenAPI 3.1 has the names of roles in the place of OAuth's scopes."""
-    made["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
-    for item in made["paths"].values():
-        for operation in item.values():
-            if needed := ROUTE_SCOPES.get(operation["operationId"]):
-                operation["security"] = [{"key": [needed]}]
-                for status, entry in _REFUSED.items():
-                    known = operation["responses"].setdefault(str(status), entry)
-                    if known is not entry:
-                        known["description"] += f"; {entry['description']}"
-                        _examples(known).update(_examples(entry))
-                operation["responses"] = dict(sorted(operation["responses"].items()))
-                operation["description"] += f"\n\nScope of the key: `{needed}`."
+_KEY_PROBLEM_RESPONSES = problem_responses("unauthorized", "forbidden", "rate_limited")
+"""The errors that every call with an API key can answer."""
+
+
+def _add_security(document: dict[str, Any]) -> None:
+    """Adds to each call the scope that it needs, and the errors of API keys.
+
+    OpenAPI 3.1 allows the names of roles in the place of the scopes of OAuth.
+    """
+    document["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
+    for path_item in document["paths"].values():
+        for operation in path_item.values():
+            scope = ROUTE_SCOPES.get(operation["operationId"])
+            if scope is None:
+                continue
+            operation["security"] = [{"key": [scope]}]
+            for status, key_problems in _KEY_PROBLEM_RESPONSES.items():
+                response = operation["responses"].setdefault(str(status), key_problems)
+                if response is not key_problems:
+                    response["description"] += f"; {key_problems['description']}"
+                    _problem_examples(response).update(_problem_examples(key_problems))
+            operation["responses"] = dict(sorted(operation["responses"].items()))
+            operation["description"] += f"\n\nScope of the key: `{scope}`."
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the schema of problems and who may call what."""
+    """Returns the OpenAPI document of `app`, with the schema of problems and the scope of each call."""
     if app.openapi_schema is None:
-        made = get_openapi(
+        document = get_openapi(
             title=TITLE, version=__version__, description=DESCRIPTION, routes=app.routes, tags=TAGS
         )
-        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = made["components"]["schemas"]
-        schemas.update(schema.pop("$defs", {}))
-        schemas[ProblemDetails.__name__] = schema
-        _secure(made)
-        app.openapi_schema = made
+        problem_schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas.update(problem_schema.pop("$defs", {}))
+        schemas[ProblemDetails.__name__] = problem_schema
+        _add_security(document)
+        app.openapi_schema = document
     return app.openapi_schema
