@@ -91,15 +91,15 @@ def test_a_cluster_of_another_kind_than_this_process_is_refused(monkeypatch, res
 
 @pytest.fixture
 def built_here(monkeypatch) -> list[str]:
-    """The names of shards that were to be made on a cluster, and are made here."""
+    """The names of the shards that would have been built on a cluster, and are built in this process."""
     names = []
 
-    def made(maker, documents, work):
-        names.extend(task.name for task in work)
-        for task in work:
-            yield from maker.make(task, documents.read(task.numbers))
+    def build(builder, documents, tasks):
+        names.extend(task.name for task in tasks)
+        for task in tasks:
+            yield from builder.build(task, documents.read(task.numbers))
 
-    monkeypatch.setattr(ray_shard_builder, "build_shards_on_cluster", made)
+    monkeypatch.setattr(ray_shard_builder, "build_shards_on_cluster", build)
     monkeypatch.setattr(ray_cluster, "connect", lambda: None)
     return names
 
