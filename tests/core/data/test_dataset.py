@@ -7,7 +7,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec, open_dataset_stream
 from bergson_core.errors import DatasetNotFound
 from bergson_core.schemas.build import DatasetSpec
-from tests.core.helpers import save
+from tests.core.helpers import save_dataset
 
 
 def test_all_names_that_the_datasets_library_takes_for_file_formats_are_known() -> None:
@@ -23,7 +23,7 @@ def test_a_file_format_is_no_dataset(name: str) -> None:
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])
 def test_every_kind_of_dataset_is_read(tmp_path, kind):
     dataset = Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]})
-    loaded = load_dataset_spec(DatasetSpec(path=save(dataset, tmp_path, kind)))
+    loaded = load_dataset_spec(DatasetSpec(path=save_dataset(dataset, tmp_path, kind)))
     assert loaded.to_dict() == dataset.to_dict()
 
 
@@ -33,7 +33,7 @@ def test_a_json_array_is_read(tmp_path):
 
 
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
-    path = save(Dataset.from_dict({"text": ["one"]}), tmp_path, "splits")
+    path = save_dataset(Dataset.from_dict({"text": ["one"]}), tmp_path, "splits")
     with pytest.raises(DatasetNotFound, match="train, test"):
         load_dataset_spec(DatasetSpec(path=path, split="validation"))
     assert len(load_dataset_spec(DatasetSpec(path=path, split="test"))) == 1

@@ -1,4 +1,4 @@
-"""The engine against a plain loop of autograd in float64."""
+"""The gradients of `GradientCollector` and `RowCollector` are those of a plain loop of autograd in float64."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,15 @@ EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
 
 def documents(first_label: int = 1) -> list[Tokens]:
-    """Documents of different lengths: batched, they are padded."""
+    """Returns documents of different lengths, so that a batch is padded."""
     rng = np.random.default_rng(0)
     return [
         Tokens.labelled_from(rng.integers(0, tiny.VOCABULARY, size=s), first_label) for s in (9, 14, 5, 14, 7)
     ]
 
 
-def normalized(
-    whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
-    """The definition of each normalizer on whole gradients [n, o, i]; `sides` are (a [s, i], g [s, o]) of each."""
+def normalize(whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Normalizes whole gradients [n, o, i] by definition; `sides` are (a [s, i], g [s, o]) of each document."""
     if kind == "none":
         return whole
     if kind == "kfac":
@@ -51,20 +49,22 @@ def normalized(
 @pytest.mark.parametrize("projection", [None, 5], ids=["whole", "projected"])
 @pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_padded_rows_are_those_of_plain_autograd(architecture, kind, projection, bias):
+def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, projection, bias):
     model, seed = tiny.model(architecture), 3
     docs = documents(first_label=3)
-    layers = select_modules(model)
-    whole = reference.gradients(model, list(layers), docs, bias)
-    sides = reference.sides(model, list(layers), docs, bias)
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), kind, include_bias=bias)
+    modules = select_modules(model)
+    whole = reference.gradients(model, list(modules), docs, bias)
+    sides = reference.inputs_and_output_gradients(model, list(modules), docs, bias)
+    fitted = fit_normalizers(
+        as_language_model(model), modules, iter_batches(docs, 40), kind, include_bias=bias
+    )
     processor = GradientProcessor(projection, fitted, seed, include_bias=bias)
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in iter_batches(docs, 60):
         rows[batch.indices], _ = collector.collect(batch)
-    for name in layers:
-        expected = normalized(whole[name], kind, sides[name])
+    for name in modules:
+        expected = normalize(whole[name], kind, sides[name])
         if projection:
             left = rademacher_matrix(seed, name, "left", projection, expected.shape[1])
             right = rademacher_matrix(seed, name, "right", projection, expected.shape[2])
@@ -83,14 +83,14 @@ def test_losses_are_the_summed_cross_entropies(architecture):
 
 
 @pytest.mark.parametrize("kind", ["adafactor", "adam", "kfac"])
-def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
+def test_a_projection_wider_than_a_module_keeps_inner_products(kind):
     model, docs = tiny.model(), documents()
-    layers = select_modules(model, ["gpt_neox.layers.0.attention.dense"])
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), kind)
+    modules = select_modules(model, ["gpt_neox.layers.0.attention.dense"])
+    fitted = fit_normalizers(as_language_model(model), modules, iter_batches(docs, 60), kind)
     whole, wide = (
         torch.cat(
             [
-                RowCollector(as_language_model(model), processor, list(layers)).collect(batch)[0]
+                RowCollector(as_language_model(model), processor, list(modules)).collect(batch)[0]
                 for batch in work
             ]
         )
@@ -101,7 +101,7 @@ def test_a_projection_wider_than_a_layer_keeps_inner_products(kind):
     torch.testing.assert_close(wide @ wide.T, whole @ whole.T, rtol=0.3, atol=0.05 * (whole @ whole.T).max())
 
 
-def test_collector_without_a_processor_gives_raw_gradients_in_natural_order():
+def test_a_collector_without_a_processor_gives_raw_gradients_in_natural_order():
     model = tiny.model("gpt2")
     ids = torch.randint(0, tiny.VOCABULARY, (3, 6))
     with GradientCollector(model) as collector:
@@ -117,7 +117,7 @@ def test_collector_without_a_processor_gives_raw_gradients_in_natural_order():
         torch.testing.assert_close(gradient.sum(0), module.weight.grad.T, **EXACT)
 
 
-def test_closure_sees_each_gradient_and_nothing_is_kept():
+def test_a_closure_gets_each_gradient_and_the_collector_keeps_none():
     model, seen = tiny.model(), {}
     with GradientCollector(model, GradientProcessor(4), closure=seen.__setitem__) as collector:
         model(input_ids=torch.zeros(2, 5, dtype=torch.long)).logits.sum().backward()
@@ -138,9 +138,9 @@ def test_nothing_stays_on_the_model_after_the_collector_closes():
 def test_collecting_rows_leaves_parameters_and_training_mode_as_they_were():
     model = tiny.model().train()
     model.gpt_neox.embed_in.weight.requires_grad_(False)
-    asked = [parameter.requires_grad for parameter in model.parameters()]
+    before = [parameter.requires_grad for parameter in model.parameters()]
     RowCollector(as_language_model(model), GradientProcessor(4)).collect(next(iter_batches(documents(), 100)))
-    assert [parameter.requires_grad for parameter in model.parameters()] == asked
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -193,7 +193,7 @@ def test_a_plain_torch_model_with_an_in_place_activation_is_tracked():
             )
 
 
-def test_a_layer_used_twice_gives_the_sum_over_its_uses():
+def test_a_module_used_twice_gives_the_sum_over_its_uses():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -214,10 +214,10 @@ def test_normalizers_are_not_fitted_from_documents_without_a_labelled_token():
         fit_normalizers(as_language_model(tiny.model()), select_modules(tiny.model()), iter_batches(docs, 60))
 
 
-@pytest.mark.parametrize("targets", ["no_such_layer", ["gpt_neox.layers.0.nothing"], []])
-def test_targets_that_match_nothing_are_refused(targets):
+@pytest.mark.parametrize("modules", ["no_such_module", ["gpt_neox.layers.0.nothing"], []])
+def test_names_that_select_no_module_are_refused(modules):
     with pytest.raises(InvalidInput, match="track"):
-        GradientCollector(tiny.model(), modules=targets)
+        GradientCollector(tiny.model(), modules=modules)
 
 
 @pytest.mark.parametrize("dimension", [0, -3])

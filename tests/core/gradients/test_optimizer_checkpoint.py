@@ -24,18 +24,18 @@ from tests import architectures, reference, tiny
 RATE = 1e-2
 BETA2 = 0.999
 SQUARE = "transformer.h.0.attn.c_proj"
-"""A Conv1D of 24 inputs and 24 outputs: of its shape alone, one cannot tell which is which."""
+"""A Conv1D with 24 inputs and 24 outputs: its shape does not tell which side is which."""
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch": lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0),
     "adafactor": lambda parameters: transformers.Adafactor(
         parameters, lr=RATE, scale_parameter=False, relative_step=False
     ),
 }
-"""The Trainer's name → what it makes, to move the weights of a plain loop in the same way."""
+"""The Trainer's name of an optimizer → a function that makes it, for a plain loop that moves the weights alike."""
 
 
 def gpt2() -> nn.Module:
-    """Without dropout, so that two runs are the same."""
+    """Returns a GPT-2 without dropout, so that two runs are the same."""
     model = tiny.model("gpt2").train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -60,7 +60,7 @@ class Run:
 
 
 def train(directory: Path, model: nn.Module, optim: str) -> Run:
-    """Two steps of the Hugging Face Trainer."""
+    """Makes two steps with the Hugging Face Trainer."""
     ids = torch.randint(0, tiny.VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(0))
     batches: list[dict[str, Tensor]] = []
 
@@ -102,11 +102,11 @@ def replay(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[dict[str, Tensor]],
-    layers: Iterable[str] = (),
+    modules: Iterable[str] = (),
     bias: bool = False,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """The same steps in a plain loop: layer name → its gradient [o, i] or [o, i + 1] at each."""
-    gradients: dict[str, tuple[Tensor, ...]] = dict.fromkeys(layers, ())
+    """Makes the same steps in a plain loop; module name → its gradient [o, i] or [o, i + 1] at each."""
+    gradients: dict[str, tuple[Tensor, ...]] = dict.fromkeys(modules, ())
     for batch in batches:
         optimizer.zero_grad()
         loss_of(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
@@ -117,17 +117,17 @@ def replay(
 
 
 def adam_of(first: Tensor, second: Tensor) -> Tensor:
-    """V after two steps, corrected."""
+    """Returns V after two steps, with the bias of its start corrected."""
     return (1 - BETA2) * (BETA2 * first**2 + second**2) / (1 - BETA2**2)
 
 
 def adafactor_of(first: Tensor, second: Tensor) -> Tensor:
-    """V after two steps of a decay of 1 - step^-0.8."""
+    """Returns V after two steps with a decay of 1 - step^-0.8."""
     return (1 - 2**-0.8) * first**2 + 2**-0.8 * second**2
 
 
 def assert_normalizer_is_of(normalizer: Normalizer, moment: Tensor) -> None:
-    """That it is of V [o, i], whole or by its means."""
+    """Asserts that a normalizer was made of V [o, i], whole or by its means."""
     tensors = normalizer.tensors()
     if "second_moment" in tensors:
         expected = {"second_moment": moment}
@@ -141,13 +141,13 @@ def assert_normalizer_is_of(normalizer: Normalizer, moment: Tensor) -> None:
 
 
 def moments_by_hand(model: nn.Module) -> dict[str, Tensor]:
-    """Any V, by the parameter's name."""
+    """Returns arbitrary V by the names of the parameters."""
     generator = torch.Generator().manual_seed(1)
     return {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
 
 
 def optimizer_with(moments: dict[str, Tensor], model: nn.Module, *groups: Iterable[str]) -> dict[str, Any]:
-    """The state dict of an AdamW after so many steps that nothing is to be corrected, its groups given by names."""
+    """Returns the state dict of an AdamW with these groups of parameters, after so many steps that no bias is left."""
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW([{"params": [parameters[name] for name in group]} for group in groups])
     for name in (name for group in groups for name in group):
@@ -165,24 +165,24 @@ def read(path: Path, kind: Any, **settings: bool) -> dict[str, Normalizer]:
     return read_checkpoint_normalizers(path, model, select_modules(model), kind, **settings)
 
 
-def of_layer(values: dict[str, Tensor], name: str, layer: TrackedModule) -> Tensor:
-    """[o, i] of values by the parameter's name: the sides told apart by the gradient's shape, never square here."""
-    if layer.expert_map is None:
+def matrix_of(values: dict[str, Tensor], name: str, tracked: TrackedModule) -> Tensor:
+    """Returns the [o, i] of a module from values by parameter; none is square here, so the shape tells the sides."""
+    if tracked.expert_map is None:
         matrix = values[f"{name}.weight"]
     else:
         parameter, expert = name.rsplit(".", 1)
         matrix = values[parameter][int(expert)]
-    assert layer.out_features != layer.in_features
-    return matrix if matrix.shape == (layer.out_features, layer.in_features) else matrix.T
+    assert tracked.out_features != tracked.in_features
+    return matrix if matrix.shape == (tracked.out_features, tracked.in_features) else matrix.T
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_an_embedding_is_read_with_its_entries_as_inputs(runs, optim):
     run, model = runs[optim], gpt2()
-    layers = select_modules(model, ["transformer.wte", "transformer.wpe"])
-    given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adafactor")
-    gradients = replay(model, OPTIMIZERS[optim](model.parameters()), run.batches, layers)
-    for name in layers:
+    modules = select_modules(model, ["transformer.wte", "transformer.wpe"])
+    given = read_checkpoint_normalizers(run.checkpoint, model, modules, "adafactor")
+    gradients = replay(model, OPTIMIZERS[optim](model.parameters()), run.batches, modules)
+    for name in modules:
         moment = (adafactor_of if optim == "adafactor" else adam_of)(*gradients[name])
         assert_normalizer_is_of(given[name], moment)
 
@@ -191,40 +191,40 @@ def test_an_embedding_is_read_with_its_entries_as_inputs(runs, optim):
 @pytest.mark.parametrize("kind", ["adafactor", "adam"])
 def test_a_trainers_adamw_gives_the_second_moments_of_plain_autograd(runs, kind, bias):
     run, model = runs["adamw_torch"], gpt2()
-    layers = select_modules(model)
-    given = read_checkpoint_normalizers(run.checkpoint, model, layers, kind, include_bias=bias)
-    gradients = replay(model, OPTIMIZERS["adamw_torch"](model.parameters()), run.batches, layers, bias)
-    assert list(given) == list(layers)
-    for name in layers:
+    modules = select_modules(model)
+    given = read_checkpoint_normalizers(run.checkpoint, model, modules, kind, include_bias=bias)
+    gradients = replay(model, OPTIMIZERS["adamw_torch"](model.parameters()), run.batches, modules, bias)
+    assert list(given) == list(modules)
+    for name in modules:
         assert_normalizer_is_of(given[name], adam_of(*gradients[name]))
     square = adam_of(*gradients[SQUARE])[:, :24]
-    with pytest.raises(AssertionError):  # its other orientation would have been seen
+    with pytest.raises(AssertionError):  # the transpose would have been told apart
         torch.testing.assert_close(square, square.T, rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["weights", "biases"])
 def test_a_trainers_adafactor_gives_the_second_moments_of_plain_autograd(runs, bias):
     run, model = runs["adafactor"], gpt2()
-    layers = select_modules(model)
-    given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adafactor", include_bias=bias)
-    gradients = replay(model, OPTIMIZERS["adafactor"](model.parameters()), run.batches, layers, bias)
-    assert list(given) == list(layers)
-    for name in layers:
+    modules = select_modules(model)
+    given = read_checkpoint_normalizers(run.checkpoint, model, modules, "adafactor", include_bias=bias)
+    gradients = replay(model, OPTIMIZERS["adafactor"](model.parameters()), run.batches, modules, bias)
+    assert list(given) == list(modules)
+    for name in modules:
         assert_normalizer_is_of(given[name], adafactor_of(*gradients[name]))
 
 
 def test_torchs_adafactor_gives_the_second_moments_of_plain_autograd(runs, tmp_path):
     model = gpt2()
-    layers = select_modules(model)
+    modules = select_modules(model)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=RATE)
-    gradients = replay(model, optimizer, runs["adafactor"].batches, layers, bias=True)
+    gradients = replay(model, optimizer, runs["adafactor"].batches, modules, bias=True)
     path = saved(tmp_path / "optimizer.pt", optimizer.state_dict())
-    given = read_checkpoint_normalizers(path, model, layers, "adafactor", include_bias=True)
-    for name in layers:
+    given = read_checkpoint_normalizers(path, model, modules, "adafactor", include_bias=True)
+    for name in modules:
         assert_normalizer_is_of(given[name], adafactor_of(*gradients[name]))
 
 
-def test_files_in_a_trainers_order_in_the_models_and_with_names_give_the_same(runs, tmp_path):
+def test_files_in_the_trainers_order_in_the_models_order_and_with_names_give_the_same(runs, tmp_path):
     run = runs["adamw_torch"]
     in_order, named, compiled = gpt2(), gpt2(), gpt2()
     plain = torch.optim.AdamW(in_order.parameters(), lr=RATE, weight_decay=0)
@@ -245,10 +245,10 @@ def test_files_in_a_trainers_order_in_the_models_and_with_names_give_the_same(ru
     ]
     assert orders[0] != orders[1] == orders[2][::-1] == orders[3]
 
-    layers = select_modules(in_order)
-    first, *others = (read_checkpoint_normalizers(file, in_order, layers, "adam") for file in files)
+    modules = select_modules(in_order)
+    first, *others = (read_checkpoint_normalizers(file, in_order, modules, "adam") for file in files)
     for other in others:
-        for name in layers:
+        for name in modules:
             assert_normalizer_is_of(other[name], first[name].tensors()["second_moment"])
 
 
@@ -259,10 +259,10 @@ def test_a_trainers_groups_are_known_for_each_architecture(tmp_path, architectur
     decayed = set(transformers.Trainer.get_decay_parameter_names(None, model))
     groups = [[name for name in moments if (name in decayed) == decays] for decays in (True, False)]
     path = saved(tmp_path / "optimizer.pt", optimizer_with(moments, model, *groups))
-    layers = {k: v for k, v in select_modules(model).items() if v.out_features != v.in_features}
-    given = read_checkpoint_normalizers(path, model, layers, "adam")
-    for name, layer in layers.items():
-        assert_normalizer_is_of(given[name], of_layer(moments, name, layer))
+    modules = {k: v for k, v in select_modules(model).items() if v.out_features != v.in_features}
+    given = read_checkpoint_normalizers(path, model, modules, "adam")
+    for name, tracked in modules.items():
+        assert_normalizer_is_of(given[name], matrix_of(moments, name, tracked))
 
 
 def test_a_trainer_before_transformers_5_decayed_norms_that_are_no_layernorm(tmp_path):
@@ -298,11 +298,11 @@ def test_safetensors_of_moments_are_read_by_name(tmp_path, suffix, bias):
         else:
             tensors[name + suffix.removeprefix("means")] = moment
     save_file(tensors, path)
-    layers = select_modules(model)
+    modules = select_modules(model)
     kinds = ("adafactor",) if suffix == "means" else ("adafactor", "adam")
     for kind in kinds:
-        given = read_checkpoint_normalizers(path, model, layers, kind, include_bias=bias)
-        for name in layers:
+        given = read_checkpoint_normalizers(path, model, modules, kind, include_bias=bias)
+        for name in modules:
             columns = [moments[f"{name}.weight"].T] + [moments[f"{name}.bias"][:, None]] * bias
             assert_normalizer_is_of(given[name], torch.cat(columns, dim=1))
 
@@ -327,14 +327,14 @@ def test_each_fused_expert_has_the_moments_of_its_own_slice(tmp_path, architectu
     replay(model, optimizer, [{"input_ids": ids, "labels": ids}])
     squares = {name: parameter.grad.square() for name, parameter in model.named_parameters()}
     path = saved(tmp_path / "optimizer.pt", optimizer.state_dict())
-    layers = {name: layer for name, layer in select_modules(model).items() if layer.expert_map}
-    given = read_checkpoint_normalizers(path, model, layers, "adafactor", include_bias=True)
+    modules = {name: tracked for name, tracked in select_modules(model).items() if tracked.expert_map}
+    given = read_checkpoint_normalizers(path, model, modules, "adafactor", include_bias=True)
     assert {name.split(".")[-2] for name in given} == {"gate_up_proj", "down_proj"}
-    for name, layer in layers.items():  # after one step, either's V is the squared gradient
-        assert_normalizer_is_of(given[name], of_layer(squares, name, layer))
+    for name, tracked in modules.items():  # after one step, V is the squared gradient for either optimizer
+        assert_normalizer_is_of(given[name], matrix_of(squares, name, tracked))
 
 
-def test_a_file_of_the_trained_parameters_alone_is_read_where_the_model_says_which(tmp_path):
+def test_a_file_of_the_trained_parameters_alone_is_read_if_the_model_says_which_were_trained(tmp_path):
     model = gpt2()
     model.transformer.wte.weight.requires_grad_(False)
     moments = moments_by_hand(model)
@@ -349,13 +349,13 @@ def test_a_file_of_the_trained_parameters_alone_is_read_where_the_model_says_whi
 
 def test_a_file_of_lora_adapters_alone_is_read_for_the_adapters(tmp_path):
     run, model = train(tmp_path, lora(), "adamw_torch"), lora()
-    layers = select_modules(model)
+    modules = select_modules(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = replay(model, OPTIMIZERS["adamw_torch"](trained), run.batches, layers)
+    gradients = replay(model, OPTIMIZERS["adamw_torch"](trained), run.batches, modules)
     for _ in ("as it is trained", "frozen, as it is indexed"):
-        given = read_checkpoint_normalizers(run.checkpoint, model, layers, "adam")
+        given = read_checkpoint_normalizers(run.checkpoint, model, modules, "adam")
         assert len(given) == 12
-        for name in layers:
+        for name in modules:
             assert_normalizer_is_of(given[name], adam_of(*gradients[name]))
         with pytest.raises(InvalidInput, match=r"for 8 of the 20 tracked modules: .*base_layer"):
             read_checkpoint_normalizers(run.checkpoint, model, select_modules(model, r"\.h\."), "adam")
@@ -385,11 +385,11 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, container):
     assert "weights_only" not in str(refused.value)
     assert not trace.exists()
     pickle.loads(pickle.dumps(state))
-    assert trace.exists()  # what the loader was spared
+    assert trace.exists()  # so plain unpickling would have run it
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """A good state dict of GPT-2 in the model's order, with a change."""
+    """Returns a state dict of GPT-2 in the model's order that is good but for one change."""
     model = gpt2()
     moments = moments_by_hand(model)
     state = optimizer_with(moments, model, moments)
@@ -450,7 +450,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
-def test_a_state_dict_that_does_not_fit_is_refused_with_what_was_found(tmp_path, change, message):
+def test_a_state_dict_that_does_not_fit_is_refused_and_the_message_says_why(tmp_path, change, message):
     path = saved(tmp_path / "optimizer.pt", changed(change))
     with pytest.raises(InvalidInput, match=message):
         read(path, "adam")
@@ -503,7 +503,7 @@ def test_kinds_that_are_no_second_moments_are_refused(runs, kind):
         ("moments.safetensors", b"not safetensors", "cannot be read as a safetensors file"),
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path, name, content, message):
+def test_a_file_that_is_missing_or_no_checkpoint_is_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInput, match=message):

@@ -1,4 +1,4 @@
-"""The self-check tells a model whose gradients depend on their batch from one whose do not."""
+"""`check_precision` tells a model whose gradients depend on the batch from one whose gradients do not."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from tests import tiny
 
 
 def test_a_sound_model_has_the_same_gradients_alone_batched_and_padded(tmp_path):
-    (one,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
-    assert min(one.batched, one.padded, one.precision) == pytest.approx(1, abs=1e-5)
+    (check,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
+    assert min(check.batched, check.padded, check.precision) == pytest.approx(1, abs=1e-5)
 
 
 def test_bfloat16_is_compared_with_float32(tmp_path):
-    one, other = check_precision(str(tiny.save_model(tmp_path)))
-    assert (one.dtype, other.dtype) == ("float32", "bfloat16")
-    assert 0.9 < other.precision < one.precision
+    float32, bfloat16 = check_precision(str(tiny.save_model(tmp_path)))
+    assert (float32.dtype, bfloat16.dtype) == ("float32", "bfloat16")
+    assert 0.9 < bfloat16.precision < float32.precision
 
 
 def test_a_model_that_sees_its_padding_fails(tmp_path, monkeypatch):
@@ -31,10 +31,10 @@ def test_a_model_that_sees_its_padding_fails(tmp_path, monkeypatch):
 
     load_model = precision_check.load_model
     monkeypatch.setattr(precision_check, "load_model", load)
-    (one,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
-    assert one.batched == pytest.approx(1, abs=1e-5)
-    assert one.padded < 0.99
-    assert recommend_dtype([one]) is None
+    (check,) = check_precision(str(tiny.save_model(tmp_path)), dtypes=("float32",))
+    assert check.batched == pytest.approx(1, abs=1e-5)
+    assert check.padded < 0.99
+    assert recommend_dtype([check]) is None
 
 
 def test_the_cheapest_precision_that_passed_is_recommended():
@@ -42,6 +42,4 @@ def test_the_cheapest_precision_that_passed_is_recommended():
     assert (
         recommend_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *good)]) == "bfloat16"
     )
-    assert (
-        recommend_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"
-    )
+    assert recommend_dtype([PrecisionCheck("float32", *good), PrecisionCheck("bfloat16", *bad)]) == "float32"

@@ -32,15 +32,15 @@ def documents() -> list[Tokens]:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_tokens_row_is_the_outer_product_of_its_two_sides(architecture):
     model, docs = MODELS[architecture](), documents()
-    layers = select_modules(model)
-    sides = reference.sides(model, list(layers), docs)
+    modules = select_modules(model)
+    sides = reference.inputs_and_output_gradients(model, list(modules), docs)
     collector = RowCollector(as_language_model(model), GradientProcessor(None), per_token=True)
     (batch,) = iter_batches(docs, 1000)
     rows, _ = collector.collect(batch)
     assert rows.shape == (3, 14, collector.dimensions)
-    for place, number in enumerate(batch.indices):
+    for place, index in enumerate(batch.indices):
         for name, part in collector.slices.items():
-            a, g = sides[name][number]
+            a, g = sides[name][index]
             expected = torch.einsum("so,si->soi", g, a).flatten(1)
             torch.testing.assert_close(rows[place, : len(a), part], expected, **EXACT)
             assert not rows[place, len(a) :, part].any()
@@ -53,7 +53,7 @@ def test_token_rows_add_up_to_the_documents_row(architecture, kind):
     fitted = fit_normalizers(as_language_model(model), select_modules(model), iter_batches(docs, 60), kind)
     processor = GradientProcessor(4, fitted)
     whole, by_token = (
-        RowCollector(as_language_model(model), processor, per_token=flag) for flag in (False, True)
+        RowCollector(as_language_model(model), processor, per_token=per_token) for per_token in (False, True)
     )
     for batch in iter_batches(docs, 60):
         torch.testing.assert_close(by_token.collect(batch)[0].sum(1), whole.collect(batch)[0], **EXACT)
@@ -63,8 +63,8 @@ def test_embeddings_have_token_rows_too():
     model, docs = tiny.model("gpt2"), documents()
     names = ["transformer.wte"]
     whole, by_token = (
-        RowCollector(as_language_model(model), GradientProcessor(None), names, per_token=flag)
-        for flag in (False, True)
+        RowCollector(as_language_model(model), GradientProcessor(None), names, per_token=per_token)
+        for per_token in (False, True)
     )
     (batch,) = iter_batches(docs, 1000)
     rows, _ = by_token.collect(batch)
@@ -73,7 +73,7 @@ def test_embeddings_have_token_rows_too():
     assert by_entry.nonzero().flatten().tolist() == [batch.input_ids[0, 4]]
 
 
-def test_the_dataset_has_a_row_for_every_token_of_a_document():
+def test_the_dataset_has_a_row_for_each_token_of_each_document():
     model, tokenizer = tiny.model(), tiny.tokenizer(tiny.texts(20))
     dataset = Dataset.from_dict({"text": tiny.texts(9)})
     processor = GradientProcessor(4)
@@ -85,7 +85,7 @@ def test_the_dataset_has_a_row_for_every_token_of_a_document():
         np.testing.assert_allclose(np.sum(tokens, axis=0), row, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_that_does_not_see_one_feature_a_position_is_refused():
+def test_a_module_that_does_not_see_one_feature_a_position_is_refused():
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The engine against a plain loop of autograd in float64, on many architectures and in unusual settings."""
+"""Rows are those of a plain loop of autograd in float64, for many architectures and in unusual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,14 +21,14 @@ from bergson_core.models.modules import TrackedModule, coverage_percent, select_
 from tests import architectures, reference, tiny
 
 CLOSE = 1e-5
-"""Relative to the layer's largest entry: some models compute norms, rotations or softmax in float32 throughout."""
+"""Relative to the module's largest entry: some models compute norms, rotations or softmax in float32 throughout."""
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 ALL = [*architectures.DENSE, *architectures.MIXTURES]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Models as small as these spend all their time waiting for a second thread where the machine is busy."""
+    """Runs on one thread: on a busy machine, models as small as these spend all their time waiting for a second one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,38 +41,38 @@ def documents(lengths: tuple[int, ...] = (9, 14, 10, 13, 12)) -> list[Tokens]:
 
 
 def plain_gradients(
-    model: nn.Module, layers: Mapping[str, TrackedModule], docs: list[Tokens], bias: bool = False
+    model: nn.Module, modules: Mapping[str, TrackedModule], docs: list[Tokens], bias: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Layer name → [n, o, i], or [n, o, i + 1] with the bias, by autograd alone."""
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    """Module name → gradients [n, o, i], or [n, o, i + 1] with the bias, by autograd alone."""
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
     for tokens in docs:
         model.zero_grad()
         reference.loss_of(model, tokens).backward()
-        for name, layer in layers.items():
-            if layer.expert_map is None:
-                rows[name].append(reference.weight_gradient(layer.module, bias))
+        for name, tracked in modules.items():
+            if tracked.expert_map is None:
+                rows[name].append(reference.weight_gradient(tracked.module, bias))
             else:
-                parameter, expert = layer.expert_map.split(".")
-                grad = getattr(layer.module, parameter).grad[int(expert)]
-                rows[name].append((grad.T if layer.module.is_transposed else grad).clone())
+                parameter, expert = tracked.expert_map.split(".")
+                grad = getattr(tracked.module, parameter).grad[int(expert)]
+                rows[name].append((grad.T if tracked.module.is_transposed else grad).clone())
     model.zero_grad()
     return {name: torch.stack(parts) for name, parts in rows.items()}
 
 
-def collected(
+def collect(
     model: nn.Module, docs: list[Tokens], processor: GradientProcessor, budget_tokens: int = 60
 ) -> dict[str, torch.Tensor]:
-    """Layer name → rows [n, d], in padded batches."""
+    """Module name → its part of the rows [n, d], from padded batches."""
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in iter_batches(docs, budget_tokens):
-        new, _ = collector.collect(batch)
-        rows[batch.indices] = new.double()
+        batch_rows, _ = collector.collect(batch)
+        rows[batch.indices] = batch_rows.double()
     return {name: rows[:, part] for name, part in collector.slices.items()}
 
 
 def adafactor(whole: torch.Tensor) -> torch.Tensor:
-    """The definition, on whole gradients [n, o, i]."""
+    """Normalizes whole gradients [n, o, i] by the definition of Adafactor."""
     second = whole.square().mean(0)
     if not second.any():
         return whole
@@ -89,24 +89,24 @@ def assert_rows_equal(rows: torch.Tensor, expected: torch.Tensor, name: str) -> 
 @pytest.mark.parametrize("architecture", ALL)
 def test_raw_rows_of_a_padded_batch_are_those_of_plain_autograd(architecture):
     model, docs = architectures.model(architecture), documents()
-    layers = select_modules(model)
-    expected = plain_gradients(model, layers, docs, bias=True)
-    rows = collected(model, docs, GradientProcessor(None, include_bias=True))
-    assert any(layer.expert_map for layer in layers.values()) == (architecture in architectures.MIXTURES)
-    for name in layers:
+    modules = select_modules(model)
+    expected = plain_gradients(model, modules, docs, bias=True)
+    rows = collect(model, docs, GradientProcessor(None, include_bias=True))
+    assert any(tracked.expert_map for tracked in modules.values()) == (architecture in architectures.MIXTURES)
+    for name in modules:
         assert_rows_equal(rows[name], expected[name], name)
 
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_normalized_projected_rows_are_those_of_plain_autograd(architecture):
     model, docs, p, seed = architectures.model(architecture), documents(), 5, 3
-    layers = select_modules(model)
-    whole = plain_gradients(model, layers, docs)
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), "adafactor")
-    rows = collected(model, docs, GradientProcessor(p, fitted, seed))
-    for name, layer in layers.items():
-        left = rademacher_matrix(seed, name, "left", p, layer.out_features).double()
-        right = rademacher_matrix(seed, name, "right", p, layer.in_features).double()
+    modules = select_modules(model)
+    whole = plain_gradients(model, modules, docs)
+    fitted = fit_normalizers(as_language_model(model), modules, iter_batches(docs, 40), "adafactor")
+    rows = collect(model, docs, GradientProcessor(p, fitted, seed))
+    for name, tracked in modules.items():
+        left = rademacher_matrix(seed, name, "left", p, tracked.out_features).double()
+        right = rademacher_matrix(seed, name, "right", p, tracked.in_features).double()
         assert_rows_equal(rows[name], left @ adafactor(whole[name]) @ right.T, name)
 
 
@@ -115,17 +115,17 @@ def test_padding_far_beyond_the_attention_window_changes_no_row(architecture):
     make = tiny.model if architecture == "llama" else architectures.model
     model, docs = make(architecture, dtype=torch.float32), documents((40, 5, 23))
     processor = GradientProcessor(5)
-    alone, beside = (collected(model, docs, processor, budget) for budget in (1, 1000))
+    alone, beside = (collect(model, docs, processor, budget) for budget in (1, 1000))
     for name, rows in alone.items():
         torch.testing.assert_close(beside[name], rows, rtol=1e-3, atol=1e-4 * rows.abs().max().item())
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3", "opt", "mixtral"])
-def test_bfloat16_rows_point_where_the_exact_ones_do(architecture):
+def test_bfloat16_rows_have_the_direction_of_the_exact_ones(architecture):
     exact, docs = architectures.model(architecture), documents()
     model = architectures.model(architecture).to(torch.bfloat16)
     exact.load_state_dict(model.state_dict())
-    rows, expected = (collected(m, docs, GradientProcessor(5)) for m in (model, exact))
+    rows, expected = (collect(m, docs, GradientProcessor(5)) for m in (model, exact))
     whole = [torch.cat(list(parts.values()), dim=1) for parts in (rows, expected)]
     assert F.cosine_similarity(*whole).min() > 0.99
     ratio = whole[0].norm(dim=1) / whole[1].norm(dim=1)
@@ -146,27 +146,29 @@ def test_a_model_that_caps_or_scales_its_logits_is_run_whole(architecture):
 def test_checkpointing_in_training_mode_changes_no_gradient(architecture, reentrant):
     model = architectures.model(architecture)
     ids = torch.randint(1, tiny.VOCABULARY, (3, 9))
-    found = []
+    runs = []
     for _ in range(2):
         with GradientCollector(model) as collector:
             F.cross_entropy(
                 model(input_ids=ids).logits.flatten(0, 1), ids.flatten(), reduction="sum"
             ).backward()
-        found.append(collector.gradients)
+        runs.append(collector.gradients)
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.train()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, **EXACT)
+    for name, gradient in runs[0].items():
+        torch.testing.assert_close(runs[1][name], gradient, **EXACT)
 
 
 @pytest.mark.parametrize("kind", ["adam", "kfac"])
 def test_every_normalizer_fits_experts_that_few_tokens_or_none_are_routed_to(kind):
     model, docs = architectures.model("mixtral", num_experts_per_tok=1), documents((4, 5))
-    layers = select_modules(model)
-    rows = collected(
+    modules = select_modules(model)
+    rows = collect(
         model,
         docs,
-        GradientProcessor(4, fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), kind)),
+        GradientProcessor(
+            4, fit_normalizers(as_language_model(model), modules, iter_batches(docs, 60), kind)
+        ),
     )
     assert all(part.isfinite().all() for part in rows.values())
 
@@ -179,22 +181,22 @@ def test_losses_and_rows_do_not_depend_on_how_experts_are_run(implementation):
     model.set_experts_implementation(implementation)
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
     for batch in iter_batches(docs, 100):
-        rows, found = collector.collect(batch)
-        torch.testing.assert_close(found, losses[batch.indices], rtol=1e-4, atol=1e-4)
+        rows, batch_losses = collector.collect(batch)
+        torch.testing.assert_close(batch_losses, losses[batch.indices], rtol=1e-4, atol=1e-4)
         for name, part in collector.slices.items():
-            of_batch = expected[name][batch.indices].flatten(1)
-            torch.testing.assert_close(rows[:, part], of_batch, rtol=1e-3, atol=1e-3)
+            expected_rows = expected[name][batch.indices].flatten(1)
+            torch.testing.assert_close(rows[:, part], expected_rows, rtol=1e-3, atol=1e-3)
 
 
 def test_an_expert_that_no_token_is_routed_to_has_zero_rows_and_a_normalizer():
     model, docs = architectures.model("mixtral", num_experts_per_tok=1), documents((4, 4))
-    layers = select_modules(model)
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 60), "adafactor")
-    rows = collected(model, docs, GradientProcessor(4, fitted))
-    expected = plain_gradients(model, layers, docs)
+    modules = select_modules(model)
+    fitted = fit_normalizers(as_language_model(model), modules, iter_batches(docs, 60), "adafactor")
+    rows = collect(model, docs, GradientProcessor(4, fitted))
+    expected = plain_gradients(model, modules, docs)
     unused = [name for name, whole in expected.items() if not whole.any()]
     assert unused
-    assert fitted.keys() == layers.keys()
+    assert fitted.keys() == modules.keys()
     assert all(not rows[name].any() for name in unused)
 
 
@@ -210,10 +212,10 @@ def test_a_norm_after_each_expert_is_run():
     hidden, weights = torch.randn(8, 6, dtype=torch.float64), torch.rand(8, 2, dtype=torch.float64)
     chosen = torch.stack([torch.randperm(3)[:2] for _ in range(8)])
     group = partial(moe.group_by_sample, samples=2, by_position=False)
-    found = moe.run_experts(
-        module, lambda _part, _rows, output, _regroup: output, group, hidden, chosen, weights
+    outputs = moe.run_experts(
+        module, lambda _map, _rows, output, _regroup: output, group, hidden, chosen, weights
     )
-    torch.testing.assert_close(found, module(hidden, chosen, weights))
+    torch.testing.assert_close(outputs, module(hidden, chosen, weights))
 
 
 def test_single_experts_can_be_tracked_by_name():
@@ -233,23 +235,23 @@ def test_nothing_stays_on_fused_experts_after_the_collector_closes():
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
 
 
-def test_coverage_counts_experts_and_shows_where_they_are_not_tracked():
+def test_coverage_counts_experts_and_is_low_where_they_are_not_tracked():
     model = architectures.model("mixtral")
     total = sum(parameter.numel() for parameter in model.parameters())
     untracked = ("embed_tokens", "lm_head", "norm", ".gate.")
-    held = sum(
+    tracked = sum(
         p.numel() for name, p in model.named_parameters() if not any(part in name for part in untracked)
     )
-    assert coverage_percent(model, select_modules(model).values()) == pytest.approx(100 * held / total)
+    assert coverage_percent(model, select_modules(model).values()) == pytest.approx(100 * tracked / total)
     assert coverage_percent(model, select_modules(model, "self_attn").values()) < 20
 
 
 def test_a_mixture_of_an_unknown_kind_is_exact_where_tracked_and_its_coverage_is_low():
     model, docs = architectures.model("llama4"), documents()
-    layers = select_modules(model)
-    expected = plain_gradients(model, layers, docs)
-    rows = collected(model, docs, GradientProcessor(None))
-    assert not any("expert" in name and "shared" not in name for name in layers)
-    assert coverage_percent(model, layers.values()) < 20
-    for name in layers:
+    modules = select_modules(model)
+    expected = plain_gradients(model, modules, docs)
+    rows = collect(model, docs, GradientProcessor(None))
+    assert not any("expert" in name and "shared" not in name for name in modules)
+    assert coverage_percent(model, modules.values()) < 20
+    for name in modules:
         assert_rows_equal(rows[name], expected[name], name)

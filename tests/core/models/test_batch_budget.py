@@ -1,4 +1,4 @@
-"""Batches are as large as the device's memory allows, and rows arrive whole whatever leaves the device when."""
+"""Batches are as large as the device's memory allows, and results come whole and in order from the device."""
 
 import numpy as np
 import torch
@@ -10,21 +10,21 @@ from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from tests import tiny
 
-MANY = 2**36
+PLENTY_OF_BYTES = 2**36
 
 
-def budget(model: torch.nn.Module, longest: int, free_bytes: int = MANY) -> int:
+def budget(model: torch.nn.Module, longest: int, free_bytes: int = PLENTY_OF_BYTES) -> int:
     return find_batch_budget(as_language_model(model), select_modules(model), longest, free_bytes)
 
 
-def test_with_memory_to_spare_a_batch_is_as_large_as_is_still_faster():
+def test_with_memory_to_spare_a_batch_is_as_large_as_makes_it_faster():
     assert budget(tiny.model(), 20) == BUDGET_TOKENS
     assert (
         find_batch_budget(as_language_model(tiny.model()), select_modules(tiny.model()), 20) == BUDGET_TOKENS
-    )  # this machine has as much
+    )  # this machine has memory enough
 
 
-def test_with_less_memory_batches_are_smaller_by_as_much():
+def test_a_quarter_of_the_memory_gives_a_quarter_of_the_tokens():
     logits = 2**28
     few, more = (budget(tiny.model(), 20, logits + 2**22 * factor) for factor in (1, 4))
     assert 1 < few < more == 4 * few < BUDGET_TOKENS
@@ -38,23 +38,23 @@ def test_a_wider_model_has_smaller_batches():
     assert budget(model, 20, 2**28 + 2**23) < budget(tiny.model(dtype=torch.float32), 20, 2**28 + 2**23)
 
 
-def test_what_a_batch_keeps_is_what_it_was_estimated_to_keep():
-    """The bytes that autograd keeps grow with the tokens, so that one document speaks for a batch."""
-    one, two = (budget(tiny.model(), longest, 2**28 + 2**24) for longest in (16, 32))
-    assert one in (two, 2 * two)
+def test_the_budget_hardly_depends_on_the_length_of_the_document_that_was_measured():
+    """The bytes that autograd saves grow with the tokens, so that one document stands for a batch."""
+    short, long = (budget(tiny.model(), tokens, 2**28 + 2**24) for tokens in (16, 32))
+    assert short in (long, 2 * long)
 
 
 def test_items_come_in_order_each_after_the_next_was_made():
-    made: list[int] = []
+    numbers: list[int] = []
 
     def items():
         for number in range(4):
-            made.append(number)
+            numbers.append(number)
             yield number, torch.full((2,), number)
 
     seen = []
     for number, array in overlap_copies(items()):
-        seen.append((number, array.tolist(), len(made)))
+        seen.append((number, array.tolist(), len(numbers)))
         assert isinstance(array, np.ndarray)
     assert seen == [(0, [0, 0], 2), (1, [1, 1], 3), (2, [2, 2], 4), (3, [3, 3], 4)]
     assert list(overlap_copies([])) == []

@@ -23,48 +23,47 @@ EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in", "llama": "model.embed_tokens", "g
 
 
 def documents() -> list[Tokens]:
-    """Few different tokens, so that one stands several times in a document."""
+    """Returns documents of few different tokens, so that a token stands several times in a document."""
     rng = np.random.default_rng(0)
     return [Tokens.labelled_from(rng.integers(0, 12, size=s), 3) for s in (9, 14, 5, 14, 7)]
 
 
 def gradients(model: nn.Module, name: str, docs: list[Tokens]) -> torch.Tensor:
-    """[n, o, i] of the embedding alone: where a head shares its weight, the head's part is taken off."""
+    """Returns [n, o, i] of the embedding alone; a head that shares its weight gets a copy of its own."""
     head, module = model.get_output_embeddings(), model.get_submodule(name)
     if head.weight is module.weight:
         head.weight = nn.Parameter(module.weight.detach().clone())
     return reference.gradients(model, [name], docs)[name]
 
 
-def normalized(
-    whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
-    """The definition of each normalizer; `sides` are (tokens [s], g [s, o]) of each document."""
+def normalize(whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Normalizes whole gradients by definition; `sides` are (tokens [s], g [s, o]) of each document."""
     second = whole.square().mean(0)
     if kind == "none":
         return whole
     if kind == "adam":
         return whole / (second + DAMPING * second.mean()).sqrt()
     if kind == "adafactor":
-        row, column = (one + DAMPING * one.mean() for one in (second.mean(1), second.mean(0)))
+        row, column = (moment + DAMPING * moment.mean() for moment in (second.mean(1), second.mean(0)))
         return whole / (torch.outer(row, column) / row.mean()).sqrt()
     tokens, g = (torch.cat(side) for side in zip(*sides, strict=True))
-    seen = g.abs().sum(1) > 0
-    frequency = tokens[seen].bincount(minlength=whole.shape[2]).double() / seen.sum()
-    return damped_root(g[seen]) @ whole / (frequency + KFAC_DAMPING * frequency.mean()).sqrt()
+    has_gradient = g.abs().sum(1) > 0
+    counts = tokens[has_gradient].bincount(minlength=whole.shape[2])
+    frequency = counts.double() / has_gradient.sum()
+    return damped_root(g[has_gradient]) @ whole / (frequency + KFAC_DAMPING * frequency.mean()).sqrt()
 
 
 def sides(model: nn.Module, name: str, docs: list[Tokens]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    found = []
-    for one in docs:
+    pairs = []
+    for document in docs:
         outputs: list[torch.Tensor] = []
         handle = model.get_submodule(name).register_forward_hook(
             lambda _module, _args, output, outputs=outputs: (output.retain_grad(), outputs.append(output))[1]
         )
-        reference.loss_of(model, one).backward()
+        reference.loss_of(model, document).backward()
         handle.remove()
-        found.append((torch.from_numpy(one.ids), outputs[0].grad[0]))
-    return found
+        pairs.append((torch.from_numpy(document.ids), outputs[0].grad[0]))
+    return pairs
 
 
 @pytest.mark.parametrize("projection", [None, *PROJECTIONS])
@@ -73,9 +72,9 @@ def sides(model: nn.Module, name: str, docs: list[Tokens]) -> list[tuple[torch.T
 def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, kind, projection):
     model, docs, name, seed = tiny.model(architecture), documents(), EMBEDDINGS[architecture], 3
     expected = gradients(model, name, docs)
-    expected = normalized(expected, kind, sides(model, name, docs))
-    layers = select_modules(model, [name])
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 40), kind)
+    expected = normalize(expected, kind, sides(model, name, docs))
+    modules = select_modules(model, [name])
+    fitted = fit_normalizers(as_language_model(model), modules, iter_batches(docs, 40), kind)
     p = None if projection is None else 5
     processor = GradientProcessor(p, fitted, seed, projection=projection or "rademacher")
     if projection is not None:
@@ -95,7 +94,7 @@ def test_embeddings_are_left_out_by_default():
         assert name not in select_modules(tiny.model(architecture))
 
 
-def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_add_up_to_autograds():
+def test_a_head_and_an_embedding_of_one_weight_are_two_modules_whose_gradients_add_up_to_autograds():
     model, docs = tiny.model("gpt2"), documents()
     names = ["transformer.wte", "lm_head"]
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -103,9 +102,9 @@ def test_a_head_and_an_embedding_of_one_weight_are_two_layers_whose_gradients_ad
     whole = reference.gradients(model, ["lm_head"], docs)["lm_head"]
     for batch in iter_batches(docs, 60):
         rows, _ = collector.collect(batch)
-        found = {name: rows[:, part] for name, part in collector.slices.items()}
-        embedding = found["transformer.wte"].reshape(len(batch), 24, -1)
-        total = found["lm_head"].reshape(len(batch), -1, 24) + embedding.mT
+        parts = {name: rows[:, part] for name, part in collector.slices.items()}
+        embedding = parts["transformer.wte"].reshape(len(batch), 24, -1)
+        total = parts["lm_head"].reshape(len(batch), -1, 24) + embedding.mT
         torch.testing.assert_close(total, whole[batch.indices], **EXACT)
 
 
@@ -136,10 +135,10 @@ def test_an_embedding_that_scales_its_output_is_not_claimed():
         select_modules(model, ["model.embed_tokens"])
 
 
-def test_kfac_of_a_layer_too_wide_for_it_is_refused_before_anything_is_computed():
+def test_a_module_too_wide_for_kfac_is_refused_before_anything_is_computed():
     model = tiny.gpt_neox(MAX_KFAC_SIDE + 1)
-    layers = select_modules(model, ["lm_head"])
+    modules = select_modules(model, ["lm_head"])
     with pytest.raises(InvalidInput, match=r"lm_head.*adafactor"):
-        fit_normalizers(as_language_model(model), layers, [], "kfac")
+        fit_normalizers(as_language_model(model), modules, [], "kfac")
     with pytest.raises(InvalidInput, match="labelled"):  # an embedding of as many entries has no such matrix
         fit_normalizers(as_language_model(model), select_modules(model, ["gpt_neox.embed_in"]), [], "kfac")

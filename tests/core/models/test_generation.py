@@ -1,4 +1,4 @@
-"""A query without a completion is answered as if the model's own words had been given; a span is a part of them."""
+"""A query without a completion is answered as if the one that the model generates had been given; spans of it."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def opened(index: Path) -> AttributionIndex:
 
 
 def test_a_generated_completion_is_answered_as_if_it_had_been_given(opened: AttributionIndex):
-    asked = query().model_copy(update={"completion": None, "max_new_tokens": 4})
-    (answer,) = opened.attribute([asked])
+    without_completion = query().model_copy(update={"completion": None, "max_new_tokens": 4})
+    (answer,) = opened.attribute([without_completion])
     assert answer.query.generated
     (given,) = opened.attribute([query(completion=answer.query.completion)])
     assert not given.query.generated
@@ -38,11 +38,11 @@ def test_each_token_is_the_most_likely_one(opened: AttributionIndex):
     assert prompt + generate_completion(model, prompt, 5) == model.tokenizer.decode(ids[0])
 
 
-def test_what_is_generated_does_not_depend_on_who_else_asks(opened: AttributionIndex):
-    asked = [query(f"Person {k} lives in the").model_copy(update={"completion": None}) for k in (1, 22)]
-    together = opened.attribute(asked)
-    alone = [opened.attribute([one])[0] for one in asked]
-    assert [one.query.completion for one in together] == [one.query.completion for one in alone]
+def test_a_generated_completion_does_not_depend_on_other_queries(opened: AttributionIndex):
+    queries = [query(f"Person {k} lives in the").model_copy(update={"completion": None}) for k in (1, 22)]
+    together = opened.attribute(queries)
+    alone = [opened.attribute([single])[0] for single in queries]
+    assert [answer.query.completion for answer in together] == [answer.query.completion for answer in alone]
 
 
 def test_a_prompt_that_leaves_no_room_is_an_error_and_nothing_is_cut(opened: AttributionIndex):
@@ -50,7 +50,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error_and_nothing_is_cut(opened: Att
         generate_completion(opened.model, "Person 3 " * 10, opened.model.max_tokens)
 
 
-def test_without_prompt_and_completion_there_is_nothing_to_go_on_from(opened: AttributionIndex):
+def test_without_prompt_and_completion_there_is_nothing_to_continue(opened: AttributionIndex):
     (answer,) = opened.attribute([query("").model_copy(update={"completion": None})])
     assert isinstance(answer, InvalidInput)
     assert "nothing to continue" in str(answer)
@@ -73,9 +73,9 @@ def test_a_span_is_attributed_and_the_rest_is_context(opened: AttributionIndex):
         opened.attribute([query(completion=completion, span=span)])[0]
         for span in ((0, start), (start, len(completion)))
     )
-    (all_of_it,) = opened.attribute([query(completion=completion)])
-    assert first.query.loss + second.query.loss == pytest.approx(all_of_it.query.loss, rel=1e-5)
-    assert first.query.n_tokens + second.query.n_tokens == all_of_it.query.n_tokens
+    (whole_answer,) = opened.attribute([query(completion=completion)])
+    assert first.query.loss + second.query.loss == pytest.approx(whole_answer.query.loss, rel=1e-5)
+    assert first.query.n_tokens + second.query.n_tokens == whole_answer.query.n_tokens
 
 
 @pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 99)])
@@ -84,6 +84,6 @@ def test_a_span_outside_of_the_completion_is_refused(span: tuple[int, int]):
         query(span=span)
 
 
-def test_a_span_of_a_completion_that_is_not_known_is_refused():
+def test_a_span_without_a_completion_is_refused():
     with pytest.raises(ValueError, match="expected one"):
         query(completion=None, span=(0, 1))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def documents() -> list[Tokens]:
 
 
 def lora(architecture: str, **settings: object) -> PeftModel:
-    """A model with LoRA of rank 3 whose weights are not at their defaults, which would hide errors."""
+    """Returns a model with LoRA of rank 3. The weights are not at their defaults, which would hide errors."""
     torch.manual_seed(0)
     config = LoraConfig(
         r=3,
@@ -50,15 +50,15 @@ def lora(architecture: str, **settings: object) -> PeftModel:
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_only_the_adapters_are_tracked_and_they_are_exact(architecture):
     model, docs = lora(architecture, lora_dropout=0.5).train(), documents()
-    layers = select_modules(model)
-    assert {name.split(".")[-2] for name in layers} == {"lora_A", "lora_B"}
-    assert coverage_percent(model, layers.values()) == pytest.approx(100)
+    modules = select_modules(model)
+    assert {name.split(".")[-2] for name in modules} == {"lora_A", "lora_B"}
+    assert coverage_percent(model, modules.values()) == pytest.approx(100)
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
-    found = [(batch.indices, collector.collect(batch)[0]) for batch in iter_batches(docs, 30)]
-    expected = reference.gradients(model.eval(), list(layers), docs)
-    for numbers, rows in found:
+    collected = [(batch.indices, collector.collect(batch)[0]) for batch in iter_batches(docs, 30)]
+    expected = reference.gradients(model.eval(), list(modules), docs)
+    for indices, rows in collected:
         for name, part in collector.slices.items():
-            torch.testing.assert_close(rows[:, part], expected[name][numbers].flatten(1), **EXACT)
+            torch.testing.assert_close(rows[:, part], expected[name][indices].flatten(1), **EXACT)
 
 
 def test_the_head_of_a_wrapped_model_is_run_on_labelled_tokens_only():
@@ -87,7 +87,7 @@ def test_a_module_that_is_trained_beside_the_adapters_counts_in_the_coverage():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A directory of adapters of the model beside it, as PEFT writes them."""
+    """A directory with adapters, as PEFT writes them, of the model in the directory beside it."""
     tiny.save_model(tmp_path / "model")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     model = get_peft_model(base, LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
@@ -124,7 +124,7 @@ def edit(directory, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "expected type LORA"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "no megatron_config"),
@@ -144,9 +144,9 @@ def edit(directory, **changes):
         "a model that is gone",
     ],
 )
-def test_adapters_that_cannot_be_trusted_or_placed_are_refused(saved, changes, says):
+def test_adapters_that_cannot_be_trusted_or_whose_model_is_missing_are_refused(saved, changes, message):
     edit(saved, **changes)
-    with pytest.raises(ModelNotFound, match=says):
+    with pytest.raises(ModelNotFound, match=message):
         load_model(str(saved))
 
 
@@ -169,7 +169,7 @@ def test_an_expression_that_would_take_for_ever_is_never_given_to_peft(saved, ch
         load_model(str(saved))
 
 
-def test_expressions_of_adapters_find_their_layers(saved):
+def test_adapters_may_choose_their_modules_by_regular_expressions(saved):
     edit(saved, target_modules=r".*\.(query_key_value|dense)$", rank_pattern={r"^gpt_neox\..*dense$": 3})
     load_model(str(saved))
 
@@ -201,7 +201,7 @@ def test_adapters_of_the_hub_name_no_local_model(saved, tmp_path, monkeypatch):
         load_model("org/adapters")
 
 
-def test_layers_below_the_adapters_can_be_named():
+def test_modules_below_the_adapters_can_be_named():
     model = lora("llama")
     assert list(select_modules(model, r"layers\.0\.mlp\.up_proj$")) == [
         "base_model.model.model.layers.0.mlp.up_proj"

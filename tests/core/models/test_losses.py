@@ -1,4 +1,4 @@
-"""What the loss is taken over, and what it is multiplied by."""
+"""Which tokens the loss is taken over, and what it is multiplied by."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec
 from tests import reference, tiny
-from tests.core.helpers import CHAT, TEMPLATE
+from tests.core.helpers import CHAT, CHAT_TEMPLATE
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
@@ -28,7 +28,7 @@ def documents() -> list[Tokens]:
 
 
 def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows [n, D], losses [n]) in order, out of one padded batch."""
+    """Returns (rows [n, D], losses [n]) in the documents' order, from one padded batch."""
     collector = RowCollector(as_language_model(model), GradientProcessor(None))
     (batch,) = iter_batches(docs, 1000)
     rows, losses = (torch.empty_like(part) for part in collector.collect(batch))
@@ -39,8 +39,10 @@ def rows_of(model: torch.nn.Module, docs: list[Tokens]) -> tuple[torch.Tensor, t
 def test_a_weight_multiplies_the_gradient_and_not_the_loss_that_is_reported():
     model, docs, weights = tiny.model(), documents(), torch.tensor([2.0, -0.5, 0.0], dtype=torch.float64)
     rows, losses = rows_of(model, docs)
-    changed = [with_loss_weight(one, "sum", weight.item()) for one, weight in zip(docs, weights, strict=True)]
-    weighted_rows, weighted_losses = rows_of(model, changed)
+    weighted = [
+        with_loss_weight(tokens, "sum", weight.item()) for tokens, weight in zip(docs, weights, strict=True)
+    ]
+    weighted_rows, weighted_losses = rows_of(model, weighted)
     torch.testing.assert_close(weighted_rows, rows * weights[:, None], **EXACT)
     torch.testing.assert_close(weighted_losses, losses, **EXACT)
 
@@ -48,8 +50,8 @@ def test_a_weight_multiplies_the_gradient_and_not_the_loss_that_is_reported():
 def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
     model, docs = tiny.model(), documents()
     rows, _ = rows_of(model, docs)
-    means, _ = rows_of(model, [with_loss_weight(one, "mean") for one in docs])
-    counts = torch.tensor([one.n_labelled for one in docs], dtype=torch.float64)
+    means, _ = rows_of(model, [with_loss_weight(tokens, "mean") for tokens in docs])
+    counts = torch.tensor([tokens.n_labelled for tokens in docs], dtype=torch.float64)
     torch.testing.assert_close(means, rows / counts[:, None], **EXACT)
 
 
@@ -75,11 +77,13 @@ def test_sampled_labels_give_the_fisher_information_of_the_model():
         expected += p * gradient.square()
     docs = [Tokens.labelled_from(ids, 2)] * 4000
     sampler = torch.Generator().manual_seed(0)
-    layers = select_modules(model, [name])
-    fitted = fit_normalizers(as_language_model(model), layers, iter_batches(docs, 3000), "adam", sampler=sampler)
-    found = fitted[name].tensors()["second_moment"]
-    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
-    assert found.sum() == pytest.approx(expected.sum().item(), rel=0.05)
+    modules = select_modules(model, [name])
+    fitted = fit_normalizers(
+        as_language_model(model), modules, iter_batches(docs, 3000), "adam", sampler=sampler
+    )
+    moment = fitted[name].tensors()["second_moment"]
+    assert torch.nn.functional.cosine_similarity(moment.flatten(), expected.flatten(), dim=0) > 0.99
+    assert moment.sum() == pytest.approx(expected.sum().item(), rel=0.05)
 
 
 def test_sampled_labels_leave_the_documents_own_alone():
@@ -91,8 +95,8 @@ def test_sampled_labels_leave_the_documents_own_alone():
     assert not torch.allclose(sampled, forward_backward(model, batch))
 
 
-def chat_tokenizer(template: str | None = TEMPLATE):
-    tokenizer = tiny.tokenizer([*tiny.texts(20), *(one["content"] for one in CHAT)])
+def chat_tokenizer(template: str | None = CHAT_TEMPLATE):
+    tokenizer = tiny.tokenizer([*tiny.texts(20), *(message["content"] for message in CHAT)])
     tokenizer.chat_template = template
     return tokenizer
 
@@ -100,33 +104,35 @@ def chat_tokenizer(template: str | None = TEMPLATE):
 def test_only_what_the_assistant_says_is_labelled():
     tokenizer = chat_tokenizer()
     (tokens,) = tokenize_chats(tokenizer, [CHAT])
-    said = tokenizer.decode(tokens.ids[tokens.labels])
-    assert said == "city 1.company 2."
+    labelled = tokenizer.decode(tokens.ids[tokens.labels])
+    assert labelled == "city 1.company 2."
     assert tokenizer.decode(tokens.ids).startswith("<user>Person 3 lives where?<assistant>city 1.")
 
 
 def test_tokens_of_chats_are_those_of_transformers():
     tokenizer = chat_tokenizer()
     chats = [CHAT, CHAT[:2], [{**CHAT[0], "name": None}, {"role": "assistant", "content": "…ü "}]]
-    theirs = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
-    ours = tokenize_chats(tokenizer, chats)
-    assert [tokens.ids.tolist() for tokens in ours] == theirs["input_ids"]
-    assert [tokens.labels.tolist() for tokens in ours] == [
-        [False, *map(bool, mask[1:])] for mask in theirs["assistant_masks"]
+    expected = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+    documents = tokenize_chats(tokenizer, chats)
+    assert [tokens.ids.tolist() for tokens in documents] == expected["input_ids"]
+    assert [tokens.labels.tolist() for tokens in documents] == [
+        [False, *map(bool, mask[1:])] for mask in expected["assistant_masks"]
     ]
 
 
 def test_gradients_of_chats_are_those_of_plain_autograd_over_the_assistants_tokens():
     model, tokenizer = tiny.model(), chat_tokenizer()
     dataset = Dataset.from_dict({"chat": [CHAT[:2], CHAT]})
-    result = collect_gradients(model, dataset, tokenizer, GradientProcessor(None), columns=ColumnsSpec(messages="chat"))
+    result = collect_gradients(
+        model, dataset, tokenizer, GradientProcessor(None), columns=ColumnsSpec(messages="chat")
+    )
     names = list(select_modules(model))
     expected = reference.gradients(model, names, tokenize_chats(tokenizer, [CHAT[:2], CHAT]))
     flat = torch.cat([expected[name].flatten(1) for name in names], dim=1)
     np.testing.assert_allclose(np.array(result["gradients"]), flat.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_chat_is_kept_as_json_and_a_weight_as_a_number():
+def test_a_chat_is_read_as_json_and_a_weight_as_a_number():
     dataset = Dataset.from_dict({"chat": [CHAT], "reward": [3]})
     (record,) = documents_from_dataset(dataset, ColumnsSpec(messages="chat", weight="reward")).read(range(1))
     assert record.prompt.startswith('[{"role": "user", "content": "Person 3')
@@ -134,7 +140,7 @@ def test_a_chat_is_kept_as_json_and_a_weight_as_a_number():
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "message"),
     [
         (None, "no chat template"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "generation"),
@@ -142,20 +148,20 @@ def test_a_chat_is_kept_as_json_and_a_weight_as_a_number():
     ],
     ids=["no template", "no mark", "refuses"],
 )
-def test_a_template_that_cannot_mark_the_assistant_is_an_error(template, says):
-    with pytest.raises(InvalidInput, match=says):
+def test_a_template_that_cannot_mark_the_assistant_is_an_error(template, message):
+    with pytest.raises(InvalidInput, match=message):
         tokenize_chats(chat_tokenizer(template), [CHAT])
 
 
 @pytest.mark.parametrize("chat", ["hello", [], [{"content": "x"}], None], ids=str)
-def test_what_is_no_chat_is_refused_by_its_row(chat):
+def test_a_value_that_is_no_chat_is_refused_and_its_row_named(chat):
     documents = documents_from_dataset(Dataset.from_list([{"chat": chat}]), ColumnsSpec(messages="chat"))
     with pytest.raises(InvalidInput, match="row 0 of column 'chat'"):
         documents.read(range(1))
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), None, "1", True], ids=str)
-def test_a_weight_that_is_no_finite_number_is_refused_by_its_row(weight):
+def test_a_weight_that_is_no_finite_number_is_refused_and_its_row_named(weight):
     dataset = Dataset.from_list([{"text": "a", "weight": weight}])
     with pytest.raises(InvalidInput, match="row 0 of column 'weight'"):
         documents_from_dataset(dataset, ColumnsSpec(weight="weight")).read(range(1))
@@ -172,4 +178,4 @@ def test_given_tokens_are_labelled_as_the_trainer_labels_them():
     dataset = Dataset.from_dict({"input_ids": [ids, ids], "labels": [[-100, -100, 7, 8], ids]})
     result = collect_gradients(model, dataset, processor=GradientProcessor(4))
     docs = [Tokens.labelled_from(np.array(ids), first) for first in (2, 1)]
-    np.testing.assert_allclose(result["loss"], [reference.loss_of(model, one).item() for one in docs])
+    np.testing.assert_allclose(result["loss"], [reference.loss_of(model, tokens).item() for tokens in docs])

@@ -1,4 +1,4 @@
-"""An index of a model of the hub goes on with the commit that it was built from."""
+"""An index of a model from the hub keeps using the commit that it was built from."""
 
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository
 
 
-def test_a_branch_that_moves_on_does_not_take_the_index_with_it(
-    repository: Path, sources: Path, tmp_path: Path
-):
+def test_an_index_keeps_its_commit_when_the_branch_moves_on(repository: Path, sources: Path, tmp_path: Path):
     path = tmp_path / "facts"
     build_index(make_spec(sources, model="org/tiny"), path)
     assert read_manifest(path).model_revision == FIRST

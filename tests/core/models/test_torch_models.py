@@ -1,4 +1,4 @@
-"""The engine against a plain loop of autograd in float64, on modules that are not transformers'."""
+"""Gradients are those of a plain loop of autograd in float64, for models that are not from transformers."""
 
 import gc
 
@@ -15,7 +15,7 @@ EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
 
 def assert_equals_plain_autograd(model: nn.Module, inputs: torch.Tensor, **settings: object) -> None:
-    """Each sample's raw gradients in a batch, frozen, against autograd on the sample alone."""
+    """Compares each sample's raw gradients in a batch, the model frozen, with autograd on the sample alone."""
     model.double().requires_grad_(False)
     with GradientCollector(model, **settings) as collector:
         model(inputs).square().sum().backward()
@@ -54,11 +54,11 @@ def test_reentrant_checkpoints_of_a_frozen_model_are_refused():
     with pytest.raises(InvalidInput, match="use_reentrant=False"), GradientCollector(model):
         model(torch.randn(3, 5, 4))
     with torch.no_grad(), GradientCollector(model):
-        model(torch.randn(3, 5, 4))  # a pass without gradients is nobody's mistake
+        model(torch.randn(3, 5, 4))  # a pass without gradients is no error
 
 
 class Plain(nn.Module):
-    """Linear layers on [n, s, f], on the flattened positions, on a grid of four dimensions and on a pooled mean."""
+    """Linear modules on [n, s, f], on the flattened positions, on a grid of four dimensions and on a pooled mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_plain_model_is_exact_for_every_shape_of_features():
 
 
 class Routed(nn.Module):
-    """Experts that are Linear layers, each of which sees the positions it is chosen for."""
+    """Experts that are Linear modules, each of which sees the positions it is chosen for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Routed(nn.Module):
         return out.view_as(x)
 
 
-def test_a_layer_that_sees_some_positions_of_several_samples_is_refused():
+def test_a_module_that_sees_some_positions_of_several_samples_is_refused():
     inputs = torch.randn(4, 6, 4, dtype=torch.float64)
     inputs[..., 0] = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0])  # 16 and 8 rows: multiples of the samples
     with pytest.raises(InvalidInput, match=r"experts\.0.*`modules`"):
@@ -100,7 +100,7 @@ def test_a_layer_that_sees_some_positions_of_several_samples_is_refused():
     assert_equals_plain_autograd(Routed(), inputs[:1])
 
 
-def test_linear_layers_that_share_a_weight_are_one_layer():
+def test_linear_modules_that_share_a_weight_are_one_tracked_module():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
     model[2].weight = model[0].weight
     assert list(select_modules(model)) == ["0"]
@@ -108,7 +108,7 @@ def test_linear_layers_that_share_a_weight_are_one_layer():
     assert_equals_plain_autograd(model, torch.randn(3, 5, 4, dtype=torch.float64))
 
 
-def test_the_unseen_projection_of_torchs_attention_is_not_claimed():
+def test_the_projection_that_torchs_attention_never_calls_is_not_tracked():
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     assert list(select_modules(model)) == ["linear1", "linear2"]
     assert coverage_percent(model, select_modules(model).values()) < 50
@@ -126,7 +126,7 @@ class ChangesItsInput(nn.Module):
         return x
 
 
-def test_activations_changed_in_place_are_refused_where_they_were_kept():
+def test_activations_changed_in_place_are_refused_where_they_are_needed_again():
     model = ChangesItsInput().requires_grad_(False)
     with pytest.raises(InvalidInput, match="in place"), GradientCollector(model):
         model(torch.randn(3, 4)).sum().backward()
@@ -152,10 +152,10 @@ def test_a_linear_subclass_is_tracked_only_where_it_is_linear():
 
 
 def test_activations_do_not_outlive_the_forward_pass_once_they_are_projected():
-    places = []
+    addresses = []
 
-    def is_alive(place: int) -> bool:
-        return any(type(one) is torch.Tensor and one.data_ptr() == place for one in gc.get_objects())
+    def is_alive(address: int) -> bool:
+        return any(type(value) is torch.Tensor and value.data_ptr() == address for value in gc.get_objects())
 
     class Doubled(nn.Module):
         def __init__(self) -> None:
@@ -164,12 +164,12 @@ def test_activations_do_not_outlive_the_forward_pass_once_they_are_projected():
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             doubled = self.below(x) * 2
-            places.append(doubled.data_ptr())
+            addresses.append(doubled.data_ptr())
             return self.above(doubled)
 
     model = Doubled().requires_grad_(False)
     for processor, lives in ((GradientProcessor(2), False), (GradientProcessor(), True)):
         with GradientCollector(model, processor):
             output = model(torch.randn(3, 4))
-            assert is_alive(places[-1]) == lives
+            assert is_alive(addresses[-1]) == lives
             output.sum().backward()
