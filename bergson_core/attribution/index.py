@@ -1,40 +1,39 @@
-"""Opens an index and answers queries: one backward pass for all of them, candidates, exact scores.
+"""Opens an index and answers queries about it.
 
-Legend: q queries, m layers, d numbers a layer, D = m·d, k candidates.
+A query runs forward and backward through the model once, and its gradient row is compared with those of the documents.
+
+Legend: q queries, n rows of a shard, D numbers of a row.
 """
 
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
-from pydantic import TypeAdapter
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from bergson_core.attribution.query_tokenizer import TokenizedQuery
+from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, require_max_tokens, tokenize, with_loss_weight
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
-from bergson_core.models.generation import generate_completion
-from bergson_core.models.language_model import LanguageModel, context_limit, require_same_model
-from bergson_core.models.loading import LoadModel, load_model
+from bergson_core.models import loading
+from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.loading import LoadModel
+from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
-from bergson_core.schemas.query import AttributionQuery, VerifySpec
-from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
-from bergson_core.search.background_sample import percentile
+from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, VerifySpec
+from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.damaged_shards import damaged_shards_error
-from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
-from bergson_core.search.significance import significance_notice
+from bergson_core.search.profile import Profile, require_profile
+from bergson_core.search.searcher import Searcher, SearchRequest
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
@@ -43,7 +42,18 @@ from bergson_core.utils.background import run_to_completion
 
 @dataclass(frozen=True)
 class AttributionIndex:
-    """A published index with its model in memory. Open it with `open`; ask it with `attribute`."""
+    """A published index, open with its model in memory: `open` it, then `query` it. For use by one thread.
+
+    Attributes:
+        name: Name of the index's directory.
+        manifest: What the index consists of and how it was built.
+        model: The model that the index was built from.
+        collector: Computes gradient rows as the index holds them.
+        processor: Normalizers and projection of the rows.
+        searcher: The shards, open for search.
+        answerer: Answers queries from the shards.
+        verifier: Verifies results by unlearning documents.
+    """
 
     name: str
     manifest: Manifest
@@ -51,7 +61,7 @@ class AttributionIndex:
     collector: RowCollector
     processor: GradientProcessor
     searcher: Searcher
-    score_decomposer: ScoreDecomposer
+    answerer: QueryAnswerer
     verifier: Verifier
 
     @classmethod
@@ -59,123 +69,199 @@ class AttributionIndex:
         cls,
         path: str | Path,
         *,
-        load_model: LoadModel = load_model,
+        load_model: LoadModel | None = None,
         partial: bool = False,
         executor: Executor = LocalExecutor(),
     ) -> "AttributionIndex":
-        """The index at `path`, with the model that it was built from: `load_model(name, revision, dtype)`.
+        """Opens the index in the directory `path`, and loads the model that it was built from.
 
-        It stays as it is when documents are appended later; what is taken down is hidden at once. With `partial`,
-        shards that are damaged are left out, and only queries that allow it are answered. With the executor `ray`
-        the machines of a cluster hold the shards (docs/scaling.md).
-        Raises `IndexNotFound` where none is published there, `IndexCorrupt` where its files or the model are not
-        those that it was built from, `ModelNotFound` where the model is gone, `ClusterUnavailable`.
+        The open index does not change when documents are appended later; documents that are taken down are hidden from
+        its answers at once.
+
+        Args:
+            path: Directory of the index.
+            load_model: Called as `load_model(name, revision, dtype)`; `bergson_core.load_model` by default. A caller
+                that has the model in memory passes a function that returns it.
+            partial: Open an index with damaged shards without them. It then answers only queries that are `partial`.
+            executor: Where shards are searched: in this process, or on the machines of a Ray cluster with
+                `RayExecutor()`; see docs/scaling.md.
+
+        Raises:
+            IndexNotFound: There is no published index in this directory.
+            IndexCorrupt: A file of the index is missing or was altered, or the model's files are not those that the
+                index was built from.
+            ModelNotFound: The model is gone.
+            ClusterUnavailable: The executor has no cluster to search on.
         """
         root = Path(path)
         while True:
             manifest = read_manifest(root)
             try:
-                return cls._open(root, manifest, load_model, partial, executor)
+                return cls._open_generation(
+                    root, manifest, load_model or loading.load_model, partial, executor
+                )
             except (IndexCorrupt, FileNotFoundError) as error:
                 if read_manifest(root).generation != manifest.generation:
-                    continue  # files of the old generation went while they were opened
+                    continue  # a new generation was published meanwhile, and files of the old one were removed
                 if isinstance(error, IndexCorrupt):
                     raise
                 raise IndexCorrupt(f"a file of {root} is gone: {error}") from error
 
     @classmethod
-    def _open(
+    def _open_generation(
         cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool, executor: Executor
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
             raise damaged_shards_error(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
-        _check_projection(processor, spec.gradients)
+        _require_same_projection(processor, spec.gradients)
         model = load_model(spec.model, manifest.revision, spec.dtype)
         require_same_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
-        tokens = ScoreDecomposer(root, manifest, model, processor, collector)
-        verifier = Verifier(manifest, model, searcher)
-        return cls(root.name, manifest, model, collector, processor, searcher, tokens, verifier)
+        return cls(
+            name=root.name,
+            manifest=manifest,
+            model=model,
+            collector=collector,
+            processor=processor,
+            searcher=searcher,
+            answerer=QueryAnswerer(
+                index=root.name,
+                manifest=manifest,
+                collector=collector,
+                searcher=searcher,
+                query_tokenizer=QueryTokenizer(model, spec.gradients.loss),
+                score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
+            ),
+            verifier=Verifier(manifest, model, searcher),
+        )
 
     @property
     def shards(self) -> Sequence[Shard]:
+        """The shards that are not damaged, mapped into memory."""
         return self.searcher.shards
-
-    def visible(self) -> Sequence[np.ndarray | None]:
-        """For each shard which of its rows may be shown by now, bool [n], or None for all of them."""
-        return self.searcher.visible.masks()
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
+        """The profiles of the index, by name."""
         return self.searcher.profiles
 
-    def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
-        """An answer, or the error that is the query's own fault, for each query in order.
+    def visible(self) -> Sequence[np.ndarray | None]:
+        """Returns for each shard which of its rows have not been taken down by now: bool [n], or None for all."""
+        return self.searcher.visible.masks()
 
-        Queries are answered together, in batches of up to `BUDGET_TOKENS`; each gets what it would get alone,
-        up to rounding. Then the results of those that ask for it are verified.
+    def query(
+        self,
+        prompt: str,
+        completion: str | None = None,
+        *,
+        top_k: int = 10,
+        direction: Direction = "proponents",
+        span: tuple[int, int] | None = None,
+        profile: str = DEFAULT_PROFILE,
+        filter: Mapping[str, Any] | None = None,
+        include: Sequence[IncludedPart] = ("text", "metadata"),
+        verify: VerifySpec | None = None,
+        max_new_tokens: int = 32,
+        partial: bool = False,
+    ) -> Answer:
+        """Returns the training documents that made the model say a completion.
+
+        This is the method to call first; `attribute` answers many queries faster than one call for each.
+
+        Example:
+            index = AttributionIndex.open("people")
+            answer = index.query("Ada Lovelace was born in", " London", top_k=3)
+            for row in answer.results:
+                print(row.rank, row.id, row.score, row.prompt)
+
+        Args:
+            prompt: Text before the completion. It may be empty.
+            completion: Text to explain. By default the model generates it.
+            top_k: Number of results in each direction, at most 1,000.
+            direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
+                list of each.
+            span: Characters [start, end) of the completion to explain; the rest of it is context.
+            profile: Profile to score with: `default`, or one that `fit_profile` has added.
+            filter: Conditions on metadata that every result meets. For each column: a value, a list of values, or a
+                range such as `{"gte": 1990, "lt": 2000}`.
+            include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
+                by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
+                at most 32.
+            verify: How to verify the best results by unlearning them; by default they are not verified.
+            max_new_tokens: Most tokens to generate where `completion` is left out.
+            partial: Answer from the undamaged shards of an index that was opened with `partial`.
+
+        Returns:
+            The answer. `answer.results` are the proponents, best first, and `answer.opponents` the opponents; each is
+            None where it was not asked for.
+
+        Raises:
+            InvalidInput: An argument is wrong; the text of the error says what was expected.
+            TooLong: Prompt and completion together are longer than the model takes.
+            IndexCorrupt: Shards of the index are damaged, and `partial` is false.
+            ClusterUnavailable: The machines that hold the shards do not answer.
         """
-        outcomes = self._answered(queries)
-        for k, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
+        query = AttributionQuery.model_validate(
+            {
+                "prompt": prompt,
+                "completion": completion,
+                "top_k": top_k,
+                "direction": direction,
+                "span": span,
+                "profile": profile,
+                "filter": filter,
+                "include": include,
+                "verify": verify,
+                "max_new_tokens": max_new_tokens,
+                "partial": partial,
+            }
+        )
+        (outcome,) = self.attribute([query])
+        if isinstance(outcome, BergsonError):
+            raise outcome
+        return outcome
+
+    def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
+        """Answers queries together, in batches of up to 4,096 tokens.
+
+        Each query gets the answer that it would get alone, up to rounding. Results are verified afterwards, one query
+        after another, for those that ask for it.
+
+        Args:
+            queries: The queries. They need not name the index.
+
+        Returns:
+            For each query its answer, or the error that this query alone has caused.
+        """
+        outcomes = self.answerer.answer(queries)
+        for number, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             if query.verify is not None and isinstance(outcome, Answer):
                 try:
-                    outcomes[k] = run_to_completion(self.verify(query, outcome))
+                    outcomes[number] = run_to_completion(self.verify(query, outcome))
                 except BergsonError as error:
-                    outcomes[k] = error
+                    outcomes[number] = error
         return outcomes
 
     def verify(self, query: AttributionQuery, answer: Answer) -> VerificationSteps[Answer]:
-        """`answer`, which was given to `query`, with what unlearning its best rows changed.
+        """Verifies an answer by unlearning its best results, step by step.
 
-        It comes in steps, between which the model is as it was. Raises `InvalidInput` where that cannot be done.
+        Between two steps the model has its own weights, so that other queries may be answered in between, or the
+        verification may be given up. `query` and `attribute` take all steps at once.
+
+        Args:
+            query: The query; where it has no `verify`, the defaults of `VerifySpec` are taken.
+            answer: The answer to this query.
+
+        Returns:
+            A generator that yields after each step, and returns the answer with what unlearning changed.
+
+        Raises:
+            InvalidInput: At the first step: documents of this index cannot be unlearned.
         """
-        spec, asked = query.verify or VerifySpec(), self._tokens(query, answer.query.completion)
-        return self.verifier.verify(spec, asked, answer)
-
-    def _answered(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
-        started = time.perf_counter()
-        asked = [self._said(query) for query in queries]
-        outcomes: list[Any] = list(asked)
-        good = {k: one for k, one in enumerate(asked) if isinstance(one, TokenizedQuery)}
-        if not good:
-            return outcomes
-        tokens = [one.tokens for one in good.values()]
-        rows, losses = collect_rows(self.collector, tokens, BUDGET_TOKENS)
-        gradient_done = time.perf_counter()
-        found = self._search(torch.from_numpy(rows), [SearchRequest.from_query(queries[k]) for k in good])
-        shown = [self._both(one, queries[k].include) for k, one in zip(good, found, strict=True)]
-        done = time.perf_counter()
-        timing = TimingMs(
-            gradient=1e3 * (gradient_done - started),
-            search=1e3 * (done - gradient_done),
-            total=1e3 * (done - started),
-        )
-        for (k, one), loss, its, rows in zip(good.items(), losses, found, shown, strict=True):
-            query = queries[k]
-            if isinstance(rows, BergsonError):
-                outcomes[k] = rows
-                continue
-            results, opponents = rows
-            outcomes[k] = Answer(
-                index=query.index,
-                generation=self.manifest.generation,
-                profile=query.profile,
-                query=QueryEcho(
-                    prompt=query.prompt,
-                    completion=one.completion,
-                    generated=query.completion is None,
-                    loss=float(loss),
-                    n_tokens=one.tokens.n_labelled,
-                ),
-                results=results,
-                opponents=opponents,
-                notice=self._notice(query, results, its.background_scores),
-                partial=bool(self.searcher.damaged),
-                timing_ms=timing,
-            )
-        return outcomes
+        tokens = self.answerer.query_tokenizer.tokenize(query, answer.query.completion)
+        return self.verifier.verify(query.verify or VerifySpec(), tokens, answer)
 
     def search(
         self,
@@ -187,12 +273,24 @@ class AttributionIndex:
         profile: str = DEFAULT_PROFILE,
         filter: Mapping[str, Any] | None = None,
     ) -> list[list[ResultRow]]:
-        """The `top_k` training samples, best first, for each gradient that was made elsewhere.
+        """Finds the training documents for gradients that were computed elsewhere, for example of a loss of one's own.
 
-        Of a loss of one's own, say: `rows` are what a `GradientCollector` gives for each of the index's modules in
-        natural order, each flattened, with `processor`.
-        Raises `InvalidInput` where `processor` is not that of the index, saved in its directory `statistics`: another
-        projection or normalizer makes rows that cannot be compared.
+        Args:
+            rows: Gradients [q, D]: what a `GradientCollector` with this `processor` returns for each module of the
+                index, in natural order of the modules' names, each flattened.
+            processor: The processor that the gradients were computed with. It has to be that of the index, which
+                `GradientProcessor.load` reads from its directory `statistics`.
+            top_k: Number of results for each row.
+            direction: Whether the highest scores are returned, or the lowest.
+            profile: Profile to score with.
+            filter: Conditions on metadata that every result meets, as in `query`.
+
+        Returns:
+            For each gradient its results, best first.
+
+        Raises:
+            InvalidInput: The gradients have another shape or were computed with another processor, whose projection or
+                normalizer makes rows that cannot be compared; or the profile or filter is wrong.
         """
         if processor is not self.processor and processor.fingerprint() != self.processor.fingerprint():
             raise InvalidInput(
@@ -205,86 +303,32 @@ class AttributionIndex:
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
         self.require_profile(profile)
-        conditions = TypeAdapter(dict[str, Condition]).validate_python(filter) if filter else None
-        asked = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
-        found = self._search(rows.float().cpu(), [asked] * len(rows))
+        request = SearchRequest(top_k, direction, ("text", "metadata"), profile, _validate_filter(filter))
+        found = self.answerer.search(rows.float().cpu(), [request] * len(rows))
         return [
-            self._shown(one.proponents or one.opponents, one.background_scores, asked.include) or []
-            for one in found
+            self.answerer.make_rows(
+                result.proponents or result.opponents or [], result.background_scores, request.include
+            )
+            for result in found
         ]
 
     def require_profile(self, profile: str) -> None:
-        """Raises `InvalidInput` for a profile that the index does not have, saying which it has."""
-        names = [one.name for one in self.manifest.profiles]
-        if profile not in names:
-            raise InvalidInput(f"{self.name} has no profile {profile!r}; it has {', '.join(names)}")
-
-    def _said(self, query: AttributionQuery) -> "TokenizedQuery | BergsonError":
-        try:
-            self.require_profile(query.profile)
-            if "tokens" in query.include:
-                self.score_decomposer.require_supported()
-            self.searcher.metadata.require_columns(query.filter or {})
-            if self.searcher.damaged and not query.partial:
-                raise damaged_shards_error(self.name, self.searcher.damaged)
-            completion = query.completion
-            if completion is None:
-                completion = generate_completion(self.model, query.prompt, query.max_new_tokens)
-            tokens = self._tokens(query, completion)
-            require_max_tokens(tokens, context_limit(self.model, None), "prompt and completion together")
-        except BergsonError as error:
-            return error
-        if tokens.n_labelled == 0:
-            return InvalidInput(
-                "nothing to attribute: the completion, or the span of it, has no token that follows another; "
-                "expected a prompt, or a longer completion or span"
-            )
-        return TokenizedQuery(completion, tokens)
-
-    def _tokens(self, query: AttributionQuery, completion: str) -> Tokens:
-        assert self.model.tokenizer is not None  # load_model always gives one
-        (tokens,) = tokenize(self.model.tokenizer, [query.prompt], [completion], [query.span])
-        return with_loss_weight(tokens, self.manifest.spec.gradients.loss)
-
-    def _both(
-        self, found: SearchResult, include: Collection[str]
-    ) -> "tuple[list[ResultRow] | None, list[ResultRow] | None] | BergsonError":
-        """(proponents, opponents) as an answer has them, or why they cannot be shown so."""
-        try:
-            return (
-                self._shown(found.proponents, found.background_scores, include),
-                self._shown(found.opponents, found.background_scores, include),
-            )
-        except BergsonError as error:
-            return error
-
-    def _shown(
-        self, hits: Sequence[Hit] | None, sampled: Float32[np.ndarray, " r"], include: Collection[str]
-    ) -> list[ResultRow] | None:
-        """The rows of `hits` as an answer has them: with how they stand among random rows, and with their tokens."""
-        if hits is None:
-            return None
-        tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
-        if "tokens" in include and hits:
-            tokens = self.score_decomposer.token_influences([hit.document for hit in hits if hit.document])
-        return [
-            hit.row.model_copy(update={"percentile": percentile(hit.row.score, sampled), "tokens": its})
-            for hit, its in zip(hits, tokens, strict=True)
-        ]
-
-    def _notice(
-        self, query: AttributionQuery, results: list[ResultRow] | None, sampled: Float32[np.ndarray, " r"]
-    ) -> str | None:
-        """What there is to say where nothing stands out, under the profile that it was calibrated for."""
-        if not results or query.profile != DEFAULT_PROFILE:
-            return None
-        return significance_notice(results[0].score, sampled, self.manifest.notice)
-
-    def _search(self, rows: Float[Tensor, "q D"], queries: Sequence[SearchRequest]) -> list[SearchResult]:
-        return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), queries)
+        """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""
+        require_profile(self.name, self.manifest, profile)
 
 
-def _check_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
+def _validate_filter(filter: Mapping[str, Any] | None) -> dict[str, Condition] | None:
+    """Returns the conditions of a filter. Raises `InvalidInput` for one that is no condition."""
+    if not filter:
+        return None
+    try:
+        return TypeAdapter(dict[str, Condition]).validate_python(filter)
+    except ValidationError as error:
+        raise InvalidInput(describe_validation_error(error, "filter")) from error
+
+
+def _require_same_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
+    """Raises `IndexCorrupt` unless the processor projects as the manifest says that the rows were projected."""
     stated = {name: getattr(settings, name) for name in processor.settings}
     if processor.settings != stated:
         raise IndexCorrupt(f"the rows were projected by {stated}, and statistics hold {processor.settings}")

@@ -1,20 +1,22 @@
-"""Which tokens of a training sample its score comes from.
+"""Splits the score of a document by the document's tokens.
 
-Legend: k samples, s positions, m layers, d numbers a layer.
-
-A sample's row is the sum of what its positions add to its gradient, and a score is linear in the row as it is stored
-(`exact`). So the sample runs through the model once more, this time with a row u_s for each position, and the same
-linear functional is taken of each. What is stored is not quite Σ u_s: it is rounded, or signs alone are left, or it is
-multiplied by a weight that the index does not keep. So each block is written as
+The row of a document is the sum of what its positions add to its gradient, and a score is linear in the row as it is
+stored (`search.exact_scores`). So the document runs through the model once more, this time with a row u_s for each
+position, and the same linear functional is applied to each u_s. What is stored is not exactly Σ u_s: it is rounded, or
+reduced to signs, or multiplied by a weight that the index does not keep. So each block is written as
 
     stored = a Σ u_s + rest,    a = ⟨stored, Σ u_s⟩ / ‖Σ u_s‖²
 
-with the a of least squares. A position gets a u_s, and of each number of the rest a share by its |u_s| among all
-positions. So the parts sum to the score exactly, and no share is larger than what is shared; where nothing was lost, a
-is the weight, or 1, and the rest is 0. For float16 and int8 the rest is the rounding. For signs it is large: the sign
-of a number says nothing of its size, so that the score is not linear in the gradient, and a part is a share of it, no
-derivative. To give a position stored · u_s / Σ u_s, number by number, would sum to the score too, but without bound
-where the sum is near 0.
+where a is that of least squares. A position gets a u_s, and of each number of the rest the share that its |u_s| has
+among all positions. So the parts sum to the score exactly, and no share is larger than what is shared. Where nothing
+was lost, a is the document's weight, or 1, and the rest is 0.
+
+With float16 and int8 rows, the rest is the rounding. With sign rows it is large: the sign of a number says nothing
+about its size, so the score is not linear in the gradient, and a part is a share of the score, not a derivative.
+Giving a position stored · u_s / Σ u_s, number by number, would sum to the score too, but without bound where the sum is
+near 0.
+
+Legend: s positions, m modules, d numbers a module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -44,8 +46,32 @@ from bergson_core.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)
+class _ModuleGroup:
+    """Consecutive modules whose token rows fit into memory together.
+
+    `collector` computes their token rows, in batches of at most `budget_tokens`.
+    """
+
+    modules: slice
+    collector: RowCollector
+    budget_tokens: int
+
+    @property
+    def size(self) -> int:
+        return self.modules.stop - self.modules.start
+
+
+@dataclass(frozen=True)
 class ScoreDecomposer:
-    """Takes the scores of an index's samples apart by their tokens; `collector` is that of the index."""
+    """Splits the scores of an index's documents by their tokens.
+
+    Attributes:
+        root: Directory of the index.
+        manifest: Manifest of the index.
+        model: The model that the index was built from.
+        processor: Normalizers and projection of the index's rows.
+        collector: Computes rows as the index holds them.
+    """
 
     root: Path
     manifest: Manifest
@@ -61,58 +87,69 @@ class ScoreDecomposer:
                 "model cannot tell apart by tokens: leave `tokens` out of include"
             )
 
-    def token_influences(self, samples: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:
-        """The tokens of each sample in order, with their parts of its score. The model runs on all samples once.
+    def token_influences(self, documents: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:
+        """Returns for each document its tokens in order, with their parts of its score.
 
-        That is once for as many modules as have rows for the longest sample's tokens in 128 MiB.
+        The model runs on all documents together: once for each group of modules that has rows for the tokens of the
+        longest document in 128 MiB.
         """
-        columns = self.manifest.spec.columns
         records = [
-            record_from_stored(str(k), one.prompt, one.completion, columns) for k, one in enumerate(samples)
+            record_from_stored(str(number), document.prompt, document.completion, self.manifest.spec.columns)
+            for number, document in enumerate(documents)
         ]
         tokens = tokenize_documents(records, self.manifest.spec, self.model)
-        totals = [torch.zeros(len(one.ids), dtype=torch.float64) for one in tokens]
-        for layers, collector, budget in self._passes(max(len(one.ids) for one in tokens)):
-            for batch in iter_batches(tokens, budget, self.collector.device):
-                rows, _ = collector.collect(batch)
-                for number, of_tokens in zip(batch.indices, rows, strict=True):
-                    of_tokens = of_tokens[: len(totals[number])].cpu()
-                    of_tokens = of_tokens.reshape(len(of_tokens), layers.stop - layers.start, -1)
-                    totals[number] += split_score_by_position(
-                        self._kept(of_tokens, layers), samples[number].stored, layers
-                    )
+        parts = self._split_scores(tokens, [document.row for document in documents])
         tokenizer = self.model.tokenizer
         assert tokenizer is not None  # load_model always gives one
         return [
             [
                 TokenInfluence(token=text, start=start, end=end, influence=float(part))
-                for (text, start, end), part in zip(_pieces(tokenizer, record, one), parts, strict=True)
+                for (text, start, end), part in zip(
+                    _token_texts(tokenizer, record, document_tokens), document_parts, strict=True
+                )
             ]
-            for record, one, parts in zip(records, tokens, totals, strict=True)
+            for record, document_tokens, document_parts in zip(records, tokens, parts, strict=True)
         ]
 
-    def _passes(self, longest: int) -> Iterator[tuple[slice, RowCollector, int]]:
-        """(layers, what collects token rows of them, tokens of a batch), so that a batch's rows fit into memory."""
-        names, width = list(self.collector.slices), self.collector.dimensions // len(self.collector.slices)
-        at_once = max(1, MAX_TOKEN_ROW_NUMBERS // (width * longest))
-        for start in range(0, len(names), at_once):
-            layers = slice(start, min(start + at_once, len(names)))
-            here = names[layers]
-            collector = RowCollector(
-                self.model, self.processor, here, per_token=True, share_with=self.collector
-            )
-            yield layers, collector, max(1, MAX_TOKEN_ROW_NUMBERS // (width * len(here)))
+    def _split_scores(
+        self, documents: Sequence[Tokens], stored_rows: Sequence[StoredRow]
+    ) -> list[Float64[Tensor, " s"]]:
+        """Returns for each document the part of each position in its score."""
+        parts = [torch.zeros(len(document.ids), dtype=torch.float64) for document in documents]
+        for group in self._module_groups(max(len(document.ids) for document in documents)):
+            for batch in iter_batches(documents, group.budget_tokens, self.collector.device):
+                padded_rows, _ = group.collector.collect(batch)
+                for number, rows in zip(batch.indices, padded_rows, strict=True):
+                    length = len(parts[number])
+                    rows = rows[:length].cpu().reshape(length, group.size, -1)
+                    parts[number] += split_score_by_position(
+                        self._as_before_storing(rows, group.modules), stored_rows[number], group.modules
+                    )
+        return parts
 
-    def _kept(self, rows: Float[Tensor, "s m d"], layers: slice) -> Float[Tensor, "s m d"]:
-        """Rows of these layers as they are before they are stored; 0 where they are not finite, as there."""
+    def _module_groups(self, longest: int) -> Iterator[_ModuleGroup]:
+        """Yields the modules in groups; `longest` is the number of tokens of the longest document."""
+        names = list(self.collector.slices)
+        width = self.collector.dimensions // len(names)
+        group_size = max(1, MAX_TOKEN_ROW_NUMBERS // (width * longest))
+        for start in range(0, len(names), group_size):
+            modules = slice(start, min(start + group_size, len(names)))
+            collector = RowCollector(
+                self.model, self.processor, names[modules], per_token=True, share_with=self.collector
+            )
+            numbers_a_token = width * (modules.stop - modules.start)
+            yield _ModuleGroup(modules, collector, max(1, MAX_TOKEN_ROW_NUMBERS // numbers_a_token))
+
+    def _as_before_storing(self, rows: Float[Tensor, "s m d"], modules: slice) -> Float[Tensor, "s m d"]:
+        """Returns rows as they would go to the codec: preconditioned for signs, and 0 where they are not finite."""
         rows = rows.nan_to_num(0, 0, 0) if not rows.isfinite().all() else rows
-        if self._before is None:
+        if self._sign_preconditioner is None:
             return rows
-        return Preconditioner(self._before.inverse_root[layers]).apply(rows)
+        return Preconditioner(self._sign_preconditioner.inverse_root[modules]).apply(rows)
 
     @cached_property
-    def _before(self) -> Preconditioner | None:
-        """What goes before signs are taken."""
+    def _sign_preconditioner(self) -> Preconditioner | None:
+        """What rows were multiplied with before their signs were taken, or None."""
         spec = self.manifest.spec
         if spec.gradients.rows != "sign" or not spec.scoring.preconditioner:
             return None
@@ -120,40 +157,46 @@ class ScoreDecomposer:
 
 
 def split_score_by_position(
-    tokens: Float[Tensor, "s m d"], stored: StoredRow, layers: slice = slice(None)
-) -> Float[Tensor, " s"]:
-    """What each position adds to the products of these layers of a stored row with its weights, in float64.
+    token_rows: Float[Tensor, "s m d"], stored: StoredRow, modules: slice = slice(None)
+) -> Float64[Tensor, " s"]:
+    """Returns the part of each position in the score of a stored row, or in those modules' part of it.
 
-    They sum to the products' sum, whatever the rows of the positions are.
+    The parts sum to the products of the stored row and its weights, whatever the rows of the positions are.
+
+    Args:
+        token_rows: The rows u_s [s, m, d] of these modules.
+        stored: The whole stored row with its weights.
+        modules: Which modules of the stored row the token rows are of.
     """
-    found = torch.zeros(len(tokens), dtype=torch.float64)
-    kept = zip(tokens.unbind(1), stored.row[layers], stored.weights[layers], strict=True)
-    for by_token, row, weights in kept:
-        by_token, row, weights = by_token.double(), row.double(), weights.double()
-        whole = by_token.sum(0)
-        square = whole @ whole
-        scaled = by_token * (row @ whole / square if square > 0 else 0)
-        sizes = by_token.abs()
-        size = sizes.sum(0)
-        # A number that no position adds to is stored as 0, or, of signs, as if it were negative: all share it.
-        share = torch.where(size > 0, sizes / size, 1 / len(tokens))
-        found += scaled @ weights + share @ ((row - scaled.sum(0)) * weights)
-    return found
+    parts = torch.zeros(len(token_rows), dtype=torch.float64)
+    blocks = zip(token_rows.unbind(1), stored.row[modules], stored.weights[modules], strict=True)
+    for token_block, stored_block, weights in blocks:
+        token_block, stored_block, weights = token_block.double(), stored_block.double(), weights.double()
+        total = token_block.sum(0)
+        square = total @ total
+        scaled = token_block * (stored_block @ total / square if square > 0 else 0)
+        sizes = token_block.abs()
+        total_size = sizes.sum(0)
+        # A number that no position adds to is stored as 0, or, as a sign, as if it were negative: all share it.
+        shares = torch.where(total_size > 0, sizes / total_size, 1 / len(token_rows))
+        rest = stored_block - scaled.sum(0)
+        parts += scaled @ weights + shares @ (rest * weights)
+    return parts
 
 
-def _pieces(
+def _token_texts(
     tokenizer: PreTrainedTokenizerBase, record: Record, tokens: Tokens
 ) -> Iterator[tuple[str, int | None, int | None]]:
-    """(text, start, end) of each token of a document."""
+    """Yields for each token of a document its text, and where its characters start and end if it has any."""
     ids = tokens.ids.tolist()
     if record.messages is not None or not tokenizer.is_fast:
-        yield from ((str(tokenizer.decode([one])), None, None) for one in ids)
+        yield from ((str(tokenizer.decode([token_id])), None, None) for token_id in ids)
         return
     text = record.prompt + (record.completion or "")
     encoded = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False)
-    assert np.array_equal(encoded["input_ids"], ids)  # the same text
-    for one, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
+    assert np.array_equal(encoded["input_ids"], ids)  # the same text has the same tokens
+    for token_id, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
         if start < end:
             yield text[start:end], start, end
-        else:  # put in by the tokenizer
-            yield str(tokenizer.convert_ids_to_tokens(one)), None, None
+        else:  # a special token, which the tokenizer has added
+            yield str(tokenizer.convert_ids_to_tokens(token_id)), None, None

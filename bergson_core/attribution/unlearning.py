@@ -1,21 +1,26 @@
-"""Unlearns single documents for real: one step of gradient ascent, what changed, and every weight back bit for bit.
+"""Unlearns a document by one step of gradient ascent, measures what changes, and restores every weight exactly.
+
+A score predicts, to first order, what happens when a document is unlearned; a step shows it. Every weight θ that
+training would change takes the step
+
+    θ + η g / (V + δ mean V)^½
+
+with g the gradient of the document's loss, V the second moment of the gradients of single documents, δ a small constant
+and η the learning rate. V is kept as Adafactor keeps it: for a matrix, the outer product of the means of its rows and
+columns (Shazeer and Stern, arXiv 1804.04235, section 3). So a document is unlearned as an adaptive optimizer would have
+learned it. A step of descent, in the other direction, is the tail-patch of TrackStar (Chang et al., arXiv 2410.17413,
+section 4.2).
+
+By default η is the learning rate at which the median document of a sample becomes half as likely, to first order. It is
+the same for all documents, so that a document with a larger gradient moves the model further.
 
 Legend: q queries, n documents, o rows and i columns of a weight.
-
-A score is a prediction to first order; this is what happens. Every weight that is trained takes the step
-θ + η g / (V + δ mean V)^½, with g the gradient of the document's loss and V the second moment of single documents'
-gradients, kept as Adafactor keeps it: of a matrix, the outer product of the means of its rows and columns (Shazeer and
-Stern, arXiv 1804.04235, section 3). So a document is unlearned as an adaptive optimizer would have learned it. Descent,
-the other direction, is the tail-patch of TrackStar (Chang et al., arXiv 2410.17413, section 4.2).
-
-Unless it is given, η is the learning rate at which, to first order, the median document of the sample becomes half as
-likely. It is the same for all documents, so that one whose gradient is larger moves the model further.
 """
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -34,27 +39,43 @@ from bergson_core.utils.background import run_to_completion
 FIT_SAMPLE_SIZE: Final = 64
 """Documents that V and η are fitted from."""
 _DAMPING: Final = 0.01
+"""δ, in units of the mean of V."""
 _LOSS_RISE_OF_HALVING: Final = math.log(2)
+"""By how many nats a document's loss rises when the document becomes half as likely."""
 
 StepDirection = Literal["unlearn", "learn"]
-"""Gradient ascent on a document's loss, or descent."""
+"""`unlearn` is gradient ascent on a document's loss, `learn` is descent."""
+FactoredMoment = tuple[Tensor, ...]
+"""V of a weight: of a matrix the means of its rows [..., o] and of its columns [..., i], else the whole of it."""
 
 
 @dataclass(frozen=True)
 class Unlearner:
-    """Steps on single documents of `model`; `moments` has V of each trained weight, by its name. For one thread."""
+    """Takes single steps on documents of a model. For use by one thread.
+
+    Attributes:
+        model: The model. Between two calls its weights are its own.
+        second_moments: V of each weight that steps change, by the name of the weight.
+        learning_rate: η of each step.
+    """
 
     model: LanguageModel
-    second_moments: Mapping[str, tuple[Tensor, ...]]
+    second_moments: Mapping[str, FactoredMoment]
     learning_rate: float
 
     @classmethod
     def fit(
         cls, model: LanguageModel, sample: Sequence[Tokens], learning_rate: float | None = None
     ) -> "Unlearner":
-        """V and η from these documents, `SAMPLE` of them are enough.
+        """Fits V, and η unless it is given, from a sample of documents.
 
-        Raises `InvalidInput` where none of them has a gradient.
+        Args:
+            model: The model.
+            sample: Tokens of the documents; 64 of them (`FIT_SAMPLE_SIZE`) are enough.
+            learning_rate: η; by default it makes the median document of the sample half as likely.
+
+        Raises:
+            InvalidInput: None of the documents has a gradient.
         """
         return run_to_completion(cls.fit_in_steps(model, sample, learning_rate))
 
@@ -62,117 +83,139 @@ class Unlearner:
     def fit_in_steps(
         cls, model: LanguageModel, sample: Sequence[Tokens], learning_rate: float | None = None
     ) -> Generator[None, None, "Unlearner"]:
-        """`fit`, with a step for each pass through the model: between two of them the model is as it was."""
-        sums: dict[str, tuple[Tensor, ...]] = {}
-        for document in sample:
-            gradients = _gradients(model, document)
-            if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
-                gradients = {}  # of this document nothing is known
-            for name, gradient in gradients.items():
-                new = _moments(upcast(gradient).square() / len(sample))
-                sums[name] = (
-                    tuple(a + b for a, b in zip(sums[name], new, strict=True)) if name in sums else new
-                )
-            yield
-        if not any(bool(part.any()) for parts in sums.values() for part in parts):
+        """Does what `fit` does, and yields after each pass through the model, whose weights are then its own."""
+        second_moments = yield from _fit_second_moments(model, sample)
+        if not any(bool(factor.any()) for moment in second_moments.values() for factor in moment):
             raise InvalidInput(
                 f"none of {len(sample)} documents has a gradient to unlearn it by; expected documents of several tokens"
             )
-        fitted = cls(model, sums, learning_rate or 1.0)
+        unlearner = cls(model, second_moments, 1.0 if learning_rate is None else learning_rate)
         if learning_rate is not None:
-            return fitted
-        rises = []
+            return unlearner
+        loss_rises = []
         for document in sample:
-            rises.append(fitted._rise(document))
+            loss_rises.append(unlearner._own_loss_rise(document))
             yield
-        median = float(np.median([rise for rise in rises if rise > 0]))
-        return cls(model, sums, _LOSS_RISE_OF_HALVING / median)
+        median = float(np.median([rise for rise in loss_rises if rise > 0]))
+        return replace(unlearner, learning_rate=_LOSS_RISE_OF_HALVING / median)
 
     def log_probabilities(self, queries: Sequence[Tokens]) -> Float64[np.ndarray, " q"]:
-        """The log-probability of the labelled tokens of each query, in nats, as the weights are now."""
+        """Returns the log-probability of the labelled tokens of each query under the present weights, in nats."""
         return -compute_document_losses(self.model, queries)
 
     @contextmanager
     def temporary_step(self, document: Tokens, direction: StepDirection = "unlearn") -> Iterator[None]:
-        """While open, the model has taken one step on `document` alone; then its weights are as they were."""
+        """Takes one step on a document, and restores the weights bit for bit when the context closes.
+
+        Args:
+            document: Tokens of the document.
+            direction: Whether the step is one of ascent or of descent on the document's loss.
+        """
         sign = 1.0 if direction == "unlearn" else -1.0
-        trained = _trainable_weights(self.model.model)
-        moved = self._directions(_gradients(self.model, document))
-        before = {name: trained[name].detach().clone() for name in moved}
+        weights = _trainable_weights(self.model.model)
+        steps = self._steps(_weight_gradients(self.model, document))
+        original = {name: weights[name].detach().clone() for name in steps}
         try:
             with torch.no_grad():
-                for name, direction in moved.items():
-                    trained[name].add_(direction, alpha=sign * self.learning_rate)
+                for name, step in steps.items():
+                    weights[name].add_(step, alpha=sign * self.learning_rate)
             yield
         finally:
             with torch.no_grad():
-                for name, weight in before.items():
-                    trained[name].copy_(weight)
+                for name, weight in original.items():
+                    weights[name].copy_(weight)
 
     def log_probability_changes(
         self, documents: Sequence[Tokens], queries: Sequence[Tokens], direction: StepDirection = "unlearn"
     ) -> Float64[np.ndarray, "n q"]:
-        """Change of each query's log-probability, in nats, by one step on each document alone."""
+        """Returns how one step on each document alone changes the log-probability of each query.
+
+        Args:
+            documents: Tokens of the documents.
+            queries: Tokens of the queries.
+            direction: Whether the steps are of ascent or of descent on the documents' losses.
+
+        Returns:
+            Changes [n, q] in nats.
+        """
         before = self.log_probabilities(queries)
-        changed = np.zeros((len(documents), len(queries)))
-        for row, document in zip(changed, documents, strict=True):
+        changes = np.zeros((len(documents), len(queries)))
+        for row, document in zip(changes, documents, strict=True):
             with self.temporary_step(document, direction):
                 row[:] = self.log_probabilities(queries) - before
-        return changed
+        return changes
 
-    def _directions(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _steps(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns g / (V + δ mean V)^½ for each weight: the step with a learning rate of 1."""
         return {
-            name: (gradient * _scale(self.second_moments[name], gradient)).to(gradient)
+            name: (gradient * _reciprocal_root(self.second_moments[name], gradient)).to(gradient)
             for name, gradient in gradients.items()
             if name in self.second_moments
         }
 
-    def _rise(self, document: Tokens) -> float:
-        """How much the document's own loss rises by a learning rate of 1, to first order."""
-        gradients = _gradients(self.model, document)
-        moved = self._directions(gradients)
-        return sum(float((moved[name] * gradients[name]).sum(dtype=torch.float64)) for name in moved)
+    def _own_loss_rise(self, document: Tokens) -> float:
+        """Returns by how many nats a step with a learning rate of 1 raises the document's own loss, to first order."""
+        gradients = _weight_gradients(self.model, document)
+        steps = self._steps(gradients)
+        return sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
+
+
+def _fit_second_moments(
+    model: LanguageModel, sample: Sequence[Tokens]
+) -> Generator[None, None, dict[str, FactoredMoment]]:
+    """Returns V of each weight, and yields after each document. Documents without a finite gradient count as zero."""
+    sums: dict[str, FactoredMoment] = {}
+    for document in sample:
+        gradients = _weight_gradients(model, document)
+        if all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+            for name, gradient in gradients.items():
+                moment = _factor(upcast(gradient).square() / len(sample))
+                if name in sums:
+                    moment = tuple(total + part for total, part in zip(sums[name], moment, strict=True))
+                sums[name] = moment
+        yield
+    return sums
 
 
 def _trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that training would change: the adapters where there are some, else all."""
-    named = dict(model.named_parameters())
-    adapters = {name: weight for name, weight in named.items() if ".lora_" in name}
-    return {name: weight for name, weight in (adapters or named).items() if weight.is_floating_point()}
+    """Returns the weights that training would change: those of LoRA adapters if there are any, else all."""
+    weights = dict(model.named_parameters())
+    adapters = {name: weight for name, weight in weights.items() if ".lora_" in name}
+    return {name: weight for name, weight in (adapters or weights).items() if weight.is_floating_point()}
 
 
-def _gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:
-    """Of the document's loss, by name of the weight; those that it does not reach are left out."""
-    trained = _trainable_weights(model.model)
+def _weight_gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:
+    """Returns the gradient of the document's loss by the name of the weight, of those weights that have one."""
+    weights = _trainable_weights(model.model)
     with freeze(model.model):
-        kept = {name: (weight.requires_grad, weight.grad) for name, weight in trained.items()}
+        original = {name: (weight.requires_grad, weight.grad) for name, weight in weights.items()}
         try:
-            for weight in trained.values():
+            for weight in weights.values():
                 weight.grad = None
                 weight.requires_grad_(True)
             (batch,) = iter_batches([document], BUDGET_TOKENS, model.device)
             forward_backward(model, batch)
-            return {name: weight.grad for name, weight in trained.items() if weight.grad is not None}
+            return {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
         finally:
-            for name, weight in trained.items():
-                asked, weight.grad = kept[name]
-                weight.requires_grad_(asked)
+            for name, weight in weights.items():
+                requires_grad, weight.grad = original[name]
+                weight.requires_grad_(requires_grad)
 
 
-def _moments(squares: Tensor) -> tuple[Tensor, ...]:
-    """(means of the rows [..., o], of the columns [..., i]) of the squares of a matrix, or the squares of a vector."""
+def _factor(squares: Tensor) -> FactoredMoment:
+    """Returns the means of the rows and of the columns of a matrix of squares; a vector is returned whole."""
     if squares.dim() < 2:
         return (squares,)
     return squares.mean(-1), squares.mean(-2)
 
 
-def _scale(moments: tuple[Tensor, ...], like: Tensor) -> Tensor:
-    """(V + δ mean V)^-½; 0 where V is all zero."""
-    if len(moments) == 1:
-        whole = moments[0]
+def _reciprocal_root(moment: FactoredMoment, gradient: Tensor) -> Tensor:
+    """Returns (V + δ mean V)^-½ in the type of the gradient or float32, or 0 where V is all zero."""
+    if len(moment) == 1:
+        whole = moment[0]
     else:
-        rows, columns = moments
+        rows, columns = moment
         mean = rows.mean(-1, keepdim=True)[..., None]
         whole = rows[..., None] * columns[..., None, :] / torch.where(mean > 0, mean, 1)
     damped = whole + _DAMPING * whole.mean()
-    return torch.where(damped > 0, damped.rsqrt(), 0).to(torch.promote_types(like.dtype, torch.float32))
+    return torch.where(damped > 0, damped.rsqrt(), 0).to(torch.promote_types(gradient.dtype, torch.float32))

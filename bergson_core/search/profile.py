@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import BuildSpec, Normalize, SearchKind
 from bergson_core.search.features import compute_features
@@ -138,3 +139,16 @@ def _map_lengths(root: Path, profile: str, shard: ShardEntry) -> np.ndarray:
     path = root / lengths_path(profile, shard.name)
     columns = path.stat().st_size // (4 * shard.rows)
     return map_array(path, np.float32, (shard.rows, columns))
+
+
+def require_profile(index: str, manifest: Manifest, profile: str) -> None:
+    """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them.
+
+    Args:
+        index: Name of the index, for the error.
+        manifest: Manifest of the index.
+        profile: Name of the profile.
+    """
+    names = [entry.name for entry in manifest.profiles]
+    if profile not in names:
+        raise InvalidInput(f"{index} has no profile {profile!r}; it has {', '.join(names)}")

@@ -22,7 +22,7 @@ from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import preconditioner_path
-from tests.core.helpers import CASES, make_spec, query, rows_by_definition, scores_by_definition
+from tests.core.helpers import SCORING_CASES, make_spec, query, rows_by_definition, scores_by_definition
 
 ASKED = [
     query("Person 3 lives in", " city 1.", top_k=40),
@@ -83,7 +83,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:
     )
 
 
-@pytest.mark.parametrize(("rows", "normalize", "preconditioner"), CASES)
+@pytest.mark.parametrize(("rows", "normalize", "preconditioner"), SCORING_CASES)
 def test_scores_are_those_of_the_definition_and_of_answers(
     sources, tmp_path, small_reads, rows, normalize, preconditioner
 ):
@@ -111,8 +111,8 @@ def test_a_dataset_of_queries_is_read_by_its_columns(opened):
 
 
 def test_many_queries_keep_their_order(opened, monkeypatch):
-    monkeypatch.setattr("bergson_core.data.dataset.READ_AT_ONCE", 2)
-    monkeypatch.setattr(corpus_scores, "READ_AT_ONCE", 2)
+    monkeypatch.setattr("bergson_core.data.documents.READ_CHUNK_SIZE", 2)
+    monkeypatch.setattr(corpus_scores, "READ_CHUNK_SIZE", 2)
     asked = [
         query(f"Person {k} lives in", f" city {k}." + " and works" * (k % 3), top_k=40) for k in range(7)
     ]
@@ -292,7 +292,7 @@ def test_a_query_whose_gradient_is_not_finite_is_named(opened, monkeypatch):
 
     def overflown(batch):
         rows, losses = collect(batch)
-        rows[list(batch.numbers).index(1), 3] = torch.inf
+        rows[list(batch.indices).index(1), 3] = torch.inf
         return rows, losses
 
     monkeypatch.setattr(opened.collector, "collect", overflown)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from bergson_core import AttributionIndex, build_index, fit_profile
 from bergson_core.attribution import token_influence
 from bergson_core.attribution.token_influence import split_score_by_position
-from bergson_core.data.batching import Tokens, batches
+from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -19,7 +19,7 @@ from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, S
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
 from tests import tiny
-from tests.core.helpers import CASES, CHAT, TEMPLATE, make_spec, query
+from tests.core.helpers import SCORING_CASES, CHAT, CHAT_TEMPLATE, make_spec, query
 
 PARTS = {"include": ["text", "tokens", "modules"]}
 
@@ -44,7 +44,7 @@ def assert_covers(row: ResultRow) -> None:
     assert all(text[one.start : one.end] == one.token for one in row.tokens)
 
 
-@pytest.mark.parametrize(("rows", "normalize", "preconditioner"), CASES)
+@pytest.mark.parametrize(("rows", "normalize", "preconditioner"), SCORING_CASES)
 def test_tokens_and_modules_sum_to_the_score(sources, tmp_path, rows, normalize, preconditioner):
     spec = make_spec(
         sources,
@@ -68,7 +68,7 @@ def test_the_parts_of_tokens_are_those_of_the_definition(index):
     by_token, whole = (RowCollector(model, processor, per_token=flag) for flag in (True, False))
 
     def of(collector: RowCollector, tokens: Tokens) -> torch.Tensor:
-        (batch,) = batches([tokens], 1000)
+        (batch,) = iter_batches([tokens], 1000)
         return collector.collect(batch)[0][0]
 
     document, asked = (
@@ -128,7 +128,7 @@ def test_completions_weights_and_means_are_those_of_the_build(sources, tmp_path,
 def test_tokens_of_chats_have_no_place_in_their_json(sources, tmp_path):
     model = tiny.save_model(tmp_path / "model")
     tokenizer = tiny.tokenizer(tiny.texts(20))
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(model)
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"chat": CHAT[:k]}) + "\n" for k in (2, 4)))
@@ -201,7 +201,7 @@ def test_tokens_of_many_rows_are_refused():
 def test_what_a_training_run_did_has_no_tokens(index):
     opened = AttributionIndex.open(index)
     trained = opened.manifest.model_copy(update={"origin": "training"})
-    object.__setattr__(opened.score_decomposer, "manifest", trained)
+    object.__setattr__(opened.answerer.score_decomposer, "manifest", trained)
     refused, answered = opened.attribute([query(include=["tokens"]), query(include=["modules"])])
     assert isinstance(refused, InvalidInput)
     assert "leave `tokens` out" in str(refused)

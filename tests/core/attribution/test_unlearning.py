@@ -13,7 +13,7 @@ from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import as_language_model
 from tests import reference, tiny
-from tests.core.helpers import state
+from tests.core.helpers import copy_weights
 
 TEXTS = tiny.texts(6)
 
@@ -43,7 +43,7 @@ def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:
 def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, step, sign):
     model, tokens = tiny.model(architecture), documents()
     unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-3)
-    before, moments = state(model), squares(model, tokens)
+    before, moments = copy_weights(model), squares(model, tokens)
     reference.loss_of(model, tokens[0]).backward()
     expected = {}
     for name, weight in model.named_parameters():
@@ -53,23 +53,23 @@ def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, ste
         expected[name] = before[name] + sign * 1e-3 * weight.grad / (whole + 0.01 * whole.mean()).sqrt()
     model.zero_grad()
     with unlearner.temporary_step(tokens[0], step):
-        torch.testing.assert_close(state(model), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(copy_weights(model), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
     model = tiny.model(dtype=dtype).train().requires_grad_(True)
     unlearner = Unlearner.fit(as_language_model(model), documents())
-    before = state(model)
+    before = copy_weights(model)
 
     def broken() -> None:
         with unlearner.temporary_step(documents()[1]):
-            assert any(not torch.equal(weight, before[name]) for name, weight in state(model).items())
+            assert any(not torch.equal(weight, before[name]) for name, weight in copy_weights(model).items())
             raise KeyError
 
     with pytest.raises(KeyError):
         broken()
-    assert all(torch.equal(weight, before[name]) for name, weight in state(model).items())
+    assert all(torch.equal(weight, before[name]) for name, weight in copy_weights(model).items())
     assert model.training and all(one.requires_grad and one.grad is None for one in model.parameters())
 
 
@@ -79,7 +79,7 @@ def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
     changes = unlearner.log_probability_changes(tokens[:3], asked)
     for document, row in zip(tokens, changes, strict=False):
         with unlearner.temporary_step(document):
-            moved = state(model)
+            moved = copy_weights(model)
         for query, change in zip(asked, row, strict=True):
             model.zero_grad()
             reference.loss_of(model, query).backward()
@@ -116,22 +116,22 @@ def test_unlearning_a_document_makes_itself_less_likely_than_any_other():
 def test_of_a_model_with_adapters_only_these_are_changed():
     model = get_peft_model(tiny.model(), LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
     torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
-    unlearner, before = Unlearner.fit(as_language_model(model), documents()), state(model)
+    unlearner, before = Unlearner.fit(as_language_model(model), documents()), copy_weights(model)
     with unlearner.temporary_step(documents()[0]):
-        changed = {name for name, weight in state(model).items() if not torch.equal(weight, before[name])}
+        changed = {name for name, weight in copy_weights(model).items() if not torch.equal(weight, before[name])}
     assert changed and all(".lora_" in name for name in changed)
 
 
 def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
     model, tokens = tiny.model(), documents()
     expected = Unlearner.fit(as_language_model(model), tokens[:3])
-    broken, gradients = tokens[5], unlearning._gradients
+    broken, gradients = tokens[5], unlearning._weight_gradients
 
     def some_broken(model, document):
         found = gradients(model, document)
         return {name: one * math.nan for name, one in found.items()} if document is broken else found
 
-    monkeypatch.setattr(unlearning, "_gradients", some_broken)
+    monkeypatch.setattr(unlearning, "_weight_gradients", some_broken)
     found = Unlearner.fit(as_language_model(model), [*tokens[:3], broken])
     for name, parts in expected.second_moments.items():
         torch.testing.assert_close(found.second_moments[name], tuple(part * 3 / 4 for part in parts))

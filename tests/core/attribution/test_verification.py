@@ -16,11 +16,11 @@ from bergson_core.models.loading import load_model
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
-from bergson_core.schemas.record import record_from_row
+from bergson_core.schemas.record import record_from_stored
 from bergson_core.schemas.results import Answer, ResultRow
-from bergson_core.utils.progress import run_to_completion
+from bergson_core.utils.background import run_to_completion
 from tests import reference, tiny
-from tests.core.helpers import make_spec, query, state
+from tests.core.helpers import make_spec, query, copy_weights
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
     model, tokenizer, texts = opened.model.model, opened.model.tokenizer, tiny.texts(40)
     (query_tokens,) = tokenize(tokenizer, [asked().prompt], [asked().completion], [span])
     documents = tokenize(tokenizer, texts, None)
-    sample = [int(one.removeprefix("doc-")) for one in opened.verifier._draw_documents(64, 0)]
+    sample = [int(one.removeprefix("doc-")) for one in opened.verifier._selector.draw(64, 0)]
     assert sorted(sample) == list(range(40)), "fewer documents than the sample wants: all of them"
     moments = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     gradients = []
@@ -80,7 +80,7 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
     verified = [(row.id, row.verified) for row in rows_of(answer) if row.verified]
     assert [row.verified is None for row in answer.results] == [False, True, True, True]
     for one, effect in (*verified, (answer.verification.controls[0].id, answer.verification.controls[0])):
-        number, weights = int(one.removeprefix("doc-")), state(model)
+        number, weights = int(one.removeprefix("doc-")), copy_weights(model)
         own = log_probability(model, documents[number])
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -93,10 +93,10 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
 
 
 def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(opened):
-    before = state(opened.model.model)
+    before = copy_weights(opened.model.model)
 
     def unchanged() -> bool:
-        return all(torch.equal(weight, before[name]) for name, weight in state(opened.model.model).items())
+        return all(torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items())
 
     (plain,) = opened.attribute([asked(verify=None)])
     between: list[bool] = []
@@ -113,7 +113,7 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
 
 
 def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_answered(opened, monkeypatch):
-    before, losses = state(opened.model.model), iter(range(2))
+    before, losses = copy_weights(opened.model.model), iter(range(2))
     measured = unlearning.compute_document_losses
 
     def fails(*args):
@@ -125,7 +125,7 @@ def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_an
     with pytest.raises(RuntimeError, match="out of memory"):
         answered(opened)
     monkeypatch.undo()
-    assert all(torch.equal(weight, before[name]) for name, weight in state(opened.model.model).items())
+    assert all(torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items())
     assert not any(
         weight.requires_grad or weight.grad is not None for weight in opened.model.model.parameters()
     )
@@ -261,12 +261,12 @@ def test_completions_and_means_are_those_of_the_build(sources, tmp_path):
     )
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
-    (tokens,) = opened.verifier._tokenize_documents([(0, 3)])
-    record = record_from_row("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
+    (tokens,) = opened.verifier._selector.tokenize([(0, 3)])
+    record = record_from_stored("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
     (expected,) = tokenize_documents([record], spec, opened.model)
     assert (tokens.ids == expected.ids).all()
-    assert tokens.weight == pytest.approx(1 / tokens.labelled)
-    assert tokens.labelled < len(tokens.ids) - 1
+    assert tokens.weight == pytest.approx(1 / tokens.n_labelled)
+    assert tokens.n_labelled < len(tokens.ids) - 1
     assert answered(opened, prompt="city 3 is", completion=" number 21").results[0].verified
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bergson_core.schemas.record import Record
 from bergson_core.search import candidates
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.faiss_index import build_faiss_file
@@ -35,26 +36,29 @@ def kind(request):
 
 @pytest.fixture
 def shards(tmp_path, kind):
-    made, shape, first = [], SHAPES[kind], 0
+    """Three shards of random rows, with FAISS files where the kind needs them."""
+    opened, shape, first_row = [], SHAPES[kind], 0
     for number, count in enumerate(ROWS):
         rows = torch.randn(count, shape.modules, shape.width, generator=torch.Generator().manual_seed(number))
         blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
-        texts = make_document_table([], np.zeros(0), [])
-        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, texts, ShardPosition(first, ""))
-        made.append(Shard.open(tmp_path, written.accept(), shape))
+        records = [Record(str(first_row + offset), "", None, {}) for offset in range(count)]
+        documents = make_document_table(records, np.zeros(count), [1] * count)
+        position = ShardPosition(first_row, "")
+        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, documents, position)
+        opened.append(Shard.open(tmp_path, written.accept(), shape))
         if kind != "hamming":
-            build_faiss_file(tmp_path, made[-1], None, "row", kind)
-        first += count
-    return made
+            build_faiss_file(tmp_path, opened[-1], None, "row", kind)
+        first_row += count
+    return opened
 
 
-def questions(count, kind):
+def random_queries(count, kind):
     shape = SHAPES[kind]
     return torch.randn(count, shape.modules * shape.width, generator=torch.Generator().manual_seed(9))
 
 
-def closeness(shards, queries, kind):
-    """Of each row of all shards to each query, by the definition of what is compared."""
+def similarities(shards, queries, kind):
+    """Returns how like each query each row of all shards is, by the definition of what is compared."""
     rows = torch.cat([shard.rows(slice(None)) for shard in shards]).flatten(1)
     if kind == "hamming":
         return queries.sign() @ rows.sign().mT
@@ -63,34 +67,35 @@ def closeness(shards, queries, kind):
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_best_of_all_shards_are_found_in_order(tmp_path, shards, kind, threads, low_memory):
-    queries = questions(5, kind)
-    found = CandidateSearch.open(tmp_path, shards, kind, low_memory=low_memory).find_row_numbers(queries, 20)
-    close = closeness(shards, queries, kind)
-    scores = close.gather(1, torch.from_numpy(found))
+    queries = random_queries(5, kind)
+    search = CandidateSearch.open(tmp_path, shards, kind, low_memory=low_memory)
+    row_numbers = search.find_row_numbers(queries, 20)
+    expected = similarities(shards, queries, kind)
+    scores = expected.gather(1, torch.from_numpy(row_numbers))
     if kind == "rabitq":  # which only estimates
-        assert (scores.mean(1) > close.mean(1) + 0.5 * close.std(1)).all()
+        assert (scores.mean(1) > expected.mean(1) + 0.5 * expected.std(1)).all()
     else:
-        torch.testing.assert_close(scores, close.topk(20).values, atol=2e-3, rtol=0)
+        torch.testing.assert_close(scores, expected.topk(20).values, atol=2e-3, rtol=0)
 
 
 def test_a_batch_finds_what_its_queries_find_alone(tmp_path, shards, kind, threads):
-    queries = questions(4, kind)
-    looked = CandidateSearch.open(tmp_path, shards, kind)
-    alone = [looked.find_row_numbers(query[None], 9)[0] for query in queries]
-    assert np.array_equal(looked.find_row_numbers(queries, 9), alone)
+    queries = random_queries(4, kind)
+    search = CandidateSearch.open(tmp_path, shards, kind)
+    alone = [search.find_row_numbers(query[None], 9)[0] for query in queries]
+    assert np.array_equal(search.find_row_numbers(queries, 9), alone)
 
 
 def test_only_allowed_rows_are_found_and_missing_ones_are_marked(tmp_path, shards, kind):
     allowed = [np.zeros(count, dtype=bool) for count in ROWS]
     allowed[0][[3, 40]] = allowed[2][[0, 119]] = True
-    queries = questions(2, kind)
-    found, places = CandidateSearch.open(tmp_path, shards, kind).find(
+    queries = random_queries(2, kind)
+    shard_numbers, offsets = CandidateSearch.open(tmp_path, shards, kind).find(
         queries, 6, [allowed[0], allowed[1], allowed[2]]
     )
-    for one in range(2):
-        real = places[one] >= 0
-        assert real.tolist() == [True] * 4 + [False] * 2
-        assert set(zip(found[one][real], places[one][real], strict=True)) == {
+    for query in range(2):
+        is_row = offsets[query] >= 0
+        assert is_row.tolist() == [True] * 4 + [False] * 2
+        assert set(zip(shard_numbers[query][is_row], offsets[query][is_row], strict=True)) == {
             (0, 3),
             (0, 40),
             (2, 0),
@@ -98,22 +103,24 @@ def test_only_allowed_rows_are_found_and_missing_ones_are_marked(tmp_path, shard
         }
 
 
-def test_more_than_there_are_gives_all(tmp_path, shards, kind):
-    queries = questions(1, kind)
-    found = CandidateSearch.open(tmp_path, shards, kind).find_row_numbers(queries, 1000)
-    assert sorted(found[0].tolist()) == list(range(sum(ROWS)))
+def test_asking_for_more_rows_than_there_are_gives_all(tmp_path, shards, kind):
+    queries = random_queries(1, kind)
+    row_numbers = CandidateSearch.open(tmp_path, shards, kind).find_row_numbers(queries, 1000)
+    assert sorted(row_numbers[0].tolist()) == list(range(sum(ROWS)))
 
 
 def test_equal_rows_come_in_their_order_however_the_scores_are_gathered(monkeypatch):
-    parts = [(np.array([[1.0, 2.0, 2.0]], np.float32), np.array([[0, 1, 2]]))]
-    parts += [(np.array([[2.0, 0.0, 2.0]], np.float32), np.array([[3, 4, 5]]))] * 1
+    shard_results = [
+        (np.array([[1.0, 2.0, 2.0]], np.float32), np.array([[0, 1, 2]])),
+        (np.array([[2.0, 0.0, 2.0]], np.float32), np.array([[3, 4, 5]])),
+    ]
     for merge_at in (1, 2**16):
         monkeypatch.setattr(candidates, "_MERGE_AT_SCORES", merge_at)
-        scores, rows = candidates._merge_best(parts, 1, 3)
+        scores, rows = candidates._merge_best(shard_results, 1, 3)
         assert (scores.tolist(), rows.tolist()) == ([[2, 2, 2]], [[1, 2, 3]])
 
 
-def test_work_side_by_side_comes_back_in_order_and_raises_what_it_raised(threads):
+def test_parallel_work_comes_back_in_order_and_raises_what_an_item_raised(threads):
     assert list(parallel_map(lambda k: k * k, range(50))) == [k * k for k in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(parallel_map(lambda k: 1 // (9 - k), range(50)))

@@ -146,9 +146,9 @@ def test_gradients_made_elsewhere_find_what_the_query_itself_finds(index):
 
 
 def batch_of(index: AttributionIndex, asked):
-    from bergson_core.data.batching import batches, tokenize
+    from bergson_core.data.batching import iter_batches, tokenize
 
-    (batch,) = batches(tokenize(index.model.tokenizer, [asked.prompt], [asked.completion]), 1000)
+    (batch,) = iter_batches(tokenize(index.model.tokenizer, [asked.prompt], [asked.completion]), 1000)
     return batch
 
 

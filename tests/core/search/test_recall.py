@@ -144,8 +144,8 @@ def test_documents_without_a_gradient_are_no_queries():
 def test_queries_are_the_ends_of_documents():
     tokens = Tokens(np.arange(10), np.arange(10) >= 2)
     assert recall._label_last_quarter(tokens).labels.nonzero()[0].tolist() == [8, 9]
-    assert recall._label_last_quarter(Tokens(np.arange(3), np.array([False, True, False]))).labelled == 1
-    assert recall._label_last_quarter(Tokens(np.arange(1), np.zeros(1, dtype=bool))).labelled == 0
+    assert recall._label_last_quarter(Tokens(np.arange(3), np.array([False, True, False]))).n_labelled == 1
+    assert recall._label_last_quarter(Tokens(np.arange(1), np.zeros(1, dtype=bool))).n_labelled == 0
 
 
 def test_an_index_of_one_document_has_nothing_to_miss(sources, tmp_path):

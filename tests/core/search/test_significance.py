@@ -1,5 +1,7 @@
 """How a result stands among random rows of the index, and when an answer says that nothing stands out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -111,24 +113,23 @@ def test_another_profile_has_percentiles_and_no_notice(spec, tmp_path):
     build_index(spec, path, shard_rows=16)
     sample = {"prompt": [f"Person {k} works" for k in range(9)], "completion": [" for company 2."] * 9}
     fit_profile(path, "work", Dataset.from_dict(sample), mixing=0.7)
-    opened = told(AttributionIndex.open(path), threshold=1e9)
+    opened = with_threshold(AttributionIndex.open(path), threshold=1e9)
     ours, other = opened.attribute([query(top_k=40), query(top_k=40, profile="work")])
     assert ours.results[0].percentile == other.results[0].percentile > 90
     assert other.notice is None
 
 
-def told(opened: AttributionIndex, threshold: float) -> AttributionIndex:
-    """With another threshold."""
+def with_threshold(opened: AttributionIndex, threshold: float) -> AttributionIndex:
+    """Returns the index with another threshold of the notice."""
     entry = NoticeEntry(threshold=threshold, false_alarms=0.05, queries=256)
     manifest = opened.manifest.model_copy(update={"notice": entry})
-    object.__setattr__(opened, "manifest", manifest)
-    return opened
+    return replace(opened, manifest=manifest, answerer=replace(opened.answerer, manifest=manifest))
 
 
 def test_the_notice_comes_where_the_best_result_does_not_stand_out(many):
     opened = AttributionIndex.open(many)
     for threshold, says in ((-1e9, None), (1e9, NO_INFLUENCE_NOTICE)):
-        best, both, opponents = told(opened, threshold).attribute(
+        best, both, opponents = with_threshold(opened, threshold).attribute(
             [query(), query(direction="both"), query(direction="opponents")]
         )
         assert (best.notice, both.notice, opponents.notice) == (says, says, None)
@@ -146,7 +147,7 @@ def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
     profile, candidates = opened.profiles["default"], opened.searcher.candidate_search
     entry = calibrate_notice(queries, profile, candidates, MANY, opened.searcher.background)
     asked, _ = profile.prepare_queries(queries)
-    found = told(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
+    found = with_threshold(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
     of_sample = opened.searcher.background.scores(
         profile, profile.prepare_queries(queries)[1], opened.visible()
     )

@@ -1,0 +1,181 @@
+"""Answers batches of queries: their tokens, their gradients, the search, and what an `Answer` says of its results.
+
+Legend: q queries, v rows of the background sample that are visible (`search.background_sample`), D numbers of a row.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery
+from bergson_core.attribution.token_influence import ScoreDecomposer
+from bergson_core.data.batching import BUDGET_TOKENS
+from bergson_core.errors import BergsonError
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
+from bergson_core.search.background_sample import percentile
+from bergson_core.search.damaged_shards import damaged_shards_error
+from bergson_core.search.profile import require_profile
+from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
+from bergson_core.search.significance import significance_notice
+from bergson_core.storage.layout import DEFAULT_PROFILE
+from bergson_core.storage.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class _AnswerResults:
+    """The parts of an answer that come from the search. A list is None for a direction that was not asked for."""
+
+    proponents: list[ResultRow] | None
+    opponents: list[ResultRow] | None
+    notice: str | None
+
+
+@dataclass(frozen=True)
+class QueryAnswerer:
+    """Answers the queries of an open index, without verifying results.
+
+    Attributes:
+        index: Name of the index, for the answers to queries that name none.
+        manifest: Manifest of the index.
+        collector: Computes the gradient rows of queries.
+        searcher: The shards of the index, open for search.
+        query_tokenizer: Tokenises queries.
+        score_decomposer: Splits the scores of results by token.
+    """
+
+    index: str
+    manifest: Manifest
+    collector: RowCollector
+    searcher: Searcher
+    query_tokenizer: QueryTokenizer
+    score_decomposer: ScoreDecomposer
+
+    def answer(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
+        """Returns for each query its answer, or the error that this query alone has caused."""
+        started = time.perf_counter()
+        outcomes: dict[int, Answer | BergsonError] = {}
+        tokenized: dict[int, TokenizedQuery] = {}
+        for number, query in enumerate(queries):
+            try:
+                self._require_answerable(query)
+                tokenized[number] = self.query_tokenizer.complete_and_tokenize(query)
+            except BergsonError as error:
+                outcomes[number] = error
+        if tokenized:
+            outcomes |= zip(tokenized, self._answer_tokenized(list(tokenized.values()), started), strict=True)
+        return [outcomes[number] for number in range(len(queries))]
+
+    def search(self, rows: Float[Tensor, "q D"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Returns what the search finds for each raw gradient row."""
+        return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), requests)
+
+    def make_rows(
+        self, hits: Sequence[Hit], background_scores: Float32[np.ndarray, " v"], include: Collection[str]
+    ) -> list[ResultRow]:
+        """Returns hits as the rows of an answer.
+
+        Args:
+            hits: What the search has found.
+            background_scores: Scores of the background sample for the same query, which percentiles are taken among.
+            include: What rows have beside id, score, percentile and loss. The model runs on the documents once more
+                where it has `tokens` in it.
+        """
+        tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
+        if "tokens" in include and hits:
+            documents = [hit.document for hit in hits if hit.document]
+            tokens = self.score_decomposer.token_influences(documents)
+        return [
+            hit.row.model_copy(
+                update={"percentile": percentile(hit.row.score, background_scores), "tokens": influences}
+            )
+            for hit, influences in zip(hits, tokens, strict=True)
+        ]
+
+    def _require_answerable(self, query: AttributionQuery) -> None:
+        """Raises a `BergsonError` for a query that this index cannot answer."""
+        require_profile(self.index, self.manifest, query.profile)
+        if "tokens" in query.include:
+            self.score_decomposer.require_supported()
+        self.searcher.metadata.require_columns(query.filter or {})
+        if self.searcher.damaged and not query.partial:
+            raise damaged_shards_error(self.index, self.searcher.damaged)
+
+    def _answer_tokenized(
+        self, tokenized: Sequence[TokenizedQuery], started: float
+    ) -> list[Answer | BergsonError]:
+        """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
+        rows, losses = collect_rows(self.collector, [item.tokens for item in tokenized], BUDGET_TOKENS)
+        gradient_done = time.perf_counter()
+        requests = [SearchRequest.from_query(item.query) for item in tokenized]
+        found = self.search(torch.from_numpy(rows), requests)
+        outcomes = [
+            self._results_or_error(item.query, result) for item, result in zip(tokenized, found, strict=True)
+        ]
+        done = time.perf_counter()
+        timing = TimingMs(
+            gradient=1e3 * (gradient_done - started),
+            search=1e3 * (done - gradient_done),
+            total=1e3 * (done - started),
+        )
+        return [
+            outcome
+            if isinstance(outcome, BergsonError)
+            else self._make_answer(item, float(loss), outcome, timing)
+            for item, loss, outcome in zip(tokenized, losses, outcomes, strict=True)
+        ]
+
+    def _results_or_error(
+        self, query: AttributionQuery, found: SearchResult
+    ) -> _AnswerResults | BergsonError:
+        """Returns the results of a query as its answer has them, or the error for which they cannot be returned."""
+        try:
+            proponents, opponents = (
+                None if hits is None else self.make_rows(hits, found.background_scores, query.include)
+                for hits in (found.proponents, found.opponents)
+            )
+        except BergsonError as error:
+            return error
+        return _AnswerResults(proponents, opponents, self._notice(query, proponents, found.background_scores))
+
+    def _notice(
+        self,
+        query: AttributionQuery,
+        proponents: Sequence[ResultRow] | None,
+        background_scores: Float32[np.ndarray, " v"],
+    ) -> str | None:
+        """Returns the notice of an answer whose best result does not stand out.
+
+        There is none under other profiles than the default, for which the notice is calibrated.
+        """
+        if not proponents or query.profile != DEFAULT_PROFILE:
+            return None
+        return significance_notice(proponents[0].score, background_scores, self.manifest.notice)
+
+    def _make_answer(
+        self, tokenized: TokenizedQuery, loss: float, results: _AnswerResults, timing: TimingMs
+    ) -> Answer:
+        query = tokenized.query
+        return Answer(
+            index=query.index or self.index,
+            generation=self.manifest.generation,
+            profile=query.profile,
+            query=QueryEcho(
+                prompt=query.prompt,
+                completion=tokenized.completion,
+                generated=query.completion is None,
+                loss=loss,
+                n_tokens=tokenized.tokens.n_labelled,
+            ),
+            results=results.proponents,
+            opponents=results.opponents,
+            notice=results.notice,
+            partial=bool(self.searcher.damaged),
+            timing_ms=timing,
+        )

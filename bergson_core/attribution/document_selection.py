@@ -1,0 +1,90 @@
+"""Selects the documents of an index that are unlearned: by their ids, or at random.
+
+A document that was taken down is never selected.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from bergson_core.data.batching import Tokens
+from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.tokenization import tokenize_stored
+from bergson_core.search.searcher import Searcher
+from bergson_core.storage.document_table import mask_of_ids, read_document
+from bergson_core.storage.manifest import Manifest
+
+RowLocation = tuple[int, int]
+"""(position of a shard among the searcher's shards, offset of a row within that shard)."""
+_DRAW_SIZES: Final = (256, 4096)
+"""Rows that are drawn at first, of which those that may be selected are taken. More rows, and at last all, are drawn
+only where these are too few."""
+
+
+@dataclass(frozen=True)
+class DocumentSelector:
+    """Selects documents of an index; `model` is the one that the index was built from. For use by one thread."""
+
+    manifest: Manifest
+    model: LanguageModel
+    searcher: Searcher
+
+    def is_visible(self, location: RowLocation) -> bool:
+        """Returns whether the document has not been taken down by now."""
+        shard_number, offset = location
+        mask = self.searcher.visible.masks()[shard_number]
+        return mask is None or bool(mask[offset])
+
+    def locate(self, ids: Collection[str]) -> dict[str, RowLocation]:
+        """Returns where the visible documents with these ids are, by id, in the order of the ids."""
+        locations: dict[str, RowLocation] = {}
+        for shard_number, shard in enumerate(self.searcher.shards):
+            for offset in np.flatnonzero(mask_of_ids(shard.documents, ids)).tolist():
+                if self.is_visible((shard_number, offset)):
+                    locations[shard.documents["id"][offset].as_py()] = (shard_number, offset)
+        return {document_id: locations[document_id] for document_id in sorted(locations)}
+
+    def draw(self, count: int, seed: int, excluded_ids: Collection[str] = ()) -> dict[str, RowLocation]:
+        """Draws visible documents that have a gradient, the same ones for the same seed.
+
+        Args:
+            count: How many documents to draw; fewer are returned where the index has no more.
+            seed: Seed of the draw.
+            excluded_ids: Ids of documents that are not drawn.
+
+        Returns:
+            Where the documents are, by id.
+        """
+        shard_ends = np.cumsum([shard.entry.rows for shard in self.searcher.shards])
+        total_rows = int(shard_ends[-1])
+        locations: dict[str, RowLocation] = {}
+        # The sizes do not follow from `count` or `excluded_ids`, because a draw of another size has other rows in it.
+        for size in (*_DRAW_SIZES, total_rows):
+            generator = np.random.Generator(np.random.Philox(seed))
+            for row in generator.choice(total_rows, min(size, total_rows), replace=False).tolist():
+                if len(locations) == count:
+                    return locations
+                shard_number = int(np.searchsorted(shard_ends, row, "right"))
+                shard = self.searcher.shards[shard_number]
+                offset = row - int(shard_ends[shard_number]) + shard.entry.rows
+                document_id = shard.documents["id"][offset].as_py()
+                is_allowed = _has_gradient(shard.documents, offset) and document_id not in excluded_ids
+                if is_allowed and self.is_visible((shard_number, offset)):
+                    locations[document_id] = (shard_number, offset)
+        return locations
+
+    def tokenize(self, locations: Sequence[RowLocation]) -> list[Tokens]:
+        """Returns the tokens of the documents at these locations, as the index was built from them."""
+        shards = self.searcher.shards
+        documents = [
+            read_document(shards[shard_number].documents, offset) for shard_number, offset in locations
+        ]
+        return tokenize_stored(documents, self.manifest.spec, self.model)
+
+
+def _has_gradient(documents: pa.Table, offset: int) -> bool:
+    """Returns whether a document has labelled tokens and was not skipped for a gradient that is not finite."""
+    return documents["loss"][offset].is_valid and documents["n_tokens"][offset].as_py() > 0
