@@ -1,27 +1,27 @@
-/* Calls of the API, with the key of this tab: it goes when the tab is closed, and to no other. */
+/* Calls of the API. The API key is kept in this tab alone, and is forgotten when the tab is closed. */
 
-const NAME = "bergson-key";
-let refused = () => {};
+const STORAGE_NAME = "bergson-key";
+let refusalListener = () => {};
 
-export const key = () => sessionStorage.getItem(NAME) ?? "";
+export const storedKey = () => sessionStorage.getItem(STORAGE_NAME) ?? "";
 
-export function keepKey(value) {
-  if (value) sessionStorage.setItem(NAME, value);
-  else sessionStorage.removeItem(NAME);
+export function storeKey(key) {
+  if (key) sessionStorage.setItem(STORAGE_NAME, key);
+  else sessionStorage.removeItem(STORAGE_NAME);
 }
 
-export const authorization = () => (key() ? { Authorization: `Bearer ${key()}` } : {});
+export const authorizationHeader = () => (storedKey() ? { Authorization: `Bearer ${storedKey()}` } : {});
 
-/** Call `listener` with what the server says when it lets nobody in without a valid key. */
+/** Sets the function that is called, with the server's message, when the server refuses the key or misses one. */
 export function onRefusal(listener) {
-  refused = listener;
+  refusalListener = listener;
 }
 
 async function request(path, options) {
-  const sent = key();
+  const sentKey = storedKey();
   let response;
   try {
-    response = await fetch(path, { ...options, headers: { ...authorization(), ...options.headers } });
+    response = await fetch(path, { ...options, headers: { ...authorizationHeader(), ...options.headers } });
   } catch {
     throw new Error("The server does not answer.");
   }
@@ -31,17 +31,17 @@ async function request(path, options) {
   error.title = body?.title ?? "Failed";
   error.requestId = body?.request_id;
   error.status = response.status;
-  if (error.status === 401 && sent === key()) refused(error.message);
+  if (error.status === 401 && sentKey === storedKey()) refusalListener(error.message);
   throw error;
 }
 
-/** The answer of a call. Throws an Error whose message is the problem's detail. */
+/** Returns the JSON that a call answers. Throws an Error whose message is the problem's detail. */
 export async function call(path, options = {}) {
   const response = await request(path, { ...options, headers: { Accept: "application/json", ...options.headers } });
   return response.json().catch(() => null);
 }
 
-function parsed(block) {
+function parseEvent(block) {
   const event = { event: "message", data: "", id: "" };
   for (const line of block.split("\n")) {
     const [name, ...rest] = line.split(": ");
@@ -50,7 +50,7 @@ function parsed(block) {
   return event;
 }
 
-/** The server-sent events after `lastId`, one by one, to the end of the stream. An EventSource could send no key. */
+/** Yields the server-sent events after `lastId` until the stream ends. An EventSource could not send an API key. */
 export async function* events(path, signal, lastId) {
   const headers = { Accept: "text/event-stream", ...(lastId ? { "Last-Event-ID": lastId } : {}) };
   const response = await request(path, { signal, headers });
@@ -60,7 +60,7 @@ export async function* events(path, signal, lastId) {
     for (let read = await reader.read(); !read.done; read = await reader.read()) {
       const blocks = (text + read.value).split("\n\n");
       text = blocks.pop();
-      yield* blocks.map(parsed).filter((event) => event.data);
+      yield* blocks.map(parseEvent).filter((event) => event.data);
     }
   } finally {
     reader.cancel().catch(() => {});

@@ -1,16 +1,18 @@
-/* The question form and its table of results. */
+/* The form for a query, and the table of its results. */
 
 import { call } from "./api.js";
 import { byId, el, note } from "./dom.js";
 
-const milliseconds = (value) => `${value.toFixed(1)} ms`;
+const NOTICE_MEANING = "the best result stands out no more than it would for a completion that no document states";
 
-function question(form) {
+const formatMs = (value) => `${value.toFixed(1)} ms`;
+
+function readQuery(form) {
   const fields = new FormData(form);
   return {
     index: fields.get("index").trim(),
     prompt: fields.get("prompt"),
-    completion: fields.get("completion") || null, // then the model says one
+    completion: fields.get("completion") || null, // null lets the model generate one
     top_k: Number(fields.get("top_k")),
     direction: fields.get("direction"),
     include: ["text", "metadata", ...(fields.get("tokens") ? ["tokens"] : [])],
@@ -18,45 +20,58 @@ function question(form) {
   };
 }
 
-function scoreCell({ score, percentile, verified }, largest) {
-  const share = largest > 0 ? Math.abs(score) / largest : 0;
+function scoreCell({ score, percentile, verified }, maxScore) {
+  const share = maxScore > 0 ? Math.abs(score) / maxScore : 0;
   const fill = el("span", { className: score < 0 ? "fill negative" : "fill" });
   fill.style.width = `${(100 * share).toFixed(1)}%`;
   return el("td", { className: "score" },
     el("span", { className: "number", textContent: score.toFixed(4) }),
     el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill),
-    percentile === null || percentile === undefined ? null
-      : el("span", { className: "faint", title: "Of random samples of the index, so many score lower", textContent: `above ${percentile.toFixed(2)} %` }),
-    verified ? unlearned(verified) : null);
+    percentile === null || percentile === undefined ? null : percentileLine(percentile),
+    verified ? unlearningLine(verified) : null);
 }
 
-/* What a number changes by, with its sign; a step that broke the model has none. */
-const change = (value) => (value === null ? "not finite" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`);
+const percentileLine = (percentile) =>
+  el("span", {
+    className: "faint",
+    title: "Share of random documents of the index that score lower",
+    textContent: `above ${percentile.toFixed(2)} %`,
+  });
 
-const unlearned = ({ log_probability: byHowMuch }) =>
-  el("span", { className: "faint", title: "Change of the completion's log-probability by one step of unlearning this sample alone", textContent: `unlearned: ${change(byHowMuch)}` });
+/** Formats a change with its sign. The change is null if the unlearning step broke the model. */
+const formatChange = (value) =>
+  (value === null ? "not finite" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`);
 
-/* Each token shaded by its part of the score: the more, the stronger. */
+const unlearningLine = ({ log_probability: logProbability }) =>
+  el("span", {
+    className: "faint",
+    title: "Change of the completion's log-probability after one step of unlearning this document alone",
+    textContent: `unlearned: ${formatChange(logProbability)}`,
+  });
+
+/** Shades each token by its share of the score. */
 function heatStrip(tokens) {
-  const largest = Math.max(...tokens.map((one) => Math.abs(one.influence)));
+  const maxInfluence = Math.max(...tokens.map((token) => Math.abs(token.influence)));
   return tokens.map(({ token, influence }) => {
-    const part = el("span", { className: influence < 0 ? "token negative" : "token", title: influence.toFixed(4), textContent: token });
-    part.style.setProperty("--share", `${largest > 0 ? (70 * Math.abs(influence) / largest).toFixed(0) : 0}%`);
-    return part;
+    const className = influence < 0 ? "token negative" : "token";
+    const node = el("span", { className, title: influence.toFixed(4), textContent: token });
+    const percent = maxInfluence > 0 ? (70 * Math.abs(influence)) / maxInfluence : 0;
+    node.style.setProperty("--share", `${percent.toFixed(0)}%`);
+    return node;
   });
 }
 
 function metadataCell(metadata) {
   const entries = Object.entries(metadata ?? {});
-  const show = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  const format = (value) => (typeof value === "string" ? value : JSON.stringify(value));
   return el("td", { className: "metadata" }, entries.map(([key, value]) =>
-    el("span", { className: "chip" }, el("b", { textContent: key }), ` ${show(value)}`)));
+    el("span", { className: "chip" }, el("b", { textContent: key }), ` ${format(value)}`)));
 }
 
-function resultRow(row, largest) {
+function resultRow(row, maxScore) {
   return el("tr", {},
     el("td", { className: "number", textContent: row.rank }),
-    scoreCell(row, largest),
+    scoreCell(row, maxScore),
     el("td", {}, el("code", { textContent: row.id })),
     el("td", { className: "text" }, row.tokens ? heatStrip(row.tokens) : [
       el("span", { textContent: row.prompt ?? "" }),
@@ -64,40 +79,50 @@ function resultRow(row, largest) {
     metadataCell(row.metadata));
 }
 
-function table(caption, rows) {
+function resultTable(caption, rows) {
   if (!rows.length) return note(`${caption}: none`);
-  const largest = Math.max(...rows.map((row) => Math.abs(row.score)));
-  const heads = ["#", "Score", "Id", "Training sample", "Metadata"];
+  const maxScore = Math.max(...rows.map((row) => Math.abs(row.score)));
+  const headings = ["#", "Score", "Id", "Training document", "Metadata"];
   return el("div", { className: "scroll", tabIndex: 0, attributes: { role: "region", "aria-label": caption } },
     el("table", {},
       el("caption", { textContent: caption }),
-      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", textContent: head })))),
-      el("tbody", {}, rows.map((row) => resultRow(row, largest)))));
+      el("thead", {}, el("tr", {}, headings.map((heading) => el("th", { scope: "col", textContent: heading })))),
+      el("tbody", {}, rows.map((row) => resultRow(row, maxScore)))));
 }
 
-function controls({ mean, controls: drawn }) {
-  const beside = mean === null ? "" : ` ${drawn.length} random ${drawn.length === 1 ? "sample" : "samples"}: ${change(mean.log_probability)} on average.`;
-  return `The best were unlearned, each alone, and all weights put back; below is what that did to the log-probability of the completion.${beside}`;
+function verificationText({ mean, controls }) {
+  const noun = controls.length === 1 ? "document" : "documents";
+  const comparison = mean === null ? "" : ` ${controls.length} random ${noun}: ${formatChange(mean.log_probability)} on average.`;
+  return "The best documents were unlearned one by one, and all weights were restored after each. Their rows show how the "
+    + `log-probability of the completion changed.${comparison}`;
+}
+
+function timingText(timing, isVerified) {
+  const steps = [
+    `queue ${formatMs(timing.queue)}`, `gradient ${formatMs(timing.gradient)}`, `search ${formatMs(timing.search)}`,
+    ...(isVerified ? [`unlearning ${formatMs(timing.verify)}`] : []),
+  ];
+  return `${formatMs(timing.total)} (${steps.join(", ")})`;
 }
 
 function answerView(answer) {
-  const { query, timing_ms: timing } = answer;
+  const { query, verification } = answer;
   const parts = [
     `generation ${answer.generation}`,
     `${query.n_tokens} ${query.n_tokens === 1 ? "token" : "tokens"} of completion, loss ${query.loss.toFixed(3)}`,
-    `${milliseconds(timing.total)} (queue ${milliseconds(timing.queue)}, gradient ${milliseconds(timing.gradient)}, search ${milliseconds(timing.search)}${answer.verification ? `, unlearning ${milliseconds(timing.verify)}` : ""})`,
+    timingText(answer.timing_ms, Boolean(verification)),
   ];
   return [
     el("p", { className: "asked" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
-    answer.notice ? note(`${answer.notice}: the best result stands out no more than for what no sample states`) : null,
-    answer.verification ? note(controls(answer.verification)) : null,
-    answer.results ? table("Made it more likely", answer.results) : null,
-    answer.opponents ? table("Made it less likely", answer.opponents) : null,
+    answer.notice ? note(`${answer.notice}: ${NOTICE_MEANING}`) : null,
+    verification ? note(verificationText(verification)) : null,
+    answer.results ? resultTable("Made it more likely", answer.results) : null,
+    answer.opponents ? resultTable("Made it less likely", answer.opponents) : null,
   ].filter(Boolean);
 }
 
-/** Send the form to POST /attribute and show what comes back. */
+/** Sends the form to POST /attribute, and shows the answer. */
 export function setUpAsk() {
   const form = byId("ask");
   const output = byId("answer");
@@ -109,7 +134,7 @@ export function setUpAsk() {
     output.replaceChildren(note("Asking…"));
     try {
       const headers = { "Content-Type": "application/json" };
-      const answer = await call("attribute", { method: "POST", headers, body: JSON.stringify(question(form)) });
+      const answer = await call("attribute", { method: "POST", headers, body: JSON.stringify(readQuery(form)) });
       output.replaceChildren(...answerView(answer));
     } catch (error) {
       const request = error.requestId ? ` (request ${error.requestId})` : "";

@@ -1,8 +1,8 @@
-/* Small helpers. Text from outside only ever becomes a text node, so nothing of it is read as HTML. */
+/* Helpers that create elements and format values. Text always becomes a text node, and is never parsed as HTML. */
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with properties and children; strings become text nodes, null is skipped. */
+/** Creates an element with properties and children. Strings become text nodes; null and undefined are skipped. */
 export function el(tag, properties = {}, ...children) {
   const { attributes = {}, ...rest } = properties;
   const node = Object.assign(document.createElement(tag), rest);
@@ -11,38 +11,39 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A note in place of content: what is empty, or what went wrong. */
+/** Creates a note in the place of content that is missing or went wrong. */
 export function note(text, kind = "") {
   return el("p", { className: `note ${kind}`, textContent: text });
 }
 
+/** Creates a badge that shows a state. */
 export function badge(state) {
   return el("span", { className: `badge ${state}`, textContent: state });
 }
 
+/** Creates a list of names and values. Values that are missing are left out. */
 export function facts(...pairs) {
-  const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return el("dl", { className: "facts" }, known.map(([name, value]) => [
-    el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value })),
-  ]).flat());
+  const present = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return el("dl", { className: "facts" }, present.map(([name, value]) =>
+    el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
 }
 
-const numbers = new Intl.NumberFormat("en");
-export const count = (value) => (value === null || value === undefined ? null : numbers.format(value));
+const numberFormat = new Intl.NumberFormat("en");
+export const formatCount = (value) => (value === null || value === undefined ? null : numberFormat.format(value));
 
-export function bytes(value) {
+export function formatBytes(value) {
   if (value === null || value === undefined) return null;
   const units = ["B", "kB", "MB", "GB", "TB"];
   const power = Math.min(Math.floor(Math.log10(Math.max(value, 1)) / 3), units.length - 1);
   return `${(value / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
-export function duration(seconds) {
+export function formatDuration(seconds) {
   if (seconds === null || seconds === undefined) return null;
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-/** How long ago a Unix time in seconds was. */
-export const ago = (time) => (time ? `${duration(Date.now() / 1000 - time)} ago` : null);
+/** Says how long ago a Unix time in seconds was. */
+export const formatAge = (time) => (time ? `${formatDuration(Date.now() / 1000 - time)} ago` : null);

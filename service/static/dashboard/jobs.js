@@ -1,32 +1,33 @@
-/* Jobs: a list from /jobs, each active one followed on its own event stream, and a cancel button. */
+/* The list of jobs. Each active job is followed on an event stream of its own, and has a button to cancel it. */
 
 import { call, events } from "./api.js";
-import { ago, badge, byId, count, duration, el, note } from "./dom.js";
+import { badge, byId, el, formatAge, formatCount, formatDuration, note } from "./dom.js";
 
-const FINAL = new Set(["succeeded", "failed", "cancelled"]);
-/* A browser opens six connections to a host at most: the others are seen when the list is fetched again. */
+const FINAL_STATES = new Set(["succeeded", "failed", "cancelled"]);
+/* A browser opens at most six connections to a host. Other jobs are updated when the list is fetched again. */
 const MAX_STREAMS = 3;
 const CONFIRM_MS = 4000;
 
-const cards = new Map();
-const streams = new Map();
-const lastEvents = new Map();
-let onEnd = () => {};
+const cards = new Map(); // job id → its card
+const streams = new Map(); // job id → the AbortController of its event stream
+const lastEventIds = new Map(); // job id → the id of its last event
+let jobEndListener = () => {};
 
 function progressText({ progress, state, started_at, finished_at, created_at }) {
-  if (state === "queued") return `waiting, queued ${ago(created_at)}`;
-  if (FINAL.has(state)) {
-    return started_at && finished_at ? `took ${duration(finished_at - started_at)}, ended ${ago(finished_at)}` : "";
+  if (state === "queued") return `waiting, queued ${formatAge(created_at)}`;
+  if (FINAL_STATES.has(state)) {
+    if (!started_at || !finished_at) return "";
+    return `took ${formatDuration(finished_at - started_at)}, ended ${formatAge(finished_at)}`;
   }
-  const of = progress.total ? ` of ${count(progress.total)}` : "";
-  const done = progress.done || of ? `${count(progress.done)}${of} ${progress.unit}` : null;
-  const rate = progress.tokens_per_s ? `${count(Math.round(progress.tokens_per_s))} tokens/s` : null;
-  const left = progress.eta_s === null ? null : `${duration(progress.eta_s)} left`;
-  return [progress.stage, done, rate, left].filter(Boolean).join(" · ");
+  const total = progress.total ? ` of ${formatCount(progress.total)}` : "";
+  const done = progress.done || total ? `${formatCount(progress.done)}${total} ${progress.unit}` : null;
+  const rate = progress.tokens_per_s ? `${formatCount(Math.round(progress.tokens_per_s))} tokens/s` : null;
+  const remaining = progress.eta_s === null ? null : `${formatDuration(progress.eta_s)} left`;
+  return [progress.stage, done, rate, remaining].filter(Boolean).join(" · ");
 }
 
-function bar({ progress, state, index }) {
-  if (FINAL.has(state)) return null;
+function progressBar({ progress, state, index }) {
+  if (FINAL_STATES.has(state)) return null;
   const node = el("progress", { max: 1, attributes: { "aria-label": `Progress of ${index}` } });
   if (state === "running" && progress.total) node.value = progress.done / progress.total;
   if (state === "queued") node.value = 0;
@@ -34,16 +35,16 @@ function bar({ progress, state, index }) {
 }
 
 function cancelButton(job) {
-  if (FINAL.has(job.state)) return null;
+  if (FINAL_STATES.has(job.state)) return null;
   const button = el("button", { type: "button", className: "quiet", textContent: "Cancel" });
   button.setAttribute("aria-label", `Cancel ${job.index}`);
   let timer = null;
-  const calm = () => { timer = null; button.textContent = "Cancel"; button.classList.remove("danger"); };
+  const reset = () => { timer = null; button.textContent = "Cancel"; button.classList.remove("danger"); };
   button.addEventListener("click", async () => {
     if (timer === null) {
       button.textContent = "Really cancel?";
       button.classList.add("danger");
-      timer = setTimeout(calm, CONFIRM_MS);
+      timer = setTimeout(reset, CONFIRM_MS);
       return;
     }
     clearTimeout(timer);
@@ -53,7 +54,7 @@ function cancelButton(job) {
       show(await call(`jobs/${encodeURIComponent(job.job_id)}`, { method: "DELETE" }));
     } catch (error) {
       button.disabled = false;
-      calm();
+      reset();
       cards.get(job.job_id).body.append(note(error.message, "bad"));
     }
   });
@@ -73,7 +74,7 @@ function newCard(job) {
   return card;
 }
 
-/** Put `job` on its card. The button stays the same node, so that a click between two events is not lost. */
+/** Updates the card of `job`. The button stays the same node, so that a click between two events is not lost. */
 function show(job) {
   const card = cards.get(job.job_id) ?? newCard(job);
   if (card.state !== job.state) {
@@ -82,7 +83,7 @@ function show(job) {
   }
   card.state = job.state;
   card.body.replaceChildren(...[
-    bar(job),
+    progressBar(job),
     el("p", { className: "faint", textContent: progressText(job) }),
     job.error ? note(`${job.error.code}: ${job.error.detail}`, "bad") : null,
   ].filter(Boolean));
@@ -94,48 +95,50 @@ function unfollow(id) {
   streams.delete(id);
 }
 
-/** Show a job's events to its end. Where the stream breaks, the next refresh follows it again from there. */
+/** Shows the events of a job until it has ended. If the stream breaks, the next refresh resumes it. */
 async function follow({ job_id: id }) {
   if (streams.has(id) || streams.size >= MAX_STREAMS) return;
-  const stop = new AbortController();
-  streams.set(id, stop);
+  const controller = new AbortController();
+  streams.set(id, controller);
   let state = null;
   try {
-    for await (const event of events(`jobs/${encodeURIComponent(id)}/events`, stop.signal, lastEvents.get(id))) {
+    const path = `jobs/${encodeURIComponent(id)}/events`;
+    for await (const event of events(path, controller.signal, lastEventIds.get(id))) {
       if (event.event === "problem") break;
       const record = JSON.parse(event.data);
-      lastEvents.set(id, event.id);
+      lastEventIds.set(id, event.id);
       show(record);
       state = record.state;
     }
-  } catch { // what is wrong is said when the list is fetched
+  } catch { // The next refresh shows the error.
   } finally {
-    if (streams.get(id) === stop) streams.delete(id);
+    if (streams.get(id) === controller) streams.delete(id);
   }
-  if (FINAL.has(state)) onEnd();
+  if (FINAL_STATES.has(state)) jobEndListener();
 }
 
-/** Fetch the list again, and follow what is active. */
+/** Fetches the list again, and follows the active jobs. */
 export async function refreshJobs() {
   const { items } = await call("jobs?limit=12");
   const list = byId("jobs");
-  const present = new Set(items.map((job) => job.job_id));
-  for (const id of [...cards.keys()].filter((known) => !present.has(known))) {
+  const listedIds = new Set(items.map((job) => job.job_id));
+  for (const id of [...cards.keys()].filter((cardId) => !listedIds.has(cardId))) {
     unfollow(id);
-    lastEvents.delete(id);
+    lastEventIds.delete(id);
     cards.delete(id);
   }
   const nodes = items.map(show);
-  const same = nodes.length === list.children.length && nodes.every((node, at) => node === list.children[at]);
-  if (!same || nodes.length === 0) {
-    list.replaceChildren(...(nodes.length ? nodes : [el("li", {}, note("No jobs yet. Queue one with POST /index below."))]));
+  const isUnchanged = nodes.length === list.children.length && nodes.every((node, i) => node === list.children[i]);
+  if (!isUnchanged || nodes.length === 0) {
+    const placeholder = el("li", {}, note("No jobs yet. Queue one with POST /index below."));
+    list.replaceChildren(...(nodes.length ? nodes : [placeholder]));
   }
-  items.filter((job) => !FINAL.has(job.state)).forEach(follow);
+  items.filter((job) => !FINAL_STATES.has(job.state)).forEach(follow);
 }
 
-/** Call `listener` when a followed job has ended. */
+/** Sets the function that is called when a followed job has ended. */
 export function onJobEnd(listener) {
-  onEnd = listener;
+  jobEndListener = listener;
 }
 
 export function stopFollowing() {

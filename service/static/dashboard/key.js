@@ -1,38 +1,39 @@
-/* The place for an API key. It shows itself where the server asks for one; until then the rest is hidden. */
+/* The form for an API key. When the server needs a key, the form is shown and the rest of the page is hidden. */
 
-import { key, keepKey, onRefusal } from "./api.js";
+import { onRefusal, storedKey, storeKey } from "./api.js";
 import { byId } from "./dom.js";
 
-const MISSING = "This service asks for an API key. Whoever runs it makes one: bergson keys create NAME --scope read";
+const KEY_NEEDED = "This service needs an API key. Its operator creates one with: bergson keys create NAME --scope read";
 
 let locked = false;
 
-/** Whether the server has refused, and no other key was given since. */
+/** Returns whether the server has refused access, and no other key was entered since. */
 export const isLocked = () => locked;
 
-function show(says) {
-  locked = says !== null;
+/** Shows the form with a message, or hides it if the message is null. */
+function show(message) {
+  locked = message !== null;
   document.body.classList.toggle("locked", locked);
   byId("key").hidden = !locked;
-  byId("key-says").textContent = says ?? "";
-  byId("key-forget").hidden = !key();
-  byId("key-forget").title = `${key().split("_").slice(0, 2).join("_")}… is sent with each call`;
+  byId("key-message").textContent = message ?? "";
+  byId("key-forget").hidden = !storedKey();
+  byId("key-forget").title = `${storedKey().split("_").slice(0, 2).join("_")}… is sent with each call`;
 }
 
-/** Call `listener` when there is another key, or none any more. */
+/** Sets up the form, and calls `listener` whenever the key is changed or forgotten. */
 export function setUpKey(listener) {
   const field = byId("key-field");
-  const keep = (value) => {
-    keepKey(value);
+  const replaceKey = (key) => {
+    storeKey(key);
     field.value = "";
     show(null);
     listener();
   };
-  onRefusal((detail) => show(key() ? `The key was refused: ${detail}` : MISSING));
+  onRefusal((detail) => show(storedKey() ? `The key was refused: ${detail}` : KEY_NEEDED));
   byId("key").addEventListener("submit", (event) => {
     event.preventDefault();
-    keep(field.value.trim());
+    replaceKey(field.value.trim());
   });
-  byId("key-forget").addEventListener("click", () => keep(""));
+  byId("key-forget").addEventListener("click", () => replaceKey(""));
   show(null);
 }

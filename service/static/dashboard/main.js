@@ -1,6 +1,6 @@
-/* Start the dashboard: refresh while somebody looks, follow jobs, set up Swagger UI. */
+/* Starts the dashboard: refreshes it while it is visible, follows jobs, and sets up Swagger UI. */
 
-import { authorization } from "./api.js";
+import { authorizationHeader } from "./api.js";
 import { byId, note } from "./dom.js";
 import { isLocked, setUpKey } from "./key.js";
 import { onJobEnd, refreshJobs, stopFollowing } from "./jobs.js";
@@ -31,9 +31,9 @@ async function keepFresh() {
 
 function setUpSwagger() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const apply = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
-  dark.addEventListener("change", apply);
-  apply();
+  const applyTheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+  dark.addEventListener("change", applyTheme);
+  applyTheme();
   window.SwaggerUIBundle({
     url: "openapi.json",
     dom_id: "#swagger",
@@ -42,7 +42,7 @@ function setUpSwagger() {
     defaultModelsExpandDepth: 0,
     displayRequestDuration: true,
     validatorUrl: null,
-    requestInterceptor: (request) => ({ ...request, headers: { ...request.headers, ...authorization() } }),
+    requestInterceptor: (request) => ({ ...request, headers: { ...request.headers, ...authorizationHeader() } }),
   });
 }
 

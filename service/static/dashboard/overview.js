@@ -1,22 +1,22 @@
-/* Indexes, workers, and whether the whole can work. */
+/* The indexes, the workers, and whether the service is ready. */
 
 import { call } from "./api.js";
-import { ago, badge, byId, bytes, count, el, facts, note } from "./dom.js";
+import { badge, byId, el, facts, formatAge, formatBytes, formatCount, note } from "./dom.js";
 
 function indexCard(index) {
   const size = index.size_bytes?.total;
   return el("li", { className: "tile" },
     el("div", { className: "row" }, el("strong", { textContent: index.name }), badge(index.state)),
     index.model ? el("p", { className: "faint", textContent: index.model }) : null,
-    index.state === "building" ? el("p", { className: "faint", textContent: `by job ${index.job_id}` }) : null,
+    index.state === "building" ? el("p", { className: "faint", textContent: `built by job ${index.job_id}` }) : null,
     index.error ? note(index.error.detail, "bad") : null,
     index.state === "ready" ? facts(
-      ["samples", count(index.rows)],
-      ["tokens", count(index.tokens)],
-      ["dimensions", count(index.dimensions)],
-      ["on disk", bytes(size)],
+      ["documents", formatCount(index.rows)],
+      ["tokens", formatCount(index.tokens)],
+      ["dimensions", formatCount(index.dimensions)],
+      ["on disk", formatBytes(size)],
       ["coverage", `${index.coverage_percent.toFixed(1)} %`],
-      ["generation", count(index.generation)],
+      ["generation", formatCount(index.generation)],
     ) : null);
 }
 
@@ -25,11 +25,12 @@ function workerCard(worker) {
     el("div", { className: "row" }, el("strong", { textContent: worker.worker_id }), badge(worker.state)),
     el("p", { className: "faint", textContent: `${worker.device} · ${worker.host} · process ${worker.pid}` }),
     facts(
-      ["started", ago(worker.started_at)],
+      ["started", formatAge(worker.started_at)],
       ["in memory", worker.resident.length ? worker.resident.join(", ") : "nothing yet"],
     ));
 }
 
+/** Offers the names of the indexes that answer queries in the form. */
 function offerNames(indexes) {
   const field = byId("ask-index");
   const names = indexes.filter((index) => index.state === "ready").map((index) => index.name);
@@ -38,9 +39,9 @@ function offerNames(indexes) {
 }
 
 export async function refreshIndexes() {
-  const { items, next_cursor: more } = await call("index?limit=24");
+  const { items, next_cursor: nextCursor } = await call("index?limit=24");
   const nodes = items.map(indexCard);
-  if (more) nodes.push(el("li", { className: "tile" }, note("More of them: GET /index?cursor=…")));
+  if (nextCursor) nodes.push(el("li", { className: "tile" }, note("GET /index?cursor=… lists more.")));
   byId("indexes").replaceChildren(...(nodes.length ? nodes : [el("li", {}, note("No index yet."))]));
   offerNames(items);
 }
