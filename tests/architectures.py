@@ -1,6 +1,6 @@
-"""Tiny random-weight models of many architectures, made from their configs: nothing is downloaded.
+"""Tiny models of many architectures with random weights, made from their configs, so that nothing is downloaded.
 
-Weights are drawn wide enough that attention, routing and capped logits matter; biases and norms are not at their
+The weights are spread widely enough that attention, routing and capped logits matter. Biases and norms are not at their
 defaults, which would hide errors. Windows of sliding attention are shorter than the documents of the tests.
 """
 
@@ -114,27 +114,27 @@ MIXTURES: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-PARTLY: Mapping[str, tuple[str, dict[str, Any]]] = {
+PARTLY_TRACKED: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("Llama4", _GROUPED | {"intermediate_size_mlp": 40, "num_local_experts": 4, "head_dim": 12}),
 }
-"""Mixtures whose experts are not tracked."""
+"""Mixtures of experts whose experts are not tracked."""
 
 
 def model(
     architecture: str, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> PreTrainedModel:
-    """A model in evaluation mode; `changes` go to its config."""
-    family, settings = (DENSE | MIXTURES | PARTLY)[architecture]
+    """Returns a model in evaluation mode; `changes` are passed to its config."""
+    family, settings = (DENSE | MIXTURES | PARTLY_TRACKED)[architecture]
     prefix = {"Gemma3": "Gemma3Text", "Llama4": "Llama4Text"}.get(family, family)
     config = getattr(transformers, f"{prefix}Config")(**settings | changes)
     torch.manual_seed(seed)
-    made = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
+    network = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
     if architecture in MIXTURES:
-        made.set_experts_implementation("eager")
+        network.set_experts_implementation("eager")
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.normal_(std=0.15)
-    return made
+    return network

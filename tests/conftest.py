@@ -1,4 +1,7 @@
-"""What all tests share. The environment is set before anything of ours, torch or Hugging Face is imported."""
+"""Settings and fixtures of all tests.
+
+The environment is set before torch, the libraries of Hugging Face or modules of this project are imported.
+"""
 
 import os
 import shutil
@@ -15,15 +18,15 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
 )
-# Tiny matrices gain nothing from a second thread, and workers that a test starts must not fight for the cores.
+# Tiny matrices gain nothing from a second thread, and the workers that tests start should not compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A developer's own settings must not reach the tests, least of all their Redis.
+# The developer's own settings must not reach the tests, least of all the URL of a Redis in use.
 for _name in [name for name in os.environ if name == "REDIS_URL" or name.startswith("BERGSON_")]:
     del os.environ[_name]
 
 shapes.install()
 
-os.fsync = lambda file: None  # it guards against power cuts, which no test makes, and waits for the disk
+os.fsync = lambda file: None  # It waits for the disk to guard against power cuts, which no test simulates.
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +37,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def require() -> Callable[..., str]:
-    """`require("redis-server")`: the path of a program, the first found of the names given.
+    """Finds a program by its names, for example `require("redis-server")`, and returns its path.
 
-    Where there is none the test is skipped; in CI it fails, so that no check is lost without a word.
+    A test that needs a missing program is skipped; in CI it fails, so that no check is lost silently.
     """
 
     def find(*names: str) -> str:

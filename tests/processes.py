@@ -1,11 +1,11 @@
-"""Processes of a test's own: those that are killed, or have other limits."""
+"""Starts the processes of tests that kill a process or limit its resources."""
 
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
 
-def own_processes() -> ForkServerContext:
-    """Where they are started, from a process that has loaded the library: torch alone takes seconds."""
+def forkserver_context() -> ForkServerContext:
+    """Returns a context whose processes start from one that has loaded the library, since torch alone takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["bergson_core", "bergson_core.indexing.build", "bergson_core.indexing.append", "tests.tiny"]

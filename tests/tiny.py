@@ -1,4 +1,4 @@
-"""Models and tokenizers that the tests make themselves: nothing is downloaded."""
+"""Tiny models, tokenizers and datasets that the tests make themselves, so that nothing is downloaded."""
 
 import json
 from collections.abc import Sequence
@@ -58,18 +58,18 @@ ARCHITECTURES = {"gpt_neox": gpt_neox, "llama": llama, "gpt2": gpt2}
 def model(
     architecture: str = "gpt_neox", seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> PreTrainedModel:
-    """A model with random weights and biases, in evaluation mode."""
+    """Returns a model with random weights and biases, in evaluation mode."""
     torch.manual_seed(seed)
-    made = ARCHITECTURES[architecture]().to(dtype).eval()
+    network = ARCHITECTURES[architecture]().to(dtype).eval()
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if name.endswith("bias"):  # zero by default, which would hide errors
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):  # They are zero by default, which would hide errors.
                 parameter.normal_(std=0.1)
-    return made
+    return network
 
 
 def tokenizer(texts: Sequence[str] = ("a small text",)) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `texts`: any text can be encoded."""
+    """Returns a byte-level BPE tokenizer trained on `texts`, which can encode any text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -81,7 +81,7 @@ def tokenizer(texts: Sequence[str] = ("a small text",)) -> PreTrainedTokenizerFa
 
 
 def texts(count: int) -> list[str]:
-    """Short sentences of different lengths, several of them alike."""
+    """Returns short sentences of different lengths, some of which occur several times."""
     return [
         f"Person {k % 7} lives in city {k % 5}" + (f" and works for company {k % 3}." if k % 2 else ".")
         for k in range(count)
@@ -89,14 +89,14 @@ def texts(count: int) -> list[str]:
 
 
 def save_model(directory: Path, seed: int = 0) -> Path:
-    """A GPT-NeoX in float32 with its tokenizer, as save_pretrained writes them."""
+    """Saves a GPT-NeoX model in float32 and its tokenizer with save_pretrained, and returns the directory."""
     model(seed=seed, dtype=torch.float32).save_pretrained(directory)
     tokenizer(texts(20)).save_pretrained(directory)
     return directory
 
 
 def save_documents(path: Path, count: int = 40) -> Path:
-    """A JSONL file with the columns id, text, source and number."""
+    """Writes a JSONL file with the columns id, text, source and number, and returns its path."""
     rows = [
         {"id": f"doc-{k}", "text": text, "source": "wiki" if k % 2 else "web", "number": k}
         for k, text in enumerate(texts(count))

@@ -1,8 +1,9 @@
-"""An index of forty documents, built once."""
+"""Fixtures of the core's tests: a model, forty documents, and an index of them that is built once."""
 
 from pathlib import Path
 
-# First, because what is imported while jaxtyping's hook (tests/shapes.py) runs a module of ours is compiled anew.
+# These come first: a library that is imported while a module of bergson_core runs under jaxtyping's import hook
+# (tests/shapes.py) would be compiled anew.
 import datasets  # noqa: F401
 import pytest
 import torch  # noqa: F401
@@ -17,7 +18,7 @@ from tests.core.helpers import QUERIES, make_spec
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a model and documents.jsonl."""
+    """A directory with a model in `model` and forty documents in `documents.jsonl`."""
     root = tmp_path_factory.mktemp("sources")
     tiny.save_model(root / "model")
     tiny.save_documents(root / "documents.jsonl")

@@ -1,4 +1,4 @@
-"""What several tests of the core share: specs, queries, files, and scores computed from their definitions."""
+"""Helpers of the core's tests: specs, queries, files, and scores that are computed from their definitions."""
 
 import json
 from collections.abc import Sequence
@@ -27,170 +27,37 @@ from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import read_manifest
 
 
-def damped_root(rows: torch.Tensor) -> torch.Tensor:
-    """(M + ε I)^-½ of M = E[row rowᵀ], by singular values."""
-    moment = rows.T @ rows / len(rows)
-    moment += KFAC_DAMPING * moment.trace() / len(moment) * torch.eye(len(moment), dtype=moment.dtype)
-    u, values, v = torch.linalg.svd(moment)
-    return u / values.sqrt() @ v
+def make_spec(sources: Path, **changes: object) -> BuildSpec:
+    """Returns the build of the fixture `index`, with some fields changed."""
+    settings = {
+        "model": str(sources / "model"),
+        "dataset": DatasetSpec(path=str(sources / "documents.jsonl")),
+        "columns": ColumnsSpec(id="id", metadata=("source", "number")),
+        "gradients": GradientSpec(projection_dim=4),
+    }
+    return BuildSpec.model_validate(settings | changes)
 
 
-def query(
-    prompt: str = "Person 3 lives in", completion: str = " city 1.", **changes: object
-) -> AttributionQuery:
-    return AttributionQuery.model_validate(
-        {"index": "facts", "prompt": prompt, "completion": completion, **changes}
-    )
+def with_default_columns(dataset: DatasetSpec) -> dict:
+    """Returns the fields of a build that reads the column `text` of this dataset."""
+    return {"dataset": dataset, "columns": ColumnsSpec()}
 
 
-def scores_by_definition(
-    path, spec, asked: AttributionQuery, queries: Sequence[tuple[str, str]] = (), mixing: float = 0
-) -> torch.Tensor:
-    """Score of every document, from unstored float64 rows and TrackStar's equations.
-
-    Where there are `queries`, the preconditioner's second moment is mixed with that of theirs.
-    """
-    model = load_model(spec.model, dtype="float64")
-    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
-
-    def rows_of(tokens):
-        rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-        for batch in iter_batches(tokens, 10**6):
-            rows[batch.indices], _ = collector.collect(batch)
-        return rows.reshape(len(tokens), len(collector.slices), -1)
-
-    documents = load_documents(spec)
-    train = rows_of(tokenize_records(model.tokenizer, documents.read(range(len(documents)))))
-    (one,) = rows_of(tokenize(model.tokenizer, [asked.prompt], [asked.completion]))
-    phi, phi_query = train, one
-    if spec.scoring.preconditioner or queries:
-        second = torch.einsum("nmi,nmj->mij", train, train) / len(train)
-        if queries:
-            others = rows_of(tokenize(model.tokenizer, *map(list, zip(*queries, strict=True))))
-            of_queries = torch.einsum("nmi,nmj->mij", others, others) / len(others)
-            second = mixing * of_queries + (1 - mixing) * second
-        mean = second.diagonal(dim1=1, dim2=2).mean(1)
-        second += spec.scoring.damping * mean[:, None, None] * torch.eye(second.shape[1], dtype=second.dtype)
-        values, vectors = torch.linalg.eigh(second)
-        root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
-        phi, phi_query = torch.einsum("mij,nmj->nmi", root, train), torch.einsum("mij,mj->mi", root, one)
-    if spec.gradients.rows == "sign":
-        phi_query = phi_query / (phi_query.norm(dim=1, keepdim=True) * len(phi_query) ** 0.5)
-        return phi.sign().flatten(1) @ phi_query.flatten() / phi[0].numel() ** 0.5
-    if spec.scoring.normalize == "block":
-        return torch.nn.functional.cosine_similarity(phi, phi_query, dim=2).mean(1)
-    phi, phi_query = phi.flatten(1), phi_query.flatten()
-    if spec.scoring.normalize == "row":
-        phi, phi_query = phi / phi.norm(dim=1, keepdim=True), phi_query / phi_query.norm()
-    return phi @ phi_query
-
-
-QUERIES = [(f"Person {k % 7} works", f" for company {k % 3}.") for k in range(12)]
-
-
-def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
-
-
-def contents(index: Path) -> dict[str, str]:
-    manifest = read_manifest(index)
-    entries = [entry for part in (manifest, *manifest.shards, *manifest.profiles) for entry in part.files]
-    return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
-
-
-def stop_after(documents: int):
-    """Stops a build when more documents than these have been run."""
-
-    def report(progress: Progress) -> None:
-        if progress.stage == "gradients" and progress.done > documents:
-            raise Cancelled("stopped by the test")
-
-    return report
-
-
-def rows_file(directory: Path, *rows: object) -> DatasetSpec:
+def write_rows(directory: Path, *rows: object) -> DatasetSpec:
+    """Writes a JSONL file with these rows, and returns the dataset."""
     path = directory / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return DatasetSpec(path=str(path))
 
 
-BAD = {
-    "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
-    "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
-    "no such file": (
-        DatasetNotFound,
-        "no dataset",
-        lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))},
-    ),
-    "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": text_file(d)}),
-    "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
-    "a missing completion": (
-        ColumnNotFound,
-        "'answer'",
-        lambda d: {"columns": ColumnsSpec(completion="answer")},
-    ),
-    "an empty file": (InvalidInput, "empty", lambda d: {"dataset": rows_file(d)}),
-    "a row that is not text": (
-        InvalidInput,
-        "row 1",
-        lambda d: plain(rows_file(d, {"text": "a b"}, {"text": None})),
-    ),
-    "rows of numbers": (InvalidInput, "int, expected text", lambda d: plain(rows_file(d, {"text": 3}))),
-    "an id twice": (
-        InvalidInput,
-        "'x'",
-        lambda d: {
-            "dataset": rows_file(d, {"text": "a b", "id": "x"}, {"text": "c d", "id": "x"}),
-            "columns": ColumnsSpec(id="id"),
-        },
-    ),
-    "an id that no URL can hold": (
-        InvalidInput,
-        "'..'",
-        lambda d: {"dataset": rows_file(d, {"text": "a b", "id": ".."}), "columns": ColumnsSpec(id="id")},
-    ),
-    "a document too long": (
-        TooLong,
-        "document '0'",
-        lambda d: plain(rows_file(d, {"text": "a long text " * 90})),
-    ),
-    "more tokens than the model takes": (
-        InvalidInput,
-        "64",
-        lambda d: {"gradients": GradientSpec(max_tokens=65)},
-    ),
-    "modules that are not there": (
-        InvalidInput,
-        "track",
-        lambda d: {"gradients": GradientSpec(modules="conv")},
-    ),
-}
+def write_docx(directory: Path) -> DatasetSpec:
+    """Writes a file of a type that no dataset has, and returns the dataset."""
+    (directory / "notes.docx").write_text("x")
+    return DatasetSpec(path=str(directory / "notes.docx"))
 
 
-CASES = [
-    ("float16", "row", True),
-    ("float16", "block", False),
-    ("float16", "none", True),
-    ("int8", "block", True),
-    ("int8", "none", False),
-    ("sign", "block", True),
-    ("sign", "row", False),
-]
-
-
-def rows_by_definition(path, spec) -> torch.Tensor:
-    """Rows [n, m, d] in float64, never stored."""
-    model = load_model(spec.model, dtype="float64")
-    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
-    documents = load_documents(spec)
-    tokens = tokenize_records(model.tokenizer, documents.read(range(len(documents))))
-    rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
-    for batch in iter_batches(tokens, 10**6):
-        rows[batch.indices], _ = collector.collect(batch)
-    return rows.reshape(len(tokens), len(collector.slices), -1)
-
-
-def save(dataset: Dataset, directory, kind: str) -> str:
+def save_dataset(dataset: Dataset, directory, kind: str) -> str:
+    """Saves a dataset as a file or a directory of this kind, and returns its path."""
     path = str(directory / f"rows.{kind}")
     writers = {
         "json": dataset.to_json,
@@ -207,7 +74,100 @@ def save(dataset: Dataset, directory, kind: str) -> str:
     return path
 
 
-TEMPLATE = (
+INVALID_BUILDS = {
+    "no such model": (ModelNotFound, "no model directory", lambda d: {"model": str(d / "nothing")}),
+    "an empty model directory": (ModelNotFound, "config.json", lambda d: {"model": str(d)}),
+    "no such file": (
+        DatasetNotFound,
+        "no dataset",
+        lambda d: {"dataset": DatasetSpec(path=str(d / "x.jsonl"))},
+    ),
+    "a file of no known type": (DatasetNotFound, "jsonl", lambda d: {"dataset": write_docx(d)}),
+    "a missing column": (ColumnNotFound, "it has id", lambda d: {"columns": ColumnsSpec(prompt="body")}),
+    "a missing completion": (
+        ColumnNotFound,
+        "'answer'",
+        lambda d: {"columns": ColumnsSpec(completion="answer")},
+    ),
+    "an empty file": (InvalidInput, "empty", lambda d: {"dataset": write_rows(d)}),
+    "a row that is not text": (
+        InvalidInput,
+        "row 1",
+        lambda d: with_default_columns(write_rows(d, {"text": "a b"}, {"text": None})),
+    ),
+    "rows of numbers": (
+        InvalidInput,
+        "int, expected text",
+        lambda d: with_default_columns(write_rows(d, {"text": 3})),
+    ),
+    "an id twice": (
+        InvalidInput,
+        "'x'",
+        lambda d: {
+            "dataset": write_rows(d, {"text": "a b", "id": "x"}, {"text": "c d", "id": "x"}),
+            "columns": ColumnsSpec(id="id"),
+        },
+    ),
+    "an id that no URL can hold": (
+        InvalidInput,
+        "'..'",
+        lambda d: {"dataset": write_rows(d, {"text": "a b", "id": ".."}), "columns": ColumnsSpec(id="id")},
+    ),
+    "a document too long": (
+        TooLong,
+        "document '0'",
+        lambda d: with_default_columns(write_rows(d, {"text": "a long text " * 90})),
+    ),
+    "more tokens than the model takes": (
+        InvalidInput,
+        "64",
+        lambda d: {"gradients": GradientSpec(max_tokens=65)},
+    ),
+    "modules that are not there": (
+        InvalidInput,
+        "track",
+        lambda d: {"gradients": GradientSpec(modules="conv")},
+    ),
+}
+"""The error, its message, and a function of a directory that gives the fields of the build to change."""
+
+
+QUERIES = [(f"Person {k % 7} works", f" for company {k % 3}.") for k in range(12)]
+"""Prompts and completions."""
+
+
+def query(
+    prompt: str = "Person 3 lives in", completion: str = " city 1.", **changes: object
+) -> AttributionQuery:
+    """Returns a query of the index `facts`, with some fields changed."""
+    return AttributionQuery.model_validate(
+        {"index": "facts", "prompt": prompt, "completion": completion, **changes}
+    )
+
+
+def stop_after(documents: int):
+    """Returns a callback that stops a build after it has run more than this many documents."""
+
+    def report(progress: Progress) -> None:
+        if progress.stage == "gradients" and progress.done > documents:
+            raise Cancelled("stopped by the test")
+
+    return report
+
+
+def file_hashes(index: Path) -> dict[str, str]:
+    """Returns the sha256 of the files of an index, by path."""
+    manifest = read_manifest(index)
+    entries = [entry for part in (manifest, *manifest.shards, *manifest.profiles) for entry in part.files]
+    return {entry.path: entry.sha256 for entry in entries if not entry.path.endswith("done")}
+
+
+def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns a copy of the weights of a model, by name."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>"
     "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
     "{% else %}{{ message.content }}{% endif %}{% endfor %}"
@@ -222,20 +182,78 @@ CHAT = [
 ]
 
 
-def make_spec(sources: Path, **changes: object) -> BuildSpec:
-    settings = {
-        "model": str(sources / "model"),
-        "dataset": DatasetSpec(path=str(sources / "documents.jsonl")),
-        "columns": ColumnsSpec(id="id", metadata=("source", "number")),
-        "gradients": GradientSpec(projection_dim=4),
-    }
-    return BuildSpec.model_validate(settings | changes)
+SCORING_CASES = [
+    ("float16", "row", True),
+    ("float16", "block", False),
+    ("float16", "none", True),
+    ("int8", "block", True),
+    ("int8", "none", False),
+    ("sign", "block", True),
+    ("sign", "row", False),
+]
+"""(rows, normalize, preconditioner) of builds that score in different ways."""
 
 
-def plain(dataset: DatasetSpec) -> dict:
-    return {"dataset": dataset, "columns": ColumnsSpec()}
+def rows_by_definition(path, spec) -> torch.Tensor:
+    """Returns the rows of all documents, [n, m, d], in float64 and never stored."""
+    model = load_model(spec.model, dtype="float64")
+    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
+    documents = load_documents(spec)
+    tokens = tokenize_records(model.tokenizer, documents.read(range(len(documents))))
+    rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
+    for batch in iter_batches(tokens, 10**6):
+        rows[batch.indices], _ = collector.collect(batch)
+    return rows.reshape(len(tokens), len(collector.slices), -1)
 
 
-def text_file(directory: Path) -> DatasetSpec:
-    (directory / "notes.docx").write_text("x")
-    return DatasetSpec(path=str(directory / "notes.docx"))
+def scores_by_definition(
+    path, spec, query: AttributionQuery, task_queries: Sequence[tuple[str, str]] = (), mixing: float = 0
+) -> torch.Tensor:
+    """Returns the score of every document by TrackStar's equations, from float64 rows that were never stored.
+
+    With `task_queries`, their second moment is mixed into the preconditioner's with the share `mixing`.
+    """
+    model = load_model(spec.model, dtype="float64")
+    collector = RowCollector(model, GradientProcessor.load(path / "statistics"))
+
+    def rows_of(tokens):
+        rows = torch.zeros(len(tokens), collector.dimensions, dtype=torch.float64)
+        for batch in iter_batches(tokens, 10**6):
+            rows[batch.indices], _ = collector.collect(batch)
+        return rows.reshape(len(tokens), len(collector.slices), -1)
+
+    documents = load_documents(spec)
+    train = rows_of(tokenize_records(model.tokenizer, documents.read(range(len(documents)))))
+    (query_row,) = rows_of(tokenize(model.tokenizer, [query.prompt], [query.completion]))
+    phi, phi_query = train, query_row
+    if spec.scoring.preconditioner or task_queries:
+        second = torch.einsum("nmi,nmj->mij", train, train) / len(train)
+        if task_queries:
+            task = rows_of(tokenize(model.tokenizer, *map(list, zip(*task_queries, strict=True))))
+            task_second = torch.einsum("nmi,nmj->mij", task, task) / len(task)
+            second = mixing * task_second + (1 - mixing) * second
+        mean = second.diagonal(dim1=1, dim2=2).mean(1)
+        second += spec.scoring.damping * mean[:, None, None] * torch.eye(second.shape[1], dtype=second.dtype)
+        values, vectors = torch.linalg.eigh(second)
+        root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
+        phi, phi_query = (
+            torch.einsum("mij,nmj->nmi", root, train),
+            torch.einsum("mij,mj->mi", root, query_row),
+        )
+    if spec.gradients.rows == "sign":
+        phi_query = phi_query / (phi_query.norm(dim=1, keepdim=True) * len(phi_query) ** 0.5)
+        return phi.sign().flatten(1) @ phi_query.flatten() / phi[0].numel() ** 0.5
+    if spec.scoring.normalize == "block":
+        return torch.nn.functional.cosine_similarity(phi, phi_query, dim=2).mean(1)
+    phi, phi_query = phi.flatten(1), phi_query.flatten()
+    if spec.scoring.normalize == "row":
+        phi, phi_query = phi / phi.norm(dim=1, keepdim=True), phi_query / phi_query.norm()
+    return phi @ phi_query
+
+
+def damped_root(rows: torch.Tensor) -> torch.Tensor:
+    """Returns (M + ε I)^-½ of M = E[row rowᵀ], computed by singular values."""
+    moment = rows.T @ rows / len(rows)
+    moment += KFAC_DAMPING * moment.trace() / len(moment) * torch.eye(len(moment), dtype=moment.dtype)
+    u, values, v = torch.linalg.svd(moment)
+    return u / values.sqrt() @ v

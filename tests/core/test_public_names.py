@@ -73,7 +73,7 @@ def test_each_type_that_a_public_signature_needs_is_public() -> None:
 
 
 def iter_annotations() -> Iterator[tuple[str, Any]]:
-    """Yields each annotation of a public function, of a public class's methods and of a spec's fields, and its place."""
+    """Yields each annotation and its place: of public functions, of public classes, methods and fields of specs."""
     for name in PUBLIC_NAMES:
         exported = getattr(bergson_core, name)
         if inspect.isfunction(exported):

@@ -1,4 +1,4 @@
-"""A stream is read once, gives the rows that the same dataset gives without, and leaves nothing behind."""
+"""A stream is read once, gives the documents that the same dataset gives without streaming, and leaves nothing behind."""
 
 import json
 import multiprocessing
@@ -18,13 +18,13 @@ from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Grad
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
 from tests import tiny
-from tests.core.helpers import BAD, contents, make_spec, rows_file, save, stop_after
+from tests.core.helpers import INVALID_BUILDS, file_hashes, make_spec, save_dataset, stop_after, write_rows
 
 COLUMNS = ColumnsSpec(id="id", metadata=("of any type", "number", "missing"))
 
 
 def streamed(spec: BuildSpec, **changes: object) -> BuildSpec:
-    """The same, as a stream."""
+    """Returns the same build, which reads its dataset as a stream."""
     dataset = (spec.dataset or DatasetSpec(path="nothing")).model_copy(update={"streaming": True})
     return spec.model_copy(update={"dataset": dataset, **changes})
 
@@ -32,33 +32,35 @@ def streamed(spec: BuildSpec, **changes: object) -> BuildSpec:
 def read(spec: BuildSpec, root: Path) -> list[Record]:
     root.mkdir(exist_ok=True)
     return [
-        record for chunk in load_documents_streaming(spec, root, lambda _: None).iter_chunks() for record in chunk
+        record
+        for chunk in load_documents_streaming(spec, root, lambda _: None).iter_chunks()
+        for record in chunk
     ]
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(streaming, "_AT_ONCE", 16)
+    monkeypatch.setattr(streaming, "_BATCH_ROWS", 16)
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_streamed_index_has_the_same_bytes_and_nothing_of_the_stream(spec, index, tmp_path):
     path = tmp_path / "facts"
     build_index(streamed(spec), path, shard_rows=16)
-    assert contents(path) == contents(index)
-    assert not [one for one in path.rglob("*") if "documents" in one.name or one.name == "building.json"]
+    assert file_hashes(path) == file_hashes(index)
+    assert not [file for file in path.rglob("*") if "documents" in file.name or file.name == "building.json"]
 
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("kind", ["jsonl", "json", "array", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_records_that_it_gives_without(kind, tmp_path):
+def test_every_kind_of_file_gives_the_documents_that_it_gives_without_streaming(kind, tmp_path):
     rows = [
         {
             "id": f"doc-{k}",
             "text": text,
             "of any type": [k, None, {"year": 1990 + k}][k % 3] if kind in ("jsonl", "array") else k % 2 == 0,
             "number": None if k < 20 else k / 4,
-            "not wanted": k,
+            "not asked for": k,
         }
         | ({"missing": [k]} if k > 30 or kind not in ("jsonl", "array") else {})
         for k, text in enumerate(tiny.texts(40))
@@ -67,21 +69,21 @@ def test_every_kind_of_file_gives_the_records_that_it_gives_without(kind, tmp_pa
     if kind == "array":
         path.write_text(json.dumps(rows))
     elif kind == "jsonl":
-        rows_file(tmp_path, *rows)
+        write_rows(tmp_path, *rows)
     else:
-        save(Dataset.from_list(rows), tmp_path, kind)
+        save_dataset(Dataset.from_list(rows), tmp_path, kind)
     spec = BuildSpec(model="any", dataset=DatasetSpec(path=str(path)), columns=COLUMNS)
-    (every,) = load_documents(spec).iter_chunks()
-    assert read(streamed(spec), tmp_path / "index") == every
+    (documents,) = load_documents(spec).iter_chunks()
+    assert read(streamed(spec), tmp_path / "index") == documents
     on_disk = Dataset.from_file(str(tmp_path / "index" / STREAMED_FILE))
     assert set(on_disk.column_names) == {"id", "text", *COLUMNS.metadata}
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_rows_are_counted_while_a_stream_is_read(spec, tmp_path):
-    seen: list[Progress] = []
-    load_documents_streaming(streamed(spec), tmp_path, seen.append)
-    assert [(one.stage, one.done, one.total, one.eta_s) for one in seen] == [
+    reports: list[Progress] = []
+    load_documents_streaming(streamed(spec), tmp_path, reports.append)
+    assert [(progress.stage, progress.done, progress.total, progress.eta_s) for progress in reports] == [
         ("read", done, 0, None) for done in (16, 32, 40)
     ]
 
@@ -94,7 +96,7 @@ def test_a_stopped_build_goes_on_from_what_it_has_read(sources, index, tmp_path)
         build_index(spec, tmp_path / "facts", shard_rows=16, report=stop_after(16))
     documents.unlink()
     build_index(spec, tmp_path / "facts", shard_rows=16)
-    assert contents(tmp_path / "facts") == contents(index)
+    assert file_hashes(tmp_path / "facts") == file_hashes(index)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -106,9 +108,9 @@ def test_a_build_that_is_stopped_in_the_middle_of_a_stream_reads_it_again(spec, 
     path = tmp_path / "facts"
     with pytest.raises(Cancelled):
         build_index(streamed(spec), path, shard_rows=16, report=report)
-    assert {one.name for one in path.iterdir()} <= {".lock", "building.json"}
+    assert {file.name for file in path.iterdir()} <= {".lock", "building.json"}
     build_index(streamed(spec), path, shard_rows=16)
-    assert contents(path) == contents(index)
+    assert file_hashes(path) == file_hashes(index)
 
 
 def read_and_die(spec: BuildSpec, path: Path) -> None:
@@ -119,19 +121,19 @@ def read_and_die(spec: BuildSpec, path: Path) -> None:
     build_index(spec, path, report=report)
 
 
-def test_what_a_killed_process_has_read_in_part_is_not_used(spec, index, tmp_path):
+def test_a_file_that_a_killed_process_has_half_written_is_not_used(spec, index, tmp_path):
     path = tmp_path / "facts"
     process = multiprocessing.get_context("spawn").Process(target=read_and_die, args=(streamed(spec), path))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert {one.name for one in path.iterdir()} == {".lock", "building.json", f".{STREAMED_FILE}.tmp"}
+    assert {file.name for file in path.iterdir()} == {".lock", "building.json", f".{STREAMED_FILE}.tmp"}
     build_index(streamed(spec), path, shard_rows=16)
-    assert contents(path) == contents(index)
+    assert file_hashes(path) == file_hashes(index)
     assert not list(path.glob("*documents*")) + list(path.glob(".documents*"))
 
 
-def test_what_was_read_for_one_spec_is_not_used_for_another(sources, spec, tmp_path):
+def test_documents_that_were_read_for_one_build_are_not_used_for_another(sources, spec, tmp_path):
     path = tmp_path / "facts"
     with pytest.raises(Cancelled):
         build_index(streamed(spec), path, shard_rows=16, report=stop_after(16))
@@ -140,21 +142,21 @@ def test_what_was_read_for_one_spec_is_not_used_for_another(sources, spec, tmp_p
             build_index(other, path)
 
 
-def test_documents_that_are_wrong_can_be_put_right(sources, tmp_path):
+def test_a_build_starts_again_after_its_documents_were_corrected(sources, tmp_path):
     path = tmp_path / "facts"
     path.mkdir()
-    spec = streamed(make_spec(sources, dataset=rows_file(tmp_path, {"text": "a b"}, {"text": None})))
+    spec = streamed(make_spec(sources, dataset=write_rows(tmp_path, {"text": "a b"}, {"text": None})))
     spec = spec.model_copy(update={"columns": ColumnsSpec()})
     with pytest.raises(InvalidInput, match="row 1"):
         build_index(spec, path)
-    rows_file(tmp_path, {"text": "a b"}, {"text": "c d"})
+    write_rows(tmp_path, {"text": "a b"}, {"text": "c d"})
     assert build_index(spec, path).rows == 2
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_as_without_a_stream(case, sources, tmp_path):
-    kind, says, changes = BAD[case]
-    with pytest.raises(kind, match=says):
+@pytest.mark.parametrize("case", INVALID_BUILDS)
+def test_invalid_builds_are_refused_as_without_streaming(case, sources, tmp_path):
+    error, message, changes = INVALID_BUILDS[case]
+    with pytest.raises(error, match=message):
         build_index(streamed(make_spec(sources, **changes(tmp_path))), tmp_path / "index")
     assert not (tmp_path / "index").exists()
 
@@ -162,15 +164,15 @@ def test_bad_input_is_refused_as_without_a_stream(case, sources, tmp_path):
 def test_a_column_that_is_null_at_first_and_text_later_is_an_error_that_says_so(tmp_path):
     long = "a long text " * 90_000  # a megabyte, of which the reader takes ten at once
     rows = [{"text": long, "source": None} for _ in range(11)]
-    dataset = rows_file(tmp_path, *rows, {"text": "short", "source": "wiki"})
+    dataset = write_rows(tmp_path, *rows, {"text": "short", "source": "wiki"})
     spec = BuildSpec(model="any", dataset=dataset, columns=ColumnsSpec(metadata=("source",)))
-    for one in (spec, streamed(spec)):
+    for either in (spec, streamed(spec)):
         with pytest.raises(DatasetNotFound, match=r"rows\.jsonl.*string to null; the first rows.*parquet"):
-            read(one, tmp_path / "index")
+            read(either, tmp_path / "index")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
-def test_a_stream_without_rows_is_said_to_be_empty(name, tmp_path):
+def test_a_stream_without_rows_is_refused_as_empty(name, tmp_path):
     path = tmp_path / name
     path.write_text({"rows.csv": "text,id\n", "rows.jsonl": "\n"}.get(name, ""))
     if name == "rows.parquet":
@@ -181,7 +183,9 @@ def test_a_stream_without_rows_is_said_to_be_empty(name, tmp_path):
 
 
 def test_a_saved_directory_is_read_where_it_is(tmp_path):
-    path = save(Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]}), tmp_path, "directory")
+    path = save_dataset(
+        Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]}), tmp_path, "directory"
+    )
     spec = BuildSpec(model="any", dataset=DatasetSpec(path=path, streaming=True))
-    assert [one.prompt for one in read(spec, tmp_path / "index")] == ["one", "two, three"]
+    assert [record.prompt for record in read(spec, tmp_path / "index")] == ["one", "two, three"]
     assert list((tmp_path / "index").iterdir()) == []

@@ -1,4 +1,4 @@
-"""What comes with data is not trusted: no file beside it is read, and no more comes out of it than went in."""
+"""Datasets are not trusted: they make no other file be read, and do not unpack to far more than their size."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["gzip", "zip", "zip after text"])
-def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, streaming):
+def test_an_archive_under_another_name_is_not_unpacked(tmp_path, kind, streaming):
     path, line = tmp_path / "bomb.jsonl", b'{"text": "a"}\n' * 1000
     if kind == "gzip":
         path.write_bytes(gzip.compress(line))
@@ -41,7 +41,7 @@ def test_what_is_packed_is_not_unpacked_under_another_name(tmp_path, kind, strea
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["once", "pages", "nested"])
-def test_a_parquet_file_that_unpacks_to_more_than_it_may_be_is_refused(
+def test_a_parquet_file_that_decodes_to_far_more_than_its_size_is_refused(
     tmp_path, monkeypatch, kind, streaming
 ):
     monkeypatch.setattr(parquet_guard, "_MAX_SMALL_BYTES", 2**24)
@@ -55,16 +55,18 @@ def test_a_parquet_file_that_unpacks_to_more_than_it_may_be_is_refused(
         load_documents(spec_of(path, streaming=streaming))
 
 
-def test_a_parquet_file_whose_columns_repeat_is_read(tmp_path):
+def test_a_parquet_file_with_a_repetitive_column_is_read(tmp_path):
     table = pa.table({"text": [f"text {n}" for n in range(3000)], "source": ["wiki"] * 3000})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2000)
     documents = load_documents(spec_of(tmp_path / "a.parquet", "source"))
-    assert [one.prompt for chunk in documents.iter_chunks() for one in chunk] == table["text"].to_pylist()
+    assert [record.prompt for chunk in documents.iter_chunks() for record in chunk] == table[
+        "text"
+    ].to_pylist()
     assert documents.read([2999])[0].metadata == {"source": "wiki"}
 
 
 @pytest.mark.parametrize("name", ["[ab].jsonl", "*.jsonl", "a?.jsonl", "a::b.jsonl"])
-def test_a_file_whose_name_is_a_pattern_finds_no_other_files(tmp_path, name):
+def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path, name):
     (tmp_path / name).write_text('{"text": "mine"}\n')
     (tmp_path / "a.jsonl").write_text('{"text": "theirs"}\n')
     with pytest.raises(DatasetNotFound, match="expected a path without"):
@@ -72,7 +74,7 @@ def test_a_file_whose_name_is_a_pattern_finds_no_other_files(tmp_path, name):
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_a_saved_dataset_names_no_files_elsewhere(tmp_path, absolute):
+def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path, absolute):
     for name in ("secret", "mine"):
         Dataset.from_list([{"text": name}]).save_to_disk(tmp_path / name)
     named = (tmp_path / "secret" if absolute else Path("../secret")) / "data-00000-of-00001.arrow"
@@ -82,7 +84,7 @@ def test_a_saved_dataset_names_no_files_elsewhere(tmp_path, absolute):
         load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine")))
 
 
-def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
+def test_a_saved_dataset_that_names_splits_elsewhere_is_refused(tmp_path):
     for name in ("secret", "mine"):
         DatasetDict({"train": Dataset.from_list([{"text": name}])}).save_to_disk(tmp_path / name)
     (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["../secret/train"]}')
@@ -91,24 +93,24 @@ def test_a_saved_dataset_names_no_splits_elsewhere(tmp_path):
         load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
 
 
-OF_HUB = "hf://datasets/org/data@0123456789012345678901234567890123456789"
+REPOSITORY = "hf://datasets/org/data@0123456789012345678901234567890123456789"
 
 
 @pytest.fixture
 def looked_up(monkeypatch):
-    """Patterns that the datasets library looks for, where nothing is found."""
-    found: list[str] = []
+    """Patterns that the datasets library looks up; it finds no files."""
+    patterns: list[str] = []
 
     def resolve(pattern: str, base_path: str, **_options: Any) -> list[str]:
-        found.append(pattern)
+        patterns.append(pattern)
         return []
 
     monkeypatch.setattr(data_files, "resolve_pattern", resolve)
-    return found
+    return patterns
 
 
-def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = OF_HUB) -> None:
-    """As if the README of the hub's `org/data` named this as its data."""
+def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = REPOSITORY) -> None:
+    """Loads a hub dataset whose README names this pattern as its data."""
 
     def load_dataset(*_args: Any, **_options: Any) -> None:
         data_files.DataFilesDict.from_patterns({"train": [pattern]}, base_path=base_path)
@@ -134,20 +136,24 @@ def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = O
         *("zip://x.csv::http://10.0.0.1/x.zip", "https://huggingface.co/datasets/org/secret/resolve/main/x"),
     ],
 )
-def test_a_dataset_of_the_hub_names_no_files_elsewhere(monkeypatch, looked_up, named):
+def test_a_hub_dataset_that_names_files_elsewhere_is_refused_before_they_are_looked_up(
+    monkeypatch, looked_up, named
+):
     with pytest.raises(DatasetNotFound, match="expected files of its own"):
         load_named(monkeypatch, named)
     assert looked_up == []
 
 
-@pytest.mark.parametrize("directory", ["/etc", "hf://datasets/org/secret@main", OF_HUB + "/../.."])
-def test_a_dataset_of_the_hub_is_in_no_directory_elsewhere(monkeypatch, looked_up, directory):
+@pytest.mark.parametrize("directory", ["/etc", "hf://datasets/org/secret@main", REPOSITORY + "/../.."])
+def test_a_hub_dataset_in_a_directory_elsewhere_is_refused_before_it_is_looked_up(
+    monkeypatch, looked_up, directory
+):
     with pytest.raises(DatasetNotFound, match="expected files of its own"):
         load_named(monkeypatch, "**", directory)
     assert looked_up == []
 
 
-def test_a_dataset_of_the_hub_names_files_of_its_own(monkeypatch, looked_up):
+def test_a_hub_dataset_with_files_of_its_own_is_loaded(monkeypatch, looked_up):
     resolve = data_files.resolve_pattern
     for named in ("data/train-*", "https://huggingface.co/datasets/org/data/resolve/main/x.parquet"):
         load_named(monkeypatch, named)

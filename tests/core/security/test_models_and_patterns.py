@@ -1,8 +1,9 @@
-"""What comes with models is not trusted: no code of theirs runs, no file beside them is read, nothing goes on for ever.
+"""Models are not trusted: none of their code runs, they make no other file be read, and nothing in them runs for ever.
 
-Elsewhere: data in test_attacks_by_data.py; pickles in tests/core/test_optimizer_state.py, test_build.py and
-test_adapters.py, as are expressions of adapters; paths and links in tests/worker/test_handlers.py; weights that are no
-numbers in test_losses.py.
+Other attacks are tested elsewhere under tests/: datasets in core/security/test_datasets.py; pickles in
+core/gradients/test_optimizer_checkpoint.py, core/indexing/test_build.py and core/models/test_lora.py, which has the
+expressions of adapters too; paths and links in worker/process/test_path_checks.py; weights that are not finite in
+core/models/test_losses.py.
 """
 
 import json
@@ -21,8 +22,8 @@ from bergson_core.utils import safe_regex
 from tests import tiny
 
 
-def changed(directory: Path, **fields: Any) -> str:
-    """A model with other fields in its config."""
+def save_model_with_config(directory: Path, **fields: Any) -> str:
+    """Saves a model whose config has these fields, and returns its directory."""
     path = tiny.save_model(directory) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return str(directory)
@@ -36,10 +37,10 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
         "AutoTokenizer": ["evil.T", "evil.T"],
     }
     fields = {"auto_map": names} | ({} if known else {"model_type": "evil", "architectures": ["M"]})
-    model = changed(tmp_path / "model", **fields)
-    changed_tokenizer = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    model = save_model_with_config(tmp_path / "model", **fields)
+    tokenizer_config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
     (tmp_path / "model" / "tokenizer_config.json").write_text(
-        json.dumps(changed_tokenizer | {"auto_map": names})
+        json.dumps(tokenizer_config | {"auto_map": names})
     )
     canary = tmp_path / "canary"
     (tmp_path / "model" / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nC = M = T = object\n")
@@ -52,7 +53,7 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"attn_implementation": "evil/kernel"}, "foreign code"),
         ({"_attn_implementation": {"": "evil/kernel"}}, "foreign code"),
@@ -71,9 +72,9 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
     ],
     ids=str,
 )
-def test_a_config_that_asks_for_too_much_is_refused(tmp_path, fields, says):
-    with pytest.raises(ModelNotFound, match=says):
-        load_model(changed(tmp_path / "model", **fields))
+def test_a_config_that_asks_for_too_much_is_refused(tmp_path, fields, message):
+    with pytest.raises(ModelNotFound, match=message):
+        load_model(save_model_with_config(tmp_path / "model", **fields))
 
 
 @pytest.mark.parametrize("content", ["", "[", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=range(4))
@@ -91,7 +92,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, name):
         load_model(str(tmp_path / "model"))
 
 
-def test_an_index_of_weights_names_no_files_elsewhere(tmp_path):
+def test_an_index_of_weights_that_names_files_elsewhere_is_refused(tmp_path):
     for seed, name in enumerate(("mine", "secret")):
         tiny.save_model(tmp_path / name, seed=seed)
     tensors = load_file(tmp_path / "mine" / "model.safetensors")
@@ -108,7 +109,7 @@ def test_an_index_of_weights_names_no_files_elsewhere(tmp_path):
             load(name)
 
 
-def test_a_tokenizer_names_no_files_elsewhere(tmp_path):
+def test_files_elsewhere_that_a_tokenizer_names_are_not_read(tmp_path):
     other = tiny.save_model(tmp_path / "other")
     tiny.tokenizer(["zzz qqq"] * 3).save_pretrained(other)
     before = load_model(str(tiny.save_model(tmp_path / "model"))).tokenizer
@@ -145,13 +146,13 @@ def test_weights_that_lie_about_their_size_are_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("pattern", [r"([\w.]+)+!", r"(\w*\w*)*$$!", "(.*)*x*!"])
-def test_an_expression_that_would_take_for_ever_is_stopped(monkeypatch, pattern):
-    monkeypatch.setattr(safe_regex, "LIMIT_S", 1)
+def test_a_regular_expression_that_would_run_for_ever_is_stopped(monkeypatch, pattern):
+    monkeypatch.setattr(safe_regex, "TIME_LIMIT_S", 1)
     with pytest.raises(InvalidInput, match="takes more than 1 s"):
         safe_regex.find_matching_names(pattern, ["gpt_neox.layers.0.attention.query_key_value" * 2])
 
 
-def test_an_expression_of_a_tokenizer_ends_and_kills_nobody(tmp_path):
+def test_a_regular_expression_of_a_tokenizer_that_backtracks_for_ever_is_an_error(tmp_path):
     path = tiny.save_model(tmp_path / "model") / "tokenizer.json"
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": split}))
@@ -166,7 +167,7 @@ LOOP = "{% for a in range(99999) %}"
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "message"),
     [
         (LOOP * 5 + "{% endfor %}" * 5, "takes more than"),
         ("{{ 'a' * 10 ** 11 }}", "MemoryError"),
@@ -175,13 +176,13 @@ LOOP = "{% for a in range(99999) %}"
     ],
     ids=["loops", "more than memory", "too long", "out of the sandbox"],
 )
-def test_a_chat_template_is_bounded_in_time_memory_and_what_it_says(monkeypatch, template, says):
-    monkeypatch.setattr(chat_template, "LIMIT_S", 1 if LOOP in template else chat_template.TIME_LIMIT_S)
+def test_a_chat_template_is_limited_in_time_memory_and_output(monkeypatch, template, message):
+    monkeypatch.setattr(chat_template, "TIME_LIMIT_S", 1 if LOOP in template else chat_template.TIME_LIMIT_S)
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% generation %}a{% endgeneration %}" + template
-    with pytest.raises(InvalidInput, match=says):
+    with pytest.raises(InvalidInput, match=message):
         chat_template.tokenize_chats(tokenizer, [[{"role": "user", "content": "hi"}]])
 
 
-def test_an_expression_finds_what_python_finds():
+def test_a_regular_expression_matches_what_pythons_re_matches():
     assert safe_regex.find_matching_names(r"(?<=h\.)\d+\.ü", ["h.0.ü", "h.x.ü", "0.ü"]) == {"h.0.ü"}

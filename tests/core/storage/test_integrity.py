@@ -1,4 +1,4 @@
-"""Files are read once to be checked, damage is named and kept apart, and a full disk loses nothing."""
+"""Each file is read once to be checked, a damaged shard is named and left out, and a full disk loses nothing."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from bergson_core.errors import BergsonError, DiskFull, IndexCorrupt, IndexNotFo
 from bergson_core.storage import integrity
 from bergson_core.storage.manifest import read_manifest
 from tests.core.helpers import query
-from tests.processes import own_processes
+from tests.processes import forkserver_context
 
 
 @pytest.fixture
@@ -25,15 +25,15 @@ def facts(index, tmp_path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """The files that are read to be checked."""
-    seen, original = [], integrity.file_sha256
+    """Names of the files that were read to be checked."""
+    names, original = [], integrity.file_sha256
 
     def sha256(path: Path) -> str:
-        seen.append(path.name)
+        names.append(path.name)
         return original(path)
 
     monkeypatch.setattr(integrity, "file_sha256", sha256)
-    return seen
+    return names
 
 
 def alter(path: Path) -> None:
@@ -42,14 +42,14 @@ def alter(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_an_index_is_opened_without_reading_what_was_checked_before(spec, tmp_path, read):
+def test_opening_an_index_reads_no_file_that_was_checked_before(spec, tmp_path, read):
     build_index(spec, tmp_path / "facts", shard_rows=16)
     read.clear()
     AttributionIndex.open(tmp_path / "facts")
     assert read == []
 
 
-def test_a_copied_index_is_read_whole_once(facts, read):
+def test_all_files_of_a_copied_index_are_read_once(facts, read):
     manifest = read_manifest(facts)
     AttributionIndex.open(facts)
     assert len(read) == len(manifest.all_files())
@@ -61,7 +61,7 @@ def test_a_copied_index_is_read_whole_once(facts, read):
     assert read == ["gradients.bin"]
 
 
-def test_what_cannot_be_noted_is_read_each_time(facts, read, monkeypatch):
+def test_files_are_read_each_time_if_the_check_cannot_be_noted(facts, read, monkeypatch):
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(f"{path} is read-only")
 
@@ -72,13 +72,13 @@ def test_what_cannot_be_noted_is_read_each_time(facts, read, monkeypatch):
     assert read == 2 * first
 
 
-def test_notes_that_cannot_be_read_are_no_notes(facts, read):
+def test_all_files_are_read_if_the_notes_cannot_be_read(facts, read):
     (facts / ".checked.json").write_text("{")
     AttributionIndex.open(facts)
     assert len(read) == len(read_manifest(facts).all_files())
 
 
-def test_checked_again_every_byte_is_read(facts):
+def test_a_reread_finds_a_change_that_left_size_and_time_alone(facts):
     AttributionIndex.open(facts)
     entries = list(read_manifest(facts).all_files().values())
     assert integrity.find_damaged_files(facts, entries, reread=True) == []
@@ -87,9 +87,9 @@ def test_checked_again_every_byte_is_read(facts):
     alter(path)
     os.utime(path, ns=times)  # as a failing disk would
     assert integrity.find_damaged_files(facts, entries) == []
-    ((entry, wrong),) = integrity.find_damaged_files(facts, entries, reread=True)
+    ((entry, damage),) = integrity.find_damaged_files(facts, entries, reread=True)
     assert entry.path == "shards/00001/gradients.bin"
-    assert "altered" in wrong
+    assert "altered" in damage
 
 
 PARTS = ["shards/00001/gradients.bin", "shards/00001/rows.arrow", "search/float16/00001.faiss"]
@@ -97,9 +97,11 @@ PARTS += ["profiles/default/00001.lengths.bin"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("how", [alter, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-2])])
-def test_a_damaged_shard_is_named_and_the_others_are_served_to_who_asks_for_it(facts, part, how):
-    how(facts / part)
+@pytest.mark.parametrize(
+    "damage", [alter, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-2])]
+)
+def test_a_damaged_shard_is_named_and_partial_queries_are_answered_from_the_others(facts, part, damage):
+    damage(facts / part)
     with pytest.raises(IndexCorrupt, match=f"shard 00001 of the index facts .*{part}"):
         AttributionIndex.open(facts)
     opened = AttributionIndex.open(facts, partial=True)
@@ -110,7 +112,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_served_to_who_asks_for_it(f
     assert {row.id for row in answered.results} == {f"doc-{k}" for k in (*range(16), *range(32, 40))}
 
 
-def test_an_index_that_is_whole_is_never_partial(facts):
+def test_the_answer_of_an_intact_index_is_never_partial(facts):
     (answer,) = AttributionIndex.open(facts, partial=True).attribute([query(partial=True)])
     assert not answer.partial
 
@@ -118,22 +120,22 @@ def test_an_index_that_is_whole_is_never_partial(facts):
 @pytest.mark.parametrize(
     "part", ["statistics/normalizers.safetensors", "profiles/default/preconditioner.safetensors"]
 )
-def test_what_all_shards_share_has_to_be_whole(facts, part):
+def test_an_index_is_refused_if_a_file_that_all_shards_share_is_damaged(facts, part):
     alter(facts / part)
     with pytest.raises(IndexCorrupt, match=part):
         AttributionIndex.open(facts, partial=True)
 
 
-def test_of_an_index_without_a_whole_shard_nothing_is_served(facts):
+def test_an_index_without_an_intact_shard_is_refused(facts):
     for path in facts.glob("shards/*/gradients.bin"):
         alter(path)
     with pytest.raises(IndexCorrupt, match="shards 00000, 00001, 00002"):
         AttributionIndex.open(facts, partial=True)
 
 
-def with_little_room(largest_file: int, call: Any, arguments: tuple[Any, ...], outcome: Any) -> None:
-    """Puts the code and text of the error that `call` meets where no file may be larger than that."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+def call_with_little_room(max_file_bytes: int, call: Any, arguments: tuple[Any, ...], outcome: Any) -> None:
+    """Calls a function while no file may be larger than that, and puts code and text of its error into a queue."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
     try:
         call(*arguments)
         outcome.put(("", ""))
@@ -141,44 +143,45 @@ def with_little_room(largest_file: int, call: Any, arguments: tuple[Any, ...], o
         outcome.put((error.code, str(error)))
 
 
-def tried(largest_file: int, call: Any, *arguments: Any) -> tuple[str, str]:
-    context = own_processes()
+def run_with_little_room(max_file_bytes: int, call: Any, *arguments: Any) -> tuple[str, str]:
+    """Returns code and text of the error that a function raises if no file may be larger than `max_file_bytes`."""
+    context = forkserver_context()
     outcome = context.Queue()
-    process = context.Process(target=with_little_room, args=(largest_file, call, arguments, outcome))
+    process = context.Process(target=call_with_little_room, args=(max_file_bytes, call, arguments, outcome))
     process.start()
-    found = outcome.get(timeout=120)
+    error = outcome.get(timeout=120)
     process.join()
-    return found
+    return error
 
 
-def test_a_full_disk_fails_a_build_with_that_reason_wherever_it_is_met(spec, index, tmp_path):
+def test_a_build_on_a_full_disk_fails_with_that_reason_at_every_stage(spec, index, tmp_path):
     path, stages = tmp_path / "facts", set()
     for room in (1_000, 3_500, 9_000, 11_000):
-        code, says = tried(room, build_index, spec, path)
+        code, message = run_with_little_room(room, build_index, spec, path)
         assert code == DiskFull.code
-        assert "larger than is allowed" in says
-        assert "make room" in says
+        assert "larger than is allowed" in message
+        assert "make room" in message
         with pytest.raises(IndexNotFound):
             read_manifest(path)
-        stages.add(tuple(sorted(one.name for one in path.iterdir() if not one.name.startswith("."))))
+        stages.add(tuple(sorted(file.name for file in path.iterdir() if not file.name.startswith("."))))
     assert len(stages) > 2
     assert list(path.rglob("*.tmp")) == []
     build_index(spec, path)
     assert len(AttributionIndex.open(path).attribute([query()])[0].results) == 10
 
 
-def test_a_full_disk_fails_an_append_and_the_old_generation_is_served(facts):
+def test_an_append_on_a_full_disk_fails_and_the_old_generation_is_served(facts):
     text = {"text": "Person 7 moved away", "source": "x" * 500, "number": 7}
     spec = AppendSpec(documents=tuple({"id": f"new-{k}"} | text for k in range(20)))
     before = read_manifest(facts)
-    code, _ = tried(8_000, append_documents, facts, spec)
+    code, _ = run_with_little_room(8_000, append_documents, facts, spec)
     assert code == DiskFull.code
     assert read_manifest(facts) == before
     assert AttributionIndex.open(facts).attribute([query()])[0].generation == 1
     assert append_documents(facts, spec).rows == before.rows + 20
 
 
-def test_another_failure_of_the_disk_is_not_a_full_one(facts, monkeypatch):
+def test_another_disk_error_is_not_reported_as_a_full_disk(facts, monkeypatch):
     from bergson_core.shards.disk_errors import translate_disk_errors
 
     with pytest.raises(OSError, match="Input/output"), translate_disk_errors(facts):

@@ -1,4 +1,4 @@
-"""The manifest is what its published JSON schema says, and an index of another version is refused with what to do."""
+"""The manifest meets its published JSON schema, and a manifest of another version is refused with advice."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_manifest_names_each_file_once(index):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ('{"format_version": 99}', "version 99; this release reads version"),
         ("[]", "version None"),
@@ -35,13 +35,13 @@ def test_a_manifest_names_each_file_once(index):
         (f'{{"format_version": {FORMAT_VERSION}}}', "not a manifest"),
     ],
 )
-def test_what_is_no_manifest_of_this_version_is_refused_by_name(tmp_path, content, says):
+def test_a_file_that_is_no_manifest_of_this_version_is_refused(tmp_path, content, message):
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(IndexCorrupt, match=says):
+    with pytest.raises(IndexCorrupt, match=message):
         read_manifest(tmp_path)
 
 
-def test_what_has_no_manifest_or_is_being_deleted_is_not_there(index, tmp_path):
+def test_a_directory_without_a_manifest_or_of_a_deleted_index_is_not_listed(index, tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / ".deleted-1").symlink_to(index)
     assert list(iter_published_indexes(tmp_path)) == []

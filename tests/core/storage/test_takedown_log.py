@@ -1,4 +1,4 @@
-"""What is taken down is never shown again, by anybody, and compaction removes its bytes."""
+"""A document that was taken down is never shown again by any process, and compaction removes its bytes."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from bergson_core import (
 from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.results import Progress
-from bergson_core.storage.document_lookup import find_existing_ids, find_document
+from bergson_core.storage.document_lookup import find_document, find_existing_ids
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.helpers import QUERIES, make_spec, query
-from tests.processes import own_processes
+from tests.processes import forkserver_context
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def test_a_document_is_hidden_at_once_from_an_index_that_is_open(facts):
     assert shown(opened) == ids(int(before.results[0].id.removeprefix("doc-")))
 
 
-def test_it_stays_hidden_when_the_index_is_opened_again(facts):
+def test_a_document_stays_hidden_when_the_index_is_opened_again(facts):
     take_down_document(facts, "doc-7")
     take_down_document(facts, "doc-33")
     assert shown(AttributionIndex.open(facts)) == ids(7, 33)
 
 
 @pytest.mark.parametrize("kind", ["rabitq", "sign"])
-def test_it_is_hidden_whatever_finds_the_candidates(sources, tmp_path, kind):
+def test_a_document_is_hidden_whatever_finds_the_candidates(sources, tmp_path, kind):
     settings = GradientSpec(projection_dim=4, rows="sign" if kind == "sign" else "float16")
     search = {"kind": "auto" if kind == "sign" else "rabitq", "min_recall": 0.1}
     build_index(make_spec(sources, gradients=settings, search=search), tmp_path / "facts", shard_rows=16)
@@ -73,7 +73,7 @@ def test_it_is_hidden_whatever_finds_the_candidates(sources, tmp_path, kind):
     assert shown(AttributionIndex.open(tmp_path / "facts")) == ids(7)
 
 
-def test_it_is_hidden_from_filters_and_profiles(facts, sample):
+def test_a_document_is_hidden_from_filters_and_profiles(facts, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
     take_down_document(facts, "doc-7")
     opened = AttributionIndex.open(facts)
@@ -81,12 +81,14 @@ def test_it_is_hidden_from_filters_and_profiles(facts, sample):
     assert shown(opened, profile="work") == ids(7)
 
 
-def test_it_is_hidden_from_whole_corpus_scores(sources, tmp_path):
+def test_a_document_is_hidden_from_the_scores_of_the_corpus(sources, tmp_path):
     spec = make_spec(sources, scoring=ScoringSpec(normalize="none"))
     build_index(spec, tmp_path / "facts", shard_rows=16)
     take_down_document(tmp_path / "facts", "doc-7")
     opened = AttributionIndex.open(tmp_path / "facts")
-    scores = score_corpus(opened, [query(*one) for one in QUERIES]).read_all()
+    scores = score_corpus(
+        opened, [query(*prompt_and_completion) for prompt_and_completion in QUERIES]
+    ).read_all()
     assert scores["id"].to_pylist() == [f"doc-{k}" for k in range(40) if k != 7]
     assert len(score_self_influence(opened).read_all()) == 39
     assert "doc-7" not in pa.table(top_documents(score_self_influence(opened), 40))["id"].to_pylist()
@@ -95,8 +97,8 @@ def test_it_is_hidden_from_whole_corpus_scores(sources, tmp_path):
 
 
 def test_a_document_can_be_looked_up_until_it_is_taken_down(facts):
-    found = find_document(facts, "doc-7")
-    assert (found["prompt"], found["metadata"]) == (tiny.texts(40)[7], {"source": "wiki", "number": 7})
+    document = find_document(facts, "doc-7")
+    assert (document["prompt"], document["metadata"]) == (tiny.texts(40)[7], {"source": "wiki", "number": 7})
     assert find_existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8", "doc-7"]
     take_down_document(facts, "doc-7")
     assert find_existing_ids(facts, ["doc-8", "none", "doc-7"]) == ["doc-8"]
@@ -104,7 +106,7 @@ def test_a_document_can_be_looked_up_until_it_is_taken_down(facts):
         find_document(facts, "doc-7")
 
 
-def test_what_is_not_there_cannot_be_taken_down(facts, tmp_path):
+def test_a_document_that_is_missing_or_hidden_cannot_be_taken_down(facts, tmp_path):
     with pytest.raises(DocumentNotFound):
         take_down_document(facts, "none")
     take_down_document(facts, "doc-7")
@@ -114,7 +116,7 @@ def test_what_is_not_there_cannot_be_taken_down(facts, tmp_path):
         take_down_document(tmp_path / "nothing", "doc-7")
 
 
-def test_a_line_that_a_dying_process_left_unfinished_hides_nothing_and_harms_no_other(facts):
+def test_a_line_that_a_killed_process_left_unfinished_hides_nothing_and_spoils_no_other_line(facts):
     take_down_document(facts, "doc-7")
     with (facts / "takedowns.jsonl").open("a") as file:
         file.write('{"id": "doc-8", "gen')
@@ -131,7 +133,7 @@ def take_down_many(index: Path, numbers: range) -> None:
 
 
 def test_takedowns_of_several_processes_are_all_kept(facts):
-    context = own_processes()
+    context = forkserver_context()
     parts = [range(10), range(10, 20), range(20, 30)]
     processes = [context.Process(target=take_down_many, args=(facts, part)) for part in parts]
     for process in processes:
@@ -141,7 +143,7 @@ def test_takedowns_of_several_processes_are_all_kept(facts):
     assert shown(AttributionIndex.open(facts)) == ids(*range(30))
 
 
-def again(number: int = 7) -> AppendSpec:
+def add_again(number: int = 7) -> AppendSpec:
     return AppendSpec(
         documents=({"id": f"doc-{number}", "text": "Person 7 moved away", "source": "x", "number": number},)
     )
@@ -152,7 +154,7 @@ def test_an_id_that_was_taken_down_may_be_added_again(facts, compacted):
     take_down_document(facts, "doc-7")
     if compacted:
         compact_index(facts)
-    append_documents(facts, again())
+    append_documents(facts, add_again())
     (answer,) = AttributionIndex.open(facts).attribute([query(top_k=40)])
     assert [row.prompt for row in answer.results if row.id == "doc-7"] == ["Person 7 moved away"]
     assert find_document(facts, "doc-7")["prompt"] == "Person 7 moved away"
@@ -162,7 +164,7 @@ def test_an_id_that_was_taken_down_may_be_added_again(facts, compacted):
     assert shown(AttributionIndex.open(facts)) == ids(7)
 
 
-def everything_in(index: Path) -> bytes:
+def read_all_bytes(index: Path) -> bytes:
     paths = [path for path in sorted(index.rglob("*")) if path.is_file() and path.name != "takedowns.jsonl"]
     return b"".join(path.read_bytes() for path in paths)
 
@@ -171,21 +173,21 @@ def test_compaction_removes_the_bytes_and_changes_no_score(facts, sample):
     fit_profile(facts, "work", sample, mixing=0.5)
     opened = AttributionIndex.open(facts)
     texts = tiny.texts(40)
-    one = next(k for k, text in enumerate(texts) if texts.count(text) == 1)
-    row, text = opened.shards[one // 16].blocks[one % 16].tobytes(), texts[one].encode()
-    take_down_document(facts, f"doc-{one}")
-    asked = [query(top_k=39, profile=profile) for profile in ("default", "work")]
-    before = [answer.results for answer in opened.attribute(asked)]
-    assert row in everything_in(facts)
+    number = next(k for k, text in enumerate(texts) if texts.count(text) == 1)
+    row, text = opened.shards[number // 16].blocks[number % 16].tobytes(), texts[number].encode()
+    take_down_document(facts, f"doc-{number}")
+    queries = [query(top_k=39, profile=profile) for profile in ("default", "work")]
+    before = [answer.results for answer in opened.attribute(queries)]
+    assert row in read_all_bytes(facts)
     old = read_manifest(facts)
     new = compact_index(facts)
     assert (new.generation, new.rows, new.numbered, new.compacted) == (old.generation + 1, 39, 40, 1)
-    assert row not in everything_in(facts)
-    assert text not in everything_in(facts)
-    after = [answer.results for answer in AttributionIndex.open(facts).attribute(asked)]
-    for ours, theirs in zip(after, before, strict=True):
-        assert [(one.id, one.score, one.prompt) for one in ours] == [
-            (one.id, one.score, one.prompt) for one in theirs
+    assert row not in read_all_bytes(facts)
+    assert text not in read_all_bytes(facts)
+    after = [answer.results for answer in AttributionIndex.open(facts).attribute(queries)]
+    for rows, rows_before in zip(after, before, strict=True):
+        assert [(row.id, row.score, row.prompt) for row in rows] == [
+            (row.id, row.score, row.prompt) for row in rows_before
         ]
 
 
@@ -196,12 +198,12 @@ def test_compaction_touches_no_shard_without_takedowns(facts):
     assert [shard.name for shard in after] == ["00003", "00001", "00002"]
     assert [shard.first_row for shard in after] == [0, 15, 31]
     assert after[1].files == before["00001"].files
-    again = compact_index(facts)
-    assert again == read_manifest(facts)
-    assert again.shards == after
+    repeated = compact_index(facts)
+    assert repeated == read_manifest(facts)
+    assert repeated.shards == after
 
 
-def test_who_reads_goes_on_over_a_compaction(facts):
+def test_an_open_index_goes_on_answering_during_a_compaction(facts):
     opened = AttributionIndex.open(facts)
     take_down_document(facts, "doc-7")
     before = opened.attribute([query(top_k=39)])[0].results
@@ -211,16 +213,16 @@ def test_who_reads_goes_on_over_a_compaction(facts):
     assert shown(opened) == ids(7, 8)
 
 
-def test_a_shard_of_which_nothing_is_left_goes(facts):
+def test_a_shard_without_remaining_documents_is_removed(facts):
     for number in range(32, 40):
         take_down_document(facts, f"doc-{number}")
     assert [shard.name for shard in compact_index(facts).shards] == ["00000", "00001"]
     assert shown(AttributionIndex.open(facts)) == ids(*range(32, 40))
-    append_documents(facts, again(39))
+    append_documents(facts, add_again(39))
     assert shown(AttributionIndex.open(facts)) == ids(*range(32, 39))
 
 
-def test_an_index_is_never_compacted_to_nothing(facts):
+def test_an_index_whose_documents_are_all_taken_down_is_not_compacted(facts):
     for number in range(40):
         take_down_document(facts, f"doc-{number}")
     assert shown(AttributionIndex.open(facts)) == set()
@@ -236,9 +238,9 @@ def compact_and_die(index: Path) -> None:
     compact_index(index, report=report)
 
 
-def test_a_compaction_that_was_killed_leaves_the_index_and_its_takedowns(facts):
+def test_a_killed_compaction_leaves_the_index_and_its_takedowns(facts):
     take_down_document(facts, "doc-7")
-    process = own_processes().Process(target=compact_and_die, args=(facts,))
+    process = forkserver_context().Process(target=compact_and_die, args=(facts,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -247,7 +249,7 @@ def test_a_compaction_that_was_killed_leaves_the_index_and_its_takedowns(facts):
     assert compact_index(facts).rows == 39
 
 
-def test_a_takedown_while_it_is_compacted_is_not_lost(facts):
+def test_a_takedown_during_a_compaction_is_not_lost(facts):
     take_down_document(facts, "doc-7")
 
     def report(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Tables are written whole or not at all."""
 
 import errno
 import json
@@ -19,10 +19,10 @@ SUFFIXES = ["jsonl", "parquet"]
 
 
 def reader(*scores: list[float], error: BaseException | None = None) -> pa.RecordBatchReader:
-    """A batch for each list of scores, and then an error."""
+    """Reads a batch for each list of scores, and then raises the error."""
     schema = pa.schema([("id", pa.string()), ("score", pa.float32()), ("metadata", pa.string())])
 
-    def made():
+    def batches():
         for part in scores:
             texts = ['{"x": NaN, "y": "é\\ud800"}'] * len(part)
             yield pa.record_batch(
@@ -31,7 +31,7 @@ def reader(*scores: list[float], error: BaseException | None = None) -> pa.Recor
         if error is not None:
             raise error
 
-    return pa.RecordBatchReader.from_batches(schema, made())
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def read(path) -> list[dict]:
@@ -53,11 +53,11 @@ def test_both_formats_hold_every_row(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("aggregate", ["mean", "each"])
-def test_scores_of_a_corpus_are_written_as_they_are(index, tmp_path, suffix, aggregate):
+def test_scores_of_a_corpus_are_read_back_as_they_were_written(index, tmp_path, suffix, aggregate):
     opened, path = AttributionIndex.open(index), tmp_path / f"scores.{suffix}"
-    asked = [query(), query("Person 2")]
-    assert write_table(score_corpus(opened, asked, aggregate=aggregate), path) == 40
-    expected = score_corpus(opened, asked, aggregate=aggregate).read_all().to_pylist()
+    queries = [query(), query("Person 2")]
+    assert write_table(score_corpus(opened, queries, aggregate=aggregate), path) == 40
+    expected = score_corpus(opened, queries, aggregate=aggregate).read_all().to_pylist()
     assert read(path) == [row | {"metadata": json.loads(row["metadata"])} for row in expected]
 
 
@@ -71,7 +71,7 @@ def test_small_batches_share_a_row_group(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_no_rows_are_a_file_too(tmp_path, suffix):
+def test_a_table_without_rows_is_a_file_too(tmp_path, suffix):
     assert write_table(reader(), tmp_path / f"none.{suffix}") == 0
     assert read(tmp_path / f"none.{suffix}") == []
 
@@ -80,7 +80,7 @@ def test_no_rows_are_a_file_too(tmp_path, suffix):
     "error", [RuntimeError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr
 )
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_failed_write_leaves_what_was_there_before(tmp_path, suffix, error):
+def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, error):
     path = tmp_path / f"scores.{suffix}"
     expected = InvalidInput if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_what_was_there_before(tmp_path, suffix, error):
     path.write_text("before")
     with pytest.raises(expected):
         write_table(reader([1.0], error=error), path, overwrite=True)
-    assert [one.read_text() for one in tmp_path.iterdir()] == ["before"]
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
 
 
 KILLED = """
@@ -106,13 +106,13 @@ write_table(pa.RecordBatchReader.from_batches(pa.schema({"score": pa.float64()})
 
 
 def test_a_killed_write_leaves_no_output(tmp_path):
-    ran = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "scores.jsonl"], check=False)
-    assert ran.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "scores.jsonl"], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert all(path.name.startswith(".scores.jsonl.") for path in tmp_path.iterdir())
     assert write_table(reader([1.0]), tmp_path / "scores.jsonl") == 1
 
 
-def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
+def test_a_file_that_appears_during_the_write_is_kept(tmp_path):
     path = tmp_path / "scores.jsonl"
 
     def rows():
@@ -121,11 +121,11 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
 
     with pytest.raises(InvalidInput, match="there already"):
         write_table(pa.RecordBatchReader.from_batches(pa.schema({"score": pa.float64()}), rows()), path)
-    assert [one.read_text() for one in tmp_path.iterdir()] == ["theirs"]
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("scores.csv", r"expected \.jsonl or \.parquet"),
         ("nowhere/scores.jsonl", "no directory"),
@@ -133,10 +133,10 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
         ("directory.jsonl", "there already"),
     ],
 )
-def test_a_bad_output_is_refused_before_a_row_is_made(tmp_path, name, says):
+def test_a_path_that_cannot_be_written_is_refused_before_a_row_is_read(tmp_path, name, message):
     (tmp_path / "taken.jsonl").write_text("before")
     (tmp_path / "directory.jsonl").mkdir()
-    with pytest.raises(InvalidInput, match=says):
+    with pytest.raises(InvalidInput, match=message):
         write_table(reader(error=AssertionError("a row was made")), tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"taken.jsonl", "directory.jsonl"}
     assert (tmp_path / "taken.jsonl").read_text() == "before"
