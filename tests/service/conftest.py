@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
 from service.settings import ServiceSettings
-from tests.service.fake_broker import FakeBroker, publish
+from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.worker.helpers import make_build_job
 
 
@@ -36,7 +36,7 @@ def broker() -> FakeBroker:
 @pytest.fixture
 def app(settings: ServiceSettings, broker: FakeBroker, spec: BuildSpec) -> FastAPI:
     """The service over a fake broker, with one published index, `facts`."""
-    publish(settings.data_dir / "indexes", "facts", spec)
+    publish_manifest(settings.data_dir / "indexes", "facts", spec)
     return create_app(settings, broker)  # pyright: ignore[reportArgumentType]
 
 

@@ -232,7 +232,7 @@ class FakeBroker:
         return {job.index: job.job_id for job in self.records.values() if job.state not in FINAL_STATES}
 
 
-def publish(root: Path, name: str, spec: BuildSpec) -> None:
+def publish_manifest(root: Path, name: str, spec: BuildSpec) -> None:
     """Write the manifest of an index of 1,000 rows, and nothing else of it."""
     rows = FileEntry(path="shards/00000/gradients.bin", bytes=400, sha256="0" * 64)
     faiss = FileEntry(path="search/1.faiss", bytes=30, sha256="0" * 64)

@@ -13,22 +13,21 @@ import pytest
 from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
-from tests.service.helpers import LIMIT_S, ROOT, make_environment, start_service
-from tests.service.keyed import bearer
+from tests.service.helpers import PROCESS_TIMEOUT_S, REPOSITORY, create_key, make_environment, start_service
 
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
 BODY = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
 
 
-def refused(data_dir: Path, **changes: str) -> str:
+def run_refused_service(data_dir: Path, **changes: str) -> str:
     """What a service that does not start says; it is one line and no traceback."""
     run = subprocess.run(
         [sys.executable, "-m", "service"],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env=make_environment(data_dir, **changes),
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=PROCESS_TIMEOUT_S,
     )
     assert run.returncode == 1, run.stderr
     assert "Traceback" not in run.stderr
@@ -40,7 +39,9 @@ def test_the_web_process_imports_none_of_the_heavy_libraries() -> None:
     code = (
         f"import service.app, service.__main__, sys; sys.exit(str([m for m in {HEAVY} if m in sys.modules]))"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
     assert run.stderr.strip() == "[]"
 
 
@@ -61,25 +62,25 @@ async def test_answers_are_not_held_back_by_nagles_algorithm(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_it_does_not_listen_where_others_reach_it_without_a_key(tmp_path: Path, host: str) -> None:
-    said = refused(tmp_path, BERGSON_HOST=host)
+    said = run_refused_service(tmp_path, BERGSON_HOST=host)
     assert host in said and "bergson keys create" in said
 
 
 def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
-    assert "settings.port" in refused(tmp_path, BERGSON_PORT="many")
+    assert "settings.port" in run_refused_service(tmp_path, BERGSON_PORT="many")
 
 
 def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        said = refused(tmp_path, BERGSON_PORT=port)
+        said = run_refused_service(tmp_path, BERGSON_PORT=port)
     assert port in said and "BERGSON_PORT" in said
 
 
 def test_a_redis_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closing:
         url = f"redis://127.0.0.1:{closing.getsockname()[1]}/0"
-    assert "REDIS_URL" in refused(tmp_path, REDIS_URL=url)
+    assert "REDIS_URL" in run_refused_service(tmp_path, REDIS_URL=url)
 
 
 @pytest.mark.e2e
@@ -90,13 +91,13 @@ def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, numb
         with httpx.stream("GET", f"{address}{location}/events") as stream:
             assert next(stream.iter_lines()) == "event: state"
             process.send_signal(number)
-            assert process.wait(LIMIT_S) == 0
+            assert process.wait(PROCESS_TIMEOUT_S) == 0
     assert not (tmp_path / "redis" / "redis.sock").exists(), "the embedded Redis has ended too"
 
 
 @pytest.mark.e2e
 def test_with_a_key_it_listens_where_others_reach_it_and_answers_who_has_one(tmp_path: Path) -> None:
-    headers = bearer(tmp_path, scope="write", rate="2/minute")
+    headers = create_key(tmp_path, scope="write", rate="2/minute")
     with start_service(tmp_path, BERGSON_HOST="0.0.0.0", BERGSON_ALLOWED_HOSTS="*") as (_, address):
         assert httpx.get(f"{address}/livez").status_code == 200
         assert httpx.post(f"{address}/index", json=BODY).status_code == 401

@@ -11,8 +11,8 @@ import pytest
 
 from bergson_core.schemas.build import BuildSpec
 from service.client import Client
-from tests.service.fake_broker import WORKER, make_answer, publish
-from tests.service.helpers import LIMIT_S, start_service
+from tests.service.fake_broker import WORKER, make_answer, publish_manifest
+from tests.service.helpers import PROCESS_TIMEOUT_S, start_service
 from tests.worker.helpers import wait_until
 from worker.messages import Reply
 from worker.queue.embedded_redis import embedded_redis
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def redis_at(tmp_path: Path, spec: BuildSpec) -> Iterator[str]:
     """A Redis in which a worker seems to live for a minute, that knows the index `facts`."""
-    publish(tmp_path / "indexes", "facts", spec)
+    publish_manifest(tmp_path / "indexes", "facts", spec)
     with embedded_redis(tmp_path / "redis") as url, connect(url) as client:
         WorkerQueue(client, Settings(heartbeat_s=20), WORKER.worker_id).send_heartbeat(WORKER)
         yield url
 
 
-def refuses(address: str) -> bool:
+def refuses_connections(address: str) -> bool:
     try:
         httpx.get(f"{address}/livez")
     except httpx.ConnectError:
@@ -55,13 +55,13 @@ def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
         queries = QueryQueue(redis, Settings(), WorkerMetrics())
         (query,) = wait_until(queries.take)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(address))
+        wait_until(lambda: refuses_connections(address))
         assert process.poll() is None and not asked.done()
         queries.send_replies(
             [(query, Reply(query_id=query.query_id, answer=make_answer(query.query, ["a"])))]
         )
-        assert asked.result(LIMIT_S).results
-        assert process.wait(LIMIT_S) == 0
+        assert asked.result(PROCESS_TIMEOUT_S).results
+        assert process.wait(PROCESS_TIMEOUT_S) == 0
 
 
 def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_ready(
@@ -73,7 +73,7 @@ def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_rea
         begun = time.monotonic()
         wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
         assert httpx.get(f"{address}/jobs").status_code == 200
-        assert process.wait(LIMIT_S) == 0
+        assert process.wait(PROCESS_TIMEOUT_S) == 0
         assert time.monotonic() - begun >= 2.9
 
 
@@ -83,4 +83,4 @@ def test_a_second_signal_ends_the_waiting(tmp_path: Path, redis_at: str) -> None
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(LIMIT_S) == 0
+        assert process.wait(PROCESS_TIMEOUT_S) == 0

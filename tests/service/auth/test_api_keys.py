@@ -13,7 +13,7 @@ from bergson_core.errors import InvalidInput, Unavailable
 from service.auth.api_keys import KEY_FILE_NAME, Caller, KeyFile
 
 
-def caller(name: str = "ada", **what: Any) -> Caller:
+def make_caller(name: str = "ada", **what: Any) -> Caller:
     return Caller.model_validate({"name": name, "scope": "read"} | what)
 
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> KeyFile:
 
 
 def test_a_key_is_found_by_itself_and_by_nothing_like_it(file: KeyFile) -> None:
-    key, other = file.create(caller()), file.create(caller("bob"))
+    key, other = file.create(make_caller()), file.create(make_caller("bob"))
     found = file.find(key)
     assert found is not None and found.name == "ada"
     swapped = key[:16] + other[16:]
@@ -43,13 +43,13 @@ def test_a_key_is_found_by_itself_and_by_nothing_like_it(file: KeyFile) -> None:
 
 
 def test_the_secret_is_not_kept_and_nobody_else_may_read_the_file(file: KeyFile) -> None:
-    secret = file.create(caller()).split("_", 2)[2]
+    secret = file.create(make_caller()).split("_", 2)[2]
     assert secret not in file.path.read_text()
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
 def test_no_two_keys_are_alike(file: KeyFile) -> None:
-    keys = [file.create(caller(f"key-{k}")) for k in range(5)]
+    keys = [file.create(make_caller(f"key-{k}")) for k in range(5)]
     parts = {part for key in keys for part in key.split("_", 2)[1:]}
     assert len(parts) == 10
     assert all(len(key.split("_", 2)[2]) == 43 for key in keys), "256 bits in base64"
@@ -57,7 +57,7 @@ def test_no_two_keys_are_alike(file: KeyFile) -> None:
 
 def test_a_key_counts_until_it_expires(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1000.0)
-    key = file.create(caller(), expires_at=1010.0)
+    key = file.create(make_caller(), expires_at=1010.0)
     assert file.find(key) is not None
     monkeypatch.setattr("time.time", lambda: 1010.0)
     assert file.find(key) is None
@@ -66,7 +66,7 @@ def test_a_key_counts_until_it_expires(file: KeyFile, monkeypatch: pytest.Monkey
 def test_what_one_process_changes_holds_at_once_in_another(file: KeyFile, tmp_path: Path) -> None:
     other = KeyFile(tmp_path)
     assert other.read() is None
-    key = file.create(caller())
+    key = file.create(make_caller())
     assert other.find(key) is not None
     file.revoke("ada")
     assert other.find(key) is None
@@ -75,7 +75,7 @@ def test_what_one_process_changes_holds_at_once_in_another(file: KeyFile, tmp_pa
 
 def test_keys_that_are_made_side_by_side_are_all_kept(tmp_path: Path) -> None:
     def make(name: str) -> None:
-        KeyFile(tmp_path).create(caller(name))
+        KeyFile(tmp_path).create(make_caller(name))
 
     threads = [threading.Thread(target=make, args=(f"key-{k}",)) for k in range(8)]
     for thread in threads:
@@ -86,11 +86,11 @@ def test_keys_that_are_made_side_by_side_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_a_name_is_given_once_and_can_be_given_again_when_it_is_revoked(file: KeyFile) -> None:
-    file.create(caller())
+    file.create(make_caller())
     with pytest.raises(InvalidInput, match="revoke it first"):
-        file.create(caller())
+        file.create(make_caller())
     file.revoke("ada")
-    file.create(caller())
+    file.create(make_caller())
     with pytest.raises(InvalidInput, match="no key named 'bob'"):
         file.revoke("bob")
 
@@ -99,7 +99,7 @@ def test_a_name_is_given_once_and_can_be_given_again_when_it_is_revoked(file: Ke
 def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
     file: KeyFile, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key = file.create(caller())
+    key = file.create(make_caller())
     good = file.path.read_bytes()
     file.path.write_text(content)
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert KEY_FILE_NAME in caplog.text
     with pytest.raises(Unavailable):
-        file.create(caller("bob"))
+        file.create(make_caller("bob"))
     assert file.path.read_text() == content, "nothing is written over it"
     file.path.write_bytes(good)
     assert file.find(key) is not None
@@ -130,19 +130,24 @@ def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
 )
 def test_a_key_that_makes_no_sense_is_refused(file: KeyFile, what: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        file.create(caller(**what))
+        file.create(make_caller(**what))
     assert file.read() is None
 
 
 def test_each_scope_includes_those_before_it() -> None:
     allowed = {
-        scope: [one for one in ("read", "write", "admin") if caller(scope=scope).has_scope(one)]
+        scope: [one for one in ("read", "write", "admin") if make_caller(scope=scope).has_scope(one)]
         for scope in ("read", "write", "admin")
     }
     assert allowed == {"read": ["read"], "write": ["read", "write"], "admin": ["read", "write", "admin"]}
 
 
 def test_patterns_say_which_indexes_there_are() -> None:
-    some = caller(indexes=["facts-*", "news"])
-    assert [some.can_see(name) for name in ("facts-1", "news", "facts", "news-1")] == [True, True, False, False]
-    assert [one.can_see(None) for one in (some, caller())] == [False, True], "what belongs to no index"
+    some = make_caller(indexes=["facts-*", "news"])
+    assert [some.can_see(name) for name in ("facts-1", "news", "facts", "news-1")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [one.can_see(None) for one in (some, make_caller())] == [False, True], "what belongs to no index"

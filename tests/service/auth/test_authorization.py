@@ -15,8 +15,7 @@ from service.auth.api_keys import KEY_FILE_NAME, KeyFile
 from service.auth.authorization import OPEN_PATHS, ROUTE_SCOPES, require_keys_if_public
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
-from tests.service.keyed import BODIES, bearer, every_call
+from tests.service.helpers import EXAMPLE_BODIES, create_key, iter_calls, require_problem
 
 FOREIGN = [
     {},
@@ -35,8 +34,8 @@ FOREIGN = [
 def test_every_call_refuses_without_a_valid_key_but_those_that_are_open(
     app: FastAPI, client: TestClient, tmp_path: Path
 ) -> None:
-    bearer(tmp_path)
-    calls = list(every_call(app))
+    create_key(tmp_path)
+    calls = list(iter_calls(app))
     answered = {path for _, method, path in calls if client.request(method, path).status_code != 401}
     assert answered == OPEN_PATHS
     assert len(calls) > 20
@@ -45,7 +44,7 @@ def test_every_call_refuses_without_a_valid_key_but_those_that_are_open(
             if path not in OPEN_PATHS:
                 sent = [(name.encode(), value.encode()) for name, value in headers.items()]
                 response = client.request(method, path, headers=sent)
-                problem_of(response, 401, "unauthorized")
+                require_problem(response, 401, "unauthorized")
                 assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -53,49 +52,49 @@ def test_every_call_refuses_without_a_valid_key_but_those_that_are_open(
     "path", ["/nothing", "/static", "/docs/", "/livez/x", "/LIVEZ", "/metrics/", "/%2e%2e/index"]
 )
 def test_what_does_not_exist_asks_for_a_key_as_well(client: TestClient, tmp_path: Path, path: str) -> None:
-    bearer(tmp_path)
-    problem_of(client.get(path, follow_redirects=False), 401, "unauthorized")
+    create_key(tmp_path)
+    require_problem(client.get(path, follow_redirects=False), 401, "unauthorized")
 
 
 def test_the_pages_and_what_they_load_are_open_to_be_read(client: TestClient, tmp_path: Path) -> None:
-    bearer(tmp_path)
+    create_key(tmp_path)
     assert client.get("/static/dashboard/main.js").status_code == 200
-    problem_of(client.post("/livez"), 401, "unauthorized")
-    problem_of(client.get("/static/dashboard/../../app.py"), 401, "unauthorized")
+    require_problem(client.post("/livez"), 401, "unauthorized")
+    require_problem(client.get("/static/dashboard/../../app.py"), 401, "unauthorized")
 
 
 def test_a_body_is_not_read_before_the_key_is_known(client: TestClient, tmp_path: Path) -> None:
-    bearer(tmp_path)
+    create_key(tmp_path)
     headers = {"Content-Type": "application/json"}
-    problem_of(client.post("/index", content=b"{", headers=headers), 401, "unauthorized")
-    problem_of(client.post("/index", content=b"x" * 100_000, headers=headers), 401, "unauthorized")
+    require_problem(client.post("/index", content=b"{", headers=headers), 401, "unauthorized")
+    require_problem(client.post("/index", content=b"x" * 100_000, headers=headers), 401, "unauthorized")
 
 
 def test_without_a_file_of_keys_this_machine_may_everything(
     app: FastAPI, client: TestClient, jobs: list[str]
 ) -> None:
-    for name, method, path in every_call(app):
+    for name, method, path in iter_calls(app):
         if name != "follow_job":
-            response = client.request(method, path, json=BODIES.get(name))
+            response = client.request(method, path, json=EXAMPLE_BODIES.get(name))
             assert response.status_code not in (401, 403), path
 
 
 def test_a_key_counts_at_once_and_until_it_is_revoked_or_expires(client: TestClient, tmp_path: Path) -> None:
     assert client.get("/index").status_code == 200
-    ada, old = bearer(tmp_path), bearer(tmp_path, "old", expires_at=1.0)
+    ada, old = create_key(tmp_path), create_key(tmp_path, "old", expires_at=1.0)
     assert client.get("/index").status_code == 401
     assert client.get("/index", headers=ada).status_code == 200
-    problem_of(client.get("/index", headers=old), 401, "unauthorized")
+    require_problem(client.get("/index", headers=old), 401, "unauthorized")
     KeyFile(tmp_path).revoke("ada")
-    problem_of(client.get("/index", headers=ada), 401, "unauthorized")
-    problem_of(client.get("/index"), 401, "unauthorized")
+    require_problem(client.get("/index", headers=ada), 401, "unauthorized")
+    require_problem(client.get("/index"), 401, "unauthorized")
 
 
 @pytest.mark.parametrize("content", [None, "", "{}x"])
 def test_a_file_of_keys_that_is_damaged_or_gone_opens_nothing(
     client: TestClient, tmp_path: Path, content: str | None
 ) -> None:
-    ada = bearer(tmp_path)
+    ada = create_key(tmp_path)
     assert client.get("/index", headers=ada).status_code == 200
     path = tmp_path / KEY_FILE_NAME
     path.unlink() if content is None else path.write_text(content)
@@ -113,19 +112,19 @@ def test_every_call_does_what_the_scope_allows_and_no_more(
 ) -> None:
     broker.advance(jobs[0], "running")
     order = ("read", "write", "admin")
-    headers = bearer(tmp_path, scope=scope)
-    for name, method, path in every_call(app):
+    headers = create_key(tmp_path, scope=scope)
+    for name, method, path in iter_calls(app):
         if name not in ROUTE_SCOPES or name == "follow_job":
             continue
-        response = client.request(method, path, json=BODIES.get(name), headers=headers)
+        response = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=headers)
         if order.index(ROUTE_SCOPES[name]) > order.index(scope):
-            assert f"scope {ROUTE_SCOPES[name]}" in problem_of(response, 403, "forbidden").detail
+            assert f"scope {ROUTE_SCOPES[name]}" in require_problem(response, 403, "forbidden").detail
         else:
             assert response.status_code not in (401, 403), (path, response.text)
 
 
 def test_every_route_has_a_scope_or_is_open(app: FastAPI) -> None:
-    named = {name for name, _, path in every_call(app) if path not in OPEN_PATHS and path != "/static"}
+    named = {name for name, _, path in iter_calls(app) if path not in OPEN_PATHS and path != "/static"}
     assert named == set(ROUTE_SCOPES)
 
 
@@ -136,9 +135,9 @@ def test_a_route_that_nobody_gave_a_scope_is_refused_to_everybody(
     async def new() -> str:
         return "secret"
 
-    problem_of(client.get("/new"), 403, "forbidden")
-    problem_of(client.get("/new", headers=bearer(tmp_path, scope="admin")), 403, "forbidden")
-    problem_of(client.get("/new"), 401, "unauthorized")
+    require_problem(client.get("/new"), 403, "forbidden")
+    require_problem(client.get("/new", headers=create_key(tmp_path, scope="admin")), 403, "forbidden")
+    require_problem(client.get("/new"), 401, "unauthorized")
 
 
 def test_the_document_names_the_scope_of_each_call(app: FastAPI) -> None:
@@ -156,7 +155,7 @@ def test_the_document_names_the_scope_of_each_call(app: FastAPI) -> None:
 def test_a_stream_ends_when_its_key_is_revoked(
     client: TestClient, tmp_path: Path, broker: FakeBroker, jobs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers = bearer(tmp_path)
+    headers = create_key(tmp_path)
 
     async def revoked(job_id: str, last_id: str) -> Any:
         yield "1-0", broker.records[job_id]
@@ -172,7 +171,7 @@ def test_a_stream_ends_when_its_key_is_revoked(
 def test_the_log_says_whose_key_it_was_and_nothing_of_the_secret(
     client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    headers = bearer(tmp_path)
+    headers = create_key(tmp_path)
     with caplog.at_level("INFO", logger="service"):
         client.get("/index", headers=headers)
         client.get("/index", headers={"Authorization": "Bearer bg_wrong_secret"})
@@ -190,10 +189,10 @@ def test_an_address_that_others_reach_needs_a_key_that_counts(
     assert TestClient(app).get("/workers").status_code == 401, "nor does the application open by itself"
     with pytest.raises(InvalidInput, match="bergson keys create"):
         require_keys_if_public(settings)
-    bearer(tmp_path, "old", expires_at=1.0)
+    create_key(tmp_path, "old", expires_at=1.0)
     with pytest.raises(InvalidInput, match="bergson keys create"):
         require_keys_if_public(settings)
-    headers = bearer(tmp_path)
+    headers = create_key(tmp_path)
     require_keys_if_public(settings)
     assert TestClient(app).get("/workers", headers=headers).status_code == 200
 

@@ -8,9 +8,8 @@ from fastapi.testclient import TestClient
 
 from bergson_core.schemas.build import BuildSpec
 from service.settings import ServiceSettings
-from tests.service.fake_broker import WORKER, FakeBroker, publish
-from tests.service.helpers import problem_of
-from tests.service.keyed import BODIES, bearer, every_call
+from tests.service.fake_broker import WORKER, FakeBroker, publish_manifest
+from tests.service.helpers import EXAMPLE_BODIES, create_key, iter_calls, require_problem
 
 QUERY = {"index": "facts", "prompt": "a", "completion": " b"}
 
@@ -18,26 +17,26 @@ QUERY = {"index": "facts", "prompt": "a", "completion": " b"}
 @pytest.fixture
 def limited(app: FastAPI, settings: ServiceSettings, spec: BuildSpec) -> dict[str, str]:
     """The header of a key for `facts` alone, beside which there is an index `secret`."""
-    publish(settings.data_dir / "indexes", "secret", spec)
-    return bearer(settings.data_dir, scope="admin", indexes=["facts*"])
+    publish_manifest(settings.data_dir / "indexes", "secret", spec)
+    return create_key(settings.data_dir, scope="admin", indexes=["facts*"])
 
 
 def test_every_call_on_an_index_that_the_key_is_not_for_is_as_if_there_were_none(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
-    calls = [call for call in every_call(app, "secret") if "/secret" in call[2]]
+    calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
     assert len(calls) == 7
     for name, method, path in calls:
-        there = client.request(method, path, json=BODIES.get(name), headers=limited)
+        there = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")
-        not_there = client.request(method, missing, json=BODIES.get(name), headers=limited)
-        problem = problem_of(there, 404, "index_not_found")
+        not_there = client.request(method, missing, json=EXAMPLE_BODIES.get(name), headers=limited)
+        problem = require_problem(there, 404, "index_not_found")
         assert (
             problem.detail.replace("secret", "missing")
-            == problem_of(not_there, 404, "index_not_found").detail
+            == require_problem(not_there, 404, "index_not_found").detail
         )
     query = QUERY | {"index": "secret"}
-    problem_of(client.post("/attribute", json=query, headers=limited), 404, "index_not_found")
+    require_problem(client.post("/attribute", json=query, headers=limited), 404, "index_not_found")
     assert client.get("/index/facts", headers=limited).status_code == 200
     assert client.post("/attribute", json=QUERY, headers=limited).status_code == 200
 
@@ -45,9 +44,9 @@ def test_every_call_on_an_index_that_the_key_is_not_for_is_as_if_there_were_none
 def test_a_build_under_a_name_that_the_key_is_not_for_is_refused(
     client: TestClient, limited: dict[str, str]
 ) -> None:
-    body = BODIES["build_index"]
+    body = EXAMPLE_BODIES["build_index"]
     refused = client.post("/index", json=body | {"name": "secret"}, headers=limited)
-    assert "facts*" in problem_of(refused, 403, "forbidden").detail
+    assert "facts*" in require_problem(refused, 403, "forbidden").detail
     assert client.post("/index", json=body, headers=limited).status_code == 202
 
 
@@ -71,7 +70,7 @@ def test_a_job_of_another_index_is_as_if_there_were_none(
     broker.advance(jobs[0], "succeeded")
     for job_id in (*jobs[1:], "none"):
         method, path = call.format(job_id).split()
-        problem = problem_of(client.request(method, path, headers=limited), 404, "job_not_found")
+        problem = require_problem(client.request(method, path, headers=limited), 404, "job_not_found")
         assert problem.detail == f"no job {job_id!r}: GET /jobs lists them"
     method, path = call.format(jobs[0]).split()
     assert client.request(method, path, headers=limited).is_success
@@ -79,9 +78,9 @@ def test_a_job_of_another_index_is_as_if_there_were_none(
 
 
 def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path: Path) -> None:
-    body = BODIES["build_index"]
+    body = EXAMPLE_BODIES["build_index"]
     same = {"Idempotency-Key": "try-1"}
-    ada, bob = bearer(tmp_path, scope="write") | same, bearer(tmp_path, "bob", scope="write") | same
+    ada, bob = create_key(tmp_path, scope="write") | same, create_key(tmp_path, "bob", scope="write") | same
     first, other = (
         client.post("/index", json=body, headers=ada),
         client.post("/index", json=body | {"name": "facts-3"}, headers=bob),
@@ -96,11 +95,11 @@ JOBS = {"build_index", "append_documents", "fit_profile", "compact"}
 def test_every_call_that_makes_a_job_takes_the_turn_of_its_key_and_makes_it_once(
     app: FastAPI, client: TestClient, broker: FakeBroker, tmp_path: Path
 ) -> None:
-    ada = bearer(tmp_path, scope="write")
-    calls = {name: path for name, _, path in every_call(app) if name in {*JOBS, "estimate_index"}}
+    ada = create_key(tmp_path, scope="write")
+    calls = {name: path for name, _, path in iter_calls(app) if name in {*JOBS, "estimate_index"}}
     for name, path in calls.items():
         headers = ada | {"Idempotency-Key": name}
-        first, again = (client.post(path, json=BODIES.get(name), headers=headers) for _ in range(2))
+        first, again = (client.post(path, json=EXAMPLE_BODIES.get(name), headers=headers) for _ in range(2))
         if name in JOBS:
             assert (first.status_code, again.json()) == (202, first.json()), name
     assert len(broker.submitted_jobs) == len(JOBS) + 2  # an estimate is an answer
@@ -113,14 +112,14 @@ def test_every_call_that_makes_a_job_takes_the_turn_of_its_key_and_makes_it_once
 def test_a_key_without_text_gets_ids_and_scores_alone(
     client: TestClient, tmp_path: Path, broker: FakeBroker
 ) -> None:
-    hidden = bearer(tmp_path, text=False)
+    hidden = create_key(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
     everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
     assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
-    assert "filter" in problem_of(filtered, 403, "forbidden").detail
+    assert "filter" in require_problem(filtered, 403, "forbidden").detail
 
 
 def test_a_document_is_shown_without_text_where_the_key_shows_none(
@@ -130,6 +129,9 @@ def test_a_document_is_shown_without_text_where_the_key_shows_none(
     monkeypatch.setattr(
         "bergson_core.storage.document_lookup.find_document", lambda directory, document_id: row
     )
-    seen = client.get("/index/facts/documents/doc-1", headers=bearer(tmp_path, text=False)).json()
+    seen = client.get("/index/facts/documents/doc-1", headers=create_key(tmp_path, text=False)).json()
     assert seen == row | {"index": "facts", "prompt": None, "completion": None, "metadata": None}
-    assert client.get("/index/facts/documents/doc-1", headers=bearer(tmp_path, "bob")).json()["prompt"] == "a"
+    assert (
+        client.get("/index/facts/documents/doc-1", headers=create_key(tmp_path, "bob")).json()["prompt"]
+        == "a"
+    )

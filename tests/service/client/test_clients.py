@@ -29,9 +29,8 @@ from service.client import AsyncClient, Client
 from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
 from service.openapi import examples
-from tests.service.fake_broker import FakeBroker, publish
-from tests.service.keyed import bearer
-from tests.service.served import serve_app
+from tests.service.fake_broker import FakeBroker, publish_manifest
+from tests.service.helpers import create_key, serve_app
 from worker.messages import Problem
 
 ROOT = Path(__file__).parents[3]
@@ -216,7 +215,7 @@ def test_lists_are_read_page_by_page(
 ) -> None:
     record = broker.records[client.build("news", model="tiny", documents=DOCUMENTS).job_id]
     for number in range(60):
-        publish(settings.data_dir / "indexes", f"many-{number:02}", spec)
+        publish_manifest(settings.data_dir / "indexes", f"many-{number:02}", spec)
         broker.put(record.model_copy(update={"job_id": f"many-{number}"}))
     assert len([*client.jobs()]) == 61
     names = [index.name for index in client.indexes()]
@@ -264,7 +263,7 @@ def test_a_problem_is_raised_as_the_error_that_it_stands_for(client: Client, set
         client.index("none")
     assert (raised.value.status, raised.value.code) == (404, "index_not_found")
     assert raised.value.request_id
-    bearer(settings.data_dir)
+    create_key(settings.data_dir)
     with pytest.raises(Unauthorized):
         client.index("facts")
 

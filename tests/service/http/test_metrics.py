@@ -9,8 +9,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import RedisUnavailable
 from service.http.metrics import WebMetrics
 from tests.service.fake_broker import NOW, WORKER, FakeBroker
-from tests.service.helpers import problem_of, sample_value, scrape
-from tests.service.keyed import bearer
+from tests.service.helpers import create_key, require_problem, sample_value, scrape
 from worker.messages import Heartbeat
 from worker.telemetry.metrics import WorkerMetrics
 
@@ -102,9 +101,9 @@ def test_the_cache_is_counted(app: FastAPI, client: TestClient) -> None:
 def test_it_asks_for_a_key_like_everything_else_one_that_sees_no_index_is_enough(
     client: TestClient, tmp_path: Path
 ) -> None:
-    headers = bearer(tmp_path, indexes=("-",))
+    headers = create_key(tmp_path, indexes=("-",))
     assert client.get("/index", headers=headers).json()["items"] == []
-    problem_of(client.get("/metrics"), 401, "unauthorized")
+    require_problem(client.get("/metrics"), 401, "unauthorized")
     found = scrape(client, **headers)
     assert sample_value(found, "bergson_http_requests_total", method="GET", route="other", status="401") == 1
 

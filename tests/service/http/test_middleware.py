@@ -9,8 +9,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
-from tests.service.keyed import bearer
+from tests.service.helpers import create_key, require_problem
 from worker.telemetry import logs
 
 PATHS = ["/livez", "/docs", "/openapi.json", "/static/dashboard/main.js", "/nothing", "/jobs/none"]
@@ -47,7 +46,7 @@ def test_our_own_names_are_answered(client: TestClient, host: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/livez", "/docs", "/nothing"])
 def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> None:
-    problem = problem_of(client.get(path, headers={"Host": host}), 400, "host_not_allowed")
+    problem = require_problem(client.get(path, headers={"Host": host}), 400, "host_not_allowed")
     assert "allowed_hosts" in problem.detail
 
 
@@ -63,7 +62,7 @@ def test_a_call_is_one_line_of_the_log_with_its_fields(
     client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(logs.make_formatter("json"))
-    headers = bearer(tmp_path) | {"X-Request-ID": "mine-1"}
+    headers = create_key(tmp_path) | {"X-Request-ID": "mine-1"}
     with caplog.at_level("INFO", logger="service"):
         client.get("/jobs/a%0Ab?secret=1", headers=headers)
     (line,) = (json.loads(line) for line in caplog.text.splitlines())

@@ -8,26 +8,26 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import BergsonError, QueueFull
 from service.http.problems import PROBLEM_KINDS
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
+from tests.service.helpers import require_problem
 from worker.telemetry import logs
 
 
-def kinds(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
-    return [root, *(leaf for child in root.__subclasses__() for leaf in kinds(child))]
+def iter_error_classes(root: type[BergsonError] = BergsonError) -> list[type[BergsonError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in iter_error_classes(child))]
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", iter_error_classes(), ids=lambda kind: kind.__name__)
 def test_every_error_class_has_a_status_and_a_title_of_its_own(kind: type[BergsonError]) -> None:
     assert kind.code in PROBLEM_KINDS
     assert [entry.title for entry in PROBLEM_KINDS.values()].count(PROBLEM_KINDS[kind.code].title) == 1
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", iter_error_classes(), ids=lambda kind: kind.__name__)
 def test_every_error_class_becomes_a_problem_with_its_text(
     client: TestClient, broker: FakeBroker, kind: type[BergsonError]
 ) -> None:
     broker.error = kind("what went wrong, and what to do")
-    problem = problem_of(client.get("/workers"), PROBLEM_KINDS[kind.code].status, kind.code)
+    problem = require_problem(client.get("/workers"), PROBLEM_KINDS[kind.code].status, kind.code)
     assert problem.detail == "what went wrong, and what to do"
 
 
@@ -35,24 +35,24 @@ def test_a_code_that_a_newer_worker_invented_is_a_failure_with_its_text(
     client: TestClient, broker: FakeBroker
 ) -> None:
     broker.error = BergsonError("the moon is full")
-    assert problem_of(client.get("/workers"), 500, "error").detail == "the moon is full"
+    assert require_problem(client.get("/workers"), 500, "error").detail == "the moon is full"
 
 
 def test_a_full_queue_says_when_to_come_back(client: TestClient, broker: FakeBroker) -> None:
     broker.error = QueueFull("1,000 queries wait")
     response = client.post("/attribute", json={"index": "facts", "prompt": "a", "completion": "b"})
-    problem_of(response, 429, "queue_full")
+    require_problem(response, 429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/index/facts/more", "/static/none.js", "/static/../app.py"])
 def test_an_unknown_path_is_not_found(client: TestClient, path: str) -> None:
-    problem_of(client.get(path), 404, "not_found")
+    require_problem(client.get(path), 404, "not_found")
 
 
 def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
     response = client.put("/workers")
-    problem_of(response, 405, "method_not_allowed")
+    require_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET"
 
 
@@ -63,7 +63,7 @@ def test_an_unexpected_error_shows_nothing_of_its_inside_and_is_logged_with_the_
     caplog.handler.setFormatter(logs.make_formatter("text"))
     with caplog.at_level(logging.ERROR):
         response = client.get("/workers", headers={"X-Request-ID": "mine-1"})
-    assert "1234" not in problem_of(response, 500, "internal_error").detail
+    assert "1234" not in require_problem(response, 500, "internal_error").detail
     assert "mine-1" in caplog.text and "1234" in caplog.text
 
 
@@ -75,7 +75,7 @@ def test_a_refused_field_is_named_by_where_it_is(client: TestClient) -> None:
         "gradients": {"projection_dim": 0},
         "scoring": {"x": 1},
     }
-    problem = problem_of(client.post("/index", json=body), 422, "invalid_input")
+    problem = require_problem(client.post("/index", json=body), 422, "invalid_input")
     assert {tuple(error.loc) for error in problem.errors or []} == {
         ("body", "gradients", "projection_dim"),
         ("body", "scoring", "x"),
@@ -85,6 +85,6 @@ def test_a_refused_field_is_named_by_where_it_is(client: TestClient) -> None:
 
 def test_a_thousand_refused_fields_do_not_make_a_huge_answer(client: TestClient) -> None:
     response = client.post("/attribute", json={f"{at}-{'x' * 4}": 1 for at in range(1000)})
-    assert len(problem_of(response, 422, "invalid_input").errors or []) == 100
+    assert len(require_problem(response, 422, "invalid_input").errors or []) == 100
     long_name = client.post("/attribute", json={"y" * 10_000: 1})
     assert len(long_name.content) < 2000

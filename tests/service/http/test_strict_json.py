@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
+from tests.service.helpers import require_problem
 
 QUERY = '{"index": "facts", "prompt": "a", "completion": "b"'
 JSON = {"Content-Type": "application/json"}
@@ -35,7 +35,7 @@ JSON = {"Content-Type": "application/json"}
     ids=lambda body: repr(body)[-30:],
 )
 def test_what_is_not_plain_json_is_refused(client: TestClient, broker: FakeBroker, body: str | bytes) -> None:
-    problem = problem_of(client.post("/attribute", content=body, headers=JSON), 422, "invalid_input")
+    problem = require_problem(client.post("/attribute", content=body, headers=JSON), 422, "invalid_input")
     assert problem.errors and problem.errors[0].msg.startswith("expected JSON: ")
     assert not broker.queries
 
@@ -45,7 +45,7 @@ def test_a_number_beyond_64_bits_is_refused_where_the_schema_takes_anything(
     client: TestClient, broker: FakeBroker, number: str
 ) -> None:
     body = f'{{"name": "a", "model": "m", "documents": [{{"text": "t", "count": {number}}}]}}'
-    problem_of(client.post("/index", content=body, headers=JSON), 422, "invalid_input")
+    require_problem(client.post("/index", content=body, headers=JSON), 422, "invalid_input")
     assert not broker.specs
 
 
@@ -61,7 +61,7 @@ def test_the_largest_numbers_of_64_bits_arrive_as_they_are(
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_only_a_body_that_says_it_is_json_is_read(client: TestClient, content_type: str) -> None:
     response = client.post("/attribute", content=QUERY + "}", headers={"Content-Type": content_type})
-    problem_of(response, 415, "unsupported_media_type")
+    require_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/problem+json"])
@@ -71,25 +71,25 @@ def test_json_by_another_name_is_read(client: TestClient, content_type: str) -> 
 
 
 def test_a_missing_body_is_a_validation_error(client: TestClient) -> None:
-    problem = problem_of(client.post("/attribute"), 422, "invalid_input")
+    problem = require_problem(client.post("/attribute"), 422, "invalid_input")
     assert [error.loc for error in problem.errors or []] == [["body"]]
 
 
-def chunks(size: int) -> Iterator[bytes]:
+def iter_chunks(size: int) -> Iterator[bytes]:
     for _ in range(size // 1000):
         yield b" " * 1000
 
 
 @pytest.mark.parametrize("path", ["/attribute", "/index", "/nothing"])
 def test_a_body_that_declares_too_much_is_refused_on_any_path(client: TestClient, path: str) -> None:
-    problem = problem_of(client.post(path, content=b" " * 20_001, headers=JSON), 413, "body_too_large")
+    problem = require_problem(client.post(path, content=b" " * 20_001, headers=JSON), 413, "body_too_large")
     assert "20,000 bytes" in problem.detail
 
 
 def test_a_body_in_chunks_is_refused_when_it_has_grown_too_large(client: TestClient) -> None:
-    response = client.post("/attribute", content=chunks(21_000), headers=JSON)
+    response = client.post("/attribute", content=iter_chunks(21_000), headers=JSON)
     assert "content-length" not in response.request.headers
-    problem_of(response, 413, "body_too_large")
+    require_problem(response, 413, "body_too_large")
 
 
 def test_a_body_of_exactly_the_limit_is_read(client: TestClient) -> None:
@@ -100,4 +100,4 @@ def test_a_body_of_exactly_the_limit_is_read(client: TestClient) -> None:
 @pytest.mark.parametrize("length", ["9" * 4000, "9" * 19])
 def test_an_absurd_content_length_is_refused(client: TestClient, length: str) -> None:
     headers: dict[str, Any] = JSON | {"Content-Length": length}
-    problem_of(client.post("/attribute", content=QUERY + "}", headers=headers), 413, "body_too_large")
+    require_problem(client.post("/attribute", content=QUERY + "}", headers=headers), 413, "body_too_large")

@@ -7,14 +7,13 @@ from bergson_core.schemas.build import BuildSpec
 from service.indexes import canary_log
 from service.indexes.canary_log import CanaryRun, append_run, iter_last_runs
 from service.settings import ServiceSettings
-from tests.service.fake_broker import publish
-from tests.service.helpers import make_run, sample_value, scrape
-from tests.service.keyed import bearer
+from tests.service.fake_broker import publish_manifest
+from tests.service.helpers import create_key, make_canary_run, sample_value, scrape
 
 
 def test_the_last_run_of_an_index_is_shown(client: TestClient, settings: ServiceSettings) -> None:
     for number in range(3):
-        append_run(settings, make_run(mrr=number / 4))
+        append_run(settings, make_canary_run(mrr=number / 4))
     found = scrape(client)
     assert sample_value(found, "bergson_canary_mrr", index="facts") == 0.5
     assert sample_value(found, "bergson_canary_recall_at_10", index="facts") == 0.95
@@ -24,7 +23,7 @@ def test_the_last_run_of_an_index_is_shown(client: TestClient, settings: Service
 
 
 def test_what_was_not_measured_has_no_value(client: TestClient, settings: ServiceSettings) -> None:
-    append_run(settings, make_run(mrr=None, recall_at_10=None))
+    append_run(settings, make_canary_run(mrr=None, recall_at_10=None))
     found = scrape(client)
     assert sample_value(found, "bergson_canary_mrr", index="facts") is None
     assert sample_value(found, "bergson_canary_recall_at_10", index="facts") is None
@@ -34,7 +33,7 @@ def test_what_was_not_measured_has_no_value(client: TestClient, settings: Servic
 def test_the_last_runs_are_kept_in_order(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary_log, "MAX_RUNS", 3)
     for number in range(5):
-        path = append_run(settings, make_run(at=float(number)))
+        path = append_run(settings, make_canary_run(at=float(number)))
     runs = [CanaryRun.model_validate_json(line) for line in path.read_text().splitlines()]
     assert [one.at for one in runs] == [2, 3, 4]
     assert sorted(one.name for one in path.parent.iterdir()) == ["facts.jsonl", "facts.lock"]
@@ -43,9 +42,9 @@ def test_the_last_runs_are_kept_in_order(settings: ServiceSettings, monkeypatch:
 def test_a_file_that_cannot_be_read_hides_no_other(
     client: TestClient, settings: ServiceSettings, spec: BuildSpec
 ) -> None:
-    append_run(settings, make_run())
+    append_run(settings, make_canary_run())
     for name, content in (("empty", ""), ("odd", "{}\n"), ("text", "no JSON")):
-        publish(settings.indexes_dir, name, spec)
+        publish_manifest(settings.indexes_dir, name, spec)
         (settings.data_dir / "canary" / f"{name}.jsonl").write_text(content)
     assert [one.index for one in iter_last_runs(settings)] == ["facts"]
     assert sample_value(scrape(client), "bergson_canary_mrr", index="facts") == 0.75
@@ -54,17 +53,17 @@ def test_a_file_that_cannot_be_read_hides_no_other(
 def test_a_key_sees_the_canaries_of_its_indexes(
     client: TestClient, settings: ServiceSettings, spec: BuildSpec
 ) -> None:
-    publish(settings.indexes_dir, "secret", spec)
+    publish_manifest(settings.indexes_dir, "secret", spec)
     for name in ("facts", "secret"):
-        append_run(settings, make_run(name))
+        append_run(settings, make_canary_run(name))
     for name, indexes, shown in (("a", (), 2), ("b", ("facts",), 1), ("c", ("-",), 0)):
-        found = scrape(client, **bearer(settings.data_dir, name=name, indexes=indexes))
+        found = scrape(client, **create_key(settings.data_dir, name=name, indexes=indexes))
         assert len(found["bergson_canary_mrr"].samples) == shown
 
 
 def test_they_go_with_the_index(client: TestClient, settings: ServiceSettings, spec: BuildSpec) -> None:
-    path = append_run(settings, make_run())
+    path = append_run(settings, make_canary_run())
     assert client.delete("/index/facts").status_code == 204
     assert not list(path.parent.iterdir())
-    append_run(settings, make_run("never-built"))
+    append_run(settings, make_canary_run("never-built"))
     assert not scrape(client)["bergson_canary_mrr"].samples

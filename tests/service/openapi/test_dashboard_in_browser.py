@@ -11,9 +11,8 @@ from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
-from tests.service.fake_broker import NOW, FakeBroker, publish
-from tests.service.keyed import bearer
-from tests.service.served import serve_app
+from tests.service.fake_broker import NOW, FakeBroker, publish_manifest
+from tests.service.helpers import create_key, serve_app
 from worker.messages import JobRecord
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -73,7 +72,7 @@ def visit(
     tmp_path: Path, spec: BuildSpec, browser_broker: FakeBroker, require: Callable[..., str]
 ) -> Iterator[Visit]:
     chromium = require("chromium", "chromium-browser")
-    publish(tmp_path / "indexes", "facts", spec)
+    publish_manifest(tmp_path / "indexes", "facts", spec)
     app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), browser_broker)  # pyright: ignore[reportArgumentType]
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with serve_app(app) as address, sync_playwright() as playwright:
@@ -139,7 +138,7 @@ def test_a_key_is_asked_for_sent_with_every_call_and_missed_when_it_is_revoked(
 ) -> None:
     page, message = visit.page, visit.page.locator("#key-message")
     expect(page.locator("#workers .tile")).to_have_count(1)
-    key = bearer(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
+    key = create_key(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
     page.reload()
     expect(message).to_contain_text("needs an API key")
     expect(page.locator(".board")).to_be_hidden()

@@ -18,7 +18,7 @@ from service.app import create_app
 from service.openapi import examples
 from service.settings import ServiceSettings
 from tests.service.fake_broker import NOW, FakeBroker
-from tests.service.keyed import bearer
+from tests.service.helpers import create_key
 from worker.messages import JobRecord
 
 DOCUMENT = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
@@ -59,7 +59,7 @@ def test_every_call_answers_as_the_document_says(
 ) -> None:
     headers = {"Host": "localhost"}
     if keyed:
-        headers |= bearer(settings.data_dir, scope="admin")
+        headers |= create_key(settings.data_dir, scope="admin")
     else:  # then no call is refused that has none
         roomy.openapi()["paths"][path][method].pop("security", None)
     served = schemathesis.openapi.from_asgi("/openapi.json", roomy, headers=headers)

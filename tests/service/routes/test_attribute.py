@@ -23,9 +23,7 @@ from service.openapi import examples
 from service.schemas import AttributeResponse
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, make_answer
-from tests.service.helpers import problem_of
-from tests.service.keyed import bearer
-from tests.service.served import serve_app
+from tests.service.helpers import create_key, require_problem, serve_app
 from tests.worker.helpers import wait_until
 from worker.messages import ServiceQuery
 
@@ -63,7 +61,7 @@ def test_a_question_without_a_timeout_has_the_default(
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 300.5, "soon"])
 def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object) -> None:
-    problem = problem_of(
+    problem = require_problem(
         client.post("/attribute", json=QUERY | {"timeout_s": timeout_s}), 422, "invalid_input"
     )
     assert "timeout_s" in problem.detail
@@ -94,7 +92,7 @@ def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object
 def test_a_wrong_field_is_refused(
     client: TestClient, broker: FakeBroker, change: dict[str, Any], field: str
 ) -> None:
-    problem = problem_of(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
+    problem = require_problem(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
     assert [error.loc[:2] for error in problem.errors or []] == [["body", field]]
     assert not broker.queries
 
@@ -115,11 +113,11 @@ def test_what_keeps_a_question_from_its_answer_has_its_status(
     client: TestClient, broker: FakeBroker, error: type[BergsonError], status: int
 ) -> None:
     broker.error = error("why")
-    problem_of(client.post("/attribute", json=QUERY), status, error.code)
+    require_problem(client.post("/attribute", json=QUERY), status, error.code)
 
 
 def test_a_span_beyond_the_completion_is_refused(client: TestClient) -> None:
-    problem = problem_of(client.post("/attribute", json=QUERY | {"span": [0, 8]}), 422, "invalid_input")
+    problem = require_problem(client.post("/attribute", json=QUERY | {"span": [0, 8]}), 422, "invalid_input")
     assert "the characters of the completion; got [0, 8]" in problem.detail
 
 
@@ -209,22 +207,24 @@ def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
 def test_each_document_to_verify_counts_as_a_call(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
-    header = bearer(settings.data_dir, rate="8/minute")
+    header = create_key(settings.data_dir, rate="8/minute")
     body = QUERY | {"verify": {"top": 3, "controls": 3}}
     assert client.post("/attribute", json=body, headers=header).status_code == 200
-    problem_of(client.post("/attribute", json=body, headers=header), 429, "rate_limited")
+    require_problem(client.post("/attribute", json=body, headers=header), 429, "rate_limited")
     both = QUERY | {"direction": "both", "verify": {"top": 3, "controls": 2}}
-    other = bearer(settings.data_dir, name="bob", rate="8/minute")
-    problem = problem_of(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
+    other = create_key(settings.data_dir, name="bob", rate="8/minute")
+    problem = require_problem(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
     assert "got 9 questions" in problem.detail
     batch = client.post("/attribute/batch", json={"queries": [body]}, headers=other)
     assert batch.json()["results"][0]["verification"]
-    problem_of(client.post("/attribute/batch", json={"queries": [body]}, headers=other), 429, "rate_limited")
+    require_problem(
+        client.post("/attribute/batch", json={"queries": [body]}, headers=other), 429, "rate_limited"
+    )
 
 
 def test_an_error_is_not_kept(client: TestClient, broker: FakeBroker) -> None:
     broker.error = QueueFull("why")
-    problem_of(client.post("/attribute", json=QUERY), 429, "queue_full")
+    require_problem(client.post("/attribute", json=QUERY), 429, "queue_full")
     broker.error = None
     assert client.post("/attribute", json=QUERY).status_code == 200
 
@@ -260,18 +260,20 @@ def test_a_batch_is_answered_in_order_each_with_its_own_problem(
 @pytest.mark.parametrize("count", [0, 257])
 def test_a_batch_of_none_or_too_many_is_refused(client: TestClient, count: int) -> None:
     response = client.post("/attribute/batch", json={"queries": [QUERY] * count})
-    assert "queries" in problem_of(response, 422, "invalid_input").detail
+    assert "queries" in require_problem(response, 422, "invalid_input").detail
 
 
 def test_a_batch_counts_as_its_questions(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
-    header = bearer(settings.data_dir, rate="5/minute")
+    header = create_key(settings.data_dir, rate="5/minute")
     body = {"queries": [QUERY | {"prompt": f"prompt {number}"} for number in range(4)]}
     assert client.post("/attribute/batch", json=body, headers=header).status_code == 200
-    problem_of(client.post("/attribute/batch", json=body, headers=header), 429, "rate_limited")
-    too_many, other = {"queries": [QUERY] * 6}, bearer(settings.data_dir, name="bob", rate="5/minute")
-    problem = problem_of(client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input")
+    require_problem(client.post("/attribute/batch", json=body, headers=header), 429, "rate_limited")
+    too_many, other = {"queries": [QUERY] * 6}, create_key(settings.data_dir, name="bob", rate="5/minute")
+    problem = require_problem(
+        client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input"
+    )
     assert "may ask 5/minute, got 6 questions" in problem.detail
     assert len(broker.queries) == 4
     assert {lane for lane, _ in broker.lanes_and_priorities} != {""}

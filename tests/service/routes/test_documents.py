@@ -15,8 +15,8 @@ from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_docume
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
 from service.settings import ServiceSettings
-from tests.service.fake_broker import FakeBroker, publish
-from tests.service.helpers import problem_of
+from tests.service.fake_broker import FakeBroker, publish_manifest
+from tests.service.helpers import require_problem
 from worker.messages import AppendJob, CompactJob, ProfileJob
 
 IDS = ["doc-0", "a/b c", "ü?#", "a/../..", "x" * 300]
@@ -27,7 +27,7 @@ ASK: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion
 def news(settings: ServiceSettings) -> Path:
     """An index whose documents have ids of their own, without rows."""
     spec = {"model": "tiny", "documents": [{"text": "a"}], "columns": {"id": "id", "metadata": ["source"]}}
-    publish(settings.indexes_dir, "news", BuildSpec.model_validate(spec))
+    publish_manifest(settings.indexes_dir, "news", BuildSpec.model_validate(spec))
     shard = settings.indexes_dir / "news" / "shards" / "00000"
     shard.mkdir(parents=True)
     records: Any = [
@@ -40,7 +40,7 @@ def news(settings: ServiceSettings) -> Path:
     return settings.indexes_dir / "news"
 
 
-def place(document_id: str) -> str:
+def document_path(document_id: str) -> str:
     return f"/index/news/documents/{quote(document_id, safe='')}"
 
 
@@ -48,7 +48,7 @@ def place(document_id: str) -> str:
 def test_a_document_is_shown_by_its_id_whatever_that_is(
     client: TestClient, news: Path, document_id: str
 ) -> None:
-    assert client.get(place(document_id)).json() == {
+    assert client.get(document_path(document_id)).json() == {
         "index": "news",
         "id": document_id,
         "prompt": f"text of {document_id}",
@@ -64,19 +64,19 @@ def test_a_takedown_stands_from_the_204_on_without_a_worker_or_redis(
     client: TestClient, broker: FakeBroker, news: Path, document_id: str
 ) -> None:
     broker.heartbeats, broker.error = [], RedisUnavailable("gone")
-    assert client.delete(place(document_id)).status_code == 204
-    problem_of(client.get(place(document_id)), 404, "document_not_found")
-    problem_of(client.delete(place(document_id)), 404, "document_not_found")
+    assert client.delete(document_path(document_id)).status_code == 204
+    require_problem(client.get(document_path(document_id)), 404, "document_not_found")
+    require_problem(client.delete(document_path(document_id)), 404, "document_not_found")
     others = [one for one in IDS if one != document_id]
-    assert [client.get(place(one)).status_code for one in others] == [200] * 4
+    assert [client.get(document_path(one)).status_code for one in others] == [200] * 4
 
 
 def test_takedowns_are_counted_and_survive_a_restart(
     client: TestClient, settings: ServiceSettings, broker: FakeBroker, news: Path
 ) -> None:
-    client.delete(place("doc-0"))
+    client.delete(document_path("doc-0"))
     again = TestClient(create_app(settings, broker))  # pyright: ignore[reportArgumentType]
-    assert again.get(place("doc-0")).status_code == 404
+    assert again.get(document_path("doc-0")).status_code == 404
     index = again.get("/index/news").json()
     assert (index["taken_down"], index["compacted"]) == (1, 0)
 
@@ -99,17 +99,17 @@ def test_an_answer_on_its_way_loses_what_is_taken_down_meanwhile(
 
 def test_documents_of_an_unknown_index_are_not_found(client: TestClient) -> None:
     for call in (client.get, client.delete):
-        problem_of(call("/index/none/documents/x"), 404, "index_not_found")
+        require_problem(call("/index/none/documents/x"), 404, "index_not_found")
     for path in ("documents", "profiles"):
         body = {"documents": [{"text": "a"}]} if path == "documents" else PROFILE
-        problem_of(client.post(f"/index/none/{path}", json=body), 404, "index_not_found")
-    problem_of(client.post("/index/none/compact"), 404, "index_not_found")
-    problem_of(client.delete("/index/none"), 404, "index_not_found")
+        require_problem(client.post(f"/index/none/{path}", json=body), 404, "index_not_found")
+    require_problem(client.post("/index/none/compact"), 404, "index_not_found")
+    require_problem(client.delete("/index/none"), 404, "index_not_found")
 
 
 def test_a_damaged_index_says_so(client: TestClient, news: Path) -> None:
     (news / "manifest.json").write_text("{")
-    problem_of(client.get(place("doc-0")), 500, "index_corrupt")
+    require_problem(client.get(document_path("doc-0")), 500, "index_corrupt")
 
 
 def test_an_append_is_a_job(client: TestClient, broker: FakeBroker, news: Path) -> None:
@@ -129,13 +129,13 @@ def test_ids_that_exist_are_refused_with_their_list(
     client: TestClient, broker: FakeBroker, news: Path
 ) -> None:
     documents = [{"id": one, "text": "b", "source": "x"} for one in ("new", "ü?#", "doc-0")]
-    problem = problem_of(
+    problem = require_problem(
         client.post("/index/news/documents", json={"documents": documents}), 409, "ids_exist"
     )
     assert problem.ids == ["ü?#", "doc-0"]
     assert not broker.submitted_jobs
     for one in ("ü?#", "doc-0"):
-        client.delete(place(one))
+        client.delete(document_path(one))
     assert client.post("/index/news/documents", json={"documents": documents}).status_code == 202
 
 
@@ -152,7 +152,7 @@ def test_ids_that_exist_are_refused_with_their_list(
 def test_a_bad_append_is_refused_before_it_is_queued(
     client: TestClient, broker: FakeBroker, news: Path, body: dict[str, Any], says: str
 ) -> None:
-    problem = problem_of(client.post("/index/news/documents", json=body), 422, "invalid_input")
+    problem = require_problem(client.post("/index/news/documents", json=body), 422, "invalid_input")
     assert says in problem.detail
     assert not broker.submitted_jobs
 
@@ -177,20 +177,20 @@ def test_profiles_and_compaction_are_jobs(client: TestClient, broker: FakeBroker
 def test_a_bad_profile_is_refused(
     client: TestClient, broker: FakeBroker, news: Path, change: dict[str, Any]
 ) -> None:
-    problem_of(client.post("/index/news/profiles", json=PROFILE | change), 422, "invalid_input")
+    require_problem(client.post("/index/news/profiles", json=PROFILE | change), 422, "invalid_input")
     assert not broker.submitted_jobs
 
 
 def test_a_deleted_index_is_gone_from_disk(client: TestClient, settings: ServiceSettings, news: Path) -> None:
     assert client.delete("/index/news").status_code == 204
     assert [path.name for path in settings.indexes_dir.iterdir()] == ["facts"]
-    problem_of(client.get("/index/news"), 404, "index_not_found")
-    problem_of(client.delete("/index/news"), 404, "index_not_found")
+    require_problem(client.get("/index/news"), 404, "index_not_found")
+    require_problem(client.delete("/index/news"), 404, "index_not_found")
     assert [item["name"] for item in client.get("/index").json()["items"]] == ["facts"]
 
 
 def test_an_index_that_a_job_is_at_work_on_is_not_deleted(client: TestClient, news: Path) -> None:
     job = client.post("/index/news/compact").json()["job_id"]
-    problem = problem_of(client.delete("/index/news"), 409, "index_busy")
+    problem = require_problem(client.delete("/index/news"), 409, "index_busy")
     assert job in problem.detail
     assert (news / "manifest.json").exists()

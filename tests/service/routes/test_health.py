@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import WORKER, FakeBroker
-from tests.service.helpers import problem_of
+from tests.service.helpers import require_problem
 
 
 def test_the_process_is_live_whatever_else_is_not(client: TestClient, broker: FakeBroker) -> None:
@@ -19,17 +19,17 @@ def test_it_is_ready_with_redis_and_a_worker(client: TestClient) -> None:
 
 def test_it_is_not_ready_without_redis(client: TestClient, broker: FakeBroker) -> None:
     broker.error = RedisUnavailable("Redis does not answer")
-    problem_of(client.get("/readyz"), 503, "redis_unavailable")
+    require_problem(client.get("/readyz"), 503, "redis_unavailable")
 
 
 def test_it_is_not_ready_without_a_worker(client: TestClient, broker: FakeBroker) -> None:
     broker.heartbeats = []
-    problem_of(client.get("/readyz"), 503, "no_worker")
+    require_problem(client.get("/readyz"), 503, "no_worker")
 
 
 def test_it_is_not_ready_while_it_stops_but_answers(app: FastAPI, client: TestClient) -> None:
     app.state.stopping = True
-    problem_of(client.get("/readyz"), 503, "unavailable")
+    require_problem(client.get("/readyz"), 503, "unavailable")
     assert client.get("/livez").status_code == client.get("/index").status_code == 200
 
 

@@ -8,8 +8,8 @@ from fastapi.testclient import TestClient
 from bergson_core.schemas.build import BuildSpec
 from service.openapi import examples
 from service.settings import ServiceSettings
-from tests.service.fake_broker import FakeBroker, publish
-from tests.service.helpers import problem_of
+from tests.service.fake_broker import FakeBroker, publish_manifest
+from tests.service.helpers import require_problem
 
 BODY: dict[str, Any] = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
 
@@ -29,7 +29,7 @@ def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, 
 
 def test_a_taken_name_is_a_conflict(client: TestClient) -> None:
     client.post("/index", json=BODY)
-    problem_of(client.post("/index", json=BODY), 409, "index_exists")
+    require_problem(client.post("/index", json=BODY), 409, "index_exists")
 
 
 def test_the_same_idempotency_key_gives_the_same_job(client: TestClient) -> None:
@@ -42,7 +42,7 @@ def test_the_same_idempotency_key_gives_the_same_job(client: TestClient) -> None
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b"])
 def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) -> None:
     response = client.post("/index", json=BODY, headers={"Idempotency-Key": key})
-    problem_of(response, 422, "invalid_input")
+    require_problem(response, 422, "invalid_input")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
 def test_a_wrong_field_is_refused_by_its_place(
     client: TestClient, broker: FakeBroker, change: dict[str, Any], loc: tuple[str | int, ...]
 ) -> None:
-    problem = problem_of(client.post("/index", json=BODY | change), 422, "invalid_input")
+    problem = require_problem(client.post("/index", json=BODY | change), 422, "invalid_input")
     assert loc in [tuple(error.loc) for error in problem.errors or []]
     assert not broker.specs
 
@@ -104,13 +104,13 @@ def test_an_index_is_ready_as_soon_as_it_is_published(
     client: TestClient, settings: ServiceSettings, spec: BuildSpec
 ) -> None:
     client.post("/index", json=BODY)
-    publish(settings.indexes_dir, "news", spec)
+    publish_manifest(settings.indexes_dir, "news", spec)
     assert client.get("/index/news").json()["state"] == "ready"
     assert [item["state"] for item in client.get("/index").json()["items"]] == ["ready", "ready"]
 
 
 def test_an_unknown_index_is_not_found(client: TestClient) -> None:
-    problem_of(client.get("/index/none"), 404, "index_not_found")
+    require_problem(client.get("/index/none"), 404, "index_not_found")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_pages_of_indexes_cover_all_of_them_once_and_in_order(
     client: TestClient, settings: ServiceSettings, spec: BuildSpec
 ) -> None:
     for name in ("a", "b", "z"):
-        publish(settings.indexes_dir, name, spec)
+        publish_manifest(settings.indexes_dir, name, spec)
     client.post("/index", json=BODY)
     seen, cursor, pages = [], None, 0
     while pages == 0 or cursor:
@@ -158,7 +158,7 @@ def test_pages_of_indexes_cover_all_of_them_once_and_in_order(
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=..%2f", "cursor="])
 def test_a_malformed_page_is_refused(client: TestClient, query: str) -> None:
-    problem_of(client.get(f"/index?{query}"), 422, "invalid_input")
+    require_problem(client.get(f"/index?{query}"), 422, "invalid_input")
 
 
 def test_an_empty_data_directory_has_no_indexes(client: TestClient, settings: ServiceSettings) -> None:
@@ -171,5 +171,5 @@ def test_an_estimate_takes_the_body_of_a_build(client: TestClient, broker: FakeB
     assert client.post("/index/estimate", json=BODY | {"name": None, "timeout_s": 5}).status_code == 200
     assert broker.estimate_timeouts_s == [300, 5]
     assert broker.submitted_jobs[0].spec == BuildSpec(model="tiny", documents=({"text": "a"},))
-    problem_of(client.post("/index/estimate", json=BODY | {"model": ""}), 422, "invalid_input")
-    problem_of(client.post("/index/estimate", json=BODY | {"timeout_s": 4000}), 422, "invalid_input")
+    require_problem(client.post("/index/estimate", json=BODY | {"model": ""}), 422, "invalid_input")
+    require_problem(client.post("/index/estimate", json=BODY | {"timeout_s": 4000}), 422, "invalid_input")

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
+from tests.service.helpers import require_problem
 from tests.worker.helpers import make_build_job
 
 
@@ -22,7 +22,7 @@ def job_id(broker: FakeBroker, spec: BuildSpec) -> str:
     return asyncio.run(broker.submit(make_build_job("news", spec))).job_id
 
 
-def events(text: str) -> list[dict[str, str]]:
+def parse_events(text: str) -> list[dict[str, str]]:
     """The events of a stream; a comment is an event of the name ':'."""
     parsed = []
     for block in text.strip().split("\n\n"):
@@ -32,7 +32,7 @@ def events(text: str) -> list[dict[str, str]]:
 
 
 def test_a_query_parameter_that_does_not_exist_is_refused_with_those_that_do(client: TestClient) -> None:
-    problem = problem_of(client.get("/jobs?stat=running"), 422, "invalid_input")
+    problem = require_problem(client.get("/jobs?stat=running"), 422, "invalid_input")
     assert problem.detail == "query parameter 'stat': expected state or cursor or limit"
     assert client.get("/livez?surprise=1").status_code == 422
     assert client.get("/docs?theme=dark").status_code == 200
@@ -46,12 +46,12 @@ def test_a_job_shows_its_state_and_progress(client: TestClient, broker: FakeBrok
 
 @pytest.mark.parametrize("call", ["GET /jobs/none", "DELETE /jobs/none", "GET /jobs/none/events"])
 def test_an_unknown_job_is_not_found(client: TestClient, call: str) -> None:
-    problem_of(client.request(*call.split()), 404, "job_not_found")
+    require_problem(client.request(*call.split()), 404, "job_not_found")
 
 
 @pytest.mark.parametrize("job_id", ["a%0a", "a" * 65, "a.b", "a%20b"])
 def test_a_malformed_job_id_is_refused(client: TestClient, job_id: str) -> None:
-    problem_of(client.get(f"/jobs/{job_id}"), 422, "invalid_input")
+    require_problem(client.get(f"/jobs/{job_id}"), 422, "invalid_input")
 
 
 def test_jobs_are_listed_newest_first_in_pages_and_by_state(
@@ -64,7 +64,7 @@ def test_jobs_are_listed_newest_first_in_pages_and_by_state(
     rest = client.get("/jobs", params={"limit": 1, "cursor": page["next_cursor"]}).json()
     assert ([job["job_id"] for job in rest["items"]], rest["next_cursor"]) == ([job_id], None)
     assert [job["index"] for job in client.get("/jobs?state=running").json()["items"]] == ["news"]
-    problem_of(client.get("/jobs?state=sleeping"), 422, "invalid_input")
+    require_problem(client.get("/jobs?state=sleeping"), 422, "invalid_input")
 
 
 def test_a_cancelled_job_says_so(client: TestClient, job_id: str) -> None:
@@ -88,7 +88,7 @@ def test_events_tell_states_from_progress_and_end_with_the_job(
     broker.advance(job_id, "succeeded")
     response = client.get(f"/jobs/{job_id}/events")
     assert response.headers["content-type"].startswith("text/event-stream")
-    found = events(response.text)
+    found = parse_events(response.text)
     assert [event["event"] for event in found] == ["state", "state", "progress", "state"]
     assert [event["id"] for event in found] == ["1-0", "2-0", "3-0", "4-0"]
     assert [json.loads(event["data"])["progress"]["done"] for event in found] == [0, 1, 2, 0]
@@ -100,13 +100,13 @@ def test_events_resume_after_the_last_one_that_arrived(
     broker.advance(job_id, "running", done=1)
     broker.advance(job_id, "succeeded")
     response = client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "2-0"})
-    assert [event["id"] for event in events(response.text)] == ["3-0"]
+    assert [event["id"] for event in parse_events(response.text)] == ["3-0"]
 
 
 @pytest.mark.parametrize("last", ["$", "x", "1-2-3", "9" * 30])
 def test_a_malformed_last_event_id_is_refused(client: TestClient, job_id: str, last: str) -> None:
     response = client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": last})
-    problem_of(response, 422, "invalid_input")
+    require_problem(response, 422, "invalid_input")
 
 
 def test_an_error_on_the_way_is_the_last_event(
@@ -117,7 +117,7 @@ def test_an_error_on_the_way_is_the_last_event(
         raise RedisUnavailable("Redis went away")
 
     monkeypatch.setattr(broker, "iter_events", lost)
-    found = events(client.get(f"/jobs/{job_id}/events").text)
+    found = parse_events(client.get(f"/jobs/{job_id}/events").text)
     assert [event["event"] for event in found] == ["state", "problem"]
     assert json.loads(found[-1]["data"])["code"] == "redis_unavailable"
 
@@ -133,6 +133,6 @@ def test_a_quiet_stream_is_kept_alive_by_comments(
             asyncio.get_running_loop().call_later(0.2, broker.advance, job_id, "succeeded")
             return (await client.get(f"/jobs/{job_id}/events")).text
 
-    found = events(asyncio.run(follow()))
+    found = parse_events(asyncio.run(follow()))
     assert {":": "ping"} in found
     assert json.loads(found[-1]["data"])["state"] == "succeeded"

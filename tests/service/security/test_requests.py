@@ -19,9 +19,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import problem_of
-from tests.service.keyed import bearer
-from tests.service.served import serve_app
+from tests.service.helpers import create_key, require_problem, serve_app
 
 QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
 
@@ -57,7 +55,7 @@ def test_a_packed_body_is_not_unpacked(client: TestClient) -> None:
     bomb = gzip.compress(json.dumps(QUERY | {"prompt": "x" * 10**7}).encode())
     assert len(bomb) < 20_000
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    problem_of(client.post("/attribute", content=bomb, headers=headers), 422, "invalid_input")
+    require_problem(client.post("/attribute", content=bomb, headers=headers), 422, "invalid_input")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_a_packed_body_is_not_unpacked(client: TestClient) -> None:
 def test_only_plain_names_are_names_of_an_index(client: TestClient, name: str) -> None:
     body = json.dumps(QUERY | {"index": name}).encode()
     response = client.post("/attribute", content=body, headers={"Content-Type": "application/json"})
-    problem_of(response, 422, "invalid_input")
+    require_problem(response, 422, "invalid_input")
 
 
 @pytest.mark.parametrize(
@@ -100,13 +98,13 @@ def test_what_one_key_may_read_is_not_kept_for_one_that_may_not(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
     full, bare = (
-        bearer(settings.data_dir, name=name, text=text) for name, text in (("a", True), ("b", False))
+        create_key(settings.data_dir, name=name, text=text) for name, text in (("a", True), ("b", False))
     )
-    elsewhere = bearer(settings.data_dir, name="c", indexes=("other",))
+    elsewhere = create_key(settings.data_dir, name="c", indexes=("other",))
     client.post("/attribute", json=QUERY, headers=full)
     client.post("/attribute", json=QUERY, headers=bare)
     assert [query.include for query, *_ in broker.queries] == [("text", "metadata"), ()]
-    problem_of(client.post("/attribute", json=QUERY, headers=elsewhere), 404, "index_not_found")
+    require_problem(client.post("/attribute", json=QUERY, headers=elsewhere), 404, "index_not_found")
     client.post("/attribute", json=QUERY, headers=full)
     assert len(broker.queries) == 2
 
@@ -114,4 +112,4 @@ def test_what_one_key_may_read_is_not_kept_for_one_that_may_not(
 def test_deep_nesting_is_refused(client: TestClient) -> None:
     body = b'{"filter": ' + b"[" * 9000 + b"]" * 9000 + b"}"
     response = client.post("/attribute", content=body, headers={"Content-Type": "application/json"})
-    problem_of(response, 422, "invalid_input")
+    require_problem(response, 422, "invalid_input")
