@@ -118,9 +118,8 @@ def span(name: str, kind: SpanKind, parents: Sequence[str | None], attributes: A
     links = [trace.Link(caller) for caller in callers] if len(callers) > 1 else []
     span_kind, span_attributes = trace.SpanKind[kind.upper()], dict(attributes)
     first = _tracer.start_span(name, contexts[0], span_kind, span_attributes, links)
-    link_to_first = [trace.Link(first.get_span_context())]
     others = [
-        _tracer.start_span(name, context, span_kind, span_attributes, link_to_first)
+        _tracer.start_span(name, context, span_kind, span_attributes, [trace.Link(first.get_span_context())])
         for context in contexts[1:]
     ]
     try:
