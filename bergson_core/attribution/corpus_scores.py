@@ -1,10 +1,10 @@
-"""A score for every document of an index, exact and streamed: data selection, and what is odd in a corpus.
+"""Scores every document of an index: with a set of queries, to select data, or with itself, to find odd documents.
 
-Legend: q queries, n rows at once, m layers, d numbers a layer, D = m·d; c is m where each layer's block is scaled by
-itself, else 1 (`profiles`).
+Scores are exact and are computed while the result is read, from the stored rows alone: FAISS is not asked. The result
+is a stream of Arrow batches in the order of the corpus, so that memory does not grow with it. `score_totals` picks the
+best documents of a stream, and `utils.table_writer` writes it to a file.
 
-What comes back is read as Arrow batches in the order of the corpus, from the stored rows alone: FAISS is not asked, and
-memory does not grow with the corpus. `selection` takes the best of them, `tables` writes them.
+Legend: q queries, n rows that are read at a time, m modules, d numbers a module, D = m·d.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
+from bergson_core.attribution.query_weights import (
+    collect_mean_weights,
+    collect_query_weights,
+    queries_to_dataset,
+)
 from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
-from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
-from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
 from bergson_core.errors import InvalidInput
-from bergson_core.models.language_model import context_limit
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.search.background_sample import BackgroundSample
@@ -32,8 +34,11 @@ from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
 _CHUNK_NUMBERS: Final = 2**22
-"""Of decoded rows, or of scores, in memory: 16 MiB. The work waits for memory, not for arithmetic."""
-_SCORE: Final = pa.field("score", pa.float32())
+"""Numbers of decoded rows, or of scores, that are in memory at a time: 16 MiB. Larger chunks are no faster, because the
+work is bound by memory and not by arithmetic."""
+_SCORE_FIELD: Final = pa.field("score", pa.float32())
+_ScoreRange = Callable[[int, slice], pa.Array]
+"""Returns the scores of some rows of a shard: (position of the shard, offsets of the rows) → n scores."""
 
 
 def score_corpus(
@@ -45,48 +50,76 @@ def score_corpus(
     profile: str = DEFAULT_PROFILE,
     threshold: float = 0.0,
 ) -> pa.RecordBatchReader:
-    """The score of every document with a set of queries: id, score, loss, n_tokens, metadata (JSON text).
+    """Scores every document with a set of queries.
 
-    A document's score is the mean or the largest of those that `AttributionIndex.attribute` gives with each query;
-    with `each` there are `scores` instead, one for each query in order. `columns` say what of a dataset is prompt and
-    completion, `prompt` and `completion` by default. Of an `AttributionQuery` only the text counts. The queries run
-    through the model at once, the documents are scored as the result is read; `mean` holds D numbers whatever q is,
-    the others q·D.
+    A document's score with one query is the score that `AttributionIndex.query` gives it. The queries run through the
+    model at once; the documents are scored while the result is read.
 
-    With `threshold`, scores are first drawn towards their query's median by so many times its noise, and are 0 within
-    that, as `measures.soft_threshold` has it; median and noise are those of the index's sampled rows. Sums of scores
-    over queries or documents are mostly noise without: 3 doubled what they foretell in docs/quality.md.
+    Args:
+        index: The index.
+        queries: A dataset, or queries of which only prompt and completion count.
+        columns: Which columns of a dataset are prompt and completion; by default `prompt` and `completion`.
+        aggregate: `mean` or `max` of the scores with all queries, or `each` of them. `mean` holds D numbers in memory,
+            whatever the number of queries is; the others hold q·D numbers.
+        profile: Profile to score under.
+        threshold: Draw the scores of each query towards their median by this many times their noise, and set scores
+            within that distance to 0 (`soft_threshold`); median and noise are those of a random sample of the index.
+            Without a threshold, sums of scores over queries or documents are mostly noise: a threshold of 3 doubled
+            what such sums predict (docs/quality.md). 0 leaves scores as they are.
 
-    To train on the documents that score best for examples of a task is LESS (Xia et al., arXiv 2402.04333, section 4),
-    which takes the cosine with the mean gradient of each sub-task where this takes the mean of the cosines.
-    Raises `InvalidInput` for an unknown profile, and for a query that cannot be read, is too long, or has no gradient.
+    Returns:
+        A row for each visible document, in order: id, score, loss, n_tokens, metadata (JSON text). With `each` there is
+        a list `scores`, in the order of the queries, in place of `score`.
+
+    Raises:
+        InvalidInput: The index has no such profile, or a query cannot be read or has no gradient.
+        TooLong: A query is longer than the model takes.
+
+    Source: Training on the documents that score best for examples of a task is LESS (Xia et al., arXiv 2402.04333,
+        section 4), which takes the cosine with the mean gradient of each sub-task; this takes the mean of the cosines.
     """
     index.require_profile(profile)
     if not isinstance(queries, Dataset):
-        queries = _dataset(queries, profile)
+        queries = queries_to_dataset(queries, profile)
     if len(queries) == 0:
         raise InvalidInput("there are no queries; expected at least one")
     columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
-    compared = index.profiles[profile]
-    weights = _weights(index, queries, columns, compared, "each" if threshold else aggregate)
-    finish = _threshold(index, compared, weights, threshold) if threshold else lambda scores: scores
+    # The mean of thresholded scores is not the score with the mean of the weights.
+    collect = collect_mean_weights if aggregate == "mean" and not threshold else collect_query_weights
+    weights = collect(index, queries, columns, index.profiles[profile])
+    shrink = _soft_threshold(index, index.profiles[profile], weights, threshold) if threshold else None
+    scorer = ExactScorer(index.shards, index.profiles[profile])
 
-    def values(number: int, numbers: slice) -> pa.Array:
-        scores = finish(ExactScorer(index.shards, compared).score_range(number, numbers, weights))
+    def score_range(shard_number: int, offsets: slice) -> pa.Array:
+        scores = scorer.score_range(shard_number, offsets, weights)
+        if shrink is not None:
+            scores = shrink(scores)
         if aggregate == "each":
             return pa.FixedSizeListArray.from_arrays(pa.array(scores.numpy().ravel()), len(queries))
         return pa.array((scores.mean(1) if aggregate == "mean" else scores.amax(1)).numpy())
 
-    several = pa.field("scores", pa.list_(pa.float32(), len(queries)))
-    return _stream(index, several if aggregate == "each" else _SCORE, max(weights.shape), values)
+    field = _SCORE_FIELD
+    if aggregate == "each":
+        field = pa.field("scores", pa.list_(pa.float32(), len(queries)))
+    return _stream_scores(index, field, max(weights.shape), score_range)
 
 
 def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
-    """The score of every document with itself, row · C⁻¹ row, in the columns of `score_corpus`.
+    """Scores every document with itself, without scaling rows to unit length: row · C⁻¹ row.
 
-    Without unit length, in which it is 1. It is large for what only the document itself teaches, such as a wrong label
-    (Koh and Liang, arXiv 1703.04730, section 5.4). The model is not run.
-    Raises `InvalidInput` for sign rows, which are all of one length.
+    The score is large for what only the document itself teaches, such as a wrong label. The model does not run.
+
+    Args:
+        index: The index.
+        profile: Profile to score under.
+
+    Returns:
+        The columns of `score_corpus`.
+
+    Raises:
+        InvalidInput: The index has no such profile, or it has sign rows, which all have the same length.
+
+    Source: Koh and Liang, arXiv 1703.04730, section 5.4.
     """
     index.require_profile(profile)
     if index.manifest.spec.gradients.rows == "sign":
@@ -94,105 +127,65 @@ def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROF
             f"{index.name} has sign rows, whose influence on themselves is the same for all; build an index with rows "
             "float16 or int8"
         )
-    compared = index.profiles[profile]
+    opened = index.profiles[profile]
 
-    def values(number: int, numbers: slice) -> pa.Array:
-        if compared.normalize == "none":  # nothing but these were measured
-            _, lengths = compute_features(
-                index.shards[number].rows(numbers), compared.query_preconditioner, "row"
-            )
+    def score_range(shard_number: int, offsets: slice) -> pa.Array:
+        if opened.normalize == "none":  # the lengths of such an index are all 1
+            rows = index.shards[shard_number].rows(offsets)
+            _, lengths = compute_features(rows, opened.query_preconditioner, "row")
         else:
-            lengths = torch.from_numpy(np.array(compared.lengths[number][numbers]))
-        # A block's length is √m times its own, so that c blocks of unit length make one (`search.features`).
+            lengths = torch.from_numpy(np.array(opened.lengths[shard_number][offsets]))
+        # With `block`, each of the m lengths is √m times that of its block (`search.features`).
         return pa.array((lengths.double().square().sum(1) / lengths.shape[1]).float().numpy())
 
-    return _stream(index, _SCORE, index.collector.dimensions, values)
+    return _stream_scores(index, _SCORE_FIELD, index.collector.dimensions, score_range)
 
 
-def _dataset(queries: Iterable[AttributionQuery], profile: str) -> Dataset:
-    queries = list(queries)
-    for number, query in enumerate(queries):
-        if query.profile not in (DEFAULT_PROFILE, profile):
-            raise InvalidInput(
-                f"query {number} asks for the profile {query.profile!r}, and all are scored by {profile!r}; expected "
-                "the same"
-            )
-    return Dataset.from_dict(
-        {
-            "prompt": [query.prompt for query in queries],
-            "completion": [query.completion for query in queries],
-        }
+def _soft_threshold(
+    index: AttributionIndex, profile: Profile, weights: Float[Tensor, "D q"], threshold: float
+) -> Callable[[Float[Tensor, "n q"]], Float[Tensor, "n q"]]:
+    """Returns a function that applies the soft threshold to scores [n, q]."""
+    by_module = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
+    sample = BackgroundSample.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
+    median, noise = median_and_noise(sample.scores(profile, by_module, index.visible()))
+    return lambda scores: torch.from_numpy(
+        shrink_toward(scores.numpy(), median[:, 0], noise[:, 0], threshold)
     )
 
 
-def _weights(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile, aggregate: Aggregate
-) -> Float[Tensor, "D q"]:
-    """What the rows are multiplied with: that of each query, or their mean, whose product is the mean of the scores."""
-    prepared = _prepared(index, queries, columns, profile)
-    if aggregate == "mean":
-        total = torch.zeros(index.collector.dimensions, dtype=torch.float64)
-        for _, weights in prepared:
-            total += weights.flatten(1).sum(0, dtype=torch.float64)
-        return (total / len(queries)).float()[:, None]
-    every = torch.zeros(len(queries), index.collector.dimensions)
-    for numbers, weights in prepared:
-        every[numbers] = weights.flatten(1)
-    return every.mT
-
-
-def _threshold(
-    index: AttributionIndex, profile: Profile, weights: Float[Tensor, "D q"], times: float
-) -> Callable[[Tensor], Tensor]:
-    """The soft threshold for scores [n, q]."""
-    by_layer = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
-    rows = BackgroundSample.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
-    middle, noise = (one[:, 0] for one in median_and_noise(rows.scores(profile, by_layer, index.visible())))
-    return lambda scores: torch.from_numpy(shrink_toward(scores.numpy(), middle, noise, times))
-
-
-def _prepared(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
-) -> Iterator[tuple[np.ndarray, Float[Tensor, "n m d"]]]:
-    """(numbers [n] of some queries, what stored rows are multiplied with for each of them)."""
-    model, loss = index.model, index.manifest.spec.gradients.loss
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
-    for chunk, tokens in enumerate(chunks):
-        first = chunk * READ_CHUNK_SIZE
-        for number, one in enumerate(tokens, start=first):
-            if one.n_labelled == 0:
-                raise InvalidInput(
-                    f"query {number}: there is nothing to attribute, since its completion has no token that follows "
-                    "another; expected a prompt, or a longer completion"
-                )
-        for batch in iter_batches(tokens, BUDGET_TOKENS, model.device):
-            rows, _ = index.collector.collect(batch)
-            finite = rows.isfinite().all(1).cpu().numpy()
-            numbers = first + batch.indices
-            if not finite.all():
-                raise InvalidInput(f"query {numbers[~finite][0]}: its gradient is not finite; leave it out")
-            blocks = rows.float().cpu().reshape(len(rows), len(index.collector.slices), -1)
-            yield numbers, profile.prepare_queries(blocks)[1]
-
-
-def _stream(
-    index: AttributionIndex, field: pa.Field, numbers_a_row: int, values: Callable[[int, slice], pa.Array]
+def _stream_scores(
+    index: AttributionIndex, field: pa.Field, numbers_a_row: int, score_range: _ScoreRange
 ) -> pa.RecordBatchReader:
-    """All documents with `values(number of the shard, places in it)`, so many at a time that these fit in memory."""
-    at_once = max(1, _CHUNK_NUMBERS // numbers_a_row)
-    texts, numbers = pa.string(), (pa.float64(), pa.int32())
+    """Returns all visible documents with their scores, which are computed while they are read.
+
+    Args:
+        index: The index.
+        field: Name and type of the scores.
+        numbers_a_row: Numbers that are in memory for each document while it is scored.
+        score_range: Computes the scores.
+    """
+    chunk_size = max(1, _CHUNK_NUMBERS // numbers_a_row)
     schema = pa.schema(
-        [("id", texts), field, ("loss", numbers[0]), ("n_tokens", numbers[1]), ("metadata", texts)]
+        [
+            ("id", pa.string()),
+            field,
+            ("loss", pa.float64()),
+            ("n_tokens", pa.int32()),
+            ("metadata", pa.string()),
+        ]
     )
 
-    def batches_of_all() -> Iterator[pa.RecordBatch]:
-        for number, (shard, visible) in enumerate(zip(index.shards, index.visible(), strict=True)):
-            for start in range(0, shard.entry.rows, at_once):
-                places = slice(start, min(start + at_once, shard.entry.rows))
-                kept = shard.documents.slice(start, places.stop - start)
-                columns = {field.name: values(number, places)}
-                columns |= {name: kept[name].combine_chunks() for name in schema.names if name != field.name}
-                batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
-                yield batch if visible is None else batch.filter(pa.array(visible[places]))
+    def iter_batches() -> Iterator[pa.RecordBatch]:
+        for shard_number, (shard, visible) in enumerate(zip(index.shards, index.visible(), strict=True)):
+            for start in range(0, shard.entry.rows, chunk_size):
+                offsets = slice(start, min(start + chunk_size, shard.entry.rows))
+                documents = shard.documents.slice(start, offsets.stop - start)
+                scores = score_range(shard_number, offsets)
+                columns = [
+                    scores if name == field.name else documents[name].combine_chunks()
+                    for name in schema.names
+                ]
+                batch = pa.record_batch(columns, schema=schema)
+                yield batch if visible is None else batch.filter(pa.array(visible[offsets]))
 
-    return pa.RecordBatchReader.from_batches(schema, batches_of_all())
+    return pa.RecordBatchReader.from_batches(schema, iter_batches())

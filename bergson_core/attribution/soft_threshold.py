@@ -1,4 +1,7 @@
-"""TODO"""
+"""The soft threshold of scores: it takes the noise of projected gradients out of scores before they are summed.
+
+Legend: q queries, n documents.
+"""
 
 from typing import Final
 
@@ -6,31 +9,40 @@ import numpy as np
 from jaxtyping import Float
 
 _NORMAL_MAD: Final = 0.6745
-"""Median of |x| for x of a normal distribution of standard deviation 1."""
+"""Median of |x| for a normally distributed x with a standard deviation of 1."""
 
 
 def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
-    """Scores as they lie about their query's median, drawn towards it by `times` its noise, and 0 within that.
+    """Returns scores relative to their query's median, drawn towards it by `times` the noise, and 0 within that.
 
-    Of a projected gradient every score has noise, and a sum over thousands of documents has mostly that. The order of
-    the scores that stand out stays. Source: TRAK, section 3.2, step 5, which searches the threshold instead.
+    Every score of a projected gradient has noise, and a sum over thousands of documents consists mostly of it. The
+    order of the scores that stand out does not change.
+
+    Args:
+        scores: Scores of all documents with each query.
+        times: Width of the threshold, in units of each query's noise.
+
+    Source: TRAK (Park et al., arXiv 2303.14186), section 3.2, step 5, which searches for the threshold instead.
     """
     return shrink_toward(scores, *median_and_noise(scores), times)
 
 
-def shrink_toward(scores: np.ndarray, middle: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
-    """Scores as they lie about `middle`, drawn towards it by `times` the noise, and 0 within that."""
-    about = scores - middle
-    return np.sign(about) * np.maximum(np.abs(about) - times * noise, 0)
+def shrink_toward(scores: np.ndarray, median: np.ndarray, noise: np.ndarray, times: float) -> np.ndarray:
+    """Returns scores relative to `median`, drawn towards it by `times` the noise, and 0 within that.
+
+    The arrays are broadcast against each other.
+    """
+    relative = scores - median
+    return np.sign(relative) * np.maximum(np.abs(relative) - times * noise, 0)
 
 
 def median_and_noise(
     scores: Float[np.ndarray, "q n"],
 ) -> tuple[Float[np.ndarray, "q 1"], Float[np.ndarray, "q 1"]]:
-    """(median, noise) of each query's scores.
+    """Returns the median and the noise of each query's scores.
 
-    The noise is the median distance from the median, in units of a normal distribution's standard deviation: most
-    documents say nothing of most queries.
+    The noise is the median distance from the median, in units of a normal distribution's standard deviation. Most
+    documents have nothing to do with a query, so their scores are noise.
     """
-    middle = np.median(scores, axis=1, keepdims=True)
-    return middle, np.median(np.abs(scores - middle), axis=1, keepdims=True) / _NORMAL_MAD
+    median = np.median(scores, axis=1, keepdims=True)
+    return median, np.median(np.abs(scores - median), axis=1, keepdims=True) / _NORMAL_MAD

@@ -15,7 +15,7 @@ from bergson_core import (
     score_self_influence,
     top_documents,
 )
-from bergson_core.attribution import corpus_scores
+from bergson_core.attribution import corpus_scores, query_weights
 from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
 from bergson_core.gradients.preconditioner import Preconditioner
@@ -112,7 +112,7 @@ def test_a_dataset_of_queries_is_read_by_its_columns(opened):
 
 def test_many_queries_keep_their_order(opened, monkeypatch):
     monkeypatch.setattr("bergson_core.data.documents.READ_CHUNK_SIZE", 2)
-    monkeypatch.setattr(corpus_scores, "READ_CHUNK_SIZE", 2)
+    monkeypatch.setattr(query_weights, "READ_CHUNK_SIZE", 2)
     asked = [
         query(f"Person {k} lives in", f" city {k}." + " and works" * (k % 3), top_k=40) for k in range(7)
     ]

@@ -1,0 +1,109 @@
+"""Runs a set of queries through the model, and returns what stored rows are multiplied with to be scored by them.
+
+Legend: q queries, b queries of a batch, m modules, d numbers a module, D = m·d.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bergson_core.attribution.index import AttributionIndex
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
+from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
+from bergson_core.errors import InvalidInput
+from bergson_core.models.language_model import context_limit
+from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.query import AttributionQuery
+from bergson_core.search.profile import Profile
+from bergson_core.storage.layout import DEFAULT_PROFILE
+
+
+def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dataset:
+    """Returns a dataset with the columns `prompt` and `completion` of queries that are all scored under one profile.
+
+    Raises:
+        InvalidInput: A query asks for another profile.
+    """
+    queries = list(queries)
+    for number, query in enumerate(queries):
+        if query.profile not in (DEFAULT_PROFILE, profile):
+            raise InvalidInput(
+                f"query {number} asks for the profile {query.profile!r}, and all are scored by {profile!r}; expected "
+                "the same"
+            )
+    return Dataset.from_dict(
+        {
+            "prompt": [query.prompt for query in queries],
+            "completion": [query.completion for query in queries],
+        }
+    )
+
+
+def collect_query_weights(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+) -> Float[Tensor, "D q"]:
+    """Returns the weights of each query, one column a query.
+
+    Args:
+        index: The index whose rows are scored.
+        queries: The queries.
+        columns: Which columns of `queries` are prompt and completion.
+        profile: Profile to score under.
+
+    Raises:
+        InvalidInput: A query cannot be read, or has no gradient, or one that is not finite.
+        TooLong: A query is longer than the model takes.
+    """
+    weights = torch.zeros(len(queries), index.collector.dimensions)
+    for numbers, batch_weights in _iter_weights(index, queries, columns, profile):
+        weights[numbers] = batch_weights.flatten(1)
+    return weights.mT
+
+
+def collect_mean_weights(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+) -> Float[Tensor, "D 1"]:
+    """Returns the mean of the queries' weights, whose product with a row is the mean of the row's scores.
+
+    Arguments and errors are those of `collect_query_weights`. Only D numbers are in memory, whatever q is.
+    """
+    total = torch.zeros(index.collector.dimensions, dtype=torch.float64)
+    for _, batch_weights in _iter_weights(index, queries, columns, profile):
+        total += batch_weights.flatten(1).sum(0, dtype=torch.float64)
+    return (total / len(queries)).float()[:, None]
+
+
+def _iter_weights(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
+    """Yields (numbers of some queries, their weights), batch by batch."""
+    model, loss = index.model, index.manifest.spec.gradients.loss
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
+    for chunk_number, chunk in enumerate(chunks):
+        first = chunk_number * READ_CHUNK_SIZE
+        _require_labelled_tokens(chunk, first)
+        for batch in iter_batches(chunk, BUDGET_TOKENS, model.device):
+            rows, _ = index.collector.collect(batch)
+            is_finite = rows.isfinite().all(1).cpu().numpy()
+            numbers = first + batch.indices
+            if not is_finite.all():
+                raise InvalidInput(
+                    f"query {numbers[~is_finite][0]}: its gradient is not finite; leave it out"
+                )
+            blocks = rows.float().cpu().reshape(len(rows), len(index.collector.slices), -1)
+            _, weights = profile.prepare_queries(blocks)
+            yield numbers, weights
+
+
+def _require_labelled_tokens(queries: Iterable[Tokens], first: int) -> None:
+    """Raises `InvalidInput` for a query without labelled tokens; the first query has the number `first`."""
+    for number, tokens in enumerate(queries, start=first):
+        if tokens.n_labelled == 0:
+            raise InvalidInput(
+                f"query {number}: there is nothing to attribute, since its completion has no token that follows "
+                "another; expected a prompt, or a longer completion"
+            )
