@@ -106,14 +106,13 @@ def self_influence(
     overwrite: Overwrite = False,
 ) -> None:
     """Score every document against itself: wrong labels and documents like no other score high."""
-    from bergson_core.attribution import corpus_scores
+    from bergson_core.attribution.corpus_scores import score_self_influence
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.utils.table_writer import require_writable
 
     require_writable(output, overwrite=overwrite)
     opened = AttributionIndex.open(index)
-    scores = corpus_scores.score_self_influence(opened, profile=profile)
-    _write_scores(opened, scores, output, top_k, overwrite)
+    _write_scores(opened, score_self_influence(opened, profile=profile), output, top_k, overwrite)
 
 
 def _write_scores(

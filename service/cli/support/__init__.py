@@ -1,1 +1,1 @@
-"""What commands share: options made from specs, tables and progress bars, groups of processes."""
+"""Helpers that the commands share: options, console output, tables of results, and the processes of the service."""
