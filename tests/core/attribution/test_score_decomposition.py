@@ -19,7 +19,7 @@ from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, S
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
 from tests import tiny
-from tests.core.helpers import SCORING_CASES, CHAT, CHAT_TEMPLATE, make_spec, query
+from tests.core.helpers import CHAT, CHAT_TEMPLATE, SCORING_CASES, make_spec, query
 
 PARTS = {"include": ["text", "tokens", "modules"]}
 

@@ -118,7 +118,9 @@ def test_of_a_model_with_adapters_only_these_are_changed():
     torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
     unlearner, before = Unlearner.fit(as_language_model(model), documents()), copy_weights(model)
     with unlearner.temporary_step(documents()[0]):
-        changed = {name for name, weight in copy_weights(model).items() if not torch.equal(weight, before[name])}
+        changed = {
+            name for name, weight in copy_weights(model).items() if not torch.equal(weight, before[name])
+        }
     assert changed and all(".lora_" in name for name in changed)
 
 

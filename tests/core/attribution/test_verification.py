@@ -20,7 +20,7 @@ from bergson_core.schemas.record import record_from_stored
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.utils.background import run_to_completion
 from tests import reference, tiny
-from tests.core.helpers import make_spec, query, copy_weights
+from tests.core.helpers import copy_weights, make_spec, query
 
 
 @pytest.fixture
@@ -96,7 +96,9 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
     before = copy_weights(opened.model.model)
 
     def unchanged() -> bool:
-        return all(torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items())
+        return all(
+            torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items()
+        )
 
     (plain,) = opened.attribute([asked(verify=None)])
     between: list[bool] = []
