@@ -47,7 +47,7 @@ def find_batch_budget(
     (batch,) = iter_batches([document], longest_tokens, model.device)
     saved_bytes = _count_saved_bytes(model, modules, batch)
     if free_bytes is None:
-        free_bytes = _free_bytes(model.device)
+        free_bytes = free_memory_bytes(model.device)
     float32_bytes = 4
     logits_bytes = float32_bytes * _PEAK_BYTES_PER_SAVED_BYTE * MAX_LOGITS_IN_MEMORY
     batch_bytes = _FREE_MEMORY_SHARE * free_bytes - logits_bytes
@@ -81,10 +81,11 @@ def _count_saved_bytes(model: LanguageModel, modules: Mapping[str, TrackedModule
     return sum(bytes_by_address.values())
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Returns the memory that can still be had of a device, in bytes.
+def free_memory_bytes(device: torch.device) -> int:
+    """Returns the memory of a device that a batch may still take, in bytes.
 
-    On a GPU, memory that torch holds and does not use counts as free. On the CPU, the limit of the cgroup counts.
+    On a GPU, memory that torch has reserved and does not use counts as free. On the CPU, it is the memory that the
+    kernel calls available, or what the limit of the control group leaves where this is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
