@@ -39,7 +39,7 @@ from tests.core.helpers import (
     make_spec,
     query,
 )
-from tests.processes import own_processes
+from tests.processes import forkserver_context
 
 FIRST, ALL = 28, 40
 
@@ -185,7 +185,7 @@ def append_and_die(index: Path, spec: AppendSpec) -> None:
 
 
 def test_a_killed_append_is_finished_by_the_next(facts, rest):
-    process = own_processes().Process(target=append_and_die, args=(facts, rest))
+    process = forkserver_context().Process(target=append_and_die, args=(facts, rest))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

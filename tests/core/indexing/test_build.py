@@ -28,8 +28,8 @@ from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import MANIFEST_FILE, iter_published_indexes, read_manifest
 from tests import tiny
-from tests.core.helpers import BAD, contents, make_spec, rows_file, stop_after
-from tests.processes import own_processes
+from tests.core.helpers import INVALID_BUILDS, file_hashes, make_spec, stop_after, write_rows
+from tests.processes import forkserver_context
 
 
 def test_the_manifest_describes_the_whole_index(index, spec):
@@ -37,10 +37,10 @@ def test_the_manifest_describes_the_whole_index(index, spec):
     assert (manifest.rows, len(manifest.shards), manifest.dimensions) == (40, 3, 8 * 16)
     assert manifest.spec == spec
     assert manifest.coverage_percent > 20
-    for path in contents(index):
+    for path in file_hashes(index):
         assert (index / path).is_file()
     on_disk = {str(path.relative_to(index)) for path in index.rglob("*") if path.is_file()}
-    assert on_disk - contents(index).keys() <= {".lock", ".checked.json", MANIFEST_FILE, "statistics/done"}
+    assert on_disk - file_hashes(index).keys() <= {".lock", ".checked.json", MANIFEST_FILE, "statistics/done"}
 
 
 @pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
@@ -63,7 +63,7 @@ def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index,
     kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
     build_index(spec, path, shard_rows=16)
     assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
-    assert contents(path) == contents(index)
+    assert file_hashes(path) == file_hashes(index)
 
 
 def build_and_die(spec: BuildSpec, path: Path) -> None:
@@ -76,14 +76,14 @@ def build_and_die(spec: BuildSpec, path: Path) -> None:
 
 def test_a_killed_build_is_finished_by_the_next_process_with_the_same_rows(spec, index, tmp_path):
     path = tmp_path / "facts"
-    process = own_processes().Process(target=build_and_die, args=(spec, path))
+    process = forkserver_context().Process(target=build_and_die, args=(spec, path))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not (path / MANIFEST_FILE).exists()
     assert (path / "shards" / "00000").is_dir()
     build_index(spec, path, shard_rows=16)
-    assert contents(path) == contents(index)
+    assert file_hashes(path) == file_hashes(index)
 
 
 def test_a_finished_build_is_returned_at_once(spec, index):
@@ -161,7 +161,7 @@ def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
     spec = make_spec(
         sources,
         model=str(tmp_path / "model"),
-        dataset=rows_file(tmp_path, *rows),
+        dataset=write_rows(tmp_path, *rows),
         columns=ColumnsSpec(messages="chat", weight="reward"),
         scoring={"preconditioner": False},
     )
@@ -189,7 +189,7 @@ def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
         build_index(spec, tmp_path / "facts", shard_rows=16)
     monkeypatch.undo()
     build_index(spec, tmp_path / "facts", shard_rows=16)
-    assert contents(tmp_path / "facts") == contents(index)
+    assert file_hashes(tmp_path / "facts") == file_hashes(index)
 
 
 def test_a_document_whose_gradient_is_not_finite_is_named_and_skipped_and_spoils_no_other(
@@ -222,9 +222,9 @@ def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
         build_index(spec, path)
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", INVALID_BUILDS)
 def test_bad_input_is_refused_and_leaves_nothing(case, sources, tmp_path):
-    kind, says, changes = BAD[case]
+    kind, says, changes = INVALID_BUILDS[case]
     with pytest.raises(kind, match=says):
         build_index(make_spec(sources, **changes(tmp_path)), tmp_path / "index")
     assert not (tmp_path / "index").exists()

@@ -15,7 +15,7 @@ from bergson_core import AttributionIndex, RayExecutor, build_index, take_down_d
 from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
 from bergson_core.indexing.executor import build_shards
 from bergson_core.integrations import ray_shard_builder
-from tests.core.helpers import contents, query
+from tests.core.helpers import file_hashes, query
 
 ROWS = 2
 QUERIES = [
@@ -90,7 +90,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
         assert not cluster.worker_nodes
     finally:
         cluster.add_node(num_cpus=1)
-    assert contents(tmp_path / "facts") == contents(local)
+    assert file_hashes(tmp_path / "facts") == file_hashes(local)
     assert "an actor was lost (shard " in caplog.text
     assert seen[-1] == 40
     assert list((tmp_path / "facts").rglob("*.tmp")) == []
