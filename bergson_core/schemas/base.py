@@ -112,9 +112,8 @@ class _SpecType(type(BaseModel)):
             raise InvalidInput(describe_validation_error(error, cls.__name__)) from error
 
 
-if (
-    TYPE_CHECKING
-):  # Type checkers find the fields of a model by the metaclass that `BaseModel` has in its own library.
+# Type checkers know the fields of a model from pydantic's own metaclass, so they do not get to see ours.
+if TYPE_CHECKING:
     _SpecBase = _DocumentedModel
 else:
 

@@ -174,11 +174,11 @@ class QueryEcho(ResultModel):
 
 
 class TimingMs(ResultModel):
-    """Milliseconds: `queue` waits for a worker and for it to load the index; `gradient` and `search` are of the whole
-    micro-batch.
+    """How long the parts of an answer took, in milliseconds.
 
-    `search` includes the passes through the model that `tokens` take. `verify` is the query's own; the time in which
-    other queries are answered between its steps counts as `queue`.
+    `queue` is the time until a worker takes the query and has loaded the index. `gradient` and `search` are those of
+    all queries that were answered together; `search` includes the passes through the model that `tokens` take.
+    `verify` is the query's own; time in which other queries are answered between its steps counts as `queue`.
     """
 
     queue: float = 0.0
