@@ -118,7 +118,9 @@ class Verification(ResultModel):
     """Mean of the controls; null without controls."""
 
     @classmethod
-    def from_controls(cls, learning_rate: float, log_probability: float, controls: Sequence[Control]) -> "Verification":
+    def from_controls(
+        cls, learning_rate: float, log_probability: float, controls: Sequence[Control]
+    ) -> "Verification":
         """Returns a verification with the mean of these controls. A number that any of them lacks has no mean."""
         means = {}
         for name in Verified.model_fields:
