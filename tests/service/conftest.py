@@ -48,7 +48,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 @pytest.fixture
 def jobs(broker: FakeBroker, spec: BuildSpec) -> list[str]:
-    """Ids of two jobs, of the indexes `facts` and `secret`, and of an estimate, which belongs to none."""
+    """Ids of three jobs: one of the index `facts`, one of `secret`, and an estimate, which belongs to no index."""
     ids = [asyncio.run(broker.submit(make_build_job(name, spec))).job_id for name in ("facts", "secret")]
     estimate = broker.records[ids[0]].model_copy(
         update={"job_id": "job-3", "kind": "estimate", "index": None}

@@ -1,4 +1,4 @@
-"""A broker in memory with the methods of `service.queue.broker.Broker`, and an index directory without rows."""
+"""A broker in memory with the methods of `service.queue.broker.Broker`, and the manifest of an index without rows."""
 
 import asyncio
 import json
@@ -68,27 +68,27 @@ TOKENS = [
 
 
 def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
-    """An answer whose rows have `texts` and falling scores."""
+    """Returns an answer whose results have `texts` and decreasing scores."""
     rows = [
         ResultRow(
-            rank=at + 1,
-            id=f"doc-{at}",
-            score=0.8 - at / 10,
-            percentile=99.9 - at / 10,
+            rank=number + 1,
+            id=f"doc-{number}",
+            score=0.8 - number / 10,
+            percentile=99.9 - number / 10,
             prompt=text,
             loss=1.5,
             tokens=TOKENS if "tokens" in query.include else None,
             metadata={"source": "wiki"},
         )
-        for at, text in enumerate(texts)
+        for number, text in enumerate(texts)
     ]
     verification = None
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
         rows[0] = rows[0].model_copy(update={"verified": Verified(**effect)})
         verification = Verification.from_controls(1e-4, -0.12, [Control(id="doc-9", **effect)])
-    said = query.completion or " said"
-    echo = QueryEcho(prompt=query.prompt, completion=said, loss=0.12, n_tokens=2)
+    completion = query.completion or " said"
+    echo = QueryEcho(prompt=query.prompt, completion=completion, loss=0.12, n_tokens=2)
     return Answer(
         index=query.index,
         generation=1,
@@ -101,7 +101,13 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
 
 
 class FakeBroker:
-    """`error`, where set, is raised by every call; `history` holds each job's events."""
+    """A broker that answers at once.
+
+    Attributes:
+        history: The events of each job.
+        error: If set, every method raises it.
+        crash: The same for an error that is no `BergsonError`.
+    """
 
     def __init__(self) -> None:
         self.records: dict[str, JobRecord] = {}
@@ -124,14 +130,14 @@ class FakeBroker:
             raise failure
 
     def put(self, record: JobRecord) -> JobRecord:
-        """Store `record` and tell whoever follows it."""
+        """Stores a record, which becomes the next event of its job."""
         self.records[record.job_id] = record
         events = self.history.setdefault(record.job_id, [])
         events.append((f"{len(events) + 1}-0", record))
         return record
 
     def advance(self, job_id: str, state: JobState, **progress: object) -> JobRecord:
-        """Move a job on."""
+        """Changes the state and the progress of a job."""
         changes = {"state": state, "progress": Progress.model_validate(progress)}
         return self.put(self.records[job_id].model_copy(update=changes))
 
@@ -174,22 +180,22 @@ class FakeBroker:
     ) -> tuple[list[JobRecord], str | None]:
         self._raise_failure()
         jobs = reversed(self.records.values())
-        found = [job for job in jobs if state in (None, job.state) and is_visible(job.index)]
+        listed = [job for job in jobs if state in (None, job.state) and is_visible(job.index)]
         if not re.fullmatch("[0-9]+", cursor or "0"):
             raise InvalidInput("cursor: no such page; start again without one")
         start = int(cursor or 0)
-        return found[start : start + limit], str(start + limit) if start + limit < len(found) else None
+        return listed[start : start + limit], str(start + limit) if start + limit < len(listed) else None
 
     async def cancel(self, job_id: str) -> JobRecord:
         record = await self.read_job(job_id)
         return record if record.state in FINAL_STATES else self.advance(job_id, "cancelled")
 
     async def iter_events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
-        seen = int(last_id.split("-")[0])
+        count = int(last_id.split("-")[0])
         while True:
             self._raise_failure()
-            for event_id, record in self.history[job_id][seen:]:
-                seen += 1
+            for event_id, record in self.history[job_id][count:]:
+                count += 1
                 yield event_id, record
             if self.records[job_id].state in FINAL_STATES:
                 return
@@ -233,7 +239,7 @@ class FakeBroker:
 
 
 def publish_manifest(root: Path, name: str, spec: BuildSpec) -> None:
-    """Write the manifest of an index of 1,000 rows, and nothing else of it."""
+    """Writes the manifest of an index of 1,000 rows, and nothing else of the index."""
     rows = FileEntry(path="shards/00000/gradients.bin", bytes=400, sha256="0" * 64)
     faiss = FileEntry(path="search/1.faiss", bytes=30, sha256="0" * 64)
     profile = FileEntry(path="statistics/default.safetensors", bytes=5, sha256="0" * 64)

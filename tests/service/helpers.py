@@ -1,4 +1,4 @@
-"""What several tests of the service share."""
+"""Helpers that several tests of the service share."""
 
 import os
 import re
@@ -25,9 +25,13 @@ from service.http.problems import MEDIA_TYPE, ProblemDetails
 from service.indexes.canary_log import CanaryRun
 from service.openapi import examples
 
+REPOSITORY = Path(__file__).parents[2]
+PROCESS_TIMEOUT_S = 20
+START_TIMEOUT_S = 10
+
 
 def require_problem(response: Any, status: int, code: str) -> ProblemDetails:
-    """The problem in `response`, of httpx or httpx2, checked for what all of them promise."""
+    """Returns the problem in a response, of httpx or httpx2, after checking it against what every problem has."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == MEDIA_TYPE
     problem = ProblemDetails.model_validate_json(response.text)
@@ -39,7 +43,8 @@ def require_problem(response: Any, status: int, code: str) -> ProblemDetails:
 
 
 def make_canary_run(index: str = "facts", **changes: object) -> CanaryRun:
-    made = CanaryRun(
+    """Returns a canary run with these changes."""
+    run = CanaryRun(
         index=index,
         generation=1,
         at=1_772_366_400.5,
@@ -49,34 +54,36 @@ def make_canary_run(index: str = "facts", **changes: object) -> CanaryRun:
         latency_p50_s=0.02,
         latency_p95_s=0.04,
     )
-    return made.model_copy(update=changes)
+    return run.model_copy(update=changes)
 
 
 def scrape(client: TestClient, **headers: str) -> dict[str, Metric]:
-    """The families that the service exports, by name, checked for what the format asks."""
+    """Returns the metric families that the service exports, by name, after checking them against the text format."""
     response = client.get("/metrics", headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == CONTENT_TYPE
     families = list(text_string_to_metric_families(response.text))
     names = [family.name for family in families]
-    assert len(set(names)) == len(names), "each family is told once"
-    samples = [(one.name, tuple(sorted(one.labels.items()))) for family in families for one in family.samples]
-    assert len(set(samples)) == len(samples), "each sample is told once"
+    assert len(set(names)) == len(names), "each family is exported once"
+    samples = [
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in families
+        for sample in family.samples
+    ]
+    assert len(set(samples)) == len(samples), "each sample is exported once"
     return {family.name: family for family in families}
 
 
 def sample_value(families: dict[str, Metric], name: str, **labels: str) -> float | None:
-    """The sample of exactly these labels."""
-    found = (one for family in families.values() for one in family.samples if one.name == name)
-    return next((one.value for one in found if one.labels == labels), None)
-
-
-PROCESS_TIMEOUT_S = 20
+    """Returns the value of the sample with exactly these labels, or None if there is none."""
+    samples = (sample for family in families.values() for sample in family.samples)
+    values = (sample.value for sample in samples if sample.name == name and sample.labels == labels)
+    return next(values, None)
 
 
 @contextmanager
 def start_service(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A service with its embedded Redis, and its address, which it says in its log."""
+    """Starts a service with its embedded Redis, and yields the process and the address, which its log names."""
     log = data_dir / "service.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -87,22 +94,21 @@ def start_service(data_dir: Path, **changes: str) -> Iterator[tuple[subprocess.P
         )
     try:
         deadline = time.monotonic() + PROCESS_TIMEOUT_S
-        while not (found := re.search(r"(http://\S+)/docs", log.read_text())):
+        while not (match := re.search(r"(http://\S+)/docs", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        yield process, found[1]
+        yield process, match[1]
     finally:
         process.kill()
         process.wait(PROCESS_TIMEOUT_S)
 
 
-REPOSITORY = Path(__file__).parents[2]
-
-
 def make_environment(data_dir: Path, **changes: str) -> dict[str, str]:
-    """Ours without what would configure the service, and with `changes`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BERGSON_", "REDIS_"))}
-    return kept | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes
+    """Returns this process's environment without settings of the service, and with `changes`."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("BERGSON_", "REDIS_"))
+    }
+    return environment | {"BERGSON_DATA_DIR": str(data_dir), "BERGSON_PORT": "0"} | changes
 
 
 EXAMPLE_BODIES: dict[str, Any] = {
@@ -115,43 +121,40 @@ EXAMPLE_BODIES: dict[str, Any] = {
 }
 
 
-def create_key(
-    data_dir: Path, name: str = "ada", expires_at: float | None = None, **what: Any
+def make_key_header(
+    data_dir: Path, name: str = "ada", expires_at: float | None = None, **fields: Any
 ) -> dict[str, str]:
-    """The header of a new key."""
-    made = Caller.model_validate({"name": name, "scope": "read"} | what)
-    return {"Authorization": f"Bearer {KeyFile(data_dir).create(made, expires_at)}"}
+    """Creates an API key with these fields, and returns the header that sends it."""
+    caller = Caller.model_validate({"name": name, "scope": "read"} | fields)
+    return {"Authorization": f"Bearer {KeyFile(data_dir).create(caller, expires_at)}"}
 
 
 def iter_calls(app: FastAPI, index: str = "facts", job_id: str = "job-1") -> Iterator[tuple[str, str, str]]:
-    """(name of the route, method, path) of everything that `app` answers, with parameters filled in."""
-    filled = {"name": index, "job_id": job_id, "document_id:path": "doc-1"}
+    """Yields the name of the route, the method and the path of every call, with its parameters filled in."""
+    values = {"name": index, "job_id": job_id, "document_id:path": "doc-1"}
     for route in iter_route_contexts(app.routes):
         path = route.path or ""
-        for parameter, value in filled.items():
+        for parameter, value in values.items():
             path = path.replace("{" + parameter + "}", value)
         assert "{" not in path, f"no value for a parameter of {path}"
         for method in sorted(route.methods or {"GET"}):
             yield route.name or "", method, path
 
 
-START_TIMEOUT_S = 10
-
-
 @contextmanager
 def serve_app(app: FastAPI) -> Iterator[str]:
-    """The address of `app` while the context is open."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    """Serves `app` in another thread, for tests that need real connections, and yields its address."""
+    server_socket = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [server_socket]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + START_TIMEOUT_S
     while not server.started and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.started, "the server did not start"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{server_socket.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(START_TIMEOUT_S)
-        listening.close()
+        server_socket.close()

@@ -1,4 +1,4 @@
-"""Where only this machine is, and what the environment says."""
+"""The settings of web processes and clients, and which addresses are loopback addresses."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from service.settings import ClientSettings, ServiceSettings, is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LocalHost"])
-def test_loopback_is_where_only_this_machine_is(host: str) -> None:
+def test_only_this_machine_can_reach_a_loopback_address(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.4", "example.com", "localhost.example.com"])
-def test_any_other_address_is_one_that_others_may_reach(host: str) -> None:
+def test_other_machines_may_reach_any_other_address(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -24,30 +24,30 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.port, settings.allowed_hosts) == (9000, ("a.example", "b.example"))
 
 
-def test_a_timeout_is_the_default_or_what_was_asked_up_to_the_maximum() -> None:
+def test_a_timeout_is_the_default_or_the_requested_one_up_to_the_maximum() -> None:
     settings = ServiceSettings(default_timeout_s=3, max_timeout_s=10)
     assert [settings.resolve_timeout_s(None), settings.resolve_timeout_s(10)] == [3, 10]
     with pytest.raises(InvalidInput, match="at most 10"):
         settings.resolve_timeout_s(10.5)
 
 
-_OF_FEW = {"executor": "ray", "log_format": "json", "log_level": "debug"}
+_ENUM_VALUES = {"executor": "ray", "log_format": "json", "log_level": "debug"}
 
 
 @pytest.mark.parametrize("settings", [ServiceSettings, ClientSettings])
-def test_every_setting_is_in_the_table_under_the_variable_that_it_is_read_from(
+def test_every_setting_is_in_the_table_under_its_environment_variable(
     settings: type[ServiceSettings | ClientSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = settings_page()
+    page = settings_page()
     for name, field in settings.model_fields.items():
         variable = environment_variable(settings, name)
-        assert f"| `{variable}` |" in written and field.description
+        assert f"| `{variable}` |" in page and field.description
         with monkeypatch.context() as context:
-            context.setenv(variable, _OF_FEW.get(name, "1"))
+            context.setenv(variable, _ENUM_VALUES.get(name, "1"))
             assert name in settings().model_fields_set
 
 
-def test_settings_do_not_show_the_secrets_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_do_not_show_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://ada:secret@there")
     monkeypatch.setenv("BERGSON_API_KEY", "secret")
     assert (

@@ -1,4 +1,4 @@
-"""The process: what it must not import, what keeps it from starting, and how it ends."""
+"""The start of the process: what it must not import, and what keeps it from starting."""
 
 import asyncio
 import signal
@@ -13,14 +13,20 @@ import pytest
 from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
-from tests.service.helpers import PROCESS_TIMEOUT_S, REPOSITORY, create_key, make_environment, start_service
+from tests.service.helpers import (
+    PROCESS_TIMEOUT_S,
+    REPOSITORY,
+    make_environment,
+    make_key_header,
+    start_service,
+)
 
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pandas", "ray")
 BODY = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
 
 
 def run_refused_service(data_dir: Path, **changes: str) -> str:
-    """What a service that does not start says; it is one line and no traceback."""
+    """Runs a service that cannot start, and returns its message, which is one line without a traceback."""
     run = subprocess.run(
         [sys.executable, "-m", "service"],
         cwd=REPOSITORY,
@@ -45,39 +51,41 @@ def test_the_web_process_imports_none_of_the_heavy_libraries() -> None:
     assert run.stderr.strip() == "[]"
 
 
-async def test_answers_are_not_held_back_by_nagles_algorithm(tmp_path: Path) -> None:
-    seen = asyncio.get_running_loop().create_future()
+async def test_answers_are_not_delayed_by_nagles_algorithm(tmp_path: Path) -> None:
+    no_delay = asyncio.get_running_loop().create_future()
 
-    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def check_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sock = writer.get_extra_info("socket")
-        seen.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        no_delay.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
     listening = _listen(ServiceSettings(data_dir=tmp_path, port=0))
-    async with await asyncio.start_server(accepted, sock=listening):
+    async with await asyncio.start_server(check_connection, sock=listening):
         _, writer = await asyncio.open_connection(*listening.getsockname())
-        assert await seen
+        assert await no_delay
         writer.close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_it_does_not_listen_where_others_reach_it_without_a_key(tmp_path: Path, host: str) -> None:
-    said = run_refused_service(tmp_path, BERGSON_HOST=host)
-    assert host in said and "bergson keys create" in said
+def test_the_service_does_not_listen_without_a_key_where_others_can_reach_it(
+    tmp_path: Path, host: str
+) -> None:
+    message = run_refused_service(tmp_path, BERGSON_HOST=host)
+    assert host in message and "bergson keys create" in message
 
 
-def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
     assert "settings.port" in run_refused_service(tmp_path, BERGSON_PORT="many")
 
 
-def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        said = run_refused_service(tmp_path, BERGSON_PORT=port)
-    assert port in said and "BERGSON_PORT" in said
+        message = run_refused_service(tmp_path, BERGSON_PORT=port)
+    assert port in message and "BERGSON_PORT" in message
 
 
-def test_a_redis_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_redis_that_does_not_answer_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closing:
         url = f"redis://127.0.0.1:{closing.getsockname()[1]}/0"
     assert "REDIS_URL" in run_refused_service(tmp_path, REDIS_URL=url)
@@ -85,7 +93,9 @@ def test_a_redis_that_does_not_answer_is_named_with_the_way_out(tmp_path: Path) 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_service_cleanly_although_a_stream_is_open(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with start_service(tmp_path) as (process, address):
         location = httpx.post(f"{address}/index", json=BODY).headers["location"]
         with httpx.stream("GET", f"{address}{location}/events") as stream:
@@ -96,8 +106,8 @@ def test_a_signal_ends_it_cleanly_although_a_stream_is_open(tmp_path: Path, numb
 
 
 @pytest.mark.e2e
-def test_with_a_key_it_listens_where_others_reach_it_and_answers_who_has_one(tmp_path: Path) -> None:
-    headers = create_key(tmp_path, scope="write", rate="2/minute")
+def test_with_a_key_the_service_listens_everywhere_and_answers_callers_who_have_one(tmp_path: Path) -> None:
+    headers = make_key_header(tmp_path, scope="write", rate="2/minute")
     with start_service(tmp_path, BERGSON_HOST="0.0.0.0", BERGSON_ALLOWED_HOSTS="*") as (_, address):
         assert httpx.get(f"{address}/livez").status_code == 200
         assert httpx.post(f"{address}/index", json=BODY).status_code == 401

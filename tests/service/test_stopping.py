@@ -1,4 +1,4 @@
-"""How a web process ends: what is open is answered, and who asks whether it is ready is told no."""
+"""How a web process stops: it finishes open requests, and is not ready meanwhile."""
 
 import signal
 import time
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def redis_at(tmp_path: Path, spec: BuildSpec) -> Iterator[str]:
-    """A Redis in which a worker seems to live for a minute, that knows the index `facts`."""
+def redis_url_with_worker(tmp_path: Path, spec: BuildSpec) -> Iterator[str]:
+    """The URL of a Redis in which a worker seems to be alive for a minute; the index `facts` is published."""
     publish_manifest(tmp_path / "indexes", "facts", spec)
     with embedded_redis(tmp_path / "redis") as url, connect(url) as client:
         WorkerQueue(client, Settings(heartbeat_s=20), WORKER.worker_id).send_heartbeat(WORKER)
@@ -42,32 +42,35 @@ def refuses_connections(address: str) -> bool:
     return False
 
 
-def test_a_query_that_is_open_when_the_process_is_told_to_stop_is_answered(
-    tmp_path: Path, redis_at: str
+def test_an_open_query_is_answered_before_the_process_stops(
+    tmp_path: Path, redis_url_with_worker: str
 ) -> None:
     with (
-        start_service(tmp_path, REDIS_URL=redis_at, BERGSON_SHUTDOWN_S="20") as (process, address),
-        connect(redis_at) as redis,
+        start_service(tmp_path, REDIS_URL=redis_url_with_worker, BERGSON_SHUTDOWN_S="20") as (
+            process,
+            address,
+        ),
+        connect(redis_url_with_worker) as redis,
         ThreadPoolExecutor(1) as pool,
         Client(address, retry_s=0) as client,
     ):
-        asked = pool.submit(client.attribute, "facts", "Ada was born in", " London")
+        answer = pool.submit(client.attribute, "facts", "Ada was born in", " London")
         queries = QueryQueue(redis, Settings(), WorkerMetrics())
         (query,) = wait_until(queries.take)
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: refuses_connections(address))
-        assert process.poll() is None and not asked.done()
+        assert process.poll() is None and not answer.done()
         queries.send_replies(
             [(query, Reply(query_id=query.query_id, answer=make_answer(query.query, ["a"])))]
         )
-        assert asked.result(PROCESS_TIMEOUT_S).results
+        assert answer.result(PROCESS_TIMEOUT_S).results
         assert process.wait(PROCESS_TIMEOUT_S) == 0
 
 
-def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_ready(
-    tmp_path: Path, redis_at: str
+def test_a_draining_process_still_answers_but_is_not_ready(
+    tmp_path: Path, redis_url_with_worker: str
 ) -> None:
-    with start_service(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3") as (process, address):
+    with start_service(tmp_path, REDIS_URL=redis_url_with_worker, BERGSON_DRAIN_S="3") as (process, address):
         assert httpx.get(f"{address}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
@@ -77,8 +80,11 @@ def test_while_a_load_balancer_looks_away_it_answers_and_says_that_it_is_not_rea
         assert time.monotonic() - begun >= 2.9
 
 
-def test_a_second_signal_ends_the_waiting(tmp_path: Path, redis_at: str) -> None:
-    with start_service(tmp_path, REDIS_URL=redis_at, BERGSON_DRAIN_S="3600") as (process, address):
+def test_a_second_signal_stops_the_process_at_once(tmp_path: Path, redis_url_with_worker: str) -> None:
+    with start_service(tmp_path, REDIS_URL=redis_url_with_worker, BERGSON_DRAIN_S="3600") as (
+        process,
+        address,
+    ):
         assert httpx.get(f"{address}/livez").status_code == 200
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)

@@ -1,4 +1,4 @@
-"""The file of keys: what is kept, what is found in it, and that it fails closed."""
+"""The file of API keys: what it holds, which keys it finds, and that nobody gets in when it is damaged."""
 
 import logging
 import stat
@@ -13,8 +13,8 @@ from bergson_core.errors import InvalidInput, Unavailable
 from service.auth.api_keys import KEY_FILE_NAME, Caller, KeyFile
 
 
-def make_caller(name: str = "ada", **what: Any) -> Caller:
-    return Caller.model_validate({"name": name, "scope": "read"} | what)
+def make_caller(name: str = "ada", **fields: Any) -> Caller:
+    return Caller.model_validate({"name": name, "scope": "read"} | fields)
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def file(tmp_path: Path) -> KeyFile:
     return KeyFile(tmp_path)
 
 
-def test_a_key_is_found_by_itself_and_by_nothing_like_it(file: KeyFile) -> None:
+def test_only_the_key_itself_is_found(file: KeyFile) -> None:
     key, other = file.create(make_caller()), file.create(make_caller("bob"))
-    found = file.find(key)
-    assert found is not None and found.name == "ada"
+    record = file.find(key)
+    assert record is not None and record.name == "ada"
     swapped = key[:16] + other[16:]
     last = "B" if key.endswith("A") else "A"
     for wrong in (
@@ -42,7 +42,7 @@ def test_a_key_is_found_by_itself_and_by_nothing_like_it(file: KeyFile) -> None:
         assert file.find(wrong) is None, wrong
 
 
-def test_the_secret_is_not_kept_and_nobody_else_may_read_the_file(file: KeyFile) -> None:
+def test_the_file_holds_no_secret_and_only_its_owner_can_read_it(file: KeyFile) -> None:
     secret = file.create(make_caller()).split("_", 2)[2]
     assert secret not in file.path.read_text()
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
@@ -55,7 +55,7 @@ def test_no_two_keys_are_alike(file: KeyFile) -> None:
     assert all(len(key.split("_", 2)[2]) == 43 for key in keys), "256 bits in base64"
 
 
-def test_a_key_counts_until_it_expires(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_valid_until_it_expires(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1000.0)
     key = file.create(make_caller(), expires_at=1010.0)
     assert file.find(key) is not None
@@ -63,7 +63,7 @@ def test_a_key_counts_until_it_expires(file: KeyFile, monkeypatch: pytest.Monkey
     assert file.find(key) is None
 
 
-def test_what_one_process_changes_holds_at_once_in_another(file: KeyFile, tmp_path: Path) -> None:
+def test_a_change_by_one_process_takes_effect_in_another_at_once(file: KeyFile, tmp_path: Path) -> None:
     other = KeyFile(tmp_path)
     assert other.read() is None
     key = file.create(make_caller())
@@ -73,7 +73,7 @@ def test_what_one_process_changes_holds_at_once_in_another(file: KeyFile, tmp_pa
     assert other.read() == (), "the file stays, so that the last revocation opens nothing"
 
 
-def test_keys_that_are_made_side_by_side_are_all_kept(tmp_path: Path) -> None:
+def test_keys_that_are_created_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     def make(name: str) -> None:
         KeyFile(tmp_path).create(make_caller(name))
 
@@ -85,7 +85,7 @@ def test_keys_that_are_made_side_by_side_are_all_kept(tmp_path: Path) -> None:
     assert len(KeyFile(tmp_path).read() or ()) == 8
 
 
-def test_a_name_is_given_once_and_can_be_given_again_when_it_is_revoked(file: KeyFile) -> None:
+def test_a_name_is_unique_and_is_free_again_after_the_revocation(file: KeyFile) -> None:
     file.create(make_caller())
     with pytest.raises(InvalidInput, match="revoke it first"):
         file.create(make_caller())
@@ -109,13 +109,13 @@ def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
     assert KEY_FILE_NAME in caplog.text
     with pytest.raises(Unavailable):
         file.create(make_caller("bob"))
-    assert file.path.read_text() == content, "nothing is written over it"
+    assert file.path.read_text() == content, "the damaged file is not overwritten"
     file.path.write_bytes(good)
     assert file.find(key) is not None
 
 
 @pytest.mark.parametrize(
-    "what",
+    "fields",
     [
         {"name": ""},
         {"name": "a b"},
@@ -128,26 +128,28 @@ def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
         {"concurrent": 0},
     ],
 )
-def test_a_key_that_makes_no_sense_is_refused(file: KeyFile, what: dict[str, Any]) -> None:
+def test_invalid_fields_of_a_key_are_refused(file: KeyFile, fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        file.create(make_caller(**what))
+        file.create(make_caller(**fields))
     assert file.read() is None
 
 
 def test_each_scope_includes_those_before_it() -> None:
     allowed = {
-        scope: [one for one in ("read", "write", "admin") if make_caller(scope=scope).has_scope(one)]
+        scope: [other for other in ("read", "write", "admin") if make_caller(scope=scope).has_scope(other)]
         for scope in ("read", "write", "admin")
     }
     assert allowed == {"read": ["read"], "write": ["read", "write"], "admin": ["read", "write", "admin"]}
 
 
-def test_patterns_say_which_indexes_there_are() -> None:
-    some = make_caller(indexes=["facts-*", "news"])
-    assert [some.can_see(name) for name in ("facts-1", "news", "facts", "news-1")] == [
+def test_patterns_decide_which_indexes_a_key_can_see() -> None:
+    limited = make_caller(indexes=["facts-*", "news"])
+    assert [limited.can_see(name) for name in ("facts-1", "news", "facts", "news-1")] == [
         True,
         True,
         False,
         False,
     ]
-    assert [one.can_see(None) for one in (some, make_caller())] == [False, True], "what belongs to no index"
+    assert [caller.can_see(None) for caller in (limited, make_caller())] == [False, True], (
+        "belongs to no index"
+    )

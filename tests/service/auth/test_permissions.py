@@ -1,4 +1,4 @@
-"""A key may be for some indexes alone, and may show no text: what else there is, is not there for it."""
+"""A key may be limited to some indexes, and may be denied the texts of documents."""
 
 from pathlib import Path
 
@@ -9,31 +9,31 @@ from fastapi.testclient import TestClient
 from bergson_core.schemas.build import BuildSpec
 from service.settings import ServiceSettings
 from tests.service.fake_broker import WORKER, FakeBroker, publish_manifest
-from tests.service.helpers import EXAMPLE_BODIES, create_key, iter_calls, require_problem
+from tests.service.helpers import EXAMPLE_BODIES, iter_calls, make_key_header, require_problem
 
 QUERY = {"index": "facts", "prompt": "a", "completion": " b"}
 
 
 @pytest.fixture
 def limited(app: FastAPI, settings: ServiceSettings, spec: BuildSpec) -> dict[str, str]:
-    """The header of a key for `facts` alone, beside which there is an index `secret`."""
+    """The header of a key for `facts` alone, next to an index `secret`."""
     publish_manifest(settings.data_dir / "indexes", "secret", spec)
-    return create_key(settings.data_dir, scope="admin", indexes=["facts*"])
+    return make_key_header(settings.data_dir, scope="admin", indexes=["facts*"])
 
 
-def test_every_call_on_an_index_that_the_key_is_not_for_is_as_if_there_were_none(
+def test_an_index_that_the_key_may_not_see_looks_like_one_that_does_not_exist(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
     calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
     assert len(calls) == 7
     for name, method, path in calls:
-        there = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
+        hidden = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")
-        not_there = client.request(method, missing, json=EXAMPLE_BODIES.get(name), headers=limited)
-        problem = require_problem(there, 404, "index_not_found")
+        nonexistent = client.request(method, missing, json=EXAMPLE_BODIES.get(name), headers=limited)
+        problem = require_problem(hidden, 404, "index_not_found")
         assert (
             problem.detail.replace("secret", "missing")
-            == require_problem(not_there, 404, "index_not_found").detail
+            == require_problem(nonexistent, 404, "index_not_found").detail
         )
     query = QUERY | {"index": "secret"}
     require_problem(client.post("/attribute", json=query, headers=limited), 404, "index_not_found")
@@ -41,7 +41,7 @@ def test_every_call_on_an_index_that_the_key_is_not_for_is_as_if_there_were_none
     assert client.post("/attribute", json=QUERY, headers=limited).status_code == 200
 
 
-def test_a_build_under_a_name_that_the_key_is_not_for_is_refused(
+def test_a_build_under_a_name_that_the_key_may_not_see_is_refused(
     client: TestClient, limited: dict[str, str]
 ) -> None:
     body = EXAMPLE_BODIES["build_index"]
@@ -50,21 +50,22 @@ def test_a_build_under_a_name_that_the_key_is_not_for_is_refused(
     assert client.post("/index", json=body, headers=limited).status_code == 202
 
 
-def test_lists_show_what_the_key_is_for(
+def test_lists_show_only_what_the_key_may_see(
     client: TestClient, limited: dict[str, str], broker: FakeBroker, jobs: list[str]
 ) -> None:
     broker.heartbeats = [WORKER.model_copy(update={"resident": ["facts", "secret"]})]
-    shown = [
+    pages = [
         client.get(path, headers=limited).json()["items"]
         for path in ("/index", "/jobs", "/workers", "/models")
     ]
-    assert [one["name"] for one in shown[0]] == ["facts"]
-    assert [one["job_id"] for one in shown[1]] == jobs[:1]
-    assert [one["resident"] for one in shown[2]] == [["facts"]]
+    indexes, listed_jobs, workers, _ = pages
+    assert [index["name"] for index in indexes] == ["facts"]
+    assert [job["job_id"] for job in listed_jobs] == jobs[:1]
+    assert [worker["resident"] for worker in workers] == [["facts"]]
 
 
 @pytest.mark.parametrize("call", ["GET /jobs/{}", "DELETE /jobs/{}", "GET /jobs/{}/events"])
-def test_a_job_of_another_index_is_as_if_there_were_none(
+def test_a_job_of_another_index_looks_like_one_that_does_not_exist(
     client: TestClient, limited: dict[str, str], broker: FakeBroker, jobs: list[str], call: str
 ) -> None:
     broker.advance(jobs[0], "succeeded")
@@ -79,8 +80,11 @@ def test_a_job_of_another_index_is_as_if_there_were_none(
 
 def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path: Path) -> None:
     body = EXAMPLE_BODIES["build_index"]
-    same = {"Idempotency-Key": "try-1"}
-    ada, bob = create_key(tmp_path, scope="write") | same, create_key(tmp_path, "bob", scope="write") | same
+    idempotency_key = {"Idempotency-Key": "try-1"}
+    ada, bob = (
+        make_key_header(tmp_path, scope="write") | idempotency_key,
+        make_key_header(tmp_path, "bob", scope="write") | idempotency_key,
+    )
     first, other = (
         client.post("/index", json=body, headers=ada),
         client.post("/index", json=body | {"name": "facts-3"}, headers=bob),
@@ -92,27 +96,27 @@ def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path:
 JOBS = {"build_index", "append_documents", "fit_profile", "compact"}
 
 
-def test_every_call_that_makes_a_job_takes_the_turn_of_its_key_and_makes_it_once(
+def test_every_call_that_queues_a_job_uses_the_lane_of_its_key_and_queues_it_once(
     app: FastAPI, client: TestClient, broker: FakeBroker, tmp_path: Path
 ) -> None:
-    ada = create_key(tmp_path, scope="write")
+    ada = make_key_header(tmp_path, scope="write")
     calls = {name: path for name, _, path in iter_calls(app) if name in {*JOBS, "estimate_index"}}
     for name, path in calls.items():
         headers = ada | {"Idempotency-Key": name}
         first, again = (client.post(path, json=EXAMPLE_BODIES.get(name), headers=headers) for _ in range(2))
         if name in JOBS:
             assert (first.status_code, again.json()) == (202, first.json()), name
-    assert len(broker.submitted_jobs) == len(JOBS) + 2  # an estimate is an answer
+    assert len(broker.submitted_jobs) == len(JOBS) + 2  # an estimate is made anew by each call
     assert len(set(broker.lanes)) == 1 and broker.lanes[0]
 
 
 # Text
 
 
-def test_a_key_without_text_gets_ids_and_scores_alone(
+def test_a_key_without_text_gets_only_ids_and_scores(
     client: TestClient, tmp_path: Path, broker: FakeBroker
 ) -> None:
-    hidden = create_key(tmp_path, text=False)
+    hidden = make_key_header(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
     everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
@@ -122,16 +126,18 @@ def test_a_key_without_text_gets_ids_and_scores_alone(
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
 
 
-def test_a_document_is_shown_without_text_where_the_key_shows_none(
+def test_a_key_without_text_gets_documents_without_text(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"id": "doc-1", "prompt": "a", "completion": "b", "metadata": {"k": 1}, "loss": 0.5, "n_tokens": 3}
     monkeypatch.setattr(
         "bergson_core.storage.document_lookup.find_document", lambda directory, document_id: row
     )
-    seen = client.get("/index/facts/documents/doc-1", headers=create_key(tmp_path, text=False)).json()
-    assert seen == row | {"index": "facts", "prompt": None, "completion": None, "metadata": None}
+    document = client.get(
+        "/index/facts/documents/doc-1", headers=make_key_header(tmp_path, text=False)
+    ).json()
+    assert document == row | {"index": "facts", "prompt": None, "completion": None, "metadata": None}
     assert (
-        client.get("/index/facts/documents/doc-1", headers=create_key(tmp_path, "bob")).json()["prompt"]
+        client.get("/index/facts/documents/doc-1", headers=make_key_header(tmp_path, "bob")).json()["prompt"]
         == "a"
     )

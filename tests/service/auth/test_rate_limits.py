@@ -1,4 +1,4 @@
-"""What one key may ask: so many calls in a span of time, so many open at once."""
+"""The limits of a key: how many calls in a span of time, and how many open at once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from bergson_core.errors import RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller
 from service.auth.rate_limits import RateLimiter, redis_storage
 from service.settings import ServiceSettings
-from tests.service.helpers import create_key, require_problem
+from tests.service.helpers import make_key_header, require_problem
 from worker.queue.embedded_redis import redis_url
 from worker.queue.redis_client import connect_async
 
@@ -25,19 +25,19 @@ def make_caller(key_id: str = "0" * 12, rate: str | None = None, concurrent: int
 
 @asynccontextmanager
 async def connect_rate_limiter(url: str) -> AsyncIterator[RateLimiter]:
-    """The limits of one web process that counts in Redis, as `service.app` makes them."""
+    """The rate limiter of one web process, which counts in Redis, as `service.app` makes it."""
     async with connect_async(url, 8) as redis:
         yield RateLimiter(redis_storage(redis.connection_pool))
 
 
-async def make_calls(limits: RateLimiter, who: Caller, calls: int = 1) -> None:
+async def make_calls(limiter: RateLimiter, caller: Caller, calls: int = 1) -> None:
     for _ in range(calls):
-        await limits.start_call(who)
-        limits.end_call(who)
+        await limiter.start_call(caller)
+        limiter.end_call(caller)
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(client: TestClient, tmp_path: Path) -> None:
-    ada, bob = create_key(tmp_path, rate="2/minute"), create_key(tmp_path, "bob", rate="2/minute")
+def test_a_key_that_calls_too_often_learns_when_to_try_again(client: TestClient, tmp_path: Path) -> None:
+    ada, bob = make_key_header(tmp_path, rate="2/minute"), make_key_header(tmp_path, "bob", rate="2/minute")
     assert [client.get("/index", headers=ada).status_code for _ in range(3)] == [200, 200, 429]
     refused = client.get("/index", headers=ada)
     assert "2/minute" in require_problem(refused, 429, "rate_limited").detail
@@ -45,34 +45,34 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(client: TestClient,
     assert client.get("/index", headers=bob).status_code == 200, "each key has its own"
 
 
-async def test_the_calls_that_are_open_are_counted_until_they_end(limits: RateLimiter) -> None:
-    who = make_caller(concurrent=2)
-    await limits.start_call(who)
-    await limits.start_call(who)
+async def test_open_calls_are_counted_until_they_end(limiter: RateLimiter) -> None:
+    caller = make_caller(concurrent=2)
+    await limiter.start_call(caller)
+    await limiter.start_call(caller)
     with pytest.raises(RateLimited, match="2 calls"):
-        await limits.start_call(who)
-    await limits.start_call(make_caller("1" * 12, concurrent=1))
-    limits.end_call(who)
-    await limits.start_call(who)
+        await limiter.start_call(caller)
+    await limiter.start_call(make_caller("1" * 12, concurrent=1))
+    limiter.end_call(caller)
+    await limiter.start_call(caller)
 
 
-async def test_a_call_that_is_refused_is_not_counted_as_open(limits: RateLimiter) -> None:
-    who = make_caller(rate="1/minute", concurrent=1)
-    await make_calls(limits, who)
+async def test_a_refused_call_is_not_counted_as_open(limiter: RateLimiter) -> None:
+    caller = make_caller(rate="1/minute", concurrent=1)
+    await make_calls(limiter, caller)
     for _ in range(3):
         with pytest.raises(RateLimited, match="1/minute"):
-            await limits.start_call(who)
+            await limiter.start_call(caller)
 
 
 @pytest.fixture
-async def limits() -> RateLimiter:
+async def limiter() -> RateLimiter:
     return RateLimiter()
 
 
-async def test_a_slow_call_over_http_keeps_the_next_one_out(
+async def test_a_slow_call_over_http_blocks_the_next_one(
     app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers, begun, go_on = create_key(tmp_path, concurrent=1), asyncio.Event(), asyncio.Event()
+    headers, begun, go_on = make_key_header(tmp_path, concurrent=1), asyncio.Event(), asyncio.Event()
 
     async def slow() -> list[object]:
         begun.set()
@@ -93,24 +93,24 @@ async def test_a_slow_call_over_http_keeps_the_next_one_out(
 
 
 async def test_web_processes_count_together_in_redis(tmp_path: Path) -> None:
-    who = make_caller(rate="3/minute")
+    caller = make_caller(rate="3/minute")
     with redis_url(ServiceSettings(data_dir=tmp_path)) as url:
-        async with connect_rate_limiter(url) as one, connect_rate_limiter(url) as other:
-            await make_calls(one, who, 2)
-            await make_calls(other, who)
-            for limits in (one, other):
+        async with connect_rate_limiter(url) as first, connect_rate_limiter(url) as second:
+            await make_calls(first, caller, 2)
+            await make_calls(second, caller)
+            for limiter in (first, second):
                 with pytest.raises(RateLimited, match="3/minute") as refused:
-                    await limits.start_call(who)
+                    await limiter.start_call(caller)
                 assert 1 <= refused.value.wait_s <= 60
-            await make_calls(other, make_caller("1" * 12, rate="3/minute"), 3)
+            await make_calls(second, make_caller("1" * 12, rate="3/minute"), 3)
         async with connect_async(url, 8) as redis:
             keys = await redis.keys("*")
             assert keys and all(key.startswith("bergson:rate:") for key in keys)
             assert all([0 < await redis.ttl(key) <= 120 for key in keys])
 
 
-async def test_a_rate_that_cannot_be_counted_lets_nobody_through(tmp_path: Path) -> None:
-    async with connect_rate_limiter(f"unix://{tmp_path}/none.sock") as limits:
+async def test_no_call_is_admitted_when_it_cannot_be_counted(tmp_path: Path) -> None:
+    async with connect_rate_limiter(f"unix://{tmp_path}/none.sock") as limiter:
         with pytest.raises(RedisUnavailable):
-            await limits.start_call(make_caller(rate="3/minute"))
-        await make_calls(limits, make_caller())
+            await limiter.start_call(make_caller(rate="3/minute"))
+        await make_calls(limiter, make_caller())

@@ -30,7 +30,7 @@ from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
-from tests.service.helpers import create_key, serve_app
+from tests.service.helpers import make_key_header, serve_app
 from worker.messages import Problem
 
 ROOT = Path(__file__).parents[3]
@@ -263,7 +263,7 @@ def test_a_problem_is_raised_as_the_error_that_it_stands_for(client: Client, set
         client.index("none")
     assert (raised.value.status, raised.value.code) == (404, "index_not_found")
     assert raised.value.request_id
-    create_key(settings.data_dir)
+    make_key_header(settings.data_dir)
     with pytest.raises(Unauthorized):
         client.index("facts")
 

@@ -1,4 +1,4 @@
-"""Every response has an id, and only our own names are answered."""
+"""Every response has a request id, and only requests to allowed hosts are answered."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import create_key, require_problem
+from tests.service.helpers import make_key_header, require_problem
 from worker.telemetry import logs
 
 PATHS = ["/livez", "/docs", "/openapi.json", "/static/dashboard/main.js", "/nothing", "/jobs/none"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_response_has_a_request_id_and_is_not_sniffed(client: TestClient, path: str) -> None:
+def test_every_response_has_a_request_id_and_forbids_sniffing(client: TestClient, path: str) -> None:
     first, second = client.get(path), client.get(path)
     assert re.fullmatch("[0-9a-f]{32}", first.headers["x-request-id"])
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
@@ -24,20 +24,20 @@ def test_every_response_has_a_request_id_and_is_not_sniffed(client: TestClient, 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_sane_request_id_is_kept(client: TestClient, path: str) -> None:
+def test_a_well_formed_request_id_is_kept(client: TestClient, path: str) -> None:
     sent = "trace-1.a:B_" + "x" * 116
     response = client.get(path, headers={"X-Request-ID": sent})
     assert response.headers.get_list("x-request-id") == [sent]
 
 
 @pytest.mark.parametrize("sent", ["", "x" * 129, "a b", "<script>", "\xe9", "a\tb", 'a"b'])
-def test_a_request_id_that_is_not_sane_is_replaced(client: TestClient, sent: str) -> None:
+def test_a_malformed_request_id_is_replaced(client: TestClient, sent: str) -> None:
     response = client.get("/livez", headers=[(b"X-Request-ID", sent.encode("latin-1"))])
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1"])
-def test_our_own_names_are_answered(client: TestClient, host: str) -> None:
+def test_requests_to_allowed_hosts_are_answered(client: TestClient, host: str) -> None:
     assert client.get("/livez", headers={"Host": host}).status_code == 200
 
 
@@ -50,7 +50,7 @@ def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> 
     assert "allowed_hosts" in problem.detail
 
 
-def test_no_page_elsewhere_may_read_us(client: TestClient) -> None:
+def test_pages_of_other_origins_cannot_read_responses(client: TestClient) -> None:
     headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "DELETE"}
     preflight = client.options("/jobs/job-1", headers=headers)
     assert not [name for name in preflight.headers if name.startswith("access-control")]
@@ -58,11 +58,11 @@ def test_no_page_elsewhere_may_read_us(client: TestClient) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_call_is_one_line_of_the_log_with_its_fields(
+def test_a_request_is_one_line_of_the_log_with_its_fields(
     client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(logs.make_formatter("json"))
-    headers = create_key(tmp_path) | {"X-Request-ID": "mine-1"}
+    headers = make_key_header(tmp_path) | {"X-Request-ID": "mine-1"}
     with caplog.at_level("INFO", logger="service"):
         client.get("/jobs/a%0Ab?secret=1", headers=headers)
     (line,) = (json.loads(line) for line in caplog.text.splitlines())
@@ -78,7 +78,7 @@ def test_a_call_is_one_line_of_the_log_with_its_fields(
     assert line["event"].startswith("GET /jobs/a%0Ab 422 ")
 
 
-def test_whatever_is_logged_on_the_way_bears_the_requests_id(
+def test_everything_that_a_request_logs_has_its_id(
     client: TestClient, broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(logs.make_formatter("json"))

@@ -1,4 +1,4 @@
-"""What docs/observing.md and docs/grafana.json say of the metrics is what the service exports."""
+"""docs/observing.md and docs/grafana.json agree with the metrics that the service exports."""
 
 import json
 import re
@@ -23,30 +23,30 @@ SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_c
 
 @pytest.fixture
 def exported(client: TestClient, broker: FakeBroker, settings: ServiceSettings) -> dict[str, Metric]:
-    """All families, each with a sample at least."""
+    """All metric families, each with at least one sample."""
     append_run(settings, make_canary_run())
-    counted = WorkerMetrics()
-    counted.jobs.labels("build", "succeeded").inc()
-    counted.count_replies([Reply(query_id="q")])
+    metrics = WorkerMetrics()
+    metrics.jobs.labels("build", "succeeded").inc()
+    metrics.count_replies([Reply(query_id="q")])
     broker.heartbeats = [
-        WORKER.model_copy(update={"metrics": counted.collect(resident=0, tokens_per_s=None)})
+        WORKER.model_copy(update={"metrics": metrics.collect(resident=0, tokens_per_s=None)})
     ]
     client.get("/livez")
-    found = scrape(client)
-    assert all(family.samples for family in found.values())
-    return found
+    families = scrape(client)
+    assert all(family.samples for family in families.values())
+    return families
 
 
 def exposed_name(family: Metric) -> str:
-    """A metric's name as the exposition and the table have it."""
+    """The name of a metric in the text format and in the guide."""
     return family.name + ("_total" if family.type == "counter" else "")
 
 
 def documented_labels() -> dict[str, set[str]]:
-    """The metrics of the guide, and the labels of each."""
+    """The labels of each metric in the guide."""
     text = (DOCS / "observing.md").read_text()
     rows = re.findall(r"^\| `(bergson_\w+)` \|(.*?)\|(.*)\|$", text, re.MULTILINE)
-    assert all(what.strip() for _, _, what in rows)
+    assert all(meaning.strip() for _, _, meaning in rows)
     return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels, _ in rows}
 
 
@@ -65,38 +65,42 @@ def test_the_guide_lists_exactly_the_metrics_that_are_exported(exported: dict[st
 
 def test_the_guide_names_the_labels_of_each_metric(exported: dict[str, Metric]) -> None:
     labels = {
-        exposed_name(one): {key for sample in one.samples for key in sample.labels}
-        for one in exported.values()
+        exposed_name(family): {label for sample in family.samples for label in sample.labels}
+        for family in exported.values()
     }
-    assert documented_labels() == {name: found - {"le"} for name, found in labels.items()}
+    assert documented_labels() == {name: names - {"le"} for name, names in labels.items()}
 
 
-def test_the_dashboard_asks_only_for_what_is_exported_by_labels_that_it_has(
+def test_the_dashboard_queries_only_exported_metrics_by_labels_that_they_have(
     exported: dict[str, Metric],
 ) -> None:
-    known = {one.name + suffix: one for one in exported.values() for suffix in SUFFIXES[one.type]}
+    families = {
+        family.name + suffix: family for family in exported.values() for suffix in SUFFIXES[family.type]
+    }
     for query in iter_dashboard_queries():
         names = set(re.findall(r"bergson_\w+", query))
-        assert names and names <= set(known), query
-        has = {key for name in names for sample in known[name].samples for key in sample.labels}
-        by = {label.strip() for group in re.findall(r"by \((.*?)\)", query) for label in group.split(",")}
-        assert by | set(re.findall(r"(\w+)!?=", query)) <= has | {"instance"}, query
+        assert names and names <= set(families), query
+        labels = {label for name in names for sample in families[name].samples for label in sample.labels}
+        grouping = {
+            label.strip() for group in re.findall(r"by \((.*?)\)", query) for label in group.split(",")
+        }
+        assert grouping | set(re.findall(r"(\w+)!?=", query)) <= labels | {"instance"}, query
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     panels = read_dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
         (x, y)
-        for place in (panel["gridPos"] for panel in panels)
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
+        for position in (panel["gridPos"] for panel in panels)
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
     ]
     assert len(set(cells)) == len(cells)
     assert all(x < 24 for x, _ in cells)
 
 
-def test_a_metric_of_the_workers_is_added_up_once_however_many_web_processes_show_it() -> None:
+def test_a_metric_of_the_workers_is_not_multiplied_by_the_number_of_web_processes() -> None:
     for query in iter_dashboard_queries():
         if "http" not in query and "cache" not in query:
             assert re.search(r"\b(max|min)\b", query), query

@@ -1,4 +1,4 @@
-"""What is no JSON, too much of it, or JSON that other readers would mangle, is refused at the door."""
+"""Bodies that are too large, not JSON, or JSON that other readers would change, are refused."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,14 +34,16 @@ JSON = {"Content-Type": "application/json"}
     ],
     ids=lambda body: repr(body)[-30:],
 )
-def test_what_is_not_plain_json_is_refused(client: TestClient, broker: FakeBroker, body: str | bytes) -> None:
+def test_a_body_that_is_not_strict_json_is_refused(
+    client: TestClient, broker: FakeBroker, body: str | bytes
+) -> None:
     problem = require_problem(client.post("/attribute", content=body, headers=JSON), 422, "invalid_input")
     assert problem.errors and problem.errors[0].msg.startswith("expected JSON: ")
     assert not broker.queries
 
 
 @pytest.mark.parametrize("number", [str(2**63), str(-(2**63) - 1), "1e400", "1" * 400 + ".0"])
-def test_a_number_beyond_64_bits_is_refused_where_the_schema_takes_anything(
+def test_a_number_beyond_64_bits_is_refused_even_if_the_schema_allows_anything(
     client: TestClient, broker: FakeBroker, number: str
 ) -> None:
     body = f'{{"name": "a", "model": "m", "documents": [{{"text": "t", "count": {number}}}]}}'
@@ -50,7 +52,7 @@ def test_a_number_beyond_64_bits_is_refused_where_the_schema_takes_anything(
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
-def test_the_largest_numbers_of_64_bits_arrive_as_they_are(
+def test_the_largest_numbers_of_64_bits_arrive_unchanged(
     client: TestClient, broker: FakeBroker, number: int
 ) -> None:
     body = {"name": "a", "model": "m", "documents": [{"text": "9" * 40, "count": number}]}
@@ -59,13 +61,13 @@ def test_the_largest_numbers_of_64_bits_arrive_as_they_are(
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_only_a_body_that_says_it_is_json_is_read(client: TestClient, content_type: str) -> None:
+def test_a_body_that_is_not_declared_as_json_is_refused(client: TestClient, content_type: str) -> None:
     response = client.post("/attribute", content=QUERY + "}", headers={"Content-Type": content_type})
     require_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/problem+json"])
-def test_json_by_another_name_is_read(client: TestClient, content_type: str) -> None:
+def test_other_media_types_of_json_are_read(client: TestClient, content_type: str) -> None:
     response = client.post("/attribute", content=QUERY + "}", headers={"Content-Type": content_type})
     assert response.status_code == 200
 
@@ -81,12 +83,14 @@ def iter_chunks(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("path", ["/attribute", "/index", "/nothing"])
-def test_a_body_that_declares_too_much_is_refused_on_any_path(client: TestClient, path: str) -> None:
+def test_a_body_whose_declared_length_is_too_large_is_refused_on_any_path(
+    client: TestClient, path: str
+) -> None:
     problem = require_problem(client.post(path, content=b" " * 20_001, headers=JSON), 413, "body_too_large")
     assert "20,000 bytes" in problem.detail
 
 
-def test_a_body_in_chunks_is_refused_when_it_has_grown_too_large(client: TestClient) -> None:
+def test_a_body_in_chunks_is_refused_once_it_is_too_large(client: TestClient) -> None:
     response = client.post("/attribute", content=iter_chunks(21_000), headers=JSON)
     assert "content-length" not in response.request.headers
     require_problem(response, 413, "body_too_large")

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser. Skipped where there is no chromium, but never in CI."""
+"""The dashboard in a real browser. These tests are skipped without Chromium, but never in CI."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from service.app import create_app
 from service.auth.api_keys import KeyFile
 from service.settings import ServiceSettings
 from tests.service.fake_broker import NOW, FakeBroker, publish_manifest
-from tests.service.helpers import create_key, serve_app
+from tests.service.helpers import make_key_header, serve_app
 from worker.messages import JobRecord
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -24,28 +24,28 @@ from playwright.sync_api import ConsoleMessage, Page, Request, expect, sync_play
 
 pytestmark = pytest.mark.browser
 
-expect.set_options(timeout=30_000)  # the page looks again every few seconds, and CI is busy
+expect.set_options(timeout=30_000)  # the page is refreshed every few seconds, and CI is busy
 
 
 class Visit:
-    """A page and what went wrong on it."""
+    """An open page, the requests that it made, and its errors."""
 
     def __init__(self, page: Page, address: str) -> None:
-        self.page, self.requests, self.troubles = page, [], []
+        self.page, self.requests, self.errors = page, [], []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("requestfailed", self._failed)
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("requestfailed", self._record_failure)
+        page.on("console", self._record_message)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(f"{address}/docs")
 
-    def _said(self, message: ConsoleMessage) -> None:
+    def _record_message(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.troubles.append(message.text)
+            self.errors.append(message.text)
 
-    def _failed(self, request: Request) -> None:
-        """An event stream that we closed ourselves counts as failed in the browser's eyes only."""
+    def _record_failure(self, request: Request) -> None:
+        """Records a failed request, except event streams, which fail for the browser when the page closes them."""
         if not request.url.endswith("/events"):
-            self.troubles.append(f"failed: {request.url}")
+            self.errors.append(f"failed: {request.url}")
 
 
 @pytest.fixture
@@ -83,17 +83,19 @@ def visit(
         browser.close()
 
 
-def test_the_page_loads_from_our_server_alone_and_without_a_complaint(visit: Visit) -> None:
+def test_the_page_loads_from_the_service_alone_and_without_errors(visit: Visit) -> None:
     expect(visit.page.locator("#status")).to_have_text("ready, 1 worker")
     expect(visit.page.locator("#indexes .tile strong")).to_contain_text(["facts"])
     expect(visit.page.locator("#workers .tile strong")).to_have_text("w-1")
     expect(visit.page.locator("#operations-Attribution-attribute")).to_be_visible()
-    ours = visit.page.url.removesuffix("/docs")
-    assert all(url.startswith((ours, "data:")) for url in visit.requests), visit.requests
-    assert not visit.troubles
+    address = visit.page.url.removesuffix("/docs")
+    assert all(url.startswith((address, "data:")) for url in visit.requests), visit.requests
+    assert not visit.errors
 
 
-def test_jobs_move_with_their_events_and_can_be_cancelled(visit: Visit, browser_broker: FakeBroker) -> None:
+def test_jobs_are_updated_by_their_events_and_can_be_cancelled(
+    visit: Visit, browser_broker: FakeBroker
+) -> None:
     card = visit.page.locator("#jobs .job", has_text="index-job-a")
     expect(card.locator(".badge")).to_have_text("running")
     browser_broker.advance("job-a", "running", stage="gradients", done=25, total=100)
@@ -106,7 +108,7 @@ def test_jobs_move_with_their_events_and_can_be_cancelled(visit: Visit, browser_
     cancel.click()
     expect(card.locator(".badge")).to_have_text("cancelled")
     assert browser_broker.records["job-a"].state == "cancelled"
-    assert not visit.troubles
+    assert not visit.errors
 
 
 def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_broker: FakeBroker) -> None:
@@ -130,15 +132,15 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#answer")).to_contain_text("1 random document: −2.0000 on average")
     expect(page.locator("#answer .score").first).to_contain_text("unlearned: −2.0000")
-    assert not visit.troubles
+    assert not visit.errors
 
 
-def test_a_key_is_asked_for_sent_with_every_call_and_missed_when_it_is_revoked(
+def test_the_page_asks_for_a_key_sends_it_with_every_call_and_asks_again_after_its_revocation(
     visit: Visit, tmp_path: Path, browser_broker: FakeBroker
 ) -> None:
     page, message = visit.page, visit.page.locator("#key-message")
     expect(page.locator("#workers .tile")).to_have_count(1)
-    key = create_key(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
+    key = make_key_header(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
     page.reload()
     expect(message).to_contain_text("needs an API key")
     expect(page.locator(".board")).to_be_hidden()

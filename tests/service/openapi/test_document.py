@@ -1,4 +1,4 @@
-"""The OpenAPI document: committed, complete, with examples that are true."""
+"""The OpenAPI document is complete, and its examples are valid."""
 
 import re
 from collections.abc import Iterator
@@ -23,34 +23,34 @@ def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi()
 
 
-def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             yield f"{method.upper()} {path}", operation
 
 
-def references(value: object) -> Iterator[str]:
+def iter_references(value: object) -> Iterator[str]:
     if isinstance(value, dict):
         if isinstance(reference := value.get("$ref"), str):
             yield reference
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
-            yield from references(part)
+            yield from iter_references(part)
 
 
-def documented(path: str) -> str:
-    """A route's path as the document has it."""
+def documented_path(path: str) -> str:
+    """Returns the path of a route as the document writes it."""
     return path.replace(":path}", "}")
 
 
 def test_every_route_is_documented(app: FastAPI, document: dict[str, Any]) -> None:
-    routes = {documented(route.path) for route in iter_route_contexts(app.routes)}
+    routes = {documented_path(route.path) for route in iter_route_contexts(app.routes)}
     assert routes == set(document["paths"]) | UNDOCUMENTED
 
 
-def test_the_contract_of_this_version_is_there(document: dict[str, Any]) -> None:
-    assert {name for name, _ in operations(document)} == {
+def test_the_document_has_exactly_the_calls_of_the_contract(document: dict[str, Any]) -> None:
+    assert {name for name, _ in iter_operations(document)} == {
         "POST /index",
         "POST /index/estimate",
         "GET /index",
@@ -75,20 +75,22 @@ def test_the_contract_of_this_version_is_there(document: dict[str, Any]) -> None
     }
 
 
-def test_every_call_has_one_tag_a_summary_a_description_and_a_name_of_its_own(
+def test_every_call_has_one_tag_a_summary_a_description_and_a_unique_id(
     document: dict[str, Any],
 ) -> None:
     names = [tag["name"] for tag in TAGS]
-    used = [operation["tags"] for _, operation in operations(document)]
+    used = [operation["tags"] for _, operation in iter_operations(document)]
     assert all(len(tags) == 1 and tags[0] in names for tags in used)
     assert list(dict.fromkeys(tags[0] for tags in used)) == names, "calls come in the order of work"
-    assert all(operation["summary"] and operation["description"] for _, operation in operations(document))
-    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert all(
+        operation["summary"] and operation["description"] for _, operation in iter_operations(document)
+    )
+    ids = [operation["operationId"] for _, operation in iter_operations(document)]
     assert len(set(ids)) == len(ids)
 
 
 def test_every_answer_and_every_body_has_an_example(document: dict[str, Any]) -> None:
-    for name, operation in operations(document):
+    for name, operation in iter_operations(document):
         answers = operation["responses"].items()
         contents = [response["content"] for status, response in answers if status != "204"]
         contents += [operation["requestBody"]["content"]] if "requestBody" in operation else []
@@ -97,7 +99,7 @@ def test_every_answer_and_every_body_has_an_example(document: dict[str, Any]) ->
 
 
 def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> None:
-    for name, operation in operations(document):
+    for name, operation in iter_operations(document):
         for status, response in operation["responses"].items():
             if int(status) < 400:
                 continue
@@ -115,23 +117,23 @@ def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> Non
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_has_a_target(document: dict[str, Any]) -> None:
     schemas = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
-    assert set(references(document)) <= schemas
+    assert set(iter_references(document)) <= schemas
 
 
-def test_every_good_example_is_what_the_call_answers(app: FastAPI, document: dict[str, Any]) -> None:
+def test_every_example_of_a_successful_response_is_valid(app: FastAPI, document: dict[str, Any]) -> None:
     checked = 0
     for route in iter_route_contexts(app.routes):
-        path = documented(route.path)
+        path = documented_path(route.path)
         for method in (route.methods or set()) if path in document["paths"] else set():
             answers = document["paths"][path][method.lower()]["responses"]
             content = answers[min(answers)].get("content", {})
             if "application/json" in content:
                 TypeAdapter(route.response_model).validate_python(content["application/json"]["example"])
                 checked += 1
-    without = 2 + sum("204" in operation["responses"] for _, operation in operations(document))
-    assert checked == len(list(operations(document))) - without, (
+    without = 2 + sum("204" in operation["responses"] for _, operation in iter_operations(document))
+    assert checked == len(list(iter_operations(document))) - without, (
         "all but the event stream, the metrics and those without a body"
     )
 
@@ -146,7 +148,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_every_example_of_a_body_is_one_that_is_accepted(document: dict[str, Any], path: str) -> None:
+def test_every_example_of_a_body_is_valid(document: dict[str, Any], path: str) -> None:
     model = BODIES[path]
     bodies = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert all(model.model_validate(body["value"]) for body in bodies.values())

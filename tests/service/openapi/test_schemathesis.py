@@ -1,4 +1,4 @@
-"""The service holds to its OpenAPI document, whatever it is sent: no 500, nothing that is not documented."""
+"""Whatever the service is sent, it answers as its OpenAPI document says, and never with a 500."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed
-from hypothesis import settings as limited
+from hypothesis import settings as hypothesis_settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -18,30 +18,30 @@ from service.app import create_app
 from service.openapi import examples
 from service.settings import ServiceSettings
 from tests.service.fake_broker import NOW, FakeBroker
-from tests.service.helpers import create_key
+from tests.service.helpers import make_key_header
 from worker.messages import JobRecord
 
 DOCUMENT = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
-EXAMPLES = 8
-WITHOUT = [positive_data_acceptance]
-"""What is valid by itself may be wrong together, or for this index: that it is refused with 422 is documented."""
+MAX_EXAMPLES = 8
+EXCLUDED_CHECKS = [positive_data_acceptance]
+"""Fields that are valid one by one may be wrong together, or for this index. The document says that this is a 422."""
 
 
-def calls(mode: GenerationMode) -> list[Any]:
-    """(path, method, mode) of all calls, or of those that can be called wrongly."""
-    found = [
+def make_parameters(mode: GenerationMode) -> list[Any]:
+    """Returns path, method and mode of all calls, or of those that can be called in a wrong way."""
+    operations = [
         (path, method, call) for path, item in DOCUMENT["paths"].items() for method, call in item.items()
     ]
     return [
         pytest.param(path, method, mode, id=f"{method} {path} {mode.value}")
-        for path, method, call in found
+        for path, method, call in operations
         if mode == GenerationMode.POSITIVE or call.get("parameters") or call.get("requestBody")
     ]
 
 
 @pytest.fixture
-def roomy(app: FastAPI, settings: ServiceSettings, broker: FakeBroker) -> FastAPI:
-    """The service over the same index, with a job, and room for what is too long for a field."""
+def app_with_large_bodies(app: FastAPI, settings: ServiceSettings, broker: FakeBroker) -> FastAPI:
+    """The service over the same index, with a job. Its limit of bodies is above that of every field."""
     job = JobRecord(job_id=examples.JOB_ID, kind="build", index="facts", state="succeeded", created_at=NOW)
     broker.put(job)
     texts = settings.indexes_dir / "facts" / "shards" / "00000" / DOCUMENT_TABLE_FILE
@@ -52,21 +52,27 @@ def roomy(app: FastAPI, settings: ServiceSettings, broker: FakeBroker) -> FastAP
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["without keys", "with keys"])
 @pytest.mark.parametrize(
-    ("path", "method", "mode"), [*calls(GenerationMode.POSITIVE), *calls(GenerationMode.NEGATIVE)]
+    ("path", "method", "mode"),
+    [*make_parameters(GenerationMode.POSITIVE), *make_parameters(GenerationMode.NEGATIVE)],
 )
 def test_every_call_answers_as_the_document_says(
-    roomy: FastAPI, settings: ServiceSettings, path: str, method: str, mode: GenerationMode, keyed: bool
+    app_with_large_bodies: FastAPI,
+    settings: ServiceSettings,
+    path: str,
+    method: str,
+    mode: GenerationMode,
+    keyed: bool,
 ) -> None:
     headers = {"Host": "localhost"}
     if keyed:
-        headers |= create_key(settings.data_dir, scope="admin")
-    else:  # then no call is refused that has none
-        roomy.openapi()["paths"][path][method].pop("security", None)
-    served = schemathesis.openapi.from_asgi("/openapi.json", roomy, headers=headers)
+        headers |= make_key_header(settings.data_dir, scope="admin")
+    else:  # the document says that a call without a key is refused, but there are no keys
+        app_with_large_bodies.openapi()["paths"][path][method].pop("security", None)
+    served = schemathesis.openapi.from_asgi("/openapi.json", app_with_large_bodies, headers=headers)
 
     @seed(0)
-    @limited(
-        max_examples=EXAMPLES,
+    @hypothesis_settings(
+        max_examples=MAX_EXAMPLES,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -74,6 +80,6 @@ def test_every_call_answers_as_the_document_says(
     )
     @given(case=served[path][method].as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers=headers, excluded_checks=WITHOUT)
+        case.call_and_validate(headers=headers, excluded_checks=EXCLUDED_CHECKS)
 
     check()

@@ -1,4 +1,4 @@
-"""The web process's side, against a real Redis; workers are threads over a fake core where one is needed."""
+"""The broker against a real Redis. Workers, where a test needs one, are threads over a fake core."""
 
 import asyncio
 import os
@@ -44,31 +44,30 @@ from tests.worker.helpers import (
 from worker.messages import CompactJob, EstimateJob, Heartbeat, JobRecord, Query, Reply
 from worker.process.runner import Runner
 from worker.queue import redis_keys
-from worker.queue import redis_keys as keys
 from worker.queue.embedded_redis import embedded_redis
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
-BEAT = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at=0, state="idle")
+HEARTBEAT = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at=0, state="idle")
 Start = Callable[[], Runner]
 
 
 @pytest.fixture
 def worker(settings: Settings, start_worker: Start) -> Runner:
-    """A worker with the index `facts`, that can be seen to live."""
+    """A worker that has started, and the index `facts`."""
     publish_index(settings.indexes_dir / "facts")
     return start_worker()
 
 
 @pytest.fixture
-async def alive(broker: Broker, worker: Runner) -> None:
+async def live_worker(broker: Broker, worker: Runner) -> None:
     await wait_until_async(broker.list_workers)
 
 
-async def taken_query(queue: WorkerQueue) -> Query:
-    (taken,) = await asyncio.to_thread(wait_until, queue.queries.take)
-    return taken
+async def take_query(queue: WorkerQueue) -> Query:
+    (query,) = await asyncio.to_thread(wait_until, queue.queries.take)
+    return query
 
 
 async def ask(broker: Broker, prompt: str = "Ada was born in", index: str = "facts", timeout_s: float = 20):
@@ -82,7 +81,7 @@ async def follow(broker: Broker, job_id: str, last_id: str = "0") -> list[tuple[
 # Queries
 
 
-async def test_an_answer_arrives(broker: Broker, alive: None):
+async def test_an_answer_arrives(broker: Broker, live_worker: None):
     answer = await ask(broker)
     assert answer.query.prompt == "Ada was born in"
     assert answer.timing_ms.queue >= 0
@@ -97,16 +96,16 @@ async def test_queries_of_several_requests_are_answered_together(
     start_worker: Start,
 ):
     publish_index(settings.indexes_dir / "facts")
-    queue.send_heartbeat(BEAT)
-    asked = [asyncio.create_task(ask(broker, f"prompt {number}")) for number in range(8)]
+    queue.send_heartbeat(HEARTBEAT)
+    tasks = [asyncio.create_task(ask(broker, f"prompt {number}")) for number in range(8)]
     await asyncio.to_thread(wait_until, lambda: count_waiting(redis) == 8)
     start_worker()
-    answers = await asyncio.gather(*asked)
+    answers = await asyncio.gather(*tasks)
     assert [answer.query.prompt for answer in answers] == [f"prompt {number}" for number in range(8)]
     assert [len(batch) for batch in core.batches] == [4, 4]
 
 
-async def test_the_workers_error_is_raised_here(broker: Broker, alive: None):
+async def test_an_error_of_the_worker_is_raised_by_the_broker(broker: Broker, live_worker: None):
     with pytest.raises(TooLong, match="99 tokens"):
         await ask(broker, "long text")
     with pytest.raises(IndexNotFound):
@@ -115,7 +114,7 @@ async def test_the_workers_error_is_raised_here(broker: Broker, alive: None):
         await ask(broker, "crash")
 
 
-async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCore, alive: None):
+async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCore, live_worker: None):
     core.total, core.batch_s = 10_000, 0.01
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     with pytest.raises(IndexBusy, match=job.job_id):
@@ -123,7 +122,7 @@ async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCo
     await broker.cancel(job.job_id)
 
 
-async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
+async def test_without_a_worker_no_query_is_queued(broker: Broker, redis: Redis):
     with pytest.raises(NoWorker, match="python -m worker"):
         await ask(broker)
     assert count_waiting(redis) == 0
@@ -132,34 +131,34 @@ async def test_without_a_worker_nothing_is_asked(broker: Broker, redis: Redis):
 async def test_too_many_queries_are_refused(
     broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
 ):
-    queue.send_heartbeat(BEAT)
-    asked = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
+    queue.send_heartbeat(HEARTBEAT)
+    tasks = [asyncio.create_task(ask(broker)) for _ in range(settings.max_queued_queries)]
     await asyncio.to_thread(wait_until, lambda: count_waiting(redis) == settings.max_queued_queries)
     with pytest.raises(QueueFull, match="8 queries wait"):
         await ask(broker)
-    for task in asked:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_where_a_query_waits_too_long_already_more_are_refused(
+async def test_queries_are_refused_when_one_has_waited_too_long(
     broker: Broker, queue: WorkerQueue, redis: Redis, settings: Settings
 ):
-    queue.send_heartbeat(BEAT)
+    queue.send_heartbeat(HEARTBEAT)
     send_query(redis, "old")
-    waiting_keys = redis_keys.waiting_keys("interactive")
-    redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s - 1)})
+    _, arrivals, _ = redis_keys.waiting_keys("interactive")
+    redis.zadd(arrivals, {"old": 1000 * (time.time() - settings.max_queue_wait_s - 1)})
     with pytest.raises(QueueFull, match="waited for 10 s"):
         await ask(broker)
-    redis.zadd(waiting_keys[1], {"old": 1000 * (time.time() - settings.max_queue_wait_s + 5)})
+    redis.zadd(arrivals, {"old": 1000 * (time.time() - settings.max_queue_wait_s + 5)})
     with pytest.raises(DeadlineExceeded):
         await ask(broker, timeout_s=0.01)
 
 
-async def test_an_answer_that_does_not_come_in_time_is_given_up_and_never_computed(
+async def test_a_query_that_is_not_answered_in_time_is_withdrawn(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.send_heartbeat(BEAT)
+    queue.send_heartbeat(HEARTBEAT)
     with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
         await ask(broker, timeout_s=0.05)
     assert broker._replies._futures == {}
@@ -169,54 +168,54 @@ async def test_an_answer_that_does_not_come_in_time_is_given_up_and_never_comput
 async def test_a_query_that_nobody_waits_for_any_more_is_withdrawn(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.send_heartbeat(BEAT)
-    asked = asyncio.create_task(ask(broker))
+    queue.send_heartbeat(HEARTBEAT)
+    task = asyncio.create_task(ask(broker))
     await asyncio.to_thread(wait_until, lambda: count_waiting(redis) == 1)
-    await cancel_and_wait(asked)
-    assert asked.cancelled()
+    await cancel_and_wait(task)
+    assert task.cancelled()
     assert remaining_query_keys(redis) == []
 
 
-async def test_a_query_in_a_workers_hands_stays_there(broker: Broker, queue: WorkerQueue, redis: Redis):
-    queue.send_heartbeat(BEAT)
-    asked = asyncio.create_task(ask(broker, timeout_s=0.5))
-    query = await taken_query(queue)
+async def test_a_query_that_a_worker_has_taken_stays_with_the_worker(
+    broker: Broker, queue: WorkerQueue, redis: Redis
+):
+    queue.send_heartbeat(HEARTBEAT)
+    task = asyncio.create_task(ask(broker, timeout_s=0.5))
+    query = await take_query(queue)
     with pytest.raises(DeadlineExceeded):
-        await asked
+        await task
     assert remaining_query_keys(redis) != []
-    assert not queue.queries.is_awaited(query), "nothing long is begun for it"
+    assert not queue.queries.is_awaited(query), "the worker begins no long step for it"
     queue.queries.send_replies([(query, Reply(query_id=query.query_id))])
 
 
-async def test_an_answer_that_cannot_be_read_is_an_error_and_not_a_silence(
-    broker: Broker, queue: WorkerQueue, redis: Redis
-):
-    queue.send_heartbeat(BEAT)
-    asked = asyncio.create_task(ask(broker))
-    query = await taken_query(queue)
+async def test_a_reply_that_cannot_be_read_is_an_error(broker: Broker, queue: WorkerQueue, redis: Redis):
+    queue.send_heartbeat(HEARTBEAT)
+    task = asyncio.create_task(ask(broker))
+    query = await take_query(queue)
     redis.xadd(query.reply_to, {"reply": f'{{"schema_version": 99, "query_id": "{query.query_id}"}}'})
     with pytest.raises(BergsonError, match="cannot be read"):
-        await asked
+        await task
 
 
-async def test_answers_are_deleted_once_read(broker: Broker, alive: None, redis: Redis):
+async def test_replies_are_deleted_once_they_are_read(broker: Broker, live_worker: None, redis: Redis):
     for _ in range(3):
         await ask(broker)
     await asyncio.to_thread(wait_until, lambda: redis.xlen(broker._replies.stream) == 0)
 
 
-async def test_callers_get_an_error_when_the_reader_has_died(
+async def test_callers_get_an_error_when_the_reading_task_has_died(
     broker: Broker, queue: WorkerQueue, monkeypatch: pytest.MonkeyPatch
 ):
     def bug(raw: str) -> None:
         raise TypeError("a bug")
 
     monkeypatch.setattr(broker._replies, "_deliver", bug)
-    queue.send_heartbeat(BEAT)
-    asked = asyncio.create_task(ask(broker))
-    taken = await taken_query(queue)
-    queue.queries.send_replies([(taken, Reply(query_id=taken.query_id))])
-    for attempt in (asked, ask(broker)):
+    queue.send_heartbeat(HEARTBEAT)
+    task = asyncio.create_task(ask(broker))
+    query = await take_query(queue)
+    queue.queries.send_replies([(query, Reply(query_id=query.query_id))])
+    for attempt in (task, ask(broker)):
         with pytest.raises(RedisUnavailable, match="has ended"):
             await attempt
 
@@ -224,14 +223,14 @@ async def test_callers_get_an_error_when_the_reader_has_died(
 # Jobs
 
 
-async def test_a_submitted_job_is_queued_and_can_be_seen(broker: Broker):
+async def test_a_submitted_job_is_queued_and_can_be_read(broker: Broker):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     assert (job.state, job.index) == ("queued", "new")
     assert await broker.read_job(job.job_id) == job
     assert await broker.active_jobs() == {"new": job.job_id}
 
 
-async def test_a_name_can_be_taken_once(broker: Broker, settings: Settings):
+async def test_the_name_of_an_index_can_be_used_once(broker: Broker, settings: Settings):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     with pytest.raises(IndexExists, match=job.job_id):
         await broker.submit(make_build_job("new", make_spec(model="other"), "r"))
@@ -254,17 +253,17 @@ async def test_one_job_at_a_time_changes_an_index(broker: Broker):
     assert (await broker.submit(change())).state == "queued"
 
 
-def estimate_of(model: str = "tiny") -> EstimateJob:
+def make_estimate_job(model: str = "tiny") -> EstimateJob:
     return EstimateJob(job_id=uuid4().hex, request_id="r", spec=make_spec(model=model))
 
 
-async def test_an_estimate_is_found_by_a_worker_and_takes_no_name(
+async def test_a_worker_makes_an_estimate_which_reserves_no_name(
     broker: Broker, core: FakeCore, start_worker: Start
 ):
     start_worker()
     await wait_until_async(broker.list_workers)
-    found = await broker.estimate(estimate_of(), 20)
-    assert found.model_dump() == examples.ESTIMATE
+    estimate = await broker.estimate(make_estimate_job(), 20)
+    assert estimate.model_dump() == examples.ESTIMATE
     (job,), _ = await broker.list_jobs()
     assert (job.kind, job.index, job.state) == ("estimate", None, "succeeded")
     assert await broker.active_jobs() == {}
@@ -278,31 +277,33 @@ async def test_an_estimate_that_nobody_waits_for_is_cancelled(
     start_worker()
     await wait_until_async(broker.list_workers)
     with pytest.raises(DeadlineExceeded, match=r"no estimate within 0\.5 s"):
-        await broker.estimate(estimate_of(), 0.5)
+        await broker.estimate(make_estimate_job(), 0.5)
 
-    async def ended() -> bool:
+    async def is_cancelled() -> bool:
         return (await broker.list_jobs())[0][0].state == "cancelled"
 
-    await wait_until_async(ended)
+    await wait_until_async(is_cancelled)
 
 
-async def test_the_error_of_an_estimate_is_raised_here(broker: Broker, core: FakeCore, start_worker: Start):
+async def test_the_error_of_an_estimate_is_raised_by_the_broker(
+    broker: Broker, core: FakeCore, start_worker: Start
+):
     start_worker()
     await wait_until_async(broker.list_workers)
     with pytest.raises(InvalidInput, match="model: expected"):
-        await broker.estimate(estimate_of("/etc"), 20)
+        await broker.estimate(make_estimate_job("/etc"), 20)
 
 
 async def test_without_a_worker_there_is_no_estimate(broker: Broker):
     with pytest.raises(NoWorker):
-        await broker.estimate(estimate_of(), 20)
+        await broker.estimate(make_estimate_job(), 20)
 
 
-async def test_of_submits_at_once_one_gets_the_name(broker: Broker):
-    made = await asyncio.gather(
+async def test_only_one_of_several_simultaneous_submits_gets_the_name(broker: Broker):
+    outcomes = await asyncio.gather(
         *(broker.submit(make_build_job("new", make_spec(), "r")) for _ in range(8)), return_exceptions=True
     )
-    assert sorted(type(one).__name__ for one in made) == ["IndexExists"] * 7 + ["JobRecord"]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["IndexExists"] * 7 + ["JobRecord"]
 
 
 async def test_a_name_is_free_again_when_its_job_was_cancelled(broker: Broker):
@@ -342,20 +343,20 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_starts(broker: Broker
     assert (await broker.cancel(job.job_id)).state == "cancelled"
 
 
-async def test_who_cancels_jobs_waits_no_longer_for_them(broker: Broker, queue: WorkerQueue):
-    async def ask_for(name: str, lane: str) -> str:
+async def test_cancelled_jobs_do_not_delay_the_other_jobs_of_their_lane(broker: Broker, queue: WorkerQueue):
+    async def submit(name: str, lane: str) -> str:
         return (await broker.submit(make_build_job(name, make_spec()), lane=lane)).job_id
 
-    cancelled = [await ask_for(f"a-{number}", "ada") for number in range(4)]
-    theirs = [await ask_for(f"b-{number}", "bob") for number in range(3)]
+    cancelled = [await submit(f"a-{number}", "ada") for number in range(4)]
+    bobs_jobs = [await submit(f"b-{number}", "bob") for number in range(3)]
     for job_id in cancelled:
         await broker.cancel(job_id)
-    mine = await ask_for("a-4", "ada")
+    adas_job = await submit("a-4", "ada")
     taken = [claim.job.job_id for claim in iter(queue.take_job, None)]
-    assert taken == [theirs[0], mine, *theirs[1:]]
+    assert taken == [bobs_jobs[0], adas_job, *bobs_jobs[1:]]
 
 
-async def test_a_running_job_is_told_to_stop(broker: Broker, queue: WorkerQueue):
+async def test_the_worker_of_a_cancelled_job_is_asked_to_stop(broker: Broker, queue: WorkerQueue):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     claim = queue.take_job()
     assert claim is not None
@@ -371,7 +372,7 @@ async def test_unknown_jobs_are_not_found(broker: Broker):
 
 
 async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
-    made = [
+    job_ids = [
         (await broker.submit(make_build_job(f"i-{number}", make_spec(), "r"))).job_id for number in range(5)
     ]
     first, cursor = await broker.list_jobs(limit=2)
@@ -379,7 +380,7 @@ async def test_jobs_are_listed_newest_first_in_pages(broker: Broker):
     await broker.submit(make_build_job("later", make_spec(), "r"))
     second, cursor = await broker.list_jobs(cursor=cursor, limit=2)
     third, end = await broker.list_jobs(cursor=cursor, limit=2)
-    assert [job.job_id for job in first + second + third] == made[::-1]
+    assert [job.job_id for job in first + second + third] == job_ids[::-1]
     assert end is None
     with pytest.raises(InvalidInput, match="cursor"):
         await broker.list_jobs(cursor="x")
@@ -397,17 +398,19 @@ async def test_jobs_are_listed_by_state(broker: Broker):
     assert end is None
 
 
-async def test_jobs_that_redis_has_forgotten_leave_the_list(broker: Broker, redis: Redis):
+async def test_expired_jobs_are_removed_from_the_list(broker: Broker, redis: Redis):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
-    redis.delete(keys.job_key(job.job_id))
+    redis.delete(redis_keys.job_key(job.job_id))
     assert await broker.list_jobs() == ([], None)
-    assert redis.zcard(keys.JOBS_BY_CREATION) == 0
+    assert redis.zcard(redis_keys.JOBS_BY_CREATION) == 0
 
 
 # Events
 
 
-async def test_events_tell_the_whole_story_and_end(broker: Broker, core: FakeCore, start_worker: Start):
+async def test_events_cover_the_whole_job_and_end_with_it(
+    broker: Broker, core: FakeCore, start_worker: Start
+):
     core.batch_s = 0.3
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     start_worker()
@@ -418,7 +421,7 @@ async def test_events_tell_the_whole_story_and_end(broker: Broker, core: FakeCor
     assert events[-1][1].progress.stage == "done"
 
 
-async def test_events_resume_after_the_last_one_that_was_seen(
+async def test_events_resume_after_the_last_one_that_was_received(
     broker: Broker, core: FakeCore, start_worker: Start
 ):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
@@ -428,21 +431,21 @@ async def test_events_resume_after_the_last_one_that_was_seen(
     assert await follow(broker, job.job_id, events[-1][0]) == []
 
 
-async def test_events_arrive_while_they_happen(broker: Broker, queue: WorkerQueue):
+async def test_events_arrive_as_they_happen(broker: Broker, queue: WorkerQueue):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     events = broker.iter_events(job.job_id)
     assert (await anext(events))[1].state == "queued"
-    waiting = asyncio.create_task(anext(cast("Any", events)))
+    next_event = asyncio.create_task(anext(cast("Any", events)))
     await asyncio.sleep(0.05)
     claim = queue.take_job()
     assert claim is not None
-    assert (await waiting)[1].state == "running"
+    assert (await next_event)[1].state == "running"
     queue.finish(claim, "cancelled")
     assert [record.state async for _, record in events] == ["cancelled"]
 
 
 @pytest.mark.parametrize("last_id", ["x", "1-x", "-", "", "99999999999999999999", "1-2-3"])
-async def test_what_is_no_event_id_is_refused(broker: Broker, last_id: str):
+async def test_a_malformed_event_id_is_refused(broker: Broker, last_id: str):
     job = await broker.submit(make_build_job("new", make_spec(), "r"))
     with pytest.raises(InvalidInput, match="event id"):
         await follow(broker, job.job_id, last_id)
@@ -451,64 +454,64 @@ async def test_what_is_no_event_id_is_refused(broker: Broker, last_id: str):
 # Workers and Redis itself
 
 
-async def test_live_workers_are_listed_and_dead_ones_forgotten(
+async def test_live_workers_are_listed_and_dead_ones_are_removed(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
-    queue.send_heartbeat(BEAT)
-    assert await broker.list_workers() == [BEAT]
-    redis.delete(keys.worker_key("w-1"))
+    queue.send_heartbeat(HEARTBEAT)
+    assert await broker.list_workers() == [HEARTBEAT]
+    redis.delete(redis_keys.worker_key("w-1"))
     assert await broker.list_workers() == []
-    assert not redis.exists(keys.WORKERS)
+    assert not redis.exists(redis_keys.WORKERS)
 
 
-async def older(broker: Broker, age_s: float) -> QueueLoad | None:
+async def load_with_older_query(broker: Broker, age_s: float) -> QueueLoad | None:
     load = await broker.read_load()
     return load if load.oldest_query_age_s > age_s else None
 
 
-async def test_the_load_of_an_empty_redis_is_nothing(broker: Broker):
+async def test_an_empty_redis_has_no_load(broker: Broker):
     assert await broker.read_load() == QueueLoad(
         queries=0, oldest_query_age_s=0, jobs_queued=0, jobs_running=0, workers=[]
     )
 
 
-async def test_the_load_is_what_waits_what_is_worked_on_and_who_does_it(
+async def test_the_load_counts_waiting_and_running_work_and_the_workers(
     broker: Broker, queue: WorkerQueue, redis: Redis
 ):
     for name in ("one", "two", "three"):
         await broker.submit(make_build_job(name, make_spec()), lane=name)
     queue.take_job()
-    queue.send_heartbeat(BEAT)
+    queue.send_heartbeat(HEARTBEAT)
     send_query(redis, "q-1")
     queue.queries.take()
     send_query(redis, "q-2")
     first = await broker.read_load()
-    assert (first.queries, first.jobs_queued, first.jobs_running, first.workers) == (2, 2, 1, [BEAT])
-    # The age is that of the first, which is worked on.
-    later = await wait_until_async(lambda: older(broker, first.oldest_query_age_s + 0.01))
+    assert (first.queries, first.jobs_queued, first.jobs_running, first.workers) == (2, 2, 1, [HEARTBEAT])
+    # The age is that of q-2, because a worker has taken q-1.
+    later = await wait_until_async(lambda: load_with_older_query(broker, first.oldest_query_age_s + 0.01))
     assert later.queries == 2
 
 
 @pytest.fixture
-async def lonely(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A broker whose Redis is not there."""
+async def broker_without_redis(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker whose Redis does not run."""
     settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
     async with Broker.connect(settings) as broker:
         yield broker
 
 
-async def test_without_redis_every_call_says_so(lonely: Broker):
+async def test_every_method_reports_that_redis_does_not_answer(broker_without_redis: Broker):
     for attempt in (
-        lonely.ping(),
-        lonely.list_workers(),
-        lonely.read_load(),
-        lonely.active_jobs(),
-        lonely.read_job("x"),
-        lonely.list_jobs(),
-        lonely.cancel("x"),
-        lonely.submit(make_build_job("new", make_spec(), "r")),
-        ask(lonely),
-        follow(lonely, "x"),
+        broker_without_redis.ping(),
+        broker_without_redis.list_workers(),
+        broker_without_redis.read_load(),
+        broker_without_redis.active_jobs(),
+        broker_without_redis.read_job("x"),
+        broker_without_redis.list_jobs(),
+        broker_without_redis.cancel("x"),
+        broker_without_redis.submit(make_build_job("new", make_spec(), "r")),
+        ask(broker_without_redis),
+        follow(broker_without_redis, "x"),
     ):
         with pytest.raises(RedisUnavailable, match="REDIS_URL"):
             await attempt
@@ -520,7 +523,7 @@ async def test_answers_and_jobs_survive_a_restart_of_redis(tmp_path: Path, core:
     async with Broker.connect(settings) as broker:
         with embedded_redis(tmp_path / "redis") as url:
             runner = Runner(WorkerQueue(connect(url), settings, "w-1"), settings, "fake")
-            working = asyncio.create_task(asyncio.to_thread(runner.run))
+            worker = asyncio.create_task(asyncio.to_thread(runner.run))
             try:
                 await wait_until_async(broker.list_workers)
                 await ask(broker)
@@ -530,11 +533,11 @@ async def test_answers_and_jobs_survive_a_restart_of_redis(tmp_path: Path, core:
                 assert (await follow(broker, job.job_id))[-1][1].state == "succeeded"
             finally:
                 runner.stop()
-                await working
+                await worker
 
 
 def kill_redis(url: str) -> None:
-    """Kills the server, and waits for the one that takes its place."""
+    """Kills the Redis server, and waits for the one that replaces it."""
     pid = read_pid(url)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: is_answering(url) and read_pid(url) != pid)

@@ -1,4 +1,4 @@
-"""POST /attribute hands the question on, and the answer back."""
+"""POST /attribute sends the query to a worker and returns the answer, or takes the answer from the cache."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from service.openapi import examples
 from service.schemas import AttributeResponse
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, make_answer
-from tests.service.helpers import create_key, require_problem, serve_app
+from tests.service.helpers import make_key_header, require_problem, serve_app
 from tests.worker.helpers import wait_until
 from worker.messages import ServiceQuery
 
@@ -37,7 +37,7 @@ def test_the_answer_comes_with_the_id_of_its_request(client: TestClient) -> None
     assert [row.id for row in answer.results or []] == ["doc-0"]
 
 
-def test_the_question_reaches_the_worker_as_it_was_asked(client: TestClient, broker: FakeBroker) -> None:
+def test_the_query_reaches_the_worker_unchanged(client: TestClient, broker: FakeBroker) -> None:
     body = QUERY | {"top_k": 3, "direction": "both", "include": ["text"], "timeout_s": 2.5}
     client.post("/attribute", json=body, headers={"X-Request-ID": "mine"})
     expected = ServiceQuery(**QUERY, top_k=3, direction="both", include=("text",))
@@ -52,7 +52,7 @@ def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, 
 
 
 @pytest.mark.parametrize("timeout", [{}, {"timeout_s": None}])
-def test_a_question_without_a_timeout_has_the_default(
+def test_a_query_without_a_timeout_gets_the_default(
     client: TestClient, broker: FakeBroker, timeout: dict[str, Any]
 ) -> None:
     client.post("/attribute", json=QUERY | timeout)
@@ -109,7 +109,7 @@ def test_a_wrong_field_is_refused(
         (DeadlineExceeded, 504),
     ],
 )
-def test_what_keeps_a_question_from_its_answer_has_its_status(
+def test_each_error_of_a_query_has_its_status(
     client: TestClient, broker: FakeBroker, error: type[BergsonError], status: int
 ) -> None:
     broker.error = error("why")
@@ -121,20 +121,20 @@ def test_a_span_beyond_the_completion_is_refused(client: TestClient) -> None:
     assert "the characters of the completion; got [0, 8]" in problem.detail
 
 
-def test_a_completion_may_be_left_to_the_model(client: TestClient, broker: FakeBroker) -> None:
+def test_the_model_may_generate_the_completion(client: TestClient, broker: FakeBroker) -> None:
     body = {"index": "facts", "prompt": "Ada was born in", "max_new_tokens": 4}
     assert client.post("/attribute", json=body).json()["query"]["completion"] == " said"
     assert broker.queries[0][0].completion is None
 
 
-def test_a_client_that_goes_takes_its_question_with_it(app: FastAPI, broker: FakeBroker) -> None:
+def test_the_query_of_a_client_that_disconnects_is_withdrawn(app: FastAPI, broker: FakeBroker) -> None:
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/attribute", json=QUERY | {"prompt": "wait"}, timeout=0.5)
         wait_until(lambda: broker.withdrawn_prompts == ["wait"])
 
 
-def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBroker) -> None:
+def test_the_batch_of_a_client_that_disconnects_is_withdrawn(app: FastAPI, broker: FakeBroker) -> None:
     body = {"queries": [QUERY | {"prompt": f"wait {number}"} for number in range(3)]}
     with serve_app(app) as url:
         with pytest.raises(httpx.ReadTimeout):
@@ -142,10 +142,10 @@ def test_a_client_that_goes_takes_its_batch_with_it(app: FastAPI, broker: FakeBr
         wait_until(lambda: sorted(broker.withdrawn_prompts) == ["wait 0", "wait 1", "wait 2"])
 
 
-# Answers that were given before
+# The cache
 
 
-def test_the_same_question_is_asked_once(client: TestClient, broker: FakeBroker) -> None:
+def test_a_repeated_query_is_answered_from_the_cache(client: TestClient, broker: FakeBroker) -> None:
     first, second = (client.post("/attribute", json=QUERY).json() for _ in range(2))
     assert len(broker.queries) == 1
     assert first["results"] == second["results"]
@@ -153,22 +153,22 @@ def test_the_same_question_is_asked_once(client: TestClient, broker: FakeBroker)
     assert (second["timing_ms"]["gradient"], second["timing_ms"]["search"]) == (0, 0)
 
 
-def test_a_question_that_wants_no_answer_from_memory_is_asked_anew(
-    client: TestClient, broker: FakeBroker
-) -> None:
+def test_a_query_with_no_cache_is_sent_to_a_worker_again(client: TestClient, broker: FakeBroker) -> None:
     for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=60"}):
         client.post("/attribute", json=QUERY, headers=headers)
     assert len(broker.queries) == 2
 
 
 @pytest.mark.parametrize("change", [{"top_k": 9}, {"prompt": "Bo was born in"}, {"include": ["text"]}])
-def test_another_question_is_asked(client: TestClient, broker: FakeBroker, change: dict[str, Any]) -> None:
+def test_a_different_query_is_sent_to_a_worker(
+    client: TestClient, broker: FakeBroker, change: dict[str, Any]
+) -> None:
     for body in (QUERY, QUERY | change):
         client.post("/attribute", json=body)
     assert len(broker.queries) == 2
 
 
-def test_an_index_that_was_published_again_is_asked_again(
+def test_a_new_version_of_the_index_makes_cached_answers_obsolete(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
     client.post("/attribute", json=QUERY)
@@ -179,7 +179,7 @@ def test_an_index_that_was_published_again_is_asked_again(
     assert len(broker.queries) == 2
 
 
-def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
+def test_a_takedown_makes_cached_answers_obsolete(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
     client.post("/attribute", json=QUERY)
@@ -188,7 +188,7 @@ def test_a_document_that_is_taken_down_is_in_no_answer_that_was_kept(
     assert len(broker.queries) == 2
 
 
-def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
+def test_a_verified_answer_has_the_effects_of_unlearning_and_is_cached_apart_from_a_plain_one(
     client: TestClient, broker: FakeBroker
 ) -> None:
     plain, verified, again = (
@@ -197,22 +197,22 @@ def test_a_verified_answer_has_what_changed_and_no_plain_one_takes_its_place(
     )
     assert len(broker.queries) == 2
     effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
-    for one in (verified, again):
-        assert one["results"][0]["verified"] == effect
-        assert one["verification"]["controls"] == [{"id": "doc-9", **effect}]
-        assert one["verification"]["mean"] == effect
+    for answer in (verified, again):
+        assert answer["results"][0]["verified"] == effect
+        assert answer["verification"]["controls"] == [{"id": "doc-9", **effect}]
+        assert answer["verification"]["mean"] == effect
     assert (plain["verification"], plain["results"][0]["verified"]) == (None, None)
 
 
 def test_each_document_to_verify_counts_as_a_call(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
-    header = create_key(settings.data_dir, rate="8/minute")
+    header = make_key_header(settings.data_dir, rate="8/minute")
     body = QUERY | {"verify": {"top": 3, "controls": 3}}
     assert client.post("/attribute", json=body, headers=header).status_code == 200
     require_problem(client.post("/attribute", json=body, headers=header), 429, "rate_limited")
     both = QUERY | {"direction": "both", "verify": {"top": 3, "controls": 2}}
-    other = create_key(settings.data_dir, name="bob", rate="8/minute")
+    other = make_key_header(settings.data_dir, name="bob", rate="8/minute")
     problem = require_problem(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
     assert "got 9 questions" in problem.detail
     batch = client.post("/attribute/batch", json={"queries": [body]}, headers=other)
@@ -222,14 +222,14 @@ def test_each_document_to_verify_counts_as_a_call(
     )
 
 
-def test_an_error_is_not_kept(client: TestClient, broker: FakeBroker) -> None:
+def test_errors_are_not_cached(client: TestClient, broker: FakeBroker) -> None:
     broker.error = QueueFull("why")
     require_problem(client.post("/attribute", json=QUERY), 429, "queue_full")
     broker.error = None
     assert client.post("/attribute", json=QUERY).status_code == 200
 
 
-def test_the_oldest_answers_make_room_and_damaged_ones_are_not_kept() -> None:
+def test_the_cache_drops_the_least_recently_used_answers_and_takes_no_partial_ones() -> None:
     answer = make_answer(ServiceQuery(**QUERY), ["text"])
     cache = AnswerCache(2 * len(answer.model_dump_json()))
     for key in ("a", "b", "c"):
@@ -241,36 +241,39 @@ def test_the_oldest_answers_make_room_and_damaged_ones_are_not_kept() -> None:
     assert cache.get(("d",)) is None
 
 
-# Many questions
+# Batches
 
 
-def test_a_batch_is_answered_in_order_each_with_its_own_problem(
+def test_a_batch_is_answered_in_order_and_each_query_has_its_own_problem(
     client: TestClient, broker: FakeBroker
 ) -> None:
     prompts = ["one", "bad", "three"]
     queries = [QUERY | {"prompt": prompt} for prompt in prompts] + [QUERY | {"index": "secret-1"}]
     response = client.post("/attribute/batch", json={"queries": queries}, headers={"X-Request-ID": "mine"})
     first, second, third, _ = response.json()["results"]
-    assert [one["query"]["prompt"] for one in (first, third)] == ["one", "three"]
+    assert [answer["query"]["prompt"] for answer in (first, third)] == ["one", "three"]
     assert (second["code"], second["status"]) == ("too_long", 422)
-    assert {one["request_id"] for one in (first, second, third)} == {"mine"}
+    assert {result["request_id"] for result in (first, second, third)} == {"mine"}
     assert {priority for _, priority in broker.lanes_and_priorities} == {"batch"}
 
 
 @pytest.mark.parametrize("count", [0, 257])
-def test_a_batch_of_none_or_too_many_is_refused(client: TestClient, count: int) -> None:
+def test_an_empty_or_too_large_batch_is_refused(client: TestClient, count: int) -> None:
     response = client.post("/attribute/batch", json={"queries": [QUERY] * count})
     assert "queries" in require_problem(response, 422, "invalid_input").detail
 
 
-def test_a_batch_counts_as_its_questions(
+def test_each_query_of_a_batch_counts_as_a_call(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
-    header = create_key(settings.data_dir, rate="5/minute")
+    header = make_key_header(settings.data_dir, rate="5/minute")
     body = {"queries": [QUERY | {"prompt": f"prompt {number}"} for number in range(4)]}
     assert client.post("/attribute/batch", json=body, headers=header).status_code == 200
     require_problem(client.post("/attribute/batch", json=body, headers=header), 429, "rate_limited")
-    too_many, other = {"queries": [QUERY] * 6}, create_key(settings.data_dir, name="bob", rate="5/minute")
+    too_many, other = (
+        {"queries": [QUERY] * 6},
+        make_key_header(settings.data_dir, name="bob", rate="5/minute"),
+    )
     problem = require_problem(
         client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input"
     )

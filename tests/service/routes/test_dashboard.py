@@ -1,4 +1,4 @@
-"""The dashboard comes from the package alone: no address outside, no inline script, no unescaped text."""
+"""The dashboard loads nothing from other hosts, has no inline script and never parses text as HTML."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 import service
 
 STATIC = Path(service.__file__).parent / "static"
-OURS = sorted([*STATIC.glob("dashboard/*"), STATIC / "favicon.svg"])
+OWN_FILES = sorted([*STATIC.glob("dashboard/*"), STATIC / "favicon.svg"])
 ASSET = re.compile(r"""(?:href|src)=["']([^"'#]+)["']""")
 IMPORT = re.compile(r"""from "(\./[^"]+)";""")
 
@@ -25,7 +25,7 @@ def test_the_page_names_no_external_address(page: str) -> None:
     assert not re.findall(r"(?i)https?:|//\w|@import|data:", page)
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: path.name)
 def test_our_assets_name_no_external_address(path: Path) -> None:
     text = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.findall(r"(?i)https?:|@import|url\(|['\"]//\w", text)
@@ -46,7 +46,7 @@ def test_every_asset_of_the_page_is_served(client: TestClient, page: str) -> Non
 
 
 def test_every_module_that_a_script_imports_is_served(client: TestClient) -> None:
-    scripts = [path for path in OURS if path.suffix == ".js"]
+    scripts = [path for path in OWN_FILES if path.suffix == ".js"]
     imports = {name for path in scripts for name in IMPORT.findall(path.read_text())}
     assert imports
     for name in imports:
@@ -55,7 +55,7 @@ def test_every_module_that_a_script_imports_is_served(client: TestClient) -> Non
         assert "javascript" in response.headers["content-type"]
 
 
-def test_the_policy_lets_in_nothing_but_our_own(client: TestClient) -> None:
+def test_the_security_policy_allows_only_our_own_assets(client: TestClient) -> None:
     headers = client.get("/docs").headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
@@ -71,18 +71,18 @@ def test_the_page_has_no_inline_script_or_handler(page: str) -> None:
 
 
 def test_our_scripts_never_make_html_of_text() -> None:
-    scripts = "".join(path.read_text() for path in OURS if path.suffix == ".js")
+    scripts = "".join(path.read_text() for path in OWN_FILES if path.suffix == ".js")
     assert not re.findall(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", scripts
     )
 
 
-def test_the_root_leads_to_the_page(client: TestClient) -> None:
+def test_the_root_redirects_to_the_page(client: TestClient) -> None:
     response = client.get("/")
     assert (response.status_code, response.url.path) == (200, "/docs")
 
 
-def test_the_licence_of_what_is_vendored_is_beside_it() -> None:
+def test_the_licences_of_vendored_files_are_next_to_them() -> None:
     names = {path.name for path in (STATIC / "swagger").iterdir()}
     assert {"LICENSE", "NOTICE", "README.md", "swagger-ui-bundle.js.LICENSE.txt"} <= names
     assert not [name for name in names if name.endswith(".map")]

@@ -1,4 +1,4 @@
-"""Documents are looked up and taken down on disk, without a worker; adding some is a job."""
+"""Documents are read and taken down on disk, without a worker; adding documents is a job."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +20,21 @@ from tests.service.helpers import require_problem
 from worker.messages import AppendJob, CompactJob, ProfileJob
 
 IDS = ["doc-0", "a/b c", "ü?#", "a/../..", "x" * 300]
-ASK: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
+QUERY: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
 
 
 @pytest.fixture
 def news(settings: ServiceSettings) -> Path:
-    """An index whose documents have ids of their own, without rows."""
+    """The directory of an index whose documents have ids of their own, and which has no rows."""
     spec = {"model": "tiny", "documents": [{"text": "a"}], "columns": {"id": "id", "metadata": ["source"]}}
     publish_manifest(settings.indexes_dir, "news", BuildSpec.model_validate(spec))
     shard = settings.indexes_dir / "news" / "shards" / "00000"
     shard.mkdir(parents=True)
     records: Any = [
-        SimpleNamespace(id=one, prompt=f"text of {one}", completion=None, metadata={"source": "wiki"})
-        for one in IDS
+        SimpleNamespace(
+            id=document_id, prompt=f"text of {document_id}", completion=None, metadata={"source": "wiki"}
+        )
+        for document_id in IDS
     ]
     write_document_table(
         shard / DOCUMENT_TABLE_FILE, make_document_table(records, np.array([1.5] * 4 + [np.nan]), [6] * 5)
@@ -45,9 +47,7 @@ def document_path(document_id: str) -> str:
 
 
 @pytest.mark.parametrize("document_id", IDS)
-def test_a_document_is_shown_by_its_id_whatever_that_is(
-    client: TestClient, news: Path, document_id: str
-) -> None:
+def test_a_document_is_found_by_any_id(client: TestClient, news: Path, document_id: str) -> None:
     assert client.get(document_path(document_id)).json() == {
         "index": "news",
         "id": document_id,
@@ -60,15 +60,15 @@ def test_a_document_is_shown_by_its_id_whatever_that_is(
 
 
 @pytest.mark.parametrize("document_id", IDS)
-def test_a_takedown_stands_from_the_204_on_without_a_worker_or_redis(
+def test_a_takedown_takes_effect_at_once_without_a_worker_or_redis(
     client: TestClient, broker: FakeBroker, news: Path, document_id: str
 ) -> None:
     broker.heartbeats, broker.error = [], RedisUnavailable("gone")
     assert client.delete(document_path(document_id)).status_code == 204
     require_problem(client.get(document_path(document_id)), 404, "document_not_found")
     require_problem(client.delete(document_path(document_id)), 404, "document_not_found")
-    others = [one for one in IDS if one != document_id]
-    assert [client.get(document_path(one)).status_code for one in others] == [200] * 4
+    others = [other for other in IDS if other != document_id]
+    assert [client.get(document_path(other)).status_code for other in others] == [200] * 4
 
 
 def test_takedowns_are_counted_and_survive_a_restart(
@@ -81,19 +81,19 @@ def test_takedowns_are_counted_and_survive_a_restart(
     assert (index["taken_down"], index["compacted"]) == (1, 0)
 
 
-def test_an_answer_on_its_way_loses_what_is_taken_down_meanwhile(
+def test_a_document_taken_down_meanwhile_is_removed_from_the_answer(
     client: TestClient, broker: FakeBroker, news: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.texts = ["a", "b", "c"]
     ask = broker.ask
 
-    async def while_it_is_asked(*arguments: Any) -> Any:
+    async def ask_and_take_down(*arguments: Any) -> Any:
         answer = await ask(*arguments)
         record_takedown(news, "doc-1", lambda: 1)
         return answer
 
-    monkeypatch.setattr(broker, "ask", while_it_is_asked)
-    results = client.post("/attribute", json=ASK).json()["results"]
+    monkeypatch.setattr(broker, "ask", ask_and_take_down)
+    results = client.post("/attribute", json=QUERY).json()["results"]
     assert [(row["rank"], row["id"]) for row in results] == [(1, "doc-0"), (2, "doc-2")]
 
 
@@ -107,12 +107,12 @@ def test_documents_of_an_unknown_index_are_not_found(client: TestClient) -> None
     require_problem(client.delete("/index/none"), 404, "index_not_found")
 
 
-def test_a_damaged_index_says_so(client: TestClient, news: Path) -> None:
+def test_a_damaged_index_is_reported_as_corrupt(client: TestClient, news: Path) -> None:
     (news / "manifest.json").write_text("{")
     require_problem(client.get(document_path("doc-0")), 500, "index_corrupt")
 
 
-def test_an_append_is_a_job(client: TestClient, broker: FakeBroker, news: Path) -> None:
+def test_an_append_is_queued_as_a_job(client: TestClient, broker: FakeBroker, news: Path) -> None:
     body = {"documents": [{"id": "new", "text": "b", "source": "x"}], "model": "tiny"}
     response = client.post("/index/news/documents", json=body, headers={"Idempotency-Key": "k"})
     assert (response.status_code, response.json()["state"]) == (202, "queued")
@@ -128,19 +128,19 @@ def test_an_append_is_a_job(client: TestClient, broker: FakeBroker, news: Path) 
 def test_ids_that_exist_are_refused_with_their_list(
     client: TestClient, broker: FakeBroker, news: Path
 ) -> None:
-    documents = [{"id": one, "text": "b", "source": "x"} for one in ("new", "ü?#", "doc-0")]
+    documents = [{"id": name, "text": "b", "source": "x"} for name in ("new", "ü?#", "doc-0")]
     problem = require_problem(
         client.post("/index/news/documents", json={"documents": documents}), 409, "ids_exist"
     )
     assert problem.ids == ["ü?#", "doc-0"]
     assert not broker.submitted_jobs
-    for one in ("ü?#", "doc-0"):
-        client.delete(document_path(one))
+    for document_id in ("ü?#", "doc-0"):
+        client.delete(document_path(document_id))
     assert client.post("/index/news/documents", json={"documents": documents}).status_code == 202
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         ({}, "exactly one of `dataset` and `documents`"),
         ({"documents": [{"text": "a"}], "dataset": {"path": "a"}}, "exactly one"),
@@ -150,17 +150,19 @@ def test_ids_that_exist_are_refused_with_their_list(
     ],
 )
 def test_a_bad_append_is_refused_before_it_is_queued(
-    client: TestClient, broker: FakeBroker, news: Path, body: dict[str, Any], says: str
+    client: TestClient, broker: FakeBroker, news: Path, body: dict[str, Any], message: str
 ) -> None:
     problem = require_problem(client.post("/index/news/documents", json=body), 422, "invalid_input")
-    assert says in problem.detail
+    assert message in problem.detail
     assert not broker.submitted_jobs
 
 
 PROFILE: dict[str, Any] = {"name": "law", "queries": [{"prompt": "a", "completion": " b"}]}
 
 
-def test_profiles_and_compaction_are_jobs(client: TestClient, broker: FakeBroker, news: Path) -> None:
+def test_profiles_and_compaction_are_queued_as_jobs(
+    client: TestClient, broker: FakeBroker, news: Path
+) -> None:
     for call, body in (("profiles", PROFILE), ("compact", None)):
         response = (
             client.post(f"/index/news/{call}", json=body) if body else client.post(f"/index/news/{call}")
@@ -189,7 +191,7 @@ def test_a_deleted_index_is_gone_from_disk(client: TestClient, settings: Service
     assert [item["name"] for item in client.get("/index").json()["items"]] == ["facts"]
 
 
-def test_an_index_that_a_job_is_at_work_on_is_not_deleted(client: TestClient, news: Path) -> None:
+def test_an_index_is_not_deleted_while_a_job_works_on_it(client: TestClient, news: Path) -> None:
     job = client.post("/index/news/compact").json()["job_id"]
     problem = require_problem(client.delete("/index/news"), 409, "index_busy")
     assert job in problem.detail

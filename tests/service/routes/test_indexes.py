@@ -1,4 +1,4 @@
-"""POST /index queues a build; the others show what is on disk and what is on its way."""
+"""POST /index queues a build; the other calls show the indexes on disk and those being built."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_wrong_field_is_refused_by_its_place(
+def test_a_wrong_field_is_refused_with_its_location(
     client: TestClient, broker: FakeBroker, change: dict[str, Any], loc: tuple[str | int, ...]
 ) -> None:
     problem = require_problem(client.post("/index", json=BODY | change), 422, "invalid_input")
@@ -94,7 +94,7 @@ def test_a_published_index_shows_its_counts_sizes_and_spec(client: TestClient, s
     assert index["spec"] == spec.model_dump(mode="json") | {"documents": []}
 
 
-def test_an_index_on_its_way_shows_its_job(client: TestClient) -> None:
+def test_an_index_that_is_being_built_shows_its_job(client: TestClient) -> None:
     job = client.post("/index", json=BODY).json()
     index = client.get("/index/news").json()
     assert (index["state"], index["job_id"], index["rows"]) == ("building", job["job_id"], None)
@@ -121,7 +121,7 @@ def test_a_malformed_name_in_a_path_never_reaches_the_disk(client: TestClient, n
     assert client.get(f"/index/{name}").json()["code"] in ("not_found", "invalid_input")
 
 
-def test_a_damaged_manifest_is_shown_as_such_and_hides_no_other_index(
+def test_an_index_with_a_damaged_manifest_is_corrupt_and_does_not_hide_others(
     client: TestClient, settings: ServiceSettings
 ) -> None:
     (settings.indexes_dir / "broken").mkdir()
@@ -148,12 +148,12 @@ def test_pages_of_indexes_cover_all_of_them_once_and_in_order(
     for name in ("a", "b", "z"):
         publish_manifest(settings.indexes_dir, name, spec)
     client.post("/index", json=BODY)
-    seen, cursor, pages = [], None, 0
+    names, cursor, pages = [], None, 0
     while pages == 0 or cursor:
         page = client.get("/index", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
-        seen += [item["name"] for item in page["items"]]
+        names += [item["name"] for item in page["items"]]
         cursor, pages = page["next_cursor"], pages + 1
-    assert (seen, pages) == (["a", "b", "facts", "news", "z"], 3)
+    assert (names, pages) == (["a", "b", "facts", "news", "z"], 3)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "cursor=..%2f", "cursor="])

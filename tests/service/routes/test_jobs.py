@@ -1,4 +1,4 @@
-"""Jobs can be listed, followed from any event on, and cancelled."""
+"""Jobs can be listed, read, followed from any event on, and cancelled."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def job_id(broker: FakeBroker, spec: BuildSpec) -> str:
 
 
 def parse_events(text: str) -> list[dict[str, str]]:
-    """The events of a stream; a comment is an event of the name ':'."""
+    """Returns the events of a stream; a comment is an event with the name ':'."""
     parsed = []
     for block in text.strip().split("\n\n"):
         lines = [line.partition(": ") for line in block.split("\n")]
@@ -31,7 +31,7 @@ def parse_events(text: str) -> list[dict[str, str]]:
     return parsed
 
 
-def test_a_query_parameter_that_does_not_exist_is_refused_with_those_that_do(client: TestClient) -> None:
+def test_an_unknown_query_parameter_is_refused_and_the_known_ones_are_named(client: TestClient) -> None:
     problem = require_problem(client.get("/jobs?stat=running"), 422, "invalid_input")
     assert problem.detail == "query parameter 'stat': expected state or cursor or limit"
     assert client.get("/livez?surprise=1").status_code == 422
@@ -67,7 +67,7 @@ def test_jobs_are_listed_newest_first_in_pages_and_by_state(
     require_problem(client.get("/jobs?state=sleeping"), 422, "invalid_input")
 
 
-def test_a_cancelled_job_says_so(client: TestClient, job_id: str) -> None:
+def test_a_job_can_be_cancelled(client: TestClient, job_id: str) -> None:
     response = client.delete(f"/jobs/{job_id}")
     assert (response.status_code, response.json()["state"]) == (202, "cancelled")
     assert client.get(f"/jobs/{job_id}").json()["state"] == "cancelled"
@@ -80,7 +80,7 @@ def test_cancelling_a_job_that_has_ended_changes_nothing(
     assert client.delete(f"/jobs/{job_id}").json()["state"] == "succeeded"
 
 
-def test_events_tell_states_from_progress_and_end_with_the_job(
+def test_events_distinguish_states_from_progress_and_end_with_the_job(
     client: TestClient, broker: FakeBroker, job_id: str
 ) -> None:
     broker.advance(job_id, "running", done=1)
@@ -88,13 +88,13 @@ def test_events_tell_states_from_progress_and_end_with_the_job(
     broker.advance(job_id, "succeeded")
     response = client.get(f"/jobs/{job_id}/events")
     assert response.headers["content-type"].startswith("text/event-stream")
-    found = parse_events(response.text)
-    assert [event["event"] for event in found] == ["state", "state", "progress", "state"]
-    assert [event["id"] for event in found] == ["1-0", "2-0", "3-0", "4-0"]
-    assert [json.loads(event["data"])["progress"]["done"] for event in found] == [0, 1, 2, 0]
+    stream = parse_events(response.text)
+    assert [event["event"] for event in stream] == ["state", "state", "progress", "state"]
+    assert [event["id"] for event in stream] == ["1-0", "2-0", "3-0", "4-0"]
+    assert [json.loads(event["data"])["progress"]["done"] for event in stream] == [0, 1, 2, 0]
 
 
-def test_events_resume_after_the_last_one_that_arrived(
+def test_events_resume_after_the_last_one_that_was_received(
     client: TestClient, broker: FakeBroker, job_id: str
 ) -> None:
     broker.advance(job_id, "running", done=1)
@@ -109,17 +109,17 @@ def test_a_malformed_last_event_id_is_refused(client: TestClient, job_id: str, l
     require_problem(response, 422, "invalid_input")
 
 
-def test_an_error_on_the_way_is_the_last_event(
+def test_an_error_during_a_stream_is_its_last_event(
     client: TestClient, broker: FakeBroker, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def lost(job_id: str, last_id: str) -> AsyncIterator[tuple[str, object]]:
+    async def fail_after_first_event(job_id: str, last_id: str) -> AsyncIterator[tuple[str, object]]:
         yield "1-0", broker.records[job_id]
         raise RedisUnavailable("Redis went away")
 
-    monkeypatch.setattr(broker, "iter_events", lost)
-    found = parse_events(client.get(f"/jobs/{job_id}/events").text)
-    assert [event["event"] for event in found] == ["state", "problem"]
-    assert json.loads(found[-1]["data"])["code"] == "redis_unavailable"
+    monkeypatch.setattr(broker, "iter_events", fail_after_first_event)
+    stream = parse_events(client.get(f"/jobs/{job_id}/events").text)
+    assert [event["event"] for event in stream] == ["state", "problem"]
+    assert json.loads(stream[-1]["data"])["code"] == "redis_unavailable"
 
 
 def test_a_quiet_stream_is_kept_alive_by_comments(
@@ -133,6 +133,6 @@ def test_a_quiet_stream_is_kept_alive_by_comments(
             asyncio.get_running_loop().call_later(0.2, broker.advance, job_id, "succeeded")
             return (await client.get(f"/jobs/{job_id}/events")).text
 
-    found = parse_events(asyncio.run(follow()))
-    assert {":": "ping"} in found
-    assert json.loads(found[-1]["data"])["state"] == "succeeded"
+    stream = parse_events(asyncio.run(follow()))
+    assert {":": "ping"} in stream
+    assert json.loads(stream[-1]["data"])["state"] == "succeeded"

@@ -1,8 +1,8 @@
-"""What a stranger may send over HTTP, and that nothing comes of it. Models and data: tests/core/test_attacks.py.
+"""Hostile HTTP requests do no harm.
 
-Paths are in tests/worker/test_handlers.py, keys and scopes in test_access.py and test_permissions.py, NaN and huge
-numbers in test_bodies.py, messages of another version in tests/worker/test_queue.py, whatever else the document allows
-or does not in test_fuzz.py.
+Other tests cover models and data (tests/core/security), local paths (tests/worker/process/test_path_checks.py), keys
+and scopes (tests/service/auth), NaN and huge numbers (tests/service/http/test_strict_json.py), messages of another
+version (tests/worker/queue/test_hostile_messages.py), and random requests (tests/service/openapi/test_schemathesis.py).
 """
 
 import gzip
@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import create_key, require_problem, serve_app
+from tests.service.helpers import make_key_header, require_problem, serve_app
 
 QUERY: dict[str, Any] = {"index": "facts", "prompt": "Ada was born in", "completion": " London"}
 
@@ -29,7 +29,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "streamed"])
-def test_a_body_of_100_mb_is_refused_and_never_held(
+def test_a_body_of_100_mb_is_refused_and_never_held_in_memory(
     settings: ServiceSettings, broker: FakeBroker, declared: bool
 ) -> None:
     sent = 0
@@ -51,7 +51,7 @@ def test_a_body_of_100_mb_is_refused_and_never_held(
     assert resident_bytes() - before < 50 * 10**6
 
 
-def test_a_packed_body_is_not_unpacked(client: TestClient) -> None:
+def test_a_compressed_body_is_not_decompressed(client: TestClient) -> None:
     bomb = gzip.compress(json.dumps(QUERY | {"prompt": "x" * 10**7}).encode())
     assert len(bomb) < 20_000
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
@@ -74,7 +74,7 @@ def test_a_packed_body_is_not_unpacked(client: TestClient) -> None:
     ],
     ids=ascii,
 )
-def test_only_plain_names_are_names_of_an_index(client: TestClient, name: str) -> None:
+def test_only_plain_names_are_accepted_as_names_of_an_index(client: TestClient, name: str) -> None:
     body = json.dumps(QUERY | {"index": name}).encode()
     response = client.post("/attribute", content=body, headers={"Content-Type": "application/json"})
     require_problem(response, 422, "invalid_input")
@@ -83,24 +83,24 @@ def test_only_plain_names_are_names_of_an_index(client: TestClient, name: str) -
 @pytest.mark.parametrize(
     "path", ["/index/..%2fkeys.json", "/index/%252e%252e", "/index/facts%00", "/static/..%2fapp.py"]
 )
-def test_a_path_leads_nowhere_else(client: TestClient, path: str) -> None:
+def test_a_path_cannot_leave_its_directory(client: TestClient, path: str) -> None:
     assert client.get(path).status_code in (404, 422)
 
 
 @pytest.mark.parametrize("sent", ["a\r\nSet-Cookie: x=1", "a b", "é", "x" * 129, "{}"])
-def test_the_id_of_a_request_carries_nothing_into_headers_or_logs(client: TestClient, sent: str) -> None:
+def test_a_request_id_cannot_inject_headers_or_log_lines(client: TestClient, sent: str) -> None:
     answer = client.get("/livez", headers={"X-Request-ID": sent.encode("latin-1")})
     assert answer.headers["X-Request-ID"] != sent
     assert "set-cookie" not in answer.headers
 
 
-def test_what_one_key_may_read_is_not_kept_for_one_that_may_not(
+def test_the_cache_reveals_no_text_to_a_key_that_may_see_none(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
     full, bare = (
-        create_key(settings.data_dir, name=name, text=text) for name, text in (("a", True), ("b", False))
+        make_key_header(settings.data_dir, name=name, text=text) for name, text in (("a", True), ("b", False))
     )
-    elsewhere = create_key(settings.data_dir, name="c", indexes=("other",))
+    elsewhere = make_key_header(settings.data_dir, name="c", indexes=("other",))
     client.post("/attribute", json=QUERY, headers=full)
     client.post("/attribute", json=QUERY, headers=bare)
     assert [query.include for query, *_ in broker.queries] == [("text", "metadata"), ()]
