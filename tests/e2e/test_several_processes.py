@@ -8,7 +8,7 @@ import pytest
 
 from service.client import Client
 from tests.e2e.conftest import build_request
-from tests.worker.helpers import until
+from tests.worker.helpers import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -24,7 +24,7 @@ def test_web_processes_answer_for_each_other_and_the_system_survives_the_end_of_
         job = client.build("facts", **build_request(sources))
         waiting = [pool.submit(waiter.wait, job) for waiter in (client, other_client)]
         assert {future.result(60).state for future in waiting} == {"succeeded"}
-        workers = until(lambda: len(alive := other_client.workers()) == 2 and alive)
+        workers = wait_until(lambda: len(alive := other_client.workers()) == 2 and alive)
 
         answers = [
             pool.submit(asker.attribute, "facts", "Person 3", " lives.")
@@ -39,6 +39,6 @@ def test_web_processes_answer_for_each_other_and_the_system_survives_the_end_of_
         second.processes["web service"].terminate()
         own_worker = first.processes["worker 1"]
         os.kill(next(worker.pid for worker in workers if worker.pid == own_worker.pid), signal.SIGTERM)
-        until(lambda: len(client.workers()) == 1)
+        wait_until(lambda: len(client.workers()) == 1)
         assert client.attribute("facts", "Person 4", " lives.").results
         assert second.processes["web service"].wait(30) == own_worker.wait(30) == 0
