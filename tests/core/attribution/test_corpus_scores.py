@@ -1,4 +1,4 @@
-"""Every document has the score that the definition and an answer give it; memory holds a part of a shard at a time."""
+"""Every document gets the score of the definition, which is that of answers; part of a shard is in memory at a time."""
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import preconditioner_path
 from tests.core.helpers import SCORING_CASES, make_spec, query, rows_by_definition, scores_by_definition
 
-ASKED = [
+QUERIES = [
     query("Person 3 lives in", " city 1.", top_k=40),
     query("Person 5 lives in city 2 and works", " for company 1.", top_k=40),
     query("", "Person 6", top_k=40),
@@ -37,38 +37,37 @@ def opened(index) -> AttributionIndex:
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "max", "each"])
-def test_a_threshold_draws_each_querys_scores_in_before_they_are_summed(opened, aggregate):
-    asked = [one.model_copy(update={"index": "facts"}) for one in ASKED]
-    plain = score_corpus(opened, asked, aggregate="each").read_all()["scores"].combine_chunks()
+def test_a_threshold_shrinks_the_scores_of_each_query_before_they_are_aggregated(opened, aggregate):
+    plain = score_corpus(opened, QUERIES, aggregate="each").read_all()["scores"].combine_chunks()
     expected = soft_threshold(np.asarray(plain.flatten()).reshape(40, 3).T, 2).T
-    found = score_corpus(opened, asked, aggregate=aggregate, threshold=2).read_all()
+    table = score_corpus(opened, QUERIES, aggregate=aggregate, threshold=2).read_all()
     if aggregate == "each":
-        values = np.asarray(found["scores"].combine_chunks().flatten()).reshape(40, 3)
+        values = np.asarray(table["scores"].combine_chunks().flatten()).reshape(40, 3)
     else:
-        values, expected = np.asarray(found["score"]), getattr(expected, aggregate)(1)
+        values, expected = np.asarray(table["score"]), getattr(expected, aggregate)(1)
     assert (expected == 0).any() and (expected != 0).any()
     np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 @pytest.fixture
 def small_reads(monkeypatch):
-    """Five rows of 128 numbers at a time, where shards have 16."""
+    """Reads five rows of 128 numbers at a time, where shards have 16 rows."""
     monkeypatch.setattr(corpus_scores, "_CHUNK_NUMBERS", 5 * 128 + 1)
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(3, 7), slice(10, 1000), slice(16, 32)])
-def test_rows_that_are_read_in_order_are_those_that_are_mapped(opened, part):
+def test_rows_read_by_a_slice_are_those_read_by_their_numbers(opened, part):
     for shard in opened.shards:
         places = np.arange(shard.entry.rows)[part]
         torch.testing.assert_close(shard.rows(part), shard.rows(places), rtol=0, atol=0)
 
 
-def scores_by_answers(opened: AttributionIndex, asked=ASKED) -> torch.Tensor:
-    """Scores [40, q] as `attribute` gives them."""
-    scores = torch.full((40, len(asked)), torch.nan)
-    for column, answer in enumerate(opened.attribute(asked)):
+def scores_by_answers(opened: AttributionIndex, queries=QUERIES) -> torch.Tensor:
+    """Returns scores [40, q] as `attribute` gives them."""
+    scores = torch.full((40, len(queries)), torch.nan)
+    for number, answer in enumerate(opened.attribute(queries)):
         for row in answer.results:
-            scores[int(row.id.removeprefix("doc-")), column] = row.score
+            scores[int(row.id.removeprefix("doc-")), number] = row.score
     return scores
 
 
@@ -76,10 +75,10 @@ def column(scores: pa.RecordBatchReader, name: str = "score") -> torch.Tensor:
     return torch.tensor(scores.read_all()[name].to_pylist())
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:
-    """Within `share` of the largest."""
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, share: float) -> None:
+    """Asserts that the numbers differ by at most `share` of the largest expected number."""
     torch.testing.assert_close(
-        found.double(), expected.double(), rtol=0, atol=share * expected.abs().max().item()
+        actual.double(), expected.double(), rtol=0, atol=share * expected.abs().max().item()
     )
 
 
@@ -95,29 +94,29 @@ def test_scores_are_those_of_the_definition_and_of_answers(
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)
     opened = AttributionIndex.open(path)
-    each = column(score_corpus(opened, ASKED, aggregate="each"), "scores")
-    close(each, scores_by_answers(opened), 1e-4)
-    if (rows, normalize) != ("sign", "row"):  # which that definition has not
-        expected = torch.stack([scores_by_definition(path, spec, one) for one in ASKED], 1)
-        close(each, expected, 2e-2 if rows == "int8" else 2e-3)
-    close(column(score_corpus(opened, ASKED)), each.mean(1), 1e-5)
-    close(column(score_corpus(opened, ASKED, aggregate="max")), each.amax(1), 1e-5)
+    each = column(score_corpus(opened, QUERIES, aggregate="each"), "scores")
+    assert_close(each, scores_by_answers(opened), 1e-4)
+    if (rows, normalize) != ("sign", "row"):  # a case that `scores_by_definition` does not cover
+        expected = torch.stack([scores_by_definition(path, spec, each_query) for each_query in QUERIES], 1)
+        assert_close(each, expected, 2e-2 if rows == "int8" else 2e-3)
+    assert_close(column(score_corpus(opened, QUERIES)), each.mean(1), 1e-5)
+    assert_close(column(score_corpus(opened, QUERIES, aggregate="max")), each.amax(1), 1e-5)
 
 
 def test_a_dataset_of_queries_is_read_by_its_columns(opened):
-    texts = {"q": [one.prompt for one in ASKED], "a": [one.completion for one in ASKED]}
+    texts = {"q": [each.prompt for each in QUERIES], "a": [each.completion for each in QUERIES]}
     dataset, columns = Dataset.from_dict(texts), ColumnsSpec(prompt="q", completion="a")
-    close(column(score_corpus(opened, dataset, columns)), column(score_corpus(opened, ASKED)), 1e-6)
+    assert_close(column(score_corpus(opened, dataset, columns)), column(score_corpus(opened, QUERIES)), 1e-6)
 
 
 def test_many_queries_keep_their_order(opened, monkeypatch):
     monkeypatch.setattr("bergson_core.data.documents.READ_CHUNK_SIZE", 2)
     monkeypatch.setattr(query_weights, "READ_CHUNK_SIZE", 2)
-    asked = [
+    queries = [
         query(f"Person {k} lives in", f" city {k}." + " and works" * (k % 3), top_k=40) for k in range(7)
     ]
-    each = column(score_corpus(opened, asked, aggregate="each"), "scores")
-    close(each, scores_by_answers(opened, asked), 1e-4)
+    scores = column(score_corpus(opened, queries, aggregate="each"), "scores")
+    assert_close(scores, scores_by_answers(opened, queries), 1e-4)
 
 
 def test_another_profile_scores_by_its_own_preconditioner(sources, tmp_path):
@@ -129,23 +128,23 @@ def test_another_profile_scores_by_its_own_preconditioner(sources, tmp_path):
     )
     fit_profile(path, "work", sample, mixing=0.7)
     opened = AttributionIndex.open(path)
-    asked = [one.model_copy(update={"profile": "work"}) for one in ASKED]
-    each = column(score_corpus(opened, asked, aggregate="each", profile="work"), "scores")
-    close(each, scores_by_answers(opened, asked), 1e-4)
+    queries = [each.model_copy(update={"profile": "work"}) for each in QUERIES]
+    scores = column(score_corpus(opened, queries, aggregate="each", profile="work"), "scores")
+    assert_close(scores, scores_by_answers(opened, queries), 1e-4)
     rows = torch.cat([shard.rows(slice(None)) for shard in opened.shards])
     expected = Preconditioner.load(preconditioner_path(path, "work")).apply(rows).square().sum((1, 2))
-    close(column(score_self_influence(opened, profile="work")), expected, 1e-5)
+    assert_close(column(score_self_influence(opened, profile="work")), expected, 1e-5)
 
 
-def test_rows_carry_what_the_index_keeps_of_a_document(opened, small_reads):
-    rows = score_corpus(opened, ASKED).read_all()
+def test_rows_have_what_the_index_stores_of_a_document(opened, small_reads):
+    rows = score_corpus(opened, QUERIES).read_all()
     assert rows.column_names == ["id", "score", "loss", "n_tokens", "metadata"]
-    kept = pa.concat_tables([shard.documents for shard in opened.shards])
+    stored = pa.concat_tables([shard.documents for shard in opened.shards])
     for name in ("id", "loss", "n_tokens", "metadata"):
-        assert rows[name].to_pylist() == kept[name].to_pylist()
+        assert rows[name].to_pylist() == stored[name].to_pylist()
 
 
-def test_rows_are_read_when_they_are_asked_for_and_few_at_a_time(opened, small_reads, monkeypatch):
+def test_rows_are_read_lazily_and_few_at_a_time(opened, small_reads, monkeypatch):
     read, rows = [], Shard.rows
 
     def counted(shard, numbers):
@@ -153,20 +152,20 @@ def test_rows_are_read_when_they_are_asked_for_and_few_at_a_time(opened, small_r
         return rows(shard, numbers)
 
     monkeypatch.setattr(Shard, "rows", counted)
-    scores = score_corpus(opened, ASKED)
+    scores = score_corpus(opened, QUERIES)
     assert not read
     assert scores.read_next_batch().num_rows == 5
     assert read == [("00000", slice(0, 5))]
     assert [batch.num_rows for batch in scores] == [5, 5, 1, 5, 5, 5, 1, 5, 3]
 
 
-def test_the_best_are_those_of_the_highest_scores_in_order(opened, small_reads):
-    scores = score_corpus(opened, ASKED).read_all()
+def test_top_documents_have_the_highest_scores_in_order(opened, small_reads):
+    scores = score_corpus(opened, QUERIES).read_all()
     ids = [scores["id"][k].as_py() for k in column(scores.to_reader()).argsort(descending=True, stable=True)]
-    found = top_documents(score_corpus(opened, ASKED), 7)
-    assert found["id"].to_pylist() == ids[:7]
-    assert found.schema == scores.schema
-    assert top_documents(score_corpus(opened, ASKED), 99)["id"].to_pylist() == ids
+    best = top_documents(score_corpus(opened, QUERIES), 7)
+    assert best["id"].to_pylist() == ids[:7]
+    assert best.schema == scores.schema
+    assert top_documents(score_corpus(opened, QUERIES), 99)["id"].to_pylist() == ids
 
 
 def test_of_equal_scores_the_earlier_document_is_taken():
@@ -174,13 +173,13 @@ def test_of_equal_scores_the_earlier_document_is_taken():
         pa.record_batch({"id": list(ids), "score": scores})
         for ids, scores in (("ab", [1.0, 2.0]), ("cd", [2.0, 2.0]))
     ]
-    found = top_documents(pa.RecordBatchReader.from_batches(parts[0].schema, parts), 3)
-    assert found["id"].to_pylist() == ["b", "c", "d"]
+    best = top_documents(pa.RecordBatchReader.from_batches(parts[0].schema, parts), 3)
+    assert best["id"].to_pylist() == ["b", "c", "d"]
 
 
 def test_totals_add_up_the_scores_of_each_source(opened, small_reads):
     totals = ScoreTotals(opened, "source")
-    scores = column(totals.add(score_corpus(opened, ASKED)))
+    scores = column(totals.add(score_corpus(opened, QUERIES)))
     rows = totals.table().to_pylist()
     expected = {"web": scores[::2], "wiki": scores[1::2]}
     assert {row["value"] for row in rows} == set(expected)
@@ -200,7 +199,7 @@ def test_totals_add_up_the_scores_of_each_source(opened, small_reads):
         (['{"source": 3}', '{"source": "3"}', '{"source": ["x"]}'], {"3": 1, '"3"': 1, '["x"]': 1}),
     ],
 )
-def test_totals_tell_values_of_any_type_apart_and_have_a_group_for_none(opened, texts, values):
+def test_totals_keep_values_of_any_type_apart_and_group_documents_without_one(opened, texts, values):
     totals = ScoreTotals(opened, "source")
     table = pa.table({"score": [1.0] * len(texts), "metadata": texts})
     totals.add(table.to_reader()).read_all()
@@ -222,9 +221,9 @@ def test_self_influence_is_that_of_the_definition(sources, tmp_path, small_reads
         mean = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         inverse = torch.linalg.inv(second + spec.scoring.damping * mean * inverse)
     expected = torch.einsum("nmi,mij,nmj->n", rows, inverse, rows)
-    found = score_self_influence(AttributionIndex.open(path)).read_all()
-    torch.testing.assert_close(column(found.to_reader()).double(), expected, rtol=5e-3, atol=0)
-    assert found["id"].to_pylist() == [f"doc-{k}" for k in range(40)]
+    table = score_self_influence(AttributionIndex.open(path)).read_all()
+    torch.testing.assert_close(column(table.to_reader()).double(), expected, rtol=5e-3, atol=0)
+    assert table["id"].to_pylist() == [f"doc-{k}" for k in range(40)]
 
 
 def test_sign_rows_have_no_self_influence(sources, tmp_path):
@@ -233,10 +232,10 @@ def test_sign_rows_have_no_self_influence(sources, tmp_path):
         score_self_influence(AttributionIndex.open(tmp_path / "facts"))
 
 
-BAD = {
+BAD_CALLS = {
     "no queries": (lambda index: score_corpus(index, []), InvalidInput, "at least one"),
     "an unknown profile": (
-        lambda index: score_corpus(index, ASKED, profile="law"),
+        lambda index: score_corpus(index, QUERIES, profile="law"),
         InvalidInput,
         "it has default",
     ),
@@ -262,16 +261,20 @@ BAD = {
         "it has source, number",
     ),
     "totals of lists": (
-        lambda index: ScoreTotals(index, "source").add(score_corpus(index, ASKED, aggregate="each")),
+        lambda index: ScoreTotals(index, "source").add(score_corpus(index, QUERIES, aggregate="each")),
         InvalidInput,
         "mean or max",
     ),
-    "the best of lists": (
-        lambda index: top_documents(score_corpus(index, ASKED, aggregate="each"), 3),
+    "top documents of lists": (
+        lambda index: top_documents(score_corpus(index, QUERIES, aggregate="each"), 3),
         InvalidInput,
         "mean or max",
     ),
-    "the best none": (lambda index: top_documents(score_corpus(index, ASKED), 0), InvalidInput, "at least 1"),
+    "no top documents": (
+        lambda index: top_documents(score_corpus(index, QUERIES), 0),
+        InvalidInput,
+        "at least 1",
+    ),
     "self-influence of an unknown profile": (
         lambda index: score_self_influence(index, profile="law"),
         InvalidInput,
@@ -280,10 +283,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_CALLS)
 def test_bad_input_is_refused_before_a_row_is_read(opened, case):
-    call, error, says = BAD[case]
-    with pytest.raises(error, match=says):
+    call, error, message = BAD_CALLS[case]
+    with pytest.raises(error, match=message):
         call(opened)
 
 
@@ -297,7 +300,7 @@ def test_a_query_whose_gradient_is_not_finite_is_named(opened, monkeypatch):
 
     monkeypatch.setattr(opened.collector, "collect", overflown)
     with pytest.raises(InvalidInput, match="query 1: its gradient is not finite"):
-        score_corpus(opened, ASKED)
+        score_corpus(opened, QUERIES)
 
 
 def test_a_document_without_a_gradient_scores_zero(sources, tmp_path):
@@ -306,7 +309,7 @@ def test_a_document_without_a_gradient_scores_zero(sources, tmp_path):
     )
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
-    for scores in (score_corpus(opened, ASKED), score_self_influence(opened)):
+    for scores in (score_corpus(opened, QUERIES), score_self_influence(opened)):
         first, second = column(scores)
         assert first == 0
         assert second != 0

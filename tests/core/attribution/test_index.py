@@ -1,4 +1,4 @@
-"""Scores are those of the definition, whatever finds the candidates and whoever else asks."""
+"""An index opens only if it is intact, and answers with scores that are those of the definition."""
 
 import json
 
@@ -28,14 +28,14 @@ def test_scores_are_those_of_the_definition(sources, tmp_path, normalizer, rows,
     )
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)
-    asked = query(top_k=40)
-    expected = scores_by_definition(path, spec, asked)
-    (answer,) = AttributionIndex.open(path).attribute([asked])
-    found = torch.zeros(40, dtype=torch.float64)
+    whole_index = query(top_k=40)
+    expected = scores_by_definition(path, spec, whole_index)
+    (answer,) = AttributionIndex.open(path).attribute([whole_index])
+    scores = torch.zeros(40, dtype=torch.float64)
     for row in answer.results:
-        found[int(row.id.removeprefix("doc-"))] = row.score
+        scores[int(row.id.removeprefix("doc-"))] = row.score
     torch.testing.assert_close(
-        found, expected, rtol=0, atol=(2e-2 if rows == "int8" else 2e-3) * expected.abs().max().item()
+        scores, expected, rtol=0, atol=(2e-2 if rows == "int8" else 2e-3) * expected.abs().max().item()
     )
     assert [row.score for row in answer.results] == sorted(
         (row.score for row in answer.results), reverse=True
@@ -44,16 +44,15 @@ def test_scores_are_those_of_the_definition(sources, tmp_path, normalizer, rows,
 
 def test_a_batch_gives_each_query_what_it_gets_alone(index):
     opened = AttributionIndex.open(index)
-    asked = [query(f"Person {k} lives in", " city 2 and works", direction="both") for k in range(9)]
-    together = opened.attribute(asked)
-    for one, batched in zip(asked, together, strict=True):
-        (alone,) = opened.attribute([one])
+    queries = [query(f"Person {k} lives in", " city 2 and works", direction="both") for k in range(9)]
+    for alone_query, batched in zip(queries, opened.attribute(queries), strict=True):
+        (alone,) = opened.attribute([alone_query])
         assert batched.query.loss == pytest.approx(alone.query.loss, rel=1e-5)
         for rows, others in ((batched.results, alone.results), (batched.opponents, alone.opponents)):
             assert [row.score for row in rows] == pytest.approx([row.score for row in others], abs=1e-5)
 
 
-def test_a_training_sample_finds_itself(sources, tmp_path):
+def test_a_document_taken_as_query_finds_itself(sources, tmp_path):
     rows = [{"text": text, "id": f"t{k}"} for k, text in enumerate(dict.fromkeys(tiny.texts(40)))]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,8 +60,8 @@ def test_a_training_sample_finds_itself(sources, tmp_path):
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
     # a document's loss covers all tokens but the first, as does a completion after a prompt of one token
-    asked = [query(row["text"][:1], row["text"][1:], top_k=1) for row in rows]
-    for row, answer in zip(rows, opened.attribute(asked), strict=True):
+    queries = [query(row["text"][:1], row["text"][1:], top_k=1) for row in rows]
+    for row, answer in zip(rows, opened.attribute(queries), strict=True):
         assert answer.results[0].id == row["id"]
         assert answer.results[0].score == pytest.approx(1, abs=2e-3)
 
@@ -78,7 +77,7 @@ def test_opponents_are_the_lowest_scores(index):
     assert [row.id for row in opponents.opponents] == [row.id for row in both.opponents]
 
 
-def test_results_carry_what_was_asked_for(index):
+def test_results_have_the_parts_that_the_query_includes(index):
     opened = AttributionIndex.open(index)
     (full,) = opened.attribute([query(top_k=1)])
     row = full.results[0]
@@ -90,7 +89,7 @@ def test_results_carry_what_was_asked_for(index):
     assert (bare.results[0].prompt, bare.results[0].metadata) == (None, None)
 
 
-def test_a_bad_query_spoils_no_other(index):
+def test_a_bad_query_does_not_affect_the_others_of_its_batch(index):
     good, long, empty = query(), query(prompt="too long " * 90), query(prompt="", completion="a")
     answers = AttributionIndex.open(index).attribute([long, good, empty])
     assert isinstance(answers[0], TooLong)
@@ -99,7 +98,7 @@ def test_a_bad_query_spoils_no_other(index):
     assert isinstance(answers[2], InvalidInput)
 
 
-def test_a_document_without_loss_scores_zero_and_is_numbered(sources, tmp_path):
+def test_a_document_without_labelled_tokens_scores_zero_and_is_numbered(sources, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "a b c", "b c d")))
     spec = make_spec(sources, dataset=DatasetSpec(path=str(path)), columns=ColumnsSpec())
@@ -109,7 +108,7 @@ def test_a_document_without_loss_scores_zero_and_is_numbered(sources, tmp_path):
     assert [row.score for row in answer.results if row.id == "0"] == [0]
 
 
-def test_completions_alone_are_explained_where_a_column_names_them(sources, tmp_path):
+def test_only_completions_have_a_gradient_where_the_index_has_a_completion_column(sources, tmp_path):
     path = tmp_path / "pairs.jsonl"
     pairs = [{"q": f"city {k} is", "a": f" number {k * 7}"} for k in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -152,7 +151,7 @@ def test_a_changed_model_is_refused(sources, tmp_path):
         AttributionIndex.open(tmp_path / "facts")
 
 
-def test_no_index_says_so(tmp_path):
+def test_a_directory_without_an_index_is_refused(tmp_path):
     with pytest.raises(IndexNotFound, match="build one first"):
         AttributionIndex.open(tmp_path / "nothing")
 

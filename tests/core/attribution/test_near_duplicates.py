@@ -1,4 +1,4 @@
-"""Documents that the model sees as nearly the same are in one group."""
+"""Documents that are nearly the same to the model are grouped together."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from bergson_core.shards.codecs import CODECS
 from tests import tiny
 from tests.core.helpers import make_spec, rows_by_definition
 
-BUILT = [("float16", "row"), ("int8", "block"), ("float16", "none"), ("sign", "block")]
+ROWS_AND_NORMALIZE = [("float16", "row"), ("int8", "block"), ("float16", "none"), ("sign", "block")]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def built(request, sources, tmp_path_factory):
     return AttributionIndex.open(path), spec, path
 
 
-@pytest.mark.parametrize("built", BUILT, indirect=True)
-def test_a_repeated_document_is_grouped_with_the_first_in_the_order_of_the_results(built):
+@pytest.mark.parametrize("built", ROWS_AND_NORMALIZE, indirect=True)
+def test_repeated_documents_are_grouped_in_the_order_in_which_they_are_given(built):
     opened, *_ = built
     numbers = [12, 3, 7, 0, 16, 7]
     assert group_near_duplicates(opened, numbers, threshold=0.999) == [[12, 3], [7, 16], [0]]
 
 
-@pytest.mark.parametrize("built", BUILT[:3], indirect=True)
+@pytest.mark.parametrize("built", ROWS_AND_NORMALIZE[:3], indirect=True)
 def test_groups_are_the_connected_components_of_the_cosines(built):
     opened, spec, path = built
     rows = rows_by_definition(path, spec)
@@ -61,10 +61,15 @@ def test_groups_are_the_connected_components_of_the_cosines(built):
 
 
 def plain_groups(pairs: torch.Tensor) -> list[list[int]]:
-    group = list(range(len(pairs)))
+    """Returns the connected components, found by joining pair by pair."""
+    labels = list(range(len(pairs)))
     for a, b in pairs.nonzero().tolist():
-        group = [group[a] if one == group[b] else one for one in group]
-    return sorted([k for k, one in enumerate(group) if one == name] for name in dict.fromkeys(group))
+        labels = [labels[a] if label == labels[b] else label for label in labels]
+    return groups_of(labels)
+
+
+def groups_of(labels: list[int]) -> list[list[int]]:
+    return sorted([k for k, other in enumerate(labels) if other == label] for label in dict.fromkeys(labels))
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.03, 0.1, 1])
@@ -73,8 +78,7 @@ def test_components_are_those_of_joining_pair_by_pair(share):
     pairs = torch.rand(60, 60) < share
     pairs |= pairs.mT.clone()
     labels = label_components(pairs.numpy()).tolist()
-    found = sorted([k for k, one in enumerate(labels) if one == name] for name in dict.fromkeys(labels))
-    assert found == plain_groups(pairs)
+    assert groups_of(labels) == plain_groups(pairs)
 
 
 def test_a_chain_of_pairs_is_one_group():
@@ -84,15 +88,15 @@ def test_a_chain_of_pairs_is_one_group():
     assert label_components(pairs.numpy()).tolist() == [0] * 50
 
 
-def test_signs_of_projections_tell_the_cosine():
+def test_the_cosine_is_estimated_from_the_signs_of_projections():
     torch.manual_seed(0)
-    one, other = torch.randn(2, 1, 4, 10_000)
+    row, independent = torch.randn(2, 1, 4, 10_000)
     for cosine in (0.0, 0.5, 0.95, 1.0):
-        rows = torch.cat([one, cosine * one + (1 - cosine**2) ** 0.5 * other])
-        signs = CODECS["sign"]
-        stored = signs.decode(*(part.numpy() for part in signs.encode(rows)), 10_000).flatten(1)
-        found = cosines_from_sign_products(stored @ stored.mT)
-        torch.testing.assert_close(found, torch.tensor([[1.0, cosine], [cosine, 1.0]]), rtol=0, atol=0.02)
+        rows = torch.cat([row, cosine * row + (1 - cosine**2) ** 0.5 * independent])
+        codec = CODECS["sign"]
+        stored = codec.decode(*(part.numpy() for part in codec.encode(rows)), 10_000).flatten(1)
+        cosines = cosines_from_sign_products(stored @ stored.mT)
+        torch.testing.assert_close(cosines, torch.tensor([[1.0, cosine], [cosine, 1.0]]), rtol=0, atol=0.02)
 
 
 def test_a_document_without_a_gradient_is_like_no_other(sources, tmp_path):
@@ -111,7 +115,7 @@ def test_documents_are_found_by_their_ids(index):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "options", "says"),
+    ("numbers", "options", "message"),
     [
         ([0, 40], {}, "0 to 39; there is no 40"),
         ([-1], {}, "no -1"),
@@ -120,8 +124,8 @@ def test_documents_are_found_by_their_ids(index):
         ([0], {"profile": "law"}, "it has default"),
     ],
 )
-def test_bad_input_is_refused(index, numbers, options, says):
-    with pytest.raises(InvalidInput, match=says):
+def test_bad_input_is_refused(index, numbers, options, message):
+    with pytest.raises(InvalidInput, match=message):
         group_near_duplicates(AttributionIndex.open(index), numbers, **options)
 
 

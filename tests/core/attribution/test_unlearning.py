@@ -1,4 +1,4 @@
-"""One real step on one document: the weights it takes, what it changes, and that nothing of it stays."""
+"""A step on one document moves the weights as defined, and every weight is restored afterwards."""
 
 import math
 
@@ -26,16 +26,16 @@ def queries() -> list[Tokens]:
     return tokenize(tiny.tokenizer(TEXTS), ["Person 3 lives", "Person 4 lives in"], [" in city 3", " city 4"])
 
 
-def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:
-    """Mean squared gradient of single documents, whole."""
-    found = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
-    for one in tokens:
+def mean_squared_gradients(model, documents: list[Tokens]) -> dict[str, torch.Tensor]:
+    """Returns the mean squared gradient of single documents, not factored."""
+    squares = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for document in documents:
         model.zero_grad()
-        reference.loss_of(model, one).backward()
+        reference.loss_of(model, document).backward()
         for name, weight in model.named_parameters():
-            found[name] += weight.grad.square() / len(tokens)
+            squares[name] += weight.grad.square() / len(documents)
     model.zero_grad()
-    return found
+    return squares
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -43,7 +43,7 @@ def squares(model, tokens: list[Tokens]) -> dict[str, torch.Tensor]:
 def test_the_step_is_the_gradient_over_the_root_of_its_moments(architecture, step, sign):
     model, tokens = tiny.model(architecture), documents()
     unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-3)
-    before, moments = copy_weights(model), squares(model, tokens)
+    before, moments = copy_weights(model), mean_squared_gradients(model, tokens)
     reference.loss_of(model, tokens[0]).backward()
     expected = {}
     for name, weight in model.named_parameters():
@@ -70,17 +70,19 @@ def test_the_weights_come_back_bit_for_bit_also_after_an_error(dtype):
     with pytest.raises(KeyError):
         broken()
     assert all(torch.equal(weight, before[name]) for name, weight in copy_weights(model).items())
-    assert model.training and all(one.requires_grad and one.grad is None for one in model.parameters())
+    assert model.training and all(
+        weight.requires_grad and weight.grad is None for weight in model.parameters()
+    )
 
 
 def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
-    model, tokens, asked = tiny.model(), documents(), queries()
+    model, tokens, query_tokens = tiny.model(), documents(), queries()
     unlearner = Unlearner.fit(as_language_model(model), tokens, learning_rate=1e-6)
-    changes = unlearner.log_probability_changes(tokens[:3], asked)
+    changes = unlearner.log_probability_changes(tokens[:3], query_tokens)
     for document, row in zip(tokens, changes, strict=False):
         with unlearner.temporary_step(document):
             moved = copy_weights(model)
-        for query, change in zip(asked, row, strict=True):
+        for query, change in zip(query_tokens, row, strict=True):
             model.zero_grad()
             reference.loss_of(model, query).backward()
             slope = sum(
@@ -91,7 +93,7 @@ def test_a_small_step_changes_a_query_by_the_product_of_the_gradients():
     model.zero_grad()
 
 
-def test_learning_what_was_unlearned_goes_the_other_way():
+def test_a_small_step_of_learning_changes_the_opposite_of_one_of_unlearning():
     unlearner = Unlearner.fit(as_language_model(tiny.model()), documents(), learning_rate=1e-6)
     up, down = (
         unlearner.log_probability_changes(documents()[:2], queries(), step) for step in ("learn", "unlearn")
@@ -107,13 +109,13 @@ def test_the_learning_rate_halves_the_median_document_to_first_order():
     assert np.median(own) == pytest.approx(-math.log(2), rel=1e-2)
 
 
-def test_unlearning_a_document_makes_itself_less_likely_than_any_other():
+def test_unlearning_a_document_lowers_its_own_probability_the_most():
     tokens = documents()
     changes = Unlearner.fit(as_language_model(tiny.model()), tokens).log_probability_changes(tokens, tokens)
     assert (changes.argmin(1) == np.arange(len(tokens))).all()
 
 
-def test_of_a_model_with_adapters_only_these_are_changed():
+def test_a_step_changes_only_the_adapters_of_a_model_that_has_some():
     model = get_peft_model(tiny.model(), LoraConfig(r=3, target_modules=["query_key_value", "dense"]))
     torch.nn.init.normal_(model.base_model.model.gpt_neox.layers[0].attention.dense.lora_B.default.weight)
     unlearner, before = Unlearner.fit(as_language_model(model), documents()), copy_weights(model)
@@ -124,20 +126,22 @@ def test_of_a_model_with_adapters_only_these_are_changed():
     assert changed and all(".lora_" in name for name in changed)
 
 
-def test_a_document_whose_gradient_is_not_finite_spoils_no_others(monkeypatch):
+def test_a_document_whose_gradient_is_not_finite_counts_as_zero_in_the_fit(monkeypatch):
     model, tokens = tiny.model(), documents()
     expected = Unlearner.fit(as_language_model(model), tokens[:3])
     broken, gradients = tokens[5], unlearning._weight_gradients
 
     def some_broken(model, document):
-        found = gradients(model, document)
-        return {name: one * math.nan for name, one in found.items()} if document is broken else found
+        finite = gradients(model, document)
+        if document is not broken:
+            return finite
+        return {name: gradient * math.nan for name, gradient in finite.items()}
 
     monkeypatch.setattr(unlearning, "_weight_gradients", some_broken)
-    found = Unlearner.fit(as_language_model(model), [*tokens[:3], broken])
+    unlearner = Unlearner.fit(as_language_model(model), [*tokens[:3], broken])
     for name, parts in expected.second_moments.items():
-        torch.testing.assert_close(found.second_moments[name], tuple(part * 3 / 4 for part in parts))
-    assert math.isfinite(found.learning_rate)
+        torch.testing.assert_close(unlearner.second_moments[name], tuple(part * 3 / 4 for part in parts))
+    assert math.isfinite(unlearner.learning_rate)
 
 
 def test_documents_without_a_gradient_are_refused():

@@ -1,4 +1,4 @@
-"""`verify`: what a step on each of the best results and on random documents changes, and that nothing of it stays."""
+"""Verification unlearns the best results and random documents one by one, and restores the model after each."""
 
 import math
 from pathlib import Path
@@ -28,12 +28,12 @@ def opened(index: Path) -> AttributionIndex:
     return AttributionIndex.open(index)
 
 
-def asked(**changes: object) -> AttributionQuery:
+def verified_query(**changes: object) -> AttributionQuery:
     return query(**({"direction": "both", "top_k": 4, "verify": {"top": 2, "controls": 2}} | changes))
 
 
-def answered(opened: AttributionIndex, **changes: object) -> Answer:
-    (answer,) = opened.attribute([asked(**changes)])
+def verified_answer(opened: AttributionIndex, **changes: object) -> Answer:
+    (answer,) = opened.attribute([verified_query(**changes)])
     assert isinstance(answer, Answer)
     return answer
 
@@ -49,24 +49,24 @@ def log_probability(model: torch.nn.Module, tokens) -> float:
 
 @pytest.mark.parametrize("span", [None, (0, 5)])
 def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
-    """The numbers of the answer, from nothing but backward() and the definition of the step."""
+    """Computes the numbers of the answer from backward() and the definition of the step alone."""
 
     def in_float64(name: str, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
         return load_model(name, revision, "float64")
 
     opened = AttributionIndex.open(index, load_model=in_float64)
-    answer = answered(opened, span=span, verify={"top": 1, "controls": 1, "learning_rate": 1e-3})
+    answer = verified_answer(opened, span=span, verify={"top": 1, "controls": 1, "learning_rate": 1e-3})
     model, tokenizer, texts = opened.model.model, opened.model.tokenizer, tiny.texts(40)
-    (query_tokens,) = tokenize(tokenizer, [asked().prompt], [asked().completion], [span])
+    (query_tokens,) = tokenize(tokenizer, [verified_query().prompt], [verified_query().completion], [span])
     documents = tokenize(tokenizer, texts, None)
-    sample = [int(one.removeprefix("doc-")) for one in opened.verifier._selector.draw(64, 0)]
+    sample = [int(document_id.removeprefix("doc-")) for document_id in opened.verifier._selector.draw(64, 0)]
     assert sorted(sample) == list(range(40)), "fewer documents than the sample wants: all of them"
     moments = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     gradients = []
     model.requires_grad_(True)
-    for one in documents:
+    for document in documents:
         model.zero_grad()
-        reference.loss_of(model, one).backward()
+        reference.loss_of(model, document).backward()
         gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
         for name, gradient in gradients[-1].items():
             moments[name] += gradient.square() / len(documents)
@@ -79,8 +79,11 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
     assert answer.verification.log_probability == pytest.approx(before, rel=1e-6)
     verified = [(row.id, row.verified) for row in rows_of(answer) if row.verified]
     assert [row.verified is None for row in answer.results] == [False, True, True, True]
-    for one, effect in (*verified, (answer.verification.controls[0].id, answer.verification.controls[0])):
-        number, weights = int(one.removeprefix("doc-")), copy_weights(model)
+    for document_id, effect in (
+        *verified,
+        (answer.verification.controls[0].id, answer.verification.controls[0]),
+    ):
+        number, weights = int(document_id.removeprefix("doc-")), copy_weights(model)
         own = log_probability(model, documents[number])
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -92,7 +95,7 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
         model.load_state_dict(weights, strict=False)
 
 
-def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(opened):
+def test_every_weight_is_unchanged_between_steps_and_afterwards(opened):
     before = copy_weights(opened.model.model)
 
     def unchanged() -> bool:
@@ -100,9 +103,9 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
             torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items()
         )
 
-    (plain,) = opened.attribute([asked(verify=None)])
+    (plain,) = opened.attribute([verified_query(verify=None)])
     between: list[bool] = []
-    verified = run_to_completion(opened.verify(asked(), plain), lambda: between.append(unchanged()))
+    verified = run_to_completion(opened.verify(verified_query(), plain), lambda: between.append(unchanged()))
     assert unchanged()
     # V and η from all forty documents, then each of the verified ones and of the controls
     assert between == [True] * (2 * 40 + 2 * 2 + 2)
@@ -114,7 +117,7 @@ def test_between_steps_and_afterwards_every_weight_is_as_it_was_bit_for_bit(open
     assert verified.timing_ms.total == pytest.approx(plain.timing_ms.total + verified.timing_ms.verify)
 
 
-def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_answered(opened, monkeypatch):
+def test_an_error_within_a_step_restores_the_model_and_the_next_query_is_answered(opened, monkeypatch):
     before, losses = copy_weights(opened.model.model), iter(range(2))
     measured = unlearning.compute_document_losses
 
@@ -125,72 +128,75 @@ def test_an_error_within_a_step_leaves_no_changed_model_and_the_next_query_is_an
 
     monkeypatch.setattr(unlearning, "compute_document_losses", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        answered(opened)
+        verified_answer(opened)
     monkeypatch.undo()
     assert all(torch.equal(weight, before[name]) for name, weight in copy_weights(opened.model.model).items())
     assert not any(
         weight.requires_grad or weight.grad is not None for weight in opened.model.model.parameters()
     )
-    assert answered(opened).verification
+    assert verified_answer(opened).verification
 
 
-def test_v_and_the_learning_rate_are_fitted_once_and_by_steps_that_are_not_lost(opened):
-    (plain,) = opened.attribute([asked(verify=None)])
-    first, second = (opened.verify(asked(), plain) for _ in range(2))
-    for _ in range(30):  # two verifications that are under way fit them together
+def test_the_unlearner_is_fitted_once_and_a_fit_that_was_given_up_is_continued(opened):
+    (plain,) = opened.attribute([verified_query(verify=None)])
+    first, second = (opened.verify(verified_query(), plain) for _ in range(2))
+    for _ in range(30):  # both verifications contribute steps to the same fit
         next(first)
         next(second)
     first.close()
-    left = 2 * 40 - 60 + 2 * 2 + 2
-    assert sum(1 for _ in second) == left
-    assert sum(1 for _ in opened.verify(asked(), plain)) == 2 * 2 + 2
+    remaining_steps = 2 * 40 - 60 + 2 * 2 + 2
+    assert sum(1 for _ in second) == remaining_steps
+    assert sum(1 for _ in opened.verify(verified_query(), plain)) == 2 * 2 + 2
 
 
-def test_two_indexes_that_share_a_model_verify_in_turns_as_each_does_alone(index):
+def test_two_indexes_that_share_a_model_verify_alternately_as_each_does_alone(index):
     shared = load_model(AttributionIndex.open(index).manifest.spec.model)
     first, second = (AttributionIndex.open(index, load_model=lambda *_: shared) for _ in range(2))
     other = query("Person 4 lives in", " city 2.", top_k=3, verify={"top": 3})
-    (plain_first, plain_second), found = (
-        first.attribute([asked(verify=None), query("Person 4 lives in", " city 2.")]),
+    (plain_first, plain_second), answers = (
+        first.attribute([verified_query(verify=None), query("Person 4 lives in", " city 2.")]),
         [],
     )
-    under_way = [first.verify(asked(), plain_first), second.verify(other, plain_second)]
+    under_way = [first.verify(verified_query(), plain_first), second.verify(other, plain_second)]
     while under_way:
         steps = under_way.pop(0)
         try:
             next(steps)
             under_way.append(steps)
         except StopIteration as end:
-            found.append(end.value)
+            answers.append(end.value)
     alone = [
-        run_to_completion(first.verify(asked(), plain_first)),
+        run_to_completion(first.verify(verified_query(), plain_first)),
         run_to_completion(second.verify(other, plain_second)),
     ]
-    for one, expected in zip(found, alone, strict=True):
-        assert one.verification == expected.verification
-        assert rows_of(one) == rows_of(expected)
+    for answer, expected in zip(answers, alone, strict=True):
+        assert answer.verification == expected.verification
+        assert rows_of(answer) == rows_of(expected)
 
 
-def test_the_same_question_has_the_same_answer(opened, index):
-    first, second, other = (answered(one) for one in (opened, opened, AttributionIndex.open(index)))
-    for one in (second, other):
-        assert one.verification == first.verification
-        assert rows_of(one) == rows_of(first)
+def test_the_same_query_has_the_same_answer(opened, index):
+    first, second, other = (verified_answer(each) for each in (opened, opened, AttributionIndex.open(index)))
+    for answer in (second, other):
+        assert answer.verification == first.verification
+        assert rows_of(answer) == rows_of(first)
 
 
-def test_the_controls_of_a_question_are_the_same_however_many_rows_it_asks_for(opened):
+def test_the_controls_of_a_query_do_not_depend_on_how_many_results_it_asks_for(opened):
     few, many, more = (
-        answered(opened, direction="proponents", top_k=top_k, verify={"top": 1, "controls": controls})
+        verified_answer(opened, direction="proponents", top_k=top_k, verify={"top": 1, "controls": controls})
         for top_k, controls in ((1, 4), (20, 4), (1, 6))
     )
-    found = [[one.id for one in answer.verification.controls] for answer in (few, many, more)]
-    left = [one for one in found[0] if one not in {row.id for row in many.results}]
-    assert found[1][: len(left)] == left
-    assert found[2][:4] == found[0]
+    of_few, of_many, of_more = (
+        [control.id for control in answer.verification.controls] for answer in (few, many, more)
+    )
+    results = {row.id for row in many.results}
+    remaining = [document_id for document_id in of_few if document_id not in results]
+    assert of_many[: len(remaining)] == remaining
+    assert of_more[:4] == of_few
 
 
-def test_a_batch_verifies_those_that_ask_for_it_and_plain_queries_are_as_ever(opened):
-    plain, verified = opened.attribute([asked(verify=None), asked()])
+def test_a_batch_verifies_only_the_queries_that_ask_for_it(opened):
+    plain, verified = opened.attribute([verified_query(verify=None), verified_query()])
     assert plain.verification is None
     assert plain.timing_ms.verify == 0
     assert not any(row.verified for row in rows_of(plain))
@@ -198,61 +204,61 @@ def test_a_batch_verifies_those_that_ask_for_it_and_plain_queries_are_as_ever(op
 
 
 def test_opponents_alone_are_verified_where_they_are_asked_for(opened):
-    answer = answered(opened, direction="opponents")
+    answer = verified_answer(opened, direction="opponents")
     assert answer.results is None
     assert [row.verified is not None for row in answer.opponents] == [True, True, False, False]
 
 
-def test_controls_are_none_of_the_results_and_their_mean_is_told(opened):
-    answer = answered(opened, top_k=15, direction="proponents", verify={"top": 1, "controls": 25})
-    found, controls = {row.id for row in answer.results}, answer.verification.controls
-    assert {one.id for one in controls} == {f"doc-{k}" for k in range(40)} - found
+def test_controls_are_not_among_the_results_and_their_mean_is_given(opened):
+    answer = verified_answer(opened, top_k=15, direction="proponents", verify={"top": 1, "controls": 25})
+    results, controls = {row.id for row in answer.results}, answer.verification.controls
+    assert {control.id for control in controls} == {f"doc-{k}" for k in range(40)} - results
     assert len(controls) == 25
     for name in ("log_probability", "probability", "own_log_probability"):
-        values = [getattr(one, name) for one in controls]
+        values = [getattr(control, name) for control in controls]
         assert getattr(answer.verification.mean, name) == pytest.approx(np.mean(values))
     without = answer.without({controls[0].id, answer.results[0].id})
     assert without.verification.controls == controls[1:]
     assert without.verification.mean != answer.verification.mean
-    nothing = answered(opened, verify={"controls": 0}).verification
-    assert (nothing.controls, nothing.mean) == ([], None)
+    no_controls = verified_answer(opened, verify={"controls": 0}).verification
+    assert (no_controls.controls, no_controls.mean) == ([], None)
 
 
-def test_what_is_taken_down_is_neither_control_nor_in_the_sample(sources, tmp_path):
+def test_documents_that_were_taken_down_are_not_drawn(sources, tmp_path):
     path = tmp_path / "facts"
     build_index(make_spec(sources), path, shard_rows=16)
     opened = AttributionIndex.open(path)
     verify = {"top": 1, "controls": 32}
-    before = answered(opened, verify=verify)
+    before = verified_answer(opened, verify=verify)
     assert len(before.verification.controls) == 32
-    gone = [before.verification.controls[0].id, before.results[0].id]
-    for one in gone:
-        take_down_document(path, one)
-    after = answered(opened, verify=verify)
-    ids = {one.id for one in after.verification.controls} | {row.id for row in rows_of(after)}
-    assert not ids.intersection(gone)
+    taken_down = [before.verification.controls[0].id, before.results[0].id]
+    for document_id in taken_down:
+        take_down_document(path, document_id)
+    after = verified_answer(opened, verify=verify)
+    ids = {control.id for control in after.verification.controls} | {row.id for row in rows_of(after)}
+    assert not ids.intersection(taken_down)
     assert after.verification.learning_rate != before.verification.learning_rate, "another sample"
     assert len(opened.verifier._fit.locations) == 38
-    assert answered(AttributionIndex.open(path), verify=verify).verification == after.verification
+    assert verified_answer(AttributionIndex.open(path), verify=verify).verification == after.verification
 
 
-def test_results_are_unlearned_and_take_more_of_the_completion_with_them_than_the_controls(opened):
-    answer = answered(opened, top_k=3, direction="proponents", verify={"top": 3, "controls": 3})
+def test_unlearning_results_lowers_the_completions_probability_more_than_unlearning_controls(opened):
+    answer = verified_answer(opened, top_k=3, direction="proponents", verify={"top": 3, "controls": 3})
     effects = [row.verified for row in answer.results]
-    assert all(one.own_log_probability < 0 for one in effects)
-    assert np.mean([one.log_probability for one in effects]) < answer.verification.mean.log_probability
+    assert all(effect.own_log_probability < 0 for effect in effects)
+    assert np.mean([effect.log_probability for effect in effects]) < answer.verification.mean.log_probability
 
 
-def test_a_step_that_breaks_the_model_is_told_by_nulls(opened):
-    answer = answered(opened, verify={"top": 1, "controls": 1, "learning_rate": 1e38})
+def test_a_step_that_breaks_the_model_gives_nulls(opened):
+    answer = verified_answer(opened, verify={"top": 1, "controls": 1, "learning_rate": 1e38})
     broken = answer.results[0].verified
     assert (broken.log_probability, broken.probability, broken.own_log_probability) == (None, None, None)
     assert answer.verification.mean.log_probability is None
     assert Answer.model_validate_json(answer.model_dump_json()) == answer
-    assert opened.attribute([asked(verify=None)])[0].query.loss == pytest.approx(answer.query.loss)
+    assert opened.attribute([verified_query(verify=None)])[0].query.loss == pytest.approx(answer.query.loss)
 
 
-def test_completions_and_means_are_those_of_the_build(sources, tmp_path):
+def test_stored_documents_are_tokenised_as_in_the_build(sources, tmp_path):
     pairs = tuple({"q": f"city {k} is", "a": f" number {k * 7}"} for k in range(6))
     spec = make_spec(
         sources,
@@ -269,19 +275,19 @@ def test_completions_and_means_are_those_of_the_build(sources, tmp_path):
     assert (tokens.ids == expected.ids).all()
     assert tokens.weight == pytest.approx(1 / tokens.n_labelled)
     assert tokens.n_labelled < len(tokens.ids) - 1
-    assert answered(opened, prompt="city 3 is", completion=" number 21").results[0].verified
+    assert verified_answer(opened, prompt="city 3 is", completion=" number 21").results[0].verified
 
 
-def test_what_a_training_run_did_is_not_unlearned(opened):
+def test_an_index_of_a_training_run_cannot_be_verified(opened):
     trained = opened.manifest.model_copy(update={"origin": "training"})
     opened.verifier._manifest = trained
-    refused, plain = opened.attribute([asked(), asked(verify=None)])
+    refused, plain = opened.attribute([verified_query(), verified_query(verify=None)])
     assert isinstance(refused, InvalidInput)
     assert "leave `verify` out" in str(refused)
     assert isinstance(plain, Answer)
 
 
-def test_an_index_whose_documents_have_no_gradient_is_told_so_every_time(sources, tmp_path):
+def test_an_index_whose_documents_have_no_gradient_is_refused_every_time(sources, tmp_path):
     documents = ({"text": "a"}, {"text": "a b c"})
     build_index(
         make_spec(sources, dataset=None, documents=documents, columns=ColumnsSpec()), tmp_path / "facts"
@@ -289,13 +295,13 @@ def test_an_index_whose_documents_have_no_gradient_is_told_so_every_time(sources
     take_down_document(tmp_path / "facts", "1")
     opened = AttributionIndex.open(tmp_path / "facts")
     for _ in range(2):
-        (refused,) = opened.attribute([asked()])
+        (refused,) = opened.attribute([verified_query()])
         assert isinstance(refused, InvalidInput)
         assert "none of 0 documents has a gradient" in str(refused)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("fields", "message"),
     [
         ({"top": 0}, "greater than or equal to 1"),
         ({"top": 33}, "less than or equal to 32"),
@@ -306,6 +312,6 @@ def test_an_index_whose_documents_have_no_gradient_is_told_so_every_time(sources
         ({"steps": 3}, "Extra inputs"),
     ],
 )
-def test_what_cannot_be_verified_is_refused(wrong, says):
-    with pytest.raises(InvalidInput, match=says):
-        VerifySpec.model_validate(wrong)
+def test_a_bad_verify_spec_is_refused(fields, message):
+    with pytest.raises(InvalidInput, match=message):
+        VerifySpec.model_validate(fields)

@@ -1,4 +1,4 @@
-"""A filter says which rows may be found; the search looks at these alone."""
+"""A filter restricts a search to the rows whose metadata meet its conditions."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from bergson_core.search.metadata_filter import matches_condition
 from tests import tiny
 from tests.core.helpers import make_spec, query
 
-MANY = 300
+DOCUMENTS = 300
 KINDS = {
     "float16": {},
     "rabitq": {"search": SearchSpec(kind="rabitq", min_recall=0.01)},
@@ -25,39 +25,43 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def indexes(tmp_path_factory):
-    """Three indexes of the same 300 documents, one for each way to find candidates."""
+    """Indexes of the same 300 documents, one for each way to find candidates."""
     root = tmp_path_factory.mktemp("filtered")
     tiny.save_model(root / "model")
-    tiny.save_documents(root / "documents.jsonl", MANY)
+    tiny.save_documents(root / "documents.jsonl", DOCUMENTS)
     for kind, changes in KINDS.items():
         assert build_index(make_spec(root, **changes), root / kind, shard_rows=110).search.kind == kind
     return {kind: AttributionIndex.open(root / kind) for kind in KINDS}
 
 
-def found(index: AttributionIndex, **changes: object) -> dict[str, float]:
+def scores_by_id(index: AttributionIndex, **changes: object) -> dict[str, float]:
     (answer,) = index.attribute([query(**changes)])
     assert not isinstance(answer, Exception), answer
     return {row.id: row.score for row in answer.opponents or answer.results}
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["all that match are scored", "FAISS skips the others"])
+@pytest.mark.parametrize(
+    "exact", [True, False], ids=["every matching row is scored", "FAISS skips the others"]
+)
 @pytest.mark.parametrize("direction", ["proponents", "opponents"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_best_that_match_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
+def test_the_best_matching_rows_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
     index = indexes[kind]
     monkeypatch.setattr(local_searcher, "_EXACT_SEARCH_FACTOR", 10 if exact else 0)
-    every = found(index, top_k=MANY, direction=direction)
+    all_scores = scores_by_id(index, top_k=DOCUMENTS, direction=direction)
     condition = {"source": "wiki", "number": {"gte": 51, "lt": 251}}
-    wanted = {key: score for key, score in every.items() if is_wiki(key) and 51 <= number_of(key) < 251}
-    assert len(wanted) == 100
-    some = found(index, top_k=5, direction=direction, filter=condition)
-    assert len(some) == 5
-    assert all(score == pytest.approx(wanted[key], abs=1e-5) for key, score in some.items())
-    best = sorted(wanted.values(), reverse=direction == "proponents")[:5]
+    expected = {
+        key: score for key, score in all_scores.items() if is_wiki(key) and 51 <= number_of(key) < 251
+    }
+    assert len(expected) == 100
+    best_five = scores_by_id(index, top_k=5, direction=direction, filter=condition)
+    assert len(best_five) == 5
+    assert all(score == pytest.approx(expected[key], abs=1e-5) for key, score in best_five.items())
+    highest = sorted(expected.values(), reverse=direction == "proponents")[:5]
     if exact:
-        assert list(some.values()) == pytest.approx(best, abs=1e-5)
-    whole = found(index, top_k=MANY, direction=direction, filter=condition)
-    assert whole == pytest.approx(wanted, abs=1e-5)
+        assert list(best_five.values()) == pytest.approx(highest, abs=1e-5)
+    every_match = scores_by_id(index, top_k=DOCUMENTS, direction=direction, filter=condition)
+    assert every_match == pytest.approx(expected, abs=1e-5)
 
 
 def is_wiki(key: str) -> bool:
@@ -68,20 +72,20 @@ def number_of(key: str) -> int:
     return int(key.removeprefix("doc-"))
 
 
-def test_queries_with_other_filters_share_a_batch_and_keep_their_own(indexes):
-    asked = [query(filter={"number": k}) for k in (7, 8, 7)] + [query(top_k=1)]
-    answers = indexes["float16"].attribute(asked)
+def test_queries_in_one_batch_keep_their_own_filters(indexes):
+    queries = [query(filter={"number": number}) for number in (7, 8, 7)] + [query(top_k=1)]
+    answers = indexes["float16"].attribute(queries)
     assert [[row.id for row in answer.results] for answer in answers[:3]] == [["doc-7"], ["doc-8"], ["doc-7"]]
     assert len(answers[3].results) == 1
 
 
-def test_a_filter_that_nothing_meets_gives_no_results(indexes):
+def test_a_filter_that_no_document_meets_gives_no_results(indexes):
     for index in indexes.values():
         (answer,) = index.attribute([query(filter={"source": "books"}, direction="both")])
         assert (answer.results, answer.opponents) == ([], [])
 
 
-def test_an_unknown_column_is_the_querys_own_fault(indexes):
+def test_an_unknown_column_fails_only_the_query_that_names_it(indexes):
     good, bad = indexes["float16"].attribute([query(), query(filter={"year": 1990})])
     assert good.results
     assert isinstance(bad, InvalidInput)
@@ -123,7 +127,7 @@ def test_conditions_mean_what_they_say(value, condition, expected):
 @pytest.mark.parametrize(
     "condition", [{}, {"gte": 1, "lt": "2"}, {"above": 3}, {"gte": None}, {"lt": float("nan")}], ids=str
 )
-def test_a_range_without_sense_is_refused(condition):
+def test_a_range_that_makes_no_sense_is_refused(condition):
     with pytest.raises(ValueError, match="filter"):
         AttributionQuery.model_validate(
             {"index": "facts", "prompt": "a", "completion": "b", "filter": {"number": condition}}

@@ -1,12 +1,14 @@
-"""A profile changes how rows are compared, exactly as defined, without the corpus being run again."""
+"""A fitted profile changes how rows are compared, exactly as defined, without running the corpus again."""
 
 import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
-from bergson_core import AttributionIndex, GradientProcessor, build_index, fit_profile
+from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, build_index, fit_profile
 from bergson_core.attribution.profile_fitting import match_mixing
+from bergson_core.data.batching import iter_batches, tokenize
 from bergson_core.errors import IndexBusy, IndexCorrupt, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
@@ -14,8 +16,8 @@ from tests.core.helpers import QUERIES, make_spec, query, scores_by_definition
 
 
 @pytest.fixture
-def copied(index, tmp_path):
-    """A copy of the index that may be changed."""
+def index_copy(index, tmp_path):
+    """Returns a copy of the index that a test may change."""
     return shutil.copytree(index, tmp_path / "facts")
 
 
@@ -36,63 +38,64 @@ def test_scores_of_a_profile_are_those_of_the_mixed_second_moment(
     index = AttributionIndex.open(path)
     by_profile, by_default = index.attribute([query(top_k=40, profile="work"), query()])
     expected = scores_by_definition(path, spec, query(), QUERIES, mixing=0.7)
-    found = torch.zeros(40, dtype=torch.float64)
+    scores = torch.zeros(40, dtype=torch.float64)
     for row in by_profile.results:
-        found[int(row.id.removeprefix("doc-"))] = row.score
+        scores[int(row.id.removeprefix("doc-"))] = row.score
     largest = expected.abs().max().item()
     torch.testing.assert_close(
-        found, expected, rtol=1e-3, atol=5e-2 * largest if rows == "int8" else 2e-3 * largest
+        scores, expected, rtol=1e-3, atol=5e-2 * largest if rows == "int8" else 2e-3 * largest
     )
     assert by_profile.profile == "work"
-    for one, other in zip(by_default.results, before, strict=True):
-        assert (one.id, pytest.approx(one.score, rel=1e-4)) == (other.id, other.score)
+    for row, row_before in zip(by_default.results, before, strict=True):
+        assert (row.id, pytest.approx(row.score, rel=1e-4)) == (row_before.id, row_before.score)
 
 
-def test_the_best_of_a_profile_are_found_among_the_candidates_of_the_default(copied, sample):
-    fit_profile(copied, "work", sample, mixing=0.9)
-    index = AttributionIndex.open(copied)
+def test_the_best_rows_under_a_profile_are_among_the_candidates_of_the_default_profile(index_copy, sample):
+    fit_profile(index_copy, "work", sample, mixing=0.9)
+    index = AttributionIndex.open(index_copy)
     top, every = index.attribute([query(top_k=2, profile="work"), query(top_k=40, profile="work")])
     assert [row.id for row in top.results] == [row.id for row in every.results[:2]]
 
 
-def test_a_new_profile_is_in_the_manifest_and_nothing_old_is_touched(copied, sample):
-    before = read_manifest(copied)
-    after = fit_profile(copied, "work", sample)
+def test_a_new_profile_is_added_to_the_manifest_and_nothing_else_changes(index_copy, sample):
+    before = read_manifest(index_copy)
+    after = fit_profile(index_copy, "work", sample)
     assert [entry.name for entry in after.profiles] == ["default", "work"]
     assert after.profiles[1].queries == len(QUERIES)
     assert 0 < after.profiles[1].mixing < 1
-    assert after == read_manifest(copied)
+    assert after == read_manifest(index_copy)
     assert (before.generation, after.generation) == (1, 2)
     new = {"profiles": before.profiles, "generation": 1, "created_at": before.created_at}
     assert after.model_copy(update=new) == before
 
 
-def test_the_rule_gives_both_sides_the_same_eigenvalue_where_they_meet():
+def test_the_default_mixing_matches_the_kth_eigenvalues_of_both_sides():
     torch.manual_seed(0)
     queries, train = (torch.randn(2, 64, 64, dtype=torch.float64) for _ in range(2))
     queries, train = queries @ queries.mT, 5 * train @ train.mT
     mixing = match_mixing(queries, train)
     k = 2 - 1  # 1,000 of 65,536 are 2 of 128
-    pooled = [
-        torch.linalg.eigvalsh(one).flatten().sort(descending=True).values[k] for one in (queries, train)
-    ]
-    assert mixing * pooled[0] == pytest.approx(float((1 - mixing) * pooled[1]))
+    of_queries, of_train = (
+        torch.linalg.eigvalsh(moment).flatten().sort(descending=True).values[k] for moment in (queries, train)
+    )
+    assert mixing * of_queries == pytest.approx(float((1 - mixing) * of_train))
 
 
-def test_the_rule_refuses_queries_that_span_too_little(copied, sample):
-    (one,) = torch.randn(1, 128, dtype=torch.float64)
-    alone, train = torch.outer(one, one)[None], torch.eye(128, dtype=torch.float64)[None]
+def test_the_default_mixing_refuses_queries_that_span_too_few_directions(index_copy, sample):
+    direction = torch.randn(128, dtype=torch.float64)
+    one_direction = torch.outer(direction, direction)[None]
+    train = torch.eye(128, dtype=torch.float64)[None]
     with pytest.raises(InvalidInput, match="fewer than the 2 directions"):
-        match_mixing(alone, train)
+        match_mixing(one_direction, train)
 
 
 @pytest.mark.parametrize(
-    ("name", "mixing", "says"),
+    ("name", "mixing", "message"),
     [("default", 0.5, "already"), ("Work", 0.5, "lower-case"), ("work", 1.5, "from 0 to 1")],
 )
-def test_bad_profiles_are_refused(copied, sample, name, mixing, says):
-    with pytest.raises(InvalidInput, match=says):
-        fit_profile(copied, name, sample, mixing=mixing)
+def test_bad_profiles_are_refused(index_copy, sample, name, mixing, message):
+    with pytest.raises(InvalidInput, match=message):
+        fit_profile(index_copy, name, sample, mixing=mixing)
 
 
 def test_sign_rows_have_no_profiles(sources, tmp_path, sample):
@@ -112,48 +115,44 @@ def test_rows_too_wide_for_a_preconditioner_have_no_profiles(sources, tmp_path, 
         fit_profile(tmp_path / "f", "work", sample)
 
 
-def test_a_profile_waits_for_nobody(copied, sample):
-    from filelock import FileLock
-
-    with FileLock(copied / ".lock"), pytest.raises(IndexBusy):
-        fit_profile(copied, "work", sample)
+def test_fitting_a_profile_fails_at_once_while_another_process_writes(index_copy, sample):
+    with FileLock(index_copy / ".lock"), pytest.raises(IndexBusy):
+        fit_profile(index_copy, "work", sample)
 
 
-def test_an_unknown_profile_is_the_querys_own_fault(index):
+def test_an_unknown_profile_fails_only_the_query_that_names_it(index):
     good, bad = AttributionIndex.open(index).attribute([query(), query(profile="law")])
     assert good.results
     assert isinstance(bad, InvalidInput)
     assert "it has default" in str(bad)
 
 
-def test_an_altered_profile_is_refused(copied, sample):
-    fit_profile(copied, "work", sample)
-    path = copied / "profiles" / "work" / "00000.lengths.bin"
+def test_an_altered_profile_is_refused(index_copy, sample):
+    fit_profile(index_copy, "work", sample)
+    path = index_copy / "profiles" / "work" / "00000.lengths.bin"
     path.write_bytes(bytes(len(path.read_bytes())))
     with pytest.raises(IndexCorrupt, match="altered"):
-        AttributionIndex.open(copied)
+        AttributionIndex.open(index_copy)
 
 
-def test_gradients_made_elsewhere_find_what_the_query_itself_finds(index):
+def test_gradients_computed_elsewhere_find_what_the_query_finds(index):
     opened = AttributionIndex.open(index)
     (answer,) = opened.attribute([query(direction="opponents")])
     processor = GradientProcessor.load(index / "statistics")
     rows, _ = opened.collector.collect(batch_of(opened, query()))
-    (found,) = opened.search(rows, processor, direction="opponents")
-    assert [(row.id, pytest.approx(row.score, abs=1e-5)) for row in found] == [
+    (results,) = opened.search(rows, processor, direction="opponents")
+    assert [(row.id, pytest.approx(row.score, abs=1e-5)) for row in results] == [
         (row.id, row.score) for row in answer.opponents
     ]
 
 
-def batch_of(index: AttributionIndex, asked):
-    from bergson_core.data.batching import iter_batches, tokenize
-
-    (batch,) = iter_batches(tokenize(index.model.tokenizer, [asked.prompt], [asked.completion]), 1000)
+def batch_of(index: AttributionIndex, query: AttributionQuery):
+    (batch,) = iter_batches(tokenize(index.model.tokenizer, [query.prompt], [query.completion]), 1000)
     return batch
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"projection": "normal"}, {"normalizers": None}], ids=str)
-def test_a_store_refuses_gradients_of_another_projection_or_normalizer(index, changes):
+def test_an_index_refuses_gradients_of_another_projection_or_normalizer(index, changes):
     opened = AttributionIndex.open(index)
     fitted = opened.processor
     settings = {"projection_dim": 4, "normalizers": fitted.normalizers} | changes
@@ -165,8 +164,8 @@ def test_a_store_refuses_gradients_of_another_projection_or_normalizer(index, ch
         opened.search(rows[:, :-1], fitted)
 
 
-def test_an_index_whose_statistics_are_of_another_projection_is_refused(copied, spec):
-    path = copied / "manifest.json"
+def test_an_index_whose_statistics_are_of_another_projection_is_refused(index_copy, spec):
+    path = index_copy / "manifest.json"
     path.write_text(path.read_text().replace('"projection": "rademacher"', '"projection": "normal"'))
     with pytest.raises(IndexCorrupt, match="projected"):
-        AttributionIndex.open(copied)
+        AttributionIndex.open(index_copy)

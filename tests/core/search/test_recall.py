@@ -1,12 +1,13 @@
-"""What finds the candidates is measured against exact search, and nothing below min_recall is published."""
+"""Candidates are measured against exact scores, and nothing below min_recall is published."""
 
 import numpy as np
 import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.batching import Tokens
+from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import IndexNotFound, InvalidInput
+from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
 from bergson_core.search import recall
 from bergson_core.search.recall import RecallQueries, measure_recall, search_kinds_to_try
@@ -15,21 +16,21 @@ from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.helpers import make_spec, query, scores_by_definition
 
-MANY = 400
+DOCUMENTS = 400
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A model and more documents than there are candidates."""
+    """A directory with a model and more documents than there are candidates."""
     root = tmp_path_factory.mktemp("many")
     tiny.save_model(root / "model")
-    tiny.save_documents(root / "documents.jsonl", MANY)
+    tiny.save_documents(root / "documents.jsonl", DOCUMENTS)
     return root
 
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    """So few that one bit a number cannot hold the best ten."""
+    """Takes so few candidates that one bit a number cannot reach the recall."""
     monkeypatch.setitem(recall._MIN_CANDIDATES, "rabitq", 10)
     monkeypatch.setitem(recall._MAX_CANDIDATES, "rabitq", 10)
 
@@ -55,40 +56,41 @@ def test_the_recall_is_the_share_of_the_best_ten_among_the_candidates(sources, t
     numbers = np.array([3, 77, 390])
     documents = [row["prompt"] for shard in index.shards for row in shard.documents.to_pylist()]
     rows = rows_of(index, [documents[k] for k in numbers])
-    sample = RecallQueries(numbers, rows.reshape(3, len(index.collector.slices), -1))
+    queries = RecallQueries(numbers, rows.reshape(3, len(index.collector.slices), -1))
     profile = index.profiles["default"]
-    found = measure_recall(sample, profile, index.shards, index.searcher.candidate_search, min_recall=0.01)
-    asked, weights = profile.prepare_queries(sample.rows)
-    every = torch.cat([shard.rows(slice(None)) for shard in index.shards])
-    lengths = torch.from_numpy(np.concatenate([np.array(one) for one in profile.lengths]))
-    for sign, said in ((1, found.recall_at_10), (-1, found.opponents_recall_at_10)):
-        exact = sign * torch.einsum("nmd,qmd->qn", every / lengths[..., None].clamp_min(1e-30), weights)
-        candidates = index.searcher.candidate_search.find_row_numbers(sign * asked, found.candidates)
+    search = index.searcher.candidate_search
+    entry = measure_recall(queries, profile, index.shards, search, min_recall=0.01)
+    phi, weights = profile.prepare_queries(queries.rows)
+    all_rows = torch.cat([shard.rows(slice(None)) for shard in index.shards])
+    lengths = torch.from_numpy(np.concatenate([np.array(in_shard) for in_shard in profile.lengths]))
+    for sign, recall_at_10 in ((1, entry.recall_at_10), (-1, entry.opponents_recall_at_10)):
+        exact = sign * torch.einsum("nmd,qmd->qn", all_rows / lengths[..., None].clamp_min(1e-30), weights)
+        candidates = search.find_row_numbers(sign * phi, entry.candidates)
         shares = []
         for q, number in enumerate(numbers):
             exact[q, number] = -torch.inf
             best = set(exact[q].topk(10).indices.tolist())
             shares.append(len(best & set(candidates[q].tolist())) / 10)
-        assert said == pytest.approx(np.mean(shares))
+        assert recall_at_10 == pytest.approx(np.mean(shares))
 
 
 def rows_of(index: AttributionIndex, texts: list[str]) -> torch.Tensor:
-    from bergson_core.data.batching import tokenize
-    from bergson_core.gradients.row_collector import collect_rows
-
     tokens = tokenize(index.model.tokenizer, texts, None)
     rows, _ = collect_rows(index.collector, tokens, 1000)
     return torch.from_numpy(rows)
 
 
-def test_one_bit_a_number_gives_the_exact_scores_and_takes_less(sources, tmp_path):
+def test_one_bit_a_number_takes_less_space_and_gives_the_exact_scores(sources, tmp_path):
     spec = spec_of(sources, {"kind": "rabitq", "min_recall": 0.5})
     build_index(spec, tmp_path / "lean", shard_rows=150)
     build_index(spec_of(sources, {}), tmp_path / "full", shard_rows=150)
     lean, full = (read_manifest(tmp_path / name) for name in ("lean", "full"))
     assert (lean.search.kind, full.search.kind) == ("rabitq", "float16")
     assert full.search.recall_at_10 == 1
-    sizes = [sum(one.bytes for one in part.files if one.path.startswith("search/")) for part in (lean, full)]
+    sizes = [
+        sum(file.bytes for file in manifest.files if file.path.startswith("search/"))
+        for manifest in (lean, full)
+    ]
     assert sizes[0] < 0.2 * sizes[1]
     (answer,) = AttributionIndex.open(tmp_path / "lean").attribute([query(top_k=5)])
     expected = scores_by_definition(tmp_path / "lean", spec, query())
@@ -96,7 +98,7 @@ def test_one_bit_a_number_gives_the_exact_scores_and_takes_less(sources, tmp_pat
         assert row.score == pytest.approx(expected[int(row.id.removeprefix("doc-"))].item(), abs=2e-3)
 
 
-def test_a_large_index_takes_one_bit_and_goes_back_to_float16_where_that_does_not_hold(
+def test_a_large_index_tries_one_bit_a_number_and_falls_back_to_float16(
     sources, tmp_path, monkeypatch, few_candidates
 ):
     shape = RowShape("float16", 8, 16)
@@ -119,36 +121,36 @@ def test_below_min_recall_nothing_is_published_and_the_rows_are_kept(sources, tm
         build_index(spec_of(sources, {"kind": "rabitq"}), path, shard_rows=150)
     with pytest.raises(IndexNotFound):
         read_manifest(path)
-    kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
+    written_at = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
     manifest = build_index(spec_of(sources, {"kind": "exact"}), path, shard_rows=150)
-    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
+    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == written_at
     assert manifest.search.kind == "float16"
 
 
-def test_bits_take_as_many_candidates_as_hold_the_recall(sources, tmp_path):
+def test_sign_rows_take_as_many_candidates_as_reach_the_recall(sources, tmp_path):
     counts = []
-    for number, wanted in enumerate((0.2, 1.0)):
-        spec = spec_of(sources, {"min_recall": wanted}, rows="sign")
+    for number, min_recall in enumerate((0.2, 1.0)):
+        spec = spec_of(sources, {"min_recall": min_recall}, rows="sign")
         manifest = build_index(spec, tmp_path / str(number), shard_rows=150)
-        assert manifest.search.recall_at_10 >= wanted
+        assert manifest.search.recall_at_10 >= min_recall
         counts.append(manifest.search.candidates)
-    assert counts[0] == 200 <= counts[1] <= MANY
+    assert counts[0] == 200 <= counts[1] <= DOCUMENTS
 
 
-def test_documents_without_a_gradient_are_no_queries():
+def test_documents_without_a_gradient_are_not_taken_as_queries():
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
-    sample = RecallQueries.from_rows(np.array([5, 6, 7, 8]), rows, modules=1)
-    assert sample.row_numbers.tolist() == [5, 8]
+    queries = RecallQueries.from_rows(np.array([5, 6, 7, 8]), rows, modules=1)
+    assert queries.row_numbers.tolist() == [5, 8]
 
 
-def test_queries_are_the_ends_of_documents():
+def test_queries_explain_the_last_quarter_of_a_document():
     tokens = Tokens(np.arange(10), np.arange(10) >= 2)
     assert recall._label_last_quarter(tokens).labels.nonzero()[0].tolist() == [8, 9]
     assert recall._label_last_quarter(Tokens(np.arange(3), np.array([False, True, False]))).n_labelled == 1
     assert recall._label_last_quarter(Tokens(np.arange(1), np.zeros(1, dtype=bool))).n_labelled == 0
 
 
-def test_an_index_of_one_document_has_nothing_to_miss(sources, tmp_path):
+def test_an_index_of_one_document_has_full_recall(sources, tmp_path):
     spec = make_spec(
         sources, dataset=None, documents=({"id": "a", "text": "alone here", "source": "x", "number": 1},)
     )

@@ -1,4 +1,4 @@
-"""How a result stands among random rows of the index, and when an answer says that nothing stands out."""
+"""How a result compares with random rows of the index, and when an answer says that nothing stands out."""
 
 from dataclasses import replace
 
@@ -24,14 +24,14 @@ from bergson_core.storage.manifest import NoticeEntry, read_manifest
 from tests import tiny
 from tests.core.helpers import make_spec, query
 
-MANY = 150
+DOCUMENTS = 150
 
 
 @pytest.fixture(scope="module", params=["float16", "sign"])
-def many(request, sources, tmp_path_factory):
-    """An index of so many rows that some can stand out."""
+def large_index(request, sources, tmp_path_factory):
+    """Returns an index of so many rows that some can stand out."""
     root = tmp_path_factory.mktemp("many")
-    documents = DatasetSpec(path=str(tiny.save_documents(root / "documents.jsonl", MANY)))
+    documents = DatasetSpec(path=str(tiny.save_documents(root / "documents.jsonl", DOCUMENTS)))
     spec = make_spec(
         sources,
         dataset=documents,
@@ -42,14 +42,14 @@ def many(request, sources, tmp_path_factory):
     return root / "facts"
 
 
-def test_the_percentile_counts_the_random_rows_that_score_lower(many):
+def test_the_percentile_counts_the_random_rows_that_score_lower(large_index):
     """Here the sample is the whole index."""
-    (answer,) = AttributionIndex.open(many).attribute([query(top_k=MANY, direction="both")])
+    (answer,) = AttributionIndex.open(large_index).attribute([query(top_k=DOCUMENTS, direction="both")])
     scores = np.array([row.score for row in answer.results])
-    assert len(scores) == MANY
+    assert len(scores) == DOCUMENTS
     for row in (*answer.results, *answer.opponents):
         lower = (scores < row.score - 1e-5 * abs(row.score)).sum()
-        assert row.percentile == pytest.approx(100 * lower / (MANY + 1), abs=0.011)
+        assert row.percentile == pytest.approx(100 * lower / (DOCUMENTS + 1), abs=0.011)
 
 
 def test_above_all_of_4096_rows_is_99_98():
@@ -58,7 +58,7 @@ def test_above_all_of_4096_rows_is_99_98():
     assert percentile(1.0, np.zeros(0, np.float32)) is None
 
 
-def test_what_was_taken_down_is_not_compared_with(spec, tmp_path):
+def test_documents_that_were_taken_down_are_not_compared_with(spec, tmp_path):
     build_index(spec, tmp_path / "facts", shard_rows=16)
     opened = AttributionIndex.open(tmp_path / "facts")
     (before,) = opened.attribute([query(top_k=40)])
@@ -68,34 +68,36 @@ def test_what_was_taken_down_is_not_compared_with(spec, tmp_path):
     assert [row.percentile for row in after.results] == [0]
 
 
-def test_the_sample_is_the_same_whoever_holds_the_shards(index, monkeypatch):
+def test_the_sample_does_not_depend_on_how_shards_are_distributed(index, monkeypatch):
     monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
     monkeypatch.setattr(background_sample, "MAX_SAMPLE_ROWS", 12)
     shards = AttributionIndex.open(index).shards
     whole = BackgroundSample.read(shards, 40, seed=0)
-    parts = [BackgroundSample.read(some, 40, seed=0) for some in (shards[:1], shards[1:])]
+    parts = [BackgroundSample.read(part, 40, seed=0) for part in (shards[:1], shards[1:])]
     assert len(whole.offsets) == 12
-    torch.testing.assert_close(torch.cat([one.blocks for one in parts], 1), whole.blocks, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([part.blocks for part in parts], 1), whole.blocks, rtol=0, atol=0)
     assert not np.array_equal(BackgroundSample.read(shards, 40, seed=1).offsets, whole.offsets)
 
 
-def test_shards_that_have_no_row_of_the_sample_compare_with_none(many, monkeypatch):
+def test_shards_without_a_sampled_row_give_no_background_scores(large_index, monkeypatch):
     monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
     monkeypatch.setattr(background_sample, "MAX_SAMPLE_ROWS", 1)
-    opened = AttributionIndex.open(many)
-    none = [shard for shard in opened.shards if not BackgroundSample.read([shard], MANY, seed=0).offsets.size]
-    found = BackgroundSample.read(none, MANY, seed=0)
+    opened = AttributionIndex.open(large_index)
+    unsampled = [
+        shard for shard in opened.shards if not BackgroundSample.read([shard], DOCUMENTS, seed=0).offsets.size
+    ]
+    sample = BackgroundSample.read(unsampled, DOCUMENTS, seed=0)
     _, weights = opened.profiles["default"].prepare_queries(torch.randn(3, len(opened.collector.slices), 16))
-    assert found.scores(opened.profiles["default"], weights, [None] * len(none)).shape == (3, 0)
+    assert sample.scores(opened.profiles["default"], weights, [None] * len(unsampled)).shape == (3, 0)
 
 
-def test_a_sample_takes_no_more_memory_than_it_may(index, monkeypatch):
+def test_a_sample_has_no_more_numbers_than_the_limit(index, monkeypatch):
     monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
     monkeypatch.setattr(background_sample, "MAX_SAMPLE_NUMBERS", 128 * 7)
     assert BackgroundSample.read(AttributionIndex.open(index).shards, 40, seed=0).blocks.numel() == 128 * 7
 
 
-def test_documents_that_were_appended_are_in_the_sample(spec, tmp_path):
+def test_appended_documents_are_sampled_too(spec, tmp_path):
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)
     rows = tuple(
@@ -114,9 +116,9 @@ def test_another_profile_has_percentiles_and_no_notice(spec, tmp_path):
     sample = {"prompt": [f"Person {k} works" for k in range(9)], "completion": [" for company 2."] * 9}
     fit_profile(path, "work", Dataset.from_dict(sample), mixing=0.7)
     opened = with_threshold(AttributionIndex.open(path), threshold=1e9)
-    ours, other = opened.attribute([query(top_k=40), query(top_k=40, profile="work")])
-    assert ours.results[0].percentile == other.results[0].percentile > 90
-    assert other.notice is None
+    by_default, by_profile = opened.attribute([query(top_k=40), query(top_k=40, profile="work")])
+    assert by_default.results[0].percentile == by_profile.results[0].percentile > 90
+    assert by_profile.notice is None
 
 
 def with_threshold(opened: AttributionIndex, threshold: float) -> AttributionIndex:
@@ -126,47 +128,46 @@ def with_threshold(opened: AttributionIndex, threshold: float) -> AttributionInd
     return replace(opened, manifest=manifest, answerer=replace(opened.answerer, manifest=manifest))
 
 
-def test_the_notice_comes_where_the_best_result_does_not_stand_out(many):
-    opened = AttributionIndex.open(many)
-    for threshold, says in ((-1e9, None), (1e9, NO_INFLUENCE_NOTICE)):
+def test_an_answer_has_the_notice_where_its_best_result_does_not_stand_out(large_index):
+    opened = AttributionIndex.open(large_index)
+    for threshold, notice in ((-1e9, None), (1e9, NO_INFLUENCE_NOTICE)):
         best, both, opponents = with_threshold(opened, threshold).attribute(
             [query(), query(direction="both"), query(direction="opponents")]
         )
-        assert (best.notice, both.notice, opponents.notice) == (says, says, None)
-        assert best.results  # come all the same
+        assert (best.notice, both.notice, opponents.notice) == (notice, notice, None)
+        assert best.results  # are returned all the same
 
 
-def test_five_in_a_hundred_made_up_queries_lie_above_the_threshold(many):
-    opened, manifest = AttributionIndex.open(many), read_manifest(many)
+def test_five_percent_of_null_queries_lie_above_the_threshold(large_index):
+    opened, manifest = AttributionIndex.open(large_index), read_manifest(large_index)
     assert manifest.notice.queries > 200
     rng = np.random.default_rng(0)
     documents = [
         Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 1) for s in rng.integers(4, 12, 40)
     ]
-    queries = collect_null_rows(opened.collector, documents, 1000)
+    null_rows = collect_null_rows(opened.collector, documents, 1000)
     profile, candidates = opened.profiles["default"], opened.searcher.candidate_search
-    entry = calibrate_notice(queries, profile, candidates, MANY, opened.searcher.background)
-    asked, _ = profile.prepare_queries(queries)
-    found = with_threshold(opened, entry.threshold).search(queries.flatten(1), opened.processor, top_k=1)
-    of_sample = opened.searcher.background.scores(
-        profile, profile.prepare_queries(queries)[1], opened.visible()
-    )
-    quiet = [
+    entry = calibrate_notice(null_rows, profile, candidates, DOCUMENTS, opened.searcher.background)
+    _, weights = profile.prepare_queries(null_rows)
+    opened = with_threshold(opened, entry.threshold)
+    results = opened.search(null_rows.flatten(1), opened.processor, top_k=1)
+    background_scores = opened.searcher.background.scores(profile, weights, opened.visible())
+    has_notice = [
         significance_notice(rows[0].score, scores, entry) is not None
-        for rows, scores in zip(found, of_sample, strict=True)
+        for rows, scores in zip(results, background_scores, strict=True)
     ]
-    assert len(asked) == len(quiet)
-    assert 0.9 < np.mean(quiet) < 1
+    assert len(has_notice) == len(null_rows)
+    assert 0.9 < np.mean(has_notice) < 1
 
 
-def test_a_made_up_query_is_half_of_one_document_and_half_of_another():
-    one, other = (Tokens.labelled_from(np.arange(start, start + 5), 1) for start in (10, 20))
-    joined = _splice(one, other)
-    assert joined.ids.tolist() == [10, 11, 22, 23, 24]
-    assert joined.labels.nonzero()[0].tolist() == [2, 3, 4]
+def test_a_null_query_is_half_of_one_document_and_half_of_another():
+    document, other = (Tokens.labelled_from(np.arange(start, start + 5), 1) for start in (10, 20))
+    spliced = _splice(document, other)
+    assert spliced.ids.tolist() == [10, 11, 22, 23, 24]
+    assert spliced.labels.nonzero()[0].tolist() == [2, 3, 4]
 
 
-def test_prominence_is_in_units_of_the_best_hundredth():
+def test_prominence_is_in_units_of_the_99th_percentile():
     scores = np.linspace(0, 1, 101, dtype=np.float32)
     assert prominence(0.5 + 3 * 0.49, scores) == pytest.approx(3)
     assert prominence(7 * (0.5 + 3 * 0.49) - 2, 7 * scores - 2) == pytest.approx(3, rel=1e-5)
@@ -174,7 +175,7 @@ def test_prominence_is_in_units_of_the_best_hundredth():
     assert (prominence(1.0, flat), prominence(-1.0, flat)) == (np.inf, -np.inf)
 
 
-def test_of_few_rows_nothing_is_claimed(index):
+def test_an_index_of_few_rows_has_no_notice(index):
     assert read_manifest(index).notice is None
     (answer,) = AttributionIndex.open(index).attribute([query()])
     assert answer.notice is None
