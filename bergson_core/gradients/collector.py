@@ -29,9 +29,12 @@ Closure = Callable[[str, Tensor], None]
 class GradientCollector:
     """Context manager that collects each sample's gradients while a model runs forward and backward.
 
-    The gradients are those of the loss that is back-propagated. Sum the losses over the samples, and each row of a
-    gradient is the gradient of that sample's own loss. They are float32, or float64 where the model is. Where a module
-    runs more than once in a pass, its gradient is the sum over all its runs.
+    In shapes, n are samples, s positions, i input features and o output features of a module, and p is the dimension of
+    the projection.
+
+    The gradients are those of the loss that is back-propagated. If that is the sum of the samples' losses, gradient k
+    of a module is the gradient of sample k's own loss. Gradients are float32, or float64 where the model is. Where a
+    module runs more than once in a pass, its gradient is the sum over all its runs.
 
     Nothing is left on the model when the context closes. The parameters may be frozen (`requires_grad_(False)`): the
     backward pass then computes the gradients of activations only, which is faster.
@@ -59,7 +62,7 @@ class GradientCollector:
             position, with `per_token`), a module runs with gradients off inside a pass that has them, or a module's
             input is changed in place before its gradient arrives.
 
-    Source: The projected, normalized gradient is that of TrackStar (Chang et al., arXiv 2410.17413, section 3).
+    Source: TrackStar (Chang et al., arXiv 2410.17413, section 3) normalizes and projects gradients in this way.
 
     Example:
         >>> with GradientCollector(model, GradientProcessor(projection_dim=16)) as collector:

@@ -56,14 +56,16 @@ def collect_gradients(
         budget_tokens: The most tokens of a batch, padding included; by default as many as fit into the device's memory.
 
     Returns:
-        The dataset with two more columns. `gradients` is [D] float32, the modules' gradients in natural order of the
-        modules' names, each flattened; with `per_token` it is [s, D], and sums over s to the document's gradient.
-        `loss` is float64, always the plain sum over the labelled tokens, in nats.
+        The dataset with two more columns. `gradients` is float32 of shape [D]: the modules' gradients in natural order
+        of the modules' names, each flattened, so that D is 256 numbers a module by default. With `per_token` its shape
+        is [s, D] for a document of s tokens, and its sum over s is the document's gradient. `loss` is float64, always
+        the plain sum over the labelled tokens, in nats.
 
     Raises:
-        InvalidInput: A document is not text or has a column less, no module is selected, or the normalizers cannot be
-            fitted.
+        ColumnNotFound: The dataset lacks a column that `columns` names, or there is neither a tokenizer nor a column
+            `input_ids`.
         TooLong: A document has more tokens than the model takes.
+        InvalidInput: A document is not text, no module is selected, or the normalizers cannot be fitted.
 
     Source: The gradients are those of TrackStar (Chang et al., arXiv 2410.17413, section 3), without its
     preconditioner and before scaling to unit length.

@@ -56,15 +56,19 @@ def fit_processor(
 
     Returns:
         A processor whose normalizers map the name of each module that the model runs to float32 tensors on the CPU. For
-        a module [o, i] these are r [o] and c [i] (adafactor), V [o, i] (adam), or S^-½ [o, o] and A^-½ [i, i] (kfac).
+        a module with i input and o output features these are r [o] and c [i] (adafactor), V [o, i] (adam), or
+        S^-½ [o, o] and A^-½ [i, i] (kfac), or of an embedding the diagonal [i] of A^-½.
 
     Raises:
-        InvalidInput: A document is not text or has a column less, no document of the sample has labelled tokens, no
-            module is selected, a module is too wide for K-FAC, or an optimizer's checkpoint does not fit the model.
+        ColumnNotFound: The dataset lacks a column that `columns` names, or there is neither a tokenizer nor a column
+            `input_ids`.
         TooLong: A document has more tokens than the model takes.
+        InvalidInput: A document is not text, no document of the sample has labelled tokens, no module is selected, a
+            module is too wide for K-FAC, or an optimizer's checkpoint does not fit the model.
 
-    Source: Adafactor (Shazeer and Stern, arXiv 1804.04235, algorithm 2), K-FAC (Martens and Grosse,
-    arXiv 1503.05671, section 3), TrackStar, which normalizes gradients so (Chang et al., arXiv 2410.17413, section 3).
+    Source: Adafactor's second moment is from Shazeer and Stern, arXiv 1804.04235, algorithm 2; K-FAC from Martens and
+    Grosse, arXiv 1503.05671, section 3. TrackStar (Chang et al., arXiv 2410.17413, section 3) normalizes gradients by
+    Adafactor's.
 
     Example:
         >>> settings = GradientSpec(projection_dim=32, normalizer="kfac", sample_size=1000)

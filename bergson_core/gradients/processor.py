@@ -38,7 +38,7 @@ class GradientProcessor:
     Raises:
         InvalidInput: `projection_dim` is below 1, or `projection` is unknown.
 
-    Source: TrackStar (Chang et al., arXiv 2410.17413, section 3) combines the two.
+    Source: TrackStar (Chang et al., arXiv 2410.17413, section 3) normalizes and projects gradients in this way.
 
     Example:
         >>> processor = fit_processor(model, dataset, tokenizer)
