@@ -56,7 +56,7 @@ class RateLimiter:
         """
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
-                f"this key may ask {caller.rate}, got {calls + 1} questions, each document to verify counted as one: "
+                f"this key may ask {caller.rate}, got {calls + 1} queries, each document to verify counted as one: "
                 "send fewer at once"
             )
         await self._count(caller, calls)

@@ -96,7 +96,7 @@ class RequestSender:
         try:
             request = self._session.http.build_request(method, path, json=body, **options)
         except (ValueError, TypeError) as error:  # NaN; dates
-            raise InvalidInput(f"expected what JSON can say: {error}") from None
+            raise InvalidInput(f"expected values that JSON can express: {error}") from None
         budget = RetryBudget(self._retry_s if retry_s is None else retry_s)
         while True:
             try:

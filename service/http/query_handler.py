@@ -93,9 +93,8 @@ class QueryHandler:
                 except BergsonError as error:
                     return make_problem(error.code, str(error), self.request_id)
 
-        async with (
-            asyncio.TaskGroup() as group
-        ):  # it cancels the others when one fails, or when it is cancelled
+        # If one task fails or the group is cancelled, the group cancels the other tasks.
+        async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer_one(query)) for query in queries]
         return [task.result() for task in tasks]
 

@@ -171,7 +171,7 @@ class Broker(JobBroker):
         raise error
 
     async def _require_worker(self) -> None:
-        """Raises `NoWorker` if no worker is alive; looks once a second at most as long as one was."""
+        """Raises `NoWorker` if no worker is alive. After it has seen one, it does not look again for a second."""
         if time.monotonic() >= self._next_worker_check:
             if not await self.list_workers():
                 raise NoWorker("no worker is alive: start one with `python -m worker`")

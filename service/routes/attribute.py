@@ -68,7 +68,7 @@ async def attribute(
     space: a completion usually begins with one. Without a completion, the model generates the one to explain. A text
     that is too long for the model is refused, and never cut silently.
 
-    With `verify`, the best documents are really unlearned, one by one and beside random documents, to see how much
+    With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
     document.
 

@@ -109,7 +109,7 @@ async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
 async def follow_job(
     job: JobDep,
     broker: BrokerDep,
-    keys: AuthenticatorDep,
+    authenticator: AuthenticatorDep,
     caller: CallerDep,
     request_id: RequestIdDep,
     last_event_id: LastEventIdHeader = "0",
@@ -123,7 +123,7 @@ async def follow_job(
     previous_state = None
     try:
         async for event_id, record in broker.iter_events(job.job_id, last_event_id):
-            keys.require_active(caller)
+            authenticator.require_active(caller)
             yield ServerSentEvent(
                 data=record, event="progress" if record.state == previous_state else "state", id=event_id
             )

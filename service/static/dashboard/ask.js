@@ -113,7 +113,7 @@ function answerView(answer) {
     timingText(answer.timing_ms, Boolean(verification)),
   ];
   return [
-    el("p", { className: "asked" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
+    el("p", { className: "query" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
     answer.notice ? note(`${answer.notice}: ${NOTICE_MEANING}`) : null,
     verification ? note(verificationText(verification)) : null,

@@ -214,7 +214,7 @@ def test_each_document_to_verify_counts_as_a_call(
     both = QUERY | {"direction": "both", "verify": {"top": 3, "controls": 2}}
     other = make_key_header(settings.data_dir, name="bob", rate="8/minute")
     problem = require_problem(client.post("/attribute", json=both, headers=other), 422, "invalid_input")
-    assert "got 9 questions" in problem.detail
+    assert "got 9 queries" in problem.detail
     batch = client.post("/attribute/batch", json={"queries": [body]}, headers=other)
     assert batch.json()["results"][0]["verification"]
     require_problem(
@@ -277,6 +277,6 @@ def test_each_query_of_a_batch_counts_as_a_call(
     problem = require_problem(
         client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input"
     )
-    assert "may ask 5/minute, got 6 questions" in problem.detail
+    assert "may ask 5/minute, got 6 queries" in problem.detail
     assert len(broker.queries) == 4
     assert {lane for lane, _ in broker.lanes_and_priorities} != {""}
