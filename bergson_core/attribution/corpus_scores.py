@@ -124,8 +124,8 @@ def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROF
     index.require_profile(profile)
     if index.manifest.spec.gradients.rows == "sign":
         raise InvalidInput(
-            f"{index.name} has sign rows, whose influence on themselves is the same for all; build an index with rows "
-            "float16 or int8"
+            f"{index.name} has sign rows, whose self-influence is the same for all; build an index with rows float16 "
+            "or int8"
         )
     opened = index.profiles[profile]
 

@@ -105,7 +105,7 @@ class AttributionIndex:
                     continue  # a new generation was published meanwhile, and files of the old one were removed
                 if isinstance(error, IndexCorrupt):
                     raise
-                raise IndexCorrupt(f"a file of {root} is gone: {error}") from error
+                raise IndexCorrupt(f"a file of {root} is missing: {error}") from error
 
     @classmethod
     def _open_generation(
@@ -294,8 +294,8 @@ class AttributionIndex:
         """
         if processor is not self.processor and processor.fingerprint() != self.processor.fingerprint():
             raise InvalidInput(
-                f"the gradients were made by another processor than the rows of {self.name}: expected "
-                f"{self.processor.settings} and the normalizers fitted for it; load them from its directory "
+                f"the gradients were computed with another processor than the rows of {self.name}: expected "
+                f"{self.processor.settings} and the normalizers of the index; load its processor from its directory "
                 "statistics with GradientProcessor.load"
             )
         if rows.dim() != 2 or rows.shape[1] != self.collector.dimensions:
@@ -331,4 +331,7 @@ def _require_same_projection(processor: GradientProcessor, settings: GradientSpe
     """Raises `IndexCorrupt` unless the processor projects as the manifest says that the rows were projected."""
     stated = {name: getattr(settings, name) for name in processor.settings}
     if processor.settings != stated:
-        raise IndexCorrupt(f"the rows were projected by {stated}, and statistics hold {processor.settings}")
+        raise IndexCorrupt(
+            f"the manifest says that the rows were projected with {stated}, but the processor in the directory "
+            f"statistics has {processor.settings}; restore the files from a copy or build the index again"
+        )

@@ -132,8 +132,8 @@ def match_mixing(query_moment: Float[Tensor, "m d d"], train_moment: Float[Tenso
     k = max(1, round(MATCHED_EIGENVALUE_SHARE * len(query_values))) - 1
     if query_values[k] <= 1e-9 * query_values[0]:
         raise InvalidInput(
-            f"the queries span fewer than the {k + 1} directions that the rule looks at: expected more of them, or "
-            "mixing as a number from 0 to 1"
+            f"the queries span fewer than the {k + 1} directions that are needed to choose mixing: expected more "
+            "queries, or mixing as a number from 0 to 1"
         )
     return float(train_values[k] / (query_values[k] + train_values[k]))
 
@@ -143,13 +143,13 @@ def _require_profile_possible(manifest: Manifest, root: Path, name: str) -> None
     spec = manifest.spec
     if spec.gradients.rows == "sign":
         raise InvalidInput(
-            f"{root.name} has sign rows, which were preconditioned before their signs were taken: they have no "
-            "profiles; build an index with rows float16 or int8"
+            f"{root.name} has sign rows, which were preconditioned before their signs were taken and so can have no "
+            "other profile; build an index with rows float16 or int8"
         )
     if spec.gradients.projection_dim > MAX_PRECONDITIONED_DIM:
         raise InvalidInput(
-            f"{root.name} has a projection_dim of {spec.gradients.projection_dim}, and a profile has p⁴ numbers for "
-            f"each module: expected at most {MAX_PRECONDITIONED_DIM}"
+            f"{root.name} has a projection_dim of {spec.gradients.projection_dim}, and a profile has p⁴ numbers "
+            f"for each module: expected at most {MAX_PRECONDITIONED_DIM}"
         )
     if name in {entry.name for entry in manifest.profiles}:
         raise InvalidInput(f"{root.name} has a profile {name!r} already; choose another name")

@@ -40,7 +40,7 @@ class QueryTokenizer:
         require_max_tokens(tokens, context_limit(self.model, None), "prompt and completion together")
         if tokens.n_labelled == 0:
             raise InvalidInput(
-                "nothing to attribute: the completion, or the span of it, has no token that follows another; "
+                "nothing to attribute: the completion, or its span, has no token that follows another; "
                 "expected a prompt, or a longer completion or span"
             )
         return TokenizedQuery(query, completion, tokens)

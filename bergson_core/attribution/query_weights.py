@@ -32,8 +32,8 @@ def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dat
     for number, query in enumerate(queries):
         if query.profile not in (DEFAULT_PROFILE, profile):
             raise InvalidInput(
-                f"query {number} asks for the profile {query.profile!r}, and all are scored by {profile!r}; expected "
-                "the same"
+                f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
+                "expected the same profile"
             )
     return Dataset.from_dict(
         {
@@ -104,6 +104,6 @@ def _require_labelled_tokens(queries: Iterable[Tokens], first: int) -> None:
     for number, tokens in enumerate(queries, start=first):
         if tokens.n_labelled == 0:
             raise InvalidInput(
-                f"query {number}: there is nothing to attribute, since its completion has no token that follows "
+                f"query {number}: there is nothing to attribute, because its completion has no token that follows "
                 "another; expected a prompt, or a longer completion"
             )

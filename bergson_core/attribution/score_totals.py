@@ -117,5 +117,5 @@ def _require_single_score(schema: pa.Schema) -> None:
     """Raises `InvalidInput` for scores with a list for each document."""
     if "score" not in schema.names:
         raise InvalidInput(
-            "each document has a score for each query: expected one, by the aggregate mean or max"
+            "each document has a list of scores: expected a single score, from the aggregate mean or max"
         )

@@ -83,8 +83,8 @@ class ScoreDecomposer:
         """Raises `InvalidInput` for an index whose rows are not gradients of its model."""
         if self.manifest.origin == "training":
             raise InvalidInput(
-                f"{self.root.name} holds what a training run did for its documents, step by step, which its finished "
-                "model cannot tell apart by tokens: leave `tokens` out of include"
+                f"{self.root.name} was made by a training run, step by step, and the finished model cannot split its "
+                "rows by token: leave `tokens` out of include"
             )
 
     def token_influences(self, documents: Sequence[StoredDocument]) -> list[list[TokenInfluence]]:

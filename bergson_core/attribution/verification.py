@@ -99,8 +99,8 @@ class Verifier:
         """Raises `InvalidInput` for an index that a training run has made."""
         if self._manifest.origin == "training":
             raise InvalidInput(
-                "this index was made while its model was trained, from tokens that are not kept, so that its documents "
-                "cannot be unlearned as they were learned: leave `verify` out"
+                "this index was made by a training run, whose tokens are not stored, so its documents cannot be "
+                "unlearned as they were learned: leave `verify` out"
             )
 
     def _fitted_unlearner(self) -> VerificationSteps[Unlearner]:

@@ -49,5 +49,5 @@ def damaged_shards_error(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
     shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
     return IndexCorrupt(
         f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; restore the files from a copy, "
-        "build the index again, or ask with partial for what the other shards know"
+        "build the index again, or set partial to search the other shards alone"
     )

@@ -154,8 +154,8 @@ def choose_search_kind(
         f"{entry.recall_at_10:.3f} by {entry.kind} at {entry.candidates} candidates" for entry in entries
     )
     raise InvalidInput(
-        f"the candidates hold a recall@10 of {recalls}, less than min_recall {min_recall}: nothing is published. Build "
-        "again with a lower min_recall or search kind exact, for which the finished rows are kept, or with other rows"
+        f"the candidates reach a recall@10 of {recalls}, less than min_recall {min_recall}: nothing is published. "
+        "Build again with a lower min_recall or search kind exact, which reuse the finished rows, or with other rows"
     )
 
 

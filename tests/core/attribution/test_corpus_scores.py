@@ -214,8 +214,8 @@ def test_self_influence_is_that_of_the_definition(sources, tmp_path, small_reads
     path = tmp_path / "facts"
     build_index(spec, path, shard_rows=16)
     rows = rows_by_definition(path, spec)
-    _, layers, width = rows.shape
-    inverse = torch.eye(width, dtype=rows.dtype).expand(layers, -1, -1)
+    _, modules, width = rows.shape
+    inverse = torch.eye(width, dtype=rows.dtype).expand(modules, -1, -1)
     if preconditioner:
         second = torch.einsum("nmi,nmj->mij", rows, rows) / len(rows)
         mean = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]

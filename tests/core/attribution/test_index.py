@@ -159,10 +159,10 @@ def test_a_directory_without_an_index_is_refused(tmp_path):
 def test_the_profile_holds_the_second_moment_of_all_rows(index):
     profile = load_file(index / "profiles" / "default" / "preconditioner.safetensors")
     manifest = read_manifest(index)
-    layers = len(manifest.modules)
+    modules = len(manifest.modules)
     rows = torch.cat([shard.rows(slice(None)) for shard in AttributionIndex.open(index).shards])
     expected = torch.einsum("nmi,nmj->mij", rows, rows) / manifest.rows
-    assert profile["second_moment"].shape == (layers, 16, 16)
+    assert profile["second_moment"].shape == (modules, 16, 16)
     torch.testing.assert_close(
         profile["second_moment"], expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item()
     )
