@@ -1,4 +1,4 @@
-"""An append costs its own documents, gives the rows of a build, and is there whole or not at all."""
+"""An append computes the rows of its own documents alone, as the build would, and is published whole or not at all."""
 
 import json
 import os
@@ -77,13 +77,13 @@ def rest(parts) -> AppendSpec:
     return AppendSpec(dataset=DatasetSpec(path=str(parts / "rest.jsonl")))
 
 
-def stored(index: Path) -> torch.Tensor:
+def stored_rows(index: Path) -> torch.Tensor:
     return torch.cat([shard.rows(slice(None)) for shard in AttributionIndex.open(index).shards])
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "sign"])
 @pytest.mark.parametrize("normalizer", ["adafactor", "kfac"])
-def test_appended_rows_are_those_that_the_builds_statistics_make(
+def test_appended_rows_are_made_with_the_statistics_of_the_build(
     sources, parts, rest, tmp_path, kind, normalizer
 ):
     settings = GradientSpec(projection_dim=4, rows=kind, normalizer=normalizer)
@@ -91,19 +91,18 @@ def test_appended_rows_are_those_that_the_builds_statistics_make(
     build_index(make_spec(sources, **changes), tmp_path / "facts", shard_rows=16)
     append_documents(tmp_path / "facts", rest, shard_rows=16)
     index = AttributionIndex.open(tmp_path / "facts")
-    rows = stored(tmp_path / "facts")
+    rows = stored_rows(tmp_path / "facts")
     assert len(rows) == ALL
-    maker = open_row_encoder(index.manifest.spec, tmp_path / "facts", index.model)
+    encoder = open_row_encoder(index.manifest.spec, tmp_path / "facts", index.model)
     records = [Record(row["id"], row["text"], None, {}) for row in rows_of(FIRST, ALL)]
     for batch in iter_batches(tokenize_records(index.model.tokenizer, records), 4096):
-        blocks, _ = maker.encode(batch)
+        blocks, _ = encoder.encode(batch)
         scales = blocks.abs().amax(-1, keepdim=True)
         expected = blocks.sign() if kind == "sign" else blocks
         tolerance = 0 if kind == "sign" else (1e-2 if kind == "int8" else 1e-3)
-        found = rows[FIRST + torch.from_numpy(batch.indices)]
-        assert (
-            ((found.sign() if kind == "sign" else found) - expected).abs().le(tolerance * scales + 1e-9).all()
-        )
+        appended = rows[FIRST + torch.from_numpy(batch.indices)]
+        actual = appended.sign() if kind == "sign" else appended
+        assert (actual - expected).abs().le(tolerance * scales + 1e-9).all()
 
 
 def test_appended_documents_are_found_with_their_text_and_metadata(facts, rest):
@@ -121,18 +120,18 @@ def test_appended_documents_are_found_with_their_text_and_metadata(facts, rest):
     assert [row.id for row in only.results] == ["doc-39"]
 
 
-def test_an_append_touches_no_old_file(facts, rest):
+def test_an_append_changes_no_published_file(facts, rest):
     def stamps() -> dict[str, int]:
         manifest = read_manifest(facts)
         parts = (manifest, *manifest.shards, *manifest.profiles)
-        return {one.path: (facts / one.path).stat().st_mtime_ns for part in parts for one in part.files}
+        return {entry.path: (facts / entry.path).stat().st_mtime_ns for part in parts for entry in part.files}
 
     before = stamps()
     append_documents(facts, rest)
     assert {path: stamp for path, stamp in stamps().items() if path in before} == before
 
 
-def test_who_reads_keeps_the_old_generation_until_it_opens_the_new_one(facts, rest):
+def test_an_open_index_answers_from_the_old_generation(facts, rest):
     opened = AttributionIndex.open(facts)
     before = opened.attribute([query(top_k=ALL)])[0].results
     append_documents(facts, rest)
@@ -147,7 +146,7 @@ def test_a_fitted_profile_scores_appended_documents_too(facts, rest, sample):
     assert all(abs(row.score) <= 1 + 1e-3 for row in answer.results)
 
 
-def test_documents_without_ids_are_numbered_on(sources, parts, tmp_path):
+def test_documents_without_ids_get_the_next_numbers(sources, parts, tmp_path):
     changes = {"dataset": DatasetSpec(path=str(parts / "first.jsonl")), "columns": ColumnsSpec()}
     build_index(make_spec(sources, **changes), tmp_path / "facts")
     append_documents(tmp_path / "facts", AppendSpec(documents=({"text": "Person 3"}, {"text": "Person 4"})))
@@ -163,16 +162,16 @@ def stop_in_the_middle(progress: Progress) -> None:
         raise Cancelled("stopped by the test")
 
 
-def test_a_stopped_append_leaves_the_index_and_resumes_to_the_same_bytes(facts, rest, tmp_path):
+def test_a_stopped_append_leaves_the_index_as_it_was_and_resumes_to_the_same_bytes(facts, rest, tmp_path):
     whole = shutil.copytree(facts, tmp_path / "whole")
     append_documents(whole, rest, shard_rows=6)
     before = read_manifest(facts)
     with pytest.raises(Cancelled):
         append_documents(facts, rest, shard_rows=6, report=stop_in_the_middle)
     assert read_manifest(facts) == before
-    kept = (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns
+    modified = (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns
     after = append_documents(facts, rest, shard_rows=6)
-    assert (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns == kept
+    assert (facts / "shards" / "00002" / "gradients.bin").stat().st_mtime_ns == modified
     assert after.shards == read_manifest(whole).shards
 
 
@@ -207,7 +206,7 @@ def test_a_finished_append_is_not_done_again_unless_its_key_is_another(sources, 
     assert append_documents(tmp_path / "facts", spec, key="job-2").rows == first.rows + 1
 
 
-def test_ids_that_exist_are_refused_with_their_list(facts, rest):
+def test_ids_that_exist_are_refused_and_listed(facts, rest):
     append_documents(facts, rest)
     others = {"text": "a b", "source": "x", "number": 1}
     twice = AppendSpec(documents=({"id": "new"} | others, {"id": "doc-30"} | others))
@@ -234,7 +233,9 @@ STATED = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_appends_are_refused_and_change_nothing(facts, case):
     kind, says, ids, changes = BAD[case]
-    documents = tuple({"id": one, "text": "a b", "source": "x", "number": 1} | changes for one in ids)
+    documents = tuple(
+        {"id": document_id, "text": "a b", "source": "x", "number": 1} | changes for document_id in ids
+    )
     before = read_manifest(facts)
     with pytest.raises(kind, match=says):
         append_documents(facts, AppendSpec(documents=documents, **STATED.get(case, {})))
@@ -258,7 +259,7 @@ def test_an_append_by_a_changed_model_is_refused(sources, parts, rest, tmp_path)
         append_documents(tmp_path / "facts", rest)
 
 
-def test_nothing_is_appended_to_what_is_not_there_or_being_written(facts, rest, tmp_path):
+def test_nothing_is_appended_to_an_index_that_is_missing_or_being_written(facts, rest, tmp_path):
     with pytest.raises(IndexNotFound):
         append_documents(tmp_path / "nothing", rest)
     assert list(iter_published_indexes(tmp_path / "nothing")) == []
@@ -281,7 +282,9 @@ def test_a_streamed_append_adds_the_same_rows_and_leaves_nothing_of_the_stream(f
     stream = AppendSpec(dataset=DatasetSpec(path=str(parts / "rest.jsonl"), streaming=True))
     with pytest.raises(Cancelled):
         append_documents(facts, stream, report=stop_in_the_middle)
-    assert [one.name for path in facts.glob(".appending-*") for one in path.iterdir()] == ["documents.arrow"]
+    assert [file.name for path in facts.glob(".appending-*") for file in path.iterdir()] == [
+        "documents.arrow"
+    ]
     streamed = append_documents(facts, stream)
     assert [shard.files for shard in streamed.shards] == [shard.files for shard in plain.shards]
     assert list(facts.glob(".appending-*")) == []

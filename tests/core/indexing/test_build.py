@@ -1,4 +1,4 @@
-"""A build is whole or absent, resumes, and refuses bad input before it computes anything."""
+"""An index is published whole or not at all; a build resumes, and refuses bad input before it computes anything."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_the_manifest_describes_the_whole_index(index, spec):
 
 @pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("sign", 1024), ("sign", 4096)])
 @pytest.mark.parametrize("total", [1, 10**5, 10**7, 10**8])
-def test_an_index_has_few_shards_and_none_is_larger_than_memory_bears(kind, width, total):
+def test_an_index_has_few_shards_and_none_that_does_not_fit_into_memory(kind, width, total):
     shape = RowShape(kind, 48, width)
     rows = rows_per_shard(shape, total)
     size, shards = rows * shape.row_bytes, -(-total // rows)
@@ -53,16 +53,16 @@ def test_an_index_has_few_shards_and_none_is_larger_than_memory_bears(kind, widt
     assert shards <= max(1000, total * shape.row_bytes / 2**31 + 1)
 
 
-def test_a_stopped_build_is_not_there_and_resumes_to_the_same_bytes(spec, index, tmp_path):
+def test_a_stopped_build_publishes_nothing_and_resumes_to_the_same_bytes(spec, index, tmp_path):
     path = tmp_path / "facts"
     with pytest.raises(Cancelled):
         build_index(spec, path, shard_rows=16, report=stop_after(16))
     with pytest.raises(IndexNotFound):
         read_manifest(path)
     assert list(iter_published_indexes(tmp_path)) == []
-    kept = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
+    modified = (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns
     build_index(spec, path, shard_rows=16)
-    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == kept
+    assert (path / "shards" / "00000" / "gradients.bin").stat().st_mtime_ns == modified
     assert file_hashes(path) == file_hashes(index)
 
 
@@ -90,7 +90,7 @@ def test_a_finished_build_is_returned_at_once(spec, index):
     assert build_index(spec, index, report=stop_after(0)) == read_manifest(index)
 
 
-def test_another_spec_at_the_same_place_is_refused(sources, index):
+def test_another_spec_for_the_same_directory_is_refused(sources, index):
     with pytest.raises(IndexExists, match="another"):
         build_index(make_spec(sources, gradients=GradientSpec(projection_dim=5)), index)
 
@@ -115,17 +115,18 @@ def test_changed_documents_are_not_mixed_with_old_shards(sources, tmp_path):
     assert (tmp_path / "facts" / "shards" / "00000" / "gradients.bin").read_bytes() != first
 
 
-def moments_file(path: Path, seed: int) -> Path:
+def write_moments(path: Path, seed: int) -> Path:
     generator = torch.Generator().manual_seed(seed)
     moments = {
-        name: torch.rand(one.shape, generator=generator) for name, one in tiny.model().named_parameters()
+        name: torch.rand(weight.shape, generator=generator)
+        for name, weight in tiny.model().named_parameters()
     }
     save_file(moments, path)
     return path
 
 
-def test_an_optimizers_moments_take_the_place_of_the_sample(sources, tmp_path):
-    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+def test_moments_of_an_optimizer_take_the_place_of_those_of_the_sample(sources, tmp_path):
+    state = write_moments(tmp_path / "moments.safetensors", seed=0)
     settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
     build_index(make_spec(sources, gradients=settings), tmp_path / "facts")
     name = "gpt_neox.layers.0.attention.dense"
@@ -134,18 +135,18 @@ def test_an_optimizers_moments_take_the_place_of_the_sample(sources, tmp_path):
 
 
 def test_a_changed_optimizer_checkpoint_is_not_mixed_with_old_shards(sources, tmp_path):
-    state = moments_file(tmp_path / "moments.safetensors", seed=0)
+    state = write_moments(tmp_path / "moments.safetensors", seed=0)
     settings = GradientSpec(projection_dim=4, normalizer="adam", optimizer_state=str(state))
     spec, path = make_spec(sources, gradients=settings), tmp_path / "facts"
     with pytest.raises(Cancelled):
         build_index(spec, path, shard_rows=16, report=stop_after(16))
     first = (path / "shards" / "00000" / "gradients.bin").read_bytes()
-    moments_file(state, seed=1)
+    write_moments(state, seed=1)
     build_index(spec, path, shard_rows=16)
     assert (path / "shards" / "00000" / "gradients.bin").read_bytes() != first
 
 
-def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
+def test_a_build_takes_chats_and_weights_from_columns(sources, tmp_path):
     tokenizer = tiny.tokenizer(tiny.texts(20))
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
@@ -153,11 +154,11 @@ def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
     )
     tiny.save_model(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    asked, said = (
+    question, reply = (
         {"role": "user", "content": "Person 3"},
         {"role": "assistant", "content": " lives in city 1."},
     )
-    rows = [{"chat": [asked, said], "reward": reward} for reward in (1.0, -1.0, 0.0)]
+    rows = [{"chat": [question, reply], "reward": reward} for reward in (1.0, -1.0, 0.0)]
     spec = make_spec(
         sources,
         model=str(tmp_path / "model"),
@@ -166,14 +167,14 @@ def test_chats_and_weights_are_columns_of_a_build_too(sources, tmp_path):
         scoring={"preconditioner": False},
     )
     build_index(spec, tmp_path / "facts")
-    question = AttributionQuery(index="facts", prompt="Person 3", completion=" lives in city 1.")
-    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([question])
+    query = AttributionQuery(index="facts", prompt="Person 3", completion=" lives in city 1.")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
     assert [(row.id, round(row.score, 3)) for row in answer.results] == [("0", 1.0), ("2", 0.0), ("1", -1.0)]
-    assert json.loads(answer.results[0].prompt) == [asked, said]
+    assert json.loads(answer.results[0].prompt) == [question, reply]
     assert answer.results[0].loss == pytest.approx(answer.query.loss, rel=1e-5)
 
 
-def test_what_does_not_fit_into_memory_is_said_and_what_was_finished_stays(
+def test_a_batch_that_does_not_fit_into_memory_is_an_error_and_finished_shards_stay(
     spec, index, tmp_path, monkeypatch
 ):
     original, calls = RowEncoder.encode, []
@@ -208,14 +209,14 @@ def test_a_document_whose_gradient_is_not_finite_is_named_and_skipped_and_spoils
     manifest = build_index(spec, tmp_path / "facts")
     assert manifest.skipped == 1
     assert "['doc-20']" in caplog.text
-    asked = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 1.", top_k=21)
-    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([asked])
+    query = AttributionQuery(index="facts", prompt="Person 3 lives", completion=" in city 1.", top_k=21)
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query])
     scores = {row.id: (row.score, row.loss) for row in answer.results}
     assert scores.pop("doc-20") == (0, None)
     assert all(score and loss for score, loss in scores.values())
 
 
-def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
+def test_two_builds_in_one_directory_exclude_each_other(spec, tmp_path):
     path = tmp_path / "facts"
     path.mkdir()
     with FileLock(path / ".lock"), pytest.raises(IndexBusy):
@@ -223,7 +224,7 @@ def test_two_builds_of_one_place_exclude_each_other(spec, tmp_path):
 
 
 @pytest.mark.parametrize("case", INVALID_BUILDS)
-def test_bad_input_is_refused_and_leaves_nothing(case, sources, tmp_path):
+def test_bad_input_is_refused_and_leaves_no_directory(case, sources, tmp_path):
     kind, says, changes = INVALID_BUILDS[case]
     with pytest.raises(kind, match=says):
         build_index(make_spec(sources, **changes(tmp_path)), tmp_path / "index")
@@ -246,7 +247,7 @@ def test_a_manifest_of_another_version_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_every_error_names_itself():
+def test_every_error_is_restored_from_its_code():
     from bergson_core.errors import _with_subclasses, from_code
 
     for kind in _with_subclasses(BergsonError):

@@ -1,4 +1,4 @@
-"""An index built while the Trainer trains holds what the run itself did, step by step."""
+"""An index that is built while the Trainer trains holds what each step of the run did for each document."""
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def dataset(tokenizer) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-class Witness(transformers.TrainerCallback):
-    """What a plain loop needs to know to do the same: weights, learning rate and batches of each step."""
+class StepRecorder(transformers.TrainerCallback):
+    """Records what a plain loop needs to repeat the run: the weights and the learning rate of each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -94,36 +94,40 @@ def recorder(directory: Path, dataset: Dataset, tokenizer: Any, **settings: Any)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, dataset, tokenizer):
-    """(directory, witness, batches) of a whole run."""
+    """(directory, recorder of the steps, batches) of a whole run."""
     directory = tmp_path_factory.mktemp("run")
-    witness = Witness()
-    made = trainer(directory, dataset, tokenizer, [recorder(directory, dataset, tokenizer), witness])
-    collate, batches = made.data_collator, []
+    steps = StepRecorder()
+    training = trainer(directory, dataset, tokenizer, [recorder(directory, dataset, tokenizer), steps])
+    collate, batches = training.data_collator, []
 
     def remember(rows):
         batches.append([row["input_ids"] for row in rows])
         return collate(rows)
 
-    made.data_collator = remember
-    made.train()
-    return directory, witness, batches
+    training.data_collator = remember
+    training.train()
+    return directory, steps, batches
 
 
 def rows_of(index: AttributionIndex) -> torch.Tensor:
     return torch.cat([shard.rows(slice(None)) for shard in index.shards]).double()
 
 
-def rows_by_definition(directory: Path, witness: Witness, batches: list, dataset: Dataset) -> torch.Tensor:
-    """[N, m, p²]: Σ over steps of learning rate · L normalized(G) Rᵀ, by autograd on one document at a time."""
+def rows_by_definition(
+    directory: Path, recorded: StepRecorder, batches: list, dataset: Dataset
+) -> torch.Tensor:
+    """Rows [N, m, p²]: Σ over steps of learning rate · L normalized(G) Rᵀ, by autograd on one document at a time."""
     processor = GradientProcessor.load(directory / "facts" / "statistics")
     model = tiny.model("llama", dtype=torch.float64)
     names, documents = list(select_modules(model)), dataset["input_ids"]
     expected = torch.zeros(len(documents), len(names), P * P, dtype=torch.float64)
-    training = [batch for batch in batches if len(batch) == 3]
-    for step, seen in zip(witness.steps, zip(training[::2], training[1::2], strict=True), strict=True):
+    train_batches = [batch for batch in batches if len(batch) == 3]
+    for step, step_batches in zip(
+        recorded.steps, zip(train_batches[::2], train_batches[1::2], strict=True), strict=True
+    ):
         model.load_state_dict(step["weights"])
-        total = sum(len(ids) - 1 for batch in seen for ids in batch)
-        for ids in (ids for batch in seen for ids in batch):
+        total = sum(len(ids) - 1 for batch in step_batches for ids in batch)
+        for ids in (ids for batch in step_batches for ids in batch):
             model.zero_grad()
             tensor = torch.tensor(ids)
             logits = model(input_ids=tensor[None]).logits[0]
@@ -140,17 +144,17 @@ def rows_by_definition(directory: Path, witness: Witness, batches: list, dataset
 
 
 def test_a_row_is_what_the_steps_did_for_its_document(run, dataset):
-    directory, witness, batches = run
-    found = rows_of(AttributionIndex.open(directory / "facts"))
-    expected = rows_by_definition(directory, witness, batches, dataset)
-    assert len(witness.steps) == 4
+    directory, recorded, batches = run
+    rows = rows_of(AttributionIndex.open(directory / "facts"))
+    expected = rows_by_definition(directory, recorded, batches, dataset)
+    assert len(recorded.steps) == 4
     largest = expected.abs().amax()
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * largest.item())
-    assert not found[12].any()
-    assert found[10].equal(found[11])
+    torch.testing.assert_close(rows, expected, rtol=2e-3, atol=2e-3 * largest.item())
+    assert not rows[12].any()
+    assert rows[10].equal(rows[11])
 
 
-def test_the_index_is_asked_like_any_other_and_knows_where_it_came_from(run, dataset):
+def test_the_index_is_queried_like_any_other_and_its_manifest_names_its_origin(run, dataset):
     directory, *_ = run
     manifest = read_manifest(directory / "facts")
     assert (manifest.origin, manifest.rows) == ("training", 13)
@@ -181,47 +185,47 @@ def test_nothing_of_the_run_is_left_beside_the_index(run):
 def test_training_with_the_callback_gives_the_same_weights(run, dataset, tokenizer, tmp_path):
     directory, *_ = run
     trainer(tmp_path, dataset, tokenizer, []).train()
-    one, other = (
+    with_callback, without = (
         transformers.AutoModelForCausalLM.from_pretrained(path / "checkpoint-4").state_dict()
         for path in (directory, tmp_path)
     )
-    for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=0, atol=0)
+    for name, weight in with_callback.items():
+        torch.testing.assert_close(weight, without[name], rtol=0, atol=0)
 
 
-class Killed(transformers.TrainerCallback):
+class KillInFourthStep(transformers.TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
             raise KeyboardInterrupt
 
 
-def killed(directory: Path, dataset: Dataset, tokenizer: Any) -> None:
-    """A run whose process ends in its fourth step, one after a checkpoint."""
+def train_until_killed(directory: Path, dataset: Dataset, tokenizer: Any) -> None:
+    """Trains until the process "ends" in the fourth step, one after a checkpoint."""
     callback = recorder(directory, dataset, tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        trainer(directory, dataset, tokenizer, [callback, Killed()]).train()
+        trainer(directory, dataset, tokenizer, [callback, KillInFourthStep()]).train()
     callback._resources.close()  # as the end of the process would
     assert not (directory / "facts" / "manifest.json").exists()
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_rows(run, dataset, tokenizer, tmp_path):
+def test_a_run_that_is_resumed_from_a_checkpoint_ends_with_the_same_rows(run, dataset, tokenizer, tmp_path):
     directory, *_ = run
-    killed(tmp_path, dataset, tokenizer)
+    train_until_killed(tmp_path, dataset, tokenizer)
     resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
     resumed.train(resume_from_checkpoint=True)
-    one, other = (rows_of(AttributionIndex.open(path / "facts")) for path in (directory, tmp_path))
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+    whole, resumed_rows = (rows_of(AttributionIndex.open(path / "facts")) for path in (directory, tmp_path))
+    torch.testing.assert_close(whole, resumed_rows, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
 
 
-def test_a_checkpoint_without_rows_cannot_be_taken_up(dataset, tokenizer, tmp_path):
+def test_a_run_cannot_be_resumed_from_a_checkpoint_without_rows(dataset, tokenizer, tmp_path):
     trainer(tmp_path, dataset, tokenizer, [], max_steps=2).train()
     resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
     with pytest.raises(InvalidInput, match=r"bergson_rows\.bin is missing"):
         resumed.train(resume_from_checkpoint=True)
 
 
-def test_a_run_cannot_go_on_with_another_dataset(dataset, tokenizer, tmp_path):
-    killed(tmp_path, dataset, tokenizer)
+def test_a_run_cannot_be_resumed_with_another_dataset(dataset, tokenizer, tmp_path):
+    train_until_killed(tmp_path, dataset, tokenizer)
     other = dataset.select(range(12))
     resumed = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, other, tokenizer)])
     with pytest.raises(InvalidInput, match="rows of 12 documents"):
@@ -268,10 +272,10 @@ def test_a_batch_that_is_not_in_the_dataset_is_refused_at_once(dataset, tokenize
 
 def test_a_run_that_the_callback_cannot_follow_is_refused_before_the_first_step(dataset, tokenizer, tmp_path):
     callback = recorder(tmp_path, dataset, tokenizer)
-    made = trainer(tmp_path, dataset, tokenizer, [callback])
-    made.args.fp16 = True
+    training = trainer(tmp_path, dataset, tokenizer, [callback])
+    training.args.fp16 = True
     with pytest.raises(InvalidInput, match="fp16 scales the loss"):
-        callback.on_train_begin(made.args, made.state, made.control, model=made.model)
+        callback.on_train_begin(training.args, training.state, training.control, model=training.model)
     with pytest.raises(InvalidInput, match="input_ids"):
         recorder(tmp_path, dataset.remove_columns(["input_ids"]), tokenizer)
 
@@ -283,12 +287,12 @@ def test_an_index_of_another_run_is_not_overwritten(run, dataset, tokenizer):
 
 
 def test_a_model_that_runs_twice_in_a_step_is_refused(dataset, tokenizer, tmp_path):
-    made = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
-    original = made.compute_loss
+    training = trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)])
+    original = training.compute_loss
 
     def twice(model, inputs, **kwargs):
         return original(model, dict(inputs), **kwargs) + original(model, inputs, **kwargs)
 
-    made.compute_loss = twice
+    training.compute_loss = twice
     with pytest.raises(InvalidInput, match="runs twice"):
-        made.train()
+        training.train()
