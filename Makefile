@@ -74,10 +74,9 @@ format: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check --fix-only $(CODE)
 	@$(VENV)/bin/ruff format $(CODE)
 
+# benchmarks/__main__.py lists the benchmarks. ARGS=NAME runs one of them.
 bench: $(VENV)/.installed-dev
-	@for file in benchmarks/[a-z]*.py; do \
-		module=benchmarks.$$(basename "$$file" .py); echo "== $$module"; $(PY) -m "$$module" || exit; \
-	done
+	@exec $(PY) -m benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs

@@ -1,0 +1,48 @@
+"""Runs the benchmarks one after the other: `python -m benchmarks [NAME ...]`.
+
+Each of them runs with its defaults, in a process of its own, from a fresh clone: it makes its own data. All together
+take about an hour on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
+"""
+
+import subprocess
+import sys
+
+from benchmarks.support.command_line import make_parser
+
+BENCHMARKS = {
+    "gradient_throughput": "tokens a second of gradient collection, compared with passes without hooks",
+    "gradient_memory": "peak memory of gradient collection, compared with plain passes",
+    "logits_throughput": "tokens a second with the logits of labelled positions only",
+    "build_memory": "peak memory of builds of more and more documents",
+    "estimate_accuracy": "estimates of builds, compared with the builds",
+    "index_updates": "seconds of an append, a takedown and a compaction",
+    "ray_scaling": "documents a second with one and two Ray workers",
+    "large_index_search": "time, memory and recall of queries of a large index",
+    "ivf_recall": "recall and time of IVF, which was tried beside the flat search",
+    "codec_error": "errors of scores from float16 and int8 rows",
+    "http_overhead": "milliseconds that the service adds to a query",
+    "service_load": "answers a second and latencies of the service under load",
+    "notice_accuracy": "how often an answer claims an influence that does not exist",
+    "attribution_quality": "what each choice of rows and scores is worth",
+}
+
+
+def main() -> None:
+    """Runs the chosen benchmarks, or all."""
+    listed = "\n".join(f"    {name:<22}{purpose}" for name, purpose in BENCHMARKS.items())
+    parser = make_parser(f"{__doc__}\n{listed}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; by default all")
+    options = parser.parse_args()
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; expected {', '.join(BENCHMARKS)}")
+    failed = []
+    for name in options.names or BENCHMARKS:
+        print(f"== benchmarks.{name}: {BENCHMARKS[name]}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode != 0:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Helpers that several benchmarks share; nothing in this folder is a benchmark."""

@@ -1,0 +1,93 @@
+"""Models with random weights in the shapes of real ones: nothing is downloaded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.demo.training import fit_tokenizer
+
+
+def gpt_neox_8m(vocabulary: int = 4096) -> PreTrainedModel:
+    """Returns a GPT-NeoX of 8.4 M parameters, the size of a small research model."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=vocabulary,
+            hidden_size=256,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            max_position_embeddings=2048,
+        )
+    )
+
+
+def gpt_neox_160m() -> PreTrainedModel:
+    """Returns a GPT-NeoX of 162 M parameters, in the shape of Pythia 160M."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=50_304,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            max_position_embeddings=2048,
+        )
+    )
+
+
+def llama_1b() -> PreTrainedModel:
+    """Returns a Llama in the shape of Llama 3.2 1B, without rope scaling."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128_256,
+            hidden_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            intermediate_size=8192,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "small": gpt_neox_8m,
+    "neox-160m": gpt_neox_160m,
+    "llama-1b": llama_1b,
+}
+
+
+def make_random_model(name: str, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:
+    """Returns a model of `MODELS` in evaluation mode; its weights are the same each time."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = MODELS[name]()
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def save_random_model(directory: Path, name: str, vocabulary: int, texts: Sequence[str]) -> Path:
+    """Saves a model of `MODELS`, with a tokenizer that is fitted to `texts`, and returns the directory."""
+    make_random_model(name).save_pretrained(directory)
+    fit_tokenizer(texts, vocabulary).save_pretrained(directory)
+    return directory
+
+
+def save_tiny_model(directory: Path) -> Path:
+    """Saves a GPT-NeoX of 80,000 parameters in two layers, with a tokenizer, and returns the directory."""
+    texts = [document.text for document in make_corpus(people=50, seed=0).documents]
+    tokenizer = fit_tokenizer(texts, 1000)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer.get_vocab()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
