@@ -1,8 +1,8 @@
 """Adds documents to a published index: new shards beside the old ones, then a new generation of the manifest.
 
-The statistics stay as the build fitted them (normalizers, projections, preconditioners), and so do the old rows. An
-append costs what its own documents cost and, each time the index has grown by a tenth, one scan of all rows by which
-the search is measured again.
+The statistics (normalizers, projections, preconditioners) stay as the build fitted them, and so do the old rows. An
+append computes gradients for its own documents only. Each time the index has grown by a tenth, it also scans all rows
+once, to measure the search again.
 """
 
 import hashlib
@@ -57,19 +57,19 @@ def append_documents(
 ) -> Manifest:
     """Adds the documents of `spec` to the index in the directory `index`.
 
-    Readers see the old generation until the new one is whole. An append that was stopped or killed is resumed by the
-    same call and keeps its finished shards; one that is already in the index returns at once.
+    Readers see the old generation until the new one is complete. To resume an append that was stopped or killed, make
+    the same call again: it keeps the finished shards. If the documents are in the index already, it returns at once.
 
     Args:
         index: The directory of the index.
-        spec: The documents. What it states beside them has to be what the index was built with.
-        key: Tells an append that is tried again from one that adds the same documents on purpose: both have the same
-            documents, but the latter has another key.
+        spec: The documents. Any other setting that it states must equal that of the build.
+        key: An idempotency key. A repeated call with the same documents and the same key adds nothing; pass another key
+            to add the same documents again on purpose.
         report: Called with the progress after every batch. It may raise to stop the append.
         confirm: Called before each shard is accepted and before the new generation is published. It may raise to stop
             the append.
-        load_model: Loads the model; `bergson_core.load_model` by default. A caller that has the model in memory passes
-            a function that returns it.
+        load_model: A function that loads the model; `bergson_core.load_model` by default. Callers that hold the model
+            in memory can pass a function that returns it.
         shard_rows: The most rows of a shard, as in `build_index`.
         executor: Where shards are built, as in `build_index`.
 
@@ -77,13 +77,13 @@ def append_documents(
         The new manifest of the index.
 
     Raises:
-        IdsExist: The index has documents of the same ids.
-        InvalidInput: `spec` states something else than the index was built with, a document cannot be taken, or the
-            index is that of a training run.
+        IdsExist: The index has documents with the same ids.
+        InvalidInput: `spec` states a setting that differs from the build's, a document is invalid, or the index comes
+            from a training run.
         IndexCorrupt: The model is not the one that the index was built from.
-        IndexNotFound: There is no index.
-        IndexBusy: Another process writes there.
-        DiskFull: There is no room left on the disk.
+        IndexNotFound: There is no index in the directory.
+        IndexBusy: Another process is writing to the index.
+        DiskFull: The disk is full.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
     root = Path(index)
@@ -122,7 +122,7 @@ def append_documents(
 
 
 def _make_stream_directory(root: Path, spec: AppendSpec, key: str) -> Path:
-    """Makes the directory that this append reads a stream into. The same append finds it again when it is resumed."""
+    """Creates the directory that this append reads a stream into. A resumed append finds the same directory."""
     name = hashlib.sha256(f"{key}\0{spec.model_dump_json()}".encode()).hexdigest()[:16]
     path = root / f"{APPEND_DIRECTORY_PREFIX}{name}"
     path.mkdir(exist_ok=True)
@@ -130,13 +130,13 @@ def _make_stream_directory(root: Path, spec: AppendSpec, key: str) -> Path:
 
 
 def _fingerprint(context: BuildContext, model: LanguageModel, documents: CheckedDocuments, key: str) -> str:
-    """Returns what tells this append from all others, as its shards note it."""
+    """Returns the fingerprint of this append, which its shards record as their source."""
     parts = (rows_fingerprint(context.spec, model, documents), key)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
-    """Raises `IdsExist` where the index in `root` has documents of the same ids."""
+    """Raises `IdsExist` if the index in `root` already has documents with the same ids."""
     documents = checked.documents
     if documents.columns.id is None:
         return
@@ -151,9 +151,10 @@ def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
 def _make_shard_builder(
     context: BuildContext, model: LanguageModel, documents: CheckedDocuments
 ) -> ShardBuilder:
-    """Returns what builds the new shards, with batches of the build's size where these still fit.
+    """Returns the builder of the new shards.
 
-    So a document gets the row that it would have got in the build.
+    Its batches have as many tokens as those of the build if these still fit into memory, so that a document gets the
+    row that the build would have computed.
     """
     encoder = open_row_encoder(context.spec, context.output, model)
     of_build = json.loads(statistics_stamp_path(context.output).read_text())["budget_tokens"]
@@ -179,7 +180,7 @@ def _collect_recall_queries(
 
 
 def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:
-    """Reads the documents of these rows, whose numbers ascend, from the index."""
+    """Reads the documents of the rows with these ascending numbers from the index."""
     records = []
     for shard, table in iter_document_tables(root, manifest):
         for number in numbers:

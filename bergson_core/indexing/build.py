@@ -1,23 +1,27 @@
-"""Builds an index. Each stage of a build is a function, in the order in which the stages run:
+"""Builds an index. Each stage of a build is a function; they run in this order:
 
     load_tracked_model      loads the model and checks that it has modules to track
     check_documents         reads every document before any gradient is computed (`checked_documents.py`)
     fit_statistics          fits the processor from a sample of the documents
     build_shards            computes the rows of all documents, shard by shard (`executor.py`)
-    collect_recall_queries  takes some documents as queries, by which the search is measured
+    collect_recall_queries  turns some documents into queries, which the search is measured with
     publish_index           fits the preconditioner, builds the search files, writes the manifest last (`publish.py`)
 
-What the manifest does not name is not part of the index, so that a build may be killed at any moment.
+A file that the manifest does not name is not part of the index, so a build may be killed at any moment.
 
-Documents are read and tokenised three times on purpose: when all of them are checked, for the sample that the
-statistics are fitted from, and for the shard that they go into. A document that cannot be taken is thus an error in the
-first minutes and not after hours. The statistics have to be known before the first row is made. A shard then needs its
-own documents alone, so that memory does not grow with the dataset, and a shard can be built on another machine, or
-again by the run that resumes a build. Keeping the tokens would take memory or disk for all documents, and saves little:
-tokenising takes far less time than the gradients.
+Documents are read and tokenised three times, on purpose:
 
-    <output>/statistics/done   {"build": fingerprint, "budget_tokens": tokens of a batch}, once the statistics are whole
-    <output>/documents.arrow   what was read of a stream, until the index is published (`data/streaming.py`)
+1. `check_documents` reads all of them, so that an invalid document is an error in the first minutes, not after hours.
+2. `fit_statistics` reads a sample, since the statistics must be known before the first row is computed.
+3. `build_shards` reads the documents of one shard at a time, so that memory does not grow with the dataset, and any
+   machine can build any shard, as can a later run that resumes the build.
+
+Keeping the tokens of all documents from the first reading would take memory or disk in proportion to the dataset and
+save little: tokenising takes far less time than computing gradients.
+
+Files of an unfinished build, beside those in `output_directory.py`:
+    <output>/statistics/done   {"build": fingerprint, "budget_tokens": tokens per batch}, written after the statistics
+    <output>/documents.arrow   the documents read from a stream, until the index is published (`data/streaming.py`)
 """
 
 import hashlib
@@ -74,15 +78,16 @@ def build_index(
 ) -> Manifest:
     """Builds the index that `spec` describes in the directory `output`.
 
-    A build that was stopped or killed is resumed by the same call and keeps its finished shards; a finished one returns
-    at once. The rows are byte-identical either way.
+    To resume a build that was stopped or killed, make the same call again: it keeps the finished shards, and the
+    resulting rows are byte-identical. If the index is already complete, the call returns at once.
 
     Args:
         spec: The model, the documents, and how gradients are collected and searched.
-        output: The directory of the index. It is created where it does not exist.
+        output: The directory of the index. It is created if it does not exist.
         report: Called with the progress after every batch. It may raise to stop the build.
         confirm: Called before each shard is accepted and before the index is published. It may raise to stop the build.
-        shard_rows: The most rows of a shard; by default a shard is about 64 MiB, or a thousandth of a large index.
+        shard_rows: The maximum number of rows in a shard. By default a shard has about 64 MiB, or a thousandth of a
+            large index.
         executor: Where shards are built: in this process, or on a Ray cluster with `RayExecutor()`; see
             docs/scaling.md.
 
@@ -90,13 +95,13 @@ def build_index(
         The manifest of the index.
 
     Raises:
-        IndexExists: `output` holds something else.
-        IndexBusy: Another process builds there.
+        IndexExists: `output` holds something other than this build.
+        IndexBusy: Another process is building in `output`.
         ModelNotFound: The model cannot be loaded.
         DatasetNotFound: The dataset cannot be read.
-        InvalidInput: The spec, a column or a document is wrong, or a batch does not fit into the device's memory. What
-            is wrong with a document is found before any gradient is computed. Also where no search holds `min_recall`.
-        DiskFull: There is no room left on the disk.
+        InvalidInput: A setting, a column or a document is invalid (this is found before any gradient is computed), a
+            batch does not fit into the device's memory, or no search reaches `min_recall`.
+        DiskFull: The disk is full.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
     output = Path(output)
@@ -109,14 +114,14 @@ def build_index(
         with index_write_lock(output), translate_out_of_memory():
             return _run_build(context, shard_rows, executor)
     except InvalidInput:
-        if not (output / "statistics").exists():  # no work was done yet that is worth keeping
+        if not (output / "statistics").exists():  # the build has done nothing yet that is worth keeping
             remove_rejected_build(output, is_new=is_new)
         raise
 
 
 @contextmanager
 def translate_out_of_memory() -> Iterator[None]:
-    """Raises `InvalidInput` where a batch inside the context does not fit into the device's memory."""
+    """Turns `torch.OutOfMemoryError` into an `InvalidInput` that says what to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -130,7 +135,7 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
     try:
         manifest = read_manifest(context.output)
     except IndexNotFound:
-        # Once this call has returned, the documents are closed and their mapped pages are out of memory.
+        # When this call returns, the documents are closed and their mapped pages are no longer in memory.
         model, encoder, shards, queries = _build_rows(context, shard_rows, executor)
         manifest = publish_index(context, model, encoder, shards, queries)
     remove_build_stamp(context.output)
@@ -141,7 +146,7 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
 def _build_rows(
     context: BuildContext, shard_rows: int | None, executor: Executor
 ) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries]:
-    """Runs the stages up to the publication, and returns what is published."""
+    """Runs the stages before the publication, and returns what is to be published."""
     spec, output = context.spec, context.output
     model = load_tracked_model(context)
     write_build_stamp(output, spec)
@@ -171,7 +176,7 @@ def load_tracked_model(context: BuildContext) -> LanguageModel:
 
 
 def rows_fingerprint(spec: BuildSpec, model: LanguageModel, documents: CheckedDocuments) -> str:
-    """Returns a hash of everything that decides the rows: two builds with the same one may share shards."""
+    """Returns a hash of everything that the rows depend on: builds with the same fingerprint may share shards."""
     checkpoint = spec.gradients.optimizer_state
     checkpoint_sha256 = file_sha256(find_checkpoint_file(checkpoint)) if checkpoint is not None else ""
     parts = (
@@ -187,9 +192,9 @@ def rows_fingerprint(spec: BuildSpec, model: LanguageModel, documents: CheckedDo
 def fit_statistics(
     context: BuildContext, model: LanguageModel, documents: CheckedDocuments, fingerprint: str
 ) -> int:
-    """Fits the processor from a sample of the documents, and for signs the preconditioner as well, and saves them.
+    """Fits the processor from a sample of the documents and saves it; for sign rows, the preconditioner as well.
 
-    Where an earlier run of this build has saved them, they stay as they are.
+    If an earlier run of this build has already saved them, they are left as they are.
 
     Args:
         context: The build.
@@ -198,8 +203,8 @@ def fit_statistics(
         fingerprint: The build's `rows_fingerprint`.
 
     Returns:
-        The tokens of a batch, padding included. A resumed build goes on with those of the earlier run where they still
-        fit, since the rows of batches of another size are rounded differently.
+        The maximum number of tokens in a batch, padding included. A resumed build keeps the number of the earlier run
+        if such a batch still fits into memory, since rows are rounded differently in batches of another size.
     """
     spec, steps = context.spec, context.steps
     settings, directory = spec.gradients, context.output / "statistics"
@@ -232,15 +237,15 @@ def fit_statistics(
 
 
 def make_shard_builder(context: BuildContext, model: LanguageModel, budget_tokens: int) -> ShardBuilder:
-    """Returns what builds the shards, from the statistics that were saved.
+    """Opens the saved statistics, and returns the builder of the shards.
 
-    The second moment of the rows, which the preconditioner is fitted from, is saved with each shard, unless the
-    preconditioner was fitted before, as that of sign rows is.
+    It saves the second moment of the rows with each shard, for the preconditioner to be fitted from. Sign rows do not
+    need this: their preconditioner is fitted before the first shard.
     """
     spec = context.spec
 
-    def make_collector(model: LanguageModel, processor: GradientProcessor) -> RowCollector:
-        return context.steps.make_collector(model, processor, spec.gradients.modules)
+    def make_collector(language_model: LanguageModel, processor: GradientProcessor) -> RowCollector:
+        return context.steps.make_collector(language_model, processor, spec.gradients.modules)
 
     encoder = open_row_encoder(spec, context.output, model, make_collector)
     save_moments = spec.scoring.preconditioner and encoder.preconditioner is None
@@ -250,7 +255,7 @@ def make_shard_builder(context: BuildContext, model: LanguageModel, budget_token
 def collect_recall_queries(
     context: BuildContext, documents: CheckedDocuments, builder: ShardBuilder
 ) -> RecallQueries:
-    """Takes a sample of the documents as queries, by which the search is measured."""
+    """Samples documents and collects their rows as queries, which the search is measured with."""
     numbers = sample_row_numbers(len(documents), RECALL_QUERY_COUNT, context.spec.gradients.seed)
     tokens = documents.tokenize(builder.model, numbers)
     progress = Progress(stage="measure", unit="rows")
@@ -262,7 +267,7 @@ def collect_recall_queries(
 def _report_each(
     sample: Iterator[Batch], progress: StageProgress, report: ProgressCallback
 ) -> Iterator[Batch]:
-    """Yields the batches, and reports each one once it was used."""
+    """Yields the batches, and reports each of them after it was used."""
     for batch in sample:
         yield batch
         report(progress.advance(len(batch), batch.n_tokens))

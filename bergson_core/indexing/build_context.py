@@ -1,4 +1,4 @@
-"""What every stage of a build has in common: the spec, the directory, the callbacks, and how costly steps are run."""
+"""What the stages of a build have in common: the spec, the directory, the callbacks, and the costly steps."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,27 +17,27 @@ from bergson_core.schemas.results import Progress
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 MakeCollector: TypeAlias = Callable[[LanguageModel, GradientProcessor, str | None], RowCollector]
-"""Makes the collector of a model's rows from the model, the processor, and the pattern of the tracked modules."""
+"""(model, processor, pattern of the modules to track) → collector of rows."""
 
 
 def ignore_progress(_progress: Progress) -> None:
-    """Stands for a progress callback where the caller gave none."""
+    """The progress callback of callers that pass none."""
 
 
 def always_confirm() -> None:
-    """Stands for a confirm callback where the caller gave none."""
+    """The confirm callback of callers that pass none."""
 
 
 @dataclass(frozen=True)
 class CostlySteps:
-    """The steps that a build spends its time on. An ordinary build runs them in full.
+    """The steps that a build spends most of its time on.
 
-    The trial build of an estimate passes steps that are run in part only, with the time of the rest counted
-    (`partial_steps.py`).
+    An ordinary build runs them in full, by default. The trial build of an estimate replaces them with steps that do
+    part of the work and count the time that the rest would take (`partial_steps.py`).
 
     Attributes:
-        select_batches: Which batches of the sample the normalizers are fitted from: by default all of them.
-        make_collector: What runs documents through the model and returns their gradients as rows.
+        select_batches: Selects the batches that the normalizers are fitted from; by default all of them.
+        make_collector: Creates the collector, which runs documents through the model and returns their rows.
         eigh: The eigendecomposition that K-FAC and the preconditioner use.
     """
 
@@ -51,11 +51,11 @@ class BuildContext:
     """What every stage of a build needs to know.
 
     Attributes:
-        spec: What is built.
+        spec: The spec of the build.
         output: The directory of the index.
-        report: Called with the progress after every batch; may raise to stop the build.
-        confirm: Called before each publication; may raise to prevent it.
-        steps: How the costly steps are run.
+        report: Called with the progress after every batch. It may raise to stop the build.
+        confirm: Called before each shard is accepted and before the index is published. It may raise to stop the build.
+        steps: The costly steps.
     """
 
     spec: BuildSpec

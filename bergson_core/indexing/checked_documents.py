@@ -14,14 +14,14 @@ from bergson_core.utils.progress import ProgressCallback, StageProgress
 
 @dataclass(frozen=True)
 class CheckedDocuments:
-    """Documents of which every one can be taken into an index.
+    """Documents that are all valid.
 
     Attributes:
         spec: How the documents are tokenised.
-        documents: The documents, still on disk.
-        longest_tokens: Tokens of the longest document.
-        content_sha256: A hash of all documents: their text, metadata and weights, and their ids where these come from
-            a column.
+        documents: The documents. They stay on disk.
+        longest_tokens: The number of tokens in the longest document.
+        content_sha256: A hash of the text, metadata and weights of all documents, and of their ids if these come from a
+            column.
     """
 
     spec: BuildSpec
@@ -40,11 +40,11 @@ class CheckedDocuments:
 def check_documents(
     spec: BuildSpec, documents: Documents, model: LanguageModel, report: ProgressCallback
 ) -> CheckedDocuments:
-    """Reads and tokenises every document once, and returns them as checked.
+    """Reads and tokenises every document once, to check it.
 
     Raises:
-        InvalidInput: A document is too long, is not text, or has an id that another one has or that no URL can hold.
-            The message names the document.
+        InvalidInput: A document is not text, or its id is not unique or cannot stand in a URL. The message names it.
+        TooLong: A document has more tokens than the model or the spec allows.
     """
     documents.require_valid_ids()
     digest, progress, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
@@ -52,8 +52,8 @@ def check_documents(
         lengths = [len(tokens.ids) for tokens in tokenize_documents(chunk, spec, model)]
         longest = max(longest, *lengths)
         for record in chunk:
-            # An id that is only the document's number is left out: when an append that is already in the index is
-            # tried again, its documents get other numbers.
+            # Ids that are only numbers are left out: when an append is repeated that is already in the index, its
+            # documents get other numbers.
             digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
         report(progress.advance(len(chunk), sum(lengths)))
     return CheckedDocuments(spec, documents, longest, digest.hexdigest())

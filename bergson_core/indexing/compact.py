@@ -1,6 +1,6 @@
-"""Removes from an index the bytes of documents that were taken down: their gradients, text and search entries.
+"""Removes the bytes of documents that were taken down from an index: their gradients, text and search entries.
 
-What these documents added to sums over all documents, the normalizers and second moments, stays.
+What these documents contributed to sums over all documents (normalizers and second moments) stays.
 """
 
 from pathlib import Path
@@ -28,31 +28,31 @@ def compact_index(
 ) -> Manifest:
     """Rewrites the shards that hold documents that were taken down, without these documents.
 
-    Readers see the old generation until the new one is whole, and in neither a document that was taken down. An index
-    without such documents stays as it is.
+    Readers see the old generation until the new one is complete; documents that were taken down are visible in neither.
+    An index without such documents stays as it is.
 
     Args:
         index: The directory of the index.
         report: Called with the progress after every shard. It may raise to stop the compaction.
-        confirm: Called before the new generation is published. It may raise to prevent that.
+        confirm: Called before the new generation is published. It may raise to stop the compaction.
 
     Returns:
-        The new manifest of the index, or the current one where there was nothing to remove.
+        The new manifest of the index, or the current one if there was nothing to remove.
 
     Raises:
         InvalidInput: No document would be left.
-        IndexNotFound: There is no index.
-        IndexBusy: Another process writes there.
-        DiskFull: There is no room left on the disk.
+        IndexNotFound: There is no index in the directory.
+        IndexBusy: Another process is writing to the index.
+        DiskFull: The disk is full.
     """
     root = Path(index)
     report, confirm = report or ignore_progress, confirm or always_confirm
-    read_manifest(root)  # raises IndexNotFound before a lock file is made
+    read_manifest(root)  # raises IndexNotFound before the lock creates a file
     with index_write_lock(root):
         old = read_manifest(root)
         hidden = HiddenRows(root, old)
         hidden.refresh()
-        # Takedowns that are recorded from now on are not part of this compaction.
+        # Takedowns that are recorded after this line are left to the next compaction.
         compacted = hidden.lines_read
         shape = RowShape.of(old)
         next_name = 1 + max(int(entry.name) for entry in old.shards)
@@ -78,6 +78,6 @@ def compact_index(
 def _rewrite_shard(
     root: Path, shard: Shard, visible: np.ndarray, name: str, position: ShardPosition
 ) -> ShardEntry:
-    """Writes a shard under a new name with the rows of these numbers alone, unchanged."""
+    """Writes a shard under a new name that has only the rows with these numbers, unchanged."""
     documents = shard.documents.take(pa.array(visible))
     return write_shard(root, name, shard.blocks[visible], shard.scales[visible], documents, position).accept()

@@ -11,8 +11,8 @@ from bergson_core.schemas.results import Estimate, SizesBytes
 from bergson_core.storage.manifest import Manifest
 
 _REPEATED_ALLOCATOR_SHARE: Final = 0.5
-"""What many batches add to the memory that the allocator holds after one batch, as a share of it: later batches have
-other sizes and do not fit into the freed blocks."""
+"""How much the freed memory that the allocator holds after one batch grows over many batches, as a share of it: batches
+of other sizes do not fit into the blocks that were freed."""
 
 
 class CostMeter:
@@ -43,14 +43,14 @@ class CostMeter:
     def count(
         self, work: Literal["passes", "decompositions"], *, spent: float = 0.0, spared: float = 0.0
     ) -> None:
-        """Counts seconds of the current stage as work of this kind: those spent on it, and those that it was spared."""
+        """Counts seconds of the current stage as work of this kind: spent on it, or spared by leaving it out."""
         self._current[work] += spent + spared
         self._current["other"] -= spent
 
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """What a trial knows of the dataset.
+    """How many documents and tokens a trial has looked at.
 
     Attributes:
         documents: Documents in the whole dataset.
@@ -72,7 +72,7 @@ class TrialMeasurements:
         temporary_bytes: Bytes that lay beside the finished shard until the index was published.
         manifest: The manifest of the index of this one shard.
         meter: The time that it took, by stage.
-        device_bytes: Peak of the memory taken from the GPU, None without one.
+        device_bytes: The peak of the memory that was reserved on the GPU, None without a GPU.
     """
 
     sample: SampleCounts
@@ -82,7 +82,7 @@ class TrialMeasurements:
     device_bytes: int | None
 
     def extrapolate(self) -> Estimate:
-        """Returns what the whole build takes, if this process has done nothing but the trial."""
+        """Returns what the whole build takes. This process must have done nothing but the trial."""
         manifest, sizes = self.manifest, self._sizes()
         shards = -(-self.sample.documents // manifest.rows)
         return Estimate(
@@ -101,7 +101,7 @@ class TrialMeasurements:
         )
 
     def _scale(self, amount: float, documents: int) -> int:
-        """Returns what `amount` for so many documents comes to for all documents."""
+        """Scales an amount that was measured over `documents` documents to the whole dataset."""
         return round(amount * self.sample.documents / documents)
 
     def _sizes(self) -> SizesBytes:
@@ -120,7 +120,7 @@ class TrialMeasurements:
         )
 
     def _peak_memory_bytes(self) -> int:
-        """Returns the measured peak, plus what the left-out batches would have added to what the allocator holds."""
+        """Returns the measured peak, plus the memory that the allocator would hold after the batches left out."""
         measured_s = self.meter.measured_pass_s
         left_out_share = 1 - measured_s / max(measured_s, self._pass_seconds(), 1e-9)
         repeated = round(_REPEATED_ALLOCATOR_SHARE * left_out_share * self.meter.allocator_bytes)
@@ -149,7 +149,7 @@ def resident_bytes(field: str) -> int:
     """Returns the resident memory of this process in bytes, mapped files included.
 
     Args:
-        field: A field of /proc/self/status: `VmRSS` for the memory held now, `VmHWM` for its peak, `RssAnon` for what
+        field: A field of /proc/self/status: `VmRSS` for the memory now, `VmHWM` for the peak, `RssAnon` for memory that
             is not mapped from files.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -157,7 +157,7 @@ def resident_bytes(field: str) -> int:
 
 
 def trim_allocator() -> int:
-    """Gives the free memory that the C allocator holds back to the system, and returns how many bytes that was."""
+    """Releases the freed memory that the C allocator still holds, and returns its size in bytes."""
     before = resident_bytes("VmRSS")
     CDLL(None).malloc_trim(0)
     return before - resident_bytes("VmRSS")

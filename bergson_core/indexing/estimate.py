@@ -16,7 +16,7 @@ from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.utils.progress import ProgressCallback
 
 SAMPLE_SIZE: Final = 4096
-"""Documents that are looked at: as many as a shard has at most."""
+"""Documents that are read: as many as a shard usually has at most."""
 
 
 def estimate_build(
@@ -27,21 +27,21 @@ def estimate_build(
 ) -> Estimate:
     """Estimates what building the index that `spec` describes takes on this machine.
 
-    A new process loads the model, looks at a sample of the documents, and builds one shard of the build's own size in a
-    temporary directory. The model runs on some batches of it only. Memory, files and time are measured on the way,
-    which takes about a minute where a batch takes some seconds.
+    A new process loads the model, reads a sample of the documents, and builds one full-size shard in a temporary
+    directory. It runs the model on some of the batches only, and measures memory, files and time. This takes about a
+    minute if a batch takes a few seconds.
 
     Args:
         spec: The build.
         report: Called with the progress. It may raise to stop the estimate.
-        sample_size: How many documents are looked at. They are drawn by the seed of `spec`; all are looked at where
-            there are fewer.
+        sample_size: How many documents to read. They are drawn with the seed of `spec`; all documents are read if there
+            are fewer.
 
     Returns:
-        Tokens, bytes on disk, peaks of memory, and seconds of the whole build.
+        The tokens, the bytes on disk, the peaks of memory and the seconds of the whole build.
 
     Raises:
-        InvalidInput: The build does not fit into memory, or refuses the spec or a document that was looked at.
+        InvalidInput: The build does not fit into memory, or a setting or a document of the sample is invalid.
         ModelNotFound: The model cannot be loaded.
         DatasetNotFound: The dataset cannot be read.
     """

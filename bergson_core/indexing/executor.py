@@ -1,6 +1,6 @@
 """Where shards are built and searched: in this process, or on the machines of a cluster.
 
-An executor changes where the work runs and never its result: the rows are byte-identical.
+An executor decides where the work runs. The result does not depend on it: the rows are byte-identical.
 """
 
 import logging
@@ -41,12 +41,12 @@ class Executor(Protocol):
         """Builds the shards of `tasks` and yields each of their steps. The steps of one shard come in order.
 
         Args:
-            builder: What turns documents into a shard.
-            documents: All documents of the build; each task names its own by number.
+            builder: Builds a single shard.
+            documents: All documents of the build. Each task names the numbers of its own.
             tasks: The shards to build.
 
         Raises:
-            ClusterUnavailable: The cluster has no room for the work, or lost it too often.
+            ClusterUnavailable: The cluster has no room for the work, or has lost it too often.
         """
         ...
 
@@ -87,10 +87,10 @@ def build_shards(
     confirm: ConfirmCallback,
     executor: Executor,
 ) -> list[ShardEntry]:
-    """Builds the shards of `tasks` that no earlier run has finished, and returns the entries of all of them.
+    """Builds the shards that no earlier run has finished, and returns the entries of all shards of `tasks`.
 
     Args:
-        builder: What turns documents into a shard.
+        builder: Builds a single shard.
         documents: All documents of the build.
         tasks: The shards, in their order in the index.
         report: Called with the progress after every step.

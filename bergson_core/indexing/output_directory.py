@@ -1,8 +1,9 @@
-"""The directory of an index while it is written: its lock, and the stamps that tell whose unfinished work lies there.
+"""Guards the directory of an index against other writers: its lock, and the stamps of an unfinished build.
 
-<index>/.lock             held while a process writes; the kernel releases it when the process dies
-<index>/building.json     {"spec": fingerprint of the build in progress}; removed when the index is published
-<index>/statistics/done   written once the statistics are whole (`build.py`)
+Files:
+    <index>/.lock             held while a process writes; the kernel releases it when the process dies
+    <index>/building.json     {"spec": fingerprint of the build in progress}; removed when the index is published
+    <index>/statistics/done   names the build that the statistics belong to; written after them (`build.py`)
 """
 
 import json
@@ -27,11 +28,11 @@ def index_write_lock(root: Path) -> Iterator[None]:
     """Keeps all other writers out of the directory of an index while the context is open.
 
     Args:
-        root: The directory of the index. It has to exist.
+        root: The directory of the index. It must exist.
 
     Raises:
-        IndexBusy: Another process is writing there.
-        DiskFull: A write inside the context found no room on the disk.
+        IndexBusy: Another process is writing to the index.
+        DiskFull: The disk became full inside the context.
     """
     try:
         with FileLock(root / LOCK_FILE, timeout=0), translate_disk_errors(root):
@@ -41,7 +42,7 @@ def index_write_lock(root: Path) -> Iterator[None]:
 
 
 def require_free_directory(output: Path, spec: BuildSpec) -> None:
-    """Checks that `output` is absent, empty, or holds this very build, finished or not.
+    """Checks that `output` does not exist, is empty, or holds this very build, finished or not.
 
     Raises:
         IndexExists: `output` is a file, or a directory that holds something else.
@@ -66,26 +67,26 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
 
 
 def write_build_stamp(output: Path, spec: BuildSpec) -> None:
-    """Notes in `output` which build is in progress there; `require_free_directory` reads it."""
+    """Records in `output` which build is in progress there, for `require_free_directory`."""
     stamp = {"spec": spec.rows_fingerprint()}
     write_durably(output / BUILD_STAMP_FILE, json.dumps(stamp).encode())
 
 
 def statistics_stamp_path(output: Path) -> Path:
-    """Returns where in `output` it is noted that the statistics are whole, and which build they belong to."""
+    """Returns the path of the file that is written once the statistics are complete."""
     return output / "statistics" / "done"
 
 
 def remove_build_stamp(output: Path) -> None:
-    """Removes what only an unfinished build needs: its stamp, and the documents that were read from a stream."""
+    """Removes the files that only an unfinished build needs: its stamp, and the documents read from a stream."""
     for name in (STREAMED_FILE, BUILD_STAMP_FILE):
         (output / name).unlink(missing_ok=True)
 
 
 def remove_rejected_build(output: Path, *, is_new: bool) -> None:
-    """Removes what a build left whose documents were refused, so that they can be corrected and built again.
+    """Removes the files of a build whose input was invalid, so that the input can be corrected and built again.
 
-    The directory itself goes as well where this build has created it (`is_new`).
+    If the build created the directory (`is_new`), the directory is removed as well.
     """
     remove_build_stamp(output)
     if is_new:

@@ -1,6 +1,6 @@
-"""The costly steps of a build, run in part: a trial build leaves out what takes long and is the same many times.
+"""The costly steps of a build, run in part: a trial build leaves out work that is slow and repeats itself.
 
-The time of what is left out is counted from the time of what was run.
+The time of the work left out is extrapolated from the work that was done, and counted.
 
 Legend: n samples of a batch, D numbers a row.
 """
@@ -21,28 +21,28 @@ from bergson_core.indexing.cost_meter import CostMeter, trim_allocator
 from bergson_core.models.language_model import LanguageModel
 
 _MEASURED_S: Final = 5.0
-"""Seconds of passes from which a rate is taken, where there are as many batches."""
+"""Seconds of passes that the rate is measured from, if there are enough batches."""
 _DOCUMENT_GROWTH: Final = 4
-"""A batch of so many times the documents of the largest batch so far is run whatever was run before."""
+"""A batch with this many times the documents of the largest batch so far always runs."""
 
 
 class PassSampler:
     """Decides which batches run through the model, and counts the time of all of them.
 
-    Batches come with the longest documents first. They run for `_MEASURED_S` seconds, and after that only where they
-    have `_DOCUMENT_GROWTH` times the documents of any before: batches have about the same number of tokens, but the
-    shorter the documents, the more rows a batch has, which take time and memory too. A batch of `largest_batch`
-    documents is always run, once.
+    Batches come with the longest documents first. All of them run until `_MEASURED_S` seconds have passed. After that,
+    a batch runs only if it has `_DOCUMENT_GROWTH` times as many documents as any that ran before: batches have about
+    the same number of tokens, but the shorter the documents, the more rows a batch has, which take time and memory too.
+    The first batch with `largest_batch` documents always runs.
     """
 
     def __init__(self, meter: CostMeter, device: torch.device, largest_batch: int | None = None) -> None:
         self._meter, self._device, self._largest_batch = meter, device, largest_batch
-        self._most_documents = 0  # of a batch that was run
+        self._most_documents = 0  # in a batch that ran
         self._measured_s, self._s_per_token = 0.0, 0.0
 
     @contextmanager
     def measure_pass(self, batch: Batch) -> Iterator[bool]:
-        """Tells whether to run the batch, which is then run inside the context, and counts its time."""
+        """Yields whether to run the batch, which the caller then does inside the context, and counts its time."""
         if not self._is_chosen(batch):
             self._meter.count("passes", spared=self._s_per_token * batch.n_tokens)
             yield False
@@ -60,7 +60,7 @@ class PassSampler:
         self._meter.allocator_bytes = self._meter.allocator_bytes or trim_allocator()
 
     def select(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches to run. The time until the next one is asked for is the time of a batch's pass."""
+        """Yields the batches to run. The time until the next batch is requested counts as the time of the pass."""
         for batch in batches:
             with self.measure_pass(batch) as is_run:
                 if is_run:
@@ -85,7 +85,7 @@ class SampledRowCollector(RowCollector):
         self._passes = passes
 
     def collect(self, batch: Batch) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
-        """Returns (rows [n, D], losses [n]) of a batch; random rows and losses of 0 where it is left out."""
+        """Returns the rows [n, D] and losses [n] of a batch: random rows and losses of 0 if the batch is left out."""
         with self._passes.measure_pass(batch) as is_run:
             if is_run:
                 return super().collect(batch)
@@ -95,14 +95,14 @@ class SampledRowCollector(RowCollector):
 
 
 class DecompositionSampler:
-    """An eigendecomposition that is done once for each size of matrix; the others count as the identity."""
+    """An eigendecomposition that decomposes one matrix of each size, and takes all others for the identity."""
 
     def __init__(self, meter: CostMeter) -> None:
         self._meter = meter
         self._seconds_by_size: dict[int, float] = {}
 
     def __call__(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (eigenvalues [d], eigenvectors [d, d]) of a symmetric matrix [d, d], or those of the identity."""
+        """Returns the eigenvalues [d] and eigenvectors [d, d] of a symmetric matrix [d, d], or of the identity."""
         size = len(matrix)
         if size in self._seconds_by_size:
             self._meter.count("decompositions", spared=self._seconds_by_size[size])

@@ -1,7 +1,7 @@
 """Publishes an index: the end of every build, append, compaction and fitting of a profile.
 
-New files lie beside the published ones until the manifest is replaced, in one step. Then the files that the new
-manifest does not name are removed. A reader has the old generation of the index or the new one, and either is whole.
+New files are written beside the published ones. Then the manifest is replaced, in one step, and the files that the new
+manifest does not name are removed. A reader sees either the old generation of the index or the new one, both complete.
 
 Legend: m modules, d numbers a module.
 """
@@ -56,7 +56,7 @@ def save_preconditioner(
         output: The directory of the index.
         total: Σ row rowᵀ [m, d, d].
         rows: The number of rows in that sum.
-        damping: What is added to each eigenvalue, in units of their mean.
+        damping: Added to each eigenvalue, in units of the mean eigenvalue.
         eigh: The eigendecomposition to use.
     """
     preconditioner = Preconditioner.fit(total, rows, damping, eigh)
@@ -77,13 +77,13 @@ def publish_index(
     Args:
         context: The build that the shards come from.
         model: The model that the index is queried with.
-        encoder: What made the rows.
+        encoder: The encoder that made the rows.
         shards: The finished shards, in order.
-        queries: Documents of the index as queries, by which the search is measured.
-        origin: What the rows come from: a build, or a training run.
+        queries: The queries that the search is measured with.
+        origin: Whether the rows come from a build or from a training run.
 
     Raises:
-        InvalidInput: The candidates of no allowed search hold `min_recall`; nothing is published.
+        InvalidInput: No search that the spec allows reaches `min_recall`; nothing is published.
     """
     spec, output, report = context.spec, context.output, context.report
     rows = sum(shard.rows for shard in shards)
@@ -133,23 +133,23 @@ def publish_next_generation(
     confirm: ConfirmCallback = always_confirm,
     **changes: Any,
 ) -> Manifest:
-    """Replaces the manifest `old` of an index by one of these shards, and returns it. The statistics stay as they are.
+    """Publishes the next generation of an index, with these shards, and returns its manifest.
 
-    Search files are built for the new shards only.
+    The statistics stay as they are. Search files are built for the new shards only.
 
     Args:
         root: The directory of the index.
         old: Its current manifest.
         shards: The shards of the new generation, in order.
-        queries: Where given, the search is measured again with them, and the notice is calibrated again. The search may
-            then be of another kind: where the index has grown far enough for it, or where the old kind no longer holds
-            `min_recall`.
+        queries: If given, the search is measured again with them, and the notice is calibrated again. The kind of
+            search may then change: if the index has grown large enough for another one, or if the old one no longer
+            reaches `min_recall`.
         report: Called with the progress.
         confirm: Called just before the new generation is published.
-        **changes: Further fields of the manifest that change.
+        **changes: Values of further fields of the manifest.
 
     Raises:
-        InvalidInput: With `queries`, where the candidates of no allowed search hold `min_recall`.
+        InvalidInput: With `queries`, no search that the spec allows reaches `min_recall`.
     """
     files = SearchFiles(root, old.spec, RowShape.of(old), shards, old.all_files())
     search, notice = old.search, old.notice

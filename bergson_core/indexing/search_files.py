@@ -1,7 +1,7 @@
 """Builds the files that the shards of an index are searched with, and measures how well they find the best rows.
 
-Each shard has a FAISS file, from which candidates come (sign rows need none), and under each profile the lengths of its
-rows, by which scores are divided.
+Each shard has a FAISS file, which finds candidates (sign rows need none), and for each profile the lengths of its rows,
+which scores are divided by.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,15 +31,15 @@ from bergson_core.utils.progress import ProgressCallback
 
 @dataclass
 class SearchFiles:
-    """The files that the shards of an index are searched with, those that are published and those that are new.
+    """The files that the shards of an index are searched with, both published and new.
 
     Attributes:
         root: The directory of the index.
         spec: The spec that the index is built by.
         shape: What a row consists of.
         shards: The shards of the next generation, in order.
-        published: The files of the current generation by path: what is among them is not built again.
-        entries: The published files, the files of the shards, and all that was built since, by path.
+        published: The files of the current generation, by path. They are not built again.
+        entries: The published files, the files of the shards, and all files built since, by path.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class SearchFiles:
         self.entries[entry.path] = entry
 
     def build_search(self, kind: SearchKind, report: ProgressCallback) -> None:
-        """Builds the FAISS file of each shard that has none of this kind yet, and writes the lengths of its rows.
+        """Builds the FAISS file of each shard that has none of this kind, and writes the lengths of its rows.
 
         Sign rows need neither: they are searched by Hamming distance.
         """
@@ -82,10 +82,10 @@ class SearchFiles:
             report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
 
     def choose_search(self, queries: RecallQueries, report: ProgressCallback) -> SearchEntry:
-        """Builds and measures the leanest search whose candidates hold `min_recall`.
+        """Builds the leanest kind of search whose recall reaches `min_recall`, and returns what was measured.
 
         Raises:
-            InvalidInput: No kind of search that the spec allows holds it.
+            InvalidInput: No kind of search that the spec allows reaches it.
         """
 
         def build_and_measure(kind: SearchKind) -> SearchEntry:
@@ -103,10 +103,15 @@ class SearchFiles:
     def calibrate(
         self, queries: RecallQueries, search: SearchEntry, report: ProgressCallback
     ) -> NoticeEntry | None:
-        """Calibrates from which prominence on a result counts as an influence, for candidates found as `search` says.
+        """Calibrates the prominence that a result must have to count as an influence.
+
+        Args:
+            queries: Queries with `null_rows`, the rows of queries that no document answers.
+            search: The search by which candidates are found.
+            report: Called with the progress.
 
         Returns:
-            None where the index has too few rows to tell.
+            The entry of the manifest, or None if the index has too few rows.
         """
         null_rows = queries.null_rows
         if null_rows is None:
@@ -119,7 +124,7 @@ class SearchFiles:
         )
 
     def add_profile(self, name: str) -> None:
-        """Adds a fitted profile: its preconditioner, and the lengths of the rows of each shard that has none yet."""
+        """Adds a fitted profile: its preconditioner, and the lengths of its rows for each shard that has none yet."""
         path = preconditioner_path(self.root, name)
         preconditioner = Preconditioner.load(path)
         self.add_file(make_file_entry(path, self.root))
@@ -136,7 +141,7 @@ class SearchFiles:
         return tuple(self.entries[search_path(kind, shard.name)] for shard in self.shards)
 
     def profile_entries(self, name: str) -> tuple[FileEntry, ...]:
-        """Returns the entries of the files that a profile has: its preconditioner, and the lengths by shard."""
+        """Returns the entries of a profile's files: its preconditioner, and the lengths of each shard's rows."""
         preconditioner = str(preconditioner_path(self.root, name).relative_to(self.root))
         paths = [preconditioner, *(lengths_path(name, shard.name) for shard in self.shards)]
         return tuple(self.entries[path] for path in paths if path in self.entries)

@@ -1,8 +1,9 @@
-"""From documents to shards, in the same way for a build, for an append and for each machine of a cluster.
+"""Turns documents into shards: for a build, for an append, and on each machine of a cluster.
 
-A shard depends on its documents alone and on what is fixed before the first shard: the spec, the model, the processor
-and the tokens of a batch. Shards can therefore be built in any order, anywhere, and again. Each one is written whole or
-not at all, and becomes part of the index when the process that holds the index's lock accepts it.
+A shard depends only on its documents and on what is fixed before the first shard: the spec, the model, the processor
+and the number of tokens in a batch. Shards can therefore be built in any order, on any machine, and more than once. A
+shard is written completely or not at all. It becomes part of the index when the process that holds the lock of the
+index accepts it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +26,9 @@ from bergson_core.utils.background import iterate_while_running
 TARGET_SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
 MAX_SHARDS: Final = 1000
-"""Shards of an index, each of which takes about a tenth of a millisecond to open: a large index has larger shards."""
+"""Shards in an index: each takes about 0.1 ms to open, so a large index has larger shards instead of more."""
 MAX_SHARD_BYTES: Final = 2 * 2**30
-"""Bytes of a shard however large the index is, since a shard is held in memory while it is built."""
+"""Bytes of a shard, however large the index is: a shard is held in memory while it is built."""
 _TOKENIZE_CHUNK_SIZE: Final = 256
 
 
@@ -43,7 +44,7 @@ class ShardTask:
 def rows_per_shard(shape: RowShape, total: int) -> int:
     """Returns how many rows each shard of an index of `total` rows has.
 
-    That is about `TARGET_SHARD_BYTES` and at most `MAX_SHARD_ROWS` rows, or more where the index would otherwise have
+    A shard has about `TARGET_SHARD_BYTES` and at most `MAX_SHARD_ROWS` rows, or more if the index would otherwise have
     more than `MAX_SHARDS` shards.
     """
     usual = min(MAX_SHARD_ROWS, TARGET_SHARD_BYTES // shape.row_bytes)
@@ -55,10 +56,10 @@ def plan_shards(total: int, shard_rows: int, first: ShardPosition, first_name: i
     """Divides documents into shards, in order.
 
     Args:
-        total: How many documents there are.
-        shard_rows: How many of them go into each shard; the last shard has what remains.
+        total: The number of documents.
+        shard_rows: The number of documents in each shard; the last shard has the rest.
         first: The position of the first shard.
-        first_name: The number that the first shard is named by.
+        first_name: The number that is the name of the first shard.
     """
     return [
         ShardTask(
@@ -72,13 +73,14 @@ def plan_shards(total: int, shard_rows: int, first: ShardPosition, first_name: i
 
 @dataclass(frozen=True)
 class ShardStep:
-    """What was done of a shard since the step before.
+    """Progress on a shard since the step before.
 
     Attributes:
-        documents: Documents that ran through the model; negative where the work of an actor that died is taken back.
-        tokens: Their tokens.
-        written: In the last step of a shard, where the shard was written.
-        skipped_ids: In the last step, the ids of the documents whose gradients are not finite.
+        documents: The number of documents that ran through the model. It is negative if the work of an actor that died
+            is taken back.
+        tokens: The number of their tokens.
+        written: The shard as it lies on disk, in its last step; None in all others.
+        skipped_ids: The ids of the documents whose gradients are not finite, in the last step.
     """
 
     documents: int = 0
@@ -105,8 +107,8 @@ class ShardBuilder:
         """Runs the documents `records` through the model and writes them as the shard `task`.
 
         Yields:
-            A step for each batch, and a last one that says where the shard was written. Empty steps come in between
-            where something takes long, so that the caller can do other work meanwhile.
+            A step for each batch, and a last step with the written shard. While something takes long, empty steps come
+            in between, so that the caller can do other work.
         """
         tokens: list[Tokens] = []
         for start in range(0, len(records), _TOKENIZE_CHUNK_SIZE):

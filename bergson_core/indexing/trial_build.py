@@ -3,12 +3,12 @@
     python -m bergson_core.indexing.trial_build <directory> <sample size>
 
 The process reads spec.json in that directory, and writes its progress and its result to standard output, one JSON
-object a line: {"progress": ...}, and last {"estimate": ...} or {"code": ..., "detail": ...} for an error.
+object per line: {"progress": ...}, and at the end {"estimate": ...}, or {"code": ..., "detail": ...} for an error.
 
-The trial runs the stages of a build itself, over a shard of the size that the build's shards have, so that it takes the
-memory of the build. It leaves out what takes long and is the same many times, and counts its time
-(`partial_steps.py`): only some batches run through the model, and the rows of the others are drawn at random; of
-all matrices of one size, one is decomposed.
+The trial runs the same stages as a build, over one shard of the size that the build's shards have, so that it needs the
+memory that the build needs. It leaves out work that is slow and repeats itself, and counts the time of that work
+(`partial_steps.py`): some batches run through the model, and the rows of all others are random numbers; of all matrices
+of one size, one is decomposed.
 """
 
 import json
@@ -55,12 +55,12 @@ from bergson_core.storage.manifest import ShardEntry
 from bergson_core.utils.progress import ProgressCallback
 
 _MIN_RECALL: Final = 1e-9
-"""The recall of random rows says nothing, so that any is accepted."""
+"""Any recall is accepted: that of random rows means nothing."""
 
 
 @dataclass(frozen=True)
 class DocumentSubset(Documents):
-    """The rows `dataset_rows` of a dataset as documents, in that order; ids and errors name the dataset's own rows."""
+    """The documents in the rows `dataset_rows` of a dataset. Their ids and errors name the dataset's own rows."""
 
     dataset_rows: Sequence[int] = ()
 
@@ -79,7 +79,7 @@ class DocumentSubset(Documents):
 
 @dataclass(frozen=True)
 class TrialShard:
-    """The shard of a trial with what is published beside it, and what was measured on the way."""
+    """The shard of a trial, with what is needed to publish it and what was measured so far."""
 
     builder: ShardBuilder
     shards: list[ShardEntry]
@@ -91,24 +91,22 @@ class TrialShard:
 def run_trial_build(spec: BuildSpec, output: Path, report: ProgressCallback, sample_size: int) -> Estimate:
     """Builds one shard of an index in the new directory `output`, and returns what the whole build takes.
 
-    The process should have done nothing else before, since the peak of its memory is measured.
+    The process should have done nothing else before: the peak of its memory is measured.
 
     Args:
         spec: The whole build.
         output: Where the trial writes. The caller removes it.
         report: Called with the progress. It may raise to stop the trial.
-        sample_size: How many documents to look at.
+        sample_size: How many documents to read.
 
     Raises:
-        InvalidInput: The build refuses a document that was looked at. Further errors are those of `build_index`.
+        InvalidInput: A setting or a document of the sample is invalid. Further errors are those of `build_index`.
     """
     output.mkdir()
     meter = CostMeter()
     steps = CostlySteps(eigh=DecompositionSampler(meter))
     context = BuildContext(spec, output, _without_rates(report), steps=steps)
-    trial = _build_shard(
-        context, meter, sample_size
-    )  # whose documents are closed by now, as those of a build
+    trial = _build_shard(context, meter, sample_size)  # its documents are closed by now, as in a build
     meter.begin_stage("search")
     encoder = trial.builder.encoder
     search = _first_search(spec.search, encoder.shape, trial.sample.documents)
@@ -127,7 +125,7 @@ def run_trial_build(spec: BuildSpec, output: Path, report: ProgressCallback, sam
 
 
 def _build_shard(context: BuildContext, meter: CostMeter, sample_size: int) -> TrialShard:
-    """Runs the stages of a build up to the publication, over one shard."""
+    """Runs the stages of a build before the publication, over one shard."""
     model = load_tracked_model(context)
     documents, lengths, sample = _choose_documents(context, model, meter, sample_size)
     meter.begin_stage("statistics")
@@ -150,10 +148,10 @@ def _build_shard(context: BuildContext, meter: CostMeter, sample_size: int) -> T
 def _choose_documents(
     context: BuildContext, model: LanguageModel, meter: CostMeter, sample_size: int
 ) -> tuple[CheckedDocuments, list[int], SampleCounts]:
-    """Looks at a sample of the dataset, and chooses the documents of the shard from it.
+    """Checks a sample of the dataset, and chooses the documents of the shard from it.
 
     Returns:
-        The documents of the shard, the tokens of each, and what the sample holds.
+        The documents of the shard, the number of tokens in each, and the counts of the sample.
     """
     spec, settings = context.spec, context.spec.gradients
     meter.begin_stage("read")
@@ -182,7 +180,7 @@ def _choose_documents(
 def _sample_passes(
     context: BuildContext, model: LanguageModel, meter: CostMeter, largest_batch: int | None = None
 ) -> BuildContext:
-    """Returns the build with steps that run the model on some batches only."""
+    """Returns the context with steps that run the model on some batches only."""
     passes = PassSampler(meter, model.device, largest_batch)
     make_collector = partial(SampledRowCollector, PassSampler(meter, model.device, largest_batch))
     steps = replace(context.steps, select_batches=passes.select, make_collector=make_collector)
@@ -190,20 +188,20 @@ def _sample_passes(
 
 
 def _first_search(search: SearchSpec, shape: RowShape, rows: int) -> SearchSpec:
-    """Returns the kind of search that a build of so many rows would try first, with a recall that is always held."""
+    """Returns the kind of search that a build of so many rows would try first, with a recall that is always reached."""
     first, *_ = search_kinds_to_try(search, shape, rows)
     return SearchSpec(kind="rabitq" if first == "rabitq" else "exact", min_recall=_MIN_RECALL)
 
 
 def _spread_over_lengths(lengths: Sequence[int], count: int) -> list[int]:
-    """Chooses `count` documents of all lengths, the longest among them, and some twice where there are fewer."""
+    """Chooses `count` documents of all lengths, the longest included; some are chosen twice if there are fewer."""
     longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     chosen = np.linspace(0, len(lengths) - 1, count).round().astype(int)
     return sorted(longest_first[place] for place in chosen)
 
 
 def _without_rates(report: ProgressCallback) -> ProgressCallback:
-    """Reports no rates and no remaining time: since most batches are left out, these would say nothing."""
+    """Removes the rate and the remaining time from progress: with most batches left out, they would be wrong."""
     return lambda progress: report(progress.model_copy(update={"tokens_per_s": None, "eta_s": None}))
 
 
@@ -211,7 +209,7 @@ def main() -> None:
     """Runs the trial that the command line names, and writes its progress and its result to standard output."""
     directory, sample_size = sys.argv[1:]
     with os.fdopen(os.dup(1), "w", buffering=1) as events:
-        os.dup2(2, 1)  # standard output is for events alone: what a library prints goes to standard error
+        os.dup2(2, 1)  # standard output is for events; what libraries print goes to standard error
 
         def write_event(**event: Any) -> None:
             events.write(json.dumps(event) + "\n")

@@ -22,14 +22,14 @@ from bergson_core.gradients.row_collector import module_slices
 
 
 class GradientRecorder:
-    """While open, collects the gradients of the current micro-batch; `add_to_rows` adds them to its documents' rows.
+    """Collects the gradients of each micro-batch while it is open; `add_to_rows` adds them to the documents' rows.
 
     Args:
         model: The model that is trained.
         processor: How gradients are normalized and projected.
         modules: A pattern of the modules to track, None for all.
         dataset: The documents, with a column `input_ids`.
-        rows: The rows so far [N, D]; they are changed in place.
+        rows: The rows so far [N, D]. They are changed in place.
 
     Attributes:
         modules: The tracked modules by name.
@@ -64,10 +64,10 @@ class GradientRecorder:
     def add_to_rows(self, learning_rate: float) -> None:
         """Adds the gradients since the last call, times the learning rate, to the rows of their documents.
 
-        Documents of equal tokens share a gradient in equal parts.
+        Documents with the same tokens share a gradient in equal parts.
 
         Raises:
-            InvalidInput: The batch holds tokens that are no document of the dataset.
+            InvalidInput: The tokens of a sample are not those of any document.
         """
         if self._batch is None:
             return
@@ -80,7 +80,7 @@ class GradientRecorder:
         self._batch = None
 
     def _start_batch(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        """Notes the tokens of a forward pass, and clears the gradients. Called before each forward pass."""
+        """Keeps the tokens of a batch and clears the gradients. A hook that runs before each forward pass."""
         if not torch.is_grad_enabled():  # an evaluation
             return
         if self._batch is not None:
@@ -98,7 +98,7 @@ class GradientRecorder:
 
 
 class _DocumentLookup:
-    """Finds documents of a dataset by their tokens, through a hash of 64 bits of each: 16 bytes a document."""
+    """Finds documents of a dataset by a 64-bit hash of their tokens. Takes 16 bytes for each document."""
 
     def __init__(self, dataset: Dataset) -> None:
         chunks = cast(Iterator[dict[str, Any]], dataset.select_columns("input_ids").iter(READ_CHUNK_SIZE))
@@ -109,10 +109,10 @@ class _DocumentLookup:
         self._sorted_hashes = hashes[self._order]
 
     def find(self, tokens: Int[np.ndarray, " s"]) -> Int[np.ndarray, " k"]:
-        """Returns the numbers of all documents that consist of these tokens.
+        """Returns the numbers of all documents with exactly these tokens.
 
         Raises:
-            InvalidInput: There is none.
+            InvalidInput: There is no such document.
         """
         token_hash = np.uint64(_hash_tokens(tokens))
         first, end = (np.searchsorted(self._sorted_hashes, token_hash, side) for side in ("left", "right"))

@@ -30,7 +30,7 @@ from bergson_core.shards.shard_writer import ShardPosition, ShardWriter
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
 _SOURCE: Final = "training"
-"""What the shards of a training run note as their source, in place of a build's fingerprint."""
+"""The source that the shards of a training run record, in place of a build's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class RecordedRun:
     """A finished training run.
 
     Attributes:
-        context: The index that is made of it.
-        model: The model as it was in the end.
-        encoder: How the rows are stored.
+        context: The spec and the directory of the index that it becomes.
+        model: The model at the end of the run.
+        encoder: The encoder of the rows.
         dataset: The tokenised documents [N].
         documents: The same documents as text.
-        rows: The recorded rows [N, D] float32, mapped from their file.
+        rows: The recorded rows [N, D] float32, memory-mapped.
     """
 
     context: BuildContext
@@ -68,7 +68,7 @@ class RecordedRun:
         return publish_index(self.context, self.model, run.encoder, shards, queries, origin="training")
 
     def _precondition(self, tasks: Sequence[ShardTask]) -> RowEncoder:
-        """Fits the preconditioner from all rows, and returns the encoder that applies it before signs are taken."""
+        """Fits the preconditioner from all rows, and returns an encoder that applies it before taking signs."""
         shape = self.encoder.shape
         moment = SecondMoment(shape.modules, shape.width)
         for task in tasks:
@@ -101,7 +101,7 @@ class RecordedRun:
         return list(chain.from_iterable(chunks))
 
     def _compute_losses(self, tokens: list[Tokens]) -> Float[Tensor, " n"]:
-        """Returns the loss of each document under the final model, in nats, by forward passes alone."""
+        """Computes the loss of each document under the final model, in nats. Runs forward passes only."""
         longest = max(len(document.ids) for document in tokens)
         budget_tokens = find_batch_budget(self.model, self.encoder.collector.modules, longest)
         return torch.from_numpy(compute_document_losses(self.model, tokens, budget_tokens))

@@ -2,9 +2,9 @@
 
 Legend: N documents, D numbers a row, t steps.
 
-    <output>/rows.bin                         [N, D] float32, the rows so far; removed when the index is published
-    <checkpoint>/bergson_rows.bin             a copy of it in each checkpoint of the Trainer
-    <output>/model                            the model as it was in the end, which the index is queried with
+    <output>/rows.bin               the rows so far, [N, D] float32; removed when the index is published
+    <checkpoint>/bergson_rows.bin   a copy of them in each checkpoint of the Trainer
+    <output>/model                  the model at the end of the run, which the index is queried with
 """
 
 import shutil
@@ -43,34 +43,35 @@ _CHECKPOINT_ROWS_FILE: Final = "bergson_rows.bin"
 
 
 class IndexCallback(TrainerCallback):
-    """Builds the index `output` of a run of the Hugging Face Trainer while it trains.
+    """Builds an index of a run of the Hugging Face Trainer while it trains.
 
-    A document's row is Σ_t η_t G_t over the steps t that saw it, normalized and projected like any other row: η_t is
-    the learning rate of the optimizer's first parameter group, and G_t the gradient of the document's part of the loss,
-    as it was back-propagated. The row is how far the run itself moved the weights for the document, to first order and
-    before the optimizer's own scaling. A document that was never seen has a row of zeros. Nothing is run twice but the
-    documents' losses, which are those of the final model.
+    A document's row is Σ_t η_t G_t over the steps t that saw the document, normalized and projected like any other
+    row. η_t is the learning rate of the optimizer's first parameter group, and G_t is the gradient of the document's
+    part of the loss, as it was back-propagated. The row says how far the run itself moved the weights for the document,
+    to first order and before the optimizer's own scaling. A document that the run never saw has a row of zeros. Only
+    the documents' losses take an extra pass: they are those of the final model.
 
-    A run that is resumed from a checkpoint goes on with the rows that were saved in it.
+    A run that is resumed from a checkpoint continues with the rows that were saved in the checkpoint.
 
     >>> Trainer(model, args, train_dataset=dataset, callbacks=[IndexCallback("facts", dataset, tokenizer)]).train()
 
     Args:
-        output: The directory of the index. It is created where it does not exist.
+        output: The directory of the index. It is created if it does not exist.
         dataset: The Trainer's `train_dataset`, with the column `input_ids`. A batch is matched to its documents by its
             tokens.
-        tokenizer: The tokenizer of the model. It is saved with the index, and decodes the documents where `dataset`
-            has no prompt column.
-        columns: Which columns hold the documents' text, ids and metadata; by default the column `text` alone.
-        settings: How gradients are collected; by default those of `GradientSpec`.
-        scoring: How rows are compared; by default that of `ScoringSpec`.
+        tokenizer: The tokenizer of the model. It is saved with the index, and decodes the documents if `dataset` has no
+            prompt column.
+        columns: The columns that hold the documents' text, ids and metadata; by default the column `text` alone.
+        settings: How gradients are collected; by default `GradientSpec()`.
+        scoring: How rows are compared; by default `ScoringSpec()`.
 
     Raises:
-        InvalidInput: `dataset` has no column `input_ids`. Or, when training begins: the run has several processes, is
-            in float16 or compiled, or is resumed from a checkpoint that has no rows. Or, at the first such batch: the
-            batch is not in `dataset`.
-        IndexExists: `output` holds something else, or the index of a run that has ended. Raised when training begins.
-        IndexBusy: Another process writes in `output`. Raised when training begins.
+        InvalidInput: `dataset` has no column `input_ids`. When training begins: the run uses several processes, float16
+            or a compiled model, or is resumed from a checkpoint without rows. During training: a batch holds a
+            document that is not in `dataset`.
+        IndexExists: When training begins: `output` holds something else, or the index of a run that has ended.
+        IndexBusy: When training begins: another process is writing to `output`.
+        DiskFull: When training ends: the disk is full.
 
     Source:
         TracIn: Pruthi et al., arXiv 2002.08484, equation 1, with the query's gradient at the end of the run.
@@ -99,7 +100,7 @@ class IndexCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Fits the processor, or restores the rows of the checkpoint, and starts to record gradients."""
-        self._resources.close()  # those of a run that was broken off
+        self._resources.close()  # of an earlier run that was interrupted
         _require_supported_run(args)
         self._spec = self._make_spec(model)
         require_free_directory(self.output, self._spec)
@@ -172,7 +173,7 @@ class IndexCallback(TrainerCallback):
         )
 
     def _prepare_rows_file(self, args: Any, state: Any, shape: tuple[int, int]) -> None:
-        """Makes rows.bin: zeros, or what the checkpoint holds that the run is resumed from."""
+        """Creates rows.bin: zeros, or the rows of the checkpoint that the run is resumed from."""
         size, checkpoint_rows = 4 * shape[0] * shape[1], _checkpoint_rows_path(args, state)
         if state.global_step == 0:
             with (self.output / _ROWS_FILE).open("wb") as file:
@@ -186,7 +187,7 @@ class IndexCallback(TrainerCallback):
         shutil.copyfile(checkpoint_rows, self.output / _ROWS_FILE)
 
     def _make_documents(self) -> Documents:
-        """Returns the documents as text, decoded from their tokens where there is none."""
+        """Returns the documents as text, which is decoded from their tokens if the dataset has none."""
         dataset, prompt = self._dataset, self._columns.prompt
         if prompt not in dataset.column_names and self._columns.messages is None:
             dataset = dataset.map(
@@ -198,7 +199,7 @@ class IndexCallback(TrainerCallback):
 
 
 def _require_supported_run(args: Any) -> None:
-    """Raises `InvalidInput` where the training arguments ask for what the callback cannot follow."""
+    """Raises `InvalidInput` if the training arguments ask for something that the callback cannot follow."""
     expected = {
         "one process": args.world_size == 1 and args.n_gpu <= 1,
         "float32 or bfloat16 (fp16 scales the loss)": not args.fp16,

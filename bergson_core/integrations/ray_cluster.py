@@ -1,6 +1,6 @@
-"""The Ray cluster that does the work: how to connect to it, how many actors it has room for, what its errors mean.
+"""Connects to a Ray cluster, counts the actors that it has room for, starts actors, and translates its errors.
 
-A cluster that this process has started ends with the process; one that was there before goes on.
+A cluster that this process has started ends with the process; any other cluster keeps running.
 """
 
 import logging
@@ -22,13 +22,14 @@ except ImportError as error:
     raise ClusterUnavailable("the executor ray needs Ray: pip install 'bergson-service[ray]'") from error
 
 MAX_ATTEMPTS: Final = 3
-"""How many actors may die of the same work before it is given up."""
+"""How many actors may die doing the same work before it is given up."""
 
 
 def connect() -> None:
-    """Connects this process to a cluster, unless it is connected.
+    """Connects this process to a cluster, if it is not connected yet.
 
-    That is the cluster at the address `RAY_ADDRESS`, else one that runs on this machine, else a new one.
+    It connects to the cluster at the address `RAY_ADDRESS`, or else to one that runs on this machine, or else to a new
+    one that it starts.
 
     Raises:
         ClusterUnavailable: No cluster answers.
@@ -45,7 +46,7 @@ def connect() -> None:
 
 @contextmanager
 def _preserve_sigterm_handler() -> Iterator[None]:
-    """Restores the handler of SIGTERM. Ray's own ends the process at once, but a worker has to finish what it began."""
+    """Restores the handler of SIGTERM: Ray's ends the process at once, but a worker must finish its current work."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -58,7 +59,7 @@ def slots_by_node(device: str) -> dict[str, int]:
     """Returns how many actors each live node has room for, by the node's id.
 
     Args:
-        device: `cuda`, where an actor takes a GPU, or `cpu`, where it takes `cpus_per_slot` CPUs.
+        device: The device of the actors: `cuda`, one GPU each, or `cpu`, `cpus_per_slot()` CPUs each.
     """
     kind, size = ("GPU", 1) if device == "cuda" else ("CPU", cpus_per_slot())
     nodes = (node for node in ray.nodes() if node["Alive"])
@@ -66,13 +67,13 @@ def slots_by_node(device: str) -> dict[str, int]:
 
 
 def cpus_per_slot() -> int:
-    """Returns how many CPUs an actor takes: one for each of torch's threads here, or all of the largest node."""
+    """Returns the CPUs of an actor: as many as torch has threads in this process, or all of the largest node."""
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     return max(1, min(torch.get_num_threads(), largest))
 
 
 def actor_resources(device: str) -> dict[str, Any]:
-    """Returns Ray's options for an actor that runs the model on this kind of device."""
+    """Returns the options that reserve the device of an actor that runs the model."""
     if device == "cuda":
         return {"num_gpus": 1, "num_cpus": 1}
     return {"num_cpus": cpus_per_slot()}
@@ -85,16 +86,16 @@ def start_actor(actor_class: type, *arguments: Any, **options: Any) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of a message of Ray: after it comes the state of all of Ray's parts."""
+    """Returns the first line of an error of Ray; the following lines list the state of Ray's components."""
     return str(error).partition("\n")[0]
 
 
 def get_result(reference: Any) -> Any:
-    """Waits for what a method of an actor returns.
+    """Waits for the result of an actor's method.
 
     Raises:
-        RayError: The actor has died, or its machine has.
-        Exception: What the method raised, as it was raised there.
+        RayError: The actor or its machine has died.
+        Exception: The method raised this exception.
     """
     try:
         return ray.get(reference)

@@ -14,9 +14,9 @@ from bergson_core.storage.manifest import Manifest
 class RayExecutor:
     """Builds and searches shards on the machines of a Ray cluster.
 
-    That is the cluster at the address `RAY_ADDRESS`, else one that runs on this machine, else a new one on this
-    machine. All its machines have to see the directory of the index and the files of the model under the same paths;
-    docs/scaling.md is the guide. The rows are those that this process would build.
+    It uses the cluster at the address `RAY_ADDRESS`, or else one that runs on this machine, or else a new one that it
+    starts on this machine. All machines of the cluster must see the directory of the index and the files of the model
+    under the same paths; see docs/scaling.md. The rows are byte-identical to those of `LocalExecutor`.
 
     >>> build_index(spec, "facts", executor=RayExecutor())
     >>> AttributionIndex.open("facts", executor=RayExecutor())
@@ -38,13 +38,13 @@ class RayExecutor:
         """Builds the shards of `tasks` in actors, and yields each of their steps. The steps of one shard come in order.
 
         Args:
-            builder: What turns documents into a shard. Each actor makes the same one for itself.
-            documents: All documents of the build; an actor is sent those of its shard.
+            builder: Builds a single shard. Each actor creates an equal builder for itself.
+            documents: All documents of the build. An actor is sent those of its shard.
             tasks: The shards to build.
 
         Raises:
-            ClusterUnavailable: The cluster has no room for an actor, or several actors died of the same work.
-            InvalidInput: A machine sees other files than this one.
+            ClusterUnavailable: The cluster has no room for an actor, or several actors died doing the same work.
+            InvalidInput: A machine does not see the same files as this one.
         """
         from bergson_core.integrations.ray_shard_builder import build_shards_on_cluster
 
@@ -55,7 +55,7 @@ class RayExecutor:
 
         Raises:
             IndexCorrupt: A file that all shards need is damaged.
-            ClusterUnavailable: Ray is not installed, no cluster answers, or the actors die.
+            ClusterUnavailable: Ray is not installed, no cluster answers, or the actors keep dying.
         """
         from bergson_core.integrations.ray_searcher import RaySearcher
 

@@ -1,8 +1,8 @@
-"""Searches an index whose shards are held by the actors of a Ray cluster, and merges the best of their results.
+"""Searches an index through the actors of a Ray cluster, which hold its shards, and merges their results.
 
-Each actor is a `LocalSearcher` of a run of shards on one machine. It takes as many candidates as a search of the whole
-index would, so that a row that such a search finds is found here too, with the same score. The actors take no slots of
-the cluster, so that builds can run beside them.
+Each actor runs a `LocalSearcher` over a run of consecutive shards on one machine. It takes as many candidates as a
+search of the whole index would, so that every row that such a search finds is found here too, with the same score. The
+actors take no slots of the cluster, so builds can run beside them.
 
 Legend: q queries, m modules, d numbers a module.
 """
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class SearchActor:
-    """Searches some shards of an index on a machine of the cluster. `open` has to be called first."""
+    """Searches some shards of an index on a machine of the cluster. Call `open` first."""
 
     def open(
         self, root: Path, manifest: Manifest, shard_names: Sequence[str], threads: int
@@ -64,7 +64,7 @@ class SearchActor:
         return self._searcher.damaged
 
     def search(self, rows: np.ndarray, requests: Sequence[SearchRequest]) -> list[SearchResult]:
-        """Searches as `LocalSearcher.search` does; finds nothing where every shard is damaged."""
+        """Searches like `LocalSearcher.search`. Finds nothing if all shards are damaged."""
         if not self._searcher.shards:
             return [merge_results([], request) for request in requests]
         return self._searcher.search(torch.from_numpy(rows.copy()), requests)
@@ -72,9 +72,13 @@ class SearchActor:
 
 @dataclass
 class _ShardGroup:
-    """The shards of these names, and the actor that opens them.
+    """Some shards, and the actor that opens them.
 
-    `opening` is Ray's reference to what `SearchActor.open` returns, and `damaged` what it has returned.
+    Attributes:
+        names: The names of the shards.
+        actor: The handle of the actor.
+        opening: A reference to the result of `SearchActor.open`.
+        damaged: That result, once it is there.
     """
 
     names: Sequence[str]
@@ -86,18 +90,18 @@ class _ShardGroup:
 class RaySearcher:
     """All shards of an index, searched by actors of a cluster. For use by one thread.
 
-    Code that reads rows itself, such as the scores of all documents, reads them from the files in this process.
+    Code that needs the rows themselves, such as the scoring of all documents, reads them from files in this process.
 
     Raises:
         IndexCorrupt: A file that all shards need is damaged.
-        ClusterUnavailable: No cluster answers, or the actors die.
+        ClusterUnavailable: No cluster answers, or the actors keep dying.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         connect()
         self._root, self._manifest, self._manifest_reference = root.absolute(), manifest, ray.put(manifest)
         groups = split_shards(manifest.shards, max(1, len(_node_of_each_slot())))
-        # All actors are started before the first one is waited for.
+        # All actors are started before waiting for the first one.
         started = [self._start_group(names, number) for number, names in enumerate(groups)]
         self._groups = [self._wait_until_open(group, number) for number, group in enumerate(started)]
         self.metadata = MetadataFilter((), manifest.spec.columns.metadata)
@@ -129,14 +133,14 @@ class RaySearcher:
         return self.local.profiles
 
     def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
-        """Searches for each query by its gradient row. An actor that has died is replaced.
+        """Searches for each query by its gradient row, and replaces actors that have died.
 
         Args:
             rows: The gradient rows of the queries [q, m, d].
-            requests: What to search for with each of them.
+            requests: The request of each query.
 
         Raises:
-            ClusterUnavailable: Actors die again and again.
+            ClusterUnavailable: The actors keep dying.
         """
         arguments = (ray.put(rows.numpy()), requests)
         references = [group.actor.search.remote(*arguments) for group in self._groups]
@@ -153,7 +157,7 @@ class RaySearcher:
         ]
 
     def _start_group(self, names: Sequence[str], number: int) -> _ShardGroup:
-        """Starts an actor that opens these shards. The machines take turns: `number` says whose turn it is."""
+        """Starts an actor that opens these shards, on the node of the slot `number` (modulo the number of slots)."""
         options: dict[str, Any] = {"num_cpus": 0}
         if nodes := _node_of_each_slot():
             node = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
@@ -163,7 +167,7 @@ class RaySearcher:
         return _ShardGroup(names, actor, opening)
 
     def _wait_until_open(self, group: _ShardGroup, number: int, attempts: int = MAX_ATTEMPTS) -> _ShardGroup:
-        """Returns the group once its shards are open. Where its machine has just died, others are tried."""
+        """Waits until the shards of a group are open. If its machine has died, other machines are tried."""
         if attempts == 1:
             return replace(group, damaged=_get_last_result(group.opening))
         try:
@@ -174,27 +178,29 @@ class RaySearcher:
     def _replace_actor(
         self, group: _ShardGroup, number: int, error: RayError, attempts: int = MAX_ATTEMPTS
     ) -> _ShardGroup:
-        """Starts another actor for the group, and returns the group once its shards are open."""
+        """Starts another actor for a group, and waits until its shards are open."""
         logger.warning("a search actor was lost: %s", first_line(error))
-        ray.kill(group.actor)  # it may be alive and only not answer
+        ray.kill(group.actor)  # it may be alive without answering
         return self._wait_until_open(self._start_group(group.names, number), number, attempts)
 
 
 def _node_of_each_slot() -> list[str]:
-    """Returns the node of each slot of CPUs: a node stands there as often as it has slots."""
+    """Returns the id of the node of each CPU slot: each node appears as often as it has slots."""
     return [node for node, count in slots_by_node("cpu").items() for _ in range(count)]
 
 
 def _get_last_result(reference: Any) -> Any:
-    """Waits like `get_result` at the last attempt. Raises `ClusterUnavailable` where the actor has died."""
+    """Waits for a result at the last attempt: raises `ClusterUnavailable` if the actor has died."""
     try:
         return get_result(reference)
     except RayError as error:
-        raise ClusterUnavailable(f"actors that search the index die: {first_line(error)}") from error
+        raise ClusterUnavailable(
+            f"the actors that search the index keep dying: {first_line(error)}"
+        ) from error
 
 
 def split_shards(shards: Sequence[ShardEntry], groups: int) -> list[list[str]]:
-    """Splits shards into at most `groups` runs of about the same number of rows, and returns their names by run."""
+    """Splits shards into at most `groups` runs of about equally many rows, and returns the names in each run."""
     rows = sum(entry.rows for entry in shards)
 
     def find_group(entry: ShardEntry) -> int:
@@ -204,9 +210,9 @@ def split_shards(shards: Sequence[ShardEntry], groups: int) -> list[list[str]]:
 
 
 def merge_results(results: Sequence[SearchResult], request: SearchRequest) -> SearchResult:
-    """Merges the results of several runs of shards, given in the order of the runs, for one request.
+    """Merges the results of one request from several runs of shards, in the order of the runs.
 
-    Of hits of equal score those of earlier shards come first.
+    Hits with equal scores keep the order of their shards.
     """
 
     def merge_best(hits_by_run: Sequence[Sequence[Hit] | None], sign: int) -> list[Hit] | None:

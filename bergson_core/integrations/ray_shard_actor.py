@@ -1,8 +1,8 @@
-"""What runs on a machine of a Ray cluster to build shards: an actor with the model and the statistics in memory.
+"""The actor that builds shards on a machine of a Ray cluster, with the model and the statistics in memory.
 
-The rows are those that the process which started the build would make, to the last bit, where the machines are of one
-kind: a shard consists of the same batches, run through the same model files (compared by sha256) on the same kind of
-device, with as many threads of torch, since the order in which sums are taken may depend on these.
+If all machines are of the same kind, the rows are bit for bit those that the process which started the build would
+compute: the batches, the files of the model (compared by sha256), the kind of device and the number of torch's threads
+are the same. The order of summation may depend on the number of threads.
 """
 
 import socket
@@ -28,18 +28,18 @@ STEP_INTERVAL_S: Final = 0.25
 
 @dataclass(frozen=True)
 class ShardBuilderSpec:
-    """What another process needs to make an equal `ShardBuilder`.
+    """What another process needs to create an equal `ShardBuilder`.
 
     Attributes:
         spec: The spec of the build.
         output: The directory of the index, which all machines see.
-        statistics_stamp: The content of the statistics' stamp there.
+        statistics_stamp: The content of the stamp of its statistics.
         model_sha256: The hash of the model's files.
         revision: The commit of the model's repository on the hub.
-        budget_tokens: Tokens of a batch, padding included.
-        save_moments: Whether the second moment of a shard's rows is saved.
-        device: The kind of device: `cuda` or `cpu`.
-        threads: Threads of torch.
+        budget_tokens: The maximum number of tokens in a batch, padding included.
+        save_moments: Whether the second moment of each shard's rows is saved.
+        device: `cuda` or `cpu`.
+        threads: The number of torch's threads.
     """
 
     spec: BuildSpec
@@ -72,7 +72,7 @@ class ShardBuilderSpec:
         """Loads the model and the statistics on this machine.
 
         Raises:
-            InvalidInput: This machine does not see the directory of the build, or sees other files of the model.
+            InvalidInput: This machine does not see the directory of the build, or its files of the model differ.
         """
         torch.set_num_threads(self.threads)
         stamp = statistics_stamp_path(self.output)
@@ -83,15 +83,15 @@ class ShardBuilderSpec:
         model = load_model(self.spec.model, self.revision, self.spec.dtype, self.device)
         if model.sha256 != self.model_sha256:
             raise InvalidInput(
-                f"the files of the model {self.spec.model} are other ones than where the build was started: expected "
-                "a directory that all machines share"
+                f"the files of the model {self.spec.model} differ from those where the build was started: expected a "
+                "directory that all machines share"
             )
         encoder = open_row_encoder(self.spec, self.output, model)
         return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
 
 
 class ShardActor:
-    """Builds shards on a machine of the cluster. `open` has to be called first."""
+    """Builds shards on a machine of the cluster. Call `open` first."""
 
     def __init__(self, spec: ShardBuilderSpec) -> None:
         self._spec = spec
@@ -104,14 +104,12 @@ class ShardActor:
             raise type(error)(f"on {socket.gethostname()}: {error}") from error
 
     def build(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
-        """Builds a shard as `ShardBuilder.build` does, with one step for all batches of `STEP_INTERVAL_S` seconds."""
-        yield from merge_steps(
-            self._builder.build(task, records)
-        )  # Ray streams only what is a generator itself
+        """Builds a shard like `ShardBuilder.build`, with one step for the batches of `STEP_INTERVAL_S` seconds."""
+        yield from merge_steps(self._builder.build(task, records))  # Ray streams generator functions only
 
 
 def merge_steps(steps: Iterable[ShardStep]) -> Iterator[ShardStep]:
-    """Adds up the steps of a shard that come within `STEP_INTERVAL_S` seconds."""
+    """Merges the steps of a shard within each `STEP_INTERVAL_S` seconds into one; the last step stays by itself."""
     documents = tokens = 0
     last = time.monotonic()
     for step in steps:

@@ -1,9 +1,9 @@
-"""Builds shards in the actors of a Ray cluster (`ray_shard_actor.py`), which this process starts and feeds.
+"""Builds shards in actors of a Ray cluster (`ray_shard_actor.py`): starts the actors and hands out the work.
 
-This process reads the documents and sends each actor those of its shard, so that all machines have the same ones. An
-actor writes a shard beside its place in the directory of the index, which all machines see, and this process alone
-gives the shard its name. What an actor was doing when it died is done again by another one; an actor that only seemed
-to be dead has written where nobody looks.
+This process reads the documents and sends each actor those of its shard, so that all machines use the same ones. An
+actor writes its shard to a temporary directory inside that of the index, which all machines see; only this process
+renames it to its final name. If an actor dies, another one builds its shard again. If it only seemed to be dead, what
+it writes has a temporary name that nobody reads.
 """
 
 import logging
@@ -33,9 +33,9 @@ from bergson_core.integrations.ray_shard_actor import ShardActor, ShardBuilderSp
 logger = logging.getLogger(__name__)
 
 _WAIT_S: Final = 0.25
-"""The longest wait for a step: in between, the caller may have other work, or stop the build."""
+"""The longest wait for a step: after it, the caller may do other work or stop the build."""
 _SCAN_INTERVAL_S: Final = 2.0
-"""Seconds between two looks for machines that have joined the cluster."""
+"""Seconds between two checks whether machines have joined the cluster."""
 _STOP_TIMEOUT_S: Final = 10.0
 _LOADING: Final = "while they loaded the model"
 
@@ -46,17 +46,17 @@ def build_shards_on_cluster(
     """Builds the shards of `tasks` in actors of the cluster, which end with the generator.
 
     Args:
-        builder: What the actors make for themselves, from its spec.
+        builder: Builds a single shard. Each actor creates an equal builder for itself.
         documents: All documents of the build.
         tasks: The shards to build.
 
     Yields:
-        The steps of all shards, and empty steps while there are none. A step of negative counts takes back what an
-        actor that died had done.
+        The steps of all shards, and empty steps while none arrive. A step with negative counts takes back the work of
+        an actor that died.
 
     Raises:
-        ClusterUnavailable: The cluster has no slot for an actor, or several actors died of the same work.
-        Exception: What an actor raised, as it was raised there.
+        ClusterUnavailable: The cluster has no slot for an actor, or several actors died doing the same work.
+        Exception: An actor raised this exception.
     """
     if not tasks:
         return
@@ -70,7 +70,7 @@ def build_shards_on_cluster(
 
 @dataclass
 class _ActorWork:
-    """What an actor is doing: loading the model, where `task` is None, or a shard of which so much is done."""
+    """What an actor is doing, and how much of it is done: building a shard, or loading the model if `task` is None."""
 
     actor: Any
     task: ShardTask | None = None
@@ -81,8 +81,8 @@ class _ActorWork:
 class _ActorPool:
     """The actors of a build.
 
-    `_running` has the work of each busy actor by what Ray waits for: the reference to the result of `open`, or the
-    generator of a shard's steps.
+    `_running` maps the object that Ray waits for to the work of each busy actor. That object is a reference to the
+    result of `open`, or the generator of a shard's steps.
     """
 
     def __init__(self, spec: ShardBuilderSpec, documents: Documents, tasks: Sequence[ShardTask]) -> None:
@@ -109,14 +109,14 @@ class _ActorPool:
                 yield self._take_step(reference)
 
     def stop(self) -> None:
-        """Kills all actors, and waits until none of them writes any more."""
+        """Kills all actors, and waits until they have ended and no longer write."""
         for actor in (*self._idle, *(work.actor for work in self._running.values())):
             ray.kill(actor)
         if self._running:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_TIMEOUT_S)
 
     def _start_actors(self) -> None:
-        """Starts actors where the cluster has free slots and shards are waiting."""
+        """Starts actors if the cluster has free slots and shards are waiting."""
         count = len(self._running) + len(self._idle)
         is_recent = time.monotonic() < self._last_scan + _SCAN_INTERVAL_S
         if count and (is_recent or self._deaths[_LOADING] >= MAX_ATTEMPTS):
@@ -128,7 +128,7 @@ class _ActorPool:
             self._running[actor.open.remote()] = _ActorWork(actor)
 
     def _take_step(self, reference: Any) -> ShardStep:
-        """Returns the step that has come from an actor; an empty one where the actor has loaded the model."""
+        """Returns the step that an actor has sent: an empty one if the actor has loaded the model."""
         work = self._running[reference]
         try:
             step = get_result(reference if work.task is None else next(reference)) or ShardStep()
@@ -143,7 +143,7 @@ class _ActorPool:
         return step
 
     def _requeue_lost_task(self, reference: Any, error: RayError) -> ShardStep:
-        """Puts the shard of an actor that has died, or does not answer, back to the front of the queue."""
+        """Puts the shard of an actor that has died, or does not answer, at the front of the queue."""
         work = self._running.pop(reference)
         ray.kill(work.actor)
         activity = f"shard {work.task.name}" if work.task else _LOADING
@@ -161,7 +161,7 @@ class _ActorPool:
 
 
 def _require_slots(device: str) -> None:
-    """Raises `ClusterUnavailable` where the cluster has no room for an actor on this kind of device."""
+    """Raises `ClusterUnavailable` if the cluster has no room for an actor on this device."""
     if device == "cpu" and sum(slots_by_node("cuda").values()):
         raise ClusterUnavailable(
             "the cluster has GPUs and this process has none, so that it would use CPUs alone: start the build on a "
