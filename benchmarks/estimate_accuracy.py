@@ -17,8 +17,8 @@ from benchmarks.support.random_models import save_random_model
 from benchmarks.support.text_files import write_documents_of_mixed_length
 from bergson_core import build_index
 from bergson_core.demo.synthetic_facts import make_corpus
-from bergson_core.indexing.cost_meter import resident_bytes
-from bergson_core.indexing.estimate import estimate_build
+from bergson_core.indexing.estimation.cost_meter import resident_bytes
+from bergson_core.indexing.estimation.estimate import estimate_build
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.manifest import read_manifest
 

@@ -24,9 +24,9 @@ from benchmarks.support.processes import run_in_new_process
 from benchmarks.support.random_models import MODELS, make_random_model
 from bergson_core import GradientProcessor
 from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
-from bergson_core.gradients.normalizer_fitting import fit_normalizers
+from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.indexing.cost_meter import resident_bytes
+from bergson_core.indexing.estimation.cost_meter import resident_bytes
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.modules import select_modules
 

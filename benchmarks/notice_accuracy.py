@@ -28,7 +28,7 @@ from benchmarks.support.timing import measure_seconds
 from bergson_core import AttributionIndex, build_index
 from bergson_core.data.batching import BUDGET_TOKENS, tokenize
 from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, FactCorpus, write_corpus
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.models.generation import generate_completion
 from bergson_core.models.language_model import LanguageModel

@@ -10,12 +10,12 @@ from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
 from .gradients.gradient_dataset import collect_gradients
-from .gradients.normalizer_fitting import fit_processor
 from .gradients.processor import GradientProcessor
+from .gradients.processor_fitting import fit_processor
 from .indexing.append import append_documents
 from .indexing.build import build_index
 from .indexing.compact import compact_index
-from .indexing.estimate import estimate_build
+from .indexing.estimation.estimate import estimate_build
 from .indexing.executor import Executor, LocalExecutor
 from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor

@@ -27,9 +27,9 @@ from bergson_core.evaluation.baseline_scores import gradient_scores, representat
 from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
 from bergson_core.evaluation.trainers import BuiltInTrainer
 from bergson_core.evaluation.training_loop import reproducible, train_causal_model
-from bergson_core.gradients import normalizer_moments
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.normalizers import moments
 from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.loading import load_model
@@ -117,12 +117,12 @@ def full_gradient_scores(
 @contextmanager
 def kfac_damping(damping: float) -> Iterator[None]:
     """Damps K-FAC by `damping` while the context is open; users cannot set this."""
-    damping_before = normalizer_moments.KFAC_DAMPING
-    setattr(normalizer_moments, "KFAC_DAMPING", damping)  # noqa: B010 - a Final cannot be assigned to
+    damping_before = moments.KFAC_DAMPING
+    setattr(moments, "KFAC_DAMPING", damping)  # noqa: B010 - a Final cannot be assigned to
     try:
         yield
     finally:
-        setattr(normalizer_moments, "KFAC_DAMPING", damping_before)  # noqa: B010
+        setattr(moments, "KFAC_DAMPING", damping_before)  # noqa: B010
 
 
 def ekfac_scores(demo: Demo) -> Float[np.ndarray, "q n"]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bergson_core.attribution.profile_fitting import match_mixing
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
-from bergson_core.gradients.normalizer_fitting import fit_processor_from_batches, sample_row_numbers
-from bergson_core.gradients.normalizers import Normalizer
+from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.processor_fitting import fit_processor_from_batches, sample_row_numbers
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import select_modules

@@ -31,10 +31,10 @@ from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, VerifySpec
 from bergson_core.schemas.results import Answer, ResultRow
-from bergson_core.search.damaged_shards import damaged_shards_error
 from bergson_core.search.profile import Profile, require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest
 from bergson_core.shards.shard import Shard
+from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
 from bergson_core.utils.background import run_to_completion

@@ -18,17 +18,8 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.table import table_cast
 
-from bergson_core.data.dataset import (
-    empty_dataset_error,
-    open_dataset_stream,
-    translate_dataset_errors,
-)
-from bergson_core.data.documents import (
-    Documents,
-    documents_from_dataset,
-    load_documents,
-    require_columns,
-)
+from bergson_core.data.dataset import empty_dataset_error, open_dataset_stream, translate_dataset_errors
+from bergson_core.data.documents import Documents, documents_from_dataset, load_documents, require_columns
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
 from bergson_core.utils.atomic_files import atomic_path
 from bergson_core.utils.progress import ProgressCallback, StageProgress

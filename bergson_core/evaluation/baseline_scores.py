@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizers import Normalizer
+from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.hooks import freeze

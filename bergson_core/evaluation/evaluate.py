@@ -22,7 +22,7 @@ from bergson_core.evaluation.retraining_measures import (
 )
 from bergson_core.evaluation.score_tables import ScoreTable, best_positions, iter_score_tables
 from bergson_core.evaluation.step_effects import measure_step_effects
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.schemas.evaluation import (
     Effect,
     Evaluation,

@@ -19,7 +19,7 @@ from bergson_core.evaluation.metrics import bootstrap_interval, linear_datamodel
 from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
 from bergson_core.evaluation.score_tables import ScoreTable, best_positions
 from bergson_core.evaluation.trainers import BuiltInTrainer, CommandTrainer, Trainer, require_placeholders
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.evaluation import Interval, TrainingSpec
 from bergson_core.schemas.results import Progress

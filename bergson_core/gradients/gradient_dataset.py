@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import iter_token_chunks
-from bergson_core.gradients.normalizer_fitting import fit_processor
 from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.processor_fitting import fit_processor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector, collect_rows
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel, as_language_model

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bergson_core.gradients.normalizers import FactoredNormalizer, Normalizer
+from bergson_core.gradients.normalizers.normalizers import FactoredNormalizer, Normalizer
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.models.modules import TrackedModule

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bergson_core.gradients.matrix_root import EighFunction, inverse_root
+from bergson_core.gradients.normalizers.matrix_root import EighFunction, inverse_root
 
 
 @final

@@ -14,7 +14,7 @@ from typing import Final
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents

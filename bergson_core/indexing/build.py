@@ -35,10 +35,10 @@ import torch
 from bergson_core.data.batching import Batch, iter_batches
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_processor_from_batches, sample_row_numbers
-from bergson_core.gradients.optimizer_checkpoint import find_checkpoint_file
+from bergson_core.gradients.normalizers.optimizer_checkpoint import find_checkpoint_file
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.processor_fitting import fit_processor_from_batches, sample_row_numbers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents

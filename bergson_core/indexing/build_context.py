@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 
 from bergson_core.data.batching import Batch
-from bergson_core.gradients.matrix_root import EighFunction
+from bergson_core.gradients.normalizers.matrix_root import EighFunction
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import LanguageModel

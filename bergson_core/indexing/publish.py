@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.gradients.matrix_root import EighFunction
+from bergson_core.gradients.normalizers.matrix_root import EighFunction
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.search_files import SearchFiles

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens
 from bergson_core.data.documents import Documents, iter_token_chunks
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
 from bergson_core.gradients.preconditioner import SecondMoment
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build_context import BuildContext
 from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardTask, plan_shards, rows_per_shard

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from bergson_core.data.documents import Documents, documents_from_dataset
 from bergson_core.errors import IndexExists, InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_processor
 from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.processor_fitting import fit_processor
 from bergson_core.gradients.row_collector import RowCollector, module_slices
 from bergson_core.indexing.build_context import BuildContext
 from bergson_core.indexing.output_directory import (

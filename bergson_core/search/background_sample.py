@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard

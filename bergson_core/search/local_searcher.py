@@ -24,7 +24,6 @@ from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
-from bergson_core.search.damaged_shards import find_damaged_shards
 from bergson_core.search.exact_scores import ExactScorer, StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
@@ -32,6 +31,7 @@ from bergson_core.search.searcher import Hit, SearchRequest, SearchResult, Store
 from bergson_core.search.thread_pool import parallel_map
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import RowShape, Shard
+from bergson_core.storage.damaged_shards import find_damaged_shards
 from bergson_core.storage.document_table import read_document
 from bergson_core.storage.manifest import Manifest
 

@@ -24,11 +24,7 @@ from torch import Tensor
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.schemas.record import Record
 from bergson_core.shards.shard import BLOCKS_FILE, SCALES_FILE, RowShape
-from bergson_core.storage.document_table import (
-    DOCUMENT_TABLE_FILE,
-    make_document_table,
-    write_document_table,
-)
+from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.manifest import ShardEntry
 from bergson_core.utils.atomic_files import fsync_path

@@ -62,7 +62,7 @@ def estimate(
     spec: Annotated[BuildSpec, BUILD_OPTIONS],
 ) -> None:
     """Estimate the documents, tokens, disk, memory and time that a build would take, by running a part of it."""
-    from bergson_core.indexing.estimate import estimate_build
+    from bergson_core.indexing.estimation.estimate import estimate_build
 
     with progress_bar() as show:
         estimated = estimate_build(spec, report=show)

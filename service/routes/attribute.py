@@ -8,12 +8,7 @@ from service.http.dependencies import QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
 from service.http.strict_json import StrictJsonRoute
 from service.openapi import examples
-from service.openapi.metadata import (
-    BATCH_FIELD_ERROR,
-    QUERY_FIELD_ERROR,
-    problem_responses,
-    success_response,
-)
+from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, problem_responses, success_response
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
 
 router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)

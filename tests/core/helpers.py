@@ -17,7 +17,7 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.gradients.normalizer_moments import KFAC_DAMPING
+from bergson_core.gradients.normalizers.moments import KFAC_DAMPING
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model

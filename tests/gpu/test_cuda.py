@@ -25,7 +25,7 @@ from bergson_core import (
 )
 from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_normalizers, fit_processor_from_batches
+from bergson_core.gradients.processor_fitting import fit_normalizers, fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.batch_budget import MAX_BATCH_TOKENS, find_batch_budget, free_memory_bytes
 from bergson_core.models.device_to_host import overlap_copies

@@ -179,7 +179,7 @@ class FakeCore:
         parts = {
             "executors": {"open_executor": lambda name: name},
             "indexing.build": {"build_index": self.build_index},
-            "indexing.estimate": {"estimate_build": self.estimate_build},
+            "indexing.estimation.estimate": {"estimate_build": self.estimate_build},
             "models.loading": {"load_model": self.load_model, "default_device": lambda: "fake"},
             "attribution.index": {"AttributionIndex": AttributionIndex},
         }

@@ -55,7 +55,7 @@ def run_job(
 
             compact_index(settings.indexes_dir / job.index, report=report, confirm=confirm)
         case EstimateJob():
-            from bergson_core.indexing.estimate import estimate_build
+            from bergson_core.indexing.estimation.estimate import estimate_build
 
             require_allowed_paths(job.spec, settings)
             return estimate_build(job.spec, report=report)

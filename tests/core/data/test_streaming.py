@@ -1,4 +1,4 @@
-"""A stream is read once, gives the documents that the same dataset gives without streaming, and leaves nothing behind."""
+"""A stream is read once, gives the same documents as without streaming, and leaves nothing behind."""
 
 import json
 import multiprocessing

@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bergson_core.demo.synthetic_facts import (
-    ATTRIBUTES,
-    MAX_PEOPLE,
-    make_corpus,
-    read_corpus,
-    write_corpus,
-)
+from bergson_core.demo.synthetic_facts import ATTRIBUTES, MAX_PEOPLE, make_corpus, read_corpus, write_corpus
 from bergson_core.errors import InvalidInput
 
 CORPUS = make_corpus(people=40)

@@ -35,10 +35,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.storage.manifest import iter_published_indexes, read_manifest
 from tests import tiny
-from tests.core.helpers import (
-    make_spec,
-    query,
-)
+from tests.core.helpers import make_spec, query
 from tests.processes import forkserver_context
 
 FIRST, ALL = 28, 40

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.data.batching import Tokens, iter_batches
-from bergson_core.gradients.normalizer_fitting import fit_normalizers
-from bergson_core.gradients.normalizers import DAMPING
+from bergson_core.gradients.normalizers.normalizers import DAMPING
+from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import moe

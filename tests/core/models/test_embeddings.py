@@ -8,9 +8,9 @@ from torch import nn
 from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizer_fitting import MAX_KFAC_SIDE, fit_normalizers
-from bergson_core.gradients.normalizer_moments import KFAC_DAMPING
-from bergson_core.gradients.normalizers import DAMPING
+from bergson_core.gradients.normalizers.moments import KFAC_DAMPING
+from bergson_core.gradients.normalizers.normalizers import DAMPING
+from bergson_core.gradients.processor_fitting import MAX_KFAC_SIDE, fit_normalizers
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model

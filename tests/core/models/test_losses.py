@@ -10,7 +10,7 @@ from bergson_core.data.batching import Tokens, iter_batches, with_loss_weight
 from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.documents import documents_from_dataset
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizer_fitting import fit_normalizers
+from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.language_model import as_language_model

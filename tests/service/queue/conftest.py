@@ -1,12 +1,1 @@
 """The broker is tested over a real Redis, with the fixtures of the worker's tests."""
-
-from tests.worker.conftest import (  # noqa: F401
-    broker,
-    core,
-    make_queue,
-    queue,
-    redis,
-    redis_at,
-    settings,
-    start_worker,
-)

@@ -70,7 +70,7 @@ def estimate_build(
 def _start_trial(directory: str, sample_size: int) -> Iterator[subprocess.Popen[str]]:
     """Starts the process of the trial, and kills it when the context is left."""
     process = subprocess.Popen(
-        [sys.executable, "-Pm", "bergson_core.indexing.trial_build", directory, str(sample_size)],
+        [sys.executable, "-Pm", "bergson_core.indexing.estimation.trial_build", directory, str(sample_size)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

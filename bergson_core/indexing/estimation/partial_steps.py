@@ -17,7 +17,7 @@ from torch import Tensor
 from bergson_core.data.batching import Batch
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
-from bergson_core.indexing.cost_meter import CostMeter, trim_allocator
+from bergson_core.indexing.estimation.cost_meter import CostMeter, trim_allocator
 from bergson_core.models.language_model import LanguageModel
 
 _MEASURED_S: Final = 5.0

@@ -19,10 +19,10 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
-from bergson_core.indexing.cost_meter import CostMeter
-from bergson_core.indexing.estimate import estimate_build
-from bergson_core.indexing.partial_steps import DecompositionSampler, PassSampler
-from bergson_core.indexing.trial_build import run_trial_build
+from bergson_core.indexing.estimation.cost_meter import CostMeter
+from bergson_core.indexing.estimation.estimate import estimate_build
+from bergson_core.indexing.estimation.partial_steps import DecompositionSampler, PassSampler
+from bergson_core.indexing.estimation.trial_build import run_trial_build
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import Manifest
@@ -162,7 +162,7 @@ def test_a_trial_that_the_system_kills_does_not_fit_into_memory(spec, scratch, t
 
 
 def test_the_longest_batch_and_the_one_of_most_documents_are_run(monkeypatch):
-    monkeypatch.setattr("bergson_core.indexing.partial_steps._MEASURED_S", 0.0)
+    monkeypatch.setattr("bergson_core.indexing.estimation.partial_steps._MEASURED_S", 0.0)
     lengths = [60, *[30] * 40, *[20] * 50, *[19] * 30]
     documents = [Tokens.labelled_from(np.zeros(length, dtype=np.int64), 1) for length in lengths]
     batches = list(iter_batches(documents, 60))

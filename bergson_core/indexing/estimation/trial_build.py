@@ -1,6 +1,6 @@
 """A trial build of one shard, which measures what the whole build takes. `estimate.py` starts it as a process:
 
-    python -m bergson_core.indexing.trial_build <directory> <sample size>
+    python -m bergson_core.indexing.estimation.trial_build <directory> <sample size>
 
 The process reads spec.json in that directory, and writes its progress and its result to standard output, one JSON
 object per line: {"progress": ...}, and at the end {"estimate": ...}, or {"code": ..., "detail": ...} for an error.
@@ -27,7 +27,7 @@ from bergson_core.data.batching import iter_length_buckets
 from bergson_core.data.documents import Documents
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.gradients.normalizer_fitting import sample_row_numbers
+from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build import (
     collect_recall_queries,
     fit_statistics,
@@ -37,9 +37,13 @@ from bergson_core.indexing.build import (
 )
 from bergson_core.indexing.build_context import BuildContext, CostlySteps
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
-from bergson_core.indexing.cost_meter import CostMeter, SampleCounts, TrialMeasurements
+from bergson_core.indexing.estimation.cost_meter import CostMeter, SampleCounts, TrialMeasurements
+from bergson_core.indexing.estimation.partial_steps import (
+    DecompositionSampler,
+    PassSampler,
+    SampledRowCollector,
+)
 from bergson_core.indexing.executor import LocalExecutor, build_shards
-from bergson_core.indexing.partial_steps import DecompositionSampler, PassSampler, SampledRowCollector
 from bergson_core.indexing.publish import publish_index
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.language_model import LanguageModel

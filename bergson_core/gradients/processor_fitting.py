@@ -14,10 +14,10 @@ from bergson_core.data.batching import Batch, iter_batches
 from bergson_core.data.documents import iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.gradient_transforms import append_bias_input, upcast
-from bergson_core.gradients.matrix_root import EighFunction
-from bergson_core.gradients.normalizer_moments import NORMALIZER_FITTERS
-from bergson_core.gradients.normalizers import Normalizer
-from bergson_core.gradients.optimizer_checkpoint import read_checkpoint_normalizers
+from bergson_core.gradients.normalizers.matrix_root import EighFunction
+from bergson_core.gradients.normalizers.moments import NORMALIZER_FITTERS
+from bergson_core.gradients.normalizers.normalizers import Normalizer
+from bergson_core.gradients.normalizers.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizers import Normalizer
-from bergson_core.gradients.optimizer_checkpoint import read_checkpoint_normalizers
+from bergson_core.gradients.normalizers.normalizers import Normalizer
+from bergson_core.gradients.normalizers.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.models.modules import TrackedModule, select_modules
 from tests import architectures, reference, tiny
 

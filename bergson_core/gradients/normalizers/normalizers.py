@@ -4,7 +4,7 @@ Legend: n samples, o output features, i input features, p projected; G [o, i] th
 R [p, i] projections.
 
 A normalizer that factorises over the two sides is folded into the projections L and R, so that L G Rᵀ is normalized and
-G is never formed. normalizer_moments.py has the sums that normalizers are fitted from.
+G is never formed. moments.py has the sums that normalizers are fitted from.
 """
 
 from abc import ABC, abstractmethod
@@ -79,7 +79,7 @@ class KfacNormalizer(FactoredNormalizer):
     """Computes S^-½ G A^-½, the root of K-FAC's approximation of the Fisher information.
 
     S = E[g gᵀ] and A = E[a aᵀ] are means over the positions that the loss depends on, of output gradients g and
-    activations a; both are damped by `normalizer_moments.KFAC_DAMPING`.
+    activations a; both are damped by `moments.KFAC_DAMPING`.
 
     Attributes:
         output_root: S^-½ [o, o].

@@ -15,8 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bergson_core.gradients.matrix_root import EighFunction, inverse_root
-from bergson_core.gradients.normalizers import AdafactorNormalizer, AdamNormalizer, KfacNormalizer, Normalizer
+from bergson_core.gradients.normalizers.matrix_root import EighFunction, inverse_root
+from bergson_core.gradients.normalizers.normalizers import (
+    AdafactorNormalizer,
+    AdamNormalizer,
+    KfacNormalizer,
+    Normalizer,
+)
 
 KFAC_DAMPING: Final = 1e-3
 """Added to the eigenvalues of both of K-FAC's factors, in units of their mean."""

@@ -3,7 +3,7 @@
 Legend: o output features, i input features; V the second moment of one parameter, in that parameter's own shape: [o, i]
 for Linear, [i, o] for Conv1D and Embedding, [experts, ...] for fused experts. A normalizer is always [o, i].
 
-An optimizer keeps a running mean of the squared gradients of batches; normalizer_fitting.py takes the mean over single
+An optimizer keeps a running mean of the squared gradients of batches; processor_fitting.py takes the mean over single
 documents. optimizer_state.py reads the files.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.normalizers import AdafactorNormalizer, AdamNormalizer, Normalizer
-from bergson_core.gradients.optimizer_state import ParameterMoment, read_parameter_moments
+from bergson_core.gradients.normalizers.normalizers import AdafactorNormalizer, AdamNormalizer, Normalizer
+from bergson_core.gradients.normalizers.optimizer_state import ParameterMoment, read_parameter_moments
 from bergson_core.models.modules import TrackedModule
 
 CheckpointNormalizer = Literal["adafactor", "adam"]
