@@ -36,8 +36,8 @@ _SINGLE_FILES: Final = {
 class Stop:
     """A function on a way.
 
-    `caller` is the number of the stop that calls it, 0 where a message in Redis leads to it; by default it is the stop
-    before.
+    `caller` is the number of the stop that calls it, by default the stop before. It is 0 where a message in Redis or an
+    interface leads there, and no import.
     """
 
     function: str
@@ -74,12 +74,12 @@ WAYS: Final = (
         "#1d4ed8",
         (
             Stop("service.routes.indexes.build_index", "body checked"),
-            Stop("service.queue.jobs.Jobs.submit", "job queued in Redis"),
-            Stop("worker.queue.job_queue.WorkerQueue.take_job", "job taken, with a lease", caller=0),
-            Stop("worker.process.job_handlers.build", "paths checked", caller=0),
+            Stop("service.queue.jobs.JobBroker.submit", "job queued in Redis"),
+            Stop("worker.queue.job_queue.WorkerQueue.take_job", "job leased", caller=0),
+            Stop("worker.process.job_handlers.run_build", "paths checked", caller=0),
             Stop("bergson_core.indexing.build.build_index", "stages in order"),
-            Stop("bergson_core.data.documents.load_documents", "documents read", caller=5),
             Stop("bergson_core.models.loading.load_model", "safetensors loaded", caller=5),
+            Stop("bergson_core.data.documents.load_documents", "documents read", caller=5),
             Stop("bergson_core.gradients.processor_fitting.fit_normalizers", "statistics", caller=5),
             Stop("bergson_core.gradients.row_collector.RowCollector.collect", "rows projected", caller=5),
             Stop("bergson_core.shards.shard_writer.ShardWriter.write", "shards written", caller=5),
@@ -95,11 +95,11 @@ WAYS: Final = (
             Stop("service.http.query_handler.QueryHandler.answer", "key, cache"),
             Stop("service.queue.broker.Broker.ask", "query queued in Redis"),
             Stop("worker.queue.query_queue.QueryQueue.take", "micro-batch taken", caller=0),
-            Stop("worker.process.query_loop.QueryLoop.turn", "index open in memory", caller=0),
-            Stop("bergson_core.attribution.index.AttributionIndex.attribute", "tokenised"),
+            Stop("worker.process.query_loop.QueryLoop.run_once", "index in memory", caller=0),
+            Stop("bergson_core.attribution.answering.QueryAnswerer.answer", "tokenised"),
             Stop("bergson_core.gradients.row_collector.collect_rows", "one backward pass", caller=6),
-            Stop("bergson_core.search.searcher.LocalSearcher.search", "candidates found", caller=6),
-            Stop("bergson_core.search.exact_scores.ExactScores.module_parts", "exact scores", caller=8),
+            Stop("bergson_core.search.local_searcher.LocalSearcher.search", "candidates found", caller=0),
+            Stop("bergson_core.search.exact_scores.ExactScorer.module_scores", "exact scores"),
             Stop("bergson_core.storage.document_table.read_document", "texts of the best", caller=8),
         ),
     ),
