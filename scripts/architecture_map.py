@@ -194,7 +194,7 @@ def _defines(body: Sequence[ast.stmt], names: Sequence[str]) -> bool:
 class _Drawing:
     """The picture: a column of folders, and beside it a line for each way with its stops."""
 
-    width, margin, box_width, line_height = 1180, 24, 500, 17
+    width, margin, box_width = 1180, 24, 500
     way_left, way_width = 572, 288
 
     def __init__(self, packages: dict[str, list[list[Folder]]]) -> None:

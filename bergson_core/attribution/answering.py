@@ -114,9 +114,10 @@ class QueryAnswerer:
         rows, losses = collect_rows(self.collector, [item.tokens for item in tokenized], BUDGET_TOKENS)
         gradient_done = time.perf_counter()
         requests = [SearchRequest.from_query(item.query) for item in tokenized]
-        found = self.search(torch.from_numpy(rows), requests)
+        results = self.search(torch.from_numpy(rows), requests)
         outcomes = [
-            self._results_or_error(item.query, result) for item, result in zip(tokenized, found, strict=True)
+            self._results_or_error(item.query, result)
+            for item, result in zip(tokenized, results, strict=True)
         ]
         done = time.perf_counter()
         timing = TimingMs(
@@ -132,17 +133,19 @@ class QueryAnswerer:
         ]
 
     def _results_or_error(
-        self, query: AttributionQuery, found: SearchResult
+        self, query: AttributionQuery, result: SearchResult
     ) -> _AnswerResults | BergsonError:
         """Returns the results of a query as its answer has them, or the error for which they cannot be returned."""
         try:
             proponents, opponents = (
-                None if hits is None else self.make_rows(hits, found.background_scores, query.include)
-                for hits in (found.proponents, found.opponents)
+                None if hits is None else self.make_rows(hits, result.background_scores, query.include)
+                for hits in (result.proponents, result.opponents)
             )
         except BergsonError as error:
             return error
-        return _AnswerResults(proponents, opponents, self._notice(query, proponents, found.background_scores))
+        return _AnswerResults(
+            proponents, opponents, self._notice(query, proponents, result.background_scores)
+        )
 
     def _notice(
         self,

@@ -304,12 +304,12 @@ class AttributionIndex:
             )
         self.require_profile(profile)
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, _validate_filter(filter))
-        found = self.answerer.search(rows.float().cpu(), [request] * len(rows))
+        search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
         return [
             self.answerer.make_rows(
                 result.proponents or result.opponents or [], result.background_scores, request.include
             )
-            for result in found
+            for result in search_results
         ]
 
     def require_profile(self, profile: str) -> None:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from bergson_core.errors import IndexCorrupt
 from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
 
@@ -62,12 +61,6 @@ def find_damaged_files(
         with suppress(OSError):  # A reader may not be allowed to write here.
             _write_checked(root, _read_checked(root) | intact)
     return damaged
-
-
-def require_intact(root: Path, files: Iterable[FileEntry]) -> None:
-    """Raises `IndexCorrupt` if a file of the index in directory `root` is missing, cut or altered."""
-    if damaged := find_damaged_files(root, files):
-        raise IndexCorrupt(f"{damaged[0][1]}; restore it from a copy or build the index again")
 
 
 def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
