@@ -1,7 +1,7 @@
 """Runs the benchmarks one after the other: `python -m benchmarks [NAME ...]`.
 
 Each of them runs with its defaults, in a process of its own, from a fresh clone: it makes its own data. All together
-take about an hour on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
+take one to two hours on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
 """
 
 import subprocess

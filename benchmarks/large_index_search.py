@@ -68,7 +68,7 @@ def measure_search(kind: str, root: Path, rows: int) -> None:
     numpy_ms, numpy_rows = measure_numpy_ms(searcher, query_rows)
     thresholds = tenth_best_scores(searcher, query_rows)
     recall = np.mean(
-        [np.mean(np.array(found) >= least) for found, least in zip(scores, thresholds, strict=True)]
+        [np.mean(np.array(top) >= threshold) for top, threshold in zip(scores, thresholds, strict=True)]
     )
 
     print_sizes(manifest, mapped)

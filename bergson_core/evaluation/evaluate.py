@@ -58,7 +58,7 @@ def evaluate_index(
         index: The index to evaluate.
         queries: The queries. The measure `retrieval` needs their gold values.
         spec: What to measure and which baselines to compare with; by default `EvaluationSpec()`: retrieval and
-            unlearning, beside all baselines.
+            unlearning, and all baselines.
         cache: Directory for the losses of training runs, from which an interrupted evaluation continues; by default
             `.bergson-evaluation` in the current directory. Only `lds` and `removal` use it.
         report: Called with the progress after each batch of scores, step or training run.

@@ -18,6 +18,8 @@ _MAX_SCORES: Final = 2**28
 """Largest number of scores, queries × documents, of a table: 1 GiB of float32."""
 _CHUNK_DOCUMENTS: Final = 4096
 """Documents that are tokenised in one call."""
+_TRAINING_FIELDS: Final = ("id", "prompt", "completion", "metadata")
+"""Fields of a document that a training command gets."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class IndexedDocuments:
     Attributes:
         ids: Id of each document.
         texts: Prompt and completion of each document, joined.
-        rows: `id`, `prompt`, `completion` and `metadata` of each document, as a training command gets them.
+        fields: `id`, `prompt`, `completion` and `metadata` of each document, as a training command gets them.
         tokens: The tokens that the index was built from.
     """
 
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    fields: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[Tokens] = field(default_factory=list)
 
     @classmethod
@@ -44,14 +46,12 @@ class IndexedDocuments:
             positions = np.arange(shard.entry.rows) if visible is None else np.flatnonzero(visible)
             for start in range(0, len(positions), _CHUNK_DOCUMENTS):
                 chunk = positions[start : start + _CHUNK_DOCUMENTS]
-                rows = [read_document(shard.documents, int(position)) for position in chunk]
-                documents.tokens.extend(tokenize_stored(rows, spec, index.model))
-                for row in rows:
-                    documents.ids.append(row["id"])
-                    documents.texts.append(row["prompt"] + (row["completion"] or ""))
-                    documents.rows.append(
-                        {key: row[key] for key in ("id", "prompt", "completion", "metadata")}
-                    )
+                stored = [read_document(shard.documents, int(position)) for position in chunk]
+                documents.tokens.extend(tokenize_stored(stored, spec, index.model))
+                for document in stored:
+                    documents.ids.append(document["id"])
+                    documents.texts.append(document["prompt"] + (document["completion"] or ""))
+                    documents.fields.append({name: document[name] for name in _TRAINING_FIELDS})
         return documents
 
     def gold_positions(self, queries: Sequence[EvaluationQuery], column: str) -> dict[str, list[int]]:
@@ -65,8 +65,8 @@ class IndexedDocuments:
             For each query id, the positions of its gold documents in the lists of this class.
         """
         positions_by_value: dict[str, list[int]] = {}
-        for position, row in enumerate(self.rows):
-            value = gold_value(row["metadata"].get(column))
+        for position, fields in enumerate(self.fields):
+            value = gold_value(fields["metadata"].get(column))
             positions_by_value.setdefault(value, []).append(position)
         return {query.id: positions_by_value.get(query.gold, []) if query.gold else [] for query in queries}
 

@@ -91,7 +91,7 @@ def make_trainer(inputs: EvaluationInputs, training: TrainingSpec) -> Trainer:
     documents, index = inputs.documents, inputs.index
     if training.command is not None:
         require_placeholders(training.command)
-        return CommandTrainer(training.command, documents.rows)
+        return CommandTrainer(training.command, documents.fields)
     loop_settings = (documents.tokens, training.schedule, training.scratch)
     if training.start is not None:
         return BuiltInTrainer(training.start, *loop_settings, load_model(training.start).sha256)

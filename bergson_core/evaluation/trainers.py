@@ -93,15 +93,16 @@ class CommandTrainer:
         command: The command. `{dataset}` in it is replaced by a JSON Lines file of the documents to train on,
             `{output}` by the directory where the command leaves the model, as `save_pretrained` writes it, and
             `{seed}` by the seed of the run.
-        rows: All documents, as they are written to the JSON Lines file.
+        documents: All documents, as they are written to the JSON Lines file.
     """
 
     command: str
-    rows: Sequence[dict[str, Any]]
+    documents: Sequence[dict[str, Any]]
 
     def cache_key(self) -> dict[str, Any]:
         """Returns, as JSON, everything that a run depends on except its documents and its seed."""
-        return {"command": self.command, "rows": hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()}
+        documents_sha256 = hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
+        return {"command": self.command, "rows": documents_sha256}
 
     def train(self, subset: Bool[np.ndarray, " n"], seed: int) -> LanguageModel:
         """Runs the command on the documents where `subset` is true and returns the model that it leaves.
@@ -112,8 +113,10 @@ class CommandTrainer:
         """
         with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
             dataset, output = Path(directory) / "documents.jsonl", Path(directory) / "model"
-            rows = (row for row, included in zip(self.rows, subset, strict=True) if included)
-            dataset.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+            documents = (
+                document for document, included in zip(self.documents, subset, strict=True) if included
+            )
+            dataset.write_text("".join(json.dumps(document) + "\n" for document in documents), "utf-8")
             values = {"{dataset}": str(dataset), "{output}": str(output), "{seed}": str(seed)}
             arguments = [_fill_placeholders(word, values) for word in shlex.split(self.command)]
             try:

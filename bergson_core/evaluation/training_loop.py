@@ -48,7 +48,7 @@ def train_causal_model(
         schedule: Batch size, number of steps and learning rate.
         on_step: Called after each step.
     """
-    examples = [_example(document, end_token) for document in documents]
+    examples = [_make_example(document, end_token) for document in documents]
     steps = schedule.steps(len(examples))
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -100,7 +100,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
-def _example(document: Tokens, end_token: int | None) -> _Example:
+def _make_example(document: Tokens, end_token: int | None) -> _Example:
     ids = document.ids.tolist()
     labels = np.where(document.labels, document.ids, _IGNORED_LABEL).tolist()
     return (ids, labels) if end_token is None else ([*ids, end_token], [*labels, end_token])
