@@ -1,6 +1,6 @@
 """Recall and time of an IVF index with RaBitQ over the features of an index, which was tried beside the flat search.
 
-    python -m benchmarks.ivf_recall [--rows 20000] [--cells 64] [--kind synthetic-float16] [--index DIRECTORY]
+    python -m benchmarks.ivf_recall [--rows 100000] [--cells 256] [--kind synthetic-float16] [--index DIRECTORY]
 
 The cells are found by k-means over 40 rows a cell. For each number of cells that are searched, the benchmark prints the
 share of the ten best rows that are among as many candidates as the flat search takes, and the milliseconds of a query
@@ -96,8 +96,8 @@ def measure_ivf(root: Path, kind: str, cells: int) -> None:
 def main() -> None:
     """Runs the benchmark."""
     parser = make_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the index that is made")
-    parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the index that is made")
+    parser.add_argument("--cells", type=int, default=256)
     parser.add_argument("--kind", choices=KINDS, default=KINDS[0])
     parser.add_argument(
         "--index", type=Path, help="directory of an index of this kind, which is not made then"
