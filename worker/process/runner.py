@@ -31,12 +31,14 @@ from worker.telemetry.metrics import read_memory_bytes
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_INTERVAL_S = 0.25  # progress is published at most this often
-_MAX_YIELD_S = 1.0  # a build goes on after this time, however many queries wait
-_REDIS_PAUSE_S = (
-    1.0  # a build does not try Redis again before this time, so that it is not slowed down by an outage
-)
-_FINAL_STAGE = "done"  # the stage that a build reports once its index is published
+_PROGRESS_INTERVAL_S = 0.25
+"""Progress is published at most this often."""
+_MAX_YIELD_S = 1.0
+"""A build goes on after this time, however many queries wait."""
+_REDIS_PAUSE_S = 1.0
+"""A build does not try Redis again before this time, so that an outage does not slow it down."""
+_FINAL_STAGE = "done"
+"""The stage that a build reports once its index is published."""
 
 
 class Runner:
