@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bergson_core.gradients.gradient_transforms import (
     FactoredTransform,
-    WholeGradientTransform,
+    FullGradientTransform,
     make_transform,
 )
 from bergson_core.gradients.processor import GradientProcessor
@@ -41,7 +41,7 @@ class GradientCollector:
 
     Args:
         model: Any PyTorch model; its first tensor argument has the samples in its first dimension.
-        processor: How gradients are normalized and projected. By default they are neither: they are whole and raw.
+        processor: How gradients are normalized and projected. By default they are neither: they are full and raw.
         closure: Called as `closure(name, gradient)` as soon as a module's gradient is there, more than once in a pass
             for a module that runs more than once. Nothing is collected in `gradients` then.
         modules: Which modules to track: a regular expression that is searched for in their names, or the names
@@ -88,7 +88,7 @@ class GradientCollector:
         self._closure = closure
         self._collected: dict[str, Tensor] = {}
         self._transforms: dict[
-            tuple[str, torch.dtype, torch.device], FactoredTransform | WholeGradientTransform
+            tuple[str, torch.dtype, torch.device], FactoredTransform | FullGradientTransform
         ] = {} if share_with is None else share_with._transforms
         self._hooks = ExitStack()
 
@@ -135,7 +135,7 @@ class GradientCollector:
         else:
             self._collected[name] = gradient
 
-    def _transform(self, name: str, like: Tensor) -> FactoredTransform | WholeGradientTransform:
+    def _transform(self, name: str, like: Tensor) -> FactoredTransform | FullGradientTransform:
         key = (name, like.dtype, like.device)
         if key not in self._transforms:
             self._transforms[key] = make_transform(self.processor, self.modules[name], like)

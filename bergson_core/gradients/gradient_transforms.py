@@ -5,7 +5,7 @@ gradients [n, s, o], L [p, o] and R [p, i] projections.
 
 G = Σ_s g_s a_sᵀ [o, i] is the gradient of one sample. A row of an index has L G Rᵀ = Σ_s (L g_s)(R a_s)ᵀ [p, p] of it.
 Where a normalizer factorises over the two sides, it is folded into L and R, so that G is never formed
-(`FactoredTransform`). Otherwise G is formed for a few samples at a time (`WholeGradientTransform`). The activations of
+(`FactoredTransform`). Otherwise G is formed for a few samples at a time (`FullGradientTransform`). The activations of
 an embedding are token ids [n, s], which stand for one-hot vectors.
 """
 
@@ -24,7 +24,7 @@ from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.models.modules import TrackedModule
 
 _MAX_WHOLE_GRADIENT_NUMBERS: Final = 2**22
-"""Numbers of the whole gradients that are in memory at a time: 16 MiB in float32."""
+"""Numbers of the full gradients that are in memory at a time: 16 MiB in float32."""
 
 
 @final
@@ -55,7 +55,7 @@ class FactoredTransform:
 
 @final
 @dataclass(frozen=True)
-class WholeGradientTransform:
+class FullGradientTransform:
     """Forms G for a few samples at a time, normalizes it, and projects it where there are projections.
 
     Attributes:
@@ -100,7 +100,7 @@ class WholeGradientTransform:
 
 def make_transform(
     processor: GradientProcessor, tracked: TrackedModule, like: Tensor
-) -> FactoredTransform | WholeGradientTransform:
+) -> FactoredTransform | FullGradientTransform:
     """Returns the transform by which `processor` turns the gradients of a module into its block of a row.
 
     Args:
@@ -111,7 +111,7 @@ def make_transform(
     normalizer = processor.normalizers.get(tracked.name)
     bias = processor.include_bias and tracked.has_bias
     if processor.projection_dim is None:
-        return WholeGradientTransform(normalizer, None, None, tracked.in_features, bias)
+        return FullGradientTransform(normalizer, None, None, tracked.in_features, bias)
     draw = partial(PROJECTIONS[processor.projection], processor.seed, tracked.name)
     left = draw("left", processor.projection_dim, tracked.out_features)
     right = draw("right", processor.projection_dim, tracked.in_features + bias)
@@ -119,7 +119,7 @@ def make_transform(
         left, right = normalizer.fold(left, right)
     elif normalizer is not None:
         wide = upcast(like.new_empty(0))
-        return WholeGradientTransform(normalizer, left.to(wide), right.to(wide), tracked.in_features, bias)
+        return FullGradientTransform(normalizer, left.to(wide), right.to(wide), tracked.in_features, bias)
     left, right = left.to(like), right.to(like)
     if bias:
         return FactoredTransform(left, right[:, :-1].contiguous(), right[:, -1].contiguous())

@@ -58,7 +58,7 @@ class GradientProcessor:
             raise InvalidInput(f"projection is {projection!r}; expected one of {', '.join(PROJECTIONS)}")
         if projection_dim is not None and projection_dim < 1:
             raise InvalidInput(
-                f"projection_dim is {projection_dim}; expected 1 or more, or None for whole gradients"
+                f"projection_dim is {projection_dim}; expected 1 or more, or None for full gradients"
             )
         self.projection_dim = projection_dim
         self.normalizers = dict(normalizers or {})

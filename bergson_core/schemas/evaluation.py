@@ -48,7 +48,7 @@ class EvaluationSpec(Spec):
     each of the best documents, and `tail_patch` a step of descent. `lds` and `removal` train again on parts of the
     data."""
     baselines: tuple[Baseline, ...] = ("random", "bm25", "gradient_dot", "gradient_cosine", "representation")
-    """Other ways to score documents, measured beside the index. The two of gradients use whole gradients: for each
+    """Other ways to score documents, measured beside the index. The two of gradients use full gradients: for each
     query they take the memory of the tracked weights."""
     gold: str = "fact"
     """Column of the queries and of the index's metadata. A document is right for a query if both have the same value

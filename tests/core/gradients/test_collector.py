@@ -30,7 +30,7 @@ def documents(first_label: int = 1) -> list[Tokens]:
 
 
 def normalize(whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Normalizes whole gradients [n, o, i] by definition; `sides` are (a [s, i], g [s, o]) of each document."""
+    """Normalizes full gradients [n, o, i] by definition; `sides` are (a [s, i], g [s, o]) of each document."""
     if kind == "none":
         return whole
     if kind == "kfac":

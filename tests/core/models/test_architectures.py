@@ -72,7 +72,7 @@ def collect(
 
 
 def adafactor(whole: torch.Tensor) -> torch.Tensor:
-    """Normalizes whole gradients [n, o, i] by the definition of Adafactor."""
+    """Normalizes full gradients [n, o, i] by the definition of Adafactor."""
     second = whole.square().mean(0)
     if not second.any():
         return whole

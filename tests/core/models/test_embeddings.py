@@ -37,7 +37,7 @@ def gradients(model: nn.Module, name: str, docs: list[Tokens]) -> torch.Tensor:
 
 
 def normalize(whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Normalizes whole gradients by definition; `sides` are (tokens [s], g [s, o]) of each document."""
+    """Normalizes full gradients by definition; `sides` are (tokens [s], g [s, o]) of each document."""
     second = whole.square().mean(0)
     if kind == "none":
         return whole
