@@ -100,7 +100,7 @@ def test_the_examples_of_an_evaluation_run_in_order(home: Path):
     code = invoke.format(["build", *build]) + invoke.format(evaluate) + EVALUATION_EXAMPLES
     output = run(home, sys.executable, "-c", code)
     assert "20 documents" in output and "queries; 95 % intervals in brackets" in output
-    assert json.loads((home / "people.json").read_text())["methods"].keys() == {
+    assert json.loads((home / "measured.json").read_text())["methods"].keys() == {
         "index",
         "random",
         "bm25",
