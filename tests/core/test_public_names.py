@@ -1,6 +1,7 @@
 """The names that users of the library import, and what their signatures need."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def test_a_public_name_can_be_imported_and_has_a_docstring(name: str) -> None:
 
 def test_the_types_are_marked_and_the_version_and_errors_are_reachable() -> None:
     assert (resources.files("bergson_core") / "py.typed").is_file()
-    assert bergson_core.__version__.count(".") == 2
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", bergson_core.__version__)
     assert issubclass(bergson_core.errors.InvalidInput, bergson_core.errors.BergsonError)
 
 

@@ -46,7 +46,7 @@ def test_a_query_has_the_answer_that_the_list_form_gives(opened):
         ({"profile": "default"}, lambda answer: answer.profile == "default"),
         ({"partial": True}, lambda answer: not answer.partial),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_each_argument_does_what_the_field_of_the_same_name_does(opened, arguments, check):
     assert check(opened.query(PROMPT, COMPLETION, **arguments))
