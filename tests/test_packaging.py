@@ -138,7 +138,7 @@ def test_the_command_bergson_is_installed() -> None:
     assert script.value == "service.cli:main"
 
 
-def test_the_wheel_contains_the_packages_the_pages_their_assets_and_the_licence(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_packages_every_file_beside_the_code_and_the_licence(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True
     )
@@ -150,12 +150,11 @@ def test_the_wheel_contains_the_packages_the_pages_their_assets_and_the_licence(
         "service",
     }
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    for folder in ("templates", "static"):
-        shipped = {name for name in names if name.startswith(f"service/{folder}/")}
+    for folder in ("service/templates", "service/static", "worker/queue/lua"):
+        shipped = {name for name in names if name.startswith(f"{folder}/")}
         assert shipped
-        assert shipped == {
-            str(path.relative_to(ROOT)) for path in (ROOT / "service" / folder).rglob("*") if path.is_file()
-        }
+        assert shipped == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert {"bergson_core/py.typed", "bergson_core/__init__.pyi"} <= names
 
 
 # Dockerfile

@@ -19,7 +19,7 @@ The column `fact` holds what `EvaluationDocument.gold` and `EvaluationQuery.gold
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +107,6 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 
 
 _DOCUMENTS_FILE, _QUERIES_FILE = "documents.jsonl", "queries.jsonl"
-_DOCUMENT_COLUMNS = frozenset({"id", "text", "fact", "person", "attribute"})
-_QUERY_COLUMNS = frozenset({"id", "prompt", "completion", "fact"})
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 
 
@@ -184,29 +182,6 @@ def write_corpus(corpus: FactCorpus, directory: Path | str) -> None:
     _write_lines(directory / _QUERIES_FILE, queries)
 
 
-def read_corpus(directory: Path | str) -> FactCorpus:
-    """Reads a corpus that `write_corpus` wrote.
-
-    Args:
-        directory: Directory with documents.jsonl and queries.jsonl.
-
-    Raises:
-        InvalidInput: A file is missing, or a line is not an object with exactly the columns of its file.
-    """
-    directory = Path(directory)
-    documents = tuple(
-        EvaluationDocument(
-            row["id"], row["text"], row["fact"], {"person": row["person"], "attribute": row["attribute"]}
-        )
-        for row in _iter_lines(directory / _DOCUMENTS_FILE, _DOCUMENT_COLUMNS)
-    )
-    queries = tuple(
-        EvaluationQuery(row["id"], row["prompt"], row["completion"], row["fact"])
-        for row in _iter_lines(directory / _QUERIES_FILE, _QUERY_COLUMNS)
-    )
-    return FactCorpus(documents, queries)
-
-
 def _draw_names(people: int, rng: random.Random) -> list[str]:
     """Draws distinct full names, each made of a first name and a last name of the pools."""
     full_names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
@@ -216,19 +191,3 @@ def _draw_names(people: int, rng: random.Random) -> list[str]:
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     with atomic_path(path, durable=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _iter_lines(path: Path, columns: frozenset[str]) -> Iterator[dict[str, str]]:
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}; expected a directory that write_corpus wrote")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict) or row.keys() != columns:
-                raise InvalidInput(
-                    f"{path}, line {number}: expected an object with the keys {', '.join(sorted(columns))}"
-                )
-            yield row

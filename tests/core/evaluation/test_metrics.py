@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.metrics import bootstrap_interval, linear_datamodelling_score, retrieval_metrics
@@ -110,12 +109,3 @@ def test_too_few_runs_and_losses_that_are_not_finite_are_errors(wrong: float) ->
         linear_datamodelling_score(scores, subsets, losses)
     with pytest.raises(InvalidInput, match="no values"):
         bootstrap_interval(np.array([]))
-
-
-def test_the_soft_threshold_sets_noise_to_zero_and_keeps_the_order_of_scores_above_it() -> None:
-    scores = table(2, 2000) + 5
-    scores[:, :3] += [[20, 30, 40], [40, 30, 20]]
-    shrunk = soft_threshold(scores)
-    assert (np.count_nonzero(shrunk[:, 3:], axis=1) < 20).all()
-    assert (np.argsort(-shrunk)[:, :3] == np.argsort(-scores)[:, :3]).all()
-    np.testing.assert_allclose(shrunk[:, :3], scores[:, :3] - 5 - 3, atol=0.5)
