@@ -153,7 +153,9 @@ def test_the_wheel_contains_the_packages_every_file_beside_the_code_and_the_lice
     for folder in ("service/templates", "service/static", "worker/queue/lua"):
         shipped = {name for name in names if name.startswith(f"{folder}/")}
         assert shipped
-        assert shipped == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        assert shipped == {
+            str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()
+        }
     assert {"bergson_core/py.typed", "bergson_core/__init__.pyi"} <= names
 
 
