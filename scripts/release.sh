@@ -2,7 +2,7 @@
 # release.sh PYTHON
 #
 # Builds the distributions into dist/ and checks them: their metadata, and that the wheel works in an environment of its
-# own, away from this checkout. PYTHON is an interpreter with the packages `build` and `twine`. TORCH_INDEX=URL says
+# own, away from this checkout, where it runs the demo. PYTHON is an interpreter with the packages `build` and `twine`. TORCH_INDEX=URL says
 # where torch comes from.
 set -eu
 python=$1
@@ -21,14 +21,12 @@ if [ -n "${TORCH_INDEX:-}" ]; then
 fi
 "$work/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl
 cd "$work"
-"$work/venv/bin/bergson" --help >help.txt
 "$work/venv/bin/python" - <<'CODE'
 import bergson_core
-from service.app import create_app
 
 for name in bergson_core.__all__:
     getattr(bergson_core, name)
-create_app()
 print(f"bergson-service {bergson_core.__version__}: {len(bergson_core.__all__)} public names, all there")
 CODE
+"$work/venv/bin/bergson" demo --exit
 ls -l "$root/dist"
