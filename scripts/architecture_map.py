@@ -19,18 +19,6 @@ import grimp
 ROOT: Final = Path(__file__).parent.parent
 PACKAGES: Final = ("service", "worker", "bergson_core")
 
-_SINGLE_FILES: Final = {
-    "__main__",
-    "app",
-    "schemas",
-    "settings",
-    "messages",
-    "errors",
-    "version",
-    "executors",
-}
-"""Modules of a contract that are files: they are named in one line below the folders."""
-
 
 @dataclass(frozen=True)
 class Stop:
@@ -61,7 +49,6 @@ class Folder:
     package: str
     name: str
     sentence: str
-    files: int
 
     @property
     def module(self) -> str:
@@ -118,10 +105,15 @@ def folders() -> dict[str, list[list[Folder]]]:
         package: [
             row
             for layer in layers[package]
-            if (row := [_folder(package, name) for name in _names(layer) if name not in _SINGLE_FILES])
+            if (row := [_folder(package, name) for name in _names(layer) if (ROOT / package / name).is_dir()])
         ]
         for package in PACKAGES
     }
+
+
+def single_files(package: str) -> list[str]:
+    """Returns the names of the files that lie in the package itself."""
+    return sorted(path.name for path in (ROOT / package).glob("*.py") if path.stem != "__init__")
 
 
 def folder_tables() -> str:
@@ -129,8 +121,9 @@ def folder_tables() -> str:
     lines: list[str] = []
     for package, rows in folders().items():
         docstring = _docstring(ROOT / package / "__init__.py")
-        lines += [f"**`{package}/`** {docstring}", "", "| folder | what is in it |", "|---|---|"]
+        lines += [f"**`{package}/`** {docstring}", "", "| folder or file | what is in it |", "|---|---|"]
         lines += [f"| `{folder.name}/` | {folder.sentence} |" for row in rows for folder in row]
+        lines += [f"| `{name}` | {_docstring(ROOT / package / name)} |" for name in single_files(package)]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -148,9 +141,7 @@ def _names(layer: str) -> list[str]:
 
 
 def _folder(package: str, name: str) -> Folder:
-    directory = ROOT / package / name
-    files = [path for path in directory.rglob("*.py") if path.name != "__init__.py"]
-    return Folder(package, name, _docstring(directory / "__init__.py"), len(files))
+    return Folder(package, name, _docstring(ROOT / package / name / "__init__.py"))
 
 
 def _docstring(path: Path) -> str:
@@ -201,7 +192,6 @@ class _Drawing:
         self._parts: list[str] = []
         self._middle: dict[str, float] = {}
         """Vertical middle of each folder, by module."""
-        self._top: dict[str, float] = {}
         self._height = self._place(packages)
         for number, way in enumerate(WAYS):
             self._draw_way(way, self.way_left + number * self.way_width)
@@ -238,9 +228,13 @@ class _Drawing:
                 for place, folder in enumerate(row):
                     left = self.margin + 12 + place * (width + 8)
                     boxes += self._box(folder, left, y, width, height)
-                    self._middle[folder.module], self._top[folder.module] = y + height / 2, y
+                    self._middle[folder.module] = y + height / 2
                 y += height + 7
-            y += 6
+            y += 12
+            boxes.append(
+                f'<text class="sentence" x="{self.margin + 21}" y="{y:g}">{", ".join(single_files(package))}</text>'
+            )
+            y += 10
             label = escape(f"{package}/")
             self._parts += [
                 f'<rect x="{self.margin}" y="{top:g}" width="{self.width - 2 * self.margin}" height="{y - top:g}" '
