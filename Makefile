@@ -55,8 +55,7 @@ demo: $(VENV)/.installed
 
 # If a program is missing, the tests that need it fail in CI and are skipped elsewhere (tests/conftest.py).
 system:
-	@command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v openssl >/dev/null \
-	|| sh scripts/system-packages.sh chromium fonts-dejavu-core openssl redis-server \
+	@sh scripts/system-packages.sh chromium=chromium,fonts-dejavu-core openssl=openssl redis-server=redis-server \
 	|| { test -z "$$CI" && echo 'Continuing without them: tests that need a missing program are skipped.'; }
 
 # Two worker processes, since CI has two cores. Each of them imports torch, so plain pytest is quicker for a single file;

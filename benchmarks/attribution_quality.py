@@ -46,11 +46,11 @@ from bergson_core.demo.synthetic_facts import FactCorpus
 from bergson_core.evaluation.metrics import bootstrap_interval, linear_datamodelling_score, retrieval_metrics
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.models.modules import select_modules
-from bergson_core.schemas.build import GradientSpec, Normalize, Normalizer
+from bergson_core.schemas.build import GradientSpec, Normalize, NormalizerKind
 from bergson_core.schemas.evaluation import Interval, Retrieval
 
 RANKING_DEPTH, UNLEARNED_DOCUMENTS = 100, 3
-NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
+NORMALIZERS: tuple[NormalizerKind, ...] = ("none", "adafactor", "adam", "kfac")
 COLUMNS = "MRR | Recall@10 | strict recall@10 | LDS | LDS, thresholded | Δ log p"
 Scores: TypeAlias = np.ndarray | Tensor
 """Score of each document with each query [q, n]."""
@@ -138,7 +138,7 @@ def report_projected_rows(table: QualityTable, options: argparse.Namespace, poin
                 _report_rows(table, p, kind, points)
 
 
-def _report_rows(table: QualityTable, p: int, kind: Normalizer, points: PlotPoints) -> None:
+def _report_rows(table: QualityTable, p: int, kind: NormalizerKind, points: PlotPoints) -> None:
     demo, settings = table.experiment.demo, GradientSpec(projection_dim=p, normalizer=kind)
     rows = RowVariants(demo.model, demo.documents, demo.queries, settings)
     numbers = rows.modules * p * p

@@ -23,9 +23,9 @@ from benchmarks.support.row_variants import (
     store_and_load,
 )
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.schemas.build import GradientSpec, Normalize, Normalizer, RowKind
+from bergson_core.schemas.build import GradientSpec, Normalize, NormalizerKind, RowKind
 
-NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "adam", "kfac")
+NORMALIZERS: tuple[NormalizerKind, ...] = ("none", "adafactor", "adam", "kfac")
 KINDS: tuple[RowKind, ...] = ("float16", "int8")
 NORMALIZES: tuple[Normalize, ...] = ("none", "row", "block")
 TOP_K = 10

@@ -26,9 +26,9 @@ from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
-from bergson_core.schemas.build import Normalizer
+from bergson_core.schemas.build import NormalizerKind
 
-NORMALIZERS: tuple[Normalizer, ...] = ("none", "adafactor", "kfac", "adam")
+NORMALIZERS: tuple[NormalizerKind, ...] = ("none", "adafactor", "kfac", "adam")
 NAIVE_DOCUMENTS = 8
 
 

@@ -10,6 +10,7 @@ from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
 from .gradients.gradient_dataset import collect_gradients
+from .gradients.normalizers.normalizers import AdafactorNormalizer, AdamNormalizer, KfacNormalizer, Normalizer
 from .gradients.processor import GradientProcessor
 from .gradients.processor_fitting import fit_processor
 from .indexing.append import append_documents
@@ -30,10 +31,30 @@ from .schemas.build import (
     ScoringSpec,
     SearchSpec,
 )
-from .schemas.evaluation import Evaluation, EvaluationSpec, TrainingSpec
+from .schemas.evaluation import (
+    Effect,
+    Evaluation,
+    EvaluationSpec,
+    Interval,
+    Measured,
+    Retrieval,
+    TrainingSpec,
+)
 from .schemas.filters import Range
 from .schemas.query import AttributionQuery, VerifySpec
-from .schemas.results import Answer, Estimate, Progress, ResultRow
+from .schemas.results import (
+    Answer,
+    Control,
+    Estimate,
+    Progress,
+    QueryEcho,
+    ResultRow,
+    SizesBytes,
+    TimingMs,
+    TokenInfluence,
+    Verification,
+    Verified,
+)
 from .schemas.training import TrainingSchedule
 from .storage.document_lookup import take_down_document
 from .storage.manifest import Manifest, read_manifest
@@ -41,13 +62,17 @@ from .utils.table_writer import write_table
 from .version import __version__ as __version__
 
 __all__ = [
+    "AdafactorNormalizer",
+    "AdamNormalizer",
     "Answer",
     "AppendSpec",
     "AttributionIndex",
     "AttributionQuery",
     "BuildSpec",
     "ColumnsSpec",
+    "Control",
     "DatasetSpec",
+    "Effect",
     "Estimate",
     "Evaluation",
     "EvaluationQuery",
@@ -57,20 +82,31 @@ __all__ = [
     "GradientProcessor",
     "GradientSpec",
     "IndexCallback",
+    "Interval",
+    "KfacNormalizer",
     "LanguageModel",
     "LocalExecutor",
     "Manifest",
+    "Measured",
+    "Normalizer",
     "Progress",
+    "QueryEcho",
     "Range",
     "RayExecutor",
     "ResultRow",
+    "Retrieval",
     "ScoreTotals",
     "ScoringSpec",
     "SearchSpec",
+    "SizesBytes",
+    "TimingMs",
+    "TokenInfluence",
     "Tokens",
     "TrainingSchedule",
     "TrainingSpec",
     "Unlearner",
+    "Verification",
+    "Verified",
     "VerifySpec",
     "__version__",
     "append_documents",

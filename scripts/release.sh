@@ -2,8 +2,8 @@
 # release.sh PYTHON
 #
 # Builds the distributions into dist/ and checks them: their metadata, and that the wheel works in an environment of its
-# own, away from this checkout, where it runs the demo. PYTHON is an interpreter with the packages `build` and `twine`. TORCH_INDEX=URL says
-# where torch comes from.
+# own, away from this checkout, where it runs the demo. PYTHON is an interpreter with the packages `build` and `twine`.
+# TORCH_INDEX=URL says where torch comes from.
 set -eu
 python=$1
 root=$(pwd)

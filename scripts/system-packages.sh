@@ -1,16 +1,13 @@
 #!/bin/sh
-# system-packages.sh PACKAGE...
+# system-packages.sh PROGRAM=PACKAGE[,PACKAGE]...
 #
-# Installs packages of Debian or Ubuntu, as root or through sudo without a password. If neither is possible, or if
+# Installs the packages of Debian or Ubuntu whose program is not on this machine, as root or through sudo without a password. If neither is possible, or if
 # SYSTEM_PACKAGES=no forbids it, the script prints what to install and fails.
 set -eu
 
 missing=
-for package in "$@"; do
-    case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true) in
-    *' installed') ;;
-    *) missing="$missing $package" ;;
-    esac
+for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || missing="$missing $(echo "${pair#*=}" | tr ',' ' ')"
 done
 [ -n "$missing" ] || exit 0
 

@@ -34,7 +34,7 @@ from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.loading import load_model
 from bergson_core.models.modules import select_modules
-from bergson_core.schemas.build import GradientSpec, Normalizer
+from bergson_core.schemas.build import GradientSpec, NormalizerKind
 from bergson_core.schemas.training import TrainingSchedule
 
 SUBSET_SHARE = 0.5
@@ -105,7 +105,7 @@ def iter_baselines(experiment: Experiment) -> Iterator[tuple[str, Float[np.ndarr
 
 
 def full_gradient_scores(
-    demo: Demo, normalizer: Normalizer
+    demo: Demo, normalizer: NormalizerKind
 ) -> tuple[Float[np.ndarray, "q n"], Float[np.ndarray, "q n"]]:
     """Returns inner products and cosines of gradients that are normalized and not projected."""
     spec = GradientSpec(normalizer=normalizer)

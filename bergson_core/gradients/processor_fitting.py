@@ -24,8 +24,7 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.modules import TrackedModule, select_modules
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec
-from bergson_core.schemas.build import Normalizer as NormalizerKind
+from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
 from bergson_core.utils.background import run_in_thread
 
 MAX_KFAC_SIDE: Final = 2**15

@@ -186,7 +186,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def _version(saved: Any) -> int:
-    """Returns how often a tensor was changed in place."""
+    """Returns how often a tensor was changed in place, which torch tells by this attribute alone."""
     return saved._version if isinstance(saved, Tensor) and not saved.is_inference() else 0
 
 

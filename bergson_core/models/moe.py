@@ -73,6 +73,7 @@ def run_experts(
         regroup = group(token, len(hidden))
         rows = hidden[token]
         rows = watch(f"{first}.{expert}", rows, _run_linear_map(experts, first, expert, rows), regroup)
+        # Each architecture gates in its own way, and transformers has no public name for it.
         rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
         rows = watch(f"{last}.{expert}", rows, _run_linear_map(experts, last, expert, rows), regroup)
         if getattr(experts, "has_post_expert_norm", False):

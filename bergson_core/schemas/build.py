@@ -25,7 +25,7 @@ ExecutorName = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or on the machines of a Ray cluster. The rows are the same."""
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-Normalizer = Literal["none", "adafactor", "adam", "kfac"]
+NormalizerKind = Literal["none", "adafactor", "adam", "kfac"]
 FitLabels = Literal["true", "sampled"]
 Projection = Literal["rademacher", "normal"]
 RowKind = Literal["float16", "int8", "sign"]
@@ -79,7 +79,7 @@ class GradientSpec(Spec):
     projection_dim: int = Field(default=16, ge=1, le=256)
     """Size p of the projection: each module's gradient becomes p × p numbers, even if a side of the module is shorter
     than p."""
-    normalizer: Normalizer = "adafactor"
+    normalizer: NormalizerKind = "adafactor"
     """Second-moment normalisation of the gradients before they are projected."""
     rows: RowKind = "float16"
     """How rows are stored. `sign` stores one bit for each number, after the preconditioner, which is then fitted to the
@@ -182,7 +182,7 @@ class BuildSpec(Spec):
         return self
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of the spec. Two builds with the same fingerprint give the same index."""
+        """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def rows_fingerprint(self) -> str:

@@ -108,11 +108,11 @@ def read_document(root: Path, name: str, document_id: str) -> DocumentDetail:
     return DocumentDetail(index=name, **find_document(require_index(root, name), document_id))
 
 
-def take_document_down(root: Path, name: str, document_id: str) -> None:
+def take_down_document(root: Path, name: str, document_id: str) -> None:
     """Hides a document from every answer, from now on. Raises `IndexNotFound` and `DocumentNotFound`."""
-    from bergson_core.storage.document_lookup import take_down_document
+    from bergson_core.storage import document_lookup
 
-    take_down_document(require_index(root, name), document_id)
+    document_lookup.take_down_document(require_index(root, name), document_id)
 
 
 def require_valid_append(root: Path, name: str, spec: AppendSpec) -> None:

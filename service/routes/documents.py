@@ -95,4 +95,4 @@ def take_document_down(name: IndexNamePath, document_id: DocumentIdPath, setting
 
     `POST /index/{name}/compact` removes the document's bytes. Its id may be used again.
     """
-    catalog.take_document_down(settings.indexes_dir, name, document_id)
+    catalog.take_down_document(settings.indexes_dir, name, document_id)

@@ -11,25 +11,27 @@ from typing import Any
 import pytest
 
 import bergson_core
-from bergson_core.schemas.base import Spec
+from bergson_core.schemas.base import ResultModel, Spec
 
 PUBLIC_NAMES = """
-    Answer AppendSpec AttributionIndex AttributionQuery BuildSpec ColumnsSpec DatasetSpec Estimate Evaluation
-    EvaluationQuery EvaluationSpec Executor GradientCollector GradientProcessor GradientSpec IndexCallback LanguageModel
-    LocalExecutor Manifest Progress Range RayExecutor ResultRow ScoreTotals ScoringSpec SearchSpec Tokens
-    TrainingSchedule TrainingSpec Unlearner VerifySpec __version__ append_documents build_index collect_gradients
-    compact_index errors estimate_build evaluate_index find_document_numbers fit_processor fit_profile
-    group_near_duplicates load_model read_manifest score_corpus score_self_influence take_down_document top_documents
-    write_table
+    AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec
+    ColumnsSpec Control DatasetSpec Effect Estimate Evaluation EvaluationQuery EvaluationSpec Executor
+    GradientCollector GradientProcessor GradientSpec IndexCallback Interval KfacNormalizer LanguageModel
+    LocalExecutor Manifest Measured Normalizer Progress QueryEcho Range RayExecutor ResultRow Retrieval
+    ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs TokenInfluence Tokens TrainingSchedule
+    TrainingSpec Unlearner Verification Verified VerifySpec __version__ append_documents build_index
+    collect_gradients compact_index errors estimate_build evaluate_index find_document_numbers fit_processor
+    fit_profile group_near_duplicates load_model read_manifest score_corpus score_self_influence
+    take_down_document top_documents write_table
 """.split()
 
 INTERNAL_TYPES = {
     # What an executor of one's own would deal in.
     *("Documents", "Searcher", "ShardBuilder", "ShardStep", "ShardTask"),
+    # Parts of a manifest, which `read_manifest` returns and nobody makes.
+    *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry"),
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
-        "FileEntry",
-        "Normalizer",
         "Profile",
         "RowCollector",
         "Shard",
@@ -80,7 +82,7 @@ def iter_annotations() -> Iterator[tuple[str, Any]]:
         if inspect.isfunction(exported):
             yield from hints_of(exported, name)
         elif inspect.isclass(exported):
-            if issubclass(exported, Spec):
+            if issubclass(exported, Spec | ResultModel):
                 yield from hints_of(exported, name)
             for member in vars(exported):
                 method = getattr(
