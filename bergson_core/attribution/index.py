@@ -235,6 +235,7 @@ class AttributionIndex:
         Returns:
             For each query its answer, or the error that this query alone has caused.
         """
+        queries = [AttributionQuery.model_validate(query) for query in queries]
         outcomes = self.answerer.answer(queries)
         for number, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             if query.verify is not None and isinstance(outcome, Answer):

@@ -73,7 +73,7 @@ def evaluate_index(
             `removal` is measured and `spec.training` does not say how to train, or training fails; there are fewer than
             10 runs for `lds`; or there are more than 2²⁸ scores.
     """
-    spec = spec or EvaluationSpec()
+    spec = EvaluationSpec() if spec is None else EvaluationSpec.model_validate(spec)
     report = report or (lambda progress: None)
     inputs = EvaluationInputs.read(index, list(queries), spec.gold)
     if "retrieval" in spec.measures:

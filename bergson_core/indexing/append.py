@@ -86,7 +86,7 @@ def append_documents(
         DiskFull: The disk is full.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
-    root = Path(index)
+    spec, root = AppendSpec.model_validate(spec), Path(index)
     report, confirm = report or ignore_progress, confirm or always_confirm
     require_appendable(root.name, read_manifest(root), spec)
     executor.prepare()

@@ -104,7 +104,7 @@ def build_index(
         DiskFull: The disk is full.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
-    output = Path(output)
+    spec, output = BuildSpec.model_validate(spec), Path(output)
     require_free_directory(output, spec)
     executor.prepare()
     is_new = not output.exists()

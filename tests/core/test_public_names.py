@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,16 @@ def test_each_type_that_a_public_signature_needs_is_public() -> None:
         if kind.__module__.startswith("bergson_core.") and kind not in exported
     }
     assert {name: where for name, where in needed.items() if name not in INTERNAL_TYPES} == {}
+
+
+@pytest.mark.parametrize("spec", ["facts", None, {"modle": "m"}])
+def test_what_is_no_spec_is_invalid_input(spec: Any, tmp_path: Path) -> None:
+    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: Field required"):
+        bergson_core.build_index(spec, tmp_path / "index")
+    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: Field required"):
+        bergson_core.estimate_build(spec)
+    with pytest.raises(bergson_core.errors.InvalidInput, match=r"AppendSpec|modle"):
+        bergson_core.append_documents(tmp_path / "index", spec)
 
 
 def iter_annotations() -> Iterator[tuple[str, Any]]:

@@ -45,6 +45,7 @@ def estimate_build(
         ModelNotFound: The model cannot be loaded.
         DatasetNotFound: The dataset cannot be read.
     """
+    spec = BuildSpec.model_validate(spec)
     with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
         (Path(directory) / "spec.json").write_text(spec.model_dump_json())
         event: dict[str, Any] = {}
