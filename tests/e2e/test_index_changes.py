@@ -9,7 +9,7 @@ import pytest
 from bergson_core.errors import IdsExist, IndexNotFound, InvalidInput
 from service.client import Client
 from tests import tiny
-from tests.e2e.conftest import build_request
+from tests.e2e.helpers import build_request
 
 pytestmark = pytest.mark.e2e
 

@@ -26,7 +26,7 @@ from bergson_core.storage.manifest import read_manifest
 from service.cli import app
 from service.client import Client
 from tests import tiny
-from tests.e2e.conftest import build_request
+from tests.e2e.helpers import build_request
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.client import Client
-from tests.e2e.conftest import build_request
+from tests.e2e.helpers import build_request
 from tests.worker.helpers import wait_until
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
-"""The broker is tested over a real Redis, with the fixtures of the worker's tests."""
+"""The broker is tested over a real Redis, with the fixtures that the worker's tests have too."""
 
-from tests.worker.conftest import (
+from tests.worker.fixtures import (
     broker,
     core,
     make_queue,
