@@ -1,5 +1,6 @@
 """Fixtures of the core's tests: a model, forty documents, and an index of them that is built once."""
 
+import shutil
 from pathlib import Path
 
 # These come first: a library that is imported while a module of bergson_core runs under jaxtyping's import hook
@@ -42,3 +43,9 @@ def index(spec: BuildSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample() -> Dataset:
     prompts, completions = zip(*QUERIES, strict=True)
     return Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
+@pytest.fixture
+def index_copy(index: Path, tmp_path: Path) -> Path:
+    """A copy of the index that may be changed."""
+    return shutil.copytree(index, tmp_path / "facts")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict
 
+from bergson_core import AttributionIndex
 from bergson_core.data.batching import iter_batches, tokenize
 from bergson_core.data.documents import load_documents, tokenize_records
 from bergson_core.errors import (
@@ -21,9 +22,9 @@ from bergson_core.gradients.normalizers.moments import KFAC_DAMPING
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.results import Progress
+from bergson_core.schemas.results import Answer, Progress
 from bergson_core.storage.manifest import read_manifest
 
 
@@ -257,3 +258,22 @@ def damped_root(rows: torch.Tensor) -> torch.Tensor:
     moment += KFAC_DAMPING * moment.trace() / len(moment) * torch.eye(len(moment), dtype=moment.dtype)
     u, values, v = torch.linalg.svd(moment)
     return u / values.sqrt() @ v
+
+
+def result_ids(index: AttributionIndex, **changes: object) -> set[str]:
+    """Returns the ids of all documents that a query finds, by default of up to forty in each direction."""
+    (answer,) = index.attribute([query(**({"top_k": 40, "direction": "both"} | changes))])
+    assert isinstance(answer, Answer)
+    return {row.id for rows in (answer.results, answer.opponents) for row in rows or ()}
+
+
+def document_ids(*without: int) -> set[str]:
+    """Returns the ids of the forty documents, without those of these numbers."""
+    return {f"doc-{k}" for k in range(40)} - {f"doc-{k}" for k in without}
+
+
+def add_again_spec(number: int = 7) -> AppendSpec:
+    """Returns an append of another document with the id of one of the forty."""
+    return AppendSpec(
+        documents=({"id": f"doc-{number}", "text": "Person 7 moved away", "source": "x", "number": number},)
+    )

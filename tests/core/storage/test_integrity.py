@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from bergson_core.storage import integrity
 from bergson_core.storage.manifest import read_manifest
 from tests.core.helpers import query
 from tests.processes import forkserver_context
-
-
-@pytest.fixture
-def facts(index, tmp_path) -> Path:
-    """A copy of the index that may be changed."""
-    return shutil.copytree(index, tmp_path / "facts")
 
 
 @pytest.fixture
@@ -49,45 +42,45 @@ def test_opening_an_index_reads_no_file_that_was_checked_before(spec, tmp_path, 
     assert read == []
 
 
-def test_all_files_of_a_copied_index_are_read_once(facts, read):
-    manifest = read_manifest(facts)
-    AttributionIndex.open(facts)
+def test_all_files_of_a_copied_index_are_read_once(index_copy, read):
+    manifest = read_manifest(index_copy)
+    AttributionIndex.open(index_copy)
     assert len(read) == len(manifest.all_files())
     read.clear()
-    AttributionIndex.open(facts)
+    AttributionIndex.open(index_copy)
     assert read == []
-    (facts / "shards" / "00001" / "gradients.bin").touch()
-    AttributionIndex.open(facts)
+    (index_copy / "shards" / "00001" / "gradients.bin").touch()
+    AttributionIndex.open(index_copy)
     assert read == ["gradients.bin"]
 
 
-def test_files_are_read_each_time_if_the_check_cannot_be_noted(facts, read, monkeypatch):
+def test_files_are_read_each_time_if_the_check_cannot_be_noted(index_copy, read, monkeypatch):
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(f"{path} is read-only")
 
     monkeypatch.setattr(integrity, "write_atomically", refuse)
-    AttributionIndex.open(facts)
+    AttributionIndex.open(index_copy)
     first = list(read)
-    AttributionIndex.open(facts)
+    AttributionIndex.open(index_copy)
     assert read == 2 * first
 
 
-def test_all_files_are_read_if_the_notes_cannot_be_read(facts, read):
-    (facts / ".checked.json").write_text("{")
-    AttributionIndex.open(facts)
-    assert len(read) == len(read_manifest(facts).all_files())
+def test_all_files_are_read_if_the_notes_cannot_be_read(index_copy, read):
+    (index_copy / ".checked.json").write_text("{")
+    AttributionIndex.open(index_copy)
+    assert len(read) == len(read_manifest(index_copy).all_files())
 
 
-def test_a_reread_finds_a_change_that_left_size_and_time_alone(facts):
-    AttributionIndex.open(facts)
-    entries = list(read_manifest(facts).all_files().values())
-    assert integrity.find_damaged_files(facts, entries, reread=True) == []
-    path = facts / "shards" / "00001" / "gradients.bin"
+def test_a_reread_finds_a_change_that_left_size_and_time_alone(index_copy):
+    AttributionIndex.open(index_copy)
+    entries = list(read_manifest(index_copy).all_files().values())
+    assert integrity.find_damaged_files(index_copy, entries, reread=True) == []
+    path = index_copy / "shards" / "00001" / "gradients.bin"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     alter(path)
     os.utime(path, ns=times)  # as a failing disk would
-    assert integrity.find_damaged_files(facts, entries) == []
-    ((entry, damage),) = integrity.find_damaged_files(facts, entries, reread=True)
+    assert integrity.find_damaged_files(index_copy, entries) == []
+    ((entry, damage),) = integrity.find_damaged_files(index_copy, entries, reread=True)
     assert entry.path == "shards/00001/gradients.bin"
     assert "altered" in damage
 
@@ -100,11 +93,11 @@ PARTS += ["profiles/default/00001.lengths.bin"]
 @pytest.mark.parametrize(
     "damage", [alter, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-2])]
 )
-def test_a_damaged_shard_is_named_and_partial_queries_are_answered_from_the_others(facts, part, damage):
-    damage(facts / part)
+def test_a_damaged_shard_is_named_and_partial_queries_are_answered_from_the_others(index_copy, part, damage):
+    damage(index_copy / part)
     with pytest.raises(IndexCorrupt, match=f"shard 00001 of the index facts .*{part}"):
-        AttributionIndex.open(facts)
-    opened = AttributionIndex.open(facts, partial=True)
+        AttributionIndex.open(index_copy)
+    opened = AttributionIndex.open(index_copy, partial=True)
     refused, answered = opened.attribute([query(top_k=40), query(top_k=40, partial=True)])
     assert isinstance(refused, IndexCorrupt)
     assert "00001" in str(refused)
@@ -112,25 +105,25 @@ def test_a_damaged_shard_is_named_and_partial_queries_are_answered_from_the_othe
     assert {row.id for row in answered.results} == {f"doc-{k}" for k in (*range(16), *range(32, 40))}
 
 
-def test_the_answer_of_an_intact_index_is_never_partial(facts):
-    (answer,) = AttributionIndex.open(facts, partial=True).attribute([query(partial=True)])
+def test_the_answer_of_an_intact_index_is_never_partial(index_copy):
+    (answer,) = AttributionIndex.open(index_copy, partial=True).attribute([query(partial=True)])
     assert not answer.partial
 
 
 @pytest.mark.parametrize(
     "part", ["statistics/normalizers.safetensors", "profiles/default/preconditioner.safetensors"]
 )
-def test_an_index_is_refused_if_a_file_that_all_shards_share_is_damaged(facts, part):
-    alter(facts / part)
+def test_an_index_is_refused_if_a_file_that_all_shards_share_is_damaged(index_copy, part):
+    alter(index_copy / part)
     with pytest.raises(IndexCorrupt, match=part):
-        AttributionIndex.open(facts, partial=True)
+        AttributionIndex.open(index_copy, partial=True)
 
 
-def test_an_index_without_an_intact_shard_is_refused(facts):
-    for path in facts.glob("shards/*/gradients.bin"):
+def test_an_index_without_an_intact_shard_is_refused(index_copy):
+    for path in index_copy.glob("shards/*/gradients.bin"):
         alter(path)
     with pytest.raises(IndexCorrupt, match="shards 00000, 00001, 00002"):
-        AttributionIndex.open(facts, partial=True)
+        AttributionIndex.open(index_copy, partial=True)
 
 
 def call_with_little_room(max_file_bytes: int, call: Any, arguments: tuple[Any, ...], outcome: Any) -> None:
@@ -170,20 +163,20 @@ def test_a_build_on_a_full_disk_fails_with_that_reason_at_every_stage(spec, inde
     assert len(AttributionIndex.open(path).attribute([query()])[0].results) == 10
 
 
-def test_an_append_on_a_full_disk_fails_and_the_old_generation_is_served(facts):
+def test_an_append_on_a_full_disk_fails_and_the_old_generation_is_served(index_copy):
     text = {"text": "Person 7 moved away", "source": "x" * 500, "number": 7}
     spec = AppendSpec(documents=tuple({"id": f"new-{k}"} | text for k in range(20)))
-    before = read_manifest(facts)
-    code, _ = run_with_little_room(8_000, append_documents, facts, spec)
+    before = read_manifest(index_copy)
+    code, _ = run_with_little_room(8_000, append_documents, index_copy, spec)
     assert code == DiskFull.code
-    assert read_manifest(facts) == before
-    assert AttributionIndex.open(facts).attribute([query()])[0].generation == 1
-    assert append_documents(facts, spec).rows == before.rows + 20
+    assert read_manifest(index_copy) == before
+    assert AttributionIndex.open(index_copy).attribute([query()])[0].generation == 1
+    assert append_documents(index_copy, spec).rows == before.rows + 20
 
 
-def test_another_disk_error_is_not_reported_as_a_full_disk(facts, monkeypatch):
+def test_another_disk_error_is_not_reported_as_a_full_disk(index_copy, monkeypatch):
     from bergson_core.shards.disk_errors import translate_disk_errors
 
-    with pytest.raises(OSError, match="Input/output"), translate_disk_errors(facts):
+    with pytest.raises(OSError, match="Input/output"), translate_disk_errors(index_copy):
         raise OSError(5, "Input/output error")
-    assert json.loads((facts / "manifest.json").read_text())
+    assert json.loads((index_copy / "manifest.json").read_text())
