@@ -67,8 +67,8 @@ async def attribute(
     too long for the model is refused, and never cut silently.
 
     Mind the space: a completion usually begins with one. Where it seems to lack its space, `warnings` show how it was
-    tokenised and what was probably meant; with `"join": "space"` the space is put there. Without a completion, the model
-    generates the one to explain: the most likely token each time, whatever its generation_config says.
+    tokenised and what was probably meant; with `"join": "space"` the space is put there. Without a completion, the
+    model generates the one to explain: the most likely token each time, whatever its generation_config says.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
