@@ -111,7 +111,8 @@ def _end_tokens(generator: nn.Module, tokenizer: PreTrainedTokenizerBase) -> lis
     """Returns the ids of the tokens that end a text, each once: those of the generation_config come first."""
     stated: Any = getattr(getattr(generator, "generation_config", None), "eos_token_id", None)
     stated = stated if isinstance(stated, list | tuple) else [stated]
-    return list(dict.fromkeys(k for k in (*stated, tokenizer.eos_token_id) if k is not None))
+    appended: Any = tokenizer.eos_token_id
+    return list(dict.fromkeys(token_id for token_id in (*stated, appended) if token_id is not None))
 
 
 def _cut_at_whole_character(
