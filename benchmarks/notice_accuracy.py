@@ -93,7 +93,7 @@ def make_queries(corpus: FactCorpus, model: LanguageModel, count: int) -> dict[s
         template = rng.choice(attribute.templates)
         prompt = template.removesuffix(" {value}.").format(person=rng.choice(strangers))
         drawn.append((prompt, f" {rng.choice(attribute.values)}"))
-        generated.append((prompt, generate_completion(model, prompt, 8).split(".")[0]))
+        generated.append((prompt, generate_completion(model, prompt, 8).text.split(".")[0]))
     own = [(query.prompt, query.completion) for query in corpus.queries]
     return {OWN: own, DRAWN: drawn, GENERATED: generated}
 

@@ -57,7 +57,7 @@ def score_corpus(
 
     Args:
         index: The index.
-        queries: A dataset, or queries of which only prompt and completion count.
+        queries: A dataset, or queries of which only prompt, completion and `join` count.
         columns: Which columns of a dataset are prompt and completion; by default `prompt` and `completion`.
         aggregate: `mean` or `max` of the scores with all queries, or `each` of them. `mean` holds D numbers in memory,
             whatever the number of queries is; the others hold q·D numbers.
@@ -80,7 +80,7 @@ def score_corpus(
     """
     index.require_profile(profile)
     if not isinstance(queries, Dataset):
-        queries = queries_to_dataset(queries, profile)
+        queries = queries_to_dataset(queries, profile, index.answerer.query_tokenizer.join_checker)
     if len(queries) == 0:
         raise InvalidInput("there are no queries; expected at least one")
     columns = columns or ColumnsSpec(prompt="prompt", completion="completion")

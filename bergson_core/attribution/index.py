@@ -5,6 +5,7 @@ A query runs forward and backward through the model once, and its gradient row i
 Legend: q queries, n rows of a shard, D numbers of a row.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
-from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, VerifySpec
+from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, VerifySpec
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest
@@ -38,6 +39,8 @@ from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
 from bergson_core.utils.background import run_to_completion
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class AttributionIndex:
         prompt: str,
         completion: str | None = None,
         *,
+        join: Join = "exact",
         top_k: int = 10,
         direction: Direction = "proponents",
         span: tuple[int, int] | None = None,
@@ -178,11 +182,14 @@ class AttributionIndex:
 
         Args:
             prompt: Text before the completion. It may be empty.
-            completion: Text to explain. By default the model generates it.
+            completion: Text to explain, usually with a space at its beginning. By default the model generates it,
+                choosing the most likely token each time.
+            join: What stands between prompt and completion: with `exact` what they have themselves; with `space` a
+                space where neither has one and the tokenizer expects it before a word.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
-            span: Characters [start, end) of the completion to explain; the rest of it is context.
+            span: Characters [start, end) of the completion as it is given; the rest of it is context.
             profile: Profile to score with: `default`, or one that `fit_profile` has added.
             filter: Conditions on metadata that every result meets. For each column: a value, a list of values, or a
                 range such as `{"gte": 1990, "lt": 2000}`.
@@ -195,7 +202,8 @@ class AttributionIndex:
 
         Returns:
             The answer. `answer.results` are the proponents, best first, and `answer.opponents` the opponents; each is
-            None where it was not asked for.
+            None where it was not asked for. `answer.warnings` tell what was probably not meant, such as a completion
+            without its leading space; they are also logged.
 
         Raises:
             InvalidInput: An argument is wrong; the text of the error says what was expected.
@@ -207,6 +215,7 @@ class AttributionIndex:
             {
                 "prompt": prompt,
                 "completion": completion,
+                "join": join,
                 "top_k": top_k,
                 "direction": direction,
                 "span": span,
@@ -221,6 +230,8 @@ class AttributionIndex:
         (outcome,) = self.attribute([query])
         if isinstance(outcome, BergsonError):
             raise outcome
+        for warning in outcome.warnings:
+            logger.warning("%s: %s", warning.code, warning.detail)
         return outcome
 
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
@@ -261,7 +272,7 @@ class AttributionIndex:
         Raises:
             InvalidInput: At the first step: documents of this index cannot be unlearned.
         """
-        tokens = self.answerer.query_tokenizer.tokenize(query, answer.query.completion)
+        tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
         return self.verifier.verify(query.verify or VerifySpec(), tokens, answer)
 
     def search(

@@ -14,6 +14,7 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
+from bergson_core.data.word_joins import JoinChecker
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import context_limit
 from bergson_core.schemas.build import ColumnsSpec
@@ -22,8 +23,12 @@ from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
 
-def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dataset:
+def queries_to_dataset(
+    queries: Iterable[AttributionQuery], profile: str, join_checker: JoinChecker
+) -> Dataset:
     """Returns a dataset with the columns `prompt` and `completion` of queries that are all scored under one profile.
+
+    A completion is joined to its prompt as the query's `join` says.
 
     Raises:
         InvalidInput: A query asks for another profile.
@@ -38,7 +43,12 @@ def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dat
     return Dataset.from_dict(
         {
             "prompt": [query.prompt for query in queries],
-            "completion": [query.completion for query in queries],
+            "completion": [
+                join_checker.join(query.prompt, query.completion)
+                if query.join == "space" and query.completion is not None
+                else query.completion
+                for query in queries
+            ],
         }
     )
 
@@ -82,7 +92,8 @@ def _iter_weights(
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
     """Yields (numbers of some queries, their weights), batch by batch."""
     model, loss = index.model, index.manifest.spec.gradients.loss
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
+    limit = context_limit(model, None)
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, loss, label_end=False)
     for chunk_number, chunk in enumerate(chunks):
         first = chunk_number * READ_CHUNK_SIZE
         _require_labelled_tokens(chunk, first)

@@ -91,39 +91,64 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options:
         raise InvalidInput(f"the tokenizer gives up on a text: {error}") from None
 
 
+def encode_context(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the token ids of a text that is to be continued.
+
+    Special tokens that the tokenizer puts before a text are there, such as BOS; those that it puts after one are not,
+    such as EOS. A special token that is written in the text itself stays.
+
+    Raises:
+        InvalidInput: The tokenizer gives up on the text.
+    """
+    encoded = encode(tokenizer, text, return_special_tokens_mask=True, return_attention_mask=False)
+    body = [k for k, is_added in enumerate(encoded["special_tokens_mask"]) if not is_added]
+    if body:
+        return list(encoded["input_ids"][: body[-1] + 1])
+    # A text without tokens does not tell which of the special tokens go before it: that of a letter does.
+    mask = encode(tokenizer, "a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return list(encoded["input_ids"][: mask.index(0) if 0 in mask else 0])
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     completions: Sequence[str] | None,
     spans: Sequence[tuple[int, int] | None] | None = None,
+    *,
+    label_end: bool = True,
 ) -> list[Tokens]:
     """Tokenises each prompt together with its completion, as the model would see them.
 
-    The first token of a text is never labelled, because nothing predicts it.
+    The first token of a text is never labelled, because nothing predicts it. A token that has characters of both prompt
+    and completion is labelled.
 
     Args:
         tokenizer: Tokenizer of the model.
         prompts: Text before each completion, or the whole text without completions.
-        completions: Completion of each prompt. A token is labelled if it ends inside the completion. Without
-            completions all tokens but the first are labelled.
+        completions: Completion of each prompt. A token is labelled if it ends inside the completion or follows it.
+            Without completions all tokens but the first are labelled.
         spans: For each completion, characters [start, end) of it, or None for the whole completion. With a span, a
             token is labelled only if it shares a character with the span.
+        label_end: Whether special tokens that the tokenizer puts after a text, such as EOS, are labelled. They are in
+            documents, which teach where a text ends; they are not in queries, where only the completion is explained.
 
     Raises:
         InvalidInput: There are completions, and the tokenizer does not report which characters a token stands for.
     """
     if not prompts:
         return []
+    options = {"return_attention_mask": False, "return_special_tokens_mask": not label_end}
     if completions is None:
-        encoded = encode(tokenizer, list(prompts), return_attention_mask=False)["input_ids"]
-        return [Tokens.labelled_from(np.asarray(ids, dtype=np.int64), 1) for ids in encoded]
+        encoded = encode(tokenizer, list(prompts), **options)
+        documents = [Tokens.labelled_from(np.asarray(ids, dtype=np.int64), 1) for ids in encoded["input_ids"]]
+        return documents if label_end else _without_special_labels(documents, encoded)
     if not tokenizer.is_fast:
         raise InvalidInput(
             f"{type(tokenizer).__name__} does not tell which characters a token stands for; expected a fast tokenizer "
             "(a tokenizer.json) where prompts have completions"
         )
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    encoded = encode(tokenizer, texts, return_offsets_mapping=True, return_attention_mask=False)
+    encoded = encode(tokenizer, texts, return_offsets_mapping=True, **options)
     documents = [
         Tokens.labelled_from(np.asarray(ids, dtype=np.int64), _first_label(offsets, len(prompt)))
         for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
@@ -134,6 +159,13 @@ def tokenize(
         if span is not None:
             starts, ends = np.asarray(offsets).T - len(prompt)
             tokens.labels[(ends <= span[0]) | (starts >= span[1])] = False
+    return documents if label_end else _without_special_labels(documents, encoded)
+
+
+def _without_special_labels(documents: list[Tokens], encoded: Any) -> list[Tokens]:
+    """Takes the labels from the special tokens that the tokenizer has added."""
+    for tokens, is_added in zip(documents, encoded["special_tokens_mask"], strict=True):
+        tokens.labels[np.asarray(is_added, dtype=bool)] = False
     return documents
 
 

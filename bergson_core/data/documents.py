@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
 from bergson_core.data.chat_template import require_messages, tokenize_chats
 from bergson_core.data.dataset import empty_dataset_error, load_dataset_spec
+from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, Loss
 from bergson_core.schemas.record import Messages, Record
@@ -210,7 +211,11 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
 
 
 def tokenize_records(
-    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], loss: Loss = "sum"
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    loss: Loss = "sum",
+    *,
+    label_end: bool = True,
 ) -> list[Tokens]:
     """Tokenises documents that all have messages, or all have completions, or all have neither.
 
@@ -218,13 +223,15 @@ def tokenize_records(
         tokenizer: Tokenizer of the model.
         records: The documents.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
     """
     chats = [record.messages for record in records if record.messages is not None]
     completions = [record.completion for record in records if record.completion is not None]
     if chats:
         tokenized = tokenize_chats(tokenizer, chats)
     else:
-        tokenized = tokenize(tokenizer, [record.prompt for record in records], completions or None)
+        prompts = [record.prompt for record in records]
+        tokenized = tokenize(tokenizer, prompts, completions or None, label_end=label_end)
     return [
         with_loss_weight(tokens, loss, record.weight)
         for tokens, record in zip(tokenized, records, strict=True)
@@ -237,6 +244,8 @@ def iter_token_chunks(
     columns: ColumnsSpec,
     limit: int | None,
     loss: Loss = "sum",
+    *,
+    label_end: bool = True,
 ) -> Iterator[list[Tokens]]:
     """Yields the tokens of all documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
@@ -247,6 +256,7 @@ def iter_token_chunks(
         columns: The columns to read and what they hold; used with a tokenizer only.
         limit: Largest number of tokens of a document, or None for no limit.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
 
     Raises:
         TooLong: A document has more than `limit` tokens.
@@ -256,16 +266,21 @@ def iter_token_chunks(
     if tokenizer is None and "input_ids" not in dataset.column_names:
         raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
     documents = documents_from_dataset(dataset, columns) if tokenizer is not None else None
+    spaces = MissingSpaceCounter(JoinChecker(tokenizer)) if tokenizer is not None else None
     for start in range(0, len(dataset), READ_CHUNK_SIZE):
         indices = range(start, min(start + READ_CHUNK_SIZE, len(dataset)))
-        if documents is None or tokenizer is None:
+        if documents is None or tokenizer is None or spaces is None:
             tokenized = _read_token_columns(dataset[start : indices.stop])
             chunk = [with_loss_weight(tokens, loss) for tokens in tokenized]
         else:
-            chunk = tokenize_records(tokenizer, documents.read(indices), loss)
+            records = documents.read(indices)
+            chunk = tokenize_records(tokenizer, records, loss, label_end=label_end)
+            spaces.add(records)
         for index, tokens in zip(indices, chunk, strict=True):
             require_max_tokens(tokens, limit, f"row {index}")
         yield chunk
+    if spaces is not None:
+        spaces.log_warning("rows")
 
 
 def _read_token_columns(values: dict[str, Sequence[Any]]) -> Iterator[Tokens]:

@@ -8,10 +8,12 @@ import numpy as np
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.batching import Tokens, require_max_tokens, tokenize
+from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.queries import EvaluationQuery, gold_value
 from bergson_core.models.language_model import context_limit
 from bergson_core.models.tokenization import tokenize_stored
+from bergson_core.schemas.record import Record
 from bergson_core.storage.document_table import read_document
 
 _MAX_SCORES: Final = 2**28
@@ -148,9 +150,11 @@ def tokenize_queries(index: AttributionIndex, queries: Sequence[EvaluationQuery]
     """
     model = index.model
     assert model.tokenizer is not None  # load_model always returns one
-    tokenized = tokenize(
-        model.tokenizer, [query.prompt for query in queries], [query.completion for query in queries]
-    )
+    prompts, completions = [query.prompt for query in queries], [query.completion for query in queries]
+    tokenized = tokenize(model.tokenizer, prompts, completions, label_end=False)
+    spaces = MissingSpaceCounter(JoinChecker(model.tokenizer))
+    spaces.add([Record(query.id, query.prompt, query.completion, {}) for query in queries])
+    spaces.log_warning("queries")
     for query, tokens in zip(queries, tokenized, strict=True):
         require_max_tokens(tokens, context_limit(model, None), f"query {query.id!r}")
         if tokens.n_labelled == 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import Documents
+from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
@@ -42,18 +43,24 @@ def check_documents(
 ) -> CheckedDocuments:
     """Reads and tokenises every document once, to check it.
 
+    A warning is logged if most completions lack the space that the tokenizer expects before them.
+
     Raises:
         InvalidInput: A document is not text, or its id is not unique or cannot stand in a URL. The message names it.
         TooLong: A document has more tokens than the model or the spec allows.
     """
     documents.require_valid_ids()
+    assert model.tokenizer is not None  # load_model always loads one
+    spaces = MissingSpaceCounter(JoinChecker(model.tokenizer))
     digest, progress, longest = hashlib.sha256(), StageProgress("read", len(documents)), 0
     for chunk in documents.iter_chunks():
         lengths = [len(tokens.ids) for tokens in tokenize_documents(chunk, spec, model)]
         longest = max(longest, *lengths)
+        spaces.add(chunk)
         for record in chunk:
             # Ids that are only numbers are left out: when an append is repeated that is already in the index, its
             # documents get other numbers.
             digest.update(repr(record if spec.columns.id else replace(record, id="")).encode())
         report(progress.advance(len(chunk), sum(lengths)))
+    spaces.log_warning("documents")
     return CheckedDocuments(spec, documents, longest, digest.hexdigest())

@@ -15,6 +15,7 @@ MAX_VERIFIED = 32
 
 Direction = Literal["proponents", "opponents", "both"]
 IncludedPart = Literal["text", "metadata", "tokens", "modules"]
+Join = Literal["exact", "space"]
 Aggregate = Literal["mean", "max", "each"]
 """How the scores of several queries become one score of a document: their mean, their maximum, or not at all."""
 
@@ -40,12 +41,17 @@ class AttributionQuery(Spec):
     prompt: str = Field(max_length=1_000_000)
     """Text before the completion. It may be empty."""
     completion: str | None = Field(default=None, min_length=1, max_length=1_000_000)
-    """Text to explain; the query's loss is taken over its tokens only. By default the model generates it, choosing the
-    most likely token each time."""
+    """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
+    default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
+    see `join`."""
+    join: Join = "exact"
+    """What stands between prompt and completion: with `exact`, nothing but what they have themselves; a completion that
+    seems to lack its space is told in the answer's `warnings`. With `space`, a space is put there if neither has one
+    and the tokenizer expects it before a word."""
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     """Most tokens to generate when `completion` is left out."""
     span: tuple[int, int] | None = None
-    """Characters [start, end) of the completion to attribute; the rest of the completion is context."""
+    """Characters [start, end) of the completion to attribute, as it is given here; the rest of it is context."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of results to return in each direction."""
     direction: Direction = "proponents"

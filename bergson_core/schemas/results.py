@@ -167,12 +167,30 @@ class QueryEcho(ResultModel):
 
     prompt: str
     completion: str
+    """The completion that is explained: as it was given, with the space that `join` has put before it, or as the model
+    generated it."""
     generated: bool = False
     """Whether the model generated the completion."""
+    token_ids: list[int] | None = None
+    """Ids of the tokens that the model generated, which are those that are explained. Null for a completion that was
+    given. The EOS that ended the completion is not among them."""
     loss: float
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
     n_tokens: int
     """Number of these tokens."""
+
+
+class QueryWarning(ResultModel):
+    """Something about a query that was probably not meant. The query is answered as it is all the same."""
+
+    code: str
+    """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
+    `double_space`: both have a space there. `trailing_space`: the completion was generated after a prompt that ends
+    with a space."""
+    detail: str
+    """What was found, and how the text was tokenised."""
+    suggestion: str | None = None
+    """What was probably meant: the completion, or, for `trailing_space`, the prompt."""
 
 
 class TimingMs(ResultModel):
@@ -202,6 +220,8 @@ class Answer(ResultModel):
     notice: str | None = None
     """`no strong influence found` if the best of `results` stands out no more than the best result of a query whose
     completion no document states."""
+    warnings: list[QueryWarning] = []
+    """What was probably not meant about the query, such as a completion without its leading space."""
     verification: Verification | None = None
     """What unlearning random documents did, if `verify` asks for it."""
     partial: bool = False

@@ -10,7 +10,7 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
 from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
-from service.cli.support.console import console
+from service.cli.support.console import console, print_warning
 from service.cli.support.result_tables import (
     module_influences,
     results_table,
@@ -67,6 +67,9 @@ def query(
         console.print_json(answer.model_copy(update={"index": index.name}).model_dump_json())
     else:
         _print_answer(answer)
+    for warning in answer.warnings:
+        meant = "" if warning.suggestion is None else f"; probably meant: {warning.suggestion!r}"
+        print_warning(f"{warning.detail}{meant}")
 
 
 def _print_answer(answer: Answer) -> None:

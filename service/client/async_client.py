@@ -1,6 +1,7 @@
 """`AsyncClient`: every call of the service as a coroutine. `Client` takes its methods from here."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Self
@@ -36,6 +37,8 @@ from service.schemas import (
     WorkerList,
 )
 from worker.messages import FINAL_STATES, JobRecord, JobState, ServiceQuery, WorkerStatus
+
+logger = logging.getLogger(__name__)
 
 ProgressListener = Callable[[Progress], object]
 
@@ -91,11 +94,14 @@ class AsyncClient:
         Args:
             index: Name of the index.
             prompt: Text before the completion; it may be empty.
-            completion: Text to explain. By default the model generates it.
-            options: Further fields of `AttributeRequest`, such as `top_k`, `direction`, `filter` and `timeout_s`.
+            completion: Text to explain, usually with a space at its beginning. By default the model generates it.
+            options: Further fields of `AttributeRequest`, such as `join`, `top_k`, `direction`, `filter` and
+                `timeout_s`.
 
         Returns:
-            The documents in the order of their influence, with scores and, unless `include` says otherwise, texts.
+            The documents in the order of their influence, with scores and, unless `include` says otherwise, texts. Its
+            `warnings` tell what was probably not meant, such as a completion without its leading space; they are also
+            logged.
 
         Raises:
             InvalidInput: A field is wrong, or the text is too long for the model (`TooLong`).
@@ -113,7 +119,10 @@ class AsyncClient:
             is_idempotent=True,
             wait_s=options.get("timeout_s"),
         )
-        return parse_response(AttributeResponse, content)
+        answer = parse_response(AttributeResponse, content)
+        for warning in answer.warnings:
+            logger.warning("%s: %s", warning.code, warning.detail)
+        return answer
 
     async def attribute_batch(
         self, queries: Iterable[AttributionQuery | Mapping[str, Any]], *, timeout_s: float | None = None

@@ -175,6 +175,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "prompt": "Ada Lovelace was born in",
         "completion": " London",
         "generated": False,
+        "token_ids": None,
         "loss": 0.12,
         "n_tokens": 1,
     },
@@ -195,6 +196,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
     ],
     "opponents": None,
     "notice": None,
+    "warnings": [],
     "verification": None,
     "partial": False,
     "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 0.0, "total": 14.6},
@@ -230,6 +232,12 @@ ATTRIBUTE_SPAN: dict[str, Any] = {
     "prompt": "Ada Lovelace",
     "completion": " was born in London in 1815",
     "span": [12, 19],
+}
+ATTRIBUTE_JOIN: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": "London",
+    "join": "space",
 }
 BATCH_REQUEST: dict[str, Any] = {
     "queries": [

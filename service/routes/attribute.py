@@ -27,6 +27,10 @@ _QUERIES: dict[str, Any] = {
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
+    "join": {
+        "summary": "A completion whose leading space is put there",
+        "value": examples.ATTRIBUTE_JOIN,
+    },
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
 _ERRORS = (
@@ -59,9 +63,12 @@ async def attribute(
     """Finds the training documents that made the model say `completion` after `prompt`.
 
     A worker computes the gradient of the completion's loss and compares it with that of every document in the index.
-    Proponents (high scores) made the completion more likely, opponents (low scores) made it less likely. Mind the
-    space: a completion usually begins with one. Without a completion, the model generates the one to explain. A text
-    that is too long for the model is refused, and never cut silently.
+    Proponents (high scores) made the completion more likely, opponents (low scores) made it less likely. A text that is
+    too long for the model is refused, and never cut silently.
+
+    Mind the space: a completion usually begins with one. Where it seems to lack its space, `warnings` show how it was
+    tokenised and what was probably meant; with `"join": "space"` the space is put there. Without a completion, the
+    model generates the one to explain: the most likely token each time, whatever its generation_config says.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each

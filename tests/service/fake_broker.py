@@ -14,6 +14,7 @@ from bergson_core.schemas.results import (
     Estimate,
     Progress,
     QueryEcho,
+    QueryWarning,
     ResultRow,
     TimingMs,
     TokenInfluence,
@@ -88,6 +89,10 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         rows[0] = rows[0].model_copy(update={"verified": Verified(**effect)})
         verification = Verification.from_controls(1e-4, -0.12, [Control(id="doc-9", **effect)])
     completion = query.completion or " said"
+    warnings = []
+    if not completion.startswith(" "):
+        meant = f" {completion}"
+        warnings = [QueryWarning(code="missing_space", detail="no space before it", suggestion=meant)]
     echo = QueryEcho(prompt=query.prompt, completion=completion, loss=0.12, n_tokens=2)
     return Answer(
         index=query.index,
@@ -96,6 +101,7 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         results=rows,
         verification=verification,
         notice="no strong influence found",
+        warnings=warnings,
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )
 

@@ -26,6 +26,11 @@ def print_message(message: str) -> None:
     console.print(message, markup=False, soft_wrap=True)
 
 
+def print_warning(message: str) -> None:
+    """Prints a warning on standard error, so that it is not mistaken for output."""
+    error_console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
+
+
 def fail(message: str) -> NoReturn:
     """Prints an error message on standard error and ends the process with status 1."""
     error_console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)

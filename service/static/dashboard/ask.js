@@ -105,6 +105,12 @@ function timingText(timing, isVerified) {
   return `${formatMs(timing.total)} (${steps.join(", ")})`;
 }
 
+/** Shows a warning about the query. The suggestion is in quotes, so that a space at its beginning can be seen. */
+function warningNote({ detail, suggestion }) {
+  const meant = suggestion ? ` Probably meant: ${JSON.stringify(suggestion)}.` : "";
+  return note(`Warning: ${detail}.${meant}`, "warning");
+}
+
 function answerView(answer) {
   const { query, verification } = answer;
   const parts = [
@@ -115,6 +121,7 @@ function answerView(answer) {
   return [
     el("p", { className: "query" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
+    ...(answer.warnings ?? []).map(warningNote),
     answer.notice ? note(`${answer.notice}: ${NOTICE_MEANING}`) : null,
     verification ? note(verificationText(verification)) : null,
     answer.results ? resultTable("Made it more likely", answer.results) : null,

@@ -1,6 +1,7 @@
 """The client against the service itself over a fake broker, and against responses that a service seldom gives."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -208,6 +209,21 @@ def test_an_index_is_built_queried_and_looked_up(client: Client, broker: FakeBro
     assert [worker.worker_id for worker in client.workers()] == [beat.worker_id for beat in broker.heartbeats]
     assert client.ready().workers == 1
     assert client.cancel(job).state == client.job(job.job_id).state == "cancelled"
+
+
+def test_warnings_of_an_answer_are_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert client.attribute("facts", "Ada was born in", " London").warnings == []
+        assert not [record for record in caplog.records if record.name.startswith("service.client")]
+        (warning,) = client.attribute("facts", "Ada was born in", "London").warnings
+    assert warning.suggestion == " London"
+    assert "missing_space: no space before it" in caplog.text
+
+
+def test_join_reaches_the_worker(client: Client, broker: FakeBroker) -> None:
+    client.attribute("facts", "Ada was born in", " London", join="space")
+    client.attribute("facts", "Ada was born in", " London")
+    assert [query.join for query, *_ in broker.queries] == ["space", "exact"]
 
 
 def test_lists_are_read_page_by_page(

@@ -124,6 +124,11 @@ def test_an_answer_is_shown_and_hostile_text_stays_text(visit: Visit, browser_br
     assert browser_broker.queries[0][0].completion == " London"
     expect(page.locator("#answer .score .faint")).to_have_text(["above 99.90 %", "above 99.80 %"])
     expect(page.locator("#answer")).to_contain_text("no strong influence found")
+    expect(page.locator("#answer .warning")).to_have_count(0)
+    page.get_by_label("Completion").fill("London")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer .warning")).to_contain_text('no space before it. Probably meant: " London".')
+    page.get_by_label("Completion").fill(" London")
     page.get_by_label("Shade the tokens").check()
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#answer .token")).to_have_text(["<b>Ada</b>", " London"] * 2)

@@ -45,10 +45,36 @@ def test_the_query_reaches_the_worker_unchanged(client: TestClient, broker: Fake
 
 
 @pytest.mark.parametrize(
-    "body", [examples.ATTRIBUTE_REQUEST, examples.ATTRIBUTE_BOTH, examples.ATTRIBUTE_VERIFIED]
+    "body",
+    [
+        examples.ATTRIBUTE_REQUEST,
+        examples.ATTRIBUTE_BOTH,
+        examples.ATTRIBUTE_VERIFIED,
+        examples.ATTRIBUTE_JOIN,
+    ],
 )
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/attribute", json=body).status_code == 200
+
+
+def test_queries_that_differ_in_their_join_have_different_answers(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    for join in ("exact", "space", "exact"):
+        assert client.post("/attribute", json=QUERY | {"join": join}).status_code == 200
+    assert [query.join for query, *_ in broker.queries] == ["exact", "space"], "the third is from the cache"
+    refused = client.post("/attribute", json=QUERY | {"join": "newline"})
+    assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, ["body", "join"])
+
+
+def test_the_answer_has_the_warnings_also_in_a_batch_and_from_the_cache(client: TestClient) -> None:
+    query = QUERY | {"completion": "London"}
+    warnings = [client.post("/attribute", json=query).json()["warnings"] for _ in range(2)]
+    warnings.append(
+        client.post("/attribute/batch", json={"queries": [query]}).json()["results"][0]["warnings"]
+    )
+    expected = {"code": "missing_space", "detail": "no space before it", "suggestion": " London"}
+    assert warnings == [[expected]] * 3
 
 
 @pytest.mark.parametrize("timeout", [{}, {"timeout_s": None}])
