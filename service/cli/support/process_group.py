@@ -1,9 +1,7 @@
 """Starts Redis, workers and the web service as child processes and makes sure that none of them is left behind."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +13,11 @@ import httpx
 
 from bergson_core.errors import Unavailable
 from service.settings import ServiceSettings
-from worker.queue.child_process import command_tied_to_parent
+from worker.queue.child_process import (
+    child_environment,
+    command_tied_to_parent,
+    python_module_command,
+)
 from worker.queue.embedded_redis import redis_url
 
 _START_TIMEOUT_S: Final = 120.0
@@ -72,7 +74,7 @@ def running_system(
         signal.signal(signal_number, _interrupt)
     with ExitStack() as stack:
         url = stack.enter_context(redis_url(settings))
-        environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        environment = child_environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         if log:  # The person who started this process reads the file.
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
         output = stack.enter_context(log.open("ab")) if log else None
@@ -81,7 +83,7 @@ def running_system(
         stack.callback(_stop, processes)
         for name, module in modules.items():
             processes[name] = subprocess.Popen(
-                command_tied_to_parent([sys.executable, "-m", module]),
+                command_tied_to_parent(python_module_command(module)),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
