@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
+from bergson_core.storage.layout import BUILD_STAMP_FILE
 
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
@@ -158,8 +159,8 @@ def read_manifest(index: str | Path) -> Manifest:
     path = Path(index) / MANIFEST_FILE
     try:
         raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise IndexNotFound(f"no index at {index}: build one first, or name another") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _index_not_found(Path(index)) from None
     except (OSError, ValueError) as error:
         raise IndexCorrupt(f"{path} cannot be read: {error}") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -172,6 +173,16 @@ def read_manifest(index: str | Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
+
+
+def _index_not_found(index: Path) -> IndexNotFound:
+    if index.is_file():
+        return IndexNotFound(f"{index} is a file; expected the directory of an index")
+    if (index / BUILD_STAMP_FILE).is_file():
+        return IndexNotFound(
+            f"no index at {index}: its build is not finished; run the same build again to go on with it"
+        )
+    return IndexNotFound(f"no index at {index}: build one first, or name another")
 
 
 def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:

@@ -59,7 +59,7 @@ def test_an_index_is_built_and_queried_from_the_command_line(sources, run_main):
     assert "40 documents" in built.stdout
     text = tiny.texts(40)[5]
     query = ("query", index, "--prompt", text[:1], "--completion", text[1:], "--top-k", 1)
-    assert text in " ".join(output_of(*query).split())  # A table wraps at the width of the terminal.
+    assert text in output_of(*query)  # Without a terminal nothing is cut or wrapped.
     answer = json.loads(output_of(*query, "--json"))
     assert answer["results"][0]["prompt"] == text
     verified = json.loads(output_of(*query, "--verify", 1, "--json"))
@@ -67,7 +67,7 @@ def test_an_index_is_built_and_queried_from_the_command_line(sources, run_main):
     assert len(verified["verification"]["controls"]) == 3
     assert output_of(*query, "--verify", 1).count("(random)") == 3
     printed = output_of(*query, "--include", "tokens", "--include", "modules")
-    assert text not in printed
+    assert text in printed
     assert "gpt_neox.layers.1.mlp.dense_h_to_4h' +" in printed
     assert "40 documents" in output_of("build", index, *options, "--id_column", "id")
     other = run_main(index, *options)
