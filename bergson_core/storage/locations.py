@@ -25,10 +25,9 @@ def is_hub_id(name: str) -> bool:
 
 def is_local(name: str) -> bool:
     """Returns whether a model or a dataset is on this machine: it exists here, or its name cannot be a hub id."""
-    try:
-        return not (is_hub_id(name) or "://" in name) or os.path.lexists(os.path.expanduser(name))
-    except ValueError:  # a null byte
+    if "\0" in name or "://" in name:
         return False
+    return not is_hub_id(name) or os.path.lexists(os.path.expanduser(name))
 
 
 def absolute_path(path: str) -> str:

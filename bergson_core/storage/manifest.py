@@ -231,18 +231,17 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
             "of a finished model"
         )
     stated = {field: getattr(spec, field) for field in AppendSpec.REPEATED_FIELDS}
-    built = {field: getattr(manifest.spec, field) for field in stated}
-    if stated["model"] is not None and locate(stated["model"]) == locate(built["model"]):
-        stated["model"] = built["model"]
-    differences = find_differences(
-        built, {field: value if value is not None else built[field] for field, value in stated.items()}
-    )
-    if differences:
-        settings = "; ".join(
-            f"{path}: the index {name} was built with {before}, and the append says {after}"
-            for path, before, after in differences
-        )
-        raise InvalidInput(f"{settings}; leave it out, or build another index")
+    if stated["model"] is not None and locate(stated["model"]) == locate(manifest.spec.model):
+        stated["model"] = manifest.spec.model
+    for field, value in stated.items():
+        built = getattr(manifest.spec, field)
+        if value is not None and (differences := find_differences(built, value)):
+            before = ", ".join(f"{path} {value}".strip() for path, value, _ in differences)
+            after = ", ".join(f"{path} {value}".strip() for path, _, value in differences)
+            raise InvalidInput(
+                f"{field}: the index {name} was built with {before}, and the append says {after}; leave it out, or "
+                "build another index"
+            )
 
 
 def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:

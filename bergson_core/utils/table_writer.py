@@ -93,9 +93,14 @@ def _write_csv(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
         writer.writerow(rows.schema.names)
         for batch in rows:
             for row in batch.to_pylist():
-                writer.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values())
+                writer.writerow(_csv_cell(name, value) for name, value in row.items())
             count += batch.num_rows
     return count
+
+
+def _csv_cell(name: str, value: Any) -> Any:
+    value = parse_metadata(value) if name == "metadata" else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 @contextmanager

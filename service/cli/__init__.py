@@ -19,17 +19,17 @@ from service.cli.support.console import fail
 _COMMANDS: Final = {
     "build": CommandSource("build", "Build an index of the gradients of a dataset's documents."),
     "estimate": CommandSource("build", "Estimate what a build would take, by running a part of it."),
+    "query": CommandSource("query", "Find the training samples that made the model say a completion."),
     "list": CommandSource("inspect", "List the indexes in a directory."),
     "info": CommandSource("inspect", "Show what an index holds and how it was built."),
-    "query": CommandSource("query", "Find the training samples that made the model say a completion."),
-    "score": CommandSource("score", "Score every document against a set of queries."),
-    "self_influence": CommandSource("score", "Score every document against itself."),
     "profile": CommandSource("maintain", "Fit a preconditioner to a task from a sample of its queries."),
     "append": CommandSource("maintain", "Add documents to an index."),
     "takedown": CommandSource("maintain", "Hide documents from every answer, at once and for good."),
     "compact": CommandSource("maintain", "Remove the bytes of the documents that were taken down."),
     "checksum": CommandSource("maintain", "Compare the checksums of an index's files with its manifest."),
     "relocate": CommandSource("relocate", "Record where the model or dataset of an index is now."),
+    "score": CommandSource("score", "Score every document against a set of queries."),
+    "self_influence": CommandSource("score", "Score every document against itself."),
     "evaluate": CommandSource("evaluate", "Measure an index against BM25 and other baselines."),
     "check": CommandSource("check", "Compare a model's gradients alone, batched, and in each precision."),
     "canary": CommandSource("canary", "Send a fixed set of queries to a running service."),
@@ -82,7 +82,7 @@ def main() -> None:
         ):  # A locale without UTF-8 cannot encode every text; nor UTF-8 a surrogate.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="bergson")
     except BergsonError as error:
         fail(str(error))
     except ValueError as error:
