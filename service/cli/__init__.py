@@ -7,6 +7,7 @@ library where it needs it, so that `bergson --help` and its errors are quick.
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated, Final
 
 import typer
@@ -20,7 +21,7 @@ _COMMANDS: Final = {
     "build": CommandSource("build", "Build an index of the gradients of a dataset's documents."),
     "estimate": CommandSource("build", "Estimate what a build would take, by running a part of it."),
     "query": CommandSource("query", "Find the training samples that made the model say a completion."),
-    "list": CommandSource("inspect", "List the indexes in a directory."),
+    "list": CommandSource("inspect", "List the indexes in a directory.", "list_indexes"),
     "info": CommandSource("inspect", "Show what an index holds and how it was built."),
     "profile": CommandSource("maintain", "Fit a preconditioner to a task from a sample of its queries."),
     "append": CommandSource("maintain", "Add documents to an index."),
@@ -77,9 +78,8 @@ def _all_commands(
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed in a line or two, with exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # A locale without UTF-8 cannot encode every text; nor UTF-8 a surrogate.
+        if isinstance(stream, TextIOWrapper):
+            # Not every locale can encode every text, and UTF-8 cannot encode a lone surrogate.
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="bergson")

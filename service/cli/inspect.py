@@ -20,7 +20,7 @@ from service.schemas import IndexDetail, IndexSummary
 _LIST_COLUMNS: Final = ("name", "state", "rows", "generation", "bytes", "created_at", "model")
 
 
-def list(
+def list_indexes(
     directory: Annotated[
         Path,
         typer.Argument(metavar="[DIR]", help="Directory of indexes, or a data directory of the service."),
@@ -61,7 +61,7 @@ def info(
         console.print(_info_table(path, detail))
 
 
-def _read_directory(directory: Path) -> "list[IndexDetail]":
+def _read_directory(directory: Path) -> list[IndexDetail]:
     """Returns the indexes in a directory, or in the directory `indexes` below a data directory of the service."""
     if not directory.is_dir():
         raise InvalidInput(f"{directory} is no directory; expected one that holds indexes")
@@ -96,7 +96,7 @@ def _state(detail: IndexDetail) -> str:
     return "unfinished" if detail.state == "building" else detail.state
 
 
-def _list_table(details: "list[IndexDetail]") -> Table:
+def _list_table(details: list[IndexDetail]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("name", "state", "documents", "generation", "MiB", "created", "model"):
         is_number = title in ("documents", "generation", "MiB")

@@ -23,8 +23,10 @@ class CommandSource(NamedTuple):
     """Where a command is defined, and what `bergson --help` says about it without importing it."""
 
     module: str
-    """Module below `service.cli`. Its attribute of the command's name is a function, or a `typer.Typer` named `app`."""
+    """Module below `service.cli`. It has a function of the command's name, or a `typer.Typer` named `app`."""
     summary: str
+    function: str | None = None
+    """Name of the function, if it is not that of the command."""
 
 
 class _LazyCommands(Mapping[str, Any]):
@@ -34,11 +36,14 @@ class _LazyCommands(Mapping[str, Any]):
         self._sources, self._context_settings = sources, context_settings
 
     def __getitem__(self, name: str) -> Any:
-        module = import_module(f"service.cli.{self._sources[name].module}")
+        source = self._sources[name]
+        module = import_module(f"service.cli.{source.module}")
         app = getattr(module, "app", None)
         if app is None:
             app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-            app.command(name, context_settings=self._context_settings)(getattr(module, name))
+            app.command(name, context_settings=self._context_settings)(
+                getattr(module, source.function or name)
+            )
         command = get_command(app)
         command.name = name
         return command
@@ -61,7 +66,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.commands: Any = _LazyCommands(self.sources, self.context_settings)
+        self.commands: Any = _LazyCommands(self.sources, dict(self.context_settings))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Returns the names of all commands."""

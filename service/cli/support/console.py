@@ -26,7 +26,7 @@ class _Console(Console):
     """A console that cuts and wraps nothing where its output goes to a file or to another program."""
 
     @property
-    def size(self) -> ConsoleDimensions:
+    def size(self) -> ConsoleDimensions:  # pyright: ignore - it needs no setter
         """The size of the terminal, or a size that any line fits into."""
         return super().size if self.file.isatty() else _UNLIMITED
 
