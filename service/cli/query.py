@@ -1,6 +1,8 @@
 """`bergson query` asks an index on disk which training samples made the model say a completion."""
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -80,7 +82,7 @@ def query(
     if isinstance(answer, BergsonError):
         raise answer
     if output_format == "json":
-        name = index.resolve().name
+        name = Path(os.path.abspath(index)).name  # of the directory, also for `.`
         print_message(json.dumps(answer.model_copy(update={"index": name}).model_dump(mode="json"), indent=2))
     elif output_format == "csv":
         print_csv(*results_as_rows(answer))
