@@ -51,12 +51,12 @@ FROM runtime AS web
 COPY --from=build-web /opt/venv /opt/venv
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+    CMD ["python", "-Ic", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 CMD ["serve"]
 
 FROM runtime AS worker
 COPY --from=build-worker /opt/venv /opt/venv
 COPY scripts/worker-health.py /opt/worker-health.py
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "/opt/worker-health.py"]
+    CMD ["python", "-I", "/opt/worker-health.py"]
 CMD ["worker"]

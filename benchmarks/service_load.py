@@ -177,7 +177,7 @@ def measure_web_process(root: Path, redis: str) -> tuple[float, float]:
     }
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-m", "service"], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-Pm", "service"], env=environment, stderr=subprocess.DEVNULL
     ) as process:
         while not is_alive(port):
             time.sleep(0.005)

@@ -18,6 +18,7 @@ from .indexing.build import build_index
 from .indexing.compact import compact_index
 from .indexing.estimation.estimate import estimate_build
 from .indexing.executor import Executor, LocalExecutor
+from .indexing.relocate import relocate_index
 from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
@@ -122,6 +123,7 @@ __all__ = [
     "group_near_duplicates",
     "load_model",
     "read_manifest",
+    "relocate_index",
     "score_corpus",
     "score_self_influence",
     "take_down_document",

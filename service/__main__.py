@@ -1,4 +1,4 @@
-"""Runs the web service as one process: `python -m service`, with settings such as `BERGSON_PORT=9000`.
+"""Runs the web service as one process: `bergson serve`, or `python -Pm service`, with settings from the environment.
 
 If the service cannot start, the process says in one line why and what to do, and exits with a status other than 0.
 """

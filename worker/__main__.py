@@ -1,4 +1,7 @@
-"""`python -m worker` runs one worker, configured by the environment (`worker.settings`), until SIGTERM or Ctrl-C."""
+"""`bergson worker`, or `python -Pm worker`, runs one worker until SIGTERM or Ctrl-C.
+
+The environment configures it (`worker.settings`).
+"""
 
 import logging
 import os

@@ -24,8 +24,8 @@ from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
-from bergson_core.models import loading
-from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.index_model import load_index_model
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
@@ -83,8 +83,9 @@ class AttributionIndex:
 
         Args:
             path: Directory of the index.
-            load_model: Called as `load_model(name, revision, dtype)`; `bergson_core.load_model` by default. A caller
-                that has the model in memory passes a function that returns it.
+            load_model: Called as `load_model(name, revision, dtype)`, for adapters of a local model also with
+                `adapter_base`; `bergson_core.load_model` by default. A caller that has the model in memory passes a
+                function that returns it.
             partial: Open an index with damaged shards without them. It then answers only queries that are `partial`.
             executor: Where shards are searched: in this process, or on the machines of a Ray cluster with
                 `RayExecutor()`; see docs/scaling.md.
@@ -100,9 +101,7 @@ class AttributionIndex:
         while True:
             manifest = read_manifest(root)
             try:
-                return cls._open_generation(
-                    root, manifest, load_model or loading.load_model, partial, executor
-                )
+                return cls._open_generation(root, manifest, load_model, partial, executor)
             except (IndexCorrupt, FileNotFoundError) as error:
                 if read_manifest(root).generation != manifest.generation:
                     continue  # a new generation was published meanwhile, and files of the old one were removed
@@ -112,15 +111,14 @@ class AttributionIndex:
 
     @classmethod
     def _open_generation(
-        cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool, executor: Executor
+        cls, root: Path, manifest: Manifest, load_model: LoadModel | None, partial: bool, executor: Executor
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
             raise damaged_shards_error(root.name, searcher.damaged)
         processor = GradientProcessor.load(root / "statistics")
         _require_same_projection(processor, spec.gradients)
-        model = load_model(spec.model, manifest.revision, spec.dtype)
-        require_same_model(root.name, manifest, model)
+        model = load_index_model(root, manifest, load_model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         return cls(
             name=root.name,

@@ -9,6 +9,7 @@ is not computed again, so that an interrupted series continues where it stopped.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -117,21 +118,35 @@ def _iter_finished(
     if processes == 1:
         yield from ((run.number, _compute_losses(trainer, queries, run)) for run in runs)
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _set_worker_inputs, (trainer, queries))
+    safe_path = os.environ.get("PYTHONSAFEPATH")
+    inputs = trainer, queries, safe_path
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _set_worker_inputs, inputs)
     try:
+        # A process that starts would import the first modules that it needs from its working directory.
+        os.environ["PYTHONSAFEPATH"] = "1"
         numbers = {pool.submit(_compute_losses_in_worker, run): run.number for run in runs}
         for future in as_completed(numbers):
             yield numbers[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+        _restore_safe_path(safe_path)
+
+
+def _restore_safe_path(value: str | None) -> None:
+    """Sets PYTHONSAFEPATH as the user has set it, for the user's training command."""
+    if value is None:
+        os.environ.pop("PYTHONSAFEPATH", None)
+    else:
+        os.environ["PYTHONSAFEPATH"] = value
 
 
 _worker_inputs: tuple[Trainer, Sequence[Tokens]]
 """Trainer and queries of a worker process, which are sent to it once, when it starts."""
 
 
-def _set_worker_inputs(trainer: Trainer, queries: Sequence[Tokens]) -> None:
+def _set_worker_inputs(trainer: Trainer, queries: Sequence[Tokens], safe_path: str | None) -> None:
     global _worker_inputs
+    _restore_safe_path(safe_path)
     _worker_inputs = trainer, queries
 
 

@@ -95,8 +95,13 @@ def make_trainer(inputs: EvaluationInputs, training: TrainingSpec) -> Trainer:
     loop_settings = (documents.tokens, training.schedule, training.scratch)
     if training.start is not None:
         return BuiltInTrainer(training.start, *loop_settings, load_model(training.start).sha256)
+    manifest = index.manifest
     return BuiltInTrainer(
-        index.manifest.spec.model, *loop_settings, index.model.sha256, index.manifest.revision
+        manifest.model_source,
+        *loop_settings,
+        index.model.sha256,
+        manifest.revision,
+        manifest.adapter_base,
     )
 
 

@@ -57,6 +57,7 @@ class BuiltInTrainer:
         scratch: Start from new weights instead of those of `start`.
         sha256: Hash of the content of the model `start`.
         revision: Revision of `start` on the Hugging Face Hub.
+        adapter_base: Directory of the model that the adapters `start` belong to, in place of the name that they give.
     """
 
     start: str
@@ -65,6 +66,7 @@ class BuiltInTrainer:
     scratch: bool
     sha256: str
     revision: str | None = None
+    adapter_base: str | None = None
 
     def cache_key(self) -> dict[str, Any]:
         """Returns, as JSON, everything that a run depends on except its documents and its seed."""
@@ -73,7 +75,7 @@ class BuiltInTrainer:
     def train(self, subset: Bool[np.ndarray, " n"], seed: int) -> LanguageModel:
         """Trains on the documents where `subset` is true and returns the model."""
         threads = self.schedule.threads
-        start = load_model(self.start, self.revision)
+        start = load_model(self.start, self.revision, adapter_base=self.adapter_base)
         assert start.tokenizer is not None  # load_model always returns one
         with reproducible(0, threads):
             model = AutoModelForCausalLM.from_config(start.model.config) if self.scratch else start.model

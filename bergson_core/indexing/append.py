@@ -22,9 +22,9 @@ from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
 from bergson_core.indexing.output_directory import index_write_lock, statistics_stamp_path
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
-from bergson_core.models import loading
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.index_model import load_index_model
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import LoadModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import AppendSpec
@@ -36,6 +36,7 @@ from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.document_lookup import find_existing_ids
 from bergson_core.storage.document_table import iter_document_tables, read_document
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
+from bergson_core.storage.locations import locate_dataset
 from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
@@ -88,13 +89,14 @@ def append_documents(
     """
     spec, root = AppendSpec.model_validate(spec), Path(index)
     report, confirm = report or ignore_progress, confirm or always_confirm
+    if spec.dataset is not None:
+        spec = spec.model_copy(update={"dataset": locate_dataset(spec.dataset)})
     require_appendable(root.name, read_manifest(root), spec)
     executor.prepare()
     with index_write_lock(root), translate_out_of_memory():
         old = read_manifest(root)
         report(Progress(stage="load"))
-        model = (load_model or loading.load_model)(old.spec.model, old.revision, old.spec.dtype)
-        require_same_model(root.name, old, model)
+        model = load_index_model(root, old, load_model)
         new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
         context = BuildContext(new_spec, root, report, confirm)
         read = load_documents_streaming(new_spec, _make_stream_directory(root, spec, key), report)

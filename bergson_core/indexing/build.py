@@ -62,6 +62,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
+from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
@@ -104,7 +105,7 @@ def build_index(
         DiskFull: The disk is full.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
-    spec, output = BuildSpec.model_validate(spec), Path(output)
+    output, spec = Path(output), locate_sources(BuildSpec.model_validate(spec))
     require_free_directory(output, spec)
     executor.prepare()
     is_new = not output.exists()
@@ -181,7 +182,7 @@ def rows_fingerprint(spec: BuildSpec, model: LanguageModel, documents: CheckedDo
     checkpoint_sha256 = file_sha256(find_checkpoint_file(checkpoint)) if checkpoint is not None else ""
     parts = (
         str(FORMAT_VERSION),
-        spec.rows_fingerprint(),
+        without_paths(spec).rows_fingerprint(),
         model.sha256,
         documents.content_sha256,
         checkpoint_sha256,

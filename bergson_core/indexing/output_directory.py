@@ -2,7 +2,8 @@
 
 Files:
     <index>/.lock             held while a process writes; the kernel releases it when the process dies
-    <index>/building.json     {"spec": fingerprint of the build in progress}; removed when the index is published
+    <index>/building.json     {"spec": fingerprint of the build in progress, "settings": its spec}; removed when the
+                              index is published
     <index>/statistics/done   names the build that the statistics belong to; written after them (`build.py`)
 """
 
@@ -17,8 +18,10 @@ from filelock import FileLock, Timeout
 from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.shards.disk_errors import translate_disk_errors
-from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
+from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
+from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.utils.atomic_files import write_durably
 
@@ -49,26 +52,46 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
     """
     if output.exists() and not output.is_dir():
         raise IndexExists(f"{output} is a file; expected a new directory")
+    spec = locate_sources(spec)
     try:
-        expected, present = spec.fingerprint(), read_manifest(output).fingerprint
+        differences = find_differences(locate_sources(read_manifest(output).spec), spec)
     except IndexNotFound:
-        stamp = output / BUILD_STAMP_FILE
-        if not stamp.is_file():
-            if output.exists() and any(path.name != LOCK_FILE for path in output.iterdir()):
-                raise IndexExists(
-                    f"{output} is not empty and holds no index; expected a new directory"
-                ) from None
+        if not (output / BUILD_STAMP_FILE).is_file():
+            _require_no_other_files(output, spec)
             return
-        expected, present = spec.rows_fingerprint(), json.loads(stamp.read_text())["spec"]
-    if present != expected:
-        raise IndexExists(
-            f"{output} holds an index of another model, dataset or settings; choose another directory"
+        differences = _find_differences_of_unfinished(output, spec)
+    if differences:
+        settings = "; ".join(
+            f"{path} is {before} there and {after} here" for path, before, after in differences
         )
+        raise IndexExists(
+            f"{output} holds an index of another model, dataset or settings ({settings}); choose another directory"
+        )
+
+
+def _require_no_other_files(output: Path, spec: BuildSpec) -> None:
+    """Raises `IndexExists` unless `output` is empty, but for the model and the dataset of the build."""
+    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    if other := names - {LOCK_FILE} - (sources_inside(spec, output) - INDEX_FILES):
+        raise IndexExists(
+            f"{output} is not empty and holds no index; expected a new directory, found {min(other)!r}"
+        )
+
+
+def _find_differences_of_unfinished(output: Path, spec: BuildSpec) -> list[Difference]:
+    """Returns the settings in which the unfinished build in `output` differs, except how its rows are searched."""
+    stamp = json.loads((output / BUILD_STAMP_FILE).read_text())
+    if stamp["spec"] == spec.rows_fingerprint():
+        return []
+    if "settings" not in stamp:
+        return [("the unfinished build", "of release 0.1.0", "of another release or other settings")]
+    started = locate_sources(BuildSpec.model_validate(stamp["settings"]))
+    return find_differences(started, spec.model_copy(update={"search": started.search}))
 
 
 def write_build_stamp(output: Path, spec: BuildSpec) -> None:
     """Records in `output` which build is in progress there, for `require_free_directory`."""
-    stamp = {"spec": spec.rows_fingerprint()}
+    stamp = {"spec": spec.rows_fingerprint(), "settings": spec.model_dump(mode="json")}
     write_durably(output / BUILD_STAMP_FILE, json.dumps(stamp).encode())
 
 

@@ -31,14 +31,13 @@ from bergson_core.storage.integrity import flush_files, make_file_entry
 from bergson_core.storage.layout import DEFAULT_PROFILE, preconditioner_path
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
-    MANIFEST_FILE,
     Manifest,
     ModuleEntry,
     Origin,
     ProfileEntry,
     ShardEntry,
+    write_manifest,
 )
-from bergson_core.utils.atomic_files import write_durably
 from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
@@ -108,6 +107,7 @@ def publish_index(
         fingerprint=spec.fingerprint(),
         model_sha256=model.sha256,
         model_revision=model.revision,
+        adapter_base=model.adapter_base,
         modules=tuple(
             ModuleEntry(name=module.name, out_features=module.out_features, in_features=module.in_features)
             for module in modules
@@ -187,7 +187,7 @@ def publish_manifest(manifest: Manifest, files: SearchFiles, confirm: ConfirmCal
     entries = manifest.all_files()
     flush_files(files.root, [entry for path, entry in entries.items() if path not in files.published])
     confirm()
-    write_durably(files.root / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    write_manifest(files.root, manifest)
     remove_unpublished_files(files.root, manifest)
     return manifest
 

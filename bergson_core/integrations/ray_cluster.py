@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -21,6 +22,8 @@ try:
 except ImportError as error:
     raise ClusterUnavailable("the executor ray needs Ray: pip install 'bergson-service[ray]'") from error
 
+_PACKAGES_DIRECTORY: Final = Path(__file__).absolute().parents[2]
+"""The directory that this package is imported from."""
 MAX_ATTEMPTS: Final = 3
 """How many actors may die doing the same work before it is given up."""
 
@@ -37,7 +40,9 @@ def connect() -> None:
     if ray.is_initialized():
         return
     try:
-        with _preserve_sigterm_handler():
+        # Ray's processes import from the driver's working directory, where a user's own files may have the names of
+        # modules that they need.
+        with _preserve_sigterm_handler(), chdir(_PACKAGES_DIRECTORY):
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")

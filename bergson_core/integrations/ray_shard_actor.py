@@ -36,6 +36,7 @@ class ShardBuilderSpec:
         statistics_stamp: The content of the stamp of its statistics.
         model_sha256: The hash of the model's files.
         revision: The commit of the model's repository on the hub.
+        adapter_base: The directory of the model that local adapters belong to.
         budget_tokens: The maximum number of tokens in a batch, padding included.
         save_moments: Whether the second moment of each shard's rows is saved.
         device: `cuda` or `cpu`.
@@ -47,6 +48,7 @@ class ShardBuilderSpec:
     statistics_stamp: bytes
     model_sha256: str
     revision: str | None
+    adapter_base: str | None
     budget_tokens: int
     save_moments: bool
     device: str
@@ -62,6 +64,7 @@ class ShardBuilderSpec:
             statistics_stamp=statistics_stamp_path(output).read_bytes(),
             model_sha256=builder.model.sha256,
             revision=builder.model.revision or builder.spec.revision,
+            adapter_base=builder.model.adapter_base,
             budget_tokens=builder.budget_tokens,
             save_moments=builder.save_moments,
             device=builder.model.device.type,
@@ -80,7 +83,9 @@ class ShardBuilderSpec:
             raise InvalidInput(
                 f"{self.output} is not the directory of this build: expected one that all machines of the cluster share"
             )
-        model = load_model(self.spec.model, self.revision, self.spec.dtype, self.device)
+        model = load_model(
+            self.spec.model, self.revision, self.spec.dtype, self.device, adapter_base=self.adapter_base
+        )
         if model.sha256 != self.model_sha256:
             raise InvalidInput(
                 f"the files of the model {self.spec.model} differ from those where the build was started: expected a "

@@ -26,6 +26,7 @@ class LanguageModel:
         head: The linear map from hidden features to logits; None where `backbone` is.
         sha256: Of the configuration, weights and tokenizer; empty for a model that was not loaded from files.
         revision: The commit of the hub's repository that the model was loaded from; None for a local model.
+        adapter_base: The directory of the model that local adapters belong to; None for any other model.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class LanguageModel:
     head: nn.Linear | None
     sha256: str = ""
     revision: str | None = None
+    adapter_base: str | None = None
 
     @property
     def device(self) -> torch.device:

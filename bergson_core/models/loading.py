@@ -36,6 +36,7 @@ from bergson_core.models.lora import (
     read_adapter_base,
     read_module_patterns,
 )
+from bergson_core.storage.locations import absolute_path, is_hub_id, is_local
 from bergson_core.utils import safe_regex
 
 LoadModel = Callable[..., LanguageModel]
@@ -57,7 +58,12 @@ def default_device() -> str:
 
 
 def load_model(
-    name: str, revision: str | None = None, dtype: str = "float32", device: str | None = None
+    name: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    *,
+    adapter_base: str | None = None,
 ) -> LanguageModel:
     """Loads a model and its tokenizer, frozen and in evaluation mode.
 
@@ -66,6 +72,7 @@ def load_model(
         revision: Branch, tag or commit of the hub's repository.
         dtype: The precision of the weights: "float32", "bfloat16" or "float64".
         device: Where to load the model; by default on the first GPU, or on the CPU where there is none.
+        adapter_base: Directory of the model that adapters belong to, in place of the name that they give.
 
     Raises:
         ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code.
@@ -74,6 +81,7 @@ def load_model(
     directory = adapters = _resolve(name, revision)
     base = read_adapter_base(adapters)
     if base is not None:
+        base = AdapterBase(adapter_base, None) if adapter_base is not None else base
         directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
     _require_weights(directory, "*.safetensors")
     for checked in {directory, adapters}:
@@ -89,7 +97,11 @@ def load_model(
         model.requires_grad_(False).eval()
         nn.Module.to(model, device or default_device())
         sha256 = _content_sha256(*dict.fromkeys((directory, adapters)))
-        return replace(as_language_model(model, tokenizer, sha256), revision=_snapshot_commit(adapters))
+        return replace(
+            as_language_model(model, tokenizer, sha256),
+            revision=_snapshot_commit(adapters),
+            adapter_base=absolute_path(base.name) if base is not None and is_local(base.name) else None,
+        )
 
 
 def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -157,11 +169,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _resolve(name: str, revision: str | None) -> Path:
     """Returns the directory with the files of a model: `name` itself, or a snapshot of the hub's repository."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    is_of_hub = revision is not None and is_hub_id(name)  # A directory has no revisions.
+    if path.is_dir() and not is_of_hub:
         if not any((path / config).is_file() for config in ("config.json", ADAPTER_CONFIG_FILE)):
             raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
         return path
-    if path.exists() or name.startswith(("/", "./", "../", "~")):
+    if not is_of_hub and (path.exists() or name.startswith(("/", "./", "../", "~"))):
         raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILE_PATTERNS))

@@ -17,6 +17,17 @@ from pydantic import ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
+from bergson_core.schemas.differences import find_differences
+from bergson_core.storage.layout import BUILD_STAMP_FILE
+from bergson_core.storage.locations import (
+    absolute_path,
+    locate,
+    name_in_memory,
+    name_on_disk,
+    names_in_memory,
+    names_on_disk,
+)
+from bergson_core.utils.atomic_files import write_durably
 
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
@@ -114,6 +125,8 @@ class Manifest(ResultModel):
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""
+    adapter_base: str | None = None
+    """Directory of the model that local adapters belong to, if that model is local too."""
     modules: tuple[ModuleEntry, ...]
     coverage_percent: float
     dimensions: int
@@ -136,6 +149,11 @@ class Manifest(ResultModel):
         """Revision of the hub's repository to load the model from."""
         return self.model_revision or self.spec.revision
 
+    @property
+    def model_source(self) -> str:
+        """What to load the model from: the id of a hub model, which has a commit, or else an absolute path."""
+        return self.spec.model if self.model_revision is not None else absolute_path(self.spec.model)
+
     def all_files(self) -> dict[str, FileEntry]:
         """Returns all files of the index, by path."""
         return {entry.path: entry for part in (self, *self.shards, *self.profiles) for entry in part.files}
@@ -146,7 +164,7 @@ class Manifest(ResultModel):
 
 
 def read_manifest(index: str | Path) -> Manifest:
-    """Reads the manifest of an index.
+    """Reads the manifest of an index. Paths inside the index are absolute in what is returned.
 
     Args:
         index: Directory of the index.
@@ -158,8 +176,8 @@ def read_manifest(index: str | Path) -> Manifest:
     path = Path(index) / MANIFEST_FILE
     try:
         raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise IndexNotFound(f"no index at {index}: build one first, or name another") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _index_not_found(Path(index)) from None
     except (OSError, ValueError) as error:
         raise IndexCorrupt(f"{path} cannot be read: {error}") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -169,9 +187,30 @@ def read_manifest(index: str | Path) -> Manifest:
             "Build the index again, or use the release that wrote it"
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
+    base = manifest.adapter_base and name_in_memory(manifest.adapter_base, path.parent)
+    return manifest.model_copy(
+        update={"spec": names_in_memory(manifest.spec, path.parent), "adapter_base": base}
+    )
+
+
+def write_manifest(index: Path, manifest: Manifest) -> None:
+    """Replaces the manifest of an index in one step. The caller holds the lock of the index."""
+    base = manifest.adapter_base and name_on_disk(manifest.adapter_base, index)
+    stored = manifest.model_copy(update={"spec": names_on_disk(manifest.spec, index), "adapter_base": base})
+    write_durably(index / MANIFEST_FILE, stored.model_dump_json(indent=1).encode())
+
+
+def _index_not_found(index: Path) -> IndexNotFound:
+    if index.is_file():
+        return IndexNotFound(f"{index} is a file; expected the directory of an index")
+    if (index / BUILD_STAMP_FILE).is_file():
+        return IndexNotFound(
+            f"no index at {index}: its build is not finished; run the same build again to go on with it"
+        )
+    return IndexNotFound(f"no index at {index}: build one first, or name another")
 
 
 def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
@@ -191,11 +230,16 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
             f"{name} holds what a training run did for its documents, which is not known of others: expected an index "
             "of a finished model"
         )
-    for field in AppendSpec.REPEATED_FIELDS:
-        repeated, built = getattr(spec, field), getattr(manifest.spec, field)
-        if repeated is not None and repeated != built:
+    stated = {field: getattr(spec, field) for field in AppendSpec.REPEATED_FIELDS}
+    if stated["model"] is not None and locate(stated["model"]) == locate(manifest.spec.model):
+        stated["model"] = manifest.spec.model
+    for field, value in stated.items():
+        built = getattr(manifest.spec, field)
+        if value is not None and (differences := find_differences(built, value)):
+            before = ", ".join(f"{path} {value}".strip() for path, value, _ in differences)
+            after = ", ".join(f"{path} {value}".strip() for path, _, value in differences)
             raise InvalidInput(
-                f"{field}: the index {name} was built with {built}, and the append says {repeated}; leave it out, or "
+                f"{field}: the index {name} was built with {before}, and the append says {after}; leave it out, or "
                 "build another index"
             )
 

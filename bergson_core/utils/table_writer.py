@@ -1,5 +1,7 @@
-"""Writes tables as JSON Lines or Parquet files, which appear whole or not at all."""
+"""Writes tables as JSON Lines, CSV or Parquet files, which appear whole or not at all."""
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,8 @@ def write_table(rows: pa.RecordBatchReader, path: str | Path, *, overwrite: bool
 
     Args:
         rows: The rows, for example those of `score_corpus`. A column `metadata` holds JSON text.
-        path: A `.jsonl` file, which gets one object a line with metadata as an object, or a `.parquet` file, which
+        path: A `.jsonl` file, which gets one object a line with metadata as an object; a `.csv` file, which gets a
+            header, and in whose cells nothing is empty and metadata and lists are JSON; or a `.parquet` file, which
             keeps metadata as text.
         overwrite: Replace an existing file.
 
@@ -45,7 +48,7 @@ def require_writable(path: Path, *, overwrite: bool = False) -> None:
         InvalidInput: The path has an unknown suffix, its directory does not exist, or the file exists.
     """
     if path.suffix not in _WRITERS:
-        raise InvalidInput(f"{path} is not of a known type; expected {' or '.join(_WRITERS)}")
+        raise InvalidInput(f"{path} is not of a known type; expected {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
         raise InvalidInput(f"{path.parent} is no directory; expected one for {path.name}")
     if path.is_dir() or (path.exists() and not overwrite):
@@ -82,6 +85,35 @@ def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     return count
 
 
+def _write_csv(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
+    count = 0
+    # A lone surrogate cannot be encoded; JSON Lines escape it in the same way.
+    with _as_text(file) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows.schema.names)
+        for batch in rows:
+            for row in batch.to_pylist():
+                writer.writerow(_csv_cell(name, value) for name, value in row.items())
+            count += batch.num_rows
+    return count
+
+
+def _csv_cell(name: str, value: Any) -> Any:
+    value = parse_metadata(value) if name == "metadata" else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+@contextmanager
+def _as_text(file: IO[bytes]) -> Iterator[IO[str]]:
+    """Yields `file` as a text file in UTF-8, and leaves it open."""
+    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+    try:
+        yield text
+    finally:
+        text.flush()
+        text.detach()
+
+
 def _write_parquet(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     count, group = 0, []
     with pq.ParquetWriter(file, rows.schema) as writer:
@@ -98,5 +130,6 @@ def _write_parquet(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
 
 _WRITERS: Final[dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], int]]] = {
     ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
     ".parquet": _write_parquet,
 }

@@ -1,39 +1,53 @@
 """The command line: `bergson <output_path> --model M --dataset D` builds an index, other first words are commands.
 
 It is at the top of the import order, since it starts the service and the worker and calls the library. Each command
-parses its options, calls one function and prints the result. Heavy imports are inside the commands, so that `--help`
-is quick.
+parses its options, calls one function and prints the result. A command is imported when it is run, and it imports the
+library where it needs it, so that `bergson --help` and its errors are quick.
 """
 
+import os
 import sys
-from typing import Any
+from io import TextIOWrapper
+from typing import Annotated, Final
 
 import typer
-from pydantic import ValidationError
-from typer.core import TyperGroup
 
 from bergson_core.errors import BergsonError
-from bergson_core.schemas.base import describe_validation_error
-from bergson_core.utils.progress import silence_libraries
-from service.cli import build, canary, check, demo, evaluate, keys, maintain, query, score, serve
+from bergson_core.version import __version__
+from service.cli.support.command_group import CommandSource, LazyGroup
 from service.cli.support.console import fail
 
+_COMMANDS: Final = {
+    "build": CommandSource("build", "Build an index of the gradients of a dataset's documents."),
+    "estimate": CommandSource("build", "Estimate what a build would take, by running a part of it."),
+    "query": CommandSource("query", "Find the training samples that made the model say a completion."),
+    "list": CommandSource("inspect", "List the indexes in a directory.", "list_indexes"),
+    "info": CommandSource("inspect", "Show what an index holds and how it was built."),
+    "profile": CommandSource("maintain", "Fit a preconditioner to a task from a sample of its queries."),
+    "append": CommandSource("maintain", "Add documents to an index."),
+    "takedown": CommandSource("maintain", "Hide documents from every answer, at once and for good."),
+    "compact": CommandSource("maintain", "Remove the bytes of the documents that were taken down."),
+    "checksum": CommandSource("maintain", "Compare the checksums of an index's files with its manifest."),
+    "relocate": CommandSource("relocate", "Record where the model or dataset of an index is now."),
+    "score": CommandSource("score", "Score every document against a set of queries."),
+    "self_influence": CommandSource("score", "Score every document against itself."),
+    "evaluate": CommandSource("evaluate", "Measure an index against BM25 and other baselines."),
+    "check": CommandSource("check", "Compare a model's gradients alone, batched, and in each precision."),
+    "canary": CommandSource("canary", "Send a fixed set of queries to a running service."),
+    "up": CommandSource("serve", "Run Redis, workers and the web service until Ctrl-C."),
+    "serve": CommandSource("serve", "Run only the web service."),
+    "worker": CommandSource("serve", "Run one worker, which builds indexes and answers queries."),
+    "demo": CommandSource("demo", "Train a small model on invented facts, index it, and query it."),
+    "keys": CommandSource("keys", "Create, list and revoke API keys of the service."),
+}
 
-class BuildByDefault(TyperGroup):
-    """A group in which a first word that is no command is the output path of a build.
 
-    `bergson facts --model …` is short for `bergson build facts --model …`.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts the command `build` in front of arguments that start with a path."""
-        if args and not args[0].startswith("-") and args[0].replace("-", "_") not in self.commands:
-            args = ["build", *args]
-        return super().parse_args(ctx, args)
+class _BergsonGroup(LazyGroup):
+    sources = _COMMANDS
 
 
 app = typer.Typer(
-    cls=BuildByDefault,
+    cls=_BergsonGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,34 +58,48 @@ app = typer.Typer(
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
 )
-app.command("build")(build.build)
-app.command("estimate")(build.estimate)
-app.command("query")(query.query)
-app.command("profile")(maintain.profile)
-app.command("append")(maintain.append)
-app.command("takedown")(maintain.takedown)
-app.command("compact")(maintain.compact)
-app.command("checksum")(maintain.checksum)
-app.command("score")(score.score)
-app.command("self_influence")(score.self_influence)
-app.command("evaluate")(evaluate.evaluate)
-app.command("check")(check.check)
-app.command("canary")(canary.canary)
-app.command("up")(serve.up)
-app.command("serve")(serve.serve)
-app.command("worker")(serve.worker)
-app.command("demo")(demo.demo)
-app.add_typer(keys.app, name="keys")
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        typer.echo(f"bergson {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed in a line or two, with exit status 1."""
-    silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Not every locale can encode every text, and UTF-8 cannot encode a lone surrogate.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except ValidationError as error:
-        fail(describe_validation_error(error, "settings"))
+        app(prog_name="bergson")
     except BergsonError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        from bergson_core.schemas.base import describe_validation_error
+
+        if not isinstance(error, ValidationError):
+            raise
+        fail(describe_validation_error(error, "settings"))
+    finally:
+        _flush_output()
+
+
+def _flush_output() -> None:
+    """Writes what is left to write, unless the program that was to read it has ended, as `head` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

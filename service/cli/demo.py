@@ -15,10 +15,11 @@ from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
-from service.cli.support.console import console, progress_bar
+from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.result_tables import results_table
 from service.cli.support.service_options import apply_settings
 from service.client import Client
+from worker.settings import PROCESS_LOG_FILE
 
 SHOWN_QUERIES: Final = 4
 MAX_MEASURED_QUERIES: Final = 200
@@ -55,15 +56,15 @@ def demo(
     _train(corpus, directory, seed)
     settings = apply_settings(data_dir=directory, port=port)
     with (
-        running_system(settings, log=directory / "processes.log") as system,
+        running_system(settings, log=directory / PROCESS_LOG_FILE) as system,
         Client(system.url) as client,
     ):
         index = _build(client, directory)
         _show_answers(client, index, corpus)
         _report(client, index, corpus)
-        console.print(f"\n[bold]dashboard[/]  {system.url}/docs   index: {index}   files: {directory}")
+        print_message(f"\nindex: {index}   files: {directory}")
         if not exit_after_report:
-            console.print("Ctrl-C stops everything.")
+            print_message(f"dashboard: {system.url}/docs   Ctrl-C stops everything")
             system.wait()
 
 

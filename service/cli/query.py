@@ -1,6 +1,8 @@
 """`bergson query` asks an index on disk which training samples made the model say a completion."""
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +12,17 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
 from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
-from service.cli.support.console import console, print_warning
+from service.cli.support.console import (
+    FORMAT_HELP,
+    OutputFormat,
+    console,
+    print_csv,
+    print_message,
+    print_warning,
+)
 from service.cli.support.result_tables import (
     module_influences,
+    results_as_rows,
     results_table,
     token_influences,
     verification_table,
@@ -29,9 +39,19 @@ def _parse_filter(text: str) -> Any:
         ) from None
 
 
+def _parse_span(text: str) -> tuple[int, int]:
+    start, separator, end = text.partition(":")
+    if not (separator and start.isdecimal() and end.isdecimal()):
+        raise InvalidInput(
+            f"--span: expected START:END, characters of the completion counted from 0, got {text!r}"
+        )
+    return int(start), int(end)
+
+
 QUERY_OPTIONS = SpecOptions(
     options={
         "profile": OptionOverride(help=PROFILE_HELP),
+        "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
         "filter": OptionOverride(
             intro="A JSON object.", type=str | None, parse=_parse_filter, extra={"metavar": "JSON"}
         ),
@@ -42,7 +62,6 @@ QUERY_OPTIONS = SpecOptions(
             extra={"min": 1, "max": MAX_VERIFIED},
         ),
     },
-    omitted=frozenset({"span", "partial"}),
     constants={"index": "index"},  # A query of the service names its index; here the index is a directory.
 )
 
@@ -54,17 +73,26 @@ def query(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the answer as JSON, as the service returns it.")
     ] = False,
+    output_format: Annotated[OutputFormat, typer.Option("--format", help=FORMAT_HELP)] = "table",
     executor: ExecutorOption = "local",
 ) -> None:
     """Find the training samples that made the model say a completion."""
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.executors import open_executor
 
-    (answer,) = AttributionIndex.open(index, executor=open_executor(executor)).attribute([spec])
+    output_format = "json" if as_json else output_format
+    if output_format != "json" and {"tokens", "modules"} & set(spec.include):
+        # A table of the parts of scores is of no use without the documents that they are parts of.
+        spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})
+    opened = AttributionIndex.open(index, partial=spec.partial, executor=open_executor(executor))
+    (answer,) = opened.attribute([spec])
     if isinstance(answer, BergsonError):
         raise answer
-    if as_json:
-        console.print_json(answer.model_copy(update={"index": index.name}).model_dump_json())
+    if output_format == "json":
+        name = Path(os.path.abspath(index)).name  # of the directory, also for `.`
+        print_message(json.dumps(answer.model_copy(update={"index": name}).model_dump(mode="json"), indent=2))
+    elif output_format == "csv":
+        print_csv(*results_as_rows(answer))
     else:
         _print_answer(answer)
     for warning in answer.warnings:
@@ -74,7 +102,7 @@ def query(
 
 def _print_answer(answer: Answer) -> None:
     if answer.query.generated:
-        console.print(f"the model says: {answer.query.completion!r}", markup=False)
+        print_message(f"the model says: {answer.query.completion!r}")
     console.print(f"loss of the completion: {answer.query.loss:.3f} nats over {answer.query.n_tokens} tokens")
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
@@ -86,5 +114,6 @@ def _print_answer(answer: Answer) -> None:
     if answer.verification is not None:
         rows = [*(answer.results or ()), *(answer.opponents or ())]
         console.print(verification_table(rows, answer.verification))
-    if answer.notice is not None:
-        console.print(answer.notice, markup=False)
+    for note in (answer.notice, "damaged shards of the index were left out" if answer.partial else None):
+        if note is not None:
+            print_message(note)

@@ -24,7 +24,9 @@ _MAX_PRINTED_TOTALS: Final = 20
 
 Output = Annotated[
     Path,
-    typer.Option(help="File of one row per document, .jsonl or .parquet. It is written whole or not at all."),
+    typer.Option(
+        help="File of one row per document: .jsonl, .csv or .parquet. It is written whole or not at all."
+    ),
 ]
 TopK = Annotated[
     int | None,

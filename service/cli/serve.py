@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli.support.console import console
+from service.cli.support.console import print_message
 from service.cli.support.service_options import AllowedRoots, DataDir, Host, Port, apply_settings
+from worker.settings import PROCESS_LOG_FILE
 
 
 def serve(data_dir: DataDir = None, host: Host = None, port: Port = None) -> None:
@@ -31,12 +32,18 @@ def up(
     allow: AllowedRoots = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of workers.")] = 1,
 ) -> None:
-    """Run Redis (embedded unless REDIS_URL is set), workers and the web service until Ctrl-C."""
+    """Run Redis (embedded unless REDIS_URL is set), workers and the web service until Ctrl-C.
+
+    It prints one line when the service is ready. The processes log to `processes.log` in the data directory.
+    """
     from service.auth.authorization import require_keys_if_public
     from service.cli.support.process_group import running_system
 
     settings = apply_settings(data_dir, host, port, allow)
     require_keys_if_public(settings)
-    with running_system(settings, workers) as system:
-        console.print(f"dashboard: {system.url}/docs   data: {settings.data_dir}   Ctrl-C stops everything")
+    log = settings.data_dir / PROCESS_LOG_FILE
+    with running_system(settings, workers, log) as system:
+        print_message(
+            f"dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   Ctrl-C stops everything"
+        )
         system.wait()

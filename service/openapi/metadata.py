@@ -82,7 +82,7 @@ _EXAMPLE_DETAILS = {
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "unavailable": "this web process is stopping: ask another",
-    "no_worker": "no worker is alive: start one with `python -m worker`",
+    "no_worker": "no worker is alive: start one with `bergson worker`",
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
     "forbidden": "this needs a key of scope write; 'ada' has the scope read",
     "rate_limited": "this key may ask 100/minute: try again in 12 s",

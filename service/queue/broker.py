@@ -174,7 +174,7 @@ class Broker(JobBroker):
         """Raises `NoWorker` if no worker is alive. After it has seen one, it does not look again for a second."""
         if time.monotonic() >= self._next_worker_check:
             if not await self.list_workers():
-                raise NoWorker("no worker is alive: start one with `python -m worker`")
+                raise NoWorker("no worker is alive: start one with `bergson worker`")
             self._next_worker_check = time.monotonic() + _WORKER_CHECK_INTERVAL_S
 
     async def _enqueue(self, message: Query, lane: str) -> None:

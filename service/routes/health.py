@@ -41,7 +41,7 @@ async def readyz(request: Request, broker: BrokerDep) -> Ready:
     await broker.ping()
     workers = await broker.list_workers()
     if not workers:
-        raise NoWorker("no worker is alive: start one with `python -m worker`")
+        raise NoWorker("no worker is alive: start one with `bergson worker`")
     return Ready(workers=len(workers))
 
 

@@ -22,7 +22,7 @@ PUBLIC_NAMES = """
     ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs TokenInfluence Tokens TrainingSchedule
     TrainingSpec Unlearner Verification Verified VerifySpec __version__ append_documents build_index
     collect_gradients compact_index errors estimate_build evaluate_index find_document_numbers fit_processor
-    fit_profile group_near_duplicates load_model read_manifest score_corpus score_self_influence
+    fit_profile group_near_duplicates load_model read_manifest relocate_index score_corpus score_self_influence
     take_down_document top_documents write_table
 """.split()
 

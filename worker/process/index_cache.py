@@ -106,10 +106,12 @@ class IndexCache:
         sha256 = read_manifest(path).model_sha256
         used_models: set[_ModelKey] = set()
 
-        def load_shared_model(name: str, revision: str | None = None, dtype: str = "float32") -> Any:
+        def load_shared_model(
+            name: str, revision: str | None = None, dtype: str = "float32", **options: Any
+        ) -> Any:
             key = (name, revision, dtype, sha256)
             if key not in self._models:
-                self._models[key] = load_model(name, revision, dtype)
+                self._models[key] = load_model(name, revision, dtype, **options)
             used_models.add(key)
             return self._models[key]
 

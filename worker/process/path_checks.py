@@ -1,7 +1,6 @@
 """Checks that a job reads only models, datasets and files that the operator allows."""
 
 import os
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -10,9 +9,8 @@ from pathlib import Path
 from bergson_core.errors import InvalidInput
 from bergson_core.models.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.storage.locations import is_hub_id
 from worker.settings import Settings
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
@@ -47,11 +45,11 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
     """
     try:
         path = Path(name).expanduser()
-        is_hub_id = hub_patterns and _HUB_ID.fullmatch(name) and not os.path.lexists(path)
+        is_of_hub = hub_patterns and is_hub_id(name) and not os.path.lexists(path)
         real_path = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
-    if is_hub_id:
+    if is_of_hub:
         if not any(fnmatchcase(name, pattern) for pattern in hub_patterns):
             raise InvalidInput(
                 f"{field}: expected a hub id that matches {' or '.join(hub_patterns)}, got {name!r}. The operator "
@@ -63,8 +61,14 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
         allowed = ", ".join(str(root) for root in settings.readable_roots)
         raise InvalidInput(
             f"{field}: expected a {'hub id or a ' * bool(hub_patterns)}path below {allowed}, outside of what the "
-            f"service itself keeps there; got {forbidden!r}. The operator allows more with BERGSON_ALLOWED_ROOTS"
+            f"service itself keeps there; got {forbidden!r}{_explain(path)}. The operator allows more with "
+            "BERGSON_ALLOWED_ROOTS"
         )
+
+
+def _explain(path: Path) -> str:
+    """Returns what a relative path means here: its sender does not know where the worker was started."""
+    return "" if path.is_absolute() else f", a relative path, which the worker takes for {path.absolute()}"
 
 
 def _find_forbidden_link(directory: Path, settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
-"""Child processes that never outlive the thread that started them."""
+"""Child processes that never outlive the thread that started them, and never import from the working directory."""
 
 import os
 import sys
@@ -22,3 +22,23 @@ def command_tied_to_parent(command: Sequence[str]) -> list[str]:
         command: The command; its first word is an absolute path.
     """
     return [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command]
+
+
+def python_module_command(module: str) -> list[str]:
+    """Returns the command that runs a module, never a file of that name in the working directory.
+
+    `python -m` alone puts the working directory first on the path of imports, where a user's own `worker.py` or
+    `json.py` would take the place of the module that is meant.
+
+    Args:
+        module: Name of the module, for example "worker".
+    """
+    return [sys.executable, "-Pm", module]
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Returns this process's environment with `variables`, for a child and for the processes that the child starts.
+
+    None of them imports from its working directory.
+    """
+    return {**os.environ, "PYTHONSAFEPATH": "1", **variables}

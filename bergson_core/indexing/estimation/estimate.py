@@ -13,6 +13,7 @@ from typing import Any, Final
 from bergson_core.errors import InvalidInput, from_code
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.storage.locations import locate_sources
 from bergson_core.utils.progress import ProgressCallback
 
 SAMPLE_SIZE: Final = 4096
@@ -47,7 +48,7 @@ def estimate_build(
     """
     spec = BuildSpec.model_validate(spec)
     with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
-        (Path(directory) / "spec.json").write_text(spec.model_dump_json())
+        (Path(directory) / "spec.json").write_text(locate_sources(spec).model_dump_json())
         event: dict[str, Any] = {}
         with _start_trial(directory, sample_size) as process:
             for line in process.stdout or ():

@@ -1,6 +1,6 @@
 """A trial build of one shard, which measures what the whole build takes. `estimate.py` starts it as a process:
 
-    python -m bergson_core.indexing.estimation.trial_build <directory> <sample size>
+    python -Pm bergson_core.indexing.estimation.trial_build <directory> <sample size>
 
 The process reads spec.json in that directory, and writes its progress and its result to standard output, one JSON
 object per line: {"progress": ...}, and at the end {"estimate": ...}, or {"code": ..., "detail": ...} for an error.

@@ -8,7 +8,7 @@ import typer
 from bergson_core.schemas.build import ExecutorName
 from service.cli.support.spec_options import OptionOverride, SpecOptions
 
-IndexDirectory = Annotated[Path, typer.Argument(help="Directory of the index.")]
+IndexDirectory = Annotated[Path, typer.Argument(metavar="INDEX", help="Directory of the index.")]
 ExecutorOption = Annotated[
     ExecutorName,
     typer.Option(

@@ -1,20 +1,57 @@
 """Output that every command shares: the two consoles, plain messages, errors and progress bars."""
 
+import csv
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBars
+from rich.console import Console, ConsoleDimensions
+from rich.table import Table
 from rich.text import Text
 
-from bergson_core.schemas.results import Progress
-from bergson_core.utils.progress import ProgressCallback
+if TYPE_CHECKING:
+    from bergson_core.schemas.results import Progress
+    from bergson_core.utils.progress import ProgressCallback
 
-console = Console(highlight=False)
-error_console = Console(stderr=True, highlight=False)
+OutputFormat = Literal["table", "json", "csv"]
+FORMAT_HELP: Final = (
+    "How to print it: a table for people, JSON as the service returns it, or CSV with a header."
+)
+_UNLIMITED: Final = ConsoleDimensions(2**20, 25)
+
+
+class _Console(Console):
+    """A console that cuts and wraps nothing where its output goes to a file or to another program."""
+
+    @property
+    def size(self) -> ConsoleDimensions:  # pyright: ignore - it needs no setter
+        """The size of the terminal, or a size that any line fits into."""
+        return super().size if self.file.isatty() else _UNLIMITED
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints the objects; a table ends its lines without spaces where there is no terminal."""
+        if self.file.isatty() or not any(isinstance(item, Table) for item in objects):
+            return super().print(*objects, **options)
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
+
+
+console = _Console(highlight=False)
+error_console = _Console(stderr=True, highlight=False)
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Prints rows as CSV with a header. Nothing is an empty cell; lists and objects are JSON."""
+    writer = csv.writer(console.file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_cell(value) for value in row] for row in rows)
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
 
 
 def print_message(message: str) -> None:
@@ -31,15 +68,18 @@ def print_warning(message: str) -> None:
     error_console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints an error message on standard error and ends the process with status 1."""
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Prints an error message on standard error and ends the process with this status."""
     error_console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    sys.exit(1)
+    sys.exit(status)
 
 
 @contextmanager
-def progress_bar() -> Iterator[ProgressCallback]:
+def progress_bar() -> "Iterator[ProgressCallback]":
     """Yields a function that shows progress on standard error, with a new bar for each stage of the work."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as ProgressBars
+
     columns = (
         TextColumn("{task.description:<11}"),
         BarColumn(),
@@ -50,7 +90,7 @@ def progress_bar() -> Iterator[ProgressCallback]:
     with ProgressBars(*columns, console=error_console) as bars:
         tasks: dict[str, Any] = {}
 
-        def show(progress: Progress) -> None:
+        def show(progress: "Progress") -> None:
             if not (progress.done or progress.total) or progress.stage == "done":
                 return
             total = progress.total or None  # The length of a stream is not known.

@@ -1,21 +1,23 @@
 """Starts Redis, workers and the web service as child processes and makes sure that none of them is left behind."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, Self
 
 import httpx
 
 from bergson_core.errors import Unavailable
 from service.settings import ServiceSettings
-from worker.queue.child_process import command_tied_to_parent
+from worker.queue.child_process import (
+    child_environment,
+    command_tied_to_parent,
+    python_module_command,
+)
 from worker.queue.embedded_redis import redis_url
 
 _START_TIMEOUT_S: Final = 120.0
@@ -24,10 +26,11 @@ _STOP_TIMEOUT_S: Final = 20.0
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The running processes by name, and the address of the web service."""
+    """The running processes by name, the address of the web service, and the log that the processes write to."""
 
     url: str
     processes: dict[str, subprocess.Popen]
+    log: "_ProcessLog | None" = None
 
     def require_running(self) -> None:
         """Checks that no process has ended.
@@ -37,7 +40,15 @@ class ProcessGroup:
         """
         for name, process in self.processes.items():
             if process.poll() is not None:
-                raise Unavailable(f"the {name} ended with status {process.returncode}; its messages say why")
+                raise self.unavailable(f"the {name} ended with status {process.returncode}")
+
+    def unavailable(self, reason: str) -> Unavailable:
+        """Returns the error for a system that does not run, with the end of the log."""
+        return Unavailable(
+            f"{reason}; the end of {self.log.path}:\n{self.log.last_lines()}"
+            if self.log
+            else f"{reason}; the messages above say why"
+        )
 
     def wait(self) -> None:
         """Waits until Ctrl-C or SIGTERM.
@@ -72,16 +83,17 @@ def running_system(
         signal.signal(signal_number, _interrupt)
     with ExitStack() as stack:
         url = stack.enter_context(redis_url(settings))
-        environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        environment = child_environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         if log:  # The person who started this process reads the file.
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
-        output = stack.enter_context(log.open("ab")) if log else None
+        process_log = _ProcessLog.open(log) if log else None
+        output = stack.enter_context(process_log.file) if process_log else None
         modules = {"web service": "service"} | {f"worker {k + 1}": "worker" for k in range(workers)}
         processes: dict[str, subprocess.Popen] = {}
         stack.callback(_stop, processes)
         for name, module in modules.items():
             processes[name] = subprocess.Popen(
-                command_tied_to_parent([sys.executable, "-m", module]),
+                command_tied_to_parent(python_module_command(module)),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -89,11 +101,8 @@ def running_system(
                 start_new_session=True,  # Ctrl-C reaches only this process, which stops the others in order.
             )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        system = ProcessGroup(f"http://{host}:{settings.port}", processes)
-        try:
-            _wait_until_ready(system)
-        except Unavailable as error:
-            raise Unavailable(f"{error}\n{_last_lines(log)}" if log else str(error)) from None
+        system = ProcessGroup(f"http://{host}:{settings.port}", processes, process_log)
+        _wait_until_ready(system)
         yield system
 
 
@@ -102,12 +111,14 @@ def _wait_until_ready(system: ProcessGroup) -> None:
     while time.monotonic() < deadline:
         system.require_running()
         try:
-            if httpx.get(f"{system.url}/readyz", timeout=5).status_code == 200:
+            if httpx.get(f"{system.url}/readyz", timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise Unavailable(f"the service at {system.url} was not ready within {_START_TIMEOUT_S:.0f} seconds")
+    raise system.unavailable(
+        f"the service at {system.url} was not ready within {_START_TIMEOUT_S:.0f} seconds"
+    )
 
 
 def _stop(processes: dict[str, subprocess.Popen]) -> None:
@@ -123,8 +134,25 @@ def _stop(processes: dict[str, subprocess.Popen]) -> None:
             process.wait()
 
 
-def _last_lines(log: Path, count: int = 12) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
+@dataclass(frozen=True)
+class _ProcessLog:
+    """A file that processes append their messages to."""
+
+    path: Path
+    file: IO[bytes]
+    start: int
+    """Size of the file before the processes were started."""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        return cls(path, path.open("ab"), path.stat().st_size)
+
+    def last_lines(self, count: int = 12) -> str:
+        """Returns the last lines that were written since the start."""
+        written = self.path.read_bytes()[self.start :].decode(errors="replace")
+        return "\n".join(written.splitlines()[-count:])
 
 
 def _interrupt(signal_number: int, frame: object) -> None:

@@ -1,26 +1,65 @@
-"""The results of a query as tables and lines of text for the terminal."""
+"""The results of a query as tables and lines of text for the terminal, and as rows of CSV."""
 
+import json
 from collections.abc import Sequence
+from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
 
-from bergson_core.schemas.results import ResultRow, Verification
+from bergson_core.schemas.results import Answer, ResultRow, Verification
+
+_CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
+_CSV_PARTS: Final = ("tokens", "modules", "verified")
+"""Fields of a result that are columns of JSON, where any result has them."""
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`."""
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for name in ("", "score", "percentile", "loss", "id"):
-        table.add_column(name, justify="right" if name in ("score", "percentile", "loss") else "left")
-    table.add_column("document", overflow="fold")
+    table.add_column("", no_wrap=True)
+    for name in ("score", "percentile", "loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    columns = _metadata_columns(rows)
+    has_text = any(row.prompt or row.completion for row in rows)
+    for name in ("id", *columns, *["document"] * has_text):
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
         document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
         tick = Text("✓", "green") if row.id in marked else Text("")
         percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
         loss = "" if row.loss is None else f"{row.loss:.2f}"
-        table.add_row(tick, f"{row.score:+.4f}", percentile, loss, Text(row.id), document)
+        metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
+        numbers = (f"{row.score:+.4f}", percentile, loss)
+        table.add_row(tick, *numbers, Text(row.id), *metadata, *[document] * has_text)
     return table
+
+
+def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
+    """Returns the columns and rows of an answer's results, for CSV."""
+    directions = {"proponents": answer.results, "opponents": answer.opponents}
+    results = [(name, row) for name, rows in directions.items() for row in rows or ()]
+    rows = [row for _, row in results]
+    metadata = _metadata_columns(rows)
+    parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
+    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts]
+    table = []
+    for direction, row in results:
+        fields = row.model_dump(mode="json")
+        values = [(row.metadata or {}).get(name) for name in metadata]
+        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
+    return columns, table
+
+
+def _metadata_columns(rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the names of the metadata of any result, in the order in which they occur."""
+    return list(dict.fromkeys(name for row in rows for name in row.metadata or ()))
+
+
+def _metadata_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def verification_table(rows: Sequence[ResultRow], verification: Verification) -> Table:

@@ -50,7 +50,7 @@ export async function refreshWorkers() {
   const { items } = await call("workers");
   const nodes = items.map(workerCard);
   byId("workers").replaceChildren(
-    ...(nodes.length ? nodes : [el("li", {}, note("No worker is alive. Start one: python -m worker", "bad"))]));
+    ...(nodes.length ? nodes : [el("li", {}, note("No worker is alive. Start one: bergson worker", "bad"))]));
 }
 
 export async function refreshStatus() {

@@ -1,6 +1,7 @@
 """Retraining on subsets of the documents, by the built-in loop and by a command: losses are stored, runs resumed."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,28 @@ def test_a_command_gets_the_documents_and_leaves_a_model(trainer, model, tmp_pat
     half = np.arange(12) < 6
     losses = losses_after_retraining(command, [half], [0], queries(trainer), tmp_path)
     np.testing.assert_allclose(losses[0], compute_document_losses(load_model(str(model)), queries(trainer)))
+
+
+def test_processes_import_nothing_of_the_working_directory_but_a_command_may(
+    trainer, model, tmp_path, monkeypatch
+):
+    (tmp_path / "mine").mkdir()
+    for name in ("multiprocessing", "pickle", "socket"):
+        (tmp_path / "mine" / f"{name}.py").write_text("raise SystemExit('a stray file was imported')")
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, shutil, sys\nassert 'PYTHONSAFEPATH' not in os.environ\nshutil.copytree(*sys.argv[2:])\n"
+    )
+    command = CommandTrainer(
+        f"{sys.executable} {script} {{dataset}} {model} {{output}}", [{"text": text} for text in TEXTS]
+    )
+    losses = losses_after_retraining(
+        command, [all_but(0), all_but(1)], [0, 0], queries(trainer), tmp_path / "losses", processes=2
+    )
+    assert losses.shape == (2, 3)
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_the_error_quotes_the_first_failed_run_and_the_losses_of_the_others_are_stored(

@@ -57,6 +57,15 @@ def test_a_cluster_that_does_not_answer_is_an_error_of_ours(monkeypatch):
         ray_cluster.connect()
 
 
+def test_rays_processes_do_not_import_from_the_working_directory(monkeypatch, tmp_path):
+    directories = []
+    monkeypatch.setattr(ray, "init", lambda **_: directories.append(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    ray_cluster.connect()  # Ray has its processes import from what is the working directory meanwhile.
+    assert directories == [REPOSITORY]
+    assert Path.cwd() == tmp_path
+
+
 def test_connecting_leaves_the_handler_of_sigterm_alone(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN))

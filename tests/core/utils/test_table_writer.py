@@ -1,5 +1,6 @@
 """Tables are written whole or not at all."""
 
+import csv
 import errno
 import json
 import signal
@@ -15,7 +16,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.utils import table_writer
 from tests.core.helpers import query
 
-SUFFIXES = ["jsonl", "parquet"]
+SUFFIXES = ["jsonl", "csv", "parquet"]
 
 
 def reader(*scores: list[float], error: BaseException | None = None) -> pa.RecordBatchReader:
@@ -38,11 +39,20 @@ def read(path) -> list[dict]:
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
         return [row | {"metadata": table_writer.parse_metadata(row["metadata"])} for row in rows]
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
+        return [{name: _parse_cell(name, text) for name, text in row.items()} for row in rows]
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def _parse_cell(name: str, text: str) -> object:
+    if text == "":
+        return None
+    return text if name == "id" else json.loads(text)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_both_formats_hold_every_row(tmp_path, suffix):
+def test_every_format_holds_every_row(tmp_path, suffix):
     path = tmp_path / f"scores.{suffix}"
     assert write_table(reader([1, 2], [3]), path) == 3
     assert read(path) == [
@@ -59,6 +69,16 @@ def test_scores_of_a_corpus_are_read_back_as_they_were_written(index, tmp_path, 
     assert write_table(score_corpus(opened, queries, aggregate=aggregate), path) == 40
     expected = score_corpus(opened, queries, aggregate=aggregate).read_all().to_pylist()
     assert read(path) == [row | {"metadata": json.loads(row["metadata"])} for row in expected]
+
+
+def test_a_csv_cell_with_commas_quotes_and_lines_is_read_back(tmp_path):
+    ids = ["a,b", 'say "x"', "two\nlines", " space ", "ä\u4e2d"]
+    batch = pa.record_batch({"id": ids, "score": [0.1, None, 1e-30, 2.0, 3.0]})
+    write_table(pa.RecordBatchReader.from_batches(batch.schema, [batch]), tmp_path / "scores.csv")
+    assert [(row["id"], row["score"]) for row in read(tmp_path / "scores.csv")] == list(
+        zip(ids, [0.1, None, 1e-30, 2.0, 3.0], strict=True)
+    )
+    assert (tmp_path / "scores.csv").read_bytes().startswith(b"id,score\n")
 
 
 def test_small_batches_share_a_row_group(tmp_path, monkeypatch):
@@ -127,7 +147,7 @@ def test_a_file_that_appears_during_the_write_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scores.csv", r"expected \.jsonl or \.parquet"),
+        ("scores.xlsx", r"expected \.jsonl, \.csv, \.parquet"),
         ("nowhere/scores.jsonl", "no directory"),
         ("taken.jsonl", "there already"),
         ("directory.jsonl", "there already"),

@@ -35,6 +35,8 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
     EvaluationSpec: EVALUATION_OPTIONS,
 }
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
+NEEDED_BESIDE = {"span": {"completion": "C C C"}}
+"""Options that another option cannot be given without."""
 EXPECTED: dict[type[BaseModel], BaseModel] = {
     BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
     DatasetSpec: DatasetSpec(path="D"),
@@ -57,6 +59,8 @@ def values_without_options(spec: type[BaseModel]) -> dict[str, Any]:
 def another_value(option: DerivedOption) -> Any:
     """A valid value on the command line that is not the default."""
     default, annotation = option.field.default, option.field.annotation
+    if option.name == "span":
+        return "1:3"
     if option.name == "filter":
         return '{"source": ["wiki"]}'
     if option.repeatable:
@@ -86,10 +90,12 @@ def test_without_options_a_spec_has_the_defaults_of_its_fields(spec: type[BaseMo
 
 @pytest.mark.parametrize(("spec", "option"), options())
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
-    values = values_without_options(spec) | {option.name: another_value(option)}
-    before, after = (
-        dict(_leaves(model.model_dump())) for model in (EXPECTED[spec], make_spec(spec, TABLES[spec], values))
+    values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
+    without, with_option = (
+        make_spec(spec, TABLES[spec], given)
+        for given in (values, values | {option.name: another_value(option)})
     )
+    before, after = (dict(_leaves(model.model_dump())) for model in (without, with_option))
     changed = {path for path in before | after if before.get(path) != after.get(path)}
     assert changed
     assert all(path == option.field.path or path.startswith(f"{option.field.path}.") for path in changed)

@@ -123,7 +123,7 @@ async def test_an_index_that_is_being_built_is_busy(broker: Broker, core: FakeCo
 
 
 async def test_without_a_worker_no_query_is_queued(broker: Broker, redis: Redis):
-    with pytest.raises(NoWorker, match="python -m worker"):
+    with pytest.raises(NoWorker, match="bergson worker"):
         await ask(broker)
     assert count_waiting(redis) == 0
 

@@ -1,0 +1,113 @@
+"""Records where the model and the dataset of an index are now, after they or the index have been moved."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
+from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.models.index_model import load_index_model
+from bergson_core.models.loading import load_model
+from bergson_core.storage.locations import absolute_path
+from bergson_core.storage.manifest import Manifest, read_manifest, write_manifest
+
+
+def relocate_index(
+    index: str | Path,
+    *,
+    model: str | Path | None = None,
+    adapter_base: str | Path | None = None,
+    dataset: str | Path | None = None,
+    optimizer_state: str | Path | None = None,
+) -> Manifest:
+    """Records new paths in the manifest of the index in the directory `index`.
+
+    The model at its new place is loaded once and compared with the one that the index was built from, file by file.
+    Then the manifest is replaced in one step. The generation stays, because the rows do, and readers that have the
+    index open are not disturbed.
+
+    Args:
+        index: The directory of the index.
+        model: The directory of the model, or of the adapters, that the index was built from.
+        adapter_base: The directory of the model that the adapters belong to, if it is not where they say.
+        dataset: The file or directory of the dataset. It is recorded only: an index has a copy of its documents.
+        optimizer_state: The optimizer's checkpoint that the build took moments from, which an append reads again.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        InvalidInput: No new path is given, or one that is wrong for this index.
+        ModelNotFound: The model is not there.
+        DatasetNotFound: The dataset is not there.
+        IndexCorrupt: The model is another one; nothing is changed.
+        IndexNotFound: There is no index in the directory.
+        IndexBusy: Another process is writing to the index.
+    """
+    root = Path(index)
+    read_manifest(root)  # raises where there is no index, whose directory could then not be locked
+    with index_write_lock(root):
+        old = read_manifest(root)
+        changes: dict[str, Any] = {}
+        if model is not None:
+            changes["model"] = _require_directory(model)
+        if dataset is not None:
+            changes["dataset"] = _relocate_dataset(old, dataset)
+        if optimizer_state is not None:
+            changes["gradients"] = _relocate_checkpoint(old, optimizer_state)
+        if not changes and adapter_base is None:
+            raise InvalidInput(
+                "expected a new path of the model, its adapters' base, the dataset or the checkpoint"
+            )
+        spec = old.spec.model_copy(update=changes)
+        updated: dict[str, Any] = {"spec": spec, "fingerprint": spec.fingerprint()}
+        if model is not None:
+            updated["model_revision"] = None
+        if adapter_base is not None:
+            updated["adapter_base"] = _require_directory(adapter_base)
+        new = old.model_copy(update=updated)
+        if model is not None or adapter_base is not None:
+            loaded = load_index_model(root, new, _load_on_cpu)
+            if adapter_base is not None and loaded.adapter_base is None:
+                raise InvalidInput(f"the model {new.spec.model} has no adapters; expected no adapter_base")
+            new = new.model_copy(
+                update={"model_revision": loaded.revision, "adapter_base": loaded.adapter_base}
+            )
+        write_manifest(root, new)
+    return new
+
+
+def _load_on_cpu(name: str, revision: str | None, dtype: str, **options: Any) -> Any:
+    return load_model(name, revision, dtype, "cpu", **options)
+
+
+def _require_directory(path: str | Path) -> str:
+    """Returns the absolute path of a model. Raises `ModelNotFound` where there is no directory."""
+    located = absolute_path(str(path))
+    if not os.path.isdir(located):
+        raise ModelNotFound(f"no model directory at {path}; expected the directory that the model is in now")
+    return located
+
+
+def _relocate_dataset(manifest: Manifest, path: str | Path) -> Any:
+    """Returns the dataset of the index with another path."""
+    dataset = manifest.spec.dataset
+    if dataset is None:
+        raise InvalidInput("the documents of the index were given in the request; expected no dataset")
+    located = absolute_path(str(path))
+    if not os.path.exists(located) and not any(sign in located for sign in "*?["):
+        raise DatasetNotFound(f"no dataset at {path}: no such file or directory")
+    return dataset.model_copy(update={"path": located})
+
+
+def _relocate_checkpoint(manifest: Manifest, path: str | Path) -> Any:
+    """Returns the settings of the gradients with another path of the optimizer's checkpoint."""
+    gradients = manifest.spec.gradients
+    if gradients.optimizer_state is None:
+        raise InvalidInput(
+            "the index was built without an optimizer's checkpoint; expected no optimizer_state"
+        )
+    located = absolute_path(str(path))
+    if not os.path.exists(located):
+        raise InvalidInput(f"no optimizer's checkpoint at {path}: no such file or directory")
+    return gradients.model_copy(update={"optimizer_state": located})

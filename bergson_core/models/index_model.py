@@ -1,0 +1,43 @@
+"""Loads the model that an index was built from, from where the manifest says that it is."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bergson_core.errors import ModelNotFound
+from bergson_core.models import loading
+from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.loading import LoadModel
+from bergson_core.storage.manifest import Manifest
+
+
+def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | None = None) -> LanguageModel:
+    """Loads the model of an index. A name that was a path at the time of the build is never looked up on the hub.
+
+    Args:
+        root: The directory of the index.
+        manifest: The manifest of the index.
+        load_model: Called as `load_model(name, revision, dtype)`, for adapters of a local model also with
+            `adapter_base`; `bergson_core.load_model` by default.
+
+    Raises:
+        ModelNotFound: The model is gone. For a local model the message says how to record where it is now.
+        IndexCorrupt: The model is another one.
+    """
+    name = manifest.model_source
+    options: dict[str, Any] = {"adapter_base": manifest.adapter_base} if manifest.adapter_base else {}
+    try:
+        model = (load_model or loading.load_model)(name, manifest.revision, manifest.spec.dtype, **options)
+    except ModelNotFound as error:
+        if missing := [
+            path for path in (name, *options.values()) if os.path.isabs(path) and not os.path.isdir(path)
+        ]:
+            option = "--model" if missing[0] == name else "--adapter_base"
+            raise ModelNotFound(
+                f"no model directory at {missing[0]}: the index {root.name} was built from the local path "
+                f"{manifest.spec.model}. If the model is elsewhere now, record its place: "
+                f"bergson relocate {root.name} {option} PATH"
+            ) from error
+        raise
+    require_same_model(root.name, manifest, model)
+    return model
