@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from bergson_core.errors import InvalidInput
 from worker.settings import Settings
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
 
 def is_loopback(host: str) -> bool:
     """Returns whether only this machine can reach a server that listens on `host`."""
@@ -98,7 +100,7 @@ class ClientSettings(BaseSettings):
         env_prefix="BERGSON_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
     )
 
-    url: str = "http://127.0.0.1:8000"
+    url: str = DEFAULT_URL
     """Address of the service, for clients that are given none."""
     api_key: SecretStr | None = None
     """API key of clients that are given none; `bergson demo` uses it as well."""

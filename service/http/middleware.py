@@ -114,7 +114,7 @@ class HeadMiddleware:
                         response_scope.cancel()  # an event stream would go on until its job has ended
 
             await self.app(get_scope, receive, send_headers)
-        scope |= {name: get_scope[name] for name in ("route", "endpoint") if name in get_scope}
+        scope.update({name: get_scope[name] for name in ("route", "endpoint") if name in get_scope})
 
 
 class HostCheckMiddleware:

@@ -102,7 +102,7 @@ def _wait_until_ready(system: ProcessGroup) -> None:
     while time.monotonic() < deadline:
         system.require_running()
         try:
-            if httpx.get(f"{system.url}/readyz", timeout=5).status_code == 200:
+            if httpx.get(f"{system.url}/readyz", timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
