@@ -12,11 +12,13 @@ from service.auth.rate_limits import RateLimiter, redis_storage
 from service.http.metrics import WebMetrics
 from service.http.middleware import (
     BodyLimitMiddleware,
+    HeadMiddleware,
     HostCheckMiddleware,
     KeyCheckMiddleware,
     RequestIdMiddleware,
 )
 from service.http.problems import install_error_handlers
+from service.http.proxy_prefix import ProxyPrefixMiddleware
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
@@ -65,5 +67,9 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(
+        ProxyPrefixMiddleware, root_path=settings.root_path, trusted_proxies=settings.trusted_proxies
+    )
     app.add_middleware(RequestIdMiddleware, metrics=app.state.metrics)
     return app

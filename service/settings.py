@@ -4,13 +4,16 @@ The docstrings of the fields are the table of docs/settings.md and the help of t
 """
 
 import ipaddress
+import re
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bergson_core.errors import InvalidInput
 from worker.settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def is_loopback(host: str) -> bool:
@@ -19,6 +22,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def parse_root_path(value: str) -> str:
+    """Returns a prefix of paths, such as `/bergson`, or an empty text. Raises `ValueError` if it is not a path."""
+    path = f"/{value.strip('/')}".rstrip("/")
+    if not re.fullmatch(r"(/[\w~-][\w.~-]*)*", path, re.ASCII):
+        raise ValueError(f"expected a path such as /bergson, got {value[:100]!r}")
+    return path
 
 
 class ServiceSettings(Settings):
@@ -30,7 +41,13 @@ class ServiceSettings(Settings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; with 0 the system chooses a free one."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
-    """Hosts, without port and separated by commas, that the `Host` header of a request may name. `*` allows any."""
+    """Hosts, without port and separated by commas, that the `Host` header of a request may name. `*` allows any.
+    `/livez` and `/readyz` answer to every name."""
+    root_path: Annotated[str, AfterValidator(parse_root_path)] = ""
+    """Prefix of all paths at the proxy in front of the service, such as `/bergson`. The proxy may strip it or not."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks of proxies, separated by commas, whose header `X-Forwarded-Prefix` is taken as `root_path`.
+    `*` trusts every caller; by default the header is ignored."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     """Largest size of a request's body, in bytes."""
     default_timeout_s: float = Field(default=30.0, gt=0)
@@ -45,11 +62,24 @@ class ServiceSettings(Settings):
     shutdown_s: int = Field(default=5, ge=0)
     """Seconds that open requests and event streams have to finish when the server stops."""
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(host.strip() for host in value.split(",") if host.strip())
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            if proxy != "*":
+                try:
+                    ipaddress.ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(
+                        f"expected addresses such as 10.0.0.5, networks such as 10.0.0.0/8, or *: {error}"
+                    ) from None
         return value
 
     def resolve_timeout_s(self, timeout_s: float | None) -> float:
@@ -70,7 +100,7 @@ class ClientSettings(BaseSettings):
         env_prefix="BERGSON_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
     )
 
-    url: str = "http://127.0.0.1:8000"
+    url: str = DEFAULT_URL
     """Address of the service, for clients that are given none."""
     api_key: SecretStr | None = None
     """API key of clients that are given none; `bergson demo` uses it as well."""

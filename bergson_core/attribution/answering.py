@@ -103,7 +103,7 @@ class QueryAnswerer:
         require_profile(self.index, self.manifest, query.profile)
         if "tokens" in query.include:
             self.score_decomposer.require_supported()
-        self.searcher.metadata.require_columns(query.filter or {})
+        self.searcher.metadata.require_valid(query.filter or {})
         if self.searcher.damaged and not query.partial:
             raise damaged_shards_error(self.index, self.searcher.damaged)
 

@@ -189,8 +189,10 @@ class AttributionIndex:
                 list of each.
             span: Characters [start, end) of the completion as it is given; the rest of it is context.
             profile: Profile to score with: `default`, or one that `fit_profile` has added.
-            filter: Conditions on metadata that every result meets. For each column: a value, a list of values, or a
-                range such as `{"gte": 1990, "lt": 2000}`.
+            filter: Conditions on metadata that every result meets. For each column: a value, a list of values of which
+                one has to match, or comparisons such as `{"gte": 1990, "ne": 1995}`, with gte, gt, lte, lt, ne, not_in
+                and exists (`Range`). Values have to be of the column's type. `ne` and `not_in` are also met by
+                documents without a value, unless `exists` is true.
             include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
                 by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
                 at most 32.
@@ -313,7 +315,9 @@ class AttributionIndex:
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
         self.require_profile(profile)
-        request = SearchRequest(top_k, direction, ("text", "metadata"), profile, _validate_filter(filter))
+        conditions = _validate_filter(filter)
+        self.searcher.metadata.require_valid(conditions or {})
+        request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
         return [
             self.answerer.make_rows(

@@ -34,10 +34,11 @@ from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.document_lookup import find_existing_ids
-from bergson_core.storage.document_table import iter_document_tables, read_document
+from bergson_core.storage.document_table import iter_document_tables, read_column_types, read_document
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
 from bergson_core.storage.locations import locate_dataset
 from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
+from bergson_core.storage.metadata_types import add_document_types, recorded_types
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 _MAX_GROWTH: Final = 1.1
@@ -79,8 +80,8 @@ def append_documents(
 
     Raises:
         IdsExist: The index has documents with the same ids.
-        InvalidInput: `spec` states a setting that differs from the build's, a document is invalid, or the index comes
-            from a training run.
+        InvalidInput: `spec` states a setting that differs from the build's, a document is invalid, its metadata is of
+            another type than that of the index, or the index comes from a training run.
         IndexCorrupt: The model is not the one that the index was built from.
         IndexNotFound: There is no index in the directory.
         IndexBusy: Another process is writing to the index.
@@ -105,6 +106,7 @@ def append_documents(
         if source in {shard.source for shard in old.shards}:
             return old
         _require_new_ids(root, documents)
+        _require_same_types(root, old, documents)
         builder = _make_shard_builder(context, model, documents)
         rows = old.rows + len(documents)
         tasks = plan_shards(
@@ -148,6 +150,16 @@ def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
         existing += find_existing_ids(root, [str(document_id) for document_id in ids])
     if existing:
         raise IdsExist.for_ids(existing)
+
+
+def _require_same_types(root: Path, manifest: Manifest, checked: CheckedDocuments) -> None:
+    """Raises `InvalidInput` if metadata of the documents is of another type than its column in the index."""
+    if not manifest.spec.columns.metadata:
+        return
+    types = recorded_types(manifest) or read_column_types(root, manifest)
+    for chunk in checked.documents.iter_chunks():
+        for record in chunk:
+            types = add_document_types(root.name, types, f"the document {record.id!r}", record.metadata)
 
 
 def _make_shard_builder(

@@ -40,6 +40,7 @@ from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.storage.metadata_types import recorded_types
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,18 @@ class RaySearcher:
         # All actors are started before waiting for the first one.
         started = [self._start_group(names, number) for number, names in enumerate(groups)]
         self._groups = [self._wait_until_open(group, number) for number, group in enumerate(started)]
-        self.metadata = MetadataFilter((), manifest.spec.columns.metadata)
 
     @property
     def damaged(self) -> Mapping[str, str]:
         """What is wrong with each damaged shard, by its name."""
         return {name: problem for group in self._groups for name, problem in group.damaged.items()}
+
+    @property
+    def metadata(self) -> MetadataFilter:
+        """The filter over the metadata columns of the index, to check conditions with."""
+        if recorded_types(self._manifest) is None:
+            return self.local.metadata  # the types of columns are then read from the documents
+        return MetadataFilter((), self._manifest)
 
     @cached_property
     def local(self) -> LocalSearcher:

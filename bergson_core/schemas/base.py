@@ -7,9 +7,11 @@ Both are immutable, refuse unknown fields, and take each field's description fro
 import inspect
 import re
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from textwrap import indent
-from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -63,13 +65,24 @@ class _DocumentedModel(BaseModel):
 
 def _describe_field(name: str, field: FieldInfo) -> str:
     """Returns the entry of a docstring for a field: its name, type and default, and its description."""
-    kind = re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(field.annotation))
+    kind = re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(_without_metadata(field.annotation)))
     default = "" if field.is_required() else f", default {field.get_default(call_default_factory=True)!r}"
     description = field.description or getattr(
         field.annotation, "_written_doc", None
     )  # that of a nested model
     text = f"\n{indent(description, ' ' * 8)}" if description else ""
     return f"    {name} ({kind}{default}):{text}"
+
+
+def _without_metadata(annotation: Any) -> Any:
+    """Returns an annotation without what `Annotated` adds to its parts."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _without_metadata(arguments[0])
+    if origin is None or origin is Literal:
+        return annotation
+    parts = tuple(map(_without_metadata, arguments))
+    return reduce(or_, parts) if origin in (Union, UnionType) else origin[parts]
 
 
 def describe_validation_error(error: ValidationError, root: str) -> str:
@@ -161,7 +174,10 @@ class Spec(_SpecBase):
     def _refuse_lookalikes(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses what pydantic would convert to a number or a truth value, such as "10", true or 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
+        allowed = set(get_args(annotation) or (annotation,))
+        kinds = allowed - {NoneType}
+        if value is None and NoneType in allowed:
+            return value
         if kinds and kinds <= {int, float} and isinstance(value, bool | str):
             raise ValueError(f"expected a number, got {str(value)[:100]!r}")
         if kinds == {bool} and not isinstance(value, bool):

@@ -1,48 +1,116 @@
-"""Conditions on the metadata of documents, as a query states them."""
+"""Conditions on the metadata of documents, as a query states them.
 
-import operator
-from typing import Any, Self
+    "wiki"                          a value: the document has it
+    ["wiki", "books", null]         several values: the document has one of them; null stands for no value
+    {"gte": 1990, "ne": 1995}       comparisons, all of which hold
 
-from pydantic import model_validator
+Which of these a column can be compared with depends on the type of its values (`search.metadata_filter`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Self
+
+from pydantic import Discriminator, Tag, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec
 
 Scalar = bool | int | float | str | None
+_SCALAR_TYPES: Final = {bool, int, float, str, type(None)}
 
 
 class Range(Spec):
-    """Numbers or texts between two bounds."""
+    """Comparisons that the metadata value of a document meets, all of them: bounds, and values that it must not have.
+
+    Null leaves a comparison out.
+    """
 
     gte: int | float | str | None = None
-    """Smallest value in the range."""
+    """Smallest value in the range. Texts are compared by their characters, so dates as text have to be written alike,
+    for example `2024-05-01`."""
     gt: int | float | str | None = None
     """Value that all values in the range are greater than."""
     lte: int | float | str | None = None
     """Largest value in the range."""
     lt: int | float | str | None = None
     """Value that all values in the range are less than."""
+    ne: Scalar = None
+    """Value that the document must not have. A document without a value has no such value, and so meets this."""
+    not_in: tuple[Scalar, ...] | None = None
+    """Values of which the document must have none. A document without a value meets this, unless null is among them."""
+    exists: bool | None = None
+    """Whether the document has a value: `true` or `false`. Null, NaN and lists without values are no value."""
+
+    @field_validator("gte", "gt", "lte", "lt", mode="before")
+    @classmethod
+    def _require_bound(cls, value: Any) -> Any:
+        if value is not None and (type(value) is bool or not _are_values([value])):
+            raise ValueError(f"expected a finite number or a text, got {_describe(value)}")
+        return value
+
+    @field_validator("ne", mode="before")
+    @classmethod
+    def _require_value(cls, value: Any) -> Any:
+        if not _are_values([value]):
+            raise ValueError(f"expected a single value, got {_describe(value)}; `not_in` takes several")
+        return value
+
+    @field_validator("not_in", mode="before")
+    @classmethod
+    def _require_values(cls, value: Any) -> Any:
+        if value is not None and not _is_list_of_values(value):
+            raise ValueError(f"expected a list of values, got {_describe(value)}; `ne` takes a single one")
+        return value
 
     @model_validator(mode="after")
-    def _require_bounds_of_one_type(self) -> Self:
-        bounds = [bound for bound in (self.gte, self.gt, self.lte, self.lt) if bound is not None]
-        if not bounds or len({isinstance(bound, str) for bound in bounds}) > 1:
-            raise ValueError("expected at least one of gte, gt, lte, lt: all numbers, or all texts")
+    def _require_comparisons(self) -> Self:
+        if len({isinstance(bound, str) for bound in self.bounds().values()}) > 1:
+            raise ValueError("expected bounds that are all numbers, or all texts")
+        if all(value is None for _, value in self):
+            raise ValueError(
+                "expected at least one of gte, gt, lte, lt, ne, not_in, exists, and a value other than null; "
+                'for documents with any value, write {"exists": true}'
+            )
         return self
 
-    def contains(self, value: Any) -> bool:
-        """Returns whether `value` lies within the bounds. A value of another type than the bounds does not."""
-        comparisons = (
-            (self.gte, operator.ge),
-            (self.gt, operator.gt),
-            (self.lte, operator.le),
-            (self.lt, operator.lt),
-        )
-        bounds = [(bound, compare) for bound, compare in comparisons if bound is not None]
-        kind = str if isinstance(bounds[0][0], str) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind):
-            return False
-        return all(compare(value, bound) for bound, compare in bounds)
+    def bounds(self) -> dict[str, int | float | str]:
+        """Returns those of gte, gt, lte and lt that are given."""
+        bounds = {"gte": self.gte, "gt": self.gt, "lte": self.lte, "lt": self.lt}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
-Condition = Scalar | tuple[Scalar, ...] | Range
-"""A value, several values of which one has to match, or a range."""
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.100}"
+
+
+def _are_values(items: Sequence[Any]) -> bool:
+    if not set(map(type, items)) <= _SCALAR_TYPES:
+        return False
+    return all(math.isfinite(item) for item in items if type(item) is float)
+
+
+def _is_list_of_values(value: Any) -> bool:
+    return isinstance(value, list | tuple) and _are_values(value)
+
+
+def _find_shape(condition: Any) -> str | None:
+    """Returns which of the three shapes a condition has, so that an error names what is wrong in that shape."""
+    if isinstance(condition, Range | Mapping):
+        return "comparisons"
+    if _is_list_of_values(condition):
+        return "values"
+    return "value" if _are_values([condition]) else None
+
+
+Condition = Annotated[
+    Annotated[Scalar, Tag("value")]
+    | Annotated[tuple[Scalar, ...], Tag("values")]
+    | Annotated[Range, Tag("comparisons")],
+    Discriminator(
+        _find_shape,
+        custom_error_type="condition",
+        custom_error_message="expected a text, a finite number, a truth value or null; a list of these; or an "
+        "object with some of gte, gt, lte, lt, ne, not_in, exists",
+    ),
+]
+"""A value, several values of which one has to match, or comparisons, all of which have to hold."""

@@ -65,8 +65,10 @@ class AttributionQuery(Spec):
     """Search the intact shards of a damaged index instead of refusing the query; the answer then says that it is
     partial."""
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
-    """Conditions on metadata that every result meets. For each column: a value, a list of values, or a range such as
-    `{"gte": 1990, "lt": 2000}`."""
+    """Conditions on metadata that every result meets. For each column: a value such as `"wiki"`, a list of values of
+    which one has to match, or comparisons such as `{"gte": 1990, "ne": 1995}`, with gte, gt, lte, lt, ne, not_in and
+    exists. Values have to be of the column's type. `ne` and `not_in` are also met by documents without a value, unless
+    `exists` is true."""
     verify: VerifySpec | None = None
     """Unlearn the best results one by one, and report how much less likely the completion becomes. Each step takes a
     few passes through the model; the first such query of an index takes some hundred more."""

@@ -99,7 +99,7 @@ class LocalSearcher:
                 profile.name: Profile.open(root, spec, profile.name, entries) for profile in manifest.profiles
             },
             candidate_search=CandidateSearch.open(root, shards, manifest.search.kind),
-            metadata=MetadataFilter(shards, spec.columns.metadata),
+            metadata=MetadataFilter(shards, manifest),
             visible=VisibleRows(root, manifest, shards),
             damaged=damaged,
         )

@@ -41,7 +41,9 @@ class SearchRequest:
 
     def can_be_batched_with(self, other: "SearchRequest") -> bool:
         """Returns whether both requests can be searched for together."""
-        return self.profile == other.profile and self.filter == other.filter
+        # Their texts are compared as well, since 1 equals True.
+        same_filter = self.filter == other.filter and repr(self.filter) == repr(other.filter)
+        return self.profile == other.profile and same_filter
 
 
 @dataclass(frozen=True)

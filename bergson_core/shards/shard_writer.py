@@ -24,9 +24,15 @@ from torch import Tensor
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.schemas.record import Record
 from bergson_core.shards.shard import BLOCKS_FILE, SCALES_FILE, RowShape
-from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
+from bergson_core.storage.document_table import (
+    DOCUMENT_TABLE_FILE,
+    make_document_table,
+    read_metadata,
+    write_document_table,
+)
 from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.manifest import ShardEntry
+from bergson_core.storage.metadata_types import column_types
 from bergson_core.utils.atomic_files import fsync_path
 
 _MOMENT_FILE: Final = "second_moment.safetensors"
@@ -173,6 +179,7 @@ def _make_entry(directory: Path, name: str, documents: pa.Table, position: Shard
         skipped=documents["loss"].null_count,
         generation=position.generation,
         source=position.source,
+        metadata_types=column_types(read_metadata(documents)),
         files=files,
     )
 

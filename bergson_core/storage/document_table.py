@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.record import Record
 from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.storage.metadata_types import column_types, merge_column_types
 from bergson_core.utils.memory_map import map_buffer
 
 DOCUMENT_TABLE_FILE: Final = "rows.arrow"
@@ -80,6 +81,24 @@ def iter_document_tables(root: Path, manifest: Manifest) -> Iterator[tuple[Shard
                 f"index again ({error})"
             ) from error
         yield entry, documents
+
+
+def read_metadata(documents: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yields the metadata of each document, as it was when the document was added."""
+    return map(json.loads, documents["metadata"].to_pylist())
+
+
+def read_column_types(root: Path, manifest: Manifest) -> dict[str, str]:
+    """Returns the type of each metadata column of an index, read from the documents where it was not recorded.
+
+    Raises:
+        IndexCorrupt: A table is missing or cannot be read.
+    """
+    by_shard = [
+        column_types(read_metadata(documents)) if entry.metadata_types is None else entry.metadata_types
+        for entry, documents in iter_document_tables(root, manifest)
+    ]
+    return merge_column_types(manifest.spec.columns.metadata, by_shard)
 
 
 def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:

@@ -58,6 +58,9 @@ class ShardEntry(ResultModel):
     """Generation of the index in which the documents were added."""
     source: str
     """Fingerprint of the build or append that added the documents."""
+    metadata_types: dict[str, str] | None = None
+    """Type of the values of each metadata column, such as `integer` or `list of text`; null in shards that were written
+    before types were recorded."""
     files: tuple[FileEntry, ...]
 
 

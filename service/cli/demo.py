@@ -57,7 +57,7 @@ def demo(
     settings = apply_settings(data_dir=directory, port=port)
     with (
         running_system(settings, log=directory / PROCESS_LOG_FILE) as system,
-        Client(system.url) as client,
+        Client(system.url, trust_env=False) as client,  # a proxy does not reach a process of this machine
     ):
         index = _build(client, directory)
         _show_answers(client, index, corpus)

@@ -12,6 +12,7 @@ from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate, Progress
 from service.client.errors import error_from_problem
+from service.client.proxies import choose_proxy
 from service.client.requests import (
     RequestSender,
     connection_options,
@@ -58,6 +59,10 @@ class AsyncClient:
             that.
         retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
         options: Further options of `httpx.AsyncClient`: `verify` for a certificate authority, `headers`, `proxy`, …
+
+    Raises:
+        InvalidInput: The address, or that of a proxy in the environment, cannot be read; or a SOCKS proxy needs a
+            package that is missing.
     """
 
     _session_class: type[HttpSession] = AsyncSession
@@ -71,8 +76,8 @@ class AsyncClient:
         retry_s: float = 60.0,
         **options: Any,
     ):
-        session = self._session_class(**connection_options(url, api_key, timeout_s, **options))
-        self._sender = RequestSender(session, retry_s)
+        options, proxy = choose_proxy(connection_options(url, api_key, timeout_s, **options))
+        self._sender = RequestSender(self._session_class(**options), retry_s, proxy)
 
     async def __aenter__(self) -> Self:
         return self

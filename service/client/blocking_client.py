@@ -66,6 +66,10 @@ class Client:
             that.
         retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
         options: Further options of `httpx.Client`: `verify` for a certificate authority, `headers`, `proxy`, …
+
+    Raises:
+        InvalidInput: The address, or that of a proxy in the environment, cannot be read; or a SOCKS proxy needs a
+            package that is missing.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ from service.client.errors import (
     error_from_response,
     may_have_arrived,
 )
+from service.client.proxies import ProxyInUse
 from service.client.retries import RetryBudget
 from service.client.sessions import HttpSession
 from service.schemas import IndexPage, JobPage
-from service.settings import ClientSettings
+from service.settings import DEFAULT_URL, ClientSettings
 
 _GRACE_S = 10.0
 """How much longer than the service itself the client waits for an answer."""
@@ -43,20 +44,36 @@ def connection_options(
         api_key: The API key; None takes `BERGSON_API_KEY`, if that is set.
         timeout_s: Seconds to wait for an answer.
         options: Further options of `httpx.Client`.
+
+    Raises:
+        InvalidInput: The address cannot be read.
     """
     settings = ClientSettings()
+    address = url or settings.url
+    try:
+        is_address = httpx.URL(address).scheme in ("http", "https") and bool(httpx.URL(address).host)
+    except (httpx.InvalidURL, TypeError):
+        is_address = False
+    if not is_address:
+        raise InvalidInput(
+            f"expected the address of the service (BERGSON_URL), such as {DEFAULT_URL}, got {str(address)[:200]!r}"
+        )
     key = api_key or (settings.api_key and settings.api_key.get_secret_value())
     authorization = {"Authorization": f"Bearer {key}"} if key else {}
     headers = {**options.pop("headers", {}), **authorization}
-    return dict(base_url=url or settings.url, headers=headers, timeout=timeout_s, **options)
+    return dict(base_url=address, headers=headers, timeout=timeout_s, **options)
 
 
 class RequestSender:
-    """Sends requests over a session, and repeats those that may succeed later, for up to `retry_s` seconds."""
+    """Sends requests over a session, and repeats those that may succeed later, for up to `retry_s` seconds.
 
-    def __init__(self, session: HttpSession, retry_s: float):
+    Errors name the `proxy` that the session goes through.
+    """
+
+    def __init__(self, session: HttpSession, retry_s: float, proxy: ProxyInUse | None = None):
         self._session = session
         self._retry_s = retry_s
+        self._proxy = proxy
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -102,12 +119,12 @@ class RequestSender:
             try:
                 response = await self._session.send(request)
             except httpx.TransportError as failure:
-                error = error_from_failure(failure)
+                error = error_from_failure(failure, self._proxy)
                 may_repeat = is_idempotent or method == "GET" or not may_have_arrived(failure)
             else:
                 if response.is_success:
                     return response.content
-                error, may_repeat = error_from_response(response), True
+                error, may_repeat = error_from_response(response, self._proxy), True
             if not (may_repeat and isinstance(error, Unavailable)):
                 raise error
             await self._pause_or_raise(budget, error)
@@ -146,7 +163,7 @@ class RequestSender:
                         last_id = event.id
                         yield event
             except httpx.TransportError as error:
-                failure = error_from_failure(error)
+                failure = error_from_failure(error, self._proxy)
             except Unavailable as error:
                 failure = error
             await self._pause_or_raise(budget, failure)
@@ -158,7 +175,7 @@ class RequestSender:
         headers = {"Last-Event-ID": last_id} if last_id else {}
         async with self._session.stream_events(path, headers) as (response, events):
             if not response.is_success:
-                raise error_from_response(response)
+                raise error_from_response(response, self._proxy)
             try:
                 async for event in events:
                     if event.event == "problem":

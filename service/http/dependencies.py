@@ -92,13 +92,15 @@ async def _make_query_handler(request: Request) -> QueryHandler:
 
 
 async def _make_job_submitter(
+    request: Request,
     response: Response,
     broker: BrokerDep,
     caller: CallerDep,
     request_id: RequestIdDep,
     idempotency_key: Annotated[str | None, Depends(_get_idempotency_key)],
 ) -> JobSubmitter:
-    return JobSubmitter(broker, caller, request_id, idempotency_key, response)
+    root_path = request.scope.get("root_path", "")
+    return JobSubmitter(broker, caller, request_id, idempotency_key, response, root_path)
 
 
 QueryHandlerDep = Annotated[QueryHandler, Depends(_make_query_handler)]

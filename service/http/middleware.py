@@ -1,7 +1,8 @@
 """What every request passes: its id, the checks of its host and of its API key, the limit of its body.
 
 These are plain ASGI classes and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. A request
-passes `RequestIdMiddleware` first, then `HostCheckMiddleware`, `KeyCheckMiddleware` and `BodyLimitMiddleware`.
+passes `RequestIdMiddleware` first, then `ProxyPrefixMiddleware` (`service.http.proxy_prefix`), `HeadMiddleware`,
+`HostCheckMiddleware`, `KeyCheckMiddleware` and `BodyLimitMiddleware`.
 """
 
 import logging
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Collection
 from urllib.parse import quote
 
+import anyio
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,10 +22,12 @@ from service.auth import authorization
 from service.auth.rate_limits import RateLimiter
 from service.http.metrics import WebMetrics, route_template
 from service.http.problems import error_response, make_problem, problem_response
+from service.http.proxy_prefix import route_path
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
 
+_PROBE_PATHS = ("/livez", "/readyz")
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MAX_LENGTH_DIGITS = 18
 """Most digits of a `Content-Length` that are read as a number; one that has more is too large in any case."""
@@ -86,10 +90,38 @@ class RequestIdMiddleware:
         logger.info("%s %s %s %.1f ms%s", method, path, status, elapsed_ms, suffix, extra=fields)
 
 
+class HeadMiddleware:
+    """Answers HEAD as GET is answered, with the same headers and without a body.
+
+    The server has to see HEAD, or else it would wait for the body whose length the headers announce. So the application
+    gets a copy of the scope.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+        get_scope = {**scope, "method": "GET"}
+        with anyio.CancelScope() as response_scope:
+
+            async def send_headers(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b""})
+                    if "content-length" not in Headers(raw=message["headers"]):
+                        response_scope.cancel()  # an event stream would go on until its job has ended
+
+            await self.app(get_scope, receive, send_headers)
+        scope.update({name: get_scope[name] for name in ("route", "endpoint") if name in get_scope})
+
+
 class HostCheckMiddleware:
     """Refuses requests whose `Host` header names a foreign host.
 
-    Otherwise a page elsewhere could reach the service in the user's browser, by letting its own name point here.
+    Otherwise a page elsewhere could reach the service in the user's browser, by letting its own name point here. Health
+    checks are answered under every name, since a supervisor asks by an address that it has given out itself.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
@@ -100,7 +132,8 @@ class HostCheckMiddleware:
         if scope["type"] != "http" or "*" in self.allowed_hosts:
             return await self.app(scope, receive, send)
         host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
-        if host in self.allowed_hosts:
+        is_probe = scope["method"] == "GET" and route_path(scope) in _PROBE_PATHS
+        if is_probe or host in self.allowed_hosts:
             return await self.app(scope, receive, send)
         names = ", ".join(sorted(self.allowed_hosts))
         detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
@@ -122,7 +155,7 @@ class KeyCheckMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         scope["state"]["caller"] = None
-        if authorization.is_open_path(scope["method"], scope["path"]):
+        if authorization.is_open_path(scope["method"], route_path(scope)):
             return await self.app(scope, receive, send)
         rate_limiter: RateLimiter = scope["app"].state.rate_limiter
         try:

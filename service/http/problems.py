@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from bergson_core.errors import BergsonError, IdsExist, RateLimited, Unauthorized
 from service.schemas import FieldError, ProblemDetails
@@ -169,13 +170,30 @@ def _handle_validation_error(request: Request, error: Exception) -> Response:
     return problem_response(make_validation_problem(errors, get_request_id(request)))
 
 
+def _allowed_methods(request: Request) -> list[str]:
+    """Returns the methods that the routes of a path take, which may be several routes. Directories are left out."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+
+    def is_allowed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] == Match.FULL for route in routes)
+
+    methods = list(filter(is_allowed, ("GET", "POST", "PUT", "PATCH", "DELETE")))
+    return ["GET", "HEAD", *methods[1:]] if methods[:1] == ["GET"] else methods
+
+
 def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code, detail = _CODES_BY_STATUS.get(error.status_code, "error"), str(error.detail)
+    code, detail, headers = _CODES_BY_STATUS.get(error.status_code, "error"), str(error.detail), error.headers
+    if error.status_code == 405 and (methods := _allowed_methods(request)):
+        headers = {"Allow": ", ".join(methods)}
+        detail = (
+            f"{request.method} {request.url.path}: expected {' or '.join(methods)}. GET /docs lists all calls"
+        )
     if detail == http.HTTPStatus(error.status_code).phrase:
         detail = f"{detail}: {request.method} {request.url.path}. GET /docs lists all calls"
     details = make_problem(code, detail, get_request_id(request))
-    return problem_response(details.model_copy(update={"status": error.status_code}), error.headers)
+    return problem_response(details.model_copy(update={"status": error.status_code}), headers)
 
 
 def _handle_unexpected_error(request: Request, error: Exception) -> Response:

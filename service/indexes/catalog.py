@@ -15,6 +15,7 @@ from bergson_core.storage.manifest import (
     read_manifest,
     require_appendable,
 )
+from bergson_core.storage.metadata_types import add_document_types, recorded_types
 from bergson_core.storage.takedown_log import TakedownLog
 from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from worker.messages import Problem
@@ -120,12 +121,16 @@ def require_valid_append(root: Path, name: str, spec: AppendSpec) -> None:
 
     Raises:
         IndexNotFound: There is no index of this name.
-        InvalidInput: The spec differs from how the index was built.
+        InvalidInput: The spec differs from how the index was built, or metadata of an inline document is of another
+            type than that of the index.
         IdsExist: The index has documents with ids of the inline documents. Ids of a dataset are left to the worker.
     """
     directory = require_index(root, name)
     manifest = read_manifest(directory)
     require_appendable(name, manifest, spec)
+    if (types := recorded_types(manifest)) is not None:  # otherwise the worker reads them from the documents
+        for number, document in enumerate(spec.documents or ()):
+            types = add_document_types(name, types, f"documents.{number}", document)
     column = manifest.spec.columns.id
     documents = spec.documents or ()
     ids = [str(document[column]) for document in documents if column in document] if column else []

@@ -160,6 +160,9 @@ ATTRIBUTE_BOTH: dict[str, Any] = ATTRIBUTE_REQUEST | {"top_k": 5, "direction": "
 ATTRIBUTE_FILTERED: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": ["wiki", "books"], "year": {"gte": 1990, "lt": 2000}}
 }
+ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
+    "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
+}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",

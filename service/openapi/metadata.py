@@ -128,7 +128,10 @@ def success_response(status: int, description: str, example: Any) -> Responses:
 
 JOB_ACCEPTED_RESPONSE = success_response(202, "The job is queued.", examples.JOB_ACCEPTED)
 JOB_ACCEPTED_RESPONSE[202]["headers"] = {
-    "Location": {"description": "Address of the job: `/jobs/{job_id}`.", "schema": {"type": "string"}}
+    "Location": {
+        "description": "Address of the job: `/jobs/{job_id}`, below the prefix of a proxy if there is one.",
+        "schema": {"type": "string"},
+    }
 }
 
 

@@ -23,6 +23,7 @@ _QUERIES: dict[str, Any] = {
         "value": examples.ATTRIBUTE_BOTH,
     },
     "filtered": {"summary": "Some of the documents only", "value": examples.ATTRIBUTE_FILTERED},
+    "excluding": {"summary": "All documents but some", "value": examples.ATTRIBUTE_EXCLUDING},
     "generated": {"summary": "A completion that the model generates", "value": examples.ATTRIBUTE_GENERATED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},

@@ -25,9 +25,10 @@ _HEADERS = {
 
 
 @router.get("/")
-async def root() -> Response:
+async def root(request: Request) -> Response:
     """Redirects to the dashboard."""
-    return RedirectResponse("docs")
+    prefix = request.scope.get("root_path", "")
+    return RedirectResponse(f"{prefix}/docs" if prefix else "docs")
 
 
 @router.get("/docs")

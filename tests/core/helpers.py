@@ -3,7 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
@@ -24,8 +27,11 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Answer, Progress
+from bergson_core.storage.document_table import make_document_table, read_metadata
 from bergson_core.storage.manifest import read_manifest
+from bergson_core.storage.metadata_types import column_types
 
 
 def make_spec(sources: Path, **changes: object) -> BuildSpec:
@@ -73,6 +79,27 @@ def save_dataset(dataset: Dataset, directory, kind: str) -> str:
     else:
         writers[kind](path)
     return path
+
+
+def make_metadata_shards(*parts: Sequence[dict[str, Any]], recorded: bool = True) -> tuple[list[Any], Any]:
+    """Returns what a filter reads of shards without rows, and of their manifest.
+
+    Args:
+        parts: The metadata of the documents of each shard.
+        recorded: Whether the shards have recorded the types of their columns, as they do since release 0.2.0.
+    """
+    shards = []
+    for metadata in parts:
+        records = [Record(str(number), "a", None, values) for number, values in enumerate(metadata)]
+        documents = make_document_table(records, np.zeros(len(records)), [1] * len(records))
+        types = column_types(read_metadata(documents)) if recorded else None
+        entry = SimpleNamespace(rows=len(records), metadata_types=types)
+        shards.append(SimpleNamespace(entry=entry, documents=documents))
+    columns = ColumnsSpec(metadata=tuple(parts[0][0]))
+    manifest = SimpleNamespace(
+        spec=SimpleNamespace(columns=columns), shards=[shard.entry for shard in shards]
+    )
+    return shards, manifest
 
 
 INVALID_BUILDS = {

@@ -18,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp
 
 from service.auth.api_keys import Caller, KeyFile
 from service.http.metrics import CONTENT_TYPE
@@ -142,7 +143,7 @@ def iter_calls(app: FastAPI, index: str = "facts", job_id: str = "job-1") -> Ite
 
 
 @contextmanager
-def serve_app(app: FastAPI) -> Iterator[str]:
+def serve_app(app: ASGIApp) -> Iterator[str]:
     """Serves `app` in another thread, for tests that need real connections, and yields its address."""
     server_socket = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))

@@ -31,7 +31,7 @@ def test_a_timeout_is_the_default_or_the_requested_one_up_to_the_maximum() -> No
         settings.resolve_timeout_s(10.5)
 
 
-_ENUM_VALUES = {"executor": "ray", "log_format": "json", "log_level": "debug"}
+_ENUM_VALUES = {"executor": "ray", "log_format": "json", "log_level": "debug", "trusted_proxies": "10.0.0.1"}
 
 
 @pytest.mark.parametrize("settings", [ServiceSettings, ClientSettings])

@@ -1,5 +1,6 @@
 """On a Ray cluster of two nodes, builds are byte-identical whatever dies, and searches answer as this process does."""
 
+import copy
 import os
 import shutil
 import time
@@ -26,6 +27,7 @@ QUERIES = [
         {"direction": "both", "top_k": 100},
         {"filter": {"source": "wiki"}},
         {"filter": {"number": {"gte": 38}}},
+        {"filter": {"number": {"gte": 20, "not_in": [21, 25]}, "source": {"ne": "web"}}},
         {"top_k": 2, "direction": "both", "include": ["tokens", "modules"]},
     )
 ]
@@ -207,6 +209,17 @@ def assert_same_answers(one: AttributionIndex, other: AttributionIndex) -> None:
 def test_actors_on_both_nodes_answer_as_this_process_does(on_ray, facts):
     assert [len(group.names) for group in on_ray.searcher._groups] == [10, 10]
     assert_same_answers(on_ray, AttributionIndex.open(facts, partial=True))
+
+
+def test_a_filter_of_another_type_than_its_column_is_refused(on_ray, facts):
+    old_manifest = on_ray.manifest.model_copy(
+        update={"shards": [s.model_copy(update={"metadata_types": None}) for s in on_ray.manifest.shards]}
+    )
+    searcher = copy.copy(on_ray.searcher)
+    searcher._manifest = old_manifest
+    for metadata in (on_ray.searcher.metadata, searcher.metadata):
+        with pytest.raises(InvalidInput, match="'number' holds integers"):
+            metadata.require_valid({"number": "38"})
 
 
 def test_damaged_shards_are_left_out_where_that_is_allowed(on_ray):

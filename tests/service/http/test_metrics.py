@@ -37,7 +37,7 @@ def test_no_request_can_create_a_new_label(client: TestClient) -> None:
         client.get(f"/nothing/{k}")
         client.get(f"/static/{k}")
         client.request(f"BREW{k}", "/workers")
-        client.get("/livez", headers={"Host": f"evil-{k}"})
+        client.get("/index", headers={"Host": f"evil-{k}"})
     family = scrape(client)["bergson_http_requests"]
     assert {tuple(sample.labels.values()) for sample in family.samples} == {
         ("GET", "other", "404"),

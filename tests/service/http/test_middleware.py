@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import make_key_header, require_problem
+from tests.service.helpers import make_key_header, require_problem, sample_value, scrape, serve_app
 from worker.telemetry import logs
 
 PATHS = ["/livez", "/docs", "/openapi.json", "/static/dashboard/main.js", "/nothing", "/jobs/none"]
@@ -44,10 +46,98 @@ def test_requests_to_allowed_hosts_are_answered(client: TestClient, host: str) -
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example", "evil.example:8000", "127.0.0.1.nip.io", "", "[::2]"]
 )
-@pytest.mark.parametrize("path", ["/livez", "/docs", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/nothing", "/metrics", "/livez/", "/livez/x", "/static/livez"]
+)
 def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> None:
     problem = require_problem(client.get(path, headers={"Host": host}), 400, "host_not_allowed")
     assert "allowed_hosts" in problem.detail
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["10.244.0.5:8000", "10.244.0.5", "[::1]:8000", "[fd00::5]:8000", "bergson-0.bergson.svc:8000", ""],
+)
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_health_checks_are_answered_under_every_host(client: TestClient, host: str, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        assert client.request(method, path, headers={"Host": host}).status_code == 200
+    if host != "[::1]:8000":
+        require_problem(client.post(path, headers={"Host": host}), 400, "host_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/livez",
+        "/readyz",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+        "/index",
+        "/index/facts",
+        "/index/none",
+        "/jobs?limit=1",
+        "/jobs?limit=0",
+        "/jobs/job-1",
+        "/workers",
+        "/models",
+        "/static/favicon.svg",
+        "/nothing",
+        "/attribute",
+        "/",
+    ],
+)
+def test_head_is_answered_as_get_without_a_body(client: TestClient, jobs: list[str], path: str) -> None:
+    get, head = (client.request(method, path, follow_redirects=False) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    varying = {"x-request-id", "date", "content-length"}
+    assert {k: v for k, v in head.headers.items() if k not in varying} == {
+        k: v for k, v in get.headers.items() if k not in varying
+    }
+    assert "content-length" in head.headers
+    if get.status_code == 200 and path != "/metrics":
+        assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_head_of_an_event_stream_ends_at_once(app: FastAPI, jobs: list[str]) -> None:
+    with serve_app(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=5) as client:
+        response = client.head(f"/jobs/{jobs[0]}/events")
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert client.head("/livez").headers["content-length"] == str(len(client.get("/livez").content))
+
+
+def test_head_needs_a_key_and_is_counted_as_head(client: TestClient, tmp_path: Path) -> None:
+    headers = make_key_header(tmp_path)
+    assert client.head("/index").status_code == 401
+    assert client.head("/index", headers=headers).status_code == 200
+    requests = sample_value(
+        scrape(client, **headers), "bergson_http_requests_total", method="HEAD", route="/index", status="200"
+    )
+    assert requests == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/index", "GET, HEAD, POST"),
+        ("PUT", "/index/facts", "GET, HEAD, DELETE"),
+        ("PATCH", "/index/facts/documents/a/b", "GET, HEAD, DELETE"),
+        ("DELETE", "/attribute", "POST"),
+        ("GET", "/attribute", "POST"),
+        ("OPTIONS", "/jobs", "GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+        ("POST", "/static/favicon.svg", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_refused_with_those_that_it_does(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path)
+    require_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == allowed
 
 
 def test_pages_of_other_origins_cannot_read_responses(client: TestClient) -> None:

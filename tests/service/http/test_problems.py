@@ -56,7 +56,8 @@ def test_an_unknown_path_is_not_found(client: TestClient, path: str) -> None:
 def test_a_wrong_method_is_refused_with_the_allowed_ones(client: TestClient) -> None:
     response = client.put("/workers")
     require_problem(response, 405, "method_not_allowed")
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
+    assert "expected GET or HEAD" in response.json()["detail"]
 
 
 def test_an_unexpected_error_reveals_no_details_and_is_logged_with_the_request_id(

@@ -1,5 +1,6 @@
 """Documents are read and taken down on disk, without a worker; adding documents is a job."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,24 @@ def test_a_bad_append_is_refused_before_it_is_queued(
     problem = require_problem(client.post("/index/news/documents", json=body), 422, "invalid_input")
     assert message in problem.detail
     assert not broker.submitted_jobs
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("books", 202), (None, 202), (7, 422), (True, 422), (["a"], 422)]
+)
+def test_metadata_of_another_type_is_refused_before_it_is_queued(
+    client: TestClient, broker: FakeBroker, news: Path, value: Any, status: int
+) -> None:
+    manifest = json.loads((news / "manifest.json").read_text())
+    manifest["shards"][0]["metadata_types"] = {"source": "text"}
+    (news / "manifest.json").write_text(json.dumps(manifest))
+    documents = [{"id": "new-0", "text": "a"}, {"id": "new-1", "text": "b", "source": value}]
+    response = client.post("/index/news/documents", json={"documents": documents})
+    assert response.status_code == status
+    assert len(broker.submitted_jobs) == (status == 202)
+    if status == 422:
+        problem = require_problem(response, 422, "invalid_input")
+        assert "'source' of the index news holds text, and documents.1 has" in problem.detail
 
 
 PROFILE: dict[str, Any] = {"name": "law", "queries": [{"prompt": "a", "completion": " b"}]}
