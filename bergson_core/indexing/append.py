@@ -142,8 +142,8 @@ def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
         return
     existing: list[str] = []
     for start in range(0, len(documents), _ID_CHUNK_SIZE):
-        ids = documents.dataset[start : start + _ID_CHUNK_SIZE][documents.columns.id]
-        existing += find_existing_ids(root, [str(document_id) for document_id in ids])
+        records = documents.read(range(start, min(start + _ID_CHUNK_SIZE, len(documents))))
+        existing += find_existing_ids(root, [record.id for record in records])
     if existing:
         raise IdsExist.for_ids(existing)
 

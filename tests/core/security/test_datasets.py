@@ -66,11 +66,10 @@ def test_a_parquet_file_with_a_repetitive_column_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["[ab].jsonl", "*.jsonl", "a?.jsonl", "a::b.jsonl"])
-def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path, name):
+def test_a_file_whose_name_is_a_pattern_is_read_and_no_other(tmp_path, name):
     (tmp_path / name).write_text('{"text": "mine"}\n')
     (tmp_path / "a.jsonl").write_text('{"text": "theirs"}\n')
-    with pytest.raises(DatasetNotFound, match="expected a path without"):
-        load_dataset_spec(DatasetSpec(path=str(tmp_path / name)))
+    assert load_dataset_spec(DatasetSpec(path=str(tmp_path / name)))["text"] == ["mine"]
 
 
 @pytest.mark.parametrize("absolute", [True, False])
