@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset, DatasetDict
 
 from bergson_core.data.batching import iter_batches, tokenize
 from bergson_core.data.documents import load_documents, tokenize_records
+from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import (
     Cancelled,
     ColumnNotFound,
@@ -23,6 +25,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import read_manifest
 
@@ -71,6 +74,26 @@ def save_dataset(dataset: Dataset, directory, kind: str) -> str:
         DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(path)
     else:
         writers[kind](path)
+    return path
+
+
+def read_records(path: Path | str, columns: ColumnsSpec, **dataset: object) -> list[Record]:
+    """Returns the documents of a dataset, which have to be the same however it is opened."""
+    source = DatasetSpec.model_validate({"path": str(path), **dataset})
+    spec = BuildSpec(model="any", dataset=source, columns=columns)
+    streamed = spec.model_copy(update={"dataset": source.model_copy(update={"streaming": True})})
+    in_memory = load_documents(spec)
+    records = in_memory.read(range(len(in_memory)))
+    for build in (spec, streamed):
+        with TemporaryDirectory() as root:
+            documents = load_documents_streaming(build, Path(root), lambda _: None)
+            assert documents.read(list(range(len(documents)))) == records
+    return records
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    """Writes rows as JSON, one a line, and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

@@ -40,7 +40,7 @@ def iter_json_rows(file: DataFile) -> Iterator[tuple[Row, int]]:
 
 def _iter_object_lines(file: DataFile, stream: BinaryIO) -> Iterator[tuple[Row, int]]:
     for number, line in enumerate(iter_lines(file, stream), start=1):
-        if not line.isspace():
+        if line and not line.isspace():
             try:
                 row = from_json(line, cache_strings="keys")
             except ValueError:
@@ -52,8 +52,9 @@ def _iter_object_lines(file: DataFile, stream: BinaryIO) -> Iterator[tuple[Row, 
 
 def _parse_leniently(file: DataFile, number: int, line: bytes) -> Any:
     """Parses a line that the fast parser refuses, as for half a surrogate pair in a column that does not matter."""
+    text = decode(file, line, number)
     try:
-        return json.loads(decode(file, line, number))
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         raise unreadable(
             file, f"line {number}, column {error.colno}: {error.msg}; expected a JSON object on each line"
@@ -123,11 +124,10 @@ class _ArrayText:
                 size, self.position = end - self.position, end
                 return row, size
             except json.JSONDecodeError as error:
+                line = self._first_line + self._text.count("\n", 0, error.pos)
+                context = self._text[max(self.position, error.pos - 20) : error.pos + 20]
                 if not self._read_more():
-                    raise unreadable(
-                        self._file,
-                        f"line {self._first_line + error.lineno - 1}, column {error.colno}: {error.msg}",
-                    ) from None
+                    raise unreadable(self._file, f"line {line}: {error.msg} near {context!r}") from None
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from None
 

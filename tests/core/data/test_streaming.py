@@ -13,7 +13,7 @@ from bergson_core import build_index
 from bergson_core.data import row_chunks, streaming
 from bergson_core.data.documents import load_documents
 from bergson_core.data.streaming import STREAMED_FILE, load_documents_streaming
-from bergson_core.errors import Cancelled, DatasetNotFound, IndexExists, InvalidInput
+from bergson_core.errors import Cancelled, IndexExists, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
