@@ -30,6 +30,7 @@ FitLabels = Literal["true", "sampled"]
 Projection = Literal["rademacher", "normal"]
 RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
+TextDocuments = Literal["auto", "line", "file"]
 Normalize = Literal["none", "row", "block"]
 SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
@@ -50,9 +51,9 @@ class DatasetSpec(Spec):
     """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
     if the build is started again. Files are always read as streams. The columns that the build needs are kept beside
     the index until it is published. A `save_to_disk` directory is read where it is."""
-    text_documents: Literal["line", "file"] | None = None
+    text_documents: TextDocuments = "auto"
     """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
-    `file`. By default the lines of a single file, and otherwise the files."""
+    `file`. With `auto` the documents are the lines of a single file, and otherwise the files."""
 
 
 class ColumnsSpec(Spec):

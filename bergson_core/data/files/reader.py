@@ -40,7 +40,7 @@ class FileReader:
             return None
         if spec.split != "train":
             raise DatasetNotFound(f"{spec.path} has one split only, 'train'; {spec.split!r} was asked for")
-        if spec.text_documents is not None and files[0].format != "text":
+        if spec.text_documents != "auto" and files[0].format != "text":
             raise InvalidInput(f"text_documents is for .txt files; {spec.path} names {files[0].format} files")
         return cls(spec, files)
 
@@ -88,7 +88,8 @@ class FileReader:
             weight = None if columns is None else columns.weight
             yield from iter_csv_chunks(self._files, names, data_names, weight)
         elif file_format == "text":
-            by_line = (self._spec.text_documents or ("line" if len(self._files) == 1 else "file")) == "line"
+            choice = self._spec.text_documents
+            by_line = choice == "line" or (choice == "auto" and len(self._files) == 1)
             yield from iter_text_chunks(self._files, names, self._spec.path, by_line=by_line)
         elif file_format == "parquet":
             for file in self._files:
