@@ -22,6 +22,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import pyarrow as pa
+from pydantic_core import PydanticSerializationError, to_json
 
 from bergson_core.data.chat_template import require_messages
 from bergson_core.data.row_chunks import RowChunk
@@ -42,7 +43,6 @@ _KINDS: Final[dict[type, str]] = {
     dict: "an object",
 }
 _UNCHANGED: Final = frozenset({NoneType, str, bool, int})
-_dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def require_texts(values: Sequence[Any], column: str, describe: Describe) -> list[str]:
@@ -66,6 +66,8 @@ def require_ids(values: Sequence[Any], column: str, describe: Describe) -> list[
     Raises:
         InvalidInput: An id is empty, null or missing, or neither text nor an integer.
     """
+    if all(values) and all(type(value) is str for value in values):
+        return list(values)
     for position, value in enumerate(values):
         if value is None or value == "":
             raise InvalidInput(
@@ -111,6 +113,8 @@ def require_json_values(values: Sequence[Any], column: str, describe: Describe) 
             converted.append(_to_json_value(value))
         except ValueError as error:
             raise InvalidInput(f"{describe(position, column)} {error}") from None
+        except RecursionError:
+            raise InvalidInput(f"{describe(position, column)} is nested too deeply") from None
     return converted
 
 
@@ -207,6 +211,13 @@ class DocumentEncoder:
         names = self._columns.metadata
         objects = [_dumps(dict(zip(names, row, strict=True))) for row in zip(*converted, strict=True)]
         return _to_text_array(objects, ", ".join(names), describe)
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return to_json(value).decode()
+    except PydanticSerializationError:  # half a surrogate pair, which `_to_text_array` refuses
+        return json.dumps(value, ensure_ascii=False)
 
 
 def _to_text_array(texts: Sequence[str], column: str, describe: Describe) -> pa.Array:

@@ -72,7 +72,7 @@ def _open_documents(spec: BuildSpec, root: Path, report: ProgressCallback) -> Do
             if isinstance(dataset, Dataset):
                 return documents_from_dataset(dataset, spec.columns, source.path)
             batches = _iter_stream(dataset, source, spec.columns)
-        _write_batches(batches, path, source.path, report)
+        _write_batches(batches, path, source, report)
     dataset = Dataset.from_file(str(path))
     with pa.OSFile(str(path)) as file:
         schema = pa.ipc.open_stream(file).schema
@@ -98,15 +98,19 @@ def _iter_stream(stream: IterableDataset, source: DatasetSpec, columns: ColumnsS
 
 
 def _write_batches(
-    batches: Iterator[pa.RecordBatch] | Iterator[pa.Table], path: Path, name: str, report: ProgressCallback
+    batches: Iterator[pa.RecordBatch] | Iterator[pa.Table],
+    path: Path,
+    source: DatasetSpec,
+    report: ProgressCallback,
 ) -> None:
     """Writes batches to a file, in one stage of the build. Raises `InvalidInput` if there are none."""
     first = next(batches, None)
     if first is None:
-        raise empty_dataset_error(name)
+        raise empty_dataset_error(source.path)
     progress = StageProgress("read", total=0)
     with (
-        atomic_path(path, durable=True, exclusive=True) as temporary,
+        # What is read again by the next run need not survive a power cut.
+        atomic_path(path, durable=source.streaming, exclusive=True) as temporary,
         pa.OSFile(str(temporary), "wb") as file,
         pa.ipc.new_stream(file, first.schema) as writer,
     ):
