@@ -109,7 +109,7 @@ def _values_column(values: list[Any]) -> pa.Array:
     """Returns the values as a column, as JSON text where Arrow has no common type for them."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # several types, or integers beyond 64 bits
         return pa.array([None if value is None else json.dumps(value) for value in values])
 
 

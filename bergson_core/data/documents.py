@@ -1,23 +1,39 @@
 """Documents: a dataset read as records, and tokenised chunk by chunk."""
 
 import json
-import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
 from bergson_core.data.chat_template import require_messages, tokenize_chats
-from bergson_core.data.dataset import empty_dataset_error, load_dataset_spec
+from bergson_core.data.dataset import (
+    dataset_in_memory,
+    empty_dataset_error,
+    open_saved_or_hub_dataset,
+    translate_dataset_errors,
+)
+from bergson_core.data.document_columns import (
+    Describe,
+    DocumentEncoder,
+    ValueKinds,
+    require_ids,
+    require_json_values,
+    require_texts,
+    require_weights,
+)
+from bergson_core.data.files.reader import FileReader
+from bergson_core.data.row_chunks import ObjectColumns, missing_column
 from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, Loss
-from bergson_core.schemas.record import Messages, Record
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, InlineDocument, Loss
+from bergson_core.schemas.record import Record
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
@@ -31,16 +47,18 @@ class Documents:
     """A dataset seen as records. Taking a part of it is cheap at any size.
 
     Attributes:
-        dataset: The dataset, with the columns that `columns` names.
+        dataset: The dataset, with the columns that `columns` names, or the table that a `DocumentEncoder` has made.
         columns: The columns and what they hold.
         name: Name of the dataset, for messages.
         first_number: Id of the first document if there is no id column; the others count on from it.
+        encoded: Whether the dataset is the table of a `DocumentEncoder`, which has checked every value.
     """
 
     dataset: Dataset
     columns: ColumnsSpec
     name: str
     first_number: int = 0
+    encoded: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,30 +73,23 @@ class Documents:
             A record for each position.
 
         Raises:
-            InvalidInput: A value is no text, no chat or no finite weight.
+            InvalidInput: A value is no text, no id, no chat, no finite weight or no JSON value.
         """
         is_range = isinstance(indices, range)
         values = self.dataset[slice(indices.start, indices.stop) if is_range else list(indices)]
-        columns, missing = self.columns, [None] * len(indices)
-        chats = missing if columns.messages is None else self._chats(values, columns.messages, indices)
-        if columns.messages is None:
-            prompts = self._texts(values, columns.prompt, indices)
-        else:
-            prompts = [json.dumps(chat, ensure_ascii=False, default=str) for chat in chats]
-        completions = (
-            missing if columns.completion is None else self._texts(values, columns.completion, indices)
+        read_columns = _decode_columns if self.encoded else self._check_columns
+        columns = read_columns(values, indices)
+        missing = [None] * len(indices)
+        chats = columns.get("messages", missing)
+        rows = zip(
+            columns.get("id") or [str(self.first_number + index) for index in indices],
+            columns.get("prompt") or [json.dumps(chat, ensure_ascii=False, default=str) for chat in chats],
+            columns.get("completion", missing),
+            columns.get("metadata") or [{} for _ in indices],
+            chats,
+            columns.get("weight") or [1.0] * len(indices),
+            strict=True,
         )
-        weights = (
-            [1.0] * len(indices) if columns.weight is None else self._weights(values, columns.weight, indices)
-        )
-        if columns.id is None:
-            ids = [str(self.first_number + index) for index in indices]
-        else:
-            ids = [str(value) for value in values[columns.id]]
-        metadata = [
-            {name: values[name][position] for name in columns.metadata} for position in range(len(indices))
-        ]
-        rows = zip(ids, prompts, completions, metadata, chats, weights, strict=True)
         return [Record(*row) for row in rows]
 
     def iter_chunks(self) -> Iterator[list[Record]]:
@@ -117,43 +128,88 @@ class Documents:
                 )
             seen.add(record.id)
 
-    def _texts(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[str]:
-        for index, value in zip(indices, values[column], strict=True):
-            if not isinstance(value, str):
-                raise InvalidInput(
-                    f"{self._describe(index, column)} is {type(value).__name__}, expected text"
-                )
-        return list(values[column])
+    def require_single_kinds(self) -> None:
+        """Checks the metadata columns whose values may be of any type.
 
-    def _chats(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[Messages]:
-        return [
-            require_messages(value, self._describe(index, column))
-            for index, value in zip(indices, values[column], strict=True)
-        ]
+        Raises:
+            InvalidInput: A column holds values of several types. The message names two rows.
+        """
+        names = [name for name in self.columns.metadata if _is_json(self.dataset.features[name])]
+        kinds, dataset = ValueKinds(), self.dataset.select_columns(names)
+        for start in range(0, len(self), READ_CHUNK_SIZE) if names else ():
+            values = dataset[start : start + READ_CHUNK_SIZE]
+            for name in names:
+                describe = self._describer(range(start, len(self)))
+                kinds.require_same(require_json_values(values[name], name, describe), name, describe)
 
-    def _weights(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[float]:
-        for index, value in zip(indices, values[column], strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InvalidInput(f"{self._describe(index, column)} is {value!r}, expected a finite number")
-        return [float(value) for value in values[column]]
+    def _describer(self, indices: Sequence[int]) -> Describe:
+        return lambda position, column: f"{self.name}: row {indices[position]} of column {column!r}"
 
-    def _describe(self, index: int, column: str) -> str:
-        return f"{self.name}: row {index} of column {column!r}"
+    def _check_columns(self, values: dict[str, Any], indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Returns the values of each purpose, as `DocumentEncoder` names them."""
+        columns, describe = self.columns, self._describer(indices)
+        checked: dict[str, list[Any]] = {}
+        if columns.messages is not None:
+            chats = values[columns.messages]
+            checked["messages"] = [
+                require_messages(chat, describe(position, columns.messages))
+                for position, chat in enumerate(chats)
+            ]
+        else:
+            checked["prompt"] = require_texts(values[columns.prompt], columns.prompt, describe)
+        if columns.completion is not None:
+            checked["completion"] = require_texts(values[columns.completion], columns.completion, describe)
+        if columns.id is not None:
+            checked["id"] = require_ids(values[columns.id], columns.id, describe)
+        if columns.weight is not None:
+            checked["weight"] = require_weights(values[columns.weight], columns.weight, describe)
+        if columns.metadata:
+            metadata = [require_json_values(values[name], name, describe) for name in columns.metadata]
+            checked["metadata"] = [
+                dict(zip(columns.metadata, row, strict=True)) for row in zip(*metadata, strict=True)
+            ]
+        return checked
+
+
+def _decode_columns(values: dict[str, list[Any]], _indices: Sequence[int]) -> dict[str, list[Any]]:
+    """Returns the values of each purpose from the table of a `DocumentEncoder`."""
+    json_columns = {
+        name: list(map(json.loads, values[name])) for name in ("messages", "metadata") if name in values
+    }
+    return {**values, **json_columns}
 
 
 def load_documents(spec: BuildSpec) -> Documents:
-    """Opens the documents that a build reads.
+    """Opens the documents that a build reads; those in files or in the spec itself are held in memory.
 
     Raises:
         DatasetNotFound: The dataset does not exist or cannot be read.
         ColumnNotFound: The dataset lacks a column that the spec names.
-        InvalidInput: The dataset is empty, or a column holds images, sounds or other files.
+        InvalidInput: The dataset is empty, or a value is not what its column should hold.
     """
-    if spec.dataset is not None:
-        name, dataset = spec.dataset.path, load_dataset_spec(spec.dataset)
+    name = "documents" if spec.dataset is None else spec.dataset.path
+    if spec.dataset is None:
+        batches = _encode_inline(spec.documents or (), spec.columns)
     else:
-        name, dataset = "documents", Dataset.from_list([dict(row) for row in spec.documents or ()])
-    return documents_from_dataset(dataset, spec.columns, name)
+        with translate_dataset_errors(spec.dataset):
+            reader = FileReader.open(spec.dataset)
+            if reader is None:
+                dataset = cast(Dataset, open_saved_or_hub_dataset(spec.dataset, streaming=False))
+                return documents_from_dataset(dataset, spec.columns, name)
+            batches = list(reader.iter_documents(spec.columns))
+    if not batches:
+        raise empty_dataset_error(name)
+    return Documents(dataset_in_memory(pa.Table.from_batches(batches)), spec.columns, name, encoded=True)
+
+
+def _encode_inline(documents: Sequence[InlineDocument], columns: ColumnsSpec) -> list[pa.RecordBatch]:
+    if not documents:
+        return []
+    names = columns.column_names()
+    objects = ObjectColumns(names, set(names) - set(columns.metadata), "documents")
+    chunk = objects.make_chunk(documents, "documents", 0)
+    objects.require_all()
+    return [DocumentEncoder(columns).encode(chunk)]
 
 
 def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
@@ -176,7 +232,9 @@ def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "
             raise InvalidInput(
                 f"{name}: column {column!r} holds {feature}; expected text, numbers, lists or objects"
             )
-    return Documents(dataset.select_columns(names), columns, name)
+    documents = Documents(dataset.select_columns(names), columns, name)
+    documents.require_single_kinds()
+    return documents
 
 
 def _opens_files(feature: Any) -> bool:
@@ -187,7 +245,12 @@ def _opens_files(feature: Any) -> bool:
         return any(map(_opens_files, feature))
     if hasattr(feature, "feature"):
         return _opens_files(feature.feature)
-    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
+    return hasattr(feature, "decode_example") and not _is_json(feature)
+
+
+def _is_json(feature: Any) -> bool:
+    """Returns whether a feature is that of values of any type, which older releases of the library do not have."""
+    return type(feature).__name__ == "Json"
 
 
 def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> list[str]:
@@ -201,12 +264,10 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
     Raises:
         ColumnNotFound: A column is not present.
     """
-    prompt = columns.prompt if columns.messages is None else columns.messages
-    named = [prompt, columns.completion, columns.id, columns.weight, *columns.metadata]
-    required = list(dict.fromkeys(filter(None, named)))
+    required = columns.column_names()
     for column in required:
         if column not in present:
-            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(present)}")
+            raise missing_column(name, column, present)
     return required
 
 

@@ -3,6 +3,7 @@
 A Parquet file stores a text of a megabyte only once even if it is the value of a million rows.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,20 +20,25 @@ _MAX_SMALL_BYTES: Final = 2**30
 _MAX_GROWTH: Final = 100
 
 
-def require_bounded_size(path: Path) -> None:
-    """Checks that a Parquet file decodes to at most 1 GiB plus a hundred times its size.
+def max_decoded_bytes(path: Path) -> int:
+    """Returns how much may come out of a file: 1 GiB plus a hundred times its size."""
+    return _MAX_SMALL_BYTES + _MAX_GROWTH * path.stat().st_size
 
-    The whole file is decoded for this, because what the file says about itself may be wrong. Texts that are stored once
-    are counted as often as they occur, but not copied.
+
+def require_bounded_size(path: Path, columns: Sequence[str]) -> None:
+    """Checks that some columns of a Parquet file decode to at most `max_decoded_bytes`.
+
+    They are decoded for this to the end, because what the file says about itself may be wrong. Texts that are stored
+    once are counted as often as they occur, but not copied.
 
     Raises:
-        DatasetNotFound: The file decodes to more than that.
+        DatasetNotFound: The columns decode to more than that.
     """
-    limit, decoded = _MAX_SMALL_BYTES + _MAX_GROWTH * path.stat().st_size, 0
+    limit, decoded = max_decoded_bytes(path), 0
     with pq.ParquetFile(path) as plain:
         texts = [field.name for field in plain.schema_arrow if _is_text(field.type)]
     with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_CHECK_CHUNK_ROWS):
+        for batch in file.iter_batches(_CHECK_CHUNK_ROWS, columns=list(columns)):
             decoded += sum(map(_decoded_bytes, batch.columns))
             if decoded > limit:
                 raise DatasetNotFound(

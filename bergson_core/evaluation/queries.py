@@ -6,12 +6,14 @@ gold value as the query, such as the id of a fact that both of them state.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from bergson_core.errors import ColumnNotFound, InvalidInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_REQUIRED_COLUMNS: Final = ("prompt", "completion")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def gold_value(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def query_columns(gold: str) -> tuple[list[str], list[str]]:
+    """Returns the columns that `read_queries` needs, and those that it reads where they are there."""
+    return list(_REQUIRED_COLUMNS), ["id", gold]
+
+
 def read_queries(dataset: "Dataset", gold: str) -> list[EvaluationQuery]:
     """Reads evaluation queries from a dataset.
 
@@ -65,7 +72,7 @@ def read_queries(dataset: "Dataset", gold: str) -> list[EvaluationQuery]:
         ColumnNotFound: There is no column `prompt` or `completion`.
         InvalidInput: A prompt or completion is not text, a completion is empty, or two queries have the same id.
     """
-    for column in ("prompt", "completion"):
+    for column in _REQUIRED_COLUMNS:
         if column not in dataset.column_names:
             raise ColumnNotFound(
                 f"the queries have no column {column!r}; they have {', '.join(dataset.column_names)}"

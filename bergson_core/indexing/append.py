@@ -7,13 +7,15 @@ once, to measure the search again.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from bergson_core.data.streaming import load_documents_streaming
-from bergson_core.errors import IdsExist
+from bergson_core.errors import IdsExist, InvalidInput
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
@@ -94,13 +96,17 @@ def append_documents(
         spec = spec.model_copy(update={"dataset": locate_dataset(spec.dataset)})
     require_appendable(root.name, read_manifest(root), spec)
     executor.prepare()
-    with index_write_lock(root), translate_out_of_memory():
+    with (
+        index_write_lock(root),
+        translate_out_of_memory(),
+        _documents_directory(root, spec, key) as directory,
+    ):
         old = read_manifest(root)
         report(Progress(stage="load"))
         model = load_index_model(root, old, load_model)
         new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
         context = BuildContext(new_spec, root, report, confirm)
-        read = load_documents_streaming(new_spec, _make_stream_directory(root, spec, key), report)
+        read = load_documents_streaming(new_spec, directory, report)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
         source = _fingerprint(context, model, documents, key)
         if source in {shard.source for shard in old.shards}:
@@ -125,12 +131,22 @@ def append_documents(
         return manifest
 
 
-def _make_stream_directory(root: Path, spec: AppendSpec, key: str) -> Path:
-    """Creates the directory that this append reads a stream into. A resumed append finds the same directory."""
+@contextmanager
+def _documents_directory(root: Path, spec: AppendSpec, key: str) -> Iterator[Path]:
+    """Creates the directory that this append reads its documents into, and removes it at the end.
+
+    An append that was stopped or killed leaves it for the one that resumes it, which finds the same directory. An
+    append that is refused leaves nothing.
+    """
     name = hashlib.sha256(f"{key}\0{spec.model_dump_json()}".encode()).hexdigest()[:16]
     path = root / f"{APPEND_DIRECTORY_PREFIX}{name}"
     path.mkdir(exist_ok=True)
-    return path
+    try:
+        yield path
+    except (InvalidInput, IdsExist):
+        shutil.rmtree(path)
+        raise
+    shutil.rmtree(path, ignore_errors=True)  # it is already gone if something was published
 
 
 def _fingerprint(context: BuildContext, model: LanguageModel, documents: CheckedDocuments, key: str) -> str:
@@ -146,8 +162,8 @@ def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
         return
     existing: list[str] = []
     for start in range(0, len(documents), _ID_CHUNK_SIZE):
-        ids = documents.dataset[start : start + _ID_CHUNK_SIZE][documents.columns.id]
-        existing += find_existing_ids(root, [str(document_id) for document_id in ids])
+        records = documents.read(range(start, min(start + _ID_CHUNK_SIZE, len(documents))))
+        existing += find_existing_ids(root, [record.id for record in records])
     if existing:
         raise IdsExist.for_ids(existing)
 

@@ -21,7 +21,7 @@ save little: tokenising takes far less time than computing gradients.
 
 Files of an unfinished build, beside those in `output_directory.py`:
     <output>/statistics/done   {"build": fingerprint, "budget_tokens": tokens per batch}, written after the statistics
-    <output>/documents.arrow   the documents read from a stream, until the index is published (`data/streaming.py`)
+    <output>/documents.arrow   the documents from files or a stream, until the index is published (`data/streaming.py`)
 """
 
 import hashlib

@@ -30,23 +30,30 @@ FitLabels = Literal["true", "sampled"]
 Projection = Literal["rademacher", "normal"]
 RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
+TextDocuments = Literal["auto", "line", "file"]
 Normalize = Literal["none", "row", "block"]
 SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
 
 
 class DatasetSpec(Spec):
-    """A dataset to read: a hub id, a `save_to_disk` directory, or a jsonl, json, csv or parquet file."""
+    """A dataset to read: a hub id, a `save_to_disk` directory, or jsonl, json, csv, tsv, parquet or txt files, all but
+    parquet also as .gz or .zst."""
 
     path: str = Field(min_length=1, max_length=4096)
-    """Hub id, directory or file."""
+    """Hub id, file, directory, or a pattern of files such as `data/*.jsonl`. Several files have to be of one type, and
+    are read in the order of their names."""
     split: str = Field(default="train", min_length=1, max_length=256)
     """Split of the dataset."""
     subset: str | None = Field(default=None, max_length=256)
     """Configuration of a hub dataset that has several."""
     streaming: bool = False
-    """Read the dataset once, as a stream, without ever holding all of it in memory or in the cache. The columns that
-    the build needs are kept beside the index until it is published. A `save_to_disk` directory is read where it is."""
+    """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
+    if the build is started again. Files are always read as streams. The columns that the build needs are kept beside
+    the index until it is published. A `save_to_disk` directory is read where it is."""
+    text_documents: TextDocuments = "auto"
+    """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
+    `file`. With `auto` the documents are the lines of a single file, and otherwise the files."""
 
 
 class ColumnsSpec(Spec):
@@ -71,6 +78,12 @@ class ColumnsSpec(Spec):
         if self.messages is not None and self.completion is not None:
             raise ValueError("expected `completion` or `messages`, not both")
         return self
+
+    def column_names(self) -> list[str]:
+        """Returns the names of the columns that documents are made of."""
+        prompt = self.prompt if self.messages is None else self.messages
+        named = [prompt, self.completion, self.id, self.weight, *self.metadata]
+        return list(dict.fromkeys(name for name in named if name is not None))
 
 
 class GradientSpec(Spec):

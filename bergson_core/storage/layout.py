@@ -10,7 +10,7 @@ LOCK_FILE: Final = ".lock"
 BUILD_STAMP_FILE: Final = "building.json"
 """Says whose build the directory holds until the index is published."""
 APPEND_DIRECTORY_PREFIX: Final = ".appending-"
-"""Beginning of the names of the directories that appends read streams into."""
+"""Beginning of the names of the directories that appends read documents into."""
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 INDEX_FILES: Final = frozenset(
     {"manifest.json", "statistics", "profiles", "shards", "search", "documents.arrow"}

@@ -51,10 +51,10 @@ def canary(
 ) -> None:
     """Send a fixed set of queries to a running service and log MRR, search recall and latency for `GET /metrics`."""
     from bergson_core.data.dataset import load_dataset_spec
-    from bergson_core.evaluation.queries import read_queries
+    from bergson_core.evaluation.queries import query_columns, read_queries
 
     settings = apply_settings(data_dir)
-    canary_queries = read_queries(load_dataset_spec(queries), gold)
+    canary_queries = read_queries(load_dataset_spec(queries, *query_columns(gold)), gold)
     if not canary_queries:
         raise InvalidInput(f"{queries.path} has no queries; expected at least one")
     while True:

@@ -63,9 +63,9 @@ def evaluate(
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.data.dataset import load_dataset_spec
     from bergson_core.evaluation.evaluate import evaluate_index
-    from bergson_core.evaluation.queries import read_queries
+    from bergson_core.evaluation.queries import query_columns, read_queries
 
-    evaluation_queries = read_queries(load_dataset_spec(queries), spec.gold)
+    evaluation_queries = read_queries(load_dataset_spec(queries, *query_columns(spec.gold)), spec.gold)
     with progress_bar() as show:
         evaluation = evaluate_index(
             AttributionIndex.open(index), evaluation_queries, spec, cache=cache, report=show

@@ -86,7 +86,8 @@ def profile(
     from bergson_core.data.dataset import load_dataset_spec
 
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column)
-    manifest = fit_profile(index, name, load_dataset_spec(dataset), columns, mixing=mixing)
+    queries = load_dataset_spec(dataset, columns.column_names())
+    manifest = fit_profile(index, name, queries, columns, mixing=mixing)
     fitted = manifest.profiles[-1]
     print_message(
         f"{index}: profile {name} was fitted from {fitted.queries:,} queries; "

@@ -89,7 +89,7 @@ def score(
 
     columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
     require_writable(output, overwrite=overwrite)
-    dataset = load_dataset_spec(queries)
+    dataset = load_dataset_spec(queries, columns.column_names())
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
     scores = score_corpus(opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from bergson_core import AttributionIndex
 from bergson_core.data.batching import iter_batches, tokenize
 from bergson_core.data.documents import load_documents, tokenize_records
+from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import (
     Cancelled,
     ColumnNotFound,
@@ -100,6 +102,26 @@ def make_metadata_shards(*parts: Sequence[dict[str, Any]], recorded: bool = True
         spec=SimpleNamespace(columns=columns), shards=[shard.entry for shard in shards]
     )
     return shards, manifest
+
+
+def read_records(path: Path | str, columns: ColumnsSpec, **dataset: object) -> list[Record]:
+    """Returns the documents of a dataset, which have to be the same however it is opened."""
+    source = DatasetSpec.model_validate({"path": str(path), **dataset})
+    spec = BuildSpec(model="any", dataset=source, columns=columns)
+    streamed = spec.model_copy(update={"dataset": source.model_copy(update={"streaming": True})})
+    in_memory = load_documents(spec)
+    records = in_memory.read(range(len(in_memory)))
+    for build in (spec, streamed):
+        with TemporaryDirectory() as root:
+            documents = load_documents_streaming(build, Path(root), lambda _: None)
+            assert documents.read(list(range(len(documents)))) == records
+    return records
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    """Writes rows as JSON, one a line, and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 INVALID_BUILDS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bergson_core.errors import IndexBusy, IndexExists, LeaseLost
+from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
 from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate
 from bergson_core.storage.deletion import remove_unpublished_files
@@ -110,7 +110,7 @@ def run_profile_fit(
     spec, directory = job.spec, settings.indexes_dir / job.index
     if spec.dataset is not None:
         require_allowed_dataset(spec.dataset, settings)
-        queries = load_dataset_spec(spec.dataset)
+        queries = load_dataset_spec(spec.dataset, ("prompt", "completion"))
     else:
         queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
     fit_profile(
@@ -156,6 +156,9 @@ def _documents_in_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
         yield job.spec.model_copy(update={"documents": None, "dataset": dataset})
     except (LeaseLost, IndexBusy):
         raise  # another worker reads the file
+    except InvalidInput as error:
+        path.unlink(missing_ok=True)
+        raise type(error)(str(error).replace(str(path), "documents")) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
+from bergson_core.data.files.paths import is_pattern, match_pattern, pattern_base
 from bergson_core.errors import InvalidInput
 from bergson_core.models.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
@@ -33,8 +34,24 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
 
 
 def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:
-    """Raises `InvalidInput` if a dataset has a hub id or a local path that the operator does not allow."""
-    _require_allowed("dataset.path", dataset.path, settings, settings.allowed_datasets)
+    """Raises `InvalidInput` if a dataset has a hub id or a local path that the operator does not allow.
+
+    Of a pattern, the directory that it starts from has to be allowed, and then every file that matches it. So nobody
+    learns from it which files there are elsewhere.
+    """
+    try:
+        base = pattern_base(dataset.path).resolve() if is_pattern(dataset.path) else None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidInput(f"dataset.path: {dataset.path!r} is no pattern of paths: {error}") from None
+    if base is None:
+        _require_allowed("dataset.path", dataset.path, settings, settings.allowed_datasets)
+        return
+    forbidden = None if settings.may_read(base) else dataset.path
+    if forbidden is None:
+        paths = (file.path for file in match_pattern(dataset.path))
+        forbidden = next((str(path) for path in paths if not _leads_to_allowed(path, settings)), None)
+    if forbidden is not None:
+        raise _forbidden_path("dataset.path", forbidden, settings, "hub id or a path")
 
 
 def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Sequence[str]) -> None:
@@ -58,12 +75,15 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
         return
     forbidden = name if not settings.may_read(real_path) else _find_forbidden_link(real_path, settings)
     if forbidden is not None:
-        allowed = ", ".join(str(root) for root in settings.readable_roots)
-        raise InvalidInput(
-            f"{field}: expected a {'hub id or a ' * bool(hub_patterns)}path below {allowed}, outside of what the "
-            f"service itself keeps there; got {forbidden!r}{_explain(path)}. The operator allows more with "
-            "BERGSON_ALLOWED_ROOTS"
-        )
+        raise _forbidden_path(field, forbidden, settings, "hub id or a path" if hub_patterns else "path")
+
+
+def _forbidden_path(field: str, path: str, settings: Settings, expected: str) -> InvalidInput:
+    allowed = ", ".join(str(root) for root in settings.readable_roots)
+    return InvalidInput(
+        f"{field}: expected a {expected} below {allowed}, outside of what the service itself keeps there; got "
+        f"{path!r}{_explain(Path(path).expanduser())}. The operator allows more with BERGSON_ALLOWED_ROOTS"
+    )
 
 
 def _explain(path: Path) -> str:

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +72,8 @@ class DocumentSubset(Documents):
     @classmethod
     def of(cls, documents: Documents, dataset_rows: Sequence[int]) -> "DocumentSubset":
         """Returns these rows of the dataset of `documents`."""
-        return cls(documents.dataset, documents.columns, documents.name, dataset_rows=dataset_rows)
+        fields = {field.name: getattr(documents, field.name) for field in dataclass_fields(documents)}
+        return cls(**fields, dataset_rows=dataset_rows)
 
     def __len__(self) -> int:
         return len(self.dataset_rows)

@@ -26,5 +26,6 @@ def dataset_options(name: str, intro: str) -> SpecOptions:
         intro: What the dataset has to contain.
     """
     return SpecOptions(
-        options={"path": OptionOverride(name, intro)}, omitted=frozenset({"subset", "streaming"})
+        options={"path": OptionOverride(name, intro)},
+        omitted=frozenset({"subset", "streaming", "text_documents"}),
     )

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec, open_dataset_stream
+from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec
 from bergson_core.errors import DatasetNotFound
 from bergson_core.schemas.build import DatasetSpec
 from tests.core.helpers import save_dataset
@@ -18,7 +18,8 @@ def test_all_names_that_the_datasets_library_takes_for_file_formats_are_known() 
 def test_every_kind_of_dataset_is_read(tmp_path, kind):
     dataset = Dataset.from_dict({"text": ["one", "two, three"], "label": [1, 2]})
     loaded = load_dataset_spec(DatasetSpec(path=save_dataset(dataset, tmp_path, kind)))
-    assert loaded.to_dict() == dataset.to_dict()
+    labels = ["1", "2"] if kind == "csv" else [1, 2]  # without a spec, a cell of a CSV file is text
+    assert loaded.to_dict() == {"text": ["one", "two, three"], "label": labels}
 
 
 def test_a_json_array_is_read(tmp_path):
@@ -34,21 +35,19 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://datasets/owner/name"]
+    "path", ["https://example.com/rows.jsonl", "s3://bucket/*.parquet", "hf://datasets/owner/name"]
 )
 def test_urls_are_refused(path):
-    for open_dataset in (load_dataset_spec, open_dataset_stream):
-        with pytest.raises(DatasetNotFound, match="URL"):
-            open_dataset(DatasetSpec(path=path))
+    with pytest.raises(DatasetNotFound, match="URL"):
+        load_dataset_spec(DatasetSpec(path=path))
 
 
 @pytest.mark.parametrize("name", ["json", "text", "csv", "imagefolder"])
 def test_the_name_of_a_file_format_opens_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "private.jsonl").write_text('{"text": "not asked for"}\n')
     monkeypatch.chdir(tmp_path)
-    for open_dataset in (load_dataset_spec, open_dataset_stream):
-        with pytest.raises(DatasetNotFound, match="file format"):
-            open_dataset(DatasetSpec(path=name))
+    with pytest.raises(DatasetNotFound, match="file format"):
+        load_dataset_spec(DatasetSpec(path=name))
 
 
 def test_a_broken_file_says_what_is_wrong(tmp_path):

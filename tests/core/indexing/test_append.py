@@ -35,7 +35,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.storage.manifest import iter_published_indexes, read_manifest
 from tests import tiny
-from tests.core.helpers import make_spec, query
+from tests.core.helpers import make_spec, query, write_lines
 from tests.processes import forkserver_context
 
 FIRST, ALL = 28, 40
@@ -282,6 +282,10 @@ def test_a_streamed_append_adds_the_same_rows_and_leaves_nothing_of_the_stream(f
     assert [file.name for path in facts.glob(".appending-*") for file in path.iterdir()] == [
         "documents.arrow"
     ]
+    bad = write_lines(tmp_path / "bad.jsonl", rows_of(0, 1)[0], {"text": "a", "source": "b"})
+    with pytest.raises(InvalidInput, match="row 1 of column 'id' is null or missing"):
+        append_documents(facts, AppendSpec(dataset=DatasetSpec(path=str(bad))))
+    assert len(list(facts.glob(".appending-*"))) == 1
     streamed = append_documents(facts, stream)
     assert [shard.files for shard in streamed.shards] == [shard.files for shard in plain.shards]
     assert list(facts.glob(".appending-*")) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bergson_core.errors import Cancelled, IndexExists, InvalidInput, LeaseLost
+from bergson_core.errors import Cancelled, ColumnNotFound, IndexExists, InvalidInput, LeaseLost
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from tests.worker.fakes import FakeCore, make_spec, publish_index
@@ -43,6 +43,15 @@ def test_inline_documents_are_read_from_a_file_that_is_removed_afterwards(core: 
     assert built.dataset is not None
     assert built.columns == make_spec().columns
     assert list_uploads(settings) == []
+
+
+def test_an_error_of_inline_documents_names_no_file_of_the_service(core: FakeCore, settings: Settings):
+    def fail(number: int) -> None:
+        raise ColumnNotFound(f"{list_uploads(settings)[0]}: row 1 of column 'year' is text")
+
+    core.during = fail
+    with pytest.raises(ColumnNotFound, match=r"^documents: row 1 of column 'year' is text$"):
+        run_build(settings, make_spec())
 
 
 def test_the_same_documents_give_the_same_build(core: FakeCore, settings: Settings):

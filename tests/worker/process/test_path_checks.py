@@ -61,6 +61,55 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
         require_allowed_paths(with_optimizer, Settings(data_dir=root))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        ("{root}/corpora/*.jsonl", True),
+        ("{root}/corpora/[a].jsonl", True),
+        ("{root}/corp*/**/a.jsonl", True),
+        ("{root}/../outside/*.jsonl", False),
+        ("{root}/*/../../outside/x.jsonl", False),
+        ("{root}/linked/*.jsonl", False),
+        ("{root}/*/x.jsonl", False),
+        ("{root}/mixed/*.jsonl", False),
+        ("{root}/indexes/*/rows.jsonl", False),
+        ("{root}/index*/*/rows.jsonl", False),
+        ("{root}/*.json", False),
+        ("/etc/*.txt", False),
+        ("/**/*.jsonl", False),
+        ("*.jsonl", False),
+        ("~/*.jsonl", False),
+        ("~nobody-of-that-name/*.jsonl", False),
+        ("nul\0byte*.jsonl", False),
+        ("{root}/corpora/none*.jsonl", False),
+    ],
+)
+def test_every_file_that_a_pattern_matches_has_to_be_allowed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, allowed: bool
+):
+    outside = root.parent / "outside"
+    for directory in (outside, root / "corpora", root / "mixed", root / "indexes" / "facts"):
+        directory.mkdir(parents=True)
+    for path in (
+        outside / "x.jsonl",
+        root / "corpora" / "a.jsonl",
+        root / "mixed" / "a.jsonl",
+        root / "keys.json",
+    ):
+        path.write_text("{}")
+    (root / "indexes" / "facts" / "rows.jsonl").write_text("{}")
+    (root / "linked").symlink_to(outside)
+    (root / "mixed" / "b.jsonl").symlink_to(outside / "x.jsonl")
+    monkeypatch.chdir(outside)
+    monkeypatch.setenv("HOME", str(outside))
+    spec = make_spec(documents=None, dataset={"path": pattern.format(root=root)})
+    if allowed:
+        require_allowed_paths(spec, Settings(data_dir=root))
+    else:
+        with pytest.raises(InvalidInput):
+            require_allowed_paths(spec, Settings(data_dir=root))
+
+
 @pytest.mark.parametrize("target", ["{root}/../outside", "{root}/indexes/secret", "{root}/mine/file"])
 @pytest.mark.parametrize("location", ["file", "train", "train/data-00000-of-00001.arrow"])
 def test_a_directory_with_a_link_to_a_forbidden_path_is_refused(root: Path, target: str, location: str):

@@ -1,0 +1,278 @@
+"""What the columns of documents may hold, and the table that they are kept in while an index is built.
+
+Text is what the file says: an id, a prompt or a completion is never converted to something else, metadata and messages
+are JSON values, and what cannot be kept exactly is refused. The table has a column for each purpose:
+
+    id, prompt, completion   text
+    messages                 a list of messages as JSON text
+    weight                   float64
+    metadata                 an object with the metadata columns as JSON text
+
+JSON text is used because an Arrow column has one type: it would add null for each key that another row has, and could
+hold neither 1 beside 1.5 nor integers beyond 64 bits without loss.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from types import NoneType
+from typing import Any, Final
+from uuid import UUID
+
+import pyarrow as pa
+from pydantic_core import PydanticSerializationError, to_json
+
+from bergson_core.data.chat_template import require_messages
+from bergson_core.data.row_chunks import RowChunk
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build import ColumnsSpec
+
+Describe = Callable[[int, str], str]
+"""(position, column) → what stands there, for messages."""
+_MARK: Final = b"bergson documents"
+"""Metadata of the schema of an encoded table."""
+_MAX_SHOWN: Final = 60
+_KINDS: Final[dict[type, str]] = {
+    str: "text",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+_UNCHANGED: Final = frozenset({NoneType, str, bool, int})
+
+
+def require_texts(values: Sequence[Any], column: str, describe: Describe) -> list[str]:
+    """Returns the values of a column of text.
+
+    Raises:
+        InvalidInput: A value is not text, or is null or missing.
+    """
+    if any(type(value) is not str for value in values):
+        for position, value in enumerate(values):
+            if value is None:
+                raise InvalidInput(f"{describe(position, column)} is null or missing, expected text")
+            if not isinstance(value, str):
+                raise InvalidInput(f"{describe(position, column)} is {type(value).__name__}, expected text")
+    return list(values)
+
+
+def require_ids(values: Sequence[Any], column: str, describe: Describe) -> list[str]:
+    """Returns the ids in a column, integers as text.
+
+    Raises:
+        InvalidInput: An id is empty, null or missing, or neither text nor an integer.
+    """
+    if all(values) and all(type(value) is str for value in values):
+        return list(values)
+    for position, value in enumerate(values):
+        if value is None or value == "":
+            raise InvalidInput(
+                f"{describe(position, column)} is {'empty' if value == '' else 'null or missing'}, expected an id"
+            )
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise InvalidInput(
+                f"{describe(position, column)} is {_show(value)}; expected an id that is text or an integer"
+            )
+    return [str(value) for value in values]
+
+
+def require_weights(values: Sequence[Any], column: str, describe: Describe) -> list[float]:
+    """Returns the numbers in a column of weights.
+
+    Raises:
+        InvalidInput: A value is no finite number.
+    """
+    weights = []
+    for position, value in enumerate(values):
+        is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        try:
+            weight = float(value) if is_number else math.nan
+        except OverflowError:
+            weight = math.inf
+        if not math.isfinite(weight):
+            raise InvalidInput(f"{describe(position, column)} is {_show(value)}, expected a finite number")
+        weights.append(weight)
+    return weights
+
+
+def require_json_values(values: Sequence[Any], column: str, describe: Describe) -> list[Any]:
+    """Returns the values of a column of metadata as JSON values.
+
+    Dates and times become ISO 8601 text, decimals become numbers, and NaN, which JSON does not have, becomes None.
+
+    Raises:
+        InvalidInput: A value is of another type, is infinite, or is a decimal with more digits than a float has.
+    """
+    converted = []
+    for position, value in enumerate(values):
+        try:
+            converted.append(_to_json_value(value))
+        except ValueError as error:
+            raise InvalidInput(f"{describe(position, column)} {error}") from None
+        except RecursionError:
+            raise InvalidInput(f"{describe(position, column)} is nested too deeply") from None
+    return converted
+
+
+class ValueKinds:
+    """The kind of value that each metadata column holds, from the first value that is not null.
+
+    One column holds text, numbers, truth values, lists or objects, so that a filter or a total has one meaning.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[str, str]] = {}  # column → (kind, where its first value stands)
+
+    def require_same(self, values: Sequence[Any], column: str, describe: Describe) -> None:
+        """Checks that values are of the kind that the column's earlier values have.
+
+        Raises:
+            InvalidInput: A value is of another kind. The message names both places.
+        """
+        types = set(map(type, values)) - {NoneType}
+        if column in self._kinds and all(_KINDS[kind] == self._kinds[column][0] for kind in types):
+            return
+        for position, value in enumerate(values):
+            if value is None:
+                continue
+            kind = _KINDS[type(value)]
+            if column not in self._kinds:
+                self._kinds[column] = kind, describe(position, column)
+            expected, first = self._kinds[column]
+            if kind != expected:
+                raise InvalidInput(
+                    f"{describe(position, column)} is {kind} ({_show(value)}), but {first} is {expected}; expected "
+                    "one type in a column"
+                )
+
+
+def is_encoded(schema: pa.Schema) -> bool:
+    """Returns whether a table was made by a `DocumentEncoder`."""
+    return _MARK in (schema.metadata or {})
+
+
+class DocumentEncoder:
+    """Checks the rows of files and turns them into batches of the table of documents.
+
+    Args:
+        columns: The columns to read and what they hold.
+    """
+
+    def __init__(self, columns: ColumnsSpec) -> None:
+        self._columns, self._kinds = columns, ValueKinds()
+        text = {"id": columns.id, "completion": columns.completion, "messages": columns.messages}
+        text["prompt"] = columns.prompt if columns.messages is None else None
+        text["metadata"] = "metadata" if columns.metadata else None
+        fields = [(name, pa.string()) for name, column in text.items() if column is not None]
+        fields += [("weight", pa.float64())] if columns.weight is not None else []
+        self.schema = pa.schema(fields, {_MARK: b"1"})
+
+    def encode(self, chunk: RowChunk) -> pa.RecordBatch:
+        """Returns the documents of some rows.
+
+        Raises:
+            InvalidInput: A value is not what its column should hold. The message names the file, the row and the
+                column.
+        """
+        columns, describe, arrays = self._columns, chunk.describe, dict[str, pa.Array]()
+        texts = {
+            "prompt": columns.prompt if columns.messages is None else None,
+            "completion": columns.completion,
+        }
+        for name, column in texts.items():
+            if column is not None:
+                values = require_texts(chunk.values[column], column, describe)
+                arrays[name] = _to_text_array(values, column, describe)
+        if columns.id is not None:
+            ids = require_ids(chunk.values[columns.id], columns.id, describe)
+            arrays["id"] = _to_text_array(ids, columns.id, describe)
+        if columns.messages is not None:
+            chats = require_json_values(chunk.values[columns.messages], columns.messages, describe)
+            for position, chat in enumerate(chats):
+                require_messages(chat, describe(position, columns.messages))
+            arrays["messages"] = _to_text_array(list(map(_dumps, chats)), columns.messages, describe)
+        if columns.weight is not None:
+            weights = require_weights(chunk.data[columns.weight], columns.weight, describe)
+            arrays["weight"] = pa.array(weights, pa.float64())
+        if columns.metadata:
+            arrays["metadata"] = self._encode_metadata(chunk.data, describe)
+        return pa.record_batch([arrays[name] for name in self.schema.names], self.schema)
+
+    def _encode_metadata(self, data: Mapping[str, Sequence[Any]], describe: Describe) -> pa.Array:
+        converted = []
+        for column in self._columns.metadata:
+            values = require_json_values(data[column], column, describe)
+            self._kinds.require_same(values, column, describe)
+            converted.append(values)
+        names = self._columns.metadata
+        objects = [_dumps(dict(zip(names, row, strict=True))) for row in zip(*converted, strict=True)]
+        return _to_text_array(objects, ", ".join(names), describe)
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return to_json(value).decode()
+    except PydanticSerializationError:  # half a surrogate pair, which `_to_text_array` refuses
+        return json.dumps(value, ensure_ascii=False)
+
+
+def _to_text_array(texts: Sequence[str], column: str, describe: Describe) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        position = next(position for position, text in enumerate(texts) if _has_lone_surrogate(text))
+        raise InvalidInput(
+            f"{describe(position, column)} holds half of a surrogate pair, which is no character; expected text that "
+            "UTF-8 can hold"
+        ) from None
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _to_json_value(value: Any) -> Any:
+    """Returns a value as JSON has it. Raises `ValueError` with the end of a sentence about the value."""
+    if type(value) in _UNCHANGED:
+        return value
+    match value:
+        case float():
+            if math.isinf(value):
+                raise ValueError("is infinite or beyond 64-bit floating point, expected a finite number")
+            return None if math.isnan(value) else float(value)
+        case list() | tuple():
+            return [_to_json_value(item) for item in value]
+        case dict():
+            return {_require_key(key): _to_json_value(item) for key, item in value.items()}
+        case datetime() | date() | time():
+            return value.isoformat()
+        case Decimal():
+            return _decimal_to_number(value)
+        case UUID():
+            return str(value)
+    raise ValueError(
+        f"is {type(value).__name__}; expected text, a number, a truth value, a date, a list or an object"
+    )
+
+
+def _require_key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"has the key {_show(key)}; expected keys that are text")
+    return key
+
+
+def _decimal_to_number(value: Decimal) -> int | float:
+    if value == value.to_integral_value():
+        return int(value)
+    if Decimal(repr(float(value))) != value:
+        raise ValueError(f"is {value}, which has more digits than a number can hold; expected it as text")
+    return float(value)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -1,0 +1,1 @@
+"""Files of documents, read as they stand: JSON, CSV, Parquet and plain text, also compressed, one file or many."""
