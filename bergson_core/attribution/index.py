@@ -6,7 +6,7 @@ Legend: q queries, n rows of a shard, D numbers of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, VerifySpec
+from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest
@@ -118,6 +119,7 @@ class AttributionIndex:
         _require_same_projection(processor, spec.gradients)
         model = load_model(spec.model, manifest.revision, spec.dtype)
         require_same_model(root.name, manifest, model)
+        model = replace(model, chat_date=manifest.chat_date)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
         return cls(
             name=root.name,
@@ -153,9 +155,10 @@ class AttributionIndex:
 
     def query(
         self,
-        prompt: str,
+        prompt: str | None = None,
         completion: str | None = None,
         *,
+        messages: Messages | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
         span: tuple[int, int] | None = None,
@@ -179,10 +182,14 @@ class AttributionIndex:
         Args:
             prompt: Text before the completion. It may be empty.
             completion: Text to explain. By default the model generates it.
+            messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
+                of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
+                all that the assistant says.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
-            span: Characters [start, end) of the completion to explain; the rest of it is context.
+            span: Characters [start, end) of the completion, or of the last message's content, to explain; the rest is
+                context.
             profile: Profile to score with: `default`, or one that `fit_profile` has added.
             filter: Conditions on metadata that every result meets. For each column: a value, a list of values, or a
                 range such as `{"gte": 1990, "lt": 2000}`.
@@ -207,6 +214,7 @@ class AttributionIndex:
             {
                 "prompt": prompt,
                 "completion": completion,
+                "messages": messages,
                 "top_k": top_k,
                 "direction": direction,
                 "span": span,

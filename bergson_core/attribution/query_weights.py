@@ -3,6 +3,7 @@
 Legend: q queries, b queries of a batch, m modules, d numbers a module, D = m·d.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -23,10 +24,10 @@ from bergson_core.storage.layout import DEFAULT_PROFILE
 
 
 def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dataset:
-    """Returns a dataset with the columns `prompt` and `completion` of queries that are all scored under one profile.
+    """Returns a dataset of queries that are all scored under one profile, with the columns `query_columns`.
 
     Raises:
-        InvalidInput: A query asks for another profile.
+        InvalidInput: A query asks for another profile, or some queries are chats and some are not.
     """
     queries = list(queries)
     for number, query in enumerate(queries):
@@ -35,12 +36,27 @@ def queries_to_dataset(queries: Iterable[AttributionQuery], profile: str) -> Dat
                 f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
                 "expected the same profile"
             )
+    is_chat = [query.messages is not None for query in queries]
+    if any(is_chat) and not all(is_chat):
+        raise InvalidInput(
+            f"query {is_chat.index(not is_chat[0])} has {'no ' if is_chat[0] else ''}messages, unlike those before it; "
+            "expected either chats or prompts with completions"
+        )
+    if any(is_chat):
+        return Dataset.from_dict({"messages": [json.dumps(query.messages, default=str) for query in queries]})
     return Dataset.from_dict(
         {
             "prompt": [query.prompt for query in queries],
             "completion": [query.completion for query in queries],
         }
     )
+
+
+def query_columns(queries: Dataset) -> ColumnsSpec:
+    """Returns the columns of a dataset of queries that names none: `messages`, or else `prompt` and `completion`."""
+    if "messages" in queries.column_names and "prompt" not in queries.column_names:
+        return ColumnsSpec(messages="messages")
+    return ColumnsSpec(prompt="prompt", completion="completion")
 
 
 def collect_query_weights(
@@ -82,7 +98,8 @@ def _iter_weights(
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
     """Yields (numbers of some queries, their weights), batch by batch."""
     model, loss = index.model, index.manifest.spec.gradients.loss
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, context_limit(model, None), loss)
+    limit = context_limit(model, None)
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, loss, model.chat_date)
     for chunk_number, chunk in enumerate(chunks):
         first = chunk_number * READ_CHUNK_SIZE
         _require_labelled_tokens(chunk, first)

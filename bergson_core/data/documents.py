@@ -3,8 +3,10 @@
 import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
-from bergson_core.data.chat_template import require_messages, tokenize_chats
+from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.dataset import empty_dataset_error, load_dataset_spec
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, Loss
-from bergson_core.schemas.record import Messages, Record
+from bergson_core.schemas.record import Messages, Record, drop_nulls, require_message
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
@@ -126,7 +128,7 @@ class Documents:
 
     def _chats(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[Messages]:
         return [
-            require_messages(value, self._describe(index, column))
+            _read_chat(value, self._describe(index, column))
             for index, value in zip(indices, values[column], strict=True)
         ]
 
@@ -140,6 +142,29 @@ class Documents:
         return f"{self.name}: row {index} of column {column!r}"
 
 
+def _read_chat(value: Any, what: str) -> Messages:
+    """Returns the messages of a chat, which may also be given as JSON text, without fields that are null.
+
+    Args:
+        value: What a dataset holds where a chat is expected.
+        what: Where the value stands, for the message.
+
+    Raises:
+        InvalidInput: It is not a list of messages that each have a role.
+    """
+    if isinstance(value, str):
+        with suppress(ValueError):  # a text that is not JSON is no chat either
+            value = json.loads(value)
+    if not isinstance(value, list) or not value:
+        raise InvalidInput(f"{what} is no chat; expected a list of messages, each with a role and a content")
+    for number, message in enumerate(value):
+        try:
+            require_message(message if isinstance(message, dict) else {})
+        except ValueError as error:
+            raise InvalidInput(f"{what} is no chat: message {number}: {error}") from None
+    return drop_nulls(value)
+
+
 def load_documents(spec: BuildSpec) -> Documents:
     """Opens the documents that a build reads.
 
@@ -151,8 +176,17 @@ def load_documents(spec: BuildSpec) -> Documents:
     if spec.dataset is not None:
         name, dataset = spec.dataset.path, load_dataset_spec(spec.dataset)
     else:
-        name, dataset = "documents", Dataset.from_list([dict(row) for row in spec.documents or ()])
+        rows = [_with_chat_as_text(row, spec.columns.messages) for row in spec.documents or ()]
+        name, dataset = "documents", Dataset.from_list(rows)
     return documents_from_dataset(dataset, spec.columns, name)
+
+
+def _with_chat_as_text(document: Mapping[str, Any], column: str | None) -> dict[str, Any]:
+    """Returns a document with its chat as JSON text, because Arrow would give each message the fields of all others."""
+    row = dict(document)
+    if column is not None and isinstance(chat := row.get(column), list):
+        row[column] = json.dumps(chat, ensure_ascii=False, default=str)
+    return row
 
 
 def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
@@ -210,7 +244,10 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
 
 
 def tokenize_records(
-    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], loss: Loss = "sum"
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    loss: Loss = "sum",
+    chat_date: date | None = None,
 ) -> list[Tokens]:
     """Tokenises documents that all have messages, or all have completions, or all have neither.
 
@@ -218,11 +255,13 @@ def tokenize_records(
         tokenizer: Tokenizer of the model.
         records: The documents.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
     """
     chats = [record.messages for record in records if record.messages is not None]
     completions = [record.completion for record in records if record.completion is not None]
     if chats:
-        tokenized = tokenize_chats(tokenizer, chats)
+        names = [f"document {record.id!r}" for record in records]
+        tokenized = tokenize_chats(tokenizer, chats, chat_date, names)
     else:
         tokenized = tokenize(tokenizer, [record.prompt for record in records], completions or None)
     return [
@@ -237,6 +276,7 @@ def iter_token_chunks(
     columns: ColumnsSpec,
     limit: int | None,
     loss: Loss = "sum",
+    chat_date: date | None = None,
 ) -> Iterator[list[Tokens]]:
     """Yields the tokens of all documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
@@ -247,6 +287,7 @@ def iter_token_chunks(
         columns: The columns to read and what they hold; used with a tokenizer only.
         limit: Largest number of tokens of a document, or None for no limit.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
 
     Raises:
         TooLong: A document has more than `limit` tokens.
@@ -262,7 +303,7 @@ def iter_token_chunks(
             tokenized = _read_token_columns(dataset[start : indices.stop])
             chunk = [with_loss_weight(tokens, loss) for tokens in tokenized]
         else:
-            chunk = tokenize_records(tokenizer, documents.read(indices), loss)
+            chunk = tokenize_records(tokenizer, documents.read(indices), loss, chat_date)
         for index, tokens in zip(indices, chunk, strict=True):
             require_max_tokens(tokens, limit, f"row {index}")
         yield chunk

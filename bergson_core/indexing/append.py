@@ -95,6 +95,7 @@ def append_documents(
         report(Progress(stage="load"))
         model = (load_model or loading.load_model)(old.spec.model, old.revision, old.spec.dtype)
         require_same_model(root.name, old, model)
+        model = replace(model, chat_date=old.chat_date)
         new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
         context = BuildContext(new_spec, root, report, confirm)
         read = load_documents_streaming(new_spec, _make_stream_directory(root, spec, key), report)

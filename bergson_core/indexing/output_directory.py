@@ -2,7 +2,8 @@
 
 Files:
     <index>/.lock             held while a process writes; the kernel releases it when the process dies
-    <index>/building.json     {"spec": fingerprint of the build in progress}; removed when the index is published
+    <index>/building.json     {"spec": fingerprint of the build in progress, "date": of its first run}; removed when
+                              the index is published
     <index>/statistics/done   names the build that the statistics belong to; written after them (`build.py`)
 """
 
@@ -10,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -66,10 +68,17 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
         )
 
 
-def write_build_stamp(output: Path, spec: BuildSpec) -> None:
-    """Records in `output` which build is in progress there, for `require_free_directory`."""
-    stamp = {"spec": spec.rows_fingerprint()}
-    write_durably(output / BUILD_STAMP_FILE, json.dumps(stamp).encode())
+def write_build_stamp(output: Path, spec: BuildSpec) -> date:
+    """Records in `output` which build is in progress there, for `require_free_directory`.
+
+    Returns:
+        The date (UTC) on which the build was first started, which a build that is resumed keeps.
+    """
+    path = output / BUILD_STAMP_FILE
+    previous = json.loads(path.read_text()) if path.is_file() else {}
+    started_on = previous.get("date") or datetime.now(UTC).date().isoformat()
+    write_durably(path, json.dumps({"spec": spec.rows_fingerprint(), "date": started_on}).encode())
+    return date.fromisoformat(started_on)
 
 
 def statistics_stamp_path(output: Path) -> Path:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from bergson_core.errors import InvalidInput
 
@@ -70,6 +70,19 @@ def _describe_field(name: str, field: FieldInfo) -> str:
     )  # that of a nested model
     text = f"\n{indent(description, ' ' * 8)}" if description else ""
     return f"    {name} ({kind}{default}):{text}"
+
+
+def field_error(*location: str | int, message: str) -> ValidationError:
+    """Returns an error for a validator of a whole model to raise about one of the model's fields.
+
+    Args:
+        location: Name of the field, and the positions and names that lead to the part that is wrong.
+        message: What was expected.
+    """
+    details = InitErrorDetails(
+        type=PydanticCustomError("value_error", "{message}", {"message": message}), loc=location, input=None
+    )
+    return ValidationError.from_exception_data("", [details])
 
 
 def describe_validation_error(error: ValidationError, root: str) -> str:

@@ -166,7 +166,11 @@ class QueryEcho(ResultModel):
     """The query as it was answered."""
 
     prompt: str
+    """Text before the completion. For a chat, what the chat template makes of it, up to what the assistant says
+    last."""
     completion: str
+    """Text that is explained. For a chat, what the assistant says last, with the token that ends the turn; `loss` and
+    `n_tokens` are those of all that the assistant says."""
     generated: bool = False
     """Whether the model generated the completion."""
     loss: float

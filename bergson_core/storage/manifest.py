@@ -9,6 +9,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,9 @@ class Manifest(ResultModel):
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""
+    chat_date: date | None = None
+    """Date of the build, which a chat template that asks for today's date is told. Null if the index was built by a
+    version that told the template the day on which a chat was rendered."""
     modules: tuple[ModuleEntry, ...]
     coverage_percent: float
     dimensions: int
