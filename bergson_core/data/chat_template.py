@@ -81,14 +81,14 @@ def render_chats(
         raise InvalidInput(
             f"{type(tokenizer).__name__} cannot mark tokens; expected a fast tokenizer for messages"
         )
-    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-    names = [name for name in added if name.strip()]
+    special_tokens = {
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+    }.union(tokenizer.all_special_tokens)
     task = {
         "template": template,
         "variables": tokenizer.special_tokens_map,
         "date": None if chat_date is None else chat_date.isoformat(),
-        "tokens": names,
-        "closing": [name for name in names if added[name] or name in tokenizer.all_special_tokens],
+        "special_tokens": sorted(name for name in special_tokens if name.strip()),
         "chats": [drop_nulls(chat) for chat in chats],
     }
     limit_s = TIME_LIMIT_S + TIME_LIMIT_S * sum(map(len, chats)) / 1000

@@ -11,6 +11,7 @@ user's, or ends the whole chat with a token. Then the turn is rendered with two 
 comes before and after these contents is what frames the turn.
 """
 
+import re
 from typing import Final
 
 from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Renderer
@@ -18,6 +19,8 @@ from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Renderer
 _ROLES_WITHOUT_LOSS: Final = {
     *("system", "developer", "user", "tool", "function", "ipython", "context", "documents")
 }
+_TAG: Final = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""What special tokens look like, and what templates write where a tokenizer has none."""
 _ADVICE: Final = (
     "mark what the assistant says in the template with {% generation %} … {% endgeneration %}, or give prompts and "
     "completions as columns of text"
@@ -31,15 +34,12 @@ class TurnFinder:
         renderer: The renderer.
         chat: The chat.
         text: The whole text of the chat.
-        tokens: Names of the tokenizer's added tokens, such as `<think>`.
-        closing: Names of its special tokens, such as `<|im_end|>`.
+        special_tokens: Names of the tokenizer's special tokens, such as `<|im_end|>`.
     """
 
-    def __init__(
-        self, renderer: Renderer, chat: Chat, text: str, tokens: tuple[str, ...], closing: tuple[str, ...]
-    ) -> None:
+    def __init__(self, renderer: Renderer, chat: Chat, text: str, special_tokens: tuple[str, ...]) -> None:
         self._renderer, self._chat, self._text = renderer, chat, text
-        self._tokens, self._closing = tokens, closing
+        self._special_tokens = special_tokens
 
     def find(self) -> list[list[int]]:
         """Returns the spans of the assistant's turns.
@@ -50,8 +50,7 @@ class TurnFinder:
         spans: list[list[int]] = []
         for number, message in enumerate(self._chat):
             if message["role"] == "assistant":
-                start = self._find_start(number)
-                end = None if start is None else self._find_end(number, start)
+                start, end = self._find_start(number), self._find_end(number)
                 if start is None or end is None or not (spans[-1][1] if spans else 0) <= start <= end:
                     raise ChatError(
                         f"the chat template does not mark what the assistant says, and where message {number} begins "
@@ -79,41 +78,45 @@ class TurnFinder:
     def _find_start_before_reasoning(self, number: int, prompt: str) -> int | None:
         """Returns where the turn starts if the generation prompt ends with what the turn itself lacks, as `<think>`.
 
-        The prompt is cut where an added token or a tag begins, because a turn may begin with the same characters as
-        one. A part of the generation prompt has to remain.
+        The prompt is cut where a tag begins, because a turn may begin with the same characters as one. A part of the
+        generation prompt has to remain.
         """
         before = self._renderer.try_render(self._chat[:number])
         if before is None:
             return None
         common, header = (_common_prefix_length(prompt, text) for text in (self._text, before))
         for start in range(common, header, -1):
-            if prompt.startswith(("<", "[", *self._tokens), start):
+            if _TAG.match(prompt, start):
                 return start
         return None
 
-    def _find_end(self, number: int, start: int) -> int | None:
+    def _find_end(self, number: int) -> int | None:
         if number == len(self._chat) - 1:
             return len(self._text)
         until = self._renderer.try_render(self._chat[: number + 1])
         if until is not None and self._text.startswith(until):
             return len(until)
-        frame = self._find_frame(number)
-        if frame is None or not self._text.endswith(frame[1]):
+        frame, frame_of_last = self._find_frame(number), self._find_frame(number, is_last=True)
+        if frame is None or frame_of_last is None or not self._text.endswith(frame[1]):
             return None
-        end = len(self._text) - len(frame[1])
-        closing = self._leading_closing_token(frame[1])
-        # The token that follows closes the turn, and does not open the next one, if a chat that ends here has it too.
-        return end + len(closing) if closing.strip() in (until or "")[start:] else end
+        # What comes after the content here, and also where the chat ends with this turn, closes the turn.
+        return len(self._text) - len(frame[1]) + self._common_prefix_of_tags(frame[1], frame_of_last[1])
 
     def _find_content_start(self, number: int) -> int | None:
         frame = self._find_frame(number)
         return len(frame[0]) if frame is not None and self._text.startswith(frame[0]) else None
 
-    def _find_frame(self, number: int) -> tuple[str, str] | None:
-        """Returns what comes before and after the content of a turn in the whole text, or None if that is not clear."""
+    def _find_frame(self, number: int, *, is_last: bool = False) -> tuple[str, str] | None:
+        """Returns what comes before and after the content of a turn, or None if that is not clear.
+
+        Args:
+            number: Number of the turn's message.
+            is_last: Whether the chat is rendered up to this turn only.
+        """
+        after_turn = [] if is_last else self._chat[number + 1 :]
         first, second = (
             self._renderer.try_render(
-                [*self._chat[:number], {"role": "assistant", "content": content}, *self._chat[number + 1 :]]
+                [*self._chat[:number], {"role": "assistant", "content": content}, *after_turn]
             )
             for content in "AB"
         )
@@ -123,15 +126,16 @@ class TurnFinder:
         after = first[len(before) + 1 :]
         return (before, after) if (first, second) == (f"{before}A{after}", f"{before}B{after}") else None
 
-    def _leading_closing_token(self, text: str) -> str:
-        """Returns the special token that a text begins with, and the white space before it, or nothing."""
-        token = next(filter(text.lstrip().startswith, self._closing), None)
-        return "" if token is None else text[: len(text) - len(text.lstrip()) + len(token)]
+    def _common_prefix_of_tags(self, first: str, second: str) -> int:
+        """Returns how many characters two texts have in common at their beginning, without the part of a tag."""
+        common = _common_prefix_length(first, second)
+        tags = (*_TAG.finditer(first), *_TAG.finditer(second))
+        return min((tag.start() for tag in tags if tag.start() < common < tag.end()), default=common)
 
     def _without_space_after_closing(self, start: int, end: int) -> int:
         """Returns the end of a turn without the white space after a token that closes it: nothing predicts it."""
         turn = self._text[start:end].rstrip()
-        return start + len(turn) if turn.endswith(self._closing) else end
+        return start + len(turn) if turn.endswith(self._special_tokens) else end
 
 
 def _common_prefix_length(first: str, second: str) -> int:

@@ -93,7 +93,11 @@ def _convert_call(call: Any, convert: Convert) -> Any:
 
 def _lists_of_parts(chat: Chat) -> Iterator[str]:
     """Yields the lists of parts as Python writes them, which a template does that takes contents for text."""
-    yield from (str(message["content"]) for message in chat if isinstance(message.get("content"), list))
+    yield from (
+        str(message["content"])
+        for message in chat
+        if message.get("content") and isinstance(message["content"], list)
+    )
 
 
 def _twice_encoded_arguments(chat: Chat) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The program that `data/chat_template.py` runs in a sandbox, in a process of its own.
 
-Standard input: {"template", "variables": of the template, "date": ISO or null, "tokens": names of added tokens,
-                 "closing": those of them that are special, "chats": lists of messages without nulls}
+Standard input: {"template", "variables": of the template, "date": ISO or null, "special_tokens": their names,
+                 "chats": lists of messages without nulls}
 Standard output: for each chat {"text", "spans": [[start, end], …]} or {"error"}; spans count characters of the text.
 """
 
@@ -20,20 +20,18 @@ def main() -> None:
     task = json.load(sys.stdin)
     now = datetime.fromisoformat(task["date"]) if task["date"] else datetime.now()
     renderer = Renderer(task["template"], task["variables"], now)
-    json.dump(
-        [_render_chat(renderer, chat, task["tokens"], task["closing"]) for chat in task["chats"]], sys.stdout
-    )
+    special_tokens = tuple(task["special_tokens"])
+    json.dump([_render_chat(renderer, chat, special_tokens) for chat in task["chats"]], sys.stdout)
 
 
-def _render_chat(renderer: Renderer, chat: Chat, tokens: list[str], closing: list[str]) -> dict[str, Any]:
+def _render_chat(renderer: Renderer, chat: Chat, special_tokens: tuple[str, ...]) -> dict[str, Any]:
     """Returns the text of a chat and the spans of it that the assistant says, or why there is none."""
     try:
         form, (text, spans) = render_in_form(renderer, chat)
         if len(text) > (limit := 100_000 + 10 * len(json.dumps(chat))):
             raise ChatError(f"the template makes {len(text)} characters of it; expected at most {limit}")
         if not renderer.has_marks:
-            longest_first = tuple(sorted(closing, key=len, reverse=True))
-            spans = TurnFinder(renderer, form, text, tuple(tokens), longest_first).find()
+            spans = TurnFinder(renderer, form, text, special_tokens).find()
         return {"text": text, "spans": spans}
     except ChatError as error:
         return {"error": str(error)}
