@@ -117,7 +117,7 @@ class AttributionQuery(Spec):
     @model_validator(mode="after")
     def _require_span_within_completion(self) -> Self:
         if self.span is not None:
-            what, text = "`completion`", self.completion
+            what, text = "the completion", self.completion
             if self.messages is not None:
                 what, content = "the last message's content", self.messages[-1].get("content")
                 text = content if isinstance(content, str) else None
@@ -126,8 +126,7 @@ class AttributionQuery(Spec):
             (start, end), length = self.span, len(text)
             if not 0 <= start < end <= length:
                 raise ValueError(
-                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of {what.strip('`')}; "
-                    f"got [{start}, {end}]"
+                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of {what}; got [{start}, {end}]"
                 )
         return self
 

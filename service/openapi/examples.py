@@ -231,6 +231,13 @@ ATTRIBUTE_SPAN: dict[str, Any] = {
     "completion": " was born in London in 1815",
     "span": [12, 19],
 }
+ATTRIBUTE_CHAT: dict[str, Any] = {
+    "index": "facts",
+    "messages": [
+        {"role": "user", "content": "Where was Ada Lovelace born?"},
+        {"role": "assistant", "content": "In London."},
+    ],
+}
 BATCH_REQUEST: dict[str, Any] = {
     "queries": [
         {"index": "facts", "prompt": "Ada Lovelace was born in", "completion": " London", "top_k": 1},

@@ -27,6 +27,7 @@ _QUERIES: dict[str, Any] = {
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
+    "chat": {"summary": "What the assistant says in a chat", "value": examples.ATTRIBUTE_CHAT},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
 _ERRORS = (
@@ -62,6 +63,10 @@ async def attribute(
     Proponents (high scores) made the completion more likely, opponents (low scores) made it less likely. Mind the
     space: a completion usually begins with one. Without a completion, the model generates the one to explain. A text
     that is too long for the model is refused, and never cut silently.
+
+    With `messages` instead of `prompt` and `completion`, the query is a chat whose last message is the assistant's. It
+    is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
+    says in it. `span` selects a part of the last message.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
