@@ -17,7 +17,7 @@ from bergson_core.utils import sandbox
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
 TIME_LIMIT_S: Final = 10
-"""Seconds that a template may take to start, and again for each thousand messages."""
+"""Seconds that a template may take to start, and again for each two hundred messages."""
 _PROGRAM: Final = f"""
 import sys
 sys.path.append({str(Path(__file__).parents[2])!r})
@@ -91,7 +91,7 @@ def render_chats(
         "special_tokens": sorted(name for name in special_tokens if name.strip()),
         "chats": [drop_nulls(chat) for chat in chats],
     }
-    limit_s = TIME_LIMIT_S + TIME_LIMIT_S * sum(map(len, chats)) / 1000
+    limit_s = TIME_LIMIT_S + TIME_LIMIT_S * sum(map(len, chats)) / 200
     try:
         outcomes = sandbox.run_sandboxed(_PROGRAM, task, limit_s)
     except TimeoutError:

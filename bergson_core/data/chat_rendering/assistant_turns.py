@@ -7,11 +7,12 @@ The turns are found by rendering parts of the chat:
 
 Both renderings have to be the beginning of the whole one. They are not where a template treats the last turn in
 another way: it keeps its reasoning, opens a reasoning in the generation prompt, puts the system's turn before the last
-user's, or ends the whole chat with a token. Then the turn is rendered with two other contents in its place, and what
-comes before and after these contents is what frames the turn.
+user's, or ends the whole chat with a token. Then the turn is rendered with a placeholder as its content, and what comes
+before and after the placeholder is what frames the turn.
 """
 
 import re
+from itertools import count
 from typing import Final
 
 from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Renderer
@@ -40,6 +41,7 @@ class TurnFinder:
     def __init__(self, renderer: Renderer, chat: Chat, text: str, special_tokens: tuple[str, ...]) -> None:
         self._renderer, self._chat, self._text = renderer, chat, text
         self._special_tokens = special_tokens
+        self._placeholder = _find_absent_word(text)
 
     def find(self) -> list[list[int]]:
         """Returns the spans of the assistant's turns.
@@ -114,17 +116,12 @@ class TurnFinder:
             is_last: Whether the chat is rendered up to this turn only.
         """
         after_turn = [] if is_last else self._chat[number + 1 :]
-        first, second = (
-            self._renderer.try_render(
-                [*self._chat[:number], {"role": "assistant", "content": content}, *after_turn]
-            )
-            for content in "AB"
-        )
-        if first is None or second is None:
+        turn = {"role": "assistant", "content": self._placeholder}
+        text = self._renderer.try_render([*self._chat[:number], turn, *after_turn])
+        if text is None or text.count(self._placeholder) != 1:
             return None
-        before = first[: _common_prefix_length(first, second)]
-        after = first[len(before) + 1 :]
-        return (before, after) if (first, second) == (f"{before}A{after}", f"{before}B{after}") else None
+        before, _, after = text.partition(self._placeholder)
+        return before, after
 
     def _common_prefix_of_tags(self, first: str, second: str) -> int:
         """Returns how many characters two texts have in common at their beginning, without the part of a tag."""
@@ -136,6 +133,11 @@ class TurnFinder:
         """Returns the end of a turn without the white space after a token that closes it: nothing predicts it."""
         turn = self._text[start:end].rstrip()
         return start + len(turn) if turn.endswith(self._special_tokens) else end
+
+
+def _find_absent_word(text: str) -> str:
+    """Returns a word that does not occur in a text."""
+    return next(word for number in count() if (word := f"Placeholder{number}") not in text)
 
 
 def _common_prefix_length(first: str, second: str) -> int:
