@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.attribution.chat_queries import render_chat_queries
-from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery
+from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery, render_chat_queries
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.errors import BergsonError

@@ -23,7 +23,7 @@ from bergson_core import (
     build_index,
     score_corpus,
 )
-from bergson_core.attribution import chat_queries
+from bergson_core.attribution import query_tokenizer
 from bergson_core.data import chat_template
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
@@ -133,12 +133,11 @@ def test_every_chat_finds_itself_first(tmp_path, template, adds_bos):
 @pytest.mark.parametrize("loss", ["sum", "mean"])
 def test_the_tokens_of_a_chat_are_those_of_the_document(tmp_path, opened, loss):
     spec = opened.manifest.spec.model_copy(update={"gradients": GradientSpec(loss=loss)})
-    from bergson_core.attribution.query_tokenizer import QueryTokenizer
     from bergson_core.data.documents import load_documents
     from bergson_core.models.tokenization import tokenize_documents
 
     documents = tokenize_documents(load_documents(chat_spec(tmp_path)).read(range(24)), spec, opened.model)
-    tokenizer = QueryTokenizer(opened.model, loss)
+    tokenizer = query_tokenizer.QueryTokenizer(opened.model, loss)
     for document, chat in zip(documents, CHATS, strict=True):
         query = tokenizer.complete_and_tokenize(AttributionQuery(messages=chat))
         assert query.tokens.ids.tolist() == document.ids.tolist()
@@ -203,14 +202,14 @@ def test_a_chat_that_cannot_be_rendered_fails_alone(opened):
 
 
 def test_a_chat_that_takes_too_long_fails_alone(opened, monkeypatch):
-    render = chat_queries.render_chats
+    render = query_tokenizer.render_chats
 
     def refuse_slow(tokenizer: PreTrainedTokenizerFast, rendered: list[Any], *options: Any) -> list[Any]:
         if any(chat[0]["content"] == "slow" for chat in rendered):
             raise InvalidInput("the chat template takes more than 10 s")
         return render(tokenizer, rendered, *options)
 
-    monkeypatch.setattr(chat_queries, "render_chats", refuse_slow)
+    monkeypatch.setattr(query_tokenizer, "render_chats", refuse_slow)
     slow = [{"role": "user", "content": "slow"}, *CHATS[0][1:]]
     answers = opened.attribute([AttributionQuery(messages=chat) for chat in (CHATS[0], slow)])
     assert [isinstance(answer, Answer) for answer in answers] == [True, False]
@@ -263,7 +262,7 @@ def test_a_span_that_the_template_changes_is_refused(opened, monkeypatch):
     chat = chat_template.RenderedChat("<user>x<assistant>CITY", [(18, 22)])
     query = AttributionQuery(messages=[CHATS[0][1], {"role": "assistant", "content": "city"}], span=(0, 2))
     with pytest.raises(InvalidInput, match="leave span out"):
-        chat_queries.tokenize_chat_query(opened.model, query, chat)
+        query_tokenizer.tokenize_chat_query(opened.model, query, chat)
 
 
 def test_results_of_a_chat_are_verified_and_split(opened):
