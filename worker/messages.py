@@ -13,7 +13,7 @@ from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_MESSAGE_BYTES = 2**28
 """Largest size in bytes of a message that is read: more than any request needs, and too little to exhaust memory."""
 
@@ -32,7 +32,7 @@ METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 class Message(ResultModel):
     """Base of all messages."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
 
 
 class RequestMessage(Message):

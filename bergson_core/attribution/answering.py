@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery
+from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery, render_chat_queries
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.errors import BergsonError
@@ -62,10 +62,11 @@ class QueryAnswerer:
         started = time.perf_counter()
         outcomes: dict[int, Answer | BergsonError] = {}
         tokenized: dict[int, TokenizedQuery] = {}
+        chats = render_chat_queries(self.query_tokenizer.model, queries)
         for number, query in enumerate(queries):
             try:
                 self._require_answerable(query)
-                tokenized[number] = self.query_tokenizer.complete_and_tokenize(query)
+                tokenized[number] = self.query_tokenizer.complete_and_tokenize(query, chats.get(number))
             except BergsonError as error:
                 outcomes[number] = error
         if tokenized:
@@ -170,9 +171,9 @@ class QueryAnswerer:
             generation=self.manifest.generation,
             profile=query.profile,
             query=QueryEcho(
-                prompt=query.prompt,
+                prompt=tokenized.prompt,
                 completion=tokenized.completion,
-                generated=query.completion is None,
+                generated=query.completion is None and query.messages is None,
                 token_ids=None if tokenized.generated_ids is None else list(tokenized.generated_ids),
                 loss=loss,
                 n_tokens=tokenized.tokens.n_labelled,

@@ -22,6 +22,7 @@ from bergson_core.attribution.query_weights import (
     collect_mean_weights,
     collect_query_weights,
     queries_to_dataset,
+    query_columns,
 )
 from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
 from bergson_core.errors import InvalidInput
@@ -57,8 +58,9 @@ def score_corpus(
 
     Args:
         index: The index.
-        queries: A dataset, or queries of which only prompt, completion and `join` count.
-        columns: Which columns of a dataset are prompt and completion; by default `prompt` and `completion`.
+        queries: A dataset, or queries of which only prompt, completion and `join`, or the messages, count.
+        columns: Which columns of a dataset are prompt and completion, or chats; by default `prompt` and `completion`,
+            or `messages` where there is no `prompt`.
         aggregate: `mean` or `max` of the scores with all queries, or `each` of them. `mean` holds D numbers in memory,
             whatever the number of queries is; the others hold q·D numbers.
         profile: Profile to score under.
@@ -83,7 +85,7 @@ def score_corpus(
         queries = queries_to_dataset(queries, profile, index.answerer.query_tokenizer.join_checker)
     if len(queries) == 0:
         raise InvalidInput("there are no queries; expected at least one")
-    columns = columns or ColumnsSpec(prompt="prompt", completion="completion")
+    columns = columns or query_columns(queries)
     # The mean of thresholded scores is not the score with the mean of the weights.
     collect = collect_mean_weights if aggregate == "mean" and not threshold else collect_query_weights
     weights = collect(index, queries, columns, index.profiles[profile])

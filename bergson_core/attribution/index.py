@@ -31,6 +31,7 @@ from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, VerifySpec
+from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest
@@ -154,10 +155,11 @@ class AttributionIndex:
 
     def query(
         self,
-        prompt: str,
+        prompt: str | None = None,
         completion: str | None = None,
         *,
         join: Join = "exact",
+        messages: Messages | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
         span: tuple[int, int] | None = None,
@@ -184,10 +186,14 @@ class AttributionIndex:
                 choosing the most likely token each time.
             join: What stands between prompt and completion: with `exact` what they have themselves; with `space` a
                 space where neither has one and the tokenizer expects it before a word.
+            messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
+                of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
+                all that the assistant says.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
-            span: Characters [start, end) of the completion as it is given; the rest of it is context.
+            span: Characters [start, end) of the completion as it is given, or of the last message's content, to
+                explain; the rest is context.
             profile: Profile to score with: `default`, or one that `fit_profile` has added.
             filter: Conditions on metadata that every result meets. For each column: a value, a list of values of which
                 one has to match, or comparisons such as `{"gte": 1990, "ne": 1995}`, with gte, gt, lte, lt, ne, not_in
@@ -216,6 +222,7 @@ class AttributionIndex:
                 "prompt": prompt,
                 "completion": completion,
                 "join": join,
+                "messages": messages,
                 "top_k": top_k,
                 "direction": direction,
                 "span": span,

@@ -161,7 +161,15 @@ def _query_second_moment(
     """Returns (mean outer product of the queries' rows, number of queries)."""
     spec, model = index.manifest.spec, index.model
     limit = context_limit(model, spec.gradients.max_tokens)
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss, label_end=False)
+    chunks = iter_token_chunks(
+        model.tokenizer,
+        queries,
+        columns,
+        limit,
+        spec.gradients.loss,
+        label_end=False,
+        chat_date=model.chat_date,
+    )
     tokens = list(chain.from_iterable(chunks))
     longest = max(len(query.ids) for query in tokens)
     budget_tokens = find_batch_budget(model, index.collector.modules, longest)

@@ -3,6 +3,7 @@
 Legend: q queries, b queries of a batch, m modules, d numbers a module, D = m·d.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -26,12 +27,12 @@ from bergson_core.storage.layout import DEFAULT_PROFILE
 def queries_to_dataset(
     queries: Iterable[AttributionQuery], profile: str, join_checker: JoinChecker
 ) -> Dataset:
-    """Returns a dataset with the columns `prompt` and `completion` of queries that are all scored under one profile.
+    """Returns a dataset of queries that are all scored under one profile, with the columns `query_columns`.
 
     A completion is joined to its prompt as the query's `join` says.
 
     Raises:
-        InvalidInput: A query asks for another profile.
+        InvalidInput: A query asks for another profile, or some queries are chats and some are not.
     """
     queries = list(queries)
     for number, query in enumerate(queries):
@@ -40,17 +41,32 @@ def queries_to_dataset(
                 f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
                 "expected the same profile"
             )
+    is_chat = [query.messages is not None for query in queries]
+    if any(is_chat) and not all(is_chat):
+        raise InvalidInput(
+            f"query {is_chat.index(not is_chat[0])} has {'no ' if is_chat[0] else ''}messages, unlike those before it; "
+            "expected either chats or prompts with completions"
+        )
+    if any(is_chat):
+        return Dataset.from_dict({"messages": [json.dumps(query.messages, default=str) for query in queries]})
     return Dataset.from_dict(
         {
             "prompt": [query.prompt for query in queries],
             "completion": [
-                join_checker.join(query.prompt, query.completion)
+                join_checker.join(query.prompt or "", query.completion)
                 if query.join == "space" and query.completion is not None
                 else query.completion
                 for query in queries
             ],
         }
     )
+
+
+def query_columns(queries: Dataset) -> ColumnsSpec:
+    """Returns the columns of a dataset of queries that names none: `messages`, or else `prompt` and `completion`."""
+    if "messages" in queries.column_names and "prompt" not in queries.column_names:
+        return ColumnsSpec(messages="messages")
+    return ColumnsSpec(prompt="prompt", completion="completion")
 
 
 def collect_query_weights(
@@ -93,7 +109,9 @@ def _iter_weights(
     """Yields (numbers of some queries, their weights), batch by batch."""
     model, loss = index.model, index.manifest.spec.gradients.loss
     limit = context_limit(model, None)
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, loss, label_end=False)
+    chunks = iter_token_chunks(
+        model.tokenizer, queries, columns, limit, loss, label_end=False, chat_date=model.chat_date
+    )
     for chunk_number, chunk in enumerate(chunks):
         first = chunk_number * READ_CHUNK_SIZE
         _require_labelled_tokens(chunk, first)

@@ -1,92 +1,136 @@
-"""Tokenises chats with the model's own template, which marks what the assistant says; the loss is taken over that."""
+"""Tokenises chats with the model's own template, and finds what the assistant says; the loss is taken over that."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.record import Messages
+from bergson_core.schemas.record import Messages, drop_nulls
 from bergson_core.utils import sandbox
 
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
 TIME_LIMIT_S: Final = 10
-"""Seconds that a template may take to start, and again for each hundred chats."""
-_PROGRAM: Final = """
-import json, sys
-from transformers.utils.chat_template_utils import render_jinja_template
-template, variables, chats = json.load(sys.stdin)
-texts, spans = [], []
-try:
-    for chat in chats:
-        (text,), (assistant_spans,) = render_jinja_template(
-            [chat], chat_template=template, return_assistant_tokens_mask=True, **variables
-        )
-        if len(text) > (limit := 100_000 + 10 * len(json.dumps(chat))):
-            raise ValueError(f"it makes {len(text)} characters of it; expected at most {limit}")
-        texts.append(text)
-        spans.append(assistant_spans)
-except Exception as error:
-    sys.exit(f"{type(error).__name__}: {error}"[:200])
-json.dump([texts, spans], sys.stdout)
+"""Seconds that a template may take to start, and again for each two hundred messages."""
+_PROGRAM: Final = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[2])!r})
+from bergson_core.data.chat_rendering.program import main
+main()
 """
 
 
-def require_messages(value: Any, what: str) -> Messages:
-    """Returns `value` if it is a chat.
+@dataclass(frozen=True)
+class RenderedChat:
+    """A chat as the model sees it.
 
-    Args:
-        value: What a dataset holds where a chat is expected.
-        what: Where the value stands, for the message.
-
-    Raises:
-        InvalidInput: It is not a list of messages that each have a role.
+    Attributes:
+        text: The text that the template makes of it.
+        spans: The parts of the text that the assistant says, each with the token that ends it, in order.
     """
-    messages = value if isinstance(value, list) else []
-    if not messages or not all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
-    ):
-        raise InvalidInput(f"{what} is no chat; expected a list of messages, each with a role and a content")
-    return messages
+
+    text: str
+    spans: Sequence[Span]
 
 
-def tokenize_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]) -> list[Tokens]:
-    """Tokenises each chat as the model's template renders it. Tokens inside `{% generation %}` blocks are labelled.
-
-    The template comes with the tokenizer and may be malicious. It runs in transformers' sandbox, which limits neither
-    time nor memory, and that runs in a subprocess which limits both. A field of a message that is null is treated as
-    missing.
+def tokenize_chats(
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Messages],
+    chat_date: date | None = None,
+    names: Sequence[str] = (),
+) -> list[Tokens]:
+    """Tokenises each chat as the model's template renders it. What the assistant says is labelled.
 
     Args:
         tokenizer: Tokenizer of the model.
         chats: The messages of each chat.
+        chat_date: The date that a template is told if it asks for today's; by default it is today's.
+        names: Name of each chat, for messages.
 
     Raises:
-        InvalidInput: The tokenizer has no template or is not a fast one; or the template has no `{% generation %}`
-            block, refuses a chat, or takes too long.
+        InvalidInput: The tokenizer has no template or is not a fast one, or a chat cannot be rendered, or what the
+            assistant says in it cannot be told from the rest.
     """
-    template = cast(str, tokenizer.get_chat_template()) if tokenizer.chat_template else None
-    if template is None:
-        raise InvalidInput(
-            "the tokenizer has no chat template; expected one where the dataset holds messages"
-        )
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        raise InvalidInput(
-            "the chat template does not mark what the assistant says; expected {% generation %} … {% endgeneration %} "
-            "around it. Put them into the template, or give prompts and completions as columns of text"
-        )
+    rendered: list[RenderedChat] = []
+    for number, chat in enumerate(render_chats(tokenizer, chats, chat_date)):
+        if isinstance(chat, InvalidInput):
+            raise InvalidInput(f"{names[number] if names else f'chat {number}'}: {chat}")
+        rendered.append(chat)
+    return tokenize_rendered(tokenizer, rendered)
+
+
+def render_chats(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages], chat_date: date | None = None
+) -> list[RenderedChat | InvalidInput]:
+    """Returns for each chat its text with what the assistant says in it, or the error that this chat alone has caused.
+
+    The template comes with the tokenizer and may be malicious. It runs in jinja2's sandbox, which limits neither time
+    nor memory, and that runs in a subprocess which limits both. A field that is null, at any depth of a message, is
+    treated as missing. Arguments and errors are those of `tokenize_chats`.
+    """
+    if not chats:
+        return []
+    template = _choose_template(tokenizer)
     if not tokenizer.is_fast:
         raise InvalidInput(
             f"{type(tokenizer).__name__} cannot mark tokens; expected a fast tokenizer for messages"
         )
-    texts, spans = _render(template, tokenizer.special_tokens_map, chats)
+    special_tokens = {
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+    }.union(tokenizer.all_special_tokens)
+    task = {
+        "template": template,
+        "variables": tokenizer.special_tokens_map,
+        "date": None if chat_date is None else chat_date.isoformat(),
+        "special_tokens": sorted(name for name in special_tokens if name.strip()),
+        "chats": [drop_nulls(chat) for chat in chats],
+    }
+    limit_s = TIME_LIMIT_S + TIME_LIMIT_S * sum(map(len, chats)) / 200
+    try:
+        outcomes = sandbox.run_sandboxed(_PROGRAM, task, limit_s)
+    except TimeoutError:
+        raise InvalidInput(
+            f"the chat template takes more than {limit_s:g} s for {len(chats)} chats; expected one that ends"
+        ) from None
+    except ValueError as error:
+        raise InvalidInput(f"the chat template cannot be used: {error}") from error
+    return [
+        InvalidInput(outcome["error"])
+        if "error" in outcome
+        else RenderedChat(outcome["text"], [(start, end) for start, end in outcome["spans"]])
+        for outcome in outcomes
+    ]
+
+
+def tokenize_rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[RenderedChat]) -> list[Tokens]:
+    """Returns the tokens of rendered chats; those that share characters with what the assistant says are labelled."""
+    texts = [chat.text for chat in chats]
     encoded = encode(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
-    tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
-    return [_label_spans(*chat) for chat in tokenized]
+    tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], chats, strict=True)
+    return [_label_spans(ids, offsets, chat.spans) for ids, offsets, chat in tokenized]
+
+
+def _choose_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns the template of a tokenizer: the only one, or the one that is named `default`."""
+    templates: Any = tokenizer.chat_template
+    if not templates:
+        raise InvalidInput(
+            "the tokenizer has no chat template; expected one where there are messages, or prompts and completions"
+        )
+    if isinstance(templates, str):
+        return templates
+    if len(templates) > 1 and "default" not in templates:
+        raise InvalidInput(
+            f"the tokenizer has several chat templates and none of them is named default: {', '.join(templates)}; "
+            "expected one named default. Save the one that the model was trained with as chat_template.jinja"
+        )
+    return templates.get("default") or next(iter(templates.values()))
 
 
 def _label_spans(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> Tokens:
@@ -97,22 +141,3 @@ def _label_spans(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: 
         labels |= (starts < end) & (ends > start)
     labels[:1] = False  # Nothing predicts the first token.
     return Tokens(np.asarray(ids, dtype=np.int64), labels)
-
-
-def _render(
-    template: str, variables: Mapping[str, Any], chats: Sequence[Messages]
-) -> tuple[list[str], list[list[Span]]]:
-    """Returns the text of each chat, and the characters of it that the assistant says."""
-    given = [
-        [{name: value for name, value in message.items() if value is not None} for message in chat]
-        for chat in chats
-    ]
-    limit_s = TIME_LIMIT_S + TIME_LIMIT_S * len(chats) / 100
-    try:
-        return sandbox.run_sandboxed(_PROGRAM, [template, variables, given], limit_s)
-    except TimeoutError:
-        raise InvalidInput(
-            f"the chat template takes more than {limit_s:g} s for {len(chats)} chats; expected one that ends"
-        ) from None
-    except ValueError as error:
-        raise InvalidInput(f"the chat template refuses a chat: {error}") from error

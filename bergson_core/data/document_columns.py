@@ -24,10 +24,10 @@ from uuid import UUID
 import pyarrow as pa
 from pydantic_core import PydanticSerializationError, to_json
 
-from bergson_core.data.chat_template import require_messages
 from bergson_core.data.row_chunks import RowChunk
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.record import Messages, drop_nulls, require_message
 
 Describe = Callable[[int, str], str]
 """(position, column) → what stands there, for messages."""
@@ -97,6 +97,39 @@ def require_weights(values: Sequence[Any], column: str, describe: Describe) -> l
             raise InvalidInput(f"{describe(position, column)} is {_show(value)}, expected a finite number")
         weights.append(weight)
     return weights
+
+
+def require_chats(values: Sequence[Any], column: str, describe: Describe) -> list[Messages]:
+    """Returns the chats in a column, which may also be given as JSON text, without fields that are null.
+
+    Raises:
+        InvalidInput: A value is not a list of messages that each have a role.
+    """
+    chats = []
+    for position, value in enumerate(values):
+        chat = _parse_json(value) if isinstance(value, str) else value
+        if not isinstance(chat, list) or not chat:
+            raise InvalidInput(
+                f"{describe(position, column)} is not a chat; expected a list of messages, each with a role and a "
+                "content"
+            )
+        for number, message in enumerate(chat):
+            try:
+                require_message(message if isinstance(message, dict) else {})
+            except ValueError as error:
+                raise InvalidInput(
+                    f"{describe(position, column)} is not a chat: message {number}: {error}"
+                ) from None
+        chats.append(drop_nulls(chat))
+    return chats
+
+
+def _parse_json(text: str) -> Any:
+    """Returns the value of JSON text, or None for any other text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def require_json_values(values: Sequence[Any], column: str, describe: Describe) -> list[Any]:
@@ -191,9 +224,8 @@ class DocumentEncoder:
             ids = require_ids(chunk.values[columns.id], columns.id, describe)
             arrays["id"] = _to_text_array(ids, columns.id, describe)
         if columns.messages is not None:
-            chats = require_json_values(chunk.values[columns.messages], columns.messages, describe)
-            for position, chat in enumerate(chats):
-                require_messages(chat, describe(position, columns.messages))
+            values = require_json_values(chunk.values[columns.messages], columns.messages, describe)
+            chats = require_chats(values, columns.messages, describe)
             arrays["messages"] = _to_text_array(list(map(_dumps, chats)), columns.messages, describe)
         if columns.weight is not None:
             weights = require_weights(chunk.data[columns.weight], columns.weight, describe)

@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
-from bergson_core.data.chat_template import require_messages, tokenize_chats
+from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.dataset import (
     dataset_in_memory,
     empty_dataset_error,
@@ -23,6 +24,7 @@ from bergson_core.data.document_columns import (
     Describe,
     DocumentEncoder,
     ValueKinds,
+    require_chats,
     require_ids,
     require_json_values,
     require_texts,
@@ -150,11 +152,7 @@ class Documents:
         columns, describe = self.columns, self._describer(indices)
         checked: dict[str, list[Any]] = {}
         if columns.messages is not None:
-            chats = values[columns.messages]
-            checked["messages"] = [
-                require_messages(chat, describe(position, columns.messages))
-                for position, chat in enumerate(chats)
-            ]
+            checked["messages"] = require_chats(values[columns.messages], columns.messages, describe)
         else:
             checked["prompt"] = require_texts(values[columns.prompt], columns.prompt, describe)
         if columns.completion is not None:
@@ -277,6 +275,7 @@ def tokenize_records(
     loss: Loss = "sum",
     *,
     label_end: bool = True,
+    chat_date: date | None = None,
 ) -> list[Tokens]:
     """Tokenises documents that all have messages, or all have completions, or all have neither.
 
@@ -285,11 +284,13 @@ def tokenize_records(
         records: The documents.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
         label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
+        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
     """
     chats = [record.messages for record in records if record.messages is not None]
     completions = [record.completion for record in records if record.completion is not None]
     if chats:
-        tokenized = tokenize_chats(tokenizer, chats)
+        names = [f"document {record.id!r}" for record in records]
+        tokenized = tokenize_chats(tokenizer, chats, chat_date, names)
     else:
         prompts = [record.prompt for record in records]
         tokenized = tokenize(tokenizer, prompts, completions or None, label_end=label_end)
@@ -307,6 +308,7 @@ def iter_token_chunks(
     loss: Loss = "sum",
     *,
     label_end: bool = True,
+    chat_date: date | None = None,
 ) -> Iterator[list[Tokens]]:
     """Yields the tokens of all documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
@@ -318,6 +320,7 @@ def iter_token_chunks(
         limit: Largest number of tokens of a document, or None for no limit.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
         label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
+        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
 
     Raises:
         TooLong: A document has more than `limit` tokens.
@@ -335,7 +338,7 @@ def iter_token_chunks(
             chunk = [with_loss_weight(tokens, loss) for tokens in tokenized]
         else:
             records = documents.read(indices)
-            chunk = tokenize_records(tokenizer, records, loss, label_end=label_end)
+            chunk = tokenize_records(tokenizer, records, loss, label_end=label_end, chat_date=chat_date)
             spaces.add(records)
         for index, tokens in zip(indices, chunk, strict=True):
             require_max_tokens(tokens, limit, f"row {index}")

@@ -28,6 +28,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -150,7 +151,7 @@ def _build_rows(
     """Runs the stages before the publication, and returns what is to be published."""
     spec, output = context.spec, context.output
     model = load_tracked_model(context)
-    write_build_stamp(output, spec)
+    model = replace(model, chat_date=write_build_stamp(output, spec))
     documents = check_documents(
         spec, load_documents_streaming(spec, output, context.report), model, context.report
     )
@@ -186,6 +187,7 @@ def rows_fingerprint(spec: BuildSpec, model: LanguageModel, documents: CheckedDo
         model.sha256,
         documents.content_sha256,
         checkpoint_sha256,
+        *([model.chat_date.isoformat()] if model.chat_date is not None and spec.columns.messages else ()),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -2,8 +2,8 @@
 
 Files:
     <index>/.lock             held while a process writes; the kernel releases it when the process dies
-    <index>/building.json     {"spec": fingerprint of the build in progress, "settings": its spec}; removed when the
-                              index is published
+    <index>/building.json     {"spec": fingerprint of the build in progress, "settings": its spec, "date": of its first
+                              run}; removed when the index is published
     <index>/statistics/done   names the build that the statistics belong to; written after them (`build.py`)
 """
 
@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -89,10 +90,18 @@ def _find_differences_of_unfinished(output: Path, spec: BuildSpec) -> list[Diffe
     return find_differences(started, spec.model_copy(update={"search": started.search}))
 
 
-def write_build_stamp(output: Path, spec: BuildSpec) -> None:
-    """Records in `output` which build is in progress there, for `require_free_directory`."""
-    stamp = {"spec": spec.rows_fingerprint(), "settings": spec.model_dump(mode="json")}
-    write_durably(output / BUILD_STAMP_FILE, json.dumps(stamp).encode())
+def write_build_stamp(output: Path, spec: BuildSpec) -> date:
+    """Records in `output` which build is in progress there, for `require_free_directory`.
+
+    Returns:
+        The date (UTC) on which the build was first started, which a build that is resumed keeps.
+    """
+    path = output / BUILD_STAMP_FILE
+    previous = json.loads(path.read_text()) if path.is_file() else {}
+    started_on = previous.get("date") or datetime.now(UTC).date().isoformat()
+    stamp = {"spec": spec.rows_fingerprint(), "settings": spec.model_dump(mode="json"), "date": started_on}
+    write_durably(path, json.dumps(stamp).encode())
+    return date.fromisoformat(started_on)
 
 
 def statistics_stamp_path(output: Path) -> Path:

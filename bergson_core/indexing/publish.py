@@ -108,6 +108,7 @@ def publish_index(
         model_sha256=model.sha256,
         model_revision=model.revision,
         adapter_base=model.adapter_base,
+        chat_date=model.chat_date or datetime.now(UTC).date(),
         modules=tuple(
             ModuleEntry(name=module.name, out_features=module.out_features, in_features=module.in_features)
             for module in modules

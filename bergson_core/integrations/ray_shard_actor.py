@@ -8,7 +8,8 @@ are the same. The order of summation may depend on the number of threads.
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,7 @@ class ShardBuilderSpec:
         model_sha256: The hash of the model's files.
         revision: The commit of the model's repository on the hub.
         adapter_base: The directory of the model that local adapters belong to.
+        chat_date: The date that the model's chat template is told.
         budget_tokens: The maximum number of tokens in a batch, padding included.
         save_moments: Whether the second moment of each shard's rows is saved.
         device: `cuda` or `cpu`.
@@ -49,6 +51,7 @@ class ShardBuilderSpec:
     model_sha256: str
     revision: str | None
     adapter_base: str | None
+    chat_date: date | None
     budget_tokens: int
     save_moments: bool
     device: str
@@ -65,6 +68,7 @@ class ShardBuilderSpec:
             model_sha256=builder.model.sha256,
             revision=builder.model.revision or builder.spec.revision,
             adapter_base=builder.model.adapter_base,
+            chat_date=builder.model.chat_date,
             budget_tokens=builder.budget_tokens,
             save_moments=builder.save_moments,
             device=builder.model.device.type,
@@ -91,6 +95,7 @@ class ShardBuilderSpec:
                 f"the files of the model {self.spec.model} differ from those where the build was started: expected a "
                 "directory that all machines share"
             )
+        model = replace(model, chat_date=self.chat_date)
         encoder = open_row_encoder(self.spec, self.output, model)
         return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
 

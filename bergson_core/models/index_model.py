@@ -1,6 +1,7 @@
 """Loads the model that an index was built from, from where the manifest says that it is."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from bergson_core.storage.manifest import Manifest
 
 
 def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | None = None) -> LanguageModel:
-    """Loads the model of an index. A name that was a path at the time of the build is never looked up on the hub.
+    """Loads the model of an index, which renders chats with the date of the build.
+
+    A name that was a path at the time of the build is never looked up on the hub.
 
     Args:
         root: The directory of the index.
@@ -40,4 +43,4 @@ def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | Non
             ) from error
         raise
     require_same_model(root.name, manifest, model)
-    return model
+    return replace(model, chat_date=manifest.chat_date)

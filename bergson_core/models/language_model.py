@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import date
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class LanguageModel:
         sha256: Of the configuration, weights and tokenizer; empty for a model that was not loaded from files.
         revision: The commit of the hub's repository that the model was loaded from; None for a local model.
         adapter_base: The directory of the model that local adapters belong to; None for any other model.
+        chat_date: The date that its chat template is told if it asks for today's: that of an index's build. None tells
+            it today's.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class LanguageModel:
     sha256: str = ""
     revision: str | None = None
     adapter_base: str | None = None
+    chat_date: date | None = None
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,7 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
         InvalidInput: A chat cannot be laid out by the tokenizer's chat template, or the tokenizer gives up on a text.
     """
     assert model.tokenizer is not None  # load_model always loads one
-    documents = tokenize_records(model.tokenizer, records, spec.gradients.loss)
+    documents = tokenize_records(model.tokenizer, records, spec.gradients.loss, chat_date=model.chat_date)
     limit = context_limit(model, spec.gradients.max_tokens)
     for record, tokens in zip(records, documents, strict=True):
         require_max_tokens(tokens, limit, f"document {record.id!r}")

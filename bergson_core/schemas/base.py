@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from bergson_core.errors import InvalidInput
 
@@ -83,6 +83,19 @@ def _without_metadata(annotation: Any) -> Any:
         return annotation
     parts = tuple(map(_without_metadata, arguments))
     return reduce(or_, parts) if origin in (Union, UnionType) else origin[parts]
+
+
+def field_error(*location: str | int, message: str) -> ValidationError:
+    """Returns an error for a validator of a whole model to raise about one of the model's fields.
+
+    Args:
+        location: Name of the field, and the positions and names that lead to the part that is wrong.
+        message: What was expected.
+    """
+    details = InitErrorDetails(
+        type=PydanticCustomError("value_error", "{message}", {"message": message}), loc=location, input=None
+    )
+    return ValidationError.from_exception_data("", [details])
 
 
 def describe_validation_error(error: ValidationError, root: str) -> str:

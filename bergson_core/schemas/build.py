@@ -64,8 +64,8 @@ class ColumnsSpec(Spec):
     completion: str | None = None
     """Column with the completion. The loss is then taken over the completion only."""
     messages: str | None = None
-    """Column with chats instead of `prompt`: lists of messages with role and content. The loss is taken over what the
-    assistant says, which the model's chat template has to mark with {% generation %}."""
+    """Column with chats instead of `prompt`: lists of messages with role and content, or such lists as JSON text. The
+    loss is taken over what the assistant says, with the token that ends its turn."""
     id: str | None = None
     """Column with unique ids. By default a document's id is its row number."""
     metadata: tuple[str, ...] = ()

@@ -1,15 +1,19 @@
 """What an index is asked: attribution queries, the verification of their results, and profiles fitted to a task."""
 
+import json
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from bergson_core.schemas.base import Spec
+from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.build import MAX_INLINE_DOCUMENTS, DatasetSpec, IndexName
 from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.record import Message
 
 MAX_TOP_K_WITH_TOKENS = 32
 """Largest `top_k` of a query that asks for the scores of tokens: each result costs a pass through the model."""
+MAX_QUERY_CHARACTERS = 1_000_000
+"""Largest number of characters of a prompt, of a completion, and of the messages of a chat as JSON text."""
 MAX_VERIFIED = 32
 """Largest number of results in each direction, and of control documents, that one query unlearns."""
 
@@ -34,16 +38,20 @@ class VerifySpec(Spec):
 
 
 class AttributionQuery(Spec):
-    """A prompt and the model's completion of it: which training documents made the model say this?"""
+    """A prompt and the model's completion of it, or a chat: which training documents made the model say this?"""
 
     index: IndexName | None = None
     """Name of the index, for a service; an open index needs none."""
-    prompt: str = Field(max_length=1_000_000)
-    """Text before the completion. It may be empty."""
-    completion: str | None = Field(default=None, min_length=1, max_length=1_000_000)
+    prompt: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
+    """Text before the completion. It may be empty. A query has either a prompt or `messages`."""
+    completion: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
     """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
     default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
     see `join`."""
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
+    assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant
+    says."""
     join: Join = "exact"
     """What stands between prompt and completion: with `exact`, nothing but what they have themselves; a completion that
     seems to lack its space is told in the answer's `warnings`. With `space`, a space is put there if neither has one
@@ -51,7 +59,8 @@ class AttributionQuery(Spec):
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     """Most tokens to generate when `completion` is left out."""
     span: tuple[int, int] | None = None
-    """Characters [start, end) of the completion to attribute, as it is given here; the rest of it is context."""
+    """Characters [start, end) of the completion to attribute, as it is given here; the rest of it is context. In a
+    chat, these are characters of the last message's content, and the other messages are context too."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of results to return in each direction."""
     direction: Direction = "proponents"
@@ -90,14 +99,44 @@ class AttributionQuery(Spec):
         return self
 
     @model_validator(mode="after")
+    def _require_prompt_or_chat(self) -> Self:
+        if self.messages is None:
+            if self.prompt is None:
+                raise field_error("prompt", message="expected a prompt, or `messages` instead; got neither")
+            return self
+        if self.join != "exact":
+            raise field_error("join", message="expected `exact` where `messages` are given; got 'space'")
+        for name in ("prompt", "completion"):
+            if getattr(self, name) is not None:
+                raise field_error(
+                    name,
+                    message=f"expected either `messages` or a prompt and a completion; got `messages` and {name}",
+                )
+        if (role := self.messages[-1]["role"]) != "assistant":
+            raise field_error(
+                *("messages", len(self.messages) - 1, "role"),
+                message=f"expected the last message to be the assistant's, which is explained; got {role[:100]!r}",
+            )
+        if (length := len(json.dumps(self.messages, ensure_ascii=False, default=str))) > MAX_QUERY_CHARACTERS:
+            raise field_error(
+                "messages",
+                message=f"expected at most {MAX_QUERY_CHARACTERS:,} characters of JSON, got {length:,}",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_span_within_completion(self) -> Self:
         if self.span is not None:
-            if self.completion is None:
-                raise ValueError("span counts characters of `completion`: expected one beside it, got none")
-            (start, end), length = self.span, len(self.completion)
+            what, text = "the completion", self.completion
+            if self.messages is not None:
+                what, content = "the last message's content", self.messages[-1].get("content")
+                text = content if isinstance(content, str) else None
+            if text is None:
+                raise ValueError(f"span counts characters of {what}: expected a text there, got none")
+            (start, end), length = self.span, len(text)
             if not 0 <= start < end <= length:
                 raise ValueError(
-                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of the completion; got [{start}, {end}]"
+                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of {what}; got [{start}, {end}]"
                 )
         return self
 

@@ -1,14 +1,66 @@
-"""A document as it is read from a dataset, before it is tokenised."""
+"""A document as it is read from a dataset, before it is tokenised, and the messages of a chat."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, WithJsonSchema
 
 from bergson_core.schemas.build import ColumnsSpec
 
 Messages = Sequence[dict[str, Any]]
 """One chat: messages with a role and a content, in order."""
+
+
+def require_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Returns a message of a chat. Raises `ValueError` unless its role is text and its content can be one."""
+    if not isinstance(role := message.get("role"), str) or not role:
+        raise ValueError(f"expected a role such as user or assistant, got {_shorten(role)}")
+    content = message.get("content")
+    is_parts = isinstance(content, list) and all(isinstance(part, dict | str) for part in content)
+    if not (content is None or isinstance(content, str) or is_parts):
+        raise ValueError(f"expected a content that is text or a list of parts, got {_shorten(content)}")
+    return message
+
+
+def drop_nulls(value: Any) -> Any:
+    """Returns a JSON value without the fields that are null, at every depth; the items of lists stay.
+
+    Arrow, in which Parquet files and datasets are read, has no objects of different fields: each object gets the fields
+    of all others, as null. So a field that is null means the same as a field that is missing.
+    """
+    if isinstance(value, dict):
+        return {name: drop_nulls(item) for name, item in value.items() if item is not None}
+    return [drop_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shorten(value: Any) -> str:
+    return repr(value)[:100]
+
+
+Message = Annotated[
+    dict[str, Any],
+    AfterValidator(require_message),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "role": {"type": "string", "minLength": 1},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": {"anyOf": [{"type": "object"}, {"type": "string"}]}},
+                        {"type": "null"},
+                    ]
+                },
+            },
+            "required": ["role"],
+        }
+    ),
+]
+"""A message of a chat in a request. Besides role and content it may have whatever chat templates read, such as
+`tool_calls` and `reasoning_content`."""
 
 
 @dataclass(frozen=True)

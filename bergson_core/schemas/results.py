@@ -166,9 +166,12 @@ class QueryEcho(ResultModel):
     """The query as it was answered."""
 
     prompt: str
+    """Text before the completion. For a chat, what the chat template makes of it, up to what the assistant says
+    last."""
     completion: str
     """The completion that is explained: as it was given, with the space that `join` has put before it, or as the model
-    generated it."""
+    generated it. For a chat, what the assistant says last, with the token that ends the turn; `loss` and `n_tokens` are
+    those of all that the assistant says."""
     generated: bool = False
     """Whether the model generated the completion."""
     token_ids: list[int] | None = None

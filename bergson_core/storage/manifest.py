@@ -9,6 +9,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -130,6 +131,9 @@ class Manifest(ResultModel):
     moved."""
     adapter_base: str | None = None
     """Directory of the model that local adapters belong to, if that model is local too."""
+    chat_date: date | None = None
+    """Date of the build, which a chat template that asks for today's date is told. Null if the index was built by a
+    version that told the template the day on which a chat was rendered."""
     modules: tuple[ModuleEntry, ...]
     coverage_percent: float
     dimensions: int

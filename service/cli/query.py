@@ -48,10 +48,32 @@ def _parse_span(text: str) -> tuple[int, int]:
     return int(start), int(end)
 
 
+def _parse_messages(text: str) -> Any:
+    """Returns the messages that `--messages` gives, as JSON text or as the name of a file with it."""
+    is_file = not text.lstrip().startswith("[")
+    try:
+        return json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+    except OSError as error:
+        raise InvalidInput(
+            f"--messages: {text} cannot be read ({error.strerror}); expected a JSON file, or JSON that begins with ["
+        ) from None
+    except ValueError as error:
+        raise InvalidInput(
+            f"--messages: {text if is_file else 'the value'} is not JSON ({error}); expected for example "
+            '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]'
+        ) from None
+
+
 QUERY_OPTIONS = SpecOptions(
     options={
         "profile": OptionOverride(help=PROFILE_HELP),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
+        "messages": OptionOverride(
+            intro="A JSON file, or JSON text.",
+            type=str | None,
+            parse=_parse_messages,
+            extra={"metavar": "FILE|JSON"},
+        ),
         "filter": OptionOverride(
             intro="A JSON object.", type=str | None, parse=_parse_filter, extra={"metavar": "JSON"}
         ),

@@ -92,16 +92,16 @@ class AsyncClient:
     # Queries
 
     async def attribute(
-        self, index: str, prompt: str, completion: str | None = None, **options: Any
+        self, index: str, prompt: str | None = None, completion: str | None = None, **options: Any
     ) -> AttributeResponse:
-        """Finds the training documents that made the model say `completion` after `prompt`.
+        """Finds the training documents that made the model say `completion` after `prompt`, or the turns of a chat.
 
         Args:
             index: Name of the index.
             prompt: Text before the completion; it may be empty.
             completion: Text to explain, usually with a space at its beginning. By default the model generates it.
             options: Further fields of `AttributeRequest`, such as `join`, `top_k`, `direction`, `filter` and
-                `timeout_s`.
+                `timeout_s`, and `messages`, a chat instead of prompt and completion.
 
         Returns:
             The documents in the order of their influence, with scores and, unless `include` says otherwise, texts. Its
@@ -114,9 +114,10 @@ class AsyncClient:
             IndexBusy: The index is being built for the first time.
             DeadlineExceeded: There was no answer within `timeout_s` seconds.
         """
-        fields: dict[str, Any] = {"index": index, "prompt": prompt, **options}
-        if completion is not None:
-            fields["completion"] = completion
+        fields: dict[str, Any] = {"index": index, **options}
+        fields |= {
+            name: text for name, text in (("prompt", prompt), ("completion", completion)) if text is not None
+        }
         content = await self._sender.send(
             "POST",
             "/attribute",

@@ -242,6 +242,13 @@ ATTRIBUTE_JOIN: dict[str, Any] = {
     "completion": "London",
     "join": "space",
 }
+ATTRIBUTE_CHAT: dict[str, Any] = {
+    "index": "facts",
+    "messages": [
+        {"role": "user", "content": "Where was Ada Lovelace born?"},
+        {"role": "assistant", "content": "In London."},
+    ],
+}
 BATCH_REQUEST: dict[str, Any] = {
     "queries": [
         {"index": "facts", "prompt": "Ada Lovelace was born in", "completion": " London", "top_k": 1},

@@ -32,6 +32,7 @@ _QUERIES: dict[str, Any] = {
         "summary": "A completion whose leading space is put there",
         "value": examples.ATTRIBUTE_JOIN,
     },
+    "chat": {"summary": "What the assistant says in a chat", "value": examples.ATTRIBUTE_CHAT},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
 _ERRORS = (
@@ -70,6 +71,10 @@ async def attribute(
     Mind the space: a completion usually begins with one. Where it seems to lack its space, `warnings` show how it was
     tokenised and what was probably meant; with `"join": "space"` the space is put there. Without a completion, the
     model generates the one to explain: the most likely token each time, whatever its generation_config says.
+
+    With `messages` instead of `prompt` and `completion`, the query is a chat whose last message is the assistant's. It
+    is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
+    says in it. `span` selects a part of the last message.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each

@@ -90,10 +90,10 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         verification = Verification.from_controls(1e-4, -0.12, [Control(id="doc-9", **effect)])
     completion = query.completion or " said"
     warnings = []
-    if not completion.startswith(" "):
+    if query.messages is None and not completion.startswith(" "):
         meant = f" {completion}"
         warnings = [QueryWarning(code="missing_space", detail="no space before it", suggestion=meant)]
-    echo = QueryEcho(prompt=query.prompt, completion=completion, loss=0.12, n_tokens=2)
+    echo = QueryEcho(prompt=query.prompt or "a chat", completion=completion, loss=0.12, n_tokens=2)
     return Answer(
         index=query.index,
         generation=1,
@@ -213,13 +213,14 @@ class FakeBroker:
         self._raise_failure()
         self.queries.append((query, request_id, timeout_s))
         self.lanes_and_priorities.append((lane, priority))
-        if "wait" in query.prompt:
+        prompt = query.prompt or ""
+        if "wait" in prompt:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                self.withdrawn_prompts.append(query.prompt)
+                self.withdrawn_prompts.append(prompt)
                 raise
-        if "bad" in query.prompt:
+        if "bad" in prompt:
             raise TooLong("expected at most 8 tokens, got 99")
         return make_answer(query, self.texts)
 

@@ -203,7 +203,7 @@ class FakeIndex:
     model: FakeModel
 
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
-        prompts = [query.prompt for query in queries]
+        prompts = [query.prompt or "" for query in queries]
         self.core.batches.append(prompts)
         if any(prompt.startswith("exit") for prompt in prompts):
             os._exit(9)
@@ -215,21 +215,20 @@ class FakeIndex:
         """Takes a step for each result and each control; `during_verify` is called with the number of each step."""
         for number in range(query.max_unlearned_documents):
             self.core.during_verify(number)
-            self.core.verified.append(query.prompt)
+            self.core.verified.append(query.prompt or "")
             yield
         timing = answer.timing_ms.model_copy(update={"verify": 5.0, "total": answer.timing_ms.total + 5})
         verification = Verification.from_controls(0.1, -1.0, [])
         return answer.model_copy(update={"verification": verification, "timing_ms": timing})
 
     def _answer(self, query: AttributionQuery) -> Answer | BergsonError:
-        if query.prompt.startswith("long"):
+        prompt = query.prompt or ""
+        if prompt.startswith("long"):
             return TooLong("99 tokens, more than the 8 allowed")
         return Answer(
             index=query.index,
             generation=self.manifest.generation,
-            query=QueryEcho(
-                prompt=query.prompt, completion=query.completion or " said", loss=0.1, n_tokens=1
-            ),
+            query=QueryEcho(prompt=prompt, completion=query.completion or " said", loss=0.1, n_tokens=1),
             results=[ResultRow(rank=1, id="0", score=0.5, prompt=self.name, loss=1.0)],
             timing_ms=TimingMs(gradient=2.0, search=1.0, total=3.0),
         )

@@ -143,10 +143,10 @@ def test_a_chat_is_read_as_json_and_a_weight_as_a_number():
     ("template", "message"),
     [
         (None, "no chat template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "generation"),
+        ("{{ messages[-1].content }}", "generation"),
         ("{% generation %}{% endgeneration %}{{ raise_exception('no system turns') }}", "no system turns"),
     ],
-    ids=["no template", "no mark", "refuses"],
+    ids=["no template", "no turns", "refuses"],
 )
 def test_a_template_that_cannot_mark_the_assistant_is_an_error(template, message):
     with pytest.raises(InvalidInput, match=message):

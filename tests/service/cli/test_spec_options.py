@@ -1,7 +1,8 @@
 """The options that commands derive from specs cover every field, mean that field, and have stable names."""
 
+import json
 from collections.abc import Iterator
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
@@ -37,6 +39,9 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
 NEEDED_BESIDE = {"span": {"completion": "C C C"}}
 """Options that another option cannot be given without."""
+MESSAGES_OPTION = "AttributionQuery-messages"
+"""It excludes the prompt, which the other options need."""
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hö."}]
 EXPECTED: dict[type[BaseModel], BaseModel] = {
     BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
     DatasetSpec: DatasetSpec(path="D"),
@@ -48,12 +53,7 @@ EXPECTED: dict[type[BaseModel], BaseModel] = {
 def values_without_options(spec: type[BaseModel]) -> dict[str, Any]:
     """The values that typer passes where only the required options are given."""
     parameters = [option.make_parameter() for option in derive_options(spec, TABLES[spec])]
-    return {
-        parameter.name: REQUIRED[parameter.name]
-        if parameter.default is Parameter.empty
-        else parameter.default
-        for parameter in parameters
-    }
+    return {parameter.name: REQUIRED.get(parameter.name, parameter.default) for parameter in parameters}
 
 
 def another_value(option: DerivedOption) -> Any:
@@ -88,7 +88,34 @@ def test_without_options_a_spec_has_the_defaults_of_its_fields(spec: type[BaseMo
     assert make_spec(spec, TABLES[spec], values_without_options(spec)) == EXPECTED[spec]
 
 
-@pytest.mark.parametrize(("spec", "option"), options())
+@pytest.mark.parametrize("form", ["text", "file"])
+def test_the_messages_of_a_query_are_json_or_a_file_with_it(tmp_path: Path, form: str) -> None:
+    value = json.dumps(CHAT, ensure_ascii=False)
+    if form == "file":
+        (tmp_path / "chat.json").write_text(value, encoding="utf-8")
+        value = str(tmp_path / "chat.json")
+    values = values_without_options(AttributionQuery) | {"prompt": None, "messages": value}
+    assert make_spec(AttributionQuery, QUERY_OPTIONS, values) == AttributionQuery(
+        index="index", messages=CHAT
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("missing.json", "missing.json cannot be read"),
+        ("[{]", "not JSON"),
+        ('[{"role": "user", "content": "Hi"}]', "expected the last message to be the assistant's"),
+        ("[]", "messages"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> None:
+    values = values_without_options(AttributionQuery) | {"prompt": None, "messages": value}
+    with pytest.raises(InvalidInput, match=message):
+        make_spec(AttributionQuery, QUERY_OPTIONS, values)
+
+
+@pytest.mark.parametrize(("spec", "option"), [case for case in options() if case.id != MESSAGES_OPTION])
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
     values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
     without, with_option = (

@@ -51,6 +51,7 @@ def test_the_query_reaches_the_worker_unchanged(client: TestClient, broker: Fake
         examples.ATTRIBUTE_BOTH,
         examples.ATTRIBUTE_VERIFIED,
         examples.ATTRIBUTE_JOIN,
+        examples.ATTRIBUTE_CHAT,
     ],
 )
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
@@ -121,6 +122,54 @@ def test_a_wrong_field_is_refused(
     problem = require_problem(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
     assert [error.loc[:2] for error in problem.errors or []] == [["body", field]]
     assert not broker.queries
+
+
+CHAT = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In London.", "name": "bot"}]
+"""A chat. Messages may have more fields than role and content."""
+
+
+def test_a_query_may_be_a_chat(client: TestClient, broker: FakeBroker) -> None:
+    body = {"index": "facts", "messages": CHAT, "span": [3, 9]}
+    assert client.post("/attribute", json=body).status_code == 200
+    assert client.post("/attribute", json=body).status_code == 200
+    assert [query for query, *_ in broker.queries] == [
+        ServiceQuery(index="facts", messages=CHAT, span=(3, 9))
+    ]
+    client.post("/attribute/batch", json={"queries": [body, body | {"messages": CHAT * 2}]})
+    assert [query.messages for query, *_ in broker.queries[1:]] == [(*CHAT, *CHAT)]
+
+
+@pytest.mark.parametrize(
+    ("body", "location"),
+    [
+        ({}, ["prompt"]),
+        ({"prompt": None}, ["prompt"]),
+        ({"completion": " x"}, ["prompt"]),
+        ({"messages": CHAT, "prompt": "x"}, ["prompt"]),
+        ({"messages": CHAT, "prompt": ""}, ["prompt"]),
+        ({"messages": CHAT, "completion": "x"}, ["completion"]),
+        ({"messages": CHAT[:1]}, ["messages", 0, "role"]),
+        ({"messages": [*CHAT, *CHAT[:1]]}, ["messages", 2, "role"]),
+        ({"messages": []}, ["messages"]),
+        ({"messages": "Hi"}, ["messages"]),
+        ({"messages": ["Hi"]}, ["messages", 0]),
+        ({"messages": [CHAT[0], {"content": "Hi"}]}, ["messages", 1]),
+        ({"messages": [CHAT[0], {"role": 3, "content": "Hi"}]}, ["messages", 1]),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": 3}]}, ["messages", 1]),
+        ({"messages": [{"role": "assistant"}], "span": [0, 1]}, []),
+        ({"messages": CHAT, "span": [0, 11]}, []),
+    ],
+    ids=lambda value: str(value)[:80],
+)
+def test_a_query_that_is_neither_a_prompt_nor_a_chat_is_refused(
+    client: TestClient, broker: FakeBroker, body: dict[str, Any], location: list[str | int]
+) -> None:
+    problem = require_problem(client.post("/attribute", json={"index": "facts"} | body), 422, "invalid_input")
+    assert next(error.loc for error in problem.errors or []) == ["body", *location]
+    assert not broker.queries
+    batch = {"queries": [QUERY, {"index": "facts"} | body]}
+    problem = require_problem(client.post("/attribute/batch", json=batch), 422, "invalid_input")
+    assert next(error.loc for error in problem.errors or []) == ["body", "queries", 1, *location]
 
 
 @pytest.mark.parametrize(

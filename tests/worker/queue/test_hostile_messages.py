@@ -41,7 +41,7 @@ MALFORMED_QUERIES = {
     "not an object": '"x"',
     "a number of 5000 digits": "9" * 5000,
     "a deadline that is not a number": QUERY.replace('"deadline":2.0', '"deadline":NaN'),
-    "fields of other types": '{"schema_version": 3, "query_id": [], "reply_to": {}, "query": 1}',
+    "fields of other types": '{"schema_version": 4, "query_id": [], "reply_to": {}, "query": 1}',
 }
 
 
@@ -80,7 +80,7 @@ def test_a_query_under_the_id_of_another_is_refused(redis: Redis, queue: WorkerQ
 
 MALFORMED_JOBS: dict[str, dict[str, str]] = {
     "deep": {"message": DEEP},
-    "deep spec": {"message": '{"schema_version": 3, "kind": "build", "spec": ' + DEEP},
+    "deep spec": {"message": '{"schema_version": 4, "kind": "build", "spec": ' + DEEP},
     "no kind": {"message": "{}"},
     "a path as its index": {"message": BUILD.replace('"facts"', '"../../etc"')},
     "another's id": {"message": BUILD.replace('"j-1"', '"../j-2"')},

@@ -170,7 +170,7 @@ def test_a_query_of_a_newer_schema_is_refused_to_its_sender(redis: Redis, queue:
         "no json",
         b"\xff\xfe",
         "[]",
-        '{"query_id": "q-1", "reply_to": "bergson:jobs", "schema_version": 3}',
+        '{"query_id": "q-1", "reply_to": "bergson:jobs", "schema_version": 4}',
     ],
 )
 def test_an_unreadable_message_without_a_stream_for_the_reply_is_dropped(
