@@ -17,7 +17,8 @@
     ├── Unauthorized                     the request has no API key, or one that is not valid
     ├── Forbidden                        the API key does not permit this
     ├── Unavailable                      a part of the service does not answer; retry later
-    │   ├── RedisUnavailable             Redis does not answer
+    │   ├── RedisUnavailable             Redis does not answer, or it refuses
+    │   │   └── RedisFull                Redis has no memory left for anything new
     │   ├── NoWorker                     no worker is alive
     │   ├── ClusterUnavailable           no Ray cluster does the work
     │   ├── QueueFull                    too many requests are waiting already
@@ -171,7 +172,7 @@ class Unavailable(BergsonError):
 
 
 class RedisUnavailable(Unavailable):
-    """Redis does not answer."""
+    """Redis does not answer, or it refuses; the message says why."""
 
     code = "redis_unavailable"
 
@@ -179,6 +180,12 @@ class RedisUnavailable(Unavailable):
     def because(cls, reason: str) -> Self:
         """Returns the error for a Redis that does not answer for this reason."""
         return cls(f"Redis does not answer: start it, or correct REDIS_URL ({reason})")
+
+
+class RedisFull(RedisUnavailable):
+    """Redis has no memory left for anything new."""
+
+    code = "redis_full"
 
 
 class NoWorker(Unavailable):

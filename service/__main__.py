@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from bergson_core.errors import BergsonError
+from bergson_core.errors import BergsonError, RedisFull
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
 from service.queue.broker import Broker
@@ -59,8 +59,12 @@ def _listen(settings: ServiceSettings) -> socket.socket:
 
 
 async def _check_redis(settings: ServiceSettings) -> None:
+    """Raises `RedisUnavailable` unless Redis can be used. A full one can: jobs that wait may be cancelled there."""
     async with Broker.connect(settings) as broker:
-        await broker.ping()
+        try:
+            await broker.ping()
+        except RedisFull as error:
+            logger.warning("%s", error)
 
 
 class _Server(uvicorn.Server):

@@ -253,7 +253,7 @@ class Live(ResultModel):
 
 
 class Ready(ResultModel):
-    """Redis answers, and workers are alive."""
+    """Redis answers and accepts writes, and workers are alive."""
 
     status: Literal["ready"] = "ready"
     workers: int

@@ -70,7 +70,15 @@ def translate_dataset_errors(spec: DatasetSpec) -> Iterator[None]:
         yield
     except InvalidInput:
         raise
-    except (OSError, TypeError, LookupError, ValueError, RuntimeError, DatasetGenerationError) as error:
+    except (
+        OSError,
+        TypeError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        ImportError,  # by httpx, which lacks the package for a SOCKS proxy
+        DatasetGenerationError,
+    ) as error:
         reason = error.__cause__ or error
         advice = _TYPE_ADVICE if isinstance(reason, TypeError | CastError) else ""
         raise DatasetNotFound(

@@ -180,7 +180,8 @@ def _resolve(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILE_PATTERNS))
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, ImportError) as error:
+        # httpx raises an ImportError where it lacks the package for a SOCKS proxy.
         raise ModelNotFound(
             f"model {name!r} is no local directory, and the hub did not give it: {error}"
         ) from error

@@ -15,9 +15,10 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis import RedisError
 from redis.asyncio import ConnectionPool
 
-from bergson_core.errors import InvalidInput, RateLimited, RedisUnavailable
+from bergson_core.errors import InvalidInput, RateLimited
 from service.auth.api_keys import Caller, parse_rate
 from worker.queue import redis_keys
+from worker.queue.redis_errors import unavailable_error
 
 
 def redis_storage(pool: ConnectionPool) -> Storage:
@@ -95,6 +96,6 @@ class RateLimiter:
                 return
             free_at = (await self._rates.get_window_stats(rate, caller.id)).reset_time
         except RedisError as error:
-            raise RedisUnavailable.because(str(error)) from error
+            raise unavailable_error(error) from error
         wait_s = max(1, math.ceil(free_at - time.time()))
         raise RateLimited.with_wait(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)

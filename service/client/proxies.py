@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
-from urllib.request import getproxies, proxy_bypass_environment
+from urllib import request
 
 import httpx
 
@@ -59,7 +59,7 @@ def choose_proxy(options: Mapping[str, Any]) -> tuple[dict[str, Any], ProxyInUse
         return dict(options), None
     url, proxy, source = httpx.URL(options["base_url"]), options.get("proxy"), "proxy"
     if proxy is None:
-        environment = getproxies() if options.get("trust_env", True) else {}
+        environment = request.getproxies() if options.get("trust_env", True) else {}
         if not any(environment.get(scheme) for scheme in ("http", "https", "all")):
             return dict(options), None
         source = _find_variable(environment, url)
@@ -82,7 +82,7 @@ def _find_variable(environment: Mapping[str, str], url: httpx.URL) -> str | None
     """Returns the name of the variable whose proxy is for this address, or None.
 
     Args:
-        environment: The proxies by scheme, as `getproxies` returns them.
+        environment: The proxies by scheme, as `urllib.request.getproxies` returns them.
         url: The address.
     """
     scheme = next((scheme for scheme in (url.scheme, "all") if environment.get(scheme)), None)
@@ -94,7 +94,9 @@ def _find_variable(environment: Mapping[str, str], url: httpx.URL) -> str | None
 
 def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
     names = [name.strip() for name in no_proxy.split(",")]
-    if "*" in names or proxy_bypass_environment(url.netloc.decode(), {"no": no_proxy}):
+    if "*" in names or request.proxy_bypass_environment(  # pyright: ignore[reportAttributeAccessIssue]
+        url.netloc.decode(), {"no": no_proxy}
+    ):
         return True
     with suppress(ValueError):  # the host is a name
         address = ipaddress.ip_address(url.host)

@@ -3,6 +3,7 @@
 responses=success_response(200, "The job.", examples.JOB) | problem_responses("job_not_found", "redis_unavailable")
 """
 
+from itertools import chain
 from typing import Any
 
 from fastapi import FastAPI
@@ -81,6 +82,7 @@ _EXAMPLE_DETAILS = {
     "index_corrupt": "the files of the index 'facts' differ from its manifest: build it again",
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
+    "redis_full": "Redis is full: raise maxmemory, cancel jobs that wait, or remove what else it holds",
     "unavailable": "this web process is stopping: ask another",
     "no_worker": "no worker is alive: start one with `bergson worker`",
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
@@ -91,6 +93,8 @@ _EXAMPLE_DETAILS = {
     "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
 }
+_IMPLIED_PROBLEMS = {"redis_unavailable": ["redis_full"]}
+"""Whatever needs Redis may find it full as well."""
 _EVENTS_EXAMPLE = (
     'event: state\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"stage": "load"}}\n'
     "id: 1772366401200-0\n\n"
@@ -153,7 +157,7 @@ def problem_responses(*codes: str, refused: FieldError = PAGE_FIELD_ERROR) -> Re
         refused: The field of the example for `invalid_input`.
     """
     responses: Responses = {}
-    for code in codes:
+    for code in chain.from_iterable((code, *_IMPLIED_PROBLEMS.get(code, ())) for code in codes):
         kind = PROBLEM_KINDS[code]
         schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
         response = responses.setdefault(

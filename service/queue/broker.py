@@ -35,6 +35,7 @@ from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
 from worker.queue.query_queue import ask_query_arguments
 from worker.queue.redis_client import connect_async
+from worker.queue.redis_errors import unavailable_error
 from worker.queue.redis_keys import query_key, waiting_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
@@ -48,7 +49,7 @@ _WORKER_CHECK_INTERVAL_S = 1.0
 class Broker(JobBroker):
     """The connection of a web process to the queue: it submits jobs and queries, and lists workers.
 
-    Every method raises `RedisUnavailable` when Redis does not answer.
+    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full.
     """
 
     def __init__(self, settings: Settings, url: str):
@@ -84,9 +85,14 @@ class Broker(JobBroker):
         return self._redis.connection_pool
 
     async def ping(self) -> None:
-        """Checks that Redis answers."""
+        """Checks that Redis answers and accepts writes: this one has no effect, and is refused where others are.
+
+        Raises:
+            RedisFull: Redis has no memory left.
+            RedisUnavailable: Redis does not answer, or accepts no writes for another reason.
+        """
         with translate_redis_errors():
-            await cast("Any", self._redis.ping())
+            await cast("Any", self._redis.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True))
 
     async def list_workers(self) -> list[Heartbeat]:
         """Returns the latest heartbeats of the live workers, in the order of their ids."""
@@ -134,7 +140,7 @@ class Broker(JobBroker):
             QueueFull: Too many queries wait, or one has waited for too long.
             DeadlineExceeded: There was no answer within `timeout_s` seconds.
             IndexBusy: The index is being built for the first time.
-            RedisUnavailable: Redis does not answer.
+            RedisUnavailable: Redis does not answer, or it is full (`RedisFull`).
             BergsonError: Whatever error the worker met.
         """
         now, query_id = time.time(), uuid4().hex
@@ -160,6 +166,7 @@ class Broker(JobBroker):
             if not future.done():
                 if self._replies.failure:
                     raise RedisUnavailable.because(self._replies.failure)
+                await self.ping()  # the answer may be there, and Redis too full to take it
                 raise DeadlineExceeded(f"no answer within {timeout_s:g} s; ask again or wait longer")
             reply = future.result()
         if reply.answer is not None:
@@ -174,6 +181,8 @@ class Broker(JobBroker):
         """Raises `NoWorker` if no worker is alive. After it has seen one, it does not look again for a second."""
         if time.monotonic() >= self._next_worker_check:
             if not await self.list_workers():
+                # The heartbeats of live workers do not arrive in a Redis that accepts no writes.
+                await self.ping()
                 raise NoWorker("no worker is alive: start one with `bergson worker`")
             self._next_worker_check = time.monotonic() + _WORKER_CHECK_INTERVAL_S
 
@@ -198,7 +207,9 @@ class Broker(JobBroker):
                 await self._redis.zrem(since, query_id)
             await self._redis.delete(query_key(query_id))
         except RedisError as error:
-            logger.warning("query %s stays in the queue until its deadline: %s", query_id, error)
+            logger.warning(
+                "query %s stays in the queue until its deadline: %s", query_id, unavailable_error(error)
+            )
 
     async def estimate(self, job: EstimateJob, timeout_s: float, lane: str = "") -> Estimate:
         """Has a worker estimate the cost of a build.

@@ -24,7 +24,7 @@ _BEFORE_FIRST_EVENT = "0"
 class JobBroker:
     """The jobs in Redis, as the web process sees them.
 
-    Every method raises `RedisUnavailable` when Redis does not answer.
+    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full.
 
     Args:
         settings: The settings of the process.

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from bergson_core.errors import BergsonError, RedisUnavailable
 from worker.messages import Reply
 from worker.queue import redis_keys
+from worker.queue.redis_errors import unavailable_error
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ StreamEntries = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 
 @contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Raises `RedisUnavailable` in place of an error of Redis."""
+    """Raises `RedisUnavailable`, or `RedisFull`, in place of an error of Redis."""
     try:
         yield
     except RedisError as error:
-        raise RedisUnavailable.because(str(error)) from error
+        raise unavailable_error(error) from error
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
@@ -103,7 +104,7 @@ class ReplyReader:
                     await self._redis.xdel(self.stream, *(entry_id for entry_id, _ in entries))
             except RedisError as error:
                 if self.failure is None:
-                    logger.warning("replies cannot be read, trying again: %s", error)
+                    logger.warning("replies cannot be read, trying again: %s", unavailable_error(error))
                 self.failure = str(error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)

@@ -32,7 +32,7 @@ async def livez() -> Live:
     | problem_responses("redis_unavailable", "no_worker", "unavailable"),
 )
 async def readyz(request: Request, broker: BrokerDep) -> Ready:
-    """Succeeds when Redis answers, a worker is alive and this process is not stopping.
+    """Succeeds when Redis answers and accepts writes, a worker is alive and this process is not stopping.
 
     Send the process no traffic while this fails.
     """

@@ -94,6 +94,7 @@ class FakeCore:
         batch_s: Seconds that a batch takes.
         during: Called in each batch of a build, with its number.
         after_publish: Called after an index is published.
+        during_query: Called in each batch of queries.
         during_verify: Called before each step of a verification, with its number.
         builds: Spec and directory of each build.
         batches: Prompts of each batch of queries.
@@ -107,6 +108,7 @@ class FakeCore:
     batch_s: float = 0.0
     during: Callable[[int], object] = lambda number: None
     after_publish: Callable[[], object] = lambda: None
+    during_query: Callable[[], object] = lambda: None
     during_verify: Callable[[int], object] = lambda number: None
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
@@ -205,6 +207,7 @@ class FakeIndex:
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
         prompts = [query.prompt or "" for query in queries]
         self.core.batches.append(prompts)
+        self.core.during_query()
         if any(prompt.startswith("exit") for prompt in prompts):
             os._exit(9)
         if any(prompt.startswith("crash") for prompt in prompts):

@@ -14,6 +14,7 @@ from redis import RedisError
 from bergson_core.errors import LeaseLost
 from worker.messages import Heartbeat, Query
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
+from worker.queue.redis_errors import unavailable_error
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ class HeartbeatThread:
                 redis_is_away = False
             except RedisError as error:
                 if not redis_is_away:
-                    logger.warning("heartbeats cannot be sent, nor leases renewed: %s", error)
+                    logger.warning(
+                        "heartbeats cannot be sent, nor leases renewed: %s", unavailable_error(error)
+                    )
                 redis_is_away = True
             self._stop.wait(self._interval_s)
 

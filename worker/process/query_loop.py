@@ -16,6 +16,7 @@ from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
 from worker.process.verification_task import VerificationTask, next_verification
 from worker.queue.job_queue import WorkerQueue
+from worker.queue.redis_errors import unavailable_error
 from worker.telemetry import instrumentation
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class QueryLoop:
         index_cache: The open indexes, which answer the queries.
         heartbeat_thread: Renews the leases of the queries in hand.
 
+    Replies that Redis does not take, because it is away or full, are sent again until the deadlines of their queries.
+
     Attributes:
         verifying: Verifications that have begun or wait, in the order of their queries.
     """
@@ -44,6 +47,7 @@ class QueryLoop:
     def __init__(self, queue: WorkerQueue, index_cache: IndexCache, heartbeat_thread: HeartbeatThread):
         self._queue, self._index_cache, self._heartbeat_thread = queue, index_cache, heartbeat_thread
         self.verifying: list[VerificationTask] = []
+        self._unsent: list[tuple[Query, Reply]] = []
 
     def run_once(self, block_s: float = 0) -> bool:
         """Answers the waiting queries and takes a step of a verification; returns False if there was neither.
@@ -51,6 +55,7 @@ class QueryLoop:
         Args:
             block_s: Seconds to wait for a query if there is nothing to do.
         """
+        self._send([])
         has_answered = self._answer_waiting(0 if self.verifying else block_s)
         return self._step_verification() or has_answered
 
@@ -59,8 +64,9 @@ class QueryLoop:
         try:
             while self._step_verification():
                 pass
+            self._send([])
         except RedisError as error:
-            logger.warning("verifications are left to another worker: %s", error)
+            logger.warning("verifications are left to another worker: %s", unavailable_error(error))
 
     def _answer_waiting(self, block_s: float) -> bool:
         """Answers the waiting queries, index by index; returns False if there were none."""
@@ -69,19 +75,28 @@ class QueryLoop:
         for query in queries:
             by_index[query.query.index].append(query)
         self._renew_leases_of(queries)
+        failure: RedisError | None = None
         try:
             for name, group in by_index.items():
                 with instrumentation.observe_queries(name, group):
                     replies = self._answer(name, group)
-                    self._queue.queries.send_replies(replies)
-                    instrumentation.record_replies([reply for _, reply in replies], self._queue.metrics)
+                    try:
+                        self._send(replies)
+                    except RedisError as error:
+                        failure = error  # the other queries are in hand, and are answered all the same
         finally:
             self._renew_leases_of([])
+        if failure is not None:
+            raise failure
         return bool(queries)
 
     def _renew_leases_of(self, queries: Sequence[Query]) -> None:
-        """Has the heartbeat thread renew the leases of these queries and of the queries that are being verified."""
-        self._heartbeat_thread.queries = [*queries, *(task.query for task in self.verifying)]
+        """Has the heartbeat thread renew the leases of these queries and of others that this worker has in hand.
+
+        Those are the queries whose replies are not sent yet, and those that are being verified.
+        """
+        unsent = (query for query, _ in self._unsent)
+        self._heartbeat_thread.queries = [*queries, *unsent, *(task.query for task in self.verifying)]
 
     def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
         """Returns replies to queries of one index. Queries whose deadline has passed are not computed.
@@ -137,10 +152,21 @@ class QueryLoop:
         if isinstance(outcome, Answer):
             outcome = _with_queue_time(outcome, task.query.sent_at)
         with instrumentation.observe_queries(task.query.query.index, [task.query]):
-            query, reply = _make_reply(task.query, outcome)
-            self._queue.queries.send_replies([(query, reply)])
-            instrumentation.record_replies([reply], self._queue.metrics)
+            self._send([_make_reply(task.query, outcome)])
         self._renew_leases_of([])
+
+    def _send(self, replies: Sequence[tuple[Query, Reply]]) -> None:
+        """Sends replies, and those that could not be sent before, except for queries whose deadline has passed."""
+        late = [query.query_id for query, _ in self._unsent if query.deadline <= time.time()]
+        if late:
+            logger.warning(
+                "replies dropped, since the deadlines of their queries passed: %s", ", ".join(late)
+            )
+        self._unsent = [entry for entry in self._unsent if entry[0].query_id not in late] + list(replies)
+        if self._unsent:
+            self._queue.queries.send_replies(self._unsent)
+            instrumentation.record_replies([reply for _, reply in self._unsent], self._queue.metrics)
+            self._unsent = []
 
 
 def _with_queue_time(answer: Answer, sent_at: float) -> Answer:

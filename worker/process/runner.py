@@ -23,6 +23,7 @@ from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
 from worker.process.query_loop import QueryLoop
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
+from worker.queue.redis_errors import unavailable_error
 from worker.queue.redis_retry import MAX_PAUSE_S, retry_redis
 from worker.settings import Settings
 from worker.telemetry import instrumentation
@@ -81,7 +82,7 @@ class Runner:
         try:
             self._queue.deregister()
         except RedisError as error:
-            logger.warning("the worker could not be removed from Redis: %s", error)
+            logger.warning("the worker could not be removed from Redis: %s", unavailable_error(error))
         logger.info("worker %s has stopped", self._queue.worker_id)
 
     def _step(self) -> None:
@@ -153,7 +154,7 @@ class Runner:
                     self._queue.publish_progress(claim, progress)
                     self._progress_published_at = now
             except RedisError as error:
-                logger.warning("progress not published: %s", error)
+                logger.warning("progress not published: %s", unavailable_error(error))
                 self._retry_redis_at = time.monotonic() + _REDIS_PAUSE_S
         is_published = progress.stage == _FINAL_STAGE
         if (claim.cancelled or self._stopping) and not is_published:
@@ -175,7 +176,7 @@ class Runner:
         try:
             retry_redis(renew, give_up=lambda pause_s: self._stopping)
         except RedisError as error:
-            raise Cancelled("this worker is stopping, and Redis does not answer") from error
+            raise Cancelled(f"this worker is stopping; {unavailable_error(error)}") from error
 
     def _save_outcome(self, save: Callable[[], None]) -> None:
         """Calls `save` until Redis answers; gives up if another worker has the job, or after a while when stopping."""
@@ -183,8 +184,8 @@ class Runner:
             retry_redis(save, give_up=lambda pause_s: self._stopping and pause_s >= MAX_PAUSE_S)
         except LeaseLost as error:
             logger.warning("%s", error)
-        except RedisError:
-            logger.error("Redis does not answer; another worker will do the job again")
+        except RedisError as error:
+            logger.error("%s; another worker will do the job again", unavailable_error(error))
 
     def _make_heartbeat(self) -> Heartbeat:
         claim, resident = self._heartbeat_thread.claim, self._index_cache.names

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from redis import RedisError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+
+from worker.queue.redis_errors import describe_reason, find_trouble
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,4 +41,5 @@ def retry_redis(call: Callable[[], T], give_up: Callable[[float], bool]) -> T:
 def _log_pause(state: RetryCallState) -> None:
     """Logs the first error and those before a long pause, so that a short outage is one line."""
     if state.outcome is not None and (state.attempt_number == 1 or state.upcoming_sleep >= MAX_PAUSE_S):
-        logger.warning("Redis does not answer, trying again: %s", state.outcome.exception())
+        error = cast("RedisError", state.outcome.exception())
+        logger.warning("%s, trying again: %s", find_trouble(error).summary, describe_reason(error))

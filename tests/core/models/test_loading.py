@@ -51,6 +51,15 @@ def test_a_device_that_is_too_small_for_a_loaded_model_is_told_in_the_same_way(
         load_model(path)
 
 
+def test_a_hub_that_cannot_be_asked_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch):
+    def download(*_args: object, **_options: object) -> None:
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    with pytest.raises(ModelNotFound, match="the hub did not give it: Using SOCKS proxy"):
+        load_model("gpt2")
+
+
 def test_a_model_that_is_damaged_is_not_called_too_large(tmp_path: Path):
     model = tiny.save_model(tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"no weights")

@@ -16,6 +16,9 @@
 --       9 prefix of the keys of lanes
 -- Returns -1 if the token is another one, else 1 if somebody has asked to cancel the job, else 0
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return -1 end
+-- The message goes first, since a full Redis refuses the first write of a script if that may need memory, and no other:
+-- jobs can end, and so make room.
+if ARGV[4] == 'end' then redis.call('HDEL', KEYS[1], 'message') end
 redis.call('HSET', KEYS[1], 'token', ARGV[2], 'record', ARGV[3])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[8], '*', 'record', ARGV[3])
 if ARGV[4] == 'back' then redis.call('ZADD', KEYS[3], 0, ARGV[6]) end
@@ -26,7 +29,6 @@ if ARGV[4] == 'end' then
     redis.call('LREM', ARGV[9] .. lane, 1, ARGV[6])
     if redis.call('EXISTS', ARGV[9] .. lane) == 0 then redis.call('LREM', KEYS[5], 1, lane) end
   end
-  redis.call('HDEL', KEYS[1], 'message')
   if redis.call('HGET', KEYS[4], ARGV[5]) == ARGV[6] then redis.call('HDEL', KEYS[4], ARGV[5]) end
   redis.call('EXPIRE', KEYS[1], ARGV[7])
   redis.call('EXPIRE', KEYS[2], ARGV[7])

@@ -1,0 +1,81 @@
+"""What is wrong with Redis, in words: it does not answer, or it refuses commands, for example because it is full."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from redis import RedisError
+from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+
+from bergson_core.errors import RedisFull, RedisUnavailable
+
+
+@dataclass(frozen=True)
+class RedisTrouble:
+    """A kind of trouble with Redis.
+
+    Attributes:
+        summary: What is wrong.
+        advice: What to do.
+        error_class: The error to raise.
+    """
+
+    summary: str
+    advice: str
+    error_class: type[RedisUnavailable] = RedisUnavailable
+
+
+_SILENT: Final = RedisTrouble("Redis does not answer", "start it, or correct REDIS_URL")
+_REFUSED: Final = RedisTrouble("Redis refuses a command", "its log may say why")
+_BY_MESSAGE: Final = {
+    "used memory > 'maxmemory'": RedisTrouble(
+        "Redis is full",
+        "it holds as much as its `maxmemory` allows, and takes nothing new until it has room: raise maxmemory, cancel "
+        "jobs that wait, or remove what else it holds",
+        RedisFull,
+    ),
+    "MISCONF": RedisTrouble(
+        "Redis cannot save its data", "it accepts no writes until it can: see its log, and free its disk"
+    ),
+    "read only replica": RedisTrouble(
+        "Redis is a replica that accepts no writes",
+        "let REDIS_URL name the master, or Sentinel (docs/service.md)",
+    ),
+    "NOREPLICAS": RedisTrouble("Redis has too few replicas to accept writes", "start them"),
+    "loading the dataset": RedisTrouble("Redis is loading its data", "it answers when that is done"),
+    "MASTERDOWN": RedisTrouble("Redis is a replica without its master", "start the master"),
+    "has no permissions": RedisTrouble(
+        "Redis does not allow the user of REDIS_URL a command", "grant the rights that docs/service.md lists"
+    ),
+    "max number of clients": RedisTrouble("Redis has no connection left", "raise its `maxclients`"),
+    "Authentication required": RedisTrouble(
+        "Redis wants a password", "put user and password into REDIS_URL: redis://user:password@host:port/0"
+    ),
+}
+"""Kinds of trouble by a part of what Redis says, which a script or a pipeline may have put into a longer message."""
+_WRONG_PASSWORD: Final = RedisTrouble(
+    "Redis does not accept the user or the password of REDIS_URL", "correct REDIS_URL"
+)
+
+
+def find_trouble(error: RedisError) -> RedisTrouble:
+    """Returns what kind of trouble an error of redis-py stands for."""
+    message = str(error)
+    for part, trouble in _BY_MESSAGE.items():
+        if part in message:
+            return trouble
+    if isinstance(error, AuthenticationError):
+        return _WRONG_PASSWORD
+    return _SILENT if isinstance(error, ConnectionError | TimeoutError) else _REFUSED
+
+
+def unavailable_error(error: RedisError) -> RedisUnavailable:
+    """Returns the error for callers that stands for an error of redis-py: what is wrong and what to do."""
+    trouble = find_trouble(error)
+    reason = "" if trouble in _BY_MESSAGE.values() else f" ({error})"
+    return trouble.error_class(f"{trouble.summary}: {trouble.advice}{reason}")
+
+
+def describe_reason(error: RedisError) -> str:
+    """Returns what a log line says beside the summary: the advice, or the error itself where there is more in it."""
+    trouble = find_trouble(error)
+    return trouble.advice if trouble in _BY_MESSAGE.values() else str(error)
