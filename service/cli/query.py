@@ -12,7 +12,14 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
 from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
-from service.cli.support.console import FORMAT_HELP, OutputFormat, console, print_csv, print_message
+from service.cli.support.console import (
+    FORMAT_HELP,
+    OutputFormat,
+    console,
+    print_csv,
+    print_json,
+    print_message,
+)
 from service.cli.support.result_tables import (
     module_influences,
     results_as_rows,
@@ -83,7 +90,7 @@ def query(
         raise answer
     if output_format == "json":
         name = Path(os.path.abspath(index)).name  # of the directory, also for `.`
-        print_message(json.dumps(answer.model_copy(update={"index": name}).model_dump(mode="json"), indent=2))
+        print_json(answer.model_copy(update={"index": name}).model_dump(mode="json"))
     elif output_format == "csv":
         print_csv(*results_as_rows(answer))
     else:
