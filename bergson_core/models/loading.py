@@ -36,7 +36,7 @@ from bergson_core.models.lora import (
     read_adapter_base,
     read_module_patterns,
 )
-from bergson_core.storage.locations import absolute_path, is_hub_id, is_local
+from bergson_core.storage.locations import absolute_path, is_hub_id
 from bergson_core.utils import safe_regex
 
 LoadModel = Callable[..., LanguageModel]
@@ -97,10 +97,11 @@ def load_model(
         model.requires_grad_(False).eval()
         nn.Module.to(model, device or default_device())
         sha256 = _content_sha256(*dict.fromkeys((directory, adapters)))
+        has_local_base = base is not None and _snapshot_commit(directory) is None
         return replace(
             as_language_model(model, tokenizer, sha256),
             revision=_snapshot_commit(adapters),
-            adapter_base=absolute_path(base.name) if base is not None and is_local(base.name) else None,
+            adapter_base=absolute_path(str(directory)) if has_local_base else None,
         )
 
 

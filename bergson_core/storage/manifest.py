@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
@@ -243,8 +243,10 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
     for field, value in stated.items():
         built = getattr(manifest.spec, field)
         if value is not None and (differences := find_differences(built, value)):
-            before = ", ".join(f"{path} {value}".strip() for path, value, _ in differences)
-            after = ", ".join(f"{path} {value}".strip() for path, _, value in differences)
+            before, after = built, value
+            if isinstance(value, BaseModel):
+                before = ", ".join(f"{path} {value}" for path, value, _ in differences)
+                after = ", ".join(f"{path} {value}" for path, _, value in differences)
             raise InvalidInput(
                 f"{field}: the index {name} was built with {before}, and the append says {after}; leave it out, or "
                 "build another index"

@@ -14,7 +14,7 @@ import typer
 
 from bergson_core.errors import BergsonError
 from bergson_core.version import __version__
-from service.cli.support.command_group import CommandSource, LazyGroup
+from service.cli.support.command_group import CommandSource, LazyGroup, add_stand_ins
 from service.cli.support.console import fail
 
 _COMMANDS: Final = {
@@ -58,6 +58,9 @@ app = typer.Typer(
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
     context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
 )
+
+
+add_stand_ins(app, _COMMANDS)
 
 
 def _print_version(is_given: bool) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
 from service.cli.support.common_options import ExecutorOption
-from service.cli.support.console import console, print_message, progress_bar
+from service.cli.support.console import console, print_json, print_message, progress_bar
 from service.cli.support.spec_options import OptionOverride, Section, SpecOptions, options_from_specs
 
 LOW_COVERAGE_PERCENT = 90
@@ -67,7 +67,7 @@ def estimate(
     with progress_bar() as show:
         estimated = estimate_build(spec, report=show)
     if as_json:
-        console.print_json(estimated.model_dump_json())
+        print_json(estimated.model_dump(mode="json"))
         return
     console.print(_estimate_table(estimated))
     if estimated.looked_at < estimated.documents:

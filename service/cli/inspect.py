@@ -1,6 +1,5 @@
 """`bergson list` lists the indexes in a directory, and `bergson info` shows what one holds. Neither loads torch."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -13,7 +12,14 @@ from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.layout import BUILD_STAMP_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, iter_published_indexes, read_manifest
 from service.cli.support.common_options import IndexDirectory
-from service.cli.support.console import FORMAT_HELP, OutputFormat, console, print_csv, print_message
+from service.cli.support.console import (
+    FORMAT_HELP,
+    OutputFormat,
+    console,
+    print_csv,
+    print_json,
+    print_message,
+)
 from service.indexes.catalog import read_index_detail
 from service.schemas import IndexDetail, IndexSummary
 
@@ -31,9 +37,7 @@ def list_indexes(
     details = _read_directory(directory.expanduser())
     if output_format == "json":
         fields = set(IndexSummary.model_fields)
-        print_message(
-            json.dumps([detail.model_dump(include=fields, mode="json") for detail in details], indent=2)
-        )
+        print_json([detail.model_dump(include=fields, mode="json") for detail in details])
     elif output_format == "csv":
         print_csv(_LIST_COLUMNS, map(_list_cells, details))
     elif details:
@@ -56,7 +60,7 @@ def info(
     path = index.expanduser().resolve()
     detail = read_index_detail(path.parent, path.name)
     if output_format == "json":
-        print_message(detail.model_dump_json(indent=2))
+        print_json(detail.model_dump(mode="json"))
     else:
         console.print(_info_table(path, detail))
 

@@ -17,6 +17,7 @@ from service.cli.support.console import (
     OutputFormat,
     console,
     print_csv,
+    print_json,
     print_message,
     print_warning,
 )
@@ -112,7 +113,7 @@ def query(
         raise answer
     if output_format == "json":
         name = Path(os.path.abspath(index)).name  # of the directory, also for `.`
-        print_message(json.dumps(answer.model_copy(update={"index": name}).model_dump(mode="json"), indent=2))
+        print_json(answer.model_copy(update={"index": name}).model_dump(mode="json"))
     elif output_format == "csv":
         print_csv(*results_as_rows(answer))
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from service.cli.support.console import error_console, fail
@@ -59,13 +59,14 @@ class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are run, and in which an unknown word with `--model` is a build.
 
     `bergson facts --model …` is short for `bergson build facts --model …`. Without `--model`, a first word that is no
-    command is mistyped. A subclass sets `sources`.
+    command is mistyped. A subclass sets `sources`; `add_stand_ins` adds what `--help` shows of them.
     """
 
     sources: Mapping[str, CommandSource]
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        self._stand_ins = self.commands
         self.commands: Any = _LazyCommands(self.sources, dict(self.context_settings))
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -74,8 +75,7 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Returns a stand-in for a command that only has its summary."""
-        source = self.sources.get(cmd_name)
-        return source and TyperCommand(cmd_name, help=source.summary)
+        return self._stand_ins.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Imports the command that `args` name."""
@@ -133,6 +133,12 @@ class LazyGroup(TyperGroup):
                 message += f"\n{context.get_usage().strip()}\nTry '{context.command_path} --help'."
             fail(message, error.exit_code)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def add_stand_ins(app: typer.Typer, sources: Mapping[str, CommandSource]) -> None:
+    """Adds a command to `app` for each source, which has its name and its summary and does nothing."""
+    for name, source in sources.items():
+        app.command(name, help=source.summary)(lambda: None)
 
 
 def _describe(error: Any) -> str:

@@ -43,6 +43,11 @@ console = _Console(highlight=False)
 error_console = _Console(stderr=True, highlight=False)
 
 
+def print_json(content: Any) -> None:
+    """Prints JSON. Characters that the output cannot encode are escaped."""
+    print_message(json.dumps(content, indent=2, ensure_ascii=console.encoding != "utf-8"))
+
+
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Prints rows as CSV with a header. Nothing is an empty cell; lists and objects are JSON."""
     writer = csv.writer(console.file, lineterminator="\n")

@@ -293,7 +293,7 @@ def test_an_unfinished_build_with_other_settings_names_them_but_may_be_searched_
             {"gradients": {"projection_dim": 8}},
             r"gradients: .* built with projection_dim 4, and .* says projection_dim 8",
         ),
-        ({"model": "other"}, r"model: the index facts was built with '/.*/models/gpt2', and .* says 'other'"),
+        ({"model": "other"}, r"model: the index facts was built with /.*/models/gpt2, and .* says other;"),
     ],
 )
 def test_an_append_with_other_settings_names_each_of_them(project, stated, message):

@@ -43,5 +43,15 @@ def test_an_index_keeps_its_commit_when_the_branch_moves_on(repository: Path, so
     assert append_documents(path, added).generation == 2
 
 
+def test_a_directory_of_the_same_name_does_not_take_the_place_of_a_hub_model(
+    repository: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build_index(make_spec(sources, model="org/tiny"), tmp_path / "facts")
+    tiny.save_model(tmp_path / "elsewhere" / "org" / "tiny", seed=3)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query()])
+    assert answer.results
+
+
 def test_a_model_of_a_directory_has_no_commit(index: Path):
     assert read_manifest(index).model_revision is None
