@@ -34,6 +34,7 @@ from bergson_core.gradients.gradient_transforms import upcast
 from bergson_core.models.forward_backward import compute_document_losses, forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.modules import trained_parameters
 from bergson_core.utils.background import run_to_completion
 
 FIT_SAMPLE_SIZE: Final = 64
@@ -178,10 +179,9 @@ def _fit_second_moments(
 
 
 def _trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the weights that training would change: those of LoRA adapters if there are any, else all."""
-    weights = dict(model.named_parameters())
-    adapters = {name: weight for name, weight in weights.items() if ".lora_" in name}
-    return {name: weight for name, weight in (adapters or weights).items() if weight.is_floating_point()}
+    """Returns the weights that training would change: those of the active adapters if there are any, else all."""
+    weights = trained_parameters(model)
+    return {name: weight for name, weight in weights.items() if weight.is_floating_point()}
 
 
 def _weight_gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from bergson_core.gradients.gradient_transforms import (
     make_transform,
 )
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.hooks import capture
+from bergson_core.models.hooks import capture, unwrap_compiled
 from bergson_core.models.modules import natural_sort_key, select_modules
 
 Closure = Callable[[str, Tensor], None]
@@ -81,7 +81,7 @@ class GradientCollector:
         per_token: bool = False,
         share_with: "GradientCollector | None" = None,
     ) -> None:
-        self.model = model
+        self.model = model = unwrap_compiled(model)
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
         self.modules = select_modules(model, modules)

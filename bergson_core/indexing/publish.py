@@ -107,6 +107,7 @@ def publish_index(
         spec=spec,
         fingerprint=spec.fingerprint(),
         model_sha256=model.sha256,
+        model_files=dict(model.files.sha256_by_name) if model.files is not None else {},
         model_revision=model.revision,
         modules=tuple(
             ModuleEntry(name=module.name, out_features=module.out_features, in_features=module.in_features)

@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.output_directory import statistics_stamp_path
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.models.loading import load_model
@@ -36,6 +38,7 @@ class ShardBuilderSpec:
         statistics_stamp: The content of the stamp of its statistics.
         model_sha256: The hash of the model's files.
         revision: The commit of the model's repository on the hub.
+        modules: The names of the modules that are tracked.
         budget_tokens: The maximum number of tokens in a batch, padding included.
         save_moments: Whether the second moment of each shard's rows is saved.
         device: `cuda` or `cpu`.
@@ -47,6 +50,7 @@ class ShardBuilderSpec:
     statistics_stamp: bytes
     model_sha256: str
     revision: str | None
+    modules: tuple[str, ...]
     budget_tokens: int
     save_moments: bool
     device: str
@@ -62,6 +66,7 @@ class ShardBuilderSpec:
             statistics_stamp=statistics_stamp_path(output).read_bytes(),
             model_sha256=builder.model.sha256,
             revision=builder.model.revision or builder.spec.revision,
+            modules=tuple(builder.encoder.collector.modules),
             budget_tokens=builder.budget_tokens,
             save_moments=builder.save_moments,
             device=builder.model.device.type,
@@ -86,7 +91,8 @@ class ShardBuilderSpec:
                 f"the files of the model {self.spec.model} differ from those where the build was started: expected a "
                 "directory that all machines share"
             )
-        encoder = open_row_encoder(self.spec, self.output, model)
+        make_collector = partial(RowCollector, modules=self.modules)
+        encoder = open_row_encoder(self.spec, self.output, model, make_collector)
         return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from bergson_core.errors import InvalidInput
-from bergson_core.models.lora import read_adapter_base
+from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
 from worker.settings import Settings
 
