@@ -12,7 +12,9 @@ learned it. A step of descent, in the other direction, is the tail-patch of Trac
 section 4.2).
 
 By default η is the learning rate at which the median document of a sample becomes half as likely, to first order. It is
-the same for all documents, so that a document with a larger gradient moves the model further.
+the same for all documents, so that a document with a larger gradient moves the model further. The gradient is multiplied
+by the weight that the document was indexed with: one of weight 0 is not unlearned at all, and one with a negative weight,
+which training made less likely, becomes more likely.
 
 Legend: q queries, n documents, o rows and i columns of a weight.
 """
@@ -93,11 +95,11 @@ class Unlearner:
         unlearner = cls(model, second_moments, 1.0 if learning_rate is None else learning_rate)
         if learning_rate is not None:
             return unlearner
-        loss_rises = []
+        loss_changes = []
         for document in sample:
-            loss_rises.append(unlearner._own_loss_rise(document))
+            loss_changes.append(unlearner._own_loss_change(document))
             yield
-        median = float(np.median([rise for rise in loss_rises if rise > 0]))
+        median = float(np.median([change for change in loss_changes if change > 0]))
         return replace(unlearner, learning_rate=_LOSS_RISE_OF_HALVING / median)
 
     def log_probabilities(self, queries: Sequence[Tokens]) -> Float64[np.ndarray, " q"]:
@@ -154,11 +156,17 @@ class Unlearner:
             if name in self.second_moments
         }
 
-    def _own_loss_rise(self, document: Tokens) -> float:
-        """Returns by how many nats a step with a learning rate of 1 raises the document's own loss, to first order."""
+    def _own_loss_change(self, document: Tokens) -> float:
+        """Returns by how many nats a step with a learning rate of 1 changes the document's own loss, to first order.
+
+        The loss is the sum over the labelled tokens, without the weight that the gradients are multiplied by.
+        """
+        if document.weight == 0:
+            return 0.0
         gradients = _weight_gradients(self.model, document)
         steps = self._steps(gradients)
-        return sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
+        change = sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
+        return change / abs(document.weight)
 
 
 def _fit_second_moments(

@@ -189,7 +189,10 @@ def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int])
         for number in numbers:
             if shard.first_row <= number < shard.first_row + shard.rows:
                 row = read_document(table, number - shard.first_row)
+                weight = row.get("weight", 1.0)  # as queries, documents with another weight do as well
                 records.append(
-                    record_from_stored(row["id"], row["prompt"], row["completion"], manifest.spec.columns)
+                    record_from_stored(
+                        row["id"], row["prompt"], row["completion"], manifest.spec.columns, weight
+                    )
                 )
     return records

@@ -27,7 +27,8 @@ def make_probe_batch(model: nn.Module) -> Tensor:
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     head = find_output_head(model)
     vocabulary = getattr(text_config, "vocab_size", None) or getattr(head, "out_features", None) or 2
-    positions = min(_POSITIONS, getattr(text_config, "max_position_embeddings", None) or _POSITIONS)
+    limit = getattr(text_config, "max_position_embeddings", None) or 0
+    positions = min(_POSITIONS, limit) if limit > 0 else _POSITIONS  # XLNet says -1 where there is no limit
     ids = torch.arange(1, 1 + _SAMPLES * positions) % vocabulary
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     return ids.view(_SAMPLES, positions).to(device)
