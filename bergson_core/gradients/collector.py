@@ -18,7 +18,7 @@ from bergson_core.gradients.gradient_transforms import (
     make_transform,
 )
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.hooks import capture, unwrap_compiled
+from bergson_core.models.hooks import capture
 from bergson_core.models.modules import natural_sort_key, select_modules
 
 Closure = Callable[[str, Tensor], None]
@@ -36,7 +36,8 @@ class GradientCollector:
     of a module is the gradient of sample k's own loss. Gradients are float32, or float64 where the model is. Where a
     module runs more than once in a pass, its gradient is the sum over all its runs.
 
-    Nothing is left on the model when the context closes. The parameters may be frozen (`requires_grad_(False)`): the
+    Nothing is left on the model when the context closes. While it is open, code that torch.compile has compiled runs as
+    it was written, since compiled code calls no hooks. The parameters may be frozen (`requires_grad_(False)`): the
     backward pass then computes the gradients of activations only, which is faster.
 
     Args:
@@ -81,7 +82,7 @@ class GradientCollector:
         per_token: bool = False,
         share_with: "GradientCollector | None" = None,
     ) -> None:
-        self.model = model = unwrap_compiled(model)
+        self.model = model
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
         self.modules = select_modules(model, modules)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models.hooks import freeze, unwrap_model
@@ -20,7 +20,7 @@ from bergson_core.models.probe import make_probe_batch
 
 _OTHER_TASK: Final = re.compile(r"\w+For(?!CausalLM|ConditionalGeneration)[A-Z]\w+")
 """Names of classes for other tasks, such as BertForMaskedLM and GPT2ForSequenceClassification."""
-_LARGEST_RATIO: Final = 1e-4
+_LARGEST_RATIO: Final = 1e-6
 """Gradient at later tokens, as a share of the gradient at earlier ones, that may be rounding. In causal attention the
 gradient at later tokens is exactly 0."""
 
@@ -35,8 +35,7 @@ def require_causal_config(config: PreTrainedConfig) -> None:
     _require_no_encoder(config)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InvalidInput(
-            f"the model is a {config.model_type or type(config).__name__} model, and transformers has no causal language model "
-            "of that kind"
+            f"transformers has no causal language model of the kind {config.model_type or type(config).__name__!r}"
         )
     for name in config.architectures or ():
         _require_no_other_task(name, config)
@@ -52,6 +51,7 @@ def require_causal(model: nn.Module) -> None:
         InvalidInput: The model is no causal language model.
     """
     inner = unwrap_model(model)
+    config = None
     if isinstance(config := getattr(inner, "config", None), PreTrainedConfig):
         _require_no_encoder(config)
         _require_no_other_task(type(inner).__name__, config)
@@ -86,7 +86,7 @@ def _require_no_other_task(class_name: str, config: PreTrainedConfig) -> None:
     is_other = _OTHER_TASK.fullmatch(class_name) and class_name not in causal_names
     if is_other and not getattr(config, "is_decoder", False):
         raise InvalidInput(
-            f"the model is a {class_name}, which was trained for another task; expected a causal language model"
+            f"the model is of the class {class_name}, which is for another task; expected a causal language model"
             + (f", such as {min(causal_names)}" if causal_names else "")
         )
 
@@ -94,10 +94,10 @@ def _require_no_other_task(class_name: str, config: PreTrainedConfig) -> None:
 def _gradient_at_tokens(model: nn.Module, input_ids: Tensor, position: int) -> Tensor | None:
     """Returns the gradient [s, h] of the logits at a position with regard to the embeddings of the tokens [1, s].
 
-    Returns None for a model that takes something else or returns something else, and where there is no gradient.
+    Returns None for a model of another library that takes or returns something else, and where there is no gradient.
 
     Raises:
-        InvalidInput: The model needs more than tokens, or its logits are not [1, s, v].
+        InvalidInput: A model of transformers needs more than tokens, or its logits are not [1, s, v].
     """
     try:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
@@ -113,19 +113,23 @@ def _gradient_at_tokens(model: nn.Module, input_ids: Tensor, position: int) -> T
     try:
         with torch.enable_grad(), freeze(model):
             logits = model(input_ids=input_ids, use_cache=False).logits
-    except (AttributeError, TypeError):
-        return None
-    except ValueError as error:
-        raise InvalidInput(f"{type(model).__name__} does not run on tokens alone: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        if not isinstance(unwrap_model(model), PreTrainedModel):
+            return None
+        raise InvalidInput(
+            f"{type(unwrap_model(model)).__name__} does not give logits for tokens alone ({error}); expected a causal "
+            "language model with its head"
+        ) from error
     finally:
         hook.remove()
     if logits.shape[:-1] != input_ids.shape:
         raise InvalidInput(
-            f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for tokens of shape "
+            f"{type(unwrap_model(model)).__name__} returns logits of shape {tuple(logits.shape)} for tokens of shape "
             f"{tuple(input_ids.shape)}; expected logits for each token"
         )
     if not embedded or not logits.requires_grad:
         return None
     objective = logits[0, position].float().square().sum()
     gradients = torch.autograd.grad(objective, embedded, allow_unused=True)
-    return next((gradient[0] for gradient in gradients if gradient is not None), None)
+    # XLNet embeds [s, 1] tokens.
+    return next((gradient.flatten(0, -2) for gradient in gradients if gradient is not None), None)

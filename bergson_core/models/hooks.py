@@ -7,9 +7,9 @@ computes the gradients of activations alone, and stops below the lowest tracked 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def capture(
     tracker = _Tracker(on_forward, on_backward, by_position)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
-        handles.enter_context(run_uncompiled(model))
+        handles.enter_context(run_uncompiled)
         for entry in find_entry_modules(model):
             handles.callback(entry.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
         for name, tracked in modules.items():
@@ -195,14 +195,26 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-@contextmanager
-def run_uncompiled(model: nn.Module) -> Iterator[None]:
-    """Makes a compiled model run as it was written while the context is open: compiled code calls no hooks.
+class _Uncompiled:
+    """Counts the contexts that keep compiled code from running; they may be closed in any order."""
 
-    Other compiled code runs as it was written meanwhile, too.
-    """
-    with torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
-        yield
+    def __init__(self) -> None:
+        self._open_contexts = 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._open_contexts == 0:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._open_contexts += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._open_contexts -= 1
+        if self._open_contexts == 0:
+            self._stance.close()
+
+
+run_uncompiled: Final = _Uncompiled()
+"""A context in which code that torch.compile has compiled runs as it was written: compiled code calls no hooks."""
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -240,7 +252,7 @@ def freeze(model: nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with run_uncompiled(model):
+        with run_uncompiled:
             yield
     finally:
         for parameter in trainable:

@@ -107,7 +107,8 @@ def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTr
     )
     model: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):  # these weights would be random numbers
-        raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"there are no weights for {missing[0]}{more}; expected a model with its head")
     if adapters != directory:
         model = _add_adapters(model, adapters)
     return model, tokenizer

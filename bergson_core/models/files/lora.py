@@ -17,14 +17,14 @@ _SUPPORTED_FIELDS: Final = frozenset(
     "peft_type peft_version task_type auto_mapping inference_mode base_model_name_or_path revision r rank_pattern "
     "lora_alpha alpha_pattern use_rslora lora_dropout fan_in_fan_out bias modules_to_save ensure_weight_tying "
     "target_modules exclude_modules layers_to_transform layers_pattern init_lora_weights runtime_config loftq_config "
-    "eva_config corda_config lora_ga_config".split()
+    "eva_config corda_config lora_ga_config qalora_group_size".split()
 )
 """Fields of PEFT's `LoraConfig` that may have any value: which modules have adapters, of what rank and scale, and what
 the adapters were before training. Each of the other fields makes another kind of adapters of them."""
-_DEFAULTS: Final = {"megatron_core": "megatron.core", "qalora_group_size": 16}
-"""Values that other fields have in the configuration of plain LoRA adapters, where these are neither false nor empty."""
+_DEFAULTS: Final = {"megatron_core": "megatron.core"}
+"""Values of other fields, neither false nor empty, that the configuration of plain LoRA adapters has."""
 
-_MERGE_HINT: Final = "Merge the adapters into their model (merge_and_unload), save it, and use the merged model"
+_MERGE_HINT: Final = "If the adapters can be merged into their model (merge_and_unload), save it and use the merged model"
 
 
 @dataclass(frozen=True)
