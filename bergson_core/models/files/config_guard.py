@@ -16,7 +16,9 @@ _BUILT_IN_KERNELS: Final = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
 _COUNT_FIELD: Final = re.compile(r"n_layer|(n|num)_(\w+_)?(layers|blocks|experts)")
 _MAX_COUNT: Final = 10_000
 _QUANTISATION_FIELDS: Final = ("quantization_config", "compression_config")
-_SUFFIXES_READ_WHOLE: Final = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".codes")
+_SUFFIXES_READ_WHOLE: Final = (
+    *(".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".codes", ".tokenizer"),
+)
 _MAX_FILE_BYTES: Final = 2**27
 _MAX_CONFIG_BYTES: Final = 2**24
 _READ_ERRORS: Final = (

@@ -20,7 +20,7 @@ MODEL_FILE_PATTERNS: Final = (
     *("config*.json", "generation_config.json", "adapter_config.json"),
     # Tokenizers: those of the library tokenizers, SentencePiece, tiktoken, and vocabularies with merges.
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
-    *("*.model", "*.spm", "*.tiktoken", "*.codes", "*vocab*.json", "*vocab*.txt", "merges*.txt", "dict*.txt"),
+    *("*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "*vocab*.json", "*vocab*.txt", "merges*.txt", "dict*.txt"),
     # Files that the tokenizers of single architectures read beside these.
     *("byte_maps.json", "emoji.json", "normalizer.json", "word_*.json"),
     # Chat templates, the additional ones in a directory of their own.
