@@ -12,9 +12,10 @@ learned it. A step of descent, in the other direction, is the tail-patch of Trac
 section 4.2).
 
 By default η is the learning rate at which the median document of a sample becomes half as likely, to first order. It is
-the same for all documents, so that a document with a larger gradient moves the model further. The gradient is multiplied
-by the weight that the document was indexed with: one of weight 0 is not unlearned at all, and one with a negative weight,
-which training made less likely, becomes more likely.
+the same for all documents, so that a document with a larger gradient moves the model further.
+
+The loss of a document has the weight that the document was indexed with. So the step of a document of weight 0 changes
+nothing, and unlearning a document with a negative weight, which training has made less likely, makes it more likely.
 
 Legend: q queries, n documents, o rows and i columns of a weight.
 """

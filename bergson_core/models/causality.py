@@ -74,8 +74,8 @@ def require_causal(model: nn.Module) -> None:
 def _require_no_encoder(config: PreTrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise InvalidInput(
-            f"the model is an encoder-decoder ({config.model_type}), whose completions do not continue their prompts; expected "
-            "a causal language model, which is a decoder alone"
+            f"the model is an encoder-decoder ({config.model_type}), whose completions do not continue their prompts; "
+            "expected a causal language model, which is a decoder alone"
         )
 
 

@@ -48,11 +48,9 @@ def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: Lang
         weight = stored_weight(row, spec.columns)
         if weight is None:
             raise InvalidInput(
-                f"the weights of the documents (column {spec.columns.weight!r}) are not in the index, because release "
-                f"0.1.0 added document {row['id']!r} and did not store them; build the index again to unlearn documents "
+                f"the weights of the documents (column {spec.columns.weight!r}) are not in the index: release 0.1.0, "
+                f"which added document {row['id']!r}, did not store them; build the index again to unlearn documents "
                 "or to train on them"
             )
-        records.append(
-            record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns, weight)
-        )
+        records.append(record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns, weight))
     return tokenize_documents(records, spec, model)

@@ -1,7 +1,7 @@
 """The fingerprint of a model: a sha256 over the content of every file that decides its weights or its tokens.
 
-Everything that is read of a model matches a pattern in `MODEL_FILE_PATTERNS`: of the hub's repositories, nothing else is
-fetched. READMEs, logs of the training and the state of an optimizer match none, and may change.
+Everything that is read of a model matches a pattern in `MODEL_FILE_PATTERNS`, and nothing else is fetched from the hub.
+READMEs, logs of the training and the state of an optimizer match none, and may change.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ MODEL_FILE_PATTERNS: Final = (
     *("config*.json", "generation_config.json", "adapter_config.json"),
     # Tokenizers: those of the library tokenizers, SentencePiece, tiktoken, and vocabularies with merges.
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
-    *("*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "*vocab*.json", "*vocab*.txt", "merges*.txt", "dict*.txt"),
+    *("*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer"),
+    *("*vocab*.json", "*vocab*.txt", "merges*.txt", "dict*.txt"),
     # Files that the tokenizers of single architectures read beside these.
     *("byte_maps.json", "emoji.json", "normalizer.json", "word_*.json"),
     # Chat templates, the additional ones in a directory of their own.

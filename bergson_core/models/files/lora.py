@@ -24,7 +24,7 @@ the adapters were before training. Each of the other fields makes another kind o
 _DEFAULTS: Final = {"megatron_core": "megatron.core"}
 """Values of other fields, neither false nor empty, that the configuration of plain LoRA adapters has."""
 
-_MERGE_HINT: Final = "If the adapters can be merged into their model (merge_and_unload), save it and use the merged model"
+_MERGE_HINT: Final = "Adapters that can be merged into their model (merge_and_unload) can be used merged"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ def make(class_name: str, config: str, settings: dict) -> Callable[[], PreTraine
 
 
 NOT_CAUSAL: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
-    "a BERT that is no decoder": (make("BertLMHeadModel", "Bert", _SIZES), r"later tokens \(.*is_decoder False"),
+    "a BERT that is no decoder": (
+        make("BertLMHeadModel", "Bert", _SIZES),
+        r"later tokens \(.*is_decoder False",
+    ),
     "a RoBERTa that is no decoder": (make("RobertaForCausalLM", "Roberta", _SIZES), "later tokens"),
     "an XLNet": (make("XLNetLMHeadModel", "XLNet", _XLNET), "later tokens"),
     "a masked language model": (make("BertForMaskedLM", "Bert", _SIZES), "class BertForMaskedLM"),
@@ -59,12 +62,18 @@ NOT_CAUSAL: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         make("ElectraForPreTraining", "Electra", _SIZES | {"embedding_size": 24}),
         "ElectraForPreTraining",
     ),
-    "a classifier": (make("LlamaForSequenceClassification", "Llama", _SIZES), "LlamaForSequenceClassification"),
+    "a classifier": (
+        make("LlamaForSequenceClassification", "Llama", _SIZES),
+        "LlamaForSequenceClassification",
+    ),
     "a classifier whose head is tied": (
         make("GPT2ForSequenceClassification", "GPT2", _GPT2),
         "GPT2ForSequenceClassification.*expected a causal language model, such as GPT2LMHeadModel",
     ),
-    "a classifier of tokens": (make("LlamaForTokenClassification", "Llama", _SIZES), "LlamaForTokenClassification"),
+    "a classifier of tokens": (
+        make("LlamaForTokenClassification", "Llama", _SIZES),
+        "LlamaForTokenClassification",
+    ),
     "a reader": (make("LlamaForQuestionAnswering", "Llama", _SIZES), "LlamaForQuestionAnswering"),
     "a backbone": (make("LlamaModel", "Llama", _SIZES), "head"),
     "a T5": (make("T5ForConditionalGeneration", "T5", _T5), "encoder-decoder"),
@@ -76,7 +85,9 @@ CAUSAL: dict[str, Callable[[], PreTrainedModel]] = {
     "a RoBERTa that is a decoder": make("RobertaForCausalLM", "Roberta", _SIZES | {"is_decoder": True}),
     "the decoder of a BART": make("BartForCausalLM", "Bart", _BART),
     "a recurrent model": make(
-        "MambaForCausalLM", "Mamba", {"vocab_size": tiny.VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2}
+        "MambaForCausalLM",
+        "Mamba",
+        {"vocab_size": tiny.VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2},
     ),
     "a model with dropout": make("GPT2LMHeadModel", "GPT2", _GPT2 | {"resid_pdrop": 0.9, "embd_pdrop": 0.9}),
 }
@@ -92,7 +103,9 @@ def save(model: PreTrainedModel, directory: Path) -> str:
 def test_a_model_that_is_not_causal_is_refused_at_load_with_the_reason(kind, tmp_path):
     build, reason = NOT_CAUSAL[kind]
     path = save(build(), tmp_path / "model")
-    with pytest.raises(ModelNotFound, match=f"{path} cannot be .* as a causal language model: .*({reason})") as error:
+    with pytest.raises(
+        ModelNotFound, match=f"{path} cannot be .* as a causal language model: .*({reason})"
+    ) as error:
         load_model(path)
     assert len(str(error.value)) < 600
 
@@ -119,7 +132,9 @@ def test_a_classifier_that_says_nothing_of_its_class_lacks_its_head(tmp_path):
     config = transformers.AutoConfig.from_pretrained(path)
     config.architectures = None
     config.save_pretrained(path)
-    with pytest.raises(ModelNotFound, match=r"no weights for lm_head\.weight; expected a model with its head"):
+    with pytest.raises(
+        ModelNotFound, match=r"no weights for lm_head\.weight; expected a model with its head"
+    ):
         load_model(path)
 
 

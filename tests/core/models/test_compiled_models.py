@@ -50,14 +50,18 @@ def loss(model: nn.Module) -> torch.Tensor:
     return model(input_ids=IDS, labels=IDS).loss
 
 
-def gradients(model: nn.Module, compute_loss: Callable[[nn.Module], torch.Tensor] = loss) -> dict[str, torch.Tensor]:
+def gradients(
+    model: nn.Module, compute_loss: Callable[[nn.Module], torch.Tensor] = loss
+) -> dict[str, torch.Tensor]:
     with GradientCollector(model, GradientProcessor(4)) as collector:
         compute_loss(model).backward()
     return collector.gradients
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("compiler", "backend"), [*((name, "eager") for name in COMPILERS), ("wrapped", "aot_eager")])
+@pytest.mark.parametrize(
+    ("compiler", "backend"), [*((name, "eager") for name in COMPILERS), ("wrapped", "aot_eager")]
+)
 def test_a_compiled_model_gives_the_gradients_of_the_model_as_it_was_written(compiler, backend):
     plain, tokenizer = tiny.model("llama"), tiny.tokenizer(tiny.texts(20))
     expected, dataset = gradients(plain), Dataset.from_dict({"text": tiny.texts(4)})

@@ -224,7 +224,9 @@ def test_the_modules_that_are_saved_beside_the_adapters_are_tracked_in_an_index(
 
 
 @pytest.mark.parametrize("name", ["model", "./model", "../model"])
-def test_a_base_that_was_named_by_a_relative_path_is_found_from_the_adapters(saved, tmp_path, monkeypatch, name):
+def test_a_base_that_was_named_by_a_relative_path_is_found_from_the_adapters(
+    saved, tmp_path, monkeypatch, name
+):
     monkeypatch.setattr(loading, "snapshot_download", lambda *_args, **_options: pytest.fail("asked the hub"))
     edit(saved, base_model_name_or_path=name)
     assert load_model(str(saved)).sha256

@@ -30,7 +30,14 @@ DECIDING_FILES = [
 OTHER_FILES = [
     *("README.md", "LICENSE", "LICENSE.txt", "requirements.txt", "notes.txt", "train.log", "modeling_own.py"),
     *("trainer_state.json", "all_results.json", "train_results.json", "training_args.bin", "optimizer.pt"),
-    *("optimizer.bin", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "runs/events.out", ".gitattributes"),
+    *(
+        "optimizer.bin",
+        "scheduler.pt",
+        "rng_state.pth",
+        "pytorch_model.bin",
+        "runs/events.out",
+        ".gitattributes",
+    ),
 ]
 
 
@@ -111,7 +118,9 @@ def test_every_file_that_a_tokenizer_of_transformers_reads_matches_a_pattern():
                 if issubclass(tokenizer, PreTrainedTokenizerBase):
                     names |= set(tokenizer.vocab_files_names.values())
     assert len(names) > 20
-    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in MODEL_FILE_PATTERNS)] == []
+    assert [
+        name for name in names if not any(fnmatch(name, pattern) for pattern in MODEL_FILE_PATTERNS)
+    ] == []
 
 
 def test_what_is_fetched_from_the_hub_is_what_counts(monkeypatch, tmp_path):
@@ -154,7 +163,9 @@ def test_an_index_is_neither_queried_nor_extended_after_such_a_file_has_changed(
         with pytest.raises(IndexCorrupt, match=f"{name} has changed"):
             AttributionIndex.open(index)
         with pytest.raises(IndexCorrupt, match=f"{name} has changed"):
-            append_documents(index, AppendSpec(documents=[{"id": "new", "text": "Person 1 lives in city 1."}]))
+            append_documents(
+                index, AppendSpec(documents=[{"id": "new", "text": "Person 1 lives in city 1."}])
+            )
     finally:
         path.unlink()
     AttributionIndex.open(index)
@@ -178,7 +189,9 @@ def test_an_index_of_the_first_release_is_queried_and_extended_as_long_as_its_fi
     before = read_manifest(own_index)
     assert before.model_files == {}
     AttributionIndex.open(own_index)
-    new = AppendSpec(documents=[{"id": "new", "text": "Person 1 lives in city 1.", "source": "web", "number": 1}])
+    new = AppendSpec(
+        documents=[{"id": "new", "text": "Person 1 lives in city 1.", "source": "web", "number": 1}]
+    )
     after = append_documents(own_index, new)
     assert (after.rows, after.model_sha256) == (before.rows + 1, before.model_sha256)
     AttributionIndex.open(own_index)
