@@ -82,7 +82,7 @@ def _require_no_encoder(config: PreTrainedConfig) -> None:
 def _require_no_other_task(class_name: str, config: PreTrainedConfig) -> None:
     """Raises `InvalidInput` where the name of a model's class says that it was trained for another task."""
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
-    causal_names = {cls.__name__ for cls in (causal if isinstance(causal, tuple) else (causal,))}
+    causal_names = {cls.__name__ for cls in (causal if isinstance(causal, tuple) else (causal,)) if cls}
     is_other = _OTHER_TASK.fullmatch(class_name) and class_name not in causal_names
     if is_other and not getattr(config, "is_decoder", False):
         raise InvalidInput(

@@ -204,7 +204,7 @@ def active_adapter_configs(model: nn.Module) -> list[dict[str, Any]]:
     active = getattr(model, "active_adapters", None)
     if not isinstance(configs, dict) or active is None:
         return []
-    names = active() if callable(active) else active
+    names = cast("list[str]", active() if callable(active) else active)
     return [configs[name].to_dict() for name in names]
 
 

@@ -23,7 +23,7 @@ _POSITIONS: Final = 8
 def make_probe_batch(model: nn.Module) -> Tensor:
     """Returns token ids [n, s] that the model knows, different ones in each sample."""
     inner = unwrap_model(model)
-    config = getattr(inner, "config", None)
+    config: Any = getattr(inner, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     head = find_output_head(model)
     vocabulary = getattr(text_config, "vocab_size", None) or getattr(head, "out_features", None) or 2

@@ -29,6 +29,7 @@ INTERNAL_TYPES = {
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
         "FileEntry",
+        "ModelFiles",
         "Normalizer",
         "Profile",
         "RowCollector",
