@@ -13,6 +13,8 @@ from bergson_core.utils.safe_regex import MatchMode
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _MAX_RANK: Final = 10_000
+_MAX_PARENTS: Final = 3
+"""How many directories above the adapters a relative path to their model may start from."""
 _SUPPORTED_FIELDS: Final = frozenset(
     "peft_type peft_version task_type auto_mapping inference_mode base_model_name_or_path revision r rank_pattern "
     "lora_alpha alpha_pattern use_rslora lora_dropout fan_in_fan_out bias modules_to_save ensure_weight_tying "
@@ -82,14 +84,14 @@ def _find_base(name: str, adapters: Path) -> str:
     """Returns the model's directory where `name` is a relative path that leads to one, else `name`.
 
     PEFT writes the path as it was given, relative to the directory in which the training ran. The adapters lie mostly
-    somewhere below that directory.
+    somewhere below that directory. Adapters of the hub name a model of the hub.
     """
     try:
-        relative = Path(name).expanduser()
-        if relative.is_absolute() or relative.is_dir():
+        relative, directory = Path(name).expanduser(), adapters.absolute()
+        if relative.is_absolute() or relative.is_dir() or directory.parent.name == "snapshots":
             return name
-        directories = (parent / relative for parent in (adapters.absolute(), *adapters.absolute().parents))
-        return next((str(path) for path in directories if (path / "config.json").is_file()), name)
+        candidates = (parent / relative for parent in (directory, *directory.parents[:_MAX_PARENTS]))
+        return next((str(path) for path in candidates if (path / "config.json").is_file()), name)
     except (OSError, RuntimeError, ValueError):  # no path at all
         return name
 
