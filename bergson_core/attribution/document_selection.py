@@ -86,5 +86,6 @@ class DocumentSelector:
 
 
 def _has_gradient(documents: pa.Table, offset: int) -> bool:
-    """Returns whether a document has labelled tokens and was not skipped for a gradient that is not finite."""
-    return documents["loss"][offset].is_valid and documents["n_tokens"][offset].as_py() > 0
+    """Returns whether a document has labelled tokens and a weight, and no gradient that is not finite."""
+    has_weight = "weight" not in documents.column_names or documents["weight"][offset].as_py() != 0
+    return has_weight and documents["loss"][offset].is_valid and documents["n_tokens"][offset].as_py() > 0

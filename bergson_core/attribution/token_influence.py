@@ -3,7 +3,7 @@
 The row of a document is the sum of what its positions add to its gradient, and a score is linear in the row as it is
 stored (`search.exact_scores`). So the document runs through the model once more, this time with a row u_s for each
 position, and the same linear functional is applied to each u_s. What is stored is not exactly Σ u_s: it is rounded, or
-reduced to signs, or multiplied by a weight that the index does not keep. So each block is written as
+reduced to signs, or multiplied by the weight of the document. So each block is written as
 
     stored = a Σ u_s + rest,    a = ⟨stored, Σ u_s⟩ / ‖Σ u_s‖²
 

@@ -14,6 +14,9 @@ section 4.2).
 By default η is the learning rate at which the median document of a sample becomes half as likely, to first order. It is
 the same for all documents, so that a document with a larger gradient moves the model further.
 
+The loss of a document has the weight that the document was indexed with. So the step of a document of weight 0 changes
+nothing, and unlearning a document with a negative weight, which training has made less likely, makes it more likely.
+
 Legend: q queries, n documents, o rows and i columns of a weight.
 """
 
@@ -34,6 +37,7 @@ from bergson_core.gradients.gradient_transforms import upcast
 from bergson_core.models.forward_backward import compute_document_losses, forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.modules import trained_parameters
 from bergson_core.utils.background import run_to_completion
 
 FIT_SAMPLE_SIZE: Final = 64
@@ -92,11 +96,11 @@ class Unlearner:
         unlearner = cls(model, second_moments, 1.0 if learning_rate is None else learning_rate)
         if learning_rate is not None:
             return unlearner
-        loss_rises = []
+        loss_changes = []
         for document in sample:
-            loss_rises.append(unlearner._own_loss_rise(document))
+            loss_changes.append(unlearner._own_loss_change(document))
             yield
-        median = float(np.median([rise for rise in loss_rises if rise > 0]))
+        median = float(np.median([change for change in loss_changes if change > 0]))
         return replace(unlearner, learning_rate=_LOSS_RISE_OF_HALVING / median)
 
     def log_probabilities(self, queries: Sequence[Tokens]) -> Float64[np.ndarray, " q"]:
@@ -153,11 +157,17 @@ class Unlearner:
             if name in self.second_moments
         }
 
-    def _own_loss_rise(self, document: Tokens) -> float:
-        """Returns by how many nats a step with a learning rate of 1 raises the document's own loss, to first order."""
+    def _own_loss_change(self, document: Tokens) -> float:
+        """Returns by how many nats a step with a learning rate of 1 changes the document's own loss, to first order.
+
+        The loss is the sum over the labelled tokens, without the weight that the gradients are multiplied by.
+        """
+        if document.weight == 0:
+            return 0.0
         gradients = _weight_gradients(self.model, document)
         steps = self._steps(gradients)
-        return sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
+        change = sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
+        return change / abs(document.weight)
 
 
 def _fit_second_moments(
@@ -178,10 +188,9 @@ def _fit_second_moments(
 
 
 def _trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the weights that training would change: those of LoRA adapters if there are any, else all."""
-    weights = dict(model.named_parameters())
-    adapters = {name: weight for name, weight in weights.items() if ".lora_" in name}
-    return {name: weight for name, weight in (adapters or weights).items() if weight.is_floating_point()}
+    """Returns the weights that training would change: those of the active adapters if there are any, else all."""
+    weights = trained_parameters(model)
+    return {name: weight for name, weight in weights.items() if weight.is_floating_point()}
 
 
 def _weight_gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ _MAX_SCORES: Final = 2**28
 _CHUNK_DOCUMENTS: Final = 4096
 """Documents that are tokenised in one call."""
 _TRAINING_FIELDS: Final = ("id", "prompt", "completion", "metadata")
-"""Fields of a document that a training command gets."""
+"""Fields of a document that a training command always gets."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,23 @@ class IndexedDocuments:
     Attributes:
         ids: Id of each document.
         texts: Prompt and completion of each document, joined.
-        fields: `id`, `prompt`, `completion` and `metadata` of each document, as a training command gets them.
+        fields: `id`, `prompt`, `completion` and `metadata` of each document, as a training command gets them, and its
+            `weight` if the index was built with a weight column.
         tokens: The tokens that the index was built from.
+        weights: The weight of each document.
     """
 
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     fields: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[Tokens] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
     @classmethod
     def read(cls, index: AttributionIndex) -> "IndexedDocuments":
         """Reads all documents of an index that were not taken down."""
         documents, spec = cls(), index.manifest.spec
+        names = (*_TRAINING_FIELDS, *(("weight",) if spec.columns.weight is not None else ()))
         for shard, visible in zip(index.shards, index.visible(), strict=True):
             positions = np.arange(shard.entry.rows) if visible is None else np.flatnonzero(visible)
             for start in range(0, len(positions), _CHUNK_DOCUMENTS):
@@ -53,7 +57,8 @@ class IndexedDocuments:
                 for document in stored:
                     documents.ids.append(document["id"])
                     documents.texts.append(document["prompt"] + (document["completion"] or ""))
-                    documents.fields.append({name: document[name] for name in _TRAINING_FIELDS})
+                    documents.fields.append({name: document[name] for name in names})
+                    documents.weights.append(document.get("weight", 1.0))
         return documents
 
     def gold_positions(self, queries: Sequence[EvaluationQuery], column: str) -> dict[str, list[int]]:

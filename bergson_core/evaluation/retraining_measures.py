@@ -4,7 +4,7 @@ Legend: q queries, n documents, M training runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +92,12 @@ def make_trainer(inputs: EvaluationInputs, training: TrainingSpec) -> Trainer:
     if training.command is not None:
         require_placeholders(training.command)
         return CommandTrainer(training.command, documents.fields)
-    loop_settings = (documents.tokens, training.schedule, training.scratch)
+    # The loop takes the mean over tokens, whatever the loss of the index is: only the documents' weights count.
+    weighted = [
+        replace(tokens, weight=weight)
+        for tokens, weight in zip(documents.tokens, documents.weights, strict=True)
+    ]
+    loop_settings = (weighted, training.schedule, training.scratch)
     if training.start is not None:
         return BuiltInTrainer(training.start, *loop_settings, load_model(training.start).sha256)
     manifest = index.manifest

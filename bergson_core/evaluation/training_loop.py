@@ -2,7 +2,7 @@
 
 The loop trains the demo's model, and the many short runs whose losses `retraining` compares. Each document is one
 sequence, closed with the end-of-text token and padded on the right. The loss is the mean over the labelled tokens of
-the documents and their end-of-text tokens.
+the documents and their end-of-text tokens, each multiplied by the weight of its document.
 
 Legend: n documents of a batch, s positions.
 """
@@ -26,8 +26,8 @@ _IGNORED_LABEL: Final = -100
 _SORTED_BATCHES: Final = 8
 """Batches whose documents are sorted by length together."""
 
-_Example = tuple[list[int], list[int]]
-"""Token ids and labels of a document, equally long."""
+_Example = tuple[list[int], list[int], float]
+"""Token ids and labels of a document, equally long, and its weight."""
 
 
 def train_causal_model(
@@ -63,13 +63,11 @@ def train_causal_model(
         lambda step: min((step + 1) / warmup_steps, (steps - step) / max(1, steps - warmup_steps)),
     )
     model.train()
-    for step, (ids, labels) in zip(
+    for step, (ids, labels, weights) in zip(
         range(1, steps + 1), _iter_batches(examples, schedule.batch_size), strict=False
     ):
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED_LABEL
-        )
+        loss = _weighted_mean_loss(logits[:, :-1], labels[:, 1:], weights)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,11 +101,21 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 def _make_example(document: Tokens, end_token: int | None) -> _Example:
     ids = document.ids.tolist()
     labels = np.where(document.labels, document.ids, _IGNORED_LABEL).tolist()
-    return (ids, labels) if end_token is None else ([*ids, end_token], [*labels, end_token])
+    if end_token is not None:
+        ids, labels = [*ids, end_token], [*labels, end_token]
+    return ids, labels, document.weight
 
 
-def _iter_batches(examples: Sequence[_Example], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields token ids and labels [n, s] without end.
+def _weighted_mean_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Returns the mean over the labelled tokens of their cross-entropies, times the weights [n] of their documents."""
+    if (weights == 1).all():
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL)
+    losses = cross_entropy(logits.mT, labels, ignore_index=_IGNORED_LABEL, reduction="none")
+    return (losses.sum(1) * weights.to(losses)).sum() / (labels != _IGNORED_LABEL).sum()
+
+
+def _iter_batches(examples: Sequence[_Example], batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields token ids [n, s], labels [n, s] and weights [n] without end.
 
     Every epoch has a new random order; documents of similar length share a batch.
     """
@@ -122,5 +130,6 @@ def _iter_batches(examples: Sequence[_Example], batch_size: int) -> Iterator[tup
             )
             batches += [pool[k : k + batch_size] for k in range(0, len(pool), batch_size)]
         for number in torch.randperm(len(batches)).tolist():
-            ids, labels = zip(*batches[number], strict=True)
-            yield pad_right(ids, FILLER_TOKEN), pad_right(labels, _IGNORED_LABEL)
+            ids, labels, weights = zip(*batches[number], strict=True)
+            padded = pad_right(ids, FILLER_TOKEN), pad_right(labels, _IGNORED_LABEL)
+            yield *padded, torch.tensor(weights, dtype=torch.float64)

@@ -36,7 +36,8 @@ class GradientCollector:
     of a module is the gradient of sample k's own loss. Gradients are float32, or float64 where the model is. Where a
     module runs more than once in a pass, its gradient is the sum over all its runs.
 
-    Nothing is left on the model when the context closes. The parameters may be frozen (`requires_grad_(False)`): the
+    Nothing is left on the model when the context closes. While it is open, code that torch.compile has compiled runs as
+    it was written, since compiled code calls no hooks. The parameters may be frozen (`requires_grad_(False)`): the
     backward pass then computes the gradients of activations only, which is faster.
 
     Args:

@@ -80,7 +80,8 @@ def collect_gradients(
         settings = GradientSpec(loss=loss)
         processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
     language_model = as_language_model(model, tokenizer)
-    collector = RowCollector(language_model, processor, modules, per_token=per_token)
+    names = list(language_model.select_modules(modules))
+    collector = RowCollector(language_model, processor, names, per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file

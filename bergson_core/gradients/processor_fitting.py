@@ -23,7 +23,7 @@ from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.modules import TrackedModule, select_modules
+from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
 from bergson_core.utils.background import run_in_thread
 
@@ -79,7 +79,7 @@ def fit_processor(
     sample = dataset.select(sample_row_numbers(len(dataset), settings.sample_size, settings.seed))
     chunks = iter_token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
     documents = list(chain.from_iterable(chunks))
-    tracked = select_modules(model, modules or settings.modules)
+    tracked = language_model.select_modules(modules or settings.modules)
     longest = max((len(tokens.ids) for tokens in documents), default=0)
     budget = find_batch_budget(language_model, tracked, longest)
     return fit_processor_from_batches(

@@ -34,7 +34,8 @@ class RowCollector:
     Args:
         model: The model, on its device.
         processor: How gradients are normalized and projected.
-        modules: Which modules to track, as in `GradientCollector`.
+        modules: Which modules to track, as in `GradientCollector`, without those that a forward pass never reaches.
+            Modules that are named one by one are tracked in any case, and those that are not reached have zeros.
         per_token: Whether to make a row for each position instead of one for each sample.
         share_with: A collector of the same model and processor whose projections this one uses too.
 
@@ -53,6 +54,8 @@ class RowCollector:
         per_token: bool = False,
         share_with: "RowCollector | None" = None,
     ) -> None:
+        if modules is None or isinstance(modules, str):
+            modules = model.select_modules(modules)
         self._collector = GradientCollector(
             model.model,
             processor,

@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist, InvalidInput
 from bergson_core.gradients.processor_fitting import sample_row_numbers
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
@@ -113,7 +115,8 @@ def append_documents(
             return old
         _require_new_ids(root, documents)
         _require_same_types(root, old, documents)
-        builder = _make_shard_builder(context, model, documents)
+        modules = [module.name for module in old.modules]
+        builder = _make_shard_builder(context, model, documents, modules)
         rows = old.rows + len(documents)
         tasks = plan_shards(
             len(documents),
@@ -179,14 +182,14 @@ def _require_same_types(root: Path, manifest: Manifest, checked: CheckedDocument
 
 
 def _make_shard_builder(
-    context: BuildContext, model: LanguageModel, documents: CheckedDocuments
+    context: BuildContext, model: LanguageModel, documents: CheckedDocuments, modules: Sequence[str]
 ) -> ShardBuilder:
-    """Returns the builder of the new shards.
+    """Returns the builder of the new shards, with rows of the modules that the index has.
 
     Its batches have as many tokens as those of the build if these still fit into memory, so that a document gets the
     row that the build would have computed.
     """
-    encoder = open_row_encoder(context.spec, context.output, model)
+    encoder = open_row_encoder(context.spec, context.output, model, partial(RowCollector, modules=modules))
     of_build = json.loads(statistics_stamp_path(context.output).read_text())["budget_tokens"]
     fitting = find_batch_budget(model, encoder.collector.modules, documents.longest_tokens)
     return ShardBuilder(
@@ -216,7 +219,10 @@ def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int])
         for number in numbers:
             if shard.first_row <= number < shard.first_row + shard.rows:
                 row = read_document(table, number - shard.first_row)
+                weight = row.get("weight", 1.0)  # as queries, documents with another weight do as well
                 records.append(
-                    record_from_stored(row["id"], row["prompt"], row["completion"], manifest.spec.columns)
+                    record_from_stored(
+                        row["id"], row["prompt"], row["completion"], manifest.spec.columns, weight
+                    )
                 )
     return records

@@ -57,7 +57,6 @@ from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
-from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
@@ -173,7 +172,7 @@ def load_tracked_model(context: BuildContext) -> LanguageModel:
     spec = context.spec
     context.report(Progress(stage="load"))
     model = load_model(spec.model, spec.revision, spec.dtype)
-    select_modules(model.model, spec.gradients.modules)
+    model.select_modules(spec.gradients.modules)
     return model
 
 
@@ -211,7 +210,7 @@ def fit_statistics(
     """
     spec, steps = context.spec, context.steps
     settings, directory = spec.gradients, context.output / "statistics"
-    modules = select_modules(model.model, settings.modules)
+    modules = model.select_modules(settings.modules)
     budget_tokens = find_batch_budget(model, modules, documents.longest_tokens)
     stamp = statistics_stamp_path(context.output)
     if stamp.is_file() and (saved := json.loads(stamp.read_text()))["build"] == fingerprint:

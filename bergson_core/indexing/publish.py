@@ -106,6 +106,7 @@ def publish_index(
         spec=spec,
         fingerprint=spec.fingerprint(),
         model_sha256=model.sha256,
+        model_files=dict(model.files.sha256_by_name) if model.files is not None else {},
         model_revision=model.revision,
         adapter_base=model.adapter_base,
         chat_date=model.chat_date or datetime.now(UTC).date(),

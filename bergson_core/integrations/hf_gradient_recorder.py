@@ -4,7 +4,7 @@ Legend: n samples of a micro-batch, N documents, D numbers a row.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Self, cast
 
@@ -27,7 +27,7 @@ class GradientRecorder:
     Args:
         model: The model that is trained.
         processor: How gradients are normalized and projected.
-        modules: A pattern of the modules to track, None for all.
+        modules: The names of the modules to track.
         dataset: The documents, with a column `input_ids`.
         rows: The rows so far [N, D]. They are changed in place.
 
@@ -39,7 +39,7 @@ class GradientRecorder:
         self,
         model: nn.Module,
         processor: GradientProcessor,
-        modules: str | None,
+        modules: Sequence[str],
         dataset: Dataset,
         rows: np.memmap,
     ) -> None:

@@ -31,8 +31,9 @@ from bergson_core.indexing.output_directory import (
 )
 from bergson_core.integrations.hf_gradient_recorder import GradientRecorder
 from bergson_core.integrations.hf_recorded_run import RecordedRun
+from bergson_core.models.hooks import is_compiled
+from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
-from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.storage.manifest import MANIFEST_FILE
@@ -101,7 +102,7 @@ class IndexCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Fits the processor, or restores the rows of the checkpoint, and starts to record gradients."""
         self._resources.close()  # of an earlier run that was interrupted
-        _require_supported_run(args)
+        _require_supported_run(args, model)
         self._spec = self._make_spec(model)
         require_free_directory(self.output, self._spec)
         if (self.output / MANIFEST_FILE).exists():
@@ -119,11 +120,12 @@ class IndexCallback(TrainerCallback):
             processor.save(self.output / "statistics")
         else:
             processor = GradientProcessor.load(self.output / "statistics")
-        slices = module_slices(select_modules(model, self._settings.modules), processor)
+        modules = as_language_model(model).select_modules(self._settings.modules)
+        slices = module_slices(modules, processor)
         shape = (len(self._dataset), sum(part.stop - part.start for part in slices.values()))
         self._prepare_rows_file(args, state, shape)
         rows = np.memmap(self.output / _ROWS_FILE, np.float32, "r+", shape=shape)
-        self._recorder = GradientRecorder(model, processor, self._settings.modules, self._dataset, rows)
+        self._recorder = GradientRecorder(model, processor, list(modules), self._dataset, rows)
         self._resources.enter_context(self._recorder)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
@@ -198,12 +200,12 @@ class IndexCallback(TrainerCallback):
         return documents
 
 
-def _require_supported_run(args: Any) -> None:
-    """Raises `InvalidInput` if the training arguments ask for something that the callback cannot follow."""
+def _require_supported_run(args: Any, model: nn.Module) -> None:
+    """Raises `InvalidInput` for training arguments, or a model, that the callback cannot follow."""
     expected = {
         "one process": args.world_size == 1 and args.n_gpu <= 1,
         "float32 or bfloat16 (fp16 scales the loss)": not args.fp16,
-        "a model that is not compiled": not args.torch_compile,
+        "a model that is not compiled": not args.torch_compile and not is_compiled(model),
     }
     for condition, holds in expected.items():
         if not holds:

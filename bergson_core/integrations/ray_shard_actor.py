@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.output_directory import statistics_stamp_path
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.models.loading import load_model
@@ -39,6 +41,7 @@ class ShardBuilderSpec:
         revision: The commit of the model's repository on the hub.
         adapter_base: The directory of the model that local adapters belong to.
         chat_date: The date that the model's chat template is told.
+        modules: The names of the modules that are tracked.
         budget_tokens: The maximum number of tokens in a batch, padding included.
         save_moments: Whether the second moment of each shard's rows is saved.
         device: `cuda` or `cpu`.
@@ -52,6 +55,7 @@ class ShardBuilderSpec:
     revision: str | None
     adapter_base: str | None
     chat_date: date | None
+    modules: tuple[str, ...]
     budget_tokens: int
     save_moments: bool
     device: str
@@ -69,6 +73,7 @@ class ShardBuilderSpec:
             revision=builder.model.revision or builder.spec.revision,
             adapter_base=builder.model.adapter_base,
             chat_date=builder.model.chat_date,
+            modules=tuple(builder.encoder.collector.modules),
             budget_tokens=builder.budget_tokens,
             save_moments=builder.save_moments,
             device=builder.model.device.type,
@@ -96,7 +101,8 @@ class ShardBuilderSpec:
                 "directory that all machines share"
             )
         model = replace(model, chat_date=self.chat_date)
-        encoder = open_row_encoder(self.spec, self.output, model)
+        make_collector = partial(RowCollector, modules=self.modules)
+        encoder = open_row_encoder(self.spec, self.output, model, make_collector)
         return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
 
 

@@ -9,7 +9,7 @@ computes the gradients of activations alone, and stops below the lowest tracked 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ def capture(
     tracker = _Tracker(on_forward, on_backward, by_position)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
+        handles.enter_context(run_uncompiled)
         for entry in find_entry_modules(model):
             handles.callback(entry.register_forward_pre_hook(tracker.note_batch, with_kwargs=True).remove)
         for name, tracked in modules.items():
@@ -174,9 +175,46 @@ def _group_and_zero(is_zero: Tensor, regroup: Callable[[Tensor], Tensor], gradie
 
 
 def find_entry_modules(model: nn.Module) -> set[nn.Module]:
-    """Returns the modules that a pass may start from: the model and its backbone, also those that PEFT wraps."""
-    inner = unwrap_model(model)
-    return {model, inner, getattr(inner, "base_model", inner)}
+    """Returns the modules that a pass may start from: the model and its backbone, also those that are wrapped."""
+    inner = unwrap_model(unwrap_compiled(model))
+    return {model, unwrap_compiled(model), inner, getattr(inner, "base_model", inner)}
+
+
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """Returns the model that torch.compile has wrapped, and any other model itself."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Returns whether torch.compile has compiled a model or a part of it, by wrapping or in place."""
+    return any(
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+class _Uncompiled:
+    """Counts the contexts that keep compiled code from running; they may be closed in any order."""
+
+    def __init__(self) -> None:
+        self._open_contexts = 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._open_contexts == 0:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._open_contexts += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._open_contexts -= 1
+        if self._open_contexts == 0:
+            self._stance.close()
+
+
+run_uncompiled: Final = _Uncompiled()
+"""A context in which code that torch.compile has compiled runs as it was written: compiled code calls no hooks."""
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -206,7 +244,7 @@ def _replace_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 
 @contextmanager
 def freeze(model: nn.Module) -> Iterator[None]:
-    """Turns off all parameters' gradients and dropout while the context is open, and restores both afterwards."""
+    """Turns off all parameters' gradients, dropout and compiled code while the context is open."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     for parameter in trainable:
@@ -214,7 +252,8 @@ def freeze(model: nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        yield
+        with run_uncompiled:
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

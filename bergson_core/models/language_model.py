@@ -1,6 +1,6 @@
 """`LanguageModel`: a causal language model with its tokenizer, split into backbone and head where it can be."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -9,8 +9,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
-from bergson_core.models.hooks import freeze, unwrap_model
-from bergson_core.models.modules import TrackedModule, find_output_head
+from bergson_core.models.causality import require_causal
+from bergson_core.models.files.fingerprint import ModelFiles
+from bergson_core.models.files.lora import describe_unsupported
+from bergson_core.models.hooks import freeze, unwrap_compiled, unwrap_model
+from bergson_core.models.modules import (
+    TrackedModule,
+    active_adapter_configs,
+    find_output_head,
+    find_trackable_modules,
+    select_modules,
+)
+from bergson_core.models.probe import find_unreached_modules
 from bergson_core.storage.manifest import Manifest
 
 
@@ -25,11 +35,13 @@ class LanguageModel:
         backbone: The part below the head. The logits are head(backbone(ids).last_hidden_state), which was checked. None
             where the model is not of that form, or where the head itself is tracked.
         head: The linear map from hidden features to logits; None where `backbone` is.
-        sha256: Of the configuration, weights and tokenizer; empty for a model that was not loaded from files.
+        sha256: Of all files that decide the weights and the tokens; empty for a model that was not loaded from files.
         revision: The commit of the hub's repository that the model was loaded from; None for a local model.
         adapter_base: The directory of the model that local adapters belong to; None for any other model.
         chat_date: The date that its chat template is told if it asks for today's: that of an index's build. None tells
             it today's.
+        files: The hashes of these files; None for a model that was not loaded from files.
+        unreached: Names of modules that a forward pass never reaches, so that they cannot be tracked.
     """
 
     model: nn.Module
@@ -41,6 +53,8 @@ class LanguageModel:
     revision: str | None = None
     adapter_base: str | None = None
     chat_date: date | None = None
+    files: ModelFiles | None = None
+    unreached: frozenset[str] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +66,29 @@ class LanguageModel:
         """The number of the model's weights, biases included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    def select_modules(self, modules: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
+        """Returns the modules to track, by name, without those that a forward pass never reaches.
+
+        Args:
+            modules: A regular expression that is searched for in the modules' names, the exact names, or None for the
+                default, as in `GradientCollector`.
+
+        Raises:
+            InvalidInput: No module is selected, a name is not that of a module that can be tracked, or a forward pass
+                reaches none of the modules that the expression selects, or not the one that is named.
+        """
+        modules = modules if modules is None or isinstance(modules, str) else list(modules)
+        selected = select_modules(self.model, modules)
+        reached = {name: tracked for name, tracked in selected.items() if name not in self.unreached}
+        has_names = isinstance(modules, list)
+        if not reached or (has_names and len(reached) < len(selected)):
+            name = next(name for name in selected if name in self.unreached)
+            raise InvalidInput(
+                f"nothing to track in module {name!r}: a forward pass of the model never calls it, but uses its weight "
+                "in another way or not at all; expected modules that the model calls"
+            )
+        return reached
+
     def for_tracking(self, modules: Iterable[TrackedModule]) -> "LanguageModel":
         """Returns the same model, without the split into backbone and head where one of `modules` is in the head."""
         if any(self.head in (tracked.module, *tracked.tied_modules) for tracked in modules):
@@ -62,14 +99,26 @@ class LanguageModel:
 def as_language_model(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, sha256: str = ""
 ) -> LanguageModel:
-    """Returns the `LanguageModel` of a model that is already in memory, which is run on five tokens."""
+    """Returns the `LanguageModel` of a model that is already in memory, which is run on a few tokens.
+
+    A model that torch.compile returned is replaced by the model that it wraps, since compiled code calls no hooks.
+
+    Raises:
+        InvalidInput: The model is no causal language model, or has adapters of a kind that is not supported.
+    """
+    model = unwrap_compiled(model)
+    for config in active_adapter_configs(model):
+        if (unsupported := describe_unsupported(config)) is not None:
+            raise InvalidInput(f"the model has {unsupported}")
+    require_causal(model)
     config = getattr(model, "config", None)
     text_config = (
         config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     )
     max_tokens = getattr(text_config, "max_position_embeddings", None)
     backbone, head = _split(model)
-    return LanguageModel(model, tokenizer, max_tokens, backbone, head, sha256)
+    unreached = find_unreached_modules(model, find_trackable_modules(model).values())
+    return LanguageModel(model, tokenizer, max_tokens, backbone, head, sha256, unreached=unreached)
 
 
 @torch.no_grad()
@@ -124,10 +173,23 @@ def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> N
     """Checks that `model` is the one that the index `name` was built from.
 
     Raises:
-        IndexCorrupt: The model's files are others.
+        IndexCorrupt: The model's files are others; the message names those that have changed.
     """
-    if model.sha256 != manifest.model_sha256:
-        raise IndexCorrupt(
-            f"the model {manifest.spec.model} is not the one that the index {name} was built from: its files have "
-            "changed; restore it or build the index again"
-        )
+    if model.sha256 == manifest.model_sha256:
+        return
+    changed = "its files have changed"
+    if manifest.model_files:
+        if model.files is not None:
+            changed = f"{_abridge(model.files.find_changed(manifest.model_files))} changed"
+    elif model.files is not None and model.files.first_release_sha256 == manifest.model_sha256:
+        return  # the index was built by a release that hashed fewer files
+    raise IndexCorrupt(
+        f"the model {manifest.spec.model} is not the one that the index {name} was built from: {changed}; restore it "
+        "or build the index again"
+    )
+
+
+def _abridge(names: Sequence[str]) -> str:
+    """Returns the first names and the verb that goes with them, for a message."""
+    first = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{first} {'has' if len(names) == 1 else 'have'}"

@@ -5,12 +5,10 @@ is executed.
 """
 
 import errno
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -24,18 +22,26 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bergson_core.errors import InvalidInput, ModelNotFound
-from bergson_core.models.config_guard import require_safe_config, require_safe_files
-from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.lora import (
+from bergson_core.models.causality import require_causal_config
+from bergson_core.models.files.config_guard import require_safe_config, require_safe_files
+from bergson_core.models.files.fingerprint import MODEL_FILE_PATTERNS, ModelFiles
+from bergson_core.models.files.lora import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     AdapterBase,
     read_adapter_base,
     read_module_patterns,
 )
+from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.storage.locations import absolute_path, is_hub_id
 from bergson_core.utils import safe_regex
 
@@ -49,7 +55,6 @@ _LOAD_ERRORS: Final = (
 """What transformers raises where files are missing, damaged, or hold values that make no sense."""
 _OUT_OF_MEMORY_TEXTS: Final = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 """What torch's allocator for the CPU says, in a plain RuntimeError, and what safetensors says."""
-_FILE_PATTERNS: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def default_device() -> str:
@@ -75,7 +80,8 @@ def load_model(
         adapter_base: Directory of the model that adapters belong to, in place of the name that they give.
 
     Raises:
-        ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code.
+        ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code; it is
+            no causal language model; or its adapters are not plain LoRA adapters.
         InvalidInput: The model does not fit into memory.
     """
     directory = adapters = _resolve(name, revision)
@@ -96,10 +102,16 @@ def load_model(
             raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
         model.requires_grad_(False).eval()
         nn.Module.to(model, device or default_device())
-        sha256 = _content_sha256(*dict.fromkeys((directory, adapters)))
+        try:
+            language_model = as_language_model(model, tokenizer)
+        except InvalidInput as error:
+            raise ModelNotFound(f"{name} cannot be used as a causal language model: {error}") from error
+        files = ModelFiles.read(directory, adapters)
         has_local_base = base is not None and _snapshot_commit(directory) is None
         return replace(
-            as_language_model(model, tokenizer, sha256),
+            language_model,
+            sha256=files.sha256,
+            files=files,
             revision=_snapshot_commit(adapters),
             adapter_base=absolute_path(str(directory)) if has_local_base else None,
         )
@@ -108,6 +120,7 @@ def load_model(
 def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Loads the model in `directory`, and the adapters in `adapters` where this is another directory."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    require_causal_config(AutoConfig.from_pretrained(directory, **options))
     tokenizer_directory = adapters if (adapters / "tokenizer_config.json").is_file() else directory
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -115,7 +128,8 @@ def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTr
     )
     model: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):  # these weights would be random numbers
-        raise ValueError(f"there are no weights for {missing[0]} and {len(missing) - 1} more")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"there are no weights for {missing[0]}{more}; expected a model with its head")
     if adapters != directory:
         model = _add_adapters(model, adapters)
     return model, tokenizer
@@ -178,7 +192,7 @@ def _resolve(name: str, revision: str | None) -> Path:
     if not is_of_hub and (path.exists() or name.startswith(("/", "./", "../", "~"))):
         raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILE_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*MODEL_FILE_PATTERNS]))
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, ImportError) as error:
@@ -207,17 +221,3 @@ def _snapshot_commit(directory: Path) -> str | None:
     """Returns the commit of a snapshot in the hub's cache, or None for another directory."""
     is_snapshot = directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
     return directory.name if is_snapshot else None
-
-
-def _content_sha256(*directories: Path) -> str:
-    """Returns a sha256 over the names and contents of the configurations, weights and tokenizers in directories."""
-    digest = hashlib.sha256()
-    files = [
-        sorted({*directory.glob("*.json"), *directory.glob("*.safetensors")}) for directory in directories
-    ]
-    for path in chain.from_iterable(files):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -15,9 +15,9 @@ weight's gradient.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from transformers.pytorch_utils import Conv1D
 from bergson_core.errors import InvalidInput
 from bergson_core.models import moe
 from bergson_core.utils.safe_regex import find_matching_names
+
+_COMPILED_PART: Final = "_orig_mod"
+"""What torch.compile puts into the names of everything in a module that it wraps."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def find_trackable_modules(model: nn.Module) -> dict[str, TrackedModule]:
     first_names: dict[
         tuple[bool, int, int], str
     ] = {}  # of the modules with one weight and bias, the first one's
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if moe.is_fused_experts(module):
             for expert_map, shape in moe.find_linear_maps(module).items():
                 map_name = f"{name}.{expert_map}" if name else expert_map
@@ -169,25 +172,60 @@ def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None)
 
 def _default_names(model: nn.Module, trackable: dict[str, TrackedModule]) -> set[str]:
     """Returns the names of the modules that are tracked by default."""
-    head, adapters = find_output_head(model), active_adapter_names(model)
+    adapters = active_adapter_names(model)
+    if adapters:  # embeddings and the head too, where they were trained in full beside the adapters
+        return {name for name in trackable if _is_within(name, adapters)}
+    head = find_output_head(model)
     return {
         name
         for name, tracked in trackable.items()
-        if (_is_within(name, adapters) if adapters else tracked.module is not head)
-        and not isinstance(tracked.module, nn.Embedding)
+        if tracked.module is not head and not isinstance(tracked.module, nn.Embedding)
     }
 
 
 def active_adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the modules that the active adapters of a PEFT model consist of; () for another model."""
+    """Returns the names of the modules that the active adapters of a PEFT model consist of; () for another model.
+
+    A module that is trained in full beside the adapters (`modules_to_save`) is among them.
+    """
     return tuple(
         f"{name}.{part}.{adapter}"
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if hasattr(module, "active_adapters")
         for part in getattr(module, "adapter_layer_names", ())
         for adapter in cast("list[str]", module.active_adapters)
         if adapter in getattr(module, part, ())
     )
+
+
+def active_adapter_configs(model: nn.Module) -> list[dict[str, Any]]:
+    """Returns PEFT's configurations of the active adapters of a model; [] for a model without adapters."""
+    configs = getattr(model, "peft_config", None)
+    active = getattr(model, "active_adapters", None)
+    if not isinstance(configs, dict) or active is None:
+        return []
+    names = cast("list[str]", active() if callable(active) else active)
+    return [configs[name].to_dict() for name in names]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that training would change, by name: all of them, or those of the active adapters.
+
+    To the adapters belong the modules that are trained in full beside them, and the biases that their configuration
+    names.
+    """
+    parameters = {_strip_compiled(name): value for name, value in model.named_parameters()}
+    adapters = active_adapter_names(model)
+    if not adapters:
+        return parameters
+    biases = {config.get("bias", "none") for config in active_adapter_configs(model)}
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if _is_within(name, adapters)
+        or ("all" in biases and name.endswith(".bias"))
+        or ("lora_only" in biases and name.endswith(".base_layer.bias"))
+    }
 
 
 def _is_within(name: str, modules: tuple[str, ...]) -> bool:
@@ -197,15 +235,21 @@ def _is_within(name: str, modules: tuple[str, ...]) -> bool:
 def coverage_percent(model: nn.Module, modules: Iterable[TrackedModule]) -> float:
     """Returns the share of a model's parameters that tracked modules hold, in percent.
 
-    Of a model with active adapters, it is the share of the adapters' parameters.
+    Of a model with active adapters, it is the share of what was trained.
     """
-    adapters = active_adapter_names(model)
-    total = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if not adapters or _is_within(name, adapters)
-    )
+    total = sum(parameter.numel() for parameter in trained_parameters(model).values())
     return 100.0 * sum(tracked.parameter_count for tracked in modules) / total
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields all modules by name. Modules that torch.compile has wrapped have the names that they had before."""
+    for name, module in model.named_modules():
+        if not hasattr(module, _COMPILED_PART):
+            yield _strip_compiled(name), module
+
+
+def _strip_compiled(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _COMPILED_PART)
 
 
 def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Tensor:

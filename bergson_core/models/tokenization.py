@@ -5,9 +5,10 @@ from typing import Any
 
 from bergson_core.data.batching import Tokens, require_max_tokens
 from bergson_core.data.documents import tokenize_records
+from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel, context_limit
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.record import Record, record_from_stored
+from bergson_core.schemas.record import Record, record_from_stored, stored_weight
 
 
 def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
@@ -31,9 +32,7 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
 
 
 def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:
-    """Returns the tokens of documents that an index has stored, as they were when it was built.
-
-    Only their weights are lost: these are not stored.
+    """Returns the tokens of documents that an index has stored, with the labels and weights that they were built with.
 
     Args:
         rows: Rows of the index's document tables (`storage.document_table`).
@@ -42,6 +41,16 @@ def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: Lang
 
     Raises:
         TooLong: A document has more tokens than the model takes or `spec` allows; the message names it.
+        InvalidInput: The documents had weights, and were added by a release that did not store them.
     """
-    records = [record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns) for row in rows]
+    records = []
+    for row in rows:
+        weight = stored_weight(row, spec.columns)
+        if weight is None:
+            raise InvalidInput(
+                f"the weights of the documents (column {spec.columns.weight!r}) are not in the index: release 0.1.0, "
+                f"which added document {row['id']!r}, did not store them; build the index again to unlearn documents "
+                "or to train on them"
+            )
+        records.append(record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns, weight))
     return tokenize_documents(records, spec, model)

@@ -1,7 +1,7 @@
 """A document as it is read from a dataset, before it is tokenised, and the messages of a chat."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,10 +84,22 @@ class Record:
     weight: float = 1.0
 
 
-def record_from_stored(id: str, prompt: str, completion: str | None, columns: ColumnsSpec) -> Record:
-    """Returns the document that an index with these columns stored as `prompt` and `completion`.
+def record_from_stored(
+    id: str, prompt: str, completion: str | None, columns: ColumnsSpec, weight: float = 1.0
+) -> Record:
+    """Returns the document that an index with these columns stored as `prompt`, `completion` and `weight`.
 
-    Metadata is left empty. The weight is 1, because an index does not store weights.
+    Metadata is left empty.
     """
     messages = json.loads(prompt) if columns.messages is not None else None
-    return Record(id, prompt, completion, {}, messages)
+    return Record(id, prompt, completion, {}, messages, weight)
+
+
+def stored_weight(row: Mapping[str, Any], columns: ColumnsSpec) -> float | None:
+    """Returns the weight of a document from its row in a document table, or None where it was not stored.
+
+    Release 0.1.0 stored no weights; without a weight column, they are 1.
+    """
+    if "weight" in row:
+        return row["weight"]
+    return 1.0 if columns.weight is None else None

@@ -1,6 +1,8 @@
 """The documents of a shard: an Arrow file that is memory-mapped and read by columns.
 
-<index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens
+<index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens, weight
+
+A table that release 0.1.0 has written has no column `weight`.
 
 The format is not Parquet, because a query reads ten documents at random positions: a memory-mapped Arrow file gives
 them without decoding a row group.
@@ -32,6 +34,7 @@ _SCHEMA = pa.schema(
         ("metadata", pa.string()),
         ("loss", pa.float64()),
         ("n_tokens", pa.int32()),
+        ("weight", pa.float64()),
     ]
 )
 
@@ -51,13 +54,14 @@ def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelle
         pa.array([json.dumps(record.metadata, default=str) for record in records], pa.string()),
         pa.array(losses, pa.float64(), from_pandas=True),
         pa.array(n_labelled, pa.int32()),
+        pa.array([record.weight for record in records], pa.float64()),
     ]
     return pa.table(columns, schema=_SCHEMA)
 
 
 def write_document_table(path: Path, documents: pa.Table) -> None:
     """Writes a table of documents as an Arrow file."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, documents.schema) as writer:
         writer.write_table(documents.combine_chunks())
 
 
@@ -108,9 +112,9 @@ def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
 
 
 def read_document(documents: pa.Table, position: int) -> dict[str, Any]:
-    """Returns the document at a position of the table: id, prompt, completion, metadata, loss and n_tokens.
+    """Returns the document at a position of the table: id, prompt, completion, metadata, loss, n_tokens and weight.
 
-    The metadata is a dictionary, as it was when the document was added.
+    The metadata is a dictionary, as it was when the document was added. A table of release 0.1.0 has no weights.
     """
     (document,) = documents.slice(position, 1).to_pylist()
     return document | {"metadata": json.loads(document["metadata"])}

@@ -126,6 +126,9 @@ class Manifest(ResultModel):
     spec: BuildSpec
     fingerprint: str
     model_sha256: str
+    model_files: dict[str, str] = {}
+    """The sha256 of each file that decides the model's weights and tokens, by name. Empty in an index of release 0.1.0,
+    whose `model_sha256` covers `*.json` and `*.safetensors` only."""
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""

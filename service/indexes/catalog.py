@@ -106,7 +106,9 @@ def read_document(root: Path, name: str, document_id: str) -> DocumentDetail:
     # Here and below: pyarrow is slow to load, and most web processes never need it.
     from bergson_core.storage.document_lookup import find_document
 
-    return DocumentDetail(index=name, **find_document(require_index(root, name), document_id))
+    document = find_document(require_index(root, name), document_id)
+    fields = {field: value for field, value in document.items() if field in DocumentDetail.model_fields}
+    return DocumentDetail(index=name, **fields)
 
 
 def take_down_document(root: Path, name: str, document_id: str) -> None:

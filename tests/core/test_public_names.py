@@ -33,6 +33,7 @@ INTERNAL_TYPES = {
     *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry"),
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
+        "ModelFiles",
         "Profile",
         "RowCollector",
         "Shard",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bergson_core.data.files.paths import is_pattern, match_pattern, pattern_base
 from bergson_core.errors import InvalidInput
-from bergson_core.models.lora import read_adapter_base
+from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
 from bergson_core.storage.locations import is_hub_id
 from worker.settings import Settings

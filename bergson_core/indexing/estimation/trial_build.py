@@ -48,7 +48,6 @@ from bergson_core.indexing.executor import LocalExecutor, build_shards
 from bergson_core.indexing.publish import publish_index
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.modules import select_modules
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec, SearchSpec
 from bergson_core.schemas.record import Record
@@ -171,7 +170,7 @@ def _choose_documents(
         for tokens in tokenize_documents(chunk, spec, model):
             lengths.append(len(tokens.ids))
             labelled_tokens += tokens.n_labelled
-    modules = select_modules(model.model, settings.modules)
+    modules = model.select_modules(settings.modules)
     shape = RowShape(settings.rows, len(modules), settings.projection_dim**2)
     count = min(len(dataset), rows_per_shard(shape, len(dataset)))
     chosen = _spread_over_lengths(lengths, count)

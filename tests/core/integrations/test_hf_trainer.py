@@ -280,6 +280,18 @@ def test_a_run_that_the_callback_cannot_follow_is_refused_before_the_first_step(
         recorder(tmp_path, dataset.remove_columns(["input_ids"]), tokenizer)
 
 
+@pytest.mark.parametrize("compile_model", [torch.compile, lambda model: model.compile() or model])
+def test_a_run_of_a_compiled_model_is_refused_before_the_first_step(
+    dataset, tokenizer, tmp_path, compile_model
+):
+    callback = recorder(tmp_path, dataset, tokenizer)
+    training = trainer(tmp_path, dataset, tokenizer, [callback])
+    model = compile_model(training.model)
+    with pytest.raises(InvalidInput, match="expected a model that is not compiled"):
+        callback.on_train_begin(training.args, training.state, training.control, model=model)
+    assert not (tmp_path / "facts").exists()
+
+
 def test_an_index_of_another_run_is_not_overwritten(run, dataset, tokenizer):
     directory, *_ = run
     with pytest.raises(IndexExists):

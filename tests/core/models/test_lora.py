@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index
+from bergson_core.attribution.unlearning import Unlearner
 from bergson_core.data.batching import Tokens, iter_batches, tokenize
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.gradients.row_collector import RowCollector
@@ -20,6 +23,7 @@ from bergson_core.models.loading import load_model
 from bergson_core.models.modules import coverage_percent, select_modules
 from bergson_core.utils import safe_regex
 from tests import reference, tiny
+from tests.core.helpers import copy_weights
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
@@ -116,6 +120,119 @@ def test_other_adapters_or_another_model_below_them_are_another_model(saved, tmp
     assert load_model(str(saved)).sha256 == before != load_model(str(tmp_path / "model")).sha256
     tiny.save_model(tmp_path / "model", seed=1)
     assert load_model(str(saved)).sha256 != before
+
+
+def adapter(**settings: object) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj", "v_proj"], **settings)
+
+
+UNSUPPORTED = {
+    "use_dora True": adapter(use_dora=True),
+    "lora_bias True": adapter(lora_bias=True),
+    "trainable_token_indices": adapter(trainable_token_indices=[1, 2]),
+    "layer_replication": adapter(layer_replication=[[0, 2], [1, 2]]),
+    "target_parameters": LoraConfig(r=3, target_modules=[], target_parameters=["q_proj.weight"]),
+    "type IA3": peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[]),
+    "type LOHA": peft.LoHaConfig(r=3, target_modules=["v_proj"]),
+    "type LOKR": peft.LoKrConfig(r=3, target_modules=["v_proj"]),
+    "type ADALORA": peft.AdaLoraConfig(target_modules=["v_proj"], total_step=10),
+    "type VERA": peft.VeraConfig(r=3, target_modules=["v_proj"]),
+    "type OFT": peft.OFTConfig(oft_block_size=4, target_modules=["v_proj"]),
+    "type LN_TUNING": peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "type PROMPT_TUNING": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "type PREFIX_TUNING": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "type P_TUNING": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+"""Configurations of other adapters than plain LoRA, by what an error says of them."""
+SUPPORTED = {
+    "rank-stabilised": adapter(use_rslora=True),
+    "ranks and scales of some modules": adapter(rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 7}),
+    "another initialisation": adapter(init_lora_weights="gaussian"),
+    "with biases": adapter(bias="lora_only"),
+    "with all biases": adapter(bias="all"),
+    "with the head": adapter(modules_to_save=["lm_head"]),
+    "with the embedding": adapter(modules_to_save=["embed_tokens"]),
+    "with a norm": adapter(modules_to_save=["norm"]),
+}
+
+
+def save_llama(directory: Path) -> PreTrainedModel:
+    """Saves a Llama model with a tokenizer, and returns it as it was saved."""
+    tiny.model("llama", dtype=torch.float32).save_pretrained(directory)
+    tiny.tokenizer(tiny.texts(20)).save_pretrained(directory)
+    return AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("reason", UNSUPPORTED)
+def test_other_adapters_than_plain_lora_are_refused_by_name(reason, tmp_path):
+    model = get_peft_model(save_llama(tmp_path / "model"), UNSUPPORTED[reason])
+    model.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(ModelNotFound, match=rf"adapter_config\.json has .*{reason}"):
+        load_model(str(tmp_path / "adapters"))
+    with pytest.raises(InvalidInput, match=f"the model has .*{reason}"):
+        as_language_model(model)
+
+
+def test_a_kind_of_adapters_that_is_not_known_yet_is_refused_by_name(saved):
+    edit(saved, use_next_years_variant=True)
+    with pytest.raises(ModelNotFound, match="use_next_years_variant True"):
+        load_model(str(saved))
+    edit(saved, use_next_years_variant=False)
+    load_model(str(saved))
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_rows_of_plain_adapters_are_exact_and_unlearning_moves_what_was_trained(kind, tmp_path):
+    model = get_peft_model(save_llama(tmp_path / "model"), SUPPORTED[kind])
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in trained:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "adapters")
+    loaded, docs = load_model(str(tmp_path / "adapters"), dtype="float64"), documents()
+    modules = loaded.select_modules()
+    assert {f"{name}.weight" for name in modules} <= trained
+    whole_modules = set(SUPPORTED[kind].modules_to_save or ()) - {"norm"}
+    assert all(any(f"{name}.modules_to_save" in tracked for tracked in modules) for name in whole_modules)
+    collector = RowCollector(loaded, GradientProcessor(None))
+    expected = reference.gradients(loaded.model.requires_grad_(True), list(modules), docs)
+    for batch in iter_batches(docs, 30):
+        rows, _ = collector.collect(batch)
+        for name, part in collector.slices.items():
+            whole = expected[name][batch.indices].flatten(1)
+            torch.testing.assert_close(rows[:, part].double(), whole, rtol=1e-4, atol=1e-6)
+    before = copy_weights(loaded.model)
+    with Unlearner.fit(loaded, docs).temporary_step(docs[0]):
+        moved = {name for name, weight in loaded.model.named_parameters() if not weight.equal(before[name])}
+    assert moved == trained
+
+
+def test_the_modules_that_are_saved_beside_the_adapters_are_tracked_in_an_index(tmp_path):
+    model = get_peft_model(
+        save_llama(tmp_path / "model"), adapter(modules_to_save=["embed_tokens", "lm_head"])
+    )
+    model.save_pretrained(tmp_path / "adapters")
+    path = tiny.save_documents(tmp_path / "documents.jsonl")
+    spec = BuildSpec(
+        model=str(tmp_path / "adapters"), dataset={"path": str(path)}, gradients={"projection_dim": 4}
+    )
+    manifest = build_index(spec, tmp_path / "facts")
+    names = {module.name for module in manifest.modules}
+    assert sum(name.endswith(".modules_to_save.default") for name in names) == 2
+    assert manifest.coverage_percent == 100
+
+
+@pytest.mark.parametrize("name", ["model", "./model", "../model"])
+def test_a_base_that_was_named_by_a_relative_path_is_found_from_the_adapters(
+    saved, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_args, **_options: pytest.fail("asked the hub"))
+    edit(saved, base_model_name_or_path=name)
+    assert load_model(str(saved)).sha256
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_model("../adapters").sha256
 
 
 def edit(directory, **changes):

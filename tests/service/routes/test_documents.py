@@ -33,7 +33,11 @@ def news(settings: ServiceSettings) -> Path:
     shard.mkdir(parents=True)
     records: Any = [
         SimpleNamespace(
-            id=document_id, prompt=f"text of {document_id}", completion=None, metadata={"source": "wiki"}
+            id=document_id,
+            prompt=f"text of {document_id}",
+            completion=None,
+            metadata={"source": "wiki"},
+            weight=1.0,
         )
         for document_id in IDS
     ]

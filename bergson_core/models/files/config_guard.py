@@ -16,7 +16,9 @@ _BUILT_IN_KERNELS: Final = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
 _COUNT_FIELD: Final = re.compile(r"n_layer|(n|num)_(\w+_)?(layers|blocks|experts)")
 _MAX_COUNT: Final = 10_000
 _QUANTISATION_FIELDS: Final = ("quantization_config", "compression_config")
-_SUFFIXES_READ_WHOLE: Final = (".json", ".txt", ".model", ".jinja")
+_SUFFIXES_READ_WHOLE: Final = (
+    *(".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".codes", ".tokenizer"),
+)
 _MAX_FILE_BYTES: Final = 2**27
 _MAX_CONFIG_BYTES: Final = 2**24
 _READ_ERRORS: Final = (
@@ -48,7 +50,7 @@ def require_safe_files(directory: Path) -> None:
     Raises:
         ModelNotFound: A file that is read whole is too large, or an index of weights names a file elsewhere.
     """
-    for path in sorted(directory.iterdir()):
+    for path in sorted([*directory.iterdir(), *directory.glob("*/*.jinja")]):
         is_read_whole = path.suffix in _SUFFIXES_READ_WHOLE and path.is_file()
         if is_read_whole and (size := path.stat().st_size) > _MAX_FILE_BYTES:
             raise ModelNotFound(f"{path} has {size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
