@@ -6,12 +6,14 @@ Legend: q queries, v rows of the background sample that are visible (`search.bac
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from bergson_core.attribution.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.data.batching import BUDGET_TOKENS
@@ -63,13 +65,16 @@ class QueryAnswerer:
         outcomes: dict[int, Answer | BergsonError] = {}
         tokenized: dict[int, TokenizedQuery] = {}
         for number, query in enumerate(queries):
-            try:
-                self._require_answerable(query)
-                tokenized[number] = self.query_tokenizer.complete_and_tokenize(query)
-            except BergsonError as error:
-                outcomes[number] = error
+            prepared = run_or_error(partial(self._prepare, query))
+            if isinstance(prepared, BergsonError):
+                outcomes[number] = prepared
+            else:
+                tokenized[number] = prepared
         if tokenized:
-            outcomes |= zip(tokenized, self._answer_tokenized(list(tokenized.values()), started), strict=True)
+            answers = run_together_or_alone(
+                list(tokenized.values()), lambda items: self._answer_tokenized(items, started)
+            )
+            outcomes |= zip(tokenized, answers, strict=True)
         return [outcomes[number] for number in range(len(queries))]
 
     def search(self, rows: Float[Tensor, "q D"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
@@ -97,6 +102,15 @@ class QueryAnswerer:
             )
             for hit, influences in zip(hits, tokens, strict=True)
         ]
+
+    def _prepare(self, query: AttributionQuery) -> TokenizedQuery:
+        """Returns a query with its completion and its tokens.
+
+        Raises:
+            BergsonError: This index cannot answer the query.
+        """
+        self._require_answerable(query)
+        return self.query_tokenizer.complete_and_tokenize(query)
 
     def _require_answerable(self, query: AttributionQuery) -> None:
         """Raises a `BergsonError` for a query that this index cannot answer."""

@@ -6,7 +6,8 @@ Legend: q queries, n rows of a shard, D numbers of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.isolation import run_or_error
 from bergson_core.attribution.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
+from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models import loading
+from bergson_core.models.batch_budget import find_token_limit
 from bergson_core.models.language_model import LanguageModel, require_same_model
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.base import describe_validation_error
@@ -72,6 +76,7 @@ class AttributionIndex:
         load_model: LoadModel | None = None,
         partial: bool = False,
         executor: Executor = LocalExecutor(),
+        max_query_tokens: int | None = None,
     ) -> "AttributionIndex":
         """Opens the index in the directory `path`, and loads the model that it was built from.
 
@@ -85,6 +90,8 @@ class AttributionIndex:
             partial: Open an index with damaged shards without them. It then answers only queries that are `partial`.
             executor: Where shards are searched: in this process, or on the machines of a Ray cluster with
                 `RayExecutor()`; see docs/scaling.md.
+            max_query_tokens: Largest number of tokens of a query. By default it is the context of the model or, for a
+                model that states none, as many as a pass has memory for.
 
         Raises:
             IndexNotFound: There is no published index in this directory.
@@ -98,7 +105,7 @@ class AttributionIndex:
             manifest = read_manifest(root)
             try:
                 return cls._open_generation(
-                    root, manifest, load_model or loading.load_model, partial, executor
+                    root, manifest, load_model or loading.load_model, partial, executor, max_query_tokens
                 )
             except (IndexCorrupt, FileNotFoundError) as error:
                 if read_manifest(root).generation != manifest.generation:
@@ -109,7 +116,13 @@ class AttributionIndex:
 
     @classmethod
     def _open_generation(
-        cls, root: Path, manifest: Manifest, load_model: LoadModel, partial: bool, executor: Executor
+        cls,
+        root: Path,
+        manifest: Manifest,
+        load_model: LoadModel,
+        partial: bool,
+        executor: Executor,
+        max_query_tokens: int | None,
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
@@ -119,6 +132,9 @@ class AttributionIndex:
         model = load_model(spec.model, manifest.revision, spec.dtype)
         require_same_model(root.name, manifest, model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
+        # A limit for all indexes of a worker may be larger than the context of one model.
+        limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
+        query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
         return cls(
             name=root.name,
             manifest=manifest,
@@ -131,11 +147,16 @@ class AttributionIndex:
                 manifest=manifest,
                 collector=collector,
                 searcher=searcher,
-                query_tokenizer=QueryTokenizer(model, spec.gradients.loss),
+                query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
                 score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
             ),
             verifier=Verifier(manifest, model, searcher),
         )
+
+    @property
+    def query_limits(self) -> TokenLimits:
+        """Which queries the model takes."""
+        return self.answerer.query_tokenizer.model.limits()
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -238,10 +259,8 @@ class AttributionIndex:
         outcomes = self.answerer.answer(queries)
         for number, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             if query.verify is not None and isinstance(outcome, Answer):
-                try:
-                    outcomes[number] = run_to_completion(self.verify(query, outcome))
-                except BergsonError as error:
-                    outcomes[number] = error
+                verification = partial(run_to_completion, self.verify(query, outcome))
+                outcomes[number] = run_or_error(verification)
         return outcomes
 
     def verify(self, query: AttributionQuery, answer: Answer) -> VerificationSteps[Answer]:

@@ -30,7 +30,6 @@ from bergson_core.indexing.build_context import always_confirm, ignore_progress
 from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.language_model import context_limit
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
 from bergson_core.shards.row_encoder import RowEncoder
@@ -160,8 +159,8 @@ def _query_second_moment(
 ) -> tuple[Float64[Tensor, "m d d"], int]:
     """Returns (mean outer product of the queries' rows, number of queries)."""
     spec, model = index.manifest.spec, index.model
-    limit = context_limit(model, spec.gradients.max_tokens)
-    chunks = iter_token_chunks(model.tokenizer, queries, columns, limit, spec.gradients.loss)
+    limits = index.query_limits
+    chunks = iter_token_chunks(model.tokenizer, queries, columns, limits, spec.gradients.loss)
     tokens = list(chain.from_iterable(chunks))
     longest = max(len(query.ids) for query in tokens)
     budget_tokens = find_batch_budget(model, index.collector.modules, longest)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
+from bergson_core.data.batching import Tokens, tokenize, with_loss_weight
 from bergson_core.errors import InvalidInput
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.language_model import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import Loss
 from bergson_core.schemas.query import AttributionQuery
 
@@ -21,7 +21,7 @@ class TokenizedQuery:
 
 @dataclass(frozen=True)
 class QueryTokenizer:
-    """Tokenises queries for a model; `loss` is the one whose gradients the index holds."""
+    """Tokenises queries for a model, with the longest query in its `max_tokens`; `loss` is that of the index's rows."""
 
     model: LanguageModel
     loss: Loss
@@ -31,13 +31,16 @@ class QueryTokenizer:
 
         Raises:
             TooLong: Prompt and completion together are longer than the model takes.
-            InvalidInput: The model generates nothing, or no token of the completion has one before it.
+            InvalidInput: The model has no embedding for a token, it generates nothing, or no token of the completion
+                has one before it.
         """
+        limits, what = self.model.limits(), "prompt and completion together"
         completion = query.completion
+        limits.require_plausible_length(query.prompt + (completion or ""), what)
         if completion is None:
             completion = generate_completion(self.model, query.prompt, query.max_new_tokens)
         tokens = self.tokenize(query, completion)
-        require_max_tokens(tokens, context_limit(self.model, None), "prompt and completion together")
+        limits.require(tokens, what)
         if tokens.n_labelled == 0:
             raise InvalidInput(
                 "nothing to attribute: the completion, or its span, has no token that follows another; "

@@ -11,16 +11,18 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
+from bergson_core.data.batching import Tokens, tokenize, with_loss_weight
 from bergson_core.data.chat_template import require_messages, tokenize_chats
 from bergson_core.data.dataset import empty_dataset_error, load_dataset_spec
+from bergson_core.data.token_columns import read_token_rows
+from bergson_core.data.token_limits import NO_LIMITS, TokenLimits
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, Loss
 from bergson_core.schemas.record import Messages, Record
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
-_IGNORED_LABEL = -100
+_TOKENS_ADVICE = ". Tokens (input_ids) are read by collect_gradients without a tokenizer and by IndexCallback; a build reads text"
 _UNUSABLE_IDS = {"", ".", ".."}
 """Ids that cannot be a part of a URL's path."""
 
@@ -56,8 +58,7 @@ class Documents:
         Raises:
             InvalidInput: A value is no text, no chat or no finite weight.
         """
-        is_range = isinstance(indices, range)
-        values = self.dataset[slice(indices.start, indices.stop) if is_range else list(indices)]
+        values = self.dataset[_as_slice(indices)]
         columns, missing = self.columns, [None] * len(indices)
         chats = missing if columns.messages is None else self._chats(values, columns.messages, indices)
         if columns.messages is None:
@@ -131,10 +132,10 @@ class Documents:
         ]
 
     def _weights(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[float]:
-        for index, value in zip(indices, values[column], strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InvalidInput(f"{self._describe(index, column)} is {value!r}, expected a finite number")
-        return [float(value) for value in values[column]]
+        return [
+            _read_weight(value, self._describe(index, column))
+            for index, value in zip(indices, values[column], strict=True)
+        ]
 
     def _describe(self, index: int, column: str) -> str:
         return f"{self.name}: row {index} of column {column!r}"
@@ -205,7 +206,8 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
     required = list(dict.fromkeys(filter(None, named)))
     for column in required:
         if column not in present:
-            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(present)}")
+            advice = _TOKENS_ADVICE * ("input_ids" in present)
+            raise ColumnNotFound(f"{name} has no column {column!r}; it has {', '.join(present)}{advice}")
     return required
 
 
@@ -235,42 +237,67 @@ def iter_token_chunks(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Dataset,
     columns: ColumnsSpec,
-    limit: int | None,
+    limits: TokenLimits = NO_LIMITS,
     loss: Loss = "sum",
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[list[Tokens]]:
-    """Yields the tokens of all documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
+    """Yields the tokens of documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
     Args:
-        tokenizer: Tokenizer of the model, or None to take the token ids from a column `input_ids`. Then all tokens but
-            the first are labelled, or those whose entry in a column `labels` is not -100.
+        tokenizer: Tokenizer of the model, or None to take the tokens from the column `input_ids` and those beside it
+            (`data/token_columns.py`). Without labels or a mask all tokens but the first are labelled.
         dataset: The dataset.
-        columns: The columns to read and what they hold; used with a tokenizer only.
-        limit: Largest number of tokens of a document, or None for no limit.
+        columns: The columns to read and what they hold; without a tokenizer, only that of the weights.
+        limits: Which tokens the model takes, and how many.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        numbers: Numbers of the rows to read; by default all.
 
     Raises:
-        TooLong: A document has more than `limit` tokens.
+        TooLong: A document has too many tokens.
         ColumnNotFound: A column is missing.
-        InvalidInput: The dataset is empty, or a value cannot be read.
+        InvalidInput: The dataset is empty, a value cannot be read, or a column says something of the tokens that cannot
+            be honoured.
     """
     if tokenizer is None and "input_ids" not in dataset.column_names:
         raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
     documents = documents_from_dataset(dataset, columns) if tokenizer is not None else None
-    for start in range(0, len(dataset), READ_CHUNK_SIZE):
-        indices = range(start, min(start + READ_CHUNK_SIZE, len(dataset)))
+    rows = range(len(dataset)) if numbers is None else numbers
+    for start in range(0, len(rows), READ_CHUNK_SIZE):
+        indices = rows[start : start + READ_CHUNK_SIZE]
         if documents is None or tokenizer is None:
-            tokenized = _read_token_columns(dataset[start : indices.stop])
-            chunk = [with_loss_weight(tokens, loss) for tokens in tokenized]
+            values = dataset[_as_slice(indices)]
+            weights = _read_weights(values, columns.weight, indices)
+            tokenized = read_token_rows(values, indices)
+            chunk = [
+                with_loss_weight(tokens, loss, weight)
+                for tokens, weight in zip(tokenized, weights, strict=True)
+            ]
         else:
             chunk = tokenize_records(tokenizer, documents.read(indices), loss)
         for index, tokens in zip(indices, chunk, strict=True):
-            require_max_tokens(tokens, limit, f"row {index}")
+            limits.require(tokens, f"row {index}")
         yield chunk
 
 
-def _read_token_columns(values: dict[str, Sequence[Any]]) -> Iterator[Tokens]:
-    all_ids = values["input_ids"]
-    for ids, labels in zip(all_ids, values.get("labels", all_ids), strict=True):
-        labelled = np.asarray(labels) != _IGNORED_LABEL
-        labelled[:1] = False
-        yield Tokens(np.asarray(ids, dtype=np.int64), labelled)
+def _as_slice(indices: Sequence[int]) -> slice | list[int]:
+    """Returns what a dataset is indexed with to read these rows: a slice is faster than a list."""
+    return slice(indices.start, indices.stop) if isinstance(indices, range) else list(indices)
+
+
+def _read_weights(values: dict[str, Any], column: str | None, indices: Sequence[int]) -> list[float]:
+    """Returns the weights of the documents of a tokenised dataset: 1 without a column that has them."""
+    if column is None:
+        return [1.0] * len(indices)
+    if column not in values:
+        raise ColumnNotFound(f"the dataset has no column {column!r}; it has {', '.join(values)}")
+    return [
+        _read_weight(getattr(value, "item", lambda value=value: value)(), f"row {row} of column {column!r}")
+        for row, value in zip(indices, values[column], strict=True)
+    ]
+
+
+def _read_weight(value: Any, what: str) -> float:
+    """Returns the weight of a document. Raises `InvalidInput` if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidInput(f"{what} is {value!r}, expected a finite number")
+    return float(value)

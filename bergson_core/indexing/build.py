@@ -30,8 +30,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from bergson_core.data.batching import Batch, iter_batches
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
@@ -55,7 +53,7 @@ from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.loading import load_model
+from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
@@ -121,10 +119,12 @@ def build_index(
 
 @contextmanager
 def translate_out_of_memory() -> Iterator[None]:
-    """Turns `torch.OutOfMemoryError` into an `InvalidInput` that says what to change."""
+    """Turns an error of too little memory into an `InvalidInput` that says what to change."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InvalidInput(
             f"a batch does not fit into the device's memory: expected shorter documents (max_tokens), dtype "
             f"bfloat16, or a larger device; {error}"

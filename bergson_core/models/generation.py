@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from bergson_core.data.batching import encode
+from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.language_model import LanguageModel, context_limit
 
@@ -20,7 +20,8 @@ def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) 
         max_new_tokens: The most tokens that are generated; fewer where the model ends its text.
 
     Raises:
-        InvalidInput: The prompt is empty, the model generates no text, or it is a model that cannot generate.
+        InvalidInput: The prompt is empty or has a token that the model has no embedding for, the model generates no
+            text, or it is a model that cannot generate.
         TooLong: The prompt and `max_new_tokens` more tokens are more than the model takes.
     """
     tokenizer, generator = model.tokenizer, model.model
@@ -36,6 +37,7 @@ def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) 
             f"the prompt has {length} tokens, and max_new_tokens asks for {max_new_tokens} more: the model "
             f"takes {limit}; shorten the prompt, lower max_new_tokens, or give the completion"
         )
+    model.limits().require_known(Tokens.labelled_from(encoded[0].numpy(), length), "the prompt")
     ids = encoded.to(next(generator.parameters()).device)
     end_token = tokenizer.eos_token_id
     with torch.inference_mode(), warnings.catch_warnings():

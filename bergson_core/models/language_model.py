@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.models.hooks import freeze, unwrap_model
-from bergson_core.models.modules import TrackedModule, find_output_head
+from bergson_core.models.modules import TrackedModule, find_input_embedding, find_output_head
 from bergson_core.storage.manifest import Manifest
+
+_CONTEXT_FIELDS: Final = ("max_position_embeddings", "max_seq_len")
+"""Fields of a configuration that state the context; MPT has the second."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,17 @@ class LanguageModel:
     head: nn.Linear | None
     sha256: str = ""
     revision: str | None = None
+
+    def limits(self, max_tokens: int | None = None) -> TokenLimits:
+        """Returns which texts the model takes, of at most `max_tokens` tokens or of all that its context has.
+
+        Raises:
+            InvalidInput: `max_tokens` is more than the model takes.
+        """
+        inputs, outputs = find_input_embedding(self.model), find_output_head(self.model)
+        return TokenLimits(
+            context_limit(self, max_tokens), _count_rows(inputs), _count_rows(outputs), self.tokenizer
+        )
 
     @property
     def device(self) -> torch.device:
@@ -61,9 +77,20 @@ def as_language_model(
     text_config = (
         config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     )
-    max_tokens = getattr(text_config, "max_position_embeddings", None)
     backbone, head = _split(model)
-    return LanguageModel(model, tokenizer, max_tokens, backbone, head, sha256)
+    return LanguageModel(model, tokenizer, _read_context(text_config), backbone, head, sha256)
+
+
+def _read_context(config: Any) -> int | None:
+    """Returns the context that a configuration states, or None if it states none."""
+    stated = (getattr(config, name, None) for name in _CONTEXT_FIELDS)
+    return next((value for value in stated if isinstance(value, int) and value > 0), None)
+
+
+def _count_rows(module: nn.Module | None) -> int | None:
+    """Returns how many token ids an embedding or an output head has weights for, or None if there is no such matrix."""
+    weight = getattr(module, "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
 @torch.no_grad()
