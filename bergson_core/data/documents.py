@@ -5,6 +5,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from bergson_core.schemas.record import Messages, Record
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
-_TOKENS_ADVICE = ". Tokens (input_ids) are read by collect_gradients without a tokenizer and by IndexCallback; a build reads text"
+_TOKENS_ADVICE = ". A build reads text; tokens (input_ids) are read by collect_gradients and by IndexCallback"
 _UNUSABLE_IDS = {"", ".", ".."}
 """Ids that cannot be a part of a URL's path."""
 
@@ -46,7 +47,22 @@ class Documents:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, indices: range | Sequence[int]) -> list[Record]:
+    def row(self, index: int) -> int:
+        """Returns the number of a document's row in the dataset."""
+        return index
+
+    def read_ids(self, indices: Sequence[int]) -> list[str]:
+        """Reads the ids of documents, and nothing else of them."""
+        if self.columns.id is None:
+            return [str(self.first_number + index) for index in indices]
+        values = self.dataset.select_columns(self.columns.id)[_as_slice(indices)]
+        return [str(value) for value in values[self.columns.id]]
+
+    def read_whole_ids(self, indices: Sequence[int]) -> list[str]:
+        """Reads the ids of documents; for chunks, that of the document which they are a part of."""
+        return self.read_ids(indices)
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
         """Reads documents.
 
         Args:
@@ -86,6 +102,11 @@ class Documents:
         for start in range(0, len(self), READ_CHUNK_SIZE):
             yield self.read(range(start, min(start + READ_CHUNK_SIZE, len(self))))
 
+    def iter_ids(self) -> Iterator[list[str]]:
+        """Yields the ids of all documents in order, `READ_CHUNK_SIZE` at a time."""
+        for start in range(0, len(self), READ_CHUNK_SIZE):
+            yield self.read_ids(range(start, min(start + READ_CHUNK_SIZE, len(self))))
+
     def require_valid_ids(self) -> None:
         """Checks the id column, with 8 bytes of memory for each document.
 
@@ -95,9 +116,9 @@ class Documents:
         if self.columns.id is None:
             return
         hashes = array("q")
-        for chunk in self.iter_chunks():
-            hashes.extend(hash(record.id) for record in chunk)
-            if unusable := _UNUSABLE_IDS.intersection(record.id for record in chunk):
+        for ids in self.iter_ids():
+            hashes.extend(map(hash, ids))
+            if unusable := _UNUSABLE_IDS.intersection(ids):
                 raise InvalidInput(
                     f"{self.name}: the id {unusable.pop()!r} in column {self.columns.id!r} cannot stand in a URL; "
                     "expected another one"
@@ -107,15 +128,14 @@ class Documents:
         if not repeated:
             return
         seen = set()  # Different ids may have the same hash.
-        for record in (
-            record for chunk in self.iter_chunks() for record in chunk if hash(record.id) in repeated
-        ):
-            if record.id in seen:
+        for document_id in chain.from_iterable(self.iter_ids()):
+            if document_id in seen:
                 raise InvalidInput(
-                    f"{self.name}: the id {record.id!r} in column {self.columns.id!r} stands more than once; "
+                    f"{self.name}: the id {document_id!r} in column {self.columns.id!r} stands more than once; "
                     "ids have to be unique"
                 )
-            seen.add(record.id)
+            if hash(document_id) in repeated:
+                seen.add(document_id)
 
     def _texts(self, values: dict[str, Any], column: str, indices: Sequence[int]) -> list[str]:
         for index, value in zip(indices, values[column], strict=True):

@@ -95,7 +95,7 @@ def append_documents(
         report(Progress(stage="load"))
         model = (load_model or loading.load_model)(old.spec.model, old.revision, old.spec.dtype)
         require_same_model(root.name, old, model)
-        new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
+        new_spec = spec.as_build(old.spec)
         context = BuildContext(new_spec, root, report, confirm)
         read = load_documents_streaming(new_spec, _make_stream_directory(root, spec, key), report)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
@@ -115,9 +115,13 @@ def append_documents(
         shards, queries = (*old.shards, *new), None
         if rows > _MAX_GROWTH * old.search.rows:
             queries = _collect_recall_queries(context, old.model_copy(update={"shards": shards}), builder)
-        numbered = old.numbered + len(documents)
-        manifest = publish_next_generation(root, old, shards, queries, report, confirm, numbered=numbered)
-        report(Progress(stage="done", done=len(documents), total=len(documents)))
+        changes = {
+            "numbered": old.numbered + documents.read,
+            "documents": old.documents.plus(documents.report),
+        }
+        manifest = publish_next_generation(root, old, shards, queries, report, confirm, **changes)
+        rows = len(documents)
+        report(Progress(stage="done", done=rows, total=rows, documents=documents.report))
         return manifest
 
 
@@ -136,16 +140,17 @@ def _fingerprint(context: BuildContext, model: LanguageModel, documents: Checked
 
 
 def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
-    """Raises `IdsExist` if the index in `root` already has documents with the same ids."""
+    """Raises `IdsExist` if the index in `root` already has documents, or chunks, with the same ids."""
     documents = checked.documents
     if documents.columns.id is None:
         return
     existing: list[str] = []
     for start in range(0, len(documents), _ID_CHUNK_SIZE):
-        ids = documents.dataset[start : start + _ID_CHUNK_SIZE][documents.columns.id]
-        existing += find_existing_ids(root, [str(document_id) for document_id in ids])
+        records = range(start, min(start + _ID_CHUNK_SIZE, len(documents)))
+        ids = [*documents.read_whole_ids(records), *documents.read_ids(records)]
+        existing += find_existing_ids(root, list(dict.fromkeys(ids)))
     if existing:
-        raise IdsExist.for_ids(existing)
+        raise IdsExist.for_ids(list(dict.fromkeys(existing)))
 
 
 def _make_shard_builder(

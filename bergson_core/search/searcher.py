@@ -8,7 +8,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -33,15 +33,16 @@ class SearchRequest:
     include: Sequence[str]
     profile: str
     filter: Mapping[str, Condition] | None
+    group_by: Literal["document"] | None = None
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
 
     def can_be_batched_with(self, other: "SearchRequest") -> bool:
         """Returns whether both requests can be searched for together."""
-        return self.profile == other.profile and self.filter == other.filter
+        return (self.profile, self.filter, self.group_by) == (other.profile, other.filter, other.group_by)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
+from bergson_core.schemas.documents import DocumentReport
 
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
@@ -121,7 +122,10 @@ class Manifest(ResultModel):
     tokens: int
     skipped: int
     numbered: int
-    """Documents that were ever added to the index. The next document without an id of its own gets this number."""
+    """Documents that were ever added to the index, or left out. The next document without an id of its own gets this
+    number."""
+    documents: DocumentReport = DocumentReport()
+    """Documents of the build and of all appends that were left out or cut."""
     compacted: int = 0
     """Number of takedowns, from the beginning of the log, whose rows are gone."""
     files: tuple[FileEntry, ...]
@@ -183,8 +187,8 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
         spec: The documents to add.
 
     Raises:
-        InvalidInput: The index was made by a training run, or `spec` repeats a field with another value than that which
-            the index was built with.
+        InvalidInput: The index was made by a training run, `spec` repeats a field with another value than that which
+            the index was built with, or states fields that do not go together with the build's.
     """
     if manifest.origin == "training":
         raise InvalidInput(
@@ -198,6 +202,7 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
                 f"{field}: the index {name} was built with {built}, and the append says {repeated}; leave it out, or "
                 "build another index"
             )
+    spec.as_build(manifest.spec)
 
 
 def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:

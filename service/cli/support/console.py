@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
+from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
 from bergson_core.utils.progress import ProgressCallback
 
@@ -24,6 +25,12 @@ def print_message(message: str) -> None:
     read the output.
     """
     console.print(message, markup=False, soft_wrap=True)
+
+
+def print_document_report(report: DocumentReport | None) -> None:
+    """Prints what became of documents that are not in the index as they stand, if there are any."""
+    for sentence in () if report is None else report.sentences():
+        console.print(Text(sentence, "yellow"), soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -9,7 +9,10 @@ from bergson_core.schemas.results import ResultRow, Verification
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
-    """Returns a table of results, with a tick in front of those whose id is in `marked`."""
+    """Returns a table of results, with a tick in front of those whose id is in `marked`.
+
+    Behind the id of a document that was cut stand the characters that are shown of it.
+    """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for name in ("", "score", "percentile", "loss", "id"):
         table.add_column(name, justify="right" if name in ("score", "percentile", "loss") else "left")
@@ -19,7 +22,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         tick = Text("✓", "green") if row.id in marked else Text("")
         percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
         loss = "" if row.loss is None else f"{row.loss:.2f}"
-        table.add_row(tick, f"{row.score:+.4f}", percentile, loss, Text(row.id), document)
+        part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
+        table.add_row(tick, f"{row.score:+.4f}", percentile, loss, Text(row.id + part), document)
     return table
 
 
