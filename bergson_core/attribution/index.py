@@ -28,7 +28,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models import loading
 from bergson_core.models.batch_budget import find_token_limit
-from bergson_core.models.language_model import LanguageModel, require_same_model
+from bergson_core.models.language_model import LanguageModel, require_same_model, token_limits
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
@@ -156,7 +156,7 @@ class AttributionIndex:
     @property
     def query_limits(self) -> TokenLimits:
         """Which queries the model takes."""
-        return self.answerer.query_tokenizer.model.limits()
+        return token_limits(self.answerer.query_tokenizer.model)
 
     @property
     def shards(self) -> Sequence[Shard]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bergson_core.data.batching import Tokens, tokenize, with_loss_weight
 from bergson_core.errors import InvalidInput
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import Loss
 from bergson_core.schemas.query import AttributionQuery
 
@@ -34,7 +34,7 @@ class QueryTokenizer:
             InvalidInput: The model has no embedding for a token, it generates nothing, or no token of the completion
                 has one before it.
         """
-        limits, what = self.model.limits(), "prompt and completion together"
+        limits, what = token_limits(self.model), "prompt and completion together"
         completion = query.completion
         limits.require_plausible_length(query.prompt + (completion or ""), what)
         if completion is None:

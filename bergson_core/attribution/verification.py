@@ -84,14 +84,7 @@ class Verifier:
         verification = Verification.from_controls(
             unlearner.learning_rate,
             -answer.query.loss,
-            [
-                Control(
-                    id=document_id,
-                    chunk=self._selector.read(location)["chunk"],
-                    **effects[document_id].model_dump(),
-                )
-                for document_id, location in controls.items()
-            ],
+            [Control(id=document_id, **effects[document_id].model_dump()) for document_id in controls],
         )
         return answer.model_copy(
             update={

@@ -21,7 +21,7 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector, collect_rows
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
 
@@ -94,7 +94,7 @@ def collect_gradients(
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file
     path = str(Path(directory) / "gradients.arrow")
-    chunks = iter_token_chunks(tokenizer, dataset, columns, language_model.limits(), loss)
+    chunks = iter_token_chunks(tokenizer, dataset, columns, token_limits(language_model), loss)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):
             rows, losses = collect_rows(collector, documents, budget)

@@ -22,7 +22,7 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
-from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.models.modules import TrackedModule, select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
 from bergson_core.schemas.build import Normalizer as NormalizerKind
@@ -79,7 +79,7 @@ def fit_processor(
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
     language_model = as_language_model(model, tokenizer)
     sample = sample_row_numbers(len(dataset), settings.sample_size, settings.seed)
-    limits = language_model.limits(settings.max_tokens)
+    limits = token_limits(language_model, settings.max_tokens)
     chunks = iter_token_chunks(tokenizer, dataset, columns, limits, settings.loss, sample)
     documents = list(chain.from_iterable(chunks))
     tracked = select_modules(model, modules or settings.modules)

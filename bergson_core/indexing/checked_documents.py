@@ -15,7 +15,7 @@ from bergson_core.data.documents import READ_CHUNK_SIZE, Documents, tokenize_rec
 from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.batch_budget import find_token_limit
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.models.modules import select_modules
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
@@ -67,7 +67,7 @@ def check_documents(
         TooLong: Documents have more tokens than the model or the spec allows. The message counts them all.
     """
     documents.require_valid_ids()
-    checker = _Checker(spec, documents, model, _token_limits(spec, model))
+    checker = _Checker(spec, documents, model, _find_limits(spec, model))
     progress = StageProgress("read", len(documents))
     for start in range(0, len(documents), READ_CHUNK_SIZE):
         positions = range(start, min(start + READ_CHUNK_SIZE, len(documents)))
@@ -76,13 +76,13 @@ def check_documents(
     return checker.finish()
 
 
-def _token_limits(spec: BuildSpec, model: LanguageModel) -> TokenLimits:
+def _find_limits(spec: BuildSpec, model: LanguageModel) -> TokenLimits:
     """Returns which documents the model takes.
 
     Raises:
         InvalidInput: Documents are to be cut, and it is not stated where, or the tokenizer cannot do it.
     """
-    limits = model.limits(spec.gradients.max_tokens)
+    limits = token_limits(model, spec.gradients.max_tokens)
     if spec.long_documents != "error":
         if limits.max_tokens is None:
             raise InvalidInput(
@@ -212,7 +212,7 @@ class _Checker:
         return [part.tokens for part in parts]
 
     def _cut(self, text: str, limit: int) -> list[TextPart]:
-        assert self.model.tokenizer is not None  # checked by `_token_limits`
+        assert self.model.tokenizer is not None  # checked by `_find_limits`
         parts = iter_text_parts(self.model.tokenizer, text, limit, self.spec.chunk_overlap)
         return [next(parts)] if self.spec.long_documents == "truncate" else list(parts)
 

@@ -6,7 +6,7 @@ import torch
 
 from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput, TooLong
-from bergson_core.models.language_model import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel, context_limit, token_limits
 
 
 def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) -> str:
@@ -37,7 +37,7 @@ def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) 
             f"the prompt has {length} tokens, and max_new_tokens asks for {max_new_tokens} more: the model "
             f"takes {limit}; shorten the prompt, lower max_new_tokens, or give the completion"
         )
-    model.limits().require_known(Tokens.labelled_from(encoded[0].numpy(), length), "the prompt")
+    token_limits(model).require_known(Tokens.labelled_from(encoded[0].numpy(), length), "the prompt")
     ids = encoded.to(next(generator.parameters()).device)
     end_token = tokenizer.eos_token_id
     with torch.inference_mode(), warnings.catch_warnings():

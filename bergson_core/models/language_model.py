@@ -41,17 +41,6 @@ class LanguageModel:
     sha256: str = ""
     revision: str | None = None
 
-    def limits(self, max_tokens: int | None = None) -> TokenLimits:
-        """Returns which texts the model takes, of at most `max_tokens` tokens or of all that its context has.
-
-        Raises:
-            InvalidInput: `max_tokens` is more than the model takes.
-        """
-        inputs, outputs = find_input_embedding(self.model), find_output_head(self.model)
-        return TokenLimits(
-            context_limit(self, max_tokens), _count_rows(inputs), _count_rows(outputs), self.tokenizer
-        )
-
     @property
     def device(self) -> torch.device:
         """The device of the model's weights."""
@@ -139,6 +128,18 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
             f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
         )
     return max_tokens or model.max_tokens
+
+
+def token_limits(model: LanguageModel, max_tokens: int | None = None) -> TokenLimits:
+    """Returns which texts a model takes, of at most `max_tokens` tokens or of all that its context has.
+
+    Raises:
+        InvalidInput: `max_tokens` is more than the model takes.
+    """
+    inputs, outputs = find_input_embedding(model.model), find_output_head(model.model)
+    return TokenLimits(
+        context_limit(model, max_tokens), _count_rows(inputs), _count_rows(outputs), model.tokenizer
+    )
 
 
 def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import tokenize_records
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record, record_from_stored
 
@@ -25,7 +25,7 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
     """
     assert model.tokenizer is not None  # load_model always loads one
     documents = tokenize_records(model.tokenizer, records, spec.gradients.loss)
-    limits = model.limits(spec.gradients.max_tokens)
+    limits = token_limits(model, spec.gradients.max_tokens)
     for record, tokens in zip(records, documents, strict=True):
         limits.require(tokens, f"document {record.id!r}")
     return documents

@@ -105,8 +105,6 @@ class Control(Verified):
     """A random document of the index that was unlearned in the same way."""
 
     id: str
-    chunk: Chunk | None = None
-    """What it is a part of, if its document was cut."""
 
 
 class Verification(ResultModel):
@@ -140,7 +138,10 @@ class Verification(ResultModel):
 
     def without(self, ids: Collection[str]) -> "Verification":
         """Returns the verification without the controls that have these ids."""
-        remaining = [control for control in self.controls if not _is_of(control, ids)]
+        # The id of a chunk is that of its document, # and a number. A document whose own id looks like this may go too.
+        remaining = [
+            control for control in self.controls if not {control.id, control.id.rpartition("#")[0]} & set(ids)
+        ]
         return Verification.from_controls(self.learning_rate, self.log_probability, remaining)
 
 
@@ -167,11 +168,6 @@ class ResultRow(ResultModel):
     """What the text is a part of, if the document was too long and was cut."""
     verified: Verified | None = None
     """What unlearning the document changed, for the best results if `verify` asks for it."""
-
-
-def _is_of(row: ResultRow | Control, ids: Collection[str]) -> bool:
-    """Returns whether a row is one of these documents, or a chunk of one."""
-    return row.id in ids or (row.chunk is not None and row.chunk.document in ids)
 
 
 class QueryEcho(ResultModel):
@@ -226,7 +222,9 @@ class Answer(ResultModel):
         def remove(rows: list[ResultRow] | None) -> list[ResultRow] | None:
             if rows is None:
                 return None
-            remaining = (row for row in rows if not _is_of(row, ids))
+            remaining = (
+                row for row in rows if row.id not in ids and not (row.chunk and row.chunk.document in ids)
+            )
             return [row.model_copy(update={"rank": rank}) for rank, row in enumerate(remaining, start=1)]
 
         if not ids:

@@ -210,7 +210,7 @@ class LocalSearcher:
         for candidate in ordered.tolist():
             if len(first) == count:
                 break
-            documents = self.shards[candidates.shard_numbers[candidate]].documents
+            documents = self.shards[int(candidates.shard_numbers[candidate])].documents
             offset = int(candidates.offsets[candidate])
             first.setdefault(read_whole_id(documents, offset), candidate)
         return np.array(list(first.values()), dtype=np.int64)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from bergson_core import AttributionIndex, build_index
 from bergson_core.data.batching import Batch
@@ -11,7 +12,7 @@ from bergson_core.errors import BergsonError, InternalError, InvalidInput, TooLo
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import batch_budget
 from bergson_core.models.batch_budget import MAX_UNSTATED_TOKENS, find_token_limit
-from bergson_core.models.language_model import as_language_model
+from bergson_core.models.language_model import as_language_model, token_limits
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
 from bergson_core.schemas.results import Answer
@@ -77,7 +78,7 @@ def test_a_token_without_an_embedding_fails_its_own_query_alone(tool_index, bad)
 def test_a_token_that_the_model_embeds_and_does_not_predict_may_only_be_context():
     model = tiny.gpt_neox()
     model.set_output_embeddings(torch.nn.Linear(24, tiny.VOCABULARY - 8, bias=False))
-    limits = as_language_model(model).limits()
+    limits = token_limits(as_language_model(model))
     assert (limits.input_ids, limits.output_ids) == (tiny.VOCABULARY, tiny.VOCABULARY - 8)
 
 
@@ -203,15 +204,18 @@ def test_a_long_text_of_few_tokens_is_no_long_text():
     """The bound is by tokens: a tokenizer may have one token for many characters."""
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["-" * 2000])
-    limits = as_language_model(tiny.gpt_neox(400), tokenizer).limits()
+    limits = token_limits(as_language_model(tiny.gpt_neox(400), tokenizer))
     limits.require_plausible_length("-" * 120_000, "a line")
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "mamba"])
-def test_the_limit_of_a_model_without_a_context_follows_from_the_memory(architecture):
-    if architecture not in architectures.DENSE:
-        pytest.skip("no such tiny model")
-    model = architectures.model(architecture, dtype=torch.float32)
+def mamba() -> torch.nn.Module:
+    config = MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=24, num_hidden_layers=2, state_size=4)
+    return MambaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make_model", [lambda: architectures.model("bloom"), mamba], ids=["bloom", "mamba"])
+def test_the_limit_of_a_model_without_a_context_follows_from_the_memory(make_model):
+    model = make_model()
     language_model, modules = as_language_model(model), select_modules(model)
     logits = 2**28
     limits = [
