@@ -183,6 +183,7 @@ class AttributionIndex:
         profile: str = DEFAULT_PROFILE,
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
+        group_by: Literal["document"] | None = None,
         verify: VerifySpec | None = None,
         max_new_tokens: int = 32,
         partial: bool = False,
@@ -210,6 +211,8 @@ class AttributionIndex:
             include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
                 by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
                 at most 32.
+            group_by: `document` returns each document once, by its best chunk, where long documents were cut into
+                chunks.
             verify: How to verify the best results by unlearning them; by default they are not verified.
             max_new_tokens: Most tokens to generate where `completion` is left out.
             partial: Answer from the undamaged shards of an index that was opened with `partial`.
@@ -234,6 +237,7 @@ class AttributionIndex:
                 "profile": profile,
                 "filter": filter,
                 "include": include,
+                "group_by": group_by,
                 "verify": verify,
                 "max_new_tokens": max_new_tokens,
                 "partial": partial,

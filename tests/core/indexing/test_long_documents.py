@@ -336,3 +336,11 @@ def test_stored_texts_are_what_was_scored(built):
         (tokens,) = tokenize(opened.model.tokenizer, [row["prompt"]], None)
         assert tokens.n_labelled == row["n_tokens"]
         assert len(tokens.ids) <= LIMIT
+
+
+def test_chunks_that_are_all_alike_make_an_index_that_opens(sources, tmp_path):
+    documents = [{"id": "d", "text": "Person 3 lives in city 1. " * 400, "source": "", "number": 0}]
+    manifest = build_index(spec_of(sources, documents, long_documents="chunk"), tmp_path / "facts")
+    assert manifest.rows > 100
+    (answer,) = AttributionIndex.open(tmp_path / "facts").attribute([query(group_by="document")])
+    assert [row.chunk.document for row in answer.results] == ["d"]
