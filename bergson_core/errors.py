@@ -25,7 +25,8 @@
     │   └── RateLimited                  the API key has sent too many requests
     ├── DeadlineExceeded                 there was no answer in time
     ├── Cancelled                        the work was cancelled
-    └── LeaseLost                        another worker has taken over the job
+    ├── LeaseLost                        another worker has taken over the job
+    └── InternalError                    something unexpected failed; the log has more
 
 Each class has a `code`, a stable name that crosses the borders between processes (Redis and HTTP). `from_code` makes
 the error of a code.
@@ -236,6 +237,19 @@ class LeaseLost(BergsonError):
     """Another worker has taken over the job."""
 
     code = "lease_lost"
+
+
+class InternalError(BergsonError):
+    """Something unexpected failed. The cause and the log have more, which may not be meant for the caller's eyes."""
+
+    code = "internal"
+
+    @classmethod
+    def because(cls, cause: BaseException) -> Self:
+        """Returns the error for an exception that nobody expected."""
+        error = cls(f"unexpected {type(cause).__name__}: the log has more")
+        error.__cause__ = cause
+        return error
 
 
 def _with_subclasses(root: type[BergsonError]) -> list[type[BergsonError]]:

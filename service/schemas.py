@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.build import BuildSpec, IndexName
+from bergson_core.schemas.documents import Chunk, DocumentReport
 from bergson_core.schemas.results import Answer, SizesBytes
 from bergson_core.storage.manifest import NoticeEntry, SearchEntry
 from worker.messages import JobRecord, JobState, Problem, ServiceQuery, WorkerStatus
@@ -120,6 +121,8 @@ class IndexDetail(IndexSummary):
     """sha256 of the spec."""
     model_sha256: str | None = None
     """Hash of the model's config, weights and tokenizer."""
+    documents: DocumentReport | None = None
+    """Documents that were left out or cut, because they could not be indexed as they stand."""
     profiles: list[str] = []
     """Profiles that a query may name in its field `profile`."""
     taken_down: int | None = None
@@ -147,6 +150,11 @@ class DocumentDetail(ResultModel):
     skipped."""
     n_tokens: int
     """Labelled tokens of the document, over which the loss is taken."""
+    chunk: Chunk | None = None
+    """What the text is a part of, if the document was too long and was cut."""
+    chunks: list[str] | None = None
+    """Ids of the chunks, if this is a document that was cut into chunks. The text is then that of all of them, and loss
+    and n_tokens are sums over them."""
 
     def without_text(self) -> "DocumentDetail":
         """Returns the document for a caller who may see no text."""

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     """Seconds that an idle worker waits for a query before it looks for a job."""
     query_batch: int = Field(default=32, ge=1, le=1024)
     """Largest number of waiting queries that a worker takes and answers together."""
+    max_query_tokens: int | None = Field(default=None, ge=2)
+    """Largest number of tokens of a query. By default it is the context of the model or, for a model that states none,
+    as many as a pass has memory for when the index is opened."""
     max_queued_queries: int = Field(default=1000, ge=1)
     """Largest number of queries that wait or are worked on; further queries are refused."""
     max_queue_wait_s: float = Field(default=10, gt=0)

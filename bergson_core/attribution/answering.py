@@ -6,16 +6,19 @@ Legend: q queries, v rows of the background sample that are visible (`search.bac
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from bergson_core.attribution.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery, render_chat_queries
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.data.batching import BUDGET_TOKENS
-from bergson_core.errors import BergsonError
+from bergson_core.data.chat_template import RenderedChat
+from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
@@ -64,13 +67,16 @@ class QueryAnswerer:
         tokenized: dict[int, TokenizedQuery] = {}
         chats = render_chat_queries(self.query_tokenizer.model, queries)
         for number, query in enumerate(queries):
-            try:
-                self._require_answerable(query)
-                tokenized[number] = self.query_tokenizer.complete_and_tokenize(query, chats.get(number))
-            except BergsonError as error:
-                outcomes[number] = error
+            prepared = run_or_error(partial(self._prepare, query, chats.get(number)))
+            if isinstance(prepared, BergsonError):
+                outcomes[number] = prepared
+            else:
+                tokenized[number] = prepared
         if tokenized:
-            outcomes |= zip(tokenized, self._answer_tokenized(list(tokenized.values()), started), strict=True)
+            answers = run_together_or_alone(
+                list(tokenized.values()), lambda items: self._answer_tokenized(items, started)
+            )
+            outcomes |= zip(tokenized, answers, strict=True)
         return [outcomes[number] for number in range(len(queries))]
 
     def search(self, rows: Float[Tensor, "q D"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
@@ -98,6 +104,15 @@ class QueryAnswerer:
             )
             for hit, influences in zip(hits, tokens, strict=True)
         ]
+
+    def _prepare(self, query: AttributionQuery, chat: RenderedChat | InvalidInput | None) -> TokenizedQuery:
+        """Returns a query with its completion and its tokens; `chat` is what its messages were rendered as.
+
+        Raises:
+            BergsonError: This index cannot answer the query.
+        """
+        self._require_answerable(query)
+        return self.query_tokenizer.complete_and_tokenize(query, chat)
 
     def _require_answerable(self, query: AttributionQuery) -> None:
         """Raises a `BergsonError` for a query that this index cannot answer."""

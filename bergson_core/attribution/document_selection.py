@@ -5,7 +5,7 @@ A document that was taken down is never selected.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from bergson_core.data.batching import Tokens
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.search.searcher import Searcher
-from bergson_core.storage.document_table import mask_of_ids, read_document
+from bergson_core.storage.document_table import mask_of_ids, read_document, read_whole_id
 from bergson_core.storage.manifest import Manifest
 
 RowLocation = tuple[int, int]
@@ -53,7 +53,7 @@ class DocumentSelector:
         Args:
             count: How many documents to draw; fewer are returned where the index has no more.
             seed: Seed of the draw.
-            excluded_ids: Ids of documents that are not drawn.
+            excluded_ids: Ids of documents that are not drawn, nor any chunk of them.
 
         Returns:
             Where the documents are, by id.
@@ -71,18 +71,21 @@ class DocumentSelector:
                 shard = self.searcher.shards[shard_number]
                 offset = row - int(shard_ends[shard_number]) + shard.entry.rows
                 document_id = shard.documents["id"][offset].as_py()
-                is_allowed = _has_gradient(shard.documents, offset) and document_id not in excluded_ids
+                is_excluded = read_whole_id(shard.documents, offset) in excluded_ids
+                is_allowed = _has_gradient(shard.documents, offset) and not is_excluded
                 if is_allowed and self.is_visible((shard_number, offset)):
                     locations[document_id] = (shard_number, offset)
         return locations
 
     def tokenize(self, locations: Sequence[RowLocation]) -> list[Tokens]:
         """Returns the tokens of the documents at these locations, as the index was built from them."""
-        shards = self.searcher.shards
-        documents = [
-            read_document(shards[shard_number].documents, offset) for shard_number, offset in locations
-        ]
+        documents = [self.read(location) for location in locations]
         return tokenize_stored(documents, self.manifest.spec, self.model)
+
+    def read(self, location: RowLocation) -> dict[str, Any]:
+        """Returns the document at a location, as the index has stored it."""
+        shard_number, offset = location
+        return read_document(self.searcher.shards[shard_number].documents, offset)
 
 
 def _has_gradient(documents: pa.Table, offset: int) -> bool:

@@ -7,7 +7,8 @@ Legend: q queries, n rows of a shard, D numbers of a row.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +18,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.isolation import run_or_error
 from bergson_core.attribution.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
+from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
+from bergson_core.models.batch_budget import find_token_limit
 from bergson_core.models.index_model import load_index_model
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
@@ -76,6 +80,7 @@ class AttributionIndex:
         load_model: LoadModel | None = None,
         partial: bool = False,
         executor: Executor = LocalExecutor(),
+        max_query_tokens: int | None = None,
     ) -> "AttributionIndex":
         """Opens the index in the directory `path`, and loads the model that it was built from.
 
@@ -90,6 +95,8 @@ class AttributionIndex:
             partial: Open an index with damaged shards without them. It then answers only queries that are `partial`.
             executor: Where shards are searched: in this process, or on the machines of a Ray cluster with
                 `RayExecutor()`; see docs/scaling.md.
+            max_query_tokens: Largest number of tokens of a query. By default it is the context of the model or, for a
+                model that states none, as many as a pass has memory for.
 
         Raises:
             IndexNotFound: There is no published index in this directory.
@@ -102,7 +109,7 @@ class AttributionIndex:
         while True:
             manifest = read_manifest(root)
             try:
-                return cls._open_generation(root, manifest, load_model, partial, executor)
+                return cls._open_generation(root, manifest, load_model, partial, executor, max_query_tokens)
             except (IndexCorrupt, FileNotFoundError) as error:
                 if read_manifest(root).generation != manifest.generation:
                     continue  # a new generation was published meanwhile, and files of the old one were removed
@@ -112,7 +119,13 @@ class AttributionIndex:
 
     @classmethod
     def _open_generation(
-        cls, root: Path, manifest: Manifest, load_model: LoadModel | None, partial: bool, executor: Executor
+        cls,
+        root: Path,
+        manifest: Manifest,
+        load_model: LoadModel | None,
+        partial: bool,
+        executor: Executor,
+        max_query_tokens: int | None,
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
@@ -121,6 +134,9 @@ class AttributionIndex:
         _require_same_projection(processor, spec.gradients)
         model = load_index_model(root, manifest, load_model)
         collector = RowCollector(model, processor, [module.name for module in manifest.modules])
+        # A limit for all indexes of a worker may be larger than the context of one model.
+        limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
+        query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
         return cls(
             name=root.name,
             manifest=manifest,
@@ -133,11 +149,16 @@ class AttributionIndex:
                 manifest=manifest,
                 collector=collector,
                 searcher=searcher,
-                query_tokenizer=QueryTokenizer(model, spec.gradients.loss),
+                query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
                 score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
             ),
             verifier=Verifier(manifest, model, searcher),
         )
+
+    @property
+    def query_limits(self) -> TokenLimits:
+        """Which queries the model takes."""
+        return token_limits(self.answerer.query_tokenizer.model)
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -166,6 +187,7 @@ class AttributionIndex:
         profile: str = DEFAULT_PROFILE,
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
+        group_by: Literal["document"] | None = None,
         verify: VerifySpec | None = None,
         max_new_tokens: int = 32,
         partial: bool = False,
@@ -202,6 +224,8 @@ class AttributionIndex:
             include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
                 by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
                 at most 32.
+            group_by: `document` returns each document once, by its best chunk, where long documents were cut into
+                chunks.
             verify: How to verify the best results by unlearning them; by default they are not verified.
             max_new_tokens: Most tokens to generate where `completion` is left out.
             partial: Answer from the undamaged shards of an index that was opened with `partial`.
@@ -229,6 +253,7 @@ class AttributionIndex:
                 "profile": profile,
                 "filter": filter,
                 "include": include,
+                "group_by": group_by,
                 "verify": verify,
                 "max_new_tokens": max_new_tokens,
                 "partial": partial,
@@ -257,10 +282,8 @@ class AttributionIndex:
         outcomes = self.answerer.answer(queries)
         for number, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             if query.verify is not None and isinstance(outcome, Answer):
-                try:
-                    outcomes[number] = run_to_completion(self.verify(query, outcome))
-                except BergsonError as error:
-                    outcomes[number] = error
+                verification = partial(run_to_completion, self.verify(query, outcome))
+                outcomes[number] = run_or_error(verification)
         return outcomes
 
     def verify(self, query: AttributionQuery, answer: Answer) -> VerificationSteps[Answer]:

@@ -30,7 +30,6 @@ from bergson_core.indexing.build_context import always_confirm, ignore_progress
 from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.language_model import context_limit
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
 from bergson_core.shards.row_encoder import RowEncoder
@@ -160,12 +159,11 @@ def _query_second_moment(
 ) -> tuple[Float64[Tensor, "m d d"], int]:
     """Returns (mean outer product of the queries' rows, number of queries)."""
     spec, model = index.manifest.spec, index.model
-    limit = context_limit(model, spec.gradients.max_tokens)
     chunks = iter_token_chunks(
         model.tokenizer,
         queries,
         columns,
-        limit,
+        index.query_limits,
         spec.gradients.loss,
         label_end=False,
         chat_date=model.chat_date,

@@ -10,18 +10,12 @@ from functools import cached_property
 
 import numpy as np
 
-from bergson_core.data.batching import (
-    Tokens,
-    encode_context,
-    require_max_tokens,
-    tokenize,
-    with_loss_weight,
-)
+from bergson_core.data.batching import Tokens, encode_context, tokenize, with_loss_weight
 from bergson_core.data.chat_template import RenderedChat, Span, render_chats, tokenize_rendered
 from bergson_core.data.word_joins import JoinChecker
 from bergson_core.errors import InvalidInput
 from bergson_core.models.generation import generate_completion
-from bergson_core.models.language_model import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import Loss
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import QueryEcho, QueryWarning
@@ -51,7 +45,7 @@ class TokenizedQuery:
 
 @dataclass(frozen=True)
 class QueryTokenizer:
-    """Tokenises queries for a model; `loss` is the one whose gradients the index holds."""
+    """Tokenises queries for a model, with the longest query in its `max_tokens`; `loss` is that of the index's rows."""
 
     model: LanguageModel
     loss: Loss
@@ -73,17 +67,19 @@ class QueryTokenizer:
 
         Raises:
             TooLong: Prompt and completion together are longer than the model takes.
-            InvalidInput: The model generates nothing, or no token of the completion has one before it, or the messages
-                cannot be rendered.
+            InvalidInput: The model has no embedding for a token, it generates nothing, no token of the completion has
+                one before it, or the messages cannot be rendered.
         """
+        limits = token_limits(self.model)
         if query.messages is not None:
+            what = "the rendered chat"
             tokenized = self._read_chat(query, chat)
         else:
-            assert query.prompt is not None  # the query has one where it has no messages
+            what, prompt = "prompt and completion together", query.prompt or ""
+            limits.require_plausible_length(prompt + (query.completion or ""), what)
             read, completion = self._read, query.completion
-            tokenized = self._generate(query, query.prompt) if completion is None else read(query, completion)
-        what = "prompt and completion together" if query.messages is None else "the rendered chat"
-        require_max_tokens(tokenized.tokens, context_limit(self.model, None), what)
+            tokenized = self._generate(query, prompt) if completion is None else read(query, completion)
+        limits.require(tokenized.tokens, what)
         if tokenized.tokens.n_labelled == 0:
             raise InvalidInput(
                 "nothing to attribute: the completion, or its span, has no token that follows another; "

@@ -17,7 +17,6 @@ from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
 from bergson_core.data.word_joins import JoinChecker
 from bergson_core.errors import InvalidInput
-from bergson_core.models.language_model import context_limit
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.search.profile import Profile
@@ -108,9 +107,14 @@ def _iter_weights(
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
     """Yields (numbers of some queries, their weights), batch by batch."""
     model, loss = index.model, index.manifest.spec.gradients.loss
-    limit = context_limit(model, None)
     chunks = iter_token_chunks(
-        model.tokenizer, queries, columns, limit, loss, label_end=False, chat_date=model.chat_date
+        model.tokenizer,
+        queries,
+        columns,
+        index.query_limits,
+        loss,
+        label_end=False,
+        chat_date=model.chat_date,
     )
     for chunk_number, chunk in enumerate(chunks):
         first = chunk_number * READ_CHUNK_SIZE

@@ -74,9 +74,8 @@ class Verifier:
             unlearner = replace(unlearner, learning_rate=spec.learning_rate)
         lists = [answer.results or [], answer.opponents or []]
         results = self._selector.locate({row.id for rows in lists for row in rows[: spec.top]})
-        controls = self._selector.draw(
-            spec.controls, _seed_of(answer), {row.id for rows in lists for row in rows}
-        )
+        shown = {row.chunk.document if row.chunk else row.id for rows in lists for row in rows}
+        controls = self._selector.draw(spec.controls, _seed_of(answer), shown)
         effects: dict[str, Verified] = {}
         for document_id, location in (results | controls).items():
             (document,) = self._selector.tokenize([location])

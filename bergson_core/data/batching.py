@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.errors import InvalidInput, TooLong
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import Loss
 
 BUDGET_TOKENS = 4096
@@ -178,23 +178,6 @@ def _first_label(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
 def with_loss_weight(tokens: Tokens, loss: Loss, weight: float = 1.0) -> Tokens:
     """Returns the document with a loss that is `weight` times the sum over its labelled tokens, or times their mean."""
     return replace(tokens, weight=weight / max(1, tokens.n_labelled) if loss == "mean" else weight)
-
-
-def require_max_tokens(tokens: Tokens, limit: int | None, what: str) -> None:
-    """Checks the length of a document, because no document is ever cut.
-
-    Args:
-        tokens: The document.
-        limit: Largest number of tokens, or None for no limit.
-        what: Name of the document, for the message.
-
-    Raises:
-        TooLong: The document has more tokens.
-    """
-    if limit is not None and len(tokens.ids) > limit:
-        raise TooLong(
-            f"{what} has {len(tokens.ids)} tokens, more than the {limit} allowed; shorten or split it"
-        )
 
 
 def iter_length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:

@@ -7,6 +7,7 @@ are JSON values, and what cannot be kept exactly is refused. The table has a col
     messages                 a list of messages as JSON text
     weight                   float64
     metadata                 an object with the metadata columns as JSON text
+    reason                   why the document is bad, or null; only where bad documents are to be left out
 
 JSON text is used because an Arrow column has one type: it would add null for each key that another row has, and could
 hold neither 1 beside 1.5 nor integers beyond 64 bits without loss.
@@ -14,7 +15,7 @@ hold neither 1 beside 1.5 nor integers beyond 64 bits without loss.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from types import NoneType
@@ -31,6 +32,7 @@ from bergson_core.schemas.record import Messages, drop_nulls, require_message
 
 Describe = Callable[[int, str], str]
 """(position, column) → what stands there, for messages."""
+REASON_COLUMN: Final = "reason"
 _MARK: Final = b"bergson documents"
 """Metadata of the schema of an encoded table."""
 _MAX_SHOWN: Final = 60
@@ -193,15 +195,17 @@ class DocumentEncoder:
 
     Args:
         columns: The columns to read and what they hold.
+        note_bad: Whether a document with a wrong value gets the reason in its place, instead of raising it.
     """
 
-    def __init__(self, columns: ColumnsSpec) -> None:
-        self._columns, self._kinds = columns, ValueKinds()
+    def __init__(self, columns: ColumnsSpec, *, note_bad: bool = False) -> None:
+        self._columns, self._kinds, self._note_bad = columns, ValueKinds(), note_bad
         text = {"id": columns.id, "completion": columns.completion, "messages": columns.messages}
         text["prompt"] = columns.prompt if columns.messages is None else None
         text["metadata"] = "metadata" if columns.metadata else None
         fields = [(name, pa.string()) for name, column in text.items() if column is not None]
         fields += [("weight", pa.float64())] if columns.weight is not None else []
+        fields += [(REASON_COLUMN, pa.string())] if note_bad else []
         self.schema = pa.schema(fields, {_MARK: b"1"})
 
     def encode(self, chunk: RowChunk) -> pa.RecordBatch:
@@ -211,6 +215,27 @@ class DocumentEncoder:
             InvalidInput: A value is not what its column should hold. The message names the file, the row and the
                 column.
         """
+        if not self._note_bad:
+            return self._encode_good(chunk)
+        table = pa.Table.from_batches(list(self._encode_or_note(chunk))).combine_chunks()
+        (batch,) = table.to_batches()
+        return batch
+
+    def _encode_or_note(self, chunk: RowChunk) -> Iterator[pa.RecordBatch]:
+        """Yields the documents of some rows. If they cannot be encoded together, each half is tried by itself."""
+        try:
+            yield self._encode_good(chunk)
+        except InvalidInput as error:
+            if len(chunk) > 1:
+                middle = len(chunk) // 2
+                yield from self._encode_or_note(chunk.part(0, middle))
+                yield from self._encode_or_note(chunk.part(middle, len(chunk)))
+                return
+            arrays = [pa.nulls(1, field.type) for field in self.schema]
+            arrays[self.schema.get_field_index(REASON_COLUMN)] = pa.array([str(error)], pa.string())
+            yield pa.record_batch(arrays, self.schema)
+
+    def _encode_good(self, chunk: RowChunk) -> pa.RecordBatch:
         columns, describe, arrays = self._columns, chunk.describe, dict[str, pa.Array]()
         texts = {
             "prompt": columns.prompt if columns.messages is None else None,
@@ -232,6 +257,8 @@ class DocumentEncoder:
             arrays["weight"] = pa.array(weights, pa.float64())
         if columns.metadata:
             arrays["metadata"] = self._encode_metadata(chunk.data, describe)
+        if self._note_bad:
+            arrays[REASON_COLUMN] = pa.nulls(len(chunk), pa.string())
         return pa.record_batch([arrays[name] for name in self.schema.names], self.schema)
 
     def _encode_metadata(self, data: Mapping[str, Sequence[Any]], describe: Describe) -> pa.Array:

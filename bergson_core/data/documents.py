@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, require_max_tokens, tokenize, with_loss_weight
+from bergson_core.data.batching import Tokens, tokenize, with_loss_weight
 from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.dataset import (
     dataset_in_memory,
@@ -21,6 +22,7 @@ from bergson_core.data.dataset import (
     translate_dataset_errors,
 )
 from bergson_core.data.document_columns import (
+    REASON_COLUMN,
     Describe,
     DocumentEncoder,
     ValueKinds,
@@ -32,6 +34,8 @@ from bergson_core.data.document_columns import (
 )
 from bergson_core.data.files.reader import FileReader
 from bergson_core.data.row_chunks import ObjectColumns, missing_column
+from bergson_core.data.token_columns import read_token_rows
+from bergson_core.data.token_limits import NO_LIMITS, TokenLimits
 from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, InlineDocument, Loss
@@ -39,7 +43,7 @@ from bergson_core.schemas.record import Record
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
-_IGNORED_LABEL = -100
+_TOKENS_ADVICE = ". A build reads text; tokens (input_ids) are read by collect_gradients and by IndexCallback"
 _UNUSABLE_IDS = {"", ".", ".."}
 """Ids that cannot be a part of a URL's path."""
 
@@ -65,7 +69,25 @@ class Documents:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, indices: range | Sequence[int]) -> list[Record]:
+    def row(self, index: int) -> int:
+        """Returns the number of a document's row in the dataset."""
+        return index
+
+    def read_ids(self, indices: Sequence[int]) -> list[str]:
+        """Reads the ids of documents, and nothing else of them. A bad document without an id is named by its row."""
+        if self.columns.id is None:
+            return [str(self.first_number + index) for index in indices]
+        if not self.encoded:
+            values = self.dataset.select_columns(self.columns.id)[_as_slice(indices)]
+            return require_ids(values[self.columns.id], self.columns.id, self._describer(indices))
+        ids = self.dataset.select_columns("id")[_as_slice(indices)]["id"]
+        return [f"row {row}" if id is None else id for id, row in zip(ids, indices, strict=True)]
+
+    def read_whole_ids(self, indices: Sequence[int]) -> list[str]:
+        """Reads the ids of documents; for chunks, that of the document which they are a part of."""
+        return self.read_ids(indices)
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
         """Reads documents.
 
         Args:
@@ -77,10 +99,8 @@ class Documents:
         Raises:
             InvalidInput: A value is no text, no id, no chat, no finite weight or no JSON value.
         """
-        is_range = isinstance(indices, range)
-        values = self.dataset[slice(indices.start, indices.stop) if is_range else list(indices)]
-        read_columns = _decode_columns if self.encoded else self._check_columns
-        columns = read_columns(values, indices)
+        values = self.dataset[_as_slice(indices)]
+        columns = (_decode_columns if self.encoded else self._check_columns)(values, indices)
         missing = [None] * len(indices)
         chats = columns.get("messages", missing)
         rows = zip(
@@ -99,6 +119,11 @@ class Documents:
         for start in range(0, len(self), READ_CHUNK_SIZE):
             yield self.read(range(start, min(start + READ_CHUNK_SIZE, len(self))))
 
+    def iter_ids(self) -> Iterator[list[str]]:
+        """Yields the ids of all documents in order, `READ_CHUNK_SIZE` at a time."""
+        for start in range(0, len(self), READ_CHUNK_SIZE):
+            yield self.read_ids(range(start, min(start + READ_CHUNK_SIZE, len(self))))
+
     def require_valid_ids(self) -> None:
         """Checks the id column, with 8 bytes of memory for each document.
 
@@ -108,11 +133,11 @@ class Documents:
         if self.columns.id is None:
             return
         hashes = array("q")
-        for chunk in self.iter_chunks():
-            hashes.extend(hash(record.id) for record in chunk)
-            if unusable := _UNUSABLE_IDS.intersection(record.id for record in chunk):
+        for ids in self.iter_ids():
+            hashes.extend(map(hash, ids))
+            if unusable := _UNUSABLE_IDS.intersection(ids):
                 raise InvalidInput(
-                    f"{self.name}: the id {unusable.pop()!r} in column {self.columns.id!r} cannot stand in a URL; "
+                    f"{self.name}: the id {unusable.pop()!r} in column {self.columns.id!r} cannot be used in a URL; "
                     "expected another one"
                 )
         ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
@@ -120,15 +145,14 @@ class Documents:
         if not repeated:
             return
         seen = set()  # Different ids may have the same hash.
-        for record in (
-            record for chunk in self.iter_chunks() for record in chunk if hash(record.id) in repeated
-        ):
-            if record.id in seen:
+        for document_id in chain.from_iterable(self.iter_ids()):
+            if document_id in seen:
                 raise InvalidInput(
-                    f"{self.name}: the id {record.id!r} in column {self.columns.id!r} stands more than once; "
+                    f"{self.name}: the id {document_id!r} in column {self.columns.id!r} occurs more than once; "
                     "ids have to be unique"
                 )
-            seen.add(record.id)
+            if hash(document_id) in repeated:
+                seen.add(document_id)
 
     def require_single_kinds(self) -> None:
         """Checks the metadata columns whose values may be of any type.
@@ -170,7 +194,14 @@ class Documents:
 
 
 def _decode_columns(values: dict[str, list[Any]], _indices: Sequence[int]) -> dict[str, list[Any]]:
-    """Returns the values of each purpose from the table of a `DocumentEncoder`."""
+    """Returns the values of each purpose from the table of a `DocumentEncoder`.
+
+    Raises:
+        InvalidInput: A document is bad, and the table has the reason in its place.
+    """
+    for reason in values.pop(REASON_COLUMN, ()):
+        if reason is not None:
+            raise InvalidInput(reason)
     json_columns = {
         name: list(map(json.loads, values[name])) for name in ("messages", "metadata") if name in values
     }
@@ -186,28 +217,31 @@ def load_documents(spec: BuildSpec) -> Documents:
         InvalidInput: The dataset is empty, or a value is not what its column should hold.
     """
     name = "documents" if spec.dataset is None else spec.dataset.path
+    note_bad = spec.on_bad_document == "skip"
     if spec.dataset is None:
-        batches = _encode_inline(spec.documents or (), spec.columns)
+        batches = _encode_inline(spec.documents or (), spec.columns, note_bad)
     else:
         with translate_dataset_errors(spec.dataset):
             reader = FileReader.open(spec.dataset)
             if reader is None:
                 dataset = cast(Dataset, open_saved_or_hub_dataset(spec.dataset, streaming=False))
                 return documents_from_dataset(dataset, spec.columns, name)
-            batches = list(reader.iter_documents(spec.columns))
+            batches = list(reader.iter_documents(spec.columns, note_bad=note_bad))
     if not batches:
         raise empty_dataset_error(name)
     return Documents(dataset_in_memory(pa.Table.from_batches(batches)), spec.columns, name, encoded=True)
 
 
-def _encode_inline(documents: Sequence[InlineDocument], columns: ColumnsSpec) -> list[pa.RecordBatch]:
+def _encode_inline(
+    documents: Sequence[InlineDocument], columns: ColumnsSpec, note_bad: bool
+) -> list[pa.RecordBatch]:
     if not documents:
         return []
     names = columns.column_names()
     objects = ObjectColumns(names, set(names) - set(columns.metadata), "documents")
     chunk = objects.make_chunk(documents, "documents", 0)
     objects.require_all()
-    return [DocumentEncoder(columns).encode(chunk)]
+    return [DocumentEncoder(columns, note_bad=note_bad).encode(chunk)]
 
 
 def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
@@ -265,7 +299,8 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
     required = columns.column_names()
     for column in required:
         if column not in present:
-            raise missing_column(name, column, present)
+            error = missing_column(name, column, present)
+            raise ColumnNotFound(f"{error}{_TOKENS_ADVICE * ('input_ids' in present)}")
     return required
 
 
@@ -304,52 +339,70 @@ def iter_token_chunks(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Dataset,
     columns: ColumnsSpec,
-    limit: int | None,
+    limits: TokenLimits = NO_LIMITS,
     loss: Loss = "sum",
+    numbers: Sequence[int] | None = None,
     *,
     label_end: bool = True,
     chat_date: date | None = None,
 ) -> Iterator[list[Tokens]]:
-    """Yields the tokens of all documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
+    """Yields the tokens of documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
     Args:
-        tokenizer: Tokenizer of the model, or None to take the token ids from a column `input_ids`. Then all tokens but
-            the first are labelled, or those whose entry in a column `labels` is not -100.
+        tokenizer: Tokenizer of the model, or None to take the tokens from the column `input_ids` and those beside it
+            (`data/token_columns.py`). Without labels or a mask all tokens but the first are labelled.
         dataset: The dataset.
-        columns: The columns to read and what they hold; used with a tokenizer only.
-        limit: Largest number of tokens of a document, or None for no limit.
+        columns: The columns to read and what they hold; without a tokenizer, only that of the weights.
+        limits: Which tokens the model takes, and how many.
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
+        numbers: Numbers of the rows to read; by default all.
         label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
         chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
 
     Raises:
-        TooLong: A document has more than `limit` tokens.
+        TooLong: A document has too many tokens.
         ColumnNotFound: A column is missing.
-        InvalidInput: The dataset is empty, or a value cannot be read.
+        InvalidInput: The dataset is empty, a value cannot be read, or a column says something of the tokens that cannot
+            be honoured.
     """
     if tokenizer is None and "input_ids" not in dataset.column_names:
         raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
     documents = documents_from_dataset(dataset, columns) if tokenizer is not None else None
     spaces = MissingSpaceCounter(JoinChecker(tokenizer)) if tokenizer is not None else None
-    for start in range(0, len(dataset), READ_CHUNK_SIZE):
-        indices = range(start, min(start + READ_CHUNK_SIZE, len(dataset)))
+    rows = range(len(dataset)) if numbers is None else numbers
+    for start in range(0, len(rows), READ_CHUNK_SIZE):
+        indices = rows[start : start + READ_CHUNK_SIZE]
         if documents is None or tokenizer is None or spaces is None:
-            tokenized = _read_token_columns(dataset[start : indices.stop])
-            chunk = [with_loss_weight(tokens, loss) for tokens in tokenized]
+            values = dataset[_as_slice(indices)]
+            weights = _read_weights(values, columns.weight, indices)
+            tokenized = read_token_rows(values, indices)
+            chunk = [
+                with_loss_weight(tokens, loss, weight)
+                for tokens, weight in zip(tokenized, weights, strict=True)
+            ]
         else:
             records = documents.read(indices)
             chunk = tokenize_records(tokenizer, records, loss, label_end=label_end, chat_date=chat_date)
             spaces.add(records)
         for index, tokens in zip(indices, chunk, strict=True):
-            require_max_tokens(tokens, limit, f"row {index}")
+            limits.require(tokens, f"row {index}")
         yield chunk
     if spaces is not None:
         spaces.log_warning("rows")
 
 
-def _read_token_columns(values: dict[str, Sequence[Any]]) -> Iterator[Tokens]:
-    all_ids = values["input_ids"]
-    for ids, labels in zip(all_ids, values.get("labels", all_ids), strict=True):
-        labelled = np.asarray(labels) != _IGNORED_LABEL
-        labelled[:1] = False
-        yield Tokens(np.asarray(ids, dtype=np.int64), labelled)
+def _as_slice(indices: Sequence[int]) -> slice | list[int]:
+    """Returns what a dataset is indexed with to read these rows: a slice is faster than a list."""
+    return slice(indices.start, indices.stop) if isinstance(indices, range) else list(indices)
+
+
+def _read_weights(values: dict[str, Any], column: str | None, indices: Sequence[int]) -> list[float]:
+    """Returns the weights of the documents of a tokenised dataset: 1 without a column that has them."""
+    if column is None:
+        return [1.0] * len(indices)
+    if column not in values:
+        raise missing_column("the dataset", column, values)
+    weights = [getattr(value, "item", lambda value=value: value)() for value in values[column]]
+    return require_weights(
+        weights, column, lambda position, name: f"row {indices[position]} of column {name!r}"
+    )

@@ -32,6 +32,17 @@ class RowChunk:
     values: Mapping[str, Sequence[Any]]
     data: Mapping[str, Sequence[Any]]
 
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def part(self, start: int, end: int) -> "RowChunk":
+        """Returns the rows at the positions [start, end) of the chunk."""
+        values, data = (
+            {name: column[start:end] for name, column in columns.items()}
+            for columns in (self.values, self.data)
+        )
+        return RowChunk(self.source, self.first_row + start, values, data)
+
     def describe(self, position: int, column: str) -> str:
         """Returns what stands at a position of the chunk, for messages."""
         return f"{self.source}: row {self.first_row + position} of column {column!r}"

@@ -65,7 +65,7 @@ def _open_documents(spec: BuildSpec, root: Path, report: ProgressCallback) -> Do
         if reader is None and not source.streaming:
             return load_documents(spec)
         if reader is not None:
-            batches = _iter_batches(reader, source, spec.columns)
+            batches = _iter_batches(reader, source, spec)
         else:
             with translate_dataset_errors(source):
                 dataset = open_saved_or_hub_dataset(source, streaming=True)
@@ -81,9 +81,9 @@ def _open_documents(spec: BuildSpec, root: Path, report: ProgressCallback) -> Do
     return documents_from_dataset(dataset, spec.columns, source.path)
 
 
-def _iter_batches(reader: FileReader, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.RecordBatch]:
+def _iter_batches(reader: FileReader, source: DatasetSpec, spec: BuildSpec) -> Iterator[pa.RecordBatch]:
     with translate_dataset_errors(source):
-        yield from reader.iter_documents(columns)
+        yield from reader.iter_documents(spec.columns, note_bad=spec.on_bad_document == "skip")
 
 
 def _iter_stream(stream: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:

@@ -7,11 +7,10 @@ from typing import Any, Final
 import numpy as np
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.data.batching import Tokens, require_max_tokens, tokenize
+from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.queries import EvaluationQuery, gold_value
-from bergson_core.models.language_model import context_limit
 from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.schemas.record import Record
 from bergson_core.storage.document_table import read_document
@@ -160,8 +159,9 @@ def tokenize_queries(index: AttributionIndex, queries: Sequence[EvaluationQuery]
     spaces = MissingSpaceCounter(JoinChecker(model.tokenizer))
     spaces.add([Record(query.id, query.prompt, query.completion, {}) for query in queries])
     spaces.log_warning("queries")
+    limits = index.query_limits
     for query, tokens in zip(queries, tokenized, strict=True):
-        require_max_tokens(tokens, context_limit(model, None), f"query {query.id!r}")
+        limits.require(tokens, f"query {query.id!r}")
         if tokens.n_labelled == 0:
             raise InvalidInput(
                 f"query {query.id!r}: no token of its completion follows another token; expected a prompt or a "

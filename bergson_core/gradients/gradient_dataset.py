@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import iter_token_chunks
+from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector, collect_rows
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 
 
@@ -46,7 +47,9 @@ def collect_gradients(
     Args:
         model: A causal language model, in memory and on its device.
         dataset: The n documents.
-        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used, and `labels` where there is one.
+        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used. Padding that `attention_mask`
+            marks is left out, and `labels`, `completion_mask`, `assistant_masks` or `loss_mask` say which tokens are
+            labelled. A row that holds several packed documents is an error.
         processor: How gradients are normalized and projected. By default the one that `fit_processor` returns for this
             dataset: Adafactor, fitted from a sample, and 16 × 16 numbers a module.
         columns: The dataset's columns; by default the text is in the column `text`.
@@ -65,7 +68,8 @@ def collect_gradients(
         ColumnNotFound: The dataset lacks a column that `columns` names, or there is neither a tokenizer nor a column
             `input_ids`.
         TooLong: A document has more tokens than the model takes.
-        InvalidInput: A document is not text, no module is selected, or the normalizers cannot be fitted.
+        InvalidInput: A document is not text, has a token that the model has no embedding for, or a column beside
+            `input_ids` that cannot be honoured; no module is selected; or the normalizers cannot be fitted.
 
     Source: The gradients are those of TrackStar (Chang et al., arXiv 2410.17413, section 3), without its
     preconditioner and before scaling to unit length.
@@ -76,6 +80,11 @@ def collect_gradients(
         >>> rows = torch.tensor(dataset["gradients"])
     """
     columns = columns or ColumnsSpec()
+    if tokenizer is None and (columns.completion or columns.messages):
+        raise InvalidInput(
+            "columns names a completion or messages, which only a tokenizer can read: pass the tokenizer, or mark the "
+            "labelled tokens in a column 'labels'"
+        )
     if processor is None:
         settings = GradientSpec(loss=loss)
         processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
@@ -86,7 +95,7 @@ def collect_gradients(
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file
     path = str(Path(directory) / "gradients.arrow")
-    chunks = iter_token_chunks(tokenizer, dataset, columns, language_model.max_tokens, loss)
+    chunks = iter_token_chunks(tokenizer, dataset, columns, token_limits(language_model), loss)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):
             rows, losses = collect_rows(collector, documents, budget)

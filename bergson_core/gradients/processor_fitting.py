@@ -22,7 +22,7 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
-from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
 from bergson_core.utils.background import run_in_thread
@@ -48,7 +48,8 @@ def fit_processor(
     Args:
         model: A causal language model, in memory and on its device.
         dataset: The documents.
-        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used, and `labels` where there is one.
+        tokenizer: The model's tokenizer. Without one, the column `input_ids` is used, and the columns beside it that
+            change its meaning, as in `collect_gradients`.
         settings: The normalizer, the loss, the sample and the projection.
         columns: The dataset's columns; by default the text is in the column `text`.
         modules: Which modules to fit, as in `GradientCollector`; by default those that `settings.modules` names.
@@ -76,8 +77,9 @@ def fit_processor(
     """
     settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
     language_model = as_language_model(model, tokenizer)
-    sample = dataset.select(sample_row_numbers(len(dataset), settings.sample_size, settings.seed))
-    chunks = iter_token_chunks(tokenizer, sample, columns, language_model.max_tokens, settings.loss)
+    sample = sample_row_numbers(len(dataset), settings.sample_size, settings.seed)
+    limits = token_limits(language_model, settings.max_tokens)
+    chunks = iter_token_chunks(tokenizer, dataset, columns, limits, settings.loss, sample)
     documents = list(chain.from_iterable(chunks))
     tracked = language_model.select_modules(modules or settings.modules)
     longest = max((len(tokens.ids) for tokens in documents), default=0)

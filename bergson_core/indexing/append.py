@@ -106,7 +106,7 @@ def append_documents(
         old = read_manifest(root)
         report(Progress(stage="load"))
         model = load_index_model(root, old, load_model)
-        new_spec = old.spec.model_copy(update={"dataset": spec.dataset, "documents": spec.documents})
+        new_spec = spec.as_build(old.spec)
         context = BuildContext(new_spec, root, report, confirm)
         read = load_documents_streaming(new_spec, directory, report)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
@@ -128,9 +128,13 @@ def append_documents(
         shards, queries = (*old.shards, *new), None
         if rows > _MAX_GROWTH * old.search.rows:
             queries = _collect_recall_queries(context, old.model_copy(update={"shards": shards}), builder)
-        numbered = old.numbered + len(documents)
-        manifest = publish_next_generation(root, old, shards, queries, report, confirm, numbered=numbered)
-        report(Progress(stage="done", done=len(documents), total=len(documents)))
+        changes = {
+            "numbered": old.numbered + documents.read,
+            "documents": old.documents.plus(documents.report),
+        }
+        manifest = publish_next_generation(root, old, shards, queries, report, confirm, **changes)
+        rows = len(documents)
+        report(Progress(stage="done", done=rows, total=rows, documents=documents.report))
         return manifest
 
 
@@ -159,16 +163,17 @@ def _fingerprint(context: BuildContext, model: LanguageModel, documents: Checked
 
 
 def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
-    """Raises `IdsExist` if the index in `root` already has documents with the same ids."""
+    """Raises `IdsExist` if the index in `root` already has documents, or chunks, with the same ids."""
     documents = checked.documents
     if documents.columns.id is None:
         return
     existing: list[str] = []
     for start in range(0, len(documents), _ID_CHUNK_SIZE):
-        records = documents.read(range(start, min(start + _ID_CHUNK_SIZE, len(documents))))
-        existing += find_existing_ids(root, [record.id for record in records])
+        records = range(start, min(start + _ID_CHUNK_SIZE, len(documents)))
+        ids = [*documents.read_whole_ids(records), *documents.read_ids(records)]
+        existing += find_existing_ids(root, list(dict.fromkeys(ids)))
     if existing:
-        raise IdsExist.for_ids(existing)
+        raise IdsExist.for_ids(list(dict.fromkeys(existing)))
 
 
 def _require_same_types(root: Path, manifest: Manifest, checked: CheckedDocuments) -> None:

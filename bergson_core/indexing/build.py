@@ -31,8 +31,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from bergson_core.data.batching import Batch, iter_batches
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
@@ -56,8 +54,9 @@ from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.loading import load_model
+from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
@@ -122,10 +121,12 @@ def build_index(
 
 @contextmanager
 def translate_out_of_memory() -> Iterator[None]:
-    """Turns `torch.OutOfMemoryError` into an `InvalidInput` that says what to change."""
+    """Turns an error of too little memory into an `InvalidInput` that says what to change."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InvalidInput(
             f"a batch does not fit into the device's memory: expected shorter documents (max_tokens), dtype "
             f"bfloat16, or a larger device; {error}"
@@ -137,17 +138,21 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
         manifest = read_manifest(context.output)
     except IndexNotFound:
         # When this call returns, the documents are closed and their mapped pages are no longer in memory.
-        model, encoder, shards, queries = _build_rows(context, shard_rows, executor)
-        manifest = publish_index(context, model, encoder, shards, queries)
+        model, encoder, shards, queries, read, report = _build_rows(context, shard_rows, executor)
+        manifest = publish_index(context, model, encoder, shards, queries, numbered=read, documents=report)
     remove_build_stamp(context.output)
-    context.report(Progress(stage="done", done=manifest.rows, total=manifest.rows))
+    done = Progress(stage="done", done=manifest.rows, total=manifest.rows, documents=manifest.documents)
+    context.report(done)
     return manifest
 
 
 def _build_rows(
     context: BuildContext, shard_rows: int | None, executor: Executor
-) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries]:
-    """Runs the stages before the publication, and returns what is to be published."""
+) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries, int, DocumentReport]:
+    """Runs the stages before the publication, and returns what is to be published.
+
+    The last two are the number of documents that were read, and what was left out or cut of them.
+    """
     spec, output = context.spec, context.output
     model = load_tracked_model(context)
     model = replace(model, chat_date=write_build_stamp(output, spec))
@@ -164,7 +169,7 @@ def _build_rows(
     )
     shards = build_shards(builder, documents.documents, tasks, context.report, context.confirm, executor)
     queries = collect_recall_queries(context, documents, builder)
-    return model, builder.encoder, shards, queries
+    return model, builder.encoder, shards, queries, documents.read, documents.report
 
 
 def load_tracked_model(context: BuildContext) -> LanguageModel:

@@ -33,7 +33,6 @@ from bergson_core.storage.manifest import (
     FORMAT_VERSION,
     Manifest,
     ModuleEntry,
-    Origin,
     ProfileEntry,
     ShardEntry,
     write_manifest,
@@ -69,7 +68,7 @@ def publish_index(
     encoder: RowEncoder,
     shards: Sequence[ShardEntry],
     queries: RecallQueries,
-    origin: Origin = "build",
+    **fields: Any,
 ) -> Manifest:
     """Fits the preconditioner, builds and measures the search, and writes the manifest of a new index.
 
@@ -79,7 +78,7 @@ def publish_index(
         encoder: The encoder that made the rows.
         shards: The finished shards, in order.
         queries: The queries that the search is measured with.
-        origin: Whether the rows come from a build or from a training run.
+        **fields: Values of further fields of the manifest, such as its origin.
 
     Raises:
         InvalidInput: No search that the spec allows reaches `min_recall`; nothing is published.
@@ -102,7 +101,6 @@ def publish_index(
         format_version=FORMAT_VERSION,
         generation=1,
         created_at=_utc_now(),
-        origin=origin,
         spec=spec,
         fingerprint=spec.fingerprint(),
         model_sha256=model.sha256,
@@ -123,7 +121,7 @@ def publish_index(
         files=tuple(make_file_entry(path, output) for path in sorted((output / "statistics").iterdir())),
         **_shard_fields(shards),
     )
-    return publish_manifest(manifest, files, context.confirm)
+    return publish_manifest(manifest.model_copy(update=fields), files, context.confirm)
 
 
 def publish_next_generation(

@@ -3,22 +3,20 @@
 Legend: n samples of a micro-batch, N documents, D numbers a row.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
-from datasets import Dataset
-from jaxtyping import Int
 from torch import Tensor, nn
 
-from bergson_core.data.documents import READ_CHUNK_SIZE
+from bergson_core.data.token_columns import TOKEN_COLUMNS
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import GradientCollector
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import module_slices
+from bergson_core.integrations.hf_document_lookup import DocumentLookup
 
 
 class GradientRecorder:
@@ -28,7 +26,7 @@ class GradientRecorder:
         model: The model that is trained.
         processor: How gradients are normalized and projected.
         modules: The names of the modules to track.
-        dataset: The documents, with a column `input_ids`.
+        documents: Finds the documents of a batch.
         rows: The rows so far [N, D]. They are changed in place.
 
     Attributes:
@@ -40,15 +38,15 @@ class GradientRecorder:
         model: nn.Module,
         processor: GradientProcessor,
         modules: Sequence[str],
-        dataset: Dataset,
+        documents: DocumentLookup,
         rows: np.memmap,
     ) -> None:
         self.rows = rows
         self._collector = GradientCollector(model, processor, self._add_gradient, modules)
         self.modules = self._collector.modules
         self._slices = module_slices(self.modules, processor)
-        self._model, self._documents = model, _DocumentLookup(dataset)
-        self._batch: dict[str, Tensor] | None = None
+        self._model, self._documents = model, documents
+        self._batch: dict[str, Any] | None = None
         self._gradients = torch.empty(0)
         self._hooks = ExitStack()
 
@@ -64,18 +62,15 @@ class GradientRecorder:
     def add_to_rows(self, learning_rate: float) -> None:
         """Adds the gradients since the last call, times the learning rate, to the rows of their documents.
 
-        Documents with the same tokens share a gradient in equal parts.
+        Documents with the same tokens and labels share a gradient in equal parts.
 
         Raises:
-            InvalidInput: The tokens of a sample are not those of any document.
+            InvalidInput: The tokens and labels of a sample are not those of any document.
         """
         if self._batch is None:
             return
         gradients = (learning_rate * self._gradients).float().cpu().numpy()
-        ids, mask = self._batch["input_ids"].cpu().numpy(), self._batch.get("attention_mask")
-        is_token = np.ones_like(ids, dtype=bool) if mask is None else mask.cpu().numpy().astype(bool)
-        for sample_ids, sample_mask, gradient in zip(ids, is_token, gradients, strict=True):
-            numbers = self._documents.find(sample_ids[sample_mask])
+        for numbers, gradient in zip(self._documents.find_samples(self._batch), gradients, strict=True):
             self.rows[numbers] += gradient / len(numbers)
         self._batch = None
 
@@ -89,40 +84,9 @@ class GradientRecorder:
             )
         if not isinstance(kwargs.get("input_ids"), Tensor):
             raise InvalidInput("the model is called without input_ids; expected batches of tokens")
-        self._batch = {key: value for key, value in kwargs.items() if key in ("input_ids", "attention_mask")}
+        self._batch = {name: value for name, value in kwargs.items() if name in TOKEN_COLUMNS}
         ids = self._batch["input_ids"]
         self._gradients = torch.zeros(len(ids), self.rows.shape[1], device=ids.device)
 
     def _add_gradient(self, name: str, gradient: Tensor) -> None:
         self._gradients[:, self._slices[name]] += gradient.flatten(1)
-
-
-class _DocumentLookup:
-    """Finds documents of a dataset by a 64-bit hash of their tokens. Takes 16 bytes for each document."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        chunks = cast(Iterator[dict[str, Any]], dataset.select_columns("input_ids").iter(READ_CHUNK_SIZE))
-        hashes = np.array(
-            [_hash_tokens(np.asarray(ids)) for chunk in chunks for ids in chunk["input_ids"]], dtype=np.uint64
-        )
-        self._order = np.argsort(hashes, kind="stable")
-        self._sorted_hashes = hashes[self._order]
-
-    def find(self, tokens: Int[np.ndarray, " s"]) -> Int[np.ndarray, " k"]:
-        """Returns the numbers of all documents with exactly these tokens.
-
-        Raises:
-            InvalidInput: There is no such document.
-        """
-        token_hash = np.uint64(_hash_tokens(tokens))
-        first, end = (np.searchsorted(self._sorted_hashes, token_hash, side) for side in ("left", "right"))
-        if first == end:
-            raise InvalidInput(
-                f"a batch holds {len(tokens)} tokens that are no document of the dataset: expected its rows as they "
-                "are, neither packed, cut nor changed on the way, and an attention_mask where they are padded"
-            )
-        return self._order[first:end]
-
-
-def _hash_tokens(tokens: np.ndarray) -> int:
-    return int.from_bytes(hashlib.blake2b(tokens.astype("<i8").tobytes(), digest_size=8).digest(), "little")

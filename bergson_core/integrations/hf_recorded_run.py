@@ -97,7 +97,7 @@ class RecordedRun:
         return torch.from_numpy(np.array(self.rows[numbers.start : numbers.stop]))
 
     def _read_tokens(self, numbers: Sequence[int]) -> list[Tokens]:
-        chunks = iter_token_chunks(None, self.dataset.select(numbers), self.context.spec.columns, None)
+        chunks = iter_token_chunks(None, self.dataset, self.context.spec.columns, numbers=numbers)
         return list(chain.from_iterable(chunks))
 
     def _compute_losses(self, tokens: list[Tokens]) -> Float[Tensor, " n"]:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bergson_core.data.documents import Documents, documents_from_dataset
+from bergson_core.data.token_columns import read_token_rows
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor
@@ -29,6 +30,7 @@ from bergson_core.indexing.output_directory import (
     require_free_directory,
     write_build_stamp,
 )
+from bergson_core.integrations.hf_document_lookup import DocumentLookup
 from bergson_core.integrations.hf_gradient_recorder import GradientRecorder
 from bergson_core.integrations.hf_recorded_run import RecordedRun
 from bergson_core.models.hooks import is_compiled
@@ -58,8 +60,8 @@ class IndexCallback(TrainerCallback):
 
     Args:
         output: The directory of the index. It is created if it does not exist.
-        dataset: The Trainer's `train_dataset`, with the column `input_ids`. A batch is matched to its documents by its
-            tokens.
+        dataset: The Trainer's `train_dataset`, with the column `input_ids`, and `attention_mask`, `labels` or a mask of
+            labelled tokens where the run uses them. A batch is matched to its documents by its tokens and labels.
         tokenizer: The tokenizer of the model. It is saved with the index, and decodes the documents if `dataset` has no
             prompt column.
         columns: The columns that hold the documents' text, ids and metadata; by default the column `text` alone.
@@ -67,9 +69,10 @@ class IndexCallback(TrainerCallback):
         scoring: How rows are compared; by default `ScoringSpec()`.
 
     Raises:
-        InvalidInput: `dataset` has no column `input_ids`. When training begins: the run uses several processes, float16
-            or a compiled model, or is resumed from a checkpoint without rows. During training: a batch holds a
-            document that is not in `dataset`.
+        InvalidInput: `dataset` has no column `input_ids`, or `columns` names weights. When training begins: `dataset`
+            has a column that cannot be honoured; the run uses several processes, float16 or a compiled model, or is
+            resumed from a checkpoint without rows. During training: a batch holds a document that is not in `dataset`,
+            has other labels, or packs documents into a row.
         IndexExists: When training begins: `output` holds something else, or the index of a run that has ended.
         IndexBusy: When training begins: another process is writing to `output`.
         DiskFull: When training ends: the disk is full.
@@ -92,6 +95,10 @@ class IndexCallback(TrainerCallback):
             raise InvalidInput(
                 f"the dataset has no column 'input_ids', it has {', '.join(dataset.column_names)}; expected the "
                 "tokenised train_dataset of the Trainer"
+            )
+        if columns is not None and columns.weight is not None:
+            raise InvalidInput(
+                "columns.weight: the rows of a training run hold what the run did with its own loss; leave it out"
             )
         self.output = Path(output)
         self._dataset, self._tokenizer = dataset, tokenizer
@@ -125,7 +132,8 @@ class IndexCallback(TrainerCallback):
         shape = (len(self._dataset), sum(part.stop - part.start for part in slices.values()))
         self._prepare_rows_file(args, state, shape)
         rows = np.memmap(self.output / _ROWS_FILE, np.float32, "r+", shape=shape)
-        self._recorder = GradientRecorder(model, processor, list(modules), self._dataset, rows)
+        documents = DocumentLookup(self._dataset, cast("int | None", self._tokenizer.pad_token_id))
+        self._recorder = GradientRecorder(model, processor, list(modules), documents, rows)
         self._resources.enter_context(self._recorder)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
@@ -193,11 +201,19 @@ class IndexCallback(TrainerCallback):
         dataset, prompt = self._dataset, self._columns.prompt
         if prompt not in dataset.column_names and self._columns.messages is None:
             dataset = dataset.map(
-                lambda rows: {prompt: self._tokenizer.batch_decode(rows["input_ids"])}, batched=True
+                lambda rows, numbers: {prompt: self._decode(rows, numbers)},
+                batched=True,
+                with_indices=True,
             )
         documents = documents_from_dataset(dataset, self._columns, "the train_dataset")
         documents.require_valid_ids()
         return documents
+
+    def _decode(self, rows: dict[str, Any], numbers: list[int]) -> list[str]:
+        """Returns the text of tokenised rows, without their padding."""
+        return self._tokenizer.batch_decode(
+            [tokens.ids.tolist() for tokens in read_token_rows(rows, numbers)]
+        )
 
 
 def _require_supported_run(args: Any, model: nn.Module) -> None:

@@ -228,6 +228,11 @@ def merge_results(results: Sequence[SearchResult], request: SearchRequest) -> Se
         hits = sorted(
             (hit for run in hits_by_run for hit in run or ()), key=lambda hit: -sign * hit.row.score
         )
+        if request.group_by:
+            best: dict[str, Hit] = {}
+            for hit in hits:
+                best.setdefault(hit.row.chunk.document if hit.row.chunk else hit.row.id, hit)
+            hits = list(best.values())
         return [
             replace(hit, row=hit.row.model_copy(update={"rank": rank}))
             for rank, hit in enumerate(hits[: request.top_k], start=1)

@@ -1,5 +1,6 @@
 """Finds how many tokens a batch may have, from the device's free memory and what one document needs of it."""
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -8,14 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
+from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.models.forward_backward import MAX_LOGITS_IN_MEMORY, forward_backward
 from bergson_core.models.hooks import capture, freeze
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.language_model import LanguageModel, context_limit
 from bergson_core.models.modules import TrackedModule
 
 MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
 """Tokens of a batch, by type of device, above which batches get no faster."""
+MAX_UNSTATED_TOKENS: Final = 2**15
+"""Longest text for a model that states no context, however much memory there is: a pass must not take minutes."""
+_MEASURED_TOKENS: Final = (64, 128, 256)
+"""Lengths of the documents that the memory of longer ones is extrapolated from."""
 _FREE_MEMORY_SHARE: Final = 0.5
 """Share of the free memory that a batch may take: allocators waste some, and other processes come and go."""
 _PEAK_BYTES_PER_SAVED_BYTE: Final = 2
@@ -43,20 +48,60 @@ def find_batch_budget(
         A power of two, at most `MAX_BATCH_TOKENS`. A document that is longer is a batch of its own.
     """
     longest_tokens = max(2, longest_tokens)
-    document = Tokens.labelled_from(np.zeros(longest_tokens, dtype=np.int64), 1)
-    (batch,) = iter_batches([document], longest_tokens, model.device)
-    saved_bytes = _count_saved_bytes(model, modules, batch)
+    saved_bytes = _count_saved_bytes(model, modules, longest_tokens)
+    savable_bytes = _savable_bytes(model, free_bytes)
+    fitting = max(1, int(savable_bytes * longest_tokens / max(1, saved_bytes)))
+    return min(MAX_BATCH_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
+
+
+def find_token_limit(
+    model: LanguageModel,
+    modules: Mapping[str, TrackedModule],
+    max_tokens: int | None = None,
+    free_bytes: int | None = None,
+) -> int:
+    """Returns how many tokens a text may have: `max_tokens`, or all that the model's context has.
+
+    For a model that states no context, such as BLOOM or Mamba, it is the length of which a pass still fits into the
+    memory of its device. Three short documents are run to find it, since the bytes that are saved for the backward pass
+    grow with the tokens, and in attention with their square.
+
+    Args:
+        model: The model, on its device.
+        modules: The tracked modules, by name.
+        max_tokens: The largest number of tokens if the caller states one.
+        free_bytes: The free memory, in bytes; by default it is measured.
+
+    Returns:
+        The limit. One that was measured is a power of two, at most `MAX_UNSTATED_TOKENS`.
+
+    Raises:
+        InvalidInput: `max_tokens` is more than the model takes.
+    """
+    stated = context_limit(model, max_tokens)
+    if stated is not None:
+        return stated
+    saved_bytes = [_count_saved_bytes(model, modules, tokens) for tokens in _MEASURED_TOKENS]
+    curve = np.polynomial.Polynomial.fit(_MEASURED_TOKENS, saved_bytes, deg=2)
+    savable_bytes, limit = _savable_bytes(model, free_bytes), MAX_UNSTATED_TOKENS
+    while limit > 2 and curve(limit) > savable_bytes:
+        limit //= 2
+    return limit
+
+
+def _savable_bytes(model: LanguageModel, free_bytes: int | None) -> float:
+    """Returns how many bytes may be saved for a backward pass, so that its peak and the logits fit into memory."""
     if free_bytes is None:
         free_bytes = free_memory_bytes(model.device)
     float32_bytes = 4
     logits_bytes = float32_bytes * _PEAK_BYTES_PER_SAVED_BYTE * MAX_LOGITS_IN_MEMORY
-    batch_bytes = _FREE_MEMORY_SHARE * free_bytes - logits_bytes
-    fitting = max(1, int(batch_bytes * longest_tokens / (_PEAK_BYTES_PER_SAVED_BYTE * max(1, saved_bytes))))
-    return min(MAX_BATCH_TOKENS.get(model.device.type, BUDGET_TOKENS), 2 ** (fitting.bit_length() - 1))
+    return (_FREE_MEMORY_SHARE * free_bytes - logits_bytes) / _PEAK_BYTES_PER_SAVED_BYTE
 
 
-def _count_saved_bytes(model: LanguageModel, modules: Mapping[str, TrackedModule], batch: Batch) -> int:
-    """Runs a batch, and returns the bytes that are saved of it for the backward pass, the weights not counted."""
+def _count_saved_bytes(model: LanguageModel, modules: Mapping[str, TrackedModule], tokens: int) -> int:
+    """Runs a document, and returns the bytes that are saved of it for the backward pass, the weights not counted."""
+    document = Tokens.labelled_from(np.zeros(tokens, dtype=np.int64), 1)
+    (batch,) = iter_batches([document], tokens, model.device)
     bytes_by_address: dict[int, int] = {}
     weight_addresses = {parameter.untyped_storage().data_ptr() for parameter in model.model.parameters()}
 
@@ -85,13 +130,17 @@ def free_memory_bytes(device: torch.device) -> int:
     """Returns the memory of a device that a batch may still take, in bytes.
 
     On a GPU, memory that torch has reserved and does not use counts as free. On the CPU, it is the memory that the
-    kernel calls available, or what the limit of the control group leaves where this is less.
+    kernel calls available, or what the limits of the control group or of the process leave where this is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        free = max(0, min(free, address_space - used))
     cgroup = Path("/sys/fs/cgroup")
     try:
         limit = int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from bergson_core.data.batching import encode_context
+from bergson_core.data.batching import Tokens, encode_context
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.hooks import unwrap_model
-from bergson_core.models.language_model import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel, context_limit, token_limits
 
 _REPLACEMENT_CHARACTER: Final = "\ufffd"
 """What a decoder writes for bytes that are not a whole character."""
@@ -53,7 +54,8 @@ def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) 
         max_new_tokens: The most tokens that are generated; fewer where the model ends its text.
 
     Raises:
-        InvalidInput: The prompt is empty, the model generates no text, or it is a model that cannot generate.
+        InvalidInput: The prompt is empty or has a token that the model has no embedding for, the model generates no
+            text, or it is a model that cannot generate.
         TooLong: The prompt and `max_new_tokens` more tokens are more than the model takes.
     """
     tokenizer, generator = model.tokenizer, unwrap_model(model.model)
@@ -69,6 +71,7 @@ def generate_completion(model: LanguageModel, prompt: str, max_new_tokens: int) 
             f"the prompt has {length} tokens, and max_new_tokens asks for {max_new_tokens} more: the model "
             f"takes {limit}; shorten the prompt, lower max_new_tokens, or give the completion"
         )
+    token_limits(model).require_known(Tokens.labelled_from(np.asarray(context_ids), length), "the prompt")
     ids = _generate_greedily(generator, context_ids, max_new_tokens, _end_tokens(generator, tokenizer))
     whole_ids, text = _cut_at_whole_character(tokenizer, context_ids, ids)
     if not text:

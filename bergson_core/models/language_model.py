@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.models.causality import require_causal
 from bergson_core.models.files.fingerprint import ModelFiles
@@ -16,12 +18,16 @@ from bergson_core.models.hooks import freeze, unwrap_compiled, unwrap_model
 from bergson_core.models.modules import (
     TrackedModule,
     active_adapter_configs,
+    find_input_embedding,
     find_output_head,
     find_trackable_modules,
     select_modules,
 )
 from bergson_core.models.probe import find_unreached_modules
 from bergson_core.storage.manifest import Manifest
+
+_CONTEXT_FIELDS: Final = ("max_position_embeddings", "max_seq_len")
+"""Fields of a configuration that state the context; MPT has the second."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,22 @@ def as_language_model(
     text_config = (
         config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     )
-    max_tokens = getattr(text_config, "max_position_embeddings", None)
     backbone, head = _split(model)
     unreached = find_unreached_modules(model, find_trackable_modules(model).values())
+    max_tokens = _read_context(text_config)
     return LanguageModel(model, tokenizer, max_tokens, backbone, head, sha256, unreached=unreached)
+
+
+def _read_context(config: Any) -> int | None:
+    """Returns the context that a configuration states, or None if it states none."""
+    stated = (getattr(config, name, None) for name in _CONTEXT_FIELDS)
+    return next((value for value in stated if isinstance(value, int) and value > 0), None)
+
+
+def _count_rows(module: nn.Module | None) -> int | None:
+    """Returns how many token ids an embedding or an output head has weights for, or None if there is no such matrix."""
+    weight = getattr(module, "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
 @torch.no_grad()
@@ -167,6 +185,18 @@ def context_limit(model: LanguageModel, max_tokens: int | None) -> int | None:
             f"max_tokens is {max_tokens}, but the model takes at most {model.max_tokens} tokens"
         )
     return max_tokens or model.max_tokens
+
+
+def token_limits(model: LanguageModel, max_tokens: int | None = None) -> TokenLimits:
+    """Returns which texts a model takes, of at most `max_tokens` tokens or of all that its context has.
+
+    Raises:
+        InvalidInput: `max_tokens` is more than the model takes.
+    """
+    inputs, outputs = find_input_embedding(model.model), find_output_head(model.model)
+    return TokenLimits(
+        context_limit(model, max_tokens), _count_rows(inputs), _count_rows(outputs), model.tokenizer
+    )
 
 
 def require_same_model(name: str, manifest: Manifest, model: LanguageModel) -> None:

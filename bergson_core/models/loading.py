@@ -97,7 +97,7 @@ def load_model(
         try:
             model, tokenizer = _load(directory, adapters, dtype)
         except _LOAD_ERRORS as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
         model.requires_grad_(False).eval()
@@ -162,7 +162,7 @@ def _translate_out_of_memory(name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise InvalidInput(
             f"the model {name} does not fit into memory: expected dtype bfloat16, a smaller model, or a larger "
@@ -170,7 +170,7 @@ def _translate_out_of_memory(name: str) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that there is no memory left, on the device or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -280,6 +280,16 @@ def restore_sample_axis(features: Tensor, batch: Sequence[int], name: str) -> Te
     )
 
 
+def find_input_embedding(model: nn.Module) -> nn.Module | None:
+    """Returns the module that embeds a language model's tokens, or None where the model does not name one."""
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        embedding = getter() if callable(getter) else None
+    except NotImplementedError:
+        return None
+    return embedding if isinstance(embedding, nn.Module) else None
+
+
 def find_output_head(model: nn.Module) -> nn.Module | None:
     """Returns the module that computes a language model's logits, or None where the model does not name one."""
     getter = getattr(model, "get_output_embeddings", None)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bergson_core.data.batching import Tokens, require_max_tokens
+from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import tokenize_records
 from bergson_core.errors import InvalidInput
-from bergson_core.models.language_model import LanguageModel, context_limit
+from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record, record_from_stored, stored_weight
 
@@ -21,13 +21,14 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
 
     Raises:
         TooLong: A document has more tokens than the model takes or `spec` allows; the message names it.
-        InvalidInput: A chat cannot be laid out by the tokenizer's chat template, or the tokenizer gives up on a text.
+        InvalidInput: A document has a token that the model has no embedding for, a chat cannot be laid out by the
+            tokenizer's chat template, or the tokenizer gives up on a text.
     """
     assert model.tokenizer is not None  # load_model always loads one
     documents = tokenize_records(model.tokenizer, records, spec.gradients.loss, chat_date=model.chat_date)
-    limit = context_limit(model, spec.gradients.max_tokens)
+    limits = token_limits(model, spec.gradients.max_tokens)
     for record, tokens in zip(records, documents, strict=True):
-        require_max_tokens(tokens, limit, f"document {record.id!r}")
+        limits.require(tokens, f"document {record.id!r}")
     return documents
 
 

@@ -32,6 +32,8 @@ RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
 TextDocuments = Literal["auto", "line", "file"]
 Normalize = Literal["none", "row", "block"]
+LongDocuments = Literal["error", "truncate", "chunk"]
+OnBadDocument = Literal["error", "skip"]
 SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
 
@@ -113,8 +115,8 @@ class GradientSpec(Spec):
     include_bias: bool = False
     """Track the gradients of biases too."""
     max_tokens: int | None = Field(default=None, ge=2)
-    """Longest document in tokens; by default the length of the model's context. A longer document is an error and is
-    never cut."""
+    """Longest document in tokens; by default the length of the model's context or, for a model that states none, as
+    much as a pass has memory for. `long_documents` says what becomes of longer ones."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random projections."""
     sample_size: int = Field(default=2048, ge=1)
@@ -161,6 +163,10 @@ class SearchSpec(Spec):
     """Smallest share of the ten best rows that are among the candidates, measured before an index is published."""
 
 
+_ADDED_FIELDS = ("long_documents", "chunk_overlap", "on_bad_document")
+"""Fields of `BuildSpec` that version 0.1.0 did not have."""
+
+
 class BuildSpec(Spec):
     """Everything that decides what an index holds."""
 
@@ -178,10 +184,41 @@ class BuildSpec(Spec):
     gradients: GradientSpec = GradientSpec()
     scoring: ScoringSpec = ScoringSpec()
     search: SearchSpec = SearchSpec()
+    long_documents: LongDocuments = "error"
+    """What becomes of documents with more tokens than `max_tokens` or the model allow: `error` stops the build and
+    counts them, `truncate` keeps the beginning of each, and `chunk` cuts each into several documents, whose ids end in
+    #1, #2, …. Prompts with completions and chats are never cut."""
+    chunk_overlap: int = Field(default=0, ge=0)
+    """Tokens that a chunk repeats of the one before, at most half of the longest document. The loss is taken over them
+    in both chunks."""
+    on_bad_document: OnBadDocument = "error"
+    """What becomes of a document that cannot be indexed, because it is no text, is refused by the tokenizer or the chat
+    template, has a token that the model has no embedding for, or is too long: `error` stops the build and names it,
+    `skip` leaves it out and reports it."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         _require_dataset_or_documents(self)
+        return self
+
+    @model_validator(mode="after")
+    def _require_plain_text_to_cut(self) -> Self:
+        if self.chunk_overlap and self.long_documents != "chunk":
+            raise ValueError(
+                f"chunk_overlap is {self.chunk_overlap}, and long_documents is {self.long_documents!r}: expected "
+                "long_documents chunk, or no overlap"
+            )
+        for name in ("completion", "messages"):
+            if self.long_documents != "error" and getattr(self.columns, name) is not None:
+                raise ValueError(
+                    f"long_documents {self.long_documents!r} cuts plain text only, and columns.{name} is given: "
+                    "expected long_documents error, with on_bad_document skip to leave long documents out"
+                )
+        max_tokens = self.gradients.max_tokens
+        if max_tokens is not None and 2 * self.chunk_overlap > max_tokens:
+            raise ValueError(
+                f"chunk_overlap is {self.chunk_overlap}: expected at most half of max_tokens, {max_tokens // 2}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -196,7 +233,11 @@ class BuildSpec(Spec):
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        # Fields that 0.1.0 did not have count only if they are set, so that its fingerprints stay.
+        unset = {
+            name for name in _ADDED_FIELDS if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
     def rows_fingerprint(self) -> str:
         """Returns the sha256 of what decides the rows: the whole spec except how the rows are searched."""
@@ -219,11 +260,29 @@ class AppendSpec(Spec):
     columns: ColumnsSpec | None = None
     gradients: GradientSpec | None = None
     scoring: ScoringSpec | None = None
+    long_documents: LongDocuments | None = None
+    """What becomes of documents that are too long; by default the same as in the build."""
+    chunk_overlap: int | None = Field(default=None, ge=0)
+    """Tokens that a chunk repeats of the one before; by default as many as in the build."""
+    on_bad_document: OnBadDocument | None = None
+    """What becomes of documents that cannot be indexed; by default the same as in the build."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         _require_dataset_or_documents(self)
         return self
+
+    def as_build(self, built: BuildSpec) -> BuildSpec:
+        """Returns the build of the new documents alone, for an index that was built by `built`.
+
+        Raises:
+            InvalidInput: The fields that this append states do not go together with those of the build.
+        """
+        changes = {name: getattr(self, name) for name in _ADDED_FIELDS if getattr(self, name) is not None}
+        if changes.get("long_documents", "chunk") != "chunk":
+            changes.setdefault("chunk_overlap", 0)
+        source = {"dataset": self.dataset, "documents": self.documents}
+        return BuildSpec.model_validate(dict(built) | source | changes)
 
 
 def _require_dataset_or_documents(spec: BuildSpec | AppendSpec) -> None:

@@ -68,6 +68,8 @@ class AttributionQuery(Spec):
     include: tuple[IncludedPart, ...] = ("text", "metadata")
     """What each result has beside id, score, percentile and loss. `tokens` and `modules` split its score by token and
     by module. `tokens` runs the results through the model again, and allows at most 32 of them in each direction."""
+    group_by: Literal["document"] | None = None
+    """`document` returns each document once, by its best chunk, where long documents were cut into chunks."""
     profile: IndexName = "default"
     """Profile to score with: `default`, or one that was fitted to a task."""
     partial: bool = False

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
 from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.documents import Chunk
 
 Messages = Sequence[dict[str, Any]]
 """One chat: messages with a role and a content, in order."""
@@ -74,6 +75,7 @@ class Record:
         metadata: The metadata columns and their JSON values.
         messages: The messages of a chat, which are then tokenised in place of `prompt`, or None.
         weight: Number that the document's loss is multiplied by.
+        chunk: What the text is a part of, where a document was cut. It is not in the `repr`, which names the content.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Record:
     metadata: dict[str, Any]
     messages: Messages | None = None
     weight: float = 1.0
+    chunk: Chunk | None = field(default=None, repr=False)
 
 
 def record_from_stored(

@@ -8,6 +8,7 @@ from typing import Any
 
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
+from bergson_core.schemas.documents import Chunk, DocumentReport
 
 
 class Progress(ResultModel):
@@ -22,6 +23,8 @@ class Progress(ResultModel):
     tokens_per_s: float | None = None
     eta_s: float | None = None
     """Seconds until this stage ends, at its rate so far."""
+    documents: DocumentReport | None = None
+    """Documents that are left out or cut, as far as they were read; in the stages read and done."""
 
 
 class SizesBytes(ResultModel):
@@ -43,7 +46,7 @@ class Estimate(ResultModel):
     """
 
     documents: int
-    """Documents in the dataset."""
+    """Documents of the index: those in the dataset, or what they are cut into."""
     looked_at: int
     """Documents that were read and tokenised: all of them, or a random sample."""
     tokens: int
@@ -135,7 +138,10 @@ class Verification(ResultModel):
 
     def without(self, ids: Collection[str]) -> "Verification":
         """Returns the verification without the controls that have these ids."""
-        remaining = [control for control in self.controls if control.id not in ids]
+        # The id of a chunk is that of its document, # and a number. A document whose own id looks like this may go too.
+        remaining = [
+            control for control in self.controls if not {control.id, control.id.rpartition("#")[0]} & set(ids)
+        ]
         return Verification.from_controls(self.learning_rate, self.log_probability, remaining)
 
 
@@ -158,6 +164,8 @@ class ResultRow(ResultModel):
     """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
     tokens: list[TokenInfluence] | None = None
     """Each token's part of the score, if `include` asks for it. The parts sum to the score."""
+    chunk: Chunk | None = None
+    """What the text is a part of, if the document was too long and was cut."""
     verified: Verified | None = None
     """What unlearning the document changed, for the best results if `verify` asks for it."""
 
@@ -237,7 +245,9 @@ class Answer(ResultModel):
         def remove(rows: list[ResultRow] | None) -> list[ResultRow] | None:
             if rows is None:
                 return None
-            remaining = (row for row in rows if row.id not in ids)
+            remaining = (
+                row for row in rows if row.id not in ids and not (row.chunk and row.chunk.document in ids)
+            )
             return [row.model_copy(update={"rank": rank}) for rank, row in enumerate(remaining, start=1)]
 
         if not ids:

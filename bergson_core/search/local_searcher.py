@@ -32,7 +32,7 @@ from bergson_core.search.thread_pool import parallel_map
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.damaged_shards import find_damaged_shards
-from bergson_core.storage.document_table import read_document
+from bergson_core.storage.document_table import read_document, read_whole_id
 from bergson_core.storage.manifest import Manifest
 
 _EXACT_SEARCH_FACTOR: Final = 10
@@ -123,19 +123,22 @@ class LocalSearcher:
         return [results[query] for query in range(len(requests))]
 
     def _search_batch(
-        self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]
+        self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest], widening: int = 1
     ) -> list[SearchResult]:
-        """Searches for queries that share a profile and a filter."""
+        """Searches for queries that share a profile, a filter and a grouping.
+
+        Where results are grouped and the candidates are of too few documents, four times as many results are searched
+        for, until there are no more candidates.
+        """
         profile = self.profiles[requests[0].profile]
         phi, weights = profile.prepare_queries(rows)
         scorer = ExactScorer(self.shards, profile)
         directed = [
             (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
         ]
+        count = profile.candidate_count(widening * max(request.top_k for request in requests), self.manifest)
         shard_numbers, offsets = self._find_candidates(
-            torch.stack([sign * phi[query] for query, sign in directed]),
-            profile.candidate_count(max(request.top_k for request in requests), self.manifest),
-            requests[0].filter,
+            torch.stack([sign * phi[query] for query, sign in directed]), count, requests[0].filter
         )
 
         def score_candidates(number: int) -> _ScoredCandidates:
@@ -146,6 +149,9 @@ class LocalSearcher:
         scored_candidates = parallel_map(score_candidates, range(len(directed)))
         for (query, sign), candidates in zip(directed, scored_candidates, strict=True):
             hits[query][sign] = self._make_hits(requests[query], sign, candidates, scorer, weights[query])
+        may_have_more = offsets.shape[1] >= count and (offsets >= 0).all()
+        if requests[0].group_by and may_have_more and _are_too_few(hits, requests):
+            return self._search_batch(rows, requests, 4 * widening)
         background_scores = self.background.scores(profile, weights, self.visible.masks())
         return [
             SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
@@ -182,7 +188,9 @@ class LocalSearcher:
         weights: Float[Tensor, "m d"],
     ) -> list[Hit]:
         """Returns the best candidates of a directed query as hits."""
-        best = candidates.best(sign, request.top_k)
+        best = candidates.best(sign, len(candidates.offsets) if request.group_by else request.top_k)
+        if request.group_by:
+            best = self._first_of_each_document(candidates, best, request.top_k)
         shard_numbers, offsets = candidates.shard_numbers[best], candidates.offsets[best]
         stored_rows: Sequence[StoredRow | None] = [None] * len(best)
         if "tokens" in request.include:
@@ -193,6 +201,19 @@ class LocalSearcher:
                 zip(shard_numbers, offsets, candidates.module_scores[best], stored_rows, strict=True), start=1
             )
         ]
+
+    def _first_of_each_document(
+        self, candidates: _ScoredCandidates, ordered: Int[np.ndarray, " k"], count: int
+    ) -> Int[np.ndarray, " b"]:
+        """Returns those of the candidates that are the first of their document, at most `count` of them."""
+        first: dict[str, int] = {}
+        for candidate in ordered.tolist():
+            if len(first) == count:
+                break
+            documents = self.shards[int(candidates.shard_numbers[candidate])].documents
+            offset = int(candidates.offsets[candidate])
+            first.setdefault(read_whole_id(documents, offset), candidate)
+        return np.array(list(first.values()), dtype=np.int64)
 
     def _make_hit(
         self,
@@ -219,6 +240,7 @@ class LocalSearcher:
             metadata=document["metadata"] if "metadata" in request.include else None,
             loss=document["loss"],
             modules=modules,
+            chunk=document["chunk"],
         )
         if stored_row is None:
             return Hit(row)
@@ -233,6 +255,15 @@ def _batch_requests(requests: Sequence[SearchRequest]) -> Iterator[list[int]]:
         batch = [number for number in remaining if requests[number].can_be_batched_with(first)]
         remaining = [number for number in remaining if number not in batch]
         yield batch
+
+
+def _are_too_few(hits: Sequence[Mapping[int, Sequence[Hit]]], requests: Sequence[SearchRequest]) -> bool:
+    """Returns whether a request has fewer hits than it asks for in one of its directions."""
+    return any(
+        len(in_direction) < request.top_k
+        for hits_by_sign, request in zip(hits, requests, strict=True)
+        for in_direction in hits_by_sign.values()
+    )
 
 
 def _score_candidates(

@@ -8,7 +8,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -33,17 +33,18 @@ class SearchRequest:
     include: Sequence[str]
     profile: str
     filter: Mapping[str, Condition] | None
+    group_by: Literal["document"] | None = None
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter)
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
 
     def can_be_batched_with(self, other: "SearchRequest") -> bool:
         """Returns whether both requests can be searched for together."""
         # Their texts are compared as well, since 1 equals True.
         same_filter = self.filter == other.filter and repr(self.filter) == repr(other.filter)
-        return self.profile == other.profile and same_filter
+        return same_filter and (self.profile, self.group_by) == (other.profile, other.group_by)
 
 
 @dataclass(frozen=True)

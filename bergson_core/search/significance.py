@@ -147,7 +147,8 @@ def calibrate_notice(
         background: The background sample of the index.
 
     Returns:
-        The threshold; None where there are too few null queries or sampled rows to calibrate it.
+        The threshold; None where there are too few null queries or sampled rows to calibrate it, or where the rows are
+        so alike that none stands out.
     """
     if len(null_rows) == 0 or len(background.offsets) < MIN_BACKGROUND_ROWS:
         return None
@@ -163,4 +164,6 @@ def calibrate_notice(
             best = scorer.module_scores(query_weights, shard_numbers, offsets).sum(1).max()
             prominences.append(prominence(float(best), scores))
     threshold = float(np.quantile(prominences, 1 - FALSE_ALARM_RATE, method="higher"))
+    if not np.isfinite(threshold):
+        return None
     return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(prominences))

@@ -11,7 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from bergson_core.errors import DocumentNotFound, IndexCorrupt
-from bergson_core.storage.document_table import iter_document_tables, mask_of_ids, read_document
+from bergson_core.storage.document_table import (
+    iter_document_tables,
+    mask_of_documents,
+    read_document,
+    read_whole_ids,
+)
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.storage.takedown_log import TakedownLog, record_takedown
 
@@ -44,15 +49,15 @@ class HiddenRows:
     def mask(self, entry: ShardEntry, documents: pa.Table) -> np.ndarray:
         """Returns which documents of a shard are hidden, bool [n], as of the last `refresh`."""
         ids = [id for id, generation in self._generations.items() if generation >= entry.generation]
-        return mask_of_ids(documents, ids) if ids else np.zeros(len(documents), dtype=bool)
+        return mask_of_documents(documents, ids) if ids else np.zeros(len(documents), dtype=bool)
 
 
 def take_down_document(index: str | Path, document_id: str) -> None:
-    """Hides a document from every answer, in every process, from now on and for good.
+    """Hides a document from every answer, in every process, from now on and for good, with all of its chunks.
 
     Args:
         index: Directory of the index.
-        document_id: Id of the document.
+        document_id: Id of the document. That of a chunk hides the chunk alone.
 
     Raises:
         IndexNotFound: No index is published there.
@@ -76,7 +81,9 @@ def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
         document_id: Id of the document.
 
     Returns:
-        The document's id, prompt, completion, metadata, loss and n_tokens.
+        The document's id, prompt, completion, metadata, loss, n_tokens and chunk. For the id of a document that was cut
+        into chunks, the text is that of all of them, loss and n_tokens are sums over them, and `chunks` lists their
+        ids in order.
 
     Raises:
         IndexNotFound: No index is published there.
@@ -87,15 +94,19 @@ def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
 
 
 def find_existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
-    """Returns those of `ids`, in their order, that documents of the index have which are not taken down."""
+    """Returns those of `ids`, in their order, that documents of the index have which are not taken down.
+
+    A document that was cut into chunks has its own id and those of the chunks.
+    """
     root = Path(index)
 
     def find_ids(manifest: Manifest) -> set[str]:
         existing, hidden = set[str](), HiddenRows(root, manifest)
         hidden.refresh()
         for entry, documents in iter_document_tables(root, manifest):
-            mask = mask_of_ids(documents, ids) & ~hidden.mask(entry, documents)
-            existing.update(documents["id"].filter(pa.array(mask)).to_pylist())
+            mask = pa.array(mask_of_documents(documents, ids) & ~hidden.mask(entry, documents))
+            for column in (documents["id"], read_whole_ids(documents)):
+                existing.update(column.filter(mask).to_pylist())
         return existing
 
     existing = _with_newest_manifest(root, find_ids)
@@ -114,10 +125,34 @@ def _with_newest_manifest(root: Path, function: Callable[[Manifest], T]) -> T:
 
 
 def _find_document(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
-    hidden = HiddenRows(root, manifest)
+    hidden, chunks = HiddenRows(root, manifest), []
     hidden.refresh()
     for entry, documents in iter_document_tables(root, manifest):
-        mask = mask_of_ids(documents, [document_id])
+        mask = mask_of_documents(documents, [document_id])
         if mask.any() and (mask := mask & ~hidden.mask(entry, documents)).any():
-            return read_document(documents, int(mask.argmax()))
-    raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")
+            for position in np.flatnonzero(mask).tolist():
+                document = read_document(documents, position)
+                if document["id"] == document_id:
+                    return document
+                chunks.append(document)
+    if not chunks:
+        raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")
+    return _join_chunks(document_id, chunks)
+
+
+def _join_chunks(document_id: str, chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a document that was cut, from those of its chunks that are visible."""
+    chunks = sorted(chunks, key=lambda chunk: chunk["chunk"].start)
+    text, end = "", 0
+    for chunk in chunks:
+        text += chunk["prompt"][max(0, end - chunk["chunk"].start) :]
+        end = chunk["chunk"].end
+    losses = [chunk["loss"] for chunk in chunks]
+    return chunks[0] | {
+        "id": document_id,
+        "prompt": text,
+        "loss": None if None in losses else sum(losses),
+        "n_tokens": sum(chunk["n_tokens"] for chunk in chunks),
+        "chunk": None,
+        "chunks": [chunk["id"] for chunk in chunks],
+    }

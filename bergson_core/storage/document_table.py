@@ -1,6 +1,7 @@
 """The documents of a shard: an Arrow file that is memory-mapped and read by columns.
 
-<index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens, weight
+<index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens, weight; and, where
+                                  documents were cut, document, start, end, count (`schemas.documents.Chunk`)
 
 A table that release 0.1.0 has written has no column `weight`.
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bergson_core.errors import IndexCorrupt
+from bergson_core.schemas.documents import Chunk
 from bergson_core.schemas.record import Record
 from bergson_core.storage.manifest import Manifest, ShardEntry
 from bergson_core.storage.metadata_types import column_types, merge_column_types
@@ -37,6 +39,13 @@ _SCHEMA = pa.schema(
         ("weight", pa.float64()),
     ]
 )
+_CHUNK_FIELDS = [
+    pa.field("document", pa.string()),
+    pa.field("start", pa.int64()),
+    pa.field("end", pa.int64()),
+    pa.field("count", pa.int32()),
+]
+"""Columns of shards in which there are documents that were cut; null for the others."""
 
 
 def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelled: Sequence[int]) -> pa.Table:
@@ -56,7 +65,12 @@ def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelle
         pa.array(n_labelled, pa.int32()),
         pa.array([record.weight for record in records], pa.float64()),
     ]
-    return pa.table(columns, schema=_SCHEMA)
+    table = pa.table(columns, schema=_SCHEMA)
+    if any(record.chunk is not None for record in records):
+        for field in _CHUNK_FIELDS:
+            values = [getattr(record.chunk, field.name, None) for record in records]
+            table = table.append_column(field, pa.array(values, field.type))
+    return table
 
 
 def write_document_table(path: Path, documents: pa.Table) -> None:
@@ -111,10 +125,40 @@ def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
     return pc.call_function("is_in", [documents["id"]], options).to_numpy()
 
 
-def read_document(documents: pa.Table, position: int) -> dict[str, Any]:
-    """Returns the document at a position of the table: id, prompt, completion, metadata, loss, n_tokens and weight.
+def mask_of_documents(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
+    """Returns which of the documents have one of these ids, or are chunks of a document that has, bool [n]."""
+    ids = list(ids)
+    mask = mask_of_ids(documents, ids)
+    if _has_chunks(documents):
+        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
+        mask = mask | pc.call_function("is_in", [documents["document"]], options).to_numpy()
+    return mask
 
-    The metadata is a dictionary, as it was when the document was added. A table of release 0.1.0 has no weights.
+
+def read_whole_ids(documents: pa.Table) -> pa.ChunkedArray:
+    """Returns for each document its id, or for a chunk that of the whole document [n]."""
+    if not _has_chunks(documents):
+        return documents["id"]
+    return pc.call_function("coalesce", [documents["document"], documents["id"]])
+
+
+def read_whole_id(documents: pa.Table, position: int) -> str:
+    """Returns the id of the document at a position, or for a chunk that of the whole document."""
+    whole = documents["document"][position].as_py() if _has_chunks(documents) else None
+    return documents["id"][position].as_py() if whole is None else whole
+
+
+def _has_chunks(documents: pa.Table) -> bool:
+    return "document" in documents.column_names
+
+
+def read_document(documents: pa.Table, position: int) -> dict[str, Any]:
+    """Returns a document of the table: id, prompt, completion, metadata, loss, n_tokens, weight and chunk.
+
+    The metadata is a dictionary, as it was when the document was added. The chunk is None for a document that was not
+    cut. A table of release 0.1.0 has no weights.
     """
     (document,) = documents.slice(position, 1).to_pylist()
-    return document | {"metadata": json.loads(document["metadata"])}
+    parts = {field.name: document.pop(field.name, None) for field in _CHUNK_FIELDS}
+    chunk = None if parts["document"] is None else Chunk.model_validate(parts)
+    return document | {"metadata": json.loads(document["metadata"]), "chunk": chunk}

@@ -19,6 +19,7 @@ from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
 from bergson_core.schemas.differences import find_differences
+from bergson_core.schemas.documents import DocumentReport
 from bergson_core.storage.layout import BUILD_STAMP_FILE
 from bergson_core.storage.locations import (
     absolute_path,
@@ -144,7 +145,10 @@ class Manifest(ResultModel):
     tokens: int
     skipped: int
     numbered: int
-    """Documents that were ever added to the index. The next document without an id of its own gets this number."""
+    """Documents that were ever added to the index, or left out. The next document without an id of its own gets this
+    number."""
+    documents: DocumentReport = DocumentReport()
+    """Documents of the build and of all appends that were left out or cut."""
     compacted: int = 0
     """Number of takedowns, from the beginning of the log, whose rows are gone."""
     files: tuple[FileEntry, ...]
@@ -232,8 +236,8 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
         spec: The documents to add.
 
     Raises:
-        InvalidInput: The index was made by a training run, or `spec` repeats a field with another value than that which
-            the index was built with.
+        InvalidInput: The index was made by a training run, `spec` repeats a field with another value than that which
+            the index was built with, or states fields that do not go together with the build's.
     """
     if manifest.origin == "training":
         raise InvalidInput(
@@ -254,6 +258,7 @@ def require_appendable(name: str, manifest: Manifest, spec: AppendSpec) -> None:
                 f"{field}: the index {name} was built with {before}, and the append says {after}; leave it out, or "
                 "build another index"
             )
+    spec.as_build(manifest.spec)
 
 
 def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:

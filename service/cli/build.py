@@ -10,7 +10,13 @@ from rich.table import Table
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
 from service.cli.support.common_options import ExecutorOption
-from service.cli.support.console import console, print_json, print_message, progress_bar
+from service.cli.support.console import (
+    console,
+    print_document_report,
+    print_json,
+    print_message,
+    progress_bar,
+)
 from service.cli.support.spec_options import OptionOverride, Section, SpecOptions, options_from_specs
 
 LOW_COVERAGE_PERCENT = 90
@@ -52,6 +58,7 @@ def build(
         console.print(
             f"[yellow]{manifest.skipped:,} documents were skipped because their gradients were not finite[/]"
         )
+    print_document_report(manifest.documents)
     _warn_of_low_coverage(manifest.coverage_percent)
 
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, LongDocuments, OnBadDocument
+from bergson_core.schemas.results import Progress
 from service.cli.support.common_options import ExecutorOption, IndexDirectory, dataset_options
-from service.cli.support.console import fail, print_message, progress_bar
+from service.cli.support.console import fail, print_document_report, print_message, progress_bar
 from service.cli.support.spec_options import OptionOverride, SpecOptions, options_from_specs
 
 NEW_DOCUMENTS_OPTIONS = SpecOptions(
@@ -18,26 +19,51 @@ NEW_DOCUMENTS_OPTIONS = SpecOptions(
 )
 
 
+def _append_help(field: str) -> str:
+    return " ".join((AppendSpec.model_fields[field].description or "").split())
+
+
 @options_from_specs
 def append(
     index: IndexDirectory,
     dataset: Annotated[DatasetSpec, NEW_DOCUMENTS_OPTIONS],
     executor: ExecutorOption = "local",
+    long_documents: Annotated[
+        LongDocuments | None, typer.Option("--long_documents", help=_append_help("long_documents"))
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option("--chunk_overlap", min=0, help=_append_help("chunk_overlap"))
+    ] = None,
+    on_bad_document: Annotated[
+        OnBadDocument | None, typer.Option("--on_bad_document", help=_append_help("on_bad_document"))
+    ] = None,
 ) -> None:
     """Add documents to an index without running the old ones again; an interrupted append resumes."""
     from bergson_core.executors import open_executor
     from bergson_core.indexing.append import append_documents
     from bergson_core.storage.manifest import read_manifest
 
-    spec = AppendSpec(dataset=dataset)
-    before = read_manifest(index)
+    spec = AppendSpec(
+        dataset=dataset,
+        long_documents=long_documents,
+        chunk_overlap=chunk_overlap,
+        on_bad_document=on_bad_document,
+    )
+    before, last = read_manifest(index), Progress()
     with progress_bar() as show:
-        manifest = append_documents(index, spec, report=show, executor=open_executor(executor))
+
+        def report(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            show(progress)
+
+        manifest = append_documents(index, spec, report=report, executor=open_executor(executor))
     if manifest == before:
         added = "these documents were added before"
     else:
         added = f"{manifest.rows - before.rows:,} added"
     print_message(f"{index}: {manifest.rows:,} documents, {added}, generation {manifest.generation}")
+    print_document_report(last.documents)
 
 
 def takedown(

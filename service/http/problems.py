@@ -61,6 +61,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "deadline_exceeded": ProblemKind(504, "No answer in time"),
     "cancelled": ProblemKind(409, "Cancelled"),
     "lease_lost": ProblemKind(503, "Taken over by another worker", 5),
+    "internal": ProblemKind(500, "Failed unexpectedly"),
     "error": ProblemKind(500, "Failed"),
     "bad_request": ProblemKind(400, "Bad request"),
     "host_not_allowed": ProblemKind(400, "Host not allowed"),

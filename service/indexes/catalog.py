@@ -49,6 +49,7 @@ def _make_detail(name: str, manifest: Manifest) -> IndexDetail:
         spec=_without_documents(manifest.spec),
         fingerprint=manifest.fingerprint,
         model_sha256=manifest.model_sha256,
+        documents=manifest.documents,
         profiles=[entry.name for entry in manifest.profiles],
         compacted=manifest.compacted,
         search=manifest.search,

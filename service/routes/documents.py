@@ -76,7 +76,11 @@ async def append_documents(
 def get_document(
     name: IndexNamePath, document_id: DocumentIdPath, settings: SettingsDep, caller: CallerDep
 ) -> DocumentDetail:
-    """Returns the text, the metadata and the loss of a training document."""
+    """Returns the text, the metadata and the loss of a training document.
+
+    A document that was cut into chunks is returned as a whole, with the ids of its chunks; each of these is a document
+    as well.
+    """
     document = catalog.read_document(settings.indexes_dir, name, document_id)
     return document if caller.text else document.without_text()
 
@@ -91,7 +95,7 @@ def get_document(
     ),
 )
 def take_document_down(name: IndexNamePath, document_id: DocumentIdPath, settings: SettingsDep) -> None:
-    """Hides a document from every answer, at once and for good. No worker is needed for this.
+    """Hides a document from every answer, at once and for good, with all of its chunks. No worker is needed for this.
 
     `POST /index/{name}/compact` removes the document's bytes. Its id may be used again.
     """

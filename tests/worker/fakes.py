@@ -171,6 +171,7 @@ class FakeCore:
                 load_model: Callable[..., FakeModel],
                 partial: bool = False,
                 executor: str = "local",
+                max_query_tokens: int | None = None,
             ) -> "FakeIndex":
                 core.executors.append(executor)
                 core.opened.append(path.name)

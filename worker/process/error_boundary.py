@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from bergson_core.errors import BergsonError, Cancelled, LeaseLost
+from bergson_core.errors import BergsonError, Cancelled, InternalError, LeaseLost
 from worker.messages import Problem
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def run_guarded(work: Callable[[], T]) -> T | Problem:
     except BaseException as error:  # a panic in Rust code, such as tokenizers, is no Exception
         logger.exception("unexpected error")
         detail = f"unexpected {type(error).__name__}: the worker's log has more"
-        return Problem(code="internal", detail=detail)
+        return Problem(code=InternalError.code, detail=detail)
 
 
 def problem_from_error(error: BergsonError) -> Problem:

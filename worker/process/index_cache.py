@@ -39,10 +39,17 @@ class IndexCache:
         root: Parent directory of the indexes.
         capacity: Largest number of open indexes.
         executor: Name of the executor that holds the shards of the indexes.
+        max_query_tokens: Largest number of tokens of a query, as in `AttributionIndex.open`.
     """
 
-    def __init__(self, root: Path, capacity: int, executor: ExecutorName = "local"):
-        self._root, self._capacity = root, capacity
+    def __init__(
+        self,
+        root: Path,
+        capacity: int,
+        executor: ExecutorName = "local",
+        max_query_tokens: int | None = None,
+    ):
+        self._root, self._capacity, self._max_query_tokens = root, capacity, max_query_tokens
         self._executor: ExecutorName = executor
         self._open_indexes: OrderedDict[str, _OpenIndex] = OrderedDict()
         self._models: dict[_ModelKey, Any] = {}
@@ -118,7 +125,13 @@ class IndexCache:
         logger.info("opening index %s", path.name)
         try:
             executor = open_executor(self._executor)
-            index = AttributionIndex.open(path, load_model=load_shared_model, partial=True, executor=executor)
+            index = AttributionIndex.open(
+                path,
+                load_model=load_shared_model,
+                partial=True,
+                executor=executor,
+                max_query_tokens=self._max_query_tokens,
+            )
             return _OpenIndex(index, stamp, frozenset(used_models))
         except BaseException:
             self._drop_unused_models()

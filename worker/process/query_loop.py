@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
-from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded
+from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, InternalError
 from bergson_core.schemas.results import Answer
 from worker.messages import Problem, Query, Reply
 from worker.process.error_boundary import problem_from_error, run_guarded
@@ -109,19 +109,12 @@ class QueryLoop:
         replies = [_make_reply(query, _DEADLINE_PASSED) for query in group if query.deadline <= now]
         if not waiting:
             return replies
-        attribution_queries = [query.query.model_copy(update={"verify": None}) for query in waiting]
-
-        def attribute() -> "tuple[AttributionIndex, list[Answer | BergsonError]]":
-            index = self._index_cache.get(name)
-            return index, index.attribute(attribution_queries)
-
-        result = run_guarded(attribute)
-        if isinstance(result, Problem):
-            return replies + [_make_reply(query, result) for query in waiting]
-        index, outcomes = result
-        for query, outcome in zip(waiting, outcomes, strict=True):
-            if isinstance(outcome, BergsonError):
-                replies.append(_make_reply(query, problem_from_error(outcome)))
+        index = run_guarded(lambda: self._index_cache.get(name))
+        if isinstance(index, Problem):
+            return replies + [_make_reply(query, index) for query in waiting]
+        for query, outcome in zip(waiting, _attribute(index, waiting), strict=True):
+            if isinstance(outcome, Problem):
+                replies.append(_make_reply(query, outcome))
             elif query.query.verify is not None:
                 self.verifying.append(VerificationTask(query, index, outcome))
             else:
@@ -167,6 +160,24 @@ class QueryLoop:
             self._queue.queries.send_replies(self._unsent)
             instrumentation.record_replies([reply for _, reply in self._unsent], self._queue.metrics)
             self._unsent = []
+
+
+def _attribute(index: "AttributionIndex", queries: Sequence[Query]) -> list[Answer | Problem]:
+    """Returns for each query its answer, not yet verified, or the problem that it met.
+
+    If the queries fail together for a reason that nobody expected, they are answered one by one: only the query at
+    fault has a problem then.
+    """
+    attribution_queries = [query.query.model_copy(update={"verify": None}) for query in queries]
+    outcomes = run_guarded(lambda: index.attribute(attribution_queries))
+    if not isinstance(outcomes, Problem):
+        return [
+            problem_from_error(outcome) if isinstance(outcome, BergsonError) else outcome
+            for outcome in outcomes
+        ]
+    if len(queries) == 1 or outcomes.code != InternalError.code:
+        return [outcomes for _ in queries]
+    return [outcome for query in queries for outcome in _attribute(index, [query])]
 
 
 def _with_queue_time(answer: Answer, sent_at: float) -> Answer:

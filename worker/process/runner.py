@@ -53,7 +53,9 @@ class Runner:
 
     def __init__(self, queue: WorkerQueue, settings: Settings, device: str):
         self._queue, self._settings, self._device = queue, settings, device
-        self._index_cache = IndexCache(settings.indexes_dir, settings.resident_indexes, settings.executor)
+        self._index_cache = IndexCache(
+            settings.indexes_dir, settings.resident_indexes, settings.executor, settings.max_query_tokens
+        )
         self._heartbeat_thread = HeartbeatThread(queue, settings, self._make_heartbeat)
         self._query_loop = QueryLoop(queue, self._index_cache, self._heartbeat_thread)
         self._started_at = time.time()

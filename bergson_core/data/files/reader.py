@@ -44,8 +44,12 @@ class FileReader:
             raise InvalidInput(f"text_documents is for .txt files; {spec.path} names {files[0].format} files")
         return cls(spec, files)
 
-    def iter_documents(self, columns: ColumnsSpec) -> Iterator[pa.RecordBatch]:
+    def iter_documents(self, columns: ColumnsSpec, *, note_bad: bool = False) -> Iterator[pa.RecordBatch]:
         """Yields the documents in batches, as `DocumentEncoder` encodes them.
+
+        Args:
+            columns: The columns to read and what they hold.
+            note_bad: Whether a document with a wrong value gets the reason in its place.
 
         Raises:
             ColumnNotFound: A column is missing.
@@ -53,7 +57,7 @@ class FileReader:
             InvalidInput: A value is not what its column should hold. The message names the file, the row and the
                 column.
         """
-        encoder = DocumentEncoder(columns)
+        encoder = DocumentEncoder(columns, note_bad=note_bad)
         yield from map(encoder.encode, self._iter_chunks(columns.column_names(), columns))
 
     def read_table(self, required: Sequence[str] | None, optional: Sequence[str] = ()) -> pa.Table:

@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from dataclasses import fields as dataclass_fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from bergson_core.data.batching import iter_length_buckets
-from bergson_core.data.documents import Documents
+from bergson_core.data.document_parts import DocumentSubset
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.processor_fitting import sample_row_numbers
@@ -50,7 +49,6 @@ from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec, SearchSpec
-from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.search.recall import RecallQueries, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
@@ -60,26 +58,6 @@ from bergson_core.utils.progress import ProgressCallback
 
 _MIN_RECALL: Final = 1e-9
 """Any recall is accepted: that of random rows means nothing."""
-
-
-@dataclass(frozen=True)
-class DocumentSubset(Documents):
-    """The documents in the rows `dataset_rows` of a dataset. Their ids and errors name the dataset's own rows."""
-
-    dataset_rows: Sequence[int] = ()
-
-    @classmethod
-    def of(cls, documents: Documents, dataset_rows: Sequence[int]) -> "DocumentSubset":
-        """Returns these rows of the dataset of `documents`."""
-        fields = {field.name: getattr(documents, field.name) for field in dataclass_fields(documents)}
-        return cls(**fields, dataset_rows=dataset_rows)
-
-    def __len__(self) -> int:
-        return len(self.dataset_rows)
-
-    def read(self, indices: range | Sequence[int]) -> list[Record]:
-        """Returns the records at these positions of the subset."""
-        return super().read([self.dataset_rows[index] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -166,19 +144,22 @@ def _choose_documents(
     checked = check_documents(spec, sample, model, context.report)
     meter.begin_stage("choose")
     lengths, labelled_tokens = [], 0
-    for chunk in sample.iter_chunks():
+    for chunk in checked.documents.iter_chunks():
         for tokens in tokenize_documents(chunk, spec, model):
             lengths.append(len(tokens.ids))
             labelled_tokens += tokens.n_labelled
     modules = model.select_modules(settings.modules)
     shape = RowShape(settings.rows, len(modules), settings.projection_dim**2)
-    count = min(len(dataset), rows_per_shard(shape, len(dataset)))
+    rows = max(
+        1, round(len(dataset) * len(checked) / len(sample))
+    )  # fewer or more than documents, where some are cut
+    count = min(rows, rows_per_shard(shape, rows))
     chosen = _spread_over_lengths(lengths, count)
-    shard = DocumentSubset.of(dataset, [sample_rows[number] for number in chosen])
+    shard = DocumentSubset.of(checked.documents, chosen)
     return (
         replace(checked, documents=shard),
         [lengths[number] for number in chosen],
-        SampleCounts(len(dataset), len(sample), labelled_tokens),
+        SampleCounts(rows, len(checked), labelled_tokens),
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from bergson_core.schemas.documents import DocumentReport
     from bergson_core.schemas.results import Progress
     from bergson_core.utils.progress import ProgressCallback
 
@@ -71,6 +72,12 @@ def print_message(message: str) -> None:
 def print_warning(message: str) -> None:
     """Prints a warning on standard error, so that it is not mistaken for output."""
     error_console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
+
+
+def print_document_report(report: "DocumentReport | None") -> None:
+    """Prints what became of documents that are not in the index as they stand, if there are any."""
+    for sentence in () if report is None else report.sentences():
+        print_warning(sentence)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

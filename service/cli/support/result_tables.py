@@ -15,7 +15,10 @@ _CSV_PARTS: Final = ("tokens", "modules", "verified")
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
-    """Returns a table of results, with a tick in front of those whose id is in `marked`."""
+    """Returns a table of results, with a tick in front of those whose id is in `marked`.
+
+    Behind the id of a document that was cut stand the characters that are shown of it.
+    """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in ("score", "percentile", "loss"):
@@ -31,7 +34,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         loss = "" if row.loss is None else f"{row.loss:.2f}"
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
         numbers = (f"{row.score:+.4f}", percentile, loss)
-        table.add_row(tick, *numbers, Text(row.id), *metadata, *[document] * has_text)
+        part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
+        table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
     return table
 
 

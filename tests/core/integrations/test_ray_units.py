@@ -20,6 +20,7 @@ from bergson_core.integrations.ray_searcher import merge_results, split_shards
 from bergson_core.integrations.ray_shard_actor import ShardBuilderSpec, merge_steps
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.documents import Chunk
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
 from bergson_core.shards.codecs import CODECS
@@ -205,3 +206,19 @@ def test_the_best_of_all_runs_are_kept_and_of_equal_scores_the_earlier():
     assert [hit.row.id for hit in best.opponents] == ["b", "a", "d"]
     assert best.background_scores.tolist() == pytest.approx([0.5, 0.2])
     assert merge_results(results, replace(request, direction="opponents")).proponents is None
+
+
+def test_merged_results_have_each_document_once_where_they_are_grouped():
+    def chunk(number: int, document: str, score: float) -> Hit:
+        part = Chunk(document=document, start=0, end=1, count=9)
+        return Hit(ResultRow(rank=1, id=f"{document}#{number}", score=score, loss=1, chunk=part))
+
+    nothing = np.empty(0, np.float32)
+    results = [
+        SearchResult([chunk(1, "a", 0.9), chunk(1, "b", 0.3)], None, nothing),
+        SearchResult([chunk(2, "a", 0.8), chunk(2, "b", 0.4)], None, nothing),
+    ]
+    request = SearchRequest(5, "proponents", (), "default", None, group_by="document")
+    best = merge_results(results, request).proponents
+    assert best is not None
+    assert [(hit.row.rank, hit.row.id) for hit in best] == [(1, "a#1"), (2, "b#2")]

@@ -37,7 +37,7 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
     EvaluationSpec: EVALUATION_OPTIONS,
 }
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
-NEEDED_BESIDE = {"span": {"completion": "C C C"}}
+NEEDED_BESIDE = {"span": {"completion": "C C C"}, "chunk_overlap": {"long_documents": "chunk"}}
 """Options that another option cannot be given without."""
 MESSAGES_OPTION = "AttributionQuery-messages"
 """It excludes the prompt, which the other options need."""
@@ -66,6 +66,9 @@ def another_value(option: DerivedOption) -> Any:
     if option.repeatable:
         item = get_args(annotation)[0]
         return [get_args(item)[-1] if get_origin(item) is Literal else "other"]
+    choices = [part for part in get_args(annotation) if get_origin(part) is Literal]
+    if choices:  # or None
+        return get_args(choices[0])[0]
     if get_origin(annotation) is Literal:
         return next(value for value in get_args(annotation) if value != default)
     if annotation is bool:

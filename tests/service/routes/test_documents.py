@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +11,8 @@ from fastapi.testclient import TestClient
 
 from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.documents import Chunk
+from bergson_core.schemas.record import Record
 from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
@@ -31,16 +32,7 @@ def news(settings: ServiceSettings) -> Path:
     publish_manifest(settings.indexes_dir, "news", BuildSpec.model_validate(spec))
     shard = settings.indexes_dir / "news" / "shards" / "00000"
     shard.mkdir(parents=True)
-    records: Any = [
-        SimpleNamespace(
-            id=document_id,
-            prompt=f"text of {document_id}",
-            completion=None,
-            metadata={"source": "wiki"},
-            weight=1.0,
-        )
-        for document_id in IDS
-    ]
+    records = [Record(document_id, f"text of {document_id}", None, {"source": "wiki"}) for document_id in IDS]
     write_document_table(
         shard / DOCUMENT_TABLE_FILE, make_document_table(records, np.array([1.5] * 4 + [np.nan]), [6] * 5)
     )
@@ -61,7 +53,77 @@ def test_a_document_is_found_by_any_id(client: TestClient, news: Path, document_
         "metadata": {"source": "wiki"},
         "loss": None if document_id == IDS[-1] else 1.5,
         "n_tokens": 6,
+        "chunk": None,
+        "chunks": None,
     }
+
+
+@pytest.fixture
+def cut(news: Path) -> Path:
+    """The same index, with the document `long` in three chunks of ten characters that overlap by two."""
+    text = "abcdefghijklmnopqrstuvwxyz"
+    parts = [(0, 10), (8, 18), (16, 26)]
+    records = [
+        Record(
+            f"long#{number}",
+            text[start:end],
+            None,
+            {"source": "wiki"},
+            chunk=Chunk(document="long", start=start, end=end, count=3),
+        )
+        for number, (start, end) in enumerate(parts, start=1)
+    ]
+    table = make_document_table(records, np.array([1.0, 2.0, 4.0]), [5, 6, 7])
+    write_document_table(news / "shards" / "00000" / DOCUMENT_TABLE_FILE, table)
+    return news
+
+
+def test_a_document_that_was_cut_is_found_as_a_whole_and_by_its_chunks(client: TestClient, cut: Path) -> None:
+    whole = client.get(document_path("long")).json()
+    assert (whole["prompt"], whole["chunk"]) == ("abcdefghijklmnopqrstuvwxyz", None)
+    assert whole["chunks"] == ["long#1", "long#2", "long#3"]
+    assert (whole["loss"], whole["n_tokens"]) == (7.0, 18)
+    chunk = client.get(document_path("long#2")).json()
+    assert (chunk["id"], chunk["prompt"]) == ("long#2", "ijklmnopqr")
+    assert chunk["chunk"] == {"document": "long", "start": 8, "end": 18, "count": 3}
+
+
+def test_a_takedown_of_a_document_hides_all_of_its_chunks(client: TestClient, cut: Path) -> None:
+    assert client.delete(document_path("long")).status_code == 204
+    for document_id in ("long", "long#1", "long#3"):
+        require_problem(client.get(document_path(document_id)), 404, "document_not_found")
+
+
+def test_a_takedown_of_a_chunk_leaves_the_others(client: TestClient, cut: Path) -> None:
+    assert client.delete(document_path("long#2")).status_code == 204
+    require_problem(client.get(document_path("long#2")), 404, "document_not_found")
+    whole = client.get(document_path("long")).json()
+    assert (whole["chunks"], whole["prompt"]) == (["long#1", "long#3"], "abcdefghijqrstuvwxyz")
+
+
+def test_an_append_of_a_document_that_is_there_in_chunks_is_refused_with_its_id(
+    client: TestClient, broker: FakeBroker, cut: Path
+) -> None:
+    documents = [{"id": name, "text": "a", "source": "x"} for name in ("long", "new", "long#3")]
+    problem = require_problem(
+        client.post("/index/news/documents", json={"documents": documents}), 409, "ids_exist"
+    )
+    assert problem.ids == ["long", "long#3"]
+    assert not broker.submitted_jobs
+
+
+def test_an_append_states_what_becomes_of_long_and_bad_documents(
+    client: TestClient, broker: FakeBroker, news: Path
+) -> None:
+    documents = [{"id": "new", "text": "b", "source": "x"}]
+    choices = {"long_documents": "chunk", "chunk_overlap": 8, "on_bad_document": "skip"}
+    assert client.post("/index/news/documents", json={"documents": documents} | choices).status_code == 202
+    (job,) = broker.submitted_jobs
+    assert isinstance(job, AppendJob)
+    assert job.spec.model_dump(include=set(choices)) == choices
+    for wrong in ({"long_documents": "split"}, {"chunk_overlap": 8}, {"on_bad_document": "zero"}):
+        response = client.post("/index/news/documents", json={"documents": documents} | wrong)
+        assert next(iter(wrong)) in require_problem(response, 422, "invalid_input").detail
 
 
 @pytest.mark.parametrize("document_id", IDS)

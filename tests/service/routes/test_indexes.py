@@ -27,6 +27,14 @@ def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, 
     assert client.post("/index", json=body).status_code == 202
 
 
+def test_a_build_states_what_becomes_of_long_and_bad_documents(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    choices = {"long_documents": "chunk", "chunk_overlap": 8, "on_bad_document": "skip"}
+    assert client.post("/index", json=BODY | choices).status_code == 202
+    assert broker.specs[BODY["name"]].model_dump(include=set(choices)) == choices
+
+
 def test_a_taken_name_is_a_conflict(client: TestClient) -> None:
     client.post("/index", json=BODY)
     require_problem(client.post("/index", json=BODY), 409, "index_exists")
@@ -54,6 +62,12 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
         ({"gradients": {"projection_dim": -1}}, ("body", "gradients", "projection_dim")),
         ({"gradients": {"optimizer_state": ""}}, ("body", "gradients", "optimizer_state")),
         ({"gradients": {"modules": "("}}, ("body", "gradients", "modules")),
+        ({"long_documents": "split"}, ("body", "long_documents")),
+        ({"on_bad_document": "zero"}, ("body", "on_bad_document")),
+        ({"chunk_overlap": -1}, ("body", "chunk_overlap")),
+        ({"chunk_overlap": 8}, ("body",)),
+        ({"long_documents": "chunk", "columns": {"completion": "answer"}}, ("body",)),
+        ({"long_documents": "truncate", "columns": {"messages": "chat"}}, ("body",)),
         ({"dataset": {"path": "a"}}, ("body",)),
         ({"documents": None}, ("body",)),
         ({"documents": [1]}, ("body", "documents", 0)),

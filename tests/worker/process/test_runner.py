@@ -91,6 +91,19 @@ def test_a_bug_is_an_internal_problem_without_details_and_the_worker_lives_on(
     assert wait_for_replies(redis, 2)["q-2"].answer is not None
 
 
+def test_a_query_with_a_bug_takes_no_other_query_down_with_it(
+    redis: Redis, core: FakeCore, start_worker: Start
+):
+    prompts = ["Ada", "crash", "long", "Bo"]
+    for number, prompt in enumerate(prompts):
+        send_query(redis, f"q-{number}", query=make_query(prompt))
+    start_worker()
+    replies = wait_for_replies(redis, len(prompts))
+    problems = [replies[f"q-{number}"].problem for number in range(len(prompts))]
+    assert [problem and problem.code for problem in problems] == [None, "internal", "too_long", None]
+    assert core.batches == [prompts, *([prompt] for prompt in prompts)]
+
+
 def test_a_query_that_expires_in_the_workers_hands_is_never_computed(
     redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, monkeypatch: pytest.MonkeyPatch
 ):
