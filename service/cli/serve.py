@@ -1,5 +1,6 @@
 """`bergson serve` and `bergson worker` run one process of the service; `bergson up` runs all of it."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -42,7 +43,8 @@ def up(
     settings = apply_settings(data_dir, host, port, allow)
     require_keys_if_public(settings)
     log = settings.data_dir / PROCESS_LOG_FILE
-    with running_system(settings, workers, log) as system:
+    # Ctrl-C may come as soon as the line is there.
+    with running_system(settings, workers, log) as system, suppress(KeyboardInterrupt):
         print_message(
             f"dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   Ctrl-C stops everything"
         )
