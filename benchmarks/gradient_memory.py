@@ -23,12 +23,12 @@ from benchmarks.support.passes import collect_all, make_random_documents, run_fl
 from benchmarks.support.processes import run_in_new_process
 from benchmarks.support.random_models import MODELS, make_random_model
 from bergson_core import GradientProcessor
-from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.estimation.cost_meter import resident_bytes
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.modules import select_modules
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 
 DOCUMENTS = 16
 NORMALIZERS = ("none", "adafactor", "kfac", "adam")

@@ -21,12 +21,12 @@ from benchmarks.support.passes import collect_all, make_random_documents, run_fl
 from benchmarks.support.random_models import MODELS, make_random_model
 from benchmarks.support.timing import measure_alternately, measure_seconds
 from bergson_core import GradientProcessor
-from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import NormalizerKind
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 
 NORMALIZERS: tuple[NormalizerKind, ...] = ("none", "adafactor", "kfac", "adam")
 NAIVE_DOCUMENTS = 8

@@ -18,9 +18,9 @@ from benchmarks.support.passes import collect_all, make_random_documents
 from benchmarks.support.random_models import gpt_neox_8m
 from benchmarks.support.timing import measure_alternately
 from bergson_core import GradientProcessor
-from bergson_core.data.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 
 LABELLED, ALL = "labelled positions", "all logits"
 PROJECTION_DIM = 16

@@ -26,7 +26,6 @@ from benchmarks.support.command_line import make_parser
 from benchmarks.support.demo_model import add_demo_options, load_demo
 from benchmarks.support.timing import measure_seconds
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.batching import BUDGET_TOKENS, tokenize
 from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, FactCorpus, write_corpus
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import collect_rows
@@ -38,6 +37,8 @@ from bergson_core.schemas.results import Answer
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.significance import ENDINGS_TRIED, FALSE_ALARM_RATE, collect_null_rows
+from bergson_core.tokens.batching import BUDGET_TOKENS
+from bergson_core.tokens.tokenization import tokenize
 
 Texts = list[tuple[str, str]]
 """Prompt and completion of each query."""

@@ -32,8 +32,8 @@ from benchmarks.support.command_line import make_parser
 from benchmarks.support.demo_model import prepare_demo_files
 from benchmarks.support.processes import find_free_port
 from benchmarks.support.text_files import write_sentence_pairs
-from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.tokens.batching import BUDGET_TOKENS
 from service.cli.support.process_group import ProcessGroup, running_system
 from service.client import Client
 from service.settings import ServiceSettings

@@ -5,7 +5,6 @@ from .attribution.near_duplicates import find_document_numbers, group_near_dupli
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
-from .data.batching import Tokens
 from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
@@ -59,6 +58,7 @@ from .schemas.results import (
 from .schemas.training import TrainingSchedule
 from .storage.document_lookup import take_down_document
 from .storage.manifest import Manifest, read_manifest
+from .tokens.batching import Tokens
 from .utils.table_writer import write_table
 from .version import __version__ as __version__
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bergson_core.data.batching import Tokens
+from bergson_core.tokens.tokenization import Tokens
 
 
 def loss_of(model: PreTrainedModel, tokens: Tokens) -> Tensor:

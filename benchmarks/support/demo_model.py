@@ -7,11 +7,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.demo.model import train_demo_model
 from bergson_core.demo.synthetic_facts import FactCorpus, make_corpus, write_corpus
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
+from bergson_core.tokens.tokenization import Tokens, tokenize
 from service.cli.demo import default_directory
 
 

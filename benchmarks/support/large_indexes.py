@@ -20,7 +20,6 @@ from benchmarks.support.demo_model import prepare_demo_files
 from benchmarks.support.synthetic_rows import SyntheticRows
 from benchmarks.support.text_files import write_sentence_pairs
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.batching import BUDGET_TOKENS, tokenize
 from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.indexing.publish import publish_manifest
@@ -33,6 +32,8 @@ from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition, write_shard
 from bergson_core.storage.document_table import make_document_table
 from bergson_core.storage.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, ModuleEntry, ProfileEntry
+from bergson_core.tokens.batching import BUDGET_TOKENS
+from bergson_core.tokens.tokenization import tokenize
 
 SYNTHETIC_SHAPES = {
     "synthetic-float16": RowShape("float16", 32, 256),

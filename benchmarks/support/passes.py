@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.tokens.batching import Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 
 def make_random_documents(count: int, tokens: int, vocabulary: int = 4096, prompt: int = 1) -> list[Tokens]:

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 from benchmarks.support.demo_model import Demo, load_demo
 from benchmarks.support.row_variants import RowVariants, fit_index_normalizers
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
-from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.evaluation.baseline_rankings import bm25_scores
 from bergson_core.evaluation.baseline_scores import gradient_scores, representation_scores
 from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
@@ -36,6 +35,7 @@ from bergson_core.models.loading import load_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import GradientSpec, NormalizerKind
 from bergson_core.schemas.training import TrainingSchedule
+from bergson_core.tokens.batching import BUDGET_TOKENS
 
 SUBSET_SHARE = 0.5
 EKFAC_DAMPING = 1e-3

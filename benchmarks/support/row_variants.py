@@ -10,7 +10,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bergson_core.attribution.profile_fitting import match_mixing
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
@@ -21,6 +20,8 @@ from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import GradientSpec, Normalize, RowKind
 from bergson_core.search.features import compute_features
 from bergson_core.shards.codecs import CODECS
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 DAMPING: Final = 0.1
 """Damping of the preconditioner C^-½, in units of the mean eigenvalue."""

@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.attribution.isolation import run_or_error, run_together_or_alone
-from bergson_core.attribution.query_tokenizer import QueryTokenizer, TokenizedQuery, render_chat_queries
+from bergson_core.attribution.queries.chat_queries import render_chat_queries
+from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
+from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
-from bergson_core.data.batching import BUDGET_TOKENS
-from bergson_core.data.chat_template import RenderedChat
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.query import AttributionQuery
@@ -29,6 +28,8 @@ from bergson_core.search.significance import significance_notice
 from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.batching import BUDGET_TOKENS
+from bergson_core.tokens.chat_template import RenderedChat
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from bergson_core.data.batching import Tokens
+from bergson_core.models.index_tokens import tokenize_stored
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.tokenization import tokenize_stored
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.document_table import mask_of_ids, read_document, read_whole_id
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.tokenization import Tokens
 
 RowLocation = tuple[int, int]
 """(position of a shard among the searcher's shards, offset of a row within that shard)."""

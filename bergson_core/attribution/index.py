@@ -18,11 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bergson_core.attribution.answering import QueryAnswerer
-from bergson_core.attribution.isolation import run_or_error
-from bergson_core.attribution.query_tokenizer import QueryTokenizer
+from bergson_core.attribution.queries.isolation import run_or_error
+from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import VerificationSteps, Verifier
-from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -43,6 +42,7 @@ from bergson_core.shards.shard import Shard
 from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, read_manifest
+from bergson_core.tokens.token_limits import TokenLimits
 from bergson_core.utils.background import run_to_completion
 
 logger = logging.getLogger(__name__)

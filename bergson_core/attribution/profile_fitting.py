@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.data.batching import iter_batches
-from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
+from bergson_core.data.documents import READ_CHUNK_SIZE
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.indexing.build_context import always_confirm, ignore_progress
@@ -36,6 +35,8 @@ from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 MATCHED_EIGENVALUE_SHARE: Final = 1000 / 65536

@@ -13,14 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
-from bergson_core.data.documents import READ_CHUNK_SIZE, iter_token_chunks
-from bergson_core.data.word_joins import JoinChecker
+from bergson_core.data.documents import READ_CHUNK_SIZE
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.document_tokens import iter_token_chunks
+from bergson_core.tokens.tokenization import Tokens
+from bergson_core.tokens.word_joins import JoinChecker
 
 
 def queries_to_dataset(

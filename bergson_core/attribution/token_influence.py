@@ -30,19 +30,20 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import TokenInfluence
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.search.searcher import StoredDocument
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 
 @dataclass(frozen=True)

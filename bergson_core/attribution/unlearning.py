@@ -31,13 +31,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.gradient_transforms import upcast
 from bergson_core.models.forward_backward import compute_document_losses, forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import trained_parameters
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import run_to_completion
 
 FIT_SAMPLE_SIZE: Final = 64

@@ -16,13 +16,13 @@ import numpy as np
 
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.tokenization import Tokens
 
 T = TypeVar("T")
 VerificationSteps = Generator[None, None, T]

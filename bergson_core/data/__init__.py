@@ -1,1 +1,1 @@
-"""Datasets to documents to batches: files, hub datasets, streams, chat templates, batches of tokens."""
+"""Datasets to documents: files, hub datasets and streams, read as they stand and checked value by value."""

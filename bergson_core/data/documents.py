@@ -4,17 +4,13 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, tokenize, with_loss_weight
-from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.dataset import (
     dataset_in_memory,
     empty_dataset_error,
@@ -34,11 +30,8 @@ from bergson_core.data.document_columns import (
 )
 from bergson_core.data.files.reader import FileReader
 from bergson_core.data.row_chunks import ObjectColumns, missing_column
-from bergson_core.data.token_columns import read_token_rows
-from bergson_core.data.token_limits import NO_LIMITS, TokenLimits
-from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, InlineDocument, Loss
+from bergson_core.schemas.build import BuildSpec, ColumnsSpec, InlineDocument
 from bergson_core.schemas.record import Record
 
 READ_CHUNK_SIZE = 1024
@@ -78,9 +71,9 @@ class Documents:
         if self.columns.id is None:
             return [str(self.first_number + index) for index in indices]
         if not self.encoded:
-            values = self.dataset.select_columns(self.columns.id)[_as_slice(indices)]
+            values = self.dataset.select_columns(self.columns.id)[as_slice(indices)]
             return require_ids(values[self.columns.id], self.columns.id, self._describer(indices))
-        ids = self.dataset.select_columns("id")[_as_slice(indices)]["id"]
+        ids = self.dataset.select_columns("id")[as_slice(indices)]["id"]
         return [f"row {row}" if id is None else id for id, row in zip(ids, indices, strict=True)]
 
     def read_whole_ids(self, indices: Sequence[int]) -> list[str]:
@@ -99,7 +92,7 @@ class Documents:
         Raises:
             InvalidInput: A value is no text, no id, no chat, no finite weight or no JSON value.
         """
-        values = self.dataset[_as_slice(indices)]
+        values = self.dataset[as_slice(indices)]
         columns = (_decode_columns if self.encoded else self._check_columns)(values, indices)
         missing = [None] * len(indices)
         chats = columns.get("messages", missing)
@@ -304,105 +297,6 @@ def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> 
     return required
 
 
-def tokenize_records(
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    loss: Loss = "sum",
-    *,
-    label_end: bool = True,
-    chat_date: date | None = None,
-) -> list[Tokens]:
-    """Tokenises documents that all have messages, or all have completions, or all have neither.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        records: The documents.
-        loss: Whether a document's loss is the sum over its labelled tokens or their mean.
-        label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
-        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
-    """
-    chats = [record.messages for record in records if record.messages is not None]
-    completions = [record.completion for record in records if record.completion is not None]
-    if chats:
-        names = [f"document {record.id!r}" for record in records]
-        tokenized = tokenize_chats(tokenizer, chats, chat_date, names)
-    else:
-        prompts = [record.prompt for record in records]
-        tokenized = tokenize(tokenizer, prompts, completions or None, label_end=label_end)
-    return [
-        with_loss_weight(tokens, loss, record.weight)
-        for tokens, record in zip(tokenized, records, strict=True)
-    ]
-
-
-def iter_token_chunks(
-    tokenizer: PreTrainedTokenizerBase | None,
-    dataset: Dataset,
-    columns: ColumnsSpec,
-    limits: TokenLimits = NO_LIMITS,
-    loss: Loss = "sum",
-    numbers: Sequence[int] | None = None,
-    *,
-    label_end: bool = True,
-    chat_date: date | None = None,
-) -> Iterator[list[Tokens]]:
-    """Yields the tokens of documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
-
-    Args:
-        tokenizer: Tokenizer of the model, or None to take the tokens from the column `input_ids` and those beside it
-            (`data/token_columns.py`). Without labels or a mask all tokens but the first are labelled.
-        dataset: The dataset.
-        columns: The columns to read and what they hold; without a tokenizer, only that of the weights.
-        limits: Which tokens the model takes, and how many.
-        loss: Whether a document's loss is the sum over its labelled tokens or their mean.
-        numbers: Numbers of the rows to read; by default all.
-        label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
-        chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
-
-    Raises:
-        TooLong: A document has too many tokens.
-        ColumnNotFound: A column is missing.
-        InvalidInput: The dataset is empty, a value cannot be read, or a column says something of the tokens that cannot
-            be honoured.
-    """
-    if tokenizer is None and "input_ids" not in dataset.column_names:
-        raise ColumnNotFound("expected a tokenizer, or a column 'input_ids' that holds tokens")
-    documents = documents_from_dataset(dataset, columns) if tokenizer is not None else None
-    spaces = MissingSpaceCounter(JoinChecker(tokenizer)) if tokenizer is not None else None
-    rows = range(len(dataset)) if numbers is None else numbers
-    for start in range(0, len(rows), READ_CHUNK_SIZE):
-        indices = rows[start : start + READ_CHUNK_SIZE]
-        if documents is None or tokenizer is None or spaces is None:
-            values = dataset[_as_slice(indices)]
-            weights = _read_weights(values, columns.weight, indices)
-            tokenized = read_token_rows(values, indices)
-            chunk = [
-                with_loss_weight(tokens, loss, weight)
-                for tokens, weight in zip(tokenized, weights, strict=True)
-            ]
-        else:
-            records = documents.read(indices)
-            chunk = tokenize_records(tokenizer, records, loss, label_end=label_end, chat_date=chat_date)
-            spaces.add(records)
-        for index, tokens in zip(indices, chunk, strict=True):
-            limits.require(tokens, f"row {index}")
-        yield chunk
-    if spaces is not None:
-        spaces.log_warning("rows")
-
-
-def _as_slice(indices: Sequence[int]) -> slice | list[int]:
+def as_slice(indices: Sequence[int]) -> slice | list[int]:
     """Returns what a dataset is indexed with to read these rows: a slice is faster than a list."""
     return slice(indices.start, indices.stop) if isinstance(indices, range) else list(indices)
-
-
-def _read_weights(values: dict[str, Any], column: str | None, indices: Sequence[int]) -> list[float]:
-    """Returns the weights of the documents of a tokenised dataset: 1 without a column that has them."""
-    if column is None:
-        return [1.0] * len(indices)
-    if column not in values:
-        raise missing_column("the dataset", column, values)
-    weights = [getattr(value, "item", lambda value=value: value)() for value in values[column]]
-    return require_weights(
-        weights, column, lambda position, name: f"row {indices[position]} of column {name!r}"
-    )

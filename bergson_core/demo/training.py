@@ -16,12 +16,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bergson_core.data.batching import tokenize
 from bergson_core.demo.recipe import DemoRecipe
 from bergson_core.demo.synthetic_facts import FactCorpus
 from bergson_core.evaluation import training_loop
 from bergson_core.evaluation.queries import EvaluationQuery
 from bergson_core.schemas.training import TrainingProgress
+from bergson_core.tokens.tokenization import tokenize
 
 _EOS, _PAD = "<|endoftext|>", "<|padding|>"
 _QUERY_BATCH_SIZE: Final = 256

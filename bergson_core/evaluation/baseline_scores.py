@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.tokens.batching import BUDGET_TOKENS, Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 _MAX_QUERY_BYTES: Final = 2**30
 """Largest size of the queries' full gradients in memory; more queries are scored in several passes."""

@@ -7,13 +7,13 @@ from typing import Any, Final
 import numpy as np
 
 from bergson_core.attribution.index import AttributionIndex
-from bergson_core.data.batching import Tokens, tokenize
-from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.queries import EvaluationQuery, gold_value
-from bergson_core.models.tokenization import tokenize_stored
+from bergson_core.models.index_tokens import tokenize_stored
 from bergson_core.schemas.record import Record
 from bergson_core.storage.document_table import read_document
+from bergson_core.tokens.tokenization import Tokens, tokenize
+from bergson_core.tokens.word_joins import JoinChecker, MissingSpaceCounter
 
 _MAX_SCORES: Final = 2**28
 """Largest number of scores, queries × documents, of a table: 1 GiB of float32."""

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.evaluation.trainers import Trainer, tokens_sha256
 from bergson_core.models.forward_backward import compute_document_losses
+from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.atomic_files import write_atomically
 
 RunCallback = Callable[[int, int], None]

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bergson_core.attribution.soft_threshold import soft_threshold
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.inputs import EvaluationInputs
 from bergson_core.evaluation.metrics import bootstrap_interval, linear_datamodelling_score
@@ -23,6 +22,7 @@ from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.evaluation import Interval, TrainingSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.progress import ProgressCallback
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bergson_core.attribution.unlearning import StepDirection, Unlearner
-from bergson_core.data.batching import Tokens
 from bergson_core.evaluation.metrics import bootstrap_interval
 from bergson_core.schemas.evaluation import Effect
+from bergson_core.tokens.tokenization import Tokens
 
 
 def measure_step_effects(

@@ -20,12 +20,12 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import AutoModelForCausalLM
 
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.training_loop import reproducible, train_causal_model
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
+from bergson_core.tokens.tokenization import Tokens
 
 _QUOTED_CHARACTERS: Final = 300
 """Characters from the end of a failed command's output that the error message quotes."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bergson_core.data.batching import Tokens
 from bergson_core.schemas.training import TrainingProgress, TrainingSchedule
+from bergson_core.tokens.tokenization import Tokens
 
 FILLER_TOKEN: Final = 0
 """Pads token ids. Any token would do: padding is on the right, where causal attention does not look."""

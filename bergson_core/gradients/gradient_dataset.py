@@ -14,8 +14,6 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens
-from bergson_core.data.documents import iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor
@@ -23,6 +21,8 @@ from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowColle
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
+from bergson_core.tokens.document_tokens import iter_token_chunks
+from bergson_core.tokens.tokenization import Tokens
 
 
 def collect_gradients(

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import Dtype
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 MIN_SAME_COSINE: Final = 0.99
 """Cosine from which two rows count as the same."""

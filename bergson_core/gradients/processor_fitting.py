@@ -10,8 +10,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Batch, iter_batches
-from bergson_core.data.documents import iter_token_chunks
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.gradient_transforms import append_bias_input, upcast
 from bergson_core.gradients.normalizers.matrix_root import EighFunction
@@ -25,6 +23,8 @@ from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
+from bergson_core.tokens.batching import Batch, iter_batches
+from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.utils.background import run_in_thread
 
 MAX_KFAC_SIDE: Final = 2**15

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.gradients.collector import GradientCollector
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.device_to_host import overlap_copies
@@ -20,6 +19,8 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import TrackedModule
+from bergson_core.tokens.batching import Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 MAX_TOKEN_ROW_NUMBERS: Final = 2**25
 """Numbers of the rows of tokens that are in memory at a time: 128 MiB in float32."""

@@ -22,15 +22,16 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
-from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
+from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.indexing.output_directory import index_write_lock, statistics_stamp_path
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
+from bergson_core.indexing.shard_building import build_shards
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.index_model import load_index_model
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import LoadModel
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import Progress

@@ -31,7 +31,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bergson_core.data.batching import Batch, iter_batches
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.gradients.normalizers.optimizer_checkpoint import find_checkpoint_file
@@ -41,7 +40,7 @@ from bergson_core.gradients.processor_fitting import fit_processor_from_batches,
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
-from bergson_core.indexing.executor import Executor, LocalExecutor, build_shards
+from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.indexing.output_directory import (
     index_write_lock,
     remove_build_stamp,
@@ -52,6 +51,7 @@ from bergson_core.indexing.output_directory import (
 )
 from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
+from bergson_core.indexing.shard_building import build_shards
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import is_out_of_memory, load_model
@@ -63,6 +63,7 @@ from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 import torch
 
-from bergson_core.data.batching import Batch
 from bergson_core.gradients.normalizers.matrix_root import EighFunction
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.tokens.batching import Batch
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 MakeCollector: TypeAlias = Callable[[LanguageModel, GradientProcessor, str | None], RowCollector]

@@ -8,19 +8,20 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from bergson_core.data.batching import Tokens
-from bergson_core.data.cutting import TextPart, iter_text_parts
-from bergson_core.data.document_parts import DocumentParts, PartTable
-from bergson_core.data.documents import READ_CHUNK_SIZE, Documents, tokenize_records
-from bergson_core.data.token_limits import TokenLimits
-from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
+from bergson_core.data.documents import READ_CHUNK_SIZE, Documents
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.batch_budget import find_token_limit
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel, token_limits
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.documents import MAX_LISTED, DocumentReport, LeftOutDocument
 from bergson_core.schemas.record import Record
+from bergson_core.tokens.cutting import TextPart, iter_text_parts
+from bergson_core.tokens.document_parts import DocumentParts, PartTable
+from bergson_core.tokens.document_tokens import tokenize_records
+from bergson_core.tokens.token_limits import TokenLimits
+from bergson_core.tokens.tokenization import Tokens
+from bergson_core.tokens.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.utils.progress import ProgressCallback, StageProgress
 
 _MAX_NAMED = 5

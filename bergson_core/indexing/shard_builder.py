@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.models.device_to_host import overlap_copies
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter, WrittenShard
+from bergson_core.tokens.batching import Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import iterate_while_running
 
 TARGET_SHARD_BYTES: Final = 64 * 2**20

@@ -9,10 +9,10 @@ from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
-from bergson_core.data.batching import Tokens
 from bergson_core.data.documents import READ_CHUNK_SIZE
-from bergson_core.data.token_columns import LABEL_COLUMNS, TOKEN_COLUMNS, read_token_row, read_token_rows
 from bergson_core.errors import InvalidInput
+from bergson_core.tokens.token_columns import LABEL_COLUMNS, TOKEN_COLUMNS, read_token_row, read_token_rows
+from bergson_core.tokens.tokenization import Tokens
 
 
 class DocumentLookup:

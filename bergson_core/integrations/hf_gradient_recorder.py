@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bergson_core.data.token_columns import TOKEN_COLUMNS
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.collector import GradientCollector
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import module_slices
 from bergson_core.integrations.hf_document_lookup import DocumentLookup
+from bergson_core.tokens.token_columns import TOKEN_COLUMNS
 
 
 class GradientRecorder:

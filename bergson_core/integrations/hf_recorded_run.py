@@ -14,8 +14,7 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens
-from bergson_core.data.documents import Documents, iter_token_chunks
+from bergson_core.data.documents import Documents
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build_context import BuildContext
@@ -28,6 +27,9 @@ from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter
 from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.tokens.batching import BUDGET_TOKENS
+from bergson_core.tokens.document_tokens import iter_token_chunks
+from bergson_core.tokens.tokenization import Tokens
 
 _SOURCE: Final = "training"
 """The source that the shards of a training run record, in place of a build's fingerprint."""

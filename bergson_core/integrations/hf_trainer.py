@@ -18,7 +18,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bergson_core.data.documents import Documents, documents_from_dataset
-from bergson_core.data.token_columns import read_token_rows
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor
@@ -39,6 +38,7 @@ from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.storage.manifest import MANIFEST_FILE
+from bergson_core.tokens.token_columns import read_token_rows
 from bergson_core.utils.atomic_files import atomic_path
 
 _ROWS_FILE: Final = "rows.bin"

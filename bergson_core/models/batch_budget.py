@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bergson_core.data.batching import BUDGET_TOKENS, Tokens, iter_batches
 from bergson_core.models.forward_backward import MAX_LOGITS_IN_MEMORY, forward_backward
 from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, context_limit
 from bergson_core.models.modules import TrackedModule
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
 """Tokens of a batch, by type of device, above which batches get no faster."""

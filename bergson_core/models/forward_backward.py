@@ -16,9 +16,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from bergson_core.data.batching import BUDGET_TOKENS, Batch, Tokens, iter_batches
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.tokens.batching import BUDGET_TOKENS, Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 
 MAX_LOGITS_IN_MEMORY: Final = 2**24
 """Logits that are in memory at a time: 64 MiB in float32."""

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, encode_context
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.hooks import unwrap_model
 from bergson_core.models.language_model import LanguageModel, context_limit, token_limits
+from bergson_core.tokens.tokenization import Tokens, encode_context
 
 _REPLACEMENT_CHARACTER: Final = "\ufffd"
 """What a decoder writes for bytes that are not a whole character."""

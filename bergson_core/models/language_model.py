@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.token_limits import TokenLimits
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.models.causality import require_causal
 from bergson_core.models.files.fingerprint import ModelFiles
@@ -25,6 +24,7 @@ from bergson_core.models.modules import (
 )
 from bergson_core.models.probe import find_unreached_modules
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.token_limits import TokenLimits
 
 _CONTEXT_FIELDS: Final = ("max_position_embeddings", "max_seq_len")
 """Fields of a configuration that state the context; MPT has the second."""

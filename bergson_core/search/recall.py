@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.build import SearchKind, SearchSpec
@@ -26,6 +25,7 @@ from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
 from bergson_core.search.significance import collect_null_rows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
+from bergson_core.tokens.tokenization import Tokens
 
 RECALL_QUERY_COUNT: Final = 64
 """Documents that are taken as queries."""

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from bergson_core.data.batching import Tokens
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.search.background_sample import BackgroundSample
@@ -30,6 +29,7 @@ from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.profile import Profile
 from bergson_core.storage.manifest import NoticeEntry
+from bergson_core.tokens.tokenization import Tokens
 
 NO_INFLUENCE_NOTICE: Final = "no strong influence found"
 FALSE_ALARM_RATE: Final = 0.05

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.data.batching import Batch
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -20,6 +19,7 @@ from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import BuildSpec, RowKind
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
+from bergson_core.tokens.batching import Batch
 
 
 @dataclass(frozen=True)

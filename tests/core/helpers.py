@@ -12,8 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from bergson_core import AttributionIndex
-from bergson_core.data.batching import iter_batches, tokenize
-from bergson_core.data.documents import load_documents, tokenize_records
+from bergson_core.data.documents import load_documents
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import (
     Cancelled,
@@ -34,6 +33,9 @@ from bergson_core.schemas.results import Answer, Progress
 from bergson_core.storage.document_table import make_document_table, read_metadata
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.storage.metadata_types import column_types
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.document_tokens import tokenize_records
+from bergson_core.tokens.tokenization import tokenize
 
 
 def make_spec(sources: Path, **changes: object) -> BuildSpec:

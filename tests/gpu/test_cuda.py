@@ -23,7 +23,6 @@ from bergson_core import (
     estimate_build,
     load_model,
 )
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor_fitting import fit_normalizers, fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
@@ -35,6 +34,8 @@ from bergson_core.schemas.build import BuildSpec, RowKind
 from bergson_core.schemas.results import Answer
 from bergson_core.shards.codecs import CODECS
 from bergson_core.shards.row_encoder import RowEncoder
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, tiny
 from tests.core.helpers import copy_weights
 

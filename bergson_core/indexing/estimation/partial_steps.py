@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.data.batching import Batch
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.estimation.cost_meter import CostMeter, trim_allocator
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.tokens.batching import Batch
 
 _MEASURED_S: Final = 5.0
 """Seconds of passes that the rate is measured from, if there are enough batches."""

@@ -23,8 +23,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from bergson_core.data.batching import iter_length_buckets
-from bergson_core.data.document_parts import DocumentSubset
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.processor_fitting import sample_row_numbers
@@ -43,17 +41,20 @@ from bergson_core.indexing.estimation.partial_steps import (
     PassSampler,
     SampledRowCollector,
 )
-from bergson_core.indexing.executor import LocalExecutor, build_shards
+from bergson_core.indexing.executor import LocalExecutor
 from bergson_core.indexing.publish import publish_index
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
+from bergson_core.indexing.shard_building import build_shards
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import BuildSpec, SearchSpec
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.search.recall import RecallQueries, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.manifest import ShardEntry
+from bergson_core.tokens.batching import iter_length_buckets
+from bergson_core.tokens.document_parts import DocumentSubset
 from bergson_core.utils.progress import ProgressCallback
 
 _MIN_RECALL: Final = 1e-9

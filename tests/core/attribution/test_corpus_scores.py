@@ -110,7 +110,7 @@ def test_a_dataset_of_queries_is_read_by_its_columns(opened):
 
 
 def test_many_queries_keep_their_order(opened, monkeypatch):
-    monkeypatch.setattr("bergson_core.data.documents.READ_CHUNK_SIZE", 2)
+    monkeypatch.setattr("bergson_core.tokens.document_tokens.READ_CHUNK_SIZE", 2)
     monkeypatch.setattr(query_weights, "READ_CHUNK_SIZE", 2)
     queries = [
         query(f"Person {k} lives in", f" city {k}." + " and works" * (k % 3), top_k=40) for k in range(7)

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 
 from bergson_core.attribution import unlearning
 from bergson_core.attribution.unlearning import Unlearner
-from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import as_language_model
+from bergson_core.tokens.tokenization import Tokens, tokenize
 from tests import reference, tiny
 from tests.core.helpers import copy_weights
 

@@ -9,15 +9,15 @@ import torch
 
 from bergson_core import AttributionIndex, build_index, take_down_document
 from bergson_core.attribution import unlearning
-from bergson_core.data.batching import tokenize
 from bergson_core.errors import InternalError, InvalidInput
+from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
-from bergson_core.models.tokenization import tokenize_documents
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.record import record_from_stored
 from bergson_core.schemas.results import Answer, ResultRow
+from bergson_core.tokens.tokenization import tokenize
 from bergson_core.utils.background import run_to_completion
 from tests import reference, tiny
 from tests.core.helpers import copy_weights, make_spec, query

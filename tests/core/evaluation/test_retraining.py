@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
 from bergson_core.evaluation.trainers import BuiltInTrainer, CommandTrainer, require_placeholders
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
+from bergson_core.tokens.tokenization import Tokens, tokenize
 from tests import tiny
 
 TEXTS = tiny.texts(12)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bergson_core.data.batching import Tokens
 from bergson_core.evaluation.training_loop import reproducible, train_causal_model
 from bergson_core.schemas.training import TrainingSchedule
+from bergson_core.tokens.tokenization import Tokens
 from tests import reference, tiny
 
 ONE_STEP = TrainingSchedule(batch_size=3, epochs=1, least_steps=1, learning_rate=1e-3, weight_decay=0)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import DAMPING
 from bergson_core.gradients.processor_fitting import fit_normalizers
@@ -14,6 +13,8 @@ from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import reference, tiny
 from tests.core.helpers import damped_root
 

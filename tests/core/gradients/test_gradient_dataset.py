@@ -6,11 +6,11 @@ import torch
 from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
-from bergson_core.data.batching import tokenize
 from bergson_core.errors import ColumnNotFound, TooLong
 from bergson_core.gradients.normalizers.normalizers import AdafactorNormalizer
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
+from bergson_core.tokens.tokenization import tokenize
 from tests import reference, tiny
 
 

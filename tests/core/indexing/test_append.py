@@ -17,8 +17,6 @@ from bergson_core import (
     fit_profile,
     take_down_document,
 )
-from bergson_core.data.batching import iter_batches
-from bergson_core.data.documents import tokenize_records
 from bergson_core.errors import (
     Cancelled,
     IdsExist,
@@ -34,6 +32,8 @@ from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.storage.manifest import iter_published_indexes, read_manifest
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.document_tokens import tokenize_records
 from tests import tiny
 from tests.core.helpers import make_spec, query, write_lines
 from tests.processes import forkserver_context

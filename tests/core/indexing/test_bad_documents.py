@@ -123,16 +123,16 @@ def test_a_weight_that_is_no_number_is_a_bad_document(model, tmp_path):
 
 
 def test_a_tokenizer_that_gives_up_on_a_text_makes_it_a_bad_document(model, tmp_path, monkeypatch):
-    from bergson_core.data import batching
+    from bergson_core.tokens import tokenization
 
-    encode = batching.encode
+    encode = tokenization.encode
 
     def give_up(tokenizer, text, **options):
         if "poison" in str(text):
             raise InvalidInput("the tokenizer gives up on a text")
         return encode(tokenizer, text, **options)
 
-    monkeypatch.setattr(batching, "encode", give_up)
+    monkeypatch.setattr(tokenization, "encode", give_up)
     spec = spec_of(model, tmp_path, text_rows("poison"), on_bad_document="skip")
     assert build_index(spec, tmp_path / "facts").documents.first_left_out[0].id == "doc-7"
 

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from bergson_core import AttributionIndex, RayExecutor, build_index, take_down_document
 from bergson_core.errors import Cancelled, ClusterUnavailable, IndexCorrupt, InvalidInput
-from bergson_core.indexing.executor import build_shards
+from bergson_core.indexing.shard_building import build_shards
 from bergson_core.integrations import ray_shard_builder
 from tests.core.helpers import file_hashes, query
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.gradients.normalizers.normalizers import DAMPING
 from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.projection import rademacher_matrix
@@ -18,6 +17,8 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import moe
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import TrackedModule, coverage_percent, select_modules
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, reference, tiny
 
 CLOSE = 1e-5

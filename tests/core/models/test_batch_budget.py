@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from bergson_core.data.batching import BUDGET_TOKENS
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.device_to_host import overlap_copies
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
+from bergson_core.tokens.batching import BUDGET_TOKENS
 from tests import tiny
 
 PLENTY_OF_BYTES = 2**36

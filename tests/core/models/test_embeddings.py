@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from bergson_core import GradientCollector, GradientProcessor
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.moments import KFAC_DAMPING
 from bergson_core.gradients.normalizers.normalizers import DAMPING
@@ -15,6 +14,8 @@ from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, reference, tiny
 from tests.core.helpers import damped_root
 

@@ -7,10 +7,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from bergson_core import AttributionIndex, VerifySpec
-from bergson_core.data.batching import Tokens, encode_context, tokenize
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.generation import generate_completion
 from bergson_core.models.language_model import as_language_model
+from bergson_core.tokens.tokenization import Tokens, encode_context, tokenize
 from tests import reference, tiny
 from tests.core import tokenizer_kinds
 from tests.core.helpers import query

@@ -6,8 +6,6 @@ import torch
 from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients
-from bergson_core.data.batching import Tokens, iter_batches, with_loss_weight
-from bergson_core.data.chat_template import tokenize_chats
 from bergson_core.data.documents import documents_from_dataset
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor_fitting import fit_normalizers
@@ -16,6 +14,9 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.chat_template import tokenize_chats
+from bergson_core.tokens.tokenization import Tokens, with_loss_weight
 from tests import reference, tiny
 from tests.core.helpers import CHAT, CHAT_TEMPLATE
 

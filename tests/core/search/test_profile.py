@@ -8,10 +8,11 @@ from filelock import FileLock
 
 from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, build_index, fit_profile
 from bergson_core.attribution.profile_fitting import match_mixing
-from bergson_core.data.batching import iter_batches, tokenize
 from bergson_core.errors import IndexBusy, IndexCorrupt, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage.manifest import read_manifest
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import tokenize
 from tests.core.helpers import QUERIES, make_spec, query, scores_by_definition
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.batching import Tokens, tokenize
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
@@ -13,6 +12,7 @@ from bergson_core.search import recall
 from bergson_core.search.recall import RecallQueries, measure_recall, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
+from bergson_core.tokens.tokenization import Tokens, tokenize
 from tests import tiny
 from tests.core.helpers import make_spec, query, scores_by_definition
 

@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 
 from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down_document
-from bergson_core.data.batching import Tokens
 from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
@@ -21,6 +20,7 @@ from bergson_core.search.significance import (
     significance_notice,
 )
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
+from bergson_core.tokens.tokenization import Tokens
 from tests import tiny
 from tests.core.helpers import make_spec, query
 

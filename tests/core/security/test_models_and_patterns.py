@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from bergson_core.data import chat_template
-from bergson_core.data.batching import tokenize
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models.loading import load_model
+from bergson_core.tokens.tokenization import tokenize
 from bergson_core.utils import safe_regex
 from tests import tiny
 

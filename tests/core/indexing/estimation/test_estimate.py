@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bergson_core import build_index
-from bergson_core.data.batching import Batch, Tokens, iter_batches
 from bergson_core.errors import (
     Cancelled,
     ColumnNotFound,
@@ -26,6 +25,8 @@ from bergson_core.indexing.estimation.trial_build import run_trial_build
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import Manifest
+from bergson_core.tokens.batching import Batch, iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import tiny
 from tests.core.helpers import make_spec
 

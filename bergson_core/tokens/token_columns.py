@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from bergson_core.data.batching import Tokens
 from bergson_core.errors import InvalidInput
+from bergson_core.tokens.tokenization import Tokens
 
 IGNORED_LABEL: Final = -100
 LABEL_COLUMNS: Final = ("labels", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask")

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bergson_core.data.cutting import iter_text_parts
 from bergson_core.errors import InvalidInput
+from bergson_core.tokens.cutting import iter_text_parts
 from tests import tiny
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import encode
 from bergson_core.errors import InvalidInput
+from bergson_core.tokens.tokenization import encode
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bergson_core.data.batching import Tokens
-from bergson_core.data.documents import tokenize_records
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record, record_from_stored, stored_weight
+from bergson_core.tokens.document_tokens import tokenize_records
+from bergson_core.tokens.tokenization import Tokens
 
 
 def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: LanguageModel) -> list[Tokens]:

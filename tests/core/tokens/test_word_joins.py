@@ -5,8 +5,8 @@ import logging
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.word_joins import JoinChecker, MissingSpaceCounter
 from bergson_core.schemas.record import Record
+from bergson_core.tokens.word_joins import JoinChecker, MissingSpaceCounter
 from tests.core import tokenizer_kinds
 
 MARKING = {

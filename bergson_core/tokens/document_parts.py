@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bergson_core.data.cutting import TextPart
 from bergson_core.data.documents import Documents
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.documents import Chunk
 from bergson_core.schemas.record import Record
+from bergson_core.tokens.cutting import TextPart
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from bergson_core.data.chat_template import RenderedChat, render_chats, tokenize_chats
 from bergson_core.data.documents import documents_from_dataset, load_documents
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec
+from bergson_core.tokens.chat_template import RenderedChat, render_chats, tokenize_chats
 from tests import tiny
 from tests.core.data import chat_templates as templates
 

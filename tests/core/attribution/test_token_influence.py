@@ -10,7 +10,6 @@ from datasets import Dataset
 from bergson_core import AttributionIndex, build_index, fit_profile
 from bergson_core.attribution import token_influence
 from bergson_core.attribution.token_influence import split_score_by_position
-from bergson_core.data.batching import Tokens, iter_batches
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -18,6 +17,8 @@ from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
+from bergson_core.tokens.batching import iter_batches
+from bergson_core.tokens.tokenization import Tokens
 from tests import tiny
 from tests.core.helpers import CHAT, CHAT_TEMPLATE, SCORING_CASES, make_spec, query
 

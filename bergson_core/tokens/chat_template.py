@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.record import Messages, drop_nulls
+from bergson_core.tokens.tokenization import Tokens, encode
 from bergson_core.utils import sandbox
 
 Span = tuple[int, int]
@@ -21,7 +21,7 @@ TIME_LIMIT_S: Final = 10
 _PROGRAM: Final = f"""
 import sys
 sys.path.append({str(Path(__file__).parents[2])!r})
-from bergson_core.data.chat_rendering.program import main
+from bergson_core.tokens.chat_rendering.program import main
 main()
 """
 

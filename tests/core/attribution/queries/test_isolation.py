@@ -7,7 +7,6 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from bergson_core import AttributionIndex, build_index
-from bergson_core.data.batching import Batch
 from bergson_core.errors import BergsonError, InternalError, InvalidInput, TooLong, Unavailable
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import batch_budget
@@ -16,6 +15,7 @@ from bergson_core.models.language_model import as_language_model, token_limits
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec
 from bergson_core.schemas.results import Answer
+from bergson_core.tokens.batching import Batch
 from tests import architectures, tiny
 from tests.core.helpers import make_spec, query
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bergson_core.data.batching import iter_length_buckets, tokenize
+from bergson_core.tokens.batching import iter_length_buckets
+from bergson_core.tokens.tokenization import tokenize
 from tests import tiny
 
 

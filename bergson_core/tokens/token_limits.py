@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import Tokens, encode
 from bergson_core.errors import InvalidInput, TooLong
+from bergson_core.tokens.tokenization import Tokens, encode
 
 _LONG_TEXT_CHARACTERS: Final = 100_000
 _LONG_TEXT_CHARACTERS_PER_TOKEN: Final = 8

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Message, Rendered, Renderer
+from bergson_core.tokens.chat_rendering.renderer import Chat, ChatError, Message, Rendered, Renderer
 
 Convert = Callable[[Any], Any]
 

@@ -24,11 +24,11 @@ from bergson_core import (
     score_corpus,
 )
 from bergson_core.attribution import query_tokenizer
-from bergson_core.data import chat_template
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
 from bergson_core.indexing.build_context import BuildContext
 from bergson_core.storage.manifest import read_manifest
+from bergson_core.tokens import chat_template
 from tests import tiny
 from tests.core.data import chat_templates as templates
 
@@ -134,7 +134,7 @@ def test_every_chat_finds_itself_first(tmp_path, template, adds_bos):
 def test_the_tokens_of_a_chat_are_those_of_the_document(tmp_path, opened, loss):
     spec = opened.manifest.spec.model_copy(update={"gradients": GradientSpec(loss=loss)})
     from bergson_core.data.documents import load_documents
-    from bergson_core.models.tokenization import tokenize_documents
+    from bergson_core.models.index_tokens import tokenize_documents
 
     documents = tokenize_documents(load_documents(chat_spec(tmp_path)).read(range(24)), spec, opened.model)
     tokenizer = query_tokenizer.QueryTokenizer(opened.model, loss)

@@ -17,9 +17,9 @@ from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.batching import encode, encode_context
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import QueryWarning
+from bergson_core.tokens.tokenization import encode, encode_context
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import re
 from itertools import count
 from typing import Final
 
-from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Renderer
+from bergson_core.tokens.chat_rendering.renderer import Chat, ChatError, Renderer
 
 _ROLES_WITHOUT_LOSS: Final = {
     *("system", "developer", "user", "tool", "function", "ipython", "context", "documents")

@@ -1,4 +1,4 @@
-"""The program that `data/chat_template.py` runs in a sandbox, in a process of its own.
+"""The program that `tokens/chat_template.py` runs in a sandbox, in a process of its own.
 
 Standard input: {"template", "variables": of the template, "date": ISO or null, "special_tokens": their names,
                  "chats": lists of messages without nulls}
@@ -10,9 +10,9 @@ import sys
 from datetime import datetime
 from typing import Any
 
-from bergson_core.data.chat_rendering.assistant_turns import TurnFinder
-from bergson_core.data.chat_rendering.message_forms import render_in_form
-from bergson_core.data.chat_rendering.renderer import Chat, ChatError, Renderer
+from bergson_core.tokens.chat_rendering.assistant_turns import TurnFinder
+from bergson_core.tokens.chat_rendering.message_forms import render_in_form
+from bergson_core.tokens.chat_rendering.renderer import Chat, ChatError, Renderer
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""A query before the search: its tokens, its generated completion, and its isolation from others that fail."""

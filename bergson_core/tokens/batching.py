@@ -1,0 +1,98 @@
+"""Tokenises prompts and completions, and puts tokenised documents into batches of about equal cost.
+
+Legend: n documents of a batch, s positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bergson_core.tokens.tokenization import Tokens
+
+BUDGET_TOKENS = 4096
+"""Default number of tokens of a batch, padding included."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents side by side, padded on the right.
+
+    Attributes:
+        indices: Positions of the documents in the sequence that the batch was made from, int64 [n].
+        input_ids: Token ids, int64 [n, s].
+        mask: 1 on tokens and 0 on padding, int64 [n, s]; None if there is no padding.
+        labelled: Whether the loss is taken over a token, bool [n, s].
+        weights: Number that each document's loss is multiplied by, float64 [n]; None if all are 1.
+    """
+
+    indices: np.ndarray
+    input_ids: Tensor
+    mask: Tensor | None
+    labelled: Tensor
+    weights: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens without padding."""
+        return self.input_ids.numel() if self.mask is None else int(self.mask.sum())
+
+
+def iter_length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
+    """Groups documents of similar length into batches, the longest first.
+
+    The same lengths always give the same batches.
+
+    Args:
+        lengths: Number of tokens of each document.
+        budget_tokens: Largest number of tokens of a batch, padding included. A longer document is a batch of its own.
+
+    Yields:
+        The positions of the documents of each batch.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def iter_batches(
+    documents: Sequence[Tokens], budget_tokens: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Yields the documents in batches of similar length.
+
+    Args:
+        documents: The documents.
+        budget_tokens: Largest number of tokens of a batch, padding included. A longer document is a batch of its own.
+        device: Device of the batches' tensors.
+    """
+    for indices in iter_length_buckets([len(tokens.ids) for tokens in documents], budget_tokens):
+        yield _collate([documents[k] for k in indices], indices, device)
+
+
+def _collate(documents: list[Tokens], indices: list[int], device: torch.device | str) -> Batch:
+    lengths = np.array([len(tokens.ids) for tokens in documents])
+    positions = np.arange(max(1, lengths.max()))
+    ids = np.zeros((len(documents), len(positions)), dtype=np.int64)
+    labelled = np.zeros(ids.shape, dtype=bool)
+    for row, labels, tokens in zip(ids, labelled, documents, strict=True):
+        row[: len(tokens.ids)] = tokens.ids
+        labels[: len(tokens.ids)] = tokens.labels
+    is_token = positions < lengths[:, None]
+    weights = torch.tensor([tokens.weight for tokens in documents], dtype=torch.float64)
+    return Batch(
+        indices=np.array(indices),
+        input_ids=torch.from_numpy(ids).to(device),
+        mask=None if is_token.all() else torch.from_numpy(is_token.astype(np.int64)).to(device),
+        labelled=torch.from_numpy(labelled).to(device),
+        weights=None if (weights == 1).all() else weights.to(device),
+    )
