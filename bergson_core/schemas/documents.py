@@ -52,7 +52,7 @@ class DocumentReport(ResultModel):
         )
 
     def sentences(self) -> Sequence[str]:
-        """Returns a sentence for each kind of document that there is, for people."""
+        """Returns a line for each kind of document that there is, for people."""
         sentences = []
         if self.left_out:
             first = self.first_left_out[:3]
@@ -60,11 +60,11 @@ class DocumentReport(ResultModel):
                 f"{document.id!r} (row {document.row}): {document.reason}" for document in first
             )
             more = f"; and {self.left_out - 3:,} more" if self.left_out > 3 else ""
-            sentences.append(f"{self.left_out:,} documents were left out: {named}{more}")
+            sentences.append(f"documents left out: {self.left_out:,}. {named}{more}")
         if self.truncated:
             sentences.append(
-                f"{self.truncated:,} documents were too long, and only their beginnings are indexed"
+                f"documents that are too long, of which only the beginning is indexed: {self.truncated:,}"
             )
         if self.chunked:
-            sentences.append(f"{self.chunked:,} documents were too long, and were cut into chunks")
+            sentences.append(f"documents that are too long, and are cut into chunks: {self.chunked:,}")
         return sentences

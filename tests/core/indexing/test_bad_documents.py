@@ -148,7 +148,7 @@ def test_many_bad_documents_are_counted_and_some_are_listed(model, tmp_path):
 
 def test_nothing_but_bad_documents_is_an_error(model, tmp_path):
     rows = [{"id": f"doc-{k}", "text": "x " * 99} for k in range(3)]
-    with pytest.raises(InvalidInput, match=r"no document is left.*3 documents.*'doc-0' \(row 0\)"):
+    with pytest.raises(InvalidInput, match=r"no document is left.*left out: 3.*'doc-0' \(row 0\)"):
         build_index(spec_of(model, tmp_path, rows, on_bad_document="skip"), tmp_path / "facts")
 
 
