@@ -2,8 +2,8 @@
 
     python -m benchmarks.build_memory [--documents 20000 80000] [--sources mapped streaming] [--rows float16]
 
-A GPT-NeoX of 80,000 parameters, documents of two sentences, p = 16: 2,048 numbers a row. "mapped" is a JSON Lines file
-as it is read by default, "streaming" the same file with `streaming`. Each build runs in a process of its own.
+A GPT-NeoX of 80,000 parameters, documents of two sentences, p = 16: 2,048 numbers per row. "mapped" is a JSON Lines
+file as it is read by default, "streaming" the same file with `streaming`. Each build runs in a process of its own.
 "resident" is the peak of the process over its whole life (VmHWM), with imports and the mapped pages of files;
 "anonymous" is the largest part of it that did not belong to a file (RssAnon), sampled 100 times a second. The allocator
 is told to return large blocks at once: otherwise it keeps about 150 MiB of them, more or less from run to run.

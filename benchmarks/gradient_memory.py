@@ -58,9 +58,8 @@ def measure_peak(options: argparse.Namespace, variant: Variant) -> int:
     model = as_language_model(make_random_model(options.model, options.device, options.dtype))
     run = make_pass(model, options, variant)
     if options.device == "cpu":
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # resets VmHWM, which includes the fit of the normalizers
+        # This resets VmHWM, which includes the fit of the normalizers.
+        Path("/proc/self/clear_refs").write_text("5")
         before = resident_bytes("VmRSS")
         run()
         return resident_bytes("VmHWM") - before

@@ -72,7 +72,7 @@ class RowVariants:
         return compute_scores(rows, self.query_rows, preconditioner, normalize)
 
     def sign_scores(self, preconditioner: Preconditioner | None = None) -> Float[Tensor, "q n"]:
-        """Returns scores from rows of one bit a number; the preconditioner is applied before the sign is taken."""
+        """Returns scores from rows of one bit per number; the preconditioner is applied before the sign is taken."""
         query_features, _ = compute_features(self.query_rows, preconditioner, "block")
         rows = self.stored_document_rows
         signs = store_and_load("sign", preconditioner.apply(rows) if preconditioner else rows)

@@ -4,7 +4,7 @@ Scores are exact and are computed while the result is read, from the stored rows
 is a stream of Arrow batches in the order of the corpus, so that memory does not grow with it. `score_totals` picks the
 best documents of a stream, and `utils.table_writer` writes it to a file.
 
-Legend: q queries, n rows that are read at a time, m modules, d numbers a module, D = m·d.
+Legend: q queries, n rows that are read at a time, m modules, d numbers per module, D = m·d.
 """
 
 from collections.abc import Callable, Iterable, Iterator

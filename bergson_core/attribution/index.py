@@ -362,7 +362,7 @@ class AttributionIndex:
 
 
 def _validate_filter(filter: Mapping[str, Any] | None) -> dict[str, Condition] | None:
-    """Returns the conditions of a filter. Raises `InvalidInput` for one that is no condition."""
+    """Returns the conditions of a filter. Raises `InvalidInput` for one that is not a condition."""
     if not filter:
         return None
     try:

@@ -1,6 +1,6 @@
 """Groups documents that are nearly the same to the model, by the cosines of their rows.
 
-Legend: k documents, m modules, d numbers a module, D = m·d. The number of a document is that of its row in the index.
+Legend: k documents, m modules, d numbers per module, D = m·d. The number of a document is that of its row in the index.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ to those directions that tell the queries apart. Whether that helps has to be me
 
 Source: TrackStar (Chang et al., arXiv 2410.17413), section 3.
 
-Legend: m modules, d numbers a module.
+Legend: m modules, d numbers per module.
 """
 
 import re

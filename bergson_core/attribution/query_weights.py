@@ -1,6 +1,6 @@
 """Runs a set of queries through the model, and returns what stored rows are multiplied with to be scored by them.
 
-Legend: q queries, b queries of a batch, m modules, d numbers a module, D = m·d.
+Legend: q queries, b queries of a batch, m modules, d numbers per module, D = m·d.
 """
 
 import json
@@ -73,7 +73,7 @@ def query_columns(queries: Dataset) -> ColumnsSpec:
 def collect_query_weights(
     index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
 ) -> Float[Tensor, "D q"]:
-    """Returns the weights of each query, one column a query.
+    """Returns the weights of each query, one column per query.
 
     Args:
         index: The index whose rows are scored.

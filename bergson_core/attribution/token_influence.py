@@ -16,7 +16,7 @@ about its size, so the score is not linear in the gradient, and a part is a shar
 Giving a position stored · u_s / Σ u_s, number by number, would sum to the score too, but without bound where the sum is
 near 0.
 
-Legend: s positions, m modules, d numbers a module.
+Legend: s positions, m modules, d numbers per module.
 """
 
 from collections.abc import Iterator, Sequence

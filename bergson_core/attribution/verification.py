@@ -105,8 +105,8 @@ class Verifier:
     def _fitted_unlearner(self) -> VerificationSteps[Unlearner]:
         """Returns the unlearner of the index, and yields after each step of its fit.
 
-        A fit that one verification has left unfinished is continued by the next one. The unlearner is fitted anew after
-        a document of its sample was taken down.
+        A fit that one verification has left unfinished is continued by the next one. The unlearner is fitted again
+        after a document of its sample was taken down.
         """
         while True:
             if self._fit is None or not all(map(self._selector.is_visible, self._fit.locations)):

@@ -86,7 +86,7 @@ def require_weights(values: Sequence[Any], column: str, describe: Describe) -> l
     """Returns the numbers in a column of weights.
 
     Raises:
-        InvalidInput: A value is no finite number.
+        InvalidInput: A value is not a finite number.
     """
     weights = []
     for position, value in enumerate(values):
@@ -285,8 +285,8 @@ def _to_text_array(texts: Sequence[str], column: str, describe: Describe) -> pa.
     except UnicodeEncodeError:
         position = next(position for position, text in enumerate(texts) if _has_lone_surrogate(text))
         raise InvalidInput(
-            f"{describe(position, column)} holds half of a surrogate pair, which is no character; expected text that "
-            "UTF-8 can hold"
+            f"{describe(position, column)} holds half of a surrogate pair, which is not a character; expected text "
+            "that UTF-8 can hold"
         ) from None
 
 

@@ -90,7 +90,7 @@ class Documents:
             A record for each position.
 
         Raises:
-            InvalidInput: A value is no text, no id, no chat, no finite weight or no JSON value.
+            InvalidInput: A value is not text, no id, no chat, no finite weight or no JSON value.
         """
         values = self.dataset[as_slice(indices)]
         columns = (_decode_columns if self.encoded else self._check_columns)(values, indices)
@@ -247,7 +247,7 @@ def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "
 
     Raises:
         ColumnNotFound: A column is missing.
-        InvalidInput: The dataset is empty, or a column holds images, sounds or other files.
+        InvalidInput: The dataset is empty, or a column holds images, audio or other files.
     """
     if len(dataset) == 0:
         raise empty_dataset_error(name)
@@ -263,7 +263,7 @@ def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "
 
 
 def _opens_files(feature: Any) -> bool:
-    """Returns whether reading a value of this type may open a path or URL in it, as it does for images and sounds."""
+    """Returns whether reading a value of this type may open a path or URL in it, as it does for images and audio."""
     if isinstance(feature, dict):
         return any(map(_opens_files, feature.values()))
     if isinstance(feature, list | tuple):

@@ -42,7 +42,7 @@ def require_bounded_size(path: Path, columns: Sequence[str]) -> None:
             decoded += sum(map(_decoded_bytes, batch.columns))
             if decoded > limit:
                 raise DatasetNotFound(
-                    f"{path} has {path.stat().st_size:,} bytes, and more than {limit:,} come out of it; expected at "
+                    f"{path} has {path.stat().st_size:,} bytes, and unpacks to more than {limit:,}; expected at "
                     f"most {_MAX_GROWTH} times its size"
                 )
 

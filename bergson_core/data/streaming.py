@@ -33,7 +33,7 @@ from bergson_core.utils.progress import ProgressCallback, StageProgress
 STREAMED_FILE: Final = "documents.arrow"
 _BATCH_ROWS: Final = 1000
 """Rows of a batch of a hub dataset. This divides the 10,000 rows that the csv reader of the datasets library reads at a
-time: the reader infers the types anew each time, and no batch may span two of these portions."""
+time: the reader infers the types again each time, and no batch may span two of these portions."""
 
 
 def load_documents_streaming(spec: BuildSpec, root: Path, report: ProgressCallback) -> Documents:

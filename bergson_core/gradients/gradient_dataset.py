@@ -1,6 +1,6 @@
 """`collect_gradients`: a dataset with the projected gradient of each document as a new column.
 
-Legend: n documents, s tokens of a document, D numbers a row.
+Legend: n documents, s tokens of a document, D numbers per row.
 """
 
 import tempfile
@@ -51,7 +51,7 @@ def collect_gradients(
             marks is left out, and `labels`, `completion_mask`, `assistant_masks` or `loss_mask` say which tokens are
             labelled. A row that holds several packed documents is an error.
         processor: How gradients are normalized and projected. By default the one that `fit_processor` returns for this
-            dataset: Adafactor, fitted from a sample, and 16 × 16 numbers a module.
+            dataset: Adafactor, fitted from a sample, and 16 × 16 numbers per module.
         columns: The dataset's columns; by default the text is in the column `text`.
         loss: Whether a document's loss is the sum of its tokens' cross-entropies, or their mean.
         per_token: Whether to keep the tokens apart: what each token's position adds to the document's gradient.
@@ -60,9 +60,9 @@ def collect_gradients(
 
     Returns:
         The dataset with two more columns. `gradients` is float32 of shape [D]: the modules' gradients in natural order
-        of the modules' names, each flattened, so that D is 256 numbers a module by default. With `per_token` its shape
-        is [s, D] for a document of s tokens, and its sum over s is the document's gradient. `loss` is float64, always
-        the plain sum over the labelled tokens, in nats.
+        of the modules' names, each flattened, so that D is 256 numbers per module by default. With `per_token` its
+        shape is [s, D] for a document of s tokens, and its sum over s is the document's gradient. `loss` is float64,
+        always the plain sum over the labelled tokens, in nats.
 
     Raises:
         ColumnNotFound: The dataset lacks a column that `columns` names, or there is neither a tokenizer nor a column

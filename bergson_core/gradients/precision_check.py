@@ -2,7 +2,7 @@
 
 Attention kernels and low precision can make it so.
 
-Legend: n documents, D numbers a row.
+Legend: n documents, D numbers per row.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class PrecisionCheck:
 def check_precision(
     name: str, revision: str | None = None, dtypes: Sequence[Dtype] = ("float32", "bfloat16")
 ) -> list[PrecisionCheck]:
-    """Returns a check for each precision, on documents of random tokens, by rows of 16 × 16 numbers a module.
+    """Returns a check for each precision, on documents of random tokens, by rows of 16 × 16 numbers per module.
 
     Args:
         name: The hub id or directory of the model.

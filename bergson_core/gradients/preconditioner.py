@@ -1,6 +1,6 @@
 """TrackStar's preconditioner C^-½, which rows are multiplied with before they are compared.
 
-Legend: n rows, m modules, d numbers a module.
+Legend: n rows, m modules, d numbers per module.
 
 C is block-diagonal over modules: each block is the mean outer product of the module's part of the rows. A score is the
 inner product of two rows after C^-½ and then, not before, scaling to unit length: the two do not commute.

@@ -43,7 +43,7 @@ def fit_processor(
     """Returns a gradient processor with normalizers that are fitted from a sample of a dataset.
 
     The sample is `settings.sample_size` documents, drawn with `settings.seed`. The default settings are Adafactor's
-    second moment and a projection to 16 × 16 numbers a module. The model is left as it was.
+    second moment and a projection to 16 × 16 numbers per module. The model is left as it was.
 
     Args:
         model: A causal language model, in memory and on its device.
@@ -122,9 +122,8 @@ def fit_processor_from_batches(
     """
     bias = settings.include_bias
     if settings.optimizer_state is not None:
-        kind = cast(
-            "Literal['adafactor', 'adam']", settings.normalizer
-        )  # GradientSpec accepts no other with it
+        # GradientSpec accepts no other normalizers with an optimizer's state.
+        kind = cast("Literal['adafactor', 'adam']", settings.normalizer)
         normalizers = read_checkpoint_normalizers(
             settings.optimizer_state, model.model, modules, kind, include_bias=bias
         )

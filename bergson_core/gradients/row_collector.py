@@ -1,7 +1,7 @@
 """`RowCollector`: the only code that turns documents into rows; the caller decides where the rows go.
 
-Legend: n samples, s positions, m modules, d numbers a module (p² with a projection to p × p), D = Σ d numbers a row,
-r rows.
+Legend: n samples, s positions, m modules, d numbers per module (p² with a projection to p × p), D = Σ d numbers per
+row, r rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

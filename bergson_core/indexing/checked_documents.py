@@ -65,8 +65,8 @@ def check_documents(
     A warning is logged if most completions lack the space that the tokenizer expects before them.
 
     Raises:
-        InvalidInput: A document cannot be indexed, or its id is not unique or cannot stand in a URL; the message names
-            it. Or no document is left.
+        InvalidInput: A document cannot be indexed, or its id is not unique or cannot be used in a URL; the message
+            names it. Or no document is left.
         TooLong: Documents have more tokens than the model or the spec allows. The message counts them all.
     """
     documents.require_valid_ids()

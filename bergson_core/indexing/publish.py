@@ -3,7 +3,7 @@
 New files are written beside the published ones. Then the manifest is replaced, in one step, and the files that the new
 manifest does not name are removed. A reader sees either the old generation of the index or the new one, both complete.
 
-Legend: m modules, d numbers a module.
+Legend: m modules, d numbers per module.
 """
 
 from collections.abc import Sequence

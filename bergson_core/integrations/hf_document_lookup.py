@@ -100,7 +100,7 @@ def _split_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
             except RuntimeError:
                 raise InvalidInput(
                     f"a batch has {name!r} of shape {list(value.shape)}; expected {list(ids.shape)}, as input_ids: a "
-                    "document a row, not packed"
+                    "document per row, not packed"
                 ) from None
         for row, part in zip(
             rows, value if isinstance(value, np.ndarray) else [value] * len(rows), strict=True

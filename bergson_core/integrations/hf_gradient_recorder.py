@@ -1,6 +1,6 @@
 """Records what each step of a training run does for the documents that it saw, from the run's own backward passes.
 
-Legend: n samples of a micro-batch, N documents, D numbers a row.
+Legend: n samples of a micro-batch, N documents, D numbers per row.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Turns the rows that a training run has recorded into shards, and publishes them as an index.
 
-Legend: n documents of a shard, N documents of the run, D numbers a row, m modules, d numbers a module.
+Legend: n documents of a shard, N documents of the run, D numbers per row, m modules, d numbers per module.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Builds an index of a training run while the Hugging Face Trainer trains, from the gradients that the run computes.
 
-Legend: N documents, D numbers a row, t steps.
+Legend: N documents, D numbers per row, t steps.
 
     <output>/rows.bin               the rows so far, [N, D] float32; removed when the index is published
     <checkpoint>/bergson_rows.bin   a copy of them in each checkpoint of the Trainer

@@ -4,7 +4,7 @@ Each actor runs a `LocalSearcher` over a run of consecutive shards on one machin
 search of the whole index would, so that every row that such a search finds is found here too, with the same score. The
 actors take no slots of the cluster, so builds can run beside them.
 
-Legend: q queries, m modules, d numbers a module.
+Legend: q queries, m modules, d numbers per module.
 """
 
 import logging

@@ -37,7 +37,7 @@ def find_batch_budget(
     """Returns how many tokens of a batch, padding included, fit into the free memory of the model's device.
 
     One document is run, and the bytes that are saved of it for the backward pass are counted. It is as long as the
-    longest, since attention takes more memory a token the longer a document is.
+    longest, since attention takes more memory per token the longer a document is.
 
     Args:
         model: The model, on its device.

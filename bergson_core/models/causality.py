@@ -48,7 +48,7 @@ def require_causal(model: nn.Module) -> None:
     does not take token ids, or that does not name its embedding of them, is not run.
 
     Raises:
-        InvalidInput: The model is no causal language model.
+        InvalidInput: The model is not a causal language model.
     """
     inner = unwrap_model(model)
     config = None
@@ -66,7 +66,7 @@ def require_causal(model: nn.Module) -> None:
         is_decoder = getattr(config, "is_decoder", None)
         hint = " (its configuration has is_decoder False)" if is_decoder is False else ""
         raise InvalidInput(
-            f"{type(inner).__name__} is no causal language model: its prediction of a token depends on later "
+            f"{type(inner).__name__} is not a causal language model: its prediction of a token depends on later "
             f"tokens{hint}; expected a model that sees earlier tokens only"
         )
 

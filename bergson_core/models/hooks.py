@@ -154,7 +154,7 @@ class _Tracker:
         saved = self._on_forward(name, features.detach())
         version = _version(saved)
         is_lowest = not output.requires_grad
-        if is_lowest:  # The clone is no leaf, so that an in-place activation may follow.
+        if is_lowest:  # The clone is not a leaf, so that an in-place activation may follow.
             output = output.detach().requires_grad_().clone()
 
         def pass_on(grad: Tensor) -> None:

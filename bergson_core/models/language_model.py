@@ -110,7 +110,7 @@ def as_language_model(
     A model that torch.compile returned is replaced by the model that it wraps, since compiled code calls no hooks.
 
     Raises:
-        InvalidInput: The model is no causal language model, or has adapters of a kind that is not supported.
+        InvalidInput: The model is not a causal language model, or has adapters of a kind that is not supported.
     """
     model = unwrap_compiled(model)
     for config in active_adapter_configs(model):

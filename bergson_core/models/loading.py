@@ -198,7 +198,7 @@ def _resolve(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, ImportError) as error:
         # httpx raises an ImportError where it lacks the package for a SOCKS proxy.
         raise ModelNotFound(
-            f"model {name!r} is no local directory, and the hub did not give it: {error}"
+            f"model {name!r} is not a local directory, and the hub did not give it: {error}"
         ) from error
 
 

@@ -67,9 +67,8 @@ def _describe_field(name: str, field: FieldInfo) -> str:
     """Returns the entry of a docstring for a field: its name, type and default, and its description."""
     kind = re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(_without_metadata(field.annotation)))
     default = "" if field.is_required() else f", default {field.get_default(call_default_factory=True)!r}"
-    description = field.description or getattr(
-        field.annotation, "_written_doc", None
-    )  # that of a nested model
+    # A nested model describes itself.
+    description = field.description or getattr(field.annotation, "_written_doc", None)
     text = f"\n{indent(description, ' ' * 8)}" if description else ""
     return f"    {name} ({kind}{default}):{text}"
 

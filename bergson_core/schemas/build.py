@@ -35,7 +35,7 @@ Normalize = Literal["none", "row", "block"]
 LongDocuments = Literal["error", "truncate", "chunk"]
 OnBadDocument = Literal["error", "skip"]
 SearchKind = Literal["float16", "rabitq", "hamming"]
-"""What is compared to find candidates: φ in float16, φ in one bit a number, or the stored bits of sign rows."""
+"""What is compared to find candidates: φ in float16, φ in one bit per number, or the stored bits of sign rows."""
 
 
 class DatasetSpec(Spec):
@@ -192,9 +192,9 @@ class BuildSpec(Spec):
     """Tokens that a chunk repeats of the one before, at most half of the longest document. The loss is taken over them
     in both chunks."""
     on_bad_document: OnBadDocument = "error"
-    """What becomes of a document that cannot be indexed, because it is no text, is refused by the tokenizer or the chat
-    template, has a token that the model has no embedding for, or is too long: `error` stops the build and names it,
-    `skip` leaves it out and reports it."""
+    """What becomes of a document that cannot be indexed, because it is not text, is refused by the tokenizer or the
+    chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
+    it, `skip` leaves it out and reports it."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:

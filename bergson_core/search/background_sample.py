@@ -1,6 +1,6 @@
 """The background sample: random rows of an index, whose scores for a query show how high a result's score is.
 
-Legend: q queries, r sampled rows, v sampled rows that are visible, n rows of a shard, m modules, d numbers a module.
+Legend: q queries, r sampled rows, v sampled rows that are visible, n rows of a shard, m modules, d numbers per module.
 The offset of a row is its number within its shard.
 """
 

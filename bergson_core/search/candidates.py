@@ -41,7 +41,7 @@ class ShardCandidateSearch(ABC):
         """Returns rows of the shard with their scores, among them the best `count` of the allowed rows.
 
         Args:
-            queries: What the rows are compared with, one query a line.
+            queries: What the rows are compared with, one query per line.
             count: How many of the best rows have to be among those that are returned.
             allowed: Which rows may be found, or None for all of them.
 

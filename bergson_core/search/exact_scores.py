@@ -6,7 +6,7 @@ The score is linear in the row as it is stored, so it is the sum of a part for e
 kept in. `ExactScorer.module_scores` computes these parts for the candidates of a query, and `ExactScorer.score_range`
 the whole scores of a run of rows, for scans of the corpus.
 
-Legend: q queries, k rows of any shards, n consecutive rows of one shard, m modules, d numbers a module, D = m·d; c is
+Legend: q queries, k rows of any shards, n consecutive rows of one shard, m modules, d numbers per module, D = m·d; c is
 the number of lengths that a row has (`profile`). The offset of a row is its number within its shard.
 """
 
@@ -84,7 +84,7 @@ class ExactScorer:
         Args:
             shard_number: Position of the shard in `shards`.
             offsets: Which of its rows.
-            weights: Weights of all queries, one column a query.
+            weights: Weights of all queries, one column per query.
         """
         lengths = torch.from_numpy(np.array(self.profile.lengths[shard_number][offsets]))
         reciprocals = reciprocal_or_zero(lengths)

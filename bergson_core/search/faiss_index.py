@@ -1,8 +1,8 @@
 """The FAISS file of a shard, in which `candidates` looks for rows like a query.
 
 A shard has a FAISS file of its own, so that building takes the memory of one shard, and appending changes no old file.
-The file holds φ (`features`) of the shard's rows, as float16 or in one bit a number. Sign rows have no such file: their
-own bits are compared.
+The file holds φ (`features`) of the shard's rows, as float16 or in one bit per number. Sign rows have no such file:
+their own bits are compared.
 
 Legend: n rows of a shard; c is the number of lengths that a row has (`features`).
 """

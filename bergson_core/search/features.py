@@ -5,7 +5,7 @@
 C is the preconditioner's second moment; which length it is divided by is `ScoringSpec.normalize`. The inner product of
 a query's φ and a row's φ is the row's score (`exact_scores`).
 
-Legend: n rows of a shard, m modules, d numbers a module, D = m·d; c is the number of lengths that a row has: m with
+Legend: n rows of a shard, m modules, d numbers per module, D = m·d; c is the number of lengths that a row has: m with
 `normalize="block"`, else 1.
 """
 

@@ -3,9 +3,9 @@
 The candidates of a query are the rows that FAISS, or the Hamming distance, takes for its best (`candidates`). Their
 exact scores are computed from the stored rows (`exact_scores`), and the best of them are the hits.
 
-Legend: q queries of a batch, b directed queries, k candidates, m modules, d numbers a module, D = m·d. A directed query
-is a query with a direction; a query with the direction `both` makes two of them. The offset of a row is its number
-within its shard.
+Legend: q queries of a batch, b directed queries, k candidates, m modules, d numbers per module, D = m·d. A directed
+query is a query with a direction; a query with the direction `both` makes two of them. The offset of a row is its
+number within its shard.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

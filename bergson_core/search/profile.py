@@ -7,8 +7,8 @@ The score of a row is (C^-½ φ(query)) · row / length(row), with the row as it
 So a new profile needs one pass over the stored rows, for their lengths, and the model never runs on the corpus again.
 The FAISS files hold φ of the default profile, whatever the profile of a query is.
 
-Legend: q queries, n rows of a shard, m modules, d numbers a module, D = m·d; c is the number of lengths that a row has:
-m with `normalize="block"`, else 1.
+Legend: q queries, n rows of a shard, m modules, d numbers per module, D = m·d; c is the number of lengths that a row
+has: m with `normalize="block"`, else 1.
 """
 
 import math

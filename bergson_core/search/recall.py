@@ -3,7 +3,7 @@
 Recall@10 is the share of the ten rows with the best exact scores that the candidates contain. It is measured with
 documents of the index as queries, and the leanest search that reaches the `min_recall` of the spec is published.
 
-Legend: q queries, n rows of a shard, k candidates of a query, m modules, d numbers a module, D = m·d, j null queries
+Legend: q queries, n rows of a shard, k candidates of a query, m modules, d numbers per module, D = m·d, j null queries
 (`significance`).
 """
 
@@ -42,7 +42,7 @@ _MAX_CANDIDATES: Final[dict[SearchKind, int]] = {
 }
 """Candidates for the ten best rows beyond which no larger number is tried."""
 _MIN_BYTES_FOR_ONE_BIT: Final = 2**28
-"""Size of φ in float16 above which one bit a number is tried first."""
+"""Size of φ in float16 above which one bit per number is tried first."""
 _ROW_CHUNK_SIZE: Final = 1024
 _CANDIDATE_CHUNK_SIZE: Final = 2**16
 """Candidates of all queries together that are looked for at a time."""

@@ -3,7 +3,7 @@
 `LocalSearcher` searches the shards of an index in this process, `RaySearcher` on the machines of a cluster. A searcher
 needs no model: it is given the gradient rows of the queries.
 
-Legend: q queries, v rows of the background sample that are visible, m modules, d numbers a module.
+Legend: q queries, v rows of the background sample that are visible, m modules, d numbers per module.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ the model finds likeliest is taken, since halves that do not fit are recognised 
 measured). A share of 1 - `FALSE_ALARM_RATE` of the null queries stays below the threshold, so the rate of false alarms
 is promised among queries like these only.
 
-Legend: q null queries, v visible rows of the background sample, m modules, d numbers a module.
+Legend: q null queries, v visible rows of the background sample, m modules, d numbers per module.
 """
 
 from collections.abc import Callable, Sequence

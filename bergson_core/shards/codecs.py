@@ -1,6 +1,6 @@
-"""How a row is stored: as numbers with one scale a block, or as one bit a number.
+"""How a row is stored: as numbers with one scale per block, or as one bit per number.
 
-Legend: n rows, m modules, d numbers a module, w entries that are stored of a block of d numbers.
+Legend: n rows, m modules, d numbers per module, w entries that are stored of a block of d numbers.
 
 A codec turns rows [n, m, d] into `blocks` [n, m, w] and `scales` [n, .], and back. A block of zeros comes back as
 zeros from every codec.

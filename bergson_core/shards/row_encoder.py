@@ -1,6 +1,6 @@
 """Turns batches of documents into the rows of an index, up to the point where a codec stores them.
 
-Legend: n samples, m modules, d numbers a module, D = m·d.
+Legend: n samples, m modules, d numbers per module, D = m·d.
 """
 
 from collections.abc import Callable

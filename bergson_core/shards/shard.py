@@ -1,6 +1,6 @@
 """The files of a shard, and how they are read through memory maps.
 
-Legend: n rows of a shard, m modules, d numbers a module, w entries that are stored of them.
+Legend: n rows of a shard, m modules, d numbers per module, w entries that are stored of them.
 
     shards/00000/gradients.bin   the blocks [n, m, w] of a codec (codecs.py)
     shards/00000/scales.bin      their scales [n, .]

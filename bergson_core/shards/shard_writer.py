@@ -1,6 +1,6 @@
 """Writes shards: a whole shard or none of it.
 
-Legend: n rows of a shard, b rows that are stored at once, m modules, d numbers a module, w entries that are stored of
+Legend: n rows of a shard, b rows that are stored at once, m modules, d numbers per module, w entries that are stored of
 them.
 
 A shard is written to a directory of its own, `shards/.<name>.<random>.tmp`, flushed to disk, and renamed to

@@ -43,9 +43,8 @@ def find_damaged_files(
     checked = {} if reread else _read_checked(root)
     damaged, intact = [], {}
     for entry in files:
-        path = (
-            f"{root}/{entry.path}"  # There may be thousands of files, and a `Path` takes ten times as long.
-        )
+        # There may be thousands of files, and a `Path` takes ten times as long.
+        path = f"{root}/{entry.path}"
         try:
             stamp = _stamp(path, entry)
         except OSError:

@@ -76,8 +76,8 @@ def read_token_row(row: Mapping[str, Any], what: str) -> Tokens:
     for name in _REFUSED:
         if row.get(name) is not None:
             raise InvalidInput(
-                f"{what} has a column {name!r}, which cannot be honoured: expected a document a row as input_ids, with "
-                "attention_mask and labels where needed. Leave the column out if the documents do not need it"
+                f"{what} has a column {name!r}, which cannot be honoured: expected one document per row as input_ids, "
+                "with attention_mask and labels where needed. Leave the column out if the documents do not need it"
             )
     ids = _read_integers(row, "input_ids", what)
     values = {name: _read_integers(row, name, what) for name in row if name in _ALIGNED}
@@ -181,12 +181,12 @@ def _require_whole_document(
     if "position_ids" in values and not np.array_equal(values["position_ids"][is_token], np.arange(count)):
         raise InvalidInput(
             f"{what}: column 'position_ids' does not count the tokens from 0 on, as in rows that several documents are "
-            "packed into; expected a document a row"
+            "packed into; expected one document per row"
         )
     if "seq_lengths" in row and _read_integers(row, "seq_lengths", what).tolist() not in ([], [count]):
         raise InvalidInput(
             f"{what}: column 'seq_lengths' holds {abridge(row['seq_lengths'])}: several documents are packed into the "
-            "row; expected a document a row"
+            "row; expected one document per row"
         )
     if "token_type_ids" in values and len(set(values["token_type_ids"][is_token].tolist())) > 1:
         raise InvalidInput(

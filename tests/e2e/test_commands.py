@@ -138,9 +138,8 @@ def test_an_estimate_takes_the_options_of_a_build_and_foretells_its_figures(sour
     assert estimated["search"] == manifest.search.kind == "rabitq"
     assert estimated["size_bytes"]["total"] == manifest.total_bytes()
     assert manifest.spec.search.min_recall == 0.2
-    with (
-        monkeypatch.context() as patched
-    ):  # The table shows the estimate from above, which takes no second run.
+    # The table shows the estimate from above, which takes no second run.
+    with monkeypatch.context() as patched:
         patched.setattr(estimate, "estimate_build", lambda *_, **__: Estimate.model_validate(estimated))
         printed = output_of("estimate", *options)
     lines = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.strip()}

@@ -42,7 +42,7 @@ def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:
     try:
         base = pattern_base(dataset.path).resolve() if is_pattern(dataset.path) else None
     except (OSError, RuntimeError, ValueError) as error:
-        raise InvalidInput(f"dataset.path: {dataset.path!r} is no pattern of paths: {error}") from None
+        raise InvalidInput(f"dataset.path: {dataset.path!r} is not a pattern of paths: {error}") from None
     if base is None:
         _require_allowed("dataset.path", dataset.path, settings, settings.allowed_datasets)
         return

@@ -132,7 +132,7 @@ class WorkerQueue:
             return None
 
     def renew(self, claim: ClaimedJob) -> None:
-        """Starts the lease of a job anew."""
+        """Restarts the lease of a job."""
         now, job_id = time.monotonic(), claim.record.job_id
         renewed = self._renew_script(
             keys=[job_key(job_id), JOB_LEASES], args=[claim.token, self._lease_ms, job_id]

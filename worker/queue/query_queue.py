@@ -97,7 +97,7 @@ class QueryQueue:
         return [query for query in accepted if query is not None]
 
     def renew(self, queries: Sequence[Query]) -> None:
-        """Starts the leases of queries in this worker's hands anew."""
+        """Restarts the leases of the queries in this worker's hands."""
         if queries:
             query_ids = (query.query_id for query in queries)
             self._renew_script(keys=[QUERY_LEASES], args=[self._lease_ms, *query_ids])

@@ -55,7 +55,7 @@ def read_csv_header(file: DataFile) -> list[str]:
 
 
 def parse_number(cell: str) -> int | float | str | None:
-    """Returns the number that a cell holds, None if the cell is empty, and the text if it is no number."""
+    """Returns the number that a cell holds, None if the cell is empty, and the text if it is not a number."""
     if not cell:
         return None
     if len(cell) > _MAX_DIGITS or not _NUMBER.fullmatch(cell):

@@ -56,7 +56,7 @@ def has_file_suffix(name: str) -> bool:
 
 
 def is_pattern(path: str) -> bool:
-    """Returns whether a path is a pattern of files. A file that exists under this very name is no pattern."""
+    """Returns whether a path is a pattern of files. A file that exists under this very name is not a pattern."""
     return glob.has_magic(path) and "://" not in path and not Path(path).expanduser().exists()
 
 

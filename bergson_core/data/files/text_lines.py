@@ -35,7 +35,7 @@ class _BoundedStream(io.RawIOBase):
         if self._left < 0:
             raise unreadable(
                 self._file,
-                f"more than {self._limit:,} bytes come out of it; expected at most 100 times its size",
+                f"it unpacks to more than {self._limit:,} bytes; expected at most 100 times its size",
             )
         return count
 

@@ -150,9 +150,8 @@ def _make_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Paramete
             return ParameterMoment((row.squeeze(-1), column.squeeze(-2)))
         case {"exp_avg_sq": whole} if betas is not None and step is not None:
             return ParameterMoment((whole,), 1 / (1 - float(betas[1]) ** float(step)))
-        case {"exp_avg_sq": whole} | {
-            "variance": whole
-        }:  # Adafactor's decay begins at 0: there is no bias to correct
+        # Adafactor's decay begins at 0: there is no bias to correct.
+        case {"exp_avg_sq": whole} | {"variance": whole}:
             return ParameterMoment((whole,))
     raise InvalidInput(
         f"the optimizer's state of a parameter is {', '.join(map(str, state))}; expected exp_avg_sq, as of Adam and "

@@ -2,7 +2,7 @@
 
 The time of the work left out is extrapolated from the work that was done, and counted.
 
-Legend: n samples of a batch, D numbers a row.
+Legend: n samples of a batch, D numbers per row.
 """
 
 from collections.abc import Iterable, Iterator
@@ -95,7 +95,7 @@ class SampledRowCollector(RowCollector):
 
 
 class DecompositionSampler:
-    """An eigendecomposition that decomposes one matrix of each size, and takes all others for the identity."""
+    """An eigendecomposition that decomposes one matrix of each size, and treats all others as the identity."""
 
     def __init__(self, meter: CostMeter) -> None:
         self._meter = meter

@@ -25,14 +25,14 @@ _READ_ERRORS: Final = (
     *(OSError, ValueError, LookupError, TypeError),
     *(AttributeError, RecursionError, OverflowError),
 )
-"""What reading a file may raise that is no JSON, or holds something else than is expected."""
+"""What reading a file may raise that is not JSON, or holds something else than is expected."""
 
 
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-        ValueError: The file is no JSON, or is too large; a file that is too large is not read.
+        ValueError: The file is not JSON, or is too large; a file that is too large is not read.
         RecursionError: The file nests values too deeply.
         OSError: The file cannot be read.
     """
@@ -59,7 +59,7 @@ def require_safe_files(directory: Path) -> None:
             names = set(read_json(path)["weight_map"].values())
             elsewhere = sorted(name for name in names if Path(name).name != name)
         except _READ_ERRORS as error:
-            raise ModelNotFound(f"{path} is no index of weights: {error}") from error
+            raise ModelNotFound(f"{path} is not an index of weights: {error}") from error
         if elsewhere:
             raise ModelNotFound(f"{path} names {elsewhere[0]!r}; expected files of its own")
 
@@ -68,7 +68,7 @@ def require_safe_config(directory: Path) -> None:
     """Checks every field of a model's config.json, however deeply it is nested.
 
     Raises:
-        ModelNotFound: The file is no configuration, or a field asks for foreign code, for weights elsewhere, or for
+        ModelNotFound: The file is not a configuration, or a field asks for foreign code, for weights elsewhere, or for
             absurdly many layers or experts.
     """
     path = directory / "config.json"
@@ -78,7 +78,7 @@ def require_safe_config(directory: Path) -> None:
     except ModelNotFound:
         raise
     except _READ_ERRORS as error:
-        raise ModelNotFound(f"{path} is no configuration of a model: {error}") from error
+        raise ModelNotFound(f"{path} is not a configuration of a model: {error}") from error
 
 
 def _check_field(path: Path, key: str, value: Any) -> None:

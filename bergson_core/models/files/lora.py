@@ -69,7 +69,7 @@ def read_adapter_base(directory: Path) -> AdapterBase | None:
         ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()]
         has_small_ranks = all(0 <= rank <= _MAX_RANK for rank in ranks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelNotFound(f"{path} is no configuration of adapters: {error!r}") from error
+        raise ModelNotFound(f"{path} is not a configuration of adapters: {error!r}") from error
     if unsupported is not None:
         raise ModelNotFound(f"{path} has {unsupported}")
     if not has_small_ranks or not isinstance(name, str) or not isinstance(revision, str | None):

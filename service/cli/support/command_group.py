@@ -124,9 +124,8 @@ class LazyGroup(TyperGroup):
             status = super().main(*args, standalone_mode=False, **options)
         except _ClickException as error:
             context = getattr(error, "ctx", None)
-            if (
-                type(error).__name__ == "NoArgsIsHelpError"
-            ):  # Its message is the help text, which was printed.
+            # The message of this error is the help text, which was printed.
+            if type(error).__name__ == "NoArgsIsHelpError":
                 sys.exit(error.exit_code)
             message = _describe(error)
             if context is not None:

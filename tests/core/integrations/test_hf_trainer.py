@@ -249,7 +249,7 @@ def test_rows_of_every_kind_are_preconditioned_and_found(dataset, tokenizer, tmp
 def test_no_second_moment_is_gathered_where_there_is_no_preconditioner(
     dataset, tokenizer, tmp_path, monkeypatch
 ):
-    """A second moment has p⁴ numbers a module, which fit no memory for the widest rows."""
+    """A second moment has p⁴ numbers per module, which fit no memory for the widest rows."""
     monkeypatch.delattr(hf_recorded_run, "SecondMoment")
     trainer(tmp_path, dataset, tokenizer, [recorder(tmp_path, dataset, tokenizer)]).train()
     assert read_manifest(tmp_path / "facts").rows == 13

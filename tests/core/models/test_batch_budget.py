@@ -19,9 +19,9 @@ def budget(model: torch.nn.Module, longest: int, free_bytes: int = PLENTY_OF_BYT
 
 def test_with_memory_to_spare_a_batch_is_as_large_as_makes_it_faster():
     assert budget(tiny.model(), 20) == BUDGET_TOKENS
-    assert (
-        find_batch_budget(as_language_model(tiny.model()), select_modules(tiny.model()), 20) == BUDGET_TOKENS
-    )  # this machine has memory enough
+    # This machine has memory enough.
+    model = tiny.model()
+    assert find_batch_budget(as_language_model(model), select_modules(model), 20) == BUDGET_TOKENS
 
 
 def test_a_quarter_of_the_memory_gives_a_quarter_of_the_tokens():

@@ -30,7 +30,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    """Takes so few candidates that one bit a number cannot reach the recall."""
+    """Takes so few candidates that one bit per number cannot reach the recall."""
     monkeypatch.setitem(recall._MIN_CANDIDATES, "rabitq", 10)
     monkeypatch.setitem(recall._MAX_CANDIDATES, "rabitq", 10)
 
