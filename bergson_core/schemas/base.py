@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bergson_core.errors import InvalidInput
 
@@ -50,10 +50,11 @@ class _DocumentedModel(BaseModel):
         cls.__signature__ = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Describes the class by the docstring as it was written: a JSON schema lists the fields anyway."""
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describes the class by the docstring as it was written: a JSON schema lists the fields anyway.
+
+        `CoreSchema` is not named here, because it would fill a page of `help()`.
+        """
         json_schema = handler(core_schema)
         class_schema = handler.resolve_ref_schema(json_schema)
         if cls._written_doc is None:

@@ -234,9 +234,13 @@ class BuildSpec(Spec):
     def fingerprint(self) -> str:
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""
         # Fields that 0.1.0 did not have count only if they are set, so that its fingerprints stay.
-        unset = {
-            name for name in _ADDED_FIELDS if getattr(self, name) == type(self).model_fields[name].default
+        unset: dict[str, Any] = {
+            name: True
+            for name in _ADDED_FIELDS
+            if getattr(self, name) == type(self).model_fields[name].default
         }
+        if self.dataset is not None and self.dataset.text_documents == "auto":
+            unset["dataset"] = {"text_documents"}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
     def rows_fingerprint(self) -> str:
@@ -255,11 +259,17 @@ class AppendSpec(Spec):
     documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The new documents themselves: up to 10,000 objects."""
     model: str | None = Field(default=None, min_length=1, max_length=4096)
+    """As in the build; it may be left out."""
     revision: str | None = Field(default=None, max_length=256)
+    """As in the build; it may be left out."""
     dtype: Dtype | None = None
+    """As in the build; it may be left out."""
     columns: ColumnsSpec | None = None
+    """As in the build; it may be left out."""
     gradients: GradientSpec | None = None
+    """As in the build; it may be left out."""
     scoring: ScoringSpec | None = None
+    """As in the build; it may be left out."""
     long_documents: LongDocuments | None = None
     """What becomes of documents that are too long; by default the same as in the build."""
     chunk_overlap: int | None = Field(default=None, ge=0)

@@ -102,8 +102,11 @@ class Measured(ResultModel):
     """What was measured of one way to score documents. A measure that was not taken is null."""
 
     retrieval: Retrieval | None = None
+    """How early the gold documents come."""
     unlearning: Effect | None = None
+    """What unlearning the best documents does to the completion."""
     tail_patch: Effect | None = None
+    """What training on the best documents does to it."""
     lds: Interval | None = None
     """Linear datamodelling score."""
     lds_thresholded: Interval | None = None
@@ -117,9 +120,13 @@ class Evaluation(ResultModel):
     """What was measured of an index and of the baselines."""
 
     index: str
+    """Name of the index."""
     generation: int
+    """Generation of the index that was evaluated."""
     documents: int
+    """Number of documents that were scored."""
     queries: int
+    """Number of queries."""
     spec: EvaluationSpec
     learning_rate: float | None = None
     """Learning rate of the steps; null if none were taken."""

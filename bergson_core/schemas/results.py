@@ -17,10 +17,13 @@ class Progress(ResultModel):
     stage: str = "queued"
     """Current stage: queued, load, read, statistics, gradients, preconditioner, search, measure or done."""
     done: int = 0
+    """Number of units of this stage that are done."""
     total: int = 0
     """Number of units in this stage; 0 while it is unknown."""
     unit: str = "documents"
+    """What is counted."""
     tokens_per_s: float | None = None
+    """Tokens of this stage per second of this run; null while no token was read."""
     eta_s: float | None = None
     """Seconds until this stage ends, at its rate so far."""
     documents: DocumentReport | None = None
@@ -37,6 +40,7 @@ class SizesBytes(ResultModel):
     statistics: int
     """Normalizers, projections and preconditioners."""
     total: int
+    """All of these together."""
 
 
 class Estimate(ResultModel):
@@ -81,6 +85,7 @@ class TokenInfluence(ResultModel):
     """The token's characters are [start, end) of the prompt followed by the completion. Null if it stands for none of
     them, and in chats, whose text is made by the template."""
     end: int | None
+    """See `start`."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
 
@@ -105,6 +110,7 @@ class Control(Verified):
     """A random document of the index that was unlearned in the same way."""
 
     id: str
+    """Id of the document."""
 
 
 class Verification(ResultModel):
@@ -149,14 +155,21 @@ class ResultRow(ResultModel):
     """A training document and its influence on what the model said."""
 
     rank: int
+    """Place among the results in its direction, from 1."""
     id: str
+    """Id of the document."""
     score: float
+    """Influence of the document on the loss of the completion, as the profile scales it. Positive scores made the
+    completion more likely."""
     percentile: float | None = None
     """Percentage of random documents of the index that score lower for this query. Null if there are none to compare
     with."""
     prompt: str | None = None
+    """Text of the document, or its prompt; a chat as JSON. Null unless `include` asks for `text`."""
     completion: str | None = None
+    """Completion of the document; null where documents have none, and unless `include` asks for `text`."""
     metadata: dict[str, Any] | None = None
+    """Metadata columns of the document; null unless `include` asks for them."""
     loss: float | None
     """Sum of the cross-entropies of the document's tokens under the indexed model, in nats. Null if the document was
     skipped because its gradient was not finite."""
@@ -213,21 +226,31 @@ class TimingMs(ResultModel):
     """
 
     queue: float = 0.0
+    """Until a worker took the query and had the index open."""
     gradient: float
+    """Tokenising, generating and the gradient."""
     search: float
+    """Finding and scoring the documents."""
     verify: float = 0.0
+    """Unlearning documents."""
     total: float
+    """From the arrival of the query to its answer."""
 
 
 class Answer(ResultModel):
     """The training documents behind one completion. `results` is null if only opponents were asked for."""
 
     index: str
+    """Name of the index."""
     generation: int
+    """Generation of the index that answered."""
     profile: str = "default"
+    """Profile that the scores are of."""
     query: QueryEcho
     results: list[ResultRow] | None = None
+    """The documents that made the completion more likely, best first."""
     opponents: list[ResultRow] | None = None
+    """The documents that made it less likely, the strongest first; null unless `direction` asks for them."""
     notice: str | None = None
     """`no strong influence found` if the best of `results` stands out no more than the best result of a query whose
     completion no document states."""

@@ -120,13 +120,18 @@ class Manifest(ResultModel):
     """What an index consists of, and how it was made."""
 
     format_version: int
+    """Version of the layout on disk; another version is refused."""
     generation: int
     """Number of the index's changes, counted from 1."""
     created_at: str
+    """Time of this generation, in ISO 8601 with UTC offset."""
     origin: Origin = "build"
+    """Whether a build or a training run has made the index."""
     spec: BuildSpec
     fingerprint: str
+    """The sha256 of the spec."""
     model_sha256: str
+    """The sha256 of all files of the model that decide weights and tokens."""
     model_files: dict[str, str] = {}
     """The sha256 of each file that decides the model's weights and tokens, by name. Empty in an index of release 0.1.0,
     whose `model_sha256` covers `*.json` and `*.safetensors` only."""
@@ -139,11 +144,17 @@ class Manifest(ResultModel):
     """Date of the build, which a chat template that asks for today's date is told. Null if the index was built by a
     version that told the template the day on which a chat was rendered."""
     modules: tuple[ModuleEntry, ...]
+    """The tracked modules, in natural order of their names, which is their order in a row."""
     coverage_percent: float
+    """Share of the model's parameters that the tracked modules hold."""
     dimensions: int
+    """Numbers per row."""
     rows: int
+    """Rows in the shards. Documents that were taken down count until the index is compacted."""
     tokens: int
+    """Tokens that the loss is taken over."""
     skipped: int
+    """Documents whose gradient was not finite, so that no query finds them."""
     numbered: int
     """Documents that were ever added to the index, or left out. The next document without an id of its own gets this
     number."""
@@ -152,8 +163,11 @@ class Manifest(ResultModel):
     compacted: int = 0
     """Number of takedowns, from the beginning of the log, whose rows are gone."""
     files: tuple[FileEntry, ...]
+    """Files of the statistics, with their sizes and hashes."""
     shards: tuple[ShardEntry, ...]
+    """The shards, in the order of their rows."""
     profiles: tuple[ProfileEntry, ...]
+    """The profiles that queries can score with."""
     search: SearchEntry
     notice: NoticeEntry | None = None
     """Null for an index of too few rows."""

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 import bergson_core
 from bergson_core.schemas.base import ResultModel, Spec
 
 PUBLIC_NAMES = """
-    AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec
-    ColumnsSpec Control DatasetSpec Effect Estimate Evaluation EvaluationQuery EvaluationSpec Executor
-    GradientCollector GradientProcessor GradientSpec IndexCallback Interval KfacNormalizer LanguageModel
-    LocalExecutor Manifest Measured Normalizer Progress QueryEcho Range RayExecutor ResultRow Retrieval
-    ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs TokenInfluence Tokens TrainingSchedule
-    TrainingSpec Unlearner Verification Verified VerifySpec __version__ append_documents build_index
-    collect_gradients compact_index errors estimate_build evaluate_index find_document_numbers fit_processor
-    fit_profile group_near_duplicates load_model read_manifest relocate_index score_corpus score_self_influence
-    take_down_document top_documents write_table
+    AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
+    ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
+    Executor GradientCollector GradientProcessor GradientSpec IndexCallback Interval KfacNormalizer
+    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryEcho QueryWarning
+    Range RayExecutor ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs
+    TokenInfluence Tokens TrainingSchedule TrainingSpec Unlearner Verification Verified VerifySpec
+    __version__ append_documents build_index collect_gradients compact_index errors estimate_build
+    evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
+    read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
+    write_table
 """.split()
 
 INTERNAL_TYPES = {
@@ -85,6 +87,23 @@ def test_what_is_no_spec_is_invalid_input(spec: Any, tmp_path: Path) -> None:
         bergson_core.estimate_build(spec)
     with pytest.raises(bergson_core.errors.InvalidInput, match=r"AppendSpec|modle"):
         bergson_core.append_documents(tmp_path / "index", spec)
+
+
+def test_each_field_of_a_public_model_is_described() -> None:
+    models = [
+        exported
+        for name in PUBLIC_NAMES
+        if inspect.isclass(exported := getattr(bergson_core, name)) and issubclass(exported, BaseModel)
+    ]
+    undescribed = {
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if not field.description
+        and not (inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel))
+    }
+    assert models
+    assert not undescribed
 
 
 def iter_annotations() -> Iterator[tuple[str, Any]]:
