@@ -17,6 +17,7 @@ class Chunk(ResultModel):
     start: int
     """The chunk's text is the characters [start, end) of the document."""
     end: int
+    """See `start`."""
     count: int
     """Number of chunks that the document was cut into; 1 if only its beginning was kept."""
 
@@ -25,9 +26,11 @@ class LeftOutDocument(ResultModel):
     """A document that could not be indexed."""
 
     id: str
+    """Its id; `row N` where it has none."""
     row: int
     """Number of its row in the dataset."""
     reason: str
+    """What is wrong with it."""
 
 
 class DocumentReport(ResultModel):
