@@ -16,6 +16,7 @@ hold neither 1 beside 1.5 nor integers beyond 64 bits without loss.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from types import NoneType
@@ -200,6 +201,7 @@ class DocumentEncoder:
 
     def __init__(self, columns: ColumnsSpec, *, note_bad: bool = False) -> None:
         self._columns, self._kinds, self._note_bad = columns, ValueKinds(), note_bad
+        self._row = 0
         text = {"id": columns.id, "completion": columns.completion, "messages": columns.messages}
         text["prompt"] = columns.prompt if columns.messages is None else None
         text["metadata"] = "metadata" if columns.metadata else None
@@ -215,25 +217,37 @@ class DocumentEncoder:
             InvalidInput: A value is not what its column should hold. The message names the file, the row and the
                 column.
         """
-        if not self._note_bad:
-            return self._encode_good(chunk)
-        table = pa.Table.from_batches(list(self._encode_or_note(chunk))).combine_chunks()
-        (batch,) = table.to_batches()
+        (batch,) = pa.Table.from_batches(list(self._encode_parts(chunk))).combine_chunks().to_batches()
         return batch
 
-    def _encode_or_note(self, chunk: RowChunk) -> Iterator[pa.RecordBatch]:
+    def _encode_parts(self, chunk: RowChunk) -> Iterator[pa.RecordBatch]:
         """Yields the documents of some rows. If they cannot be encoded together, each half is tried by itself."""
         try:
-            yield self._encode_good(chunk)
+            batch = self._encode_good(chunk)
         except InvalidInput as error:
             if len(chunk) > 1:
                 middle = len(chunk) // 2
-                yield from self._encode_or_note(chunk.part(0, middle))
-                yield from self._encode_or_note(chunk.part(middle, len(chunk)))
+                yield from self._encode_parts(chunk.part(0, middle))
+                yield from self._encode_parts(chunk.part(middle, len(chunk)))
                 return
-            arrays = [pa.nulls(1, field.type) for field in self.schema]
-            arrays[self.schema.get_field_index(REASON_COLUMN)] = pa.array([str(error)], pa.string())
-            yield pa.record_batch(arrays, self.schema)
+            batch = self._note(chunk, error)
+        self._row += len(chunk)
+        yield batch
+
+    def _note(self, chunk: RowChunk, error: InvalidInput) -> pa.RecordBatch:
+        """Returns the batch of a single bad row, or raises the error with the name of the document."""
+        values: dict[str, str] = {}
+        if self._columns.id is not None:
+            with suppress(InvalidInput):
+                (values["id"],) = require_ids(
+                    chunk.values[self._columns.id], self._columns.id, chunk.describe
+                )
+        if not self._note_bad:
+            name = f"document {values['id']!r} (row {self._row}): " if values else ""
+            raise InvalidInput(f"{name}{error}") from error
+        values[REASON_COLUMN] = str(error)
+        arrays = [pa.array([values.get(field.name)], field.type) for field in self.schema]
+        return pa.record_batch(arrays, self.schema)
 
     def _encode_good(self, chunk: RowChunk) -> pa.RecordBatch:
         columns, describe, arrays = self._columns, chunk.describe, dict[str, pa.Array]()

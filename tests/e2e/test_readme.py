@@ -88,7 +88,10 @@ def test_the_examples_of_a_whole_corpus_run_in_order(home: Path):
 
 
 def test_the_examples_of_a_changing_index_run_in_order(home: Path):
-    assert run(home, sys.executable, "-c", INDEX_EXAMPLES).split() == ["2", "1", "new-1", "True", "True"]
+    report, chunk, *changes = run(home, sys.executable, "-c", INDEX_EXAMPLES).splitlines()
+    assert "left_out=1" in report and "chunked=1" in report
+    assert re.fullmatch(r"long#\d+ long \d+ \d+", chunk)
+    assert " ".join(changes).split() == ["2", "1", "new-1", "True", "True"]
 
 
 def test_the_examples_of_an_evaluation_run_in_order(home: Path):

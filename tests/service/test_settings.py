@@ -31,7 +31,13 @@ def test_a_timeout_is_the_default_or_the_requested_one_up_to_the_maximum() -> No
         settings.resolve_timeout_s(10.5)
 
 
-_ENUM_VALUES = {"executor": "ray", "log_format": "json", "log_level": "debug", "trusted_proxies": "10.0.0.1"}
+_VALUES = {
+    "executor": "ray",
+    "log_format": "json",
+    "log_level": "debug",
+    "trusted_proxies": "10.0.0.1",
+    "max_query_tokens": "2",
+}
 
 
 @pytest.mark.parametrize("settings", [ServiceSettings, ClientSettings])
@@ -43,7 +49,7 @@ def test_every_setting_is_in_the_table_under_its_environment_variable(
         variable = environment_variable(settings, name)
         assert f"| `{variable}` |" in page and field.description
         with monkeypatch.context() as context:
-            context.setenv(variable, _ENUM_VALUES.get(name, "1"))
+            context.setenv(variable, _VALUES.get(name, "1"))
             assert name in settings().model_fields_set
 
 

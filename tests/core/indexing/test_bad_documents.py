@@ -49,7 +49,7 @@ def spec_of(model: Path, tmp_path: Path, rows: list[dict], **changes: object) ->
 
 
 BAD_TEXTS = {
-    "no text": (None, InvalidInput, "NoneType, expected text"),
+    "no text": (None, InvalidInput, "is null or missing, expected text"),
     "a token without an embedding": ("a <extra 39> b", InvalidInput, "'<extra 39>'"),
     "a text that is too long": ("a long text " * 90, TooLong, "64 allowed"),
 }
@@ -97,8 +97,8 @@ def test_the_rows_of_the_others_are_those_without_the_bad_documents(model, tmp_p
 
 BAD_CHATS = {
     "the template refuses it": ([{"role": "system", "content": "x"}], "no user"),
-    "no messages": ([], "no chat"),
-    "no list": (None, "no chat"),
+    "no messages": ([], "not a chat"),
+    "no list": (None, "not a chat"),
 }
 
 

@@ -264,5 +264,5 @@ def test_a_span_outside_of_the_completion_is_refused(span: tuple[int, int]):
 
 
 def test_a_span_without_a_completion_is_refused():
-    with pytest.raises(ValueError, match="expected one"):
+    with pytest.raises(ValueError, match="expected a text there"):
         query(completion=None, span=(0, 1))  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from tests.worker.helpers import (
     submit_job,
     take_query_ids,
 )
-from worker.messages import Heartbeat, JobRecord, Problem, Query, Reply
+from worker.messages import SCHEMA_VERSION, Heartbeat, JobRecord, Problem, Query, Reply
 from worker.queue import redis_keys as keys
 from worker.queue.job_queue import MAX_JOB_EVENTS, ClaimedJob, WorkerQueue
 from worker.queue.query_queue import RETENTION_S
@@ -157,7 +157,10 @@ def test_a_query_of_a_newer_schema_is_refused_to_its_sender(redis: Redis, queue:
     query = send_query(redis, "q-0")
     queue.queries.send_replies([(queue.queries.take()[0], Reply(query_id="q-0"))])
     redis.delete(REPLY_TO)
-    send_query(redis, raw=query.model_dump_json().replace('"schema_version":3', '"schema_version":99'))
+    send_query(
+        redis,
+        raw=query.model_dump_json().replace(f'"schema_version":{SCHEMA_VERSION}', '"schema_version":99'),
+    )
     assert queue.queries.take() == []
     problem = read_refusal(redis)
     assert problem.code == "invalid_input"
