@@ -17,7 +17,7 @@ from worker.process.index_cache import IndexCache
 from worker.process.verification_task import VerificationTask, next_verification
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_errors import unavailable_error
-from worker.telemetry import instrumentation
+from worker.telemetry import instrumentation, logs
 
 if TYPE_CHECKING:
     from bergson_core.attribution.index import AttributionIndex
@@ -177,7 +177,11 @@ def _attribute(index: "AttributionIndex", queries: Sequence[Query]) -> list[Answ
         ]
     if len(queries) == 1 or outcomes.code != InternalError.code:
         return [outcomes for _ in queries]
-    return [outcome for query in queries for outcome in _attribute(index, [query])]
+    alone: list[Answer | Problem] = []
+    for query in queries:
+        with logs.context(request_ids=[query.request_id]):
+            alone += _attribute(index, [query])
+    return alone
 
 
 def _with_queue_time(answer: Answer, sent_at: float) -> Answer:

@@ -14,7 +14,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec
 from bergson_core.tokens.chat_template import RenderedChat, render_chats, tokenize_chats
 from tests import tiny
-from tests.core.data import chat_templates as templates
+from tests.core.tokens import chat_templates as templates
 
 SPECIAL_TOKENS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),

@@ -30,7 +30,7 @@ from bergson_core.indexing.build_context import BuildContext
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.tokens import chat_template
 from tests import tiny
-from tests.core.data import chat_templates as templates
+from tests.core.tokens import chat_templates as templates
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
