@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from bergson_core.data import chat_template
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models.loading import load_model
+from bergson_core.tokens import chat_template
 from bergson_core.tokens.tokenization import tokenize
 from bergson_core.utils import safe_regex
 from tests import tiny

@@ -23,7 +23,7 @@ from bergson_core import (
     build_index,
     score_corpus,
 )
-from bergson_core.attribution import query_tokenizer
+from bergson_core.attribution.queries import query_tokenizer
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
 from bergson_core.indexing.build_context import BuildContext
