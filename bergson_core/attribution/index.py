@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bergson_core.attribution.answering import QueryAnswerer
@@ -30,9 +29,8 @@ from bergson_core.models.batch_budget import find_token_limit
 from bergson_core.models.index_model import load_index_model
 from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.models.loading import LoadModel
-from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import GradientSpec
-from bergson_core.schemas.filters import Condition
+from bergson_core.schemas.filters import validate_filter
 from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, VerifySpec
 from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
@@ -345,7 +343,7 @@ class AttributionIndex:
                 f"expected gradients of shape [q, {self.collector.dimensions}], got {list(rows.shape)}"
             )
         self.require_profile(profile)
-        conditions = _validate_filter(filter)
+        conditions = validate_filter(filter)
         self.searcher.metadata.require_valid(conditions or {})
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
@@ -359,16 +357,6 @@ class AttributionIndex:
     def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""
         require_profile(self.name, self.manifest, profile)
-
-
-def _validate_filter(filter: Mapping[str, Any] | None) -> dict[str, Condition] | None:
-    """Returns the conditions of a filter. Raises `InvalidInput` for one that is not a condition."""
-    if not filter:
-        return None
-    try:
-        return TypeAdapter(dict[str, Condition]).validate_python(filter)
-    except ValidationError as error:
-        raise InvalidInput(describe_validation_error(error, "filter")) from error
 
 
 def _require_same_projection(processor: GradientProcessor, settings: GradientSpec) -> None:

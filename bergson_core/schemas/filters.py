@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Self
 
-from pydantic import Discriminator, Tag, field_validator, model_validator
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bergson_core.schemas.base import Spec
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.base import Spec, describe_validation_error
 
 Scalar = bool | int | float | str | None
 _SCALAR_TYPES: Final = {bool, int, float, str, type(None)}
@@ -114,3 +115,13 @@ Condition = Annotated[
     ),
 ]
 """A value, several values of which one has to match, or comparisons, all of which have to hold."""
+
+
+def validate_filter(filter: Mapping[str, Any] | None) -> dict[str, Condition] | None:
+    """Returns the conditions of a filter. Raises `InvalidInput` for one that is not a condition."""
+    if not filter:
+        return None
+    try:
+        return TypeAdapter(dict[str, Condition]).validate_python(filter)
+    except ValidationError as error:
+        raise InvalidInput(describe_validation_error(error, "filter")) from error
