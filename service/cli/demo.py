@@ -138,7 +138,7 @@ def _show_answers(client: Client, index: str, corpus: FactCorpus) -> None:
     stride = len(corpus.queries) // SHOWN_QUERIES + 1
     # The four kinds of facts alternate, so an odd stride meets every kind.
     for query in corpus.queries[:: stride | 1][:SHOWN_QUERIES]:
-        answer = client.attribute(index, query.prompt, query.completion, top_k=5)
+        answer = client.attribute(index, query.prompt, query.completion, top_k=5, include=["text"])
         title = f"\n{query.prompt}[{query.completion.strip()}]   {answer.timing_ms.total:.0f} ms"
         console.print(results_table(title, answer.results or [], marked=gold[query.id]))
     console.print("✓ states the fact")
