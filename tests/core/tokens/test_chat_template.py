@@ -381,6 +381,43 @@ def test_arguments_that_are_no_json_stay_as_they_are():
     assert json.dumps('city "Rome"') in first
 
 
+IGNORES_CALLS = {
+    "no tool calls": templates.PLAIN.replace("m.content", "(m.content or '')"),
+    "no tool calls, and marks": (
+        "{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}"
+    ),
+    "those of the last message only": (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}"
+        "{% if loop.last %}{{ m.tool_calls }}{% endif %}\n{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", IGNORES_CALLS.values(), ids=IGNORES_CALLS.keys())
+@pytest.mark.parametrize("fields", [{}, {"content": ""}, {"content": "Let me see."}], ids=str)
+def test_tool_calls_that_the_template_does_not_render_are_refused(template, fields):
+    chat = call("weather?", "weather", {"city": "Rome"})
+    chat[1] |= fields
+    with pytest.raises(InvalidInput, match="does not render the tool_calls of message 1"):
+        said(template, chat)
+
+
+@pytest.mark.parametrize("calls", [[], None], ids=str)
+def test_a_message_without_tool_calls_may_say_so(calls):
+    chat = [TWO[0], TWO[1] | {"tool_calls": calls}]
+    assert said(templates.CHATML, chat) == ["In London.<|im_end|>"]
+
+
+def test_of_several_tool_calls_each_has_to_be_rendered():
+    first_only = (
+        "{% set ns = namespace(seen=false) %}{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}"
+        "{% if m.tool_calls and not ns.seen %}{{ m.tool_calls }}{% set ns.seen = true %}{% endif %}</s>{% endfor %}"
+    )
+    chat = [*call("weather?", "weather", {}), *call("time?", "clock", {})]
+    with pytest.raises(InvalidInput, match="tool_calls of message 5"):
+        said(first_only, chat)
+
+
 # Contents
 
 
@@ -413,6 +450,21 @@ def test_contents_may_be_text_and_lists_of_parts(template):
         )
     )
     assert [record.messages for record in documents.read(range(2))] == [PARTS, TWO]
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": ""}], [""]], ids=str)
+@pytest.mark.parametrize(
+    "template",
+    [
+        templates.CHATML,
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        templates.GEMMA_3,
+    ],
+    ids=["refuses lists", "writes lists", "takes lists"],
+)
+def test_a_list_without_text_is_a_content_without_text(template, content):
+    chat = [{"role": "user", "content": content}, TWO[1], {"role": "user", "content": content}]
+    assert render(template, chat) == render(template, turns("", "In London.", ""))
 
 
 def test_parts_that_are_no_text_are_refused_where_the_template_does_not_read_them():
