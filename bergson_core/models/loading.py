@@ -145,7 +145,15 @@ def _add_adapters(model: nn.Module, adapters: Path) -> nn.Module:
         # PEFT matches them without a time limit.
         names = [name for name, _ in model.named_modules()]
         safe_regex.match_expressions(f"{adapters / ADAPTER_CONFIG_FILE}", patterns, names)
-    return PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
+    adapted = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapters))
+    # PEFT skips weights that the model has no place for. Loading them once more tells which.
+    if unexpected := sorted(adapted.load_adapter(str(adapters), "default").unexpected_keys):
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise ValueError(
+            f"{adapters / ADAPTER_WEIGHTS_FILE} has weights that its model has no place for: {unexpected[0]}{more}; "
+            "expected adapters that were trained on this causal language model"
+        )
+    return adapted
 
 
 def _require_weights(directory: Path, pattern: str) -> None:

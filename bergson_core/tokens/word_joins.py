@@ -6,9 +6,13 @@ its gradient is that of a text which hardly any document has.
 
 A space is expected where prompt and completion both end at the edge of a word of a script that separates words by
 spaces, and where the tokenizer needs no fewer tokens without the space: "Lon" and "don" are the parts of one token.
+A capital letter after a small one begins a word. A small letter after another letter may continue it, as "ber" does
+after "ü", so that both words have to be whole tokens. Nothing is expected within an abbreviation, a file name or an
+address, and between a number and its unit.
 """
 
 import logging
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +36,12 @@ _UNSPACED_SCRIPTS: Final = (
     "JAVANESE BALINESE"
 ).split()
 """First words of the names of characters whose scripts put no spaces between words."""
+_NAME: Final = re.compile(r"[/\\@_]|[^\W\d]\.\w|\w\.[^\W\d]|^\W*[^\W\d]\.$")
+"""What paths, addresses, file names and abbreviations have in them, unlike other words: "a/b", "e.g", "U.S.", "J."."""
+_LAST_WORD: Final = re.compile(r"[^\W\d_]+\Z")
+_FIRST_WORD: Final = re.compile(r"\A[^\W\d_]+")
+_MAX_UNIT_CHARS: Final = 3
+"""Letters of the longest units and endings that are written right after a number, such as "rd", "km" and "mph"."""
 _WINDOW_CHARS: Final = 60
 """Characters on each side of the place where prompt and completion meet whose tokens are looked at."""
 _MAX_COUNTED: Final = 1000
@@ -57,7 +67,7 @@ class JoinChecker:
         if not _meet_at_words(prompt, completion) or not self.marks_words:
             return False
         left, right = _window(prompt, completion)
-        if self._ends_in_special_token(left):
+        if self._ends_in_special_token(left) or not self._begins_word(left, right):
             return False
         return self._count_tokens(left + right) >= self._count_tokens(f"{left} {right}")
 
@@ -103,6 +113,29 @@ class JoinChecker:
             "continued a text such as it rarely sees: leave the space out"
         )
         return [QueryWarning(code="trailing_space", detail=detail, suggestion=prompt.rstrip(" "))]
+
+    def _begins_word(self, left: str, right: str) -> bool:
+        """Returns whether `right`, whose first character is a letter or a digit, begins a word of its own after `left`.
+
+        It does not if it continues a name, an abbreviation, or the word or the number before it.
+        """
+        if _NAME.search(left.split()[-1]) or (left[-1] == "." and right[0].islower()):
+            return False
+        last, first = _first_match(_LAST_WORD, left), _first_match(_FIRST_WORD, right)
+        if left[-1].isdecimal():
+            return len(first) > _MAX_UNIT_CHARS or (len(first) == _MAX_UNIT_CHARS and first.istitle())
+        if not last:  # after punctuation
+            return True
+        if not first:  # a number, as in "H" and "2O"
+            return len(last) > 1
+        if first.isupper():  # an acronym, or the rest of one
+            return len(last) > 1 and not last.isupper()
+        return not first[0].islower() or self._are_words(last, first)
+
+    def _are_words(self, last: str, first: str) -> bool:
+        """Returns whether the last word of a prompt is a token, and the first one of a completion with its space is."""
+        n_marked = len(self._encode(f"{last} {first}")) - len(self._encode(last))
+        return n_marked == 1 and self._count_tokens(f" {last}") == 1
 
     def _encode(self, text: str) -> list[int]:
         return list(encode(self.tokenizer, text, add_special_tokens=False)["input_ids"])
@@ -188,6 +221,11 @@ def _meet_at_two_spaces(prompt: str, completion: str) -> bool:
         and left[0] not in ".!?"
         and not right[1].isspace()
     )
+
+
+def _first_match(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[0] if match else ""
 
 
 def _is_unspaced(character: str) -> bool:

@@ -25,6 +25,8 @@ _SUPPORTED_FIELDS: Final = frozenset(
 the adapters were before training. Each of the other fields makes another kind of adapters of them."""
 _DEFAULTS: Final = {"megatron_core": "megatron.core"}
 """Values of other fields, neither false nor empty, that the configuration of plain LoRA adapters has."""
+_TASKS: Final = (None, "CAUSAL_LM")
+"""Tasks of adapters of a causal language model; those of other tasks were trained with another head."""
 
 _MERGE_HINT: Final = "Adapters that can be merged into their model (merge_and_unload) can be used merged"
 
@@ -49,6 +51,11 @@ def describe_unsupported(config: Mapping[str, Any]) -> str | None:
     for field, value in config.items():
         if field not in _SUPPORTED_FIELDS and value and value != _DEFAULTS.get(field):
             return f"{field} {value!r:.100}; expected plain LoRA adapters, with no {field}. {_MERGE_HINT}"
+    if (task := config.get("task_type")) not in _TASKS:
+        return (
+            f"task_type {getattr(task, 'value', task)!r:.100}; expected task_type CAUSAL_LM or null, since adapters of "
+            "another task were trained with another head than that of the language model"
+        )
     return None
 
 

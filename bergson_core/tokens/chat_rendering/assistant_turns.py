@@ -9,9 +9,13 @@ Both renderings have to be the beginning of the whole one. They are not where a 
 another way: it keeps its reasoning, opens a reasoning in the generation prompt, puts the system's turn before the last
 user's, or ends the whole chat with a token. Then the turn is rendered with a placeholder as its content, and what comes
 before and after the placeholder is what frames the turn.
+
+Some templates write the header of the assistant's next turn at the end of every chat, whether they are asked for a
+generation prompt or not. Nobody says it, so that a turn ends before it.
 """
 
 import re
+from functools import cached_property
 from itertools import count
 from typing import Final
 
@@ -67,7 +71,8 @@ class TurnFinder:
         return spans
 
     def _find_start(self, number: int) -> int | None:
-        if not self._renderer.asks_for_prompt and (start := self._find_content_start(number)) is not None:
+        has_prompt = self._renderer.asks_for_prompt or self._closing_before_header is not None
+        if not has_prompt and (start := self._find_content_start(number)) is not None:
             return start
         prompt = self._renderer.try_render(self._chat[:number], generation_prompt=True)
         if prompt is not None:
@@ -93,6 +98,11 @@ class TurnFinder:
         return None
 
     def _find_end(self, number: int) -> int | None:
+        if (closing := self._closing_before_header) is not None:
+            frame = self._find_frame(number)
+            if frame is None or not self._text.endswith(frame[1]) or not frame[1].startswith(closing):
+                return None
+            return len(self._text) - len(frame[1]) + len(closing)
         if number == len(self._chat) - 1:
             return len(self._text)
         until = self._renderer.try_render(self._chat[: number + 1])
@@ -103,6 +113,45 @@ class TurnFinder:
             return None
         # What comes after the content here, and also where the chat ends with this turn, closes the turn.
         return len(self._text) - len(frame[1]) + self._common_prefix_of_tags(frame[1], frame_of_last[1])
+
+    @cached_property
+    def _closing_before_header(self) -> str | None:
+        """What closes a turn, if the template writes the header of a next turn at the end of every chat, else None.
+
+        A turn that the user's follows and one that ends the chat are closed by the same text. The headers after it may
+        begin in the same way too, and then every chat begins so.
+        """
+        number = next(k for k, message in enumerate(self._chat) if message["role"] == "assistant")
+        before = self._chat[:number] or [{"role": "user", "content": "Hi"}]
+        prompt = self._renderer.try_render(before)
+        if prompt is None or self._renderer.try_render(before, generation_prompt=True) != prompt:
+            return None
+        word = self._placeholder
+        turn, question = {"role": "assistant", "content": word}, {"role": "user", "content": "Hi"}
+        as_last = self._renderer.try_render([*before, turn])
+        as_earlier = self._renderer.try_render([*before, turn, question])
+        if not as_last or not as_earlier or not as_last.count(word) == as_earlier.count(word) == 1:
+            return None
+        header, _, after = as_last.partition(word)
+        common = after[: self._common_prefix_of_tags(after, as_earlier.partition(word)[2])]
+        opening = self._find_opening(common)
+        closing = common.removesuffix(opening)
+        written = after.removeprefix(closing)
+        n_before = len(prompt) - len(written)
+        is_header = prompt.endswith(written) and self._common_prefix_of_tags(prompt, header) > n_before
+        return closing if written.strip() and (is_header or opening) else None
+
+    def _find_opening(self, text: str) -> str:
+        """Returns the longest end of a text with which chats begin, after BOS; it is empty or more than white space."""
+        for first in (self._chat[0]["role"], "user"):
+            chat = [{"role": first, "content": self._placeholder}]
+            beginning = (self._renderer.try_render(chat) or "").partition(self._placeholder)[0]
+            for token in self._renderer.text_tokens:
+                beginning = beginning.removeprefix(token)
+            for start in range(len(text)):
+                if text[start:].strip() and beginning.startswith(text[start:]):
+                    return text[start:]
+        return ""
 
     def _find_content_start(self, number: int) -> int | None:
         frame = self._find_frame(number)

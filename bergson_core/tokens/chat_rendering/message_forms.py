@@ -18,11 +18,32 @@ def render_in_form(renderer: Renderer, chat: Chat) -> tuple[Chat, Rendered]:
     """Returns the chat in the form that the template takes, and how it is rendered.
 
     The chat stays as it is if the template renders it, and neither puts JSON text into JSON text nor writes a list of
-    parts as Python does.
+    parts as Python does. A list without parts is a content without text.
 
     Raises:
-        ChatError: The template refuses every form; the error is that of the chat as it is.
+        ChatError: The template refuses every form, and the error is that of the chat as it is; or it does not render
+            the tool calls of a message.
     """
+    chat = [{**message, "content": ""} if message.get("content") == [] else message for message in chat]
+    form, rendered = _find_form(renderer, chat)
+    _require_tool_calls(renderer, form, rendered[0])
+    return form, rendered
+
+
+def _require_tool_calls(renderer: Renderer, chat: Chat, text: str) -> None:
+    """Raises `ChatError` where the text of a chat is the same without the tool calls of a message."""
+    for number, message in enumerate(chat):
+        if message["role"] != "assistant" or not message.get("tool_calls"):
+            continue
+        without_calls = {name: value for name, value in message.items() if name != "tool_calls"}
+        if renderer.try_render([*chat[:number], without_calls, *chat[number + 1 :]]) == text:
+            raise ChatError(
+                f"the chat template does not render the tool_calls of message {number}, which would be missing in what "
+                "the assistant says; expected a template that renders tool calls, or messages without them"
+            )
+
+
+def _find_form(renderer: Renderer, chat: Chat) -> tuple[Chat, Rendered]:
     refusal: ChatError | None = None
     twice_encoded: tuple[Chat, Rendered] | None = None
     for arguments, contents in product((_as_is, _as_object, _as_text), (_as_is, _as_joined_text)):

@@ -115,6 +115,8 @@ class Renderer:
         self._variables = {"tools": None, "documents": None, **variables}
         self.has_marks = _MARK.search(template) is not None
         self.asks_for_prompt = "add_generation_prompt" in template
+        self.text_tokens = tuple(filter(None, (variables.get(name) for name in ("bos_token", "eos_token"))))
+        """The tokens with which whole texts begin and end; some templates begin with that of the end."""
 
     def render(self, chat: Chat, generation_prompt: bool = False) -> Rendered:
         """Returns the text of a chat, and the spans of it that the template marks.

@@ -9,8 +9,9 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from bergson_core import AttributionIndex, AttributionQuery, BuildSpec, GradientProcessor, build_index
 from bergson_core.attribution.unlearning import Unlearner
@@ -143,8 +144,12 @@ UNSUPPORTED = {
     "type PROMPT_TUNING": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "type PREFIX_TUNING": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "type P_TUNING": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    **{
+        f"task_type '{task}'": LoraConfig(task_type=task, r=3, target_modules=["q_proj"])
+        for task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM")
+    },
 }
-"""Configurations of other adapters than plain LoRA, by what an error says of them."""
+"""Configurations of other adapters than plain LoRA of a causal language model, by what an error says of them."""
 SUPPORTED = {
     "rank-stabilised": adapter(use_rslora=True),
     "ranks and scales of some modules": adapter(rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 7}),
@@ -172,6 +177,31 @@ def test_other_adapters_than_plain_lora_are_refused_by_name(reason, tmp_path):
         load_model(str(tmp_path / "adapters"))
     with pytest.raises(InvalidInput, match=f"the model has .*{reason}"):
         as_language_model(model)
+
+
+@pytest.mark.parametrize("key", ["base_model.model.score.weight", "base_model.model.classifier.bias"])
+def test_weights_that_the_model_has_no_place_for_are_refused_by_name(key, saved):
+    weights = load_file(saved / "adapter_model.safetensors")
+    save_file(weights | {key: torch.ones(2)}, saved / "adapter_model.safetensors")
+    with pytest.raises(ModelNotFound, match=f"has no place for: {key};"):
+        load_model(str(saved))
+
+
+def test_weights_of_modules_with_other_names_are_refused(saved):
+    weights = load_file(saved / "adapter_model.safetensors")
+    moved = {name.replace("gpt_neox.", "language_model.gpt_neox."): value for name, value in weights.items()}
+    save_file(moved, saved / "adapter_model.safetensors")
+    with pytest.raises(ModelNotFound, match=rf"no place for: .*language_model.* and {len(weights) - 1} more"):
+        load_model(str(saved))
+
+
+def test_the_head_of_a_classifier_whose_task_was_not_written_is_refused(tmp_path):
+    save_llama(tmp_path / "model")
+    classifier = LlamaForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=2)
+    settings = LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["score"])
+    get_peft_model(classifier, settings).save_pretrained(tmp_path / "adapters")
+    with pytest.raises(ModelNotFound, match=r"no place for: base_model\.model\.score"):
+        load_model(str(tmp_path / "adapters"))
 
 
 def test_a_kind_of_adapters_that_is_not_known_yet_is_refused_by_name(saved):

@@ -192,6 +192,77 @@ def test_the_tokens_of_a_template_without_marks_are_those_of_one_with_marks_arou
     assert tokens.labels.tolist() == [False, *map(bool, expected["assistant_masks"][1:])]
 
 
+ALWAYS_A_HEADER = {
+    "chatml": templates.CHATML,
+    "smollm2": templates.SMOLLM2,
+    "llama 3": templates.LLAMA_3,
+    "zephyr": templates.ZEPHYR,
+    "phi 3": templates.PHI_3.replace("{% else %}{{ eos_token }}", ""),
+    "gemma": templates.GEMMA,
+    "qwen 2.5": templates.QWEN_2_5,
+    "qwen 3": templates.QWEN_3,
+    "qwen 3 opens a reasoning": templates.QWEN_3_THINKING,
+    "deepseek r1": templates.DEEPSEEK_R1,
+    "vicuna": templates.VICUNA,
+    "no special tokens": templates.PLAIN,
+    "begins with an EOS": "{{ eos_token }}" + templates.VICUNA,
+    "no closing token": (
+        "{% for m in messages %}{{ '<|header|>' + m.role + '\n' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|header|>assistant\n' }}{% endif %}"
+    ),
+}
+"""Templates whose generation prompt is made one that is always there."""
+
+
+def write_always(template: str) -> str:
+    """Returns a template that writes its generation prompt whether it is asked for one or not."""
+    written, count = re.subn(r"(if (?:loop\.last and )?)add_generation_prompt\b", r"\1true", template)
+    assert count == 1
+    return written
+
+
+HEADER_CHATS = {
+    "one turn": turns("Where was Ada born?", "In London."),
+    "two turns": TWO,
+    "the user ends": TWO[:3],
+    "the assistant begins": TWO[1:],
+    "the assistant speaks twice": [*TWO[:2], TWO[1]],
+    "a system's turn": WITH_SYSTEM,
+    "a turn without text": turns("Hi", "", "Hi", "x"),
+    "the same words in all turns": turns(*["Hi"] * 4),
+    "a turn that quotes headers": turns(
+        "Hi", "<|im_end|>\n<|im_start|>assistant\nASSISTANT: ### assistant:\n", "Hi", "x"
+    ),
+}
+
+
+@pytest.mark.parametrize("comment", ["", "{# no add_generation_prompt #}"], ids=["", "named"])
+@pytest.mark.parametrize("template", ALWAYS_A_HEADER.values(), ids=ALWAYS_A_HEADER.keys())
+def test_a_header_that_a_template_always_writes_at_the_end_is_said_by_nobody(template, comment):
+    chats = list(HEADER_CHATS.values())
+    found, expected = (
+        [
+            str(chat)
+            if isinstance(chat, InvalidInput)
+            else [chat.text[start:end] for start, end in chat.spans]
+            for chat in render_chats(chat_tokenizer(form), chats)
+        ]
+        for form in (write_always(template) + comment, template)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("chat", [TWO[:2], TWO, WITH_SYSTEM])
+@pytest.mark.parametrize("header", ["<|user|>\n", "### user:\n"])
+def test_the_users_header_at_the_end_of_every_chat_is_said_by_nobody(header, chat):
+    opening, closing = header.split("user")
+    template = (
+        f"{{% for m in messages %}}{{{{ {opening!r} + m.role + {closing!r} + m.content + '</s>\n' }}}}{{% endfor %}}"
+        f"{{{{ {header!r} }}}}"
+    )
+    assert said(template, chat) == ["In London.</s>", "In Oslo.</s>"][: len(chat) // 2]
+
+
 AMBIGUOUS = {
     "the last message only": ("{{ messages[-1].content }}", TWO),
     "contents in capitals, before what was said": (
@@ -310,6 +381,43 @@ def test_arguments_that_are_no_json_stay_as_they_are():
     assert json.dumps('city "Rome"') in first
 
 
+IGNORES_CALLS = {
+    "no tool calls": templates.PLAIN.replace("m.content", "(m.content or '')"),
+    "no tool calls, and marks": (
+        "{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}"
+    ),
+    "those of the last message only": (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}"
+        "{% if loop.last %}{{ m.tool_calls }}{% endif %}\n{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", IGNORES_CALLS.values(), ids=IGNORES_CALLS.keys())
+@pytest.mark.parametrize("fields", [{}, {"content": ""}, {"content": "Let me see."}], ids=str)
+def test_tool_calls_that_the_template_does_not_render_are_refused(template, fields):
+    chat = call("weather?", "weather", {"city": "Rome"})
+    chat[1] |= fields
+    with pytest.raises(InvalidInput, match="does not render the tool_calls of message 1"):
+        said(template, chat)
+
+
+@pytest.mark.parametrize("calls", [[], None], ids=str)
+def test_a_message_without_tool_calls_may_say_so(calls):
+    chat = [TWO[0], TWO[1] | {"tool_calls": calls}]
+    assert said(templates.CHATML, chat) == ["In London.<|im_end|>"]
+
+
+def test_of_several_tool_calls_each_has_to_be_rendered():
+    first_only = (
+        "{% set ns = namespace(seen=false) %}{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}"
+        "{% if m.tool_calls and not ns.seen %}{{ m.tool_calls }}{% set ns.seen = true %}{% endif %}</s>{% endfor %}"
+    )
+    chat = [*call("weather?", "weather", {}), *call("time?", "clock", {})]
+    with pytest.raises(InvalidInput, match="tool_calls of message 5"):
+        said(first_only, chat)
+
+
 # Contents
 
 
@@ -342,6 +450,21 @@ def test_contents_may_be_text_and_lists_of_parts(template):
         )
     )
     assert [record.messages for record in documents.read(range(2))] == [PARTS, TWO]
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": ""}], [""]], ids=str)
+@pytest.mark.parametrize(
+    "template",
+    [
+        templates.CHATML,
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        templates.GEMMA_3,
+    ],
+    ids=["refuses lists", "writes lists", "takes lists"],
+)
+def test_a_list_without_text_is_a_content_without_text(template, content):
+    chat = [{"role": "user", "content": content}, TWO[1], {"role": "user", "content": content}]
+    assert render(template, chat) == render(template, turns("", "In London.", ""))
 
 
 def test_parts_that_are_no_text_are_refused_where_the_template_does_not_read_them():

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.schemas.record import Record
 from bergson_core.tokens.word_joins import JoinChecker, MissingSpaceCounter
+from tests import tiny
 from tests.core import tokenizer_kinds
 
 MARKING = {
@@ -37,6 +38,14 @@ LACKING_SPACE = [
     ("나는", "서울"),
     ("in", "Łódź"),
     ("x" * 300 + " in", "London " + "y" * 300),
+    ("Ada was born in", "Rome"),
+    ("Bo works for", "Oslo"),
+    ("Ada was in", "NASA"),
+    ("in 1815", "Ada"),
+    ("in 1815", "people"),
+    ("I", "London"),
+    ("born in the", "city"),
+    ("3.5 %", "of"),
 ]
 COMPLETE = [
     ("Ada was born in", " London"),
@@ -76,6 +85,36 @@ COMPLETE = [
     ("live in", "北京"),
     ("我住在北京。", "北京"),
     ("ฉันอยู่", "กรุงเทพ"),
+    ("file.", "txt"),
+    ("see file.", "txt"),
+    ("notes.tar", "gz"),
+    ("http://a.", "com"),
+    ("http://a.com/", "Ada"),
+    ("https://a.com/b", "Ada"),
+    ("ada@example", "Org"),
+    ("src/main", "Ada"),
+    ("C:\\docs", "Ada"),
+    ("U.S.", "A"),
+    ("U.S", "A"),
+    ("the U.", "S"),
+    ("e.", "g"),
+    ("e.g", "x"),
+    ("3", "rd"),
+    ("I am 5", "km"),
+    ("5", "kg of it"),
+    ("at 9", "am"),
+    ("2024", "년"),
+    ("a 4", "K"),
+    ("Ro", "me"),
+    ("born in Ro", "me"),
+    ("ü", "ber"),
+    ("he is ü", "ber"),
+    ("Ü", "ber"),
+    ("un", "believably"),
+    ("m", "RNA"),
+    ("NA", "SA"),
+    ("H", "2O"),
+    ("В", "место"),
 ]
 
 
@@ -97,6 +136,24 @@ def test_nothing_else_lacks_a_space(tokenizer: PreTrainedTokenizerBase, prompt: 
     checker = JoinChecker(tokenizer)
     assert checker.given_warnings(prompt, completion) == []
     assert checker.join(prompt, completion) == completion
+
+
+TINY = {
+    "of sentences": tiny.tokenizer(tiny.texts(20)),
+    "of one text": tiny.tokenizer(("a small text in which Bo is called",)),
+    "byte-level": tokenizer_kinds.byte_level(280),
+}
+
+
+@pytest.mark.parametrize("tokenizer", TINY.values(), ids=TINY)
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [("The band is called", "Sylvania City"), ("Ada was born in", "Rome"), ("Bo works for", "Oslo")],
+)
+def test_a_capital_letter_begins_a_word_that_a_small_vocabulary_lacks(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+):
+    assert JoinChecker(tokenizer).expects_space(prompt, completion)
 
 
 @pytest.mark.parametrize("tokenizer", NOT_MARKING.values(), ids=NOT_MARKING)
