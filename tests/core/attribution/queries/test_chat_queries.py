@@ -23,7 +23,7 @@ from bergson_core import (
     build_index,
     score_corpus,
 )
-from bergson_core.attribution.queries import query_tokenizer
+from bergson_core.attribution.queries import chat_queries
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
 from bergson_core.indexing.build_context import BuildContext
@@ -202,14 +202,14 @@ def test_a_chat_that_cannot_be_rendered_fails_alone(opened):
 
 
 def test_a_chat_that_takes_too_long_fails_alone(opened, monkeypatch):
-    render = query_tokenizer.render_chats
+    render = chat_queries.render_chats
 
     def refuse_slow(tokenizer: PreTrainedTokenizerFast, rendered: list[Any], *options: Any) -> list[Any]:
         if any(chat[0]["content"] == "slow" for chat in rendered):
             raise InvalidInput("the chat template takes more than 10 s")
         return render(tokenizer, rendered, *options)
 
-    monkeypatch.setattr(query_tokenizer, "render_chats", refuse_slow)
+    monkeypatch.setattr(chat_queries, "render_chats", refuse_slow)
     slow = [{"role": "user", "content": "slow"}, *CHATS[0][1:]]
     answers = opened.attribute([AttributionQuery(messages=chat) for chat in (CHATS[0], slow)])
     assert [isinstance(answer, Answer) for answer in answers] == [True, False]
