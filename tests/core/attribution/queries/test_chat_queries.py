@@ -24,6 +24,7 @@ from bergson_core import (
     score_corpus,
 )
 from bergson_core.attribution.queries import chat_queries
+from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
 from bergson_core.indexing.build_context import BuildContext
@@ -137,7 +138,7 @@ def test_the_tokens_of_a_chat_are_those_of_the_document(tmp_path, opened, loss):
     from bergson_core.models.index_tokens import tokenize_documents
 
     documents = tokenize_documents(load_documents(chat_spec(tmp_path)).read(range(24)), spec, opened.model)
-    tokenizer = query_tokenizer.QueryTokenizer(opened.model, loss)
+    tokenizer = QueryTokenizer(opened.model, loss)
     for document, chat in zip(documents, CHATS, strict=True):
         query = tokenizer.complete_and_tokenize(AttributionQuery(messages=chat))
         assert query.tokens.ids.tolist() == document.ids.tolist()
@@ -262,7 +263,7 @@ def test_a_span_that_the_template_changes_is_refused(opened, monkeypatch):
     chat = chat_template.RenderedChat("<user>x<assistant>CITY", [(18, 22)])
     query = AttributionQuery(messages=[CHATS[0][1], {"role": "assistant", "content": "city"}], span=(0, 2))
     with pytest.raises(InvalidInput, match="leave span out"):
-        query_tokenizer.tokenize_chat_query(opened.model, query, chat)
+        chat_queries.tokenize_chat_query(opened.model, query, chat)
 
 
 def test_results_of_a_chat_are_verified_and_split(opened):
