@@ -58,7 +58,11 @@ def _iter_chunks(file: DataFile, names: Sequence[str]) -> Iterator[RowChunk]:
 def _read_values(file: DataFile, name: str, column: pa.Array, first_row: int) -> list[object]:
     try:
         return column.to_pylist()
-    except (ValueError, OverflowError) as error:  # a date beyond the year 9999, text that is not UTF-8
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+    ) as error:  # the year 10000, text that is not UTF-8, a zone
         rows = f"rows {first_row} to {first_row + len(column) - 1}"
         raise InvalidInput(
             f"{file.path}: {rows} of column {name!r} ({column.type}) cannot be read: {error}"
