@@ -29,6 +29,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from bergson_core.data.row_chunks import RowChunk
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.inline_values import EXPECTED_KINDS, SURROGATE_REASON, UnreadableValue
 from bergson_core.schemas.record import Messages, drop_nulls, require_message
 
 Describe = Callable[[int, str], str]
@@ -46,6 +47,14 @@ _KINDS: Final[dict[type, str]] = {
     dict: "an object",
 }
 _UNCHANGED: Final = frozenset({NoneType, str, bool, int})
+
+
+def _require_readable(values: Sequence[Any], column: str, describe: Describe) -> None:
+    """Raises `InvalidInput` if JSON cannot hold one of the values. What lists and objects contain is not looked at."""
+    if UnreadableValue in set(map(type, values)):
+        for position, value in enumerate(values):
+            if isinstance(value, UnreadableValue):
+                raise InvalidInput(f"{describe(position, column)} {value.reason}")
 
 
 def require_texts(values: Sequence[Any], column: str, describe: Describe) -> list[str]:
@@ -239,6 +248,7 @@ class DocumentEncoder:
         values: dict[str, str] = {}
         if self._columns.id is not None:
             with suppress(InvalidInput):
+                _require_readable(chunk.values[self._columns.id], self._columns.id, chunk.describe)
                 (values["id"],) = require_ids(
                     chunk.values[self._columns.id], self._columns.id, chunk.describe
                 )
@@ -250,6 +260,8 @@ class DocumentEncoder:
         return pa.record_batch(arrays, self.schema)
 
     def _encode_good(self, chunk: RowChunk) -> pa.RecordBatch:
+        for name in self._columns.column_names():
+            _require_readable(chunk.values[name], name, chunk.describe)
         columns, describe, arrays = self._columns, chunk.describe, dict[str, pa.Array]()
         texts = {
             "prompt": columns.prompt if columns.messages is None else None,
@@ -298,10 +310,7 @@ def _to_text_array(texts: Sequence[str], column: str, describe: Describe) -> pa.
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
         position = next(position for position, text in enumerate(texts) if _has_lone_surrogate(text))
-        raise InvalidInput(
-            f"{describe(position, column)} holds half of a surrogate pair, which is not a character; expected text "
-            "that UTF-8 can hold"
-        ) from None
+        raise InvalidInput(f"{describe(position, column)} {SURROGATE_REASON}") from None
 
 
 def _has_lone_surrogate(text: str) -> bool:
@@ -327,9 +336,9 @@ def _to_json_value(value: Any) -> Any:
             return _decimal_to_number(value)
         case UUID():
             return str(value)
-    raise ValueError(
-        f"is {type(value).__name__}; expected text, a number, a truth value, a date, a list or an object"
-    )
+        case UnreadableValue():
+            raise ValueError(value.reason)
+    raise ValueError(f"is {type(value).__name__}; {EXPECTED_KINDS}")
 
 
 def _require_key(key: Any) -> str:

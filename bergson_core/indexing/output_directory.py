@@ -53,7 +53,8 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
     """
     if output.exists() and not output.is_dir():
         raise IndexExists(f"{output} is a file; expected a new directory")
-    spec = locate_sources(spec)
+    # What is stored is JSON, in which a date or a decimal of a document is text.
+    spec = BuildSpec.model_validate_json(locate_sources(spec).model_dump_json())
     try:
         differences = find_differences(locate_sources(read_manifest(output).spec), spec)
     except IndexNotFound:

@@ -29,8 +29,7 @@ class DocumentLookup:
 
     def __init__(self, dataset: Dataset, pad_token_id: int | None) -> None:
         self._pad_token_id = pad_token_id
-        columns = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
-        chunks = cast(Iterator[dict[str, Any]], dataset.select_columns(columns).iter(READ_CHUNK_SIZE))
+        chunks = cast(Iterator[dict[str, Any]], dataset.iter(READ_CHUNK_SIZE))
         by_tokens: list[int] = []
         by_labels: list[int] = []
         for chunk in chunks:

@@ -93,7 +93,7 @@ def iter_token_chunks(
         if documents is None or tokenizer is None or spaces is None:
             values = dataset[as_slice(indices)]
             weights = _read_weights(values, columns.weight, indices)
-            tokenized = read_token_rows(values, indices)
+            tokenized = read_token_rows(values, indices, columns.weight)
             chunk = [
                 with_loss_weight(tokens, loss, weight)
                 for tokens, weight in zip(tokenized, weights, strict=True)

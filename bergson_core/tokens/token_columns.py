@@ -9,7 +9,9 @@ over:
                                1 is labelled; where there are several of them, or labels, all have to agree
     position_ids, seq_lengths  refused where they say that several documents are packed into a row
     token_type_ids             refused where they differ, because a causal model ignores them
-    others in `_REFUSED`       refused
+    others in `_REFUSED`       refused, and so is the weight of a row that `columns.weight` does not name
+    any other                  refused if it holds a number or a truth value for each token
+    length, num_tokens         refused if they are not the number of tokens
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,35 +38,50 @@ _REFUSED: Final = (
     ),
     *("segment_ids", "sequence_ids", "document_ids"),
     # Labels or a loss of another kind.
-    *("shift_labels", "loss_weights", "label_weights", "token_weights"),
+    *("shift_labels", "loss_weight", "loss_weights", "label_weights", "token_weights"),
+    *("label_mask", "labels_mask", "target_mask", "prompt_mask", "assistant_tokens_mask", "mask"),
+    *("prompt_length", "prompt_lengths", "prompt_len", "completion_length", "completion_len"),
     # Inputs that are not tokens of a causal model.
     *("inputs_embeds", "pixel_values", "input_features", "decoder_input_ids", "decoder_attention_mask"),
 )
 _ALIGNED: Final = (*LABEL_COLUMNS, "attention_mask", "position_ids", "token_type_ids")
 """Columns with an entry for each of `input_ids`."""
-TOKEN_COLUMNS: Final = ("input_ids", *_ALIGNED, "seq_lengths", *_REFUSED)
-"""All columns that are looked at."""
+WEIGHT_COLUMNS: Final = (
+    "weight",
+    "weights",
+    "sample_weight",
+    "sample_weights",
+    "example_weight",
+    "example_weights",
+)
+"""Names of columns with the weight of a row's loss. They are refused where `columns.weight` is not theirs."""
+_LENGTHS: Final = ("length", "lengths", "num_tokens")
+TOKEN_COLUMNS: Final = ("input_ids", *_ALIGNED, "seq_lengths", *_REFUSED, *WEIGHT_COLUMNS)
+"""All columns that are known to change what tokens mean, or what is learnt from them."""
+_HARMLESS: Final = ("special_tokens_mask", *_LENGTHS)
 
 
-def read_token_rows(values: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> Iterator[Tokens]:
+def read_token_rows(
+    values: Mapping[str, Sequence[Any]], numbers: Sequence[int], weight: str | None = None
+) -> Iterator[Tokens]:
     """Yields the documents of some rows of a tokenised dataset.
 
     Args:
-        values: For each column its values; columns that are not in `TOKEN_COLUMNS` are not looked at.
+        values: For each column its values.
         numbers: Numbers of the rows, for messages.
+        weight: The column that holds the weights of the rows, which the caller reads.
 
     Raises:
         InvalidInput: A row cannot be read, or has a column that changes what the tokens mean in a way that cannot be
             honoured. The message names both.
     """
-    columns = [name for name in TOKEN_COLUMNS if name in values]
     for position, number in enumerate(numbers):
-        row = {name: values[name][position] for name in columns}
+        row = {name: column[position] for name, column in values.items() if name != weight}
         yield read_token_row(row, f"row {number}")
 
 
 def read_token_row(row: Mapping[str, Any], what: str) -> Tokens:
-    """Returns a document from its values of the columns in `TOKEN_COLUMNS`.
+    """Returns a document from its values of all columns but that of its weight.
 
     Args:
         row: The values, by the name of the column.
@@ -73,13 +90,14 @@ def read_token_row(row: Mapping[str, Any], what: str) -> Tokens:
     Raises:
         InvalidInput: A value cannot be read or honoured.
     """
-    for name in _REFUSED:
-        if row.get(name) is not None:
-            raise InvalidInput(
-                f"{what} has a column {name!r}, which cannot be honoured: expected one document per row as input_ids, "
-                "with attention_mask and labels where needed. Leave the column out if the documents do not need it"
-            )
+    _require_known_columns(row, what)
     ids = _read_integers(row, "input_ids", what)
+    for name in row:
+        if name not in TOKEN_COLUMNS and name not in _HARMLESS and _is_aligned(row[name], len(ids)):
+            raise InvalidInput(
+                f"{what} has a column {name!r} with an entry for each token, which is not known: expected "
+                f"{', '.join(LABEL_COLUMNS)} to mask the loss. Leave the column out if it does not change the loss"
+            )
     values = {name: _read_integers(row, name, what) for name in row if name in _ALIGNED}
     for name, value in values.items():
         if len(value) != len(ids):
@@ -96,7 +114,33 @@ def read_token_row(row: Mapping[str, Any], what: str) -> Tokens:
     tokens = Tokens(ids[is_token], labelled[is_token])
     tokens.labels[:1] = False  # Nothing predicts the first token.
     _require_whole_document(row, values, is_token, what)
+    for name in (name for name in _LENGTHS if isinstance(row.get(name), int | np.integer)):
+        if row[name] not in (len(ids), len(tokens.ids)):
+            raise InvalidInput(
+                f"{what}: column {name!r} is {row[name]}, and there are {len(tokens.ids)} tokens; expected their number"
+            )
     return tokens
+
+
+def _require_known_columns(row: Mapping[str, Any], what: str) -> None:
+    """Raises `InvalidInput` if a row has a value in a column that cannot be honoured."""
+    for name in (name for name in (*_REFUSED, *WEIGHT_COLUMNS) if row.get(name) is not None):
+        advice = "columns.weight to name it, or " if name in WEIGHT_COLUMNS else ""
+        raise InvalidInput(
+            f"{what} has a column {name!r}, which cannot be honoured: expected {advice}one document per row as "
+            "input_ids, with attention_mask and labels where needed. Leave the column out if it is not needed"
+        )
+
+
+def _is_aligned(value: Any, count: int) -> bool:
+    """Returns whether a value is a list of `count` numbers or truth values."""
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count or count < 2:
+        return False
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return False
+    return array.ndim == 1 and array.dtype.kind in "biuf"
 
 
 def _unlabelled(name: str) -> str:

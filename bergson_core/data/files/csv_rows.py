@@ -44,7 +44,7 @@ def iter_csv_chunks(
             columns = dict(zip(names, zip(*rows, strict=True), strict=True))
             data = {name: [parse_number(cell) for cell in columns[name]] for name in number_columns}
             if weight is not None:
-                data[weight] = [parse_number(cell) for cell in columns[weight]]
+                data[weight] = [parse_number(cell.strip()) for cell in columns[weight]]
             yield RowChunk(str(file.path), first_row, columns, {**columns, **data})
             first_row += len(rows)
 
@@ -102,6 +102,15 @@ def _iter_rows(file: DataFile, names: Sequence[str]) -> Iterator[tuple[Cells, in
         yield cells, sum(map(len, cells))
 
 
+def _advise(error: str) -> str:
+    """Returns what was expected, for an error of the csv module."""
+    if "end of data" in error or "field limit" in error:
+        return "expected a quote at the end of the field that begins with one"
+    if "new-line" in error:
+        return "expected lines that end in LF or CR LF, and not in CR alone"
+    return "expected quotes around a field that holds quotes"
+
+
 def _iter_records(file: DataFile) -> Iterator[tuple[int, list[str]]]:
     """Yields the header and the rows, each with the number of its first line. Blank lines are left out."""
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -111,9 +120,7 @@ def _iter_records(file: DataFile) -> Iterator[tuple[int, list[str]]]:
         try:
             record = next(reader, None)
         except csv.Error as error:
-            raise unreadable(
-                file, f"line {line}: {error}; expected quotes around a field that holds quotes"
-            ) from None
+            raise unreadable(file, f"line {line}: {error}; {_advise(str(error))}") from None
         if record is None:
             return
         if record:

@@ -11,6 +11,7 @@ from bergson_core.data.files.text_lines import unreadable
 from bergson_core.data.parquet_guard import DECODE_CHUNK_ROWS, require_bounded_size
 from bergson_core.data.row_chunks import RowChunk, missing_column
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.record import drop_nulls
 
 _EXPECTED: Final = "expected text, numbers, truth values, dates, lists or objects"
 
@@ -57,8 +58,18 @@ def _iter_chunks(file: DataFile, names: Sequence[str]) -> Iterator[RowChunk]:
 
 def _read_values(file: DataFile, name: str, column: pa.Array, first_row: int) -> list[object]:
     try:
-        return column.to_pylist()
-    except (ValueError, OverflowError) as error:  # a date beyond the year 9999, text that is not UTF-8
+        if pa.types.is_time64(column.type):
+            column = column.cast(pa.time64("us"))  # Python's times have no nanoseconds, and would lose them.
+        if pa.types.is_float32(column.type):
+            column = column.cast(pa.string()).cast(pa.float64())  # 0.1, and not 0.10000000149011612
+        values = column.to_pylist()
+        # Arrow gives each object the fields of all others, as null.
+        return list(map(drop_nulls, values)) if pa.types.is_nested(column.type) else values
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+    ) as error:  # the year 10000, text that is not UTF-8, a zone
         rows = f"rows {first_row} to {first_row + len(column) - 1}"
         raise InvalidInput(
             f"{file.path}: {rows} of column {name!r} ({column.type}) cannot be read: {error}"

@@ -103,7 +103,7 @@ class FileReader:
             objects = ObjectColumns(names, required if columns is not None else (), self._spec.path)
             for file in self._files:
                 first_row = 0
-                for rows in group_rows(iter_json_rows(file)):
+                for rows in group_rows(iter_json_rows(file, names)):
                     yield objects.make_chunk(rows, str(file.path), first_row)
                     first_row += len(rows)
             objects.require_all()

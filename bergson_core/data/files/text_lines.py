@@ -17,6 +17,13 @@ MAX_LINE_BYTES: Final = 2**28
 BLOCK_BYTES: Final = 2**20
 """Bytes that are read from a file at a time."""
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_OTHER_MARKS: Final = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Byte order marks of other encodings, longer ones first."""
 
 
 class _BoundedStream(io.RawIOBase):
@@ -50,8 +57,8 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
     """Opens a text file, and decompresses it on the way if its name ends in .gz or .zst.
 
     Raises:
-        DatasetNotFound: The file is compressed and its name does not say so, its compression is damaged, or far more
-            comes out of it than it has bytes.
+        DatasetNotFound: The file is compressed and its name does not say so, its compression is damaged, far more comes
+            out of it than it has bytes, or it begins as UTF-16 does.
     """
     if file.codec is None and Extractor.infer_extractor_format(file.path):
         raise DatasetNotFound(
@@ -64,9 +71,19 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
             raw: io.RawIOBase = cast(io.RawIOBase, plain)  # Arrow's streams have what a reader needs.
             if file.codec is not None and plain.size() > 0:
                 raw = _BoundedStream(stack.enter_context(pa.CompressedInputStream(plain, file.codec)), file)
-            yield cast(BinaryIO, stack.enter_context(io.BufferedReader(raw, BLOCK_BYTES)))
+            stream = stack.enter_context(io.BufferedReader(raw, BLOCK_BYTES))
+            _require_no_other_mark(file, stream.peek(4))
+            yield cast(BinaryIO, stream)
     except OSError as error:
         raise unreadable(file, str(error)) from error
+
+
+def _require_no_other_mark(file: DataFile, head: bytes) -> None:
+    for mark, encoding in _OTHER_MARKS.items():
+        if head.startswith(mark):
+            raise unreadable(
+                file, f"it is {encoding}; expected UTF-8 (`iconv -f {encoding} -t UTF-8` converts it)"
+            )
 
 
 def iter_lines(file: DataFile, stream: BinaryIO) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from bergson_core.data.documents import load_documents
 from bergson_core.errors import InvalidInput, from_code
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
@@ -47,6 +48,10 @@ def estimate_build(
         DatasetNotFound: The dataset cannot be read.
     """
     spec = BuildSpec.model_validate(spec)
+    if spec.documents is not None:
+        load_documents(
+            spec
+        )  # The process gets them as JSON, which has a text in place of what JSON cannot hold.
     with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
         (Path(directory) / "spec.json").write_text(locate_sources(spec).model_dump_json())
         event: dict[str, Any] = {}

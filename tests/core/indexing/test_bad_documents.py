@@ -1,8 +1,12 @@
 """A document that cannot be indexed is named by id and row, or is left out and reported."""
 
 import json
+import math
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index
@@ -209,3 +213,34 @@ def test_fingerprints_of_the_first_version_stay(sources):
     assert "long_documents" not in spec.model_dump_json(exclude_defaults=True)
     skipping = spec.model_copy(update={"on_bad_document": "skip"})
     assert skipping.fingerprint() != spec.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "bad", ["\ud800", b"\xff", object(), 10**5000], ids=["surrogate", "bytes", "object", "huge"]
+)
+def test_a_python_value_that_json_cannot_hold_leaves_its_own_row_out(model, tmp_path, bad):
+    rows = [row | {"unused": bad} for row in text_rows(bad)]
+    spec = spec_of(model, tmp_path, text_rows("a"), dataset=None, documents=rows, on_bad_document="skip")
+    manifest = build_index(spec, tmp_path / "facts")
+    assert [(row.id, row.row) for row in manifest.documents.first_left_out] == [("doc-7", 7)]
+    assert build_index(spec, tmp_path / "facts").rows == 11
+
+
+def test_a_build_of_python_values_is_the_same_build_when_it_is_started_again(model, tmp_path):
+    unused = {
+        "day": date(2024, 5, 1),
+        "price": Decimal("1.5"),
+        "share": math.nan,
+        "key": {1: 2},
+        "count": np.int64(3),
+    }
+    rows = [row | unused for row in text_rows("a")]
+    spec = spec_of(model, tmp_path, text_rows("a"), dataset=None, documents=rows)
+    first = build_index(spec, tmp_path / "facts")
+    assert build_index(spec, tmp_path / "facts").created_at == first.created_at
+
+
+def test_an_estimate_refuses_what_the_build_refuses(model, tmp_path):
+    spec = spec_of(model, tmp_path, text_rows("a"), dataset=None, documents=text_rows(b"a"))
+    with pytest.raises(InvalidInput, match=r"'doc-7' .row 7.*is bytes"):
+        estimate_build(spec)

@@ -74,6 +74,10 @@ def test_what_says_nothing_is_accepted(model):
         special_tokens_mask=[[1] + [0] * (N - 1)],
         length=[N],
         text=["anything"],
+        id=[7],
+        source=["wiki"],
+        tags=[["a"] * N],
+        embedding=[[0.5] * (N + 1)],
     )
     np.testing.assert_array_equal(actual, expected)
 
@@ -111,6 +115,31 @@ REFUSED = {
     "numbers of sequences": ({"seq_idx": [0, 0, 0, 1, 1, 1]}, "seq_idx"),
     "weights of tokens": ({"loss_weights": [0.5] * N}, "loss_weights"),
     "another decoder": ({"decoder_input_ids": IDS}, "decoder_input_ids"),
+    **{
+        f"{name} for each token": ({name: value}, name)
+        for name in (
+            "loss_weight",
+            "label_mask",
+            "target_mask",
+            "prompt_mask",
+            "mask",
+            "anything",
+            "advantages",
+        )
+        for value in ([0.5] * N, [1] * N, [True] * N)
+    },
+    **{
+        f"{name} of a row": ({name: 2}, name)
+        for name in (
+            "prompt_length",
+            "sample_weight",
+            "weights",
+            "weight",
+            "loss_weight",
+            "length",
+            "num_tokens",
+        )
+    },
     "ids that are numbers": ({"input_ids": [float(token) for token in IDS]}, "input_ids.*whole numbers"),
     "ids in a list of lists": ({"input_ids": [IDS, IDS]}, "input_ids"),
     "ragged ids": ({"input_ids": [IDS, IDS[:2]]}, "input_ids"),

@@ -92,7 +92,7 @@ def test_a_column_has_one_type_in_all_files(tmp_path):
     assert [record.metadata["m"] for record in records] == ["1", "unknown"]
 
 
-@pytest.mark.parametrize("cell", ["1", "0.50", "1e-3", "007", "+2", ".5", "5."])
+@pytest.mark.parametrize("cell", ["1", " 2 ", "0.50", "1e-3", "007", "+2", ".5", "5."])
 def test_weights_are_numbers_however_they_are_written(tmp_path, cell):
     path = write_csv(tmp_path / "rows.csv", ("text", "w"), ("a", cell))
     assert read_records(path, ColumnsSpec(weight="w"))[0].weight == float(cell)
@@ -119,9 +119,10 @@ def test_an_empty_id_is_an_error_that_names_the_row(tmp_path):
         (b'text,m\n"two\nlines",1\nb\n', "line 4 has 1 fields; expected 2"),
         (b"text,m,text\na,1,b\n", "its header has the column 'text' 2 times"),
         (b'text,m\n"a"b,1\n', "line 2: ',' expected after '\"'"),
-        (b'text,m\na,1\n"b,1\nc,2\n', "line 3: unexpected end of data"),
+        (b'text,m\na,1\n"b,1\nc,2\n', "line 3: unexpected end of data; expected a quote at the end"),
+        (b"text,m\ra,1\rb,2\r", "line 1: new-line .*not in CR alone"),
         ("text,m\na,1\nJosé,2\n".encode("latin-1"), r"byte 4 of line 3 \(0xe9\) is not UTF-8"),
-        ("text,m\na,1\n".encode("utf-16"), r"byte 1 of line 1 \(0xff\) is not UTF-8"),
+        ("text,m\na,1\n".encode("utf-16"), "it is UTF-16; expected UTF-8"),
     ],
 )
 def test_a_file_that_is_not_csv_is_an_error_that_names_the_line(tmp_path, content, message):

@@ -211,6 +211,45 @@ def test_integers_of_any_size_are_ids(tmp_path):
     assert [record.id for record in read_records(path, ColumnsSpec(id="id"))] == list(map(str, numbers))
 
 
+LAYOUTS = ['{{"text": "a", "m": {}}}\n{{"text": "b"}}\n', '[{{"text": "a", "m": {}}}, {{"text": "b"}}]']
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["lines", "array"])
+@pytest.mark.parametrize(
+    "value", ["N", "-N", "[N]", '{"a": N}'], ids=["positive", "negative", "list", "object"]
+)
+def test_an_integer_that_python_does_not_read_is_an_error_where_it_is_asked_for(tmp_path, layout, value):
+    written = value.replace("N", "9" * 5000)
+    (tmp_path / "rows.json").write_text(layout.format(written))
+    assert [record.prompt for record in read_records(tmp_path / "rows.json", PLAIN)] == ["a", "b"]
+    with pytest.raises(
+        InvalidInput, match=r"row 0 of column 'm' is an integer of 5,000 digits; expected at most 4,300"
+    ):
+        read_records(tmp_path / "rows.json", META)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["lines", "array"])
+@pytest.mark.parametrize("number", [10**4300 - 1, 1 - 10**4300])
+def test_the_longest_integers_are_exact(tmp_path, layout, number):
+    (tmp_path / "rows.json").write_text(layout.format(number))
+    assert read_records(tmp_path / "rows.json", META)[0].metadata == {"m": number}
+    ids = ColumnsSpec(id="m")
+    (tmp_path / "ids.json").write_text(f'{{"text": "a", "m": {number}}}')
+    assert read_records(tmp_path / "ids.json", ids)[0].id == str(number)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["lines", "array"])
+def test_a_key_may_occur_again_inside_of_values(tmp_path, layout):
+    value = {"text": [{"text": 'a "text" b', "m": 1}], "m": None}
+    (tmp_path / "rows.json").write_text(layout.format(json.dumps(value)))
+    assert read_records(tmp_path / "rows.json", META)[0].metadata == {"m": value}
+
+
+def test_a_key_that_nobody_asked_for_may_occur_twice(tmp_path):
+    (tmp_path / "rows.json").write_text('{"text": "a", "x": 1, "x": 2}')
+    assert [record.prompt for record in read_records(tmp_path / "rows.json", PLAIN)] == ["a"]
+
+
 def test_messages_come_as_the_file_has_them(tmp_path):
     chats = [
         [
@@ -237,15 +276,23 @@ def test_a_column_may_serve_two_purposes(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": \n', "line 2, column 9: Expecting value"),
+        (b'{"text": "a"}\n{"text": \n', "line 2: the object does not end on its line"),
         (b'{"text": "a"}\n\n{"text": "b"} {"text": "c"}\n', "line 3, column 15: Extra data"),
         (b'{"text": "a"}\n{"text": "b', "line 2, column 10: Unterminated string"),
         (b'{"text": "a"}\n["a"]\n', "line 2: expected an object"),
         (b'"a"\n', "line 1: expected an object"),
-        (b'{\n  "text": "a"\n}\n', "line 1, column 2: .*expected a JSON object on each line"),
+        (b'{\n  "text": "a"\n}\n', "line 1: the object does not end .*one array of objects"),
+        (b'{"text": "a"}\r{"text": "b"}\r', "line 1 holds line ends that are CR alone"),
+        (b'{"text": "a"}\n{"text": "b", "text": "c"}\n', 'line 2: the object has the key "text" twice'),
+        (
+            b'[{"text": "a"},\n {"text": "b", "x": 1, "text": "b"}]',
+            'line 2: the object has the key "text" twice',
+        ),
         (b'{"text": "a"}\n{"text": "Jos\xe9"}\n', r"byte 14 of line 2 \(0xe9\) is not UTF-8"),
         (b'{"text": "a", "other": "Jos\xe9"}\n', r"byte 28 of line 1 \(0xe9\) is not UTF-8"),
-        ('{"text": "a"}\n'.encode("utf-16"), r"byte 1 of line 1 \(0xff\) is not UTF-8"),
+        ('{"text": "a"}\n'.encode("utf-16"), "it is UTF-16; expected UTF-8 .*iconv -f UTF-16"),
+        ('[{"text": "a"}]'.encode("utf-16-be").join([b"\xfe\xff", b""]), "it is UTF-16; expected UTF-8"),
+        ('{"text": "a"}\n'.encode("utf-32"), "it is UTF-32; expected UTF-8"),
         (b'{"text": "a"}\n{"text": "b", "x": ' + b"[" * 100_000 + b"}\n", "line 2"),
         (b'[{"text": "a"},\n {"text": }]', "line 2: Expecting value near '.*: }]'"),
         (b'[{"text": "a"},\n {"text": "b"}', "line 2: expected , or ] in an array of objects, got the end"),

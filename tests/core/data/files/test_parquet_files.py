@@ -47,6 +47,9 @@ def metadata_of(path, column):
         (pa.array(["a"], pa.large_string()), ["a"]),
         (pa.array([["a", None], []]), [["a", None], []]),
         (pa.array([{"a": date(2023, 10, 14), "b": [1]}, None]), [{"a": "2023-10-14", "b": [1]}, None]),
+        (pa.array([{"a": 1}, {"b": [{"c": 1}, {"d": 2}]}]), [{"a": 1}, {"b": [{"c": 1}, {"d": 2}]}]),
+        (pa.array([0.1, -1e20, float("nan"), None], pa.float32()), [0.1, -1e20, None, None]),
+        (pa.array([3_723_000_001_000], pa.time64("ns")), ["01:02:03.000001"]),
         (pa.nulls(2), [None, None]),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
@@ -160,3 +163,13 @@ def test_a_missing_or_repeated_column_is_named(tmp_path):
         read_records(tmp_path / "rows.parquet", ColumnsSpec())
     with pytest.raises(ColumnNotFound, match="has no column 'body'; it has text, m"):
         read_records(tmp_path / "rows.parquet", ColumnsSpec(prompt="body"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([3_723_000_000_001], pa.time64("ns")), pa.array([1], pa.timestamp("us", "Mars/Base"))],
+    ids=["nanoseconds", "an unknown zone"],
+)
+def test_a_time_that_cannot_be_kept_names_its_column(tmp_path, column):
+    with pytest.raises(InvalidInput, match=r"rows 0 to 0 of column 'm' .* cannot be read"):
+        metadata_of(tmp_path / "rows.parquet", column)
