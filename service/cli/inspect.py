@@ -34,7 +34,7 @@ def list_indexes(
     output_format: Annotated[OutputFormat, typer.Option("--format", help=FORMAT_HELP)] = "table",
 ) -> None:
     """List the indexes in a directory: the current one, or DIR."""
-    details = _read_directory(directory.expanduser())
+    details = _read_directory(directory)
     if output_format == "json":
         fields = set(IndexSummary.model_fields)
         print_json([detail.model_dump(include=fields, mode="json") for detail in details])
@@ -57,7 +57,7 @@ def info(
 ) -> None:
     """Show what an index holds and how it was built."""
     read_manifest(index)  # raises where there is no index that can be read
-    path = index.expanduser().resolve()
+    path = index.resolve()
     detail = read_index_detail(path.parent, path.name)
     if output_format == "json":
         print_json(detail.model_dump(mode="json"))

@@ -1,11 +1,13 @@
 """The group of all commands: loads a command when it is run, tells a build from a mistyped command, prints errors."""
 
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -44,6 +46,9 @@ class _LazyCommands(Mapping[str, Any]):
             app.command(name, context_settings=self._context_settings)(
                 getattr(module, source.function or name)
             )
+        for registered in app.registered_commands:
+            if registered.callback is not None:
+                _parse_paths(registered.callback)
         command = get_command(app)
         command.name = name
         return command
@@ -140,6 +145,22 @@ def add_stand_ins(app: typer.Typer, sources: Mapping[str, CommandSource]) -> Non
         app.command(name, help=source.summary)(lambda: None)
 
 
+def _parse_paths(command: Callable[..., Any]) -> None:
+    """Has every argument and option of a command that is a path read by `_parse_path`."""
+    for parameter in signature(command).parameters.values():
+        kind, *options = get_args(parameter.annotation) or (None,)
+        if Path in (kind, *get_args(kind)):
+            for option in options:
+                option.parser = _parse_path
+
+
+def _parse_path(text: str | Path) -> Path:
+    """Returns a path with the home directory in place of `~`, which shells leave in quotes and after `=`."""
+    if not str(text):
+        raise typer.BadParameter("expected a path, got an empty text")
+    return Path(os.path.expanduser(text))
+
+
 def _describe(error: Any) -> str:
     """Returns the message of an error in the use of the command line, with the option that was probably meant."""
     possibilities = getattr(error, "possibilities", None)
@@ -152,6 +173,6 @@ def _describe(error: Any) -> str:
 def _advise(word: str, suggestion: str | None) -> str:
     if suggestion is not None:
         return f", did you mean '{suggestion}'?"
-    if (Path(word) / "manifest.json").is_file():
+    if (_parse_path(word) / "manifest.json").is_file():
         return f"; to query the index there: bergson query {word}"
     return f"; to build an index there: bergson {word} --model M --dataset D"
