@@ -5,10 +5,11 @@ parses its options, calls one function and prints the result. A command is impor
 library where it needs it, so that `bergson --help` and its errors are quick.
 """
 
+import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -40,6 +41,7 @@ _COMMANDS: Final = {
     "demo": CommandSource("demo", "Train a small model on invented facts, index it, and query it."),
     "keys": CommandSource("keys", "Create, list and revoke API keys of the service."),
 }
+_WRITE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class _BergsonGroup(LazyGroup):
@@ -80,6 +82,8 @@ def _all_commands(
 
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed in a line or two, with exit status 1."""
+    if sys.stdout is None:
+        fail("standard output is closed; expected a terminal, a file, a pipe or /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # Not every locale can encode every text, and UTF-8 cannot encode a lone surrogate.
@@ -96,13 +100,32 @@ def main() -> None:
         if not isinstance(error, ValidationError):
             raise
         fail(describe_validation_error(error, "settings"))
+    except OSError as error:
+        # A write has no name of a file, unlike an attempt to open one.
+        if error.filename is not None or error.errno not in _WRITE_ERRORS:
+            raise
+        _fail_to_write(error)
     finally:
         _flush_output()
 
 
 def _flush_output() -> None:
-    """Writes what is left to write, unless the program that was to read it has ended, as `head` does."""
+    """Writes what is left to write, unless the program that was to read it has ended, as `head` does.
+
+    Where it cannot be written, as on a full disk, this is the error of the command, whose output is not whole.
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        _fail_to_write(error)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail_to_write(error: OSError) -> NoReturn:
+    _discard_output()  # or else the next attempt fails as well
+    fail(f"the output cannot be written: {error.strerror}")

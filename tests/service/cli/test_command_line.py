@@ -345,6 +345,31 @@ def test_a_reader_that_ends_early_causes_no_message(command, tmp_path):
         assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", "list {0}", "list {0} --format csv", "info {0}/index-1"]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (">&-", "error: standard output is closed; expected a terminal, a file, a pipe or /dev/null"),
+        ("> /dev/full", "error: the output cannot be written: No space left on device"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_an_error_in_a_line(line, unbuffered, output, message, tmp_path):
+    make_manifest(tmp_path / "index-1")
+    result = subprocess.run(
+        f"{BERGSON} {line.format(tmp_path)} {output}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert (result.returncode, result.stderr) == (1, message + "\n")
+
+
 def test_ctrl_c_ends_a_command_with_status_130_and_a_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text("")
     os.mkfifo(tmp_path / "manifest.json")  # Reading it waits for ever.
