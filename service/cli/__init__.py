@@ -58,7 +58,10 @@ app = typer.Typer(
     "`bergson up` serves indexes over HTTP.",
     rich_markup_mode="markdown",
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+        "help_option_names": ["--help", "-h"],
+    },
 )
 
 
@@ -91,7 +94,7 @@ def main() -> None:
     try:
         app(prog_name="bergson")
     except BergsonError as error:
-        fail(str(error))
+        fail(f"{error}{_explain_encoding()}")
     except ValueError as error:
         from pydantic import ValidationError
 
@@ -107,6 +110,15 @@ def main() -> None:
         _fail_to_write(error)
     finally:
         _flush_output()
+
+
+def _explain_encoding() -> str:
+    """Returns what to do about arguments that the locale cannot decode, or an empty text if there are none."""
+    encoding = sys.getfilesystemencoding()
+    is_undecoded = any("\udc80" <= char <= "\udcff" for argument in sys.argv for char in argument)
+    if not is_undecoded or encoding == "utf-8":
+        return ""
+    return f"; the locale has the encoding {encoding}, which an argument is not in: set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
 
 
 def _flush_output() -> None:

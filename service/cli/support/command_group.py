@@ -1,6 +1,7 @@
 """The group of all commands: loads a command when it is run, tells a build from a mistyped command, prints errors."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
@@ -17,6 +18,7 @@ from service.cli.support.console import error_console, fail
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # Typer exports neither class.
 _ClickException: Final[Any] = typer.BadParameter.__mro__[2]
+_NO_SUCH_COMMAND: Final = re.compile(r"No such command ('.*?')\.(?: Did you mean (.*))?")
 _RESUMED: Final = ("append", "build", "evaluate")
 """Commands that go on where they were stopped when they are run again."""
 
@@ -101,8 +103,11 @@ class LazyGroup(TyperGroup):
         if words == ["help"]:
             return super().parse_args(ctx, [*args[1:2], "--help"])
         if not args[0].startswith("-"):
+            options = [word.partition("=")[0] for word in args[1:]]
+            if mistyped := get_close_matches("--model", options, n=1, cutoff=0.8):
+                raise _UsageError(f"no such option {mistyped[0]}, did you mean --model?", ctx)
             suggestion = self._suggest_command(words[0])
-            if suggestion is None and "--help" in args:
+            if suggestion is None and {"--help", "-h"} & set(args):
                 return super().parse_args(ctx, ["build", "--help"])
             raise _UsageError(f"no such command '{args[0]}'{_advise(args[0], suggestion)}", ctx)
         return super().parse_args(ctx, args)
@@ -167,7 +172,12 @@ def _describe(error: Any) -> str:
     if possibilities and hasattr(error, "option_name"):
         closest = max(possibilities, key=lambda name: SequenceMatcher(None, name, error.option_name).ratio())
         return f"no such option {error.option_name}, did you mean {closest}?"
-    return error.format_message()
+    message = error.format_message()
+    if match := _NO_SUCH_COMMAND.match(message):  # of a group inside this one
+        return f"no such command {match[1]}" + (f", did you mean {match[2]}" if match[2] else "")
+    if "unexpected extra argument" in message:
+        return f"{message}; expected one value after an option: quote one with spaces, and write a span as START:END"
+    return message
 
 
 def _advise(word: str, suggestion: str | None) -> str:
