@@ -4,7 +4,6 @@ If the service cannot start, the process says in one line why and what to do, an
 """
 
 import asyncio
-import errno
 import logging
 import signal
 import socket
@@ -20,13 +19,13 @@ from pydantic import ValidationError
 from bergson_core.errors import BergsonError, RedisFull
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
+from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import redis_url
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
-_MAX_PENDING_CONNECTIONS = 2048
 
 
 def _read_settings() -> ServiceSettings:
@@ -40,22 +39,6 @@ def _read_settings() -> ServiceSettings:
             for details in error.errors()
         ]
         sys.exit("; ".join(messages))
-
-
-def _listen(settings: ServiceSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    address = (settings.host.strip("[]"), settings.port)
-    try:
-        server_socket = socket.create_server(address, family=family, backlog=_MAX_PENDING_CONNECTIONS)
-        # Nagle's algorithm delays an answer by 40 ms. asyncio turns it off only for sockets that are declared as TCP.
-        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=server_socket.detach())
-    except OSError as error:
-        is_taken = error.errno == errno.EADDRINUSE
-        reason = "another program listens there" if is_taken else error.strerror or str(error)
-        sys.exit(
-            f"cannot listen on {settings.host} port {settings.port}: {reason}; "
-            "choose another with BERGSON_PORT or BERGSON_HOST"
-        )
 
 
 async def _check_redis(settings: ServiceSettings) -> None:
@@ -122,7 +105,7 @@ def main() -> None:
     tracing.configure("bergson-web")
     try:
         require_keys_if_public(settings)
-        with closing(_listen(settings)) as server_socket, redis_url(settings) as url:
+        with closing(open_server_socket(settings)) as server_socket, redis_url(settings) as url:
             _serve(settings.model_copy(update={"redis_url": url}), server_socket)
     except BergsonError as error:
         sys.exit(str(error))

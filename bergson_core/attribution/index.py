@@ -127,7 +127,8 @@ class AttributionIndex:
     ) -> "AttributionIndex":
         spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
         if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
-            raise damaged_shards_error(root.name, searcher.damaged)
+            has_others = len(searcher.damaged) < len(manifest.shards)
+            raise damaged_shards_error(root.name, searcher.damaged, has_others)
         processor = GradientProcessor.load(root / "statistics")
         _require_same_projection(processor, spec.gradients)
         model = load_index_model(root, manifest, load_model)

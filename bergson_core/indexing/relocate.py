@@ -6,6 +6,7 @@ from typing import Any
 
 from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
 from bergson_core.indexing.output_directory import index_write_lock
+from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.models.index_model import load_index_model
 from bergson_core.models.loading import load_model
 from bergson_core.storage.locations import absolute_path
@@ -60,6 +61,8 @@ def relocate_index(
                 "expected a new path of the model, its adapters' base, the dataset or the checkpoint"
             )
         spec = old.spec.model_copy(update=changes)
+        if adapter_base is not None:
+            _require_adapters(old, spec.model)
         updated: dict[str, Any] = {"spec": spec, "fingerprint": spec.fingerprint()}
         if model is not None:
             updated["model_revision"] = None
@@ -75,6 +78,13 @@ def relocate_index(
             )
         write_manifest(root, new)
     return new
+
+
+def _require_adapters(manifest: Manifest, model: str) -> None:
+    """Raises `InvalidInput` where the model of the index is there and has no adapters."""
+    directory = Path(absolute_path(model))
+    if manifest.adapter_base is None and directory.is_dir() and read_adapter_base(directory) is None:
+        raise InvalidInput(f"the model {model} has no adapters; expected no adapter_base")
 
 
 def _load_on_cpu(name: str, revision: str | None, dtype: str, **options: Any) -> Any:

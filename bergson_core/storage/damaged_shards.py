@@ -44,10 +44,21 @@ def find_damaged_shards(root: Path, manifest: Manifest, shards: Sequence[ShardEn
     return damage
 
 
-def damaged_shards_error(name: str, damaged: Mapping[str, str]) -> IndexCorrupt:
-    """Returns the error that names the damaged shards of the index `name`, and what is wrong with the first."""
+def damaged_shards_error(name: str, damaged: Mapping[str, str], has_others: bool = True) -> IndexCorrupt:
+    """Returns the error that names the damaged shards of the index `name`, and what is wrong with the first.
+
+    Args:
+        name: Name of the index.
+        damaged: What is wrong with each damaged shard.
+        has_others: Whether there are other shards, which can be searched alone.
+    """
+    advice = "restore the files from a copy or build the index again"
+    if has_others:
+        advice = (
+            "restore the files from a copy, build the index again, or set partial (`--partial` on the command line) "
+            "to search the other shards alone"
+        )
     shards = f"shard{'s' * (len(damaged) > 1)} {', '.join(damaged)}"
     return IndexCorrupt(
-        f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; restore the files from a copy, "
-        "build the index again, or set partial to search the other shards alone"
+        f"{shards} of the index {name} cannot be used: {next(iter(damaged.values()))}; {advice}"
     )

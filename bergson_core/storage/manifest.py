@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
-from bergson_core.schemas.base import ResultModel
+from bergson_core.schemas.base import ResultModel, describe_validation_error
 from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
 from bergson_core.schemas.differences import find_differences
 from bergson_core.schemas.documents import DocumentReport
@@ -217,7 +217,9 @@ def read_manifest(index: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        raise IndexCorrupt(f"{path} is not a manifest: {error}") from error
+        raise IndexCorrupt(
+            f"{path} is not a manifest: {describe_validation_error(error, 'manifest')}"
+        ) from error
     base = manifest.adapter_base and name_in_memory(manifest.adapter_base, path.parent)
     return manifest.model_copy(
         update={"spec": names_in_memory(manifest.spec, path.parent), "adapter_base": base}
@@ -279,5 +281,5 @@ def iter_published_indexes(root: Path) -> Iterator[tuple[str, Path]]:
     """Yields name and directory of each published index below `root`, sorted by name."""
     if root.is_dir():
         for path in sorted(root.iterdir()):
-            if not path.name.startswith(".") and (path / MANIFEST_FILE).is_file():
+            if not path.name.startswith(".") and (path / MANIFEST_FILE).exists():
                 yield path.name, path

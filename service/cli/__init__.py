@@ -5,10 +5,11 @@ parses its options, calls one function and prints the result. A command is impor
 library where it needs it, so that `bergson --help` and its errors are quick.
 """
 
+import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -40,6 +41,7 @@ _COMMANDS: Final = {
     "demo": CommandSource("demo", "Train a small model on invented facts, index it, and query it."),
     "keys": CommandSource("keys", "Create, list and revoke API keys of the service."),
 }
+_WRITE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class _BergsonGroup(LazyGroup):
@@ -56,7 +58,10 @@ app = typer.Typer(
     "`bergson up` serves indexes over HTTP.",
     rich_markup_mode="markdown",
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+        "help_option_names": ["--help", "-h"],
+    },
 )
 
 
@@ -80,6 +85,8 @@ def _all_commands(
 
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed in a line or two, with exit status 1."""
+    if sys.stdout is None:
+        fail("standard output is closed; expected a terminal, a file, a pipe or /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # Not every locale can encode every text, and UTF-8 cannot encode a lone surrogate.
@@ -87,7 +94,7 @@ def main() -> None:
     try:
         app(prog_name="bergson")
     except BergsonError as error:
-        fail(str(error))
+        fail(f"{error}{_explain_encoding()}")
     except ValueError as error:
         from pydantic import ValidationError
 
@@ -96,13 +103,41 @@ def main() -> None:
         if not isinstance(error, ValidationError):
             raise
         fail(describe_validation_error(error, "settings"))
+    except OSError as error:
+        # A write has no name of a file, unlike an attempt to open one.
+        if error.filename is not None or error.errno not in _WRITE_ERRORS:
+            raise
+        _fail_to_write(error)
     finally:
         _flush_output()
 
 
+def _explain_encoding() -> str:
+    """Returns what to do about arguments that the locale cannot decode, or an empty text if there are none."""
+    encoding = sys.getfilesystemencoding()
+    is_undecoded = any("\udc80" <= char <= "\udcff" for argument in sys.argv for char in argument)
+    if not is_undecoded or encoding == "utf-8":
+        return ""
+    return f"; the locale has the encoding {encoding}, which an argument is not in: set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+
+
 def _flush_output() -> None:
-    """Writes what is left to write, unless the program that was to read it has ended, as `head` does."""
+    """Writes what is left to write, unless the program that was to read it has ended, as `head` does.
+
+    Where it cannot be written, as on a full disk, this is the error of the command, whose output is not whole.
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        _fail_to_write(error)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail_to_write(error: OSError) -> NoReturn:
+    _discard_output()  # or else the next attempt fails as well
+    fail(f"the output cannot be written: {error.strerror}")

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.base import Spec
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.layout import BUILD_STAMP_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, iter_published_indexes, read_manifest
@@ -19,6 +20,7 @@ from service.cli.support.console import (
     print_csv,
     print_json,
     print_message,
+    print_warning,
 )
 from service.indexes.catalog import read_index_detail
 from service.schemas import IndexDetail, IndexSummary
@@ -34,7 +36,11 @@ def list_indexes(
     output_format: Annotated[OutputFormat, typer.Option("--format", help=FORMAT_HELP)] = "table",
 ) -> None:
     """List the indexes in a directory: the current one, or DIR."""
-    details = _read_directory(directory.expanduser())
+    details = _read_directory(directory)
+    if output_format != "json":  # which has the reason
+        for detail in details:
+            if detail.error is not None:
+                print_warning(f"{detail.name}: {detail.error.detail}")
     if output_format == "json":
         fields = set(IndexSummary.model_fields)
         print_json([detail.model_dump(include=fields, mode="json") for detail in details])
@@ -57,7 +63,7 @@ def info(
 ) -> None:
     """Show what an index holds and how it was built."""
     read_manifest(index)  # raises where there is no index that can be read
-    path = index.expanduser().resolve()
+    path = index.resolve()
     detail = read_index_detail(path.parent, path.name)
     if output_format == "json":
         print_json(detail.model_dump(mode="json"))
@@ -127,10 +133,10 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         "generation": f"{detail.generation}, of {detail.created_at}",
         "model": _describe_model(spec),
         "model sha256": detail.model_sha256,
-        "dataset": "given in the request" if spec.dataset is None else repr(spec.dataset),
-        "columns": repr(spec.columns),
-        "gradients": repr(spec.gradients),
-        "scoring": repr(spec.scoring),
+        "dataset": "given in the request" if spec.dataset is None else _describe_settings(spec.dataset),
+        "columns": _describe_settings(spec.columns),
+        "gradients": _describe_settings(spec.gradients),
+        "scoring": _describe_settings(spec.scoring),
         "modules": f"{detail.modules}, {detail.coverage_percent:g} % of the parameters",
         "dimensions": f"{detail.dimensions:,} per document",
         "search": f"{search.kind}, recall@10 {search.recall_at_10:.3f}",
@@ -140,6 +146,16 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         if value:
             table.add_row(name, Text(value))
     return table
+
+
+def _describe_settings(spec: Spec) -> str:
+    """Returns the settings that differ from their defaults, as `name value`."""
+    changed = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in spec
+        if value != type(spec).model_fields[name].get_default(call_default_factory=True)
+    ]
+    return "; ".join(changed) or "the defaults"
 
 
 def _describe_model(spec: BuildSpec) -> str:

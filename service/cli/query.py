@@ -53,7 +53,7 @@ def _parse_messages(text: str) -> Any:
     """Returns the messages that `--messages` gives, as JSON text or as the name of a file with it."""
     is_file = not text.lstrip().startswith("[")
     try:
-        return json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+        return json.loads(Path(os.path.expanduser(text)).read_text(encoding="utf-8") if is_file else text)
     except OSError as error:
         raise InvalidInput(
             f"--messages: {text} cannot be read ({error.strerror}); expected a JSON file, or JSON that begins with ["

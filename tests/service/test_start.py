@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.__main__ import _listen
 from service.auth.api_keys import KeyFile
+from service.http.server_socket import open_server_socket
 from service.settings import ServiceSettings
 from tests.service.helpers import (
     PROCESS_TIMEOUT_S,
@@ -59,7 +59,7 @@ async def test_answers_are_not_delayed_by_nagles_algorithm(tmp_path: Path) -> No
         no_delay.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
-    listening = _listen(ServiceSettings(data_dir=tmp_path, port=0))
+    listening = open_server_socket(ServiceSettings(data_dir=tmp_path, port=0))
     async with await asyncio.start_server(check_connection, sock=listening):
         _, writer = await asyncio.open_connection(*listening.getsockname())
         assert await no_delay

@@ -1,11 +1,14 @@
 """The group of all commands: loads a command when it is run, tells a build from a mistyped command, prints errors."""
 
+import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +18,7 @@ from service.cli.support.console import error_console, fail
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # Typer exports neither class.
 _ClickException: Final[Any] = typer.BadParameter.__mro__[2]
+_NO_SUCH_COMMAND: Final = re.compile(r"No such command ('.*?')\.(?: Did you mean (.*))?")
 _RESUMED: Final = ("append", "build", "evaluate")
 """Commands that go on where they were stopped when they are run again."""
 
@@ -44,6 +48,9 @@ class _LazyCommands(Mapping[str, Any]):
             app.command(name, context_settings=self._context_settings)(
                 getattr(module, source.function or name)
             )
+        for registered in app.registered_commands:
+            if registered.callback is not None:
+                _parse_paths(registered.callback)
         command = get_command(app)
         command.name = name
         return command
@@ -96,8 +103,11 @@ class LazyGroup(TyperGroup):
         if words == ["help"]:
             return super().parse_args(ctx, [*args[1:2], "--help"])
         if not args[0].startswith("-"):
+            options = [word.partition("=")[0] for word in args[1:]]
+            if mistyped := get_close_matches("--model", options, n=1, cutoff=0.8):
+                raise _UsageError(f"no such option {mistyped[0]}, did you mean --model?", ctx)
             suggestion = self._suggest_command(words[0])
-            if suggestion is None and "--help" in args:
+            if suggestion is None and {"--help", "-h"} & set(args):
                 return super().parse_args(ctx, ["build", "--help"])
             raise _UsageError(f"no such command '{args[0]}'{_advise(args[0], suggestion)}", ctx)
         return super().parse_args(ctx, args)
@@ -140,18 +150,39 @@ def add_stand_ins(app: typer.Typer, sources: Mapping[str, CommandSource]) -> Non
         app.command(name, help=source.summary)(lambda: None)
 
 
+def _parse_paths(command: Callable[..., Any]) -> None:
+    """Has every argument and option of a command that is a path read by `_parse_path`."""
+    for parameter in signature(command).parameters.values():
+        kind, *options = get_args(parameter.annotation) or (None,)
+        if Path in (kind, *get_args(kind)):
+            for option in options:
+                option.parser = _parse_path
+
+
+def _parse_path(text: str | Path) -> Path:
+    """Returns a path with the home directory in place of `~`, which shells leave in quotes and after `=`."""
+    if not str(text):
+        raise typer.BadParameter("expected a path, got an empty text")
+    return Path(os.path.expanduser(text))
+
+
 def _describe(error: Any) -> str:
     """Returns the message of an error in the use of the command line, with the option that was probably meant."""
     possibilities = getattr(error, "possibilities", None)
     if possibilities and hasattr(error, "option_name"):
         closest = max(possibilities, key=lambda name: SequenceMatcher(None, name, error.option_name).ratio())
         return f"no such option {error.option_name}, did you mean {closest}?"
-    return error.format_message()
+    message = error.format_message()
+    if match := _NO_SUCH_COMMAND.match(message):  # of a group inside this one
+        return f"no such command {match[1]}" + (f", did you mean {match[2]}" if match[2] else "")
+    if "unexpected extra argument" in message:
+        return f"{message}; expected one value after an option: quote one with spaces, and write a span as START:END"
+    return message
 
 
 def _advise(word: str, suggestion: str | None) -> str:
     if suggestion is not None:
         return f", did you mean '{suggestion}'?"
-    if (Path(word) / "manifest.json").is_file():
+    if (_parse_path(word) / "manifest.json").is_file():
         return f"; to query the index there: bergson query {word}"
     return f"; to build an index there: bergson {word} --model M --dataset D"

@@ -99,18 +99,22 @@ def progress_bar() -> "Iterator[ProgressCallback]":
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with ProgressBars(*columns, console=error_console) as bars:
-        tasks: dict[str, Any] = {}
+    bars, tasks = ProgressBars(*columns, console=error_console), dict[str, Any]()
 
-        def show(progress: "Progress") -> None:
-            if not (progress.done or progress.total) or progress.stage == "done":
-                return
-            total = progress.total or None  # The length of a stream is not known.
-            if progress.stage not in tasks:
-                for earlier in bars.tasks:  # The last report of an earlier stage may have been skipped.
-                    bars.update(earlier.id, completed=earlier.total)
-                tasks[progress.stage] = bars.add_task(progress.stage, total=total, rate="")
-            rate = f"{progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s else ""
-            bars.update(tasks[progress.stage], completed=progress.done, total=total, rate=rate)
+    def show(progress: "Progress") -> None:
+        if not (progress.done or progress.total) or progress.stage == "done":
+            return
+        bars.start()  # Only now: bars end with an empty line, also where there were none.
+        total = progress.total or None  # The length of a stream is not known.
+        if progress.stage not in tasks:
+            for earlier in bars.tasks:  # The last report of an earlier stage may have been skipped.
+                bars.update(earlier.id, completed=earlier.total)
+            tasks[progress.stage] = bars.add_task(progress.stage, total=total, rate="")
+        rate = f"{progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s else ""
+        bars.update(tasks[progress.stage], completed=progress.done, total=total, rate=rate)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()

@@ -12,6 +12,7 @@ from typing import IO, Final, Self
 import httpx
 
 from bergson_core.errors import Unavailable
+from service.http.server_socket import open_server_socket
 from service.settings import ServiceSettings
 from worker.queue.child_process import (
     child_environment,
@@ -76,8 +77,11 @@ def running_system(
         log: File that the processes write to, instead of this process's standard error.
 
     Raises:
-        Unavailable: A process did not start; the message has the end of the log.
+        Unavailable: Another program listens on the port, or a process did not start; the message then has the end of
+            the log.
     """
+    # A program that listens there would answer for the web service before that has found the port taken.
+    open_server_socket(settings).close()
     # A script that starts this process in the background with "&" makes it ignore SIGINT, so both handlers are set.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
@@ -112,6 +116,7 @@ def _wait_until_ready(system: ProcessGroup) -> None:
         system.require_running()
         try:
             if httpx.get(f"{system.url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                system.require_running()
                 return
         except httpx.TransportError:
             pass

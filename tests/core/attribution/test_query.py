@@ -105,6 +105,23 @@ def test_damaged_shards_are_left_out_for_queries_that_allow_it(spec, tmp_path):
     assert len(answer.results) == 24
 
 
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize(("shard_rows", "has_others"), [(16, True), (1000, False)])
+def test_only_an_index_with_other_shards_is_said_to_be_searched_in_part(
+    spec, tmp_path, partial, shard_rows, has_others
+):
+    path = tmp_path / "facts"
+    build_index(spec, path, shard_rows=shard_rows)
+    rows = path / "shards" / "00000" / "gradients.bin"
+    rows.write_bytes(rows.read_bytes()[:-2])
+    if partial and has_others:
+        assert AttributionIndex.open(path, partial=True)
+        return
+    with pytest.raises(IndexCorrupt, match="shard 00000 of the index facts cannot be used") as raised:
+        AttributionIndex.open(path, partial=partial)
+    assert ("set partial (`--partial` on the command line)" in str(raised.value)) == has_others
+
+
 def test_an_answer_names_the_open_index_unless_the_query_names_one(opened):
     unnamed = AttributionQuery(prompt=PROMPT, completion=COMPLETION)
     answers = opened.attribute([unnamed, unnamed.model_copy(update={"index": "alias"})])

@@ -171,6 +171,11 @@ REFUSED: dict[str, tuple[type[BergsonError], str, Callable[[Path], dict[str, Any
         "has no adapters",
         lambda _: {"adapter_base": "models/gpt2"},
     ),
+    "a missing base without adapters": (
+        InvalidInput,
+        "has no adapters",
+        lambda _: {"adapter_base": "missing"},
+    ),
     "a checkpoint without an optimizer": (
         InvalidInput,
         "built without an optimizer",

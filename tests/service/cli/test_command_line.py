@@ -102,7 +102,11 @@ MISTYPED = [
     ("query facts --prompt x --topk 3", "no such option --topk, did you mean --top_k?"),
     ("query facts --promt x", "no such option --promt, did you mean --prompt?"),
     ("build facts --model x --datset y", "no such option --datset, did you mean --dataset?"),
-    ("keys creat x", "No such command 'creat'. Did you mean 'create'?"),
+    ("keys creat x", "no such command 'creat', did you mean 'create'?"),
+    ("keys zzz", "no such command 'zzz'"),
+    ("facts --modle M --dataset D", "no such option --modle, did you mean --model?"),
+    ("facts --dataset D --mdoel=M", "no such option --mdoel, did you mean --model?"),
+    ("query facts --prompt a --span 0 8", "write a span as START:END"),
     ("query", "Missing argument 'INDEX'"),
     ("info", "Missing argument 'INDEX'"),
     ("build facts --model x", "Missing option '--dataset'"),
@@ -134,6 +138,9 @@ def test_the_path_of_an_index_without_a_command_says_how_to_query_it(tmp_path, r
 
 def test_help_comes_in_every_form(run_main):
     assert run_main("--help").stdout == run_main("help").stdout
+    assert run_main("--help").stdout == run_main("-h").stdout
+    assert run_main("query", "--help").stdout == run_main("query", "-h").stdout
+    assert "Usage: bergson build" in run_main("facts", "-h").stdout
     assert run_main("query", "--help").stdout == run_main("help", "query").stdout
     assert "Usage: bergson build" in run_main("facts", "--help").stdout
     alone = run_main()
@@ -171,17 +178,27 @@ def test_the_indexes_of_a_directory_are_listed_in_each_format(tmp_path, run_main
     make_manifest(tmp_path / "b-second", generation=3)
     make_manifest(tmp_path / "a-first", adapter_base=None)
     make_manifest(tmp_path / "damaged", rows="many")
+    (tmp_path / "directory" / "manifest.json").mkdir(parents=True)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "building.json").write_text("{}")
     (tmp_path / "notes").mkdir()
-    table = run_main("list", tmp_path).stdout.splitlines()
+    result = run_main("list", tmp_path)
+    table = result.stdout.splitlines()
     assert [line.split()[:4] for line in table[1:3]] == [
         ["a-first", "ready", "1,234", "2"],
         ["b-second", "ready", "1,234", "3"],
     ]
-    assert [line.split()[:2] for line in table[3:]] == [["damaged", "corrupt"], ["half", "unfinished"]]
+    assert [line.split()[:2] for line in table[3:]] == [
+        ["damaged", "corrupt"],
+        ["directory", "corrupt"],
+        ["half", "unfinished"],
+    ]
+    damaged, directory = result.stderr.splitlines()
+    assert damaged.startswith(f"warning: damaged: {tmp_path}/damaged/manifest.json is not a manifest: rows: ")
+    assert "https://" not in damaged
+    assert directory.startswith(f"warning: directory: {tmp_path}/directory/manifest.json cannot be read: ")
     rows = list(csv.DictReader(io.StringIO(run_main("list", tmp_path, "--format", "csv").stdout)))
-    assert [row["name"] for row in rows] == ["a-first", "b-second", "damaged", "half"]
+    assert [row["name"] for row in rows] == ["a-first", "b-second", "damaged", "directory", "half"]
     assert (rows[0]["rows"], rows[0]["model"]) == ("1234", "org/model")
     items = json.loads(run_main("list", tmp_path, "--format", "json").stdout)
     assert [(item["name"], item["rows"]) for item in items[:2]] == [("a-first", 1234), ("b-second", 1234)]
@@ -206,7 +223,10 @@ def test_an_index_is_described_for_people_and_for_programs(tmp_path, run_main):
     table = run_main("info", path).stdout
     lines = {line.split("  ")[0]: line for line in table.splitlines()}
     assert "1,234" in lines["documents"]
-    assert "GradientSpec(projection_dim=4)" in lines["gradients"]
+    assert "projection_dim 4" in lines["gradients"]
+    assert lines["scoring"].endswith("  the defaults")
+    assert lines["dataset"].endswith("  path org/data")
+    assert "Spec(" not in table
     assert str(path) in lines["index"]
     detail = json.loads(run_main("info", path, "--format", "json").stdout)
     assert (detail["name"], detail["rows"], detail["spec"]["model"]) == ("facts", 1234, "org/model")
@@ -343,6 +363,45 @@ def test_a_reader_that_ends_early_causes_no_message(command, tmp_path):
             timeout=120,
         )
         assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", "list {0}", "list {0} --format csv", "info {0}/index-1"]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (">&-", "error: standard output is closed; expected a terminal, a file, a pipe or /dev/null"),
+        ("> /dev/full", "error: the output cannot be written: No space left on device"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_an_error_in_a_line(line, unbuffered, output, message, tmp_path):
+    make_manifest(tmp_path / "index-1")
+    result = subprocess.run(
+        f"{BERGSON} {line.format(tmp_path)} {output}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert (result.returncode, result.stderr) == (1, message + "\n")
+
+
+def test_an_argument_that_the_locale_cannot_decode_blames_the_locale(tmp_path):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    result = run("query", tmp_path, "--prompt", "Zoë", env={**os.environ, **locale})
+    assert result.returncode == 1
+    assert "the locale has the encoding ascii" in result.stderr
+
+
+@pytest.mark.parametrize("line", ["compact {0}", "build {0} --model {0} --dataset {0}"])
+def test_an_error_without_progress_is_the_only_line(line, tmp_path):
+    result = run(*line.format(tmp_path / "missing").split())
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
 
 
 def test_ctrl_c_ends_a_command_with_status_130_and_a_line(tmp_path):
