@@ -5,6 +5,7 @@ dataset is run: the library has no loading scripts any more, and only files of k
 """
 
 import json
+import os
 import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
         DatasetNotFound: There is no such dataset.
     """
     path = Path(spec.path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_directory(path, spec)
     if "://" in spec.path:
         raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")

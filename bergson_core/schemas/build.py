@@ -4,6 +4,7 @@ The body of `POST /index`, the message on Redis, the manifest on disk and the op
 classes, so that each field is stated once.
 """
 
+import glob
 import hashlib
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -38,6 +39,24 @@ SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit per number, or the stored bits of sign rows."""
 
 
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4095
+
+
+def _require_short_names(path: str | None) -> str | None:
+    """Raises `ValueError` for a path that no file system takes. The parts of a pattern may be longer than its files."""
+    if path is None:
+        return None
+    sizes = [len(part.encode(errors="surrogatepass")) for part in path.split("/") if not glob.has_magic(part)]
+    if max(sizes, default=0) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
+        )
+    if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:
+        raise ValueError(f"expected a path of at most {_MAX_PATH_BYTES:,} bytes, got {size:,}")
+    return path
+
+
 class DatasetSpec(Spec):
     """A dataset to read: a hub id, a `save_to_disk` directory, or jsonl, json, csv, tsv, parquet or txt files, all but
     parquet also as .gz or .zst."""
@@ -56,6 +75,8 @@ class DatasetSpec(Spec):
     text_documents: TextDocuments = "auto"
     """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
     `file`. With `auto` the documents are the lines of a single file, and otherwise the files."""
+
+    _require_path = field_validator("path")(_require_short_names)
 
 
 class ColumnsSpec(Spec):
@@ -121,6 +142,8 @@ class GradientSpec(Spec):
     """Seed of the random projections."""
     sample_size: int = Field(default=2048, ge=1)
     """Number of documents that the normalizer is fitted to."""
+
+    _require_path = field_validator("optimizer_state")(_require_short_names)
 
     @model_validator(mode="after")
     def _require_normalizer_of_optimizer(self) -> Self:
@@ -195,6 +218,8 @@ class BuildSpec(Spec):
     """What becomes of a document that cannot be indexed, because it is not text, is refused by the tokenizer or the
     chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
     it, `skip` leaves it out and reports it."""
+
+    _require_path = field_validator("model")(_require_short_names)
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
@@ -276,6 +301,8 @@ class AppendSpec(Spec):
     """Tokens that a chunk repeats of the one before; by default as many as in the build."""
     on_bad_document: OnBadDocument | None = None
     """What becomes of documents that cannot be indexed; by default the same as in the build."""
+
+    _require_path = field_validator("model")(_require_short_names)
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:

@@ -64,6 +64,7 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
         path = Path(name).expanduser()
         is_of_hub = hub_patterns and is_hub_id(name) and not os.path.lexists(path)
         real_path = path.resolve()
+        link = _find_forbidden_link(real_path, settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
     if is_of_hub:
@@ -73,7 +74,7 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
                 "allows more with BERGSON_ALLOWED_MODELS and BERGSON_ALLOWED_DATASETS"
             )
         return
-    forbidden = name if not settings.may_read(real_path) else _find_forbidden_link(real_path, settings)
+    forbidden = name if not settings.may_read(real_path) else link
     if forbidden is not None:
         raise _forbidden_path(field, forbidden, settings, "hub id or a path" if hub_patterns else "path")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build import BuildSpec, DatasetSpec
 from tests.worker.fakes import make_spec
-from worker.process.path_checks import require_allowed_paths
+from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings
 
 
@@ -59,6 +59,18 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
     with_optimizer = make_spec(gradients={"optimizer_state": name or "x/"})
     with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
         require_allowed_paths(with_optimizer, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/*.jsonl"])
+def test_a_name_that_is_too_long_for_a_file_is_invalid_input(root: Path, name: str):
+    for path in (name, f"{root}/{name}"):
+        dataset = DatasetSpec.model_construct(path=path)
+        with pytest.raises(InvalidInput, match=r"dataset\.path: |no file matches"):
+            require_allowed_dataset(dataset, Settings(data_dir=root))
+    with pytest.raises(InvalidInput, match=r"model: "):
+        require_allowed_paths(
+            BuildSpec.model_construct(model=f"{root}/{name}", dataset=None), Settings(data_dir=root)
+        )
 
 
 @pytest.mark.parametrize(
