@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError, InMemoryTable
 
 from bergson_core.data.files.paths import EXPECTED_SUFFIXES, SAVED_DATASET_FILES, has_file_suffix
-from bergson_core.data.files.reader import FileReader
+from bergson_core.data.files.reader import FileReader, require_no_subset
 from bergson_core.data.hub import load_hub_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import DatasetSpec
@@ -92,9 +92,13 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
 
     Raises:
         DatasetNotFound: There is no such dataset.
+        InvalidInput: The spec has a field that a dataset of this kind does not have.
     """
     path = Path(spec.path).expanduser()
+    if spec.text_documents != "auto":
+        raise InvalidInput(f"text_documents is for .txt files; {spec.path} names none")
     if os.path.isdir(path):
+        require_no_subset(spec)
         return _open_directory(path, spec)
     if "://" in spec.path:
         raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")

@@ -67,7 +67,7 @@ class DatasetSpec(Spec):
     split: str = Field(default="train", min_length=1, max_length=256)
     """Split of the dataset."""
     subset: str | None = Field(default=None, max_length=256)
-    """Configuration of a hub dataset that has several."""
+    """Configuration of a hub dataset that has several. Datasets on this machine have none."""
     streaming: bool = False
     """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
     if the build is started again. Files are always read as streams. The columns that the build needs are kept beside

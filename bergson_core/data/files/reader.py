@@ -16,6 +16,14 @@ from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 
 
+def require_no_subset(spec: DatasetSpec) -> None:
+    """Raises `InvalidInput` if a dataset on this machine is to have a subset."""
+    if spec.subset is not None:
+        raise InvalidInput(
+            f"dataset.subset: only datasets of the hub have subsets; expected none for {spec.path}, got {spec.subset!r}"
+        )
+
+
 class FileReader:
     """Reads the files that a dataset names.
 
@@ -34,12 +42,14 @@ class FileReader:
         Raises:
             DatasetNotFound: The files cannot be read together, no file matches a pattern, or another split than train
                 is asked for.
+            InvalidInput: A subset is asked for, or the spec says what a document is in .txt files, and these are none.
         """
         files = find_data_files(spec.path)
         if not files:
             return None
         if spec.split != "train":
             raise DatasetNotFound(f"{spec.path} has one split only, 'train'; {spec.split!r} was asked for")
+        require_no_subset(spec)
         if spec.text_documents != "auto" and files[0].format != "text":
             raise InvalidInput(f"text_documents is for .txt files; {spec.path} names {files[0].format} files")
         return cls(spec, files)
