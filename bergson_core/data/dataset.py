@@ -110,11 +110,11 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
 
 
 def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
-    _require_own_files(path)
     if not any((path / name).is_file() for name in SAVED_DATASET_FILES):
         raise DatasetNotFound(
             f"{path} has no files of a known type and was not made by save_to_disk; expected {EXPECTED_SUFFIXES}"
         )
+    _require_own_files(path)
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         if spec.split not in loaded:
