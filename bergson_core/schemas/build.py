@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bergson_core.schemas.base import Spec
+from bergson_core.schemas.base import Spec, field_error
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of indexes and of profiles: they are names of directories and parts of URLs."""
@@ -148,8 +148,10 @@ class GradientSpec(Spec):
     @model_validator(mode="after")
     def _require_normalizer_of_optimizer(self) -> Self:
         if self.optimizer_state is not None and self.normalizer not in ("adam", "adafactor"):
-            raise ValueError(
-                f"optimizer_state holds the second moments of adam or adafactor; got normalizer {self.normalizer!r}"
+            raise field_error(
+                "normalizer",
+                message="expected adam or adafactor, whose second moments optimizer_state holds; got "
+                f"{self.normalizer!r}",
             )
         return self
 
@@ -229,20 +231,23 @@ class BuildSpec(Spec):
     @model_validator(mode="after")
     def _require_plain_text_to_cut(self) -> Self:
         if self.chunk_overlap and self.long_documents != "chunk":
-            raise ValueError(
-                f"chunk_overlap is {self.chunk_overlap}, and long_documents is {self.long_documents!r}: expected "
-                "long_documents chunk, or no overlap"
+            raise field_error(
+                "chunk_overlap",
+                message=f"chunk_overlap is {self.chunk_overlap}, and long_documents is "
+                f"{self.long_documents!r}: expected long_documents chunk, or no overlap",
             )
         for name in ("completion", "messages"):
             if self.long_documents != "error" and getattr(self.columns, name) is not None:
-                raise ValueError(
-                    f"long_documents {self.long_documents!r} cuts plain text only, and columns.{name} is given: "
-                    "expected long_documents error, with on_bad_document skip to leave long documents out"
+                raise field_error(
+                    "long_documents",
+                    message=f"long_documents {self.long_documents!r} cuts plain text only, and columns.{name} is "
+                    "given: expected long_documents error, with on_bad_document skip to leave long documents out",
                 )
         max_tokens = self.gradients.max_tokens
         if max_tokens is not None and 2 * self.chunk_overlap > max_tokens:
-            raise ValueError(
-                f"chunk_overlap is {self.chunk_overlap}: expected at most half of max_tokens, {max_tokens // 2}"
+            raise field_error(
+                "chunk_overlap",
+                message=f"expected at most half of max_tokens, {max_tokens // 2}; got {self.chunk_overlap}",
             )
         return self
 
@@ -250,9 +255,10 @@ class BuildSpec(Spec):
     def _require_dim_of_preconditioner(self) -> Self:
         p = self.gradients.projection_dim
         if self.scoring.preconditioner and p > MAX_PRECONDITIONED_DIM:
-            raise ValueError(
-                f"the preconditioner has p⁴ numbers for each module: expected a projection_dim of at most "
-                f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false"
+            raise field_error(
+                *("gradients", "projection_dim"),
+                message=f"the preconditioner has p⁴ numbers for each module: expected a projection_dim of at most "
+                f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false",
             )
         return self
 
