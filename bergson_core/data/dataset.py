@@ -5,6 +5,7 @@ dataset is run: the library has no loading scripts any more, and only files of k
 """
 
 import json
+import os
 import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError, InMemoryTable
 
 from bergson_core.data.files.paths import EXPECTED_SUFFIXES, SAVED_DATASET_FILES, has_file_suffix
-from bergson_core.data.files.reader import FileReader
+from bergson_core.data.files.reader import FileReader, require_no_subset
 from bergson_core.data.hub import load_hub_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import DatasetSpec
@@ -91,9 +92,13 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
 
     Raises:
         DatasetNotFound: There is no such dataset.
+        InvalidInput: The spec has a field that a dataset of this kind does not have.
     """
     path = Path(spec.path).expanduser()
-    if path.is_dir():
+    if spec.text_documents != "auto":
+        raise InvalidInput(f"text_documents is for .txt files; {spec.path} names none")
+    if os.path.isdir(path):
+        require_no_subset(spec)
         return _open_directory(path, spec)
     if "://" in spec.path:
         raise DatasetNotFound(f"{spec.path} is a URL; expected a hub id, a directory or a file")
@@ -105,11 +110,11 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
 
 
 def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
-    _require_own_files(path)
     if not any((path / name).is_file() for name in SAVED_DATASET_FILES):
         raise DatasetNotFound(
             f"{path} has no files of a known type and was not made by save_to_disk; expected {EXPECTED_SUFFIXES}"
         )
+    _require_own_files(path)
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         if spec.split not in loaded:

@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
@@ -153,7 +153,7 @@ class Documents:
         Raises:
             InvalidInput: A column holds values of several types. The message names two rows.
         """
-        names = [name for name in self.columns.metadata if _is_json(self.dataset.features[name])]
+        names = [name for name in self.columns.metadata if _is_json(self.dataset.features.get(name))]
         kinds, dataset = ValueKinds(), self.dataset.select_columns(names)
         for start in range(0, len(self), READ_CHUNK_SIZE) if names else ():
             values = dataset[start : start + READ_CHUNK_SIZE]
@@ -179,7 +179,10 @@ class Documents:
         if columns.weight is not None:
             checked["weight"] = require_weights(values[columns.weight], columns.weight, describe)
         if columns.metadata:
-            metadata = [require_json_values(values[name], name, describe) for name in columns.metadata]
+            nulls = [None] * len(indices)  # an append may lack a column
+            metadata = [
+                require_json_values(values.get(name, nulls), name, describe) for name in columns.metadata
+            ]
             checked["metadata"] = [
                 dict(zip(columns.metadata, row, strict=True)) for row in zip(*metadata, strict=True)
             ]
@@ -201,8 +204,12 @@ def _decode_columns(values: dict[str, list[Any]], _indices: Sequence[int]) -> di
     return {**values, **json_columns}
 
 
-def load_documents(spec: BuildSpec) -> Documents:
+def load_documents(spec: BuildSpec, optional: Collection[str] = ()) -> Documents:
     """Opens the documents that a build reads; those in files or in the spec itself are held in memory.
+
+    Args:
+        spec: The build.
+        optional: Metadata columns that are null where no document has them.
 
     Raises:
         DatasetNotFound: The dataset does not exist or cannot be read.
@@ -212,38 +219,41 @@ def load_documents(spec: BuildSpec) -> Documents:
     name = "documents" if spec.dataset is None else spec.dataset.path
     note_bad = spec.on_bad_document == "skip"
     if spec.dataset is None:
-        batches = _encode_inline(spec.documents or (), spec.columns, note_bad)
+        batches = _encode_inline(spec.documents or (), spec.columns, note_bad, optional)
     else:
         with translate_dataset_errors(spec.dataset):
             reader = FileReader.open(spec.dataset)
             if reader is None:
                 dataset = cast(Dataset, open_saved_or_hub_dataset(spec.dataset, streaming=False))
-                return documents_from_dataset(dataset, spec.columns, name)
-            batches = list(reader.iter_documents(spec.columns, note_bad=note_bad))
+                return documents_from_dataset(dataset, spec.columns, name, optional)
+            batches = list(reader.iter_documents(spec.columns, note_bad=note_bad, optional=optional))
     if not batches:
         raise empty_dataset_error(name)
     return Documents(dataset_in_memory(pa.Table.from_batches(batches)), spec.columns, name, encoded=True)
 
 
 def _encode_inline(
-    documents: Sequence[InlineDocument], columns: ColumnsSpec, note_bad: bool
+    documents: Sequence[InlineDocument], columns: ColumnsSpec, note_bad: bool, optional: Collection[str]
 ) -> list[pa.RecordBatch]:
     if not documents:
         return []
     names = columns.column_names()
-    objects = ObjectColumns(names, set(names) - set(columns.metadata), "documents")
+    objects = ObjectColumns(names, set(names) - set(columns.metadata), "documents", optional)
     chunk = objects.make_chunk(documents, "documents", 0)
     objects.require_all()
     return [DocumentEncoder(columns, note_bad=note_bad).encode(chunk)]
 
 
-def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "dataset") -> Documents:
+def documents_from_dataset(
+    dataset: Dataset, columns: ColumnsSpec, name: str = "dataset", optional: Collection[str] = ()
+) -> Documents:
     """Returns the documents of a dataset in memory or on disk.
 
     Args:
         dataset: The dataset.
         columns: The columns to read and what they hold.
         name: Name of the dataset, for messages.
+        optional: Metadata columns that are null where the dataset lacks them.
 
     Raises:
         ColumnNotFound: A column is missing.
@@ -251,7 +261,7 @@ def documents_from_dataset(dataset: Dataset, columns: ColumnsSpec, name: str = "
     """
     if len(dataset) == 0:
         raise empty_dataset_error(name)
-    names = require_columns(columns, dataset.column_names, name)
+    names = require_columns(columns, dataset.column_names, name, optional)
     for column in names:
         if _opens_files(feature := dataset.features[column]):
             raise InvalidInput(
@@ -278,18 +288,21 @@ def _is_json(feature: Any) -> bool:
     return type(feature).__name__ == "Json"
 
 
-def require_columns(columns: ColumnsSpec, present: Sequence[str], name: str) -> list[str]:
-    """Returns the names of the columns that documents are made of.
+def require_columns(
+    columns: ColumnsSpec, present: Sequence[str], name: str, optional: Collection[str] = ()
+) -> list[str]:
+    """Returns the names of the columns that documents are made of, without those that are optional and missing.
 
     Args:
         columns: The columns to read and what they hold.
         present: Names of the columns that the dataset has.
         name: Name of the dataset, for messages.
+        optional: Columns that may be missing.
 
     Raises:
         ColumnNotFound: A column is not present.
     """
-    required = columns.column_names()
+    required = [column for column in columns.column_names() if column in present or column not in optional]
     for column in required:
         if column not in present:
             error = missing_column(name, column, present)

@@ -1,6 +1,6 @@
 """Rows as they are read from a file: a thousand at a time, as columns of values."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +43,11 @@ class RowChunk:
         )
         return RowChunk(self.source, self.first_row + start, values, data)
 
+    def with_nulls(self, names: Iterable[str]) -> "RowChunk":
+        """Returns the rows with further columns that are null everywhere."""
+        nulls = {name: [None] * len(self) for name in names}
+        return RowChunk(self.source, self.first_row, {**self.values, **nulls}, {**self.data, **nulls})
+
     def describe(self, position: int, column: str) -> str:
         """Returns what stands at a position of the chunk, for messages."""
         return f"{self.source}: row {self.first_row + position} of column {column!r}"
@@ -58,18 +63,21 @@ def missing_column(source: str, name: str, present: Iterable[str]) -> ColumnNotF
 
 
 class ObjectColumns:
-    """Turns objects into columns. An object need not have every column, but some object has to.
+    """Turns objects into columns. An object need not have every column, but some object has to, unless it is optional.
 
     Args:
         names: The columns to take.
         required: Those of them that every object needs. Whether each does is for the caller to check; here a column
             counts as missing if none of the first objects has it.
         source: Name of the dataset, for messages.
+        optional: Those that no object needs to have.
     """
 
-    def __init__(self, names: Sequence[str], required: Iterable[str], source: str) -> None:
+    def __init__(
+        self, names: Sequence[str], required: Iterable[str], source: str, optional: Collection[str] = ()
+    ) -> None:
         self._names, self._required, self._source = names, frozenset(required), source
-        self._unseen = list(names)
+        self._unseen = [name for name in names if name not in optional]
         self._present: dict[str, None] | None = None  # columns of the first objects
 
     def make_chunk(self, rows: Sequence[Row], source: str, first_row: int) -> RowChunk:

@@ -9,7 +9,7 @@ started again goes on with what the first run has read, even if the source has c
 again. The index stores these texts in any case.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Final, cast
@@ -36,7 +36,9 @@ _BATCH_ROWS: Final = 1000
 time: the reader infers the types again each time, and no batch may span two of these portions."""
 
 
-def load_documents_streaming(spec: BuildSpec, root: Path, report: ProgressCallback) -> Documents:
+def load_documents_streaming(
+    spec: BuildSpec, root: Path, report: ProgressCallback, optional: Collection[str] = ()
+) -> Documents:
     """Opens the documents that a build reads, like `load_documents`; files and streams are first read into a file.
 
     Args:
@@ -44,55 +46,63 @@ def load_documents_streaming(spec: BuildSpec, root: Path, report: ProgressCallba
         root: Directory for the file. If an earlier run has completed it there, and the dataset is a stream, it is used
             instead of the stream.
         report: Called after every batch; it may raise to stop.
+        optional: Metadata columns that are null where no document has them.
 
     Raises:
         DatasetNotFound: The dataset does not exist or cannot be read.
         ColumnNotFound: The dataset lacks a column that the spec names.
         InvalidInput: The dataset is empty, or a value is not what its column should hold.
     """
-    documents = _open_documents(spec, root, report)
+    documents = _open_documents(spec, root, report, optional)
     pa.default_memory_pool().release_unused()  # Opening a file for the first time takes some 50 MB for a moment.
     return documents
 
 
-def _open_documents(spec: BuildSpec, root: Path, report: ProgressCallback) -> Documents:
+def _open_documents(
+    spec: BuildSpec, root: Path, report: ProgressCallback, optional: Collection[str]
+) -> Documents:
     source, path = spec.dataset, root / STREAMED_FILE
     if source is None:
-        return load_documents(spec)
+        return load_documents(spec, optional)
     if not source.streaming or not path.is_file():
         with translate_dataset_errors(source):
             reader = FileReader.open(source)
         if reader is None and not source.streaming:
-            return load_documents(spec)
+            return load_documents(spec, optional)
         if reader is not None:
-            batches = _iter_batches(reader, source, spec)
+            batches = _iter_batches(reader, source, spec, optional)
         else:
             with translate_dataset_errors(source):
                 dataset = open_saved_or_hub_dataset(source, streaming=True)
             if isinstance(dataset, Dataset):
-                return documents_from_dataset(dataset, spec.columns, source.path)
-            batches = _iter_stream(dataset, source, spec.columns)
+                return documents_from_dataset(dataset, spec.columns, source.path, optional)
+            batches = _iter_stream(dataset, source, spec.columns, optional)
         _write_batches(batches, path, source, report)
     dataset = Dataset.from_file(str(path))
     with pa.OSFile(str(path)) as file:
         schema = pa.ipc.open_stream(file).schema
     if is_encoded(schema):
         return Documents(dataset, spec.columns, source.path, encoded=True)
-    return documents_from_dataset(dataset, spec.columns, source.path)
+    return documents_from_dataset(dataset, spec.columns, source.path, optional)
 
 
-def _iter_batches(reader: FileReader, source: DatasetSpec, spec: BuildSpec) -> Iterator[pa.RecordBatch]:
+def _iter_batches(
+    reader: FileReader, source: DatasetSpec, spec: BuildSpec, optional: Collection[str]
+) -> Iterator[pa.RecordBatch]:
     with translate_dataset_errors(source):
-        yield from reader.iter_documents(spec.columns, note_bad=spec.on_bad_document == "skip")
+        note_bad = spec.on_bad_document == "skip"
+        yield from reader.iter_documents(spec.columns, note_bad=note_bad, optional=optional)
 
 
-def _iter_stream(stream: IterableDataset, source: DatasetSpec, columns: ColumnsSpec) -> Iterator[pa.Table]:
+def _iter_stream(
+    stream: IterableDataset, source: DatasetSpec, columns: ColumnsSpec, optional: Collection[str]
+) -> Iterator[pa.Table]:
     """Yields the required columns, cast to the types of the first rows, as a dataset that is not streamed has them."""
     with translate_dataset_errors(source):
         schema = None
         for batch in stream.with_format("arrow").iter(_BATCH_ROWS):
             table = cast(pa.Table, batch)
-            selected = table.select(require_columns(columns, table.column_names, source.path))
+            selected = table.select(require_columns(columns, table.column_names, source.path, optional))
             schema = schema or selected.schema
             yield table_cast(selected, schema)
 

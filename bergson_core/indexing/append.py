@@ -109,7 +109,9 @@ def append_documents(
         model = load_index_model(root, old, load_model)
         new_spec = spec.as_build(old.spec)
         context = BuildContext(new_spec, root, report, confirm)
-        read = load_documents_streaming(new_spec, directory, report)
+        # The build has made sure that no metadata column is a typing error.
+        optional = new_spec.columns.metadata
+        read = load_documents_streaming(new_spec, directory, report, optional)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
         source = _fingerprint(context, model, documents, key)
         if source in {shard.source for shard in old.shards}:

@@ -5,6 +5,7 @@ is executed.
 """
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ def load_model(
     base = read_adapter_base(adapters)
     if base is not None:
         base = AdapterBase(adapter_base, None) if adapter_base is not None else base
-        directory = _resolve_base(base, adapters, Path(name).expanduser().is_dir())
+        directory = _resolve_base(base, adapters, os.path.isdir(os.path.expanduser(name)))
     _require_weights(directory, "*.safetensors")
     for checked in {directory, adapters}:
         require_safe_files(checked)
@@ -193,11 +194,11 @@ def _resolve(name: str, revision: str | None) -> Path:
     """Returns the directory with the files of a model: `name` itself, or a snapshot of the hub's repository."""
     path = Path(name).expanduser()
     is_of_hub = revision is not None and is_hub_id(name)  # A directory has no revisions.
-    if path.is_dir() and not is_of_hub:
+    if os.path.isdir(path) and not is_of_hub:
         if not any((path / config).is_file() for config in ("config.json", ADAPTER_CONFIG_FILE)):
             raise ModelNotFound(f"{path} has no config.json; expected a directory written by save_pretrained")
         return path
-    if not is_of_hub and (path.exists() or name.startswith(("/", "./", "../", "~"))):
+    if not is_of_hub and (os.path.exists(path) or name.startswith(("/", "./", "../", "~"))):
         raise ModelNotFound(f"no model directory at {name}; expected a directory written by save_pretrained")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*MODEL_FILE_PATTERNS]))
@@ -215,7 +216,7 @@ def _resolve_base(base: AdapterBase, adapters: Path, local: bool) -> Path:
 
     Adapters of the hub may not name a local model, and no adapters may name other adapters.
     """
-    if not local and Path(base.name).expanduser().exists():
+    if not local and os.path.exists(os.path.expanduser(base.name)):
         raise ModelNotFound(f"the adapters are of the local model {base.name!r}; expected a hub id")
     directory = _resolve(base.name, base.revision)
     if read_adapter_base(directory):

@@ -6,7 +6,7 @@ Both are immutable, refuse unknown fields, and take each field's description fro
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import or_
 from textwrap import indent
@@ -29,6 +29,8 @@ from bergson_core.errors import InvalidInput
 
 _MAX_SHOWN_ERRORS: Final = 20
 _MAX_SHOWN_CHARS: Final = 200
+UNION_TAGS: Final = frozenset({"<value>", "<values>", "<comparisons>"})
+"""Tags of the members of a union, which pydantic puts between the names of fields where it says what is wrong."""
 
 
 class _DocumentedModel(BaseModel):
@@ -93,9 +95,44 @@ def field_error(*location: str | int, message: str) -> ValidationError:
         message: What was expected.
     """
     details = InitErrorDetails(
-        type=PydanticCustomError("value_error", "{message}", {"message": message}), loc=location, input=None
+        # An input that is an object is not shown: the message says what came.
+        type=PydanticCustomError("value_error", "{message}", {"message": message}),
+        loc=location,
+        input={},
     )
     return ValidationError.from_exception_data("", [details])
+
+
+def plain_errors(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns errors of pydantic as a user of JSON understands them.
+
+    Their locations name fields only, their messages speak of lists and objects, and a list is not called too short
+    because all its items are wrong, which pydantic reports as well.
+    """
+    errors = list(errors)
+    with_parents = {details["loc"][:end] for details in errors for end in range(len(details["loc"]))}
+    return [
+        {
+            **details,
+            "loc": tuple(part for part in details["loc"] if part not in UNION_TAGS),
+            "msg": _plain_message(details),
+        }
+        for details in errors
+        if details["type"] != "too_short" or details["loc"] not in with_parents
+    ]
+
+
+def _plain_message(details: Mapping[str, Any]) -> str:
+    match details["type"]:
+        case "tuple_type" | "list_type":
+            return "expected a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "expected an object"
+        case "too_short":
+            return f"expected at least {details['ctx']['min_length']} of them, got {details['ctx']['actual_length']}"
+        case "too_long":
+            return f"expected at most {details['ctx']['max_length']} of them, got {details['ctx']['actual_length']}"
+    return details["msg"].removeprefix("Value error, ")
 
 
 def describe_validation_error(error: ValidationError, root: str) -> str:
@@ -107,11 +144,11 @@ def describe_validation_error(error: ValidationError, root: str) -> str:
         error: What pydantic raised.
         root: Stands in place of the path where the fault is not that of a single field.
     """
-    errors = error.errors(include_url=False)
+    errors = plain_errors(error.errors(include_url=False))
     lines = []
     for details in errors[:_MAX_SHOWN_ERRORS]:
         path = ".".join(map(str, details["loc"])) or root
-        message, value = details["msg"].removeprefix("Value error, "), details["input"]
+        message, value = details["msg"], details["input"]
         # The value is left out where there is none, where the message has it, and where several fields are at fault.
         of_several_fields = details["type"] == "value_error" and isinstance(value, Mapping)
         if details["type"] != "missing" and "got " not in message and not of_several_fields:

@@ -4,13 +4,14 @@ The body of `POST /index`, the message on Redis, the manifest on disk and the op
 classes, so that each field is stated once.
 """
 
+import glob
 import hashlib
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from bergson_core.schemas.base import Spec
+from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.inline_values import make_plain
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -39,6 +40,24 @@ SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit per number, or the stored bits of sign rows."""
 
 
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4095
+
+
+def _require_short_names(path: str | None) -> str | None:
+    """Raises `ValueError` for a path that no file system takes. The parts of a pattern may be longer than its files."""
+    if path is None:
+        return None
+    sizes = [len(part.encode(errors="surrogatepass")) for part in path.split("/") if not glob.has_magic(part)]
+    if max(sizes, default=0) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
+        )
+    if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:
+        raise ValueError(f"expected a path of at most {_MAX_PATH_BYTES:,} bytes, got {size:,}")
+    return path
+
+
 class DatasetSpec(Spec):
     """A dataset to read: a hub id, a `save_to_disk` directory, or jsonl, json, csv, tsv, parquet or txt files, all but
     parquet also as .gz or .zst."""
@@ -49,7 +68,7 @@ class DatasetSpec(Spec):
     split: str = Field(default="train", min_length=1, max_length=256)
     """Split of the dataset."""
     subset: str | None = Field(default=None, max_length=256)
-    """Configuration of a hub dataset that has several."""
+    """Configuration of a hub dataset that has several. Datasets on this machine have none."""
     streaming: bool = False
     """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
     if the build is started again. Files are always read as streams. The columns that the build needs are kept beside
@@ -57,6 +76,8 @@ class DatasetSpec(Spec):
     text_documents: TextDocuments = "auto"
     """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
     `file`. With `auto` the documents are the lines of a single file, and otherwise the files."""
+
+    _require_path = field_validator("path")(_require_short_names)
 
 
 class ColumnsSpec(Spec):
@@ -123,11 +144,15 @@ class GradientSpec(Spec):
     sample_size: int = Field(default=2048, ge=1)
     """Number of documents that the normalizer is fitted to."""
 
+    _require_path = field_validator("optimizer_state")(_require_short_names)
+
     @model_validator(mode="after")
     def _require_normalizer_of_optimizer(self) -> Self:
         if self.optimizer_state is not None and self.normalizer not in ("adam", "adafactor"):
-            raise ValueError(
-                f"optimizer_state holds the second moments of adam or adafactor; got normalizer {self.normalizer!r}"
+            raise field_error(
+                "normalizer",
+                message="expected adam or adafactor, whose second moments optimizer_state holds; got "
+                f"{self.normalizer!r}",
             )
         return self
 
@@ -197,6 +222,8 @@ class BuildSpec(Spec):
     chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
     it, `skip` leaves it out and reports it."""
 
+    _require_path = field_validator("model")(_require_short_names)
+
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         _require_dataset_or_documents(self)
@@ -205,20 +232,23 @@ class BuildSpec(Spec):
     @model_validator(mode="after")
     def _require_plain_text_to_cut(self) -> Self:
         if self.chunk_overlap and self.long_documents != "chunk":
-            raise ValueError(
-                f"chunk_overlap is {self.chunk_overlap}, and long_documents is {self.long_documents!r}: expected "
-                "long_documents chunk, or no overlap"
+            raise field_error(
+                "chunk_overlap",
+                message=f"chunk_overlap is {self.chunk_overlap}, and long_documents is "
+                f"{self.long_documents!r}: expected long_documents chunk, or no overlap",
             )
         for name in ("completion", "messages"):
             if self.long_documents != "error" and getattr(self.columns, name) is not None:
-                raise ValueError(
-                    f"long_documents {self.long_documents!r} cuts plain text only, and columns.{name} is given: "
-                    "expected long_documents error, with on_bad_document skip to leave long documents out"
+                raise field_error(
+                    "long_documents",
+                    message=f"long_documents {self.long_documents!r} cuts plain text only, and columns.{name} is "
+                    "given: expected long_documents error, with on_bad_document skip to leave long documents out",
                 )
         max_tokens = self.gradients.max_tokens
         if max_tokens is not None and 2 * self.chunk_overlap > max_tokens:
-            raise ValueError(
-                f"chunk_overlap is {self.chunk_overlap}: expected at most half of max_tokens, {max_tokens // 2}"
+            raise field_error(
+                "chunk_overlap",
+                message=f"expected at most half of max_tokens, {max_tokens // 2}; got {self.chunk_overlap}",
             )
         return self
 
@@ -226,9 +256,10 @@ class BuildSpec(Spec):
     def _require_dim_of_preconditioner(self) -> Self:
         p = self.gradients.projection_dim
         if self.scoring.preconditioner and p > MAX_PRECONDITIONED_DIM:
-            raise ValueError(
-                f"the preconditioner has p⁴ numbers for each module: expected a projection_dim of at most "
-                f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false"
+            raise field_error(
+                *("gradients", "projection_dim"),
+                message=f"the preconditioner has p⁴ numbers for each module: expected a projection_dim of at most "
+                f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false",
             )
         return self
 
@@ -277,6 +308,8 @@ class AppendSpec(Spec):
     """Tokens that a chunk repeats of the one before; by default as many as in the build."""
     on_bad_document: OnBadDocument | None = None
     """What becomes of documents that cannot be indexed; by default the same as in the build."""
+
+    _require_path = field_validator("model")(_require_short_names)
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:

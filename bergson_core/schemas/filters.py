@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.base import Spec, describe_validation_error
+from bergson_core.schemas.base import Spec, describe_validation_error, field_error
 
 Scalar = bool | int | float | str | None
 _SCALAR_TYPES: Final = {bool, int, float, str, type(None)}
@@ -41,6 +41,18 @@ class Range(Spec):
     """Values of which the document must have none. A document without a value meets this, unless null is among them."""
     exists: bool | None = None
     """Whether the document has a value: `true` or `false`. Null, NaN and lists without values are no value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_known_comparisons(cls, fields: Any) -> Any:
+        for name in fields if isinstance(fields, Mapping) else ():
+            if name not in cls.model_fields:
+                raise field_error(
+                    str(name),
+                    message=f"expected {', '.join(cls.model_fields)}, or a value or a list of values in place of the "
+                    f"object; got the comparison {str(name)[:100]!r}",
+                )
+        return fields
 
     @field_validator("gte", "gt", "lte", "lt", mode="before")
     @classmethod
@@ -97,16 +109,16 @@ def _is_list_of_values(value: Any) -> bool:
 def _find_shape(condition: Any) -> str | None:
     """Returns which of the three shapes a condition has, so that an error names what is wrong in that shape."""
     if isinstance(condition, Range | Mapping):
-        return "comparisons"
+        return "<comparisons>"
     if _is_list_of_values(condition):
-        return "values"
-    return "value" if _are_values([condition]) else None
+        return "<values>"
+    return "<value>" if _are_values([condition]) else None
 
 
 Condition = Annotated[
-    Annotated[Scalar, Tag("value")]
-    | Annotated[tuple[Scalar, ...], Tag("values")]
-    | Annotated[Range, Tag("comparisons")],
+    Annotated[Scalar, Tag("<value>")]
+    | Annotated[tuple[Scalar, ...], Tag("<values>")]
+    | Annotated[Range, Tag("<comparisons>")],
     Discriminator(
         _find_shape,
         custom_error_type="condition",

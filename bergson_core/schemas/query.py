@@ -94,9 +94,10 @@ class AttributionQuery(Spec):
     @model_validator(mode="after")
     def _require_few_results_with_tokens(self) -> Self:
         if "tokens" in self.include and self.top_k > MAX_TOP_K_WITH_TOKENS:
-            raise ValueError(
-                "scoring tokens costs a pass through the model for each result: expected a top_k of at most "
-                f"{MAX_TOP_K_WITH_TOKENS} with them, got {self.top_k}; lower it, or leave tokens out of include"
+            raise field_error(
+                "top_k",
+                message="scoring tokens costs a pass through the model for each result: expected a top_k of at most "
+                f"{MAX_TOP_K_WITH_TOKENS} with them, got {self.top_k}; lower it, or leave tokens out of include",
             )
         return self
 
@@ -134,11 +135,14 @@ class AttributionQuery(Spec):
                 what, content = "the last message's content", self.messages[-1].get("content")
                 text = content if isinstance(content, str) else None
             if text is None:
-                raise ValueError(f"span counts characters of {what}: expected a text there, got none")
+                raise field_error(
+                    "span", message=f"span counts characters of {what}: expected a text there, got none"
+                )
             (start, end), length = self.span, len(text)
             if not 0 <= start < end <= length:
-                raise ValueError(
-                    f"span: expected 0 ≤ start < end ≤ {length}, the characters of {what}; got [{start}, {end}]"
+                raise field_error(
+                    "span",
+                    message=f"expected 0 ≤ start < end ≤ {length}, the characters of {what}; got [{start}, {end}]",
                 )
         return self
 

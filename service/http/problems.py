@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from bergson_core.errors import BergsonError, IdsExist, RateLimited, Unauthorized
+from bergson_core.schemas.base import plain_errors
 from service.schemas import FieldError, ProblemDetails
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
 MAX_LOCATION_CHARACTERS = 200
-_VALUE_ERROR = "Value error, "
 
 
 class ProblemKind(NamedTuple):
@@ -159,16 +159,16 @@ def _handle_bergson_error(request: Request, error: Exception) -> Response:
 
 
 def _make_field_error(error: Mapping[str, Any]) -> FieldError:
-    message = error["msg"].removeprefix(_VALUE_ERROR)
+    message, location = error["msg"], error["loc"]
     if error["type"] == "json_invalid":
-        message = f"expected JSON: {error['ctx']['error']}"
-    location = [part[:MAX_LOCATION_CHARACTERS] if isinstance(part, str) else part for part in error["loc"]]
+        message, location = f"expected JSON: {error['ctx']['error']}", location[:1]  # without its position
+    location = [part[:MAX_LOCATION_CHARACTERS] if isinstance(part, str) else part for part in location]
     return FieldError(loc=location, msg=message)
 
 
 def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_make_field_error(details) for details in error.errors()[:MAX_FIELD_ERRORS]]
+    errors = [_make_field_error(details) for details in plain_errors(error.errors())[:MAX_FIELD_ERRORS]]
     return problem_response(make_validation_problem(errors, get_request_id(request)))
 
 

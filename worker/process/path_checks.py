@@ -1,12 +1,19 @@
 """Checks that a job reads only models, datasets and files that the operator allows."""
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
-from bergson_core.data.files.paths import is_pattern, match_pattern, pattern_base
+from bergson_core.data.files.paths import (
+    SAVED_DATASET_FILES,
+    has_file_suffix,
+    is_pattern,
+    match_pattern,
+    pattern_base,
+)
 from bergson_core.errors import InvalidInput
 from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec, DatasetSpec
@@ -36,34 +43,57 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
 def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:
     """Raises `InvalidInput` if a dataset has a hub id or a local path that the operator does not allow.
 
-    Of a pattern, the directory that it starts from has to be allowed, and then every file that matches it. So nobody
-    learns from it which files there are elsewhere.
+    Of a pattern, the directory that it starts from has to be allowed, then every directory that it leads through,
+    before anything in it is looked at, and then every file that matches it. So nobody learns from it which files there
+    are elsewhere. Of a directory of files only these are read, so that its other links do not matter.
     """
     try:
         base = pattern_base(dataset.path).resolve() if is_pattern(dataset.path) else None
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"dataset.path: {dataset.path!r} is not a pattern of paths: {error}") from None
     if base is None:
-        _require_allowed("dataset.path", dataset.path, settings, settings.allowed_datasets)
+        _require_allowed(
+            "dataset.path", dataset.path, settings, settings.allowed_datasets, _iter_links_of_dataset
+        )
         return
     forbidden = None if settings.may_read(base) else dataset.path
     if forbidden is None:
-        paths = (file.path for file in match_pattern(dataset.path))
-        forbidden = next((str(path) for path in paths if not _leads_to_allowed(path, settings)), None)
+        forbidden = _find_forbidden_step(dataset.path, settings)
+    if forbidden is None:
+        forbidden = _find_forbidden((file.path for file in match_pattern(dataset.path)), settings)
     if forbidden is not None:
         raise _forbidden_path("dataset.path", forbidden, settings, "hub id or a path")
 
 
-def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Sequence[str]) -> None:
+def _iter_links(directory: Path) -> Iterator[Path]:
+    """Yields the links in a directory and in the directories in it."""
+    return (path for path in chain(directory.glob("*"), directory.glob("*/*")) if path.is_symlink())
+
+
+def _iter_links_of_dataset(directory: Path) -> Iterator[Path]:
+    """Yields the links that reading a dataset may follow: those of its files, or all that `save_to_disk` wrote."""
+    if any(os.path.lexists(directory / name) for name in SAVED_DATASET_FILES):
+        return _iter_links(directory)
+    return (path for path in directory.glob("*") if path.is_symlink() and has_file_suffix(path.name))
+
+
+def _require_allowed(
+    field: str,
+    name: str,
+    settings: Settings,
+    hub_patterns: Sequence[str],
+    iter_links: Callable[[Path], Iterator[Path]] = _iter_links,
+) -> None:
     """Raises `InvalidInput` if `name` is neither an allowed hub id nor an allowed path.
 
     The hub ids that match `hub_patterns` are allowed; without patterns only local paths are. If a directory contains
-    links, down to the files of its splits, what they link to has to be allowed too.
+    links that `iter_links` yields, what they link to has to be allowed too.
     """
     try:
         path = Path(name).expanduser()
         is_of_hub = hub_patterns and is_hub_id(name) and not os.path.lexists(path)
         real_path = path.resolve()
+        link = _find_forbidden(iter_links(real_path), settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
     if is_of_hub:
@@ -73,7 +103,7 @@ def _require_allowed(field: str, name: str, settings: Settings, hub_patterns: Se
                 "allows more with BERGSON_ALLOWED_MODELS and BERGSON_ALLOWED_DATASETS"
             )
         return
-    forbidden = name if not settings.may_read(real_path) else _find_forbidden_link(real_path, settings)
+    forbidden = name if not settings.may_read(real_path) else link
     if forbidden is not None:
         raise _forbidden_path(field, forbidden, settings, "hub id or a path" if hub_patterns else "path")
 
@@ -91,9 +121,34 @@ def _explain(path: Path) -> str:
     return "" if path.is_absolute() else f", a relative path, which the worker takes for {path.absolute()}"
 
 
-def _find_forbidden_link(directory: Path, settings: Settings) -> str | None:
-    links = (path for path in chain(directory.glob("*"), directory.glob("*/*")) if path.is_symlink())
-    return next((str(link) for link in links if not _leads_to_allowed(link, settings)), None)
+def _find_forbidden_step(pattern: str, settings: Settings) -> str | None:
+    """Returns a directory or a link that matches the beginning of a pattern, or a link that matches all of it, and that
+    is not allowed; None if there is none.
+
+    What is behind it is not looked at, so that the answer is the same whether a file matches there or not.
+    """
+    base = pattern_base(pattern)
+    reached, parts = [base], Path(pattern).expanduser().relative_to(base).parts
+    for number, part in enumerate(parts, 1):
+        is_deep, is_file = part == "**", part != "**" and number == len(parts)
+        level, reached = reached, list(reached) if is_deep else []
+        while level:
+            matches = (
+                path / name for path in level for name in glob.iglob("*" if is_deep else part, root_dir=path)
+            )
+            steps = [
+                path for path in matches if os.path.islink(path) or (not is_file and os.path.isdir(path))
+            ]
+            if (forbidden := _find_forbidden(steps, settings)) is not None:
+                return forbidden
+            entered = [path for path in steps if os.path.isdir(path)]
+            reached += entered
+            level = entered if is_deep else []
+    return None
+
+
+def _find_forbidden(paths: Iterable[Path], settings: Settings) -> str | None:
+    return next((str(path) for path in paths if not _leads_to_allowed(path, settings)), None)
 
 
 def _leads_to_allowed(link: Path, settings: Settings) -> bool:

@@ -4,6 +4,7 @@ This module imports the standard library only, so that a worker can check every 
 """
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def has_file_suffix(name: str) -> bool:
 
 def is_pattern(path: str) -> bool:
     """Returns whether a path is a pattern of files. A file that exists under this very name is not a pattern."""
-    return glob.has_magic(path) and "://" not in path and not Path(path).expanduser().exists()
+    return glob.has_magic(path) and "://" not in path and not os.path.exists(os.path.expanduser(path))
 
 
 def find_data_files(path: str) -> list[DataFile]:
@@ -74,9 +75,9 @@ def find_data_files(path: str) -> list[DataFile]:
             matches the pattern.
     """
     given = Path(path).expanduser()
-    if given.is_file():
+    if os.path.isfile(given):
         return [_make_data_file(given, given.name)]
-    if given.is_dir():
+    if os.path.isdir(given):
         return _find_in_directory(given)
     return match_pattern(path) if is_pattern(path) else []
 

@@ -1,6 +1,6 @@
 """Reads the files of a dataset, whatever their format: as batches of documents, or as a table of a few columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,14 @@ from bergson_core.data.files.plain_text_rows import TEXT_COLUMNS, iter_text_chun
 from bergson_core.data.row_chunks import ObjectColumns, RowChunk, group_rows, missing_column
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+
+
+def require_no_subset(spec: DatasetSpec) -> None:
+    """Raises `InvalidInput` if a dataset on this machine is to have a subset."""
+    if spec.subset is not None:
+        raise InvalidInput(
+            f"dataset.subset: only datasets of the hub have subsets; expected none for {spec.path}, got {spec.subset!r}"
+        )
 
 
 class FileReader:
@@ -34,22 +42,27 @@ class FileReader:
         Raises:
             DatasetNotFound: The files cannot be read together, no file matches a pattern, or another split than train
                 is asked for.
+            InvalidInput: A subset is asked for, or the spec says what a document is in .txt files, and these are none.
         """
         files = find_data_files(spec.path)
         if not files:
             return None
         if spec.split != "train":
             raise DatasetNotFound(f"{spec.path} has one split only, 'train'; {spec.split!r} was asked for")
+        require_no_subset(spec)
         if spec.text_documents != "auto" and files[0].format != "text":
             raise InvalidInput(f"text_documents is for .txt files; {spec.path} names {files[0].format} files")
         return cls(spec, files)
 
-    def iter_documents(self, columns: ColumnsSpec, *, note_bad: bool = False) -> Iterator[pa.RecordBatch]:
+    def iter_documents(
+        self, columns: ColumnsSpec, *, note_bad: bool = False, optional: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         """Yields the documents in batches, as `DocumentEncoder` encodes them.
 
         Args:
             columns: The columns to read and what they hold.
             note_bad: Whether a document with a wrong value gets the reason in its place.
+            optional: Metadata columns that are null where no file has them.
 
         Raises:
             ColumnNotFound: A column is missing.
@@ -58,7 +71,7 @@ class FileReader:
                 column.
         """
         encoder = DocumentEncoder(columns, note_bad=note_bad)
-        yield from map(encoder.encode, self._iter_chunks(columns.column_names(), columns))
+        yield from map(encoder.encode, self._iter_chunks(columns.column_names(), columns, optional))
 
     def read_table(self, required: Sequence[str] | None, optional: Sequence[str] = ()) -> pa.Table:
         """Reads some columns into memory, as columns of one type each.
@@ -85,8 +98,18 @@ class FileReader:
                 columns[name] += values
         return pa.table({name: _to_array(self._spec.path, name, values) for name, values in columns.items()})
 
-    def _iter_chunks(self, names: Sequence[str], columns: ColumnsSpec | None) -> Iterator[RowChunk]:
+    def _iter_chunks(
+        self, names: Sequence[str], columns: ColumnsSpec | None, optional: Collection[str] = ()
+    ) -> Iterator[RowChunk]:
         file_format = self._files[0].format
+        if optional and columns is not None and file_format != "json":  # objects need not be alike
+            present = self._column_names()
+            missing = [name for name in optional if name not in present]
+            metadata = tuple(name for name in columns.metadata if name not in missing)
+            columns = columns.model_copy(update={"metadata": metadata})
+            chunks = self._iter_chunks([name for name in names if name not in missing], columns)
+            yield from (chunk.with_nulls(missing) for chunk in chunks)
+            return
         if file_format in ("csv", "tsv"):
             data_names = () if columns is None else columns.metadata
             weight = None if columns is None else columns.weight
@@ -100,7 +123,8 @@ class FileReader:
                 yield from iter_parquet_chunks(file, names)
         else:
             required = set(names) - set(() if columns is None else columns.metadata)
-            objects = ObjectColumns(names, required if columns is not None else (), self._spec.path)
+            required = required if columns is not None else ()
+            objects = ObjectColumns(names, required, self._spec.path, optional)
             for file in self._files:
                 first_row = 0
                 for rows in group_rows(iter_json_rows(file, names)):

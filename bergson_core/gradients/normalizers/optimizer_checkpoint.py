@@ -7,6 +7,7 @@ An optimizer keeps a running mean of the squared gradients of batches; processor
 documents. optimizer_state.py reads the files.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -78,8 +79,8 @@ def find_checkpoint_file(path: str | Path) -> Path:
         InvalidInput: There is none.
     """
     file = Path(path).expanduser()
-    file = file / "optimizer.pt" if file.is_dir() else file
-    if not file.is_file():
+    file = file / "optimizer.pt" if os.path.isdir(file) else file
+    if not os.path.isfile(file):
         raise InvalidInput(
             f"no optimizer state at {file}; expected an optimizer.pt, a checkpoint's directory that holds one, or a "
             "safetensors file of second moments"

@@ -1,5 +1,6 @@
 """Reads the configuration of LoRA adapters on disk (PEFT), and finds the model that the adapters belong to."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -67,7 +68,7 @@ def read_adapter_base(directory: Path) -> AdapterBase | None:
             ranks.
     """
     path = directory / ADAPTER_CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where a name is too long
         return None
     try:
         config = read_json(path)

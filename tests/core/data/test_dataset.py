@@ -5,13 +5,28 @@ from datasets import Dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec
-from bergson_core.errors import DatasetNotFound
+from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import DatasetSpec
 from tests.core.helpers import save_dataset
 
 
 def test_all_names_that_the_datasets_library_takes_for_file_formats_are_known() -> None:
     assert set(_PACKAGED_DATASETS_MODULES) <= FORMAT_NAMES
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])
+def test_a_subset_of_a_dataset_on_this_machine_is_refused(tmp_path, kind):
+    path = save_dataset(Dataset.from_dict({"text": ["one"]}), tmp_path, kind)
+    for streaming in (False, True):
+        with pytest.raises(InvalidInput, match=r"dataset\.subset: only datasets of the hub .*got 'en'"):
+            load_dataset_spec(DatasetSpec(path=path, subset="en", streaming=streaming))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "directory", "splits"])
+def test_what_a_document_is_in_text_files_is_refused_for_other_datasets(tmp_path, kind):
+    path = save_dataset(Dataset.from_dict({"text": ["one"]}), tmp_path, kind)
+    with pytest.raises(InvalidInput, match=r"text_documents is for \.txt files"):
+        load_dataset_spec(DatasetSpec(path=path, text_documents="line"))
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "directory", "splits"])

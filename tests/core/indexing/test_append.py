@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 from bergson_core import (
     AttributionIndex,
@@ -19,6 +20,7 @@ from bergson_core import (
 )
 from bergson_core.errors import (
     Cancelled,
+    ColumnNotFound,
     IdsExist,
     IndexBusy,
     IndexCorrupt,
@@ -35,7 +37,7 @@ from bergson_core.storage.manifest import iter_published_indexes, read_manifest
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.document_tokens import tokenize_records
 from tests import tiny
-from tests.core.helpers import make_spec, query, write_lines
+from tests.core.helpers import make_spec, query, save_dataset, write_lines
 from tests.processes import forkserver_context
 
 FIRST, ALL = 28, 40
@@ -262,6 +264,27 @@ def test_nothing_is_appended_to_an_index_that_is_missing_or_being_written(facts,
     assert list(iter_published_indexes(tmp_path / "nothing")) == []
     with index_write_lock(facts), pytest.raises(IndexBusy):
         append_documents(facts, rest)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["inline", "json", "jsonl", "csv", "parquet", "directory", "splits"])
+def test_metadata_that_no_new_document_has_is_null(facts, tmp_path, kind, streaming):
+    rows = [{"id": f"new-{k}", "text": f"a text {k}", "number": k} for k in range(2)]
+    if kind == "inline":
+        spec = AppendSpec(documents=tuple(rows))
+    else:
+        path = save_dataset(Dataset.from_list(rows), tmp_path, kind)
+        spec = AppendSpec(dataset=DatasetSpec(path=path, streaming=streaming))
+    assert append_documents(facts, spec).rows == FIRST + 2
+    (answer,) = AttributionIndex.open(facts).attribute([query(top_k=FIRST + 2)])
+    metadata = {row.id: row.metadata for row in answer.results}
+    assert metadata["new-1"] == {"source": None, "number": 1}
+    assert metadata["doc-1"] == {"source": "wiki", "number": 1}
+
+
+def test_an_append_still_needs_the_columns_that_are_not_metadata(facts):
+    with pytest.raises(ColumnNotFound, match="has no column 'text'"):
+        append_documents(facts, AppendSpec(documents=({"id": "new", "source": "x"},)))
 
 
 def test_the_search_is_measured_again_once_the_index_has_grown_by_a_tenth(facts):

@@ -60,6 +60,15 @@ def test_a_hub_that_cannot_be_asked_is_an_error_of_ours(monkeypatch: pytest.Monk
         load_model("gpt2")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "./" + "x" * 300, "/" + "x" * 300])
+def test_a_name_that_is_too_long_for_a_file_is_a_model_that_does_not_exist(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFound):
+        load_model(name)
+
+
 def test_a_model_that_is_damaged_is_not_called_too_large(tmp_path: Path):
     model = tiny.save_model(tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"no weights")

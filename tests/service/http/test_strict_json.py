@@ -38,6 +38,7 @@ def test_a_body_that_is_not_strict_json_is_refused(
     client: TestClient, broker: FakeBroker, body: str | bytes
 ) -> None:
     problem = require_problem(client.post("/attribute", content=body, headers=JSON), 422, "invalid_input")
+    assert [error.loc for error in problem.errors or []] == [["body"]]
     assert problem.errors and problem.errors[0].msg.startswith("expected JSON: ")
     assert not broker.queries
 

@@ -1,5 +1,6 @@
 """POST /attribute sends the query to a worker and returns the answer, or takes the answer from the cache."""
 
+import re
 from typing import Any
 
 import httpx
@@ -124,6 +125,59 @@ def test_a_wrong_field_is_refused(
     assert not broker.queries
 
 
+@pytest.mark.parametrize(
+    ("change", "location", "message"),
+    [
+        ({"span": [3, 1]}, ["span"], "expected 0 ≤ start < end"),
+        ({"span": [1]}, ["span", 1], "Field required"),
+        ({"span": [1, 2, 3]}, ["span"], "expected at most 2 of them, got 3"),
+        ({"span": 3}, ["span"], "expected a list"),
+        ({"include": "text"}, ["include"], "expected a list"),
+        ({"include": ["tokens"], "top_k": 33}, ["top_k"], "expected a top_k of at most 32"),
+        ({"verify": []}, ["verify"], "expected an object"),
+        ({"filter": 3}, ["filter"], "expected an object"),
+        ({"filter": {}}, ["filter"], "expected at least 1 of them, got 0"),
+        (
+            {"filter": {"year": {"gte": True}}},
+            ["filter", "year", "gte"],
+            "expected a finite number or a text",
+        ),
+        ({"filter": {"year": {"not_in": 3}}}, ["filter", "year", "not_in"], "expected a list of values"),
+        (
+            {"filter": {"year": {"in": [3]}}},
+            ["filter", "year", "in"],
+            "expected gte, gt, lte, lt, ne, not_in, exists",
+        ),
+        ({"filter": {"year": {"eq": 3}}}, ["filter", "year", "eq"], "got the comparison 'eq'"),
+        ({"filter": {"year": {}}}, ["filter", "year"], "expected at least one of gte"),
+        ({"filter": {"year": [[3]]}}, ["filter", "year"], "expected a text, a finite number"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_field_has_one_error_with_its_location_in_words_of_json(
+    client: TestClient, change: dict[str, Any], location: list[str | int], message: str
+) -> None:
+    problem = require_problem(client.post("/attribute", json=QUERY | change), 422, "invalid_input")
+    (error,) = problem.errors or []
+    assert error.loc == ["body", *location]
+    assert message in error.msg
+    assert not re.search("(?i)tuple|dict|instance", error.msg)
+
+
+def test_a_list_of_wrong_items_is_not_called_empty_as_well(client: TestClient) -> None:
+    chat = {"index": "facts", "messages": [{"role": "assistant", "content": 3}]}
+    problem = require_problem(client.post("/attribute", json=chat), 422, "invalid_input")
+    assert [error.loc for error in problem.errors or []] == [["body", "messages", 0]]
+    batch = {"queries": [{**QUERY, "top_k": 0}, {**QUERY, "direction": "x"}]}
+    problem = require_problem(client.post("/attribute/batch", json=batch), 422, "invalid_input")
+    assert [error.loc for error in problem.errors or []] == [
+        ["body", "queries", 0, "top_k"],
+        ["body", "queries", 1, "direction"],
+    ]
+    problem = require_problem(client.post("/attribute/batch", json={"queries": []}), 422, "invalid_input")
+    assert [error.loc for error in problem.errors or []] == [["body", "queries"]]
+
+
 CHAT = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In London.", "name": "bot"}]
 """A chat. Messages may have more fields than role and content."""
 
@@ -156,8 +210,8 @@ def test_a_query_may_be_a_chat(client: TestClient, broker: FakeBroker) -> None:
         ({"messages": [CHAT[0], {"content": "Hi"}]}, ["messages", 1]),
         ({"messages": [CHAT[0], {"role": 3, "content": "Hi"}]}, ["messages", 1]),
         ({"messages": [CHAT[0], {"role": "assistant", "content": 3}]}, ["messages", 1]),
-        ({"messages": [{"role": "assistant"}], "span": [0, 1]}, []),
-        ({"messages": CHAT, "span": [0, 11]}, []),
+        ({"messages": [{"role": "assistant"}], "span": [0, 1]}, ["span"]),
+        ({"messages": CHAT, "span": [0, 11]}, ["span"]),
     ],
     ids=lambda value: str(value)[:80],
 )

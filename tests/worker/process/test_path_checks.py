@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build import BuildSpec, DatasetSpec
 from tests.worker.fakes import make_spec
-from worker.process.path_checks import require_allowed_paths
+from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings
 
 
@@ -59,6 +59,18 @@ def test_paths_outside_of_the_allowed_roots_are_refused(root: Path, name: str):
     with_optimizer = make_spec(gradients={"optimizer_state": name or "x/"})
     with pytest.raises(InvalidInput, match=r"gradients\.optimizer_state: "):
         require_allowed_paths(with_optimizer, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/*.jsonl"])
+def test_a_name_that_is_too_long_for_a_file_is_invalid_input(root: Path, name: str):
+    for path in (name, f"{root}/{name}"):
+        dataset = DatasetSpec.model_construct(path=path)
+        with pytest.raises(InvalidInput, match=r"dataset\.path: |no file matches"):
+            require_allowed_dataset(dataset, Settings(data_dir=root))
+    with pytest.raises(InvalidInput, match=r"model: "):
+        require_allowed_paths(
+            BuildSpec.model_construct(model=f"{root}/{name}", dataset=None), Settings(data_dir=root)
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,6 +128,7 @@ def test_a_directory_with_a_link_to_a_forbidden_path_is_refused(root: Path, targ
     link = root / "mine" / location
     link.parent.mkdir(parents=True)
     link.symlink_to(target.format(root=root))
+    (root / "mine" / "dataset_dict.json").write_text("{}")  # save_to_disk wrote the directory
     with_dataset = make_spec(documents=None, dataset={"path": str(root / "mine")})
     with_optimizer = make_spec(gradients={"optimizer_state": str(root / "mine")})
     for spec in (make_spec(model=str(root / "mine")), with_dataset, with_optimizer):
@@ -124,6 +137,78 @@ def test_a_directory_with_a_link_to_a_forbidden_path_is_refused(root: Path, targ
         else:
             with pytest.raises(InvalidInput, match=f"expected .*; got '{link}'"):
                 require_allowed_paths(spec, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize(
+    ("link", "passes"),
+    [
+        ("linked", True),
+        ("notes.md", True),
+        ("below/rows.jsonl", True),
+        ("b.jsonl", False),
+        ("b.csv.gz", False),
+        ("dataset_dict.json", False),
+    ],
+)
+def test_in_a_directory_of_files_only_links_in_place_of_files_count(root: Path, link: str, passes: bool):
+    (root / "mine" / "below").mkdir(parents=True)
+    (root / "mine" / "a.jsonl").write_text("{}")
+    (root / "mine" / link).symlink_to(root.parent)
+    spec = make_spec(documents=None, dataset={"path": str(root / "mine")})
+    if passes:
+        require_allowed_paths(spec, Settings(data_dir=root))
+    else:
+        with pytest.raises(InvalidInput, match=f"got '{root}/mine/{link}'"):
+            require_allowed_paths(spec, Settings(data_dir=root))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "link"),
+    [
+        ("*/secret.jsonl", "link"),
+        ("*/*.jsonl", "link"),
+        ("l?nk/secret.jsonl", "link"),
+        ("**/secret.jsonl", "link"),
+        ("**/secret.jsonl", "sub/link"),
+        ("**", "sub/link"),
+        ("*/link/below/secret.jsonl", "sub/link"),
+        ("*/*/../secret.jsonl", "sub/link"),
+        ("*.jsonl", "file.jsonl"),
+        ("**/*.jsonl", "sub/file.jsonl"),
+        ("*", "file.jsonl"),
+    ],
+)
+def test_a_pattern_does_not_say_whether_a_file_exists_behind_a_link(root: Path, pattern: str, link: str):
+    mine, outside = root / "mine", root.parent / "outside"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "a.jsonl").write_text("{}")
+    is_file = link.endswith(".jsonl")
+    (mine / link).symlink_to(outside / "below" / "secret.jsonl" if is_file else outside)
+    dataset = DatasetSpec(path=f"{mine}/{pattern}")
+    messages = []
+    for create in (lambda: None, (outside / "below").mkdir, (outside / "below" / "secret.jsonl").touch):
+        outside.mkdir(exist_ok=True)
+        create()
+        with pytest.raises(InvalidInput) as refusal:
+            require_allowed_dataset(dataset, Settings(data_dir=root))
+        messages.append(str(refusal.value))
+    (outside / "secret.jsonl").touch()
+    with pytest.raises(InvalidInput) as refusal:
+        require_allowed_dataset(dataset, Settings(data_dir=root))
+    assert {*messages, str(refusal.value)} == {messages[0]}
+    assert f"got '{mine}/{link}'" in messages[0] or ".." in pattern
+
+
+def test_links_that_a_pattern_does_not_lead_through_and_links_to_allowed_directories_do_not_matter(
+    root: Path,
+):
+    (root / "mine" / "sub").mkdir(parents=True)
+    (root / "mine" / "sub" / "a.jsonl").write_text("{}")
+    (root / "mine" / "same").symlink_to(root / "mine" / "sub")
+    (root / "mine" / "circle").symlink_to(root / "mine")
+    (root / "mine" / "outside").symlink_to(root.parent)
+    for pattern in ("s*/*.jsonl", "sub/**/*.jsonl", "circle/circle/s[au]*/*.jsonl"):
+        require_allowed_dataset(DatasetSpec(path=f"{root}/mine/{pattern}"), Settings(data_dir=root))
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ def test_another_split_than_train_is_refused(tmp_path):
             read_records(path, ColumnsSpec(), split="test")
 
 
+def test_a_subset_is_refused(tmp_path):
+    for path in (write_files(tmp_path, "a.jsonl"), f"{tmp_path}/*.jsonl", tmp_path / "a.jsonl"):
+        with pytest.raises(InvalidInput, match="only datasets of the hub have subsets"):
+            read_records(path, ColumnsSpec(), subset="en")
+
+
 def test_a_directory_of_save_to_disk_is_none_of_files(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     assert find_data_files(str(tmp_path)) == []
