@@ -63,7 +63,7 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
         ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "not quantised"),
         ({"transformers_weights": "../other/model.safetensors"}, "expected a file beside it"),
         ({"num_hidden_layers": 10**9}, "expected 0 to 10,000"),
-        ({"num_hidden_layers": 10**400}, "no configuration"),
+        ({"num_hidden_layers": 10**400}, "not a configuration"),
         ({"num_hidden_layers": 3}, "no weights for gpt_neox.layers.2"),
         ({"hidden_size": 10**9}, "cannot be loaded"),
         ({"vocab_size": 10**12}, "cannot be loaded"),
@@ -80,7 +80,7 @@ def test_a_config_that_asks_for_too_much_is_refused(tmp_path, fields, message):
 @pytest.mark.parametrize("content", ["", "[", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=range(4))
 def test_a_config_that_is_no_json_is_refused(tmp_path, content):
     (tiny.save_model(tmp_path / "model") / "config.json").write_text(content)
-    with pytest.raises(ModelNotFound, match="no configuration"):
+    with pytest.raises(ModelNotFound, match="not a configuration"):
         load_model(str(tmp_path / "model"))
 
 
