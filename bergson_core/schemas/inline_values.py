@@ -39,6 +39,10 @@ class UnreadableValue(str):
         value.reason = reason
         return value
 
+    def __getnewargs__(self) -> tuple[str, str]:
+        """Returns what `__new__` needs where the value is unpickled, as on the machines of a cluster."""
+        return str(self), self.reason
+
 
 def huge_integer(digits: int | None = None) -> UnreadableValue:
     """Returns what stands in place of an integer with more than `MAX_INTEGER_DIGITS` digits."""

@@ -1,6 +1,7 @@
 """What documents in a spec may hold: every spec can be stored and compared as JSON, whatever its columns hold."""
 
 import math
+import pickle
 from datetime import date
 from decimal import Decimal
 from types import SimpleNamespace
@@ -86,3 +87,9 @@ def test_a_value_that_is_nested_too_deeply_to_be_read_again_is_refused(spec, dep
         spec(model="m", documents=[{"text": "a"}, {"text": "a", "x": nested(depth)}])
     original = spec(model="m", documents=[{"text": "a", "x": nested(190)}])
     assert spec.model_validate_json(original.model_dump_json()) == original
+
+
+def test_a_value_that_json_cannot_hold_keeps_its_reason_on_another_machine():
+    (document,) = pickle.loads(pickle.dumps([make_plain({"text": "\ud800"})]))
+    assert isinstance(document["text"], UnreadableValue)
+    assert "surrogate" in document["text"].reason

@@ -32,7 +32,7 @@ def list_uploads(settings: Settings) -> list[Path]:
 
 
 def test_inline_documents_are_read_from_a_file_that_is_removed_afterwards(core: FakeCore, settings: Settings):
-    documents = ({"text": "é\nü", "n": 1}, {"text": "\ud800"})
+    documents = ({"text": "é\nü", "n": 1}, {"text": "a line\u2028separator"})
     content = []
     core.during = lambda number: content.append(list_uploads(settings)[0].read_text())
     run_build(settings, make_spec(documents=documents))
