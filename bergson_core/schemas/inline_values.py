@@ -39,9 +39,9 @@ class UnreadableValue(str):
         value.reason = reason
         return value
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        """Returns what `__new__` needs where the value is unpickled, as on the machines of a cluster."""
-        return str(self), self.reason
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Returns how to make the value again where it is unpickled, as on the machines of a cluster."""
+        return type(self), (str(self), self.reason)
 
 
 def huge_integer(digits: int | None = None) -> UnreadableValue:
