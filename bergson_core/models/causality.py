@@ -16,6 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models.hooks import freeze, unwrap_model
+from bergson_core.models.modules import find_input_embedding
 from bergson_core.models.probe import make_probe_batch
 
 _OTHER_TASK: Final = re.compile(r"\w+For(?!CausalLM|ConditionalGeneration)[A-Z]\w+")
@@ -51,7 +52,6 @@ def require_causal(model: nn.Module) -> None:
         InvalidInput: The model is not a causal language model.
     """
     inner = unwrap_model(model)
-    config = None
     if isinstance(config := getattr(inner, "config", None), PreTrainedConfig):
         _require_no_encoder(config)
         _require_no_other_task(type(inner).__name__, config)
@@ -99,9 +99,7 @@ def _gradient_at_tokens(model: nn.Module, input_ids: Tensor, position: int) -> T
     Raises:
         InvalidInput: A model of transformers needs more than tokens, or its logits are not [1, s, v].
     """
-    try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
+    if (embedding := find_input_embedding(model)) is None:
         return None
     embedded: list[Tensor] = []
 

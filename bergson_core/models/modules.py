@@ -285,7 +285,7 @@ def find_input_embedding(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_input_embeddings", None)
     try:
         embedding = getter() if callable(getter) else None
-    except NotImplementedError:
+    except (AttributeError, NotImplementedError):
         return None
     return embedding if isinstance(embedding, nn.Module) else None
 
