@@ -14,7 +14,7 @@ from bergson_core.storage.deletion import delete_index, remove_unpublished_files
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
-from bergson_core.utils.atomic_files import atomic_path
+from bergson_core.utils.atomic_files import atomic_path, file_sha256
 from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
@@ -167,19 +167,22 @@ def _documents_in_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
 
 @contextmanager
 def _uploaded_file(documents: Iterable[InlineDocument], uploads: Path, index: str) -> Iterator[Path]:
-    """Writes documents as JSON lines to uploads/<index>-<sha256>.jsonl, and yields the path.
+    """Writes documents as JSON lines to uploads/<index>-<sha256>.jsonl, unless they are there, and yields the path.
 
     Every process that reads the file holds a shared lock of it. So the last one removes it, and what a process has left
     that was killed is known by having no lock (`leftovers`).
     """
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
-    path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = uploads / f"{index}-{sha256}.jsonl"
     uploads.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.callback(remove_if_unused, path)
-        with atomic_path(path) as temporary:
-            file = stack.enter_context(temporary.open("wb"))
-            try_lock(file, shared=True)
-            file.write(content)
-            file.flush()
+        file = stack.enter_context(path.open("rb")) if path.exists() else None
+        if file is None or not try_lock(file, shared=True) or file_sha256(path) != sha256:
+            with atomic_path(path) as temporary:
+                file = stack.enter_context(temporary.open("wb"))
+                try_lock(file, shared=True)
+                file.write(content)
+                file.flush()
         yield path
