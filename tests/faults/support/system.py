@@ -135,15 +135,15 @@ class System:
         """Returns a client of Redis, past all proxies."""
         return connect(f"redis://127.0.0.1:{self._redis_port}/0")
 
-    def start_worker(self, fault: Fault | None = None, **settings: object) -> SystemProcess:
-        """Starts a worker, which meets `fault` in its first job that gets there."""
+    def start_worker(self, *faults: Fault, **settings: object) -> SystemProcess:
+        """Starts a worker, which meets `faults` one after the other, each in its first job that gets there."""
         log = self.directory / f"worker-{len(self.workers) + 1}.log"
         environment = self.settings | {
             f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()
         }
         child = forkserver_context().Process(
             target=run_worker,
-            args=(environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"}, log, fault),
+            args=(environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"}, log, faults),
         )
         child.start()
         self._children.append(child)

@@ -1,4 +1,4 @@
-"""A worker that kills or freezes itself at a chosen moment of its first job.
+"""A worker that kills or freezes itself at chosen moments of its jobs.
 
 It is the real worker in a process of its own; only the callbacks through which a job reports its progress are wrapped.
 Moments are chosen in the worker, since a test that polls from outside would miss stages that take milliseconds.
@@ -6,7 +6,7 @@ Moments are chosen in the worker, since a test that polls from outside would mis
 
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,25 +43,29 @@ class Fault:
     occurrence: int = 1
 
 
-def run_worker(environment: dict[str, str], log: Path, fault: Fault | None = None) -> None:
-    """Runs a worker with these variables of the environment; its output goes to `log`."""
+def run_worker(environment: dict[str, str], log: Path, faults: Sequence[Fault] = ()) -> None:
+    """Runs a worker with these variables of the environment, which meets `faults` one after the other.
+
+    Its output goes to `log`.
+    """
     os.environ.update(environment)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    if fault is not None:
-        _inject(fault)
+    if faults:
+        _inject(faults)
     from worker.__main__ import main
 
     main()
 
 
-def _inject(fault: Fault) -> None:
+def _inject(faults: Sequence[Fault]) -> None:
     from bergson_core.utils import background
     from worker.process import job_handlers
     from worker.process.runner import Runner
 
-    iterate_while_running, remaining = background.iterate_while_running, fault.occurrence
+    iterate_while_running = background.iterate_while_running
+    pending, remaining = list(faults), faults[0].occurrence
 
     def report_first(work: Callable[[], Any], item: Any) -> Generator[Any, None, Any]:
         """Reports the stage of work in a thread, which may be done before its first report is due."""
@@ -72,9 +76,11 @@ def _inject(fault: Fault) -> None:
 
     def reach(stage: str) -> None:
         nonlocal remaining
-        if stage == fault.stage:
+        if pending and stage == pending[0].stage:
             remaining -= 1
             if remaining == 0:
+                fault = pending.pop(0)
+                remaining = pending[0].occurrence if pending else 0
                 os.kill(os.getpid(), fault.signal)
 
     def wrap(function: Callable[..., Any], read_stage: Callable[..., str]) -> Callable[..., Any]:

@@ -1,0 +1,119 @@
+"""Workers that are stopped for longer than their lease, and go on later or never."""
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from service.client import Client
+from tests.faults.support.invariants import hash_index, require_drained
+from tests.faults.support.system import System, SystemProcess, wait_for_end, wait_until
+from tests.faults.support.worker_process import STAGES, Fault
+from worker.messages import JobRecord
+
+pytestmark = pytest.mark.e2e
+StartSystem = Callable[..., System]
+
+_SHORT_STAGES = ("preconditioner",)
+_UNLOCKED_STAGES = ("start", "finish")
+"""Moments at which a worker that has a job does not hold the lock of its index."""
+
+
+def build_in_worker(
+    client: Client, system: System, name: str, worker: SystemProcess, other: SystemProcess
+) -> JobRecord:
+    """Starts a build in `worker`, which freezes in it, and lets `other` find it."""
+    other.freeze()
+    job = client.build(name, **system.build_body())
+    wait_until(worker.is_frozen, f"the worker that builds {name} is frozen")
+    other.resume()
+    return job
+
+
+def wait_until_put_off(client: Client, job: JobRecord, worker: SystemProcess) -> None:
+    """Waits until a job waits for the process of a worker, and makes sure that it stays so for some leases."""
+    waits_for = wait_until(lambda: client.job(job).waits_for, "the job waits")
+    assert f"process {worker.pid} on " in waits_for
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        record = client.job(job)
+        assert (record.state, record.error) == ("queued", None)
+        assert record.deliveries <= 1
+        time.sleep(0.2)
+
+
+def test_a_worker_frozen_at_any_stage_past_its_lease_fails_no_job(start_system: StartSystem, long_form: bool):
+    system = start_system(lease_s=1)
+    system.start_web()
+    stages = STAGES if long_form else _SHORT_STAGES
+    frozen = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in stages))
+    with system.client() as client:
+        other = None
+        for stage in stages:
+            other = other or system.start_worker()
+            job = build_in_worker(client, system, f"facts-{stage}", frozen, other)
+            if stage in _UNLOCKED_STAGES:
+                assert wait_for_end(client, job).state == "succeeded", stage
+            else:
+                wait_until_put_off(client, job, frozen)
+            frozen.resume()
+            # The worker may meet its next fault in the same job, once it has handed this one back and taken it again.
+            record = wait_until(lambda job=job: read_ended(client, job, frozen), f"{stage} ends")
+            assert (record.state, record.error, record.waits_for) == ("succeeded", None, None), stage
+        job = client.build("undisturbed", **system.build_body())
+        assert wait_until(lambda: read_ended(client, job, frozen), "the last ends").state == "succeeded"
+    expected = hash_index(system.data_dir / "indexes" / "undisturbed")
+    for stage in stages:
+        assert hash_index(system.data_dir / "indexes" / f"facts-{stage}") == expected, stage
+    with system.connect_redis() as redis:
+        require_drained(redis)
+
+
+def read_ended(client: Client, job: JobRecord, frozen: SystemProcess) -> JobRecord | None:
+    """Returns the record of a job that has ended; lets the worker go on if it has frozen itself again meanwhile."""
+    record = client.job(job)
+    if record.state in ("succeeded", "failed", "cancelled"):
+        return record
+    if frozen.is_frozen() and record.waits_for:
+        frozen.resume()
+    return None
+
+
+def test_a_job_whose_frozen_worker_never_comes_back_goes_on_once_that_is_killed(start_system: StartSystem):
+    system = start_system(lease_s=1)
+    system.start_web()
+    frozen = system.start_worker(Fault("gradients", signal.SIGSTOP))
+    with system.client() as client:
+        other = system.start_worker()
+        job = build_in_worker(client, system, "facts", frozen, other)
+        wait_until_put_off(client, job, frozen)
+        # Meanwhile other jobs are done.
+        assert wait_for_end(client, client.build("undisturbed", **system.build_body())).state == "succeeded"
+        frozen.kill()
+        record = wait_for_end(client, job)
+    assert (record.state, record.deliveries) == ("succeeded", 2)
+    indexes = system.data_dir / "indexes"
+    assert hash_index(indexes / "facts") == hash_index(indexes / "undisturbed")
+
+
+def test_a_job_that_waits_for_a_frozen_worker_is_cancelled_and_its_name_built_again(
+    start_system: StartSystem,
+):
+    system = start_system(lease_s=1)
+    system.start_web()
+    frozen = system.start_worker(Fault("preconditioner", signal.SIGSTOP))
+    with system.client() as client:
+        other = system.start_worker()
+        job = build_in_worker(client, system, "facts", frozen, other)
+        wait_until_put_off(client, job, frozen)
+        client.cancel(job)
+        assert wait_for_end(client, job).state == "cancelled"
+        again = client.build("facts", **system.build_body(gradients={"projection_dim": 5}))
+        wait_until_put_off(client, again, frozen)
+        frozen.resume()
+        assert wait_for_end(client, again).state == "succeeded"
+        body = system.build_body(gradients={"projection_dim": 5})
+        assert wait_for_end(client, client.build("undisturbed", **body)).state == "succeeded"
+    indexes = system.data_dir / "indexes"
+    assert hash_index(indexes / "facts") == hash_index(indexes / "undisturbed")
