@@ -84,6 +84,14 @@ class Settings(BaseSettings):
     """Largest number of queries that wait or are worked on; further queries are refused."""
     max_queue_wait_s: float = Field(default=10, gt=0)
     """Longest time in seconds that the oldest waiting query may have waited; after it, further queries are refused."""
+    max_queued_jobs: int = Field(default=1000, ge=1, le=10_000)
+    """Largest number of jobs, estimates among them, that wait or run; further jobs are refused."""
+    max_queued_job_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Largest size in bytes, in Redis, of the jobs that wait or run, with their inline documents."""
+    max_queued_jobs_per_key: int = Field(default=100, ge=1)
+    """Largest number of jobs of one API key that wait or run; further jobs of this key are refused."""
+    max_queued_job_bytes_per_key: int = Field(default=128 * 2**20, ge=1)
+    """Largest size in bytes, in Redis, of the jobs of one API key that wait or run, with their inline documents."""
     max_deliveries: int = Field(default=3, ge=1)
     """Number of times that a job is started before it is given up as one that kills its workers."""
     resident_indexes: int = Field(default=4, ge=1)
