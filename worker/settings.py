@@ -74,7 +74,10 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2, gt=0)
     """Seconds between the heartbeats of a worker. A worker counts as dead once it has missed three of them."""
     poll_s: float = Field(default=0.25, gt=0, le=4)
-    """Seconds that an idle worker waits for a query before it looks for a job."""
+    """Seconds that an idle worker waits for a query, or a busy one answers queries, before it looks for a job."""
+    job_share: float = Field(default=0.5, gt=0, lt=1)
+    """Part of a worker's time, between 0 and 1, that a job gets while queries wait all the time. Whatever the load, a
+    job that waits starts within seconds."""
     query_batch: int = Field(default=32, ge=1, le=1024)
     """Largest number of waiting queries that a worker takes and answers together."""
     max_query_tokens: int | None = Field(default=None, ge=2)
