@@ -24,7 +24,7 @@ class _History:
     started_at: float = field(default_factory=time.monotonic)
     has_worked: bool = False
     failed_starts: int = 0
-    pause_s: float = FIRST_PAUSE_S
+    pause_s: float = field(default_factory=lambda: FIRST_PAUSE_S)
     """The length of the next pause."""
     restart_at: float | None = None
     """When the process is to be started again; None while it runs."""
