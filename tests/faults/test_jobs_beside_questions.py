@@ -20,7 +20,7 @@ def test_jobs_verifications_and_questions_all_get_on_while_each_comes_without_en
         assert wait_for_end(client, client.build("facts", **system.build_body())).state == "succeeded"
         with (
             steady_queries(url, "facts", 8 if long_form else 4) as questions,
-            steady_queries(url, "facts", 2 if long_form else 1, verify=verify) as verified,
+            steady_queries(url, "facts", 2 if long_form else 1, 120, verify=verify) as verified,
         ):
             wait_until(lambda: len(questions.answered) > 20, "questions are answered")
             started = time.monotonic()

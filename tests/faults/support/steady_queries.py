@@ -28,13 +28,16 @@ class SteadyQueries:
 
 
 @contextmanager
-def steady_queries(url: str, index: str, clients: int = 4, **fields: object) -> Iterator[SteadyQueries]:
+def steady_queries(
+    url: str, index: str, clients: int = 4, timeout_s: float = 30, **fields: object
+) -> Iterator[SteadyQueries]:
     """Has clients ask one query after the other, without repeating any request, while the context is open.
 
     Args:
         url: Address of the web process.
         index: The index to ask.
         clients: Number of clients.
+        timeout_s: Seconds in which each query is to be answered.
         fields: Further fields of each query.
     """
     result, stop = SteadyQueries(), threading.Event()
@@ -46,7 +49,7 @@ def steady_queries(url: str, index: str, clients: int = 4, **fields: object) -> 
                     return
                 started = time.monotonic()
                 try:
-                    client.attribute(index, f"Person {number} {turn}", " lives.", timeout_s=30, **fields)
+                    client.attribute(index, f"Person {number} {turn}", " lives.", timeout_s=timeout_s, **fields)
                 except BergsonError as error:
                     result.errors.append(error)
                     time.sleep(0.05)
