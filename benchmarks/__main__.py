@@ -22,6 +22,7 @@ BENCHMARKS = {
     "codec_error": "errors of scores from float16 and int8 rows",
     "http_overhead": "milliseconds that the service adds to a query",
     "service_load": "answers a second and latencies of the service under load",
+    "job_share": "latencies of queries beside a build, for several shares of a worker's time",
     "notice_accuracy": "how often an answer claims an influence that does not exist",
     "attribution_quality": "what each choice of rows and scores is worth",
 }

@@ -95,12 +95,17 @@ async def run_client(url: str, bodies: Iterator[bytes], end: float, result: Load
     writer.close()
 
 
-def measure_load(url: str, clients: int, seconds: float, query_count: int = 1600) -> LoadResult:
-    """Runs `clients` clients for `seconds`, after a warm-up, with the first `query_count` queries of the demo."""
-    bodies = cycle(
+def demo_bodies(query_count: int = 1600) -> Iterator[bytes]:
+    """Returns the bodies of requests with the first queries of the demo, in turn and without end."""
+    return cycle(
         json.dumps({"index": INDEX, "prompt": query.prompt, "completion": query.completion}).encode()
         for query in make_corpus(people=400, seed=0).queries[:query_count]
     )
+
+
+def measure_load(url: str, clients: int, seconds: float, query_count: int = 1600) -> LoadResult:
+    """Runs `clients` clients for `seconds`, after a warm-up, with the first `query_count` queries of the demo."""
+    bodies = demo_bodies(query_count)
 
     async def run_clients(result: LoadResult, seconds: float) -> None:
         end = time.perf_counter() + seconds

@@ -74,7 +74,10 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2, gt=0)
     """Seconds between the heartbeats of a worker. A worker counts as dead once it has missed three of them."""
     poll_s: float = Field(default=0.25, gt=0, le=4)
-    """Seconds that an idle worker waits for a query before it looks for a job."""
+    """Seconds that an idle worker waits for a query, or a busy one answers queries, before it looks for a job."""
+    job_share: float = Field(default=0.5, gt=0, lt=1)
+    """Part of a worker's time, between 0 and 1, that a job gets while queries wait all the time. Whatever the load, a
+    job that waits starts within seconds."""
     query_batch: int = Field(default=32, ge=1, le=1024)
     """Largest number of waiting queries that a worker takes and answers together."""
     max_query_tokens: int | None = Field(default=None, ge=2)
@@ -84,6 +87,14 @@ class Settings(BaseSettings):
     """Largest number of queries that wait or are worked on; further queries are refused."""
     max_queue_wait_s: float = Field(default=10, gt=0)
     """Longest time in seconds that the oldest waiting query may have waited; after it, further queries are refused."""
+    max_queued_jobs: int = Field(default=1000, ge=1, le=10_000)
+    """Largest number of jobs, estimates among them, that wait or run; further jobs are refused."""
+    max_queued_job_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Largest size in bytes, in Redis, of the jobs that wait or run, with their inline documents."""
+    max_queued_jobs_per_key: int = Field(default=100, ge=1)
+    """Largest number of jobs of one API key that wait or run; further jobs of this key are refused."""
+    max_queued_job_bytes_per_key: int = Field(default=128 * 2**20, ge=1)
+    """Largest size in bytes, in Redis, of the jobs of one API key that wait or run, with their inline documents."""
     max_deliveries: int = Field(default=3, ge=1)
     """Number of times that a job is started before it is given up as one that kills its workers."""
     resident_indexes: int = Field(default=4, ge=1)

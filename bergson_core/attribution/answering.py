@@ -17,7 +17,7 @@ from bergson_core.attribution.queries.chat_queries import render_chat_queries
 from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
-from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.errors import BergsonError
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
@@ -106,7 +106,7 @@ class QueryAnswerer:
             for hit, influences in zip(hits, tokens, strict=True)
         ]
 
-    def _prepare(self, query: AttributionQuery, chat: RenderedChat | InvalidInput | None) -> TokenizedQuery:
+    def _prepare(self, query: AttributionQuery, chat: RenderedChat | BergsonError | None) -> TokenizedQuery:
         """Returns a query with its completion and its tokens; `chat` is what its messages were rendered as.
 
         Raises:

@@ -120,7 +120,12 @@ class AttributionQuery(Spec):
                 *("messages", len(self.messages) - 1, "role"),
                 message=f"expected the last message to be the assistant's, which is explained; got {role[:100]!r}",
             )
-        if (length := len(json.dumps(self.messages, ensure_ascii=False, default=str))) > MAX_QUERY_CHARACTERS:
+        try:
+            length = len(json.dumps(self.messages, ensure_ascii=False, default=str))
+        except RecursionError:
+            message = "a message is nested too deeply; expected plain fields, lists and objects"
+            raise field_error("messages", message=message) from None
+        if length > MAX_QUERY_CHARACTERS:
             raise field_error(
                 "messages",
                 message=f"expected at most {MAX_QUERY_CHARACTERS:,} characters of JSON, got {length:,}",

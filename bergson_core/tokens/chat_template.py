@@ -84,15 +84,15 @@ def render_chats(
     special_tokens = {
         token.content for token in tokenizer.added_tokens_decoder.values() if token.special
     }.union(tokenizer.all_special_tokens)
-    task = {
+    task: dict[str, Any] = {
         "template": template,
         "variables": tokenizer.special_tokens_map,
         "date": None if chat_date is None else chat_date.isoformat(),
         "special_tokens": sorted(name for name in special_tokens if name.strip()),
-        "chats": [drop_nulls(chat) for chat in chats],
     }
     limit_s = TIME_LIMIT_S + TIME_LIMIT_S * sum(map(len, chats)) / 200
     try:
+        task["chats"] = [drop_nulls(chat) for chat in chats]
         outcomes = sandbox.run_sandboxed(_PROGRAM, task, limit_s)
     except TimeoutError:
         raise InvalidInput(
@@ -100,6 +100,10 @@ def render_chats(
         ) from None
     except ValueError as error:
         raise InvalidInput(f"the chat template cannot be used: {error}") from error
+    except RecursionError:
+        raise InvalidInput(
+            "a message is nested too deeply; expected plain fields, lists and objects"
+        ) from None
     return [
         InvalidInput(outcome["error"])
         if "error" in outcome

@@ -65,17 +65,10 @@ _IdempotencyKeyHeader = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]{1,255}$",
-        description="A request with the same key and the same body gets the same job again, so that it is safe to "
-        "repeat.",
+        description="A request with the same key, path and body gets the same job again, for as long as the job can be "
+        "read, so that the request is safe to repeat.",
     ),
 ]
-
-
-async def _get_idempotency_key(
-    caller: CallerDep, idempotency_key: _IdempotencyKeyHeader = None
-) -> str | None:
-    """Returns the key with the id of its caller, so that two callers may use the same key."""
-    return f"{caller.id}:{idempotency_key}" if idempotency_key and caller.id else idempotency_key
 
 
 async def _make_query_handler(request: Request) -> QueryHandler:
@@ -97,7 +90,7 @@ async def _make_job_submitter(
     broker: BrokerDep,
     caller: CallerDep,
     request_id: RequestIdDep,
-    idempotency_key: Annotated[str | None, Depends(_get_idempotency_key)],
+    idempotency_key: _IdempotencyKeyHeader = None,
 ) -> JobSubmitter:
     root_path = request.scope.get("root_path", "")
     return JobSubmitter(broker, caller, request_id, idempotency_key, response, root_path)

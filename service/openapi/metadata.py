@@ -88,7 +88,7 @@ _EXAMPLE_DETAILS = {
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
     "forbidden": "this needs a key of scope write; 'ada' has the scope read",
     "rate_limited": "this key may ask 100/minute: try again in 12 s",
-    "queue_full": "too many queries wait already: ask again after Retry-After",
+    "queue_full": "too many requests wait already: try again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
     "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",

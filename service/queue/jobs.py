@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
@@ -10,13 +11,13 @@ from redis.asyncio import Redis
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
 from bergson_core.storage.manifest import MANIFEST_FILE
+from service.queue.job_limits import JobLimits
 from service.queue.replies import BLOCK_MS, StreamEntries, translate_redis_errors
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts, redis_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
 
-_IDEMPOTENCY_S = 24 * 3600
 _SCAN_BATCH_SIZE = 100
 _BEFORE_FIRST_EVENT = "0"
 
@@ -42,7 +43,8 @@ class JobBroker:
 
         Args:
             job: The job.
-            idempotency_key: If this key came with the same job before, nothing is queued again.
+            idempotency_key: If this key came with the same job before, nothing is queued again for as long as that job
+                can be read. Other lanes, other kinds of job and other indexes have keys of their own.
             lane: Id of the API key. The jobs of one lane wait for each other, and lanes take turns.
 
         Returns:
@@ -51,28 +53,34 @@ class JobBroker:
         Raises:
             IndexExists: For a build: an index of this name is published or being built.
             IndexBusy: For any other job: another job is changing the index.
-            InvalidInput: The idempotency key came with a different job before.
+            InvalidInput: The idempotency key came with a different job before, or the job is larger than all that may
+                wait.
+            QueueFull: Too many jobs, or too many bytes of jobs, have not ended, in this lane or in all.
         """
         index, is_build = job.index or "", isinstance(job, BuildJob)
         record = JobRecord(
             job_id=job.job_id, kind=job.kind, index=job.index, state="queued", created_at=time.time()
         )
         job = job.model_copy(update={"traceparent": tracing.traceparent()})
-        message, body_sha256 = await asyncio.to_thread(_encode, job)
+        message, body_sha256, size = await asyncio.to_thread(_encode, job)
+        limits = JobLimits.for_lane(self._settings, lane)
+        limits.require_possible(size)
         is_published = is_build and (self._settings.indexes_dir / index / MANIFEST_FILE).exists()
-        key_sha256 = hashlib.sha256((idempotency_key or "").encode()).hexdigest()
         keys = [
-            redis_keys.IDEMPOTENCY_PREFIX + key_sha256,
+            redis_keys.IDEMPOTENCY_PREFIX + _scoped_sha256(idempotency_key or "", lane, job),
             redis_keys.BUILDING,
             redis_keys.job_key(job.job_id),
             redis_keys.events_key(job.job_id),
             redis_keys.JOBS_BY_CREATION,
             redis_keys.JOB_LANES,
             redis_keys.JOB_LANE_PREFIX + lane,
+            redis_keys.JOB_LEASES,
         ]
         arguments = [
             *(index, job.job_id, body_sha256, message, record.model_dump_json(), record.created_at),
-            *(int(is_published), _IDEMPOTENCY_S if idempotency_key else "", lane),
+            *(int(is_published), "1" if idempotency_key else "", lane),
+            *(redis_keys.JOB_LANE_PREFIX, redis_keys.JOB_PREFIX),
+            *(limits.all_jobs, limits.all_bytes, limits.lane_jobs, limits.lane_bytes),
         ]
         with translate_redis_errors():
             outcome, *details = await cast("Any", self._submit_job(keys=keys, args=arguments))
@@ -86,7 +94,12 @@ class JobBroker:
         if outcome == "known":
             if details[1] != body_sha256:
                 raise InvalidInput("this idempotency key came with another body before: use a new one")
-            return await self.read_job(details[0])
+            known = job_queue.parse_record(details[2])
+            if known is None:
+                raise job_not_found(details[0])
+            return known
+        if outcome == "full":
+            raise limits.full_error(*details)
         return record
 
     async def read_job(self, job_id: str) -> JobRecord:
@@ -223,7 +236,18 @@ def job_not_found(job_id: str) -> JobNotFound:
     return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
 
 
-def _encode(job: Job) -> tuple[str, str]:
-    """Returns the job as a message, and the sha256 of what the caller sent."""
+def _scoped_sha256(idempotency_key: str, lane: str, job: Job) -> str:
+    """Returns the hash under which an idempotency key is remembered.
+
+    Two callers may use the same key, and a caller may use it for calls of different paths. The name of an index to
+    build is in the body of its request.
+    """
+    index = None if isinstance(job, BuildJob) else job.index
+    return hashlib.sha256(json.dumps([lane, job.kind, index, idempotency_key]).encode()).hexdigest()
+
+
+def _encode(job: Job) -> tuple[str, str, int]:
+    """Returns the job as a message, the sha256 of what the caller sent, and the bytes of the message."""
     body = job.model_dump_json(exclude={"job_id", "request_id", "traceparent"})
-    return job.model_dump_json(), hashlib.sha256(body.encode()).hexdigest()
+    message = job.model_dump_json()
+    return message, hashlib.sha256(body.encode()).hexdigest(), len(message.encode())

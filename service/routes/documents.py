@@ -45,6 +45,7 @@ _BODIES: dict[str, Any] = {
         "index_busy",
         "body_too_large",
         "unsupported_media_type",
+        "queue_full",
         "redis_unavailable",
         refused=DOCUMENTS_FIELD_ERROR,
     ),

@@ -26,7 +26,7 @@ _PROFILES: dict[str, Any] = {
     "inline": {"summary": "Queries in the request", "value": examples.PROFILE_INLINE},
     "dataset": {"summary": "A dataset of queries", "value": examples.PROFILE_DATASET},
 }
-_ERRORS = ("index_not_found", "index_busy", "redis_unavailable")
+_ERRORS = ("index_not_found", "index_busy", "queue_full", "redis_unavailable")
 
 
 @router.post(

@@ -118,7 +118,7 @@ class FakeBroker:
     def __init__(self) -> None:
         self.records: dict[str, JobRecord] = {}
         self.history: dict[str, list[tuple[str, JobRecord]]] = {}
-        self.job_ids_by_key: dict[str, str] = {}
+        self.job_ids_by_key: dict[tuple[str, str, str | None], str] = {}
         self.queries: list[tuple[ServiceQuery, str, float]] = []
         self.lanes_and_priorities: list[tuple[str, Priority]] = []
         self.lanes: list[str] = []
@@ -150,8 +150,9 @@ class FakeBroker:
     async def submit(self, job: Job, idempotency_key: str | None = None, lane: str = "") -> JobRecord:
         self._raise_failure()
         self.lanes.append(lane)
-        if idempotency_key in self.job_ids_by_key:
-            return self.records[self.job_ids_by_key[idempotency_key]]
+        key = (lane, job.kind, idempotency_key)
+        if key in self.job_ids_by_key:
+            return self.records[self.job_ids_by_key[key]]
         if isinstance(job, BuildJob):
             if job.index in self.specs:
                 raise IndexExists(f"an index named {job.index!r} exists: choose another name")
@@ -165,7 +166,7 @@ class FakeBroker:
             created_at=NOW,
         )
         if idempotency_key:
-            self.job_ids_by_key[idempotency_key] = record.job_id
+            self.job_ids_by_key[key] = record.job_id
         return self.put(record)
 
     async def estimate(self, job: EstimateJob, timeout_s: float, lane: str) -> Estimate:

@@ -33,6 +33,7 @@ def test_a_timeout_is_the_default_or_the_requested_one_up_to_the_maximum() -> No
 
 _VALUES = {
     "executor": "ray",
+    "job_share": "0.25",
     "log_format": "json",
     "log_level": "debug",
     "trusted_proxies": "10.0.0.1",

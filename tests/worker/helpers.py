@@ -67,9 +67,10 @@ def submit_job(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: st
     job = BuildJob(job_id=job_id, index=index, spec=make_spec(), request_id="r")
     record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
     redis.eval(
-        *(lua_scripts.SUBMIT_JOB, 7, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
-        *(keys.JOBS_BY_CREATION, keys.JOB_LANES, keys.JOB_LANE_PREFIX + lane, index, job_id, ""),
-        *(job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
+        *(lua_scripts.SUBMIT_JOB, 8, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
+        *(keys.JOBS_BY_CREATION, keys.JOB_LANES, keys.JOB_LANE_PREFIX + lane, keys.JOB_LEASES),
+        *(index, job_id, "", job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
+        *(keys.JOB_LANE_PREFIX, keys.JOB_PREFIX, 10_000, 2**30, 10_000, 2**30),
     )
 
 

@@ -1,4 +1,4 @@
-"""The main loop of a worker: it answers queries first, then runs a job, which yields to queries between its batches.
+"""The main loop of a worker: it answers queries, and runs jobs, which yield to queries between their batches.
 
 An error becomes a problem of its query or job (`worker.process.error_boundary`), and the worker lives on. While Redis
 does not answer, the worker waits for it. `Runner.stop` ends the loop after the current batch and hands a running build
@@ -26,6 +26,7 @@ from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
 from worker.process.leftovers import list_index_directories, remove_leftovers
 from worker.process.query_loop import QueryLoop
+from worker.process.time_share import TimeShare
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
 from worker.queue.redis_errors import unavailable_error
 from worker.queue.redis_retry import MAX_PAUSE_S, retry_redis
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 0.25
 """Progress is published at most this often."""
-_MAX_YIELD_S = 1.0
-"""A build goes on after this time, however many queries wait."""
 _REDIS_PAUSE_S = 1.0
 """A build does not try Redis again before this time, so that an outage does not slow it down."""
 _LEFTOVERS_INTERVAL_S = 600.0
@@ -64,6 +63,7 @@ class Runner:
         )
         self._heartbeat_thread = HeartbeatThread(queue, settings, self._make_heartbeat)
         self._query_loop = QueryLoop(queue, self._index_cache, self._heartbeat_thread)
+        self._time_share = TimeShare(self._query_loop, settings.job_share, settings.poll_s)
         self._started_at = time.time()
         self._stopping = False
         self._progress_published_at = 0.0
@@ -95,23 +95,27 @@ class Runner:
         logger.info("worker %s has stopped", self._queue.worker_id)
 
     def _step(self) -> None:
-        """Answers the waiting queries, or else runs a job."""
+        """Answers the waiting queries, or else runs a job, as it does if queries have had more than their share."""
         if not self._heartbeat_thread.is_alive:
             raise RuntimeError("the thread that renews leases has died; its error is above")
-        if self._query_loop.run_once(self._settings.poll_s):
+        has_answered = self._time_share.answer_queries(self._settings.poll_s)
+        if has_answered and not self._time_share.is_jobs_turn:
             return
         self._index_cache.drop_deleted()
         claim = self._queue.take_job(self._find_obstacle, self._discard)
         if claim is None:
+            self._time_share.note_no_job_waits()
             self._remove_leftovers()
-        else:
-            self._leftovers_due_at = 0.0
-            self._heartbeat_thread.claim = claim
-            try:
-                with instrumentation.observe_job(claim.job) as record_outcome:
-                    record_outcome(self._run_job(claim))
-            finally:
-                self._heartbeat_thread.claim = None
+            return
+        self._leftovers_due_at = 0.0
+        self._heartbeat_thread.claim = claim
+        self._time_share.resume_job()
+        try:
+            with instrumentation.observe_job(claim.job) as record_outcome:
+                record_outcome(self._run_job(claim))
+        finally:
+            self._time_share.pause_job()
+            self._heartbeat_thread.claim = None
 
     def _run_job(self, claim: ClaimedJob) -> Outcome:
         """Runs a job to its end, or hands it back if this worker stops or has lost the job."""
@@ -162,8 +166,7 @@ class Runner:
         now = time.monotonic()
         if now >= self._retry_redis_at:
             try:
-                while self._query_loop.run_once() and time.monotonic() < now + _MAX_YIELD_S:
-                    pass
+                self._time_share.yield_to_queries(progress, lambda: self._stopping)
                 is_new_stage = progress.stage != claim.record.progress.stage
                 if is_new_stage or now - self._progress_published_at >= _PROGRESS_INTERVAL_S:
                     self._queue.publish_progress(claim, progress)

@@ -19,8 +19,8 @@ Jobs
 
     bergson:job:{job_id}                hash    message: the `Job` with its inline documents, until the job has ended;
                                                 record: its `JobRecord`; token: its fencing token; lane: its lane;
-                                                cancel: 1 once somebody has asked to cancel it. Expires `keep_jobs_s`
-                                                after the job has ended.
+                                                cancel: 1 once somebody has asked to cancel it; idempotency: the key of
+                                                its idempotency key. Expires `keep_jobs_s` after the job has ended.
     bergson:job:{job_id}:events         stream  record: the `JobRecord` after each change, about the latest 256 of them.
                                                 Expires together with the job.
     bergson:jobs:lanes                  list    lanes with waiting jobs; the first lane has the next turn
@@ -30,8 +30,9 @@ Jobs
                                                 removed when jobs are listed
     bergson:building                    hash    index name: id of the job that builds or changes the index, from its
                                                 submission until it has ended
-    bergson:idempotency:{sha256}        hash    job_id; body: sha256 of what was submitted under the idempotency key of
-                                                this sha256. Expires after a day.
+    bergson:idempotency:{sha256}        hash    job_id; body: sha256 of what was submitted under an idempotency key. The
+                                                sha256 is that of the key, the lane, the kind of job and its index
+                                                (`service.queue.jobs`). Expires together with the job.
 
 Workers and rate limits
 
@@ -60,6 +61,7 @@ REPLIES_PREFIX: Final = "bergson:replies:"
 JOB_LANES: Final = "bergson:jobs:lanes"
 JOB_LANE_PREFIX: Final = "bergson:jobs:lane:"
 JOB_LEASES: Final = "bergson:jobs:taken"
+JOB_PREFIX: Final = "bergson:job:"
 JOBS_BY_CREATION: Final = "bergson:jobs:created"
 BUILDING: Final = "bergson:building"
 IDEMPOTENCY_PREFIX: Final = "bergson:idempotency:"
@@ -81,7 +83,7 @@ def waiting_keys(priority: Priority) -> tuple[str, str, str]:
 
 def job_key(job_id: str) -> str:
     """Returns the key of a job."""
-    return f"bergson:job:{job_id}"
+    return JOB_PREFIX + job_id
 
 
 def events_key(job_id: str) -> str:

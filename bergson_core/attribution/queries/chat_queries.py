@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
-from bergson_core.errors import InvalidInput
+from transformers import PreTrainedTokenizerBase
+
+from bergson_core.attribution.queries.isolation import run_together_or_alone
+from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.tokens.chat_template import RenderedChat, Span, render_chats, tokenize_rendered
@@ -11,20 +14,16 @@ from bergson_core.tokens.tokenization import Tokens
 
 def render_chat_queries(
     model: LanguageModel, queries: Sequence[AttributionQuery]
-) -> dict[int, RenderedChat | InvalidInput]:
+) -> dict[int, RenderedChat | BergsonError]:
     """Returns the rendered chats, or the errors that they cause, of those queries that have messages, by position.
 
     All chats are rendered in one process, whose start takes most of the time. Where rendering them together fails, as
     when one takes too long, each is rendered by itself.
     """
-    assert model.tokenizer is not None  # load_model always gives one
     chats = {number: query.messages for number, query in enumerate(queries) if query.messages is not None}
-    try:
-        rendered = render_chats(model.tokenizer, list(chats.values()), model.chat_date)
-    except InvalidInput as error:
-        if len(chats) == 1:
-            return dict.fromkeys(chats, error)
-        rendered = [render_chat_queries(model, [queries[number]])[0] for number in chats]
+    rendered = run_together_or_alone(
+        list(chats.values()), lambda batch: render_chats(_tokenizer(model), batch, model.chat_date)
+    )
     return dict(zip(chats, rendered, strict=True))
 
 
@@ -39,10 +38,9 @@ def tokenize_chat_query(model: LanguageModel, query: AttributionQuery, chat: Ren
     Raises:
         InvalidInput: There is a span, and the template changes the content that it counts characters of.
     """
-    assert model.tokenizer is not None  # load_model always gives one
     if query.span is not None:
         chat = RenderedChat(chat.text, [_locate_span(query, chat, query.span)])
-    (tokens,) = tokenize_rendered(model.tokenizer, [chat])
+    (tokens,) = tokenize_rendered(_tokenizer(model), [chat])
     return tokens
 
 
@@ -66,3 +64,8 @@ def _locate_span(query: AttributionQuery, chat: RenderedChat, span: Span) -> Spa
         )
     shift = len(before) + position - (len(content) - len(content.lstrip()))
     return span[0] + shift, span[1] + shift
+
+
+def _tokenizer(model: LanguageModel) -> PreTrainedTokenizerBase:
+    assert model.tokenizer is not None  # load_model always gives one
+    return model.tokenizer

@@ -15,7 +15,7 @@ from bergson_core.attribution.queries.chat_queries import (
     split_last_turn,
     tokenize_chat_query,
 )
-from bergson_core.errors import InvalidInput
+from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.models.generation import generate_completion
 from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import Loss
@@ -62,7 +62,7 @@ class QueryTokenizer:
         return JoinChecker(self.model.tokenizer)
 
     def complete_and_tokenize(
-        self, query: AttributionQuery, chat: RenderedChat | InvalidInput | None = None
+        self, query: AttributionQuery, chat: RenderedChat | BergsonError | None = None
     ) -> TokenizedQuery:
         """Returns the tokens of a query, whose completion is generated where it has none.
 
@@ -126,10 +126,10 @@ class QueryTokenizer:
         )
 
     def _read_chat(
-        self, query: AttributionQuery, chat: RenderedChat | InvalidInput | None = None
+        self, query: AttributionQuery, chat: RenderedChat | BergsonError | None = None
     ) -> TokenizedQuery:
         chat = chat or render_chat_queries(self.model, [query])[0]
-        if isinstance(chat, InvalidInput):
+        if isinstance(chat, BergsonError):
             raise chat
         tokens = with_loss_weight(tokenize_chat_query(self.model, query, chat), self.loss)
         return TokenizedQuery(query, *split_last_turn(chat), tokens)

@@ -1,18 +1,32 @@
-"""Starts Redis, workers and the web service as child processes and makes sure that none of them is left behind."""
+"""Starts Redis, workers and the web service as child processes and makes sure that none of them is left behind.
+
+A process that ends by itself while the system waits is started again (`service.cli.support.restarts`), and so is the
+embedded Redis (`worker.queue.embedded_redis`).
+"""
 
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final, Self, cast
 
 import httpx
+from redis import RedisError
 
 from bergson_core.errors import Unavailable
+<<<<<<< HEAD
 from bergson_core.utils.child_process import (
+=======
+from service.cli.support.console import print_warning
+from service.cli.support.restarts import Restarter, describe_end
+from service.http.server_socket import open_server_socket
+from service.settings import ServiceSettings
+from worker.queue.child_process import (
+>>>>>>> share
     child_environment,
     command_tied_to_parent,
     python_module_command,
@@ -20,17 +34,31 @@ from bergson_core.utils.child_process import (
 from service.http.server_socket import open_server_socket
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import redis_url
+from worker.queue.redis_client import connect
+from worker.queue.redis_keys import WORKERS
 
+_WEB: Final = "web service"
+_CHECK_INTERVAL_S: Final = 0.2
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The running processes by name, the address of the web service, and the log that the processes write to."""
+    """The processes of a system.
+
+    Attributes:
+        url: Address of the web service.
+        redis_url: URL of Redis.
+        processes: The running processes by name.
+        launch: Starts the process of a name.
+        log: The log that the processes write to.
+    """
 
     url: str
+    redis_url: str
     processes: dict[str, subprocess.Popen]
+    launch: Callable[[str], subprocess.Popen]
     log: "_ProcessLog | None" = None
 
     def require_running(self) -> None:
@@ -41,7 +69,7 @@ class ProcessGroup:
         """
         for name, process in self.processes.items():
             if process.poll() is not None:
-                raise self.unavailable(f"the {name} ended with status {process.returncode}")
+                raise self.unavailable(f"the {name} {describe_end(process.returncode)}")
 
     def unavailable(self, reason: str) -> Unavailable:
         """Returns the error for a system that does not run, with the end of the log."""
@@ -52,17 +80,37 @@ class ProcessGroup:
         )
 
     def wait(self) -> None:
-        """Waits until Ctrl-C or SIGTERM.
+        """Waits until Ctrl-C or SIGTERM. A process that ends by itself meanwhile is started again.
 
         Raises:
-            Unavailable: A process has ended by itself.
+            Unavailable: A process ends again and again before it works.
         """
+        restarter = Restarter(self.processes, self.launch, self._works, self._tell)
         try:
             while True:
-                self.require_running()
-                time.sleep(0.2)
+                restarter.check()
+                time.sleep(_CHECK_INTERVAL_S)
         except KeyboardInterrupt:
             return
+        except Unavailable as error:
+            raise self.unavailable(str(error)) from error
+
+    def _works(self, name: str, pid: int) -> bool:
+        """Returns whether the web service answers, or whether the worker with this process id has been ready."""
+        try:
+            if name == _WEB:
+                return httpx.get(f"{self.url}/livez", timeout=1, trust_env=False).status_code == 200
+            with connect(self.redis_url) as client:
+                worker_ids = cast("set[str]", client.smembers(WORKERS))
+            return any(worker_id.startswith(f"{socket.gethostname()}-{pid}-") for worker_id in worker_ids)
+        except (httpx.TransportError, RedisError):
+            return False
+
+    def _tell(self, message: str) -> None:
+        """Prints a warning, and writes it to the log as well."""
+        print_warning(message)
+        if self.log:
+            self.log.write(message)
 
 
 @contextmanager
@@ -92,20 +140,23 @@ def running_system(
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
         process_log = _ProcessLog.open(log) if log else None
         output = stack.enter_context(process_log.file) if process_log else None
-        modules = {"web service": "service"} | {f"worker {k + 1}": "worker" for k in range(workers)}
-        processes: dict[str, subprocess.Popen] = {}
-        stack.callback(_stop, processes)
-        for name, module in modules.items():
-            processes[name] = subprocess.Popen(
-                command_tied_to_parent(python_module_command(module)),
+
+        def launch(name: str) -> subprocess.Popen:
+            return subprocess.Popen(
+                command_tied_to_parent(python_module_command("service" if name == _WEB else "worker")),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches only this process, which stops the others in order.
             )
+
+        processes: dict[str, subprocess.Popen] = {}
+        stack.callback(_stop, processes)
+        for name in (_WEB, *(f"worker {k + 1}" for k in range(workers))):
+            processes[name] = launch(name)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        system = ProcessGroup(f"http://{host}:{settings.port}", processes, process_log)
+        system = ProcessGroup(f"http://{host}:{settings.port}", url, processes, launch, process_log)
         _wait_until_ready(system)
         yield system
 
@@ -153,6 +204,11 @@ class _ProcessLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         return cls(path, path.open("ab"), path.stat().st_size)
+
+    def write(self, message: str) -> None:
+        """Adds a line to the file, beside those of the processes."""
+        self.file.write(f"{message}\n".encode())
+        self.file.flush()
 
     def last_lines(self, count: int = 12) -> str:
         """Returns the last lines that were written since the start."""

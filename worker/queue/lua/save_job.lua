@@ -1,4 +1,5 @@
--- Writes a job's record and adds it to the job's events, if the job's fencing token is still the expected one.
+-- Writes a job's record and adds it to the job's events, if the job's fencing token is still the expected one. A job that
+-- ends expires together with its idempotency key.
 --
 -- KEYS  1 the job
 --       2 the job's events
@@ -32,5 +33,7 @@ if ARGV[4] == 'end' then
   if redis.call('HGET', KEYS[4], ARGV[5]) == ARGV[6] then redis.call('HDEL', KEYS[4], ARGV[5]) end
   redis.call('EXPIRE', KEYS[1], ARGV[7])
   redis.call('EXPIRE', KEYS[2], ARGV[7])
+  local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
+  if idempotency then redis.call('EXPIRE', idempotency, ARGV[7]) end
 end
 return redis.call('HEXISTS', KEYS[1], 'cancel')

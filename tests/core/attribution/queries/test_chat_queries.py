@@ -25,7 +25,7 @@ from bergson_core import (
 )
 from bergson_core.attribution.queries import chat_queries
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
-from bergson_core.errors import InvalidInput, TooLong
+from bergson_core.errors import InternalError, InvalidInput, TooLong
 from bergson_core.indexing.build import load_tracked_model
 from bergson_core.indexing.build_context import BuildContext
 from bergson_core.storage.manifest import read_manifest
@@ -214,6 +214,40 @@ def test_a_chat_that_takes_too_long_fails_alone(opened, monkeypatch):
     slow = [{"role": "user", "content": "slow"}, *CHATS[0][1:]]
     answers = opened.attribute([AttributionQuery(messages=chat) for chat in (CHATS[0], slow)])
     assert [isinstance(answer, Answer) for answer in answers] == [True, False]
+
+
+class PanicException(BaseException):
+    """Named as what tokenizers raise where their Rust code panics."""
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), MemoryError(), OSError("no process"), PanicException()]
+)
+def test_an_unexpected_error_of_rendering_fails_its_own_chat_alone(opened, monkeypatch, error):
+    render = chat_queries.render_chats
+
+    def fail_on_poison(tokenizer: PreTrainedTokenizerFast, rendered: list[Any], *options: Any) -> list[Any]:
+        if any(chat[0]["content"] == "poison" for chat in rendered):
+            raise error
+        return render(tokenizer, rendered, *options)
+
+    monkeypatch.setattr(chat_queries, "render_chats", fail_on_poison)
+    poison = AttributionQuery(messages=[{"role": "user", "content": "poison"}, *CHATS[1][1:]])
+    plain = AttributionQuery(prompt="Person 3", completion=" city 1")
+    answers = opened.attribute([AttributionQuery(messages=CHATS[0]), poison, plain, poison])
+    expected = TooLong if isinstance(error, MemoryError) else InternalError
+    assert [type(answer) for answer in answers] == [Answer, expected, Answer, expected]
+    with pytest.raises(expected):
+        opened.query(messages=poison.messages)
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_a_message_that_is_nested_too_deeply_is_refused(opened, depth):
+    nested: Any = "deep"
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(InvalidInput, match="nested too deeply"):
+        opened.query(messages=[{**CHATS[0][0], "extra": nested}, *CHATS[0][1:]])
 
 
 def test_a_chat_that_is_too_long_is_refused(opened):
