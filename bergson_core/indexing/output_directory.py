@@ -20,7 +20,7 @@ from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
-from bergson_core.shards.disk_errors import translate_disk_errors
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
@@ -36,10 +36,12 @@ def index_write_lock(root: Path) -> Iterator[None]:
 
     Raises:
         IndexBusy: Another process is writing to the index.
-        DiskFull: The disk became full inside the context.
+        DiskFull: The disk is full.
+        ReadOnly: The directory may not be written to.
+        DiskFailed: The disk reports an error.
     """
     try:
-        with FileLock(root / LOCK_FILE, timeout=0), translate_disk_errors(root):
+        with translate_disk_errors(root), FileLock(root / LOCK_FILE, timeout=0):
             yield
     except Timeout:
         raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None

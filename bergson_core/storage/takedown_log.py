@@ -168,7 +168,10 @@ class TakedownLog:
             IndexCorrupt: Lines are missing or were altered.
         """
         try:
-            self.head = _read_head(self._root)  # before the log: see above
+            head, needs_head = _read_head(self._root), self._least or self.head  # before the log: see above
+            if head is None and needs_head:
+                raise _Damage(f"{TAKEDOWN_HEAD_FILE} is missing")
+            self.head = head
             return self._read_lines(_read_content(self._root / TAKEDOWN_LOG_FILE, self.end.bytes))
         except _Damage as damage:
             if not self._root.is_dir():
@@ -195,17 +198,17 @@ class TakedownLog:
 
     def _read_lines(self, content: bytes) -> list[dict[str, Any]]:
         """Checks and returns the whole lines of `content`, which follows on what was read."""
-        marks = [mark for mark in (self.head, self._least) if mark is not None]
         end, lines = self.end, []
-        _require_marks(marks, end)
-        if self.head is None and self._least is not None:
-            raise _Damage(f"{TAKEDOWN_HEAD_FILE} is missing")
+        # Each of them has to be the end of a line.
+        marks = [mark for mark in (self.head, self._least) if mark and mark.bytes >= end.bytes and mark != end]
         for raw in content.split(b"\n")[:-1]:  # what follows the last line break is half a line
             line, end = self._read_line(raw, end)
-            _require_marks(marks, end)
+            marks = [mark for mark in marks if mark != end]
             lines.append(line)
-        if missing := max((mark.lines - end.lines for mark in marks if mark.bytes > end.bytes), default=0):
-            raise _Damage(f"{TAKEDOWN_LOG_FILE} has {end.lines} lines, and {missing} more were written")
+        if marks:
+            raise _Damage(
+                f"{TAKEDOWN_LOG_FILE} has {end.lines} lines, which are not the {marks[0].lines} that were written"
+            )
         self.end = end
         return lines
 
@@ -242,13 +245,6 @@ def _parse_line(text: bytes, number: int) -> dict[str, Any]:
 
 def _digest_after(before: TakedownHead, text: bytes) -> str:
     return sha256(before.sha256.encode() + text).hexdigest()
-
-
-def _require_marks(marks: list[TakedownHead], end: TakedownHead) -> None:
-    """Raises `_Damage` if one of the heads is of the place `end` and differs from it."""
-    for mark in marks:
-        if mark.bytes == end.bytes and mark != end:
-            raise _Damage(f"the first {end.lines} lines of {TAKEDOWN_LOG_FILE} are not those that were written")
 
 
 def _read_head(root: Path) -> TakedownHead | None:
