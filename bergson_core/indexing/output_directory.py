@@ -20,11 +20,11 @@ from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
-from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 
 @contextmanager

@@ -101,14 +101,12 @@ def iter_document_tables(root: Path, manifest: Manifest) -> Iterator[tuple[Shard
 def iter_readable_tables(
     root: Path, manifest: Manifest
 ) -> Iterator[tuple[ShardEntry, pa.Table | IndexCorrupt]]:
-    """Yields each shard of the index in directory `root` with the table of its documents, or with what is wrong with it.
+    """Yields each shard of the index in directory `root` with the table of its documents, or with what is wrong.
 
     A table is compared with the manifest when it is read for the first time, and after it has changed.
     """
     paths = {entry.name: f"shards/{entry.name}/{DOCUMENT_TABLE_FILE}" for entry in manifest.shards}
-    files = [
-        file for entry in manifest.shards for file in entry.files if file.path == paths[entry.name]
-    ]
+    files = [file for entry in manifest.shards for file in entry.files if file.path == paths[entry.name]]
     damage = _find_damage(root, tuple((file, _stamp(root / file.path)) for file in files))
     for entry in manifest.shards:
         path = paths[entry.name]

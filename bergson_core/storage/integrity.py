@@ -84,7 +84,9 @@ def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
 def _log_unwritten(root: Path, reason: str) -> None:
     """Logs once that the files of an index will be read again by the next process that opens it."""
     logger.warning(
-        "%s cannot be written, so that each process reads all files of the index: %s", root / _CHECKED_FILE, reason
+        "%s cannot be written, so that each process reads all files of the index: %s",
+        root / _CHECKED_FILE,
+        reason,
     )
 
 

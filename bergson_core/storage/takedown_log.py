@@ -1,7 +1,7 @@
 """The log of takedowns: a document in it is shown to nobody from the moment that its line is written.
 
-<index>/takedowns.jsonl       a line {"id", "generation", "at", "sha256"} for each takedown; lines are only ever appended
-<index>/takedowns.head.json   {"lines", "bytes", "sha256"}: how long the log is at least, and the digest of its last line
+<index>/takedowns.jsonl       a line {"id", "generation", "at", "sha256"} for each takedown; lines are only appended
+<index>/takedowns.head.json   {"lines", "bytes", "sha256"}: how long the log is at least, and the digest of its end
 
 A line hides the documents with its id that were added in its generation or before, so that an id that was taken down
 can be used again. Whoever answers a query reads the new lines first. A takedown therefore needs no worker, and survives
@@ -168,11 +168,11 @@ class TakedownLog:
             IndexCorrupt: Lines are missing or were altered.
         """
         try:
-            head, needs_head = _read_head(self._root), self._least or self.head  # before the log: see above
-            if head is None and needs_head:
+            head, content = self._read_files()
+            if head is None and (self._least or self.head):
                 raise _Damage(f"{TAKEDOWN_HEAD_FILE} is missing")
             self.head = head
-            return self._read_lines(_read_content(self._root / TAKEDOWN_LOG_FILE, self.end.bytes))
+            return self._read_lines(content)
         except _Damage as damage:
             if not self._root.is_dir():
                 return []  # the index was deleted meanwhile
@@ -190,17 +190,27 @@ class TakedownLog:
         Raises:
             IndexCorrupt: Lines are missing, or one that the head does not vouch for is wrong.
         """
-        try:
+        with suppress(_Damage):  # reading says what is wrong
             self.end = _read_head(self._root) or self.end
-        except _Damage:
-            pass  # reading says what is wrong
         self.read_new_lines()
+
+    def _read_files(self) -> tuple[TakedownHead | None, bytes]:
+        """Returns the head, and what follows in the log on what was read. The log is at least as new as the head."""
+        while True:
+            head = _read_head(self._root)
+            content = _read_content(self._root / TAKEDOWN_LOG_FILE, self.end.bytes)
+            if (
+                head is not None or _read_head(self._root) is None
+            ):  # or else the first takedown has just made it
+                return head, content
 
     def _read_lines(self, content: bytes) -> list[dict[str, Any]]:
         """Checks and returns the whole lines of `content`, which follows on what was read."""
         end, lines = self.end, []
         # Each of them has to be the end of a line.
-        marks = [mark for mark in (self.head, self._least) if mark and mark.bytes >= end.bytes and mark != end]
+        marks = [
+            mark for mark in (self.head, self._least) if mark and mark.bytes >= end.bytes and mark != end
+        ]
         for raw in content.split(b"\n")[:-1]:  # what follows the last line break is half a line
             line, end = self._read_line(raw, end)
             marks = [mark for mark in marks if mark != end]
@@ -222,7 +232,9 @@ class TakedownLog:
         is_of_old_release = match is None and (self.head is None or end.bytes <= self.head.bytes)
         if match is not None and self.head is None:
             raise _Damage(f"{TAKEDOWN_HEAD_FILE} is missing")
-        if not is_of_old_release and (match is None or match.end() != len(raw) or match[1].decode() != end.sha256):
+        if not is_of_old_release and (
+            match is None or match.end() != len(raw) or match[1].decode() != end.sha256
+        ):
             raise _Damage(f"line {number} of {TAKEDOWN_LOG_FILE} was altered")
         return _parse_line(text, number), end
 

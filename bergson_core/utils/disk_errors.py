@@ -46,7 +46,9 @@ def find_disk_error(error: BaseException, path: str | Path | None = None) -> Ber
         return None
     kind, reason, advice = _KINDS[number]
     place = path if path is not None else getattr(error, "filename", None) or "a file"
-    return kind(f"{place} cannot be written, {reason}: {advice} and try again, finished work is kept ({error})")
+    return kind(
+        f"{place} cannot be written, {reason}: {advice} and try again, finished work is kept ({error})"
+    )
 
 
 @contextmanager

@@ -171,5 +171,3 @@ def test_an_append_on_a_full_disk_fails_and_the_old_generation_is_served(index_c
     assert read_manifest(index_copy) == before
     assert AttributionIndex.open(index_copy).attribute([query()])[0].generation == 1
     assert append_documents(index_copy, spec).rows == before.rows + 20
-
-

@@ -22,7 +22,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("number", "kind"), KINDS.items())
-def test_each_library_s_error_gets_the_name_of_its_kind(tmp_path: Path, number: int, kind: type[BergsonError]):
+def test_each_library_s_error_gets_the_name_of_its_kind(
+    tmp_path: Path, number: int, kind: type[BergsonError]
+):
     text = os.strerror(number)
     for error in (
         OSError(number, text),
@@ -32,7 +34,10 @@ def test_each_library_s_error_gets_the_name_of_its_kind(tmp_path: Path, number: 
         RuntimeError(f"Error: 'f' failed: could not open 0.faiss for writing: {text}"),  # of faiss
         SafetensorError(f"Error while serializing: I/O error: {text} (os error {number})"),
     ):
-        with pytest.raises(kind, match="facts cannot be written") as caught, translate_disk_errors(tmp_path / "facts"):
+        with (
+            pytest.raises(kind, match="facts cannot be written") as caught,
+            translate_disk_errors(tmp_path / "facts"),
+        ):
             raise error
         assert text in str(caught.value)
 
