@@ -162,8 +162,14 @@ def read_column_types(root: Path, manifest: Manifest) -> dict[str, str]:
 
 def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
     """Returns which of the documents have one of these ids, bool [n]."""
-    options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-    return pc.call_function("is_in", [documents["id"]], options).to_numpy()
+    return _mask_of(documents["id"], ids)
+
+
+def _mask_of(column: pa.ChunkedArray, ids: Iterable[str]) -> np.ndarray:
+    # UTF-8 cannot hold half of a surrogate pair, so that no document has an id with one.
+    encoded = [document_id.encode(errors="surrogatepass") for document_id in ids]
+    options = pc.SetLookupOptions(pa.array(encoded, pa.binary()))
+    return pc.call_function("is_in", [column.cast(pa.binary())], options).to_numpy()
 
 
 def mask_of_documents(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
@@ -171,8 +177,7 @@ def mask_of_documents(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
     ids = list(ids)
     mask = mask_of_ids(documents, ids)
     if _has_chunks(documents):
-        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-        mask = mask | pc.call_function("is_in", [documents["document"]], options).to_numpy()
+        mask = mask | _mask_of(documents["document"], ids)
     return mask
 
 
