@@ -3,8 +3,10 @@
 Legend: n documents, s tokens of a document, D numbers per row.
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bergson_core.models.language_model import LanguageModel, as_language_model,
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 
 def collect_gradients(
@@ -93,15 +96,29 @@ def collect_gradients(
     collector = RowCollector(language_model, processor, names, per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
-    directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file
-    path = str(Path(directory) / "gradients.arrow")
     chunks = iter_token_chunks(tokenizer, dataset, columns, token_limits(language_model), loss)
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with (
+        _temporary_file("gradients.arrow") as path,
+        pa.OSFile(path, "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
         for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):
             rows, losses = collect_rows(collector, documents, budget)
             gradients = _as_arrow(rows, [len(tokens.ids) for tokens in documents] if per_token else None)
             writer.write_batch(pa.record_batch([gradients, pa.array(losses)], schema=schema))
     return concatenate_datasets([dataset, Dataset.from_file(path)], axis=1)
+
+
+@contextmanager
+def _temporary_file(name: str) -> Iterator[str]:
+    """Yields the path of a new file, which has to live as long as the dataset that maps it."""
+    with translate_disk_errors(Path(tempfile.gettempdir())):
+        directory = tempfile.mkdtemp(prefix="bergson-")
+        try:
+            yield str(Path(directory) / name)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
 
 def _with_budgets(

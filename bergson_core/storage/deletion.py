@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from bergson_core.errors import IndexBusy, IndexNotFound
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, Manifest
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 _DELETED_PREFIX = ".deleted-"
 
@@ -25,12 +26,13 @@ def delete_index(index: str | Path) -> None:
     Raises:
         IndexNotFound: No index is published there.
         IndexBusy: Another process is writing to the index.
+        ReadOnly: The directory of the index may not be written to.
     """
     root = Path(index)
     if not (root / MANIFEST_FILE).is_file():
         raise IndexNotFound.for_name(root.name)
     try:
-        with FileLock(root / LOCK_FILE, timeout=0):
+        with translate_disk_errors(root.parent), FileLock(root / LOCK_FILE, timeout=0):
             root.rename(root.with_name(f"{_DELETED_PREFIX}{uuid4().hex}"))
     except Timeout:
         raise IndexBusy(f"{root.name} is being written: wait for its job, or cancel it") from None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
+from bergson_core.utils.disk_errors import DISK_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def find_damaged_files(
     if not intact.items() <= checked.items():
         try:
             _write_checked(root, _read_checked(root) | intact)
-        except OSError as error:  # a reader may not be allowed to write here
+        except (OSError, *DISK_ERRORS) as error:  # a reader may not be allowed to write here
             _log_unwritten(root, str(error))
     return damaged
 

@@ -23,6 +23,8 @@ _KINDS: Final[dict[int, tuple[type[BergsonError], str, str]]] = {
     errno.EIO: (DiskFailed, "the disk reports an error", "look at the system's log"),
 }
 """The error that is raised for an error number, what is wrong, and what to do."""
+DISK_ERRORS: Final = (DiskFull, ReadOnly, DiskFailed)
+"""The errors that `translate_disk_errors` raises."""
 
 
 def find_disk_error(error: BaseException, path: str | Path | None = None) -> BergsonError | None:

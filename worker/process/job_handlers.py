@@ -17,6 +17,7 @@ from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
 from bergson_core.utils.atomic_files import write_atomically
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
@@ -169,6 +170,7 @@ def _write_documents(documents: Iterable[InlineDocument], uploads: Path, index: 
     """Writes documents as JSON lines to uploads/<index>-<sha256>.jsonl, all or nothing, and returns its path."""
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
     path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
-    uploads.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    with translate_disk_errors(uploads):
+        uploads.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
     return path

@@ -15,6 +15,7 @@ from bergson_core.errors import InvalidInput, from_code
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.storage.locations import locate_sources
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ProgressCallback
 
 SAMPLE_SIZE: Final = 4096
@@ -52,7 +53,10 @@ def estimate_build(
         load_documents(
             spec
         )  # The process gets them as JSON, which has a text in place of what JSON cannot hold.
-    with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
+    with (
+        translate_disk_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="bergson-") as directory,
+    ):
         (Path(directory) / "spec.json").write_text(locate_sources(spec).model_dump_json())
         event: dict[str, Any] = {}
         with _start_trial(directory, sample_size) as process:

@@ -12,6 +12,7 @@ from typing import IO, Final, Self
 import httpx
 
 from bergson_core.errors import Unavailable
+from bergson_core.utils.disk_errors import translate_disk_errors
 from service.http.server_socket import open_server_socket
 from service.settings import ServiceSettings
 from worker.queue.child_process import (
@@ -150,9 +151,10 @@ class _ProcessLog:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        return cls(path, path.open("ab"), path.stat().st_size)
+        with translate_disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            return cls(path, path.open("ab"), path.stat().st_size)
 
     def last_lines(self, count: int = 12) -> str:
         """Returns the last lines that were written since the start."""
