@@ -63,8 +63,8 @@ def record_takedown(root: Path, document_id: str, check: Callable[[], int]) -> N
 
     Raises:
         IndexCorrupt: The log is damaged.
-        DiskFull: There is no room for the line. Nothing has changed.
-        ReadOnly: The directory of the index may not be written to. Nothing has changed.
+        DiskFull: There is no room for the line.
+        ReadOnly: The directory of the index may not be written to.
         DiskFailed: The disk reports an error.
     """
     with _locked(root):

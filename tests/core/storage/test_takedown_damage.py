@@ -3,11 +3,8 @@
 import json
 import os
 import random
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -124,54 +121,6 @@ def test_half_a_line_is_a_crash_that_the_next_takedown_mends(root: Path):
     assert [line["id"] for line in reader.read_new_lines()] == ["doc-4"]
     assert [line["id"] for line in skipping.read_new_lines()] == ["doc-4"]
     assert read_ids(root) == [*IDS, "doc-4"]
-
-
-def kill_at(number: int, call: Callable[[], Any]) -> bool:
-    """Calls a function in a process that ends, as by kill -9, before line `number` of the code that writes.
-
-    Returns:
-        Whether the process came so far.
-    """
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    remaining = number
-
-    def trace(frame: FrameType, event: str, _value: Any) -> Any:
-        nonlocal remaining
-        if not frame.f_code.co_filename.endswith(("takedown_log.py", "atomic_files.py")):
-            return None
-        if event == "line":
-            remaining -= 1
-            if remaining < 0:
-                os._exit(9)
-        return trace
-
-    sys.settrace(trace)
-    call()
-    os._exit(0)
-
-
-@pytest.mark.parametrize("before", [(), ("old-1", "old-2")])
-def test_a_process_may_be_killed_at_any_line_of_a_takedown(tmp_path: Path, before: tuple[str, ...]):
-    number, lengths = 0, set()
-    while True:
-        root = tmp_path / str(number)
-        root.mkdir()
-        write_old_log(root, *before) if before else take_down(root, "first")
-        expected = list(before) or ["first"]
-        if not kill_at(number, lambda root=root: take_down(root, "second")):
-            break
-        ids = read_ids(root)
-        assert ids in (expected, [*expected, "second"])
-        lengths.add(len(ids))
-        take_down(root, "third")
-        assert read_ids(root) == [*ids, "third"]
-        assert protect_takedowns(root).lines == len(ids) + 1
-        number += 1
-    assert read_ids(root) == [*expected, "second"]
-    assert len(lengths) == 2
-    assert number > 30
 
 
 def test_a_takedown_that_was_written_but_not_acknowledged_is_vouched_for_by_the_next_call(
