@@ -67,7 +67,8 @@ def find_damaged_files(
         try:
             _write_checked(root, _read_checked(root) | intact)
         except (OSError, *DISK_ERRORS) as error:  # a reader may not be allowed to write here
-            _log_unwritten(root, str(error))
+            cause = error.__cause__ or error
+            _log_unwritten(root, getattr(cause, "strerror", None) or str(cause))
     return damaged
 
 

@@ -53,6 +53,17 @@ def find_disk_error(error: BaseException, path: str | Path | None = None) -> Ber
     )
 
 
+def raise_if_disk_full(error: Exception) -> None:
+    """Raises `DiskFull` or `ReadOnly` for an error that nothing but a write can meet.
+
+    It is for where files are read, and libraries write as well: to their cache, or to a log.
+    """
+    named = find_disk_error(error)
+    if isinstance(named, DiskFull) or getattr(error, "errno", None) == errno.EROFS:
+        assert named is not None
+        raise named from error
+
+
 @contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turns an error inside the context that says that a disk cannot be written to into one of ours.

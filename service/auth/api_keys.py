@@ -134,8 +134,10 @@ class KeyFile:
     def read(self) -> tuple[ApiKey, ...] | None:
         """Returns all keys, also expired ones; None when there never was a key.
 
+        There are no keys where the file is gone. That is logged once.
+
         Raises:
-            Unavailable: The file cannot be read, or it is gone. The reason is logged once.
+            Unavailable: The file cannot be read. The reason is logged once.
         """
         keys = self._read_file()
         if keys is None and self._marker.exists():
@@ -146,7 +148,7 @@ class KeyFile:
                     "without keys",
                     *(self.path, self._marker),
                 )
-            raise Unavailable("the file of the API keys is gone, so that all are refused; the log says more")
+            return ()
         return keys
 
     def _read_file(self) -> tuple[ApiKey, ...] | None:

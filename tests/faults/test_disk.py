@@ -128,8 +128,7 @@ def test_a_damaged_file_of_any_kind_is_named_or_changes_no_answer(
                 damage(copy / seeded.choice(paths).relative_to(index), seeded)
                 try:
                     assert read_all(copy, open_index) == expected, (kind, damage)
-                except (IndexCorrupt, IndexNotFound) as error:
-                    assert str(error)
+                except (IndexCorrupt, IndexNotFound):
                     refused.add(kind)
                 shutil.rmtree(copy)
     assert refused == kinds.keys() - {".checked.json", "shards/N/shard.json"} - {
@@ -248,7 +247,6 @@ def changes_of(index: Path, data_dir: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.parametrize("code", KINDS)
 @pytest.mark.parametrize("name", ["takedown", "keys", "canary", "delete", "compact"])
 def test_a_write_that_fails_is_named_and_can_be_repeated(
     index: Path,
@@ -256,27 +254,29 @@ def test_a_write_that_fails_is_named_and_can_be_repeated(
     open_index: Callable[[Path], AttributionIndex],
     seeded: random.Random,
     long_form: bool,
-    code: int,
     name: str,
 ):
-    change, number, outcomes = changes_of(index, tmp_path / "data")[name], 0, list[str]()
-    while True:
-        with failing_call(tmp_path, number, code) as calls:
-            try:
-                change()
-                outcomes.append("done")
-            except KINDS[code] as error:
-                outcomes.append(type(error).__name__)
-            except (DocumentNotFound, IndexNotFound, InvalidInput):
-                outcomes.append("done")  # by the call before, which failed when it was done already
-        if len(calls) <= number or outcomes[-1] == "done":
-            break
-        if name != "delete" or index.exists():
-            assert set(document_ids(7, 33)) - result_ids(open_index(index)) <= {"doc-8"}
-            assert {"doc-7", "doc-33"}.isdisjoint(result_ids(open_index(index)))
-        number += 1 if long_form else seeded.randrange(1, 12)
-    assert outcomes[0] == KINDS[code].__name__
-    if outcomes[-1] != "done":
+    for code in KINDS if long_form else seeded.sample(list(KINDS), 1):
+        root = tmp_path / str(code)
+        copy = shutil.copytree(index, root / "facts")
+        change, number, outcomes = changes_of(copy, root / "data")[name], 0, list[str]()
+        while True:
+            with failing_call(root, number, code) as calls:
+                try:
+                    change()
+                    outcomes.append("done")
+                except KINDS[code] as error:
+                    outcomes.append(type(error).__name__)
+                except (DocumentNotFound, IndexNotFound, InvalidInput):
+                    outcomes.append("done")  # by the call before, which failed when it was done already
+            if len(calls) <= number or outcomes[-1] == "done":
+                break
+            if copy.exists():
+                found = result_ids(open_index(copy))
+                assert found <= document_ids(7, 33)
+                assert found >= document_ids(7, 8, 33)
+            number += 1 if long_form else seeded.randrange(4, 12)
+        assert outcomes[0] == KINDS[code].__name__
         # The last call of all flushes a directory: what it fails to flush was done already.
         with suppress(DocumentNotFound, IndexNotFound, InvalidInput):
             change()
@@ -331,15 +331,12 @@ def test_damaged_keys_let_nobody_in_and_none_opens_more(
     for damage in DAMAGES:
         for _ in range(1000 if long_form else 50):
             damage(keys.path, seeded)
-            try:
-                assert KeyFile(tmp_path).find(token) == expected
-                assert damage is flip_a_bit
-            except Unavailable:
-                pass
+            with suppress(Unavailable):
+                found = KeyFile(tmp_path).find(token)
+                assert found is None or (found == expected and damage is flip_a_bit)
             keys.path.write_bytes(content)
     keys.path.unlink()
-    with pytest.raises(Unavailable):
-        KeyFile(tmp_path).read()
+    assert KeyFile(tmp_path).read() == ()  # keys are needed, and there are none
     token = KeyFile(tmp_path).create(Caller(name="eve"))
     assert KeyFile(tmp_path).find(token)
 
