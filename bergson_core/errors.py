@@ -13,6 +13,8 @@
     ├── IndexBusy                        this or another process is writing the index
     ├── IndexCorrupt                     files of the index differ from its manifest
     ├── DiskFull                         there is no room for the files to write
+    ├── ReadOnly                         the files to write may not be written
+    ├── DiskFailed                       the disk reports an error
     ├── JobNotFound                      no job has this id
     ├── Unauthorized                     the request has no API key, or one that is not valid
     ├── Forbidden                        the API key does not permit this
@@ -141,6 +143,18 @@ class DiskFull(BergsonError):
     """There is no room for the files to write."""
 
     code = "disk_full"
+
+
+class ReadOnly(BergsonError):
+    """The files to write may not be written: the file system is read-only, or permissions forbid it."""
+
+    code = "read_only"
+
+
+class DiskFailed(BergsonError):
+    """The disk reports an error when it is written to."""
+
+    code = "disk_failed"
 
 
 class JobNotFound(BergsonError):

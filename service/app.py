@@ -19,6 +19,7 @@ from service.http.middleware import (
 )
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
+from service.http.whole_paths import require_whole_path
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
@@ -47,7 +48,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
-        dependencies=[Depends(authorize), Depends(refuse_unknown_parameters)],
+        dependencies=[Depends(require_whole_path), Depends(authorize), Depends(refuse_unknown_parameters)],
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings

@@ -22,6 +22,7 @@ from bergson_core.data.files.reader import FileReader, require_no_subset
 from bergson_core.data.hub import load_hub_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.schemas.build import DatasetSpec
+from bergson_core.utils.disk_errors import raise_if_disk_full
 
 FORMAT_NAMES: Final = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))
 """Names that the datasets library takes for a file format where a hub id is expected, such as `csv`."""
@@ -81,6 +82,7 @@ def translate_dataset_errors(spec: DatasetSpec) -> Iterator[None]:
         DatasetGenerationError,
     ) as error:
         reason = error.__cause__ or error
+        raise_if_disk_full(cast(Exception, reason))
         advice = _TYPE_ADVICE if isinstance(reason, TypeError | CastError) else ""
         raise DatasetNotFound(
             f"dataset {spec.path!r} (split {spec.split!r}) cannot be read: {reason}{advice}"

@@ -29,6 +29,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from bergson_core.data.row_chunks import RowChunk
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.documents import MAX_ID_CHARACTERS, find_id_problem
 from bergson_core.schemas.inline_values import EXPECTED_KINDS, SURROGATE_REASON, UnreadableValue
 from bergson_core.schemas.record import Messages, drop_nulls, require_message
 
@@ -76,18 +77,20 @@ def require_ids(values: Sequence[Any], column: str, describe: Describe) -> list[
     """Returns the ids in a column, integers as text.
 
     Raises:
-        InvalidInput: An id is empty, null or missing, or neither text nor an integer.
+        InvalidInput: An id is null or missing, neither text nor an integer, or no id
+            (`schemas.documents.find_id_problem`).
     """
-    if all(values) and all(type(value) is str for value in values):
-        return list(values)
     for position, value in enumerate(values):
-        if value is None or value == "":
-            raise InvalidInput(
-                f"{describe(position, column)} is {'empty' if value == '' else 'null or missing'}, expected an id"
-            )
+        if value is None:
+            raise InvalidInput(f"{describe(position, column)} is null or missing, expected an id")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise InvalidInput(
                 f"{describe(position, column)} is {_show(value)}; expected an id that is text or an integer"
+            )
+        if problem := find_id_problem(str(value)):
+            raise InvalidInput(
+                f"{describe(position, column)} {problem}; expected an id of 1 to {MAX_ID_CHARACTERS:,} characters, "
+                f"without control characters and line breaks, got {_show(value)}"
             )
     return [str(value) for value in values]
 

@@ -37,8 +37,6 @@ from bergson_core.schemas.record import Record
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""
 _TOKENS_ADVICE = ". A build reads text; tokens (input_ids) are read by collect_gradients and by IndexCallback"
-_UNUSABLE_IDS = {"", ".", ".."}
-"""Ids that cannot be a part of a URL's path."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,22 @@ class Documents:
         if self.columns.id is None:
             return [str(self.first_number + index) for index in indices]
         if not self.encoded:
-            values = self.dataset.select_columns(self.columns.id)[as_slice(indices)]
-            return require_ids(values[self.columns.id], self.columns.id, self._describer(indices))
+            values = self.dataset.select_columns(self.columns.id)[as_slice(indices)][self.columns.id]
+            return self._name_all(values, indices, self.columns.id)
         ids = self.dataset.select_columns("id")[as_slice(indices)]["id"]
         return [f"row {row}" if id is None else id for id, row in zip(ids, indices, strict=True)]
+
+    def _name_all(self, values: Sequence[Any], indices: Sequence[int], column: str) -> list[str]:
+        """Returns the ids of documents, and the number of the row for those that have none."""
+        describe = self._describer(indices)
+        try:
+            return require_ids(values, column, describe)
+        except InvalidInput:
+            if len(values) == 1:
+                return [f"row {indices[0]}"]
+            return [
+                self._name_all([value], [row], column)[0] for value, row in zip(values, indices, strict=True)
+            ]
 
     def read_whole_ids(self, indices: Sequence[int]) -> list[str]:
         """Reads the ids of documents; for chunks, that of the document which they are a part of."""
@@ -118,21 +128,16 @@ class Documents:
             yield self.read_ids(range(start, min(start + READ_CHUNK_SIZE, len(self))))
 
     def require_valid_ids(self) -> None:
-        """Checks the id column, with 8 bytes of memory for each document.
+        """Checks that each id of the id column occurs once, with 8 bytes of memory for each document.
 
         Raises:
-            InvalidInput: An id occurs more than once, or cannot be a part of a URL.
+            InvalidInput: An id occurs more than once.
         """
         if self.columns.id is None:
             return
         hashes = array("q")
         for ids in self.iter_ids():
             hashes.extend(map(hash, ids))
-            if unusable := _UNUSABLE_IDS.intersection(ids):
-                raise InvalidInput(
-                    f"{self.name}: the id {unusable.pop()!r} in column {self.columns.id!r} cannot be used in a URL; "
-                    "expected another one"
-                )
         ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
         repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if not repeated:

@@ -25,6 +25,7 @@ from bergson_core.evaluation.trainers import Trainer, tokens_sha256
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.atomic_files import write_atomically
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 RunCallback = Callable[[int, int], None]
 """Called with (number of finished runs, number of all runs)."""
@@ -79,7 +80,8 @@ def losses_after_retraining(
         InvalidInput: Runs failed. The error names the first of them and is raised after the losses of all other runs
             are stored.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    with translate_disk_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     shared_inputs = [trainer.cache_key(), tokens_sha256(queries)]
     runs = [
         _Run(number, subset, seed, cache / f"{_run_key(shared_inputs, subset, seed)}.json")

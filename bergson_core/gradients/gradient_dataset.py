@@ -93,9 +93,12 @@ def collect_gradients(
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     # The file has to live as long as the dataset that maps it, of which there may be copies.
-    path = str(scratch_directory_until_exit() / "gradients.arrow")
     chunks = iter_token_chunks(tokenizer, dataset, columns, token_limits(language_model), loss)
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with (
+        scratch_directory_until_exit() as directory,
+        pa.OSFile(path := str(directory / "gradients.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
         for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):
             rows, losses = collect_rows(collector, documents, budget)
             gradients = _as_arrow(rows, [len(tokens.ids) for tokens in documents] if per_token else None)

@@ -14,6 +14,7 @@ from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.gradients.normalizers.normalizers import Normalizer, normalizer_from_tensors
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.schemas.build import Projection
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 _SETTINGS_FILE: Final = "processor.json"
 _NORMALIZERS_FILE: Final = "normalizers.safetensors"
@@ -88,14 +89,15 @@ class GradientProcessor:
     def save(self, directory: str | Path) -> None:
         """Writes processor.json and normalizers.safetensors to a directory, which is created where it is missing."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{name}/{part}": tensor.contiguous()
             for name, normalizer in self.normalizers.items()
             for part, tensor in normalizer.tensors().items()
         }
-        save_file(tensors, directory / _NORMALIZERS_FILE)
-        (directory / _SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2))
+        with translate_disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, directory / _NORMALIZERS_FILE)
+            (directory / _SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2))
 
     @classmethod
     def load(cls, directory: str | Path) -> "GradientProcessor":

@@ -38,12 +38,14 @@ from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
+from bergson_core.storage.damaged_shards import require_intact
 from bergson_core.storage.document_lookup import find_existing_ids
 from bergson_core.storage.document_table import iter_document_tables, read_column_types, read_document
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
 from bergson_core.storage.locations import locate_dataset
 from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
 from bergson_core.storage.metadata_types import add_document_types, recorded_types
+from bergson_core.storage.takedown_log import TakedownLog
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 _MAX_GROWTH: Final = 1.1
@@ -87,10 +89,11 @@ def append_documents(
         IdsExist: The index has documents with the same ids.
         InvalidInput: `spec` states a setting that differs from the build's, a document is invalid, its metadata is of
             another type than that of the index, or the index comes from a training run.
-        IndexCorrupt: The model is not the one that the index was built from.
+        IndexCorrupt: The model is not the one that the index was built from, or files of the index are damaged.
         IndexNotFound: There is no index in the directory.
         IndexBusy: Another process is writing to the index.
         DiskFull: The disk is full.
+        ReadOnly: The directory of the index may not be written to.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
     spec, root = AppendSpec.model_validate(spec), Path(index)
@@ -105,6 +108,8 @@ def append_documents(
         _documents_directory(root, spec, key) as directory,
     ):
         old = read_manifest(root)
+        require_intact(root, old)
+        TakedownLog(root, old.takedowns).read_new_lines()  # raises where it is damaged
         report(Progress(stage="load"))
         model = load_index_model(root, old, load_model)
         new_spec = spec.as_build(old.spec)

@@ -66,6 +66,7 @@ from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, 
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
 
@@ -104,21 +105,23 @@ def build_index(
         InvalidInput: A setting, a column or a document is invalid (this is found before any gradient is computed), a
             batch does not fit into the device's memory, or no search reaches `min_recall`.
         DiskFull: The disk is full.
+        ReadOnly: `output` may not be written to.
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
     output, spec = Path(output), locate_sources(BuildSpec.model_validate(spec))
     require_free_directory(output, spec)
     executor.prepare()
     is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
     context = BuildContext(spec, output, report or ignore_progress, confirm or always_confirm)
-    try:
-        with index_write_lock(output), translate_out_of_memory():
-            return _run_build(context, shard_rows, executor)
-    except InvalidInput:
-        if not (output / "statistics").exists():  # the build has done nothing yet that is worth keeping
-            remove_rejected_build(output, is_new=is_new)
-        raise
+    with translate_disk_errors(output):
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            with index_write_lock(output), translate_out_of_memory():
+                return _run_build(context, shard_rows, executor)
+        except InvalidInput:
+            if not (output / "statistics").exists():  # the build has done nothing yet that is worth keeping
+                remove_rejected_build(output, is_new=is_new)
+            raise
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from bergson_core.models.batch_budget import find_token_limit
 from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel, token_limits
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.documents import MAX_LISTED, DocumentReport, LeftOutDocument
+from bergson_core.schemas.documents import (
+    MAX_LISTED,
+    DocumentReport,
+    LeftOutDocument,
+    chunk_id,
+    find_id_problem,
+)
 from bergson_core.schemas.record import Record
 from bergson_core.tokens.cutting import TextPart, iter_text_parts
 from bergson_core.tokens.document_parts import DocumentParts, PartTable
@@ -216,6 +222,10 @@ class _Checker:
             self.parts.add_beginning(position, parts[0])
             self.report = self.report.plus(DocumentReport(truncated=1))
         else:
+            if problem := find_id_problem(chunk_id(record.id, len(parts))):
+                raise InvalidInput(
+                    f"it is cut into {len(parts)} chunks, and the id of the last one {problem}"
+                )
             self.parts.add_chunks(position, parts)
             self.report = self.report.plus(DocumentReport(chunked=1))
         return [part.tokens for part in parts]

@@ -15,6 +15,7 @@ from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.shards.shard_writer import ShardPosition, write_shard
+from bergson_core.storage.damaged_shards import require_intact
 from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
@@ -43,13 +44,16 @@ def compact_index(
         InvalidInput: No document would be left.
         IndexNotFound: There is no index in the directory.
         IndexBusy: Another process is writing to the index.
+        IndexCorrupt: Files of the index, or its log of takedowns, are damaged.
         DiskFull: The disk is full.
+        ReadOnly: The directory of the index may not be written to.
     """
     root = Path(index)
     report, confirm = report or ignore_progress, confirm or always_confirm
     read_manifest(root)  # raises IndexNotFound before the lock creates a file
     with index_write_lock(root):
         old = read_manifest(root)
+        require_intact(root, old)
         hidden = HiddenRows(root, old)
         hidden.refresh()
         # Takedowns that are recorded after this line are left to the next compaction.

@@ -18,12 +18,12 @@ from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
-from bergson_core.shards.disk_errors import translate_disk_errors
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 
 @contextmanager
@@ -35,9 +35,11 @@ def index_write_lock(root: Path) -> Iterator[None]:
 
     Raises:
         IndexBusy: Another process is writing to the index.
-        DiskFull: The disk became full inside the context.
+        DiskFull: The disk is full.
+        ReadOnly: The directory may not be written to.
+        DiskFailed: The disk reports an error.
     """
-    with lock_index(root), translate_disk_errors(root):
+    with translate_disk_errors(root), lock_index(root):
         yield
 
 

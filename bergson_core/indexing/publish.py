@@ -38,6 +38,7 @@ from bergson_core.storage.manifest import (
     ShardEntry,
     write_manifest,
 )
+from bergson_core.storage.takedown_log import protect_takedowns
 from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
@@ -188,6 +189,7 @@ def publish_manifest(manifest: Manifest, files: SearchFiles, confirm: ConfirmCal
     )
     all_files = (*shared, *files.faiss_entries(manifest.search.kind))
     manifest = manifest.model_copy(update={"files": all_files, "profiles": profiles})
+    manifest = manifest.model_copy(update={"takedowns": protect_takedowns(files.root)})
     entries = manifest.all_files()
     flush_files(files.root, [entry for path, entry in entries.items() if path not in files.published])
     confirm()

@@ -40,6 +40,7 @@ from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.tokens.token_columns import read_token_rows
 from bergson_core.utils.atomic_files import atomic_path
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 _ROWS_FILE: Final = "rows.bin"
 _CHECKPOINT_ROWS_FILE: Final = "bergson_rows.bin"
@@ -114,7 +115,8 @@ class IndexCallback(TrainerCallback):
         require_free_directory(self.output, self._spec)
         if (self.output / MANIFEST_FILE).exists():
             raise IndexExists(f"{self.output} holds the index of a run already; choose another directory")
-        self.output.mkdir(parents=True, exist_ok=True)
+        with translate_disk_errors(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
         self._resources.enter_context(index_write_lock(self.output))
         write_build_stamp(self.output, self._spec)
         if state.global_step and not _checkpoint_rows_path(args, state).is_file():
@@ -186,7 +188,7 @@ class IndexCallback(TrainerCallback):
         """Creates rows.bin: zeros, or the rows of the checkpoint that the run is resumed from."""
         size, checkpoint_rows = 4 * shape[0] * shape[1], _checkpoint_rows_path(args, state)
         if state.global_step == 0:
-            with (self.output / _ROWS_FILE).open("wb") as file:
+            with translate_disk_errors(self.output), (self.output / _ROWS_FILE).open("wb") as file:
                 file.truncate(size)
             return
         if checkpoint_rows.stat().st_size != size:
@@ -194,7 +196,8 @@ class IndexCallback(TrainerCallback):
                 f"{checkpoint_rows} does not hold the rows of {shape[0]} documents: expected the dataset and the "
                 "settings that the run began with"
             )
-        shutil.copyfile(checkpoint_rows, self.output / _ROWS_FILE)
+        with translate_disk_errors(self.output):
+            shutil.copyfile(checkpoint_rows, self.output / _ROWS_FILE)
 
     def _make_documents(self) -> Documents:
         """Returns the documents as text, which is decoded from their tokens if the dataset has none."""

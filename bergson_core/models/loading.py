@@ -45,6 +45,7 @@ from bergson_core.models.files.lora import (
 from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.storage.locations import absolute_path, is_hub_id
 from bergson_core.utils import safe_regex
+from bergson_core.utils.disk_errors import raise_if_disk_full
 
 LoadModel = Callable[..., LanguageModel]
 """A function with the parameters of `load_model`."""
@@ -100,6 +101,7 @@ def load_model(
         except _LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
+            raise_if_disk_full(error)
             raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
         model.requires_grad_(False).eval()
         nn.Module.to(model, device or default_device())
@@ -208,6 +210,7 @@ def _resolve(name: str, revision: str | None) -> Path:
         raise ModelNotFound(f"no model {name!r} on the hub, nor a directory of that name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, ImportError) as error:
         # httpx raises an ImportError where it lacks the package for a SOCKS proxy.
+        raise_if_disk_full(error)
         raise ModelNotFound(
             f"model {name!r} is not a local directory, and the hub did not give it: {error}"
         ) from error

@@ -1,12 +1,42 @@
-"""What became of documents that are not in an index as they stand in their dataset."""
+"""What an id of a document may be, and what became of documents that are not in an index as in their dataset."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from bergson_core.schemas.base import ResultModel
 
+MAX_ID_CHARACTERS: Final = 4096
+_NO_ID_CHARACTER: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NO_IDS: Final = frozenset({"", ".", ".."})
 MAX_LISTED: Final = 100
 """Largest number of documents that are listed one by one; all are counted."""
+
+
+def find_id_problem(document_id: str) -> str | None:
+    """Returns why a text cannot be the id of a document: the end of a sentence about it. None if it can be.
+
+    An id is text of 1 to 4,096 characters without control characters and line breaks. It is compared character by
+    character. As a segment of the path of a URL, percent-encoded, it names the document in every call of the service,
+    which is why it cannot be `.` or `..`: these lead to other paths, also when they are encoded.
+    """
+    if document_id in _NO_IDS:
+        return "is empty" if not document_id else f"is {document_id!r}, which leads to another path in a URL"
+    if len(document_id) > MAX_ID_CHARACTERS:
+        return f"has {len(document_id):,} characters, and an id at most {MAX_ID_CHARACTERS:,}"
+    if match := _NO_ID_CHARACTER.search(document_id):
+        kind = (
+            "half of a surrogate pair"
+            if "\ud800" <= match[0] <= "\udfff"
+            else "a control character or line break"
+        )
+        return f"holds {kind} (U+{ord(match[0]):04X}) at position {match.start():,}"
+    return None
+
+
+def chunk_id(document_id: str, number: int) -> str:
+    """Returns the id of a chunk, counted from 1; with 0, that of the document itself."""
+    return f"{document_id}#{number}" if number else document_id
 
 
 class Chunk(ResultModel):

@@ -44,6 +44,16 @@ def find_damaged_shards(root: Path, manifest: Manifest, shards: Sequence[ShardEn
     return damage
 
 
+def require_intact(root: Path, manifest: Manifest) -> None:
+    """Checks all files of an index, before some of them are read to make others, which would get valid checksums.
+
+    Raises:
+        IndexCorrupt: A file is missing or was altered.
+    """
+    if damaged := find_damaged_shards(root, manifest, manifest.shards):
+        raise damaged_shards_error(root.name, damaged, has_others=False)
+
+
 def damaged_shards_error(name: str, damaged: Mapping[str, str], has_others: bool = True) -> IndexCorrupt:
     """Returns the error that names the damaged shards of the index `name`, and what is wrong with the first.
 

@@ -11,6 +11,7 @@ from bergson_core.errors import IndexNotFound
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, INDEX_FILES, TAKEDOWN_LOG_FILE
 from bergson_core.storage.manifest import Manifest
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 _DELETED_PREFIX: Final = ".deleted-"
 
@@ -27,13 +28,14 @@ def delete_index(index: str | Path) -> None:
     Raises:
         IndexNotFound: There is nothing of this name.
         IndexBusy: Another process is writing to the index.
+        ReadOnly: The directory of the index may not be written to.
     """
     root = Path(index)
     if not os.path.lexists(root):
         raise IndexNotFound.for_name(root.name)
     # What is a file or a link was put there by hand. A link is removed, and not what it leads to.
     is_directory = root.is_dir() and not root.is_symlink()
-    with lock_index(root) if is_directory else nullcontext():
+    with translate_disk_errors(root.parent), lock_index(root) if is_directory else nullcontext():
         root.rename(root.with_name(f"{_DELETED_PREFIX}{uuid4().hex}"))
     remove_deleted(root.parent)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from bergson_core.errors import DocumentNotFound, IndexCorrupt
 from bergson_core.storage.document_table import (
     iter_document_tables,
+    iter_readable_tables,
     mask_of_documents,
     read_document,
     read_whole_ids,
@@ -30,12 +31,16 @@ class HiddenRows:
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
-        self._log, self._compacted = TakedownLog(root), manifest.compacted
+        self._log, self._compacted = TakedownLog(root, manifest.takedowns), manifest.compacted
         self._generations: dict[str, int] = {}
 
     def refresh(self) -> bool:
-        """Reads the new lines of the log, and returns whether there were any."""
-        before = self._log.lines_read
+        """Reads the new lines of the log, and returns whether there were any.
+
+        Raises:
+            IndexCorrupt: The log is damaged.
+        """
+        before = self._log.end.lines
         new = self._log.read_new_lines()
         for line in new[max(0, self._compacted - before) :]:
             self._generations[line["id"]] = line["generation"]
@@ -44,7 +49,7 @@ class HiddenRows:
     @property
     def lines_read(self) -> int:
         """Number of lines of the log that were read."""
-        return self._log.lines_read
+        return self._log.end.lines
 
     def mask(self, entry: ShardEntry, documents: pa.Table) -> np.ndarray:
         """Returns which documents of a shard are hidden, bool [n], as of the last `refresh`."""
@@ -127,7 +132,11 @@ def _with_newest_manifest(root: Path, function: Callable[[Manifest], T]) -> T:
 def _find_document(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
     hidden, chunks = HiddenRows(root, manifest), []
     hidden.refresh()
-    for entry, documents in iter_document_tables(root, manifest):
+    damage: IndexCorrupt | None = None
+    for entry, documents in iter_readable_tables(root, manifest):
+        if isinstance(documents, IndexCorrupt):
+            damage = documents  # a document of another shard can be read, and taken down, all the same
+            continue
         mask = mask_of_documents(documents, [document_id])
         if mask.any() and (mask := mask & ~hidden.mask(entry, documents)).any():
             for position in np.flatnonzero(mask).tolist():
@@ -135,6 +144,8 @@ def _find_document(root: Path, manifest: Manifest, document_id: str) -> dict[str
                 if document["id"] == document_id:
                     return document
                 chunks.append(document)
+    if damage is not None:
+        raise damage
     if not chunks:
         raise DocumentNotFound(f"the index {root.name} has no document {document_id!r}")
     return _join_chunks(document_id, chunks)

@@ -13,6 +13,7 @@ Legend: n documents of a shard.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,8 @@ import pyarrow.compute as pc
 from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.documents import Chunk
 from bergson_core.schemas.record import Record
-from bergson_core.storage.manifest import Manifest, ShardEntry
+from bergson_core.storage.integrity import find_damaged_files
+from bergson_core.storage.manifest import FileEntry, Manifest, ShardEntry
 from bergson_core.storage.metadata_types import column_types, merge_column_types
 from bergson_core.utils.memory_map import map_buffer
 
@@ -88,17 +90,56 @@ def iter_document_tables(root: Path, manifest: Manifest) -> Iterator[tuple[Shard
     """Yields each shard of the index in directory `root` with the table of its documents.
 
     Raises:
-        IndexCorrupt: A table is missing or cannot be read.
+        IndexCorrupt: A table is missing, was altered or cannot be read.
     """
-    for entry in manifest.shards:
-        try:
-            documents = read_document_table(map_buffer(root / "shards" / entry.name / DOCUMENT_TABLE_FILE))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise IndexCorrupt(
-                f"shard {entry.name} of the index {root.name} cannot be read: restore it from a copy or build the "
-                f"index again ({error})"
-            ) from error
+    for entry, documents in iter_readable_tables(root, manifest):
+        if isinstance(documents, IndexCorrupt):
+            raise documents
         yield entry, documents
+
+
+def iter_readable_tables(
+    root: Path, manifest: Manifest
+) -> Iterator[tuple[ShardEntry, pa.Table | IndexCorrupt]]:
+    """Yields each shard of the index in directory `root` with the table of its documents, or with what is wrong.
+
+    A table is compared with the manifest when it is read for the first time, and after it has changed.
+    """
+    paths = {entry.name: f"shards/{entry.name}/{DOCUMENT_TABLE_FILE}" for entry in manifest.shards}
+    files = [file for entry in manifest.shards for file in entry.files if file.path == paths[entry.name]]
+    damage = _find_damage(root, tuple((file, _stamp(root / file.path)) for file in files))
+    for entry in manifest.shards:
+        path = paths[entry.name]
+        try:
+            if path not in damage:
+                yield entry, read_document_table(map_buffer(root / path))
+                continue
+            problem = damage[path]
+        except (OSError, pa.ArrowInvalid) as error:
+            problem = str(error)
+        yield (
+            entry,
+            IndexCorrupt(
+                f"shard {entry.name} of the index {root.name} cannot be read: restore it from a copy or build the "
+                f"index again ({problem})"
+            ),
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@lru_cache(maxsize=16)
+def _find_damage(
+    root: Path, files: tuple[tuple[FileEntry, tuple[int, int, int] | None], ...]
+) -> dict[str, str]:
+    """Returns what is wrong with each damaged file, by its path. The stamps say for how long that is so."""
+    return {file.path: problem for file, problem in find_damaged_files(root, [file for file, _ in files])}
 
 
 def read_metadata(documents: pa.Table) -> Iterator[dict[str, Any]]:
@@ -121,8 +162,14 @@ def read_column_types(root: Path, manifest: Manifest) -> dict[str, str]:
 
 def mask_of_ids(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
     """Returns which of the documents have one of these ids, bool [n]."""
-    options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-    return pc.call_function("is_in", [documents["id"]], options).to_numpy()
+    return _mask_of(documents["id"], ids)
+
+
+def _mask_of(column: pa.ChunkedArray, ids: Iterable[str]) -> np.ndarray:
+    # UTF-8 cannot hold half of a surrogate pair, so that no document has an id with one.
+    encoded = [document_id.encode(errors="surrogatepass") for document_id in ids]
+    options = pc.SetLookupOptions(pa.array(encoded, pa.binary()))
+    return pc.call_function("is_in", [column.cast(pa.binary())], options).to_numpy()
 
 
 def mask_of_documents(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
@@ -130,8 +177,7 @@ def mask_of_documents(documents: pa.Table, ids: Iterable[str]) -> np.ndarray:
     ids = list(ids)
     mask = mask_of_ids(documents, ids)
     if _has_chunks(documents):
-        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-        mask = mask | pc.call_function("is_in", [documents["document"]], options).to_numpy()
+        mask = mask | _mask_of(documents["document"], ids)
     return mask
 
 

@@ -7,14 +7,18 @@ whatever its size. `find_damaged_files` with `reread` reads every byte.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable
-from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
+from bergson_core.utils.disk_errors import DISK_ERRORS
+
+logger = logging.getLogger(__name__)
 
 _CHECKED_FILE: Final = ".checked.json"
 
@@ -47,18 +51,24 @@ def find_damaged_files(
         path = f"{root}/{entry.path}"
         try:
             stamp = _stamp(path, entry)
-        except OSError:
-            damaged.append((entry, f"{path} is missing"))
-            continue
-        if stamp[1] != entry.bytes:
-            damaged.append((entry, f"{path} has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"))
-        elif checked.get(entry.path) != stamp and file_sha256(Path(path)) != entry.sha256:
-            damaged.append((entry, f"{path} was altered: its sha256 is not the one in the manifest"))
-        else:
-            intact[entry.path] = stamp
+            if stamp[1] != entry.bytes:
+                problem = f"has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"
+            elif checked.get(entry.path) != stamp and file_sha256(Path(path)) != entry.sha256:
+                problem = "was altered: its sha256 is not the one in the manifest"
+            else:
+                intact[entry.path] = stamp
+                continue
+        except FileNotFoundError:
+            problem = "is missing"
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        damaged.append((entry, f"{path} {problem}"))
     if not intact.items() <= checked.items():
-        with suppress(OSError):  # A reader may not be allowed to write here.
+        try:
             _write_checked(root, _read_checked(root) | intact)
+        except (OSError, *DISK_ERRORS) as error:  # a reader may not be allowed to write here
+            cause = error.__cause__ or error
+            _log_unwritten(root, getattr(cause, "strerror", None) or str(cause))
     return damaged
 
 
@@ -70,6 +80,16 @@ def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
         fsync_path(path)
     stamps = {entry.path: _stamp(f"{root}/{entry.path}", entry) for entry in files}
     _write_checked(root, _read_checked(root) | stamps)
+
+
+@lru_cache(maxsize=256)
+def _log_unwritten(root: Path, reason: str) -> None:
+    """Logs once that the files of an index will be read again by the next process that opens it."""
+    logger.warning(
+        "%s cannot be written, so that each process reads all files of the index: %s",
+        root / _CHECKED_FILE,
+        reason,
+    )
 
 
 def _stamp(path: str, entry: FileEntry) -> list[Any]:

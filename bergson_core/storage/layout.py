@@ -12,9 +12,10 @@ BUILD_STAMP_FILE: Final = "building.json"
 APPEND_DIRECTORY_PREFIX: Final = ".appending-"
 """Beginning of the names of the directories that appends read documents into."""
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
+TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
 INDEX_FILES: Final = frozenset(
     {"manifest.json", "statistics", "profiles", "shards", "search", "documents.arrow"}
-    | {BUILD_STAMP_FILE, TAKEDOWN_LOG_FILE}
+    | {BUILD_STAMP_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
 )
 """Names that an index uses in its directory, and that no model or dataset inside it may have."""
 DEFAULT_PROFILE: Final = "default"

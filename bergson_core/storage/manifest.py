@@ -1,6 +1,7 @@
 """The manifest of an index, which lists everything that belongs to the index.
 
-<index>/manifest.json        written last, by rename; readers start here; docs/manifest.schema.json is its JSON schema
+<index>/manifest.json        written last, by rename; readers start here; docs/manifest.schema.json is its JSON schema;
+                             its last field is the sha256 of the others (`utils.sealed_json`)
 <index>/statistics/...       the processor: normalizers and projections
 <index>/profiles/<name>/...  a preconditioner, and a length for each row
 <index>/shards/00000/...     rows and their documents
@@ -11,9 +12,9 @@ import json
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel, describe_validation_error
@@ -29,7 +30,9 @@ from bergson_core.storage.locations import (
     names_in_memory,
     names_on_disk,
 )
+from bergson_core.storage.takedown_log import TakedownHead
 from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.sealed_json import SEAL_FIELD, seal, unseal
 
 FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
@@ -116,8 +119,18 @@ class ModuleEntry(ResultModel):
     in_features: int
 
 
+def _describe_seal(json_schema: dict[str, Any]) -> None:
+    """Adds the last field of the file, which only the file has."""
+    json_schema["properties"][SEAL_FIELD] = {
+        "type": "string",
+        "description": "The sha256 of the file without this field. Older releases did not write it.",
+    }
+
+
 class Manifest(ResultModel):
     """What an index consists of, and how it was made."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_seal)
 
     format_version: int
     """Version of the layout on disk; another version is refused."""
@@ -162,6 +175,9 @@ class Manifest(ResultModel):
     """Documents of the build and of all appends that were left out or cut."""
     compacted: int = 0
     """Number of takedowns, from the beginning of the log, whose rows are gone."""
+    takedowns: TakedownHead | None = None
+    """The log of takedowns when this generation was published; it has only grown since. Null in an index of an older
+    release."""
     files: tuple[FileEntry, ...]
     """Files of the statistics, with their sizes and hashes."""
     shards: tuple[ShardEntry, ...]
@@ -203,7 +219,8 @@ def read_manifest(index: str | Path) -> Manifest:
     """
     path = Path(index) / MANIFEST_FILE
     try:
-        raw = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        raw = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         raise _index_not_found(Path(index)) from None
     except (OSError, ValueError) as error:
@@ -215,11 +232,14 @@ def read_manifest(index: str | Path) -> Manifest:
             "Build the index again, or use the release that wrote it"
         )
     try:
-        manifest = Manifest.model_validate(raw)
+        manifest = Manifest.model_validate({name: value for name, value in raw.items() if name != SEAL_FIELD})
+        unseal(content)
     except ValidationError as error:
         raise IndexCorrupt(
-            f"{path} is not a manifest: {describe_validation_error(error, 'manifest')}"
+            f"{path} is not a manifest that this release reads: {describe_validation_error(error, 'manifest')}"
         ) from error
+    except ValueError as error:
+        raise IndexCorrupt(f"{path} is damaged: {error}") from error
     base = manifest.adapter_base and name_in_memory(manifest.adapter_base, path.parent)
     return manifest.model_copy(
         update={"spec": names_in_memory(manifest.spec, path.parent), "adapter_base": base}
@@ -230,7 +250,7 @@ def write_manifest(index: Path, manifest: Manifest) -> None:
     """Replaces the manifest of an index in one step. The caller holds the lock of the index."""
     base = manifest.adapter_base and name_on_disk(manifest.adapter_base, index)
     stored = manifest.model_copy(update={"spec": names_on_disk(manifest.spec, index), "adapter_base": base})
-    write_durably(index / MANIFEST_FILE, stored.model_dump_json(indent=1).encode())
+    write_durably(index / MANIFEST_FILE, seal(stored.model_dump_json(indent=1)))
 
 
 def _index_not_found(index: Path) -> IndexNotFound:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bergson_core.data.documents import Documents
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.documents import Chunk
+from bergson_core.schemas.documents import Chunk, chunk_id
 from bergson_core.schemas.record import Record
 from bergson_core.tokens.cutting import TextPart
 
@@ -121,7 +121,7 @@ class DocumentParts(Documents):
     def read_ids(self, indices: Sequence[int]) -> list[str]:
         """Returns the ids of these parts."""
         ids = self.read_whole_ids(indices)
-        return [_part_id(id, self.parts.numbers[index]) for id, index in zip(ids, indices, strict=True)]
+        return [chunk_id(id, self.parts.numbers[index]) for id, index in zip(ids, indices, strict=True)]
 
     def read_whole_ids(self, indices: Sequence[int]) -> list[str]:
         """Returns the ids of the documents that these are parts of."""
@@ -152,12 +152,8 @@ class DocumentParts(Documents):
         if end < 0:
             return record
         chunk = Chunk(document=record.id, start=start, end=end, count=count)
-        part_id = _part_id(record.id, parts.numbers[index])
+        part_id = chunk_id(record.id, parts.numbers[index])
         return replace(record, id=part_id, prompt=record.prompt[start:end], chunk=chunk)
-
-
-def _part_id(document_id: str, number: int) -> str:
-    return f"{document_id}#{number}" if number else document_id
 
 
 def _own_fields(documents: Documents) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""Files that are replaced in one step: a reader sees the old content or the new, never a part of it."""
+"""Files that are replaced in one step: a reader sees the old content or the new, never a part of it.
+
+Where the disk does not take them, the error has a name: `DiskFull`, `ReadOnly` or `DiskFailed`.
+"""
 
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from bergson_core.utils.disk_errors import translate_disk_errors
 
 
 def file_sha256(path: Path) -> str:
@@ -40,15 +45,17 @@ def atomic_path(path: Path, *, durable: bool = False, exclusive: bool = False) -
             process overwrites what a killed one left behind.
     """
     temporary = path.with_name(f".{path.name}.tmp" if exclusive else f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        yield temporary
-        if durable:
-            fsync_path(temporary)
-        temporary.replace(path)
-        if durable:
-            fsync_path(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with translate_disk_errors(path.parent):
+        try:
+            yield temporary
+            if durable:
+                fsync_path(temporary)
+            temporary.replace(path)
+            if durable:
+                fsync_path(path.parent)
+        finally:
+            with suppress(OSError):  # what has gone wrong is known already
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,19 +64,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     An existing directory `path` is removed. If the block raises, `path` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{uuid4().hex}.{suffix}") for suffix in ("tmp", "old"))
-    new.mkdir()
-    try:
-        yield new
-        for file in new.iterdir():
-            fsync_path(file)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with translate_disk_errors(path.parent):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for file in new.iterdir():
+                fsync_path(file)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def fsync_path(path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import is_at, try_lock
 
 _PREFIX: Final = "bergson-scratch-"
@@ -23,24 +24,31 @@ def scratch_directory() -> Iterator[Path]:
     """Yields a new temporary directory, which is removed when the context is left.
 
     Directories of processes that were killed are removed as well.
+
+    Raises:
+        DiskFull: The disk is full.
+        ReadOnly: The parent directory may not be written to.
+        DiskFailed: The disk reports an error.
     """
     remove_dead_scratch_directories()
-    directory, handle = _create()
+    with translate_disk_errors(Path(tempfile.gettempdir())):
+        directory, handle = _create()
     owner = os.getpid()
     try:
-        yield directory
+        with translate_disk_errors(directory):
+            yield directory
     finally:
         os.close(handle)
         if os.getpid() == owner:  # and not a fork of it
             _remove(directory)
 
 
-def scratch_directory_until_exit() -> Path:
-    """Returns a new temporary directory, which is removed when this process ends."""
-    stack = ExitStack()
-    directory = stack.enter_context(scratch_directory())
-    atexit.register(stack.close)
-    return directory
+@contextmanager
+def scratch_directory_until_exit() -> Iterator[Path]:
+    """Yields a new temporary directory, which is removed when this process ends, or at once if the context fails."""
+    with ExitStack() as stack:
+        yield stack.enter_context(scratch_directory())
+        atexit.register(stack.pop_all().close)
 
 
 def remove_dead_scratch_directories() -> None:

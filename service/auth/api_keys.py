@@ -1,6 +1,7 @@
 """API keys: who a caller is, what the caller may do, and the file that keeps the keys.
 
-    <data_dir>/keys.json   mode 0600   {"format": 1, "keys": [`ApiKey`, …]}; it exists once the first key was created
+    <data_dir>/keys.json         mode 0600   {"format": 1, "keys": [`ApiKey`, …], "sha256": …} (`utils.sealed_json`)
+    <data_dir>/.keys.json.made   exists once there was a key: if the file of keys is gone then, nobody is let in
 
 A key reads `bg_<id>_<secret>`. The id is not secret and finds the key's record. The secret is 256 random bits, of which
 only the sha256 is kept. Salt and slow hashes protect passwords, which can be guessed; nobody guesses 256 bits, and
@@ -22,11 +23,13 @@ from typing import Annotated, Literal
 
 from filelock import FileLock
 from limits import RateLimitItem, parse_many
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from bergson_core.errors import InvalidInput, Unavailable
 from bergson_core.schemas.base import ResultModel
 from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.disk_errors import translate_disk_errors
+from bergson_core.utils.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -124,15 +127,31 @@ class KeyFile:
 
     def __init__(self, data_dir: Path):
         self.path = data_dir / KEY_FILE_NAME
+        self._marker = data_dir / f".{KEY_FILE_NAME}.made"
         self._stamp: tuple[int, ...] = ()
         self._keys: tuple[ApiKey, ...] | None = None
 
     def read(self) -> tuple[ApiKey, ...] | None:
-        """Returns all keys, also expired ones; None when there is no file.
+        """Returns all keys, also expired ones; None when there never was a key.
+
+        There are no keys where the file is gone. That is logged once.
 
         Raises:
             Unavailable: The file cannot be read. The reason is logged once.
         """
+        keys = self._read_file()
+        if keys is None and self._marker.exists():
+            if self._stamp != (0,):
+                self._stamp = (0,)
+                logger.error(
+                    "every request is refused because %s is gone: restore it, create new keys, or remove %s to do "
+                    "without keys",
+                    *(self.path, self._marker),
+                )
+            return ()
+        return keys
+
+    def _read_file(self) -> tuple[ApiKey, ...] | None:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
@@ -148,8 +167,8 @@ class KeyFile:
 
     def _parse(self) -> tuple[ApiKey, ...] | None:
         try:
-            return _KeyFileContent.model_validate_json(self.path.read_bytes()).keys
-        except (OSError, ValidationError) as error:
+            return _KeyFileContent.model_validate_json(unseal(self.path.read_bytes())).keys
+        except (OSError, ValueError) as error:
             logger.error(
                 "every request is refused because %s cannot be read: repair it, or remove it and create new keys (%s)",
                 *(self.path, str(error).replace("\n", " ")),
@@ -221,11 +240,13 @@ class KeyFile:
 
         The process must do nothing else meanwhile, because the mask of file modes is that of the whole process.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         previous_umask = os.umask(0o077)
         try:
-            with FileLock(self.path.with_name(f".{KEY_FILE_NAME}.lock")):
-                content = _KeyFileContent(keys=change(self.read() or ()))
-                write_durably(self.path, content.model_dump_json(indent=2).encode())
+            with translate_disk_errors(self.path.parent):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.path.with_name(f".{KEY_FILE_NAME}.lock")):
+                    content = _KeyFileContent(keys=change(self._read_file() or ()))
+                    write_durably(self.path, seal(content.model_dump_json(indent=1)))
+                    write_durably(self._marker, b"")
         finally:
             os.umask(previous_umask)

@@ -14,6 +14,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from bergson_core.errors import BergsonError
+from bergson_core.utils.disk_errors import find_disk_error
 from bergson_core.version import __version__
 from service.cli.support.command_group import CommandSource, LazyGroup, add_stand_ins
 from service.cli.support.console import fail
@@ -104,6 +105,8 @@ def main() -> None:
             raise
         fail(describe_validation_error(error, "settings"))
     except OSError as error:
+        if error.filename is not None and (named := find_disk_error(error)) is not None:
+            fail(str(named))
         # A write has no name of a file, unlike an attempt to open one.
         if error.filename is not None or error.errno not in _WRITE_ERRORS:
             raise

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured
+from bergson_core.utils.atomic_files import write_durably
 from service.cli.support.common_options import IndexDirectory, dataset_options
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import OptionOverride, Section, SpecOptions, options_from_specs
@@ -80,7 +81,7 @@ def evaluate(
         if (table := _make_table(title, columns, evaluation)) is not None:
             console.print(table)
     if output is not None:
-        output.write_text(evaluation.model_dump_json(indent=2) + "\n", "utf-8")
+        write_durably(output, evaluation.model_dump_json(indent=2).encode() + b"\n")
 
 
 ShowMethod = Callable[[Measured], str]

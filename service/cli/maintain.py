@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, LongDocuments, OnBadDocument
 from bergson_core.schemas.results import Progress
 from service.cli.support.common_options import ExecutorOption, IndexDirectory, dataset_options
@@ -122,16 +123,22 @@ def profile(
 
 
 def checksum(index: IndexDirectory) -> None:
-    """Read every byte of an index and compare the checksums of its files with the manifest.
+    """Read every byte of an index and compare the checksums of its files with the manifest; check its takedowns.
 
     Opening an index reads only the files that have changed since they were last checked.
     """
     from bergson_core.storage.integrity import find_damaged_files
     from bergson_core.storage.manifest import read_manifest
+    from bergson_core.storage.takedown_log import TakedownLog
 
     manifest = read_manifest(index)
     entries = manifest.all_files().values()
-    if damaged := find_damaged_files(index, entries, reread=True):
-        fail("\n".join(reason for _, reason in damaged))
+    problems = [reason for _, reason in find_damaged_files(index, entries, reread=True)]
+    try:
+        TakedownLog(index, manifest.takedowns).read_new_lines()
+    except IndexCorrupt as error:
+        problems.append(str(error))
+    if problems:
+        fail("\n".join(problems))
     size = f"{len(entries):,} files, {manifest.total_bytes() / 2**20:,.1f} MiB"
     print_message(f"{index}: {size}, all as they were written")

@@ -17,6 +17,7 @@ from starlette.routing import Match, Mount
 
 from bergson_core.errors import BergsonError, IdsExist, RateLimited, Unauthorized
 from bergson_core.schemas.base import plain_errors
+from bergson_core.utils.disk_errors import find_disk_error
 from service.schemas import FieldError, ProblemDetails
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "index_busy": ProblemKind(409, "Index is being built"),
     "index_corrupt": ProblemKind(500, "Index is damaged"),
     "disk_full": ProblemKind(507, "Disk is full"),
+    "read_only": ProblemKind(507, "Files may not be written"),
+    "disk_failed": ProblemKind(507, "Disk reports an error"),
     "job_not_found": ProblemKind(404, "Job not found"),
     "unauthorized": ProblemKind(401, "No valid API key"),
     "forbidden": ProblemKind(403, "Not allowed"),
@@ -200,6 +203,8 @@ def _handle_http_exception(request: Request, error: Exception) -> Response:
 
 def _handle_unexpected_error(request: Request, error: Exception) -> Response:
     request_id = get_request_id(request)
+    if isinstance(error, OSError) and (named := find_disk_error(error)) is not None:
+        return error_response(named, request_id)
     logger.error("%s %r failed: %r", request.method, request.url.path, error)
     detail = "something went wrong in the server; its log has the request id"
     return problem_response(make_problem("internal_error", detail, request_id))

@@ -28,7 +28,8 @@ def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> Ca
         stat = (index / MANIFEST_FILE).stat()
     except OSError:
         return None
-    return query.model_dump_json(), stat.st_mtime_ns, stat.st_ino, stat.st_size, log.offset
+    is_old = log.head is None
+    return query.model_dump_json(), stat.st_mtime_ns, stat.st_ino, stat.st_size, log.end.sha256, is_old
 
 
 class AnswerCache:

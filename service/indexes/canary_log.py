@@ -7,6 +7,7 @@ docs/observing.md says what a run measures. A file is replaced as a whole, so th
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from bergson_core.schemas.base import ResultModel
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.disk_errors import translate_disk_errors
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,11 +55,17 @@ def append_run(settings: Settings, run: CanaryRun) -> Path:
         The path of the file.
     """
     path = _log_path(settings, run.index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with translate_disk_errors(path.parent), _locked(path):
         lines = path.read_bytes().splitlines(keepends=True)[1 - MAX_RUNS :] if path.exists() else []
         write_durably(path, b"".join([*lines, run.model_dump_json().encode() + b"\n"]))
     return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        yield
 
 
 def iter_last_runs(
@@ -84,8 +92,10 @@ def iter_last_runs(
 
 def delete_runs(settings: Settings, index: str) -> None:
     """Deletes the runs of an index."""
-    for suffix in (".jsonl", ".lock"):
-        _log_path(settings, index).with_suffix(suffix).unlink(missing_ok=True)
+    path = _log_path(settings, index)
+    with translate_disk_errors(path.parent):
+        for suffix in (".jsonl", ".lock"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _log_path(settings: Settings, index: str) -> Path:

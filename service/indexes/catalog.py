@@ -91,8 +91,8 @@ def read_index_detail(root: Path, name: str) -> IndexDetail:
     if detail.state != "ready":
         return detail
     log = TakedownLog(root / name)
-    log.read_new_lines()
-    return detail.model_copy(update={"taken_down": log.lines_read})
+    log.skip_to_end()
+    return detail.model_copy(update={"taken_down": log.end.lines})
 
 
 def require_index(root: Path, name: str) -> Path:

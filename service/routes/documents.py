@@ -3,12 +3,13 @@
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Body, Depends, Path
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.schemas.build import AppendSpec
 from service.http.dependencies import CallerDep, IndexNamePath, JobSubmitterDep, SettingsDep
 from service.http.strict_json import StrictJsonRoute
+from service.http.whole_paths import require_utf8_path
 from service.indexes import catalog
 from service.openapi import examples
 from service.openapi.metadata import (
@@ -21,11 +22,17 @@ from service.openapi.metadata import (
 from service.schemas import DocumentDetail, JobAccepted
 from worker.messages import AppendJob
 
-router = APIRouter(prefix="/index/{name}/documents", tags=["Documents"], route_class=StrictJsonRoute)
+router = APIRouter(
+    prefix="/index/{name}/documents",
+    tags=["Documents"],
+    route_class=StrictJsonRoute,
+    dependencies=[Depends(require_utf8_path)],
+)
 
 DocumentIdPath = Annotated[
     str,
-    Path(min_length=1, max_length=4096, description="Id of the document.", examples=["doc-17"]),
+    # Documents of older indexes have ids that no build accepts any more; they can be read and taken down by them.
+    Path(min_length=1, description="Id of the document, percent-encoded.", examples=["doc-17"]),
 ]
 _BODIES: dict[str, Any] = {
     "inline": {"summary": "Documents in the request", "value": examples.APPEND_INLINE},

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bergson_core.errors import BergsonError, Cancelled, InternalError, LeaseLost
+from bergson_core.utils.disk_errors import find_disk_error
 from worker.messages import Problem
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ def run_guarded(work: Callable[[], T]) -> T | Problem:
         return problem_from_error(error)
     except BaseException as error:  # a panic in Rust code, such as tokenizers, is no Exception
         logger.exception("unexpected error")
+        if isinstance(error, OSError) and (named := find_disk_error(error)) is not None:
+            return problem_from_error(named)
         detail = f"unexpected {type(error).__name__}: the worker's log has more"
         return Problem(code=InternalError.code, detail=detail)
 

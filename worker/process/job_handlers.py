@@ -15,6 +15,7 @@ from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
 from bergson_core.utils.atomic_files import atomic_path, file_sha256
+from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
@@ -175,8 +176,8 @@ def _uploaded_file(documents: Iterable[InlineDocument], uploads: Path, index: st
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
     sha256 = hashlib.sha256(content).hexdigest()
     path = uploads / f"{index}-{sha256}.jsonl"
-    uploads.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with translate_disk_errors(uploads), ExitStack() as stack:
+        uploads.mkdir(parents=True, exist_ok=True)
         stack.callback(remove_if_unused, path)
         file = stack.enter_context(path.open("rb")) if path.exists() else None
         if file is None or not try_lock(file, shared=True) or file_sha256(path) != sha256:

@@ -26,6 +26,7 @@ import redis
 
 from bergson_core.errors import RedisUnavailable
 from bergson_core.utils.child_process import command_tied_to_parent
+from bergson_core.utils.disk_errors import translate_disk_errors
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
@@ -61,12 +62,16 @@ def embedded_redis(directory: Path) -> Iterator[str]:
 
     Raises:
         RedisUnavailable: The server cannot be started; the message has the end of its log.
+        DiskFull: There is no room in `directory`.
+        ReadOnly: `directory` may not be written to.
     """
     directory = directory.expanduser().absolute()
-    _make_private(directory)
-    socket = _socket_path(directory)
+    with translate_disk_errors(directory):
+        _make_private(directory)
+        socket = _socket_path(directory)
+        opened = (directory / "server.lock").open("w")
     url = f"unix://{quote(str(socket))}"
-    with (directory / "server.lock").open("w") as lock:
+    with opened as lock:
         server = _find_or_start(directory, socket, url, lock)
         try:
             yield url

@@ -214,7 +214,9 @@ class WorkerQueue:
             return self._put_off(record, token, obstacle)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
-            if record.kind != "build":  # what a build has finished is kept for the next build of the same spec
+            if (
+                record.kind != "build"
+            ):  # what a build has finished is kept for the next build of the same spec
                 discard(record)
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end_job(record, token, "failed", problem)

@@ -18,19 +18,14 @@ import httpx
 from redis import RedisError
 
 from bergson_core.errors import Unavailable
-<<<<<<< HEAD
 from bergson_core.utils.child_process import (
-=======
-from service.cli.support.console import print_warning
-from service.cli.support.restarts import Restarter, describe_end
-from service.http.server_socket import open_server_socket
-from service.settings import ServiceSettings
-from worker.queue.child_process import (
->>>>>>> share
     child_environment,
     command_tied_to_parent,
     python_module_command,
 )
+from bergson_core.utils.disk_errors import translate_disk_errors
+from service.cli.support.console import print_warning
+from service.cli.support.restarts import Restarter, describe_end
 from service.http.server_socket import open_server_socket
 from service.settings import ServiceSettings
 from worker.queue.embedded_redis import redis_url
@@ -201,9 +196,10 @@ class _ProcessLog:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        return cls(path, path.open("ab"), path.stat().st_size)
+        with translate_disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            return cls(path, path.open("ab"), path.stat().st_size)
 
     def write(self, message: str) -> None:
         """Adds a line to the file, beside those of the processes."""

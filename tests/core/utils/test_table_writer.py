@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bergson_core import AttributionIndex, score_corpus, write_table
-from bergson_core.errors import InvalidInput
+from bergson_core.errors import DiskFull, InvalidInput
 from bergson_core.utils import table_writer
 from tests.core.helpers import query
 
@@ -102,7 +102,7 @@ def test_a_table_without_rows_is_a_file_too(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, error):
     path = tmp_path / f"scores.{suffix}"
-    expected = InvalidInput if isinstance(error, OSError) else type(error)
+    expected = DiskFull if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         write_table(reader([1.0], error=error), path)
     assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,9 @@ def steady_queries(
                     return
                 started = time.monotonic()
                 try:
-                    client.attribute(index, f"Person {number} {turn}", " lives.", timeout_s=timeout_s, **fields)
+                    client.attribute(
+                        index, f"Person {number} {turn}", " lives.", timeout_s=timeout_s, **fields
+                    )
                 except BergsonError as error:
                     result.errors.append(error)
                     time.sleep(0.05)

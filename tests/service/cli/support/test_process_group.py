@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bergson_core.errors import Unavailable
+from bergson_core.utils.child_process import command_tied_to_parent
 from service.cli.support import restarts
 from service.cli.support.process_group import ProcessGroup, _ProcessLog
-from worker.queue.child_process import command_tied_to_parent
 
 NO_REDIS = "unix:///nowhere/redis.sock"
 
