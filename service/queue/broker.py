@@ -43,7 +43,7 @@ from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
 from worker.queue.query_queue import ask_query_arguments
 from worker.queue.redis_client import connect_async
-from worker.queue.redis_errors import unavailable_error
+from worker.queue.redis_errors import describe_eviction, unavailable_error
 from worker.queue.redis_keys import query_key, waiting_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
@@ -106,6 +106,13 @@ class Broker(JobBroker):
             RedisUnavailable: Redis does not answer, or accepts no writes for another reason.
         """
         await call_redis(self._probe(), PROBE_WAIT_S)
+
+    async def find_eviction(self) -> str | None:
+        """Returns a warning if Redis may remove keys that it still needs, or None if it does not or does not tell."""
+        try:
+            return describe_eviction(await call_redis(cast("Any", self._redis.info("memory"))))
+        except RedisUnavailable:
+            return None
 
     async def list_workers(self, limit_s: float = REDIS_WAIT_S) -> list[Heartbeat]:
         """Returns the latest heartbeats of the live workers, in the order of their ids.

@@ -1,5 +1,6 @@
 """What is wrong with Redis, in words: it does not answer, or it refuses commands, for example because it is full."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,3 +111,18 @@ def describe_reason(error: RedisError) -> str:
     """Returns what a log line says beside the summary: the advice, or the error itself where there is more in it."""
     trouble = find_trouble(error)
     return trouble.advice if trouble in _BY_MESSAGE.values() else str(error)
+
+
+def describe_eviction(memory_info: Mapping[str, Any]) -> str | None:
+    """Returns a warning if Redis removes keys that it still needs, once it is full; otherwise None.
+
+    Args:
+        memory_info: The section `memory` of the command INFO.
+    """
+    policy = memory_info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return None
+    return (
+        f"Redis has the maxmemory-policy {policy}: once it is full, it removes jobs and queries without a word; "
+        "set maxmemory-policy to noeviction"
+    )

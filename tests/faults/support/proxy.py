@@ -48,17 +48,17 @@ class Proxy:
 
     Args:
         target_port: The port of the server.
-        generator: Decides what happens to each chunk.
 
     Attributes:
+        generator: Decides what happens to each chunk.
         weather: What happens to the bytes from now on, those of open connections included.
         port: The port that the proxy listens on.
         connections: Number of open connections.
     """
 
-    def __init__(self, target_port: int, generator: random.Random | None = None):
+    def __init__(self, target_port: int):
         self.weather, self.port, self.connections = CALM, free_port(), 0
-        self._target_port, self._random = target_port, generator or random.Random(0)
+        self.generator, self._target_port = random.Random(0), target_port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -161,11 +161,11 @@ class Proxy:
             writer.write_eof()
 
     def _draw(self, probability: float) -> bool:
-        return probability > 0 and self._random.random() < probability
+        return probability > 0 and self.generator.random() < probability
 
     def _first_part(self, chunk: bytes) -> bytes:
-        return chunk[: self._random.randrange(len(chunk))]
+        return chunk[: self.generator.randrange(len(chunk))]
 
     def _garble(self, chunk: bytes) -> bytes:
-        place = self._random.randrange(len(chunk))
-        return chunk[:place] + bytes([chunk[place] ^ (1 << self._random.randrange(8))]) + chunk[place + 1 :]
+        place = self.generator.randrange(len(chunk))
+        return chunk[:place] + bytes([chunk[place] ^ (1 << self.generator.randrange(8))]) + chunk[place + 1 :]
