@@ -12,7 +12,6 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Final, cast
 from uuid import uuid4
 
-from pydantic import ValidationError
 from redis import RedisError
 from redis.asyncio import ConnectionPool
 
@@ -28,6 +27,7 @@ from bergson_core.errors import (
     from_code,
 )
 from bergson_core.schemas.results import Answer, Estimate
+from service.queue.heartbeats import read_heartbeats
 from service.queue.jobs import JobBroker
 from service.queue.queue_load import QueueLoad, read_queue_load
 from service.queue.redis_calls import (
@@ -52,9 +52,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS, _MAX_FOLLOWERS = 32, 256
 _WORKER_CHECK_INTERVAL_S = 1.0
-_CLOCK_TOLERANCE_S = 600.0
-"""A heartbeat that would live for so much longer than it should was sent before the clock of Redis stepped back. A live
-worker sends the next one within seconds."""
 GRACE_S: Final = 0.3
 """Seconds after a caller's deadline in which Redis may still answer, before the caller is told that it does not."""
 
@@ -134,25 +131,7 @@ class Broker(JobBroker):
         await cast("Any", self._redis.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True))
 
     async def _read_heartbeats(self) -> list[Heartbeat]:
-        worker_ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
-        if not worker_ids:
-            return []
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for worker_id in worker_ids:
-                pipe.get(redis_keys.worker_key(worker_id))
-                pipe.pttl(redis_keys.worker_key(worker_id))
-            replies = await pipe.execute()
-        messages = dict(zip(worker_ids, zip(replies[::2], replies[1::2], strict=True), strict=True))
-        dead_ids = [worker_id for worker_id, (message, _) in messages.items() if message is None]
-        if dead_ids:
-            await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead_ids))
-        longest_ms = 1000 * (self._settings.heartbeat_ttl_s + _CLOCK_TOLERANCE_S)
-        heartbeats = [
-            _parse_heartbeat(message)
-            for message, remaining_ms in messages.values()
-            if message is not None and remaining_ms <= longest_ms
-        ]
-        return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
+        return await read_heartbeats(self._redis, self._settings.heartbeat_ttl_s)
 
     # Queries
 
@@ -215,8 +194,10 @@ class Broker(JobBroker):
             return reply.answer
         problem = reply.problem
         error = from_code(problem.code, problem.detail) if problem else from_code("", "the answer is empty")
-        if isinstance(error, IndexNotFound) and (job_id := (await self.active_jobs()).get(query.index)):
-            raise IndexBusy(f"index {query.index!r} is being built: follow /jobs/{job_id}")
+        if isinstance(error, IndexNotFound):
+            active_jobs = await self.active_jobs(min(REDIS_WAIT_S, remaining_s()))
+            if job_id := active_jobs.get(query.index):
+                error = IndexBusy(f"index {query.index!r} is being built: follow /jobs/{job_id}")
         raise error
 
     def _explain_silence(
@@ -330,11 +311,3 @@ class Broker(JobBroker):
             await self.cancel(job_id)
         except BergsonError as error:
             logger.warning("the estimate %s was not cancelled: %s", job_id, error)
-
-
-def _parse_heartbeat(message: str) -> Heartbeat | None:
-    try:
-        return Heartbeat.model_validate_json(message)
-    except ValidationError as error:
-        logger.warning("a heartbeat cannot be read: %s", error)
-        return None

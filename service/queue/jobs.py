@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
 from bergson_core.storage.manifest import MANIFEST_FILE
-from service.queue.redis_calls import call_redis, translate_redis_errors
+from service.queue.redis_calls import REDIS_WAIT_S, call_redis, translate_redis_errors
 from service.queue.replies import BLOCK_MS, StreamEntries
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts, redis_keys
@@ -196,9 +196,13 @@ class JobBroker:
             if has_ended:
                 return
 
-    async def active_jobs(self) -> dict[str, str]:
-        """Returns, for each index that is being built or changed, the id of the queued or running job."""
-        return await call_redis(cast("Any", self._redis.hgetall(redis_keys.BUILDING)))
+    async def active_jobs(self, limit_s: float = REDIS_WAIT_S) -> dict[str, str]:
+        """Returns, for each index that is being built or changed, the id of the queued or running job.
+
+        Args:
+            limit_s: Longest time in seconds to wait for Redis.
+        """
+        return await call_redis(cast("Any", self._redis.hgetall(redis_keys.BUILDING)), limit_s)
 
     async def _read_record_and_token(self, job_id: str) -> tuple[JobRecord, int]:
         """Returns the record of a job and its fencing token."""
