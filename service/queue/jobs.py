@@ -14,7 +14,7 @@ from service.queue.redis_calls import REDIS_WAIT_S, call_redis, translate_redis_
 from service.queue.replies import BLOCK_MS, StreamEntries
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts, redis_keys
-from worker.queue.redis_errors import require_list
+from worker.queue.redis_errors import UnexpectedReply, require_list
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -77,8 +77,9 @@ class JobBroker:
             *(index, job.job_id, body_sha256, message, record.model_dump_json(), record.created_at),
             *(int(is_published), _IDEMPOTENCY_S if idempotency_key else "", lane),
         ]
-        reply = require_list(await call_redis(cast("Any", self._submit_job(keys=keys, args=arguments))))
-        outcome, *details = reply
+        reply = await call_redis(cast("Any", self._submit_job(keys=keys, args=arguments)))
+        with translate_redis_errors():
+            outcome, *details = require_list(reply)
         if outcome == "taken" and not is_build:
             raise IndexBusy(
                 f"job {details[0]} is at work on {index!r}: follow it, and try again when it has ended"
@@ -188,11 +189,12 @@ class JobBroker:
                 streams = await self._following_redis.xread(
                     {redis_keys.events_key(job_id): last_id}, block=None if has_ended else BLOCK_MS
                 )
-            for _, entries in cast("StreamEntries", streams or []):
-                for last_id, fields in entries:
-                    if record := job_queue.parse_record(fields.get("record")):
-                        yield last_id, record
-                        has_ended = has_ended or record.state in FINAL_STATES
+                entries = [entry for _, entries in cast("StreamEntries", streams or []) for entry in entries]
+                events = [(event_id, fields.get("record")) for event_id, fields in entries]
+            for last_id, raw in events:
+                if record := job_queue.parse_record(raw):
+                    yield last_id, record
+                    has_ended = has_ended or record.state in FINAL_STATES
             if has_ended:
                 return
 
@@ -207,19 +209,22 @@ class JobBroker:
     async def _read_record_and_token(self, job_id: str) -> tuple[JobRecord, int]:
         """Returns the record of a job and its fencing token."""
         key = redis_keys.job_key(job_id)
-        raw, token = require_list(
-            await call_redis(cast("Any", self._redis.hmget(key, ["record", "token"]))), length=2
-        )
-        record = job_queue.parse_record(raw)
+        reply = await call_redis(cast("Any", self._redis.hmget(key, ["record", "token"])))
+        with translate_redis_errors():
+            raw, token = require_list(reply, length=2)
+            record, number = job_queue.parse_record(raw), int(token or 0)
+            if record is not None and record.job_id != job_id:
+                raise UnexpectedReply("the record of another job")
         if record is None:
             raise job_not_found(job_id)
-        return record, int(token)
+        return record, number
 
     async def _read_latest_event_id(self, job_id: str) -> str:
         """Returns the id of the latest event of a job."""
         read = self._redis.xrevrange(redis_keys.events_key(job_id), count=1)
         entries = await call_redis(cast("Any", read))
-        return entries[0][0] if entries else _BEFORE_FIRST_EVENT
+        with translate_redis_errors():
+            return entries[0][0] if entries else _BEFORE_FIRST_EVENT
 
     async def _list_ids(self, start: int, count: int) -> list[str]:
         """Returns the ids of `count` jobs, newest first, after skipping `start` of them."""

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from redis import RedisError
 
 from bergson_core.errors import RedisUnavailable
-from worker.queue.redis_errors import unavailable_error
+from worker.queue.redis_errors import check_replies, unavailable_error
 
 T = TypeVar("T")
 
@@ -27,9 +27,13 @@ _background_tasks: set[asyncio.Task[Any]] = set()  # the event loop alone does n
 
 @contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Raises `RedisUnavailable`, or `RedisFull`, in place of an error of Redis."""
+    """Raises `RedisUnavailable`, or `RedisFull`, in place of an error of Redis or of a malformed reply.
+
+    The context holds nothing but calls to Redis and the reading of their replies (`check_replies`).
+    """
     try:
-        yield
+        with check_replies():
+            yield
     except RedisError as error:
         raise unavailable_error(error) from error
 

@@ -8,14 +8,12 @@ from typing import Any, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
-from redis import RedisError
 from redis.asyncio import Redis
 
 from bergson_core.errors import BergsonError, RedisUnavailable
-from service.queue.redis_calls import PROBE_WAIT_S, call_redis, cancel_and_wait
+from service.queue.redis_calls import PROBE_WAIT_S, call_redis, cancel_and_wait, translate_redis_errors
 from worker.messages import Reply
 from worker.queue import redis_keys
-from worker.queue.redis_errors import unavailable_error
 
 logger = logging.getLogger(__name__)
 
@@ -82,19 +80,26 @@ class ReplyReader:
         pause_s = 0.1
         while True:
             try:
-                streams = await self._redis.xread({self.stream: _BEFORE_FIRST_ENTRY}, block=BLOCK_MS)
-                self.failure = None
-                for _, entries in cast("StreamEntries", streams or []):
-                    for _, fields in entries:
-                        self._deliver(fields.get("reply", ""))
-                    await self._redis.xdel(self.stream, *(entry_id for entry_id, _ in entries))
+                await self._read_once()
                 pause_s = 0.1
-            except RedisError as error:
+            except RedisUnavailable as error:
                 if self.failure is None:
-                    logger.warning("replies cannot be read, trying again: %s", unavailable_error(error))
-                self.failure = str(error)
+                    logger.warning("replies cannot be read, trying again: %s", error)
+                self.failure = str(error.__cause__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
+
+    async def _read_once(self) -> None:
+        with translate_redis_errors():
+            streams = await self._redis.xread({self.stream: _BEFORE_FIRST_ENTRY}, block=BLOCK_MS)
+            entries = [entry for _, entries in cast("StreamEntries", streams or []) for entry in entries]
+            replies = {entry_id: fields.get("reply", "") for entry_id, fields in entries}
+        self.failure = None
+        for raw in replies.values():
+            self._deliver(raw)
+        if replies:
+            with translate_redis_errors():
+                await self._redis.xdel(self.stream, *replies)
 
     def _deliver(self, raw: str) -> None:
         try:

@@ -29,7 +29,7 @@ from worker.messages import (
 )
 from worker.queue import lua_scripts
 from worker.queue.query_queue import QueryQueue, describe_unreadable
-from worker.queue.redis_errors import UnexpectedReply, require_list
+from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (
     BUILDING,
     JOB_LANE_PREFIX,
@@ -102,6 +102,7 @@ class WorkerQueue:
         self._save_script = client.register_script(lua_scripts.SAVE_JOB)
         self._renew_script = client.register_script(lua_scripts.RENEW_JOB)
 
+    @check_replies()
     def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Registers this worker and stores its heartbeat, which expires after `heartbeat_ttl_s`."""
         with self._redis.pipeline() as pipe:
@@ -115,6 +116,7 @@ class WorkerQueue:
         self._redis.delete(worker_key(self.worker_id))
         self._redis.srem(WORKERS, self.worker_id)
 
+    @check_replies()
     def take_job(self) -> ClaimedJob | None:
         """Takes the next job: one whose lease has ended or that was handed back, or else a waiting one. Never blocks.
 
@@ -135,6 +137,7 @@ class WorkerQueue:
             logger.info("job %r changed hands while it was taken", job_id)
             return None
 
+    @check_replies()
     def renew(self, claim: ClaimedJob) -> None:
         """Restarts the lease of a job."""
         now, job_id = time.monotonic(), claim.record.job_id
@@ -146,11 +149,13 @@ class WorkerQueue:
             raise _lost(job_id)
         claim.renewed_at = now
 
+    @check_replies()
     def publish_progress(self, claim: ClaimedJob, progress: Progress) -> None:
         """Records how far a job is, and sets `claim.cancelled` if somebody has asked to cancel it."""
         claim.record = claim.record.model_copy(update={"progress": progress})
         claim.cancelled = self._save_job(claim.record, claim.token, claim.token, "keep")
 
+    @check_replies()
     def finish(
         self,
         claim: ClaimedJob,
@@ -168,6 +173,7 @@ class WorkerQueue:
         """
         self._end_job(claim.record.model_copy(update={"estimate": estimate}), claim.token, state, problem)
 
+    @check_replies()
     def hand_back(self, claim: ClaimedJob) -> None:
         """Lets another worker resume a job at once; this start of the job does not count as a delivery."""
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
@@ -246,8 +252,10 @@ class WorkerQueue:
     def _save_job(self, record: JobRecord, token: int, new_token: int, transition: Transition) -> bool:
         """Saves a record; returns whether somebody has asked to cancel the job."""
         arguments = save_job_arguments(record, token, new_token, transition, self._settings.keep_jobs_s)
-        outcome = cast("int", self._save_script(**arguments))
-        if outcome < 0:
+        outcome = self._save_script(**arguments)
+        if outcome not in (-1, 0, 1):
+            raise UnexpectedReply(f"expected -1, 0 or 1, got {type(outcome).__name__}")
+        if outcome == -1:
             raise _lost(record.job_id)
         return outcome == 1
 

@@ -1,6 +1,7 @@
 """What is wrong with Redis, in words: it does not answer, or it refuses commands, for example because it is full."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,6 +71,19 @@ _GARBLED: Final = RedisTrouble(
 
 class UnexpectedReply(InvalidResponse):
     """The reply to a command has not the shape of such a reply. It may be the late reply to another command."""
+
+
+@contextmanager
+def check_replies() -> Iterator[None]:
+    """Raises `UnexpectedReply` in place of an error of types or values; also a decorator, as `@check_replies()`.
+
+    In a context that holds nothing but calls to Redis and the reading of their replies, such an error means that a
+    reply had not the shape that redis-py or the caller expected.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UnexpectedReply(f"a reply of another shape: {error!r}") from error
 
 
 def require_list(reply: Any, length: int | None = None) -> list[Any]:
