@@ -48,6 +48,8 @@ async def _check_redis(settings: ServiceSettings) -> None:
             await broker.ping()
         except RedisFull as error:
             logger.warning("%s", error)
+        if warning := await broker.find_eviction():
+            logger.warning("%s", warning)
 
 
 class _Server(uvicorn.Server):

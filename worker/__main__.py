@@ -9,9 +9,11 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
+from redis import Redis, RedisError
 
 from bergson_core.errors import BergsonError
 from bergson_core.utils.progress import silence_libraries
@@ -19,8 +21,11 @@ from worker.process.runner import Runner
 from worker.queue.embedded_redis import redis_url
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
+from worker.queue.redis_errors import describe_eviction, describe_reason
 from worker.settings import Settings
 from worker.telemetry import logs, tracing
+
+logger = logging.getLogger(__name__)
 
 
 def main(settings: Settings | None = None) -> None:
@@ -44,6 +49,7 @@ def main(settings: Settings | None = None) -> None:
             from bergson_core.models.loading import default_device
 
             logs.redirect_libraries()
+            _warn_about_eviction(client)
             runner = Runner(WorkerQueue(client, settings, worker_id), settings, default_device())
 
             def stop(signal_number: int, _frame: FrameType | None) -> None:
@@ -55,6 +61,17 @@ def main(settings: Settings | None = None) -> None:
             runner.run()
     except BergsonError as error:
         sys.exit(str(error))
+
+
+def _warn_about_eviction(client: Redis) -> None:
+    """Logs a warning if Redis may remove keys that it still needs. A Redis that does not answer yet is let be."""
+    try:
+        warning = describe_eviction(cast("dict[str, Any]", client.info("memory")))
+    except RedisError as error:
+        logger.debug("the eviction policy of Redis is not known: %s", describe_reason(error))
+        return
+    if warning:
+        logger.warning("%s", warning)
 
 
 def _prepare_libraries(threads: int) -> None:

@@ -7,6 +7,7 @@ why turns and leases are our own; `worker.queue.redis_keys` explains the keys.
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from worker.messages import (
 )
 from worker.queue import lua_scripts
 from worker.queue.query_queue import QueryQueue, describe_unreadable
+from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (
     BUILDING,
     JOB_LANE_PREFIX,
@@ -104,6 +106,7 @@ class WorkerQueue:
         self._save_script = client.register_script(lua_scripts.SAVE_JOB)
         self._renew_script = client.register_script(lua_scripts.RENEW_JOB)
 
+    @check_replies()
     def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Registers this worker and stores its heartbeat, which expires after `heartbeat_ttl_s`."""
         with self._redis.pipeline() as pipe:
@@ -117,6 +120,7 @@ class WorkerQueue:
         self._redis.delete(worker_key(self.worker_id))
         self._redis.srem(WORKERS, self.worker_id)
 
+    @check_replies()
     def take_job(
         self,
         find_obstacle: Callable[[JobRecord], str | None] = lambda record: None,
@@ -139,12 +143,15 @@ class WorkerQueue:
             job_id = self._take_script(keys=[JOB_LEASES, JOB_LANES], args=[self._lease_ms, JOB_LANE_PREFIX])
             if job_id is None:
                 return None
+            if not isinstance(job_id, str):
+                raise UnexpectedReply(f"expected the id of a job, got {type(job_id).__name__}")
             try:
-                if claim := self._start_job(cast("str", job_id), now, find_obstacle, discard):
+                if claim := self._start_job(job_id, now, find_obstacle, discard):
                     return claim
             except LeaseLost:
                 logger.info("job %r changed hands while it was taken", job_id)
 
+    @check_replies()
     def renew(self, claim: ClaimedJob) -> None:
         """Restarts the lease of a job."""
         now = time.monotonic()
@@ -155,11 +162,13 @@ class WorkerQueue:
             raise
         claim.renewed_at = now
 
+    @check_replies()
     def publish_progress(self, claim: ClaimedJob, progress: Progress) -> None:
         """Records how far a job is, and sets `claim.cancelled` if somebody has asked to cancel it."""
         claim.record = claim.record.model_copy(update={"progress": progress})
         claim.cancelled = self._save_job(claim.record, claim.token, claim.token, "keep")
 
+    @check_replies()
     def finish(
         self,
         claim: ClaimedJob,
@@ -177,10 +186,11 @@ class WorkerQueue:
         """
         self._end_job(claim.record.model_copy(update={"estimate": estimate}), claim.token, state, problem)
 
+    @check_replies()
     def hand_back(self, claim: ClaimedJob) -> None:
         """Lets another worker resume a job at once; this start of the job does not count as a delivery."""
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
-        self._save_job(claim.record.model_copy(update=update), claim.token, claim.token + 1, "back")
+        self._save_job(claim.record.model_copy(update=update), claim.token, next_token(claim.token), "back")
 
     def is_left_behind(self, claim: ClaimedJob) -> bool:
         """Returns whether a job that this worker has lost was cancelled, and no other job has its index since."""
@@ -205,6 +215,9 @@ class WorkerQueue:
     ) -> ClaimedJob | None:
         record, token, cancel = self._read_record(job_id)
         if record is None or record.state in FINAL_STATES or record.job_id != job_id:
+            # A late reply to another command looks like this, so a job is not dropped before it is read again.
+            record, token, cancel = self._read_record(job_id)
+        if record is None or record.state in FINAL_STATES or record.job_id != job_id:
             self._drop_job(job_id)
             return None
         if cancel:
@@ -214,9 +227,7 @@ class WorkerQueue:
             return self._put_off(record, token, obstacle)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
-            if (
-                record.kind != "build"
-            ):  # what a build has finished is kept for the next build of the same spec
+            if record.kind != "build":  # a build's finished work is kept for the next build of the same spec
                 discard(record)
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end_job(record, token, "failed", problem)
@@ -224,13 +235,13 @@ class WorkerQueue:
         self.metrics.reclaimed.labels("job").inc(record.state == "running")
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
-        record = record.model_copy(update=update | {"waits_for": None})
-        self._save_job(record, token, token + 1, "keep")
+        record, new_token = record.model_copy(update=update | {"waits_for": None}), next_token(token)
+        self._save_job(record, token, new_token, "keep")
         # The message is read after the start has been counted, because reading it may kill the worker.
         job = self._read_job(record)
         if isinstance(job, Problem):
-            return self._end_job(record, token + 1, "failed", job)
-        return ClaimedJob(job, record, token + 1, renewed_at=now)
+            return self._end_job(record, new_token, "failed", job)
+        return ClaimedJob(job, record, new_token, renewed_at=now)
 
     def _put_off(self, record: JobRecord, token: int, obstacle: str) -> None:
         """Has a job looked at again after a pause.
@@ -253,7 +264,7 @@ class WorkerQueue:
         """Returns a job's record, its token and whether to cancel it; the record is None if the job is malformed."""
         try:
             fields = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
-            raw, token, cancel = cast("list[str | None]", fields)
+            raw, token, cancel = require_list(fields, length=3)
             return parse_record(raw), int(token or 0), bool(cancel)
         except ValueError:
             return None, 0, False
@@ -286,16 +297,27 @@ class WorkerQueue:
 
     def _end_job(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
-        self._save_job(record.model_copy(update=update), token, token + 1, "end")
+        self._save_job(record.model_copy(update=update), token, next_token(token), "end")
         self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save_job(self, record: JobRecord, token: int, new_token: int, transition: Transition) -> bool:
         """Saves a record; returns whether somebody has asked to cancel the job."""
         arguments = save_job_arguments(record, token, new_token, transition, self._settings.keep_jobs_s)
-        outcome = cast("int", self._save_script(**arguments))
-        if outcome < 0:
+        outcome = self._save_script(**arguments)
+        if outcome not in (-1, 0, 1):
+            raise UnexpectedReply(f"expected -1, 0 or 1, got {type(outcome).__name__}")
+        if outcome == -1:
             raise _lost(record.job_id)
         return outcome == 1
+
+
+def next_token(token: int) -> int:
+    """Returns the fencing token that follows on `token`, by a random step.
+
+    A Redis that was restored from an older state hands jobs out a second time. The step makes sure that the second
+    worker has another token than the first.
+    """
+    return token + 1 + secrets.randbelow(2**32)
 
 
 def save_job_arguments(

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import redis
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from bergson_core.errors import DeadlineExceeded, InvalidInput
 from worker.messages import MAX_MESSAGE_BYTES, PRIORITIES, SCHEMA_VERSION, Problem, Query, Reply
 from worker.queue import lua_scripts
+from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (
     QUERY_BELL,
     QUERY_LEASES,
@@ -78,6 +79,7 @@ class QueryQueue:
             *(key for priority in PRIORITIES for key in waiting_keys(priority)),
         ]
 
+    @check_replies()
     def take(self, block_s: float = 0) -> list[Query]:
         """Takes up to `query_batch` queries of one priority: those whose leases have ended, or else the next ones.
 
@@ -96,12 +98,14 @@ class QueryQueue:
         accepted = (self._accept(*entry) for entry in entries)
         return [query for query in accepted if query is not None]
 
+    @check_replies()
     def renew(self, queries: Sequence[Query]) -> None:
         """Restarts the leases of the queries in this worker's hands."""
         if queries:
             query_ids = (query.query_id for query in queries)
             self._renew_script(keys=[QUERY_LEASES], args=[self._lease_ms, *query_ids])
 
+    @check_replies()
     def send_replies(self, replies: Iterable[tuple[Query, Reply]]) -> None:
         """Sends replies and removes their queries from the queue, all or none."""
         with self._redis.pipeline() as pipe:
@@ -110,6 +114,7 @@ class QueryQueue:
                 _drop(pipe, query.query_id)
             pipe.execute()
 
+    @check_replies()
     def is_awaited(self, query: Query) -> bool:
         """Returns whether the caller still waits for the answer; a web process deletes a query when it is withdrawn."""
         return bool(self._redis.exists(query_key(query.query_id)))
@@ -121,8 +126,10 @@ class QueryQueue:
     def _take_next(self) -> list[tuple[str, str, int]]:
         """Returns (query_id, message, number of workers that have taken it, this one included) of each query."""
         arguments = [self._settings.query_batch, self._lease_ms, QUERY_PREFIX, MAX_MESSAGE_BYTES]
-        flat = cast("list[Any]", self._take_script(keys=self._keys, args=arguments))
-        return list(zip(flat[::3], flat[1::3], map(int, flat[2::3]), strict=True))
+        flat = require_list(self._take_script(keys=self._keys, args=arguments))
+        if len(flat) % 3 or not all(isinstance(deliveries, int) for deliveries in flat[2::3]):
+            raise UnexpectedReply("expected ids, messages and numbers of queries, got another list")
+        return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 
     def _accept(self, query_id: str, raw: str, deliveries: int) -> Query | None:
         try:

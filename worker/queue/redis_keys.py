@@ -46,7 +46,22 @@ A lane is the line in which the queries or jobs of one API key wait; its name is
 API key is needed. Lanes take turns, so a caller who submits a lot only delays itself.
 
 A lease is the time for which a worker has a query or a job. The worker renews it now and then; when it ends without
-renewal, another worker takes the query or job, before those that wait. Everything works with the commands of Redis 6.2.
+renewal, another worker takes the query or job, before those that wait.
+
+Clocks
+
+    Redis' own       leases, arrivals of queries (`since`), the expiry of keys, ids of streams. After a step back, a
+                     lease that ends later than one that starts now starts anew (`take_job.lua`, `take_queries.lua`); a
+                     heartbeat or a rate that would live on for longer than it can is not counted; replies are read from
+                     the beginning of their stream; events start over for an id after the latest one. After a step
+                     forward, leases end early, which fencing tokens make safe, and heartbeats are missing until the
+                     next one.
+    web processes'   `created_at` and the order of jobs, `sent_at` and the deadline of a query. They measure their own
+                     waiting with a monotonic clock.
+    workers'         `started_at`, `finished_at`, and whether a query's deadline has passed. A worker measures the lease
+                     that it holds with a monotonic clock.
+
+Everything works with the commands of Redis 6.2.
 """
 
 from typing import Final

@@ -1,7 +1,9 @@
 """What is wrong with a real Redis that refuses commands is said in words, whichever way the command was sent."""
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from redis import Redis, RedisError
 from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 
 from bergson_core.errors import RedisFull, RedisUnavailable
+from tests.worker.helpers import wait_until
 from tests.worker.servers import free_port, running_server, server_options
 from worker.queue.redis_client import connect
 from worker.queue.redis_errors import find_trouble, unavailable_error
@@ -106,6 +109,56 @@ def test_a_redis_with_a_password_says_that_it_wants_it(
     ):
         error = refusal(client, WRITES["a command"])
     assert str(error).startswith(message) and "s3cret" not in str(error)
+
+
+def test_a_redis_that_is_busy_with_a_script_says_so(tmp_path: Path, require: Callable[..., str]):
+    port = free_port()
+    command = [require("redis-server"), *server_options(port=port, lua_time_limit=20)]
+    with (
+        running_server(command, tmp_path / "redis", url := f"redis://127.0.0.1:{port}"),
+        connect(url) as client,
+        connect(url) as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        endless = threads.submit(client.eval, "while true do end", 0)
+
+        def busy_error() -> RedisUnavailable | None:
+            try:
+                other.set("bergson:worker:x", "1")
+            except RedisError as raised:
+                return unavailable_error(raised)
+
+        error = wait_until(busy_error)
+        other.script_kill()
+        with pytest.raises(RedisError):
+            endless.result()
+    assert str(error).startswith("Redis is busy with a script: ")
+
+
+def test_a_number_of_a_database_that_does_not_exist_is_named(tmp_path: Path, require: Callable[..., str]):
+    port = free_port()
+    command = [require("redis-server"), *server_options(port=port)]
+    with (
+        running_server(command, tmp_path / "redis", url := f"redis://127.0.0.1:{port}"),
+        connect(f"{url}/99") as client,
+    ):
+        error = refusal(client, WRITES["a command"])
+    assert str(error).startswith("Redis has no database of the number in REDIS_URL: correct the number")
+
+
+def test_a_server_that_is_no_redis_is_called_unreadable():
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+
+        def answer_as_a_web_server() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threads.submit(answer_as_a_web_server)
+        with connect(f"redis://127.0.0.1:{listener.getsockname()[1]}") as client:
+            error = refusal(client, WRITES["a command"])
+    assert str(error).startswith("Redis sends what cannot be read: does REDIS_URL name a Redis")
 
 
 def test_a_user_who_lacks_a_right_is_told_where_they_are_listed(redis: Redis, redis_at: tuple[str, str]):
