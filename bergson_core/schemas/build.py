@@ -161,7 +161,7 @@ class GradientSpec(Spec):
     def _require_regular_expression(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"expected a regular expression of module names: {error}") from None
         return value
 
