@@ -104,7 +104,7 @@ def _validate_items(value: Any, validate: Callable[[Any], Any]) -> Any:
 def _item_errors(error: ValidationError, start: int) -> list[Any]:
     """Returns the errors of the items of a list that begins with the item `start`, but none of its length."""
     return [
-        {**details, "loc": (start + details["loc"][0], *details["loc"][1:])}
+        {**details, "loc": (start + int(details["loc"][0]), *details["loc"][1:])}
         for details in error.errors(include_url=False)
         if details["loc"]
     ]

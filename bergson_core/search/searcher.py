@@ -45,7 +45,7 @@ class SearchRequest:
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, self.filter and repr(self.filter)
+        return self.profile, self.group_by, repr(self.filter)
 
 
 @dataclass(frozen=True)

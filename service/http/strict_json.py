@@ -88,7 +88,7 @@ class StrictJsonRoute(APIRoute):
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
-        adapter = TypeAdapter[Any](self.body_field.field_info.annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(self.body_field.field_info.annotation or Any)
 
         async def handle_strictly(request: Request) -> Response:
             await authorize(request)
