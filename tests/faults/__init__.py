@@ -1,0 +1,1 @@
+"""The whole system under faults: killed processes, failing Redis and disks, load, and hostile requests."""

@@ -1,0 +1,43 @@
+"""Fixtures of the tests of faults.
+
+`make test` runs them in a short form of about 90 seconds. `make faults` sets FAULTS=long, which runs them whole, in
+about 30 minutes. What is random is drawn from a seed, FAULTS_SEED (0 by default), so that a run can be repeated.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.support.system import System
+
+
+@pytest.fixture(scope="session")
+def long_form() -> bool:
+    """Whether the tests run whole (FAULTS=long) instead of in the short form."""
+    return os.environ.get("FAULTS") == "long"
+
+
+@pytest.fixture
+def seeded(request: pytest.FixtureRequest) -> random.Random:
+    """A generator of random numbers for this test, from FAULTS_SEED and the name of the test."""
+    seed = f"{os.environ.get('FAULTS_SEED', '0')}/{request.node.name}"
+    print(f"seed: {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def start_system(tmp_path: Path, require: Callable[..., str]) -> Iterator[Callable[..., System]]:
+    """`start_system(**settings)` starts Redis, for a system below tmp_path whose processes the test starts.
+
+    All processes end with the test.
+    """
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> System:
+            return stack.enter_context(System(tmp_path, require("redis-server"), **settings))
+
+        yield start

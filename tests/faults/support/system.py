@@ -1,0 +1,230 @@
+"""`System`: Redis, web processes and workers as real processes, which can be killed, frozen and restarted."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+from redis import Redis
+
+from service.client import Client
+from tests import tiny
+from tests.faults.support.worker_process import Fault, run_worker
+from tests.processes import forkserver_context
+from tests.worker.servers import free_port
+from worker.messages import JobRecord
+from worker.queue.child_process import python_module_command
+from worker.queue.redis_client import connect
+
+TIMEOUT_S = 60.0
+
+
+class SystemProcess:
+    """A process of the system, by its id."""
+
+    def __init__(self, pid: int, log: Path):
+        self.pid, self.log = pid, log
+        self._process = psutil.Process(pid)
+
+    def kill(self) -> None:
+        """Kills the process, and waits until it has ended."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
+        self.wait()
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, without waiting."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.terminate()
+
+    def freeze(self) -> None:
+        """Sends SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Sends SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def is_alive(self) -> bool:
+        """Returns whether the process exists and is no zombie."""
+        try:
+            return self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def is_frozen(self) -> bool:
+        """Returns whether the process has been stopped by SIGSTOP."""
+        return self.is_alive() and self._process.status() == psutil.STATUS_STOPPED
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Waits until the process has ended."""
+        wait_until(lambda: not self.is_alive(), f"process {self.pid} ends", timeout_s)
+
+    def memory_bytes(self) -> int:
+        """Returns the resident memory of the process in bytes."""
+        return self._process.memory_info().rss
+
+
+class System:
+    """A whole service below one directory. All its processes end with the context.
+
+    Args:
+        directory: Where the data, the logs and the model with its forty documents are.
+        redis_server: Path of the program redis-server. Redis writes each command to its append-only file, so that it
+            can be killed and started again.
+        settings: Settings of the web processes and workers, such as `lease_s`.
+    """
+
+    def __init__(self, directory: Path, redis_server: str, **settings: object):
+        self.directory, self.data_dir = directory, directory / "data"
+        self._redis_server, self._redis_port = redis_server, free_port()
+        self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
+        values = {
+            "data_dir": self.data_dir,
+            "lease_s": 2,
+            "query_lease_s": 1,
+            "heartbeat_s": 0.3,
+            "poll_s": 0.05,
+        }
+        self.settings = {
+            f"BERGSON_{name.upper()}": str(value)
+            for name, value in (values | {"allowed_roots": directory} | settings).items()
+        }
+        self.redis_process: SystemProcess | None = None
+        self.workers: list[SystemProcess] = []
+        self.web_processes: list[SystemProcess] = []
+        self.urls: list[str] = []
+        self._children: list[subprocess.Popen[bytes] | BaseProcess] = []
+
+    def __enter__(self) -> Self:
+        tiny.save_model(self.directory / "model")
+        tiny.save_documents(self.directory / "documents.jsonl")
+        self.data_dir.mkdir()
+        self.start_redis()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (
+            *self.workers,
+            *self.web_processes,
+            *([self.redis_process] if self.redis_process else []),
+        ):
+            process.kill()
+        for child in self._children:
+            child.wait() if isinstance(child, subprocess.Popen) else child.join()
+
+    def start_redis(self, *options: str) -> SystemProcess:
+        """Starts Redis over the file that an earlier one has left, with further options of redis-server."""
+        directory = self.directory / "redis"
+        directory.mkdir(exist_ok=True)
+        command = [self._redis_server, "--port", str(self._redis_port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "no", "--dir", str(directory), *options]
+        self.redis_process = self._spawn(command, "redis", {})
+        with self.connect_redis() as redis:
+            wait_until(lambda: _answers(redis), "Redis answers")
+        return self.redis_process
+
+    def connect_redis(self) -> Redis:
+        """Returns a client of Redis, past all proxies."""
+        return connect(f"redis://127.0.0.1:{self._redis_port}/0")
+
+    def start_worker(self, fault: Fault | None = None, **settings: object) -> SystemProcess:
+        """Starts a worker, which meets `fault` in its first job that gets there."""
+        log = self.directory / f"worker-{len(self.workers) + 1}.log"
+        environment = self.settings | {
+            f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()
+        }
+        child = forkserver_context().Process(
+            target=run_worker,
+            args=(environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"}, log, fault),
+        )
+        child.start()
+        self._children.append(child)
+        assert child.pid is not None
+        self.workers.append(SystemProcess(child.pid, log))
+        return self.workers[-1]
+
+    def start_web(self, **settings: object) -> str:
+        """Starts a web process, waits until it answers, and returns its URL."""
+        port = free_port()
+        values = {f"BERGSON_{name.upper()}": str(value) for name, value in {"port": port, **settings}.items()}
+        process = self._spawn(
+            python_module_command("service"),
+            f"web-{len(self.web_processes) + 1}",
+            self.settings | values | {"REDIS_URL": self.redis_url},
+        )
+        self.web_processes.append(process)
+        self.urls.append(f"http://127.0.0.1:{port}")
+
+        def is_up() -> bool:
+            assert process.is_alive(), process.log.read_text()
+            try:
+                return httpx.get(f"{self.urls[-1]}/livez", timeout=5, trust_env=False).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(is_up, "the web process answers")
+        return self.urls[-1]
+
+    def client(self, web_process: int = 0) -> Client:
+        """Returns a client of one of the web processes."""
+        return Client(self.urls[web_process])
+
+    def build_body(self, **changes: object) -> dict[str, Any]:
+        """Returns the fields, other than the name, of a request that builds an index of the forty documents."""
+        return {
+            "model": str(self.directory / "model"),
+            "dataset": {"path": str(self.directory / "documents.jsonl")},
+            "columns": {"id": "id", "metadata": ["source"]},
+            "gradients": {"projection_dim": 4},
+        } | changes
+
+    def _spawn(self, command: list[str], name: str, environment: dict[str, str]) -> SystemProcess:
+        log = self.directory / f"{name}.log"
+        with log.open("ab") as file:
+            child = subprocess.Popen(
+                command,
+                env=os.environ | environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._children.append(child)
+        return SystemProcess(child.pid, log)
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """Returns what `condition` returns once that is true; fails, naming `what`, after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {timeout_s:g} s until {what}"
+        time.sleep(0.01)
+    return value
+
+
+def wait_for_end(client: Client, job: str | JobRecord, timeout_s: float = TIMEOUT_S) -> JobRecord:
+    """Returns the record of a job once the job has ended."""
+
+    def read_ended() -> JobRecord | None:
+        record = client.job(job)
+        return record if record.state in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(read_ended, f"job {job} ends", timeout_s)
+
+
+def _answers(redis: Redis) -> bool:
+    from redis import RedisError
+
+    try:
+        return bool(redis.ping())
+    except RedisError:
+        return False
