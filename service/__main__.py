@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from bergson_core.errors import BergsonError, RedisFull
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
+from service.http.protocol import BoundedHttpProtocol
 from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
 from service.settings import ServiceSettings
@@ -63,6 +64,8 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             lifespan="on",
+            http=BoundedHttpProtocol,
+            ws="none",
             proxy_headers=False,
             server_header=False,
             access_log=False,

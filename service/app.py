@@ -19,6 +19,7 @@ from service.http.middleware import (
 )
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
+from service.http.same_origin import SameOriginMiddleware
 from service.http.whole_paths import require_whole_path
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
@@ -67,6 +68,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     # Each middleware wraps those above it, so that a request passes the last one first.
     app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
+    app.add_middleware(SameOriginMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(

@@ -16,16 +16,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.bounded_errors import (
+    bound_errors_of_lists,
+    require_few_unknown_fields,
+    require_max_length,
+    short_repr,
+)
 
 _MAX_SHOWN_ERRORS: Final = 20
 _MAX_SHOWN_CHARS: Final = 200
@@ -152,7 +160,7 @@ def describe_validation_error(error: ValidationError, root: str) -> str:
         # The value is left out where there is none, where the message has it, and where several fields are at fault.
         of_several_fields = details["type"] == "value_error" and isinstance(value, Mapping)
         if details["type"] != "missing" and "got " not in message and not of_several_fields:
-            message += f"; got {repr(value)[:_MAX_SHOWN_CHARS]}"
+            message += f"; got {short_repr(value, _MAX_SHOWN_CHARS)}"
         lines.append(f"{path}: {message}")
     if len(errors) > _MAX_SHOWN_ERRORS:
         lines.append(f"and {len(errors) - _MAX_SHOWN_ERRORS} more")
@@ -189,9 +197,24 @@ class Spec(_SpecBase):
 
     Calling the class, `model_validate` and `model_validate_json` raise `InvalidInput` where a field is wrong. Its text
     has a line for each wrong field; the cause is pydantic's `ValidationError`.
+
+    A large value that is wrong has few errors, and is refused at once (`bounded_errors`).
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Bounds the errors of every list in the model."""
+        schema = handler(source)
+        bound_errors_of_lists(handler.resolve_ref_schema(schema))
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_unknown_fields(cls, fields: Any) -> Any:
+        require_few_unknown_fields(fields, cls.model_fields, cls.__name__)
+        return fields
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -222,16 +245,21 @@ class Spec(_SpecBase):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_lookalikes(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses what pydantic would convert to a number or a truth value, such as "10", true or 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
+        """Refuses what pydantic would convert to a number or a truth value, such as "10", true or 1.
+
+        Lengths are checked here as well, before the items.
+        """
+        field = cls.model_fields[info.field_name or ""]
+        require_max_length(value, field)
+        annotation = field.annotation
         allowed = set(get_args(annotation) or (annotation,))
         kinds = allowed - {NoneType}
         if value is None and NoneType in allowed:
             return value
         if kinds and kinds <= {int, float} and isinstance(value, bool | str):
-            raise ValueError(f"expected a number, got {str(value)[:100]!r}")
+            raise ValueError(f"expected a number, got {short_repr(value)}")
         if kinds == {bool} and not isinstance(value, bool):
-            raise ValueError(f"expected true or false, got {str(value)[:100]!r}")
+            raise ValueError(f"expected true or false, got {short_repr(value)}")
         return value
 
 

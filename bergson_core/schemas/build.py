@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
-from bergson_core.schemas.inline_values import make_plain
+from bergson_core.schemas.inline_values import plain_document
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of indexes and of profiles: they are names of directories and parts of URLs."""
@@ -21,7 +21,7 @@ MAX_PRECONDITIONED_DIM = 64
 """Largest projection_dim with a preconditioner, which has p⁴ numbers for each module."""
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
-InlineDocument = Annotated[dict[str, Any], AfterValidator(make_plain)]
+InlineDocument = Annotated[dict[str, Any], AfterValidator(plain_document)]
 """A document as it stands in a request: its columns and their values."""
 ExecutorName = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or on the machines of a Ray cluster. The rows are the same."""
@@ -161,7 +161,7 @@ class GradientSpec(Spec):
     def _require_regular_expression(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"expected a regular expression of module names: {error}") from None
         return value
 

@@ -11,12 +11,24 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Self
 
-from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec, describe_validation_error, field_error
+from bergson_core.schemas.bounded_errors import short_repr
 
 Scalar = bool | int | float | str | None
+Scalars = tuple[Annotated[Any, WithJsonSchema(TypeAdapter(Scalar).json_schema())], ...]
+"""Several values. Whoever takes them has checked them with `_is_list_of_values`, all at once: pydantic tries the types
+one by one for each value."""
 _SCALAR_TYPES: Final = {bool, int, float, str, type(None)}
 
 
@@ -37,7 +49,7 @@ class Range(Spec):
     """Value that all values in the range are less than."""
     ne: Scalar = None
     """Value that the document must not have. A document without a value has no such value, and so meets this."""
-    not_in: tuple[Scalar, ...] | None = None
+    not_in: Scalars | None = None
     """Values of which the document must have none. A document without a value meets this, unless null is among them."""
     exists: bool | None = None
     """Whether the document has a value: `true` or `false`. Null, NaN and lists without values are no value."""
@@ -93,13 +105,14 @@ class Range(Spec):
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.100}"
+    return f"{type(value).__name__} {short_repr(value)}"
 
 
 def _are_values(items: Sequence[Any]) -> bool:
-    if not set(map(type, items)) <= _SCALAR_TYPES:
+    types = set(map(type, items))
+    if not types <= _SCALAR_TYPES:
         return False
-    return all(math.isfinite(item) for item in items if type(item) is float)
+    return float not in types or all(math.isfinite(item) for item in items if type(item) is float)
 
 
 def _is_list_of_values(value: Any) -> bool:
@@ -117,7 +130,7 @@ def _find_shape(condition: Any) -> str | None:
 
 Condition = Annotated[
     Annotated[Scalar, Tag("<value>")]
-    | Annotated[tuple[Scalar, ...], Tag("<values>")]
+    | Annotated[Scalars, Tag("<values>")]
     | Annotated[Range, Tag("<comparisons>")],
     Discriminator(
         _find_shape,

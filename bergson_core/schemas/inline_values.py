@@ -11,12 +11,16 @@ from types import NoneType
 from typing import Any, Final, Self
 from uuid import UUID
 
+from pydantic import ValidationInfo
+
 MAX_INTEGER_DIGITS: Final = 4300
 """Python refuses to read or write longer integers."""
 SURROGATE_REASON: Final = (
     "holds half of a surrogate pair, which is not a character; expected text that UTF-8 can hold"
 )
 EXPECTED_KINDS: Final = "expected text, a number, a truth value, a date, a list or an object"
+PARSED_JSON: Final = {"parsed_json": True}
+"""Context of a validation whose input was just parsed from JSON: nobody else holds it, and JSON can hold all of it."""
 _MAX_DEPTH: Final = 190
 """Pydantic reads JSON of at most 200 levels; a manifest and a job have some above the value."""
 _INTEGER_BOUND: Final = 10**MAX_INTEGER_DIGITS
@@ -53,6 +57,27 @@ def huge_integer(digits: int | None = None) -> UnreadableValue:
     )
 
 
+def plain_document(document: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Returns a document of a spec by `make_plain`, or as it is where it comes from JSON."""
+    if info.context is not PARSED_JSON:
+        return make_plain(document)
+    if _is_deeper(document, _MAX_DEPTH + 1):
+        raise _too_deep()
+    return document
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Returns whether a JSON value has more than so many levels of lists and objects."""
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items if type(item) in (dict, list))
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"a value is nested too deeply; expected at most {_MAX_DEPTH} levels")
+
+
 def make_plain(document: dict[str, Any]) -> dict[str, Any]:
     """Returns a document with values that JSON can hold: NumPy's scalars and arrays become numbers, texts and lists.
 
@@ -68,7 +93,7 @@ def _plain(value: Any, depth: int) -> Any:
     if type(value) in _PLAIN or isinstance(value, UnreadableValue):
         return value
     if depth > _MAX_DEPTH:
-        raise ValueError(f"a value is nested too deeply; expected at most {_MAX_DEPTH} levels")
+        raise _too_deep()
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return _plain_numpy(value, depth)
     match value:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
+from bergson_core.schemas.bounded_errors import short_repr
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.documents import Chunk
 
@@ -17,11 +18,11 @@ Messages = Sequence[dict[str, Any]]
 def require_message(message: dict[str, Any]) -> dict[str, Any]:
     """Returns a message of a chat. Raises `ValueError` unless its role is text and its content can be one."""
     if not isinstance(role := message.get("role"), str) or not role:
-        raise ValueError(f"expected a role such as user or assistant, got {_shorten(role)}")
+        raise ValueError(f"expected a role such as user or assistant, got {short_repr(role)}")
     content = message.get("content")
     is_parts = isinstance(content, list) and all(isinstance(part, dict | str) for part in content)
     if not (content is None or isinstance(content, str) or is_parts):
-        raise ValueError(f"expected a content that is text or a list of parts, got {_shorten(content)}")
+        raise ValueError(f"expected a content that is text or a list of parts, got {short_repr(content)}")
     return message
 
 
@@ -34,10 +35,6 @@ def drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: drop_nulls(item) for name, item in value.items() if item is not None}
     return [drop_nulls(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _shorten(value: Any) -> str:
-    return repr(value)[:100]
 
 
 Message = Annotated[

@@ -8,7 +8,7 @@ query is a query with a direction; a query with the direction `both` makes two o
 number within its shard.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,14 +247,14 @@ class LocalSearcher:
         return Hit(row, StoredDocument(document["prompt"], document["completion"], stored_row))
 
 
-def _batch_requests(requests: Sequence[SearchRequest]) -> Iterator[list[int]]:
-    """Yields the positions of requests that can be searched for together."""
-    remaining = list(range(len(requests)))
-    while remaining:
-        first = requests[remaining[0]]
-        batch = [number for number in remaining if requests[number].can_be_batched_with(first)]
-        remaining = [number for number in remaining if number not in batch]
-        yield batch
+def _batch_requests(requests: Sequence[SearchRequest]) -> Collection[list[int]]:
+    """Returns the positions of requests that can be searched for together."""
+    if len(requests) == 1:
+        return [[0]]
+    batches: dict[Hashable, list[int]] = {}
+    for number, request in enumerate(requests):
+        batches.setdefault(request.batch_key, []).append(number)
+    return batches.values()
 
 
 def _are_too_few(hits: Sequence[Mapping[int, Sequence[Hit]]], requests: Sequence[SearchRequest]) -> bool:

@@ -6,20 +6,25 @@ that a condition is evaluated for each distinct value and not for each row.
 A value, or each value in a list, is compared as a key: its kind and itself, since True is not 1. Null, NaN and a list
 without values have one key, which stands for no value.
 
-Legend: n rows of a shard, u distinct values of a column.
+Legend: n rows of a shard, u distinct values of a column, f their keys.
 """
 
+import itertools
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from functools import cache
+from types import NoneType
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.bounded_errors import short_repr
 from bergson_core.schemas.filters import Condition, Range
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.document_table import read_metadata
@@ -27,7 +32,10 @@ from bergson_core.storage.manifest import Manifest
 from bergson_core.storage.metadata_types import describe_type, leaf_type, merge_types, value_type
 
 _Key = tuple[str, Any]
+_KeySet = Mapping[str, AbstractSet[Any]]
+"""Keys, as the values of each kind."""
 _NO_VALUE: Final[_Key] = ("null", None)
+_NO_VALUES: Final[_KeySet] = {"null": frozenset({None})}
 _KINDS: Final[Mapping[type, str]] = {bool: "boolean", int: "number", float: "number", str: "text"}
 _BOUNDS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "gte": operator.ge,
@@ -50,29 +58,81 @@ class _EncodedColumn:
     """A metadata column of a shard.
 
     Attributes:
-        keys: The keys of each distinct value: one, or for a list those of its items.
-        codes: The position of each row's value in `keys`, [n].
+        numbers: The number of each distinct key, by kind and value.
+        keys: The numbers of the keys of each distinct value, one after another, [f]. Each has one or, if it is a list,
+            those of its items.
+        starts: The position in `keys` of the first key of each distinct value, [u].
+        codes: The distinct value of each row, [n].
         type: The type of the values.
     """
 
-    keys: Sequence[tuple[_Key, ...]]
+    numbers: Mapping[str, Mapping[Any, int]]
+    keys: Int64[np.ndarray, " f"]
+    starts: Int64[np.ndarray, " u"]
     codes: Int32[np.ndarray, " n"]
     type: str
 
     @classmethod
     def read(cls, shard: Shard, name: str) -> "_EncodedColumn":
+        return cls.of((metadata.get(name) for metadata in read_metadata(shard.documents)), shard.entry.rows)
+
+    @classmethod
+    def of(cls, values: Iterable[Any], n: int) -> "_EncodedColumn":
+        """Returns the column of `n` rows with these values."""
         positions: dict[tuple[_Key, ...], int] = {}
-        codes = np.zeros(shard.entry.rows, dtype=np.int32)
+        codes = np.zeros(n, dtype=np.int32)
         types: set[str] = set()
-        for row, metadata in enumerate(read_metadata(shard.documents)):
-            value = metadata.get(name)
+        for row, value in enumerate(values):
             codes[row] = positions.setdefault(_keys_of(value), len(positions))
             types.add(value_type(value))
-        return cls(list(positions), codes, merge_types(types))
+        numbers: dict[str, dict[Any, int]] = defaultdict(dict)
+        count = itertools.count()
+        keys = [numbers[kind].setdefault(value, next(count)) for keys in positions for kind, value in keys]
+        lengths = np.fromiter(map(len, positions), dtype=np.int64, count=len(positions))
+        starts = np.cumsum(lengths) - lengths
+        return cls(dict(numbers), np.array(keys, dtype=np.int64), starts, codes, merge_types(types))
 
     def rows_that_meet(self, condition: "_CompiledCondition") -> Bool[np.ndarray, " n"]:
-        meets = np.fromiter(map(condition.is_met_by, self.keys), dtype=bool, count=len(self.keys))
-        return meets[self.codes]
+        """Returns which rows meet a condition."""
+        if not len(self.codes):
+            return np.zeros(0, dtype=bool)
+        return self._values_that_meet(condition)[self.codes]
+
+    def _values_that_meet(self, condition: "_CompiledCondition") -> Bool[np.ndarray, " u"]:
+        if condition.wanted is not None:
+            return self._have_key(self._known(condition.wanted))
+        meets = ~self._have_key(self._known(condition.unwanted))
+        if condition.exists is not None:
+            meets &= self._have_key(self._known(_NO_VALUES)) != condition.exists
+        if condition.bounds:
+            meets &= self._have_key(self._within(condition.bounds))
+        return meets
+
+    def _known(self, keys: "_KeySet") -> list[int]:
+        """Returns the numbers of those of these keys that occur."""
+        occurring: list[int] = []
+        for kind, values in keys.items():
+            numbers = self.numbers.get(kind, {})
+            if len(values) < len(numbers):
+                occurring += [numbers[value] for value in values if value in numbers]
+            else:
+                occurring += [number for value, number in numbers.items() if value in values]
+        return occurring
+
+    def _within(self, bounds: Mapping[str, Any]) -> list[int]:
+        """Returns the numbers of the keys that lie within bounds of one kind. A key of another kind does not."""
+        ((kind, _),) = _keys_of(next(iter(bounds.values())))
+        known = list(self.numbers.get(kind, {}).items())
+        for name, bound in bounds.items():
+            compare = _BOUNDS[name]
+            known = [(value, number) for value, number in known if compare(value, bound)]
+        return [number for _, number in known]
+
+    def _have_key(self, numbers: Sequence[int]) -> Bool[np.ndarray, " u"]:
+        """Returns which of the distinct values have one of the keys with these numbers."""
+        is_key = np.zeros(len(self.keys), dtype=bool)
+        is_key[numbers] = True
+        return np.logical_or.reduceat(is_key[self.keys], self.starts)
 
 
 @dataclass(frozen=True)
@@ -82,34 +142,24 @@ class _CompiledCondition:
     Attributes:
         wanted: Keys of which the document has to have one; None if it need not.
         unwanted: Keys of which the document must have none.
-        bounds: Bounds that one value of the document has to lie within; None for no bounds.
+        bounds: Bounds that one value of the document has to lie within.
         exists: Whether the document has to have a value or must have none; None if both will do.
     """
 
-    wanted: frozenset[_Key] | None = None
-    unwanted: frozenset[_Key] = frozenset()
-    bounds: Callable[[_Key], bool] | None = None
+    wanted: _KeySet | None = None
+    unwanted: _KeySet = field(default_factory=dict)
+    bounds: Mapping[str, Any] = field(default_factory=dict)
     exists: bool | None = None
 
     @classmethod
     def of(cls, condition: Condition) -> "_CompiledCondition":
         if not isinstance(condition, Range):
-            return cls(wanted=_keys_of_condition(condition))
-        unwanted = [] if condition.ne is None else [condition.ne]
+            return cls(wanted=_key_set(condition if isinstance(condition, tuple) else (condition,)))
+        unwanted = () if condition.ne is None else (condition.ne,)
         return cls(
-            unwanted=_keys_of_condition((*unwanted, *(condition.not_in or ()))),
-            bounds=_compile_bounds(condition),
+            unwanted=_key_set((*unwanted, *(condition.not_in or ()))),
+            bounds=condition.bounds(),
             exists=condition.exists,
-        )
-
-    def is_met_by(self, keys: tuple[_Key, ...]) -> bool:
-        """Returns whether a value with these keys meets the condition."""
-        if self.wanted is not None:
-            return not self.wanted.isdisjoint(keys)
-        return (
-            self.unwanted.isdisjoint(keys)
-            and self.exists in (None, keys[0] != _NO_VALUE)
-            and (self.bounds is None or any(map(self.bounds, keys)))
         )
 
 
@@ -130,7 +180,9 @@ class MetadataFilter:
         for column, condition in conditions.items():
             if column not in columns:
                 available = f"it keeps {', '.join(columns)}" if columns else "it keeps none"
-                raise InvalidInput(f"filter: the index has no metadata column {column!r}; {available}")
+                raise InvalidInput(
+                    f"filter: the index has no metadata column {short_repr(column)}; {available}"
+                )
             _require_comparable(column, self._column_type(column), condition)
 
     def matching_rows(self, conditions: Mapping[str, Condition]) -> list[Bool[np.ndarray, " n"]]:
@@ -166,24 +218,15 @@ def _keys_of(value: Any) -> tuple[_Key, ...]:
     return (("object", json.dumps(value, sort_keys=True)),) if isinstance(value, dict) else (_NO_VALUE,)
 
 
-def _keys_of_condition(condition: Any) -> frozenset[_Key]:
-    """Returns the keys of a value or of several values, none of which is a list."""
-    values = condition if isinstance(condition, tuple) else (condition,)
-    return frozenset([(_KINDS.get(type(value), "null"), value) for value in values])
-
-
-def _compile_bounds(condition: Range) -> Callable[[_Key], bool] | None:
-    """Returns a function that tells whether a key lies within the bounds. A key of another kind does not."""
-    bounds = condition.bounds()
-    if not bounds:
-        return None
-    comparisons = [(_BOUNDS[name], bound) for name, bound in bounds.items()]
-    ((kind, _),) = _keys_of(comparisons[0][1])
-
-    def lies_within(key: _Key) -> bool:
-        return key[0] == kind and all(compare(key[1], bound) for compare, bound in comparisons)
-
-    return lies_within
+def _key_set(values: Sequence[Any]) -> _KeySet:
+    """Returns the keys of several values, none of which is a list."""
+    kinds = {kind: _KINDS.get(kind, "null") for kind in set(map(type, values))}
+    if len(set(kinds.values())) == 1:
+        return {next(iter(kinds.values())): frozenset(values)}
+    return {
+        kind: frozenset(value for value in values if kinds[type(value)] == kind)
+        for kind in set(kinds.values())
+    }
 
 
 def _require_comparable(column: str, kind: str, condition: Condition) -> None:
@@ -194,11 +237,11 @@ def _require_comparable(column: str, kind: str, condition: Condition) -> None:
     values: tuple[Any, ...] = condition if isinstance(condition, tuple) else (condition,)
     if isinstance(condition, Range):
         values = (*condition.bounds().values(), condition.ne, *(condition.not_in or ()))
-    first_of_type = {type(value): value for value in reversed(values) if value is not None}
-    for value in first_of_type.values():
-        if _KINDS[type(value)] not in comparable:
-            expected = f"{describe_type(leaf_type(kind))} or null" if comparable else "`exists`, or null"
-            raise InvalidInput(
-                f"filter: the metadata column {column!r} holds {describe_type(kind)}: expected {expected}, got the "
-                f"{_KINDS[type(value)]} {value!r:.100}"
-            )
+    wrong_types = {of for of in set(map(type, values)) - {NoneType} if _KINDS[of] not in comparable}
+    if wrong_types:
+        value = next(value for value in values if type(value) in wrong_types)
+        expected = f"{describe_type(leaf_type(kind))} or null" if comparable else "`exists`, or null"
+        raise InvalidInput(
+            f"filter: the metadata column {short_repr(column)} holds {describe_type(kind)}: expected {expected}, got "
+            f"the {_KINDS[type(value)]} {short_repr(value)}"
+        )

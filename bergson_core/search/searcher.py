@@ -6,8 +6,9 @@ needs no model: it is given the gradient rows of the queries.
 Legend: q queries, v rows of the background sample that are visible, m modules, d numbers per module.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -40,11 +41,11 @@ class SearchRequest:
         """Returns the request that a query makes."""
         return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
 
-    def can_be_batched_with(self, other: "SearchRequest") -> bool:
-        """Returns whether both requests can be searched for together."""
-        # Their texts are compared as well, since 1 equals True.
-        same_filter = self.filter == other.filter and repr(self.filter) == repr(other.filter)
-        return same_filter and (self.profile, self.group_by) == (other.profile, other.group_by)
+    @cached_property
+    def batch_key(self) -> tuple[Hashable, ...]:
+        """What requests have in common that are searched for together."""
+        # The filter counts as text, in which 1 and true differ.
+        return self.profile, self.group_by, repr(self.filter)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
 MAX_LOCATION_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class ProblemKind(NamedTuple):
@@ -71,6 +72,8 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "not_found": ProblemKind(404, "Not found"),
     "method_not_allowed": ProblemKind(405, "Method not allowed"),
     "body_too_large": ProblemKind(413, "Body too large"),
+    "request_timeout": ProblemKind(408, "Request too slow"),
+    "head_too_large": ProblemKind(431, "Address and headers too large"),
     "unsupported_media_type": ProblemKind(415, "Not JSON"),
     "internal_error": ProblemKind(500, "Internal error"),
 }
@@ -79,6 +82,7 @@ _CODES_BY_STATUS = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
 }
@@ -112,11 +116,20 @@ def make_problem(
     )
 
 
-def make_validation_problem(errors: list[FieldError], request_id: str) -> ProblemDetails:
-    """Returns the body of an error that lists refused fields, and names the first one in its detail."""
-    first = errors[0]
+def make_validation_problem(
+    errors: list[FieldError], request_id: str, is_cut: bool = False
+) -> ProblemDetails:
+    """Returns the body of an error that lists refused fields, and names the first one in its detail.
+
+    Args:
+        errors: The refused fields.
+        request_id: Id of the request.
+        is_cut: Whether there are more that are not listed.
+    """
+    first, others = errors[0], f" (and {len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
     location = ".".join(str(part) for part in first.loc[1:]) or str(first.loc[0])
-    others = f" (and {len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
+    if is_cut:
+        others = f" (and {len(errors) - 1} more in `errors`, which are not all)"
     return make_problem("invalid_input", f"{location}: {first.msg}{others}", request_id, errors)
 
 
@@ -166,13 +179,15 @@ def _make_field_error(error: Mapping[str, Any]) -> FieldError:
     if error["type"] == "json_invalid":
         message, location = f"expected JSON: {error['ctx']['error']}", location[:1]  # without its position
     location = [part[:MAX_LOCATION_CHARACTERS] if isinstance(part, str) else part for part in location]
-    return FieldError(loc=location, msg=message)
+    return FieldError(loc=location, msg=message[:MAX_MESSAGE_CHARACTERS])
 
 
 def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_make_field_error(details) for details in plain_errors(error.errors())[:MAX_FIELD_ERRORS]]
-    return problem_response(make_validation_problem(errors, get_request_id(request)))
+    details = plain_errors(error.errors())
+    errors = list(map(_make_field_error, details[:MAX_FIELD_ERRORS]))
+    is_cut = len(details) > len(errors)
+    return problem_response(make_validation_problem(errors, get_request_id(request), is_cut))
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -4,9 +4,12 @@ An index counts as the same as long as its manifest on disk and its takedowns ar
 index makes its answers obsolete. Each web process keeps the answers that it used last, as JSON.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable
+from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
@@ -14,6 +17,8 @@ from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.storage.takedown_log import TakedownLog
 
 CacheKey = tuple[Hashable, ...]
+_ENTRY_BYTES: Final = 200
+"""What an entry takes besides its key and its answer."""
 
 
 def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> CacheKey | None:
@@ -28,12 +33,13 @@ def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> Ca
         stat = (index / MANIFEST_FILE).stat()
     except OSError:
         return None
+    query_sha256 = sha256(query.model_dump_json().encode()).digest()  # the query itself may take megabytes
     is_old = log.head is None
-    return query.model_dump_json(), stat.st_mtime_ns, stat.st_ino, stat.st_size, log.end.sha256, is_old
+    return query_sha256, stat.st_mtime_ns, stat.st_ino, stat.st_size, log.end.sha256, is_old
 
 
 class AnswerCache:
-    """The answers that were used last, up to `max_bytes` in all; 0 keeps none."""
+    """The answers that were used last, up to `max_bytes` in all with their keys; 0 keeps none."""
 
     def __init__(self, max_bytes: int):
         self._max_bytes, self._bytes = max_bytes, 0
@@ -50,8 +56,14 @@ class AnswerCache:
         """Keeps an answer, except one that lacks damaged shards, because these may be repaired."""
         if key is None or answer.partial or not self._max_bytes:
             return
-        self._bytes -= len(self._answers.pop(key, b""))
+        if key in self._answers:
+            self._bytes -= _entry_bytes(key, self._answers.pop(key))
         raw = self._answers[key] = answer.model_dump_json().encode()
-        self._bytes += len(raw)
+        self._bytes += _entry_bytes(key, raw)
         while self._bytes > self._max_bytes:
-            self._bytes -= len(self._answers.popitem(last=False)[1])
+            self._bytes -= _entry_bytes(*self._answers.popitem(last=False))
+
+
+def _entry_bytes(key: CacheKey, raw: bytes) -> int:
+    """Returns the memory that an answer takes with its key."""
+    return _ENTRY_BYTES + sum(map(sys.getsizeof, (key, *key, raw)))

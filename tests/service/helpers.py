@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.testclient import TestClient
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -159,3 +159,10 @@ def serve_app(app: ASGIApp) -> Iterator[str]:
         server.should_exit = True
         thread.join(START_TIMEOUT_S)
         server_socket.close()
+
+
+def iter_api_routes(app: FastAPI) -> Iterator[APIRoute]:
+    """Yields the routes of the application that are calls, with those of its routers."""
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute):
+            yield context.original_route

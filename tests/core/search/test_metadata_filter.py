@@ -228,8 +228,8 @@ def test_a_filter_of_very_many_values_is_as_fast_as_one_of_few():
 
 def test_conditions_that_python_takes_for_equal_are_not_searched_for_together():
     requests = [SearchRequest.from_query(query(filter={"number": value})) for value in (1, True, 1)]
-    assert not requests[0].can_be_batched_with(requests[1])
-    assert requests[0].can_be_batched_with(requests[2])
+    assert requests[0].batch_key != requests[1].batch_key
+    assert requests[0].batch_key == requests[2].batch_key
 
 
 @pytest.mark.parametrize(
