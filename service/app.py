@@ -32,7 +32,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
-        app.state.rate_limiter = RateLimiter(redis_storage(app.state.broker.pool))
+        app.state.rate_limiter = RateLimiter(
+            redis_storage(app.state.broker.pool), app.state.settings.max_open_requests
+        )
         yield
 
 
@@ -53,7 +55,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.settings = settings
     app.state.broker = broker
     app.state.stopping = False
-    app.state.rate_limiter = RateLimiter()
+    app.state.rate_limiter = RateLimiter(max_open_calls=settings.max_open_requests)
     app.state.authenticator = KeyAuthenticator(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
@@ -64,7 +66,9 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     install_error_handlers(app)
     # Each middleware wraps those above it, so that a request passes the last one first.
-    app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware, limit_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s
+    )
     app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(HeadMiddleware)
