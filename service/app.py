@@ -19,6 +19,7 @@ from service.http.middleware import (
 )
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
+from service.http.slow_bodies import SlowBodyMiddleware
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
@@ -67,8 +68,9 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     install_error_handlers(app)
     # Each middleware wraps those above it, so that a request passes the last one first.
     app.add_middleware(
-        BodyLimitMiddleware, limit_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s
+        SlowBodyMiddleware, timeout_s=settings.client_timeout_s, limit_bytes=settings.max_body_bytes
     )
+    app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(HeadMiddleware)

@@ -2,10 +2,10 @@
 
 These are plain ASGI classes and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. A request
 passes `RequestIdMiddleware` first, then `ProxyPrefixMiddleware` (`service.http.proxy_prefix`), `HeadMiddleware`,
-`HostCheckMiddleware`, `KeyCheckMiddleware` and `BodyLimitMiddleware`.
+`HostCheckMiddleware`, `KeyCheckMiddleware`, `BodyLimitMiddleware` and `SlowBodyMiddleware`
+(`service.http.slow_bodies`).
 """
 
-import asyncio
 import logging
 import re
 import time
@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bergson_core.errors import BergsonError
 from service.auth import authorization
 from service.auth.rate_limits import RateLimiter
-from service.http.connections import PROGRESS_BYTES
 from service.http.metrics import WebMetrics, route_template
 from service.http.problems import error_response, make_problem, problem_response
 from service.http.proxy_prefix import route_path
@@ -175,14 +174,12 @@ class KeyCheckMiddleware:
 class BodyLimitMiddleware:
     """Refuses bodies of more than `limit_bytes`: at once if the request declares its length, else while it streams.
 
-    Bodies that come too slowly are refused as well: those of which less than `PROGRESS_BYTES` has come within
-    `timeout_s`, though there was more to come. FastAPI's own `max_body_size` is not used because it answers with plain
-    text.
+    FastAPI's own `max_body_size` is not used because it answers with plain text.
     """
 
-    def __init__(self, app: ASGIApp, limit_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self.app = app
-        self.limit_bytes, self.timeout_s = limit_bytes, timeout_s
+        self.limit_bytes = limit_bytes
         self.detail = f"expected a body of at most {limit_bytes:,} bytes (the setting max_body_bytes)"
 
     def _declares_too_much(self, scope: Scope) -> bool:
@@ -195,28 +192,14 @@ class BodyLimitMiddleware:
         if self._declares_too_much(scope):
             details = make_problem("body_too_large", self.detail, scope["state"]["request_id"])
             return await problem_response(details, {"Connection": "close"})(scope, receive, send)
-        received_bytes, is_complete = 0, False
-        next_bytes, deadline = PROGRESS_BYTES, time.monotonic() + self.timeout_s
+        received_bytes = 0
 
         async def receive_counted() -> Message:
-            nonlocal received_bytes, is_complete, next_bytes, deadline
-            if is_complete:
-                return await receive()  # waits until the client disconnects
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                detail = (
-                    f"expected the body, or the next {PROGRESS_BYTES:,} bytes of it, within {self.timeout_s:g} s (the "
-                    "setting client_timeout_s)"
-                )
-                raise HTTPException(408, detail, {"Connection": "close"}) from None
+            nonlocal received_bytes
+            message = await receive()
             received_bytes += len(message.get("body", b""))
             if received_bytes > self.limit_bytes:
                 raise HTTPException(413, self.detail, {"Connection": "close"})
-            if received_bytes >= next_bytes:
-                next_bytes, deadline = received_bytes + PROGRESS_BYTES, time.monotonic() + self.timeout_s
-            is_complete = not message.get("more_body", False)
             return message
 
         await self.app(scope, receive_counted, send)

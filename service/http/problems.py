@@ -81,6 +81,7 @@ _CODES_BY_STATUS = {
     408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
+    429: "queue_full",
 }
 
 
