@@ -8,17 +8,17 @@ for itself, so that a process that dies leaves no count behind.
 import math
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits import RateLimitItem
+from limits.aio.storage import MemoryStorage, RedisStorage, SlidingWindowCounterSupport, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis import RedisError
 from redis.asyncio import ConnectionPool
 
 from bergson_core.errors import InvalidInput, QueueFull, RateLimited
 from service.auth.api_keys import Caller, parse_rate
+from service.queue.redis_calls import PROBE_WAIT_S, call_redis
 from worker.queue import redis_keys
-from worker.queue.redis_errors import unavailable_error
 
 
 def redis_storage(pool: ConnectionPool) -> Storage:
@@ -41,8 +41,10 @@ class RateLimiter:
     """
 
     def __init__(self, storage: Storage | None = None, max_open_calls: float = math.inf):
+        storage = storage or MemoryStorage()
         self._max_open_calls = max_open_calls
-        self._rates = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
+        self._rates = SlidingWindowCounterRateLimiter(storage)
+        self._storage = cast("SlidingWindowCounterSupport", storage)
         self._open_calls: Counter[str] = Counter()
 
     async def count_calls(self, caller: Caller, calls: int) -> None:
@@ -100,11 +102,21 @@ class RateLimiter:
         if caller.rate is None or not calls:
             return
         rate = parse_rate(caller.rate)
-        try:
-            if await self._rates.hit(rate, caller.id, cost=calls):
-                return
-            free_at = (await self._rates.get_window_stats(rate, caller.id)).reset_time
-        except RedisError as error:
-            raise unavailable_error(error) from error
+        free_at = await call_redis(self._hit(rate, caller.id, calls), PROBE_WAIT_S)
+        if free_at is None:
+            return
         wait_s = max(1, math.ceil(free_at - time.time()))
         raise RateLimited.with_wait(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)
+
+    async def _hit(self, rate: RateLimitItem, caller_id: str, calls: int) -> float | None:
+        """Counts calls if the rate allows them; otherwise returns when it may, in seconds of Unix time."""
+        if await self._rates.hit(rate, caller_id, cost=calls):
+            return None
+        span_s = rate.get_expiry()
+        _, previous_s, _, current_s = await self._storage.get_sliding_window(rate.key_for(caller_id), span_s)
+        if previous_s > span_s + 1 or current_s > 2 * span_s + 1:
+            # The clock of Redis has stepped back, so that these counts would last for as long as the step.
+            await self._rates.clear(rate, caller_id)
+            if await self._rates.hit(rate, caller_id, cost=calls):
+                return None
+        return (await self._rates.get_window_stats(rate, caller_id)).reset_time

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from bergson_core.errors import BergsonError, Cancelled, Forbidden, IndexNotFound
+from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, Forbidden, IndexNotFound
 from bergson_core.schemas.results import Answer, TimingMs
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
@@ -16,7 +16,7 @@ from service.http.metrics import WebMetrics
 from service.http.problems import make_problem
 from service.indexes.answer_cache import AnswerCache, make_cache_key
 from service.queue.broker import Broker
-from service.queue.replies import cancel_and_wait
+from service.queue.redis_calls import cancel_and_wait
 from service.schemas import AttributeResponse, ProblemDetails
 from service.settings import ServiceSettings
 from worker.messages import Priority, ServiceQuery
@@ -87,7 +87,11 @@ class QueryHandler:
         async def answer_one(query: ServiceQuery) -> AttributeResponse | ProblemDetails:
             async with slots:
                 try:
-                    remaining_s = max(0.001, deadline - time.monotonic())
+                    remaining_s = deadline - time.monotonic()
+                    if remaining_s <= 0:
+                        raise DeadlineExceeded(
+                            f"not asked within {timeout_s:g} s; send fewer at once or wait longer"
+                        )
                     answer = await self.answer(query, remaining_s, "batch")
                     return AttributeResponse.from_answer(answer, self.request_id)
                 except BergsonError as error:

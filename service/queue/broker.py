@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from redis import RedisError
 from redis.asyncio import ConnectionPool
 
 from bergson_core.errors import (
+    BergsonError,
     Cancelled,
     DeadlineExceeded,
     IndexBusy,
@@ -29,7 +30,14 @@ from bergson_core.errors import (
 from bergson_core.schemas.results import Answer, Estimate
 from service.queue.jobs import JobBroker
 from service.queue.queue_load import QueueLoad, read_queue_load
-from service.queue.replies import ReplyReader, translate_redis_errors
+from service.queue.redis_calls import (
+    PROBE_WAIT_S,
+    REDIS_WAIT_S,
+    call_redis,
+    cancel_and_wait,
+    run_in_background,
+)
+from service.queue.replies import ReplyReader
 from worker.messages import EstimateJob, Heartbeat, Priority, Query, ServiceQuery
 from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
@@ -44,12 +52,18 @@ logger = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS, _MAX_FOLLOWERS = 32, 256
 _WORKER_CHECK_INTERVAL_S = 1.0
+_CLOCK_TOLERANCE_S = 600.0
+"""A heartbeat that would live for so much longer than it should was sent before the clock of Redis stepped back. A live
+worker sends the next one within seconds."""
+GRACE_S: Final = 0.3
+"""Seconds after a caller's deadline in which Redis may still answer, before the caller is told that it does not."""
 
 
 class Broker(JobBroker):
     """The connection of a web process to the queue: it submits jobs and queries, and lists workers.
 
-    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full.
+    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full. No call waits
+    for Redis for longer than `REDIS_WAIT_S`, and calls with a timeout of their own end `GRACE_S` after it.
     """
 
     def __init__(self, settings: Settings, url: str):
@@ -91,28 +105,47 @@ class Broker(JobBroker):
             RedisFull: Redis has no memory left.
             RedisUnavailable: Redis does not answer, or accepts no writes for another reason.
         """
-        with translate_redis_errors():
-            await cast("Any", self._redis.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True))
+        await call_redis(self._probe(), PROBE_WAIT_S)
 
-    async def list_workers(self) -> list[Heartbeat]:
-        """Returns the latest heartbeats of the live workers, in the order of their ids."""
-        with translate_redis_errors():
-            worker_ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
-            if not worker_ids:
-                return []
-            keys = [redis_keys.worker_key(worker_id) for worker_id in worker_ids]
-            messages = dict(zip(worker_ids, await cast("Any", self._redis.mget(keys)), strict=True))
-            dead_ids = [worker_id for worker_id, message in messages.items() if message is None]
-            if dead_ids:
-                await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead_ids))
-        heartbeats = [_parse_heartbeat(message) for message in messages.values() if message is not None]
-        return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
+    async def list_workers(self, limit_s: float = REDIS_WAIT_S) -> list[Heartbeat]:
+        """Returns the latest heartbeats of the live workers, in the order of their ids.
+
+        Args:
+            limit_s: Longest time in seconds to wait for Redis.
+        """
+        return await call_redis(self._read_heartbeats(), limit_s)
 
     async def read_load(self) -> QueueLoad:
         """Returns how much work waits, and who is alive to do it."""
-        workers = await self.list_workers()
-        with translate_redis_errors():
-            return await read_queue_load(self._redis, workers)
+
+        async def read() -> QueueLoad:
+            return await read_queue_load(self._redis, await self._read_heartbeats())
+
+        return await call_redis(read(), PROBE_WAIT_S)
+
+    async def _probe(self) -> None:
+        await cast("Any", self._redis.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True))
+
+    async def _read_heartbeats(self) -> list[Heartbeat]:
+        worker_ids = sorted(await cast("Any", self._redis.smembers(redis_keys.WORKERS)))
+        if not worker_ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in worker_ids:
+                pipe.get(redis_keys.worker_key(worker_id))
+                pipe.pttl(redis_keys.worker_key(worker_id))
+            replies = await pipe.execute()
+        messages = dict(zip(worker_ids, zip(replies[::2], replies[1::2], strict=True), strict=True))
+        dead_ids = [worker_id for worker_id, (message, _) in messages.items() if message is None]
+        if dead_ids:
+            await cast("Any", self._redis.srem(redis_keys.WORKERS, *dead_ids))
+        longest_ms = 1000 * (self._settings.heartbeat_ttl_s + _CLOCK_TOLERANCE_S)
+        heartbeats = [
+            _parse_heartbeat(message)
+            for message, remaining_ms in messages.values()
+            if message is not None and remaining_ms <= longest_ms
+        ]
+        return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
 
     # Queries
 
@@ -143,7 +176,7 @@ class Broker(JobBroker):
             RedisUnavailable: Redis does not answer, or it is full (`RedisFull`).
             BergsonError: Whatever error the worker met.
         """
-        now, query_id = time.time(), uuid4().hex
+        now, query_id, started = time.time(), uuid4().hex, time.monotonic()
         message = Query(
             query_id=query_id,
             reply_to=self._replies.stream,
@@ -154,20 +187,22 @@ class Broker(JobBroker):
             priority=priority,
             query=query,
         )
+
+        def remaining_s(extra_s: float = GRACE_S) -> float:
+            return max(0.0, started + timeout_s + extra_s - time.monotonic())
+
+        withdrawal: asyncio.Task[RedisUnavailable | None] | None = None
         with self._replies.expect_reply(query_id) as future:
-            await self._require_worker()
-            await self._enqueue(message, lane)
-            # No timeout that cancels may enclose the two lines above: see `cancel_and_wait`.
+            await self._require_worker(min(REDIS_WAIT_S, remaining_s()))
+            await self._enqueue(message, lane, min(REDIS_WAIT_S, remaining_s()))
             try:
-                await asyncio.wait([future], timeout=max(0.0, message.deadline - time.time()))
+                await asyncio.wait([future], timeout=remaining_s(extra_s=0))
             finally:
                 if not future.done():
-                    await asyncio.shield(self._withdraw(message))
-            if not future.done():
-                if self._replies.failure:
-                    raise RedisUnavailable.because(self._replies.failure)
-                await self.ping()  # the answer may be there, and Redis too full to take it
-                raise DeadlineExceeded(f"no answer within {timeout_s:g} s; ask again or wait longer")
+                    withdrawal = run_in_background(self._withdraw(message))
+                    await asyncio.wait([withdrawal], timeout=min(GRACE_S, remaining_s()))
+            if withdrawal is not None and not future.done():
+                raise self._explain_silence(withdrawal, timeout_s)
             reply = future.result()
         if reply.answer is not None:
             return reply.answer
@@ -177,18 +212,39 @@ class Broker(JobBroker):
             raise IndexBusy(f"index {query.index!r} is being built: follow /jobs/{job_id}")
         raise error
 
-    async def _require_worker(self) -> None:
+    def _explain_silence(
+        self, withdrawal: "asyncio.Task[RedisUnavailable | None]", timeout_s: float
+    ) -> BergsonError:
+        """Returns the error for a query without an answer: Redis is silent or full, or no worker was quick enough."""
+        if self._replies.failure:
+            return RedisUnavailable.because(self._replies.failure)
+        if not withdrawal.done():
+            return RedisUnavailable.because("it has stopped answering while a worker was awaited")
+        late = DeadlineExceeded(f"no answer within {timeout_s:g} s; ask again or wait longer")
+        return withdrawal.result() or late
+
+    async def _require_worker(self, limit_s: float = REDIS_WAIT_S) -> None:
         """Raises `NoWorker` if no worker is alive. After it has seen one, it does not look again for a second."""
-        if time.monotonic() >= self._next_worker_check:
-            if not await self.list_workers():
+
+        async def count_workers() -> int:
+            workers = await self._read_heartbeats()
+            if not workers:
                 # The heartbeats of live workers do not arrive in a Redis that accepts no writes.
-                await self.ping()
+                await self._probe()
+            return len(workers)
+
+        if time.monotonic() >= self._next_worker_check:
+            if not await call_redis(count_workers(), limit_s):
                 raise NoWorker("no worker is alive: start one with `bergson worker`")
             self._next_worker_check = time.monotonic() + _WORKER_CHECK_INTERVAL_S
 
-    async def _enqueue(self, message: Query, lane: str) -> None:
-        with translate_redis_errors():
-            outcome = await cast("Any", self._ask(**ask_query_arguments(message, lane, self._settings)))
+    async def _enqueue(self, message: Query, lane: str, limit_s: float) -> None:
+        arguments = ask_query_arguments(message, lane, self._settings)
+        try:
+            outcome = await call_redis(cast("Any", self._ask(**arguments)), limit_s)
+        except (asyncio.CancelledError, RedisUnavailable):
+            run_in_background(self._withdraw(message))  # the query may have arrived all the same
+            raise
         if outcome != "asked":
             max_wait_s, max_queries = self._settings.max_queue_wait_s, self._settings.max_queued_queries
             reason = (
@@ -198,18 +254,28 @@ class Broker(JobBroker):
             )
             raise QueueFull(f"{reason} already: try again in a second, or start more workers")
 
-    async def _withdraw(self, message: Query) -> None:
-        """Takes a query off the queue. A worker that has taken it notices before its next long step."""
+    async def _withdraw(self, message: Query) -> RedisUnavailable | None:
+        """Takes a query off the queue. A worker that has taken it notices before its next long step.
+
+        Returns:
+            What is wrong with Redis, which may also be why the answer has not come: for example that it is full.
+        """
         query_id = message.query_id
         waiting, since, _ = waiting_keys(message.priority)
         try:
-            if await cast("Any", self._redis.zrem(waiting, query_id)):
-                await self._redis.zrem(since, query_id)
-            await self._redis.delete(query_key(query_id))
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zrem(waiting, query_id)
+                pipe.zrem(since, query_id)
+                pipe.delete(query_key(query_id))
+                pipe.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True)  # what `ping` sends
+                *removals, write = await pipe.execute(raise_on_error=False)
+            for error in filter(lambda reply: isinstance(reply, RedisError), removals):
+                raise error
         except RedisError as error:
-            logger.warning(
-                "query %s stays in the queue until its deadline: %s", query_id, unavailable_error(error)
-            )
+            trouble = unavailable_error(error)
+            logger.warning("query %s stays in the queue until its deadline: %s", query_id, trouble)
+            return trouble
+        return unavailable_error(write) if isinstance(write, RedisError) else None
 
     async def estimate(self, job: EstimateJob, timeout_s: float, lane: str = "") -> Estimate:
         """Has a worker estimate the cost of a build.
@@ -228,22 +294,35 @@ class Broker(JobBroker):
             RedisUnavailable: Redis does not answer.
             BergsonError: Whatever error the worker met.
         """
-        await self._require_worker()
-        await self.submit(job, lane=lane)
+        await self._require_worker(min(REDIS_WAIT_S, timeout_s + GRACE_S))
+        estimating = asyncio.create_task(self._submit_estimate(job, lane))
         try:
-            async with asyncio.timeout(timeout_s):
-                async for _, record in self.iter_events(job.job_id):
-                    if record.estimate is not None:
-                        return record.estimate
-                    if record.error is not None:
-                        raise from_code(record.error.code, record.error.detail)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"no estimate within {timeout_s:g} s; the workers may be busy (GET /jobs): wait longer, or ask later"
-            ) from None
+            await asyncio.wait([estimating], timeout=timeout_s)
+            if not estimating.done():
+                raise DeadlineExceeded(
+                    f"no estimate within {timeout_s:g} s; the workers may be busy (GET /jobs): wait longer, or ask "
+                    "later"
+                )
+            return estimating.result()
         finally:
-            await asyncio.shield(self.cancel(job.job_id))
+            ending = run_in_background(self._end_estimate(estimating, job.job_id))
+            await asyncio.wait([ending], timeout=GRACE_S)
+
+    async def _submit_estimate(self, job: EstimateJob, lane: str) -> Estimate:
+        await self.submit(job, lane=lane)
+        async for _, record in self.iter_events(job.job_id):
+            if record.estimate is not None:
+                return record.estimate
+            if record.error is not None:
+                raise from_code(record.error.code, record.error.detail)
         raise Cancelled("the estimate was cancelled")
+
+    async def _end_estimate(self, estimating: asyncio.Task[Estimate], job_id: str) -> None:
+        await cancel_and_wait(estimating)
+        try:
+            await self.cancel(job_id)
+        except BergsonError as error:
+            logger.warning("the estimate %s was not cancelled: %s", job_id, error)
 
 
 def _parse_heartbeat(message: str) -> Heartbeat | None:

@@ -10,9 +10,11 @@ from redis.asyncio import Redis
 
 from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
 from bergson_core.storage.manifest import MANIFEST_FILE
-from service.queue.replies import BLOCK_MS, StreamEntries, translate_redis_errors
+from service.queue.redis_calls import call_redis, translate_redis_errors
+from service.queue.replies import BLOCK_MS, StreamEntries
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
 from worker.queue import job_queue, lua_scripts, redis_keys
+from worker.queue.redis_errors import require_list
 from worker.settings import Settings
 from worker.telemetry import tracing
 
@@ -24,7 +26,8 @@ _BEFORE_FIRST_EVENT = "0"
 class JobBroker:
     """The jobs in Redis, as the web process sees them.
 
-    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full.
+    Every method raises `RedisUnavailable` when Redis does not answer, and `RedisFull` when it is full. No call waits
+    for Redis for longer than `REDIS_WAIT_S`.
 
     Args:
         settings: The settings of the process.
@@ -74,8 +77,8 @@ class JobBroker:
             *(index, job.job_id, body_sha256, message, record.model_dump_json(), record.created_at),
             *(int(is_published), _IDEMPOTENCY_S if idempotency_key else "", lane),
         ]
-        with translate_redis_errors():
-            outcome, *details = await cast("Any", self._submit_job(keys=keys, args=arguments))
+        reply = require_list(await call_redis(cast("Any", self._submit_job(keys=keys, args=arguments))))
+        outcome, *details = reply
         if outcome == "taken" and not is_build:
             raise IndexBusy(
                 f"job {details[0]} is at work on {index!r}: follow it, and try again when it has ended"
@@ -114,26 +117,25 @@ class JobBroker:
         Raises:
             InvalidInput: `cursor` is not that of a page.
         """
-        with translate_redis_errors():
-            start = 0
-            if cursor is not None:
-                rank = await self._redis.zrevrank(redis_keys.JOBS_BY_CREATION, cursor)
-                if rank is None:
-                    raise InvalidInput("cursor: no such page; start again without one")
-                start = cast("int", rank) + 1
-            records: list[JobRecord] = []
-            expired_ids: list[str] = []
-            while len(records) <= limit and (job_ids := await self._list_ids(start, _SCAN_BATCH_SIZE)):
-                start += len(job_ids)
-                for job_id, raw in zip(job_ids, await self._read_raw_records(job_ids), strict=True):
-                    if raw is None:
-                        expired_ids.append(job_id)
-                        continue
-                    record = job_queue.parse_record(raw)
-                    if record and state in (None, record.state) and is_visible(record.index):
-                        records.append(record)
-            if expired_ids:
-                await self._redis.zrem(redis_keys.JOBS_BY_CREATION, *expired_ids)
+        start = 0
+        if cursor is not None:
+            rank = await call_redis(cast("Any", self._redis.zrevrank(redis_keys.JOBS_BY_CREATION, cursor)))
+            if rank is None:
+                raise InvalidInput("cursor: no such page; start again without one")
+            start = cast("int", rank) + 1
+        records: list[JobRecord] = []
+        expired_ids: list[str] = []
+        while len(records) <= limit and (job_ids := await self._list_ids(start, _SCAN_BATCH_SIZE)):
+            start += len(job_ids)
+            for job_id, raw in zip(job_ids, await self._read_raw_records(job_ids), strict=True):
+                if raw is None:
+                    expired_ids.append(job_id)
+                    continue
+                record = job_queue.parse_record(raw)
+                if record and state in (None, record.state) and is_visible(record.index):
+                    records.append(record)
+        if expired_ids:
+            await call_redis(cast("Any", self._redis.zrem(redis_keys.JOBS_BY_CREATION, *expired_ids)))
         return records[:limit], records[limit - 1].job_id if len(records) > limit else None
 
     async def cancel(self, job_id: str) -> JobRecord:
@@ -149,22 +151,24 @@ class JobBroker:
             record, token = await self._read_record_and_token(job_id)
             if record.state in FINAL_STATES:
                 return record
-            with translate_redis_errors():
-                if record.state == "running":
-                    await cast("Any", self._redis.hset(redis_keys.job_key(job_id), "cancel", "1"))
-                    return record
-                cancelled = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
-                arguments = job_queue.save_job_arguments(
-                    cancelled, token, token + 1, "end", self._settings.keep_jobs_s
-                )
-                if await cast("Any", self._save_job(**arguments)) >= 0:
-                    return cancelled
+            if record.state == "running":
+                await call_redis(cast("Any", self._redis.hset(redis_keys.job_key(job_id), "cancel", "1")))
+                return record
+            cancelled = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
+            arguments = job_queue.save_job_arguments(
+                cancelled, token, job_queue.next_token(token), "end", self._settings.keep_jobs_s
+            )
+            if await call_redis(cast("Any", self._save_job(**arguments))) >= 0:
+                return cancelled
             # The token has changed: a worker took the job just now, so that it is read again.
 
     async def iter_events(
         self, job_id: str, last_id: str = _BEFORE_FIRST_EVENT
     ) -> AsyncIterator[tuple[str, JobRecord]]:
         """Yields the events of a job: the id of each event, and the record that the job had then.
+
+        Ids come from the clock of Redis. After a step back of the clock, or in a Redis that was restored from an older
+        state, `last_id` may lie after the latest event; then the events are yielded from the first one on.
 
         Args:
             job_id: Id of the job.
@@ -178,6 +182,8 @@ class JobBroker:
             raise InvalidInput(f"event id: expected the id of an event, got {last_id!r}")
         while True:
             has_ended = (await self.read_job(job_id)).state in FINAL_STATES
+            if _parse_event_id(last_id) > _parse_event_id(await self._read_latest_event_id(job_id)):
+                last_id = _BEFORE_FIRST_EVENT
             with translate_redis_errors():
                 streams = await self._following_redis.xread(
                     {redis_keys.events_key(job_id): last_id}, block=None if has_ended else BLOCK_MS
@@ -192,32 +198,45 @@ class JobBroker:
 
     async def active_jobs(self) -> dict[str, str]:
         """Returns, for each index that is being built or changed, the id of the queued or running job."""
-        with translate_redis_errors():
-            return await cast("Any", self._redis.hgetall(redis_keys.BUILDING))
+        return await call_redis(cast("Any", self._redis.hgetall(redis_keys.BUILDING)))
 
     async def _read_record_and_token(self, job_id: str) -> tuple[JobRecord, int]:
         """Returns the record of a job and its fencing token."""
-        with translate_redis_errors():
-            raw, token = await cast("Any", self._redis.hmget(redis_keys.job_key(job_id), ["record", "token"]))
+        key = redis_keys.job_key(job_id)
+        raw, token = require_list(
+            await call_redis(cast("Any", self._redis.hmget(key, ["record", "token"]))), length=2
+        )
         record = job_queue.parse_record(raw)
         if record is None:
             raise job_not_found(job_id)
         return record, int(token)
 
+    async def _read_latest_event_id(self, job_id: str) -> str:
+        """Returns the id of the latest event of a job."""
+        read = self._redis.xrevrange(redis_keys.events_key(job_id), count=1)
+        entries = await call_redis(cast("Any", read))
+        return entries[0][0] if entries else _BEFORE_FIRST_EVENT
+
     async def _list_ids(self, start: int, count: int) -> list[str]:
         """Returns the ids of `count` jobs, newest first, after skipping `start` of them."""
-        return await cast("Any", self._redis.zrevrange(redis_keys.JOBS_BY_CREATION, start, start + count - 1))
+        read = self._redis.zrevrange(redis_keys.JOBS_BY_CREATION, start, start + count - 1)
+        return await call_redis(cast("Any", read))
 
     async def _read_raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hget(redis_keys.job_key(job_id), "record")
-            return await pipe.execute()
+            return await call_redis(pipe.execute())
 
 
 def job_not_found(job_id: str) -> JobNotFound:
     """Returns the error for a job that does not exist, or that the caller may not see."""
     return JobNotFound(f"no job {job_id!r}: GET /jobs lists them")
+
+
+def _parse_event_id(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 def _encode(job: Job) -> tuple[str, str]:

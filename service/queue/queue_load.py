@@ -53,9 +53,10 @@ async def read_queue_load(redis: Redis, workers: Sequence[Heartbeat]) -> QueueLo
     waiting_counts, oldest_queries = counts_and_oldest[::2], counts_and_oldest[1::2]
     now_s = seconds + microseconds / 1e6
     arrivals_s = [oldest[0][1] / 1000 for oldest in oldest_queries if oldest]
+    ages_s = [now_s - arrival_s for arrival_s in arrivals_s]  # negative after a step back of the clock
     return QueueLoad(
         queries=taken_queries + sum(waiting_counts),
-        oldest_query_age_s=max((now_s - arrival_s for arrival_s in arrivals_s), default=0.0),
+        oldest_query_age_s=max([0.0, *ages_s]),
         jobs_queued=sum(jobs_per_lane),
         jobs_running=running_jobs,
         workers=workers,

@@ -12,6 +12,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from bergson_core.errors import BergsonError, RedisUnavailable
+from service.queue.redis_calls import PROBE_WAIT_S, call_redis, cancel_and_wait
 from worker.messages import Reply
 from worker.queue import redis_keys
 from worker.queue.redis_errors import unavailable_error
@@ -21,32 +22,18 @@ logger = logging.getLogger(__name__)
 BLOCK_MS = 3000
 """Longest time that a command waits inside Redis; the Redis client itself gives up after 5 s."""
 
+_BEFORE_FIRST_ENTRY = "0"
+
 StreamEntries = list[tuple[str, list[tuple[str, dict[str, str]]]]]
 """What XREAD returns: for each stream its name and its entries, each an id and fields."""
 
 
-@contextmanager
-def translate_redis_errors() -> Iterator[None]:
-    """Raises `RedisUnavailable`, or `RedisFull`, in place of an error of Redis."""
-    try:
-        yield
-    except RedisError as error:
-        raise unavailable_error(error) from error
-
-
-async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancels a task, again and again until it has ended.
-
-    A single cancellation may get lost: redis-py sends its commands with `asyncio.wait_for`, which in Python 3.11 may
-    swallow one.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.1)
-
-
 class ReplyReader:
     """Reads the stream of this process's replies in a task, and hands each reply to whoever waits for it.
+
+    The task reads the stream from its beginning each time, and deletes what it has read. If it remembered the id of the
+    latest reply, it would wait for ids of the future once the clock of Redis has stepped back, or once a Redis with a
+    smaller clock has taken the place of the first one.
 
     Attributes:
         stream: Key of the stream, to which workers send their replies.
@@ -69,8 +56,8 @@ class ReplyReader:
         """Stops the task, deletes the stream and closes the connection."""
         if self._task is not None:
             await cancel_and_wait(self._task)
-        with suppress(RedisError):
-            await self._redis.delete(self.stream)
+        with suppress(RedisUnavailable):
+            await call_redis(cast("Any", self._redis.delete(self.stream)), PROBE_WAIT_S)
         await self._redis.aclose()
 
     @contextmanager
@@ -92,16 +79,16 @@ class ReplyReader:
             del self._futures[query_id]
 
     async def _read(self) -> None:
-        last_id, pause_s = "0", 0.1
+        pause_s = 0.1
         while True:
             try:
-                streams = await self._redis.xread({self.stream: last_id}, block=BLOCK_MS)
-                self.failure, pause_s = None, 0.1
+                streams = await self._redis.xread({self.stream: _BEFORE_FIRST_ENTRY}, block=BLOCK_MS)
+                self.failure = None
                 for _, entries in cast("StreamEntries", streams or []):
                     for _, fields in entries:
                         self._deliver(fields.get("reply", ""))
-                    last_id = entries[-1][0]
                     await self._redis.xdel(self.stream, *(entry_id for entry_id, _ in entries))
+                pause_s = 0.1
             except RedisError as error:
                 if self.failure is None:
                     logger.warning("replies cannot be read, trying again: %s", unavailable_error(error))

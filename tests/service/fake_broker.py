@@ -224,7 +224,7 @@ class FakeBroker:
             raise TooLong("expected at most 8 tokens, got 99")
         return make_answer(query, self.texts)
 
-    async def list_workers(self) -> list[Heartbeat]:
+    async def list_workers(self, limit_s: float = 4.0) -> list[Heartbeat]:
         self._raise_failure()
         return self.heartbeats
 

@@ -7,6 +7,7 @@ why turns and leases are our own; `worker.queue.redis_keys` explains the keys.
 """
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -28,6 +29,7 @@ from worker.messages import (
 )
 from worker.queue import lua_scripts
 from worker.queue.query_queue import QueryQueue, describe_unreadable
+from worker.queue.redis_errors import UnexpectedReply, require_list
 from worker.queue.redis_keys import (
     BUILDING,
     JOB_LANE_PREFIX,
@@ -125,8 +127,10 @@ class WorkerQueue:
         job_id = self._take_script(keys=[JOB_LEASES, JOB_LANES], args=[self._lease_ms, JOB_LANE_PREFIX])
         if job_id is None:
             return None
+        if not isinstance(job_id, str):
+            raise UnexpectedReply(f"expected the id of a job, got {type(job_id).__name__}")
         try:
-            return self._start_job(cast("str", job_id), now)
+            return self._start_job(job_id, now)
         except LeaseLost:
             logger.info("job %r changed hands while it was taken", job_id)
             return None
@@ -167,7 +171,7 @@ class WorkerQueue:
     def hand_back(self, claim: ClaimedJob) -> None:
         """Lets another worker resume a job at once; this start of the job does not count as a delivery."""
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
-        self._save_job(claim.record.model_copy(update=update), claim.token, claim.token + 1, "back")
+        self._save_job(claim.record.model_copy(update=update), claim.token, next_token(claim.token), "back")
 
     @property
     def _lease_ms(self) -> int:
@@ -175,6 +179,9 @@ class WorkerQueue:
 
     def _start_job(self, job_id: str, now: float) -> ClaimedJob | None:
         record, token, cancel = self._read_record(job_id)
+        if record is None or record.state in FINAL_STATES or record.job_id != job_id:
+            # A late reply to another command looks like this, so a job is not dropped before it is read again.
+            record, token, cancel = self._read_record(job_id)
         if record is None or record.state in FINAL_STATES or record.job_id != job_id:
             self._drop_job(job_id)
             return None
@@ -188,19 +195,19 @@ class WorkerQueue:
         self.metrics.reclaimed.labels("job").inc(record.state == "running")
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
-        record = record.model_copy(update=update)
-        self._save_job(record, token, token + 1, "keep")
+        record, new_token = record.model_copy(update=update), next_token(token)
+        self._save_job(record, token, new_token, "keep")
         # The message is read after the start has been counted, because reading it may kill the worker.
         job = self._read_job(record)
         if isinstance(job, Problem):
-            return self._end_job(record, token + 1, "failed", job)
-        return ClaimedJob(job, record, token + 1, renewed_at=now)
+            return self._end_job(record, new_token, "failed", job)
+        return ClaimedJob(job, record, new_token, renewed_at=now)
 
     def _read_record(self, job_id: str) -> tuple[JobRecord | None, int, bool]:
         """Returns a job's record, its token and whether to cancel it; the record is None if the job is malformed."""
         try:
             fields = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
-            raw, token, cancel = cast("list[str | None]", fields)
+            raw, token, cancel = require_list(fields, length=3)
             return parse_record(raw), int(token or 0), bool(cancel)
         except ValueError:
             return None, 0, False
@@ -233,7 +240,7 @@ class WorkerQueue:
 
     def _end_job(self, record: JobRecord, token: int, state: JobState, problem: Problem | None) -> None:
         update = {"state": state, "error": problem, "finished_at": time.time()}
-        self._save_job(record.model_copy(update=update), token, token + 1, "end")
+        self._save_job(record.model_copy(update=update), token, next_token(token), "end")
         self.metrics.jobs.labels(record.kind, state).inc()
 
     def _save_job(self, record: JobRecord, token: int, new_token: int, transition: Transition) -> bool:
@@ -243,6 +250,15 @@ class WorkerQueue:
         if outcome < 0:
             raise _lost(record.job_id)
         return outcome == 1
+
+
+def next_token(token: int) -> int:
+    """Returns the fencing token that follows on `token`, by a random step.
+
+    A Redis that was restored from an older state hands jobs out a second time. The step makes sure that the second
+    worker has another token than the first.
+    """
+    return token + 1 + secrets.randbelow(2**32)
 
 
 def save_job_arguments(

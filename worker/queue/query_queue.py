@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import redis
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from bergson_core.errors import DeadlineExceeded, InvalidInput, QueueFull
 from worker.messages import MAX_MESSAGE_BYTES, PRIORITIES, SCHEMA_VERSION, Problem, Query, Reply
 from worker.queue import lua_scripts
+from worker.queue.redis_errors import UnexpectedReply, require_list
 from worker.queue.redis_keys import (
     QUERY_BELL,
     QUERY_LEASES,
@@ -133,8 +134,10 @@ class QueryQueue:
     def _take_next(self) -> list[tuple[str, str, int]]:
         """Returns (query_id, message, number of workers that have taken it, this one included) of each query."""
         arguments = [self._settings.query_batch, self._lease_ms, QUERY_PREFIX, MAX_MESSAGE_BYTES]
-        flat = cast("list[Any]", self._take_script(keys=self._keys, args=arguments))
-        return list(zip(flat[::3], flat[1::3], map(int, flat[2::3]), strict=True))
+        flat = require_list(self._take_script(keys=self._keys, args=arguments))
+        if len(flat) % 3 or not all(isinstance(deliveries, int) for deliveries in flat[2::3]):
+            raise UnexpectedReply("expected ids, messages and numbers of queries, got another list")
+        return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 
     def _accept(self, query_id: str, raw: str, deliveries: int) -> Query | None:
         try:

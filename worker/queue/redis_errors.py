@@ -1,10 +1,10 @@
 """What is wrong with Redis, in words: it does not answer, or it refuses commands, for example because it is full."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from redis import RedisError
-from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+from redis.exceptions import AuthenticationError, ConnectionError, InvalidResponse, TimeoutError
 
 from bergson_core.errors import RedisFull, RedisUnavailable
 
@@ -47,6 +47,12 @@ _BY_MESSAGE: Final = {
         "Redis does not allow the user of REDIS_URL a command", "grant the rights that docs/service.md lists"
     ),
     "max number of clients": RedisTrouble("Redis has no connection left", "raise its `maxclients`"),
+    "is busy running a script": RedisTrouble(
+        "Redis is busy with a script", "it answers when that is done, or after the command SCRIPT KILL"
+    ),
+    "DB index is out of range": RedisTrouble(
+        "Redis has no database of the number in REDIS_URL", "correct the number at the end of REDIS_URL"
+    ),
     "Authentication required": RedisTrouble(
         "Redis wants a password", "put user and password into REDIS_URL: redis://user:password@host:port/0"
     ),
@@ -55,6 +61,29 @@ _BY_MESSAGE: Final = {
 _WRONG_PASSWORD: Final = RedisTrouble(
     "Redis does not accept the user or the password of REDIS_URL", "correct REDIS_URL"
 )
+_GARBLED: Final = RedisTrouble(
+    "Redis sends what cannot be read",
+    "does REDIS_URL name a Redis, with nothing between that changes its replies?",
+)
+
+
+class UnexpectedReply(InvalidResponse):
+    """The reply to a command has not the shape of such a reply. It may be the late reply to another command."""
+
+
+def require_list(reply: Any, length: int | None = None) -> list[Any]:
+    """Returns a reply of Redis after checking that it is a list.
+
+    Args:
+        reply: The reply.
+        length: Number of values that the list has to have.
+
+    Raises:
+        UnexpectedReply: The reply is something else, or has another length.
+    """
+    if not isinstance(reply, list) or length not in (None, len(reply)):
+        raise UnexpectedReply(f"expected a list, got {type(reply).__name__}")
+    return reply
 
 
 def find_trouble(error: RedisError) -> RedisTrouble:
@@ -65,6 +94,8 @@ def find_trouble(error: RedisError) -> RedisTrouble:
             return trouble
     if isinstance(error, AuthenticationError):
         return _WRONG_PASSWORD
+    if isinstance(error, InvalidResponse):
+        return _GARBLED
     return _SILENT if isinstance(error, ConnectionError | TimeoutError) else _REFUSED
 
 

@@ -29,7 +29,7 @@ from bergson_core.schemas.results import Progress
 from service.openapi import examples
 from service.queue.broker import Broker
 from service.queue.queue_load import QueueLoad
-from service.queue.replies import cancel_and_wait
+from service.queue.redis_calls import cancel_and_wait
 from tests.worker.fakes import FakeCore, make_query, make_spec, publish_index
 from tests.worker.helpers import (
     count_waiting,

@@ -1,5 +1,7 @@
 -- Takes queries whose leases have ended, or else the next waiting queries, all of one priority.
 --
+-- A lease that ends later than one that starts now was started before the clock of Redis stepped back. It starts anew.
+--
 -- An id without a readable query is removed from the queue: an error here would hold up every query behind it.
 --
 -- KEYS  1 bergson:queries:taken
@@ -25,6 +27,12 @@ local function take(id)
   local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
   for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')) do
+  -- A full Redis refuses the first write of a script if that may need memory, and no other.
+  redis.call('ZREM', KEYS[1], id)
+  redis.call('ZADD', KEYS[1], now + ARGV[2], id)
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do take(id) end
