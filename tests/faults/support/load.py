@@ -6,13 +6,15 @@ since they leave more of the cores to the service.
 
 import asyncio
 import json
+import socket
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Self
 
 import psutil
@@ -54,11 +56,21 @@ class Connection:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, **options: Any) -> AsyncIterator[Self]:
-        """Opens a connection, which is aborted at the end; `options` are those of `asyncio.open_connection`."""
+    async def open(cls, url: str, buffer_bytes: int = 0) -> AsyncIterator[Self]:
+        """Opens a connection, which is aborted at the end.
+
+        Args:
+            url: The web process.
+            buffer_bytes: How much may arrive before it is read; by default whatever the system allows.
+        """
         host, port = url.removeprefix("http://").split(":")
-        opening = asyncio.open_connection(host, int(port), **options)
-        reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT_S)
+        client = socket.socket()
+        client.setblocking(False)
+        if buffer_bytes:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+        reader, writer = await asyncio.open_connection(sock=client, limit=buffer_bytes or 65536)
         try:
             yield cls(reader, writer)
         finally:
@@ -70,6 +82,13 @@ class Connection:
         self.writer.write(request)
         return await self.read_response(started)
 
+    async def trickle(self, start: bytes, piece: bytes, pause_s: float) -> None:
+        """Sends `start`, and then a piece every `pause_s` seconds, until the connection breaks."""
+        self.writer.write(start)
+        while not self.writer.is_closing():
+            await asyncio.sleep(pause_s)
+            self.writer.write(piece)
+
     async def read_response(self, started: float | None = None) -> Response:
         """Reads a whole response, which states its length."""
         started = time.perf_counter() if started is None else started
@@ -80,14 +99,14 @@ class Connection:
         body = await self.reader.readexactly(int(headers.get("content-length", 0)))
         return Response(int(status.split()[1]), headers, body, time.perf_counter() - started)
 
-    async def wait_until_cut(self, timeout_s: float) -> float:
-        """Returns after how many seconds the other side has closed the connection, whatever it has sent before."""
-        started = time.perf_counter()
+    async def read_until_cut(self, timeout_s: float) -> bytes:
+        """Returns what the other side sends until it closes the connection. Raises `TimeoutError` if it does not."""
+        received = bytearray()
         with suppress(ConnectionError):
             async with asyncio.timeout(timeout_s):
-                while await self.reader.read(65536):
-                    pass
-        return time.perf_counter() - started
+                while piece := await self.reader.read(65536):
+                    received += piece
+        return bytes(received)
 
 
 async def send(url: str, request: bytes) -> Response:
@@ -114,11 +133,12 @@ class Tally:
     cut: Counter[str] = field(default_factory=Counter)
     accepted_s: list[float] = field(default_factory=list)
 
-    def add(self, response: Response) -> None:
-        """Counts a response."""
+    def add(self, request: bytes, response: Response) -> None:
+        """Counts the response to a question."""
         self.responses[response.status] += 1
         if response.status == 200:
             self.accepted_s.append(response.elapsed_s)
+            require_own_answer(request, response)
         elif response.status in (429, 503):
             self.without_wait += not response.headers.get("retry-after", "").isdecimal()
 
@@ -130,7 +150,7 @@ class Tally:
 
     def __str__(self) -> str:
         cut = f", without a response: {dict(self.cut)}" if self.cut else ""
-        statuses = ", ".join(f"{status}: {count}" for status, count in sorted(self.responses.items()))
+        statuses = ", ".join(f"{status}: {number}" for status, number in sorted(self.responses.items()))
         return (
             f"{self.sent} requests, {statuses}{cut}; accepted: p50 {self.quantile_s(50):.3f} s, "
             f"p99 {self.quantile_s(99):.3f} s"
@@ -157,7 +177,7 @@ async def flood(
 
     async def send_one(request: bytes) -> None:
         try:
-            tally.add(await send(url, request))
+            tally.add(request, await send(url, request))
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             tally.cut[type(error).__name__] += 1
         finally:
@@ -174,15 +194,19 @@ async def flood(
     return tally
 
 
-async def ask_in_turn(url: str, requests: Iterable[bytes], clients: int, seconds: float) -> Tally:
-    """Has each of some clients send a request, wait for the response, and send the next one, over one connection."""
+async def ask_in_turn(
+    url: str, requests: Iterable[bytes], clients: int, seconds: float, pause_s: float = 0
+) -> Tally:
+    """Has each of some clients ask, wait for the response, pause, and ask again, over one connection."""
     tally, source, end = Tally(), iter(requests), time.perf_counter() + seconds
 
     async def run_client() -> None:
         async with Connection.open(url) as connection:
             while time.perf_counter() < end:
+                request = next(source)
                 tally.sent += 1
-                tally.add(await connection.exchange(next(source)))
+                tally.add(request, await connection.exchange(request))
+                await asyncio.sleep(pause_s)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
@@ -228,10 +252,14 @@ class Watch:
                 self.peak[name] = (max(rss, self.peak[name][0]), max(fds, self.peak[name][1]))
 
 
-def questions(index: str, requests: Callable[[], Mapping[str, str]] = dict, **fields: object) -> Any:
-    """Yields requests that ask an index, each something else, so that no answer is in the cache."""
-    number = 0
-    while True:
-        number += 1
+def make_questions(index: str, headers: Mapping[str, str], **fields: object) -> Iterator[bytes]:
+    """Yields requests that ask an index, each something else, so that no answer can be that of another."""
+    for number in count(1):
         body = {"index": index, "prompt": f"question {number} of", "completion": " many", **fields}
-        yield make_request("POST", "/attribute", body, **requests())
+        yield make_request("POST", "/attribute", body, **headers)
+
+
+def require_own_answer(request: bytes, response: Response) -> None:
+    """Checks that a response with the status 200 is the answer to this request and not to another."""
+    question = json.loads(request.partition(b"\r\n\r\n")[2])
+    assert response.json()["query"]["prompt"] == question["prompt"]
