@@ -173,8 +173,8 @@ class JobBroker:
         """
         if self._followers >= self._max_followers:
             raise QueueFull(
-                f"{self._followers} event streams are open already: ask again in a second, or read GET /jobs/{{job_id}} "
-                "now and then"
+                f"{self._followers} event streams are open already: ask again in a second, or read "
+                "GET /jobs/{job_id} now and then"
             )
         self._followers += 1
         try:

@@ -113,11 +113,11 @@ def queue_talkative_job(redis: Redis) -> str:
         index="talkative",
         state="running",
         created_at=time.time(),
-        progress=Progress(stage=20_000 * "x"),
+        progress=Progress(stage=40_000 * "x"),
     )
     message = record.model_dump_json()
     redis.hset(redis_keys.job_key(record.job_id), mapping={"record": message, "token": "1"})
-    for _ in range(100):
+    for _ in range(256):  # ten megabytes, more than the system takes off the hands of the web process
         redis.xadd(redis_keys.events_key(record.job_id), {"record": message})
     return record.job_id
 
@@ -202,14 +202,22 @@ def test_slow_clients_are_cut_and_hold_up_nobody(
         async with asyncio.TaskGroup() as group:
             asking = ask_in_turn(service.url, service.questions("bob"), 1, 4 * CLIENT_TIMEOUT_S, 0.05)
             others = group.create_task(asking)
-            slow = {name: [group.create_task(kind()) for _ in range(each)] for name, kind in kinds.items()}
+            slow = {
+                name: [group.create_task(kind()) for _ in range(3 if name == "no event at all" else each)]
+                for name, kind in kinds.items()
+            }
         return others.result(), {name: [task.result() for task in tasks] for name, tasks in slow.items()}
 
     with service.watch() as watch:
         others, received = asyncio.run(run())
     print(f"others: {others}\ngrowth in MB: {watch.growth_mb()}, at most {watch.peak['web'][1]} files")
     refused = others.sent - others.responses[200]
-    record(promise="slow clients hold up nobody", runs=others.sent, kills=each * len(received), lost=refused)
+    record(
+        promise="slow clients hold up nobody",
+        runs=others.sent,
+        kills=sum(map(len, received.values())),
+        lost=refused,
+    )
     assert not refused and others.sent
     assert not any(received["connects only"] + received["head"] + received["head after a request"])
     assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in received["body"])
