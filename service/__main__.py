@@ -10,7 +10,9 @@ import socket
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,7 +21,7 @@ from pydantic import ValidationError
 from bergson_core.errors import BergsonError, RedisFull
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
-from service.http.protocol import BoundedHttpProtocol
+from service.http.connections import Connection, cut_slow_connections, raise_file_limit
 from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
 from service.settings import ServiceSettings
@@ -64,13 +66,13 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             lifespan="on",
-            http=BoundedHttpProtocol,
             ws="none",
             proxy_headers=False,
             server_header=False,
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=settings.shutdown_s,
+            http=cast("type[asyncio.Protocol]", partial(Connection, settings=settings)),
         )
         super().__init__(config)
         self._app_state, self._drain_s, self._stop_time = app.state, settings.drain_s, 0.0
@@ -82,11 +84,14 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to stop; uvicorn calls this ten times a second."""
+        if counter % 10 == 0:
+            cut_slow_connections(self)
         return await super().on_tick(counter) and (self.force_exit or time.monotonic() >= self._stop_time)
 
 
 def _serve(settings: ServiceSettings, server_socket: socket.socket) -> None:
     asyncio.run(_check_redis(settings))
+    raise_file_limit(settings)
     host, port = server_socket.getsockname()[:2]
     logger.info("dashboard: http://%s:%s/docs", f"[{host}]" if ":" in host else host, port)
     server = _Server(create_app(settings), settings)

@@ -20,6 +20,7 @@ from service.http.middleware import (
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
 from service.http.same_origin import SameOriginMiddleware
+from service.http.slow_bodies import SlowBodyMiddleware
 from service.http.whole_paths import require_whole_path
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
@@ -34,7 +35,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     async with Broker.connect(app.state.settings) as app.state.broker:
-        app.state.rate_limiter = RateLimiter(redis_storage(app.state.broker.pool))
+        app.state.rate_limiter = RateLimiter(
+            redis_storage(app.state.broker.pool), app.state.settings.max_open_requests
+        )
         yield
 
 
@@ -55,7 +58,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.settings = settings
     app.state.broker = broker
     app.state.stopping = False
-    app.state.rate_limiter = RateLimiter()
+    app.state.rate_limiter = RateLimiter(max_open_calls=settings.max_open_requests)
     app.state.authenticator = KeyAuthenticator(settings)
     app.state.cache = AnswerCache(settings.cache_bytes)
     app.state.metrics = WebMetrics()
@@ -66,6 +69,9 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     install_error_handlers(app)
     # Each middleware wraps those above it, so that a request passes the last one first.
+    app.add_middleware(
+        SlowBodyMiddleware, timeout_s=settings.client_timeout_s, limit_bytes=settings.max_body_bytes
+    )
     app.add_middleware(BodyLimitMiddleware, limit_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheckMiddleware, authenticator=app.state.authenticator)
     app.add_middleware(SameOriginMiddleware, allowed_hosts=settings.allowed_hosts)

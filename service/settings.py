@@ -50,6 +50,12 @@ class ServiceSettings(Settings):
     `*` trusts every caller; by default the header is ignored."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     """Largest size of a request's body, in bytes."""
+    max_open_requests: int = Field(default=1000, ge=1)
+    """Largest number of requests, event streams among them, that a web process serves at once. Each API key may have as
+    many as the others have left, so that a key that asks a lot leaves room for the rest."""
+    client_timeout_s: float = Field(default=20.0, gt=0)
+    """Seconds in which a client has to send the head of a request, the next 64 KiB of its body, and to read the next
+    64 KiB of an answer. The connection of a slower one is closed."""
     default_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that a query without a `timeout_s` waits for its answer."""
     max_timeout_s: float = Field(default=300.0, gt=0)

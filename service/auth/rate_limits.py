@@ -1,4 +1,4 @@
-"""Limits the calls of each API key: how many in a span of time, and how many open at once.
+"""Limits the calls of each API key: how many in a span of time, and how many open at once; and all open calls together.
 
 All web processes together count the calls in a span of time, in Redis, with the `limits` library. Its window slides: of
 the span before the current one, the part counts that lies within one span of now. Each web process counts open calls
@@ -15,7 +15,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage, SlidingWindowCounter
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import ConnectionPool
 
-from bergson_core.errors import InvalidInput, RateLimited
+from bergson_core.errors import InvalidInput, QueueFull, RateLimited
 from service.auth.api_keys import Caller, parse_rate
 from service.queue.redis_calls import PROBE_WAIT_S, call_redis
 from worker.queue import redis_keys
@@ -32,14 +32,17 @@ def redis_storage(pool: ConnectionPool) -> Storage:
 
 
 class RateLimiter:
-    """Admits calls as long as they are within the limits of their key.
+    """Admits calls as long as they are within the limits of their key, and few enough are open in all.
 
     Args:
         storage: Where calls are counted. By default each process counts for itself.
+        max_open_calls: Most calls that may be open at once. A key may have as many as the others leave free, which
+            keeps room for the others however much it asks (dynamic thresholds, Choudhury and Hahne 1998).
     """
 
-    def __init__(self, storage: Storage | None = None):
+    def __init__(self, storage: Storage | None = None, max_open_calls: float = math.inf):
         storage = storage or MemoryStorage()
+        self._max_open_calls = max_open_calls
         self._rates = SlidingWindowCounterRateLimiter(storage)
         self._storage = cast("SlidingWindowCounterSupport", storage)
         self._open_calls: Counter[str] = Counter()
@@ -68,9 +71,15 @@ class RateLimiter:
         """Counts a call as open, until `end_call` is called for it.
 
         Raises:
+            QueueFull: Too many calls are open; the call is not counted as open.
             RateLimited: The key allows no further call now; the call is not counted as open.
             RedisUnavailable: The call cannot be counted.
         """
+        free = self._max_open_calls - self._open_calls.total()
+        if free <= 0 or (caller.id and self._open_calls[caller.id] >= free):
+            whose = f"of this key are open, and only {free:.0f} more may be" if free > 0 else "are open"
+            count = self._open_calls[caller.id] if free > 0 else self._open_calls.total()
+            raise QueueFull(f"{count} requests {whose}: try again in a second")
         if caller.concurrent is not None and self._open_calls[caller.id] >= caller.concurrent:
             raise RateLimited.with_wait(
                 f"{caller.concurrent} calls with this key are open, and it allows no more: wait until one has ended",

@@ -71,10 +71,12 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "host_not_allowed": ProblemKind(400, "Host not allowed"),
     "not_found": ProblemKind(404, "Not found"),
     "method_not_allowed": ProblemKind(405, "Method not allowed"),
+    "request_timeout": ProblemKind(408, "Body sent too slowly"),
     "body_too_large": ProblemKind(413, "Body too large"),
     "request_timeout": ProblemKind(408, "Request too slow"),
     "head_too_large": ProblemKind(431, "Address and headers too large"),
     "unsupported_media_type": ProblemKind(415, "Not JSON"),
+    "head_too_large": ProblemKind(431, "Headers too large"),
     "internal_error": ProblemKind(500, "Internal error"),
 }
 
@@ -85,6 +87,7 @@ _CODES_BY_STATUS = {
     408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
+    429: "queue_full",
 }
 
 

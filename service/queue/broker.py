@@ -277,6 +277,7 @@ class Broker(JobBroker):
 
         Raises:
             NoWorker: No worker is alive.
+            QueueFull: Too many follow jobs.
             DeadlineExceeded: There was no estimate within `timeout_s` seconds.
             Cancelled: Somebody cancelled the job.
             RedisUnavailable: Redis does not answer.
@@ -297,12 +298,13 @@ class Broker(JobBroker):
             await asyncio.wait([ending], timeout=GRACE_S)
 
     async def _submit_estimate(self, job: EstimateJob, lane: str) -> Estimate:
-        await self.submit(job, lane=lane)
-        async for _, record in self.iter_events(job.job_id):
-            if record.estimate is not None:
-                return record.estimate
-            if record.error is not None:
-                raise from_code(record.error.code, record.error.detail)
+        with self.count_follower():
+            await self.submit(job, lane=lane)
+            async for _, record in self.iter_events(job.job_id):
+                if record.estimate is not None:
+                    return record.estimate
+                if record.error is not None:
+                    raise from_code(record.error.code, record.error.detail)
         raise Cancelled("the estimate was cancelled")
 
     async def _end_estimate(self, estimating: asyncio.Task[Estimate], job_id: str) -> None:

@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound
+from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, JobNotFound, QueueFull
 from bergson_core.storage.manifest import MANIFEST_FILE
 from service.queue.job_limits import JobLimits
 from service.queue.redis_calls import REDIS_WAIT_S, call_redis, translate_redis_errors
@@ -38,6 +39,7 @@ class JobBroker:
 
     def __init__(self, settings: Settings, redis: Redis, following_redis: Redis):
         self._settings, self._redis, self._following_redis = settings, redis, following_redis
+        self._max_followers, self._followers = following_redis.connection_pool.max_connections, 0
         self._submit_job = redis.register_script(lua_scripts.SUBMIT_JOB)
         self._save_job = redis.register_script(lua_scripts.SAVE_JOB)
 
@@ -178,6 +180,24 @@ class JobBroker:
             if await call_redis(cast("Any", self._save_job(**arguments))) >= 0:
                 return cancelled
             # The token has changed: a worker took the job just now, so that it is read again.
+
+    @contextmanager
+    def count_follower(self) -> Iterator[None]:
+        """Counts somebody as a follower of a job while the context is open. `iter_events` may be used within it.
+
+        Raises:
+            QueueFull: There are as many followers as connections on which to wait for events.
+        """
+        if self._followers >= self._max_followers:
+            raise QueueFull(
+                f"{self._followers} event streams are open already: ask again in a second, or read "
+                "GET /jobs/{job_id} now and then"
+            )
+        self._followers += 1
+        try:
+            yield
+        finally:
+            self._followers -= 1
 
     async def iter_events(
         self, job_id: str, last_id: str = _BEFORE_FIRST_EVENT

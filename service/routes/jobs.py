@@ -99,12 +99,20 @@ async def cancel_job(job: JobDep, broker: BrokerDep) -> JobRecord:
     return await broker.cancel(job.job_id)
 
 
+async def _count_follower(broker: BrokerDep) -> AsyncIterator[None]:
+    with broker.count_follower():
+        yield
+
+
 @router.get(
     "/{job_id}/events",
+    dependencies=[Depends(_count_follower)],
     summary="Follow a job",
     response_class=EventSourceResponse,
     responses=EVENT_STREAM_RESPONSE
-    | problem_responses("job_not_found", "invalid_input", "redis_unavailable", refused=JOB_ID_ERROR),
+    | problem_responses(
+        "job_not_found", "invalid_input", "queue_full", "redis_unavailable", refused=JOB_ID_ERROR
+    ),
 )
 async def follow_job(
     job: JobDep,

@@ -11,7 +11,7 @@ from tests.faults.support.worker_process import STAGES, Fault
 pytestmark = pytest.mark.e2e
 
 
-def test_a_worker_killed_at_any_stage_costs_nothing(start_system):
+def test_a_worker_killed_at_any_stage_costs_nothing(start_system, record):
     system = start_system()
     system.start_web()
     with system.client() as client:
@@ -32,4 +32,5 @@ def test_a_worker_killed_at_any_stage_costs_nothing(start_system):
         assert hash_index(system.data_dir / "indexes" / f"killed-{stage}") == expected, stage
     with system.connect_redis() as redis:
         require_drained(redis)
+    record(promise="a job survives the kill of its worker", runs=len(STAGES), kills=len(STAGES))
     wait_until(lambda: not undisturbed.is_alive(), "the worker ends")

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
@@ -196,6 +197,11 @@ class FakeBroker:
     async def cancel(self, job_id: str) -> JobRecord:
         record = await self.read_job(job_id)
         return record if record.state in FINAL_STATES else self.advance(job_id, "cancelled")
+
+    @contextmanager
+    def count_follower(self) -> Iterator[None]:
+        self._raise_failure()
+        yield
 
     async def iter_events(self, job_id: str, last_id: str = "0") -> AsyncIterator[tuple[str, JobRecord]]:
         count = int(last_id.split("-")[0])

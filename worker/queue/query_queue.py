@@ -16,7 +16,7 @@ from typing import Any, Final
 import redis
 from pydantic import ValidationError
 
-from bergson_core.errors import DeadlineExceeded, InvalidInput
+from bergson_core.errors import DeadlineExceeded, InvalidInput, QueueFull
 from worker.messages import MAX_MESSAGE_BYTES, PRIORITIES, SCHEMA_VERSION, Problem, Query, Reply
 from worker.queue import lua_scripts
 from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
@@ -51,7 +51,13 @@ def ask_query_arguments(query: Query, lane: str, settings: Settings) -> dict[str
     """
     ttl_s = max(1, round(query.deadline - time.time())) + RETENTION_S
     return {
-        "keys": [*waiting_keys(query.priority), QUERY_LEASES, QUERY_BELL, query_key(query.query_id)],
+        "keys": [
+            *waiting_keys(query.priority),
+            QUERY_LEASES,
+            QUERY_BELL,
+            query_key(query.query_id),
+            QUERY_PREFIX,
+        ],
         "args": [
             settings.max_queued_queries,
             round(1000 * settings.max_queue_wait_s),
@@ -59,6 +65,12 @@ def ask_query_arguments(query: Query, lane: str, settings: Settings) -> dict[str
             query.model_dump_json(),
             lane,
             ttl_s,
+            REPLIES_PREFIX,
+            MAX_REPLIES,
+            RETENTION_S,
+            QueueFull.code,
+            f"{settings.max_queued_queries} queries wait already, and others have fewer among them: try again in a "
+            "second, or start more workers",
         ],
     }
 
