@@ -14,13 +14,13 @@ import httpx
 import psutil
 from redis import Redis
 
+from bergson_core.utils.child_process import python_module_command
 from service.client import Client
 from tests import tiny
 from tests.faults.support.worker_process import Fault, run_worker
 from tests.processes import forkserver_context
 from tests.worker.servers import free_port
 from worker.messages import JobRecord
-from worker.queue.child_process import python_module_command
 from worker.queue.redis_client import connect
 
 TIMEOUT_S = 60.0
