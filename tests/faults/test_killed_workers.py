@@ -14,9 +14,9 @@ import pytest
 
 from tests.faults.support.crew import Crew
 from tests.faults.support.invariants import require_drained, require_no_leftovers, require_one_end
-from tests.faults.support.system import System, wait_for_end, wait_until
+from tests.faults.support.system import System, wait_until
 from tests.faults.support.worker_process import HOLD, MOMENTS, Fault, plan_fault
-from tests.faults.support.workload import BASE, Workload
+from tests.faults.support.workload import BASE, PATIENCE_S, Workload
 from worker.messages import JobRecord
 
 pytestmark = pytest.mark.e2e
@@ -34,10 +34,10 @@ def workload(tmp_path_factory: pytest.TempPathFactory, require: Callable[..., st
     with System(directory, require("redis-server"), lease_s=LEASE_S, max_deliveries=20) as system:
         system.start_web()
         with system.client() as client:
-            workload, crew = Workload(system, client), Crew(system, 1)
-            crew.run([workload.build_base])
-            crew.run([partial(workload.expect, kind) for kind in KINDS])
-            crew.kill_all()
+            workload = Workload(system, client)
+            with Crew(system, 1) as crew:
+                crew.run([workload.build_base])
+                crew.run([partial(workload.expect, kind) for kind in KINDS])
             yield workload
 
 
@@ -64,8 +64,9 @@ def test_the_table_has_the_moments_that_an_undisturbed_job_reaches(workload):
 def test_a_job_whose_worker_is_killed_leaves_what_an_undisturbed_job_leaves(
     workload, kind, choose_moments, record
 ):
-    moments, crew = choose_moments(MOMENTS[kind]), Crew(workload.system, 3)
-    disturb_jobs(workload, crew, kind, moments, signal.SIGKILL)
+    moments = choose_moments(MOMENTS[kind])
+    with Crew(workload.system, 3) as crew:
+        disturb_jobs(workload, crew, kind, moments, signal.SIGKILL)
     assert crew.deaths == len(moments)
     record(promise="a job survives the death of its worker", runs=len(moments), kills=crew.deaths)
 
@@ -74,8 +75,9 @@ def test_a_job_whose_worker_is_killed_leaves_what_an_undisturbed_job_leaves(
 def test_a_worker_that_is_frozen_past_its_lease_loses_its_job_and_publishes_nothing(
     workload, kind, choose_moments, record
 ):
-    moments, crew = choose_moments(MOMENTS[kind]), Crew(workload.system, 3, freeze_s=2.5 * LEASE_S)
-    disturb_jobs(workload, crew, kind, moments, signal.SIGSTOP)
+    moments = choose_moments(MOMENTS[kind])
+    with Crew(workload.system, 3, freeze_s=2.5 * LEASE_S) as crew:
+        disturb_jobs(workload, crew, kind, moments, signal.SIGSTOP)
     assert crew.freezes == len(moments)
     for moment in moments:
         require_no_publication_after(workload.system, f"{kind}-{moment}-{signal.SIGSTOP:d}", moment)
@@ -86,9 +88,10 @@ def test_a_worker_that_is_frozen_past_its_lease_loses_its_job_and_publishes_noth
 def test_a_worker_that_is_stopped_hands_its_job_to_another_without_waiting_for_the_lease(
     workload, kind, choose_moments, record
 ):
+    moments = choose_moments(MOMENTS[kind])
     # A job that waited for its lease would not end before the test gives up.
-    moments, crew = choose_moments(MOMENTS[kind]), Crew(workload.system, 3, lease_s=600)
-    records = disturb_jobs(workload, crew, kind, moments, signal.SIGTERM)
+    with Crew(workload.system, 3, lease_s=600) as crew:
+        records = disturb_jobs(workload, crew, kind, moments, signal.SIGTERM)
     assert crew.deaths == len(moments)
     assert {ended.deliveries for ended in records} == {1}
     record(promise="a stopped worker hands its job on at once", runs=len(moments), kills=crew.deaths)
@@ -96,9 +99,10 @@ def test_a_worker_that_is_stopped_hands_its_job_to_another_without_waiting_for_t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_that_is_cancelled_leaves_nothing_and_can_be_made_again(workload, kind, choose_moments, record):
-    moments, crew = choose_moments(MOMENTS[kind]), Crew(workload.system, 3)
-    crew.run([partial(cancel_and_repeat, workload, kind, moment) for moment in moments])
-    require_quiet(workload, crew)
+    moments = choose_moments(MOMENTS[kind])
+    with Crew(workload.system, 3) as crew:
+        crew.run([partial(cancel_and_repeat, workload, kind, moment) for moment in moments])
+        require_quiet(workload, crew)
     record(promise="a cancelled job leaves nothing", runs=len(moments), kills=len(moments))
 
 
@@ -117,7 +121,7 @@ def disturb_jobs(
     jobs: list[JobRecord] = []
 
     def run(name: str) -> None:
-        jobs.append(wait_for_end(workload.client, workload.submit(kind, name)))
+        jobs.append(workload.wait(workload.submit(kind, name)))
         assert workload.hash(name) == workload.expect(kind), name
 
     crew.run([partial(run, name) for name in names])
@@ -135,15 +139,15 @@ def cancel_and_repeat(workload: Workload, kind: str, moment: str) -> None:
     plan_fault(workload.system.plan, name, Fault(moment, HOLD))
     held = workload.system.plan / f"{name}.held"
     job = workload.submit(kind, name)
-    wait_until(held.exists, f"the job of {name} gets there")
+    wait_until(held.exists, f"the job of {name} gets there", PATIENCE_S)
     client.cancel(job)
     held.unlink()
-    ended = wait_for_end(client, job)
+    ended = workload.wait(job)
     if moment not in PUBLISHED:
         assert ended.state == "cancelled", name
         assert workload.hash(name) == ({} if kind in ("build", "inline") else workload.hash(BASE)), name
         job = workload.submit(kind, name)
-        ended = wait_for_end(client, job)
+        ended = workload.wait(job)
     assert ended.state == "succeeded", (name, ended)
     assert workload.hash(name) == workload.expect(kind), name
 

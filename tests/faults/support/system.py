@@ -99,7 +99,7 @@ class System:
         self.settings = {
             f"BERGSON_{name.upper()}": str(value)
             for name, value in (values | {"allowed_roots": directory} | settings).items()
-        }
+        } | {"TMPDIR": str(directory / "tmp")}
         self.redis_process: SystemProcess | None = None
         self.workers: list[SystemProcess] = []
         self.web_processes: list[SystemProcess] = []
@@ -111,6 +111,7 @@ class System:
         tiny.save_documents(self.directory / "documents.jsonl")
         self.data_dir.mkdir()
         self.plan.mkdir()
+        (self.directory / "tmp").mkdir()
         self.start_redis()
         return self
 

@@ -44,7 +44,20 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
         *("take", "start", "load", "read", "gradients", "confirm", "accept", "measure", "search"),
         *("flush", "manifest", "tidy", "done", "finish", "end"),
     ),
-    "profile": ("take", "start", "confirm", "flush", "manifest", "tidy", "finish", "end"),
+    "profile": (
+        *(
+            "take",
+            "start",
+            "preconditioner",
+            "confirm",
+            "search",
+            "flush",
+            "manifest",
+            "tidy",
+            "finish",
+            "end",
+        ),
+    ),
     "compact": (
         *("take", "start", "accept", "compact", "search", "flush", "confirm", "manifest", "tidy"),
         *("finish", "end"),
