@@ -96,7 +96,6 @@ def test_nothing_is_lost_and_no_reader_sees_half_a_generation(system, seeded, lo
             return asked
 
         asked = sum(crew.run([partial(tell_stories, kind) for kind in DOCUMENTS], misfortune, 1200))
-        crew.resume_all()
         with system.connect_redis() as redis:
             require_drained(redis)
             jobs = [require_one_end(redis, job.job_id) for job in client.jobs()]

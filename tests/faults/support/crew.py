@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import psutil
 
-from tests.faults.support.system import TIMEOUT_S, System, SystemProcess
+from tests.faults.support.system import TIMEOUT_S, System, SystemProcess, wait_until
 
 
 class Crew:
@@ -22,15 +22,13 @@ class Crew:
         settings: Settings of the workers.
 
     Attributes:
-        deaths: How many workers have died.
-        freezes: How many times a worker was frozen.
+        workers: The workers that were alive at the last look.
     """
 
     def __init__(self, system: System, size: int, freeze_s: float = 0, **settings: Any):
         self._system, self._size, self._freeze_s, self._settings = system, size, freeze_s, settings
         self.workers: list[SystemProcess] = []
         self._frozen_at: dict[int, float] = {}
-        self.deaths = self.freezes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -42,25 +40,16 @@ class Crew:
     def tend(self) -> None:
         """Replaces workers that have died, and resumes those that have been frozen for long enough."""
         now = time.monotonic()
-        dead = [worker for worker in self.workers if not worker.is_alive()]
-        self.deaths += len(dead)
-        self.workers = [worker for worker in self.workers if worker not in dead]
+        self.workers = [worker for worker in self.workers if worker.is_alive()]
         frozen = [worker for worker in self.workers if worker.is_frozen()]
         for worker in frozen:
             if worker.pid not in self._frozen_at:
                 self._frozen_at[worker.pid] = now
-                self.freezes += 1
             elif now - self._frozen_at[worker.pid] > self._freeze_s:
                 del self._frozen_at[worker.pid]
                 worker.resume()
         for _ in range(self._size - len(self.workers) + len(frozen)):
             self.workers.append(self._system.start_worker(**self._settings))
-
-    def resume_all(self) -> None:
-        """Resumes all frozen workers."""
-        for worker in self.workers:
-            if worker.is_frozen():
-                worker.resume()
 
     def count_moments(self) -> int:
         """Returns how many moments the jobs of the system have reached, in all workers together."""
@@ -68,11 +57,11 @@ class Crew:
         return reached.read_bytes().count(b"\n") if reached.exists() else 0
 
     def finish(self) -> None:
-        """Stops all workers, and waits until they have ended."""
+        """Stops all workers, also frozen ones, and waits until they have ended."""
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
-            worker.wait()
+            wait_until(lambda worker=worker: _has_ended(worker), f"worker {worker.pid} ends")
         self.workers = []
 
     def run(
@@ -100,6 +89,12 @@ class Crew:
                 between()
                 time.sleep(0.01)
         return [future.result() for future in futures]
+
+
+def _has_ended(worker: SystemProcess) -> bool:
+    if worker.is_frozen():
+        worker.resume()
+    return not worker.is_alive()
 
 
 class Misfortune:
