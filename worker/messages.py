@@ -141,6 +141,8 @@ class JobRecord(ResultModel):
     """Result of an estimate, once it has succeeded."""
     error: Problem | None = None
     """Why the job has failed."""
+    waits_for: str | None = None
+    """What a queued job waits for other than its turn: the process that still holds the lock of its index."""
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None

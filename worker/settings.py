@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     resident_indexes: int = Field(default=4, ge=1)
     """Largest number of indexes that a worker keeps in memory; the least recently used index makes room for another."""
     keep_jobs_s: int = Field(default=7 * 24 * 3600, ge=1)
-    """Seconds for which a job can still be looked up after it has ended."""
+    """Seconds for which a job can still be looked up after it has ended. What a failed build has finished is kept as
+    long, so that a build of the same spec can go on from there."""
     threads: int = Field(default=0, ge=0)
     """Threads that torch and FAISS use in a worker; with 0 the libraries choose."""
     executor: ExecutorName = "local"

@@ -11,6 +11,7 @@ Legend: m modules, d numbers per module.
 """
 
 import re
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -31,12 +32,14 @@ from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
+from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.document_tokens import iter_token_chunks
+from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 MATCHED_EIGENVALUE_SHARE: Final = 1000 / 65536
@@ -97,13 +100,19 @@ def fit_profile(
         if key and (name, key) in {(entry.name, entry.key) for entry in manifest.profiles}:
             return manifest
         _require_profile_possible(manifest, root, name)
-        query_moment, query_count = _query_second_moment(opened, queries, columns)
-        train_moment = _train_second_moment(opened, root)
+
+        def tick() -> None:
+            report(Progress(stage="preconditioner"))
+
+        query_moment, query_count = _query_second_moment(opened, queries, columns, tick)
+        train_moment = run_in_thread(lambda: _train_second_moment(opened, root), tick)
         if mixing is None:
-            mixing = match_mixing(query_moment, train_moment)
+            mixing = run_in_thread(lambda: match_mixing(query_moment, train_moment), tick)
         mixed = mixing * query_moment + (1 - mixing) * train_moment
+        preconditioner = run_in_thread(
+            lambda: Preconditioner.fit(mixed, 1, manifest.spec.scoring.damping), tick
+        )
         confirm()
-        preconditioner = Preconditioner.fit(mixed, 1, manifest.spec.scoring.damping)
         preconditioner.save(preconditioner_path(root, name), mixed)
         entry = ProfileEntry(name=name, key=key, mixing=mixing, queries=query_count, files=())
         manifest = manifest.model_copy(update={"profiles": (*manifest.profiles, entry)})
@@ -156,9 +165,9 @@ def _require_profile_possible(manifest: Manifest, root: Path, name: str) -> None
 
 
 def _query_second_moment(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, tick: Callable[[], object]
 ) -> tuple[Float64[Tensor, "m d d"], int]:
-    """Returns (mean outer product of the queries' rows, number of queries)."""
+    """Returns (mean outer product of the queries' rows, number of queries); calls `tick` after each batch."""
     spec, model = index.manifest.spec, index.model
     chunks = iter_token_chunks(
         model.tokenizer,
@@ -177,6 +186,7 @@ def _query_second_moment(
     for batch in iter_batches(tokens, budget_tokens, model.device):
         rows, _ = encoder.encode(batch)
         moment.add(rows)
+        tick()
     return moment.total.double().cpu() / moment.rows, moment.rows
 
 
@@ -188,5 +198,6 @@ def _train_second_moment(index: AttributionIndex, root: Path) -> Float64[Tensor,
     moment = SecondMoment(shape.modules, shape.width)
     for shard in index.shards:
         for start in range(0, shard.entry.rows, READ_CHUNK_SIZE):
+            stop_if_abandoned()
             moment.add(shard.rows(slice(start, start + READ_CHUNK_SIZE)))
     return moment.total.double() / moment.rows

@@ -10,10 +10,8 @@ import hashlib
 import json
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
@@ -26,6 +24,7 @@ from bergson_core.models.language_model import LanguageModel, as_language_model
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.scratch_directories import scratch_directory
 
 _QUOTED_CHARACTERS: Final = 300
 """Characters from the end of a failed command's output that the error message quotes."""
@@ -113,8 +112,8 @@ class CommandTrainer:
             InvalidInput: The command cannot be run or fails; the message quotes the end of its output.
             ModelNotFound: The command leaves no model.
         """
-        with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
-            dataset, output = Path(directory) / "documents.jsonl", Path(directory) / "model"
+        with scratch_directory() as directory:
+            dataset, output = directory / "documents.jsonl", directory / "model"
             documents = (
                 document for document, included in zip(self.documents, subset, strict=True) if included
             )

@@ -3,9 +3,7 @@
 Legend: n documents, s tokens of a document, D numbers per row.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from bergson_core.models.language_model import LanguageModel, as_language_model,
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
 from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.scratch_directories import scratch_directory_until_exit
 
 
 def collect_gradients(
@@ -93,8 +92,8 @@ def collect_gradients(
     collector = RowCollector(language_model, processor, names, per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
-    directory = tempfile.mkdtemp(prefix="bergson-")  # has to live as long as the dataset that maps the file
-    path = str(Path(directory) / "gradients.arrow")
+    # The file has to live as long as the dataset that maps it, of which there may be copies.
+    path = str(scratch_directory_until_exit() / "gradients.arrow")
     chunks = iter_token_chunks(tokenizer, dataset, columns, token_limits(language_model), loss)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for documents, budget in _with_budgets(chunks, collector, language_model, budget_tokens):

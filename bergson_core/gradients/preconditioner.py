@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bergson_core.gradients.normalizers.matrix_root import EighFunction, inverse_root
+from bergson_core.utils.background import stop_if_abandoned
 
 
 @final
@@ -79,6 +80,7 @@ class Preconditioner:
         """
         roots = torch.zeros(total.shape, dtype=torch.float32)
         for root, block in zip(roots, total, strict=True):
+            stop_if_abandoned()
             root.copy_(inverse_root(block.double().cpu() / rows, damping, eigh))
         return cls(roots)
 

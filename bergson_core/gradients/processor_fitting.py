@@ -25,7 +25,7 @@ from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.tokens.document_tokens import iter_token_chunks
-from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 
 MAX_KFAC_SIDE: Final = 2**15
 """Longest side of a module that K-FAC is fitted for: a matrix of side × side then takes 4 GiB in float32."""
@@ -202,9 +202,12 @@ def fit_normalizers(
         raise InvalidInput(
             f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
         )
-    return run_in_thread(
-        lambda: {name: fitter.make(sums[name], samples, eigh) for name in modules if name in sums}, tick
-    )
+
+    def make_normalizer(name: str) -> Normalizer:
+        stop_if_abandoned()
+        return fitter.make(sums[name], samples, eigh)
+
+    return run_in_thread(lambda: {name: make_normalizer(name) for name in modules if name in sums}, tick)
 
 
 def _require_sides_for_kfac(modules: Mapping[str, TrackedModule]) -> None:

@@ -65,6 +65,7 @@ from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.utils.atomic_files import file_sha256, write_durably
+from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
 
@@ -239,7 +240,13 @@ def fit_statistics(
         moment = SecondMoment(encoder.shape.modules, encoder.shape.width, model.device)
         for batch in iter_batches(tokens, budget_tokens, model.device):
             moment.add(encoder.encode(batch)[0])
-        save_preconditioner(context.output, moment.total, moment.rows, spec.scoring.damping, steps.eigh)
+            context.report(Progress(stage="preconditioner"))
+        run_in_thread(
+            lambda: save_preconditioner(
+                context.output, moment.total, moment.rows, spec.scoring.damping, steps.eigh
+            ),
+            lambda: context.report(Progress(stage="preconditioner")),
+        )
     write_durably(stamp, json.dumps({"build": fingerprint, "budget_tokens": budget_tokens}).encode())
     return budget_tokens
 

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from bergson_core.data.streaming import STREAMED_FILE
-from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound
+from bergson_core.errors import IndexExists, IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.shards.disk_errors import translate_disk_errors
+from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
@@ -38,11 +37,8 @@ def index_write_lock(root: Path) -> Iterator[None]:
         IndexBusy: Another process is writing to the index.
         DiskFull: The disk became full inside the context.
     """
-    try:
-        with FileLock(root / LOCK_FILE, timeout=0), translate_disk_errors(root):
-            yield
-    except Timeout:
-        raise IndexBusy(f"{root} is being written by another process; wait for it or stop it") from None
+    with lock_index(root), translate_disk_errors(root):
+        yield
 
 
 def require_free_directory(output: Path, spec: BuildSpec) -> None:
@@ -72,8 +68,12 @@ def require_free_directory(output: Path, spec: BuildSpec) -> None:
 
 
 def _require_no_other_files(output: Path, spec: BuildSpec) -> None:
-    """Raises `IndexExists` unless `output` is empty, but for the model and the dataset of the build."""
+    """Raises `IndexExists` unless `output` is empty, but for the model and the dataset of the build.
+
+    Temporary files of a build that was killed before it wrote its stamp do not count.
+    """
     names = {path.name for path in output.iterdir()} if output.exists() else set()
+    names -= {name for name in names if name.startswith(".") and name.endswith(".tmp")}
     if other := names - {LOCK_FILE} - (sources_inside(spec, output) - INDEX_FILES):
         raise IndexExists(
             f"{output} is not empty and holds no index; expected a new directory, found {min(other)!r}"
@@ -82,8 +82,12 @@ def _require_no_other_files(output: Path, spec: BuildSpec) -> None:
 
 def _find_differences_of_unfinished(output: Path, spec: BuildSpec) -> list[Difference]:
     """Returns the settings in which the unfinished build in `output` differs, except how its rows are searched."""
-    stamp = json.loads((output / BUILD_STAMP_FILE).read_text())
-    if stamp["spec"] == spec.rows_fingerprint():
+    try:
+        stamp = json.loads((output / BUILD_STAMP_FILE).read_text())
+        fingerprint = stamp["spec"]
+    except (ValueError, TypeError, KeyError):
+        return [("the unfinished build", "unreadable", "another")]
+    if fingerprint == spec.rows_fingerprint():
         return []
     if "settings" not in stamp:
         return [("the unfinished build", "of release 0.1.0", "of another release or other settings")]

@@ -8,6 +8,7 @@ Legend: m modules, d numbers per module.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,10 @@ def publish_next_generation(
         notice = files.calibrate(queries, search, report)
     for profile in old.profiles:
         if profile.name != DEFAULT_PROFILE:
-            files.add_profile(profile.name)
+            run_in_thread(
+                partial(files.add_profile, profile.name),
+                lambda: report(Progress(stage="search", unit="shards")),
+            )
     new = {
         "generation": old.generation + 1,
         "created_at": _utc_now(),

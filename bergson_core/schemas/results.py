@@ -15,7 +15,8 @@ class Progress(ResultModel):
     """How far a build is. Each stage counts from 0."""
 
     stage: str = "queued"
-    """Current stage: queued, load, read, statistics, gradients, preconditioner, search, measure or done."""
+    """Current stage: queued, load, read, statistics, gradients, preconditioner, search, measure or done. A job that was
+    asked to stop is cancelling until what it computes has ended."""
     done: int = 0
     """Number of units of this stage that are done."""
     total: int = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.schemas.build import Normalize
 from bergson_core.shards.shard import Shard
+from bergson_core.utils.background import stop_if_abandoned
 
 _ROW_CHUNK_SIZE: Final = 1024
 
@@ -52,6 +53,7 @@ def iter_shard_features(
 ) -> Iterator[tuple[Float[Tensor, "n D"], Float[Tensor, "n c"]]]:
     """Yields what `compute_features` returns for the rows of a shard in order, 1,024 rows at a time."""
     for start in range(0, shard.entry.rows, _ROW_CHUNK_SIZE):
+        stop_if_abandoned()
         yield compute_features(shard.rows(slice(start, start + _ROW_CHUNK_SIZE)), preconditioner, normalize)
 
 

@@ -26,6 +26,7 @@ from bergson_core.search.significance import collect_null_rows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.background import stop_if_abandoned
 
 RECALL_QUERY_COUNT: Final = 64
 """Documents that are taken as queries."""
@@ -245,6 +246,7 @@ def _iter_scores(
     query_columns = weights.flatten(1).float().mT
     for shard_number, shard in enumerate(scorer.shards):
         for start in range(0, shard.entry.rows, _ROW_CHUNK_SIZE):
+            stop_if_abandoned()
             scores = scorer.score_range(shard_number, slice(start, start + _ROW_CHUNK_SIZE), query_columns)
             yield shard.entry.first_row + start, scores.mT
 

@@ -30,6 +30,7 @@ from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.profile import Profile
 from bergson_core.storage.manifest import NoticeEntry
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.background import stop_if_abandoned
 
 NO_INFLUENCE_NOTICE: Final = "no strong influence found"
 FALSE_ALARM_RATE: Final = 0.05
@@ -161,6 +162,7 @@ def calibrate_notice(
         for query_weights, shard_numbers, offsets, scores in zip(
             weights, *candidates, background_scores, strict=True
         ):
+            stop_if_abandoned()
             best = scorer.module_scores(query_weights, shard_numbers, offsets).sum(1).max()
             prominences.append(prominence(float(best), scores))
     threshold = float(np.quantile(prominences, 1 - FALSE_ALARM_RATE, method="higher"))

@@ -34,6 +34,7 @@ from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.manifest import ShardEntry
 from bergson_core.storage.metadata_types import column_types
 from bergson_core.utils.atomic_files import fsync_path
+from bergson_core.utils.background import stop_if_abandoned
 
 _MOMENT_FILE: Final = "second_moment.safetensors"
 _ENTRY_FILE: Final = "shard.json"
@@ -221,5 +222,6 @@ def sum_second_moments(root: Path, shards: Sequence[ShardEntry]) -> Float64[Tens
     files = (root / "shards" / entry.name / _MOMENT_FILE for entry in shards)
     total = load_file(next(files))["total"].double()
     for file in files:
+        stop_if_abandoned()
         total += load_file(file)["total"]
     return total

@@ -1,41 +1,50 @@
-"""Deletes an index, or the files in its directory that do not belong to it."""
+"""Deletes an index, whatever state it is in, or the files in its directory that do not belong to it."""
 
+import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from bergson_core.errors import IndexNotFound
+from bergson_core.storage.index_lock import lock_index
+from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, INDEX_FILES, TAKEDOWN_LOG_FILE
+from bergson_core.storage.manifest import Manifest
 
-from bergson_core.errors import IndexBusy, IndexNotFound
-from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, LOCK_FILE
-from bergson_core.storage.manifest import MANIFEST_FILE, Manifest
-
-_DELETED_PREFIX = ".deleted-"
+_DELETED_PREFIX: Final = ".deleted-"
 
 
 def delete_index(index: str | Path) -> None:
-    """Deletes a published index.
+    """Deletes an index, or what an unfinished build has left in its place: the whole directory.
 
-    The directory is renamed first, so that no reader finds the index from that moment on. Directories that a killed
-    call has renamed but not removed are removed as well.
+    The directory is renamed first, so that no reader finds the index from that moment on, and so that a call which is
+    killed leaves nothing under its name. What such calls have renamed but not removed is removed as well.
 
     Args:
         index: Directory of the index.
 
     Raises:
-        IndexNotFound: No index is published there.
+        IndexNotFound: There is nothing of this name.
         IndexBusy: Another process is writing to the index.
     """
     root = Path(index)
-    if not (root / MANIFEST_FILE).is_file():
+    if not os.path.lexists(root):
         raise IndexNotFound.for_name(root.name)
-    try:
-        with FileLock(root / LOCK_FILE, timeout=0):
-            root.rename(root.with_name(f"{_DELETED_PREFIX}{uuid4().hex}"))
-    except Timeout:
-        raise IndexBusy(f"{root.name} is being written: wait for its job, or cancel it") from None
-    for directory in root.parent.glob(f"{_DELETED_PREFIX}*"):
-        shutil.rmtree(directory, ignore_errors=True)
+    # What is a file or a link was put there by hand. A link is removed, and not what it leads to.
+    is_directory = root.is_dir() and not root.is_symlink()
+    with lock_index(root) if is_directory else nullcontext():
+        root.rename(root.with_name(f"{_DELETED_PREFIX}{uuid4().hex}"))
+    remove_deleted(root.parent)
+
+
+def remove_deleted(directory: Path) -> None:
+    """Removes what calls of `delete_index` in this parent directory have renamed but not removed."""
+    for path in directory.glob(f"{_DELETED_PREFIX}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
@@ -48,6 +57,9 @@ def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
     published = manifest.all_files().keys()
     for path in root.glob(f"{APPEND_DIRECTORY_PREFIX}*"):
         shutil.rmtree(path)
+    for name in INDEX_FILES - {TAKEDOWN_LOG_FILE}:  # takedowns are recorded without this lock
+        for path in root.glob(f".{name}.*"):  # a temporary file or directory of a process that was killed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for part in ("shards", "search", "profiles"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in published:

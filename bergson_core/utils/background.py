@@ -1,8 +1,17 @@
-"""Runs work in a thread while the caller goes on, and runs generators whose result is their return value."""
+"""Runs work in a thread while the caller goes on, and runs generators whose result is their return value.
 
+The thread never outlives the call that started it. A caller that stops early waits until the work has ended, since the
+lock of an index is let go afterwards, and its directory may then belong to another process. Work that takes long calls
+`stop_if_abandoned` between its parts, so that this wait is short.
+"""
+
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Final, TypeVar
+
+from bergson_core.errors import Cancelled
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -10,11 +19,27 @@ Item = TypeVar("Item")
 _INTERVAL_S: Final = 0.02
 
 
+class _Thread(threading.local):
+    """What each thread knows of itself: the event that is set once nobody waits for its work any more."""
+
+    abandoned: threading.Event | None = None
+
+
+_thread: Final = _Thread()
+
+
+def stop_if_abandoned() -> None:
+    """Raises `Cancelled` in the thread of work whose caller has stopped; does nothing in any other thread."""
+    if _thread.abandoned is not None and _thread.abandoned.is_set():
+        raise Cancelled("nobody waits for this work any more")
+
+
 def iterate_while_running(work: Callable[[], T], item: Item) -> Generator[Item, None, T]:
     """Runs `work` in a thread of its own, and yields `item` some fifty times a second until it is done.
 
     A caller can do something else between two items, for example answer queries, although `work` cannot be divided.
-    `work` runs to its end even if the generator is closed.
+    If the generator is closed, `close` returns after the thread has ended, which is at the next `stop_if_abandoned` of
+    `work` or else at its end.
 
     Args:
         work: Function to run.
@@ -23,26 +48,39 @@ def iterate_while_running(work: Callable[[], T], item: Item) -> Generator[Item, 
     Returns:
         What `work` returned. An error that `work` raised is raised again.
     """
+    abandoned = threading.Event()
+
+    def run() -> T:
+        _thread.abandoned = abandoned
+        return work()
+
     with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(work)
-        while not wait([future], timeout=_INTERVAL_S).done:
-            yield item
+        future = thread.submit(run)
+        try:
+            while not wait([future], timeout=_INTERVAL_S).done:
+                yield item
+        finally:
+            abandoned.set()
         return future.result()
 
 
 def run_in_thread(work: Callable[[], T], tick: Callable[[], object]) -> T:
     """Runs `work` in a thread of its own, calls `tick` some fifty times a second meanwhile, and returns the result.
 
-    An error that `tick` raises is raised again after `work` has ended.
+    An error that `tick` raises is raised again after the thread has ended.
     """
     return run_to_completion(iterate_while_running(work, None), tick)
 
 
 def run_to_completion(steps: Generator[object, None, T], on_step: Callable[[], object] = lambda: None) -> T:
-    """Runs a generator to its end, calls `on_step` after each step, and returns what the generator returned."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-        on_step()
+    """Runs a generator to its end, calls `on_step` after each step, and returns what the generator returned.
+
+    If `on_step` raises an error, the generator is closed before the error leaves this function.
+    """
+    with closing(steps):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            on_step()

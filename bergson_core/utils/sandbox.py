@@ -5,11 +5,17 @@ worker's lease would lapse, and the next worker would hang in its place.
 """
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any, Final
 
-_LIMIT_MEMORY: Final = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
+_LIMITS: Final = """
+import resource
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
+resource.setrlimit(resource.RLIMIT_CPU, ({cpu_s}, {cpu_s}))
+"""
+# The limit of processor time ends the program if this process is killed, which would have ended it in time.
 
 
 def run_sandboxed(program: str, data: Any, limit_s: float) -> Any:
@@ -28,7 +34,7 @@ def run_sandboxed(program: str, data: Any, limit_s: float) -> Any:
         TimeoutError: The program took longer than `limit_s`.
         ValueError: The program failed. The message is the end of what it wrote to standard error.
     """
-    command = [sys.executable, "-I", "-c", _LIMIT_MEMORY + program]
+    command = [sys.executable, "-I", "-c", _LIMITS.format(cpu_s=math.ceil(limit_s) + 1) + program]
     try:
         process = subprocess.run(
             command, input=json.dumps(data, default=str), capture_output=True, text=True, timeout=limit_s

@@ -139,6 +139,9 @@ class JobBroker:
     async def cancel(self, job_id: str) -> JobRecord:
         """Cancels a queued job at once, and asks the worker of a running job to stop.
 
+        A queued job that was started before, and handed back, is cancelled by the next worker that takes it, which
+        removes what the job has left.
+
         Returns:
             The record of the job after that. A job that has ended stays as it is.
 
@@ -150,7 +153,7 @@ class JobBroker:
             if record.state in FINAL_STATES:
                 return record
             with translate_redis_errors():
-                if record.state == "running":
+                if record.started_at is not None:
                     await cast("Any", self._redis.hset(redis_keys.job_key(job_id), "cancel", "1"))
                     return record
                 cancelled = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})

@@ -158,9 +158,11 @@ async def get_index(name: IndexNamePath, broker: BrokerDep, settings: SettingsDe
     ),
 )
 async def remove_index(name: IndexNamePath, broker: BrokerDep, settings: SettingsDep) -> None:
-    """Deletes an index for good. This is refused while a job works on the index: cancel the job first."""
+    """Deletes an index for good, or what a build that failed has left under this name.
+
+    This is refused while a job works on the index: cancel the job first.
+    """
     if job_id := (await broker.active_jobs()).get(name):
         raise IndexBusy(f"job {job_id} is at work on {name!r}: wait for it, or cancel it")
-    directory = await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
-    await run_in_threadpool(delete_index, directory)
+    await run_in_threadpool(delete_index, settings.indexes_dir / name)
     await run_in_threadpool(canary_log.delete_runs, settings, name)

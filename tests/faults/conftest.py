@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.support.figures import Figures, add_up, format_table
 from tests.faults.support.system import System
 
 
@@ -41,3 +42,26 @@ def start_system(tmp_path: Path, require: Callable[..., str]) -> Iterator[Callab
             return stack.enter_context(System(tmp_path, require("redis-server"), **settings))
 
         yield start
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`record(promise="…", runs=…, kills=…, lost=…)` puts figures into the table that ends the run.
+
+    A test records them before its last assertion, so that they are in the table also if it fails.
+    """
+
+    def add(**figures: object) -> None:
+        request.node.user_properties.append(Figures(**figures).to_property())  # pyright: ignore[reportArgumentType]
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what docs/reliability.md quotes."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = add_up(entry for report in reports for entry in report.user_properties)
+    if figures:
+        terminalreporter.section("promises put to the test")
+        for line in format_table(figures):
+            terminalreporter.write_line(line)

@@ -3,20 +3,19 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from bergson_core.errors import IndexBusy, IndexExists, InvalidInput, LeaseLost
+from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate
-from bergson_core.storage.deletion import remove_unpublished_files
-from bergson_core.storage.layout import BUILD_STAMP_FILE, LOCK_FILE
+from bergson_core.storage.deletion import delete_index, remove_unpublished_files
+from bergson_core.storage.index_lock import lock_index
+from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
-from bergson_core.utils.atomic_files import write_atomically
+from bergson_core.utils.atomic_files import atomic_path, file_sha256
+from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
@@ -121,23 +120,31 @@ def run_profile_fit(
 def discard_unfinished(directory: Path) -> bool:
     """Removes what an unfinished build left in a directory, unless another process writes there.
 
-    In the directory of a published index only the files that an append or a compaction left are removed.
+    In the directory of a published index only the files that an append or a compaction left are removed. A directory
+    without the stamp of a build is removed if it holds nothing but files that builds write, some of which a process may
+    have left that was killed.
 
     Returns:
         Whether the whole directory was removed.
     """
-    if not (directory / BUILD_STAMP_FILE).is_file() and not (directory / MANIFEST_FILE).exists():
-        return False
     try:
-        with FileLock(directory / LOCK_FILE, timeout=0):
-            if (directory / MANIFEST_FILE).exists():
+        if (directory / MANIFEST_FILE).exists():
+            with lock_index(directory):
                 remove_unpublished_files(directory, read_manifest(directory))
-                return False
-            logger.info("removing the unfinished build in %s", directory)
-            shutil.rmtree(directory)
-    except Timeout:
+            return False
+        if not _is_of_build(directory):
+            return False
+        logger.info("removing the unfinished build in %s", directory)
+        delete_index(directory)
+    except (IndexBusy, IndexNotFound):
         return False
     return True
+
+
+def _is_of_build(directory: Path) -> bool:
+    if not directory.is_dir() or (directory / BUILD_STAMP_FILE).is_file():
+        return directory.is_dir()
+    return all(path.name.startswith(".") or path.name in INDEX_FILES for path in directory.iterdir())
 
 
 @contextmanager
@@ -150,25 +157,32 @@ def _documents_in_file(job: BuildJob, uploads: Path) -> Iterator[BuildSpec]:
     if job.spec.documents is None:
         yield job.spec
         return
-    path = _write_documents(job.spec.documents, uploads, job.index)
-    dataset = DatasetSpec(path=str(path), split="train")
-    try:
-        yield job.spec.model_copy(update={"documents": None, "dataset": dataset})
-    except (LeaseLost, IndexBusy):
-        raise  # another worker reads the file
-    except InvalidInput as error:
-        path.unlink(missing_ok=True)
-        raise type(error)(str(error).replace(str(path), "documents")) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
+    with _uploaded_file(job.spec.documents, uploads, job.index) as path:
+        dataset = DatasetSpec(path=str(path), split="train")
+        try:
+            yield job.spec.model_copy(update={"documents": None, "dataset": dataset})
+        except InvalidInput as error:
+            raise type(error)(str(error).replace(str(path), "documents")) from error
 
 
-def _write_documents(documents: Iterable[InlineDocument], uploads: Path, index: str) -> Path:
-    """Writes documents as JSON lines to uploads/<index>-<sha256>.jsonl, all or nothing, and returns its path."""
+@contextmanager
+def _uploaded_file(documents: Iterable[InlineDocument], uploads: Path, index: str) -> Iterator[Path]:
+    """Writes documents as JSON lines to uploads/<index>-<sha256>.jsonl, unless they are there, and yields the path.
+
+    Every process that reads the file holds a shared lock of it. So the last one removes it, and what a process has left
+    that was killed is known by having no lock (`leftovers`).
+    """
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
-    path = uploads / f"{index}-{hashlib.sha256(content).hexdigest()}.jsonl"
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = uploads / f"{index}-{sha256}.jsonl"
     uploads.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
-    return path
+    with ExitStack() as stack:
+        stack.callback(remove_if_unused, path)
+        file = stack.enter_context(path.open("rb")) if path.exists() else None
+        if file is None or not try_lock(file, shared=True) or file_sha256(path) != sha256:
+            with atomic_path(path) as temporary:
+                file = stack.enter_context(temporary.open("wb"))
+                try_lock(file, shared=True)
+                file.write(content)
+                file.flush()
+        yield path

@@ -10,17 +10,21 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from redis import RedisError
 
 from bergson_core.errors import Cancelled, IndexBusy, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
-from worker.messages import Heartbeat, Problem
+from bergson_core.storage.index_lock import find_writer
+from worker.messages import Heartbeat, JobRecord, Problem
 from worker.process import job_handlers
 from worker.process.error_boundary import run_guarded
 from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
+from worker.process.leftovers import list_index_directories, remove_leftovers
 from worker.process.query_loop import QueryLoop
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
 from worker.queue.redis_errors import unavailable_error
@@ -38,6 +42,8 @@ _MAX_YIELD_S = 1.0
 """A build goes on after this time, however many queries wait."""
 _REDIS_PAUSE_S = 1.0
 """A build does not try Redis again before this time, so that an outage does not slow it down."""
+_LEFTOVERS_INTERVAL_S = 600.0
+"""An idle worker looks this often for what killed jobs and workers have left, and once after each job."""
 _FINAL_STAGE = "done"
 """The stage that a build reports once its index is published."""
 
@@ -62,6 +68,7 @@ class Runner:
         self._stopping = False
         self._progress_published_at = 0.0
         self._retry_redis_at = 0.0
+        self._leftovers_due_at = 0.0
 
     def stop(self) -> None:
         """Makes `run` return soon. A signal handler may call it."""
@@ -94,8 +101,11 @@ class Runner:
         if self._query_loop.run_once(self._settings.poll_s):
             return
         self._index_cache.drop_deleted()
-        claim = self._queue.take_job()
-        if claim is not None:
+        claim = self._queue.take_job(self._find_obstacle, self._discard)
+        if claim is None:
+            self._remove_leftovers()
+        else:
+            self._leftovers_due_at = 0.0
             self._heartbeat_thread.claim = claim
             try:
                 with instrumentation.observe_job(claim.job) as record_outcome:
@@ -113,14 +123,13 @@ class Runner:
         except LeaseLost as error:
             logger.warning("%s", error)
             self._save_outcome(lambda: self._queue.hand_back(claim))
+            self._save_outcome(lambda: self._queue.is_left_behind(claim) and self._discard(claim.record))
             return "lost"
         except Cancelled:
             if not claim.cancelled:
                 self._save_outcome(lambda: self._queue.hand_back(claim))
                 return "handed_back"
-            if job.index is not None:
-                directory = self._settings.indexes_dir / job.index
-                run_guarded(lambda: job_handlers.discard_unfinished(directory))
+            self._discard(record)
             self._save_outcome(lambda: self._queue.finish(claim, "cancelled"))
             return "cancelled"
         self._finish_job(claim, outcome)
@@ -131,11 +140,15 @@ class Runner:
         if not isinstance(outcome, Problem):
             logger.info("job %s has succeeded", job_id)
             self._save_outcome(lambda: self._queue.finish(claim, "succeeded", None, outcome))
-        elif outcome.code == IndexBusy.code and claim.record.deliveries > 1:
-            # The job is left to its lease: it is taken again when the lease ends.
-            logger.warning("job %s waits until its previous worker releases the directory", job_id)
+        elif outcome.code == IndexBusy.code:
+            # Another process was faster than this one, which had found no obstacle. That is no start: the job waits.
+            self._save_outcome(lambda: self._queue.hand_back(claim))
         else:
             logger.warning("job %s has failed: %s: %s", job_id, outcome.code, outcome.detail)
+            if (
+                claim.job.kind != "build"
+            ):  # what a build has finished is kept for the next build of the same spec
+                self._discard(claim.record)
             self._save_outcome(lambda: self._queue.finish(claim, "failed", outcome))
 
     def _report(self, claim: ClaimedJob, progress: Progress) -> None:
@@ -160,7 +173,39 @@ class Runner:
                 self._retry_redis_at = time.monotonic() + _REDIS_PAUSE_S
         is_published = progress.stage == _FINAL_STAGE
         if (claim.cancelled or self._stopping) and not is_published:
+            if claim.cancelled:
+                self._publish_cancelling(claim, progress)
             raise Cancelled("cancelled on request" if claim.cancelled else "this worker is stopping")
+
+    def _publish_cancelling(self, claim: ClaimedJob, progress: Progress) -> None:
+        """Says that a job is being cancelled: a computation that cannot be interrupted may have to end first."""
+        with suppress(RedisError):
+            cancelling = progress.model_copy(update={"stage": "cancelling", "eta_s": None})
+            self._queue.publish_progress(replace(claim), cancelling)
+
+    def _find_obstacle(self, record: JobRecord) -> str | None:
+        """Returns which process holds the lock of a job's index, so that the job has to wait; None if none does."""
+        writer = find_writer(self._settings.indexes_dir / record.index) if record.index else None
+        return writer and (
+            f"the index {record.index!r} is being written by {writer}. The job goes on once that process has ended or "
+            "lets the index go; a process that is stopped or hangs has to be continued or killed"
+        )
+
+    def _discard(self, record: JobRecord) -> None:
+        """Removes what a job has left that does not go on."""
+        if record.index is not None and record.started_at is not None:
+            directory = self._settings.indexes_dir / record.index
+            run_guarded(lambda: job_handlers.discard_unfinished(directory))
+
+    def _remove_leftovers(self) -> None:
+        """Removes now and then what jobs and workers have left that were killed."""
+        if time.monotonic() < self._leftovers_due_at:
+            return
+        directories = list_index_directories(self._settings)
+        active = self._queue.list_active_indexes()  # read after the directories, which a new job may create
+        idle = [directory for directory in directories if directory.name not in active]
+        run_guarded(lambda: remove_leftovers(self._settings, idle))
+        self._leftovers_due_at = time.monotonic() + _LEFTOVERS_INTERVAL_S
 
     def _confirm(self, claim: ClaimedJob) -> None:
         """Renews the lease of a job; the job calls this before it publishes anything.
@@ -180,7 +225,7 @@ class Runner:
         except RedisError as error:
             raise Cancelled(f"this worker is stopping; {unavailable_error(error)}") from error
 
-    def _save_outcome(self, save: Callable[[], None]) -> None:
+    def _save_outcome(self, save: Callable[[], object]) -> None:
         """Calls `save` until Redis answers; gives up if another worker has the job, or after a while when stopping."""
         try:
             retry_redis(save, give_up=lambda pause_s: self._stopping and pause_s >= MAX_PAUSE_S)

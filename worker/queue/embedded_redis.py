@@ -25,7 +25,7 @@ from urllib.parse import quote
 import redis
 
 from bergson_core.errors import RedisUnavailable
-from worker.queue.child_process import command_tied_to_parent
+from bergson_core.utils.child_process import command_tied_to_parent
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 

@@ -8,6 +8,7 @@ why turns and leases are our own; `worker.queue.redis_keys` explains the keys.
 
 import logging
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
@@ -45,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 MAX_JOB_EVENTS: Final = 256
 """Number of events that are kept of a job, about."""
+
+_BUSY_PAUSE_S: Final = 2.0
+"""Seconds after which a job is looked at again that waits for another process to let its index go."""
 
 Transition = Literal["keep", "back", "end"]
 """What saving a job's record does to the job: nothing, another worker may take it at once, or it leaves the queue."""
@@ -113,33 +117,42 @@ class WorkerQueue:
         self._redis.delete(worker_key(self.worker_id))
         self._redis.srem(WORKERS, self.worker_id)
 
-    def take_job(self) -> ClaimedJob | None:
+    def take_job(
+        self,
+        find_obstacle: Callable[[JobRecord], str | None] = lambda record: None,
+        discard: Callable[[JobRecord], object] = lambda record: None,
+    ) -> ClaimedJob | None:
         """Takes the next job: one whose lease has ended or that was handed back, or else a waiting one. Never blocks.
 
-        A job that is to be cancelled, cannot be read, or was started too often is ended here instead.
+        A job that is to be cancelled, cannot be read, or was started too often is ended here instead. A job with an
+        obstacle is put off for a moment, which does not count as a start; other jobs are taken meanwhile.
+
+        Args:
+            find_obstacle: Returns why a job cannot be started now, or None.
+            discard: Called before a job is ended that was started before: it removes what the job has left.
 
         Returns:
             The job, for `lease_s` seconds in this worker's hands, or None if there is none to start.
         """
-        now = time.monotonic()
-        job_id = self._take_script(keys=[JOB_LEASES, JOB_LANES], args=[self._lease_ms, JOB_LANE_PREFIX])
-        if job_id is None:
-            return None
-        try:
-            return self._start_job(cast("str", job_id), now)
-        except LeaseLost:
-            logger.info("job %r changed hands while it was taken", job_id)
-            return None
+        while True:
+            now = time.monotonic()
+            job_id = self._take_script(keys=[JOB_LEASES, JOB_LANES], args=[self._lease_ms, JOB_LANE_PREFIX])
+            if job_id is None:
+                return None
+            try:
+                if claim := self._start_job(cast("str", job_id), now, find_obstacle, discard):
+                    return claim
+            except LeaseLost:
+                logger.info("job %r changed hands while it was taken", job_id)
 
     def renew(self, claim: ClaimedJob) -> None:
         """Restarts the lease of a job."""
-        now, job_id = time.monotonic(), claim.record.job_id
-        renewed = self._renew_script(
-            keys=[job_key(job_id), JOB_LEASES], args=[claim.token, self._lease_ms, job_id]
-        )
-        if not renewed:
+        now = time.monotonic()
+        try:
+            self._set_lease(claim.record.job_id, claim.token, self._settings.lease_s)
+        except LeaseLost:
             claim.lost = True
-            raise _lost(job_id)
+            raise
         claim.renewed_at = now
 
     def publish_progress(self, claim: ClaimedJob, progress: Progress) -> None:
@@ -169,32 +182,70 @@ class WorkerQueue:
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
         self._save_job(claim.record.model_copy(update=update), claim.token, claim.token + 1, "back")
 
+    def is_left_behind(self, claim: ClaimedJob) -> bool:
+        """Returns whether a job that this worker has lost was cancelled, and no other job has its index since."""
+        record, _, _ = self._read_record(claim.record.job_id)
+        is_cancelled = record is not None and record.state == "cancelled"
+        return is_cancelled and claim.record.index not in self.list_active_indexes()
+
+    def list_active_indexes(self) -> Collection[str]:
+        """Returns the names of the indexes that a queued or running job builds or changes."""
+        return frozenset(cast("list[str]", self._redis.hkeys(BUILDING)))
+
     @property
     def _lease_ms(self) -> int:
         return round(1000 * self._settings.lease_s)
 
-    def _start_job(self, job_id: str, now: float) -> ClaimedJob | None:
+    def _start_job(
+        self,
+        job_id: str,
+        now: float,
+        find_obstacle: Callable[[JobRecord], str | None],
+        discard: Callable[[JobRecord], object],
+    ) -> ClaimedJob | None:
         record, token, cancel = self._read_record(job_id)
         if record is None or record.state in FINAL_STATES or record.job_id != job_id:
             self._drop_job(job_id)
             return None
         if cancel:
+            discard(record)
             return self._end_job(record, token, "cancelled", None)
+        if obstacle := find_obstacle(record):
+            return self._put_off(record, token, obstacle)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
+            if record.kind != "build":  # what a build has finished is kept for the next build of the same spec
+                discard(record)
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end_job(record, token, "failed", problem)
         # A job that was handed back is queued, and is not counted as taken over from a silent worker.
         self.metrics.reclaimed.labels("job").inc(record.state == "running")
         started_at = record.started_at or time.time()
         update = {"state": "running", "started_at": started_at, "deliveries": record.deliveries + 1}
-        record = record.model_copy(update=update)
+        record = record.model_copy(update=update | {"waits_for": None})
         self._save_job(record, token, token + 1, "keep")
         # The message is read after the start has been counted, because reading it may kill the worker.
         job = self._read_job(record)
         if isinstance(job, Problem):
             return self._end_job(record, token + 1, "failed", job)
         return ClaimedJob(job, record, token + 1, renewed_at=now)
+
+    def _put_off(self, record: JobRecord, token: int, obstacle: str) -> None:
+        """Has a job looked at again after a pause.
+
+        Its token stays. So the worker that started it last may still go on with it, if that was only stopped for a
+        while, or hand it back.
+        """
+        waiting = record.model_copy(update={"state": "queued", "waits_for": obstacle})
+        if waiting != record:
+            logger.warning("job %s waits: %s", record.job_id, obstacle)
+            self._save_job(waiting, token, token, "keep")
+        self._set_lease(record.job_id, token, _BUSY_PAUSE_S)
+
+    def _set_lease(self, job_id: str, token: int, lease_s: float) -> None:
+        arguments = [token, round(1000 * lease_s), job_id]
+        if not self._renew_script(keys=[job_key(job_id), JOB_LEASES], args=arguments):
+            raise _lost(job_id)
 
     def _read_record(self, job_id: str) -> tuple[JobRecord | None, int, bool]:
         """Returns a job's record, its token and whether to cancel it; the record is None if the job is malformed."""

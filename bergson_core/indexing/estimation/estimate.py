@@ -3,8 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,9 @@ from bergson_core.errors import InvalidInput, from_code
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.storage.locations import locate_sources
+from bergson_core.utils.child_process import command_tied_to_parent, python_module_command
 from bergson_core.utils.progress import ProgressCallback
+from bergson_core.utils.scratch_directories import scratch_directory
 
 SAMPLE_SIZE: Final = 4096
 """Documents that are read: as many as a shard usually has at most."""
@@ -52,8 +52,8 @@ def estimate_build(
         load_documents(
             spec
         )  # The process gets them as JSON, which has a text in place of what JSON cannot hold.
-    with tempfile.TemporaryDirectory(prefix="bergson-") as directory:
-        (Path(directory) / "spec.json").write_text(locate_sources(spec).model_dump_json())
+    with scratch_directory() as directory:
+        (directory / "spec.json").write_text(locate_sources(spec).model_dump_json())
         event: dict[str, Any] = {}
         with _start_trial(directory, sample_size) as process:
             for line in process.stdout or ():
@@ -74,10 +74,15 @@ def estimate_build(
 
 
 @contextmanager
-def _start_trial(directory: str, sample_size: int) -> Iterator[subprocess.Popen[str]]:
+def _start_trial(directory: Path, sample_size: int) -> Iterator[subprocess.Popen[str]]:
     """Starts the process of the trial, and kills it when the context is left."""
+    trial = [
+        *python_module_command("bergson_core.indexing.estimation.trial_build"),
+        str(directory),
+        str(sample_size),
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-Pm", "bergson_core.indexing.estimation.trial_build", directory, str(sample_size)],
+        command_tied_to_parent(trial),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

@@ -12,13 +12,13 @@ from typing import IO, Final, Self
 import httpx
 
 from bergson_core.errors import Unavailable
-from service.http.server_socket import open_server_socket
-from service.settings import ServiceSettings
-from worker.queue.child_process import (
+from bergson_core.utils.child_process import (
     child_environment,
     command_tied_to_parent,
     python_module_command,
 )
+from service.http.server_socket import open_server_socket
+from service.settings import ServiceSettings
 from worker.queue.embedded_redis import redis_url
 
 _START_TIMEOUT_S: Final = 120.0

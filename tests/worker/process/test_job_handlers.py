@@ -61,19 +61,26 @@ def test_the_same_documents_give_the_same_build(core: FakeCore, settings: Settin
     assert core.builds[0][0].fingerprint() == core.builds[1][0].fingerprint()
 
 
-@pytest.mark.parametrize(
-    ("error", "files"), [(InvalidInput("x"), 0), (Cancelled("x"), 0), (LeaseLost("x"), 1)]
-)
+@pytest.mark.parametrize("error", [InvalidInput("x"), Cancelled("x"), LeaseLost("x")])
+@pytest.mark.parametrize("is_read", [False, True])
 def test_the_file_stays_only_where_another_worker_reads_it(
-    core: FakeCore, settings: Settings, error: Exception, files: int
+    core: FakeCore, settings: Settings, error: Exception, is_read: bool
 ):
     def fail(number: int) -> None:
+        if is_read:
+            core.during = fail_alone
+            with pytest.raises(type(error)):
+                run_build(settings, make_spec())  # another worker, which ends first
+            assert len(list_uploads(settings)) == 1
+        raise error
+
+    def fail_alone(number: int) -> None:
         raise error
 
     core.during = fail
     with pytest.raises(type(error)):
         run_build(settings, make_spec())
-    assert len(list_uploads(settings)) == files
+    assert list_uploads(settings) == []
 
 
 def test_the_setting_chooses_the_executor_of_builds_and_indexes(core: FakeCore, settings: Settings):

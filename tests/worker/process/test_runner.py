@@ -1,7 +1,9 @@
 """Workers as threads of this process, over a fake core and a real Redis. test_killed.py has workers that are killed."""
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,7 +11,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bergson_core.errors import IndexBusy, ModelNotFound
+from bergson_core.errors import IndexBusy, LeaseLost, ModelNotFound
+from bergson_core.storage.index_lock import lock_index
 from tests.worker.fakes import FakeCore, make_query, publish_index
 from tests.worker.helpers import (
     expire_leases,
@@ -23,6 +26,7 @@ from tests.worker.helpers import (
 )
 from worker.messages import Heartbeat, JobRecord
 from worker.process.runner import Runner
+from worker.queue import job_queue
 from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.query_queue import QueryQueue
@@ -253,7 +257,65 @@ def test_a_directory_that_the_previous_worker_still_holds_is_waited_for(
     core.during = busy
     start_worker()
     record = wait_for_end(redis)
-    assert (record.state, record.deliveries) == ("succeeded", 3)
+    assert (record.state, record.deliveries) == ("succeeded", 2)  # the start that found it busy is none
+
+
+def test_a_job_waits_for_the_process_that_writes_its_index_however_often_it_is_looked_at(
+    redis: Redis,
+    core: FakeCore,
+    settings: Settings,
+    start_worker: Start,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(job_queue, "_BUSY_PAUSE_S", 0.01)
+    directory = settings.indexes_dir / "new"
+    directory.mkdir(parents=True)
+    with lock_index(directory):
+        submit_job(redis, "j-1", index="new")
+        submit_job(redis, "j-2", index="other")
+        start_worker()
+        assert wait_for_end(redis, "j-2").state == "succeeded"  # other jobs go on
+        record = wait_until(lambda: (current := read_record(redis)).waits_for and current)
+        assert (record.state, record.deliveries) == ("queued", 0)
+        assert f"(process {os.getpid()} on " in record.waits_for
+        time.sleep(1.5 * settings.lease_s)
+        assert read_record(redis) == record
+    record = wait_for_end(redis)
+    assert (record.state, record.deliveries, record.waits_for) == ("succeeded", 1, None)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_job_that_waits_for_another_process_can_be_cancelled(
+    redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, make_queue: Any, is_first: bool
+):
+    submit_job(redis, index="new")
+    if not is_first:
+        assert make_queue("frozen").take_job() is not None
+        expire_leases(redis)
+    directory = settings.indexes_dir / "new"
+    directory.mkdir(parents=True)
+    with lock_index(directory):
+        start_worker()
+        wait_until(lambda: read_record(redis).waits_for)
+        redis.hset(keys.job_key("j-1"), "cancel", "1")
+        assert wait_for_end(redis).state == "cancelled"
+    assert core.builds == []
+
+
+def test_the_worker_that_lost_a_job_which_was_cancelled_meanwhile_discards_what_it_left(
+    redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, make_queue: Any
+):
+    def lose(number: int) -> None:
+        expire_leases(redis)
+        redis.hset(keys.job_key("j-1"), "cancel", "1")
+        assert make_queue("other").take_job() is None
+        raise LeaseLost("x")
+
+    core.during = lose
+    submit_job(redis, index="new")
+    start_worker()
+    assert wait_for_end(redis).state == "cancelled"
+    wait_until(lambda: not (settings.indexes_dir / "new").exists())
 
 
 def test_a_worker_has_a_heartbeat_and_removes_it_at_the_end(

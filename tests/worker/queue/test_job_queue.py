@@ -374,6 +374,63 @@ def test_a_job_to_be_cancelled_whose_worker_died_is_not_started_again(redis: Red
     assert read_record(redis).state == "cancelled"
 
 
+def test_what_a_job_left_that_was_started_is_discarded_before_its_end_is_recorded(
+    redis: Redis, make_queue: MakeQueue
+):
+    submit_job(redis)
+    make_queue("killed").take_job()
+    expire_leases(redis)
+    redis.hset(keys.job_key("j-1"), "cancel", "1")
+    states: list[str] = []
+    make_queue("next").take_job(discard=lambda record: states.append(read_record(redis).state))
+    assert states == ["running"]
+
+
+def test_a_job_with_an_obstacle_is_put_off_without_a_start_and_others_are_taken(
+    redis: Redis, make_queue: MakeQueue
+):
+    for number in range(6):
+        submit_job(redis, f"j-{number}", f"index-{number}")
+    started, queue = make_queue("frozen").take_job(), make_queue("next")
+    assert started is not None
+    expire_leases(redis)
+
+    def find_obstacle(record: JobRecord) -> str | None:
+        return "another process" if record.job_id < "j-3" else None
+
+    taken = [claim.record.job_id for claim in iter(lambda: queue.take_job(find_obstacle), None)]
+    assert taken == ["j-3", "j-4", "j-5"]
+    for number in range(3):
+        record = read_record(redis, f"j-{number}")
+        assert (record.state, record.waits_for) == ("queued", "another process")
+        assert record.deliveries == (number == 0)  # the start of the frozen worker
+    expire_leases(redis)
+    events = redis.xlen(keys.events_key("j-0"))
+    assert queue.take_job(lambda record: "another process") is None
+    assert redis.xlen(keys.events_key("j-0")) == events
+    expire_leases(redis)
+    claim = queue.take_job()
+    assert claim is not None
+    assert (claim.record.waits_for, read_record(redis, claim.record.job_id).waits_for) == (None, None)
+
+
+def test_a_frozen_worker_whose_job_waits_for_it_may_hand_it_back_or_go_on(
+    redis: Redis, make_queue: MakeQueue
+):
+    submit_job(redis)
+    frozen, other = make_queue("frozen"), make_queue("other")
+    for _ in range(5):
+        claim = frozen.take_job()
+        assert claim is not None
+        expire_leases(redis)
+        assert other.take_job(lambda record: "frozen") is None
+        frozen.renew(claim)
+        assert other.take_job() is None
+        frozen.hand_back(claim)
+    claim = other.take_job()
+    assert claim is not None and claim.record.deliveries == 1
+
+
 def test_a_job_of_a_newer_schema_fails_and_says_what_to_do(redis: Redis, queue: WorkerQueue):
     submit_job(redis)
     redis.hset(keys.job_key("j-1"), "message", '{"kind": "build", "schema_version": 99}')

@@ -1,0 +1,148 @@
+"""Nothing of a build goes on once its call has raised an error: its directory is free for the next build at once."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bergson_core import build_index, compact_index, fit_profile
+from bergson_core.errors import Cancelled
+from bergson_core.indexing import publish
+from bergson_core.schemas.build import BuildSpec, GradientSpec
+from bergson_core.schemas.results import Progress
+from bergson_core.storage.deletion import delete_index
+from bergson_core.storage.index_lock import lock_index
+from bergson_core.storage.takedown_log import record_takedown
+from bergson_core.utils import background
+from tests.core.helpers import file_hashes, make_spec
+
+STAGES = ("load", "read", "statistics", "gradients", "preconditioner", "search", "measure")
+KINDS = {
+    "adafactor": {},
+    "kfac": {"gradients": GradientSpec(projection_dim=4, normalizer="kfac")},
+    "signs": {"gradients": GradientSpec(projection_dim=4, rows="sign")},
+}
+
+
+class SlowWork:
+    """Counts the work of builds that runs in threads, and makes each piece of it take a while longer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.running = 0
+        run = background.iterate_while_running
+
+        def run_slowly(work, item):
+            return (yield from run(lambda: self._count(work), item))
+
+        monkeypatch.setattr(background, "iterate_while_running", run_slowly)
+        monkeypatch.setattr("bergson_core.indexing.shard_builder.iterate_while_running", run_slowly)
+
+    def _count(self, work):
+        self.running += 1
+        try:
+            time.sleep(0.05)
+            return work()
+        finally:
+            self.running -= 1
+
+
+def cancel_in(stage: str):
+    def report(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise Cancelled("x")
+
+    return report
+
+
+def require_free(work: SlowWork, directory: Path) -> None:
+    assert work.running == 0
+    with lock_index(directory):
+        pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_that_is_cancelled_at_any_stage_has_ended_and_can_be_built_again(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    spec = make_spec(sources, **KINDS[kind])
+    build_index(spec, tmp_path / "undisturbed", shard_rows=16)
+    work, path, cancelled = SlowWork(monkeypatch), tmp_path / "facts", 0
+    for stage in STAGES:
+        try:
+            build_index(spec, path, shard_rows=16, report=cancel_in(stage))
+        except Cancelled:  # its traceback keeps everything alive here that has not ended
+            require_free(work, path)
+            cancelled += 1
+        delete_index(path)
+    assert cancelled >= len(STAGES) - 1
+    build_index(spec, path, shard_rows=16)
+    assert file_hashes(path) == file_hashes(tmp_path / "undisturbed")
+
+
+def test_a_cancelled_build_decomposes_no_further_matrix(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun = threading.Event()
+    matrices = []
+
+    def eigh(matrix):
+        matrices.append(matrix)
+        begun.set()
+        time.sleep(0.2)
+        return torch.linalg.eigh(matrix)
+
+    def report(progress: Progress) -> None:
+        if progress.stage == "preconditioner" and begun.is_set():
+            raise Cancelled("x")
+
+    save = publish.save_preconditioner
+    monkeypatch.setattr(publish, "save_preconditioner", lambda *arguments: save(*arguments[:-1], eigh))
+    with pytest.raises(Cancelled):
+        build_index(make_spec(sources), tmp_path / "facts", report=report)
+    assert 1 <= len(matrices) <= 2
+    assert not (tmp_path / "facts" / "profiles").exists()
+
+
+def test_an_error_of_the_work_itself_leaves_no_thread_either(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    work = SlowWork(monkeypatch)
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(publish, "save_preconditioner", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        build_index(make_spec(sources), tmp_path / "facts")
+    require_free(work, tmp_path / "facts")
+
+
+@pytest.mark.parametrize("stage", ["preconditioner", "search"])
+def test_fitting_a_profile_can_be_cancelled(index_copy: Path, sample, monkeypatch, stage: str):
+    fit_profile(index_copy, "first", sample, mixing=0.5)
+    before, work = file_hashes(index_copy), SlowWork(monkeypatch)
+    with pytest.raises(Cancelled):
+        fit_profile(index_copy, "second", sample, mixing=0.5, report=cancel_in(stage))
+    require_free(work, index_copy)
+    assert file_hashes(index_copy) == before
+    assert fit_profile(index_copy, "second", sample, mixing=0.5).generation == 3
+
+
+def test_a_compaction_can_be_cancelled(index_copy: Path, monkeypatch):
+    record_takedown(index_copy, "doc-1", lambda: 1)
+    work = SlowWork(monkeypatch)
+    for stage in ("compact", "search"):
+        with pytest.raises(Cancelled):
+            compact_index(index_copy, report=cancel_in(stage))
+        require_free(work, index_copy)
+    assert compact_index(index_copy).rows == 39
+
+
+def test_a_build_that_was_killed_before_its_stamp_was_written_is_no_obstacle(spec: BuildSpec, tmp_path: Path):
+    path = tmp_path / "facts"
+    path.mkdir()
+    (path / ".building.json.0123.tmp").write_text('{"spec"')
+    build_index(spec, path)
+    assert not list(path.glob("*.tmp"))
