@@ -106,11 +106,14 @@ class AttributionIndex:
         root = Path(path)
         while True:
             manifest = read_manifest(root)
+            # Files may be missing because a new generation was published meanwhile, which removes those of the old one.
             try:
-                return cls._open_generation(root, manifest, load_model, partial, executor, max_query_tokens)
+                index = cls._open_generation(root, manifest, load_model, partial, executor, max_query_tokens)
+                if not index.searcher.damaged or _is_current(root, manifest):
+                    return index
             except (IndexCorrupt, FileNotFoundError) as error:
-                if read_manifest(root).generation != manifest.generation:
-                    continue  # a new generation was published meanwhile, and files of the old one were removed
+                if not _is_current(root, manifest):
+                    continue
                 if isinstance(error, IndexCorrupt):
                     raise
                 raise IndexCorrupt(f"a file of {root} is missing: {error}") from error
@@ -358,6 +361,10 @@ class AttributionIndex:
     def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""
         require_profile(self.name, self.manifest, profile)
+
+
+def _is_current(root: Path, manifest: Manifest) -> bool:
+    return read_manifest(root).generation == manifest.generation
 
 
 def _require_same_projection(processor: GradientProcessor, settings: GradientSpec) -> None:

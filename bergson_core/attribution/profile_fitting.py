@@ -35,6 +35,7 @@ from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, Col
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
+from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.layout import preconditioner_path
 from bergson_core.storage.manifest import Manifest, ProfileEntry, read_manifest
 from bergson_core.tokens.batching import iter_batches
@@ -98,6 +99,7 @@ def fit_profile(
         opened = AttributionIndex.open(root, load_model=load_model)
         manifest = opened.manifest
         if key and (name, key) in {(entry.name, entry.key) for entry in manifest.profiles}:
+            remove_unpublished_files(root, manifest)  # of a fit that was killed after it had published
             return manifest
         _require_profile_possible(manifest, root, name)
 

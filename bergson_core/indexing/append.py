@@ -39,6 +39,7 @@ from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.damaged_shards import require_intact
+from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.document_lookup import find_existing_ids
 from bergson_core.storage.document_table import iter_document_tables, read_column_types, read_document
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
@@ -120,6 +121,7 @@ def append_documents(
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
         source = _fingerprint(context, model, documents, key)
         if source in {shard.source for shard in old.shards}:
+            remove_unpublished_files(root, old)  # of an append that was killed after it had published
             return old
         _require_new_ids(root, documents)
         _require_same_types(root, old, documents)

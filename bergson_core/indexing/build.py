@@ -61,6 +61,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
+from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.tokens.batching import Batch, iter_batches
@@ -141,6 +142,9 @@ def translate_out_of_memory() -> Iterator[None]:
 def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor) -> Manifest:
     try:
         manifest = read_manifest(context.output)
+        remove_unpublished_files(
+            context.output, manifest
+        )  # of a build that was killed after it had published
     except IndexNotFound:
         # When this call returns, the documents are closed and their mapped pages are no longer in memory.
         model, encoder, shards, queries, read, report = _build_rows(context, shard_rows, executor)

@@ -16,6 +16,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.shards.shard_writer import ShardPosition, write_shard
 from bergson_core.storage.damaged_shards import require_intact
+from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.document_lookup import HiddenRows
 from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
@@ -75,6 +76,7 @@ def compact_index(
         if not shards:
             raise InvalidInput(f"all documents of {root.name} were taken down: delete the index instead")
         if shards == list(old.shards):
+            remove_unpublished_files(root, old)  # of a compaction that was killed after it had published
             return old
         return publish_next_generation(root, old, shards, report=report, confirm=confirm, compacted=compacted)
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from bergson_core.errors import IndexNotFound
 from bergson_core.storage.index_lock import lock_index
-from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, INDEX_FILES, TAKEDOWN_LOG_FILE
+from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, CHECKED_FILE, INDEX_FILES
 from bergson_core.storage.manifest import Manifest
 from bergson_core.utils.disk_errors import translate_disk_errors
 
@@ -59,9 +59,10 @@ def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
     published = manifest.all_files().keys()
     for path in root.glob(f"{APPEND_DIRECTORY_PREFIX}*"):
         shutil.rmtree(path)
-    for name in INDEX_FILES - {TAKEDOWN_LOG_FILE}:  # takedowns are recorded without this lock
-        for path in root.glob(f".{name}.*"):  # a temporary file or directory of a process that was killed
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # Temporary files and directories of processes that were killed. Takedowns are recorded without this lock.
+    for name in (*(name for name in INDEX_FILES if not name.startswith("takedowns.")), CHECKED_FILE):
+        for path in root.glob(f".{name}.*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for part in ("shards", "search", "profiles"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in published:

@@ -12,15 +12,14 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from bergson_core.storage.layout import CHECKED_FILE
 from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
 from bergson_core.utils.disk_errors import DISK_ERRORS
 
 logger = logging.getLogger(__name__)
-
-_CHECKED_FILE: Final = ".checked.json"
 
 
 def make_file_entry(path: Path, root: Path | None = None) -> FileEntry:
@@ -99,7 +98,7 @@ def _stamp(path: str, entry: FileEntry) -> list[Any]:
 
 def _read_checked(root: Path) -> dict[str, list[Any]]:
     try:
-        checked = json.loads((root / _CHECKED_FILE).read_text())
+        checked = json.loads((root / CHECKED_FILE).read_text())
     except (OSError, ValueError):
         return {}
     return checked if isinstance(checked, dict) else {}
@@ -107,4 +106,4 @@ def _read_checked(root: Path) -> dict[str, list[Any]]:
 
 def _write_checked(root: Path, checked: dict[str, list[Any]]) -> None:
     present = {path: stamp for path, stamp in checked.items() if (root / path).is_file()}
-    write_atomically(root / _CHECKED_FILE, json.dumps(present).encode())
+    write_atomically(root / CHECKED_FILE, json.dumps(present).encode())

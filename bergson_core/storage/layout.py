@@ -11,6 +11,8 @@ BUILD_STAMP_FILE: Final = "building.json"
 """Says whose build the directory holds until the index is published."""
 APPEND_DIRECTORY_PREFIX: Final = ".appending-"
 """Beginning of the names of the directories that appends read documents into."""
+CHECKED_FILE: Final = ".checked.json"
+"""Notes which files were found intact. Readers write it, without the lock."""
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
 INDEX_FILES: Final = frozenset(

@@ -73,10 +73,8 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "method_not_allowed": ProblemKind(405, "Method not allowed"),
     "request_timeout": ProblemKind(408, "Body sent too slowly"),
     "body_too_large": ProblemKind(413, "Body too large"),
-    "request_timeout": ProblemKind(408, "Request too slow"),
     "head_too_large": ProblemKind(431, "Address and headers too large"),
     "unsupported_media_type": ProblemKind(415, "Not JSON"),
-    "head_too_large": ProblemKind(431, "Headers too large"),
     "internal_error": ProblemKind(500, "Internal error"),
 }
 

@@ -6,7 +6,7 @@ Other readers change larger numbers without notice. A router reads its bodies st
 
 Such a route keeps one request from holding up the others. The caller's scope is checked before a byte of the body is
 read; the size of the body is limited by `service.http.body_limits`, and the time that it may take to arrive by
-`BODY_TIMEOUT_S`. A large body is parsed and validated in a thread, one after another.
+`service.http.slow_bodies`. A large body is parsed and validated in a thread, one after another.
 """
 
 import asyncio
@@ -28,8 +28,6 @@ from bergson_core.schemas.inline_values import PARSED_JSON
 from service.auth.authorization import authorize
 from service.http.body_limits import MAX_ELEMENTS, has_too_many_elements, max_body_bytes
 
-BODY_TIMEOUT_S: Final = 300.0
-"""Seconds in which a body has to arrive."""
 _LARGE_BYTES: Final = 2**16
 """Bodies of more bytes are parsed in a thread."""
 _MAY_OVERFLOW = re.compile(rb"\d{19}|[eE]\+?\d{3}")
@@ -105,7 +103,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     """Returns the body of a request, which may be empty.
 
     Raises:
-        HTTPException: The body is too large or too slow, or it is not declared as JSON.
+        HTTPException: The body is too large, or it is not declared as JSON.
         Cancelled: The client has closed the connection.
     """
     too_large = HTTPException(
@@ -116,15 +114,10 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > max_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(
-            408, f"expected the whole body within {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
-        ) from None
+        async for piece in request.stream():
+            body += piece
+            if len(body) > max_bytes:
+                raise too_large
     except ClientDisconnect:
         raise Cancelled("the client has closed the connection") from None
     if body and not is_json_type(request.headers.get("content-type", "")):

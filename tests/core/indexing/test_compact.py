@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from bergson_core import (
 )
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.results import Progress
-from bergson_core.storage.manifest import read_manifest
+from bergson_core.search import local_searcher
+from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
 from tests import tiny
 from tests.core.helpers import add_again_spec, document_ids, query, result_ids
 from tests.processes import forkserver_context
@@ -47,6 +49,23 @@ def test_compaction_removes_the_bytes_and_changes_no_score(index_copy, sample):
         assert [(row.id, row.score, row.prompt) for row in rows] == [
             (row.id, row.score, row.prompt) for row in rows_before
         ]
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_an_index_that_is_compacted_while_it_is_opened_is_open_whole(index_copy, monkeypatch, partial):
+    take_down_document(index_copy, "doc-7")
+    find_damaged_shards = local_searcher.find_damaged_shards
+
+    def compact_first(root: Path, manifest: Manifest, shards: Sequence[ShardEntry]) -> dict[str, str]:
+        if manifest.generation == 1:
+            compact_index(root)
+        return find_damaged_shards(root, manifest, shards)
+
+    monkeypatch.setattr(local_searcher, "find_damaged_shards", compact_first)
+    opened = AttributionIndex.open(index_copy, partial=partial)
+    (answer,) = opened.attribute([query(top_k=40)])
+    assert opened.manifest.generation == 2
+    assert len(answer.results) == 39
 
 
 def test_compaction_touches_no_shard_without_takedowns(index_copy):

@@ -75,6 +75,9 @@ class SystemProcess:
 class System:
     """A whole service below one directory. All its processes end with the context.
 
+    Attributes:
+        plan: Directory of the faults that are planned for jobs (`worker_process.plan_fault`).
+
     Args:
         directory: Where the data, the logs and the model with its forty documents are.
         redis_server: Path of the program redis-server. Redis writes each command to its append-only file, so that it
@@ -83,7 +86,7 @@ class System:
     """
 
     def __init__(self, directory: Path, redis_server: str, **settings: object):
-        self.directory, self.data_dir = directory, directory / "data"
+        self.directory, self.data_dir, self.plan = directory, directory / "data", directory / "plan"
         self._redis_server, self._redis_port = redis_server, free_port()
         self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
         values = {
@@ -96,7 +99,7 @@ class System:
         self.settings = {
             f"BERGSON_{name.upper()}": str(value)
             for name, value in (values | {"allowed_roots": directory} | settings).items()
-        }
+        } | {"TMPDIR": str(directory / "tmp")}
         self.redis_process: SystemProcess | None = None
         self.workers: list[SystemProcess] = []
         self.web_processes: list[SystemProcess] = []
@@ -107,6 +110,8 @@ class System:
         tiny.save_model(self.directory / "model")
         tiny.save_documents(self.directory / "documents.jsonl")
         self.data_dir.mkdir()
+        self.plan.mkdir()
+        (self.directory / "tmp").mkdir()
         self.start_redis()
         return self
 
@@ -143,7 +148,12 @@ class System:
         }
         child = forkserver_context().Process(
             target=run_worker,
-            args=(environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"}, log, faults),
+            args=(
+                environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"},
+                log,
+                self.plan,
+                faults,
+            ),
         )
         child.start()
         self._children.append(child)
@@ -153,15 +163,15 @@ class System:
 
     def start_web(self, **settings: object) -> str:
         """Starts a web process, waits until it answers, and returns its URL."""
-        port = free_port()
-        values = {f"BERGSON_{name.upper()}": str(value) for name, value in {"port": port, **settings}.items()}
+        settings = {"port": free_port(), **settings}
+        values = {f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()}
         process = self._spawn(
             python_module_command("service"),
             f"web-{len(self.web_processes) + 1}",
             self.settings | values | {"REDIS_URL": self.redis_url},
         )
         self.web_processes.append(process)
-        self.urls.append(f"http://127.0.0.1:{port}")
+        self.urls.append(f"http://127.0.0.1:{settings['port']}")
 
         def is_up() -> bool:
             assert process.is_alive(), process.log.read_text()
@@ -202,12 +212,14 @@ class System:
         return SystemProcess(child.pid, log)
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S, interval_s: float = 0.01
+) -> Any:
     """Returns what `condition` returns once that is true; fails, naming `what`, after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < end, f"waited {timeout_s:g} s until {what}"
-        time.sleep(0.01)
+        time.sleep(interval_s)
     return value
 
 
@@ -218,7 +230,7 @@ def wait_for_end(client: Client, job: str | JobRecord, timeout_s: float = TIMEOU
         record = client.job(job)
         return record if record.state in ("succeeded", "failed", "cancelled") else None
 
-    return wait_until(read_ended, f"job {job} ends", timeout_s)
+    return wait_until(read_ended, f"job {job} ends", timeout_s, interval_s=0.1)
 
 
 def _answers(redis: Redis) -> bool:

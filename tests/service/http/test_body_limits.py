@@ -91,12 +91,6 @@ def test_elements_are_counted_outside_of_texts(monkeypatch: pytest.MonkeyPatch, 
         assert has_too_many_elements(body) is expected
 
 
-def test_a_slow_body_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.strict_json.BODY_TIMEOUT_S", 0.0)
-    response = client.post("/attribute", content=iter([b"{", b"}"]), headers=JSON)
-    require_problem(response, 408, "request_timeout")
-
-
 @pytest.mark.parametrize("modules", ["(" * 500 + ")" * 500, "a{99999999999}", "[", "(?i"])
 def test_a_regular_expression_that_python_refuses_is_a_wrong_field(client: TestClient, modules: str) -> None:
     body = {"name": "b", "model": "m", "documents": [{"text": "t"}], "gradients": {"modules": modules}}

@@ -1,0 +1,1 @@
+"""The state machines: what they change, the model of an index in memory, and what an answer has to be."""

@@ -1,0 +1,351 @@
+"""`ServiceMachine`: random changes of indexes through two web processes and two workers, which are killed and frozen.
+
+Jobs run while other steps are made: queries, takedowns, calls that have to be refused, and faults. After each step an
+answer of any web process has to be that of the model in memory, before or after the job that runs.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from bergson_core.errors import (
+    BergsonError,
+    DocumentNotFound,
+    IdsExist,
+    IndexBusy,
+    IndexExists,
+    IndexNotFound,
+)
+from service.client import Client
+from tests.faults.state_machine.changes import (
+    Append,
+    Build,
+    Change,
+    Compact,
+    Delete,
+    FitProfile,
+    TakeDown,
+    possible_changes,
+)
+from tests.faults.state_machine.comparing import questions, require_equal_files, require_refused
+from tests.faults.state_machine.documents import QUERIES, Document, Sources
+from tests.faults.state_machine.index_model import IndexModel
+from tests.faults.state_machine.reference_scores import Question, ReferenceScores
+from tests.faults.support.invariants import require_drained
+from tests.faults.support.system import System, SystemProcess, wait_for_end
+from worker.messages import FINAL_STATES, JobRecord
+from worker.queue.redis_keys import events_key
+
+WEB_PROCESSES, WORKERS = 2, 2
+PAST_LEASE_S = 2.5
+
+
+@dataclass
+class _ServedIndex:
+    """An index of the service.
+
+    Attributes:
+        name: Its name.
+        history: The changes that were made since there was none of this name, with the ids of their jobs.
+        pending: The job that is at work, and its change.
+        takedowns_meanwhile: Number of takedowns since that job was submitted.
+    """
+
+    name: str
+    history: list[tuple[Change, str]] = field(default_factory=list)
+    pending: tuple[Change, JobRecord] | None = None
+    takedowns_meanwhile: int = 0
+
+    @property
+    def model(self) -> IndexModel | None:
+        """What the index is without the job that is at work."""
+        model = None
+        for change, _ in self.history:
+            model = change.update(model)
+        return model
+
+    @property
+    def models(self) -> list[IndexModel | None]:
+        """What the index may be: without the job that is at work, or with what it does."""
+        return [self.model, self.pending[0].update(self.model)] if self.pending else [self.model]
+
+    def record(self, change: Change, job_id: str = "") -> None:
+        """Notes that a change was made."""
+        if isinstance(change, Delete):
+            self.history.clear()
+        else:
+            self.history.append((change, job_id))
+            self.takedowns_meanwhile += isinstance(change, TakeDown)
+
+    def record_compaction(self, job_id: str, compacted: int, generation: int) -> None:
+        """Notes that a compaction was made, after which `compacted` of the takedowns have no bytes any more."""
+        model = self.model
+        assert model is not None
+        has_changed = generation > model.generation
+        later = model.taken_down - compacted if has_changed else self.takedowns_meanwhile
+        assert 0 <= later <= self.takedowns_meanwhile
+        self.history.insert(len(self.history) - later, (Compact(), job_id))
+
+
+class ServiceMachine(RuleBasedStateMachine):
+    """Changes two indexes of a running service.
+
+    Args:
+        system: The service, with two web processes and two workers. It may have served another machine before.
+        sources: What the indexes are built from.
+        reference: The scores that they have to give.
+        prefix: Beginning of the names of the indexes.
+    """
+
+    def __init__(self, system: System, sources: Sources, reference: ReferenceScores, prefix: str):
+        super().__init__()
+        self._system, self._sources, self._reference = system, sources, reference
+        self._names = (f"{prefix}-alpha", f"{prefix}-beta")
+        self._indexes = {name: _ServedIndex(name) for name in self._names}
+        self._clients = {number: system.client(number) for number in self._live_web_processes()}
+        self._frozen: SystemProcess | None = None
+        self._ended: list[JobRecord] = []
+
+    @rule()
+    def list_indexes(self) -> None:
+        """Every web process lists the indexes that are there."""
+        for client in self._clients.values():
+            listed = {item.name: item.state for item in client.indexes() if item.name in self._names}
+            for name, index in self._indexes.items():
+                states = {"ready" if model else None for model in index.models}
+                assert listed.get(name) in states | ({"building"} if index.pending else set()), listed
+
+    @rule(data=st.data(), number=st.integers(0, 1))
+    def change(self, data: st.DataObject, number: int) -> None:
+        """Submits a change, or makes it. What is refused while a job is at work changes nothing."""
+        index, client = self._indexes[self._names[number]], self._draw_client(data)
+        change = data.draw(possible_changes(index.model))
+        if index.pending and not isinstance(change, TakeDown):
+            self._collide(index, client, change)
+            return
+        job = change.submit(client, index.name, self._sources)
+        if job is None:
+            index.record(change)
+            self._check(index, data)
+        else:
+            index.pending, index.takedowns_meanwhile = (change, job), 0
+
+    @rule(data=st.data(), number=st.integers(0, 1))
+    def ask(self, data: st.DataObject, number: int) -> None:
+        """Asks several queries at once; one of them names a profile that is not there."""
+        index, client = self._indexes[self._names[number]], self._draw_client(data)
+        model = index.model
+        if model is None:
+            return
+        asked = data.draw(st.lists(questions(model), min_size=1, max_size=3))
+        unknown = replace(asked[0], profile="unknown")
+        queries = [question.fields(index=index.name) for question in (*asked, unknown)]
+        *answers, refused = client.attribute_batch(queries)
+        assert isinstance(refused, BergsonError) and refused.code == "invalid_input", refused
+        for question, answer in zip(asked, answers, strict=True):
+            self._require_right(index, question, answer)
+        first = client.attribute(index.name, *QUERIES[0], top_k=1000, direction="both")
+        self._require_right(index, Question(*QUERIES[0]), first)
+
+    @rule(data=st.data(), number=st.integers(0, 1))
+    def finish(self, data: st.DataObject, number: int) -> None:
+        """Waits for the job that is at work."""
+        index = self._indexes[self._names[number]]
+        if index.pending:
+            self._finish(index, self._draw_client(data))
+            self._check(index, data)
+
+    @rule(data=st.data(), number=st.integers(0, 1))
+    def cancel(self, data: st.DataObject, number: int) -> None:
+        """Cancels the job that is at work: afterwards it is done, or nothing of it is there."""
+        index = self._indexes[self._names[number]]
+        if index.pending:
+            client = self._draw_client(data)
+            client.cancel(index.pending[1])
+            self._finish(index, client, may_be_cancelled=True)
+            self._check(index, data)
+
+    @rule(data=st.data(), number=st.integers(0, 1))
+    def refuse(self, data: st.DataObject, number: int) -> None:
+        """Asks for what cannot be done."""
+        index, client = self._indexes[self._names[number]], self._draw_client(data)
+        model = index.model
+        require_refused(DocumentNotFound, lambda: client.take_down(index.name, "doc-99"), IndexNotFound)
+        if model is None or index.pending:
+            return
+        require_refused(IndexExists, lambda: Build(1 - model.base).submit(client, index.name, self._sources))
+        if model.documents:
+            document = data.draw(st.sampled_from(sorted(model.documents.values(), key=lambda each: each.id)))
+            append = Append((Document(99), document))
+            require_refused(IdsExist, lambda: append.submit(client, index.name, self._sources))
+        if model.profiles:
+            again = FitProfile(model.profiles[0]).submit(client, index.name, self._sources)
+            assert self._wait_for_end(client, again).state == "failed"
+
+    @rule(number=st.integers(0, WORKERS - 1))
+    def kill_worker(self, number: int) -> None:
+        """Kills a worker with `kill -9` and starts another one."""
+        worker = self._live_workers()[number]
+        worker.kill()
+        if worker is self._frozen:
+            self._frozen = None
+        self._system.start_worker()
+
+    @precondition(lambda self: self._frozen is None)
+    @rule(number=st.integers(0, WORKERS - 1))
+    def freeze_worker(self, number: int) -> None:
+        """Stops a worker, which goes on after its lease has ended, when somebody waits for a job."""
+        self._frozen = self._live_workers()[number]
+        self._frozen.freeze()
+
+    @rule(number=st.integers(0, WEB_PROCESSES - 1))
+    def kill_web_process(self, number: int) -> None:
+        """Kills a web process with `kill -9` and starts another one."""
+        killed = sorted(self._clients)[number]
+        self._system.web_processes[killed].kill()
+        self._clients.pop(killed).close()
+        self._system.start_web()
+        new = self._live_web_processes()[-1]
+        self._clients[new] = self._system.client(new)
+
+    @rule()
+    def restart_redis(self) -> None:
+        """Kills Redis with `kill -9` and starts it over its append-only file."""
+        assert self._system.redis_process is not None
+        self._system.redis_process.kill()
+        self._system.start_redis()
+
+    def teardown(self) -> None:
+        """Waits for all jobs, and compares what is left with the model and with undisturbed indexes."""
+        try:
+            if sys.exception() is None:
+                self._compare_all()
+        finally:
+            self._thaw()
+            for client in self._clients.values():
+                client.close()
+
+    def _compare_all(self) -> None:
+        client = next(iter(self._clients.values()))
+        for index in self._indexes.values():
+            if index.pending:
+                self._finish(index, client)
+            for each in self._clients.values():
+                self._check_from(index, each, 0)
+        self._thaw()
+        with self._system.connect_redis() as redis:
+            require_drained(redis)
+            for job in self._ended:
+                records = [fields["record"] for _, fields in redis.xrange(events_key(job.job_id))]  # type: ignore[union-attr]
+                ends = [
+                    state for record in records for state in FINAL_STATES if f'"state":"{state}"' in record
+                ]
+                assert ends == [job.state], (job, records)
+                assert client.job(job).state == job.state
+        for index in self._indexes.values():
+            if index.history:
+                self._compare_with_undisturbed(index)
+                client.delete_index(index.name)
+
+    def _compare_with_undisturbed(self, index: _ServedIndex) -> None:
+        twin = self._sources.directory / "undisturbed" / index.name
+        for change, job_id in index.history:
+            change.run(twin, self._sources, key=job_id)
+        require_equal_files(self._path(index), twin, str(index.history))
+
+    def _collide(self, index: _ServedIndex, client: Client, change: Change) -> None:
+        """Makes a call that has to be refused because a job is at work, unless that job has just ended."""
+        assert index.pending is not None
+        busy = IndexBusy
+        if isinstance(change, Build):
+            busy = IndexExists
+        elif isinstance(change, Delete):
+            return  # would delete the index if the job has just ended
+        try:
+            job = change.submit(client, index.name, self._sources)
+        except busy:
+            return
+        except (IdsExist, IndexNotFound):
+            self._finish(index, client)
+            return
+        ended = client.job(index.pending[1])
+        assert ended.state in FINAL_STATES, ended
+        self._finish(index, client)
+        assert job is not None
+        index.pending, index.takedowns_meanwhile = (change, job), 0
+
+    def _finish(self, index: _ServedIndex, client: Client, *, may_be_cancelled: bool = False) -> None:
+        assert index.pending is not None
+        change, job = index.pending
+        model = index.model
+        ended = self._wait_for_end(client, job)
+        if isinstance(change, Compact) and model is not None and not model.documents:
+            assert ended.state == "failed" or (may_be_cancelled and ended.state == "cancelled"), ended
+        elif ended.state == "succeeded" and isinstance(change, Compact):
+            detail = client.index(index.name)
+            assert detail.compacted is not None and detail.generation is not None
+            index.record_compaction(job.job_id, detail.compacted, detail.generation)
+        elif ended.state == "succeeded":
+            index.record(change, job.job_id)
+        else:
+            assert may_be_cancelled and ended.state == "cancelled", ended
+        index.pending, index.takedowns_meanwhile = None, 0
+
+    def _wait_for_end(self, client: Client, job: JobRecord) -> JobRecord:
+        if self._frozen:
+            time.sleep(PAST_LEASE_S)
+            self._thaw()
+        ended = wait_for_end(client, job)
+        self._ended.append(ended)
+        return ended
+
+    def _check(self, index: _ServedIndex, data: st.DataObject) -> None:
+        """Compares what a web process says of an index with what may be."""
+        self._check_from(index, self._draw_client(data), data.draw(st.integers(0, len(QUERIES) - 1)))
+
+    def _check_from(self, index: _ServedIndex, client: Client, query: int) -> None:
+        model = index.model
+        if index.pending is None and model is None:
+            require_refused(IndexNotFound, lambda: client.index(index.name))
+            require_refused(IndexNotFound, lambda: client.attribute(index.name, *QUERIES[0]))
+        if index.pending or model is None:
+            return
+        detail = client.index(index.name)
+        assert (detail.generation, detail.rows) == (model.generation, model.rows)
+        assert (detail.taken_down, detail.state) == (model.taken_down, "ready")
+        assert {*detail.profiles} == {"default", *model.profiles}
+        answer = client.attribute(index.name, *QUERIES[query], top_k=1000, direction="both")
+        self._require_right(index, Question(*QUERIES[query]), answer)
+        for document in (Document(number) for number in range(3)):
+            if shown := model.documents.get(document.id):
+                assert client.document(index.name, document.id).prompt == shown.text
+            else:
+                require_refused(DocumentNotFound, lambda: client.document(index.name, document.id))  # noqa: B023
+
+    def _require_right(self, index: _ServedIndex, question: Question, answer: object) -> None:
+        models = [model for model in index.models if model is not None]
+        generation = getattr(answer, "generation", None)
+        fitting = [model for model in models if model.generation == generation]
+        assert fitting, (answer, models)
+        self._reference.require_right(answer, fitting[0], question)
+
+    def _path(self, index: _ServedIndex) -> Path:
+        return self._system.data_dir / "indexes" / index.name
+
+    def _live_workers(self) -> list[SystemProcess]:
+        return [worker for worker in self._system.workers if worker.is_alive()]
+
+    def _live_web_processes(self) -> list[int]:
+        return [number for number, each in enumerate(self._system.web_processes) if each.is_alive()]
+
+    def _draw_client(self, data: st.DataObject) -> Client:
+        return self._clients[sorted(self._clients)[data.draw(st.integers(0, WEB_PROCESSES - 1))]]
+
+    def _thaw(self) -> None:
+        if self._frozen is not None:
+            self._frozen.resume()
+            self._frozen = None
