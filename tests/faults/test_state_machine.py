@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -33,7 +34,7 @@ def run_machine(
     if is_random:
         make_machine = seed(os.environ.get("FAULTS_SEED", "0"))(make_machine)
     run_state_machine_as_test(
-        make_machine,
+        cast("type[RuleBasedStateMachine]", make_machine),  # a function will do
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -41,7 +42,7 @@ def run_machine(
             deadline=None,
             database=None,
             phases=(Phase.generate,),  # a failure shows its steps, and is not made shorter
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=tuple(HealthCheck),
         ),
     )
 

@@ -20,6 +20,7 @@ from bergson_core.errors import (
     IndexExists,
     IndexNotFound,
 )
+from bergson_core.schemas.results import Answer
 from service.client import Client
 from tests.faults.state_machine.changes import (
     Append,
@@ -35,10 +36,9 @@ from tests.faults.state_machine.comparing import questions, require_equal_files,
 from tests.faults.state_machine.documents import QUERIES, Document, Sources
 from tests.faults.state_machine.index_model import IndexModel
 from tests.faults.state_machine.reference_scores import Question, ReferenceScores
-from tests.faults.support.invariants import require_drained
+from tests.faults.support.invariants import require_drained, require_one_end
 from tests.faults.support.system import System, SystemProcess, wait_for_end
 from worker.messages import FINAL_STATES, JobRecord
-from worker.queue.redis_keys import events_key
 
 WEB_PROCESSES, WORKERS = 2, 2
 PAST_LEASE_S = 2.5
@@ -240,12 +240,7 @@ class ServiceMachine(RuleBasedStateMachine):
         with self._system.connect_redis() as redis:
             require_drained(redis)
             for job in self._ended:
-                records = [fields["record"] for _, fields in redis.xrange(events_key(job.job_id))]  # type: ignore[union-attr]
-                ends = [
-                    state for record in records for state in FINAL_STATES if f'"state":"{state}"' in record
-                ]
-                assert ends == [job.state], (job, records)
-                assert client.job(job).state == job.state
+                require_one_end(redis, job.job_id, job.state)
         for index in self._indexes.values():
             if index.history:
                 self._compare_with_undisturbed(index)
@@ -326,7 +321,7 @@ class ServiceMachine(RuleBasedStateMachine):
             else:
                 require_refused(DocumentNotFound, lambda: client.document(index.name, document.id))  # noqa: B023
 
-    def _require_right(self, index: _ServedIndex, question: Question, answer: object) -> None:
+    def _require_right(self, index: _ServedIndex, question: Question, answer: Answer | BergsonError) -> None:
         models = [model for model in index.models if model is not None]
         generation = getattr(answer, "generation", None)
         fitting = [model for model in models if model.generation == generation]

@@ -15,8 +15,9 @@ from worker.queue import redis_keys
 
 _UNEQUAL_FILES = (".checked.json", ".lock")
 """Files that hold the times of other files, or nothing."""
-_UNEQUAL_FIELDS = {"created_at": None, "fingerprint": None}
-"""Fields of a manifest that hold a time, or depend on the name of the index by that of its upload."""
+_UNEQUAL_FIELDS = {"created_at": None, "fingerprint": None, "takedowns": None, "sha256": None}
+"""Fields of a manifest that hold a time or a digest of one, or depend on the name of the index by that of its
+upload."""
 
 
 def hash_index(directory: Path) -> dict[str, str]:
