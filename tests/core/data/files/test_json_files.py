@@ -10,6 +10,7 @@ from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.data.files import json_rows
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.documents import find_id_problem
 from tests.core.helpers import read_records, write_lines
 
 PLAIN = ColumnsSpec()
@@ -47,13 +48,14 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "ndjson"])
 def test_text_is_what_the_file_says(tmp_path, text, suffix):
-    row = {"text": text, "answer": text, "id": text or "0", "m": text}
+    document_id = "0" if find_id_problem(text) else text
+    row = {"text": text, "answer": text, "id": document_id, "m": text}
     columns = ColumnsSpec(prompt="text", completion="answer", id="id", metadata=("m",))
     (record,) = read_records(write_lines(tmp_path / f"rows.{suffix}", row), columns)
     assert (record.prompt, record.completion, record.id, record.metadata) == (
         text,
         text,
-        text or "0",
+        document_id,
         {"m": text},
     )
 
@@ -233,9 +235,12 @@ def test_an_integer_that_python_does_not_read_is_an_error_where_it_is_asked_for(
 def test_the_longest_integers_are_exact(tmp_path, layout, number):
     (tmp_path / "rows.json").write_text(layout.format(number))
     assert read_records(tmp_path / "rows.json", META)[0].metadata == {"m": number}
-    ids = ColumnsSpec(id="m")
+
+
+@pytest.mark.parametrize("number", [10**4096 - 1, 1 - 10**4095])
+def test_the_longest_integers_that_are_ids_are_exact(tmp_path, number):
     (tmp_path / "ids.json").write_text(f'{{"text": "a", "m": {number}}}')
-    assert read_records(tmp_path / "ids.json", ids)[0].id == str(number)
+    assert read_records(tmp_path / "ids.json", ColumnsSpec(id="m"))[0].id == str(number)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["lines", "array"])
