@@ -190,7 +190,7 @@ class WorkerQueue:
 
     def list_active_indexes(self) -> Collection[str]:
         """Returns the names of the indexes that a queued or running job builds or changes."""
-        return frozenset(cast("list[str]", self._redis.hkeys(BUILDING)))
+        return cast("dict[str, str]", self._redis.hgetall(BUILDING)).keys()
 
     @property
     def _lease_ms(self) -> int:
@@ -214,7 +214,9 @@ class WorkerQueue:
             return self._put_off(record, token, obstacle)
         if record.deliveries >= self._settings.max_deliveries:
             self.metrics.given_up.labels("job").inc()
-            if record.kind != "build":  # what a build has finished is kept for the next build of the same spec
+            if (
+                record.kind != "build"
+            ):  # what a build has finished is kept for the next build of the same spec
                 discard(record)
             problem = Problem(code="internal", detail=_GIVEN_UP.format(record.deliveries))
             return self._end_job(record, token, "failed", problem)
