@@ -1,7 +1,7 @@
 """Runs work on the shards of an index in several threads: FAISS, torch and large NumPy calls release Python's lock."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
     """Yields `work(item)` of each item, in the order of the items.
 
     As many items are worked on at a time as torch has threads. Work runs ahead of the result that is taken next by at

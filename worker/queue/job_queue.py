@@ -200,7 +200,7 @@ class WorkerQueue:
 
     def list_active_indexes(self) -> Collection[str]:
         """Returns the names of the indexes that a queued or running job builds or changes."""
-        return frozenset(cast("list[str]", self._redis.hkeys(BUILDING)))
+        return cast("dict[str, str]", self._redis.hgetall(BUILDING)).keys()
 
     @property
     def _lease_ms(self) -> int:

@@ -13,8 +13,8 @@ const streams = new Map(); // job id → the AbortController of its event stream
 const lastEventIds = new Map(); // job id → the id of its last event
 let jobEndListener = () => {};
 
-function progressText({ progress, state, started_at, finished_at, created_at }) {
-  if (state === "queued") return `waiting, queued ${formatAge(created_at)}`;
+function progressText({ progress, state, waits_for, started_at, finished_at, created_at }) {
+  if (state === "queued") return [`waiting, queued ${formatAge(created_at)}`, waits_for].filter(Boolean).join(" · ");
   if (FINAL_STATES.has(state)) {
     if (!started_at || !finished_at) return "";
     return `took ${formatDuration(finished_at - started_at)}, ended ${formatAge(finished_at)}`;

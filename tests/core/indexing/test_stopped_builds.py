@@ -98,7 +98,11 @@ def test_a_cancelled_build_decomposes_no_further_matrix(
             raise Cancelled("x")
 
     save = publish.save_preconditioner
-    monkeypatch.setattr(publish, "save_preconditioner", lambda *arguments: save(*arguments[:-1], eigh))
+
+    def save_slowly(output, total, rows, damping, _eigh):
+        return save(output, total, rows, damping, eigh)
+
+    monkeypatch.setattr(publish, "save_preconditioner", save_slowly)
     with pytest.raises(Cancelled):
         build_index(make_spec(sources), tmp_path / "facts", report=report)
     assert 1 <= len(matrices) <= 2

@@ -24,14 +24,16 @@ def write(path: Path, age_s: float = 0) -> Path:
     """Writes a file that is so many seconds old."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("x")
-    os.utime(path, (time.time() - age_s,) * 2)
+    written_at = time.time() - age_s
+    os.utime(path, (written_at, written_at))
     return path
 
 
 def age(directory: Path, age_s: float) -> None:
     """Makes a directory and all that is in it so many seconds old."""
+    written_at = time.time() - age_s
     for path in (*directory.rglob("*"), directory):
-        os.utime(path, (time.time() - age_s,) * 2)
+        os.utime(path, (written_at, written_at))
 
 
 def sweep(settings: Settings, *active: str) -> None:
