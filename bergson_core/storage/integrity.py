@@ -86,7 +86,7 @@ def _log_unwritten(root: Path, reason: str) -> None:
     """Logs once that the files of an index will be read again by the next process that opens it."""
     logger.warning(
         "%s cannot be written, so that each process reads all files of the index: %s",
-        root / _CHECKED_FILE,
+        root / CHECKED_FILE,
         reason,
     )
 

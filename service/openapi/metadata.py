@@ -90,11 +90,12 @@ _EXAMPLE_DETAILS = {
     "rate_limited": "this key may ask 100/minute: try again in 12 s",
     "queue_full": "too many requests wait already: try again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
+    "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (the setting client_timeout_s)",
     "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
 }
-_IMPLIED_PROBLEMS = {"redis_unavailable": ["redis_full"]}
-"""Whatever needs Redis may find it full as well."""
+_IMPLIED_PROBLEMS = {"redis_unavailable": ["redis_full"], "body_too_large": ["request_timeout"]}
+"""Whatever needs Redis may find it full as well, and a body that may be too large may come too slowly."""
 _EVENTS_EXAMPLE = (
     'event: state\ndata: {"job_id": "0199c2f4e8a07d3a", "state": "running", "progress": {"stage": "load"}}\n'
     "id: 1772366401200-0\n\n"
@@ -176,7 +177,7 @@ def _problem_examples(response: dict[str, Any]) -> dict[str, Any]:
     return response["content"][MEDIA_TYPE]["examples"]
 
 
-_KEY_PROBLEM_RESPONSES = problem_responses("unauthorized", "forbidden", "rate_limited")
+_KEY_PROBLEM_RESPONSES = problem_responses("unauthorized", "forbidden", "rate_limited", "queue_full")
 """The errors that every call with an API key can answer."""
 
 
@@ -195,7 +196,8 @@ def _add_security(document: dict[str, Any]) -> None:
             for status, key_problems in _KEY_PROBLEM_RESPONSES.items():
                 response = operation["responses"].setdefault(str(status), key_problems)
                 if response is not key_problems:
-                    response["description"] += f"; {key_problems['description']}"
+                    titles = [*response["description"].split("; "), *key_problems["description"].split("; ")]
+                    response["description"] = "; ".join(dict.fromkeys(titles))
                     _problem_examples(response).update(_problem_examples(key_problems))
             operation["responses"] = dict(sorted(operation["responses"].items()))
             operation["description"] += f"\n\nScope of the key: `{scope}`."

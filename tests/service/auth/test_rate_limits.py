@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from bergson_core.errors import RateLimited, RedisUnavailable
+from bergson_core.errors import QueueFull, RateLimited, RedisUnavailable
 from service.auth.api_keys import Caller
 from service.auth.rate_limits import RateLimiter, redis_storage
 from service.settings import ServiceSettings
@@ -114,3 +114,39 @@ async def test_no_call_is_admitted_when_it_cannot_be_counted(tmp_path: Path) -> 
         with pytest.raises(RedisUnavailable):
             await limiter.start_call(make_caller(rate="3/minute"))
         await make_calls(limiter, make_caller())
+
+
+async def test_all_keys_together_may_have_so_many_calls_open() -> None:
+    limiter, nobody = RateLimiter(max_open_calls=3), make_caller("")
+    for _ in range(3):
+        await limiter.start_call(nobody)
+    with pytest.raises(QueueFull, match="3 requests are open"):
+        await limiter.start_call(nobody)
+    with pytest.raises(QueueFull):
+        await limiter.start_call(make_caller())
+    limiter.end_call(nobody)
+    await limiter.start_call(make_caller())
+
+
+async def test_a_key_may_have_as_many_calls_open_as_the_others_have_left() -> None:
+    limiter, ada, bob = RateLimiter(max_open_calls=8), make_caller("a" * 12), make_caller("b" * 12)
+    for _ in range(4):
+        await limiter.start_call(ada)
+    with pytest.raises(QueueFull, match="4 requests of this key are open, and only 4 more"):
+        await limiter.start_call(ada)
+    for _ in range(2):
+        await limiter.start_call(bob)
+    with pytest.raises(QueueFull, match="2 requests of this key"):
+        await limiter.start_call(bob)
+    await limiter.start_call(make_caller("c" * 12))
+
+
+async def test_an_open_request_too_many_is_refused_but_health_checks_are_not(app: FastAPI) -> None:
+    app.state.rate_limiter = RateLimiter(max_open_calls=0)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        refused = await client.get("/index")
+        require_problem(refused, 429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        for path in ("/livez", "/readyz"):
+            assert (await client.get(path)).status_code == 200

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -442,6 +443,16 @@ async def test_events_arrive_as_they_happen(broker: Broker, queue: WorkerQueue):
     assert (await next_event)[1].state == "running"
     queue.finish(claim, "cancelled")
     assert [record.state async for _, record in events] == ["cancelled"]
+
+
+async def test_followers_are_no_more_than_the_connections_on_which_they_wait(broker: Broker):
+    with ExitStack() as stack:
+        for _ in range(256):
+            stack.enter_context(broker.count_follower())
+        with pytest.raises(QueueFull, match="256 event streams"), broker.count_follower():
+            pass
+    with broker.count_follower():
+        pass
 
 
 @pytest.mark.parametrize("last_id", ["x", "1-x", "-", "", "99999999999999999999", "1-2-3"])
