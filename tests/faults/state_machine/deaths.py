@@ -15,6 +15,8 @@ from tests.processes import forkserver_context
 
 _CHANGES: Final = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
+WRITTEN_SHARES: Final = (0.0, 0.3, 0.9, 1.0)
+
 
 @dataclass(frozen=True)
 class Death:

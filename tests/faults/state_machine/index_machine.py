@@ -6,8 +6,8 @@ which the same changes were made undisturbed.
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,52 +40,16 @@ from tests.faults.state_machine.comparing import (
     require_equal_files,
     require_refused,
 )
-from tests.faults.state_machine.deaths import Death, run_and_die
+from tests.faults.state_machine.deaths import WRITTEN_SHARES, Death, run_and_die
 from tests.faults.state_machine.documents import QUERIES, Document, Sources
-from tests.faults.state_machine.index_model import IndexModel, read_state
+from tests.faults.state_machine.index_model import read_state
+from tests.faults.state_machine.index_on_disk import IndexOnDisk
 from tests.faults.state_machine.reference_scores import (
     Question,
     ReferenceScores,
 )
 
 NAMES = ("alpha", "beta")
-
-
-@dataclass
-class _Index:
-    """An index of the machine.
-
-    Attributes:
-        root: Its directory.
-        model: What it has to be; None where nothing is published.
-        history: The changes since the directory was empty.
-        unfinished: The corpus of a build that was stopped.
-        has_leftovers: Whether a job died or was stopped, and nobody has finished it since.
-        reader: An index that was opened some time ago, and what it has to show.
-    """
-
-    root: Path
-    model: IndexModel | None = None
-    history: list[Change] = field(default_factory=list)
-    unfinished: int | None = None
-    has_leftovers: bool = False
-    reader: tuple[AttributionIndex, IndexModel] | None = None
-
-    @property
-    def key(self) -> str:
-        """The id of the next job."""
-        return f"job-{len(self.history)}"
-
-    def record(self, change: Change) -> None:
-        """Notes that a change was made."""
-        self.model = change.update(self.model)
-        self.unfinished = None
-        self.history.append(change)
-        if isinstance(change, Delete):
-            self.history.clear()
-            self.reader = None
-        elif isinstance(change, TakeDown) and self.reader and change.id in self.reader[1].documents:
-            del self.reader[1].documents[change.id]
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -95,13 +59,23 @@ class IndexMachine(RuleBasedStateMachine):
         directory: An empty directory.
         sources: What the indexes are built from.
         reference: The scores that they have to give.
+        tally: Counts the changes, and the kills.
     """
 
-    def __init__(self, directory: Path, sources: Sources, reference: ReferenceScores):
+    def __init__(
+        self, directory: Path, sources: Sources, reference: ReferenceScores, tally: Counter[str] | None = None
+    ):
         super().__init__()
         self._directory, self._sources, self._reference = directory, sources, reference
-        self._indexes = {name: _Index(directory / name) for name in NAMES}
+        self._indexes = {name: IndexOnDisk(directory / name) for name in NAMES}
+        self._tally = Counter[str]() if tally is None else tally
         self._load_model: Callable[..., Any] = load_model
+
+    @rule()
+    def look(self) -> None:
+        """Nothing changes by itself."""
+        for index in self._indexes.values():
+            assert read_state(index.root) == (index.model.state if index.model else None)
 
     @rule(name=st.sampled_from(NAMES), data=st.data())
     def change(self, name: str, data: st.DataObject) -> None:
@@ -117,7 +91,7 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(NAMES),
         data=st.data(),
-        death=st.builds(Death, st.integers(1, 70), st.sampled_from([0.0, 0.3, 0.9, 1.0])),
+        death=st.builds(Death, st.integers(1, 70), st.sampled_from(WRITTEN_SHARES)),
     )
     def change_and_die(self, name: str, data: st.DataObject, death: Death) -> None:
         """Makes a change in a process that is killed meanwhile; the change is there, or it is not."""
@@ -127,6 +101,7 @@ class IndexMachine(RuleBasedStateMachine):
             return
         key, after = index.key, change.update(index.model.copy() if index.model else None)
         has_died = run_and_die(death, change.run, index.root, self._sources, Callbacks(), key)
+        self._tally["kills"] += has_died
         self._record_if_made(index, change, can_be_missing=has_died)
         if has_died and change.is_job and data.draw(st.booleans()):
             self._run(index, change, key)  # as the worker does that takes the job over
@@ -252,7 +227,7 @@ class IndexMachine(RuleBasedStateMachine):
             assert not list(self._directory.glob(".deleted-*"))
         shutil.rmtree(self._directory)
 
-    def _finish_build(self, index: _Index) -> None:
+    def _finish_build(self, index: IndexOnDisk) -> None:
         assert index.unfinished is not None
         change = Build(index.unfinished)
         self._run(index, change)
@@ -261,7 +236,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def _run(
         self,
-        index: _Index,
+        index: IndexOnDisk,
         change: Change,
         key: str | None = None,
         report: ProgressCallback = ignore_progress,
@@ -271,7 +246,7 @@ class IndexMachine(RuleBasedStateMachine):
         change.run(index.root, self._sources, Callbacks(report), key or index.key)
         index.has_leftovers &= not change.is_job
 
-    def _is_impossible(self, index: _Index, change: Change) -> bool:
+    def _is_impossible(self, index: IndexOnDisk, change: Change) -> bool:
         """Tries a change that has to be refused; returns False for every other change, which it does not make."""
         if isinstance(change, Build) and index.unfinished not in (None, change.base):
             require_refused(IndexExists, lambda: change.run(index.root, self._sources))
@@ -280,7 +255,7 @@ class IndexMachine(RuleBasedStateMachine):
             index.unfinished = None
         return False
 
-    def _record_if_made(self, index: _Index, change: Change, *, can_be_missing: bool) -> None:
+    def _record_if_made(self, index: IndexOnDisk, change: Change, *, can_be_missing: bool) -> None:
         """Looks whether a change was made: it has to be there as a whole, or not at all."""
         index.has_leftovers |= can_be_missing and change.is_job
         before, state = index.model.copy() if index.model else None, read_state(index.root)
@@ -294,8 +269,9 @@ class IndexMachine(RuleBasedStateMachine):
                 index.unfinished = change.base
         self._check(index)
 
-    def _check(self, index: _Index) -> None:
+    def _check(self, index: IndexOnDisk) -> None:
         """Compares an index with its model, and what was opened long ago with what it has to show."""
+        self._tally["changes"] += 1
         model = index.model
         if model is None:
             assert read_state(index.root) is None
@@ -312,10 +288,10 @@ class IndexMachine(RuleBasedStateMachine):
             (answer,) = read.attribute([AttributionQuery.model_validate(question.fields())])
             self._reference.require_right(answer, shown, question)
 
-    def _open(self, index: _Index) -> AttributionIndex:
+    def _open(self, index: IndexOnDisk) -> AttributionIndex:
         return AttributionIndex.open(index.root, load_model=self._load_model)
 
-    def _draw_published(self, data: st.DataObject) -> _Index:
+    def _draw_published(self, data: st.DataObject) -> IndexOnDisk:
         return self._indexes[
             data.draw(st.sampled_from([name for name in NAMES if self._indexes[name].model]))
         ]

@@ -54,15 +54,15 @@ class Question:
         return fields | {"filter": FILTERS[self.filter][0], "top_k": 1000, "direction": "both"} | more
 
 
-def own_text_question(document: Document, profile: str = "default") -> Question:
+def own_text_question(document: Document) -> Question:
     """Returns the query that has the gradient of a document."""
-    return Question("", document.text, profile=profile)
+    return Question("", document.text)
 
 
-def all_questions(documents: Sequence[Document], profile: str) -> list[Question]:
-    """Returns the queries without a filter: the fixed ones, and the texts of these documents."""
-    fixed = [Question(*query, profile=profile) for query in QUERIES]
-    return fixed + [own_text_question(document, profile) for document in documents]
+def all_questions() -> list[Question]:
+    """Returns the queries without a filter: the fixed ones with each profile, and the texts of the documents."""
+    fixed = [Question(*query, profile=profile) for query in QUERIES for profile in ("default", *TASKS)]
+    return fixed + [own_text_question(document) for document in ALL_DOCUMENTS]
 
 
 class ReferenceScores:
@@ -87,15 +87,14 @@ class ReferenceScores:
         for name in TASKS:
             FitProfile(name).run(root, sources)
         index = AttributionIndex.open(root)
-        for profile in ("default", *TASKS):
-            questions = all_questions(ALL_DOCUMENTS, profile)
-            queries = [AttributionQuery.model_validate(question.fields()) for question in questions]
-            for question, answer in zip(questions, index.attribute(queries), strict=True):
-                assert isinstance(answer, Answer)
-                scores = {row.id: row.score for row in answer.results or ()}
-                self._scores[base, question] = {
-                    document: scores[f"{document.number}-{document.version}"] for document in ALL_DOCUMENTS
-                }
+        questions = all_questions()
+        queries = [AttributionQuery.model_validate(question.fields()) for question in questions]
+        for question, answer in zip(questions, index.attribute(queries), strict=True):
+            assert isinstance(answer, Answer)
+            scores = {row.id: row.score for row in answer.results or ()}
+            self._scores[base, question] = {
+                document: scores[f"{document.number}-{document.version}"] for document in ALL_DOCUMENTS
+            }
 
     def expected_scores(self, model: IndexModel, question: Question) -> dict[str, float]:
         """Returns the scores of the documents that an answer has to show, by id."""

@@ -6,7 +6,8 @@ answer of any web process has to be that of the model in memory, before or after
 
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -34,61 +35,14 @@ from tests.faults.state_machine.changes import (
 )
 from tests.faults.state_machine.comparing import questions, require_equal_files, require_refused
 from tests.faults.state_machine.documents import QUERIES, Document, Sources
-from tests.faults.state_machine.index_model import IndexModel
 from tests.faults.state_machine.reference_scores import Question, ReferenceScores
+from tests.faults.state_machine.served_index import ServedIndex
 from tests.faults.support.invariants import require_drained, require_one_end
 from tests.faults.support.system import System, SystemProcess, wait_for_end
 from worker.messages import FINAL_STATES, JobRecord
 
 WEB_PROCESSES, WORKERS = 2, 2
 PAST_LEASE_S = 2.5
-
-
-@dataclass
-class _ServedIndex:
-    """An index of the service.
-
-    Attributes:
-        name: Its name.
-        history: The changes that were made since there was none of this name, with the ids of their jobs.
-        pending: The job that is at work, and its change.
-        takedowns_meanwhile: Number of takedowns since that job was submitted.
-    """
-
-    name: str
-    history: list[tuple[Change, str]] = field(default_factory=list)
-    pending: tuple[Change, JobRecord] | None = None
-    takedowns_meanwhile: int = 0
-
-    @property
-    def model(self) -> IndexModel | None:
-        """What the index is without the job that is at work."""
-        model = None
-        for change, _ in self.history:
-            model = change.update(model)
-        return model
-
-    @property
-    def models(self) -> list[IndexModel | None]:
-        """What the index may be: without the job that is at work, or with what it does."""
-        return [self.model, self.pending[0].update(self.model)] if self.pending else [self.model]
-
-    def record(self, change: Change, job_id: str = "") -> None:
-        """Notes that a change was made."""
-        if isinstance(change, Delete):
-            self.history.clear()
-        else:
-            self.history.append((change, job_id))
-            self.takedowns_meanwhile += isinstance(change, TakeDown)
-
-    def record_compaction(self, job_id: str, compacted: int, generation: int) -> None:
-        """Notes that a compaction was made, after which `compacted` of the takedowns have no bytes any more."""
-        model = self.model
-        assert model is not None
-        has_changed = generation > model.generation
-        later = model.taken_down - compacted if has_changed else self.takedowns_meanwhile
-        assert 0 <= later <= self.takedowns_meanwhile
-        self.history.insert(len(self.history) - later, (Compact(), job_id))
 
 
 class ServiceMachine(RuleBasedStateMachine):
@@ -99,13 +53,22 @@ class ServiceMachine(RuleBasedStateMachine):
         sources: What the indexes are built from.
         reference: The scores that they have to give.
         prefix: Beginning of the names of the indexes.
+        tally: Counts the changes, and the processes that were killed or frozen.
     """
 
-    def __init__(self, system: System, sources: Sources, reference: ReferenceScores, prefix: str):
+    def __init__(
+        self,
+        system: System,
+        sources: Sources,
+        reference: ReferenceScores,
+        prefix: str,
+        tally: Counter[str],
+    ):
         super().__init__()
         self._system, self._sources, self._reference = system, sources, reference
+        self._tally = tally
         self._names = (f"{prefix}-alpha", f"{prefix}-beta")
-        self._indexes = {name: _ServedIndex(name) for name in self._names}
+        self._indexes = {name: ServedIndex(name) for name in self._names}
         self._clients = {number: system.client(number) for number in self._live_web_processes()}
         self._frozen: SystemProcess | None = None
         self._ended: list[JobRecord] = []
@@ -128,6 +91,7 @@ class ServiceMachine(RuleBasedStateMachine):
             self._collide(index, client, change)
             return
         job = change.submit(client, index.name, self._sources)
+        self._tally["changes"] += 1
         if job is None:
             index.record(change)
             self._check(index, data)
@@ -190,6 +154,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def kill_worker(self, number: int) -> None:
         """Kills a worker with `kill -9` and starts another one."""
         worker = self._live_workers()[number]
+        self._tally["kills"] += 1
         worker.kill()
         if worker is self._frozen:
             self._frozen = None
@@ -200,12 +165,14 @@ class ServiceMachine(RuleBasedStateMachine):
     def freeze_worker(self, number: int) -> None:
         """Stops a worker, which goes on after its lease has ended, when somebody waits for a job."""
         self._frozen = self._live_workers()[number]
+        self._tally["kills"] += 1
         self._frozen.freeze()
 
     @rule(number=st.integers(0, WEB_PROCESSES - 1))
     def kill_web_process(self, number: int) -> None:
         """Kills a web process with `kill -9` and starts another one."""
         killed = sorted(self._clients)[number]
+        self._tally["kills"] += 1
         self._system.web_processes[killed].kill()
         self._clients.pop(killed).close()
         self._system.start_web()
@@ -217,6 +184,7 @@ class ServiceMachine(RuleBasedStateMachine):
         """Kills Redis with `kill -9` and starts it over its append-only file."""
         assert self._system.redis_process is not None
         self._system.redis_process.kill()
+        self._tally["kills"] += 1
         self._system.start_redis()
 
     def teardown(self) -> None:
@@ -246,13 +214,13 @@ class ServiceMachine(RuleBasedStateMachine):
                 self._compare_with_undisturbed(index)
                 client.delete_index(index.name)
 
-    def _compare_with_undisturbed(self, index: _ServedIndex) -> None:
+    def _compare_with_undisturbed(self, index: ServedIndex) -> None:
         twin = self._sources.directory / "undisturbed" / index.name
         for change, job_id in index.history:
             change.run(twin, self._sources, key=job_id)
         require_equal_files(self._path(index), twin, str(index.history))
 
-    def _collide(self, index: _ServedIndex, client: Client, change: Change) -> None:
+    def _collide(self, index: ServedIndex, client: Client, change: Change) -> None:
         """Makes a call that has to be refused because a job is at work, unless that job has just ended."""
         assert index.pending is not None
         busy = IndexBusy
@@ -273,7 +241,7 @@ class ServiceMachine(RuleBasedStateMachine):
         assert job is not None
         index.pending, index.takedowns_meanwhile = (change, job), 0
 
-    def _finish(self, index: _ServedIndex, client: Client, *, may_be_cancelled: bool = False) -> None:
+    def _finish(self, index: ServedIndex, client: Client, *, may_be_cancelled: bool = False) -> None:
         assert index.pending is not None
         change, job = index.pending
         model = index.model
@@ -298,11 +266,11 @@ class ServiceMachine(RuleBasedStateMachine):
         self._ended.append(ended)
         return ended
 
-    def _check(self, index: _ServedIndex, data: st.DataObject) -> None:
+    def _check(self, index: ServedIndex, data: st.DataObject) -> None:
         """Compares what a web process says of an index with what may be."""
         self._check_from(index, self._draw_client(data), data.draw(st.integers(0, len(QUERIES) - 1)))
 
-    def _check_from(self, index: _ServedIndex, client: Client, query: int) -> None:
+    def _check_from(self, index: ServedIndex, client: Client, query: int) -> None:
         model = index.model
         if index.pending is None and model is None:
             require_refused(IndexNotFound, lambda: client.index(index.name))
@@ -321,14 +289,14 @@ class ServiceMachine(RuleBasedStateMachine):
             else:
                 require_refused(DocumentNotFound, lambda: client.document(index.name, document.id))  # noqa: B023
 
-    def _require_right(self, index: _ServedIndex, question: Question, answer: Answer | BergsonError) -> None:
+    def _require_right(self, index: ServedIndex, question: Question, answer: Answer | BergsonError) -> None:
         models = [model for model in index.models if model is not None]
         generation = getattr(answer, "generation", None)
         fitting = [model for model in models if model.generation == generation]
         assert fitting, (answer, models)
         self._reference.require_right(answer, fitting[0], question)
 
-    def _path(self, index: _ServedIndex) -> Path:
+    def _path(self, index: ServedIndex) -> Path:
         return self._system.data_dir / "indexes" / index.name
 
     def _live_workers(self) -> list[SystemProcess]:
