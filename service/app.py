@@ -9,6 +9,7 @@ from fastapi.staticfiles import StaticFiles
 
 from service.auth.authorization import KeyAuthenticator, authorize, refuse_unknown_parameters
 from service.auth.rate_limits import RateLimiter, redis_storage
+from service.http.bodies.slow_bodies import SlowBodyMiddleware
 from service.http.metrics import WebMetrics
 from service.http.middleware import (
     BodyLimitMiddleware,
@@ -20,7 +21,6 @@ from service.http.middleware import (
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
 from service.http.same_origin import SameOriginMiddleware
-from service.http.slow_bodies import SlowBodyMiddleware
 from service.http.whole_paths import require_whole_path
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document

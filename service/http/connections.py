@@ -2,7 +2,7 @@
 
 uvicorn alone waits without end for the rest of a request's head, however large it has become, for the first request of
 a connection, and for clients that do not read their answers. Bodies that come too slowly are cut by
-`service.http.slow_bodies`.
+`service.http.bodies.slow_bodies`.
 """
 
 import logging

@@ -3,7 +3,7 @@
 These are plain ASGI classes and not `BaseHTTPMiddleware`, so that streams are neither buffered nor cut. A request
 passes `RequestIdMiddleware` first, then `ProxyPrefixMiddleware` (`service.http.proxy_prefix`), `HeadMiddleware`,
 `HostCheckMiddleware`, `SameOriginMiddleware` (`service.http.same_origin`), `KeyCheckMiddleware`,
-`BodyLimitMiddleware` and `SlowBodyMiddleware` (`service.http.slow_bodies`).
+`BodyLimitMiddleware` and `SlowBodyMiddleware` (`service.http.bodies.slow_bodies`).
 """
 
 import logging

@@ -15,8 +15,8 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.http.bodies.strict_json import is_json_type
 from service.http.problems import make_problem, problem_response
-from service.http.strict_json import is_json_type
 from service.settings import is_loopback
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})

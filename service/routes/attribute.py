@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
+from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
-from service.http.strict_json import StrictJsonRoute
 from service.openapi import examples
 from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, problem_responses, success_response
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse

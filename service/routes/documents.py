@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body, Depends, Path
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.schemas.build import AppendSpec
+from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import CallerDep, IndexNamePath, JobSubmitterDep, SettingsDep
-from service.http.strict_json import StrictJsonRoute
 from service.http.whole_paths import require_utf8_path
 from service.indexes import catalog
 from service.openapi import examples

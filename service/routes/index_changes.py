@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body
 from fastapi.concurrency import run_in_threadpool
 
 from bergson_core.schemas.query import ProfileSpec
+from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import IndexNamePath, JobSubmitterDep, SettingsDep
-from service.http.strict_json import StrictJsonRoute
 from service.indexes import catalog
 from service.openapi import examples
 from service.openapi.metadata import (

@@ -10,6 +10,7 @@ from bergson_core.errors import Forbidden, IndexBusy, IndexNotFound
 from bergson_core.schemas.build import NAME_PATTERN
 from bergson_core.schemas.results import Estimate
 from bergson_core.storage.deletion import delete_index
+from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import (
     BrokerDep,
     CallerDep,
@@ -20,7 +21,6 @@ from service.http.dependencies import (
     SettingsDep,
 )
 from service.http.query_handler import run_while_connected
-from service.http.strict_json import StrictJsonRoute
 from service.indexes import canary_log, catalog
 from service.openapi import examples
 from service.openapi.metadata import (

@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from bergson_core.schemas.base import Spec
 from service.app import create_app
 from service.http import body_limits
-from service.http.body_limits import BODY_LIMITS, has_too_many_elements
+from service.http.bodies.body_limits import BODY_LIMITS, has_too_many_elements
+from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.problems import MAX_FIELD_ERRORS
-from service.http.strict_json import StrictJsonRoute
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import iter_api_routes, make_key_header, require_problem

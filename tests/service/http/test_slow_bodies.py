@@ -8,8 +8,8 @@ import pytest
 from fastapi import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from service.http.bodies.slow_bodies import SlowBodyMiddleware
 from service.http.connections import PROGRESS_BYTES
-from service.http.slow_bodies import SlowBodyMiddleware
 
 TIMEOUT_S = 0.2
 LIMIT_BYTES = 4 * PROGRESS_BYTES

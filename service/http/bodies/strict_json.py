@@ -5,8 +5,8 @@ Other readers change larger numbers without notice. A router reads its bodies st
     router = APIRouter(route_class=StrictJsonRoute)
 
 Such a route keeps one request from holding up the others. The caller's scope is checked before a byte of the body is
-read; the size of the body is limited by `service.http.body_limits`, and the time that it may take to arrive by
-`service.http.slow_bodies`. A large body is parsed and validated in a thread, one after another.
+read; the size of the body is limited by `service.http.bodies.body_limits`, and the time that it may take to arrive by
+`service.http.bodies.slow_bodies`. A large body is parsed and validated in a thread, one after another.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from bergson_core.errors import Cancelled
 from bergson_core.schemas.inline_values import PARSED_JSON
 from service.auth.authorization import authorize
-from service.http.body_limits import MAX_ELEMENTS, has_too_many_elements, max_body_bytes
+from service.http.bodies.body_limits import MAX_ELEMENTS, has_too_many_elements, max_body_bytes
 
 _LARGE_BYTES: Final = 2**16
 """Bodies of more bytes are parsed in a thread."""
