@@ -1,8 +1,10 @@
 """Bodies are limited by route, and what is large and wrong is refused at once."""
 
 import json
+import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -16,7 +18,7 @@ from service.http.problems import MAX_FIELD_ERRORS
 from service.http.strict_json import StrictJsonRoute
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import iter_api_routes, make_key_header, require_problem
+from tests.service.helpers import iter_api_routes, make_key_header, require_problem, serve_app
 
 JSON = {"Content-Type": "application/json"}
 QUERY = {"index": "facts", "prompt": "a", "completion": "b"}
@@ -91,9 +93,16 @@ def test_elements_are_counted_outside_of_texts(monkeypatch: pytest.MonkeyPatch, 
         assert has_too_many_elements(body) is expected
 
 
-def test_a_slow_body_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.strict_json.BODY_TIMEOUT_S", 0.0)
-    response = client.post("/attribute", content=iter([b"{", b"}"]), headers=JSON)
+def test_a_slow_body_is_refused(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.strict_json.BODY_TIMEOUT_S", 0.1)
+
+    def pieces() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(1)
+        yield b"}"
+
+    with serve_app(app) as url:
+        response = httpx.post(f"{url}/attribute", content=pieces(), headers=JSON, trust_env=False)
     require_problem(response, 408, "request_timeout")
 
 
