@@ -52,7 +52,9 @@ def test_the_first_of_many_unknown_fields_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[0] * 10**6, [[[[[[[[[[1]]]]]]]]]], "x" * 10**6, 10**5000, {n: n for n in range(10**5)}]
+    "value",
+    [[0] * 10**6, [[[[[[[[[[1]]]]]]]]]], "x" * 10**6, 10**5000, dict.fromkeys(range(10**5))],
+    ids=["long", "deep", "text", "integer", "wide"],
 )
 def test_a_message_formats_no_more_of_a_value_than_it_shows(value: object) -> None:
     assert 0 < len(short_repr(value)) <= 100

@@ -1,0 +1,114 @@
+"""Large, deep, wide and wrong bodies for any model of a request, as strategies of Hypothesis.
+
+They are made from the JSON schema of the model, so that a route and a field that are added are attacked as well.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+SMALL_VALUES = [
+    "0",
+    "{}",
+    "[]",
+    "null",
+    '""',
+    '"text"',
+    '{"":{}}',
+    "[[]]",
+    '{"role":"user"}',
+    "1e308",
+    '{"a":[{}]}',
+]
+"""Values, as JSON, of which large bodies are made."""
+
+
+def fill_list(value: str, size: int) -> str:
+    """Returns a list of copies of a value, as JSON of about `size` bytes."""
+    return "[" + ",".join([value] * max(1, size // (len(value) + 1))) + "]"
+
+
+def fill_object(value: str, size: int) -> str:
+    """Returns an object of many names with the same value, as JSON of about `size` bytes."""
+    count = max(1, size // (len(value) + 9))
+    return "{" + ",".join(f'"{number:05x}":{value}' for number in range(count)) + "}"
+
+
+def fill_depth(value: str, size: int) -> str:
+    """Returns a list of lists that are nested as deeply as is allowed, as JSON of about `size` bytes."""
+    return fill_list("[" * 190 + value + "]" * 190, size)
+
+
+def fill_text(value: str, size: int) -> str:
+    """Returns a text of about `size` bytes."""
+    return json.dumps(value * (size // max(1, len(json.dumps(value)) - 2)))
+
+
+def fill_digits(value: str, size: int) -> str:
+    """Returns an integer of `size` digits."""
+    return "1" * size
+
+
+FILLS: dict[str, Callable[[str, int], str]] = {
+    "list": fill_list,
+    "object": fill_object,
+    "depth": fill_depth,
+    "text": fill_text,
+    "digits": fill_digits,
+}
+
+
+def iter_paths(
+    schema: dict[str, Any], definitions: dict[str, Any], depth: int = 0
+) -> Iterator[tuple[str | int, ...]]:
+    """Yields the place of each field in a JSON schema: names of fields, and 0 for the item of a list."""
+    if depth > 6:
+        return
+    for alternative in (schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        if "$ref" in alternative:
+            alternative = definitions[alternative["$ref"].rpartition("/")[2]]
+            yield from iter_paths(alternative, definitions, depth + 1)
+        for name, part in alternative.get("properties", {}).items():
+            yield (name,)
+            yield from ((name, *path) for path in iter_paths(part, definitions, depth + 1))
+        items = alternative.get("items") or alternative.get("additionalProperties")
+        if isinstance(items, dict):
+            step = 0 if "items" in alternative else "name"
+            yield (step,)
+            yield from ((step, *path) for path in iter_paths(items, definitions, depth + 1))
+
+
+def put_into(example: Any, path: tuple[str | int, ...], filling: str) -> str:
+    """Returns `example` as JSON, with `filling`, which is JSON, at a place that is made where there is none."""
+    marker = "\uf8ff"
+
+    def put(value: Any, rest: tuple[str | int, ...]) -> Any:
+        if not rest:
+            return marker
+        if rest[0] == 0:
+            items = value if isinstance(value, list) and value else [None]
+            return [put(items[0], rest[1:]), *items[1:]]
+        fields = value if isinstance(value, dict) else {}
+        return fields | {rest[0]: put(fields.get(rest[0]), rest[1:])}
+
+    return json.dumps(put(example, path), ensure_ascii=False).replace(f'"{marker}"', filling)
+
+
+def hostile_bodies(
+    schema: dict[str, Any], definitions: dict[str, Any], example: Any, size: int
+) -> st.SearchStrategy[str]:
+    """Returns a strategy of bodies of about `size` bytes, each with one large field of a model or a large whole.
+
+    Args:
+        schema: The JSON schema of the model.
+        definitions: The schemas that it refers to.
+        example: A body that is right.
+        size: Size of the bodies in bytes.
+    """
+    paths = st.sampled_from([(), *dict.fromkeys(iter_paths(schema, definitions))])
+    fills, values = st.sampled_from(list(FILLS.values())), st.sampled_from(SMALL_VALUES)
+    return st.builds(
+        lambda path, fill, value: put_into(example, path, fill(value, size)), paths, fills, values
+    )
