@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test faults lint format bench docs release system clean distclean
+.PHONY: help demo test faults lint audit format bench docs release system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test       run the linters, the type checker and all tests; installs what they need'
 	@echo 'make faults     run the tests of faults whole: killed processes, failing disks, load; takes half an hour'
 	@echo 'make lint       run the linters and the type checker;  make format  formats the code'
+	@echo 'make audit      look for known vulnerabilities in the installed packages; asks osv.dev, or ADVISORIES=FILE'
 	@echo 'make bench      measure the numbers of docs/benchmarks.md'
 	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
 	@echo 'make release    build the distributions into dist/ and check them'
@@ -72,7 +73,13 @@ lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check $(CODE)
 	@$(VENV)/bin/ruff format --check $(CODE)
 	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive bergson_core worker service scripts
 	@$(VENV)/bin/pyright --pythonpath $(PY)
+
+# The packages are those of the environment, not the newest ones. scripts/audit.py says which file ADVISORIES is.
+audit: $(VENV)/.installed-dev
+	@$(INSTALL) '.[audit]'
+	@$(PY) -m scripts.audit $(ADVISORIES)
 
 format: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check --fix-only $(CODE)

@@ -123,10 +123,12 @@ def load_model(
 def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Loads the model in `directory`, and the adapters in `adapters` where this is another directory."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    require_causal_config(AutoConfig.from_pretrained(directory, **options))
+    # Local files only: the revision was chosen when they were downloaded.
+    config = AutoConfig.from_pretrained(directory, **options)  # nosec B615
+    require_causal_config(config)
     tokenizer_directory = adapters if (adapters / "tokenizer_config.json").is_file() else directory
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)  # nosec B615
+    loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
         directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
     )
     model: nn.Module = loaded[0]
