@@ -344,8 +344,8 @@ def test_damaged_keys_let_nobody_in_and_none_opens_more(
 def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     start_system: Callable[..., System],
 ):
-    system = start_system()
-    worker, url = system.start_worker(), system.start_web()
+    system = start_system(heartbeat_s=2)
+    worker, _url = system.start_worker(), system.start_web()
     client = system.client()
     assert wait_for_end(client, client.build("facts", **system.build_body())).state == "succeeded"
     processes = [psutil.Process(process.pid) for process in (worker, system.web_processes[0])]
@@ -374,4 +374,3 @@ def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert wait_for_end(client, client.build("inline", **inline)).state == "succeeded"
     answer = client.attribute("facts", "Ada was born in", " London", top_k=100)
     assert {row.id for row in answer.results or ()} == document_ids(7)
-    assert url
