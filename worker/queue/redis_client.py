@@ -27,7 +27,7 @@ from redis.retry import Retry
 from bergson_core.errors import InvalidInput
 
 _CLIENT_OPTIONS: dict[str, Any] = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace"}
-_SENTINEL_TIMEOUT_S = 2.0  # after this time the next sentinel is asked
+_SENTINEL_TIMEOUT_S = 1.5  # then the next sentinel is asked: two that hang leave a request time for the third
 _DEFAULT_SENTINEL_PORT = 26379
 _POOL_TIMEOUT_S = 5.0
 

@@ -60,7 +60,14 @@ async def running_system(url: str, settings: Settings) -> AsyncIterator[Broker]:
         thread.start()
         try:
             async with Broker.connect(settings) as broker:
-                await wait_until_async(broker.list_workers)
+
+                async def has_worker() -> bool:  # on a busy machine the first handshakes may take seconds
+                    try:
+                        return bool(await broker.list_workers())
+                    except RedisUnavailable:
+                        return False
+
+                await wait_until_async(has_worker)
                 yield broker
         finally:
             runner.stop()
