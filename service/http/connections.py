@@ -31,11 +31,13 @@ _RESERVED_FILES: Final = 512
 
 
 def raise_file_limit(settings: ServiceSettings) -> None:
-    """Allows this process as many file descriptors as the system lets it have, and warns if they are too few."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Allows this process as many file descriptors as it may need, or warns that the system does not let it."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = CONNECTIONS_PER_REQUEST * settings.max_open_requests + _RESERVED_FILES
-    if most != resource.RLIM_INFINITY and most < needed:
+    limit = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    if resource.RLIM_INFINITY != allowed < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    if limit < needed:
         logger.warning(
             "this process may open %d files, and max_open_requests=%d needs %d: raise the limit (ulimit -n), or lower "
             "BERGSON_MAX_OPEN_REQUESTS",

@@ -105,19 +105,19 @@ def redis(service: Service) -> Iterator[Redis]:
         yield client
 
 
-def queue_talkative_job(redis: Redis) -> str:
-    """Puts a running job into Redis that has reported much, as a worker would; returns its id."""
+def put_job(redis: Redis, events: int = 1, event_bytes: int = 100) -> str:
+    """Puts a running job into Redis that has reported `events` times, as a worker would; returns its id."""
     record = JobRecord(
         job_id="0" * 32,
         kind="build",
         index="talkative",
         state="running",
         created_at=time.time(),
-        progress=Progress(stage=40_000 * "x"),
+        progress=Progress(stage=event_bytes * "x"),
     )
     message = record.model_dump_json()
     redis.hset(redis_keys.job_key(record.job_id), mapping={"record": message, "token": "1"})
-    for _ in range(256):  # ten megabytes, more than the system takes off the hands of the web process
+    for _ in range(events):
         redis.xadd(redis_keys.events_key(record.job_id), {"record": message})
     return record.job_id
 
@@ -162,7 +162,8 @@ def test_slow_clients_are_cut_and_hold_up_nobody(
     service: Service, redis: Redis, long_form: bool, record: Callable[..., None]
 ) -> None:
     each = 60 if long_form else 8
-    job_id = queue_talkative_job(redis)
+    # Ten megabytes, which is more than the system takes off the hands of the web process.
+    job_id = put_job(redis, events=256, event_bytes=40_000)
     get, post = (
         make_request("GET", "/jobs", **service.headers["ada"]),
         make_request("POST", "/attribute", {"a": " " * 9999}, **service.headers["ada"]),
@@ -238,7 +239,7 @@ def test_clients_that_vanish_leave_nothing_behind(
     record: Callable[..., None],
 ) -> None:
     disconnects = 10_000 if long_form else 300
-    job_id = queue_talkative_job(redis)
+    job_id = put_job(redis)
     source = service.questions("bob")
     requests = [
         lambda: next(source),

@@ -1,6 +1,7 @@
 """Clients that take too long are cut, and what they may send before a request is read is bounded."""
 
 import json
+import resource
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from service.http.connections import (
     MAX_PIPELINED,
     Connection,
     cut_slow_connections,
+    raise_file_limit,
 )
 from service.settings import ServiceSettings
 from tests.worker.helpers import wait_until
@@ -251,3 +253,29 @@ def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(app
         for connection in [waiting[0], *waiting[2:], newest]:
             connection.sendall(GET)
             assert read_response(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected", "warns"),
+    [
+        ((1024, 524288), [(2712, 524288)], False),
+        ((4096, 4096), [], False),
+        ((256, 1024), [(1024, 1024)], True),
+        ((1024, 1024), [], True),
+        ((1024, resource.RLIM_INFINITY), [(2712, resource.RLIM_INFINITY)], False),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), [], False),
+    ],
+)
+def test_the_process_allows_itself_the_files_that_it_may_need(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limits: tuple[int, int],
+    expected: list[tuple[int, int]],
+    warns: bool,
+) -> None:
+    chosen: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: chosen.append(values))
+    raise_file_limit(ServiceSettings(max_open_requests=1100))
+    assert chosen == expected
+    assert ("BERGSON_MAX_OPEN_REQUESTS" in caplog.text) == warns
