@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from bergson_core.schemas.base import Spec
 from service.app import create_app
-from service.http import body_limits
+from service.http.bodies import body_limits
 from service.http.bodies.body_limits import BODY_LIMITS, has_too_many_elements
 from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.problems import MAX_FIELD_ERRORS
