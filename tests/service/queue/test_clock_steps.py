@@ -61,7 +61,9 @@ async def test_a_stream_of_events_goes_on_after_a_step_back(broker: Broker, queu
     assert [record.state async for _, record in events][-1] == "succeeded"
 
 
-@pytest.mark.parametrize("last_id", [FUTURE_ID, "18446744073709551615-18446744073709551615"])
+@pytest.mark.parametrize(
+    "last_id", [FUTURE_ID, "18446744073709551615-18446744073709551615"], ids=["an hour ahead", "largest"]
+)
 async def test_events_start_over_for_an_id_of_the_future(broker: Broker, queue: WorkerQueue, last_id: str):
     job = await broker.submit(make_build_job("new", make_spec()))
     _, record = await asyncio.wait_for(anext(broker.iter_events(job.job_id, last_id)), 2)
