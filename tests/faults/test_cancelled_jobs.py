@@ -18,7 +18,7 @@ from tests.faults.support.invariants import hash_index, require_drained
 from tests.faults.support.system import System, wait_for_end, wait_until
 from tests.faults.support.worker_process import Fault
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 StartSystem = Callable[..., System]
 
 STAGES = ("start", "load", "read", "statistics", "gradients", "preconditioner", "search", "measure")
@@ -39,24 +39,30 @@ def test_a_build_cancelled_at_any_stage_is_gone_and_is_built_again_under_its_nam
 ):
     system = start_system(lease_s=20)
     system.start_web()
-    stages = STAGES * 10 if long_form else ("statistics", "preconditioner", "measure")
-    worker = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in stages))
+    # A request to cancel is noticed after the next report, so that `start` is not followed by another stage.
+    stages = (
+        (*STAGES[1:] * 10, *STAGES[:1] * 10) if long_form else ("statistics", "preconditioner", "measure")
+    )
     texts = [{"id": str(k), "text": f"Person {k % 7} lives in city {k % 5}."} for k in range(40)]
     body = system.build_body(dataset=None, documents=texts, columns={"id": "id"})
+    facts = system.data_dir / "indexes" / "facts"
     with system.client() as client:
+        undisturbed = system.start_worker()
+        assert wait_for_end(client, client.build("facts", **body)).state == "succeeded"
+        expected = hash_index(facts)
+        client.delete_index("facts")
+        undisturbed.kill()
+        worker = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in stages))
         for stage in stages:
             job = client.build("facts", **body)
             wait_until(worker.is_frozen, f"the worker is in {stage}")
             client.cancel(job)
             worker.resume()
             assert wait_for_end(client, job).state == "cancelled", stage
-            assert not (system.data_dir / "indexes" / "facts").exists(), stage
+            assert not facts.exists(), stage
             assert not list((system.data_dir / "uploads").glob("*")), stage
         assert wait_for_end(client, client.build("facts", **body)).state == "succeeded"
-        job = client.build("undisturbed", **body)
-        assert wait_for_end(client, job).state == "succeeded"
-    indexes = system.data_dir / "indexes"
-    assert hash_index(indexes / "facts") == hash_index(indexes / "undisturbed")
+        assert hash_index(facts) == expected
     with system.connect_redis() as redis:
         require_drained(redis)
 
@@ -93,7 +99,7 @@ def test_builds_cancelled_at_random_moments_leave_nothing_behind(
         started = time.monotonic()
         expected = build_undisturbed(system, client)
         duration_s = time.monotonic() - started
-        for _ in range(60 if long_form else 3):
+        for _ in range(30 if long_form else 3):
             job = client.build("facts", **system.build_body())
             time.sleep(seeded.uniform(0, 0.8 * duration_s))
             client.cancel(job)
@@ -146,7 +152,7 @@ def test_the_trial_of_an_estimate_ends_with_its_job_and_with_its_worker(start_sy
     with system.client() as client, ThreadPoolExecutor(1) as thread:
         for end in ("cancel", "kill"):
             worker = system.start_worker()
-            estimate = thread.submit(client.estimate, timeout_s=30, **system.build_body())
+            estimate = thread.submit(client.estimate, timeout_s=300, **system.build_body())
             (trial,) = wait_until(
                 lambda worker=worker: psutil.Process(worker.pid).children(), "the trial runs"
             )

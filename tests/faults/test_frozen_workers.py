@@ -12,12 +12,10 @@ from tests.faults.support.system import System, SystemProcess, wait_for_end, wai
 from tests.faults.support.worker_process import STAGES, Fault
 from worker.messages import JobRecord
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 StartSystem = Callable[..., System]
 
 _SHORT_STAGES = ("preconditioner",)
-_UNLOCKED_STAGES = ("start", "finish")
-"""Moments at which a worker that has a job does not hold the lock of its index."""
 
 
 def build_in_worker(
@@ -48,36 +46,38 @@ def test_a_worker_frozen_at_any_stage_past_its_lease_fails_no_job(start_system: 
     system.start_web()
     stages = STAGES if long_form else _SHORT_STAGES
     frozen = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in stages))
+    jobs: list[JobRecord] = []
     with system.client() as client:
-        other = None
-        for stage in stages:
-            other = other or system.start_worker()
-            job = build_in_worker(client, system, f"facts-{stage}", frozen, other)
-            if stage in _UNLOCKED_STAGES:
-                assert wait_for_end(client, job).state == "succeeded", stage
-            else:
-                wait_until_put_off(client, job, frozen)
-            frozen.resume()
-            # The worker may meet its next fault in the same job, once it has handed this one back and taken it again.
-            record = wait_until(lambda job=job: read_ended(client, job, frozen), f"{stage} ends")
-            assert (record.state, record.error, record.waits_for) == ("succeeded", None, None), stage
-        job = client.build("undisturbed", **system.build_body())
-        assert wait_until(lambda: read_ended(client, job, frozen), "the last ends").state == "succeeded"
+        other, freezes = system.start_worker(), 0
+        while freezes < len(stages):
+            other.freeze()
+            jobs.append(client.build(f"facts-{len(jobs)}", **system.build_body()))
+            wait_until(frozen.is_frozen, "the worker is frozen in the job")
+            other.resume()
+            # The worker may meet further faults in the same job, once it has handed this one back and taken it again.
+            while not has_ended(client, jobs[-1]) or frozen.is_frozen():
+                if frozen.is_frozen():
+                    freezes += 1
+                    # At some moments the worker does not hold the lock of the index, so that the other does the job.
+                    wait_until(
+                        lambda: client.job(jobs[-1]).waits_for or has_ended(client, jobs[-1]), "it is noticed"
+                    )
+                    if not has_ended(client, jobs[-1]):
+                        wait_until_put_off(client, jobs[-1], frozen)
+                    frozen.resume()
+                time.sleep(0.05)
+            record = client.job(jobs[-1])
+            assert (record.state, record.error, record.waits_for) == ("succeeded", None, None)
+        assert wait_for_end(client, client.build("undisturbed", **system.build_body())).state == "succeeded"
     expected = hash_index(system.data_dir / "indexes" / "undisturbed")
-    for stage in stages:
-        assert hash_index(system.data_dir / "indexes" / f"facts-{stage}") == expected, stage
+    for job in jobs:
+        assert hash_index(system.data_dir / "indexes" / str(job.index)) == expected, job.index
     with system.connect_redis() as redis:
         require_drained(redis)
 
 
-def read_ended(client: Client, job: JobRecord, frozen: SystemProcess) -> JobRecord | None:
-    """Returns the record of a job that has ended; lets the worker go on if it has frozen itself again meanwhile."""
-    record = client.job(job)
-    if record.state in ("succeeded", "failed", "cancelled"):
-        return record
-    if frozen.is_frozen() and record.waits_for:
-        frozen.resume()
-    return None
+def has_ended(client: Client, job: JobRecord) -> bool:
+    return client.job(job).state in ("succeeded", "failed", "cancelled")
 
 
 def test_a_job_whose_frozen_worker_never_comes_back_goes_on_once_that_is_killed(start_system: StartSystem):
