@@ -98,7 +98,9 @@ def _validate_items(value: Any, validate: Callable[[Any], Any]) -> Any:
         except ValidationError as error:
             errors += _item_errors(error, start)
         start = errors[-1]["loc"][0] + 1
-    raise ValidationError.from_exception_data(title, list(map(_as_line_error, errors)))
+    line_errors = list(map(_as_line_error, errors))
+    del errors
+    raise ValidationError.from_exception_data(title, line_errors)
 
 
 def _item_errors(error: ValidationError, start: int) -> list[Any]:
@@ -111,9 +113,10 @@ def _item_errors(error: ValidationError, start: int) -> list[Any]:
 
 
 def _as_line_error(details: Mapping[str, Any]) -> InitErrorDetails:
-    context: Any = details.get("ctx", {}) | {"message": details["msg"]}
+    # A validator's exception is left out: its traceback leads back to the value, in a circle.
+    context: Any = {name: part for name, part in details.get("ctx", {}).items() if name != "error"}
     return InitErrorDetails(
-        type=PydanticCustomError(details["type"], "{message}", context),  # pyright: ignore[reportArgumentType]
+        type=PydanticCustomError(details["type"], "{message}", context | {"message": details["msg"]}),
         loc=details["loc"],
         input=details["input"],
     )

@@ -96,19 +96,20 @@ def put_into(example: Any, path: tuple[str | int, ...], filling: str) -> str:
     return json.dumps(put(example, path), ensure_ascii=False).replace(f'"{marker}"', filling)
 
 
-def hostile_bodies(
-    schema: dict[str, Any], definitions: dict[str, Any], example: Any, size: int
-) -> st.SearchStrategy[str]:
-    """Returns a strategy of bodies of about `size` bytes, each with one large field of a model or a large whole.
+def hostile_parts(
+    schema: dict[str, Any], definitions: dict[str, Any]
+) -> st.SearchStrategy[tuple[tuple[str | int, ...], str, str]]:
+    """Returns a strategy of arguments for `make_hostile_body`: a place, one of `FILLS`, one of `SMALL_VALUES`.
 
     Args:
         schema: The JSON schema of the model.
         definitions: The schemas that it refers to.
-        example: A body that is right.
-        size: Size of the bodies in bytes.
     """
-    paths = st.sampled_from([(), *dict.fromkeys(iter_paths(schema, definitions))])
-    fills, values = st.sampled_from(list(FILLS.values())), st.sampled_from(SMALL_VALUES)
-    return st.builds(
-        lambda path, fill, value: put_into(example, path, fill(value, size)), paths, fills, values
-    )
+    paths = [(), *dict.fromkeys(iter_paths(schema, definitions))]
+    return st.tuples(st.sampled_from(paths), st.sampled_from(list(FILLS)), st.sampled_from(SMALL_VALUES))
+
+
+def make_hostile_body(example: Any, part: tuple[tuple[str | int, ...], str, str], size: int) -> str:
+    """Returns a body of about `size` bytes: `example`, which is right, with a part that is large and mostly wrong."""
+    path, fill, value = part
+    return put_into(example, path, FILLS[fill](value, size))

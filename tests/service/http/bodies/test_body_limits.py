@@ -1,19 +1,23 @@
 """Bodies are limited by route, and what is large and wrong is refused at once."""
 
+import gc
 import json
 from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
 from bergson_core.schemas.base import Spec
 from service.app import create_app
 from service.http.bodies import body_limits
 from service.http.bodies.body_limits import BODY_LIMITS, has_too_many_elements
-from service.http.bodies.strict_json import StrictJsonRoute
+from service.http.bodies.strict_json import StrictJsonRoute, _parse_now
 from service.http.problems import MAX_FIELD_ERRORS
+from service.schemas import AttributeRequest
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import iter_api_routes, make_key_header, require_problem
@@ -96,3 +100,27 @@ def test_a_regular_expression_that_python_refuses_is_a_wrong_field(client: TestC
     body = {"name": "b", "model": "m", "documents": [{"text": "t"}], "gradients": {"modules": modules}}
     problem = require_problem(client.post("/index", json=body), 422, "invalid_input")
     assert "regular expression" in problem.detail
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"filter": {"a": {"lt": [[]] * 1000}}},
+        {"messages": [[]] * 1000},
+        {"messages": [{"role": [[]] * 1000}]},
+        {"partial": [[]] * 1000},
+        {"unknown": [[]] * 1000},
+    ],
+    ids=lambda wrong: str(wrong)[:30],
+)
+def test_what_a_refused_body_held_is_freed_at_once(wrong: dict[str, object]) -> None:
+    body = json.dumps(QUERY | wrong).encode()
+    adapter = TypeAdapter(AttributeRequest)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(RequestValidationError):
+            _parse_now(body, adapter)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
