@@ -48,7 +48,8 @@ async def test_calls_give_their_own_answer_or_an_error_by_name(
             jobs = [await broker.submit(make_build_job(f"i-{number}", make_spec())) for number in range(4)]
             proxy.weather = weather
             for turn in range(15):
-                calls: list[Awaitable[Any]] = [broker.read_job(job.job_id) for job in jobs] + [
+                calls: list[Awaitable[Any]] = [
+                    *(broker.read_job(job.job_id) for job in jobs),
                     broker.list_workers(),
                     broker.list_jobs(),
                     broker.active_jobs(),
@@ -57,7 +58,7 @@ async def test_calls_give_their_own_answer_or_an_error_by_name(
                     broker.submit(make_build_job(f"i-{turn}", make_spec())),
                     anext(broker.iter_events(jobs[0].job_id)),
                 ]
-                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+                outcomes: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
                 unexpected = [
                     outcome
                     for outcome in outcomes
