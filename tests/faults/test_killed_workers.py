@@ -6,7 +6,7 @@ them. In the short form some of the moments are drawn.
 
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from random import Random
 
@@ -23,8 +23,6 @@ pytestmark = pytest.mark.e2e
 
 LEASE_S = 1.0
 KINDS = tuple(kind for kind in MOMENTS if kind != "estimate")
-PUBLISHED = ("tidy", "done", "finish", "end")
-"""Moments after the publication, when a job cannot be cancelled any more."""
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +69,15 @@ def test_a_job_whose_worker_is_killed_leaves_what_an_undisturbed_job_leaves(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_worker_that_is_frozen_past_its_lease_loses_its_job_and_publishes_nothing(
+def test_a_worker_that_is_frozen_past_its_lease_publishes_nothing_over_its_successor(
     workload, kind, choose_moments, record
 ):
     moments = choose_moments(MOMENTS[kind])
     with Crew(workload.system, 3, freeze_s=2.5 * LEASE_S) as crew:
         disturb_jobs(workload, crew, kind, moments, signal.SIGSTOP)
-    for moment in moments:
-        require_no_publication_after(workload.system, f"{kind}-{moment}-{signal.SIGSTOP:d}", moment)
+    require_published_by_latest_worker(
+        workload.system, [f"{kind}-{moment}-{signal.SIGSTOP:d}" for moment in moments]
+    )
     record(promise="a frozen worker changes nothing any more", runs=len(moments), kills=len(moments))
 
 
@@ -145,7 +144,7 @@ def disturb_jobs(
 
 
 def cancel_and_repeat(workload: Workload, kind: str, moment: str) -> None:
-    """Cancels a job at a moment; unless it had been published, it leaves nothing, and is then made again."""
+    """Cancels a job at a moment; unless it is published all the same, it leaves nothing, and is then made again."""
     client, name = workload.client, f"{kind}-{moment}-cancelled"
     plan_fault(workload.system.plan, name, Fault(moment, HOLD))
     held = workload.system.plan / f"{name}.held"
@@ -154,7 +153,8 @@ def cancel_and_repeat(workload: Workload, kind: str, moment: str) -> None:
     client.cancel(job)
     held.unlink()
     ended = workload.wait(job)
-    if moment not in PUBLISHED:
+    # Nothing is reported between the flush and the publication, so that it is too late then.
+    if MOMENTS[kind].index(moment) < MOMENTS[kind].index("flush"):
         assert ended.state == "cancelled", name
         assert workload.hash(name) == ({} if kind in ("build", "inline") else workload.hash(BASE)), name
         job = workload.submit(kind, name)
@@ -171,11 +171,11 @@ def require_quiet(workload: Workload, crew: Crew) -> None:
     require_no_leftovers(workload.system.data_dir)
 
 
-def require_no_publication_after(system: System, name: str, moment: str) -> None:
-    """Fails if the worker that was frozen at this moment has published something in the same start of the job."""
-    lines = [line.split() for line in (system.plan / "reached").read_text().splitlines()]
-    frozen = next(pid for pid, *place in lines if place == [name, moment])
-    moments = [reached for pid, index, reached in lines if (pid, index) == (frozen, name)]
-    later = moments[moments.index(moment) + 1 :]
-    same_start = later[: later.index("take")] if "take" in later else later
-    assert "manifest" not in same_start, (name, moments)
+def require_published_by_latest_worker(system: System, names: Collection[str]) -> None:
+    """Fails if an index was published by another worker than the one that had taken its job last."""
+    latest: dict[str, str] = {}
+    for line in (system.plan / "reached").read_text().splitlines():
+        pid, name, moment = line.split()
+        if moment == "take":
+            latest[name] = pid
+        assert moment != "tidy" or name not in names or latest[name] == pid, name

@@ -7,8 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
 from typing import Any, Self
 
-import psutil
-
 from tests.faults.support.system import TIMEOUT_S, System, SystemProcess, wait_until
 
 
@@ -87,7 +85,7 @@ class Crew:
                 assert time.monotonic() < end, f"the tasks have not ended within {timeout_s:g} s"
                 self.tend()
                 between()
-                time.sleep(0.01)
+                time.sleep(0.02)
         return [future.result() for future in futures]
 
 
@@ -123,7 +121,7 @@ class Misfortune:
         worker = self._random.choice(workers)
         (number,) = self._random.choices([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], [8, 1, 1])
         self.peak_memory_bytes = max(self.peak_memory_bytes, worker.memory_bytes())
-        psutil.Process(worker.pid).send_signal(number)
+        worker.send(number)
         self.remaining -= 1
         self._draw()
 

@@ -11,7 +11,7 @@ import httpx
 TIMEOUT_S = 30.0
 _SLACK_S = 15.0
 """Seconds that an answer may come after its deadline on a busy machine."""
-_UNAVAILABLE = (500, 503, 504)
+_UNAVAILABLE = (429, 500, 503, 504)
 """What a question may be answered whose workers died: a question is given up that has ended two of them."""
 
 

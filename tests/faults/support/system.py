@@ -35,41 +35,50 @@ class SystemProcess:
 
     def kill(self) -> None:
         """Kills the process, and waits until it has ended."""
-        with suppress(psutil.NoSuchProcess):
-            self._process.kill()
+        self.send(signal.SIGKILL)
         self.wait()
 
     def terminate(self) -> None:
         """Sends SIGTERM, without waiting."""
-        with suppress(psutil.NoSuchProcess):
-            self._process.terminate()
+        self.send(signal.SIGTERM)
 
     def freeze(self) -> None:
         """Sends SIGSTOP."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Sends SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
+        self.send(signal.SIGCONT)
+
+    def send(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.send_signal(number)
 
     def is_alive(self) -> bool:
         """Returns whether the process exists and is no zombie."""
-        try:
-            return self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return self._status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
     def is_frozen(self) -> bool:
         """Returns whether the process has been stopped by SIGSTOP."""
-        return self.is_alive() and self._process.status() == psutil.STATUS_STOPPED
+        return self._status() == psutil.STATUS_STOPPED
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> None:
         """Waits until the process has ended."""
         wait_until(lambda: not self.is_alive(), f"process {self.pid} ends", timeout_s)
 
     def memory_bytes(self) -> int:
-        """Returns the resident memory of the process in bytes."""
-        return self._process.memory_info().rss
+        """Returns the resident memory of the process in bytes, or 0 if it has ended."""
+        try:
+            return self._process.memory_info().rss
+        except psutil.NoSuchProcess:
+            return 0
+
+    def _status(self) -> str:
+        try:
+            return self._process.status()
+        except psutil.NoSuchProcess:
+            return psutil.STATUS_DEAD
 
 
 class System:
