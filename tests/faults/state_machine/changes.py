@@ -49,6 +49,10 @@ class Change(ABC):
     def update(self, model: IndexModel | None) -> IndexModel | None:
         """Returns the model of the index after the change; None stands for no index. It may change `model`."""
 
+    def is_possible(self, model: IndexModel) -> bool:
+        """Returns whether an index allows the change; the job fails otherwise."""
+        return True
+
     @abstractmethod
     def run(self, root: Path, sources: Sources, callbacks: Callbacks = Callbacks(), key: str = "") -> None:
         """Makes the change in the index at `root` by the library. `key` is the id of the job."""
@@ -90,6 +94,9 @@ class _ChangeOfIndex(Change):
 class Append(_ChangeOfIndex):
     documents: tuple[Document, ...]
 
+    def is_possible(self, model: IndexModel) -> bool:
+        return model.documents.keys().isdisjoint(document.id for document in self.documents)
+
     def update_index(self, model: IndexModel) -> IndexModel:
         model.documents |= {document.id: document for document in self.documents}
         model.generation += 1
@@ -114,6 +121,9 @@ class Append(_ChangeOfIndex):
 
 @dataclass(frozen=True)
 class Compact(_ChangeOfIndex):
+    def is_possible(self, model: IndexModel) -> bool:
+        return bool(model.documents)
+
     def update_index(self, model: IndexModel) -> IndexModel:
         model.generation += model.hidden > 0
         model.hidden = 0
@@ -130,6 +140,9 @@ class Compact(_ChangeOfIndex):
 class FitProfile(_ChangeOfIndex):
     name: str
     mixing: float = field(default=0.5, init=False)
+
+    def is_possible(self, model: IndexModel) -> bool:
+        return self.name not in model.profiles
 
     def update_index(self, model: IndexModel) -> IndexModel:
         model.profiles.append(self.name)
