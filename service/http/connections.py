@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import Server
 
 from service.http.problems import make_problem, problem_response
+from service.http.server_socket import MAX_PENDING_CONNECTIONS
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ PROGRESS_BYTES: Final = 64 * 2**10
 """What a client has to send of a body, or to read of an answer, within `client_timeout_s`, unless it is less."""
 MAX_PIPELINED: Final = 16
 """Most requests that a client may send on one connection before the first of them is answered."""
-CONNECTIONS_PER_REQUEST: Final = 2
-"""Connections that may be open for each request that may be: as many as that may wait for their next request."""
+SPARE_CONNECTIONS = MAX_PENDING_CONNECTIONS
+"""Connections that may be open beyond one for each open request. They are as many as may come at once, so that none is
+cut whose request has arrived and was not read yet."""
 _RESERVED_FILES: Final = 512
 """File descriptors for Redis, event streams and the files of indexes."""
 
@@ -33,7 +35,7 @@ _RESERVED_FILES: Final = 512
 def raise_file_limit(settings: ServiceSettings) -> None:
     """Allows this process as many file descriptors as it may need, or warns that the system does not let it."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = CONNECTIONS_PER_REQUEST * settings.max_open_requests + _RESERVED_FILES
+    needed = settings.max_open_requests + SPARE_CONNECTIONS + _RESERVED_FILES
     limit = needed if most == resource.RLIM_INFINITY else min(needed, most)
     if resource.RLIM_INFINITY != allowed < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
@@ -54,7 +56,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, settings: ServiceSettings, **options: Any):
         super().__init__(*arguments, **options)
         self._timeout_s = settings.client_timeout_s
-        self._max_connections = CONNECTIONS_PER_REQUEST * settings.max_open_requests
+        self._max_connections = settings.max_open_requests + SPARE_CONNECTIONS
         self._waiting_since = self._unread_since = 0.0
         self._is_reading_head = False
         self._head_bytes = self._unread_bytes = 0

@@ -7,7 +7,8 @@ from typing import Final
 from bergson_core.errors import Unavailable
 from service.settings import ServiceSettings
 
-_MAX_PENDING_CONNECTIONS: Final = 2048
+MAX_PENDING_CONNECTIONS: Final = 2048
+"""Connections that the system accepts before the service looks at them."""
 
 
 def open_server_socket(settings: ServiceSettings) -> socket.socket:
@@ -19,7 +20,7 @@ def open_server_socket(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     address = (settings.host.strip("[]"), settings.port)
     try:
-        server_socket = socket.create_server(address, family=family, backlog=_MAX_PENDING_CONNECTIONS)
+        server_socket = socket.create_server(address, family=family, backlog=MAX_PENDING_CONNECTIONS)
         # Nagle's algorithm delays an answer by 40 ms. asyncio turns it off only for sockets that are declared as TCP.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=server_socket.detach())
     except OSError as error:

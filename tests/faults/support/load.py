@@ -197,16 +197,15 @@ async def flood(
 async def ask_in_turn(
     url: str, requests: Iterable[bytes], clients: int, seconds: float, pause_s: float = 0
 ) -> Tally:
-    """Has each of some clients ask, wait for the response, pause, and ask again, over one connection."""
+    """Has each of some clients ask, wait for the response, pause, and ask again."""
     tally, source, end = Tally(), iter(requests), time.perf_counter() + seconds
 
     async def run_client() -> None:
-        async with Connection.open(url) as connection:
-            while time.perf_counter() < end:
-                request = next(source)
-                tally.sent += 1
-                tally.add(request, await connection.exchange(request))
-                await asyncio.sleep(pause_s)
+        while time.perf_counter() < end:
+            request = next(source)
+            tally.sent += 1
+            tally.add(request, await send(url, request))
+            await asyncio.sleep(pause_s)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from service.http import connections
 from service.http.connections import (
     MAX_HEAD_BYTES,
     MAX_PIPELINED,
@@ -62,15 +63,15 @@ Connect = Callable[[], socket.socket]
 @contextmanager
 def connecting(app: FastAPI, **settings: float) -> Iterator[Connect]:
     """Yields a function that opens connections to the service."""
-    connections: list[socket.socket] = []
+    opened: list[socket.socket] = []
     with serve(app, ServiceSettings.model_validate(settings)) as address:
 
         def open_connection() -> socket.socket:
-            connections.append(socket.create_connection(address, GENEROUS_S))
-            return connections[-1]
+            opened.append(socket.create_connection(address, GENEROUS_S))
+            return opened[-1]
 
         yield open_connection
-        for connection in connections:
+        for connection in opened:
             connection.close()
 
 
@@ -240,7 +241,10 @@ def test_a_client_that_reads_slowly_but_steadily_gets_all_of_its_answer(connect:
         assert time.monotonic() - started > TIMEOUT_S, "it took longer than a slow client may"
 
 
-def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(app: FastAPI) -> None:
+def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
     with connecting(app, max_open_requests=2) as connect:
         waiting = [connect() for _ in range(4)]
         for connection in [*waiting, waiting[0]]:  # now the second one has waited longest
@@ -258,11 +262,11 @@ def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(app
 @pytest.mark.parametrize(
     ("limits", "expected", "warns"),
     [
-        ((1024, 524288), [(2712, 524288)], False),
+        ((1024, 524288), [(3660, 524288)], False),
         ((4096, 4096), [], False),
         ((256, 1024), [(1024, 1024)], True),
         ((1024, 1024), [], True),
-        ((1024, resource.RLIM_INFINITY), [(2712, resource.RLIM_INFINITY)], False),
+        ((1024, resource.RLIM_INFINITY), [(3660, resource.RLIM_INFINITY)], False),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), [], False),
     ],
 )
