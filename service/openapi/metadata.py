@@ -79,6 +79,10 @@ _EXAMPLE_DETAILS = {
     "ids_exist": "the index has documents of these ids already: 'doc-17'; expected new ids",
     "index_exists": "an index named 'facts' exists: choose another name",
     "index_busy": "a job is at work on the index 'facts': follow it at GET /jobs",
+    "disk_full": "/data/indexes/facts cannot be written, no space is left: make room and try again, finished work is "
+    "kept ([Errno 28] No space left on device)",
+    "read_only": "/data/indexes/facts cannot be written, the file system is read-only: mount it for writing and try "
+    "again, finished work is kept ([Errno 30] Read-only file system)",
     "index_corrupt": "the files of the index 'facts' differ from its manifest: build it again",
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",

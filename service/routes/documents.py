@@ -99,7 +99,13 @@ def get_document(
     summary="Take a document down",
     responses={204: {"description": "From now on, no answer shows the document."}}
     | problem_responses(
-        "index_not_found", "document_not_found", "invalid_input", "index_corrupt", refused=INDEX_NAME_ERROR
+        "index_not_found",
+        "document_not_found",
+        "invalid_input",
+        "index_corrupt",
+        "disk_full",
+        "read_only",
+        refused=INDEX_NAME_ERROR,
     ),
 )
 def take_document_down(name: IndexNamePath, document_id: DocumentIdPath, settings: SettingsDep) -> None:

@@ -32,7 +32,7 @@ INTERNAL_TYPES = {
     # What an executor of one's own would deal in.
     *("Documents", "Searcher", "ShardBuilder", "ShardStep", "ShardTask"),
     # Parts of a manifest, which `read_manifest` returns and nobody makes.
-    *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry"),
+    *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry", "TakedownHead"),
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
         "ModelFiles",
