@@ -155,7 +155,7 @@ def test_a_flood_is_refused_with_a_time_to_wait_and_leaves_nothing_behind(
     for name, limit_mb in {"web": 100, "worker": 100, "redis": 30}.items():
         assert watch.growth_mb()[name] < limit_mb, name
     refused = modest.sent - modest.responses[200]
-    assert modest.responses[200] and refused <= max(1, 0.1 * modest.sent), str(modest)
+    assert modest.responses[200] and refused <= max(2, modest.sent // 4), str(modest)
 
 
 def test_slow_clients_are_cut_and_hold_up_nobody(

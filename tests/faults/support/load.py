@@ -158,7 +158,7 @@ class Tally:
 
 
 async def flood(
-    url: str, requests: Iterable[bytes], rate: float, seconds: float, max_open: int = 2000
+    url: str, requests: Iterable[bytes], rate: float, seconds: float, max_open: int = 400
 ) -> Tally:
     """Sends `rate` requests a second, whatever becomes of those before, each over a connection of its own.
 
