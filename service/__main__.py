@@ -46,7 +46,7 @@ def _read_settings() -> ServiceSettings:
 
 async def _check_redis(settings: ServiceSettings) -> None:
     """Raises `RedisUnavailable` unless Redis can be used. A full one can: jobs that wait may be cancelled there."""
-    async with Broker.connect(settings) as broker:
+    async with Broker.connect(settings, asks=False) as broker:
         try:
             await broker.ping()
         except RedisFull as error:

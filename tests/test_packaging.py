@@ -102,7 +102,7 @@ def test_every_module_that_the_code_imports_comes_from_a_dependency(project: dic
     }
     foreign = imported - set(packages) - sys.stdlib_module_names
     # These come with FastAPI and pydantic, whose interfaces refer to them.
-    foreign -= {"anyio", "starlette", "pydantic_core"}
+    foreign -= {"annotated_types", "anyio", "starlette", "pydantic_core"}
     extras = project["project"]["optional-dependencies"]
     optional = (requirement for extra in extras.keys() - {"dev"} for requirement in extras[extra])
     requirements = (*project["project"]["dependencies"], *optional)

@@ -71,16 +71,21 @@ class Broker(JobBroker):
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, settings: Settings) -> "AsyncIterator[Broker]":
+    async def connect(cls, settings: Settings, asks: bool = True) -> "AsyncIterator[Broker]":
         """Yields a broker on the Redis of `settings`, and closes it at the end.
 
         An embedded Redis is started; another one need not answer yet.
+
+        Args:
+            settings: The settings of the process.
+            asks: Whether replies are read, without which no query can be asked.
         """
         stack = ExitStack()
         try:
             url = await asyncio.to_thread(stack.enter_context, redis_url(settings))
             broker = cls(settings, url)
-            broker._replies.start()
+            if asks:
+                broker._replies.start()
             try:
                 yield broker
             finally:

@@ -219,7 +219,7 @@ class JobBroker:
             raise InvalidInput(f"event id: expected the id of an event, got {last_id!r}")
         while True:
             has_ended = (await self.read_job(job_id)).state in FINAL_STATES
-            if _parse_event_id(last_id) > _parse_event_id(await self._read_latest_event_id(job_id)):
+            if _parse_event_id(last_id) > await self._read_latest_event_id(job_id):
                 last_id = _BEFORE_FIRST_EVENT
             with translate_redis_errors():
                 streams = await self._following_redis.xread(
@@ -255,12 +255,12 @@ class JobBroker:
             raise job_not_found(job_id)
         return record, number
 
-    async def _read_latest_event_id(self, job_id: str) -> str:
-        """Returns the id of the latest event of a job."""
+    async def _read_latest_event_id(self, job_id: str) -> tuple[int, int]:
+        """Returns the id of the latest event of a job, as its time and its number."""
         read = self._redis.xrevrange(redis_keys.events_key(job_id), count=1)
         entries = await call_redis(cast("Any", read))
         with translate_redis_errors():
-            return entries[0][0] if entries else _BEFORE_FIRST_EVENT
+            return _parse_event_id(entries[0][0] if entries else _BEFORE_FIRST_EVENT)
 
     async def _list_ids(self, start: int, count: int) -> list[str]:
         """Returns the ids of `count` jobs, newest first, after skipping `start` of them."""

@@ -194,7 +194,7 @@ def test_the_indexes_of_a_directory_are_listed_in_each_format(tmp_path, run_main
         ["half", "unfinished"],
     ]
     damaged, directory = result.stderr.splitlines()
-    assert damaged.startswith(f"warning: damaged: {tmp_path}/damaged/manifest.json is not a manifest: rows: ")
+    assert damaged.startswith(f"warning: damaged: {tmp_path}/damaged/manifest.json is not a manifest that ")
     assert "https://" not in damaged
     assert directory.startswith(f"warning: directory: {tmp_path}/directory/manifest.json cannot be read: ")
     rows = list(csv.DictReader(io.StringIO(run_main("list", tmp_path, "--format", "csv").stdout)))

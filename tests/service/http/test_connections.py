@@ -152,7 +152,10 @@ def test_the_next_head_on_a_connection_has_as_much_time_and_no_more(connect: Con
 
 def test_the_rest_of_a_refused_body_cannot_be_sent_without_end(connect: Connect) -> None:
     connection = connect()
-    connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n")
+    connection.sendall(
+        START.replace(b"GET /livez", b"POST /nothing")
+        + b"Content-Length: 10000\r\nContent-Type: application/json\r\n\r\n"
+    )
     assert read_response(connection).startswith(b"HTTP/1.1 404 ")
     send_slowly(connection, b" ")
 

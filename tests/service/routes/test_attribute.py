@@ -360,7 +360,7 @@ def test_errors_are_not_cached(client: TestClient, broker: FakeBroker) -> None:
 
 def test_the_cache_drops_the_least_recently_used_answers_and_takes_no_partial_ones() -> None:
     answer = make_answer(ServiceQuery(**QUERY), ["text"])
-    cache = AnswerCache(2 * len(answer.model_dump_json()))
+    cache = AnswerCache(2 * len(answer.model_dump_json()) + 1000)
     for key in ("a", "b", "c"):
         cache.put((key,), answer)
         cache.get(("a",))
