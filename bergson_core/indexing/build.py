@@ -26,6 +26,7 @@ Files of an unfinished build, beside those in `output_directory.py`:
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -229,6 +230,8 @@ def fit_statistics(
     stamp = statistics_stamp_path(context.output)
     if stamp.is_file() and (saved := json.loads(stamp.read_text()))["build"] == fingerprint:
         return min(budget_tokens, saved["budget_tokens"])
+    # A killed run may have left a part of them; the manifest lists whatever is in the directory.
+    shutil.rmtree(directory, ignore_errors=True)
     numbers = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
     tokens = documents.tokenize(model, numbers)
     progress = StageProgress("statistics", len(numbers))

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 
 from bergson_core import append_documents, build_index, compact_index, fit_profile, take_down_document
-from bergson_core.indexing import publish
+from bergson_core.indexing import build, publish
 from bergson_core.schemas.build import BuildSpec
-from tests.core.helpers import add_again_spec
+from tests.core.helpers import add_again_spec, file_hashes
 
 
 class Killed(BaseException):
@@ -56,3 +56,19 @@ def test_a_change_that_was_killed_after_it_had_published_leaves_nothing_once_it_
     assert left
     changes[name](killed)
     assert list_files(killed) == list_files(undisturbed)
+
+
+def test_a_build_that_was_killed_while_it_saved_the_statistics_is_resumed_to_the_same_files(
+    spec: BuildSpec, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write_a_part(path: Path, content: bytes) -> None:
+        path.with_name(f".{path.name}.0a1b.tmp").write_bytes(content[:3])
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_durably", write_a_part)
+        with pytest.raises(Killed):
+            build_index(spec, tmp_path / "killed", shard_rows=16)
+    build_index(spec, tmp_path / "killed", shard_rows=16)
+    assert list_files(tmp_path / "killed") == list_files(index)
+    assert file_hashes(tmp_path / "killed") == file_hashes(index)
