@@ -193,7 +193,13 @@ def test_a_killed_append_is_finished_by_the_next(facts, rest):
     manifest = read_manifest(facts)
     parts = (manifest, *manifest.shards, *manifest.profiles)
     known = {entry.path for part in parts for entry in part.files}
-    assert files - known == {"manifest.json", ".lock", ".checked.json"}
+    assert files - known == {
+        "manifest.json",
+        "takedowns.head.json",
+        ".lock",
+        ".takedowns.lock",
+        ".checked.json",
+    }
 
 
 def test_a_finished_append_is_not_done_again_unless_its_key_is_another(sources, parts, tmp_path):

@@ -13,9 +13,14 @@ from bergson_core.utils.scratch_directories import remove_dead_scratch_directori
 
 PROGRAM = """
 import sys
+from contextlib import ExitStack
 from bergson_core.utils.scratch_directories import scratch_directory, scratch_directory_until_exit
-make = scratch_directory().__enter__ if sys.argv[1] == "context" else scratch_directory_until_exit
-(make() / "deep").mkdir()
+with ExitStack() as stack:
+    directory = stack.enter_context(scratch_directory() if sys.argv[1] == "context" else scratch_directory_until_exit())
+    (directory / "deep").mkdir()
+    lasting = stack.pop_all()
+if sys.argv[1] == "exit":
+    lasting.close()
 print("ready", flush=True)
 sys.stdin.read()
 """
