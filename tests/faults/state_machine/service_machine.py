@@ -7,6 +7,7 @@ answer of any web process has to be that of the model in memory, before or after
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,9 @@ from tests.faults.support.system import System, SystemProcess, wait_for_end
 from worker.messages import FINAL_STATES, JobRecord
 
 WEB_PROCESSES, WORKERS = 2, 2
+NAMES = ("alpha", "beta")
 PAST_LEASE_S = 2.5
+FAULTS = ("kill worker", "freeze worker", "kill Redis", "kill worker", "freeze worker", "kill web process")
 
 
 class ServiceMachine(RuleBasedStateMachine):
@@ -67,8 +70,7 @@ class ServiceMachine(RuleBasedStateMachine):
         super().__init__()
         self._system, self._sources, self._reference = system, sources, reference
         self._tally = tally
-        self._names = (f"{prefix}-alpha", f"{prefix}-beta")
-        self._indexes = {name: ServedIndex(name) for name in self._names}
+        self._indexes = {name: ServedIndex(f"{prefix}-{name}") for name in NAMES}
         self._clients = {number: system.client(number) for number in self._live_web_processes()}
         self._frozen: SystemProcess | None = None
         self._ended: list[JobRecord] = []
@@ -77,15 +79,15 @@ class ServiceMachine(RuleBasedStateMachine):
     def list_indexes(self) -> None:
         """Every web process lists the indexes that are there."""
         for client in self._clients.values():
-            listed = {item.name: item.state for item in client.indexes() if item.name in self._names}
-            for name, index in self._indexes.items():
+            listed = {item.name: item.state for item in client.indexes()}
+            for index in self._indexes.values():
                 states = {"ready" if model else None for model in index.models}
-                assert listed.get(name) in states | ({"building"} if index.pending else set()), listed
+                assert listed.get(index.name) in states | ({"building"} if index.pending else set()), listed
 
-    @rule(data=st.data(), number=st.integers(0, 1))
-    def change(self, data: st.DataObject, number: int) -> None:
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def change(self, data: st.DataObject, name: str) -> None:
         """Submits a change, or makes it. What is refused while a job is at work changes nothing."""
-        index, client = self._indexes[self._names[number]], self._draw_client(data)
+        index, client = self._indexes[name], self._draw_client(data)
         model = index.model
         change = data.draw(possible_changes(model))
         if index.pending and not isinstance(change, TakeDown):
@@ -101,14 +103,15 @@ class ServiceMachine(RuleBasedStateMachine):
         else:
             index.pending, index.takedowns_meanwhile = (change, job), 0
 
-    @rule(data=st.data(), number=st.integers(0, 1))
-    def ask(self, data: st.DataObject, number: int) -> None:
+    change_more_often = change
+
+    @precondition(lambda self: any(index.model for index in self._indexes.values()))
+    @rule(data=st.data())
+    def ask(self, data: st.DataObject) -> None:
         """Asks several queries at once; one of them names a profile that is not there."""
-        index, client = self._indexes[self._names[number]], self._draw_client(data)
-        model = index.model
-        if model is None:
-            return
-        asked = data.draw(st.lists(questions(model), min_size=1, max_size=3))
+        index, client = self._draw_index(data, lambda index: index.model), self._draw_client(data)
+        assert index.model is not None
+        asked = data.draw(st.lists(questions(index.model), min_size=1, max_size=3))
         unknown = replace(asked[0], profile="unknown")
         queries = [question.fields(index=index.name) for question in (*asked, unknown)]
         *answers, refused = client.attribute_batch(queries)
@@ -118,31 +121,26 @@ class ServiceMachine(RuleBasedStateMachine):
         first = client.attribute(index.name, *QUERIES[0], top_k=1000, direction="both")
         self._require_right(index, Question(*QUERIES[0]), first)
 
-    @rule(data=st.data(), number=st.integers(0, 1))
-    def finish(self, data: st.DataObject, number: int) -> None:
-        """Waits for the job that is at work."""
-        index = self._indexes[self._names[number]]
-        if index.pending:
-            self._finish(index, self._draw_client(data))
-            self._check(index, data)
-
-    @rule(data=st.data(), number=st.integers(0, 1))
-    def cancel(self, data: st.DataObject, number: int) -> None:
-        """Cancels the job that is at work: afterwards it is done, or nothing of it is there."""
-        index = self._indexes[self._names[number]]
-        if index.pending:
-            client = self._draw_client(data)
+    @precondition(lambda self: any(index.pending for index in self._indexes.values()))
+    @rule(data=st.data(), is_cancelled=st.sampled_from([False, False, True]))
+    def finish(self, data: st.DataObject, is_cancelled: bool) -> None:
+        """Waits for a job that is at work. If it is cancelled it is done all the same, or nothing of it is there."""
+        index, client = self._draw_index(data, lambda index: index.pending), self._draw_client(data)
+        assert index.pending is not None
+        if is_cancelled:
             client.cancel(index.pending[1])
-            self._finish(index, client, may_be_cancelled=True)
-            self._check(index, data)
+        self._finish(index, client, may_be_cancelled=is_cancelled)
+        self._check(index, data)
 
-    @rule(data=st.data(), number=st.integers(0, 1))
-    def refuse(self, data: st.DataObject, number: int) -> None:
+    @precondition(lambda self: any(index.model for index in self._indexes.values()))
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
         """Asks for what cannot be done."""
-        index, client = self._indexes[self._names[number]], self._draw_client(data)
+        index, client = self._draw_index(data, lambda index: index.model), self._draw_client(data)
         model = index.model
-        require_refused(DocumentNotFound, lambda: client.take_down(index.name, "doc-99"), IndexNotFound)
-        if model is None or index.pending:
+        assert model is not None
+        require_refused(DocumentNotFound, lambda: client.take_down(index.name, "doc-99"))
+        if index.pending:
             return
         require_refused(IndexExists, lambda: Build(1 - model.base).submit(client, index.name, self._sources))
         if model.documents:
@@ -153,42 +151,22 @@ class ServiceMachine(RuleBasedStateMachine):
             again = FitProfile(model.profiles[0]).submit(client, index.name, self._sources)
             assert self._wait_for_end(client, again).state == "failed"
 
-    @rule(number=st.integers(0, WORKERS - 1))
-    def kill_worker(self, number: int) -> None:
-        """Kills a worker with `kill -9` and starts another one."""
-        worker = self._live_workers()[number]
+    @rule(fault=st.sampled_from(FAULTS), number=st.integers(0, 1))
+    def disturb(self, fault: str, number: int) -> None:
+        """Kills a process with `kill -9` and starts another one; or stops a worker until somebody waits for a job."""
         self._tally["kills"] += 1
-        worker.kill()
-        if worker is self._frozen:
-            self._frozen = None
-        self._system.start_worker()
-
-    @precondition(lambda self: self._frozen is None)
-    @rule(number=st.integers(0, WORKERS - 1))
-    def freeze_worker(self, number: int) -> None:
-        """Stops a worker, which goes on after its lease has ended, when somebody waits for a job."""
-        self._frozen = self._live_workers()[number]
-        self._tally["kills"] += 1
-        self._frozen.freeze()
-
-    @rule(number=st.integers(0, WEB_PROCESSES - 1))
-    def kill_web_process(self, number: int) -> None:
-        """Kills a web process with `kill -9` and starts another one."""
-        killed = sorted(self._clients)[number]
-        self._tally["kills"] += 1
-        self._system.web_processes[killed].kill()
-        self._clients.pop(killed).close()
-        self._system.start_web()
-        new = self._live_web_processes()[-1]
-        self._clients[new] = self._system.client(new)
-
-    @rule()
-    def restart_redis(self) -> None:
-        """Kills Redis with `kill -9` and starts it over its append-only file."""
-        assert self._system.redis_process is not None
-        self._system.redis_process.kill()
-        self._tally["kills"] += 1
-        self._system.start_redis()
+        if fault == "kill worker":
+            self._kill_worker(self._live_workers()[number])
+        elif fault == "freeze worker":
+            self._thaw()
+            self._frozen = self._live_workers()[number]
+            self._frozen.freeze()
+        elif fault == "kill Redis":
+            assert self._system.redis_process is not None
+            self._system.redis_process.kill()
+            self._system.start_redis()
+        else:
+            self._kill_web_process(sorted(self._clients)[number])
 
     def teardown(self) -> None:
         """Waits for all jobs, and compares what is left with the model and with undisturbed indexes."""
@@ -302,11 +280,29 @@ class ServiceMachine(RuleBasedStateMachine):
     def _path(self, index: ServedIndex) -> Path:
         return self._system.data_dir / "indexes" / index.name
 
+    def _kill_worker(self, worker: SystemProcess) -> None:
+        worker.kill()
+        if worker is self._frozen:
+            self._frozen = None
+        self._system.start_worker()
+
+    def _kill_web_process(self, killed: int) -> None:
+        self._system.web_processes[killed].kill()
+        self._clients.pop(killed).close()
+        self._system.start_web()
+        new = self._live_web_processes()[-1]
+        self._clients[new] = self._system.client(new)
+
     def _live_workers(self) -> list[SystemProcess]:
         return [worker for worker in self._system.workers if worker.is_alive()]
 
     def _live_web_processes(self) -> list[int]:
         return [number for number, each in enumerate(self._system.web_processes) if each.is_alive()]
+
+    def _draw_index(self, data: st.DataObject, is_fitting: Callable[[ServedIndex], object]) -> ServedIndex:
+        return self._indexes[
+            data.draw(st.sampled_from([name for name in NAMES if is_fitting(self._indexes[name])]))
+        ]
 
     def _draw_client(self, data: st.DataObject) -> Client:
         return self._clients[sorted(self._clients)[data.draw(st.integers(0, WEB_PROCESSES - 1))]]
