@@ -43,7 +43,7 @@ from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
 from worker.queue.query_queue import ask_query_arguments
 from worker.queue.redis_client import connect_async
-from worker.queue.redis_errors import describe_eviction, unavailable_error
+from worker.queue.redis_errors import check_replies, describe_eviction, unavailable_error
 from worker.queue.redis_keys import query_key, waiting_keys
 from worker.settings import Settings
 from worker.telemetry import tracing
@@ -256,12 +256,13 @@ class Broker(JobBroker):
         query_id = message.query_id
         waiting, since, _ = waiting_keys(message.priority)
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zrem(waiting, query_id)
-                pipe.zrem(since, query_id)
-                pipe.delete(query_key(query_id))
-                pipe.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True)  # what `ping` sends
-                *removals, write = await pipe.execute(raise_on_error=False)
+            with check_replies():
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    pipe.zrem(waiting, query_id)
+                    pipe.zrem(since, query_id)
+                    pipe.delete(query_key(query_id))
+                    pipe.zadd(redis_keys.QUERY_LEASES, {"": 0}, xx=True)  # what `ping` sends
+                    *removals, write = await pipe.execute(raise_on_error=False)
             for error in filter(lambda reply: isinstance(reply, RedisError), removals):
                 raise error
         except RedisError as error:

@@ -75,13 +75,16 @@ class UnexpectedReply(InvalidResponse):
 
 @contextmanager
 def check_replies() -> Iterator[None]:
-    """Raises `UnexpectedReply` in place of an error of types or values; also a decorator, as `@check_replies()`.
+    """Raises an error of redis-py in place of one of types or values; also a decorator, as `@check_replies()`.
 
     In a context that holds nothing but calls to Redis and the reading of their replies, such an error means that a
-    reply had not the shape that redis-py or the caller expected.
+    reply had not the shape that redis-py or the caller expected (`UnexpectedReply`). A `RuntimeError` is what uvloop
+    raises where a connection has been closed meanwhile.
     """
     try:
         yield
+    except RuntimeError as error:
+        raise ConnectionError(f"the connection was closed ({error})") from error
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UnexpectedReply(f"a reply of another shape: {error!r}") from error
 

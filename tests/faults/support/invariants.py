@@ -7,7 +7,7 @@ from typing import cast
 
 from redis import Redis
 
-from bergson_core.storage.layout import TAKEDOWN_LOG_FILE
+from bergson_core.storage.layout import TAKEDOWN_HEAD_FILE, TAKEDOWN_LOG_FILE
 from bergson_core.storage.manifest import MANIFEST_FILE
 from tests.faults.support.system import wait_until
 from worker.messages import FINAL_STATES, PRIORITIES, JobRecord
@@ -24,7 +24,8 @@ def hash_index(directory: Path) -> dict[str, str]:
     """Returns the sha256 of each file of an index by its path within the index, and an empty text for a directory.
 
     The same jobs with the same documents give the same hashes, whatever happened to their workers. Of the manifest,
-    times, ids of jobs and the name of the index are left out, and of the log of takedowns the times.
+    times, ids of jobs and the name of the index are left out, and of the log of takedowns the times and
+    digests.
     """
     return {
         str(path.relative_to(directory)): ""
@@ -37,6 +38,8 @@ def hash_index(directory: Path) -> dict[str, str]:
 
 def _read_comparable(path: Path) -> bytes:
     content = path.read_bytes()
+    if path.name == TAKEDOWN_HEAD_FILE:
+        return str(json.loads(content)["lines"]).encode()
     if path.name == TAKEDOWN_LOG_FILE:
         lines = [json.loads(line) for line in content.splitlines()]
         return json.dumps([[line["id"], line["generation"]] for line in lines]).encode()

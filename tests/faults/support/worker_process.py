@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -121,7 +122,7 @@ class _Injector:
 
     def __init__(self, plan: Path, faults: Sequence[Fault]):
         self._plan, self._pending, self._passed = plan, list(faults), 0
-        self._reached = (plan / "reached").open("a", buffering=1)
+        self._reached = os.open(plan / "reached", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._name = self._latest = ""
 
     def begin_job(self, name: str | None) -> None:
@@ -130,7 +131,8 @@ class _Injector:
     def reach(self, moment: str) -> None:
         if moment != self._latest:
             self._latest = moment
-            self._reached.write(f"{os.getpid()} {self._name} {moment}\n")
+            with suppress(OSError):  # a test may have filled the disk
+                os.write(self._reached, f"{os.getpid()} {self._name} {moment}\n".encode())
         if self._pending and self._pending[0].stage == moment:
             self._passed += 1
             if self._passed == self._pending[0].occurrence:

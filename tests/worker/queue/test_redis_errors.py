@@ -14,7 +14,7 @@ from bergson_core.errors import RedisFull, RedisUnavailable
 from tests.worker.helpers import wait_until
 from tests.worker.servers import free_port, running_server, server_options
 from worker.queue.redis_client import connect
-from worker.queue.redis_errors import find_trouble, unavailable_error
+from worker.queue.redis_errors import check_replies, find_trouble, unavailable_error
 
 
 def write_in_pipeline(client: Redis) -> None:
@@ -189,3 +189,8 @@ def test_each_kind_of_trouble_has_its_words(error: RedisError, summary: str):
     assert find_trouble(error).summary.startswith(summary)
     assert str(unavailable_error(error)).startswith(summary)
     assert type(unavailable_error(error)) is RedisUnavailable
+
+
+def test_a_connection_that_was_closed_meanwhile_counts_as_a_redis_that_does_not_answer():
+    with pytest.raises(ConnectionError, match="closed"), check_replies():
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
