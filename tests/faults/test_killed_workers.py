@@ -21,7 +21,7 @@ from worker.messages import JobRecord
 
 pytestmark = pytest.mark.e2e
 
-LEASE_S = 1.0
+LEASE_S = 0.6
 KINDS = tuple(kind for kind in MOMENTS if kind != "estimate")
 
 
@@ -105,7 +105,9 @@ def test_a_job_that_is_cancelled_leaves_nothing_and_can_be_made_again(workload, 
 def test_an_estimate_whose_workers_are_killed_is_made_by_the_next_one_and_leaves_nothing(
     workload, long_form, record
 ):
-    system, moments = workload.system, MOMENTS["estimate"] if long_form else ("start",)
+    if not long_form:
+        pytest.skip("an estimate runs the imports of torch again, for each of its workers")
+    system, moments = workload.system, MOMENTS["estimate"]
     planned = [plan_fault(system.plan, "estimate", Fault(moment)) for moment in moments]
     with Crew(system, 1) as crew:
         (estimate,) = crew.run([workload.estimate], timeout_s=600)

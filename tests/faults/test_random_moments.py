@@ -67,22 +67,18 @@ class Story:
 
 @pytest.fixture
 def system(start_system: Callable[..., System]) -> System:
-    system = start_system(lease_s=1, max_deliveries=1000)
+    system = start_system(lease_s=0.6, max_deliveries=1000)
     system.start_web()
     return system
 
 
 def test_nothing_is_lost_and_no_reader_sees_half_a_generation(system, seeded, long_form, record):
-    with system.client() as client, Crew(system, 3, freeze_s=2.5) as crew:
-        workload, asked = Workload(system, client), 0
-        expected = dict(
-            zip(
-                DOCUMENTS,
-                crew.run(Story(workload, kind, f"calm-{kind}").live for kind in DOCUMENTS),
-                strict=True,
-            )
-        )
-        misfortune = Misfortune(crew, seeded, 100 if long_form else 8)
+    with system.client() as client, Crew(system, 3, freeze_s=1.5) as crew:
+        workload = Workload(system, client)
+        kinds = list(DOCUMENTS) if long_form else [seeded.choice(list(DOCUMENTS))]
+        calm = crew.run(Story(workload, kind, f"calm-{kind}").live for kind in kinds)
+        expected = dict(zip(kinds, calm, strict=True))
+        misfortune = Misfortune(crew, seeded, 100 if long_form else 5)
         memory_before, faults = system.web_processes[0].memory_bytes(), misfortune.remaining
         numbers = count()
 
@@ -95,7 +91,7 @@ def test_nothing_is_lost_and_no_reader_sees_half_a_generation(system, seeded, lo
                 asked += story.reader.asked
             return asked
 
-        asked = sum(crew.run([partial(tell_stories, kind) for kind in DOCUMENTS], misfortune, 1200))
+        asked = sum(crew.run([partial(tell_stories, kind) for kind in kinds], misfortune, 1200))
         with system.connect_redis() as redis:
             require_drained(redis)
             jobs = [require_one_end(redis, job.job_id) for job in client.jobs()]

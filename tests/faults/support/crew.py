@@ -66,7 +66,7 @@ class Crew:
         self,
         tasks: Iterable[Callable[[], Any]],
         between: Callable[[], object] = lambda: None,
-        timeout_s: float = 4 * TIMEOUT_S,
+        timeout_s: float = 15 * TIMEOUT_S,
     ) -> list[Any]:
         """Runs all tasks side by side, each in a thread, while the workers are kept at work.
 

@@ -43,23 +43,25 @@ class Reader:
     def ask_until(self, is_over: threading.Event) -> None:
         """Asks until the event is set, and at least once."""
         while True:
-            self._ask()
+            was_answered = self._ask()
             if is_over.is_set():
                 return
-            time.sleep(0.02)
+            time.sleep(0.02 if was_answered else 0.5)
 
-    def _ask(self) -> None:
+    def _ask(self) -> bool:
+        """Returns whether the question was answered with results."""
         hidden_before = set(self.hidden)
         response = self._http.post("/attribute", json=self._body)
         self.asked += 1
         if response.status_code == 200:
             self.answered += 1
             self._check(response.json(), hidden_before)
-            return
+            return True
         allowed = _UNAVAILABLE if self.answered else (*_UNAVAILABLE, 404, 409)
         assert response.status_code in allowed, response.text
         if response.status_code == 500:
             assert "workers that took this query died" in response.text, response.text
+        return False
 
     def _check(self, answer: dict[str, Any], hidden_before: set[str]) -> None:
         scores = {row["id"]: row["score"] for row in answer["results"]}

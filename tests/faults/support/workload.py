@@ -9,7 +9,7 @@ from tests.faults.support.invariants import hash_index
 from tests.faults.support.system import System, wait_for_end
 from worker.messages import JobRecord
 
-PATIENCE_S = 200.0
+PATIENCE_S = 600.0
 """Seconds after which a job counts as lost: many of them run side by side."""
 BASE = "base"
 ADDED = tuple(
