@@ -120,7 +120,7 @@ def test_indexes_are_what_the_changes_made_of_them_whatever_was_killed(
         directory.mkdir()
         return IndexMachine(directory, sources, reference, tally)
 
-    run_machine(make_machine, examples=60 if long_form else 5, steps=20, is_random=long_form)
+    run_machine(make_machine, examples=60 if long_form else 4, steps=20, is_random=long_form)
     record(promise=PROMISE, runs=tally["changes"], kills=tally["kills"])
 
 

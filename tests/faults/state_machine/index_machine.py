@@ -8,8 +8,8 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -69,7 +69,7 @@ class IndexMachine(RuleBasedStateMachine):
         self._directory, self._sources, self._reference = directory, sources, reference
         self._indexes = {name: IndexOnDisk(directory / name) for name in NAMES}
         self._tally = Counter[str]() if tally is None else tally
-        self._load_model: Callable[..., Any] = load_model
+        self._load_model = cache(load_model)
 
     @rule()
     def look(self) -> None:
