@@ -297,19 +297,6 @@ def test_up_is_silent_until_it_is_ready_and_then_prints_one_line(tmp_path):
     assert "Uvicorn" in (log := (tmp_path / "processes.log").read_text()) or "uvicorn" in log
 
 
-def test_a_process_that_ends_ends_up_with_its_last_messages(tmp_path):
-    (tmp_path / "processes.log").write_text("an old message\n")
-    command = [BERGSON, "up", "--port", str(free_port()), "--data_dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        worker = next(child for child in find_processes(tmp_path) if "worker" in child.cmdline())
-        worker.kill()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "error: the worker 1 ended with status -9" in errors
-    assert "an old message" not in errors
-
-
 def test_the_demo_finds_the_facts_and_reuses_its_index_the_second_time(tmp_path):
     options = ("demo", "--exit", "--people", 60, "--data_dir", tmp_path, "--port", free_port())
     first = run_bergson(*options)
