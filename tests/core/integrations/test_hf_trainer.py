@@ -179,7 +179,7 @@ def test_nothing_of_the_run_is_left_beside_the_index(run):
         path.relative_to(directory / "facts") for path in (directory / "facts").rglob("*") if path.is_file()
     ]
     others = {str(path) for path in files if path.parts[0] != "model"} - known
-    assert others == {"manifest.json", ".lock", ".checked.json"}
+    assert others == {"manifest.json", "takedowns.head.json", ".lock", ".takedowns.lock", ".checked.json"}
 
 
 def test_training_with_the_callback_gives_the_same_weights(run, dataset, tokenizer, tmp_path):

@@ -45,6 +45,9 @@ def serve(app: FastAPI, settings: ServiceSettings) -> Iterator[tuple[str, int]]:
     protocol = partial(Connection, settings=settings)
     config = uvicorn.Config(app, log_level="error", http=cast("type[Connection]", protocol))
     config.timeout_graceful_shutdown = 1
+    config.timeout_keep_alive = int(
+        GENEROUS_S
+    )  # or a busy machine has connections closed in the middle of a test
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
