@@ -65,7 +65,7 @@ system:
 test: system lint
 	@exec $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
-# `make test` runs the same tests in a form of 90 seconds. FAULTS_SEED chooses what is random in them.
+# `make test` runs the same tests in a form of about three minutes. FAULTS_SEED chooses what is random in them.
 faults: system $(VENV)/.installed-dev
 	@FAULTS=long exec $(PY) -m pytest tests/faults --timeout 1800 $(ARGS)
 

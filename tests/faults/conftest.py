@@ -1,7 +1,7 @@
 """Fixtures of the tests of faults.
 
-`make test` runs them in a short form of about 90 seconds. `make faults` sets FAULTS=long, which runs them whole, in
-about 30 minutes. What is random is drawn from a seed, FAULTS_SEED (0 by default), so that a run can be repeated.
+`make test` runs them in a short form of about three minutes. `make faults` sets FAULTS=long, which runs them whole, in
+half an hour or more. What is random is drawn from a seed, FAULTS_SEED (0 by default), so that a run can be repeated.
 """
 
 import os
