@@ -16,7 +16,7 @@ from service.queue.job_limits import JobLimits
 from service.queue.redis_calls import REDIS_WAIT_S, call_redis, translate_redis_errors
 from service.queue.replies import BLOCK_MS, StreamEntries
 from worker.messages import FINAL_STATES, BuildJob, Job, JobRecord, JobState
-from worker.queue import job_queue, lua_scripts, redis_keys
+from worker.queue import job_records, lua_scripts, redis_keys
 from worker.queue.redis_errors import UnexpectedReply, require_list
 from worker.settings import Settings
 from worker.telemetry import tracing
@@ -100,7 +100,7 @@ class JobBroker:
         if outcome == "known":
             if details[1] != body_sha256:
                 raise InvalidInput("this idempotency key came with another body before: use a new one")
-            known = job_queue.parse_record(details[2])
+            known = job_records.parse_record(details[2])
             if known is None:
                 raise job_not_found(details[0])
             return known
@@ -147,7 +147,7 @@ class JobBroker:
                 if raw is None:
                     expired_ids.append(job_id)
                     continue
-                record = job_queue.parse_record(raw)
+                record = job_records.parse_record(raw)
                 if record and state in (None, record.state) and is_visible(record.index):
                     records.append(record)
         if expired_ids:
@@ -174,8 +174,8 @@ class JobBroker:
                 await call_redis(cast("Any", self._redis.hset(redis_keys.job_key(job_id), "cancel", "1")))
                 return record
             cancelled = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
-            arguments = job_queue.save_job_arguments(
-                cancelled, token, job_queue.next_token(token), "end", self._settings.keep_jobs_s
+            arguments = job_records.save_job_arguments(
+                cancelled, token, job_records.next_token(token), "end", self._settings.keep_jobs_s
             )
             if await call_redis(cast("Any", self._save_job(**arguments))) >= 0:
                 return cancelled
@@ -228,7 +228,7 @@ class JobBroker:
                 entries = [entry for _, entries in cast("StreamEntries", streams or []) for entry in entries]
                 events = [(event_id, fields.get("record")) for event_id, fields in entries]
             for last_id, raw in events:
-                if record := job_queue.parse_record(raw):
+                if record := job_records.parse_record(raw):
                     yield last_id, record
                     has_ended = has_ended or record.state in FINAL_STATES
             if has_ended:
@@ -248,7 +248,7 @@ class JobBroker:
         reply = await call_redis(cast("Any", self._redis.hmget(key, ["record", "token"])))
         with translate_redis_errors():
             raw, token = require_list(reply, length=2)
-            record, number = job_queue.parse_record(raw), int(token or 0)
+            record, number = job_records.parse_record(raw), int(token or 0)
             if record is not None and record.job_id != job_id:
                 raise UnexpectedReply("the record of another job")
         if record is None:

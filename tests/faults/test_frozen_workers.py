@@ -10,7 +10,7 @@ from service.client import Client
 from tests.faults.support.invariants import hash_index, require_drained
 from tests.faults.support.system import System, SystemProcess, wait_for_end, wait_until
 from tests.faults.support.worker_process import STAGES, Fault
-from worker.messages import JobRecord
+from worker.messages import FINAL_STATES, JobRecord
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 StartSystem = Callable[..., System]
@@ -77,7 +77,7 @@ def test_a_worker_frozen_at_any_stage_past_its_lease_fails_no_job(start_system: 
 
 
 def has_ended(client: Client, job: JobRecord) -> bool:
-    return client.job(job).state in ("succeeded", "failed", "cancelled")
+    return client.job(job).state in FINAL_STATES
 
 
 def test_a_job_whose_frozen_worker_never_comes_back_goes_on_once_that_is_killed(start_system: StartSystem):

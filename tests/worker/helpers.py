@@ -14,7 +14,7 @@ from tests.worker.fakes import make_query, make_spec
 from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
 from worker.queue import lua_scripts, query_queue
 from worker.queue import redis_keys as keys
-from worker.queue.job_queue import WorkerQueue
+from worker.queue.job_queue import ClaimedJob, WorkerQueue
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
@@ -124,6 +124,13 @@ def remaining_job_keys(redis: Redis) -> list[str]:
     """Returns the keys that exist while jobs wait or are worked on."""
     names = cast("list[str]", redis.keys("bergson:jobs:*"))
     return [name for name in names if name != keys.JOBS_BY_CREATION]
+
+
+def take_one_job(queue: WorkerQueue) -> ClaimedJob:
+    """Takes the next job, which has to be there."""
+    claim = queue.take_job()
+    assert claim is not None
+    return claim
 
 
 def take_query_ids(queue: WorkerQueue) -> list[str]:

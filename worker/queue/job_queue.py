@@ -7,11 +7,10 @@ why turns and leases are our own; `worker.queue.redis_keys` explains the keys.
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Final, cast
 
 import redis
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from worker.messages import (
     Problem,
 )
 from worker.queue import lua_scripts
+from worker.queue.job_records import Transition, next_token, parse_record, save_job_arguments
 from worker.queue.query_queue import QueryQueue, describe_unreadable
 from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (
@@ -37,7 +37,6 @@ from worker.queue.redis_keys import (
     JOB_LANES,
     JOB_LEASES,
     WORKERS,
-    events_key,
     job_key,
     worker_key,
 )
@@ -46,14 +45,8 @@ from worker.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
-MAX_JOB_EVENTS: Final = 256
-"""Number of events that are kept of a job, about."""
-
 _BUSY_PAUSE_S: Final = 2.0
 """Seconds after which a job is looked at again that waits for another process to let its index go."""
-
-Transition = Literal["keep", "back", "end"]
-"""What saving a job's record does to the job: nothing, another worker may take it at once, or it leaves the queue."""
 
 _GIVEN_UP = (
     "given up after {} starts: each time the worker died or fell silent before the job was done. "
@@ -192,12 +185,14 @@ class WorkerQueue:
         update = {"state": "queued", "deliveries": claim.record.deliveries - 1}
         self._save_job(claim.record.model_copy(update=update), claim.token, next_token(claim.token), "back")
 
+    @check_replies()
     def is_left_behind(self, claim: ClaimedJob) -> bool:
         """Returns whether a job that this worker has lost was cancelled, and no other job has its index since."""
         record, _, _ = self._read_record(claim.record.job_id)
         is_cancelled = record is not None and record.state == "cancelled"
         return is_cancelled and claim.record.index not in self.list_active_indexes()
 
+    @check_replies()
     def list_active_indexes(self) -> Collection[str]:
         """Returns the names of the indexes that a queued or running job builds or changes."""
         return cast("dict[str, str]", self._redis.hgetall(BUILDING)).keys()
@@ -309,53 +304,6 @@ class WorkerQueue:
         if outcome == -1:
             raise _lost(record.job_id)
         return outcome == 1
-
-
-def next_token(token: int) -> int:
-    """Returns the fencing token that follows on `token`, by a random step.
-
-    A Redis that was restored from an older state hands jobs out a second time. The step makes sure that the second
-    worker has another token than the first.
-    """
-    return token + 1 + secrets.randbelow(2**32)
-
-
-def save_job_arguments(
-    record: JobRecord, token: int, new_token: int, transition: Transition, keep_s: int
-) -> dict[str, Any]:
-    """Returns the keys and arguments of `lua_scripts.SAVE_JOB`, which workers and web processes run.
-
-    Args:
-        record: The job's new record.
-        token: Fencing token that the job is expected to have.
-        new_token: Fencing token that the job gets.
-        transition: What happens to the job.
-        keep_s: Seconds for which an ended job is kept.
-    """
-    job_id, index = record.job_id, record.index or ""
-    return {
-        "keys": [job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES],
-        "args": [
-            token,
-            new_token,
-            record.model_dump_json(),
-            transition,
-            index,
-            job_id,
-            keep_s,
-            MAX_JOB_EVENTS,
-            JOB_LANE_PREFIX,
-        ],
-    }
-
-
-def parse_record(raw: str | None) -> JobRecord | None:
-    """Returns a stored record, or None if there is none that this version can read."""
-    try:
-        return JobRecord.model_validate_json(raw) if raw else None
-    except ValidationError as error:
-        logger.warning("job record cannot be read: %s", error)
-        return None
 
 
 def _lost(job_id: str) -> LeaseLost:

@@ -19,8 +19,9 @@ from service.client import Client
 from tests import tiny
 from tests.faults.support.worker_process import Fault, run_worker
 from tests.processes import forkserver_context
+from tests.worker.helpers import is_answering
 from tests.worker.servers import free_port
-from worker.messages import JobRecord
+from worker.messages import FINAL_STATES, JobRecord
 from worker.queue.redis_client import connect
 
 TIMEOUT_S = 60.0
@@ -97,7 +98,7 @@ class System:
     def __init__(self, directory: Path, redis_server: str, **settings: object):
         self.directory, self.data_dir, self.plan = directory, directory / "data", directory / "plan"
         self._redis_server, self._redis_port = redis_server, free_port()
-        self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
+        self.redis_url = self._direct_redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
         values = {
             "data_dir": self.data_dir,
             "lease_s": 2,
@@ -141,13 +142,12 @@ class System:
         command = [self._redis_server, "--port", str(self._redis_port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "no", "--dir", str(directory), *options]
         self.redis_process = self._spawn(command, "redis", {})
-        with self.connect_redis() as redis:
-            wait_until(lambda: _answers(redis), "Redis answers")
+        wait_until(lambda: is_answering(self._direct_redis_url), "Redis answers")
         return self.redis_process
 
     def connect_redis(self) -> Redis:
         """Returns a client of Redis, past all proxies."""
-        return connect(f"redis://127.0.0.1:{self._redis_port}/0")
+        return connect(self._direct_redis_url)
 
     def start_worker(self, *faults: Fault, **settings: object) -> SystemProcess:
         """Starts a worker, which meets `faults` one after the other, each in its first job that gets there."""
@@ -237,15 +237,6 @@ def wait_for_end(client: Client, job: str | JobRecord, timeout_s: float = TIMEOU
 
     def read_ended() -> JobRecord | None:
         record = client.job(job)
-        return record if record.state in ("succeeded", "failed", "cancelled") else None
+        return record if record.state in FINAL_STATES else None
 
     return wait_until(read_ended, f"job {job} ends", timeout_s, interval_s=0.1)
-
-
-def _answers(redis: Redis) -> bool:
-    from redis import RedisError
-
-    try:
-        return bool(redis.ping())
-    except RedisError:
-        return False

@@ -14,20 +14,15 @@ from tests.worker.helpers import (
     read_replies,
     send_query,
     submit_job,
+    take_one_job,
     take_query_ids,
 )
 from worker.messages import Reply
 from worker.queue import redis_keys as keys
-from worker.queue.job_queue import ClaimedJob, WorkerQueue
+from worker.queue.job_queue import WorkerQueue
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
-
-
-def take_one_job(queue: WorkerQueue) -> ClaimedJob:
-    claim = queue.take_job()
-    assert claim is not None
-    return claim
 
 
 def end_of_lease_ms(redis: Redis, leases: str, name: str) -> float:

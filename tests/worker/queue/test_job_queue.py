@@ -20,22 +20,18 @@ from tests.worker.helpers import (
     remaining_query_keys,
     send_query,
     submit_job,
+    take_one_job,
     take_query_ids,
 )
 from worker.messages import SCHEMA_VERSION, Heartbeat, JobRecord, Problem, Query, Reply
 from worker.queue import redis_keys as keys
-from worker.queue.job_queue import MAX_JOB_EVENTS, ClaimedJob, WorkerQueue
+from worker.queue.job_queue import WorkerQueue
+from worker.queue.job_records import MAX_JOB_EVENTS
 from worker.queue.query_queue import RETENTION_S
 from worker.queue.redis_keys import QUERY_LEASES, query_key
 from worker.settings import Settings
 
 MakeQueue = Callable[[str], WorkerQueue]
-
-
-def take_one_job(queue: WorkerQueue) -> ClaimedJob:
-    claim = queue.take_job()
-    assert claim is not None
-    return claim
 
 
 def take_all_job_ids(queue: WorkerQueue) -> list[str]:

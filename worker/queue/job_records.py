@@ -1,0 +1,75 @@
+"""The record of a job in Redis: how workers and web processes read it, and what they send to save it.
+
+A record is saved under the fencing token that the job has, so that whoever has lost the job saves nothing.
+"""
+
+import logging
+import secrets
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+from worker.messages import JobRecord
+from worker.queue.redis_keys import (
+    BUILDING,
+    JOB_LANE_PREFIX,
+    JOB_LANES,
+    JOB_LEASES,
+    events_key,
+    job_key,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_JOB_EVENTS: Final = 256
+"""Number of events that are kept of a job, about."""
+
+Transition = Literal["keep", "back", "end"]
+"""What saving a job's record does to the job: nothing, another worker may take it at once, or it leaves the queue."""
+
+
+def next_token(token: int) -> int:
+    """Returns the fencing token that follows on `token`, by a random step.
+
+    A Redis that was restored from an older state hands jobs out a second time. The step makes sure that the second
+    worker has another token than the first.
+    """
+    return token + 1 + secrets.randbelow(2**32)
+
+
+def save_job_arguments(
+    record: JobRecord, token: int, new_token: int, transition: Transition, keep_s: int
+) -> dict[str, Any]:
+    """Returns the keys and arguments of `lua_scripts.SAVE_JOB`, which workers and web processes run.
+
+    Args:
+        record: The job's new record.
+        token: Fencing token that the job is expected to have.
+        new_token: Fencing token that the job gets.
+        transition: What happens to the job.
+        keep_s: Seconds for which an ended job is kept.
+    """
+    job_id, index = record.job_id, record.index or ""
+    return {
+        "keys": [job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES],
+        "args": [
+            token,
+            new_token,
+            record.model_dump_json(),
+            transition,
+            index,
+            job_id,
+            keep_s,
+            MAX_JOB_EVENTS,
+            JOB_LANE_PREFIX,
+        ],
+    }
+
+
+def parse_record(raw: str | None) -> JobRecord | None:
+    """Returns a stored record, or None if there is none that this version can read."""
+    try:
+        return JobRecord.model_validate_json(raw) if raw else None
+    except ValidationError as error:
+        logger.warning("job record cannot be read: %s", error)
+        return None
