@@ -11,16 +11,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from bergson_core.data.dataset import (
-    dataset_in_memory,
-    empty_dataset_error,
-    open_saved_or_hub_dataset,
-    translate_dataset_errors,
-)
-from bergson_core.data.document_columns import (
-    REASON_COLUMN,
+from bergson_core.data.column_values import (
     Describe,
-    DocumentEncoder,
     ValueKinds,
     require_chats,
     require_ids,
@@ -28,6 +20,13 @@ from bergson_core.data.document_columns import (
     require_texts,
     require_weights,
 )
+from bergson_core.data.dataset import (
+    dataset_in_memory,
+    empty_dataset_error,
+    open_saved_or_hub_dataset,
+    translate_dataset_errors,
+)
+from bergson_core.data.document_columns import REASON_COLUMN, DocumentEncoder
 from bergson_core.data.files.reader import FileReader
 from bergson_core.data.row_chunks import ObjectColumns, missing_column
 from bergson_core.errors import ColumnNotFound, InvalidInput

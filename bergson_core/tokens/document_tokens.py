@@ -7,9 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.data.document_columns import (
-    require_weights,
-)
+from bergson_core.data.column_values import require_weights
 from bergson_core.data.documents import READ_CHUNK_SIZE, as_slice, documents_from_dataset
 from bergson_core.data.row_chunks import missing_column
 from bergson_core.errors import ColumnNotFound

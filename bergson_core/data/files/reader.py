@@ -5,7 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bergson_core.data.document_columns import DocumentEncoder, ValueKinds, require_json_values
+from bergson_core.data.column_values import ValueKinds, require_json_values
+from bergson_core.data.document_columns import DocumentEncoder
 from bergson_core.data.files.csv_rows import iter_csv_chunks, read_csv_header
 from bergson_core.data.files.json_rows import iter_json_rows
 from bergson_core.data.files.parquet_rows import iter_parquet_chunks, read_parquet_header
