@@ -2,16 +2,16 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Self
 from uuid import uuid4
 
-from bergson_core.errors import BergsonError, Cancelled, from_code
+from bergson_core.errors import BergsonError
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
-from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.schemas.results import Estimate
 from service.client.errors import error_from_problem
+from service.client.job_calls import JobCalls, ProgressListener
 from service.client.proxies import choose_proxy
 from service.client.requests import (
     RequestSender,
@@ -31,20 +31,17 @@ from service.schemas import (
     IndexRequest,
     IndexSummary,
     JobAccepted,
-    JobPage,
     ModelList,
     ModelSummary,
     Ready,
     WorkerList,
 )
-from worker.messages import FINAL_STATES, JobRecord, JobState, ServiceQuery, WorkerStatus
+from worker.messages import JobRecord, ServiceQuery, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-ProgressListener = Callable[[Progress], object]
 
-
-class AsyncClient:
+class AsyncClient(JobCalls):
     """A client of the service whose methods are coroutines.
 
     A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a
@@ -314,72 +311,6 @@ class AsyncClient:
         """
         await self._sender.send("DELETE", _document_path(name, document_id))
 
-    # Jobs
-
-    async def job(self, job: str | JobRecord) -> JobRecord:
-        """Returns the current record of a job, which is given by its id or an earlier record.
-
-        Raises:
-            JobNotFound: There is no such job.
-        """
-        return parse_response(JobRecord, await self._sender.send("GET", _job_path(job)))
-
-    async def jobs(self, state: JobState | None = None) -> AsyncIterator[JobRecord]:
-        """Yields all jobs, or those in `state`, newest first."""
-        async for page in self._sender.iter_pages(JobPage, "/jobs", state=state):
-            for job in page.items:
-                yield job
-
-    async def cancel(self, job: str | JobRecord) -> JobRecord:
-        """Asks for a job to stop, and returns its record right after that.
-
-        A queued job is cancelled at once. A running one stops after the batch that it is working on, so that its
-        record may still say `running`.
-
-        Raises:
-            JobNotFound: There is no such job.
-        """
-        content = await self._sender.send("DELETE", _job_path(job), is_idempotent=True)
-        return parse_response(JobRecord, content)
-
-    async def events(self, job: str | JobRecord) -> AsyncIterator[JobRecord]:
-        """Yields the record of a job each time it changes, from the first one to that of its final state.
-
-        A connection that breaks is opened again, and the stream goes on after the last event.
-
-        Raises:
-            JobNotFound: There is no such job.
-            Unavailable: The service did not answer for longer than the client retries.
-        """
-        async with aclosing(self._sender.follow_events(f"{_job_path(job)}/events")) as events:
-            async for event in events:
-                record = parse_response(JobRecord, event.data)
-                yield record
-                if record.state in FINAL_STATES:
-                    return
-
-    async def wait(self, job: str | JobRecord, on_progress: ProgressListener | None = None) -> JobRecord:
-        """Waits until a job has succeeded, and returns its record.
-
-        Args:
-            job: Id or record of the job.
-            on_progress: Called with the progress of the job each time it changes.
-
-        Raises:
-            Cancelled: The job was cancelled.
-            BergsonError: What the job failed with.
-        """
-        record = None
-        async for record in self.events(job):
-            if on_progress:
-                on_progress(record.progress)
-        assert record is not None
-        if record.error is not None:
-            raise from_code(record.error.code, record.error.detail)
-        if record.state == "cancelled":
-            raise Cancelled(f"job {record.job_id} was cancelled")
-        return record
-
     # The system
 
     async def workers(self) -> list[WorkerStatus]:
@@ -416,7 +347,3 @@ def _index_path(name: str) -> str:
 
 def _document_path(name: str, document_id: str) -> str:
     return f"{_index_path(name)}/documents/{quote_path_segment(document_id)}"
-
-
-def _job_path(job: str | JobRecord) -> str:
-    return f"/jobs/{quote_path_segment(job if isinstance(job, str) else job.job_id)}"
