@@ -6,7 +6,6 @@ once, to measure the search again.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memor
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
 from bergson_core.indexing.executor import Executor, LocalExecutor
-from bergson_core.indexing.output_directory import index_write_lock, statistics_stamp_path
+from bergson_core.indexing.output_directory import index_write_lock, read_statistics_stamp
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.indexing.shard_building import build_shards
@@ -205,7 +204,7 @@ def _make_shard_builder(
     row that the build would have computed.
     """
     encoder = open_row_encoder(context.spec, context.output, model, partial(RowCollector, modules=modules))
-    of_build = json.loads(statistics_stamp_path(context.output).read_text())["budget_tokens"]
+    of_build = read_statistics_stamp(context.output).budget_tokens
     fitting = find_batch_budget(model, encoder.collector.modules, documents.longest_tokens)
     return ShardBuilder(
         context.output, context.spec, model, encoder, min(of_build, fitting), save_moments=False

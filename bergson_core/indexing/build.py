@@ -20,12 +20,11 @@ Keeping the tokens of all documents from the first reading would take memory or 
 save little: tokenising takes far less time than computing gradients.
 
 Files of an unfinished build, beside those in `output_directory.py`:
-    <output>/statistics/done   {"build": fingerprint, "budget_tokens": tokens per batch}, written after the statistics
+    <output>/statistics/done   the build that the statistics belong to, and their hashes; written after them
     <output>/documents.arrow   the documents from files or a stream, until the index is published (`data/streaming.py`)
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,12 +42,13 @@ from bergson_core.indexing.build_context import BuildContext, always_confirm, ig
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.indexing.output_directory import (
+    find_finished_statistics,
     index_write_lock,
     remove_build_stamp,
     remove_rejected_build,
     require_free_directory,
-    statistics_stamp_path,
     write_build_stamp,
+    write_statistics_stamp,
 )
 from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
@@ -66,7 +66,7 @@ from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.tokens.batching import Batch, iter_batches
-from bergson_core.utils.atomic_files import file_sha256, write_durably
+from bergson_core.utils.atomic_files import file_sha256
 from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
@@ -227,11 +227,11 @@ def fit_statistics(
     settings, directory = spec.gradients, context.output / "statistics"
     modules = model.select_modules(settings.modules)
     budget_tokens = find_batch_budget(model, modules, documents.longest_tokens)
-    stamp = statistics_stamp_path(context.output)
-    if stamp.is_file() and (saved := json.loads(stamp.read_text()))["build"] == fingerprint:
-        return min(budget_tokens, saved["budget_tokens"])
+    if finished := find_finished_statistics(context.output, fingerprint):
+        return min(budget_tokens, finished.budget_tokens)
     # A killed run may have left a part of them; the manifest lists whatever is in the directory.
-    shutil.rmtree(directory, ignore_errors=True)
+    for leftover in (directory, context.output / "profiles"):
+        shutil.rmtree(leftover, ignore_errors=True)
     numbers = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
     tokens = documents.tokenize(model, numbers)
     progress = StageProgress("statistics", len(numbers))
@@ -257,7 +257,7 @@ def fit_statistics(
             ),
             lambda: context.report(Progress(stage="preconditioner")),
         )
-    write_durably(stamp, json.dumps({"build": fingerprint, "budget_tokens": budget_tokens}).encode())
+    write_statistics_stamp(context.output, fingerprint, budget_tokens)
     return budget_tokens
 
 

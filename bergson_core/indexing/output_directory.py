@@ -4,10 +4,11 @@ Files:
     <index>/.lock             held while a process writes; the kernel releases it when the process dies
     <index>/building.json     {"spec": fingerprint of the build in progress, "settings": its spec, "date": of its first
                               run}; removed when the index is published
-    <index>/statistics/done   names the build that the statistics belong to; written after them (`build.py`)
+    <index>/statistics/done   a sealed `StatisticsStamp`: the build that the statistics belong to; written after them
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,30 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from bergson_core.data.streaming import STREAMED_FILE
-from bergson_core.errors import IndexExists, IndexNotFound
+from bergson_core.errors import IndexCorrupt, IndexExists, IndexNotFound
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
-from bergson_core.utils.atomic_files import write_durably
+from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.disk_errors import translate_disk_errors
+from bergson_core.utils.sealed_json import seal, unseal
+
+logger = logging.getLogger(__name__)
+
+
+class StatisticsStamp(ResultModel):
+    """What the statistics of a build belong to."""
+
+    build: str
+    """The build's `rows_fingerprint`."""
+    budget_tokens: int
+    """The maximum number of tokens in a batch, padding included."""
+    files: dict[str, str] = {}
+    """Path in the index of each file of the statistics → its sha256. Empty in an index of release 0.1.0."""
 
 
 @contextmanager
@@ -114,6 +130,56 @@ def write_build_stamp(output: Path, spec: BuildSpec) -> date:
 def statistics_stamp_path(output: Path) -> Path:
     """Returns the path of the file that is written once the statistics are complete."""
     return output / "statistics" / "done"
+
+
+def write_statistics_stamp(output: Path, build: str, budget_tokens: int) -> None:
+    """Records that the statistics are complete, and what they belong to; see `StatisticsStamp`."""
+    paths = sorted(
+        path for part in ("statistics", "profiles") for path in (output / part).rglob("*") if path.is_file()
+    )
+    files = {str(path.relative_to(output)): file_sha256(path) for path in paths}
+    stamp = StatisticsStamp(build=build, budget_tokens=budget_tokens, files=files)
+    write_durably(statistics_stamp_path(output), seal(stamp.model_dump_json(indent=1)))
+
+
+def read_statistics_stamp(output: Path) -> StatisticsStamp:
+    """Returns what the statistics belong to.
+
+    Raises:
+        IndexCorrupt: The stamp is missing or was altered.
+    """
+    path = statistics_stamp_path(output)
+    try:
+        return StatisticsStamp.model_validate_json(unseal(path.read_bytes()))
+    except (FileNotFoundError, ValueError) as error:
+        raise IndexCorrupt(
+            f"{path} is missing or was altered ({error}); restore it from a copy, or build the index again"
+        ) from error
+
+
+def find_finished_statistics(output: Path, build: str) -> StatisticsStamp | None:
+    """Returns the stamp of the statistics that an interrupted run has finished, or None.
+
+    Shards that were made with statistics that have been damaged since are removed: the statistics are fitted anew, and
+    perhaps in batches of another size.
+
+    Args:
+        output: The directory of the index.
+        build: The build's `rows_fingerprint`.
+    """
+    if not statistics_stamp_path(output).is_file():
+        return None
+    try:
+        stamp = read_statistics_stamp(output)
+        if stamp.build != build:
+            return None
+        if all(file_sha256(output / path) == sha256 for path, sha256 in stamp.files.items()):
+            return stamp
+    except (FileNotFoundError, IndexCorrupt):
+        pass
+    logger.warning("%s: the statistics of the unfinished build are damaged; it starts again", output)
+    shutil.rmtree(output / "shards", ignore_errors=True)
+    return None
 
 
 def remove_build_stamp(output: Path) -> None:

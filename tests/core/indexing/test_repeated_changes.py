@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from bergson_core import append_documents, build_index, compact_index, fit_profile, take_down_document
-from bergson_core.indexing import build, publish
+from bergson_core.indexing import output_directory, publish
 from bergson_core.schemas.build import BuildSpec
 from tests.core.helpers import add_again_spec, file_hashes
 
@@ -66,7 +66,7 @@ def test_a_build_that_was_killed_while_it_saved_the_statistics_is_resumed_to_the
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_durably", write_a_part)
+        patch.setattr(output_directory, "write_durably", write_a_part)
         with pytest.raises(Killed):
             build_index(spec, tmp_path / "killed", shard_rows=16)
     build_index(spec, tmp_path / "killed", shard_rows=16)

@@ -1,5 +1,6 @@
 """Nothing of a build goes on once its call has raised an error: its directory is free for the next build at once."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bergson_core import build_index, compact_index, fit_profile
-from bergson_core.errors import Cancelled
+from bergson_core import append_documents, build_index, compact_index, fit_profile
+from bergson_core.errors import Cancelled, IndexCorrupt
 from bergson_core.indexing import publish
 from bergson_core.schemas.build import BuildSpec, GradientSpec
 from bergson_core.schemas.results import Progress
@@ -16,7 +17,7 @@ from bergson_core.storage.deletion import delete_index
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.takedown_log import record_takedown
 from bergson_core.utils import background
-from tests.core.helpers import file_hashes, make_spec
+from tests.core.helpers import add_again_spec, file_hashes, make_spec, stop_after
 
 STAGES = ("load", "read", "statistics", "gradients", "preconditioner", "search", "measure")
 KINDS = {
@@ -150,3 +151,39 @@ def test_a_build_that_was_killed_before_its_stamp_was_written_is_no_obstacle(spe
     (path / ".building.json.0123.tmp").write_text('{"spec"')
     build_index(spec, path)
     assert not list(path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_whose_statistics_were_damaged_while_it_was_stopped_starts_again(
+    sources: Path, tmp_path: Path, kind: str
+):
+    spec = make_spec(sources, **KINDS[kind])
+    undisturbed = tmp_path / "undisturbed"
+    build_index(spec, undisturbed, shard_rows=16)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Cancelled):
+        build_index(spec, stopped, shard_rows=16, report=stop_after(16))
+    parts = [stopped / part for part in ("statistics", "profiles")]
+    names = [path.relative_to(stopped) for part in parts for path in part.rglob("*") if path.is_file()]
+    assert Path("statistics/done") in names
+    assert (stopped / "shards" / "00000").is_dir()
+    for number, name in enumerate(sorted(names)):
+        copy = tmp_path / str(number)
+        shutil.copytree(stopped, copy)
+        content = (copy / name).read_bytes()
+        middle = len(content) // 2
+        if number % 3 == 0:
+            (copy / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        elif number % 3 == 1:
+            (copy / name).write_bytes(content[:middle])
+        else:
+            (copy / name).unlink()
+        build_index(spec, copy, shard_rows=16)
+        assert file_hashes(copy) == file_hashes(undisturbed)
+
+
+def test_an_append_to_an_index_whose_stamp_of_the_statistics_was_altered_is_refused_by_name(index_copy: Path):
+    stamp = index_copy / "statistics" / "done"
+    stamp.write_bytes(stamp.read_bytes().replace(b'"budget_tokens": ', b'"budget_tokens": 1'))
+    with pytest.raises(IndexCorrupt, match="statistics/done"):
+        append_documents(index_copy, add_again_spec())
