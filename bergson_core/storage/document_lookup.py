@@ -67,6 +67,7 @@ def take_down_document(index: str | Path, document_id: str) -> None:
     Raises:
         IndexNotFound: No index is published there.
         DocumentNotFound: The index has no such document, or hides it already.
+        IndexBusy: Another process keeps the lock of the takedowns.
     """
     root = Path(index)
     read_manifest(root)  # Without an index there is no directory to lock the log in.

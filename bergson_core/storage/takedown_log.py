@@ -27,16 +27,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from bergson_core.errors import IndexCorrupt
+from bergson_core.errors import IndexBusy, IndexCorrupt
 from bergson_core.schemas.base import ResultModel
 from bergson_core.storage.layout import TAKEDOWN_HEAD_FILE, TAKEDOWN_LOG_FILE
 from bergson_core.utils.atomic_files import atomic_path, fsync_path
 from bergson_core.utils.disk_errors import translate_disk_errors
 
 _LOCK_FILE: Final = ".takedowns.lock"
+LOCK_TIMEOUT_S: Final = 5
+"""Seconds to wait for the lock. Its holder writes two small files."""
 _NO_DIGEST: Final = "0" * 64
 _DIGEST: Final = re.compile(rb', "sha256": "([0-9a-f]{64})"\}')
 
@@ -62,6 +64,7 @@ def record_takedown(root: Path, document_id: str, check: Callable[[], int]) -> N
             the log.
 
     Raises:
+        IndexBusy: Another process keeps the lock of the log.
         IndexCorrupt: The log is damaged.
         DiskFull: There is no room for the line.
         ReadOnly: The directory of the index may not be written to.
@@ -87,6 +90,7 @@ def protect_takedowns(root: Path) -> TakedownHead:
     """Checks the log, gives it a head if it has none or one that is behind, and returns the head.
 
     Raises:
+        IndexBusy: Another process keeps the lock of the log.
         IndexCorrupt: The log is damaged.
     """
     with _locked(root):
@@ -96,8 +100,14 @@ def protect_takedowns(root: Path) -> TakedownHead:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with translate_disk_errors(root), FileLock(root / _LOCK_FILE):
-        yield
+    try:
+        with translate_disk_errors(root), FileLock(root / _LOCK_FILE, timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout:
+        raise IndexBusy(
+            f"another process has had the lock of the takedowns of {root} for {LOCK_TIMEOUT_S} s, although a takedown "
+            "takes milliseconds: look for a process that is stopped or hangs, and try again"
+        ) from None
 
 
 def _complete_head(root: Path) -> TakedownHead:

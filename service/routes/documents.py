@@ -102,6 +102,7 @@ def get_document(
         "index_not_found",
         "document_not_found",
         "invalid_input",
+        "index_busy",
         "index_corrupt",
         "disk_full",
         "read_only",

@@ -1,9 +1,11 @@
 """A document that was taken down is never shown again by any process."""
 
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from bergson_core import (
     AttributionIndex,
@@ -17,8 +19,9 @@ from bergson_core import (
     take_down_document,
     top_documents,
 )
-from bergson_core.errors import DocumentNotFound, IndexNotFound, InvalidInput
+from bergson_core.errors import DocumentNotFound, IndexBusy, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
+from bergson_core.storage import takedown_log
 from bergson_core.storage.document_lookup import find_document, find_existing_ids
 from tests import tiny
 from tests.core.helpers import QUERIES, add_again_spec, document_ids, make_spec, query, result_ids
@@ -132,5 +135,19 @@ def test_an_id_that_was_taken_down_may_be_added_again(index_copy, compacted):
     assert find_document(index_copy, "doc-7")["prompt"] == "Person 7 moved away"
     compact_index(index_copy)
     assert result_ids(AttributionIndex.open(index_copy)) == document_ids()
+    take_down_document(index_copy, "doc-7")
+    assert result_ids(AttributionIndex.open(index_copy)) == document_ids(7)
+
+
+def test_a_takedown_waits_for_another_and_names_one_that_does_not_end(
+    index_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lock = FileLock(index_copy / ".takedowns.lock", thread_local=False)
+    lock.acquire()
+    monkeypatch.setattr(takedown_log, "LOCK_TIMEOUT_S", 0.1)
+    with pytest.raises(IndexBusy, match="a process that is stopped or hangs"):
+        take_down_document(index_copy, "doc-7")
+    monkeypatch.setattr(takedown_log, "LOCK_TIMEOUT_S", 5)
+    threading.Timer(0.2, lock.release).start()
     take_down_document(index_copy, "doc-7")
     assert result_ids(AttributionIndex.open(index_copy)) == document_ids(7)
