@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     keep_jobs_s: int = Field(default=7 * 24 * 3600, ge=1)
     """Seconds for which a job can still be looked up after it has ended. What a failed build has finished is kept as
     long, so that a build of the same spec can go on from there."""
+    keep_jobs: int = Field(default=10_000, ge=1)
+    """Largest number of ended jobs that can still be looked up; the one that ended first makes room for another."""
     threads: int = Field(default=0, ge=0)
     """Threads that torch and FAISS use in a worker; with 0 the libraries choose."""
     executor: ExecutorName = "local"

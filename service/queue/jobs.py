@@ -175,7 +175,7 @@ class JobBroker:
                 return record
             cancelled = record.model_copy(update={"state": "cancelled", "finished_at": time.time()})
             arguments = job_records.save_job_arguments(
-                cancelled, token, job_records.next_token(token), "end", self._settings.keep_jobs_s
+                cancelled, token, job_records.next_token(token), "end", self._settings
             )
             if await call_redis(cast("Any", self._save_job(**arguments))) >= 0:
                 return cancelled

@@ -297,7 +297,7 @@ class WorkerQueue:
 
     def _save_job(self, record: JobRecord, token: int, new_token: int, transition: Transition) -> bool:
         """Saves a record; returns whether somebody has asked to cancel the job."""
-        arguments = save_job_arguments(record, token, new_token, transition, self._settings.keep_jobs_s)
+        arguments = save_job_arguments(record, token, new_token, transition, self._settings)
         outcome = self._save_script(**arguments)
         if outcome not in (-1, 0, 1):
             raise UnexpectedReply(f"expected -1, 0 or 1, got {type(outcome).__name__}")

@@ -12,12 +12,17 @@ from pydantic import ValidationError
 from worker.messages import JobRecord
 from worker.queue.redis_keys import (
     BUILDING,
+    EVENTS_SUFFIX,
     JOB_LANE_PREFIX,
     JOB_LANES,
     JOB_LEASES,
+    JOB_PREFIX,
+    JOBS_BY_CREATION,
+    JOBS_BY_END,
     events_key,
     job_key,
 )
+from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ def next_token(token: int) -> int:
 
 
 def save_job_arguments(
-    record: JobRecord, token: int, new_token: int, transition: Transition, keep_s: int
+    record: JobRecord, token: int, new_token: int, transition: Transition, settings: Settings
 ) -> dict[str, Any]:
     """Returns the keys and arguments of `lua_scripts.SAVE_JOB`, which workers and web processes run.
 
@@ -47,11 +52,14 @@ def save_job_arguments(
         token: Fencing token that the job is expected to have.
         new_token: Fencing token that the job gets.
         transition: What happens to the job.
-        keep_s: Seconds for which an ended job is kept.
+        settings: How long, and how many, ended jobs are kept.
     """
     job_id, index = record.job_id, record.index or ""
     return {
-        "keys": [job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES],
+        "keys": [
+            *(job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES),
+            *(JOBS_BY_END, JOBS_BY_CREATION),
+        ],
         "args": [
             token,
             new_token,
@@ -59,9 +67,12 @@ def save_job_arguments(
             transition,
             index,
             job_id,
-            keep_s,
+            settings.keep_jobs_s,
             MAX_JOB_EVENTS,
             JOB_LANE_PREFIX,
+            settings.keep_jobs,
+            JOB_PREFIX,
+            EVENTS_SUFFIX,
         ],
     }
 

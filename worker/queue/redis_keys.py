@@ -20,7 +20,8 @@ Jobs
     bergson:job:{job_id}                hash    message: the `Job` with its inline documents, until the job has ended;
                                                 record: its `JobRecord`; token: its fencing token; lane: its lane;
                                                 cancel: 1 once somebody has asked to cancel it; idempotency: the key of
-                                                its idempotency key. Expires `keep_jobs_s` after the job has ended.
+                                                its idempotency key. Expires `keep_jobs_s` after the job has ended, or
+                                                goes when `keep_jobs` others have ended after it.
     bergson:job:{job_id}:events         stream  record: the `JobRecord` after each change, about the latest 256 of them.
                                                 Expires together with the job.
     bergson:jobs:lanes                  list    lanes with waiting jobs; the first lane has the next turn
@@ -28,6 +29,8 @@ Jobs
     bergson:jobs:taken                  zset    ids of jobs that a worker has, by the time in ms at which its lease ends
     bergson:jobs:created                zset    ids of all jobs, by the time of submission; ids of expired jobs are
                                                 removed when jobs are listed
+    bergson:jobs:ended                  zset    ids of the latest jobs that have ended, `keep_jobs` at most, by the time
+                                                at which they ended
     bergson:building                    hash    index name: id of the job that builds or changes the index, from its
                                                 submission until it has ended
     bergson:idempotency:{sha256}        hash    job_id; body: sha256 of what was submitted under an idempotency key. The
@@ -77,7 +80,9 @@ JOB_LANES: Final = "bergson:jobs:lanes"
 JOB_LANE_PREFIX: Final = "bergson:jobs:lane:"
 JOB_LEASES: Final = "bergson:jobs:taken"
 JOB_PREFIX: Final = "bergson:job:"
+EVENTS_SUFFIX: Final = ":events"
 JOBS_BY_CREATION: Final = "bergson:jobs:created"
+JOBS_BY_END: Final = "bergson:jobs:ended"
 BUILDING: Final = "bergson:building"
 IDEMPOTENCY_PREFIX: Final = "bergson:idempotency:"
 
@@ -103,7 +108,7 @@ def job_key(job_id: str) -> str:
 
 def events_key(job_id: str) -> str:
     """Returns the key of a job's events."""
-    return f"bergson:job:{job_id}:events"
+    return job_key(job_id) + EVENTS_SUFFIX
 
 
 def worker_key(worker_id: str) -> str:

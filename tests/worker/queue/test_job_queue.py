@@ -351,6 +351,18 @@ def test_a_finished_job_frees_its_name_and_is_kept_for_a_while(
     assert remaining_job_keys(redis) == []
 
 
+def test_of_jobs_that_have_ended_the_latest_are_kept(redis: Redis, settings: Settings):
+    queue = WorkerQueue(redis, settings.model_copy(update={"keep_jobs": 2}), "w-1")
+    for number in range(1, 5):
+        submit_job(redis, f"j-{number}")
+        queue.finish(take_one_job(queue), "succeeded")
+    submit_job(redis, "j-5")
+    assert [redis.exists(keys.job_key(f"j-{number}")) for number in range(1, 6)] == [0, 0, 1, 1, 1]
+    assert not redis.exists(keys.events_key("j-1"), keys.events_key("j-2"))
+    assert redis.zrange(keys.JOBS_BY_END, 0, -1) == ["j-3", "j-4"]
+    assert redis.zrange(keys.JOBS_BY_CREATION, 0, -1) == ["j-3", "j-4", "j-5"]
+
+
 def test_a_request_to_cancel_is_seen_with_the_next_progress(redis: Redis, queue: WorkerQueue):
     submit_job(redis)
     claim = take_one_job(queue)

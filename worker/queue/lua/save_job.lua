@@ -1,11 +1,13 @@
 -- Writes a job's record and adds it to the job's events, if the job's fencing token is still the expected one. A job that
--- ends expires together with its idempotency key.
+-- ends expires together with its idempotency key, or goes when so many others have ended after it.
 --
 -- KEYS  1 the job
 --       2 the job's events
 --       3 bergson:jobs:taken
 --       4 bergson:building
 --       5 bergson:jobs:lanes
+--       6 bergson:jobs:ended
+--       7 bergson:jobs:created
 -- ARGV  1 expected token
 --       2 new token
 --       3 record: the `JobRecord` as JSON
@@ -15,6 +17,9 @@
 --       7 seconds for which an ended job is kept
 --       8 number of events to keep, about
 --       9 prefix of the keys of lanes
+--      10 number of ended jobs to keep
+--      11 prefix of the keys of jobs
+--      12 suffix of the keys of events
 -- Returns -1 if the token is another one, else 1 if somebody has asked to cancel the job, else 0
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return -1 end
 -- The message goes first, since a full Redis refuses the first write of a script if that may need memory, and no other:
@@ -35,5 +40,16 @@ if ARGV[4] == 'end' then
   redis.call('EXPIRE', KEYS[2], ARGV[7])
   local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
   if idempotency then redis.call('EXPIRE', idempotency, ARGV[7]) end
+
+  local now = redis.call('TIME')
+  redis.call('ZADD', KEYS[6], now[1] + now[2] / 1e6, ARGV[6])
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1 - ARGV[10])) do
+    local job = ARGV[11] .. id
+    local remembered = redis.pcall('HGET', job, 'idempotency')
+    if type(remembered) == 'string' then redis.call('DEL', remembered) end
+    redis.call('DEL', job, job .. ARGV[12])
+    redis.call('ZREM', KEYS[6], id)
+    redis.call('ZREM', KEYS[7], id)
+  end
 end
 return redis.call('HEXISTS', KEYS[1], 'cancel')
