@@ -146,11 +146,13 @@ def find_scratch_directories(system: System) -> list[Path]:
     return [path.parent for path in specs if str(system.directory) in path.read_text()]
 
 
-def test_the_trial_of_an_estimate_ends_with_its_job_and_with_its_worker(start_system: StartSystem):
-    system = start_system()
+def test_the_trial_of_an_estimate_ends_with_its_job_and_with_its_worker(
+    start_system: StartSystem, seeded: random.Random, long_form: bool
+):
+    system, ends = start_system(), ["cancel", "kill"]
     system.start_web()
     with system.client() as client, ThreadPoolExecutor(1) as thread:
-        for end in ("cancel", "kill"):
+        for end in ends if long_form else [seeded.choice(ends)]:
             worker = system.start_worker()
             estimate = thread.submit(client.estimate, timeout_s=300, **system.build_body())
             (trial,) = wait_until(

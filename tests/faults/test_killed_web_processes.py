@@ -187,7 +187,7 @@ def test_no_question_goes_without_its_answer_while_workers_are_stopped(started, 
     def stop_workers() -> int:
         jobs = []
         try:
-            for number in range(10 if long_form else 2):
+            for number in range(10 if long_form else 1):
                 jobs.append(client.build(f"built-{number}", **system.build_body()))
                 wait_until(lambda: client.job(jobs[-1]).state != "queued", "the job has begun")
                 worker = system.workers[-2]

@@ -120,7 +120,7 @@ def test_indexes_are_what_the_changes_made_of_them_whatever_was_killed(
         directory.mkdir()
         return IndexMachine(directory, sources, reference, tally)
 
-    run_machine(make_machine, examples=60 if long_form else 4, steps=20, is_random=long_form)
+    run_machine(make_machine, examples=60 if long_form else 2, steps=20, is_random=long_form)
     record(promise=PROMISE, runs=tally["changes"], kills=tally["kills"])
 
 
@@ -143,6 +143,6 @@ def test_the_service_shows_what_its_jobs_made_of_the_indexes_whatever_was_killed
     def make_machine() -> ServiceMachine:
         return ServiceMachine(system, sources, reference, f"machine-{next(numbers)}", tally)
 
-    examples, steps = (40, 30) if long_form else (4, 12)
+    examples, steps = (40, 30) if long_form else (2, 12)
     run_machine(make_machine, examples=examples, steps=steps, is_random=long_form)
     record(promise=PROMISE, runs=tally["changes"], kills=tally["kills"])
