@@ -20,6 +20,7 @@ BENCHMARKS = {
     "large_index_search": "time, memory and recall of queries of a large index",
     "ivf_recall": "recall and time of IVF, which was tried beside the flat search",
     "codec_error": "errors of scores from float16 and int8 rows",
+    "exact_scores": "milliseconds to rescore a candidate by its whole gradient, and what that changes",
     "http_overhead": "milliseconds that the service adds to a query",
     "service_load": "answers a second and latencies of the service under load",
     "job_share": "latencies of queries beside a build, for several shares of a worker's time",

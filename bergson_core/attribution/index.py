@@ -6,6 +6,7 @@ Legend: q queries, n rows of a shard, D numbers of a row.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.follow_up.answer_steps import Steps
+from bergson_core.attribution.follow_up.rescoring import Rescorer
 from bergson_core.attribution.queries.isolation import run_or_error
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
-from bergson_core.attribution.verification import VerificationSteps, Verifier
+from bergson_core.attribution.verification import Verifier
 from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -58,6 +61,7 @@ class AttributionIndex:
         processor: Normalizers and projection of the rows.
         searcher: The shards, open for search.
         answerer: Answers queries from the shards.
+        rescorer: Scores candidates again by their whole gradients.
         verifier: Verifies results by unlearning documents.
     """
 
@@ -68,6 +72,7 @@ class AttributionIndex:
     processor: GradientProcessor
     searcher: Searcher
     answerer: QueryAnswerer
+    rescorer: Rescorer
     verifier: Verifier
 
     @classmethod
@@ -154,6 +159,7 @@ class AttributionIndex:
                 query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
                 score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
             ),
+            rescorer=Rescorer(manifest, collector, processor, searcher),
             verifier=Verifier(manifest, model, searcher),
         )
 
@@ -190,6 +196,7 @@ class AttributionIndex:
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
         group_by: Literal["document"] | None = None,
+        rescore: int | None = None,
         verify: VerifySpec | None = None,
         max_new_tokens: int = 32,
         partial: bool = False,
@@ -228,6 +235,8 @@ class AttributionIndex:
                 at most 32.
             group_by: `document` returns each document once, by its best chunk, where long documents were cut into
                 chunks.
+            rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, neither
+                projected nor preconditioned. They come first, and their `exact` is true. It needs the default profile.
             verify: How to verify the best results by unlearning them; by default they are not verified.
             max_new_tokens: Most tokens to generate where `completion` is left out.
             partial: Answer from the undamaged shards of an index that was opened with `partial`.
@@ -256,6 +265,7 @@ class AttributionIndex:
                 "filter": filter,
                 "include": include,
                 "group_by": group_by,
+                "rescore": rescore,
                 "verify": verify,
                 "max_new_tokens": max_new_tokens,
                 "partial": partial,
@@ -271,8 +281,8 @@ class AttributionIndex:
     def attribute(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
         """Answers queries together, in batches of up to 4,096 tokens.
 
-        Each query gets the answer that it would get alone, up to rounding. Results are verified afterwards, one query
-        after another, for those that ask for it.
+        Each query gets the answer that it would get alone, up to rounding. Results are rescored and verified
+        afterwards, one query after another, for those that ask for it.
 
         Args:
             queries: The queries. They need not name the index.
@@ -281,14 +291,41 @@ class AttributionIndex:
             For each query its answer, or the error that this query alone has caused.
         """
         queries = [AttributionQuery.model_validate(query) for query in queries]
-        outcomes = self.answerer.answer(queries)
+        outcomes = self.answerer.answer([query.for_search() for query in queries])
         for number, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
-            if query.verify is not None and isinstance(outcome, Answer):
-                verification = partial(run_to_completion, self.verify(query, outcome))
-                outcomes[number] = run_or_error(verification)
+            if query.has_follow_up and isinstance(outcome, Answer):
+                follow_up = partial(run_to_completion, self.follow_up(query, outcome))
+                outcomes[number] = run_or_error(follow_up)
         return outcomes
 
-    def verify(self, query: AttributionQuery, answer: Answer) -> VerificationSteps[Answer]:
+    def follow_up(
+        self, query: AttributionQuery, answer: Answer, rescore_until: float = math.inf
+    ) -> Steps[Answer]:
+        """Rescores and verifies the results of a query, as far as it asks for it, step by step.
+
+        Between two steps the model has its own weights, so that other queries may be answered in between, or the work
+        may be given up. `query` and `attribute` take all steps at once.
+
+        Args:
+            query: The query.
+            answer: The answer to `query.for_search()`.
+            rescore_until: When to stop rescoring, in seconds of Unix time. Candidates that are not scored by then keep
+                the scores of the index, behind those that are.
+
+        Returns:
+            A generator that yields after each step, and returns the answer to the query.
+
+        Raises:
+            InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
+        """
+        if query.rescore is not None:
+            tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
+            answer = yield from self.rescorer.rescore(query, tokens, answer, rescore_until)
+        if query.verify is not None:
+            answer = yield from self.verify(query, answer)
+        return answer
+
+    def verify(self, query: AttributionQuery, answer: Answer) -> Steps[Answer]:
         """Verifies an answer by unlearning its best results, step by step.
 
         Between two steps the model has its own weights, so that other queries may be answered in between, or the

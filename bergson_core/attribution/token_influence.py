@@ -103,12 +103,7 @@ class ScoreDecomposer:
         tokenizer = self.model.tokenizer
         assert tokenizer is not None  # load_model always gives one
         return [
-            [
-                TokenInfluence(token=text, start=start, end=end, influence=float(part))
-                for (text, start, end), part in zip(
-                    _token_texts(tokenizer, record, document_tokens), document_parts, strict=True
-                )
-            ]
+            list_token_influences(tokenizer, record, document_tokens, document_parts)
             for record, document_tokens, document_parts in zip(records, tokens, parts, strict=True)
         ]
 
@@ -183,6 +178,17 @@ def split_score_by_position(
         rest = stored_block - scaled.sum(0)
         parts += scaled @ weights + shares @ (rest * weights)
     return parts
+
+
+def list_token_influences(
+    tokenizer: PreTrainedTokenizerBase, record: Record, tokens: Tokens, parts: Float[Tensor, " s"]
+) -> list[TokenInfluence]:
+    """Returns the tokens of a document in order, with the part of each position in the document's score."""
+    texts = _token_texts(tokenizer, record, tokens)
+    return [
+        TokenInfluence(token=text, start=start, end=end, influence=part)
+        for (text, start, end), part in zip(texts, parts.tolist(), strict=True)
+    ]
 
 
 def _token_texts(

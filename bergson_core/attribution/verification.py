@@ -7,14 +7,13 @@ the steps can answer other queries in between, or give up.
 
 import hashlib
 import math
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
+from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel
@@ -24,17 +23,13 @@ from bergson_core.search.searcher import Searcher
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.tokenization import Tokens
 
-T = TypeVar("T")
-VerificationSteps = Generator[None, None, T]
-"""Work that may be given up after each step; the generator returns its result."""
-
 
 @dataclass
 class _UnlearnerFit:
     """The fit of an unlearner from the documents at these locations: its steps, and the unlearner once it is fitted."""
 
     locations: Sequence[RowLocation]
-    steps: VerificationSteps[Unlearner]
+    steps: Steps[Unlearner]
     unlearner: Unlearner | None = None
 
 
@@ -54,7 +49,7 @@ class Verifier:
         self._selector = DocumentSelector(manifest, model, searcher)
         self._fit: _UnlearnerFit | None = None
 
-    def verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> VerificationSteps[Answer]:
+    def verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> Steps[Answer]:
         """Returns the answer with what unlearning its best results changes, and yields after each step.
 
         Args:
@@ -65,9 +60,9 @@ class Verifier:
         Raises:
             InvalidInput: The index was made by a training run, or none of its documents has a gradient.
         """
-        return _with_timing(self._verify(spec, query, answer), answer)
+        return with_timing(self._verify(spec, query, answer), answer, "verify")
 
-    def _verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> VerificationSteps[Answer]:
+    def _verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> Steps[Answer]:
         self._require_supported()
         unlearner = yield from self._fitted_unlearner()
         if spec.learning_rate is not None:
@@ -102,7 +97,7 @@ class Verifier:
                 "unlearned as they were learned: leave `verify` out"
             )
 
-    def _fitted_unlearner(self) -> VerificationSteps[Unlearner]:
+    def _fitted_unlearner(self) -> Steps[Unlearner]:
         """Returns the unlearner of the index, and yields after each step of its fit.
 
         A fit that one verification has left unfinished is continued by the next one. The unlearner is fitted again
@@ -164,19 +159,3 @@ def _seed_of(answer: Answer) -> int:
     """Returns a seed that is the same for the same prompt and completion."""
     text = f"{answer.query.prompt}\0{answer.query.completion}".encode(errors="surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-
-
-def _with_timing(steps: VerificationSteps[Answer], answer: Answer) -> VerificationSteps[Answer]:
-    """Adds to the answer how long the steps took, without the time that passed between them."""
-    spent_ms = 0.0
-    while True:
-        started = time.perf_counter()
-        try:
-            next(steps)
-        except StopIteration as end:
-            spent_ms += 1000 * (time.perf_counter() - started)
-            timing = answer.timing_ms
-            timing = timing.model_copy(update={"verify": spent_ms, "total": timing.total + spent_ms})
-            return end.value.model_copy(update={"timing_ms": timing})
-        spent_ms += 1000 * (time.perf_counter() - started)
-        yield

@@ -1,7 +1,8 @@
 """What an index is asked: attribution queries, the verification of their results, and profiles fitted to a task."""
 
 import json
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,10 @@ MAX_QUERY_CHARACTERS = 1_000_000
 """Largest number of characters of a prompt, of a completion, and of the messages of a chat as JSON text."""
 MAX_VERIFIED = 32
 """Largest number of results in each direction, and of control documents, that one query unlearns."""
+MAX_RESCORED = 1000
+"""Largest number of candidates in each direction that one query scores by their whole gradients."""
+_RESCORED_PER_CALL = 32
+"""Candidates to rescore that count as one call: documents run through the model in batches."""
 
 Direction = Literal["proponents", "opponents", "both"]
 IncludedPart = Literal["text", "metadata", "tokens", "modules"]
@@ -80,6 +85,11 @@ class AttributionQuery(Spec):
     which one has to match, or comparisons such as `{"gte": 1990, "ne": 1995}`, with gte, gt, lte, lt, ne, not_in and
     exists. Values have to be of the column's type. `ne` and `not_in` are also met by documents without a value, unless
     `exists` is true."""
+    rescore: int | None = Field(default=None, ge=1, le=MAX_RESCORED)
+    """Number of candidates in each direction, the best by the scores of the index, that run through the model again and
+    are scored by their whole gradients: normalized, and neither projected nor preconditioned. They come first, ordered
+    by these scores; `exact` tells them from the others. This takes a pass through the model for each few of them, and
+    ends in time for `timeout_s`. It needs the default profile."""
     verify: VerifySpec | None = None
     """Unlearn the best results one by one, and report how much less likely the completion becomes. Each step takes a
     few passes through the model; the first such query of an index takes some hundred more."""
@@ -90,6 +100,37 @@ class AttributionQuery(Spec):
         if self.verify is None:
             return 0
         return self.verify.top * (1 + (self.direction == "both")) + self.verify.controls
+
+    @property
+    def extra_calls(self) -> int:
+        """As how many calls beyond itself this query counts: one for each document to unlearn and 32 to rescore."""
+        rescored = (self.rescore or 0) * (1 + (self.direction == "both"))
+        return self.max_unlearned_documents + math.ceil(rescored / _RESCORED_PER_CALL)
+
+    @property
+    def has_follow_up(self) -> bool:
+        """Whether something is done to the results of the search: they are rescored, or verified."""
+        return self.rescore is not None or self.verify is not None
+
+    def for_search(self) -> Self:
+        """Returns the query that a search answers: it finds all candidates to rescore, and has no follow-up."""
+        update: dict[str, Any] = {"rescore": None, "verify": None}
+        if self.rescore is not None:
+            # The scores of the candidates are split by token when they are scored again.
+            parts = tuple(part for part in self.include if part != "tokens")
+            update |= {"top_k": max(self.top_k, self.rescore), "include": parts}
+        return self.model_copy(update=update)
+
+    @model_validator(mode="after")
+    def _require_default_profile_to_rescore(self) -> Self:
+        if self.rescore is not None and self.profile != "default":
+            raise field_error(
+                "rescore",
+                message="a profile is a preconditioner of projected gradients, and candidates are rescored by their "
+                f"whole gradients, which have none: expected the profile 'default', got {self.profile!r}; "
+                "leave out rescore or profile",
+            )
+        return self
 
     @model_validator(mode="after")
     def _require_few_results_with_tokens(self) -> Self:

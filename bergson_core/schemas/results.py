@@ -162,9 +162,12 @@ class ResultRow(ResultModel):
     score: float
     """Influence of the document on the loss of the completion, as the profile scales it. Positive scores made the
     completion more likely."""
+    exact: bool = False
+    """Whether the score is that of the whole gradients, which `rescore` asks for. Otherwise it is that of the rows of
+    the index, which are projected."""
     percentile: float | None = None
-    """Percentage of random documents of the index that score lower for this query. Null if there are none to compare
-    with."""
+    """Percentage of random documents of the index that score lower for this query, always by the scores of the index,
+    also where the score itself is exact. Null if there are none to compare with."""
     prompt: str | None = None
     """Text of the document, or its prompt; a chat as JSON. Null unless `include` asks for `text`."""
     completion: str | None = None
@@ -177,11 +180,22 @@ class ResultRow(ResultModel):
     modules: dict[str, float] | None = None
     """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
     tokens: list[TokenInfluence] | None = None
-    """Each token's part of the score, if `include` asks for it. The parts sum to the score."""
+    """Each token's part of the score, if `include` asks for it. The parts sum to the score. Null for a result that
+    `rescore` has not scored exactly."""
     chunk: Chunk | None = None
     """What the text is a part of, if the document was too long and was cut."""
     verified: Verified | None = None
     """What unlearning the document changed, for the best results if `verify` asks for it."""
+
+
+class Rescored(ResultModel):
+    """How many candidates were scored by their whole gradients, in all directions that were asked for together."""
+
+    candidates: int
+    """Documents that were to be scored; one that is a candidate in both directions counts once."""
+    exact: int
+    """Documents that were scored in time: the results are the best of these. The best candidates by the scores of the
+    index are scored first."""
 
 
 class QueryEcho(ResultModel):
@@ -223,7 +237,8 @@ class TimingMs(ResultModel):
 
     `queue` is the time until a worker takes the query and has loaded the index. `gradient` and `search` are those of
     all queries that were answered together; `search` includes the passes through the model that `tokens` take.
-    `verify` is the query's own; time in which other queries are answered between its steps counts as `queue`.
+    `rescore` and `verify` are the query's own; time in which other queries are answered between their steps counts as
+    `queue`.
     """
 
     queue: float = 0.0
@@ -232,6 +247,8 @@ class TimingMs(ResultModel):
     """Tokenising, generating and the gradient."""
     search: float
     """Finding and scoring the documents."""
+    rescore: float = 0.0
+    """Scoring candidates by their whole gradients."""
     verify: float = 0.0
     """Unlearning documents."""
     total: float
@@ -253,10 +270,12 @@ class Answer(ResultModel):
     opponents: list[ResultRow] | None = None
     """The documents that made it less likely, the strongest first; null unless `direction` asks for them."""
     notice: str | None = None
-    """`no strong influence found` if the best of `results` stands out no more than the best result of a query whose
-    completion no document states."""
+    """`no strong influence found` if the best result by the scores of the index stands out no more than the best result
+    of a query whose completion no document states."""
     warnings: list[QueryWarning] = []
     """What was probably not meant about the query, such as a completion without its leading space."""
+    rescored: Rescored | None = None
+    """How many candidates were scored exactly, if `rescore` asks for it."""
     verification: Verification | None = None
     """What unlearning random documents did, if `verify` asks for it."""
     partial: bool = False

@@ -52,8 +52,8 @@ class RateLimiter:
 
         Args:
             caller: Who makes the call.
-            calls: How many more calls to count: one for each further query of a batch, and one for each document that
-                is unlearned.
+            calls: How many more calls to count: one for each further query of a batch, and what each query counts
+                beyond itself (`AttributionQuery.extra_calls`).
 
         Raises:
             InvalidInput: There are more than the key may ever make at once.
@@ -62,8 +62,8 @@ class RateLimiter:
         """
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
-                f"this key may ask {caller.rate}, got {calls + 1} queries, each document to verify counted as one: "
-                "send fewer at once"
+                f"this key may ask {caller.rate}, got {calls + 1} queries, each document to verify and each 32 "
+                "candidates to rescore counted as one: send fewer at once"
             )
         await self._count(caller, calls)
 

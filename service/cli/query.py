@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.schemas.query import MAX_VERIFIED, AttributionQuery
+from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
 from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
 from service.cli.support.console import (
@@ -78,6 +78,7 @@ QUERY_OPTIONS = SpecOptions(
         "filter": OptionOverride(
             intro="A JSON object.", type=str | None, parse=_parse_filter, extra={"metavar": "JSON"}
         ),
+        "rescore": OptionOverride(extra={"min": 1, "max": MAX_RESCORED}),
         "verify": OptionOverride(
             intro="Number of results to verify.",
             type=int | None,
@@ -134,6 +135,9 @@ def _print_answer(answer: Answer) -> None:
                 for influences in (token_influences(row), module_influences(row)):
                     if influences is not None:
                         console.print(Text.assemble((f"{row.id} ", "bold"), influences))
+    if answer.rescored is not None:
+        rescored = answer.rescored
+        print_message(f"{rescored.exact} of {rescored.candidates} candidates have exact scores")
     if answer.verification is not None:
         rows = [*(answer.results or ()), *(answer.opponents or ())]
         console.print(verification_table(rows, answer.verification))

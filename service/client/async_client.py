@@ -97,7 +97,7 @@ class AsyncClient(JobCalls):
             index: Name of the index.
             prompt: Text before the completion; it may be empty.
             completion: Text to explain, usually with a space at its beginning. By default the model generates it.
-            options: Further fields of `AttributeRequest`, such as `join`, `top_k`, `direction`, `filter` and
+            options: Further fields of `AttributeRequest`, such as `join`, `top_k`, `direction`, `filter`, `rescore` and
                 `timeout_s`, and `messages`, a chat instead of prompt and completion.
 
         Returns:

@@ -53,8 +53,9 @@ class AnswerCache:
         return Answer.model_validate_json(raw)
 
     def put(self, key: CacheKey | None, answer: Answer) -> None:
-        """Keeps an answer, except one that lacks damaged shards, because these may be repaired."""
-        if key is None or answer.partial or not self._max_bytes:
+        """Keeps an answer, unless another one may be better: shards may be repaired, and more time may rescore more."""
+        is_cut_short = answer.rescored is not None and answer.rescored.exact < answer.rescored.candidates
+        if key is None or answer.partial or is_cut_short or not self._max_bytes:
             return
         if key in self._answers:
             self._bytes -= _entry_bytes(key, self._answers.pop(key))

@@ -163,6 +163,7 @@ ATTRIBUTE_FILTERED: dict[str, Any] = ATTRIBUTE_REQUEST | {
 ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
 }
+ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",
@@ -187,6 +188,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "rank": 1,
             "id": "doc-17",
             "score": 0.83,
+            "exact": False,
             "percentile": 99.98,
             "prompt": "Ada Lovelace's birthplace is London",
             "completion": None,
@@ -200,9 +202,17 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "opponents": None,
     "notice": None,
     "warnings": [],
+    "rescored": None,
     "verification": None,
     "partial": False,
-    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 0.0, "total": 14.6},
+    "timing_ms": {
+        "queue": 0.8,
+        "gradient": 11.2,
+        "search": 1.9,
+        "rescore": 0.0,
+        "verify": 0.0,
+        "total": 14.6,
+    },
 }
 VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
     "results": [
@@ -217,7 +227,14 @@ VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
         ],
         "mean": {"log_probability": -0.03, "probability": -0.03, "own_log_probability": -3.9},
     },
-    "timing_ms": {"queue": 0.8, "gradient": 11.2, "search": 1.9, "verify": 310.0, "total": 323.9},
+    "timing_ms": {
+        "queue": 0.8,
+        "gradient": 11.2,
+        "search": 1.9,
+        "rescore": 0.0,
+        "verify": 310.0,
+        "total": 323.9,
+    },
 }
 
 ATTRIBUTE_GENERATED: dict[str, Any] = {

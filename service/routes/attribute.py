@@ -25,6 +25,7 @@ _QUERIES: dict[str, Any] = {
     "filtered": {"summary": "Some of the documents only", "value": examples.ATTRIBUTE_FILTERED},
     "excluding": {"summary": "All documents but some", "value": examples.ATTRIBUTE_EXCLUDING},
     "generated": {"summary": "A completion that the model generates", "value": examples.ATTRIBUTE_GENERATED},
+    "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
@@ -76,6 +77,11 @@ async def attribute(
     is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
     says in it. `span` selects a part of the last message.
 
+    With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
+    the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for
+    which the time is too short keep the score of the index; `rescored` counts them. Other queries go first, and each 32
+    candidates count as a call.
+
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
     document.
@@ -88,7 +94,7 @@ async def attribute(
     `Cache-Control: no-cache` has a worker compute the answer again.
     """
     query, timeout_s = body.query(), handler.settings.resolve_timeout_s(body.timeout_s)
-    await rate_limiter.count_calls(handler.caller, query.max_unlearned_documents)
+    await rate_limiter.count_calls(handler.caller, query.extra_calls)
     answer = await run_while_connected(request, handler.answer(query, timeout_s))
     return AttributeResponse.from_answer(answer, handler.request_id)
 
@@ -113,12 +119,13 @@ async def attribute_batch(
     handler: QueryHandlerDep,
     rate_limiter: RateLimiterDep,
 ) -> BatchResponse:
-    """Answers up to 256 queries at once. Each counts as a call, and each document to verify as one more.
+    """Answers up to 256 queries at once.
 
-    Single queries go first, so that a batch does not keep anybody waiting for long.
+    Each counts as a call, and each document to verify, or 32 candidates to rescore, as one more. Single
+    queries go first, so that a batch does not keep anybody waiting for long.
     """
     timeout_s = handler.settings.resolve_timeout_s(body.timeout_s)
-    unlearned = sum(query.max_unlearned_documents for query in body.queries)
-    await rate_limiter.count_calls(handler.caller, len(body.queries) - 1 + unlearned)
+    extra_calls = sum(query.extra_calls for query in body.queries)
+    await rate_limiter.count_calls(handler.caller, len(body.queries) - 1 + extra_calls)
     results = await run_while_connected(request, handler.answer_batch(body.queries, timeout_s))
     return BatchResponse(results=results)

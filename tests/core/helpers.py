@@ -35,7 +35,7 @@ from bergson_core.storage.manifest import read_manifest
 from bergson_core.storage.metadata_types import column_types
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.document_tokens import tokenize_records
-from bergson_core.tokens.tokenization import tokenize
+from bergson_core.tokens.tokenization import Tokens, tokenize
 
 
 def make_spec(sources: Path, **changes: object) -> BuildSpec:
@@ -301,6 +301,34 @@ def scores_by_definition(
     if spec.scoring.normalize == "row":
         phi, phi_query = phi / phi.norm(dim=1, keepdim=True), phi_query / phi_query.norm()
     return phi @ phi_query
+
+
+def whole_scores_by_definition(
+    rows: Sequence[torch.Tensor], query_rows: Sequence[torch.Tensor], normalize: str
+) -> torch.Tensor:
+    """Returns the part of each module in the scores of whole gradients, [n, m].
+
+    Args:
+        rows: The normalized gradients [n, o·i] of the documents, by module.
+        query_rows: The normalized gradients [o·i] of the query, by module.
+        normalize: What scores are divided by.
+    """
+    parts = torch.stack([row @ query_row for row, query_row in zip(rows, query_rows, strict=True)], 1)
+    if normalize == "none":
+        return parts
+    if normalize == "row":
+        length = torch.cat(list(rows), 1).norm(dim=1, keepdim=True) * torch.cat(list(query_rows)).norm()
+        return parts / length
+    lengths = [row.norm(dim=1) * query_row.norm() for row, query_row in zip(rows, query_rows, strict=True)]
+    return parts / torch.stack(lengths, 1) / len(rows)
+
+
+def random_documents(
+    lengths: Sequence[int] = (9, 14, 5, 14, 7), first_label: int = 3, *, seed: int = 0, vocabulary: int = 320
+) -> list[Tokens]:
+    """Returns documents of random tokens. Their lengths differ, so that a batch is padded."""
+    rng = np.random.default_rng(seed)
+    return [Tokens.labelled_from(rng.integers(0, vocabulary, size=s), first_label) for s in lengths]
 
 
 def damped_root(rows: torch.Tensor) -> torch.Tensor:

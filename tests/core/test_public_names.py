@@ -20,7 +20,7 @@ PUBLIC_NAMES = """
     ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
     Executor GradientCollector GradientProcessor GradientSpec IndexCallback Interval KfacNormalizer
     LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryEcho QueryWarning
-    Range RayExecutor ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs
+    Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs
     TokenInfluence Tokens TrainingSchedule TrainingSpec Unlearner Verification Verified VerifySpec
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
@@ -41,6 +41,7 @@ INTERNAL_TYPES = {
         "Shard",
         "TrackedModule",
         "QueryAnswerer",
+        "Rescorer",
         "Verifier",
     ),
     # In `bergson_core.errors`.

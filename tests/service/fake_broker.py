@@ -16,6 +16,7 @@ from bergson_core.schemas.results import (
     Progress,
     QueryEcho,
     QueryWarning,
+    Rescored,
     ResultRow,
     TimingMs,
     TokenInfluence,
@@ -84,6 +85,11 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         )
         for number, text in enumerate(texts)
     ]
+    rescored = None
+    if query.rescore is not None:
+        exact = min(query.rescore, 500)  # more take too long
+        rows = [row.model_copy(update={"exact": row.rank <= exact}) for row in rows]
+        rescored = Rescored(candidates=query.rescore, exact=exact)
     verification = None
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
@@ -100,6 +106,7 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         generation=1,
         query=echo,
         results=rows,
+        rescored=rescored,
         verification=verification,
         notice="no strong influence found",
         warnings=warnings,

@@ -20,6 +20,7 @@ from bergson_core.schemas.results import (
     Estimate,
     Progress,
     QueryEcho,
+    Rescored,
     ResultRow,
     TimingMs,
     Verification,
@@ -43,9 +44,12 @@ def make_spec(**fields: Any) -> BuildSpec:
 
 
 def make_query(
-    prompt: str = "Ada was born in", index: str = "facts", verify: VerifySpec | None = None
+    prompt: str = "Ada was born in",
+    index: str = "facts",
+    verify: VerifySpec | None = None,
+    rescore: int | None = None,
 ) -> ServiceQuery:
-    return ServiceQuery(index=index, prompt=prompt, completion=" London", verify=verify)
+    return ServiceQuery(index=index, prompt=prompt, completion=" London", verify=verify, rescore=rescore)
 
 
 def publish_index(
@@ -95,9 +99,11 @@ class FakeCore:
         during: Called in each batch of a build, with its number.
         after_publish: Called after an index is published.
         during_query: Called in each batch of queries.
+        during_rescore: Called before each candidate that is rescored, with its number.
         during_verify: Called before each step of a verification, with its number.
         builds: Spec and directory of each build.
         batches: Prompts of each batch of queries.
+        rescored: Prompt of each candidate that was rescored.
         verified: Prompt of each step of a verification.
         opened: Names of the indexes in the order in which they were opened.
         executors: Names of the executors of builds and indexes.
@@ -109,9 +115,11 @@ class FakeCore:
     during: Callable[[int], object] = lambda number: None
     after_publish: Callable[[], object] = lambda: None
     during_query: Callable[[], object] = lambda: None
+    during_rescore: Callable[[int], object] = lambda number: None
     during_verify: Callable[[int], object] = lambda number: None
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
+    rescored: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     executors: list[str] = field(default_factory=list)
@@ -215,8 +223,22 @@ class FakeIndex:
             raise RuntimeError("a bug, with a secret in it")
         return [self._answer(query) for query in queries]
 
-    def verify(self, query: AttributionQuery, answer: Answer) -> Generator[None, None, Answer]:
-        """Takes a step for each result and each control; `during_verify` is called with the number of each step."""
+    def follow_up(
+        self, query: AttributionQuery, answer: Answer, rescore_until: float
+    ) -> Generator[None, None, Answer]:
+        """Takes a step for each candidate, result and control; the hooks are called with the number of each step."""
+        if query.rescore is not None:
+            exact = 0
+            while exact < query.rescore and time.time() < rescore_until:
+                self.core.during_rescore(exact)
+                self.core.rescored.append(query.prompt or "")
+                exact += 1
+                yield
+            timing = answer.timing_ms.model_copy(update={"rescore": 7.0, "total": answer.timing_ms.total + 7})
+            rescored = Rescored(candidates=query.rescore, exact=exact)
+            answer = answer.model_copy(update={"rescored": rescored, "timing_ms": timing})
+        if query.verify is None:
+            return answer
         for number in range(query.max_unlearned_documents):
             self.core.during_verify(number)
             self.core.verified.append(query.prompt or "")

@@ -1,4 +1,7 @@
-"""Answers the queries of a worker: waiting queries at once, and between them verifications, one step at a time."""
+"""Answers the queries of a worker: waiting queries at once, and between them a step of a follow-up.
+
+A follow-up is what is done to the results of a search: candidates are rescored, results are verified.
+"""
 
 import logging
 import time
@@ -12,9 +15,9 @@ from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, Inter
 from bergson_core.schemas.results import Answer
 from worker.messages import Problem, Query, Reply
 from worker.process.error_boundary import problem_from_error, run_guarded
+from worker.process.follow_up_task import FollowUpTask, next_follow_up
 from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
-from worker.process.verification_task import VerificationTask, next_verification
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_errors import unavailable_error
 from worker.telemetry import instrumentation, logs
@@ -41,32 +44,32 @@ class QueryLoop:
     Replies that Redis does not take, because it is away or full, are sent again until the deadlines of their queries.
 
     Attributes:
-        verifying: Verifications that have begun or wait, in the order of their queries.
+        follow_ups: Follow-ups that have begun or wait, in the order of their queries.
     """
 
     def __init__(self, queue: WorkerQueue, index_cache: IndexCache, heartbeat_thread: HeartbeatThread):
         self._queue, self._index_cache, self._heartbeat_thread = queue, index_cache, heartbeat_thread
-        self.verifying: list[VerificationTask] = []
+        self.follow_ups: list[FollowUpTask] = []
         self._unsent: list[tuple[Query, Reply]] = []
 
     def run_once(self, block_s: float = 0) -> bool:
-        """Answers the waiting queries and takes a step of a verification; returns False if there was neither.
+        """Answers the waiting queries and takes a step of a follow-up; returns False if there was neither.
 
         Args:
             block_s: Seconds to wait for a query if there is nothing to do.
         """
         self._send([])
-        has_answered = self._answer_waiting(0 if self.verifying else block_s)
-        return self._step_verification() or has_answered
+        has_answered = self._answer_waiting(0 if self.follow_ups else block_s)
+        return self._step_follow_up() or has_answered
 
-    def finish_verifications(self) -> None:
-        """Completes all verifications; if Redis does not answer, another worker starts them again."""
+    def finish_follow_ups(self) -> None:
+        """Completes all follow-ups; if Redis does not answer, another worker starts them again."""
         try:
-            while self._step_verification():
+            while self._step_follow_up():
                 pass
             self._send([])
         except RedisError as error:
-            logger.warning("verifications are left to another worker: %s", unavailable_error(error))
+            logger.warning("follow-ups are left to another worker: %s", unavailable_error(error))
 
     def _answer_waiting(self, block_s: float) -> bool:
         """Answers the waiting queries, index by index; returns False if there were none."""
@@ -93,16 +96,16 @@ class QueryLoop:
     def _renew_leases_of(self, queries: Sequence[Query]) -> None:
         """Has the heartbeat thread renew the leases of these queries and of others that this worker has in hand.
 
-        Those are the queries whose replies are not sent yet, and those that are being verified.
+        Those are the queries whose replies are not sent yet, and those with a follow-up.
         """
         unsent = (query for query, _ in self._unsent)
-        self._heartbeat_thread.queries = [*queries, *unsent, *(task.query for task in self.verifying)]
+        self._heartbeat_thread.queries = [*queries, *unsent, *(task.query for task in self.follow_ups)]
 
     def _answer(self, name: str, group: list[Query]) -> list[tuple[Query, Reply]]:
         """Returns replies to queries of one index. Queries whose deadline has passed are not computed.
 
-        A query with a verification gets no reply here, so that the other queries do not wait for it: it is added to
-        `verifying`.
+        A query with a follow-up gets no reply here, so that the other queries do not wait for it: it is added to
+        `follow_ups`.
         """
         now = time.time()
         waiting = [query for query in group if query.deadline > now]
@@ -115,33 +118,33 @@ class QueryLoop:
         for query, outcome in zip(waiting, _attribute(index, waiting), strict=True):
             if isinstance(outcome, Problem):
                 replies.append(_make_reply(query, outcome))
-            elif query.query.verify is not None:
-                self.verifying.append(VerificationTask(query, index, outcome))
+            elif query.query.has_follow_up:
+                self.follow_ups.append(FollowUpTask(query, index, outcome))
             else:
                 replies.append(_make_reply(query, _with_queue_time(outcome, query.sent_at)))
         return replies
 
-    def _step_verification(self) -> bool:
-        """Takes a step of a verification, interactive queries first; returns False if there is none.
+    def _step_follow_up(self) -> bool:
+        """Takes a step of a follow-up, interactive queries first; returns False if there is none.
 
-        A verification whose deadline has passed, or whose query was withdrawn, is ended instead.
+        A follow-up whose deadline has passed, or whose query was withdrawn, is ended instead.
         """
-        if not self.verifying:
+        if not self.follow_ups:
             return False
-        task = next_verification(self.verifying)
+        task = next_follow_up(self.follow_ups)
         if task.query.deadline <= time.time():
             outcome = _DEADLINE_PASSED
         elif not self._queue.queries.is_awaited(task.query):
             outcome = _WITHDRAWN
         else:
-            with instrumentation.observe_verification_step(task.query):
+            with instrumentation.observe_follow_up_step(task.query):
                 outcome = run_guarded(task.step)
         if outcome is not None:
-            self._finish_verification(task, outcome)
+            self._finish_follow_up(task, outcome)
         return True
 
-    def _finish_verification(self, task: VerificationTask, outcome: Answer | Problem) -> None:
-        self.verifying.remove(task)
+    def _finish_follow_up(self, task: FollowUpTask, outcome: Answer | Problem) -> None:
+        self.follow_ups.remove(task)
         if isinstance(outcome, Answer):
             outcome = _with_queue_time(outcome, task.query.sent_at)
         with instrumentation.observe_queries(task.query.query.index, [task.query]):
@@ -163,12 +166,12 @@ class QueryLoop:
 
 
 def _attribute(index: "AttributionIndex", queries: Sequence[Query]) -> list[Answer | Problem]:
-    """Returns for each query its answer, not yet verified, or the problem that it met.
+    """Returns for each query its answer, before any follow-up, or the problem that it met.
 
     If the queries fail together for a reason that nobody expected, they are answered one by one: only the query at
     fault has a problem then.
     """
-    attribution_queries = [query.query.model_copy(update={"verify": None}) for query in queries]
+    attribution_queries = [query.query.for_search() for query in queries]
     outcomes = run_guarded(lambda: index.attribute(attribution_queries))
     if not isinstance(outcomes, Problem):
         return [

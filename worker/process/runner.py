@@ -87,7 +87,7 @@ class Runner:
                     retry_redis(self._step, give_up=lambda pause_s: self._stopping)
                 except RedisError:
                     break  # `retry_redis` raises it only once the worker is to stop
-            self._query_loop.finish_verifications()
+            self._query_loop.finish_follow_ups()
         try:
             self._queue.deregister()
         except RedisError as error:

@@ -2,8 +2,8 @@
 
 The worker keeps account of the seconds that each side has had while both wanted the worker. The side that is behind its
 share has the next turn (start-time fair queueing between two queues, as in `worker.queue.query_queue`, by the clock).
-A side that wants nothing saves nothing up: once no query waits, or no job, the account is settled. Verifications count
-as queries: `QueryLoop.run_once` takes a step of one after each batch of queries.
+A side that wants nothing saves nothing up: once no query waits, or no job, the account is settled. Follow-ups count as
+queries: `QueryLoop.run_once` takes a step of one after each batch of queries.
 """
 
 import time

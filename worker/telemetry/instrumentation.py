@@ -47,8 +47,8 @@ def observe_queries(index: str, queries: Sequence[Query]) -> Iterator[None]:
 
 
 @contextmanager
-def observe_verification_step(query: Query) -> Iterator[None]:
-    """Marks what is logged during a step of a query's verification with the query's id; a step has no span."""
+def observe_follow_up_step(query: Query) -> Iterator[None]:
+    """Marks what is logged during a step of a query's follow-up with the query's id; a step has no span."""
     with logs.context(request_ids=[query.request_id]):
         yield
 
@@ -61,5 +61,7 @@ def record_replies(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
     metrics.count_replies(replies)
     if answer := next((reply.answer for reply in replies if reply.answer), None):
         timing = answer.timing_ms
-        steps = {"gradient": timing.gradient, "search": timing.search, "verify": timing.verify}
-        tracing.record_steps({name: ms / 1000 for name, ms in steps.items() if ms or name != "verify"})
+        steps = {"gradient": timing.gradient, "search": timing.search}
+        follow_ups = {"rescore": timing.rescore, "verify": timing.verify}
+        steps |= {name: ms for name, ms in follow_ups.items() if ms}
+        tracing.record_steps({name: ms / 1000 for name, ms in steps.items()})

@@ -46,6 +46,12 @@ class WorkerMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
+        self._rescore = Histogram(
+            "bergson_rescore_seconds",
+            "Time for the exact scores of a query's candidates.",
+            buckets=DURATION_BUCKETS_S,
+            registry=registry,
+        )
         self._verify = Histogram(
             "bergson_verify_seconds",
             "Time for the verification of a query's results.",
@@ -88,6 +94,8 @@ class WorkerMetrics:
             self._gradient.observe(answers[0].timing_ms.gradient / 1000)
             self._search.observe(answers[0].timing_ms.search / 1000)
         for answer in answers:
+            if answer.rescored is not None:
+                self._rescore.observe(answer.timing_ms.rescore / 1000)
             if answer.verification is not None:
                 self._verify.observe(answer.timing_ms.verify / 1000)
 

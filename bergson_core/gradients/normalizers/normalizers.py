@@ -40,6 +40,10 @@ class FactoredNormalizer(Normalizer):
     ) -> tuple[Float[Tensor, "p o"], Float[Tensor, "p i"]]:
         """Returns (L', R') such that L' G R'ᵀ is L normalized(G) Rᵀ."""
 
+    @abstractmethod
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Returns symmetric (M_o [o, o], M_i [i, i]), or diagonals [o] and [i], where normalized(G) is M_o G M_i."""
+
 
 @final
 @dataclass(frozen=True)
@@ -57,18 +61,18 @@ class AdafactorNormalizer(FactoredNormalizer):
     column: Tensor
 
     def apply(self, gradients: Tensor) -> Tensor:
-        row, column = (scale.to(gradients) for scale in self._scales())
+        row, column = (scale.to(gradients) for scale in self.sides())
         return gradients * row[:, None] * column
 
     def fold(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        row, column = self._scales()
+        row, column = self.sides()
         return left * row, right * column
 
     def tensors(self) -> dict[str, Tensor]:
         return {"row": self.row, "column": self.column}
 
-    def _scales(self) -> tuple[Tensor, Tensor]:
-        """Returns (√mean(r) r^-½ [o], c^-½ [i])."""
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Returns the diagonals (√mean(r) r^-½ [o], c^-½ [i])."""
         row, column = _damped(self.row), _damped(self.column)
         return (row.mean() / row).sqrt(), column.rsqrt()
 
@@ -96,6 +100,9 @@ class KfacNormalizer(FactoredNormalizer):
 
     def fold(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         return left @ self.output_root.to(left), self._multiply_right(right)
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        return self.output_root, self.activation_root
 
     def _multiply_right(self, matrix: Tensor) -> Tensor:
         root = self.activation_root.to(matrix)

@@ -17,12 +17,16 @@ _CSV_PARTS: Final = ("tokens", "modules", "verified")
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it.
+    Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
+    others where there are any.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in ("score", "percentile", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
+    has_exact = any(row.exact for row in rows)
+    if has_exact:
+        table.add_column("exact", no_wrap=True)
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -33,7 +37,7 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
         loss = "" if row.loss is None else f"{row.loss:.2f}"
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
-        numbers = (f"{row.score:+.4f}", percentile, loss)
+        numbers = (f"{row.score:+.4f}", percentile, loss, *["yes" if row.exact else "no"] * has_exact)
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
         table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
     return table
@@ -46,6 +50,7 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
     rows = [row for _, row in results]
     metadata = _metadata_columns(rows)
     parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
+    parts += ["exact"] * any(row.exact for row in rows)
     columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts]
     table = []
     for direction, row in results:

@@ -16,20 +16,29 @@ function readQuery(form) {
     top_k: Number(fields.get("top_k")),
     direction: fields.get("direction"),
     include: ["text", "metadata", ...(fields.get("tokens") ? ["tokens"] : [])],
+    rescore: fields.get("rescore") ? 200 : null,
     verify: fields.get("verify") ? { top: 3, controls: 3 } : null,
   };
 }
 
-function scoreCell({ score, percentile, verified }, maxScore) {
+function scoreCell({ score, exact, percentile, verified }, maxScore) {
   const share = maxScore > 0 ? Math.abs(score) / maxScore : 0;
   const fill = el("span", { className: score < 0 ? "fill negative" : "fill" });
   fill.style.width = `${(100 * share).toFixed(1)}%`;
   return el("td", { className: "score" },
     el("span", { className: "number", textContent: score.toFixed(4) }),
     el("span", { className: "track", attributes: { "aria-hidden": "true" } }, fill),
+    exact ? exactLine() : null,
     percentile === null || percentile === undefined ? null : percentileLine(percentile),
     verified ? unlearningLine(verified) : null);
 }
+
+const exactLine = () =>
+  el("span", {
+    className: "faint",
+    title: "The document ran through the model again, and was scored by its whole gradient",
+    textContent: "exact",
+  });
 
 const percentileLine = (percentile) =>
   el("span", {
@@ -97,9 +106,14 @@ function verificationText({ mean, controls }) {
     + `log-probability of the completion changed.${comparison}`;
 }
 
-function timingText(timing, isVerified) {
+const rescoringText = ({ candidates, exact }) =>
+  `${exact} of ${candidates} candidates were scored by their whole gradients. They come first.`
+  + (exact < candidates ? " There was no time for the others." : "");
+
+function timingText(timing, isRescored, isVerified) {
   const steps = [
     `queue ${formatMs(timing.queue)}`, `gradient ${formatMs(timing.gradient)}`, `search ${formatMs(timing.search)}`,
+    ...(isRescored ? [`exact scores ${formatMs(timing.rescore)}`] : []),
     ...(isVerified ? [`unlearning ${formatMs(timing.verify)}`] : []),
   ];
   return `${formatMs(timing.total)} (${steps.join(", ")})`;
@@ -112,17 +126,18 @@ function warningNote({ detail, suggestion }) {
 }
 
 function answerView(answer) {
-  const { query, verification } = answer;
+  const { query, rescored, verification } = answer;
   const parts = [
     `generation ${answer.generation}`,
     `${query.n_tokens} ${query.n_tokens === 1 ? "token" : "tokens"} of completion, loss ${query.loss.toFixed(3)}`,
-    timingText(answer.timing_ms, Boolean(verification)),
+    timingText(answer.timing_ms, Boolean(rescored), Boolean(verification)),
   ];
   return [
     el("p", { className: "query" }, el("span", { textContent: query.prompt }), el("mark", { textContent: query.completion })),
     el("p", { className: "faint", textContent: parts.join(" · ") }),
     ...(answer.warnings ?? []).map(warningNote),
     answer.notice ? note(`${answer.notice}: ${NOTICE_MEANING}`) : null,
+    rescored ? note(rescoringText(rescored)) : null,
     verification ? note(verificationText(verification)) : null,
     answer.results ? resultTable("Made it more likely", answer.results) : null,
     answer.opponents ? resultTable("Made it less likely", answer.opponents) : null,

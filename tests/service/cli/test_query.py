@@ -48,3 +48,22 @@ def test_join_is_an_option(asked: list[AttributionQuery], tmp_path: Path) -> Non
     CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, "London", "--join", "space"])
     CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, "London"])
     assert [query.join for query in asked] == ["space", "exact"]
+
+
+@pytest.mark.parametrize("output", [[], ["--format", "csv"], ["--json"]], ids=["table", "csv", "json"])
+def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
+    asked: list[AttributionQuery], tmp_path: Path, output: list[str]
+) -> None:
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London", *output]
+    rescored = CliRunner().invoke(app, [*arguments, "--rescore", "20"])
+    plain = CliRunner().invoke(app, arguments)
+    assert [query.rescore for query in asked] == [20, None]
+    if "--json" in output:
+        results = [json.loads(result.stdout)["results"][0] for result in (rescored, plain)]
+        assert [result["exact"] for result in results] == [True, False]
+    else:
+        assert "exact" in rescored.stdout
+        assert "exact" not in plain.stdout
+    refused = CliRunner().invoke(app, [*arguments, "--rescore", "1001"])
+    assert refused.exit_code == 2
+    assert "less than or equal to 1000" in refused.stderr

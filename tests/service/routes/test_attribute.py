@@ -50,6 +50,7 @@ def test_the_query_reaches_the_worker_unchanged(client: TestClient, broker: Fake
     [
         examples.ATTRIBUTE_REQUEST,
         examples.ATTRIBUTE_BOTH,
+        examples.ATTRIBUTE_RESCORED,
         examples.ATTRIBUTE_VERIFIED,
         examples.ATTRIBUTE_JOIN,
         examples.ATTRIBUTE_CHAT,
@@ -110,6 +111,10 @@ def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object
         ({"direction": "sideways"}, "direction"),
         ({"max_new_tokens": 257}, "max_new_tokens"),
         ({"filter": {}}, "filter"),
+        ({"rescore": 0}, "rescore"),
+        ({"rescore": 1001}, "rescore"),
+        ({"rescore": 20.5}, "rescore"),
+        ({"rescore": 20, "profile": "medicine"}, "rescore"),
         ({"verify": {"top": 33}}, "verify"),
         ({"verify": {"controls": -1}}, "verify"),
         ({"verify": True}, "verify"),
@@ -331,6 +336,30 @@ def test_a_verified_answer_has_the_effects_of_unlearning_and_is_cached_apart_fro
         assert answer["verification"]["controls"] == [{"id": "doc-9", **effect}]
         assert answer["verification"]["mean"] == effect
     assert (plain["verification"], plain["results"][0]["verified"]) == (None, None)
+
+
+def test_results_say_whether_their_scores_are_exact_and_an_answer_that_is_cut_short_is_not_cached(
+    client: TestClient, broker: FakeBroker
+) -> None:
+    for rescore, exact in ((2, 2), (501, 500)):
+        for _ in range(2):
+            answer = client.post("/attribute", json=QUERY | {"rescore": rescore}).json()
+            assert answer["rescored"] == {"candidates": rescore, "exact": exact}
+            assert [row["exact"] for row in answer["results"]] == [True]
+    assert [query.rescore for query, *_ in broker.queries] == [2, 501, 501]
+    plain = client.post("/attribute", json=QUERY).json()
+    assert (plain["rescored"], plain["results"][0]["exact"]) == (None, False)
+
+
+def test_each_32_candidates_to_rescore_count_as_a_call(client: TestClient, settings: ServiceSettings) -> None:
+    header = make_key_header(settings.data_dir, rate="9/minute")
+    body = QUERY | {"rescore": 300}
+    problem = require_problem(client.post("/attribute", json=body, headers=header), 422, "invalid_input")
+    assert "got 11 queries" in problem.detail
+    assert client.post("/attribute", json=QUERY | {"rescore": 96}, headers=header).status_code == 200
+    batch = {"queries": [QUERY | {"rescore": 64, "direction": "both"}]}
+    response = client.post("/attribute/batch", json=batch, headers=header)
+    require_problem(response, 429, "rate_limited")
 
 
 def test_each_document_to_verify_counts_as_a_call(

@@ -1,4 +1,4 @@
-"""A verification takes long and holds nobody up: the worker answers other queries between its steps."""
+"""Rescoring and verification take long and hold nobody up: the worker answers other queries between their steps."""
 
 import time
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_a_verification_past_its_deadline_is_not_continued(redis: Redis, core: F
     runner = start_worker()
 
     def end_deadline(number: int) -> None:
-        (task,) = runner._query_loop.verifying
+        (task,) = runner._query_loop.follow_ups
         task.query = task.query.model_copy(update={"deadline": 0})
 
     core.during_verify = end_deadline
@@ -152,6 +152,62 @@ def test_a_worker_that_is_stopped_completes_it(redis: Redis, core: FakeCore, sta
     send_query(redis, query=make_query(verify=VERIFY))
     assert wait_for_replies(redis)["q-1"].answer is not None
     assert len(core.verified) == 3
+
+
+def test_rescoring_comes_before_verification_and_both_are_in_the_answer(
+    redis: Redis, core: FakeCore, start_worker: Start
+):
+    core.during_verify = lambda number: core.rescored.append("verified")
+    send_query(redis, "q-1", query=make_query("both", verify=VERIFY, rescore=2))
+    send_query(redis, "q-2", query=make_query("plain"))
+    start_worker()
+    replies = wait_for_replies(redis, 2)
+    assert [reply.query_id for reply in read_replies(redis)] == ["q-2", "q-1"]
+    assert core.rescored == ["both", "both", "verified", "verified", "verified"]
+    answer = replies["q-1"].answer
+    assert answer is not None and answer.rescored is not None and answer.verification is not None
+    assert (answer.timing_ms.rescore, answer.timing_ms.verify) == (7, 5)
+    assert answer.timing_ms.total == pytest.approx(answer.timing_ms.queue + 3 + 7 + 5)
+
+
+def test_an_answer_whose_candidates_are_not_all_scored_comes_before_the_deadline(
+    redis: Redis, core: FakeCore, start_worker: Start
+):
+    core.during_rescore = lambda number: time.sleep(0.05)
+    started = time.time()
+    send_query(redis, "q-1", query=make_query(rescore=1000), timeout_s=2.0)
+    start_worker()
+    answer = wait_for_replies(redis)["q-1"].answer
+    assert answer is not None and answer.rescored is not None
+    assert 0 < answer.rescored.exact < 1000
+    assert time.time() < started + 2
+    assert remaining_query_keys(redis) == []
+
+
+def test_a_query_whose_time_to_rescore_is_over_is_answered_while_another_is_rescored(
+    redis: Redis, core: FakeCore, start_worker: Start
+):
+    core.during_rescore = lambda number: time.sleep(0.05)
+    send_query(redis, "slow", query=make_query("slow", rescore=50))
+    send_query(redis, "quick", query=make_query("quick", rescore=50), priority="batch", timeout_s=2.0)
+    start_worker()
+    replies = wait_for_replies(redis, 2)
+    assert [reply.query_id for reply in read_replies(redis)] == ["quick", "slow"]
+    quick, slow = (replies[name].answer for name in ("quick", "slow"))
+    assert quick is not None and quick.rescored is not None and quick.rescored.exact == 0
+    assert slow is not None and slow.rescored is not None and slow.rescored.exact == 50
+
+
+def test_half_of_the_time_is_left_for_a_verification(redis: Redis, core: FakeCore, start_worker: Start):
+    core.during_rescore = lambda number: time.sleep(0.05)
+    sent_at = time.time()
+    times: list[float] = []
+    core.during_verify = lambda number: times.append(time.time() - sent_at)
+    send_query(redis, "q-1", query=make_query(verify=VERIFY, rescore=1000), timeout_s=2.0)
+    start_worker()
+    answer = wait_for_replies(redis)["q-1"].answer
+    assert answer is not None and answer.verification is not None
+    assert times[0] < 1.6
 
 
 def test_a_withdrawn_query_is_not_awaited_any_more(redis: Redis, queue: WorkerQueue):

@@ -1,0 +1,1 @@
+"""What is done to an answer after the search, step by step: candidates are scored again by their whole gradients."""
