@@ -11,7 +11,7 @@ from benchmarks.corpora.world_factbook import make_world_factbook
 from bergson_core.demo.synthetic_facts import make_corpus
 from service.cli.demo import default_directory
 
-VOCABULARY: Final = 4096
+VOCABULARY: Final = 2048
 """Tokens of the tokenizers that are fitted to a corpus."""
 
 
