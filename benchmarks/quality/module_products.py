@@ -38,8 +38,8 @@ class ModuleProducts:
         products: Inner products [m, q, n] of the blocks.
         query_squares: Squared lengths [m, q] of the queries' blocks.
         document_squares: Squared lengths [m, n] of the documents' blocks, as they are stored.
-        signal: Variance [m] of what the halves of a module's numbers agree on (`projected_rows.halves_agreement`); zeros
-            where this was not estimated.
+        signal: Variance [m] of what the halves of a module's numbers agree on (`module_weights`); zeros where this was
+            not estimated.
         noise: The rest of the variance [m] of a module's cosines.
     """
 
@@ -70,11 +70,11 @@ class ModuleProducts:
         """
         weights = torch.ones(len(self.modules)) if weights is None else weights.float()
         if normalize == "none":
-            return torch.einsum("mqn,m->qn", self.products, weights)
+            return torch.tensordot(weights, self.products, dims=1)
         if normalize == "row":
             query_lengths = (weights @ self.query_squares).sqrt()
             document_lengths = (weights @ self.document_squares).sqrt()
-            sums = torch.einsum("mqn,m->qn", self.products, weights)
+            sums = torch.tensordot(weights, self.products, dims=1)
             return sums * reciprocal_or_zero(query_lengths)[:, None] * reciprocal_or_zero(document_lengths)
         query_scales, document_scales = (
             reciprocal_or_zero(squares.sqrt()) for squares in (self.query_squares, self.document_squares)
@@ -111,8 +111,8 @@ def block_products(
         (queries @ documents.mT, queries.square().sum(1), documents.square().sum(1))
         for queries, documents in blocks
     ]
-    zeros = torch.zeros(len(names))
-    return ModuleProducts(tuple(names), *map(torch.stack, zip(*rows, strict=True)), zeros, zeros)
+    signal, noise = torch.zeros(len(names)), torch.zeros(len(names))
+    return ModuleProducts(tuple(names), *map(torch.stack, zip(*rows, strict=True)), signal, noise)
 
 
 def join(parts: Iterable[ModuleProducts]) -> ModuleProducts:

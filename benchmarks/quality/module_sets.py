@@ -51,5 +51,7 @@ def select_module_sets(model_type: str, names: Iterable[str]) -> dict[str, tuple
     for set_name, expression in MODULE_SETS[model_type].items():
         sets[set_name] = tuple(name for name in names if re.search(expression, name))
         if not sets[set_name]:
-            raise InvalidInput(f"no module of {model_type} matches {expression!r}; expected some among {names}")
+            raise InvalidInput(
+                f"no module of {model_type} matches {expression!r}; expected some among {names}"
+            )
     return sets

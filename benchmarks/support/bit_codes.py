@@ -3,8 +3,8 @@
 Legend: n rows, m modules, d numbers per module.
 
 The numbers of a block are nearly normally distributed, since each is a sum over a random projection. A code of b bits
-divides them into 2^b intervals of equal width Δ about 0, and returns the middle of the interval. Δ is the width with the
-smallest mean squared error, in units of the block's root mean square, which is stored as float16.
+divides them into 2^b intervals of equal width Δ about 0, and returns the middle of the interval. Δ is the width with
+the smallest mean squared error, in units of the block's root mean square, which is stored as float16.
 
 Source of the widths: Max, Quantizing for Minimum Distortion (1960), table II.
 """
