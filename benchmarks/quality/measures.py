@@ -14,13 +14,19 @@ from jaxtyping import Bool, Float
 from benchmarks.corpora.corpus import Corpus
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.methods import Method
-from benchmarks.quality.paired_bootstrap import DatamodellingBootstrap, Resampled, mean_over_queries
+from benchmarks.quality.paired_bootstrap import (
+    RESAMPLES,
+    DatamodellingBootstrap,
+    Resampled,
+    mean_over_queries,
+)
 from bergson_core.attribution.soft_threshold import soft_threshold
 
 LDS, LDS_THRESHOLDED = "lds", "lds_thresholded"
 MRR, RECALL, ANTI, ANTI_LAST = "mrr", "recall_at_10", "anti_in_first_10", "anti_in_last_10"
 THRESHOLD: Final = 3.0
 FIRST: Final = 10
+QUICK_RESAMPLES: Final = 50
 
 Measured = Mapping[str, Resampled]
 """Name of a measure → what was measured."""
@@ -52,7 +58,9 @@ class Measurer:
     @cached_property
     def _bootstrap(self) -> DatamodellingBootstrap:
         experiment = self.experiment
-        return DatamodellingBootstrap(experiment.subsets, experiment.losses, experiment.settings.seed)
+        settings = experiment.settings
+        resamples = QUICK_RESAMPLES if settings.quick else RESAMPLES
+        return DatamodellingBootstrap(experiment.subsets, experiment.losses, settings.seed, resamples)
 
     @cached_property
     def _gold(self) -> Bool[np.ndarray, "q n"]:

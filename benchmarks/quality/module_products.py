@@ -72,10 +72,11 @@ class ModuleProducts:
         if normalize == "none":
             return torch.tensordot(weights, self.products, dims=1)
         if normalize == "row":
-            query_lengths = (weights @ self.query_squares).sqrt()
-            document_lengths = (weights @ self.document_squares).sqrt()
-            sums = torch.tensordot(weights, self.products, dims=1)
-            return sums * reciprocal_or_zero(query_lengths)[:, None] * reciprocal_or_zero(document_lengths)
+            query_scales, document_scales = (
+                reciprocal_or_zero((weights @ squares).sqrt()[:, None])
+                for squares in (self.query_squares, self.document_squares)
+            )
+            return torch.tensordot(weights, self.products, dims=1) * query_scales * document_scales.mT
         query_scales, document_scales = (
             reciprocal_or_zero(squares.sqrt()) for squares in (self.query_squares, self.document_squares)
         )

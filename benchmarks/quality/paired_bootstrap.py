@@ -34,7 +34,9 @@ class Resampled:
     resamples: Float[np.ndarray, " R"]
 
     def interval(self) -> Interval:
-        """Returns the number with its 95 % interval."""
+        """Returns the number with its 95 % interval, which is NaN if the number was not defined in all resamples."""
+        if not np.isfinite(self.resamples).all():
+            return Interval(self.value, float("nan"), float("nan"))
         low, high = np.quantile(self.resamples, _QUANTILES) - self.resamples.mean()
         return Interval(self.value, self.value + float(low), self.value + float(high))
 
