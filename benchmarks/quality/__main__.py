@@ -4,7 +4,7 @@
                              documents, of the scores as they are and after the soft threshold at three times the noise
     MRR, Recall@10           retrieval of the documents that are right for a query
     anti in first/last 10    share of the documents that contradict a query among its best and its worst ten
-    removal                  rise of the loss when the best 1 % are left out of training (--removal QUERIES)
+    removal                  rise of the loss when the best 1 % are left out of training (--removal RUNS)
     tail-patch, unlearning   change of the completion's log-probability by one step on each of the three best documents
                              (--steps)
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"by default all: {', '.join(CASES)}")
     parser.add_argument("--runs", type=int, help="models trained again; by default 40, of pretrained ones 0")
     parser.add_argument(
-        "--removal", type=int, default=0, metavar="QUERIES", help="queries to measure removal with"
+        "--removal", type=int, default=0, metavar="RUNS", help="runs of each method, for removal"
     )
     parser.add_argument("--steps", action="store_true", help="measure tail-patch and unlearning")
     parser.add_argument("--alternatives", action="store_true", help="measure what else was tried")
@@ -100,7 +100,7 @@ def main() -> None:
         parser.error(f"unknown case {', '.join(sorted(unknown))}; expected {', '.join(CASES)}")
     data_dir = options.data_dir.expanduser().absolute()
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
-    interventions = Interventions(options.removal, 2, options.steps, tuple(options.methods))
+    interventions = Interventions(options.removal, options.steps, tuple(options.methods))
     failed = []
     for name in options.names or CASES:
         started = time.perf_counter()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -84,7 +84,7 @@ class Experiment:
     @property
     def model_type(self) -> str:
         """The architecture, as the model's configuration names it."""
-        return self.case.model.model.config.model_type
+        return cast(Any, self.case.model.model).config.model_type
 
     @property
     def query_texts(self) -> Sequence[str]:

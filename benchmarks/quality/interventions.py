@@ -3,6 +3,10 @@
 Legend: q queries, n documents, k best documents of a query.
 
 Both are expensive, so that only some methods are measured.
+
+Removal: each run leaves out the best 1 % of the documents of eight queries at once. The rise of a query's loss is taken
+against the mean of the method's other runs, which leave out as many documents, for other queries. So a run tells of
+eight queries, and it does not count that a smaller corpus teaches less.
 """
 
 import hashlib
@@ -12,33 +16,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from benchmarks.quality.experiments import Experiment
-from benchmarks.quality.methods import BM25, DEFAULT, GOLD, RANDOM, RECOMMENDED, REFERENCE
+from benchmarks.quality.methods import BM25, DEFAULT, RANDOM, RECOMMENDED, REFERENCE
 from benchmarks.quality.paired_bootstrap import Resampled, mean_over_queries
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, StepDirection, Unlearner
-from bergson_core.evaluation.retraining_measures import Retrainer, loss_rises_after_removal
+from bergson_core.errors import InvalidInput
+from bergson_core.evaluation.retraining import losses_after_retraining
 from bergson_core.evaluation.score_tables import best_positions
 from bergson_core.evaluation.step_effects import log_probabilities_after_steps
 from bergson_core.gradients.processor_fitting import sample_row_numbers
-from bergson_core.schemas.evaluation import TrainingSpec
 from bergson_core.utils.atomic_files import write_atomically
 
-METHODS: Final = (
-    RANDOM,
-    BM25,
-    GOLD,
-    REFERENCE,
-    "none, not projected, none, all",
-    DEFAULT,
-    RECOMMENDED,
-    "kfac, sign, p = 64, row, mlp",
-)
+METHODS: Final = (RANDOM, BM25, REFERENCE, DEFAULT, RECOMMENDED, "kfac, sign, p = 64, row, mlp")
 """Methods that are measured unless others are named."""
 REMOVAL, TAIL_PATCH, UNLEARNING = "removal", "tail_patch", "unlearning"
 BEST_DOCUMENTS: Final = 3
 REMOVED_SHARE: Final = 0.01
+REMOVAL_GROUP: Final = 8
 _DIRECTIONS: Final[Mapping[str, StepDirection]] = {TAIL_PATCH: "learn", UNLEARNING: "unlearn"}
 
 
@@ -47,15 +43,12 @@ class Interventions:
     """What is done to the best documents of some methods.
 
     Attributes:
-        removal_queries: Queries whose best 1 % of documents are left out of training; each takes `removal_repeats` runs
-            for each method. 0 leaves this measure out.
-        removal_repeats: Runs with different seeds to average over.
+        removal_runs: Models that are trained without best documents, for each method: 0, or 2 and more.
         steps: Whether a step of learning and a step of unlearning are taken on each of the three best documents.
         methods: Names of the methods.
     """
 
-    removal_queries: int = 0
-    removal_repeats: int = 2
+    removal_runs: int = 0
     steps: bool = False
     methods: tuple[str, ...] = METHODS
 
@@ -70,8 +63,8 @@ class Interventions:
         """
         measured: dict[str, dict[str, Resampled]] = {name: {} for name in tables}
         seed = experiment.settings.seed
-        if self.removal_queries and tables:
-            for name, rises in self._removal_rises(experiment, tables).items():
+        if self.removal_runs and tables:
+            for name, rises in removal_rises(experiment, tables, self.removal_runs).items():
                 measured[name][REMOVAL] = mean_over_queries(rises, seed)
         if self.steps and tables:
             for measure, changes in step_changes(experiment, tables).items():
@@ -79,23 +72,51 @@ class Interventions:
                     measured[name][measure] = mean_over_queries(np.array(values), seed)
         return measured
 
-    def _removal_rises(
-        self, experiment: Experiment, tables: Mapping[str, Float[np.ndarray, "q n"]]
-    ) -> dict[str, Float[np.ndarray, " _"]]:
-        settings = experiment.settings
-        retrainer = Retrainer(
-            experiment.trainer,
-            experiment.case.queries,
-            settings.data_dir / "retrained",
-            settings.processes,
-            lambda progress: None,
+
+def removal_rises(
+    experiment: Experiment, tables: Mapping[str, Float[np.ndarray, "q n"]], runs: int
+) -> dict[str, Float[np.ndarray, " _"]]:
+    """Returns, for each method, the rise of the losses of queries without their best 1 % of documents, in nats.
+
+    Args:
+        experiment: The experiment.
+        tables: Scores of the methods.
+        runs: Runs of each method.
+
+    Raises:
+        InvalidInput: There are too few runs, or too few queries for them.
+    """
+    settings, documents = experiment.settings, len(experiment.case.documents)
+    groups = draw_groups(len(experiment.case.queries), runs, settings.seed)
+    removed_count = max(1, round(REMOVED_SHARE * documents))
+    subsets = []
+    for table in tables.values():
+        best = best_positions(table, removed_count)
+        for group in groups:
+            subset = np.ones(documents, dtype=bool)
+            subset[best[group]] = False
+            subsets.append(subset)
+    losses = losses_after_retraining(
+        experiment.trainer,
+        subsets,
+        [settings.seed] * len(subsets),
+        experiment.case.queries,
+        settings.data_dir / "retrained",
+        processes=settings.processes,
+    ).reshape(len(tables), runs, -1)
+    own = losses[:, np.arange(runs)[:, None], groups]
+    others = (losses.sum(1)[:, groups] - own) / (runs - 1)
+    return dict(zip(tables, (own - others).reshape(len(tables), -1), strict=True))
+
+
+def draw_groups(queries: int, runs: int, seed: int) -> Int[np.ndarray, "runs _"]:
+    """Draws a group of eight queries for each run, or of fewer where there are not enough queries."""
+    size = min(REMOVAL_GROUP, queries // max(runs, 1))
+    if runs < 2 or size < 1:
+        raise InvalidInput(
+            f"expected 2 or more runs of removal, and a query for each; got {runs} runs, and {queries} queries"
         )
-        spec = TrainingSpec(
-            removal_queries=self.removal_queries,
-            removal_share=REMOVED_SHARE,
-            removal_repeats=self.removal_repeats,
-        )
-        return loss_rises_after_removal(retrainer, tables, spec, settings.seed)
+    return np.random.default_rng(seed).permutation(queries)[: runs * size].reshape(runs, size)
 
 
 def step_changes(

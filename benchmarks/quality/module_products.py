@@ -112,8 +112,9 @@ def block_products(
         (queries @ documents.mT, queries.square().sum(1), documents.square().sum(1))
         for queries, documents in blocks
     ]
+    products, query_squares, document_squares = map(torch.stack, zip(*rows, strict=True))
     signal, noise = torch.zeros(len(names)), torch.zeros(len(names))
-    return ModuleProducts(tuple(names), *map(torch.stack, zip(*rows, strict=True)), signal, noise)
+    return ModuleProducts(tuple(names), products, query_squares, document_squares, signal, noise)
 
 
 def join(parts: Iterable[ModuleProducts]) -> ModuleProducts:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -142,6 +142,7 @@ class Results:
         headings = [COLUMNS[measure] for measure in measures]
         relative = LDS_THRESHOLDED if LDS_THRESHOLDED in measures else MRR
         headings += [f"{COLUMNS[relative]} of whole kfac", f"{COLUMNS[relative]} over BM25"]
+        headings += ["removal of BM25"] if REMOVAL in measures else []
         yield f"| method | bytes | {' | '.join(headings)} |"
         yield f"|---|{'---:|' * (len(headings) + 1)}"
         for name, (own_group, size) in self.methods.items():
@@ -150,17 +151,19 @@ class Results:
             measured = self.measured[name]
             cells = ["" if size is None else f"{size:,}"]
             cells += [_plus_minus(measured[key]) if key in measured else "" for key in measures]
-            cells.append(
-                _bracketed(measured[relative] / self.measured[REFERENCE][relative])
-                if self._has(REFERENCE, relative) and relative in measured
-                else ""
-            )
-            cells.append(
-                _bracketed(measured[relative] - self.measured[BM25][relative])
-                if self._has(BM25, relative) and relative in measured
-                else ""
-            )
+            cells.append(self._beside(name, REFERENCE, relative, Resampled.__truediv__))
+            cells.append(self._beside(name, BM25, relative, Resampled.__sub__))
+            if REMOVAL in measures:
+                cells.append(self._beside(name, BM25, REMOVAL, Resampled.__truediv__))
             yield f"| {name} | {' | '.join(cells)} |"
+
+    def _beside(
+        self, name: str, other: str, measure: str, compare: Callable[[Resampled, Resampled], Resampled]
+    ) -> str:
+        """Returns the cell that compares a method with another one, empty if one of them was not measured."""
+        if not self._has(name, measure) or not self._has(other, measure):
+            return ""
+        return _bracketed(compare(self.measured[name][measure], self.measured[other][measure]))
 
     def _numbers(self, name: str) -> dict[str, Any]:
         numbers: dict[str, Any] = {}

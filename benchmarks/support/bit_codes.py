@@ -9,7 +9,7 @@ the smallest mean squared error, in units of the block's root mean square, which
 Source of the widths: Max, Quantizing for Minimum Distortion (1960), table II.
 """
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -30,17 +30,16 @@ _SCALE_BYTES: Final = 2
 
 def store(code: Code, rows: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
     """Returns rows as they come back from an index that stores them in a code."""
-    if code in get_args(RowKind):
-        return store_and_load(code, rows)
-    packed, scales = encode(rows, BITS[code])
-    return decode(packed, scales, BITS[code], rows.shape[2])
+    if (bits := BITS.get(code)) is None:
+        return store_and_load(cast(RowKind, code), rows)
+    return decode(*encode(rows, bits), bits, rows.shape[2])
 
 
 def row_bytes(code: Code, modules: int, width: int) -> int:
     """Returns the bytes of a row of `modules` blocks of `width` numbers."""
-    if code in get_args(RowKind):
-        return CODECS[code].row_bytes(modules, width)
-    return modules * (-(-width * BITS[code] // 8) + _SCALE_BYTES)
+    if (bits := BITS.get(code)) is None:
+        return CODECS[cast(RowKind, code)].row_bytes(modules, width)
+    return modules * (-(-width * bits // 8) + _SCALE_BYTES)
 
 
 def encode(

@@ -142,6 +142,8 @@ def measure_removal(
 ) -> dict[str, Interval]:
     """Trains without each method's best documents of a query and measures how much the query's loss rises.
 
+    The rise is taken against runs on all documents with the same seeds.
+
     Args:
         retrainer: Trains, and computes the losses.
         tables: Scores of each method.
@@ -150,18 +152,6 @@ def measure_removal(
 
     Returns:
         The rise of the loss for each method, in nats, averaged over queries.
-    """
-    rises = loss_rises_after_removal(retrainer, tables, training, seed)
-    return {name: bootstrap_interval(rise, seed) for name, rise in rises.items()}
-
-
-def loss_rises_after_removal(
-    retrainer: Retrainer, tables: Mapping[str, ScoreTable], training: TrainingSpec, seed: int
-) -> dict[str, Float[np.ndarray, " _"]]:
-    """Returns, for each method, how much the loss of each chosen query rises without the query's best documents.
-
-    The rise is taken against runs on all documents with the same seeds. The arguments are those of `measure_removal`,
-    and the queries are the same for all methods.
     """
     ((query_count, document_count),) = {table.shape for table in tables.values()}
     chosen_queries = sample_row_numbers(query_count, training.removal_queries, seed)
@@ -180,4 +170,6 @@ def loss_rises_after_removal(
     mean_losses = losses.reshape(len(subsets), len(seeds), -1).mean(1)[:, chosen_queries]
     rises = (mean_losses[1:] - mean_losses[0]).reshape(len(tables), len(chosen_queries), -1)
     # Of the losses of all chosen queries, only that of the query whose documents were removed counts.
-    return {name: np.diagonal(rise) for name, rise in zip(tables, rises, strict=True)}
+    return {
+        name: bootstrap_interval(np.diagonal(rise), seed) for name, rise in zip(tables, rises, strict=True)
+    }

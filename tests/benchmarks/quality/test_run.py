@@ -35,7 +35,7 @@ def test_a_quick_run_measures_every_method_and_a_second_one_takes_it_from_files(
     monkeypatch.setattr(
         "benchmarks.quality.experiments.CORPORA", {CASE: lambda cache, seed: make_toy_corpus()}
     )
-    results = run(monkeypatch, tmp_path, "--steps", "--removal", "1")
+    results = run(monkeypatch, tmp_path, "--steps", "--removal", "2")
     assert results["runs"] == 10
     assert results["corpus"]["sha256"] == make_toy_corpus().sha256()
     assert {"none, not projected, none, all", "kfac, bits2, p = 16, row, mlp"} <= results["methods"].keys()
@@ -60,7 +60,7 @@ def test_a_quick_run_measures_every_method_and_a_second_one_takes_it_from_files(
     monkeypatch.setattr("benchmarks.quality.projected_rows.RowVariants", fail)
     monkeypatch.setattr("benchmarks.quality.unprojected.collect_rows", fail)
     monkeypatch.setattr("benchmarks.quality.interventions.Unlearner.fit", fail)
-    assert run(monkeypatch, tmp_path, "--steps", "--removal", "1") == results
+    assert run(monkeypatch, tmp_path, "--steps", "--removal", "2") == results
     assert f"{CASE}: {len(results['methods'])} methods" in capsys.readouterr().out
 
 
