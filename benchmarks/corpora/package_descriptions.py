@@ -20,7 +20,7 @@ from bergson_core.errors import DatasetNotFound
 NAME: Final = "package_descriptions"
 WORDS: Final = range(12, 46)
 """Numbers of words that a description may have: longer ones make the training runs long."""
-_TARGET_FIELDS: Final[tuple[str, ...]] = ("IDENTIFIER", "ORIGIN", "CODENAME", "VERSION", "FILENAME")
+_TARGET_FIELDS: Final = ("IDENTIFIER", "ORIGIN", "CODENAME", "VERSION", "FILENAME")
 
 
 def make_package_descriptions(
@@ -145,7 +145,7 @@ def _list_targets(apt: str, options: list[str]) -> Mapping[str, dict[str, str]]:
     )
     releases: dict[str, dict[str, dict[str, str]]] = {}
     for line in listed.stdout.splitlines():
-        target = dict(zip(_TARGET_FIELDS, line.split("\t"), strict=True))
+        target: dict[str, str] = dict(zip(_TARGET_FIELDS, line.split("\t"), strict=True))
         is_release = target["ORIGIN"] == "Debian" and "-" not in target["CODENAME"]
         if is_release and Path(target["FILENAME"]).is_file():
             releases.setdefault(target["CODENAME"], {}).setdefault(target["IDENTIFIER"], target)

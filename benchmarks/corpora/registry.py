@@ -14,6 +14,9 @@ from service.cli.demo import default_directory
 VOCABULARY: Final = 2048
 """Tokens of the tokenizers that are fitted to a corpus."""
 
+PRETRAINED_SIZE: Final = {"facts": 200, "queries": 100, "anti_documents": 50}
+"""Size of the corpora for the pretrained model, whose fine-tuning takes minutes on a CPU."""
+
 
 def default_cache() -> Path:
     """Returns the directory that keeps corpora, package lists and models where no other is given."""
@@ -33,7 +36,10 @@ CORPORA: Mapping[str, Callable[[Path, int], Corpus]] = {
     "package_descriptions": lambda cache, seed: make_package_descriptions(cache, seed=seed),
     "docstring_paragraphs": lambda cache, seed: make_docstring_paragraphs(seed=seed),
     "world_factbook": lambda cache, seed: make_world_factbook(seed=seed),
-    "world_factbook_chats": lambda cache, seed: make_world_factbook(seed=seed, chat=True),
+    "world_factbook_rewritten": lambda cache, seed: make_world_factbook(
+        "rewritten", **PRETRAINED_SIZE, seed=seed
+    ),
+    "world_factbook_chats": lambda cache, seed: make_world_factbook("chats", **PRETRAINED_SIZE, seed=seed),
     "invented_facts": lambda cache, seed: make_invented_facts(seed=seed),
 }
 """Name → function that makes the corpus in its default size, from a directory for what it downloads, and a seed."""

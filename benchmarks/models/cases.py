@@ -31,9 +31,9 @@ CASES: Final[Mapping[str, tuple[str, ModelKind]]] = {
     "package_descriptions": ("package_descriptions", "gpt2"),
     "docstring_paragraphs": ("docstring_paragraphs", "llama"),
     "world_factbook": ("world_factbook", "gpt2"),
-    "world_factbook-smollm2": ("world_factbook", "smollm2"),
-    "world_factbook-lora": ("world_factbook", "lora"),
-    "world_factbook_chats-lora": ("world_factbook_chats", "lora"),
+    "world_factbook_rewritten": ("world_factbook_rewritten", "smollm2"),
+    "world_factbook_lora": ("world_factbook_rewritten", "lora"),
+    "world_factbook_chats": ("world_factbook_chats", "lora"),
     "invented_facts": ("invented_facts", "gpt2"),
 }
 """Name of a case → name of its corpus, kind of its model."""

@@ -51,15 +51,19 @@ def prepare_smollm2(cache: Path) -> Path:
     def make(directory: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32
             )
         except ImportError as error:
             raise ModelNotFound(
                 f"{gguf.name} cannot be read: {error}; expected the extra [evaluation]"
             ) from error
-        if hasattr(model.config, "quantization_config"):
-            delattr(model.config, "quantization_config")  # the saved weights are plain ones
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            delattr(config, "quantization_config")
+        # A model that was read from GGUF refuses to be saved, although its weights are plain numbers.
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict())
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
