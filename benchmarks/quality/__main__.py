@@ -58,7 +58,7 @@ def run_experiment(experiment: Experiment, interventions: Interventions, *, alte
             computing = ended
 
     measure(iter_methods(experiment))
-    if alternatives:
+    if alternatives and experiment.is_small:
         measure(iter_alternatives(experiment, tables))
     chosen = {name: tables[name] for name in interventions.methods if name in tables}
     with timed(results, "removal and steps"):

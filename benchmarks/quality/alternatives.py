@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.models.small_models import SMALL_MODELS
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method
 from benchmarks.quality.projected_rows import Storage, row_products
@@ -44,7 +43,7 @@ def iter_alternatives(
     """Yields methods that differ from the recommended one in one choice.
 
     Args:
-        experiment: The experiment.
+        experiment: An experiment whose model was trained from scratch.
         tables: Scores of the methods that were measured already, by name.
     """
     for damping in DAMPINGS:
@@ -64,11 +63,10 @@ def iter_alternatives(
         if REFERENCE in tables:
             scores = rescore(recommended, tables[REFERENCE])
             yield Method(f"{RECOMMENDED}, the best {RESCORED} rescored", GROUP, None, scores)
-    if experiment.case.kind in SMALL_MODELS:
-        checkpoints = checkpoint_scores(experiment)
-        yield Method(f"{RECOMMENDED}, another run's end", GROUP, None, checkpoints[-1].numpy())
-        averaged = torch.stack(checkpoints).mean(0).numpy()
-        yield Method(f"{RECOMMENDED}, its three checkpoints averaged", GROUP, None, averaged)
+    checkpoints = checkpoint_scores(experiment)
+    yield Method(f"{RECOMMENDED}, another run's end", GROUP, None, checkpoints[-1].numpy())
+    averaged = torch.stack(checkpoints).mean(0).numpy()
+    yield Method(f"{RECOMMENDED}, its three checkpoints averaged", GROUP, None, averaged)
 
 
 @contextmanager

@@ -89,7 +89,13 @@ class Experiment:
     @property
     def query_texts(self) -> Sequence[str]:
         """The words of the queries."""
-        return [f"{query.prompt}{query.completion}" for query in self.case.corpus.queries]
+        space = " " if self.case.corpus.chat else ""
+        return [f"{query.prompt}{space}{query.completion}" for query in self.case.corpus.queries]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the model was trained from scratch, so that training it again takes less than a minute or two."""
+        return self.case.kind in SMALL_MODELS
 
     def query_loss(self) -> float:
         """Returns the mean loss of a labelled token of the queries, in nats."""

@@ -2,7 +2,7 @@
 
 Legend: q queries, n documents, k best documents of a query.
 
-Both are expensive, so that only some methods are measured.
+Both are expensive, so that only some methods are measured, and of a pretrained model only the tail-patch.
 
 Removal: each run leaves out the best 1 % of the documents of eight queries at once. The rise of a query's loss is taken
 against the mean of the method's other runs, which leave out as many documents, for other queries. So a run tells of
@@ -63,7 +63,7 @@ class Interventions:
         """
         measured: dict[str, dict[str, Resampled]] = {name: {} for name in tables}
         seed = experiment.settings.seed
-        if self.removal_runs and tables:
+        if self.removal_runs and tables and experiment.is_small:
             for name, rises in removal_rises(experiment, tables, self.removal_runs).items():
                 measured[name][REMOVAL] = mean_over_queries(rises, seed)
         if self.steps and tables:
@@ -122,7 +122,7 @@ def draw_groups(queries: int, runs: int, seed: int) -> Int[np.ndarray, "runs _"]
 def step_changes(
     experiment: Experiment, tables: Mapping[str, Float[np.ndarray, "q n"]]
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns, for tail-patch and unlearning, the change of each query's log-probability, by method.
+    """Returns, for tail-patch and perhaps unlearning, the change of each query's log-probability, by method.
 
     It is the mean over the three best documents of the query, each of which is stepped on alone. The changes are kept
     in the experiment's directory.
@@ -133,7 +133,9 @@ def step_changes(
     path = experiment.directory / f"steps-{digest[:16]}.json"
     if not path.is_file():
         changes = {
-            measure: _take_steps(experiment, direction, best) for measure, direction in _DIRECTIONS.items()
+            measure: _take_steps(experiment, direction, best)
+            for measure, direction in _DIRECTIONS.items()
+            if measure == TAIL_PATCH or experiment.is_small
         }
         write_atomically(path, json.dumps(changes).encode())
     return json.loads(path.read_text())
