@@ -8,10 +8,10 @@
     tail-patch, unlearning   change of the completion's log-probability by one step on each of the three best documents
                              (--steps)
 
-For each case (`benchmarks.models.cases`), NAME.md and NAME.json are written to --output. Models, losses and tables of
-products are kept in --data_dir, so that a run that was stopped goes on where it was. Scores [q, n] of other programs
-that lie in quality/CASE-DIGEST/foreign/NAME.npy of the data directory are measured like all others; runs.npz beside
-that folder has the halves and the losses.
+For each case (`benchmarks.models.cases`), NAME.md and NAME.json are written to --output, and summary.md for all of them.
+Models, losses and tables of products are kept in --data_dir, so that a run that was stopped goes on where it was.
+Scores [q, n] of other programs that lie in quality/CASE-DIGEST/foreign/NAME.npy of the data directory are measured like
+all others; runs.npz beside that folder has the halves and the losses.
 """
 
 import sys
@@ -29,7 +29,7 @@ from benchmarks.quality.experiments import Experiment, Settings, prepare_experim
 from benchmarks.quality.interventions import METHODS, Interventions
 from benchmarks.quality.measures import Measurer
 from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method, iter_methods
-from benchmarks.quality.report import Results
+from benchmarks.quality.report import Results, write_summary
 from benchmarks.support.command_line import make_parser
 from bergson_core.errors import BergsonError
 
@@ -101,7 +101,7 @@ def main() -> None:
     data_dir = options.data_dir.expanduser().absolute()
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
     interventions = Interventions(options.removal, options.steps, tuple(options.methods))
-    failed = []
+    output, failed = options.output or data_dir / "quality", []
     for name in options.names or CASES:
         started = time.perf_counter()
         try:
@@ -112,7 +112,8 @@ def main() -> None:
             failed.append(f"{name}: {error}")
             continue
         results.seconds = {"training": prepared, **results.seconds}
-        markdown, _ = results.write(options.output or data_dir / "quality")
+        markdown, _ = results.write(output)
+        write_summary(output)
         parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in results.seconds.items())
         print(f"{name}: {len(results.methods)} methods in {markdown}; {parts}", flush=True)
     if failed:

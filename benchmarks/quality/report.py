@@ -35,6 +35,8 @@ COLUMNS: Final[Mapping[str, str]] = {
     UNLEARNING: "unlearning, nats",
 }
 """Name of a measure → heading of its column."""
+BUDGETS: Final = (256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Bytes of a document that the best rows are chosen for."""
 CHOICES: Final = (
     (", row, ", ", block, "),
     (", mlp", ", all"),
@@ -127,6 +129,12 @@ class Results:
             lines += ["", f"## {group.capitalize()}", "", *self._table(group, measures)]
         lines += [
             "",
+            "## Best rows within so many bytes, chosen on this corpus",
+            "",
+            *self._best_within_budgets(),
+        ]
+        lines += [
+            "",
             "## Differences",
             "",
             "| method | beside | measure | difference |",
@@ -137,6 +145,28 @@ class Results:
             for name, other, measure, difference in self.iter_comparisons()
         ]
         return "\n".join(lines) + "\n"
+
+    def _best_within_budgets(self) -> Iterator[str]:
+        yield "| at most | method | bytes | LDS, thresholded | of whole kfac | over BM25 |"
+        yield "|---:|---|---:|---:|---:|---:|"
+        for budget in BUDGETS:
+            affordable = [
+                name
+                for name, (_, size) in self.methods.items()
+                if size is not None and size <= budget and self._has(name, LDS_THRESHOLDED)
+            ]
+            if not affordable:
+                continue
+            best = max(affordable, key=lambda name: self.measured[name][LDS_THRESHOLDED].value)
+            cells = (
+                f"{budget:,}",
+                best,
+                f"{self.methods[best][1]:,}",
+                _plus_minus(self.measured[best][LDS_THRESHOLDED]),
+                self._beside(best, REFERENCE, LDS_THRESHOLDED, Resampled.__truediv__),
+                self._beside(best, BM25, LDS_THRESHOLDED, Resampled.__sub__),
+            )
+            yield f"| {' | '.join(cells)} |"
 
     def _table(self, group: str, measures: list[str]) -> Iterator[str]:
         headings = [COLUMNS[measure] for measure in measures]
@@ -178,6 +208,37 @@ class Results:
 
     def _has(self, method: str, measure: str) -> bool:
         return measure in self.measured.get(method, {})
+
+
+def write_summary(directory: Path) -> Path:
+    """Writes a table of all cases whose numbers are in a directory, and returns its path.
+
+    It has the methods that were measured in each case with models that were trained again: thresholded LDS, bytes, and
+    the quotient to whole gradients with K-FAC.
+    """
+    cases = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    cases = [case for case in cases if case["runs"]]
+    lines = [
+        f"| method | {' | '.join(case['case'] for case in cases)} |",
+        f"|---|{'---:|' * len(cases)}",
+    ]
+    for name in cases[0]["methods"] if cases else ():
+        if all(name in case["methods"] for case in cases):
+            cells = [_summarise(case["methods"][name]) for case in cases]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    path = directory / "summary.md"
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    return path
+
+
+def _summarise(measured: Mapping[str, Any]) -> str:
+    """Returns the cell of a method in a case."""
+    lds, size = measured[LDS_THRESHOLDED], measured["row_bytes"]
+    quotient = lds.get("of_kfac", {"low": None})
+    parts = [f"{lds['mean']:.3f}", "" if size is None else f"in {size:,} B"]
+    if quotient["low"] is not None:
+        parts.append(f"({quotient['mean']:.0%} [{quotient['low']:.0%}, {quotient['high']:.0%}])")
+    return " ".join(filter(None, parts))
 
 
 def describe_experiment(experiment: Experiment) -> dict[str, Any]:

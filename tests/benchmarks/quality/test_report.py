@@ -1,12 +1,13 @@
 """Methods that differ in one choice are compared on the same draws."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality.methods import BM25, Method
+from benchmarks.quality.methods import BM25, REFERENCE, Method
 from benchmarks.quality.paired_bootstrap import Resampled
-from benchmarks.quality.report import Results
+from benchmarks.quality.report import Results, write_summary
 from benchmarks.quality_plot import collect_points
 from tests.benchmarks.quality.helpers import make_tiny_experiment
 
@@ -51,6 +52,24 @@ def test_numbers_stand_beside_their_quotient_and_their_difference(tmp_path: Path
     assert np.isclose(measured["over_bm25"]["low"], 0.2)  # the same draws: the difference does not vary
     assert measured["of_bm25"]["mean"] is None  # BM25 has 0 here, and JSON has no infinity
     assert "of_kfac" not in measured
+
+
+def test_the_summary_has_each_method_beside_its_share_of_whole_gradients(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    results.write(tmp_path)
+    assert write_summary(tmp_path).read_text().count("\n") == 2  # nothing was trained again
+    results.experiment = replace(results.experiment, losses=np.zeros((1, 6)))
+    whole = Resampled(0.8, np.full(4, 0.8))
+    results.add(Method(REFERENCE, "whole gradients", 4, np.zeros((6, 20))), {"lds_thresholded": whole})
+    results.write(tmp_path)
+    summary = write_summary(tmp_path).read_text()
+    assert "| kfac, sign, p = 32, row, all | 0.200 in 200 B (25% [23%, 27%]) |" in summary
+    assert f"| {REFERENCE} | 0.800 in 4 B (100% [100%, 100%]) |" in summary
+
+
+def test_the_best_rows_within_a_budget_take_no_more_bytes(tmp_path: Path) -> None:
+    lines = make_results(tmp_path).markdown().splitlines()
+    assert any(line.startswith("| 256 | kfac, sign, p = 32, row, all | 200 | 0.200") for line in lines)
 
 
 def test_the_plot_has_a_point_for_each_size_of_a_kind_of_rows() -> None:
