@@ -5,7 +5,7 @@ that is left out of the documents: its first half is the prompt, and the rest is
 several passages, the others are documents, so that something in the corpus is about the subject of the query. They are
 its gold documents. This is weaker than the gold of a fact: they are about the same thing, and need not have taught it.
 
-A passage that shares more than half of its phrases with another one of its family is left out: else half of the package
+A passage that shares more than half of its phrases with another one of its family is left out: else most of the package
 descriptions that are queries would be in the corpus nearly word for word. Near copies in other families stay.
 
 What is chosen depends on names and the seed alone, by a hash of the two. A passage that is added or removed elsewhere

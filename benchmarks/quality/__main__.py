@@ -8,7 +8,7 @@
     tail-patch, unlearning   change of the completion's log-probability by one step on each of the three best documents
                              (--steps)
 
-For each case (`benchmarks.models.cases`), NAME.md and NAME.json are written to --output, and summary.md for all of them.
+For each case (`benchmarks.models.cases`), NAME.md and NAME.json are written to --output, and summary.md for all.
 Models, losses and tables of products are kept in --data_dir, so that a run that was stopped goes on where it was.
 Scores [q, n] of other programs that lie in quality/CASE-DIGEST/foreign/NAME.npy of the data directory are measured like
 all others; runs.npz beside that folder has the halves and the losses.
