@@ -101,7 +101,7 @@ def main() -> None:
     data_dir = options.data_dir.expanduser().absolute()
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
     interventions = Interventions(options.removal, options.steps, tuple(options.methods))
-    output, failed = options.output or data_dir / "quality", []
+    output, failed = options.output or data_dir / "quality" / ("quick" if options.quick else ""), []
     for name in options.names or CASES:
         started = time.perf_counter()
         try:

@@ -19,7 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, directory: Path, *options: str) -> dict
     arguments = [CASE, "--quick", "--processes", "1", "--data_dir", str(directory), *options]
     monkeypatch.setattr("sys.argv", ["benchmarks.quality", *arguments])
     driver.main()
-    results = json.loads((directory / "quality" / f"{CASE}.json").read_text())
+    results = json.loads((directory / "quality" / "quick" / f"{CASE}.json").read_text())
     del results["seconds"]
     return results
 
@@ -53,7 +53,7 @@ def test_a_quick_run_measures_every_method_and_a_second_one_takes_it_from_files(
         "kfac, sign, p = 16, row, all",
         "kfac, sign, p = 16, block, mlp",
     }
-    table = (tmp_path / "quality" / f"{CASE}.md").read_text()
+    table = (tmp_path / "quality" / "quick" / f"{CASE}.md").read_text()
     assert all(f"| {name} |" in table for name in results["methods"])
 
     monkeypatch.setattr("bergson_core.evaluation.retraining._compute_losses", fail)
