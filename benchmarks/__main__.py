@@ -1,7 +1,8 @@
 """Runs the benchmarks one after the other: `python -m benchmarks [NAME ...]`.
 
 Each of them runs with its defaults, in a process of its own, from a fresh clone: it makes its own data. All together
-take one to two hours on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
+take about an hour on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
+What choices of rows and scores are worth is measured by `python -m benchmarks.quality` instead.
 """
 
 import subprocess
@@ -25,7 +26,6 @@ BENCHMARKS = {
     "service_load": "answers a second and latencies of the service under load",
     "job_share": "latencies of queries beside a build, for several shares of a worker's time",
     "notice_accuracy": "how often an answer claims an influence that does not exist",
-    "attribution_quality": "what each choice of rows and scores is worth",
 }
 
 

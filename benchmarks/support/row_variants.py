@@ -3,13 +3,14 @@
 Legend: n documents, q queries, m modules, d numbers of a module; C is the second moment of the rows.
 """
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from bergson_core.attribution.profile_fitting import match_mixing
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
@@ -30,39 +31,48 @@ DAMPING: Final = 0.1
 class RowVariants:
     """The rows of documents and queries under one gradient processor, and scores of them in several variants.
 
+    Args:
+        model: The model.
+        documents: Tokens of the documents.
+        queries: Tokens of the queries.
+        settings: How gradients become rows.
+        normalizers: Normalizers that are fitted already; by default they are fitted as a build would.
+
     Attributes:
-        modules: Number of tracked modules, m.
+        modules: Names of the m tracked modules.
         query_rows: Rows of the queries [q, m, d].
         document_rows: Rows of the documents [n, m, d] in float32.
-        stored_document_rows: The same as float16 keeps them.
     """
 
     def __init__(
-        self, model: LanguageModel, documents: list[Tokens], queries: list[Tokens], settings: GradientSpec
+        self,
+        model: LanguageModel,
+        documents: list[Tokens],
+        queries: list[Tokens],
+        settings: GradientSpec,
+        normalizers: Mapping[str, Normalizer] | None = None,
     ) -> None:
-        normalizers = fit_index_normalizers(model, documents, settings)
+        if normalizers is None:
+            normalizers = fit_index_normalizers(model, documents, settings)
         processor = GradientProcessor(settings.projection_dim, normalizers, settings.seed)
         collector = RowCollector(model, processor, settings.modules)
-        self.modules = len(collector.slices)
+        self.modules = tuple(collector.slices)
 
         def collect(tokens: list[Tokens]) -> Tensor:
             rows, _ = collect_rows(collector, tokens, BUDGET_TOKENS)
-            return torch.from_numpy(rows).reshape(len(tokens), self.modules, -1)
+            return torch.from_numpy(rows).reshape(len(tokens), len(self.modules), -1)
 
         self.query_rows = collect(queries)
         self.document_rows = collect(documents)
-        self.stored_document_rows = store_and_load("float16", self.document_rows)
+
+    @cached_property
+    def stored_document_rows(self) -> Float[Tensor, "n m d"]:
+        """The rows of the documents as float16 keeps them."""
+        return store_and_load("float16", self.document_rows)
 
     def preconditioner(self) -> Preconditioner:
         """Returns C^-½ of the documents."""
         return Preconditioner.fit(second_moment(self.stored_document_rows), 1, DAMPING)
-
-    def mixed_preconditioner(self) -> Preconditioner:
-        """Returns C^-½ of a mixture of documents and queries; λ is chosen by the rule of TrackStar."""
-        document_moment = second_moment(self.stored_document_rows)
-        query_moment = second_moment(self.query_rows)
-        mixing = match_mixing(query_moment, document_moment)
-        return Preconditioner.fit(mixing * query_moment + (1 - mixing) * document_moment, 1, DAMPING)
 
     def scores(
         self, preconditioner: Preconditioner | None, normalize: Normalize, kind: RowKind = "float16"

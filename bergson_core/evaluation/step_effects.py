@@ -40,6 +40,25 @@ def measure_step_effects(
     Returns:
         The effect of each method's documents: averaged over the documents of a query, then over queries.
     """
+    before, after = log_probabilities_after_steps(
+        unlearner, direction, best, documents, queries, on_document=on_document
+    )
+    return {name: _effect(before, table, seed) for name, table in after.items()}
+
+
+def log_probabilities_after_steps(
+    unlearner: Unlearner,
+    direction: StepDirection,
+    best: Mapping[str, Int[np.ndarray, "q _"]],
+    documents: Sequence[Tokens],
+    queries: Sequence[Tokens],
+    *,
+    on_document: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Float[np.ndarray, " q"], dict[str, Float[np.ndarray, "q _"]]]:
+    """Returns the log-probability of each query, in nats, and for each method that after a step on each best document.
+
+    The arguments are those of `measure_step_effects`.
+    """
     queries_by_position: dict[int, set[int]] = {}
     for table in best.values():
         for query, positions in enumerate(table):
@@ -55,13 +74,9 @@ def measure_step_effects(
             (position, number): float(value) for number, value in zip(numbers, log_p, strict=True)
         }
         on_document(done, len(queries_by_position))
-    return {
-        name: _effect(
-            log_p_before,
-            np.array(
-                [[log_p_after[int(position), query] for position in row] for query, row in enumerate(table)]
-            ),
-            seed,
+    return log_p_before, {
+        name: np.array(
+            [[log_p_after[int(position), query] for position in row] for query, row in enumerate(table)]
         )
         for name, table in best.items()
     }

@@ -1,0 +1,138 @@
+"""Products of whole gradients, module by module: none, Adafactor, K-FAC and EK-FAC.
+
+Legend: q queries, n documents (of a chunk where gradients are collected), o output and i input features.
+
+Whole gradients of all documents do not fit into memory. They are collected in chunks, compared with the queries', and
+forgotten.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Final, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.quality.experiments import Experiment
+from benchmarks.quality.module_products import ModuleProducts, block_products, cached_products
+from benchmarks.quality.projected_rows import fitted_normalizers
+from bergson_core.gradients.normalizers import moments
+from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.schemas.build import GradientSpec
+from bergson_core.tokens.batching import BUDGET_TOKENS
+
+Whitening: TypeAlias = Literal["none", "adafactor", "kfac", "ekfac"]
+Transform: TypeAlias = Callable[[Float[Tensor, "n o i"]], Float[Tensor, "n o i"]]
+WHITENINGS: Final[tuple[Whitening, ...]] = get_args(Whitening)
+EKFAC_DAMPING: Final = 1e-3
+"""Added to the second moment of each direction, in units of the module's mean."""
+MAX_QUERY_BYTES: Final = 3 * 2**30
+"""Largest size of the queries' gradients in memory."""
+_CHUNK_BYTES: Final = 2**28
+
+
+def can_compare_whole_gradients(experiment: Experiment) -> bool:
+    """Returns whether the whole gradients of all queries fit into memory."""
+    return 4 * _collector(experiment).dimensions * len(experiment.case.queries) <= MAX_QUERY_BYTES
+
+
+def full_row_bytes(experiment: Experiment, modules: tuple[str, ...]) -> int:
+    """Returns the bytes of a document's whole gradients in float32."""
+    tracked = _collector(experiment).modules
+    return 4 * sum(tracked[name].parameter_count for name in modules)
+
+
+def unprojected_products(experiment: Experiment, whitening: Whitening) -> ModuleProducts:
+    """Returns the products of whole gradients of documents and queries."""
+
+    def make() -> dict[str, ModuleProducts]:
+        return {whitening: _make_products(experiment, _transforms(experiment, whitening))}
+
+    inputs = [experiment.key, moments.KFAC_DAMPING, EKFAC_DAMPING, "whole gradients"]
+    return cached_products(experiment.directory / "products", inputs, [whitening], make)[whitening]
+
+
+def _collector(experiment: Experiment) -> RowCollector:
+    return RowCollector(experiment.case.model, GradientProcessor(None))
+
+
+def _transforms(experiment: Experiment, whitening: Whitening) -> Mapping[str, Transform]:
+    if whitening == "none":
+        return {}
+    if whitening != "ekfac":
+        normalizers = fitted_normalizers(experiment, GradientSpec(normalizer=whitening))
+        return {name: normalizer.apply for name, normalizer in normalizers.items()}
+    return _ekfac_transforms(experiment)
+
+
+def _ekfac_transforms(experiment: Experiment) -> Mapping[str, Transform]:
+    """Returns rotations into K-FAC's eigenbases, where each direction is divided by the root of its second moment.
+
+    Source: George et al., Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis (2018).
+    """
+    kfac = fitted_normalizers(experiment, GradientSpec(normalizer="kfac"))
+    bases = {
+        name: tuple(torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
+        for name, normalizer in kfac.items()
+    }
+    squares: dict[str, Tensor] = {}
+    for chunk in _iter_gradients(experiment):
+        for name, gradients in chunk.items():
+            squares[name] = squares.get(name, 0) + _rotate(gradients, *bases[name]).square().sum(0)
+    count = len(experiment.case.documents)
+    scales = {
+        name: (total / count + EKFAC_DAMPING * total.mean() / count).rsqrt().nan_to_num(posinf=0)
+        for name, total in squares.items()
+    }
+    return {name: partial(_rotate_and_scale, *bases[name], scale) for name, scale in scales.items()}
+
+
+def _rotate(gradients: Float[Tensor, "n o i"], left: Tensor, right: Tensor) -> Float[Tensor, "n o i"]:
+    return left.mT @ gradients @ right
+
+
+def _rotate_and_scale(left: Tensor, right: Tensor, scale: Tensor, gradients: Tensor) -> Tensor:
+    return _rotate(gradients, left, right) * scale
+
+
+def _iter_gradients(
+    experiment: Experiment, *, of_queries: bool = False
+) -> Iterator[dict[str, Float[Tensor, "n o i"]]]:
+    """Yields the gradients of documents, or of all queries at once, by module."""
+    collector, case = _collector(experiment), experiment.case
+    tokens = case.queries if of_queries else case.documents
+    chunk_size = len(tokens) if of_queries else max(1, _CHUNK_BYTES // (4 * collector.dimensions))
+    for start in range(0, len(tokens), chunk_size):
+        rows = torch.from_numpy(collect_rows(collector, tokens[start : start + chunk_size], BUDGET_TOKENS)[0])
+        yield {
+            name: rows[:, columns].unflatten(1, (module.out_features, module.in_features))
+            for (name, columns), module in zip(
+                collector.slices.items(), collector.modules.values(), strict=True
+            )
+        }
+
+
+def _make_products(experiment: Experiment, transforms: Mapping[str, Transform]) -> ModuleProducts:
+    (raw_queries,) = _iter_gradients(experiment, of_queries=True)
+    queries = {name: _apply(transforms, name, gradients) for name, gradients in raw_queries.items()}
+    del raw_queries
+    names = tuple(queries)
+    parts = [
+        block_products(names, ((queries[name], _apply(transforms, name, chunk[name])) for name in names))
+        for chunk in _iter_gradients(experiment)
+    ]
+    first = parts[0]
+    return ModuleProducts(
+        names,
+        torch.cat([part.products for part in parts], dim=2),
+        first.query_squares,
+        torch.cat([part.document_squares for part in parts], dim=1),
+        first.signal,
+        first.noise,
+    )
+
+
+def _apply(transforms: Mapping[str, Transform], name: str, gradients: Tensor) -> Float[Tensor, "n _"]:
+    return (transforms[name](gradients) if name in transforms else gradients).flatten(1)
