@@ -9,7 +9,7 @@ import pytest
 from service.cli.support.process_group import ProcessGroup, running_system
 from service.settings import ServiceSettings
 from tests import tiny
-from tests.e2e.helpers import free_port
+from tests.worker.servers import free_port
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Helpers of the tests with real processes: the command line, free ports, a request for a build."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,6 @@ from pathlib import Path
 import psutil
 
 BERGSON = str(Path(sys.executable).with_name("bergson"))
-
-
-def free_port() -> int:
-    """Returns a TCP port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 def run_bergson(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,8 @@ from bergson_core.schemas.results import Estimate
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app, main
 from tests import tiny
-from tests.e2e.helpers import BERGSON, build_request, find_processes, free_port, run_bergson
+from tests.e2e.helpers import BERGSON, build_request, find_processes, run_bergson
+from tests.worker.servers import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,8 @@ import pytest
 
 from bergson_core.utils.sandbox import run_sandboxed
 from service.client import Client
-from tests.e2e.helpers import BERGSON, build_request, free_port
+from tests.e2e.helpers import BERGSON, build_request
+from tests.worker.servers import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -1,24 +1,29 @@
 """Starts Redis servers for tests, on free ports, with TLS and with users of few rights."""
 
 import re
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from tests.worker.helpers import REPOSITORY, is_answering, wait_until
 from worker.queue.redis_client import connect
 
+_EPHEMERAL_PORTS_FROM = 32_768
 (ACL_RULE,) = re.findall(
     r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE
 )
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """Returns a port that is free, and that the system gives to no client's connection while its server is down."""
+    while True:
+        port = secrets.randbelow(_EPHEMERAL_PORTS_FROM - 10_000) + 10_000
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager

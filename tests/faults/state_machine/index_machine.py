@@ -22,6 +22,7 @@ from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, Progress
 from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.document_lookup import find_document
+from bergson_core.storage.layout import BUILD_STAMP_FILE
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.utils.progress import ProgressCallback
 from tests.faults.state_machine.changes import (
@@ -265,7 +266,7 @@ class IndexMachine(RuleBasedStateMachine):
         else:
             assert can_be_missing, change
             assert state == (before.state if before else None), change
-            if isinstance(change, Build) and index.root.exists():
+            if isinstance(change, Build) and (index.root / BUILD_STAMP_FILE).exists():
                 index.unfinished = change.base
         self._check(index)
 
