@@ -246,7 +246,7 @@ class KeyFile:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.path.with_name(f".{KEY_FILE_NAME}.lock")):
                     content = _KeyFileContent(keys=change(self._read_file() or ()))
+                    write_durably(self._marker, b"")  # first, so that a kill between the two lets nobody in
                     write_durably(self.path, seal(content.model_dump_json(indent=1)))
-                    write_durably(self._marker, b"")
         finally:
             os.umask(previous_umask)

@@ -123,7 +123,7 @@ def read_replies(redis: Redis) -> list[Reply]:
 def remaining_job_keys(redis: Redis) -> list[str]:
     """Returns the keys that exist while jobs wait or are worked on."""
     names = cast("list[str]", redis.keys("bergson:jobs:*"))
-    return [name for name in names if name not in (keys.JOBS_BY_CREATION, keys.JOBS_BY_END)]
+    return [name for name in names if name not in (keys.JOBS_BY_CREATION, keys.ENDED_JOBS)]
 
 
 def take_one_job(queue: WorkerQueue) -> ClaimedJob:

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from worker.messages import JobRecord
 from worker.queue.redis_keys import (
     BUILDING,
+    ENDED_JOBS,
     EVENTS_SUFFIX,
     JOB_LANE_PREFIX,
     JOB_LANES,
     JOB_LEASES,
     JOB_PREFIX,
     JOBS_BY_CREATION,
-    JOBS_BY_END,
     events_key,
     job_key,
 )
@@ -58,7 +58,7 @@ def save_job_arguments(
     return {
         "keys": [
             *(job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES),
-            *(JOBS_BY_END, JOBS_BY_CREATION),
+            *(ENDED_JOBS, JOBS_BY_CREATION),
         ],
         "args": [
             token,

@@ -29,8 +29,8 @@ Jobs
     bergson:jobs:taken                  zset    ids of jobs that a worker has, by the time in ms at which its lease ends
     bergson:jobs:created                zset    ids of all jobs, by the time of submission; ids of expired jobs are
                                                 removed when jobs are listed
-    bergson:jobs:ended                  zset    ids of the latest jobs that have ended, `keep_jobs` at most, by the time
-                                                at which they ended
+    bergson:jobs:ended                  list    ids of the latest jobs that have ended, `keep_jobs` at most, in the
+                                                order in which they ended; some have expired
     bergson:building                    hash    index name: id of the job that builds or changes the index, from its
                                                 submission until it has ended
     bergson:idempotency:{sha256}        hash    job_id; body: sha256 of what was submitted under an idempotency key. The
@@ -82,7 +82,7 @@ JOB_LEASES: Final = "bergson:jobs:taken"
 JOB_PREFIX: Final = "bergson:job:"
 EVENTS_SUFFIX: Final = ":events"
 JOBS_BY_CREATION: Final = "bergson:jobs:created"
-JOBS_BY_END: Final = "bergson:jobs:ended"
+ENDED_JOBS: Final = "bergson:jobs:ended"
 BUILDING: Final = "bergson:building"
 IDEMPOTENCY_PREFIX: Final = "bergson:idempotency:"
 

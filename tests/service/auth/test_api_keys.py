@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput, Unavailable
+from bergson_core.utils.atomic_files import write_durably
+from service.auth import api_keys
 from service.auth.api_keys import KEY_FILE_NAME, Caller, KeyFile
 
 
@@ -153,3 +155,21 @@ def test_patterns_decide_which_indexes_a_key_can_see() -> None:
     assert [caller.can_see(None) for caller in (limited, make_caller())] == [False, True], (
         "belongs to no index"
     )
+
+
+def test_a_kill_while_the_first_key_is_made_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written: list[str] = []
+
+    def die(path: Path, content: bytes) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_durably(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api_keys, "write_durably", die)
+        with pytest.raises(KeyboardInterrupt):
+            KeyFile(tmp_path).create(make_caller())
+    assert KeyFile(tmp_path).read() == ()
+    KeyFile(tmp_path).create(make_caller())
+    assert [key.name for key in KeyFile(tmp_path).read() or ()] == ["ada"]

@@ -351,6 +351,18 @@ def test_a_finished_job_frees_its_name_and_is_kept_for_a_while(
     assert remaining_job_keys(redis) == []
 
 
+def test_an_error_that_quotes_what_the_caller_has_sent_is_kept_short(redis: Redis, queue: WorkerQueue):
+    submit_job(redis)
+    detail = f"expected a column, got {'x' * 10**6}: name one of 'text'"
+    queue.finish(take_one_job(queue), "failed", Problem(code="column_not_found", detail=detail))
+    error = read_record(redis).error
+    assert error is not None
+    assert len(error.detail) < 11_000
+    assert error.detail.startswith("expected a column, got xx")
+    assert error.detail.endswith("xx: name one of 'text'")
+    assert "characters left out" in error.detail
+
+
 def test_of_jobs_that_have_ended_the_latest_are_kept(redis: Redis, settings: Settings):
     queue = WorkerQueue(redis, settings.model_copy(update={"keep_jobs": 2}), "w-1")
     for number in range(1, 5):
@@ -359,7 +371,7 @@ def test_of_jobs_that_have_ended_the_latest_are_kept(redis: Redis, settings: Set
     submit_job(redis, "j-5")
     assert [redis.exists(keys.job_key(f"j-{number}")) for number in range(1, 6)] == [0, 0, 1, 1, 1]
     assert not redis.exists(keys.events_key("j-1"), keys.events_key("j-2"))
-    assert redis.zrange(keys.JOBS_BY_END, 0, -1) == ["j-3", "j-4"]
+    assert redis.lrange(keys.ENDED_JOBS, 0, -1) == ["j-3", "j-4"]
     assert redis.zrange(keys.JOBS_BY_CREATION, 0, -1) == ["j-3", "j-4", "j-5"]
 
 

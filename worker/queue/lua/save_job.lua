@@ -41,14 +41,13 @@ if ARGV[4] == 'end' then
   local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
   if idempotency then redis.call('EXPIRE', idempotency, ARGV[7]) end
 
-  local now = redis.call('TIME')
-  redis.call('ZADD', KEYS[6], now[1] + now[2] / 1e6, ARGV[6])
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1 - ARGV[10])) do
+  redis.call('RPUSH', KEYS[6], ARGV[6])
+  while redis.call('LLEN', KEYS[6]) > tonumber(ARGV[10]) do
+    local id = redis.call('LPOP', KEYS[6])
     local job = ARGV[11] .. id
     local remembered = redis.pcall('HGET', job, 'idempotency')
     if type(remembered) == 'string' then redis.call('DEL', remembered) end
     redis.call('DEL', job, job .. ARGV[12])
-    redis.call('ZREM', KEYS[6], id)
     redis.call('ZREM', KEYS[7], id)
   end
 end
