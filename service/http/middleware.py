@@ -132,7 +132,8 @@ class HostCheckMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or "*" in self.allowed_hosts:
             return await self.app(scope, receive, send)
-        host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+        hosts = Headers(scope=scope).getlist("host")  # more than one is invalid (RFC 9112, section 3.2)
+        host = re.sub(r":\d*$", "", hosts[0]).lower() if len(hosts) == 1 else ""
         is_probe = scope["method"] == "GET" and route_path(scope) in _PROBE_PATHS
         if is_probe or host in self.allowed_hosts:
             return await self.app(scope, receive, send)

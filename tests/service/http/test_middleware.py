@@ -54,6 +54,12 @@ def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> 
     assert "allowed_hosts" in problem.detail
 
 
+def test_a_second_host_is_refused_whichever_comes_first(client: TestClient) -> None:
+    for hosts in (["localhost", "evil.example"], ["evil.example", "localhost"], ["localhost", "localhost"]):
+        response = client.get("/docs", headers=[("Host", host) for host in hosts])
+        require_problem(response, 400, "host_not_allowed")
+
+
 @pytest.mark.parametrize(
     "host",
     ["10.244.0.5:8000", "10.244.0.5", "[::1]:8000", "[fd00::5]:8000", "bergson-0.bergson.svc:8000", ""],
