@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError, RedisFull
+from bergson_core.utils.private_directory import prepare_private_directory
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
 from service.http.connections import Connection, cut_slow_connections, raise_file_limit
@@ -115,8 +116,11 @@ def main() -> None:
     tracing.configure("bergson-web")
     try:
         require_keys_if_public(settings)
-        with closing(open_server_socket(settings)) as server_socket, redis_url(settings) as url:
-            _serve(settings.model_copy(update={"redis_url": url}), server_socket)
+        with closing(open_server_socket(settings)) as server_socket:
+            if warning := prepare_private_directory(settings.data_dir):
+                logger.warning("%s", warning)
+            with redis_url(settings) as url:
+                _serve(settings.model_copy(update={"redis_url": url}), server_socket)
     except BergsonError as error:
         sys.exit(str(error))
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from bergson_core.errors import BergsonError
+from bergson_core.utils.private_directory import prepare_private_directory
 from bergson_core.utils.progress import silence_libraries
 from worker.process.runner import Runner
 from worker.queue.embedded_redis import redis_url
@@ -45,6 +46,8 @@ def main(settings: Settings | None = None) -> None:
     _prepare_libraries(settings.threads)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
+        if warning := prepare_private_directory(settings.data_dir):
+            logger.warning("%s", warning)
         with redis_url(settings) as url, connect(url) as client:
             from bergson_core.models.loading import default_device
 

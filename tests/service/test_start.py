@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,10 @@ def test_with_a_key_the_service_listens_everywhere_and_answers_callers_who_have_
         assert httpx.get(f"{address}/jobs", headers=headers).status_code == 429
         KeyFile(tmp_path).revoke("ada")
         assert httpx.get(f"{address}/jobs", headers=headers).status_code == 401
+
+
+@pytest.mark.e2e
+def test_the_data_directory_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+    data_dir = tmp_path / "srv" / "data"
+    with start_service(tmp_path, BERGSON_DATA_DIR=str(data_dir)):
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700

@@ -24,6 +24,7 @@ from bergson_core.utils.child_process import (
     python_module_command,
 )
 from bergson_core.utils.disk_errors import translate_disk_errors
+from bergson_core.utils.private_directory import prepare_private_directory
 from service.cli.support.console import print_warning
 from service.cli.support.restarts import Restarter, describe_end
 from service.http.server_socket import open_server_socket
@@ -125,6 +126,8 @@ def running_system(
     """
     # A program that listens there would answer for the web service before that has found the port taken.
     open_server_socket(settings).close()
+    if warning := prepare_private_directory(settings.data_dir):
+        print_warning(warning)
     # A script that starts this process in the background with "&" makes it ignore SIGINT, so both handlers are set.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
