@@ -121,8 +121,8 @@ def running_system(
         log: File that the processes write to, instead of this process's standard error.
 
     Raises:
-        Unavailable: Another program listens on the port, or a process did not start; the message then has the end of
-            the log.
+        Unavailable: Another program listens on the port, another process runs the Redis of the data directory, or a
+            process did not start; the message then has the end of the log.
     """
     # A program that listens there would answer for the web service before that has found the port taken.
     open_server_socket(settings).close()
@@ -132,7 +132,7 @@ def running_system(
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
     with ExitStack() as stack:
-        url = stack.enter_context(redis_url(settings))
+        url = stack.enter_context(redis_url(settings, as_owner=True))
         environment = child_environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         if log:  # The person who started this process reads the file.
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
