@@ -25,8 +25,9 @@ from service.auth.authorization import require_keys_if_public
 from service.http.connections import Connection, cut_slow_connections, raise_file_limit
 from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, describe_unknown_variables
 from worker.queue.embedded_redis import redis_url
+from worker.settings import describe_settings_error
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,7 @@ def _read_settings() -> ServiceSettings:
     try:
         return ServiceSettings()
     except ValidationError as error:
-        messages = [
-            ".".join(["settings", *map(str, details["loc"])])
-            + ": "
-            + details["msg"].removeprefix("Value error, ")
-            for details in error.errors()
-        ]
-        sys.exit("; ".join(messages))
+        sys.exit(f"error: {describe_settings_error(error, ServiceSettings)}")
 
 
 async def _check_redis(settings: ServiceSettings) -> None:
@@ -114,6 +109,8 @@ def main() -> None:
     settings = _read_settings()
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-web")
+    if warning := describe_unknown_variables():
+        logger.warning("%s", warning)
     try:
         require_keys_if_public(settings)
         with closing(open_server_socket(settings)) as server_socket:
@@ -122,7 +119,7 @@ def main() -> None:
             with redis_url(settings) as url:
                 _serve(settings.model_copy(update={"redis_url": url}), server_socket)
     except BergsonError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

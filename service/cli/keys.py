@@ -13,6 +13,7 @@ from service.auth.api_keys import ApiKey, Caller, KeyFile, Scope
 from service.cli.support.console import console, error_console, print_message, print_warning
 from service.cli.support.service_options import DataDir, apply_settings
 from service.cli.support.spec_options import field_help
+from service.settings import describe_unknown_variables
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys of the service.")
 
@@ -20,6 +21,8 @@ _DAY_S: Final = 24 * 3600
 
 
 def _key_file(data_dir: Path | None) -> KeyFile:
+    if warning := describe_unknown_variables():
+        print_warning(warning)
     return KeyFile(apply_settings(data_dir).data_dir)
 
 
@@ -61,8 +64,8 @@ def create(
     )
     if is_new_directory:
         print_warning(
-            f"{directory} did not exist and was created: if a service is running, it has another data directory; name it "
-            "with --data_dir or BERGSON_DATA_DIR"
+            f"{directory} did not exist and was created: if a service is running, it has another data directory; name "
+            "that with --data_dir or BERGSON_DATA_DIR"
         )
     error_console.print(
         f"The key is in {key_file.path} and counts for services with this data directory. It is not shown again. Send "

@@ -94,8 +94,8 @@ _EXAMPLE_DETAILS = {
     "rate_limited": "this key may ask 100/minute: try again in 12 s",
     "queue_full": "too many requests wait already: try again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
-    "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (the setting client_timeout_s)",
-    "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
+    "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (BERGSON_CLIENT_TIMEOUT_S)",
+    "body_too_large": "expected a body of at most 33,554,432 bytes (BERGSON_MAX_BODY_BYTES)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
 }
 _IMPLIED_PROBLEMS = {"redis_unavailable": ["redis_full"], "body_too_large": ["request_timeout"]}

@@ -116,8 +116,8 @@ def _find_or_start(
 
     A server holds `lock` for as long as it lives, so that two servers never use the same files. A server that still
     loads its data, or that is about to end, is waited for; this loop is not a retry, because in each turn it may also
-    become the process that starts the server. Its owner keeps `owner_lock`; the server does not inherit that lock, which
-    is free as soon as the owner has ended, although the server may still write its data to disk.
+    become the process that starts the server. Its owner keeps `owner_lock`; the server does not inherit that lock,
+    which is free as soon as the owner has ended, although the server may still write its data to disk.
     """
     url = _url(socket)
     server, deadline = None, time.monotonic() + _START_TIMEOUT_S

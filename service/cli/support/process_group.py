@@ -28,7 +28,7 @@ from bergson_core.utils.private_directory import prepare_private_directory
 from service.cli.support.console import print_warning
 from service.cli.support.restarts import Restarter, describe_end
 from service.http.server_socket import open_server_socket
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, describe_unknown_variables
 from worker.queue.embedded_redis import redis_url
 from worker.queue.redis_client import connect
 from worker.queue.redis_keys import WORKERS
@@ -121,13 +121,15 @@ def running_system(
         log: File that the processes write to, instead of this process's standard error.
 
     Raises:
+        InvalidInput: A directory to allow does not exist.
         Unavailable: Another program listens on the port, another process runs the Redis of the data directory, or a
             process did not start; the message then has the end of the log.
     """
     # A program that listens there would answer for the web service before that has found the port taken.
     open_server_socket(settings).close()
-    if warning := prepare_private_directory(settings.data_dir):
+    for warning in filter(None, (describe_unknown_variables(), prepare_private_directory(settings.data_dir))):
         print_warning(warning)
+    settings.require_roots()
     # A script that starts this process in the background with "&" makes it ignore SIGINT, so both handlers are set.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
