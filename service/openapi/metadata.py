@@ -21,6 +21,7 @@ from service.http.problems import (
     make_validation_problem,
 )
 from service.openapi import examples
+from service.queue.broker import NO_WORKER
 
 TITLE = "Bergson Service"
 DESCRIPTION = """Which training documents made a language model say that?
@@ -88,7 +89,7 @@ _EXAMPLE_DETAILS = {
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "redis_full": "Redis is full: raise maxmemory, cancel jobs that wait, or remove what else it holds",
     "unavailable": "this web process is stopping: ask another",
-    "no_worker": "no worker is alive: start one with `bergson worker`",
+    "no_worker": NO_WORKER,
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
     "forbidden": "this needs a key of scope write; 'ada' has the scope read",
     "rate_limited": "this key may ask 100/minute: try again in 12 s",

@@ -131,6 +131,9 @@ class Runner:
             return "lost"
         except Cancelled:
             if not claim.cancelled:
+                logger.info(
+                    "job %s is handed back, since this worker stops: another one continues it", job.job_id
+                )
                 self._save_outcome(lambda: self._queue.hand_back(claim))
                 return "handed_back"
             self._discard(record)

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import redis
 
 from bergson_core.errors import RedisUnavailable, Unavailable
-from bergson_core.utils.child_process import command_tied_to_parent
+from bergson_core.utils.child_process import command_tied_to_parent, describe_end
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import try_lock
 from worker.queue.redis_client import connect
@@ -190,7 +190,10 @@ class _RedisServer:
             status = self._process.wait()
             if not self._stopping.is_set():
                 self._exited.set()
-                logger.error("embedded Redis ended with status %s; its log is in %s", status, self._directory)
+                logger.warning(
+                    "the embedded Redis %s; it is started again in %g s; its log is %s",
+                    *(describe_end(status), _RESTART_PAUSE_S, self._directory / _LOG_FILE),
+                )
             self._stopping.wait(_RESTART_PAUSE_S)
 
 
