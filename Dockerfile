@@ -39,7 +39,7 @@ RUN pip install --no-deps .
 FROM ${PYTHON_IMAGE} AS runtime
 RUN groupadd --gid 10001 bergson \
     && useradd --uid 10001 --gid bergson --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bergson \
-    && install --directory --owner=bergson --group=bergson /data
+    && install --directory --mode=0700 --owner=bergson --group=bergson /data
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     BERGSON_DATA_DIR=/data HF_HOME=/data/huggingface HF_HUB_DISABLE_TELEMETRY=1
 WORKDIR /tmp

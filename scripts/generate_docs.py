@@ -16,7 +16,7 @@ from scripts.architecture_map import architecture_svg, folder_tables
 from service.app import create_app
 from service.openapi.metadata import openapi_document
 from service.settings import ClientSettings, ServiceSettings
-from worker.settings import Settings
+from worker.settings import Settings, environment_variable
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -28,7 +28,8 @@ _FOLDERS_END: Final = "<!-- end of folders -->"
 _SETTINGS_HEAD: Final = """# Settings
 
 Every setting is an environment variable; options of `bergson up`, `serve` and `worker` of the same name win over it.
-A wrong value keeps a process from starting, and the error names the setting. This page is written by `make docs` from
+A wrong value keeps a process from starting, and the error names the setting; a variable `BERGSON_…` that
+is none of these brings a warning. This page is written by `make docs` from
 the classes that read the settings.
 
 `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are Hugging Face's, `RAY_ADDRESS` and `RAY_AUTH_MODE` are Ray's
@@ -68,12 +69,6 @@ def contributing_page() -> str:
     before, _, rest = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition(_FOLDERS_BEGIN)
     _, end, after = rest.partition(_FOLDERS_END)
     return f"{before}{_FOLDERS_BEGIN}\n{folder_tables()}\n{end}{after}"
-
-
-def environment_variable(settings: type[BaseSettings], name: str) -> str:
-    """Returns the environment variable that a field of `settings` is read from."""
-    alias = settings.model_fields[name].validation_alias
-    return str(alias) if alias else f"{settings.model_config.get('env_prefix', '')}{name}".upper()
 
 
 def _settings_table(settings: type[BaseSettings], base: type[BaseSettings] | None) -> Iterator[str]:

@@ -19,13 +19,15 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from bergson_core.errors import BergsonError, RedisFull
+from bergson_core.utils.private_directory import prepare_private_directory
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
 from service.http.connections import Connection, cut_slow_connections, raise_file_limit
 from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, describe_unknown_variables
 from worker.queue.embedded_redis import redis_url
+from worker.settings import describe_settings_error
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
@@ -35,13 +37,7 @@ def _read_settings() -> ServiceSettings:
     try:
         return ServiceSettings()
     except ValidationError as error:
-        messages = [
-            ".".join(["settings", *map(str, details["loc"])])
-            + ": "
-            + details["msg"].removeprefix("Value error, ")
-            for details in error.errors()
-        ]
-        sys.exit("; ".join(messages))
+        sys.exit(f"error: {describe_settings_error(error, ServiceSettings)}")
 
 
 async def _check_redis(settings: ServiceSettings) -> None:
@@ -113,12 +109,17 @@ def main() -> None:
     settings = _read_settings()
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-web")
+    if warning := describe_unknown_variables():
+        logger.warning("%s", warning)
     try:
         require_keys_if_public(settings)
-        with closing(open_server_socket(settings)) as server_socket, redis_url(settings) as url:
-            _serve(settings.model_copy(update={"redis_url": url}), server_socket)
+        with closing(open_server_socket(settings)) as server_socket:
+            if warning := prepare_private_directory(settings.data_dir):
+                logger.warning("%s", warning)
+            with redis_url(settings) as url:
+                _serve(settings.model_copy(update={"redis_url": url}), server_socket)
     except BergsonError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 The docstrings of the fields are the table of docs/settings.md and the help of the command line.
 """
 
+import difflib
 import ipaddress
+import os
 import re
 from typing import Annotated
 
@@ -11,9 +13,10 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bergson_core.errors import InvalidInput
-from worker.settings import Settings
+from worker.settings import Settings, environment_variable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_ALLOWED_HOST = re.compile(r"\*|\[[0-9a-f:.]+\]|[^\s/:@?#*\[\]]+", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:
@@ -75,6 +78,17 @@ class ServiceSettings(Settings):
             return tuple(host.strip() for host in value.split(",") if host.strip())
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _require_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _ALLOWED_HOST.fullmatch(host):
+                raise ValueError(
+                    "expected hosts without scheme, port and path, such as bergson.example.org, 10.0.0.5 or [::1], "
+                    f"or * for any, got {host[:100]!r}"
+                )
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _require_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,3 +124,24 @@ class ClientSettings(BaseSettings):
     """Address of the service, for clients that are given none."""
     api_key: SecretStr | None = None
     """API key of clients that are given none; `bergson demo` uses it as well."""
+
+
+def describe_unknown_variables() -> str | None:
+    """Returns a warning about variables of the environment that look like settings and are none; None without any."""
+    known = {
+        environment_variable(settings, name)
+        for settings in (ServiceSettings, ClientSettings)
+        for name in settings.model_fields
+    }
+    unknown = sorted(
+        name for name in os.environ if name.upper().startswith("BERGSON_") and name.upper() not in known
+    )
+    if not unknown:
+        return None
+    known_parts, sentences = [name.removeprefix("BERGSON_") for name in known], []
+    for name in unknown:
+        similar = difflib.get_close_matches(name.upper().removeprefix("BERGSON_"), known_parts, 1)
+        sentences.append(
+            f"{name} is no setting" + (f": did you mean BERGSON_{similar[0]}?" if similar else "")
+        )
+    return "; ".join(sentences)

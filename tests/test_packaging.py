@@ -187,6 +187,7 @@ def test_an_image_runs_unprivileged_keeps_its_caches_on_the_volume_and_has_a_hea
     environment = " ".join(line for line in stages[target] if line.startswith("ENV"))
     assert {"BERGSON_DATA_DIR=/data", "HF_HOME=/data/huggingface"} <= set(environment.split())
     assert any(line.startswith("HEALTHCHECK") for line in stages[target])
+    assert any("install --directory --mode=0700 --owner=bergson" in line for line in stages[target])
 
 
 def test_what_the_dockerfile_copies_is_not_ignored(project: dict[str, Any]) -> None:

@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from bergson_core.errors import BergsonError
+from bergson_core.utils.private_directory import prepare_private_directory
 from bergson_core.utils.progress import silence_libraries
 from worker.process.runner import Runner
 from worker.queue.embedded_redis import redis_url
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
 from worker.queue.redis_errors import describe_eviction, describe_reason
-from worker.settings import Settings
+from worker.settings import Settings, describe_settings_error
 from worker.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,15 @@ def main(settings: Settings | None = None) -> None:
     try:
         settings = settings or Settings()
     except ValidationError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {describe_settings_error(error, Settings)}")
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("bergson-worker")
     _prepare_libraries(settings.threads)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     try:
+        if warning := prepare_private_directory(settings.data_dir):
+            logger.warning("%s", warning)
+        settings.require_roots()
         with redis_url(settings) as url, connect(url) as client:
             from bergson_core.models.loading import default_device
 
@@ -60,7 +64,7 @@ def main(settings: Settings | None = None) -> None:
                 signal.signal(signal_number, stop)
             runner.run()
     except BergsonError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")
 
 
 def _warn_about_eviction(client: Redis) -> None:

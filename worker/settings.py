@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.base import describe_validation_error
 from bergson_core.schemas.build import ExecutorName
 
 PROCESS_LOG_FILE = "processes.log"
@@ -139,8 +141,39 @@ class Settings(BaseSettings):
         """Real paths of the directories that a job may read models and datasets from."""
         return tuple(root.expanduser().resolve() for root in self.allowed_roots or (self.data_dir,))
 
+    def require_roots(self) -> None:
+        """Checks that the allowed directories exist, in a process that reads from them.
+
+        Raises:
+            InvalidInput: One of them does not exist.
+        """
+        for root in self.allowed_roots:
+            if not root.expanduser().is_dir():
+                raise InvalidInput(
+                    f"BERGSON_ALLOWED_ROOTS: no directory at {root.expanduser().absolute()}; expected one that exists, "
+                    f"or several separated by {os.pathsep!r}"
+                )
+
     def may_read(self, path: Path) -> bool:
         """Returns whether a job may read a real path: it is below a readable root, and not a file of the service."""
         data_dir = self.data_dir.resolve()
         is_below_root = any(path.is_relative_to(root) for root in self.readable_roots)
         return is_below_root and not any(path.is_relative_to(data_dir / name) for name in _SERVICE_FILES)
+
+
+def environment_variable(settings: type[BaseSettings], name: str) -> str:
+    """Returns the environment variable that a field of `settings` is read from."""
+    alias = settings.model_fields[name].validation_alias
+    return str(alias) if alias else f"{settings.model_config.get('env_prefix', '')}{name}".upper()
+
+
+def describe_settings_error(error: ValidationError, settings: type[BaseSettings]) -> str:
+    """Returns one line that says which environment variables are wrong, what was expected, and what came."""
+
+    def with_variable(line: str) -> str:
+        path, colon, message = line.partition(": ")
+        field = path.partition(".")[0]
+        name = environment_variable(settings, field) if field in settings.model_fields else path
+        return f"{name}{colon}{message}"
+
+    return "; ".join(map(with_variable, describe_validation_error(error, "settings").splitlines()))

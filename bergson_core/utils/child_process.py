@@ -1,6 +1,7 @@
 """Child processes that never outlive the thread that started them, and never import from the working directory."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -42,3 +43,13 @@ def child_environment(**variables: str) -> dict[str, str]:
     None of them imports from its working directory.
     """
     return {**os.environ, "PYTHONSAFEPATH": "1", **variables}
+
+
+def describe_end(status: int) -> str:
+    """Returns how a process ended, from its `returncode`: "ended with status 1", "was killed by SIGKILL"."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -18,6 +18,9 @@ from bergson_core.utils.disk_errors import find_disk_error
 from bergson_core.version import __version__
 from service.cli.support.command_group import CommandSource, LazyGroup, add_stand_ins
 from service.cli.support.console import fail
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _COMMANDS: Final = {
     "build": CommandSource("build", "Build an index of the gradients of a dataset's documents."),
@@ -99,11 +102,9 @@ def main() -> None:
     except ValueError as error:
         from pydantic import ValidationError
 
-        from bergson_core.schemas.base import describe_validation_error
-
         if not isinstance(error, ValidationError):
             raise
-        fail(describe_validation_error(error, "settings"))
+        fail(_describe_validation_error(error))
     except OSError as error:
         if error.filename is not None and (named := find_disk_error(error)) is not None:
             fail(str(named))
@@ -113,6 +114,18 @@ def main() -> None:
         _fail_to_write(error)
     finally:
         _flush_output()
+
+
+def _describe_validation_error(error: "ValidationError") -> str:
+    """Returns which environment variables are wrong, or else which options."""
+    from bergson_core.schemas.base import describe_validation_error
+    from service.settings import ClientSettings, ServiceSettings
+    from worker.settings import describe_settings_error
+
+    for settings in (ServiceSettings, ClientSettings):
+        if error.title == settings.__name__:
+            return describe_settings_error(error, settings)
+    return describe_validation_error(error, "options")
 
 
 def _explain_encoding() -> str:

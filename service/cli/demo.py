@@ -15,6 +15,7 @@ from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
+from bergson_core.utils.private_directory import prepare_private_directory
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.result_tables import results_table
 from service.cli.support.service_options import apply_settings
@@ -48,6 +49,7 @@ def demo(
     from service.cli.support.process_group import running_system
 
     directory = (data_dir or default_directory()).absolute() / f"people-{people}-seed-{seed}"
+    prepare_private_directory(directory)  # `running_system` gives the warning, if there is one
     corpus = make_corpus(people, seed)
     write_corpus(corpus, directory / "corpus")
     console.print(

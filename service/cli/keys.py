@@ -10,9 +10,10 @@ from rich.text import Text
 
 from bergson_core.errors import InvalidInput
 from service.auth.api_keys import ApiKey, Caller, KeyFile, Scope
-from service.cli.support.console import console, error_console, print_message
+from service.cli.support.console import console, error_console, print_message, print_warning
 from service.cli.support.service_options import DataDir, apply_settings
 from service.cli.support.spec_options import field_help
+from service.settings import describe_unknown_variables
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys of the service.")
 
@@ -20,6 +21,8 @@ _DAY_S: Final = 24 * 3600
 
 
 def _key_file(data_dir: Path | None) -> KeyFile:
+    if warning := describe_unknown_variables():
+        print_warning(warning)
     return KeyFile(apply_settings(data_dir).data_dir)
 
 
@@ -53,11 +56,22 @@ def create(
         "rate": rate,
         "concurrent": concurrent,
     }
-    key = _key_file(data_dir).create(
+    key_file = _key_file(data_dir)
+    directory = key_file.path.parent
+    is_new_directory = not directory.exists()
+    key = key_file.create(
         Caller.model_validate(caller), None if expires is None else time.time() + expires * _DAY_S
     )
+    if is_new_directory:
+        print_warning(
+            f"{directory} did not exist and was created: if a service is running, it has another data directory; name "
+            "that with --data_dir or BERGSON_DATA_DIR"
+        )
     error_console.print(
-        "The key is not shown again. Send it as the header `Authorization: Bearer …`:", markup=False
+        f"The key is in {key_file.path} and counts for services with this data directory. It is not shown again. Send "
+        "it as the header `Authorization: Bearer …`:",
+        markup=False,
+        soft_wrap=True,
     )
     print_message(key)
 

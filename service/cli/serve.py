@@ -1,5 +1,6 @@
 """`bergson serve` and `bergson worker` run one process of the service; `bergson up` runs all of it."""
 
+import logging
 from contextlib import suppress
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from service.cli.support.console import print_message
 from service.cli.support.service_options import AllowedRoots, DataDir, Host, Port, apply_settings
+from service.settings import describe_unknown_variables
 from worker.settings import PROCESS_LOG_FILE
 
 
@@ -20,9 +22,13 @@ def serve(data_dir: DataDir = None, host: Host = None, port: Port = None) -> Non
 
 def worker(data_dir: DataDir = None, allow: AllowedRoots = None) -> None:
     """Run one worker, which builds indexes and answers queries, on the GPU if there is one."""
-    apply_settings(data_dir, allow=allow)
+    settings = apply_settings(data_dir, allow=allow)
     from worker.__main__ import main
+    from worker.telemetry import logs
 
+    if warning := describe_unknown_variables():
+        logs.configure(settings.log_format, settings.log_level)
+        logging.getLogger(__name__).warning("%s", warning)
     main()
 
 

@@ -41,8 +41,8 @@ def raise_file_limit(settings: ServiceSettings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     if limit < needed:
         logger.warning(
-            "this process may open %d files, and max_open_requests=%d needs %d: raise the limit (ulimit -n), or lower "
-            "BERGSON_MAX_OPEN_REQUESTS",
+            "this process may open %d files, and BERGSON_MAX_OPEN_REQUESTS=%d needs %d: raise the limit (ulimit -n), "
+            "or lower the setting",
             *(most, settings.max_open_requests, needed),
         )
 
@@ -60,9 +60,8 @@ class Connection(HttpToolsProtocol):
         self._waiting_since = self._unread_since = 0.0
         self._is_reading_head = False
         self._head_bytes = self._unread_bytes = 0
-        self._current: RequestResponseCycle | None = (
-            None  # `cycle` is the latest request, which may wait for others
-        )
+        # The request that is being answered; `cycle` is the latest one, which may wait for others.
+        self._current: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Takes a new connection, in whose place the one that has waited longest for a request goes if need be."""

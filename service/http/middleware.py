@@ -138,7 +138,7 @@ class HostCheckMiddleware:
         if is_probe or host in self.allowed_hosts:
             return await self.app(scope, receive, send)
         names = ", ".join(sorted(self.allowed_hosts))
-        detail = f"expected the Host header to be one of {names}; the setting allowed_hosts adds others"
+        detail = f"expected the Host header to be one of {names}; BERGSON_ALLOWED_HOSTS sets them"
         response = problem_response(make_problem("host_not_allowed", detail, scope["state"]["request_id"]))
         await response(scope, receive, send)
 
@@ -181,7 +181,7 @@ class BodyLimitMiddleware:
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self.app = app
         self.limit_bytes = limit_bytes
-        self.detail = f"expected a body of at most {limit_bytes:,} bytes (the setting max_body_bytes)"
+        self.detail = f"expected a body of at most {limit_bytes:,} bytes (BERGSON_MAX_BODY_BYTES)"
 
     def _declares_too_much(self, scope: Scope) -> bool:
         length = Headers(scope=scope).get("content-length", "")

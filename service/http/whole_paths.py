@@ -1,4 +1,4 @@
-"""Paths are taken whole, character by character.
+"""Replaces Starlette's convertor `path` when it is imported, so that paths are taken whole, character by character.
 
 Starlette ends the pattern of a route with `$`, which also matches before a line break at the end, and its own pattern
 for the rest of a path stops at line breaks. So `/documents/abc%0A` would be `/documents/abc`: another document.

@@ -21,6 +21,7 @@ from service.http.problems import (
     make_validation_problem,
 )
 from service.openapi import examples
+from service.queue.broker import NO_WORKER
 
 TITLE = "Bergson Service"
 DESCRIPTION = """Which training documents made a language model say that?
@@ -88,14 +89,14 @@ _EXAMPLE_DETAILS = {
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "redis_full": "Redis is full: raise maxmemory, cancel jobs that wait, or remove what else it holds",
     "unavailable": "this web process is stopping: ask another",
-    "no_worker": "no worker is alive: start one with `bergson worker`",
+    "no_worker": NO_WORKER,
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
     "forbidden": "this needs a key of scope write; 'ada' has the scope read",
     "rate_limited": "this key may ask 100/minute: try again in 12 s",
     "queue_full": "too many requests wait already: try again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
-    "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (the setting client_timeout_s)",
-    "body_too_large": "expected a body of at most 33,554,432 bytes (the setting max_body_bytes)",
+    "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (BERGSON_CLIENT_TIMEOUT_S)",
+    "body_too_large": "expected a body of at most 33,554,432 bytes (BERGSON_MAX_BODY_BYTES)",
     "unsupported_media_type": "expected a JSON body with the header Content-Type: application/json",
 }
 _IMPLIED_PROBLEMS = {"redis_unavailable": ["redis_full"], "body_too_large": ["request_timeout"]}

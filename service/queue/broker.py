@@ -50,6 +50,11 @@ from worker.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
+NO_WORKER = (
+    "no worker is alive: one may be starting, as after a crash with `bergson up`; otherwise start one with "
+    "`bergson worker`"
+)
+"""What an error says where no worker is alive."""
 _MAX_CONNECTIONS, _MAX_FOLLOWERS = 32, 256
 _WORKER_CHECK_INTERVAL_S = 1.0
 GRACE_S: Final = 0.3
@@ -228,7 +233,7 @@ class Broker(JobBroker):
 
         if time.monotonic() >= self._next_worker_check:
             if not await call_redis(count_workers(), limit_s):
-                raise NoWorker("no worker is alive: start one with `bergson worker`")
+                raise NoWorker(NO_WORKER)
             self._next_worker_check = time.monotonic() + _WORKER_CHECK_INTERVAL_S
 
     async def _enqueue(self, message: Query, lane: str, limit_s: float) -> None:

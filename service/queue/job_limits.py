@@ -1,7 +1,7 @@
 """`JobLimits`: how many jobs, and how many bytes of them, may wait or run. `submit_job.lua` counts what there is."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from bergson_core.errors import InvalidInput, QueueFull
 from worker.settings import Settings
@@ -34,14 +34,14 @@ class JobLimits:
         if size > limit:
             raise InvalidInput(
                 f"the job has {size:,} bytes; expected at most {limit:,}: name a dataset in place of inline documents, "
-                "or raise the settings max_queued_job_bytes and max_queued_job_bytes_per_key"
+                "or raise BERGSON_MAX_QUEUED_JOB_BYTES and BERGSON_MAX_QUEUED_JOB_BYTES_PER_KEY"
             )
 
-    def full_error(self, where: str, jobs: int, size: int) -> QueueFull:
+    def full_error(self, where: Literal["lane", "all"], jobs: int, size: int) -> QueueFull:
         """Returns the error for a job that there is no room for.
 
         Args:
-            where: `lane` or `all`: where there is no room.
+            where: Where there is no room: in the lane of the job, or in all lanes together.
             jobs: Number of jobs there.
             size: Their bytes.
         """

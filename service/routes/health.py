@@ -10,6 +10,7 @@ from service.http.metrics import CONTENT_TYPE
 from service.indexes.canary_log import iter_last_runs
 from service.openapi import examples
 from service.openapi.metadata import METRICS_RESPONSE, problem_responses, success_response
+from service.queue.broker import NO_WORKER
 from service.queue.redis_calls import PROBE_WAIT_S
 from service.schemas import Live, Ready
 
@@ -42,7 +43,7 @@ async def readyz(request: Request, broker: BrokerDep) -> Ready:
     await broker.ping()
     workers = await broker.list_workers(PROBE_WAIT_S)
     if not workers:
-        raise NoWorker("no worker is alive: start one with `bergson worker`")
+        raise NoWorker(NO_WORKER)
     return Ready(workers=len(workers))
 
 

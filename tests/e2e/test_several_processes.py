@@ -14,10 +14,11 @@ pytestmark = pytest.mark.e2e
 
 
 def test_web_processes_answer_for_each_other_and_the_system_survives_the_end_of_one_of_each_kind(
-    start_service, sources
+    start_service, sources, monkeypatch
 ):
-    # They share the data directory, and so the embedded Redis.
-    first, second = start_service(), start_service()
+    first = start_service()
+    monkeypatch.setenv("REDIS_URL", first.redis_url)
+    second = start_service()
     with Client(first.url) as client, Client(second.url) as other_client, ThreadPoolExecutor(8) as pool:
         job = client.build("facts", **build_request(sources))
         waiting = [pool.submit(waiter.wait, job) for waiter in (client, other_client)]

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_the_service_does_not_listen_without_a_key_where_others_can_reach_it(
 
 
 def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
-    assert "settings.port" in run_refused_service(tmp_path, BERGSON_PORT="many")
+    assert run_refused_service(tmp_path, BERGSON_PORT="many").startswith("error: BERGSON_PORT: ")
 
 
 def test_a_taken_port_is_reported_with_a_remedy(tmp_path: Path) -> None:
@@ -116,3 +117,10 @@ def test_with_a_key_the_service_listens_everywhere_and_answers_callers_who_have_
         assert httpx.get(f"{address}/jobs", headers=headers).status_code == 429
         KeyFile(tmp_path).revoke("ada")
         assert httpx.get(f"{address}/jobs", headers=headers).status_code == 401
+
+
+@pytest.mark.e2e
+def test_the_data_directory_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+    data_dir = tmp_path / "srv" / "data"
+    with start_service(tmp_path, BERGSON_DATA_DIR=str(data_dir)):
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700

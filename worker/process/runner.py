@@ -104,7 +104,7 @@ class Runner:
         self._index_cache.drop_deleted()
         claim = self._queue.take_job(self._find_obstacle, self._discard)
         if claim is None:
-            self._time_share.note_no_job_waits()
+            self._time_share.forgive_job_debt()
             self._remove_leftovers()
             return
         self._leftovers_due_at = 0.0
@@ -131,6 +131,9 @@ class Runner:
             return "lost"
         except Cancelled:
             if not claim.cancelled:
+                logger.info(
+                    "job %s is handed back, since this worker stops: another one continues it", job.job_id
+                )
                 self._save_outcome(lambda: self._queue.hand_back(claim))
                 return "handed_back"
             self._discard(record)

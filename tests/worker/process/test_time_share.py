@@ -88,7 +88,7 @@ def test_a_job_that_waits_starts_soon_however_long_queries_have_been_answered_be
     while worker.query_time_s < busy_s:
         worker.time_share.answer_queries(PATIENCE_S)
         if worker.time_share.is_jobs_turn:
-            worker.time_share.note_no_job_waits()
+            worker.time_share.forgive_job_debt()
     before_s = worker.query_time_s
     worker.run_job(1, 0)
     assert worker.query_time_s - before_s <= 2 * PATIENCE_S + worker.query_s
@@ -98,7 +98,7 @@ def test_time_before_a_job_was_there_is_not_held_against_queries(make_worker):
     worker = make_worker()
     for _ in range(1000):
         worker.time_share.answer_queries(PATIENCE_S)
-    worker.time_share.note_no_job_waits()
+    worker.time_share.forgive_job_debt()
     worker.steps.clear()
     worker.run_job(6, 0.3)
     longest_run = max(len(run) for run in "".join("b" if s == "batch" else " " for s in worker.steps).split())

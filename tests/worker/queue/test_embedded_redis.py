@@ -16,7 +16,8 @@ from urllib.parse import unquote
 import psutil
 import pytest
 
-from bergson_core.errors import RedisUnavailable
+from bergson_core.errors import RedisUnavailable, Unavailable
+from bergson_core.utils.file_locks import try_lock
 from tests.worker.helpers import REPOSITORY, is_answering, read_pid, wait_until
 from worker.queue import embedded_redis as embedded_redis_module
 from worker.queue.embedded_redis import embedded_redis, redis_url
@@ -63,6 +64,39 @@ def test_a_running_server_is_used_and_left_to_its_owner(tmp_path: Path):
         with embedded_redis(tmp_path) as second_url:
             assert second_url == url
         assert is_answering(url)
+
+
+def test_who_wants_to_own_it_is_refused_while_another_process_does_and_told_which(tmp_path: Path):
+    with embedded_redis(tmp_path / "redis") as url:
+        with (
+            pytest.raises(Unavailable, match=f"process {os.getpid()} on .* uses the data directory {tmp_path} "),
+            embedded_redis(tmp_path / "redis", as_owner=True),
+        ):
+            pass
+        assert is_answering(url)
+    with embedded_redis(tmp_path / "redis", as_owner=True) as url:
+        assert is_answering(url)
+
+
+def test_who_joins_an_owned_server_does_not_own_it(tmp_path: Path):
+    with ExitStack() as joined:
+        with embedded_redis(tmp_path / "redis", as_owner=True) as url:
+            assert joined.enter_context(embedded_redis(tmp_path / "redis")) == url
+        with embedded_redis(tmp_path / "redis", as_owner=True) as url:
+            assert is_answering(url)
+
+
+def test_a_server_that_outlives_its_killed_owner_for_a_moment_is_waited_for(tmp_path: Path):
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    # The lock of the server is still held, as while it writes its data to disk; that of its owner is not.
+    with (directory / "server.lock").open("wb") as server_lock:
+        assert try_lock(server_lock)
+        timer = threading.Timer(0.3, server_lock.close)
+        timer.start()
+        with embedded_redis(directory, as_owner=True) as url:
+            assert is_answering(url)
+        timer.join()
 
 
 def test_one_of_several_processes_that_need_it_at_once_starts_it(tmp_path: Path):

@@ -1,5 +1,6 @@
 """A system that waits starts its processes again, gives up on those that never work, and ends at Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,14 +14,15 @@ import pytest
 from bergson_core.errors import Unavailable
 from bergson_core.utils.child_process import command_tied_to_parent
 from service.cli.support import restarts
-from service.cli.support.process_group import ProcessGroup, _ProcessLog
+from service.cli.support.process_group import ProcessGroup, _ProcessLog, _telling_of_redis
+from worker.queue import embedded_redis
 
 NO_REDIS = "unix:///nowhere/redis.sock"
 
 
 @pytest.fixture
 def log(tmp_path: Path):
-    log = _ProcessLog.open(tmp_path / "processes.log")
+    log = _ProcessLog.open(tmp_path / "processes.log", "json")
     with log.file:
         yield log
 
@@ -45,12 +47,14 @@ def test_a_worker_that_dies_at_once_again_and_again_ends_the_system_with_the_rea
     with pytest.raises(Unavailable) as caught:
         group.wait()
     assert len(starts) == restarts.MAX_FAILED_STARTS
-    assert "the worker 1 ended with status 1, for the 5th time in a row before it worked" in str(caught.value)
+    assert "worker 1 ended with status 1, for the 5th time in a row before it worked" in str(caught.value)
     assert "no GPU here" in str(caught.value)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == restarts.MAX_FAILED_STARTS - 1
-    assert warnings[0] == "warning: the worker 1 ended with status 1; it is started again in 0.5 s"
-    assert "the worker 1 ended with status 1; it is started again in 0.5 s" in log.path.read_text()
+    assert warnings[0] == "warning: worker 1 ended with status 1; it is started again in 0.5 s"
+    events = [json.loads(line) for line in log.path.read_text().splitlines() if line.startswith("{")]
+    assert events[0]["event"] == "worker 1 ended with status 1; it is started again in 0.5 s"
+    assert events[0]["level"] == "warning" and events[0]["timestamp"]
 
 
 def test_ctrl_c_during_a_pause_ends_the_wait_at_once(
@@ -71,3 +75,16 @@ def test_ctrl_c_during_a_pause_ends_the_wait_at_once(
     thread.join()
     assert time.monotonic() - started < 10
     assert len(starts) == 1
+
+
+def test_what_becomes_of_the_embedded_redis_is_told_and_logged(
+    log: _ProcessLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, _ = make_group("pass", log)
+    with _telling_of_redis(group.tell):
+        embedded_redis.logger.warning("the embedded Redis %s", "was killed by SIGKILL")
+    embedded_redis.logger.warning("not told any more")
+    assert capsys.readouterr().err.startswith("warning: the embedded Redis was killed by SIGKILL\n")
+    assert [json.loads(line)["event"] for line in log.path.read_text().splitlines()] == [
+        "the embedded Redis was killed by SIGKILL"
+    ]

@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 
 from bergson_core.errors import Unavailable
+from bergson_core.utils.child_process import describe_end
 from service.cli.support import restarts
-from service.cli.support.restarts import MAX_FAILED_STARTS, MAX_PAUSE_S, STEADY_S, Restarter, describe_end
+from service.cli.support.restarts import MAX_FAILED_STARTS, MAX_PAUSE_S, STEADY_S, Restarter
 
 WORKER = "worker 1"
 
@@ -43,6 +44,7 @@ class FakeSystem:
             lambda name: cast("subprocess.Popen", self.launch(name)),
             lambda name, pid: self.working,
             self.told.append,
+            worker_note="; its job goes on",
         )
 
     def launch(self, name: str) -> FakeProcess:
@@ -71,10 +73,10 @@ def system(monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
 def test_a_process_that_ends_is_started_again_and_a_sentence_says_why(system: FakeSystem) -> None:
     system.end()
     assert system.starts == [WORKER]
-    assert system.told == ["the worker 1 was killed by SIGKILL; it is started again in 0.5 s"]
+    assert system.told == ["worker 1 was killed by SIGKILL; it is started again in 0.5 s; its job goes on"]
     system.end("web service", status=3)
     assert system.starts == [WORKER, "web service"]
-    assert "the web service ended with status 3" in system.told[-1]
+    assert system.told[-1] == "the web service ended with status 3; it is started again in 0.5 s"
 
 
 def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_long_run(system: FakeSystem) -> None:
@@ -91,6 +93,12 @@ def test_a_process_that_works_in_between_is_never_given_up(system: FakeSystem) -
     for _ in range(10 * MAX_FAILED_STARTS):
         system.end()
     assert len(system.starts) == 10 * MAX_FAILED_STARTS
+
+
+def test_a_worker_that_has_never_worked_had_no_job_to_tell_of(system: FakeSystem) -> None:
+    system.end()
+    fail_starts(system, 1)
+    assert system.told[-1] == "worker 1 ended with status 1; it is started again in 1 s"
 
 
 def fail_starts(system: FakeSystem, times: int) -> None:
