@@ -1,4 +1,4 @@
-"""Draws docs/architecture.svg: the folders in the order of their imports, and the ways of a build and of a question.
+"""Draws docs/architecture.svg: the folders in the order of their imports, and the ways of a build and of a query.
 
 Folders, their order and their sentences come from the code: from the import-linter contracts in pyproject.toml and from
 the first line of each folder's `__init__.py`. Each stop on a way names a function and the stop that calls it; that the
@@ -75,7 +75,7 @@ WAYS: Final = (
         ),
     ),
     Way(
-        "A question: POST /attribute",
+        "A query: POST /attribute",
         "#c2410c",
         (
             Stop("service.routes.attribute.attribute", "body checked"),
@@ -203,7 +203,7 @@ class _Drawing:
             ".sentence{fill:#4b5563;font-size:11px}.way{font-weight:700;font-size:13px}.number{fill:#fff;font-size:10px;"
             "font-weight:700;text-anchor:middle}"
         )
-        title = "The folders in the order of their imports, and the ways of a build and of a question"
+        title = "The folders in the order of their imports, and the ways of a build and of a query"
         return "\n".join(
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self._height:g}" role="img">',

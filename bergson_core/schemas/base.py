@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -34,6 +35,7 @@ from bergson_core.schemas.bounded_errors import (
     require_max_length,
     short_repr,
 )
+from bergson_core.schemas.plain_messages import name_known_fields, plain_message
 
 _MAX_SHOWN_ERRORS: Final = 20
 _MAX_SHOWN_CHARS: Final = 200
@@ -123,24 +125,11 @@ def plain_errors(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             **details,
             "loc": tuple(part for part in details["loc"] if part not in UNION_TAGS),
-            "msg": _plain_message(details),
+            "msg": plain_message(details),
         }
         for details in errors
         if details["type"] != "too_short" or details["loc"] not in with_parents
     ]
-
-
-def _plain_message(details: Mapping[str, Any]) -> str:
-    match details["type"]:
-        case "tuple_type" | "list_type":
-            return "expected a list"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return "expected an object"
-        case "too_short":
-            return f"expected at least {details['ctx']['min_length']} of them, got {details['ctx']['actual_length']}"
-        case "too_long":
-            return f"expected at most {details['ctx']['max_length']} of them, got {details['ctx']['actual_length']}"
-    return details["msg"].removeprefix("Value error, ")
 
 
 def describe_validation_error(error: ValidationError, root: str) -> str:
@@ -159,7 +148,11 @@ def describe_validation_error(error: ValidationError, root: str) -> str:
         message, value = details["msg"], details["input"]
         # The value is left out where there is none, where the message has it, and where several fields are at fault.
         of_several_fields = details["type"] == "value_error" and isinstance(value, Mapping)
-        if details["type"] != "missing" and "got " not in message and not of_several_fields:
+        if (
+            details["type"] not in ("missing", "extra_forbidden")
+            and "got " not in message
+            and not of_several_fields
+        ):
             message += f"; got {short_repr(value, _MAX_SHOWN_CHARS)}"
         lines.append(f"{path}: {message}")
     if len(errors) > _MAX_SHOWN_ERRORS:
@@ -210,11 +203,14 @@ class Spec(_SpecBase):
         bound_errors_of_lists(handler.resolve_ref_schema(schema))
         return schema
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_many_unknown_fields(cls, fields: Any) -> Any:
-        require_few_unknown_fields(fields, cls.model_fields, cls.__name__)
-        return fields
+    def _name_known_fields(cls, fields: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            require_few_unknown_fields(fields, cls.model_fields, cls.__name__)
+            return validate(fields)
+        except ValidationError as error:
+            raise name_known_fields(error, cls.model_fields) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:

@@ -13,7 +13,9 @@ from typing import Any, Final
 from annotated_types import MaxLen
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core import InitErrorDetails, PydanticKnownError
+
+from bergson_core.schemas.plain_messages import as_line_error
 
 MAX_LIST_ERRORS: Final = 1000
 """About as many errors of the items of a list are reported; and those of about as many items after the first error."""
@@ -98,7 +100,7 @@ def _validate_items(value: Any, validate: Callable[[Any], Any]) -> Any:
         except ValidationError as error:
             errors += _item_errors(error, start)
         start = errors[-1]["loc"][0] + 1
-    line_errors = list(map(_as_line_error, errors))
+    line_errors = list(map(as_line_error, errors))
     del errors
     raise ValidationError.from_exception_data(title, line_errors)
 
@@ -110,13 +112,3 @@ def _item_errors(error: ValidationError, start: int) -> list[Any]:
         for details in error.errors(include_url=False)
         if details["loc"]
     ]
-
-
-def _as_line_error(details: Mapping[str, Any]) -> InitErrorDetails:
-    # A validator's exception is left out: its traceback leads back to the value, in a circle.
-    context: Any = {name: part for name, part in details.get("ctx", {}).items() if name != "error"}
-    return InitErrorDetails(
-        type=PydanticCustomError(details["type"], "{message}", context | {"message": details["msg"]}),
-        loc=details["loc"],
-        input=details["input"],
-    )

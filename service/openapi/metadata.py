@@ -60,18 +60,14 @@ JOB_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 
 Responses = dict[int | str, dict[str, Any]]
 
-BUILD_FIELD_ERROR = FieldError(
-    loc=["body", "gradients", "projection_dim"], msg="Input should be greater than or equal to 1"
-)
-PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="Input should be less than or equal to 200")
-QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="Input should be less than or equal to 1000")
-BATCH_FIELD_ERROR = FieldError(
-    loc=["body", "queries", 3, "top_k"], msg="Input should be less than or equal to 1000"
-)
+BUILD_FIELD_ERROR = FieldError(loc=["body", "gradients", "projection_dim"], msg="expected at least 1")
+PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="expected at most 200")
+QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="expected at most 1000")
+BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="expected at most 1000")
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
-PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="Input should be less than or equal to 1")
-INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"String should match pattern '{NAME_PATTERN}'")
-JOB_ID_ERROR = FieldError(loc=["path", "job_id"], msg=f"String should match pattern '{JOB_ID_PATTERN}'")
+PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="expected at most 1")
+INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"expected text that matches {NAME_PATTERN}")
+JOB_ID_ERROR = FieldError(loc=["path", "job_id"], msg=f"expected text that matches {JOB_ID_PATTERN}")
 
 _EXAMPLE_DETAILS = {
     "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",

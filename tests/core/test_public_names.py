@@ -82,9 +82,9 @@ def test_each_type_that_a_public_signature_needs_is_public() -> None:
 
 @pytest.mark.parametrize("spec", ["facts", None, {"modle": "m"}])
 def test_what_is_no_spec_is_invalid_input(spec: Any, tmp_path: Path) -> None:
-    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: Field required"):
+    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: required, but missing"):
         bergson_core.build_index(spec, tmp_path / "index")
-    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: Field required"):
+    with pytest.raises(bergson_core.errors.InvalidInput, match=r"BuildSpec|model: required, but missing"):
         bergson_core.estimate_build(spec)
     with pytest.raises(bergson_core.errors.InvalidInput, match=r"AppendSpec|modle"):
         bergson_core.append_documents(tmp_path / "index", spec)

@@ -28,6 +28,7 @@ GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_
     "\n".join(code_blocks(f"docs/{name}.md", "python"))
     for name in ("gradients", "corpus", "index", "client", "evaluating")
 )
+(CURL_CALLS,) = (block for block in code_blocks("docs/service.md", "sh") if "curl" in block)
 EVALUATION_COMMANDS = code_blocks("docs/evaluating.md", "sh")[0]
 
 
@@ -134,3 +135,11 @@ def test_the_examples_of_the_client_run_in_order(home: Path, start_service):
     assert lines[-7:-4] == [line for line in lines if re.match(r"[123] -?\d", line)]
     assert lines[-4:-2] == ["Berin Birchall has retired.", "people"]
     assert [line.rsplit(" ", 1)[0] for line in lines[-2:]] == ["Berin Birchall", "Ada Lovelace"]
+
+
+def test_the_calls_by_curl_build_an_index_and_query_it(home: Path, start_service, require):
+    require("curl")
+    url = start_service(allowed_roots=home / ".cache").url
+    *events, answer = run(home, "sh", "-ec", CURL_CALLS.replace("http://127.0.0.1:8000", url)).splitlines()
+    assert '"state":"succeeded"' in "".join(events)
+    assert len(json.loads(answer)["results"]) == 3

@@ -80,7 +80,7 @@ def started(
             yield system, client, crew
 
 
-class Traffic:
+class KilledTraffic:
     """Callers of two web processes, which are killed and started again on the same ports."""
 
     def __init__(self, system: System, random: Random):
@@ -145,7 +145,7 @@ def test_a_web_process_that_is_killed_costs_its_own_callers_their_connections_an
     start_system, long_form, seeded, record
 ):
     system, kills = start_system(max_queue_wait_s=TIMEOUT_S), 20 if long_form else 2
-    traffic = Traffic(system, seeded)
+    traffic = KilledTraffic(system, seeded)
     with Client(system.urls[0]) as client, Crew(system, 2) as crew:
         workload = Workload(system, client)
         crew.run([workload.build_base])

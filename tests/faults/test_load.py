@@ -333,6 +333,6 @@ def test_questions_and_jobs_beside_each_other_all_end(
     print(f"questions: {tally}")
     failed = sum(job.state != "succeeded" for job in ended)
     unanswered = tally.sent - tally.responses[200]
-    record(promise="questions and jobs all end", runs=tally.sent + jobs, lost=failed + unanswered)
+    record(promise="queries and jobs all end", runs=tally.sent + jobs, lost=failed + unanswered)
     assert not failed and not unanswered
     require_drained(redis)

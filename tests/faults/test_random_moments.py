@@ -98,7 +98,7 @@ def test_nothing_is_lost_and_no_reader_sees_half_a_generation(system, seeded, lo
         crew.finish()
         growth = system.web_processes[0].memory_bytes() - memory_before
     record(promise="jobs survive what happens to workers at random moments", runs=len(jobs), kills=faults)
-    record(promise="each question gets one answer, of one generation", runs=asked, kills=faults)
+    record(promise="each query gets one answer, of one generation", runs=asked, kills=faults)
     require_no_leftovers(system.data_dir)
     assert growth < MAX_GROWTH_BYTES
     assert misfortune.peak_memory_bytes < 2 * 2**30

@@ -30,7 +30,7 @@ def redis_at(
 ) -> Iterator[tuple[str, str]]:
     """URLs of a Redis, for the test and for the code under test: the embedded one (6.2), or the newer one on the PATH.
 
-    On the latter the code under test is a user with no more rights than docs/service.md lists.
+    On the latter the code under test is a user with no more rights than docs/redis.acl lists.
     """
     directory = tmp_path_factory.mktemp("redis")
     if request.param == "embedded":

@@ -1,6 +1,5 @@
 """Starts Redis servers for tests, on free ports, with TLS and with users of few rights."""
 
-import re
 import secrets
 import socket
 import subprocess
@@ -13,9 +12,7 @@ from tests.worker.helpers import REPOSITORY, is_answering, wait_until
 from worker.queue.redis_client import connect
 
 _EPHEMERAL_PORTS_FROM = 32_768
-(ACL_RULE,) = re.findall(
-    r"^ACL SETUSER (.*)$", (REPOSITORY / "docs" / "service.md").read_text(), re.MULTILINE
-)
+ACL_RULE = (REPOSITORY / "docs" / "redis.acl").read_text().removeprefix("user ").strip()
 
 
 def free_port() -> int:
@@ -64,7 +61,7 @@ def make_certificate(openssl: str, directory: Path) -> tuple[Path, Path]:
 
 
 def restrict_user(url: str, password: str = "p@ss/word") -> str:
-    """Returns the URL of the same server for a user who has only the rights that docs/service.md lists."""
+    """Returns the URL of the same server for a user who has only the rights that docs/redis.acl lists."""
     with connect(url) as admin:
         admin.execute_command("ACL", "SETUSER", *ACL_RULE.replace("PASSWORD", password).split())
     return url.replace("://", f"://bergson:{quote(password, safe='')}@")

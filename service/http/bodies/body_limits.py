@@ -1,6 +1,6 @@
 """How large a request's body may be, by route.
 
-A question needs little, and a build with its documents in the body needs much. A route that `BODY_LIMITS` does not name
+A query needs little, and a build with its documents in the body needs much. A route that `BODY_LIMITS` does not name
 takes a small body only. No body may be larger than the setting `max_body_bytes`.
 """
 

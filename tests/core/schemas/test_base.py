@@ -12,28 +12,50 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.build import BuildSpec, GradientSpec
 from bergson_core.schemas.evaluation import Evaluation
-from bergson_core.schemas.query import AttributionQuery, VerifySpec
+from bergson_core.schemas.query import AttributionQuery, ProfileSpec, VerifySpec
 from worker.messages import ServiceQuery
 
 WRONG: dict[str, tuple[type[Spec], dict[str, Any], list[str]]] = {
-    "a missing field": (BuildSpec, {"documents": [{}]}, ["model: Field required"]),
+    "a missing field": (BuildSpec, {"documents": [{}]}, ["model: required, but missing"]),
     "an unknown field": (
-        GradientSpec,
-        {"projection": "normal", "kind": 3},
-        ["kind: Extra inputs are not permitted; got 3"],
+        VerifySpec,
+        {"top": 3, "steps": 3},
+        ["steps: no such field; expected top, controls, learning_rate"],
+    ),
+    "misspelled fields": (
+        BuildSpec,
+        {"modle": "m", "model": "m", "documents": [{}], "columns": {"weigth": "w"}},
+        ["columns.weigth: no such field; did you mean weight?", "modle: no such field; did you mean model?"],
+    ),
+    "a misspelled field of an item": (
+        ProfileSpec,
+        {"name": "births", "queries": [{"prompt": "a", "completion": "b"}, {"promt": "a"}]},
+        [
+            "queries.1.prompt: required, but missing",
+            "queries.1.completion: required, but missing",
+            "queries.1.promt: no such field; did you mean prompt?",
+        ],
+    ),
+    "a text of another pattern, and a value that is not among those that there are": (
+        AttributionQuery,
+        {"prompt": "a", "profile": "A B", "join": "tab"},
+        [
+            "join: expected 'exact' or 'space'; got 'tab'",
+            "profile: expected text that matches ^[a-z0-9][a-z0-9_-]{0,62}$; got 'A B'",
+        ],
     ),
     "a value out of range": (
         BuildSpec,
         {"model": "m", "documents": [{}], "gradients": {"projection_dim": 0}},
-        ["gradients.projection_dim: Input should be greater than or equal to 1; got 0"],
+        ["gradients.projection_dim: expected at least 1; got 0"],
     ),
     "several fields": (
         AttributionQuery,
         {"prompt": 3, "top_k": "10", "verify": {"top": 33}},
         [
-            "prompt: Input should be a valid string; got 3",
+            "prompt: expected text; got 3",
             "top_k: expected a number, got '10'",
-            "verify.top: Input should be less than or equal to 32; got 33",
+            "verify.top: expected at most 32; got 33",
         ],
     ),
     "a field that a validator refuses": (
@@ -67,7 +89,7 @@ def test_each_wrong_field_is_listed_in_a_line(
 
 
 def test_json_that_is_none_or_has_a_wrong_field_is_invalid_input() -> None:
-    with pytest.raises(InvalidInput, match=r"^top: Input should be greater than or equal to 1; got 0$"):
+    with pytest.raises(InvalidInput, match=r"^top: expected at least 1; got 0$"):
         VerifySpec.model_validate_json('{"top": 0}')
     with pytest.raises(InvalidInput, match=r"^VerifySpec: Invalid JSON"):
         VerifySpec.model_validate_json("{")
@@ -113,7 +135,7 @@ def test_a_spec_in_the_body_of_a_request_is_validated_by_fastapi() -> None:
 def test_the_index_of_a_query_is_left_out_for_an_open_index_and_required_by_a_service() -> None:
     assert AttributionQuery(prompt="a", completion="b").index is None
     assert ServiceQuery(index="facts", prompt="a").index == "facts"
-    with pytest.raises(InvalidInput, match=r"^index: Field required$"):
+    with pytest.raises(InvalidInput, match=r"^index: required, but missing$"):
         ServiceQuery.model_validate({"prompt": "a"})
 
 

@@ -13,7 +13,7 @@ BUSY_MACHINE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Response:
+class QueryResponse:
     """The response to a query: its status, the code of its problem (or an empty text), and when it was there."""
 
     status: int
@@ -36,7 +36,7 @@ class Traffic:
     """
 
     def __init__(self, url: str, index: str, timeout_s: float = 1.0, threads: int = 3):
-        self.responses: list[Response] = []
+        self.responses: list[QueryResponse] = []
         self.failures: list[str] = []
         self._url, self._index, self._timeout_s = url, index, timeout_s
         self._stop = threading.Event()
@@ -85,4 +85,4 @@ class Traffic:
         answer: dict[str, Any] = response.json()
         if response.status_code == 200:
             assert answer["query"]["prompt"] == prompt, "the answer to another query"
-        self.responses.append(Response(response.status_code, answer.get("code", ""), seconds))
+        self.responses.append(QueryResponse(response.status_code, answer.get("code", ""), seconds))

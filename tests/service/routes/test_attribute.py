@@ -134,7 +134,7 @@ def test_a_wrong_field_is_refused(
     ("change", "location", "message"),
     [
         ({"span": [3, 1]}, ["span"], "expected 0 ≤ start < end"),
-        ({"span": [1]}, ["span", 1], "Field required"),
+        ({"span": [1]}, ["span", 1], "required, but missing"),
         ({"span": [1, 2, 3]}, ["span"], "expected at most 2 of them, got 3"),
         ({"span": 3}, ["span"], "expected a list"),
         ({"include": "text"}, ["include"], "expected a list"),

@@ -23,7 +23,7 @@ def facts(settings: Settings) -> None:
 
 
 @pytest.fixture
-def steady_queries(redis: Redis, core: FakeCore) -> Iterator[list[float]]:
+def answer_times(redis: Redis, core: FakeCore) -> Iterator[list[float]]:
     """While a batch of queries is answered the next one arrives, so that queries wait all the time.
 
     The list has the times at which batches were answered.
@@ -46,31 +46,31 @@ def replied_ids(redis: Redis) -> set[str]:
 
 
 def test_a_job_starts_and_ends_while_queries_wait_all_the_time(
-    redis: Redis, core: FakeCore, steady_queries: list[float], start_worker: Start
+    redis: Redis, core: FakeCore, answer_times: list[float], start_worker: Start
 ):
     core.batch_s = 0.05
     start_worker()
-    wait_until(lambda: len(steady_queries) > 20)
+    wait_until(lambda: len(answer_times) > 20)
     submit_job(redis, index="new")
     assert wait_until(lambda: read_record(redis).finished_at)
     assert read_record(redis).state == "succeeded"
-    before = len(steady_queries)
-    wait_until(lambda: len(steady_queries) > before + 20)
+    before = len(answer_times)
+    wait_until(lambda: len(answer_times) > before + 20)
 
 
 def test_queries_that_wait_all_the_time_are_answered_all_through_a_job(
-    redis: Redis, core: FakeCore, steady_queries: list[float], start_worker: Start
+    redis: Redis, core: FakeCore, answer_times: list[float], start_worker: Start
 ):
     core.total, core.batch_s = 10, 0.05
     start_worker()
     submit_job(redis, index="new")
     record = wait_until(lambda: (record := read_record(redis)).finished_at and record)
     started, ended = (time.monotonic() - time.time() + at for at in (record.started_at, record.finished_at))
-    assert len([at for at in steady_queries if started < at < ended]) >= 10
+    assert len([at for at in answer_times if started < at < ended]) >= 10
 
 
 def test_many_jobs_in_a_row_end_while_queries_wait_all_the_time(
-    redis: Redis, core: FakeCore, steady_queries: list[float], start_worker: Start
+    redis: Redis, core: FakeCore, answer_times: list[float], start_worker: Start
 ):
     start_worker()
     for number in range(10):
@@ -79,7 +79,7 @@ def test_many_jobs_in_a_row_end_while_queries_wait_all_the_time(
 
 
 def test_jobs_verifications_and_queries_all_get_on_beside_each_other(
-    redis: Redis, core: FakeCore, steady_queries: list[float], start_worker: Start
+    redis: Redis, core: FakeCore, answer_times: list[float], start_worker: Start
 ):
     core.total, core.batch_s = 1000, 0.02
     core.during_verify = lambda number: time.sleep(5 * QUERY_S)
@@ -89,10 +89,10 @@ def test_jobs_verifications_and_queries_all_get_on_beside_each_other(
     verify = VerifySpec(top=2, controls=2)
     for number in range(2):
         send_query(redis, f"verified-{number}", query=make_query("slow", verify=verify))
-    done, answered = read_record(redis).progress.done, len(steady_queries)
+    done, answered = read_record(redis).progress.done, len(answer_times)
     wait_until(lambda: {"verified-0", "verified-1"} <= replied_ids(redis))
     assert read_record(redis).progress.done > done
-    assert len(steady_queries) > answered
+    assert len(answer_times) > answered
 
 
 def test_verifications_without_end_do_not_keep_a_job_from_its_end(
