@@ -37,13 +37,15 @@ class HiddenRows:
     def refresh(self) -> bool:
         """Reads the new lines of the log, and returns whether there were any.
 
+        A log that was restored from a copy is read from its beginning. What was hidden before stays hidden.
+
         Raises:
             IndexCorrupt: The log is damaged.
         """
-        before = self._log.end.lines
         new = self._log.read_new_lines()
+        before = self._log.end.lines - len(new)
         for line in new[max(0, self._compacted - before) :]:
-            self._generations[line["id"]] = line["generation"]
+            self._generations[line["id"]] = max(line["generation"], self._generations.get(line["id"], 0))
         return bool(new)
 
     @property

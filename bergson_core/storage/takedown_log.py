@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bergson_core.errors import IndexBusy, IndexCorrupt
 from bergson_core.schemas.base import ResultModel
@@ -46,9 +46,9 @@ _DIGEST: Final = re.compile(rb', "sha256": "([0-9a-f]{64})"\}')
 class TakedownHead(ResultModel):
     """A place in the log of takedowns: the end of a line."""
 
-    lines: int = 0
+    lines: int = Field(0, ge=0)
     """Lines up to there."""
-    bytes: int = 0
+    bytes: int = Field(0, ge=0)
     """Bytes of these lines."""
     sha256: str = _NO_DIGEST
     """Digest of the last of them, which depends on all of them."""
@@ -174,6 +174,8 @@ class TakedownLog:
     def read_new_lines(self) -> list[dict[str, Any]]:
         """Returns the lines that were appended since the last call.
 
+        If the log no longer begins with what was read, and is sound by itself, all of its lines are new.
+
         Raises:
             IndexCorrupt: Lines are missing or were altered.
         """
@@ -186,13 +188,18 @@ class TakedownLog:
         except _Damage as damage:
             if not self._root.is_dir():
                 return []  # the index was deleted meanwhile
-            if self.end.bytes:  # another index of the same name may have taken its place
-                TakedownLog(self._root, self._least).read_new_lines()
-                return []
+            if self.end.bytes:  # a copy may have been restored, or another index of the same name may be here
+                return self._start_over()
             raise IndexCorrupt(
                 f"the takedowns of the index {self._root.name} cannot be trusted: {damage}; restore "
                 f"{TAKEDOWN_LOG_FILE} and {TAKEDOWN_HEAD_FILE} from a copy, or build the index again"
             ) from damage
+
+    def _start_over(self) -> list[dict[str, Any]]:
+        log = TakedownLog(self._root, self._least)
+        lines = log.read_new_lines()
+        self.end, self.head = log.end, log.head
+        return lines
 
     def skip_to_end(self) -> None:
         """Skips the lines that the log has now.
@@ -272,11 +279,14 @@ def _digest_after(before: TakedownHead, text: bytes) -> str:
 def _read_head(root: Path) -> TakedownHead | None:
     path = root / TAKEDOWN_HEAD_FILE
     try:
-        return TakedownHead.model_validate_json(path.read_bytes())
+        head = TakedownHead.model_validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
         raise _Damage(f"{TAKEDOWN_HEAD_FILE} cannot be read") from None
+    if head.model_fields_set != set(TakedownHead.model_fields):
+        raise _Damage(f"{TAKEDOWN_HEAD_FILE} lacks fields")
+    return head
 
 
 def _read_content(path: Path, offset: int) -> bytes:

@@ -204,7 +204,53 @@ def test_the_log_of_a_deleted_index_is_empty_and_that_of_its_successor_is_no_dam
     old.mkdir()
     assert reader.read_new_lines() == []
     take_down(old, "new")
+    assert [line["id"] for line in reader.read_new_lines()] == ["new"]
+
+
+@pytest.mark.parametrize("later", [(), ("doc-5",), ("doc-5", "doc-6"), ("doc-44",), ("doc-5", *"abcdef")])
+def test_a_reader_reads_a_restored_log_from_its_beginning_and_follows_it(root: Path, later: tuple[str, ...]):
+    copies = {name: (root / name).read_bytes() for name in (LOG, HEAD)}
+    take_down(root, "doc-4")
+    reader = TakedownLog(root)
+    assert len(reader.read_new_lines()) == 4
+    for name, content in copies.items():
+        (root / name).write_bytes(content)
+    take_down(root, *later)
+    assert [line["id"] for line in reader.read_new_lines()] == [*IDS, *later]
+    take_down(root, "doc-9")
+    assert [line["id"] for line in reader.read_new_lines()] == ["doc-9"]
+
+
+def test_a_reader_refuses_a_damaged_log_until_it_is_restored(root: Path):
+    copies = {name: (root / name).read_bytes() for name in (LOG, HEAD)}
+    reader = TakedownLog(root)
+    reader.read_new_lines()
+    (root / LOG).write_bytes(copies[LOG][:-9])
+    for _ in range(2):
+        with pytest.raises(IndexCorrupt):
+            reader.read_new_lines()
+    (root / LOG).write_bytes(copies[LOG])
     assert reader.read_new_lines() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({field: -1} for field in ("lines", "bytes")),
+        *({field: None} for field in ("lines", "bytes", "sha256")),
+        *({field: 10**30} for field in ("lines", "bytes")),
+        {"bytes": "300"},
+        {"lines": True},
+        {"other": 1},
+    ],
+)
+def test_a_head_with_a_wrong_or_missing_number_is_refused_by_name(root: Path, change: dict[str, Any]):
+    content = json.loads((root / HEAD).read_bytes()) | change
+    for altered in (content, {name: value for name, value in content.items() if value is not None}, {}, []):
+        (root / HEAD).write_text(json.dumps(altered))
+        for call in (lambda: read_ids(root), lambda: protect_takedowns(root)):
+            with pytest.raises(IndexCorrupt, match="takedowns of the index"):
+                call()
 
 
 @pytest.mark.parametrize("room", range(0, 200, 7))

@@ -139,6 +139,22 @@ def test_an_id_that_was_taken_down_may_be_added_again(index_copy, compacted):
     assert result_ids(AttributionIndex.open(index_copy)) == document_ids(7)
 
 
+def test_an_open_index_sees_the_takedowns_of_a_restored_log_and_shows_nothing_that_it_has_hidden(index_copy):
+    opened = AttributionIndex.open(index_copy)
+    take_down_document(index_copy, "doc-7")
+    copies = {path: path.read_bytes() for path in index_copy.glob("takedowns.*")}
+    assert len(copies) == 2
+    take_down_document(index_copy, "doc-8")
+    assert result_ids(opened) == document_ids(7, 8)
+    for path, content in copies.items():
+        path.write_bytes(content)
+    assert result_ids(opened) == document_ids(7, 8)
+    take_down_document(index_copy, "doc-9")
+    assert result_ids(opened) == document_ids(7, 8, 9)
+    take_down_document(index_copy, "doc-10")
+    assert result_ids(opened) == document_ids(7, 8, 9, 10)
+
+
 def test_a_takedown_waits_for_another_and_names_one_that_does_not_end(
     index_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
