@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal, Self, cast
@@ -114,10 +114,12 @@ class ProcessGroup:
             return False
 
     def tell(self, message: str) -> None:
-        """Prints a warning, and writes it to the log as well."""
-        print_warning(message)
+        """Prints a warning, and writes it to the log as well; a full disk keeps no process from being started again."""
+        with suppress(OSError):
+            print_warning(message)
         if self.log:
-            self.log.write(message)
+            with suppress(OSError):
+                self.log.write(message)
 
 
 @contextmanager
@@ -239,14 +241,13 @@ class _ProcessLog:
         with translate_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            return cls(path, path.open("ab"), path.stat().st_size, make_formatter(log_format))
+            return cls(path, path.open("ab", buffering=0), path.stat().st_size, make_formatter(log_format))
 
     def write(self, message: str) -> None:
         """Adds a warning to the file, as a line like those of the processes."""
         level = {"levelno": logging.WARNING, "levelname": "WARNING"}
         record = logging.makeLogRecord({"name": __name__, "msg": message, **level})
         self.file.write(f"{self.formatter.format(record)}\n".encode())
-        self.file.flush()
 
     def last_lines(self, count: int = 12) -> str:
         """Returns the last lines that were written since the start."""

@@ -69,7 +69,9 @@ def test_a_running_server_is_used_and_left_to_its_owner(tmp_path: Path):
 def test_who_wants_to_own_it_is_refused_while_another_process_does_and_told_which(tmp_path: Path):
     with embedded_redis(tmp_path / "redis") as url:
         with (
-            pytest.raises(Unavailable, match=f"process {os.getpid()} on .* uses the data directory {tmp_path} "),
+            pytest.raises(
+                Unavailable, match=f"process {os.getpid()} on .* uses the data directory {tmp_path} "
+            ),
             embedded_redis(tmp_path / "redis", as_owner=True),
         ):
             pass

@@ -16,6 +16,7 @@ from bergson_core.utils.child_process import command_tied_to_parent
 from service.cli.support import restarts
 from service.cli.support.process_group import ProcessGroup, _ProcessLog, _telling_of_redis
 from worker.queue import embedded_redis
+from worker.telemetry.logs import make_formatter
 
 NO_REDIS = "unix:///nowhere/redis.sock"
 
@@ -55,6 +56,16 @@ def test_a_worker_that_dies_at_once_again_and_again_ends_the_system_with_the_rea
     events = [json.loads(line) for line in log.path.read_text().splitlines() if line.startswith("{")]
     assert events[0]["event"] == "worker 1 ended with status 1; it is started again in 0.5 s"
     assert events[0]["level"] == "warning" and events[0]["timestamp"]
+
+
+def test_a_full_disk_keeps_no_process_from_being_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "MAX_PAUSE_S", 0.05)
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        log = _ProcessLog(Path("/dev/null"), full, 0, make_formatter("json"))
+        group, starts = make_group("import sys; sys.exit(3)", log)
+        with pytest.raises(Unavailable, match="for the 5th time"):
+            group.wait()
+    assert len(starts) == restarts.MAX_FAILED_STARTS
 
 
 def test_ctrl_c_during_a_pause_ends_the_wait_at_once(

@@ -63,7 +63,10 @@ def test_the_scope_is_checked_before_a_byte_of_the_body_is_read(client: TestClie
     ("body", "expected"),
     [
         ('{"queries":[' + ",".join(["{}"] * 330_000) + "]}", "queries: expected at most 256 of them"),
-        ('{"queries":[' + ",".join(["{}"] * 200) + "]}", "queries.0.index: required, but missing (and 99 more in"),
+        (
+            '{"queries":[' + ",".join(["{}"] * 200) + "]}",
+            "queries.0.index: required, but missing (and 99 more in",
+        ),
         ('{"queries":[{}' + ",0" * 200 + "]}", "which are not all"),
         ('{"queries":' + '{"":' * 199 + "0" + "}" * 199 + "}", "expected a list"),
     ],
