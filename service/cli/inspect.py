@@ -1,5 +1,6 @@
 """`bergson list` lists the indexes in a directory, and `bergson info` shows what one holds. Neither loads torch."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -127,13 +128,13 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
     assert spec is not None and sizes is not None and search is not None
     for name, value in {
         "index": str(path),
-        "documents": f"{detail.rows:,}, of which {detail.taken_down:,} were taken down",
+        "documents": f"{detail.rows:,}, {detail.taken_down:,} taken down",
         "tokens": f"{detail.tokens:,} labelled tokens",
         "skipped": f"{detail.skipped:,} documents" if detail.skipped else "",
         "generation": f"{detail.generation}, of {detail.created_at}",
         "model": _describe_model(spec),
         "model sha256": detail.model_sha256,
-        "dataset": "given in the request" if spec.dataset is None else _describe_settings(spec.dataset),
+        "dataset": _describe_dataset(spec),
         "columns": _describe_settings(spec.columns),
         "gradients": _describe_settings(spec.gradients),
         "scoring": _describe_settings(spec.scoring),
@@ -156,6 +157,13 @@ def _describe_settings(spec: Spec) -> str:
         if value != type(spec).model_fields[name].get_default(call_default_factory=True)
     ]
     return "; ".join(changed) or "the defaults"
+
+
+def _describe_dataset(spec: BuildSpec) -> str:
+    """Returns the dataset, or that there is none: a worker keeps documents of a request in a file, during the build."""
+    if spec.dataset is None or re.search(r"/uploads/[^/]+-[0-9a-f]{64}\.jsonl$", spec.dataset.path):
+        return "given in the request"
+    return _describe_settings(spec.dataset)
 
 
 def _describe_model(spec: BuildSpec) -> str:

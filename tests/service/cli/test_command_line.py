@@ -232,6 +232,13 @@ def test_an_index_is_described_for_people_and_for_programs(tmp_path, run_main):
     assert (detail["name"], detail["rows"], detail["spec"]["model"]) == ("facts", 1234, "org/model")
 
 
+def test_documents_of_a_request_are_no_dataset_that_could_be_looked_for(tmp_path, run_main):
+    spec = {"model": "org/model", "dataset": {"path": f"/srv/data/uploads/facts-{64 * 'a'}.jsonl"}}
+    table = run_main("info", make_manifest(tmp_path / "facts", spec=spec)).stdout
+    (line,) = (line for line in table.splitlines() if line.startswith("dataset"))
+    assert line.endswith("  given in the request")
+
+
 def test_a_local_model_that_is_gone_is_marked(tmp_path, run_main):
     spec = {"model": str(tmp_path / "gone"), "dataset": {"path": "org/data"}}
     path = make_manifest(tmp_path / "facts", spec=spec, model_revision=None)
@@ -424,3 +431,25 @@ def test_a_table_is_printed_the_same_through_rich_itself(capsys):
     with (plain := Console(width=80)).capture() as captured:
         plain.print(table)
     assert [line.rstrip() for line in captured.get().splitlines()] == printed.splitlines()
+
+
+@pytest.mark.parametrize("command", [("up",), ("worker",), ("keys", "list")])
+def test_a_wrong_setting_is_named_by_its_variable(command, run_main, monkeypatch, tmp_path):
+    monkeypatch.setenv("BERGSON_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("BERGSON_QUERY_BATCH", "many")
+    result = run_main(*command)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: BERGSON_QUERY_BATCH: ") and "got 'many'" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("up", "--port", "0"), ("keys", "list")])
+def test_a_misspelled_setting_brings_a_warning(command, run_main, monkeypatch, tmp_path):
+    monkeypatch.setenv("BERGSON_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("BERGSON_MAX_QEUED_JOBS", "5")
+    monkeypatch.setenv("BERGSON_ALLOWED_ROOTS", "/nope")
+    result = run_main(*command)
+    assert (
+        "warning: BERGSON_MAX_QEUED_JOBS is no setting: did you mean BERGSON_MAX_QUEUED_JOBS?"
+        in result.stderr
+    )
+    assert ("BERGSON_ALLOWED_ROOTS: no directory at /nope" in result.stderr) == (command[0] == "up")

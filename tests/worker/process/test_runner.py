@@ -229,8 +229,9 @@ def test_a_long_batch_is_not_taken_over_while_its_lease_is_renewed(
 
 
 def test_a_worker_that_is_stopped_hands_its_build_back_and_another_resumes_it(
-    redis: Redis, core: FakeCore, start_worker: Start
+    redis: Redis, core: FakeCore, start_worker: Start, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO")
     core.total, core.batch_s = 20, 0.02
     submit_job(redis, index="new")
     first = start_worker()
@@ -242,6 +243,7 @@ def test_a_worker_that_is_stopped_hands_its_build_back_and_another_resumes_it(
     record = wait_for_end(redis)
     assert (record.state, record.deliveries, len(core.builds)) == ("succeeded", 1, 2)
     assert done < 20
+    assert f"job {record.job_id} is handed back, since this worker stops" in caplog.text
 
 
 def test_a_directory_that_the_previous_worker_still_holds_is_waited_for(
