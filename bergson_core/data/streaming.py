@@ -1,15 +1,21 @@
 """Reads files and streams into a file that a build can map, for datasets that are too large for memory.
 
-<output>/documents.arrow   the columns that a build reads, as an Arrow stream, until the index is published
+<output>/documents.arrow   the columns that a build reads, as an Arrow stream, until the index is published; with
+                           `streaming`, the sha256 of all this follows it
 
 A build reads its documents several times: to check each of them, for samples, and shard by shard. Text files and
 streams can be read in order only, and the stream of a hub dataset is downloaded each time. They are therefore read
 once, by Arrow batches, into a file that gets its name when it is complete. With `streaming`, a build that is killed and
-started again goes on with what the first run has read, even if the source has changed since; without it, files are read
-again. The index stores these texts in any case.
+started again goes on with what the first run has read, even if the source has changed since. Without it, or if that
+file was damaged meanwhile, the source is read again; shards that were made from other texts are then made again too.
+The index stores these texts in any case.
 """
 
+import logging
+import os
 from collections.abc import Collection, Iterator
+from functools import partial
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Final, cast
@@ -27,10 +33,16 @@ from bergson_core.data.document_columns import is_encoded
 from bergson_core.data.documents import Documents, documents_from_dataset, load_documents, require_columns
 from bergson_core.data.files.reader import FileReader
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.results import Progress
 from bergson_core.utils.atomic_files import atomic_path
+from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 from bergson_core.utils.progress import ProgressCallback, StageProgress
 
+logger = logging.getLogger(__name__)
+
 STREAMED_FILE: Final = "documents.arrow"
+_SHA256_BYTES: Final = 32
+_HASHED_BYTES: Final = 2**24
 _BATCH_ROWS: Final = 1000
 """Rows of a batch of a hub dataset. This divides the 10,000 rows that the csv reader of the datasets library reads at a
 time: the reader infers the types again each time, and no batch may span two of these portions."""
@@ -64,7 +76,7 @@ def _open_documents(
     source, path = spec.dataset, root / STREAMED_FILE
     if source is None:
         return load_documents(spec, optional)
-    if not source.streaming or not path.is_file():
+    if not source.streaming or not _is_complete(path, report):
         with translate_dataset_errors(source):
             reader = FileReader.open(source)
         if reader is None and not source.streaming:
@@ -118,12 +130,46 @@ def _write_batches(
     if first is None:
         raise empty_dataset_error(source.path)
     progress = StageProgress("read", total=0)
-    with (
-        # What is read again by the next run need not survive a power cut.
-        atomic_path(path, durable=source.streaming, exclusive=True) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_stream(file, first.schema) as writer,
-    ):
-        for batch in chain([first], batches):
-            writer.write(batch)
-            report(progress.advance(batch.num_rows, tokens=0))
+    # What is read again by the next run need not survive a power cut.
+    with atomic_path(path, durable=source.streaming, exclusive=True) as temporary:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write(batch)
+                report(progress.advance(batch.num_rows, tokens=0))
+        if source.streaming:
+            with temporary.open("r+b") as whole:
+                size = whole.seek(0, os.SEEK_END)
+                whole.write(
+                    run_in_thread(
+                        partial(_content_sha256, temporary, size), lambda: report(progress.advance(0, 0))
+                    )
+                )
+
+
+def _is_complete(path: Path, report: ProgressCallback) -> bool:
+    """Returns whether an earlier run has read a stream into the file `path`, which is as that run wrote it."""
+    if not path.is_file():
+        return False
+    try:
+        size = path.stat().st_size - _SHA256_BYTES
+        with path.open("rb") as file:
+            file.seek(max(0, size))
+            recorded = file.read()
+        actual = run_in_thread(partial(_content_sha256, path, size), lambda: report(Progress(stage="read")))
+    except OSError as error:
+        logger.warning("%s cannot be read, so that its source is read again: %s", path, error)
+        return False
+    if actual != recorded:
+        logger.warning("%s was altered since it was read, so that its source is read again", path)
+    return actual == recorded
+
+
+def _content_sha256(path: Path, size: int) -> bytes:
+    """Returns the sha256 of the first `size` bytes of a file."""
+    digest, left = sha256(), size
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, _HASHED_BYTES))):
+            stop_if_abandoned()
+            digest.update(part)
+            left -= len(part)
+    return digest.digest()

@@ -229,8 +229,9 @@ def fit_statistics(
     budget_tokens = find_batch_budget(model, modules, documents.longest_tokens)
     if finished := find_finished_statistics(context.output, fingerprint):
         return min(budget_tokens, finished.budget_tokens)
-    # A killed run may have left a part of them; the manifest lists whatever is in the directory.
-    for leftover in (directory, context.output / "profiles"):
+    # A killed run may have left a part of them; the manifest lists whatever is in the directory. Shards were made with
+    # the statistics that are gone, and perhaps in batches of another size.
+    for leftover in (context.output / "shards", context.output / "profiles", directory):
         shutil.rmtree(leftover, ignore_errors=True)
     numbers = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
     tokens = documents.tokenize(model, numbers)

@@ -2,8 +2,7 @@
 
 Files:
     <index>/.lock             held while a process writes; the kernel releases it when the process dies
-    <index>/building.json     {"spec": fingerprint of the build in progress, "settings": its spec, "date": of its first
-                              run}; removed when the index is published
+    <index>/building.json     a sealed `_BuildStamp`: the build in progress; removed when the index is published
     <index>/statistics/done   a sealed `StatisticsStamp`: the build that the statistics belong to; written after them
 """
 
@@ -12,11 +11,12 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from bergson_core.data.streaming import STREAMED_FILE
-from bergson_core.errors import IndexCorrupt, IndexExists, IndexNotFound
+from bergson_core.errors import IndexCorrupt, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
@@ -29,6 +29,18 @@ from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _BuildStamp:
+    """Which build is in progress: the `rows_fingerprint` of its spec, its spec, and the date (UTC) of its first run.
+
+    The last two are None in a stamp of release 0.1.0.
+    """
+
+    spec: str
+    settings: BuildSpec | None = None
+    started_on: date | None = None
 
 
 class StatisticsStamp(ResultModel):
@@ -101,15 +113,14 @@ def _require_no_other_files(output: Path, spec: BuildSpec) -> None:
 def _find_differences_of_unfinished(output: Path, spec: BuildSpec) -> list[Difference]:
     """Returns the settings in which the unfinished build in `output` differs, except how its rows are searched."""
     try:
-        stamp = json.loads((output / BUILD_STAMP_FILE).read_text())
-        fingerprint = stamp["spec"]
-    except (ValueError, TypeError, KeyError):
+        stamp = _read_build_stamp(output)
+    except IndexExists:
         return [("the unfinished build", "unreadable", "another")]
-    if fingerprint == spec.rows_fingerprint():
+    if stamp.spec == spec.rows_fingerprint():
         return []
-    if "settings" not in stamp:
+    if stamp.settings is None:
         return [("the unfinished build", "of release 0.1.0", "of another release or other settings")]
-    started = locate_sources(BuildSpec.model_validate(stamp["settings"]))
+    started = locate_sources(stamp.settings)
     return find_differences(started, spec.model_copy(update={"search": started.search}))
 
 
@@ -118,13 +129,38 @@ def write_build_stamp(output: Path, spec: BuildSpec) -> date:
 
     Returns:
         The date (UTC) on which the build was first started, which a build that is resumed keeps.
+
+    Raises:
+        IndexExists: The stamp of the run before is damaged.
     """
     path = output / BUILD_STAMP_FILE
-    previous = json.loads(path.read_text()) if path.is_file() else {}
-    started_on = previous.get("date") or datetime.now(UTC).date().isoformat()
-    stamp = {"spec": spec.rows_fingerprint(), "settings": spec.model_dump(mode="json"), "date": started_on}
-    write_durably(path, json.dumps(stamp).encode())
-    return date.fromisoformat(started_on)
+    previous = _read_build_stamp(output).started_on if path.is_file() else None
+    started_on = previous or datetime.now(UTC).date()
+    stamp = {
+        "spec": spec.rows_fingerprint(),
+        "settings": spec.model_dump(mode="json"),
+        "date": started_on.isoformat(),
+    }
+    write_durably(path, seal(json.dumps(stamp, indent=1)))
+    return started_on
+
+
+def _read_build_stamp(output: Path) -> _BuildStamp:
+    """Reads which build is in progress. Raises `IndexExists` if the file is damaged."""
+    path = output / BUILD_STAMP_FILE
+    try:
+        stamp = json.loads(unseal(path.read_bytes()))
+        spec, settings, started_on = stamp["spec"], stamp.get("settings"), stamp.get("date")
+        return _BuildStamp(
+            spec,
+            None if settings is None else BuildSpec.model_validate(settings),
+            None if started_on is None else date.fromisoformat(started_on),
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, InvalidInput) as error:
+        raise IndexExists(
+            f"{path} says which build is unfinished here, and cannot be used: {error}; choose another directory, or "
+            "remove this one"
+        ) from error
 
 
 def statistics_stamp_path(output: Path) -> Path:
@@ -151,23 +187,20 @@ def read_statistics_stamp(output: Path) -> StatisticsStamp:
     path = statistics_stamp_path(output)
     try:
         return StatisticsStamp.model_validate_json(unseal(path.read_bytes()))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise IndexCorrupt(
             f"{path} is missing or was altered ({error}); restore it from a copy, or build the index again"
         ) from error
 
 
 def find_finished_statistics(output: Path, build: str) -> StatisticsStamp | None:
-    """Returns the stamp of the statistics that an interrupted run has finished, or None.
-
-    Shards that were made with statistics that have been damaged since are removed: the statistics are fitted anew, and
-    perhaps in batches of another size.
+    """Returns the stamp of the statistics that an interrupted run has finished, or None if they are damaged or missing.
 
     Args:
         output: The directory of the index.
         build: The build's `rows_fingerprint`.
     """
-    if not statistics_stamp_path(output).is_file():
+    if not statistics_stamp_path(output).exists() and not (output / "shards").exists():
         return None
     try:
         stamp = read_statistics_stamp(output)
@@ -175,10 +208,9 @@ def find_finished_statistics(output: Path, build: str) -> StatisticsStamp | None
             return None
         if all(file_sha256(output / path) == sha256 for path, sha256 in stamp.files.items()):
             return stamp
-    except (FileNotFoundError, IndexCorrupt):
+    except (OSError, IndexCorrupt):
         pass
     logger.warning("%s: the statistics of the unfinished build are damaged; it starts again", output)
-    shutil.rmtree(output / "shards", ignore_errors=True)
     return None
 
 

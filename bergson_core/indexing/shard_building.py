@@ -1,14 +1,19 @@
-"""Builds the shards of an index, and keeps those that an earlier run has finished."""
+"""Builds the shards of an index, and keeps those that an earlier run has finished and that are still intact."""
 
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from bergson_core.data.documents import Documents
 from bergson_core.indexing.executor import Executor
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardTask
+from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard_writer import find_finished_shard, remove_unaccepted_shards
+from bergson_core.storage.integrity import find_damaged_files
 from bergson_core.storage.manifest import ShardEntry
+from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
 logger = logging.getLogger(__name__)
@@ -24,6 +29,8 @@ def build_shards(
 ) -> list[ShardEntry]:
     """Builds the shards that no earlier run has finished, and returns the entries of all shards of `tasks`.
 
+    A finished shard of which a file was damaged since is built again.
+
     Args:
         builder: Builds a single shard.
         documents: All documents of the build.
@@ -33,11 +40,12 @@ def build_shards(
         executor: Where the shards are built.
     """
     remove_unaccepted_shards(builder.output)
-    finished = [
-        find_finished_shard(builder.output, task.name, task.position, len(task.numbers)) for task in tasks
-    ]
-    entries = {entry.name: entry for entry in finished if entry is not None}
-    progress = StageProgress("gradients", sum(len(task.numbers) for task in tasks))
+    total = sum(len(task.numbers) for task in tasks)
+    entries = run_in_thread(
+        partial(_find_intact_shards, builder.output, tasks),
+        lambda: report(Progress(stage="gradients", total=total)),
+    )
+    progress = StageProgress("gradients", total)
     progress.skip(sum(entry.rows for entry in entries.values()))
     remaining = [task for task in tasks if task.name not in entries]
     with closing(executor.run_tasks(builder, documents, remaining)) as steps:
@@ -53,3 +61,23 @@ def build_shards(
             confirm()
             entries[step.written.entry.name] = step.written.accept()
     return [entries[task.name] for task in tasks]
+
+
+def _find_intact_shards(output: Path, tasks: Sequence[ShardTask]) -> dict[str, ShardEntry]:
+    """Returns the finished shards whose files are all as they were written, by name. It reads every byte of them.
+
+    `.checked.json` then has these files as they are now, so that a later change is noticed before the publication.
+    """
+    finished = [
+        shard
+        for task in tasks
+        if (shard := find_finished_shard(output, task.name, task.position, len(task.numbers))) is not None
+    ]
+    entries = {shard.entry.name: shard.entry for shard in finished}
+    name_by_path = {file.path: shard.entry.name for shard in finished for file in shard.files}
+    files = [file for shard in finished for file in shard.files]
+    for file, problem in find_damaged_files(output, files, reread=True):
+        name = name_by_path[file.path]
+        if entries.pop(name, None):
+            logger.warning("the shard %s of the unfinished build is made again: %s", name, problem)
+    return entries

@@ -7,7 +7,7 @@ Legend: n rows of a shard, m modules, d numbers per module, w entries that are s
     shards/00000/rows.arrow      the documents (storage/document_table.py)
 
 shard_writer.py writes these files. While an index is built, two more lie beside them: shard.json, the shard's entry of
-the manifest, and second_moment.safetensors, the second moment of its rows.
+the manifest with hashes of all files, and second_moment.safetensors, the second moment of its rows.
 """
 
 from dataclasses import dataclass

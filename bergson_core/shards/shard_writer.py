@@ -6,8 +6,12 @@ them.
 A shard is written to a directory of its own, `shards/.<name>.<random>.tmp`, flushed to disk, and renamed to
 `shards/<name>` by the process that holds the index's lock. A process that is taken for dead may therefore go on writing
 and do no harm. The name of a shard that was published is never used again.
+
+Until the index is published, `shards/<name>/shard.json` lists the files of a finished shard with their hashes, and ends
+with its own. A run that goes on with the shard can therefore tell whether any of its files was damaged meanwhile.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bergson_core.gradients.preconditioner import SecondMoment
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.record import Record
 from bergson_core.shards.shard import BLOCKS_FILE, SCALES_FILE, RowShape
 from bergson_core.storage.document_table import (
@@ -31,10 +36,13 @@ from bergson_core.storage.document_table import (
     write_document_table,
 )
 from bergson_core.storage.integrity import make_file_entry
-from bergson_core.storage.manifest import ShardEntry
+from bergson_core.storage.manifest import FileEntry, ShardEntry
 from bergson_core.storage.metadata_types import column_types
 from bergson_core.utils.atomic_files import fsync_path
 from bergson_core.utils.background import stop_if_abandoned
+from bergson_core.utils.sealed_json import seal, unseal
+
+logger = logging.getLogger(__name__)
 
 _MOMENT_FILE: Final = "second_moment.safetensors"
 _ENTRY_FILE: Final = "shard.json"
@@ -53,6 +61,20 @@ class ShardPosition:
     first_row: int
     source: str
     generation: int = 1
+
+
+class FinishedShard(ResultModel):
+    """A shard that an interrupted run has finished, as `shard.json` describes it."""
+
+    entry: ShardEntry
+    """The shard's entry of the manifest."""
+    moment: FileEntry | None
+    """The file with the second moment of its rows, which exists during a build only."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files of the shard, but for `shard.json`."""
+        return self.entry.files if self.moment is None else (*self.entry.files, self.moment)
 
 
 @dataclass(frozen=True)
@@ -153,10 +175,13 @@ def write_shard(
         write_array(directory / BLOCKS_FILE, blocks)
         write_array(directory / SCALES_FILE, scales)
         write_document_table(directory / DOCUMENT_TABLE_FILE, documents)
+        moment_entry = None
         if moment is not None:
             save_file({"total": moment.total.cpu()}, directory / _MOMENT_FILE)
+            moment_entry = _make_file_entry(directory, name, _MOMENT_FILE)
         entry = _make_entry(directory, name, documents, position)
-        (directory / _ENTRY_FILE).write_text(entry.model_dump_json())
+        finished = FinishedShard(entry=entry, moment=moment_entry)
+        (directory / _ENTRY_FILE).write_bytes(seal(finished.model_dump_json(indent=1)))
         for path in directory.iterdir():
             fsync_path(path)
     except BaseException:
@@ -169,8 +194,7 @@ def write_shard(
 def _make_entry(directory: Path, name: str, documents: pa.Table, position: ShardPosition) -> ShardEntry:
     """Returns the manifest's entry of the shard whose files lie in `directory`."""
     files = tuple(
-        make_file_entry(directory / file).model_copy(update={"path": f"shards/{name}/{file}"})
-        for file in (BLOCKS_FILE, SCALES_FILE, DOCUMENT_TABLE_FILE)
+        _make_file_entry(directory, name, file) for file in (BLOCKS_FILE, SCALES_FILE, DOCUMENT_TABLE_FILE)
     )
     return ShardEntry(
         name=name,
@@ -185,14 +209,19 @@ def _make_entry(directory: Path, name: str, documents: pa.Table, position: Shard
     )
 
 
+def _make_file_entry(directory: Path, name: str, file: str) -> FileEntry:
+    """Returns the entry that a file in the temporary `directory` of the shard `name` has when it is accepted."""
+    return make_file_entry(directory / file).model_copy(update={"path": f"shards/{name}/{file}"})
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes the numbers of an array without a header; unlike `ndarray.tofile`, an error names its reason."""
     with path.open("wb") as file:
         file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 
-def find_finished_shard(root: Path, name: str, position: ShardPosition, rows: int) -> ShardEntry | None:
-    """Returns the entry of a shard that an interrupted run has finished, or None.
+def find_finished_shard(root: Path, name: str, position: ShardPosition, rows: int) -> FinishedShard | None:
+    """Returns a shard that an interrupted run has finished, or None. Its files are not read.
 
     Args:
         root: The directory of the index.
@@ -200,12 +229,21 @@ def find_finished_shard(root: Path, name: str, position: ShardPosition, rows: in
         position: Where the shard has to belong: one from another source is not taken.
         rows: How many rows the shard has to have.
     """
-    try:
-        entry = ShardEntry.model_validate_json((root / "shards" / name / _ENTRY_FILE).read_text())
-    except (OSError, ValueError):
+    directory = root / "shards" / name
+    if not directory.exists():
         return None
+    try:
+        sealed = (directory / _ENTRY_FILE).read_bytes()
+        content = unseal(sealed)
+        if content == sealed:
+            raise ValueError("it was altered: it has no sha256 of its own content")
+        shard = FinishedShard.model_validate_json(content)
+    except (OSError, ValueError) as error:
+        logger.warning("%s is made again, because its %s cannot be used: %s", directory, _ENTRY_FILE, error)
+        return None
+    entry = shard.entry
     same_position = ShardPosition(entry.first_row, entry.source, entry.generation) == position
-    return entry if same_position and entry.rows == rows else None
+    return shard if same_position and entry.name == name and entry.rows == rows else None
 
 
 def remove_unaccepted_shards(root: Path) -> None:

@@ -14,9 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bergson_core.errors import IndexCorrupt
 from bergson_core.storage.layout import CHECKED_FILE
 from bergson_core.storage.manifest import FileEntry
 from bergson_core.utils.atomic_files import file_sha256, fsync_path, write_atomically
+from bergson_core.utils.background import stop_if_abandoned
 from bergson_core.utils.disk_errors import DISK_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def find_damaged_files(
         # There may be thousands of files, and a `Path` takes ten times as long.
         path = f"{root}/{entry.path}"
         try:
+            stop_if_abandoned()
             stamp = _stamp(path, entry)
             if stamp[1] != entry.bytes:
                 problem = f"has {stamp[1]} bytes, and the manifest says {entry.bytes} bytes"
@@ -72,8 +75,21 @@ def find_damaged_files(
 
 
 def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
-    """Flushes new files and their directories to disk, and notes in `.checked.json` that the files are intact."""
+    """Flushes new files and their directories to disk, and notes in `.checked.json` that the files are intact.
+
+    A file that is noted there already was written by an earlier run, whose files this run has checked. If it has
+    changed since, it is read again. The others were written by this run.
+
+    Raises:
+        IndexCorrupt: A file is damaged.
+    """
     files = list(files)
+    checked = _read_checked(root)
+    if damaged := find_damaged_files(root, [entry for entry in files if entry.path in checked]):
+        _, problem = damaged[0]
+        raise IndexCorrupt(
+            f"{problem}; it was intact when this run began: run the same again to make it anew"
+        )
     paths = [root / entry.path for entry in files]
     for path in (*paths, *{path.parent for path in paths}):
         fsync_path(path)

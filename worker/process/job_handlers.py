@@ -12,8 +12,8 @@ from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
 from bergson_core.schemas.results import Estimate
 from bergson_core.storage.deletion import delete_index, remove_unpublished_files
 from bergson_core.storage.index_lock import lock_index
-from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest
+from bergson_core.storage.unfinished_builds import is_unfinished_build
 from bergson_core.utils.atomic_files import atomic_path, file_sha256
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import remove_if_unused, try_lock
@@ -122,8 +122,8 @@ def discard_unfinished(directory: Path) -> bool:
     """Removes what an unfinished build left in a directory, unless another process writes there.
 
     In the directory of a published index only the files that an append or a compaction left are removed. A directory
-    without the stamp of a build is removed if it holds nothing but files that builds write, some of which a process may
-    have left that was killed.
+    without the stamp of a build is removed if it holds nothing but files that builds write before they publish, some of
+    which a process may have left that was killed. An index that has lost its manifest is kept.
 
     Returns:
         Whether the whole directory was removed.
@@ -133,19 +133,13 @@ def discard_unfinished(directory: Path) -> bool:
             with lock_index(directory):
                 remove_unpublished_files(directory, read_manifest(directory))
             return False
-        if not _is_of_build(directory):
+        if not is_unfinished_build(directory):
             return False
         logger.info("removing the unfinished build in %s", directory)
         delete_index(directory)
     except (IndexBusy, IndexNotFound):
         return False
     return True
-
-
-def _is_of_build(directory: Path) -> bool:
-    if not directory.is_dir() or (directory / BUILD_STAMP_FILE).is_file():
-        return directory.is_dir()
-    return all(path.name.startswith(".") or path.name in INDEX_FILES for path in directory.iterdir())
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A job that ends removes its own files, whichever worker it ends in. What is left for this module is known to be unused:
 by a lock that no process holds any more, or because no job has the index and nothing was written for long. What is
-published is never touched, nor a directory with files that no build writes.
+published is never touched, nor what once was and has lost its manifest, nor a directory with files that no build
+writes.
 """
 
 import logging
@@ -16,6 +17,7 @@ from typing import Final
 from bergson_core.storage.deletion import remove_deleted
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
 from bergson_core.storage.manifest import MANIFEST_FILE
+from bergson_core.storage.unfinished_builds import is_abandoned_build
 from bergson_core.utils.file_locks import remove_if_unused
 from bergson_core.utils.scratch_directories import remove_dead_scratch_directories
 from worker.process.job_handlers import discard_unfinished
@@ -57,7 +59,8 @@ def remove_leftovers(settings: Settings, idle: Iterable[Path]) -> None:
             _remove_temporary_files(directory)
             is_left = any(directory.glob(f"{APPEND_DIRECTORY_PREFIX}*"))
         else:
-            is_left = _age_s(directory, *directory.rglob("*")) > settings.keep_jobs_s
+            is_old = _age_s(directory, *directory.rglob("*")) > settings.keep_jobs_s
+            is_left = is_old and is_abandoned_build(directory)
         if is_left:
             discard_unfinished(directory)
 

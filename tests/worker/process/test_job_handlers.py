@@ -121,6 +121,27 @@ def test_a_published_index_is_never_replaced(core: FakeCore, settings: Settings)
     assert (directory / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "takedowns.jsonl",
+        "takedowns.head.json",
+        ".checked.json",
+        "search/flat/00000.faiss",
+        ".env",
+        "profiles/x",
+    ],
+)
+def test_what_was_published_or_put_there_is_not_discarded(tmp_path: Path, name: str):
+    for file in (name, "shards/00000/gradients.bin", "statistics/done"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("x")
+    assert not job_handlers.discard_unfinished(tmp_path)
+    assert (tmp_path / name).exists()
+    (tmp_path / name).unlink()
+    assert job_handlers.discard_unfinished(tmp_path)
+
+
 def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Path):
     assert not job_handlers.discard_unfinished(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("mine")

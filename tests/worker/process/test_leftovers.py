@@ -60,10 +60,31 @@ def test_the_documents_of_a_running_build_are_never_removed(core: FakeCore, sett
     assert len(seen) == 1 and list(settings.uploads_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["building.json", "shards/00000/gradients.bin", ".lock", "statistics/done"])
-def test_an_unfinished_build_is_removed_a_week_after_its_last_write(settings: Settings, name: str):
+@pytest.mark.parametrize(
+    "names",
+    [
+        (".lock",),
+        (".lock", ".building.json.0123.tmp"),
+        ("building.json",),
+        (
+            *(
+                "building.json",
+                ".checked.json",
+                "takedowns.head.json",
+                "documents.arrow",
+                ".documents.arrow.tmp",
+            ),
+            *("statistics/done", "statistics/processor.json", "statistics/.done.0123.tmp"),
+            *("shards/00000/gradients.bin", "shards/00000/shard.json", "shards/.00001.0123.tmp/rows.arrow"),
+            *("profiles/default/preconditioner.safetensors", "profiles/default/00000.lengths.bin"),
+            "search/flat/00000.faiss",
+        ),
+    ],
+)
+def test_an_unfinished_build_is_removed_a_week_after_its_last_write(settings: Settings, names: tuple[str]):
     for directory, age_s in (("old", WEEK_S + 60), ("young", WEEK_S - 60)):
-        write(settings.indexes_dir / directory / name)
+        for name in names:
+            write(settings.indexes_dir / directory / name)
         age(settings.indexes_dir / directory, age_s)
     sweep(settings)
     assert [path.name for path in settings.indexes_dir.iterdir()] == ["young"]
@@ -87,6 +108,45 @@ def test_what_no_build_writes_and_what_is_published_is_kept(settings: Settings):
     sweep(settings)
     assert (settings.indexes_dir / "mine" / "notes.txt").exists()
     assert (published / "manifest.json").exists()
+
+
+PUBLISHED = (
+    *("statistics/done", "shards/00000/gradients.bin", "shards/00000/rows.arrow", "search/flat/00000.faiss"),
+    *(".checked.json", ".lock", ".takedowns.lock", "takedowns.head.json"),
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        PUBLISHED,
+        (*PUBLISHED, "takedowns.jsonl"),
+        ("shards/00000/gradients.bin",),
+        ("statistics/done",),
+        ("takedowns.jsonl",),
+        ("building.json", "takedowns.jsonl"),
+    ],
+)
+def test_an_index_that_has_lost_its_manifest_is_kept(settings: Settings, names: tuple[str]):
+    for name in names:
+        write(settings.indexes_dir / "facts" / name)
+    age(settings.indexes_dir, 2 * WEEK_S)
+    sweep(settings)
+    assert all((settings.indexes_dir / "facts" / name).exists() for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", [".env", "profiles/thesis.tex", "shards/notes", "statistics/old/done", "model/config.json"]
+)
+@pytest.mark.parametrize("others", [(), ("building.json", "shards/00000/gradients.bin")])
+def test_a_directory_with_a_file_that_no_build_writes_is_kept(
+    settings: Settings, name: str, others: tuple[str]
+):
+    for file in (name, *others):
+        write(settings.indexes_dir / "mine" / file)
+    age(settings.indexes_dir, 2 * WEEK_S)
+    sweep(settings)
+    assert (settings.indexes_dir / "mine" / name).exists()
 
 
 def test_what_a_killed_append_left_is_removed_once_no_job_has_the_index(settings: Settings):
