@@ -16,11 +16,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from bergson_core.data.streaming import STREAMED_FILE
-from bergson_core.errors import IndexCorrupt, IndexExists, IndexNotFound, InvalidInput
-from bergson_core.schemas.base import ResultModel
+from bergson_core.errors import IndexBusy, IndexCorrupt, IndexExists, IndexNotFound, InvalidInputfrom bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
-from bergson_core.storage.index_lock import lock_index
+from bergson_core.storage.index_lock import find_hung_takedown, lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import read_manifest
@@ -62,12 +61,17 @@ def index_write_lock(root: Path) -> Iterator[None]:
         root: The directory of the index. It must exist.
 
     Raises:
-        IndexBusy: Another process is writing to the index.
+        IndexBusy: Another process is writing to the index, or hangs in a takedown.
         DiskFull: The disk is full.
         ReadOnly: The directory may not be written to.
         DiskFailed: The disk reports an error.
     """
     with translate_disk_errors(root), lock_index(root):
+        if holder := find_hung_takedown(root):
+            raise IndexBusy(
+                f"{holder} has been in a takedown of {root} for long, and nothing can be published meanwhile: continue "
+                "or end that process"
+            )
         yield
 
 

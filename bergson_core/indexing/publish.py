@@ -123,7 +123,7 @@ def publish_index(
         files=tuple(make_file_entry(path, output) for path in sorted((output / "statistics").iterdir())),
         **_shard_fields(shards),
     )
-    return publish_manifest(manifest.model_copy(update=fields), files, context.confirm)
+    return publish_manifest(manifest.model_copy(update=fields), files, context.report, context.confirm)
 
 
 def publish_next_generation(
@@ -173,10 +173,12 @@ def publish_next_generation(
         "notice": notice,
         **_shard_fields(shards),
     }
-    return publish_manifest(old.model_copy(update=new | changes), files, confirm)
+    return publish_manifest(old.model_copy(update=new | changes), files, report, confirm)
 
 
-def publish_manifest(manifest: Manifest, files: SearchFiles, confirm: ConfirmCallback) -> Manifest:
+def publish_manifest(
+    manifest: Manifest, files: SearchFiles, report: ProgressCallback, confirm: ConfirmCallback
+) -> Manifest:
     """Adds the search files and the profiles' files to `manifest`, writes it, and removes all other files.
 
     Returns:
@@ -189,7 +191,10 @@ def publish_manifest(manifest: Manifest, files: SearchFiles, confirm: ConfirmCal
     )
     all_files = (*shared, *files.faiss_entries(manifest.search.kind))
     manifest = manifest.model_copy(update={"files": all_files, "profiles": profiles})
-    manifest = manifest.model_copy(update={"takedowns": protect_takedowns(files.root)})
+    takedowns = run_in_thread(
+        partial(protect_takedowns, files.root), lambda: report(Progress(stage="search", unit="shards"))
+    )
+    manifest = manifest.model_copy(update={"takedowns": takedowns})
     entries = manifest.all_files()
     flush_files(files.root, [entry for path, entry in entries.items() if path not in files.published])
     confirm()

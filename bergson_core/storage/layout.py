@@ -7,6 +7,8 @@ from bergson_core.schemas.build import SearchKind
 
 LOCK_FILE: Final = ".lock"
 """Locked by the process that writes to the index. The kernel releases the lock when the process dies."""
+TAKEDOWN_LOCK_FILE: Final = ".takedowns.lock"
+"""Locked by the process that writes a takedown. The lock of the index may be held by another one meanwhile."""
 BUILD_STAMP_FILE: Final = "building.json"
 """Says whose build the directory holds until the index is published."""
 APPEND_DIRECTORY_PREFIX: Final = ".appending-"

@@ -27,18 +27,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from bergson_core.errors import IndexBusy, IndexCorrupt
+from bergson_core.errors import IndexCorrupt, IndexNotFound
 from bergson_core.schemas.base import ResultModel
+from bergson_core.storage.index_lock import lock_takedowns
 from bergson_core.storage.layout import TAKEDOWN_HEAD_FILE, TAKEDOWN_LOG_FILE
 from bergson_core.utils.atomic_files import atomic_path, fsync_path
 from bergson_core.utils.disk_errors import translate_disk_errors
 
-_LOCK_FILE: Final = ".takedowns.lock"
-LOCK_TIMEOUT_S: Final = 5
-"""Seconds to wait for the lock. Its holder writes two small files."""
+_PUBLISH_PATIENCE_S: Final = 60.0
+"""Seconds for which a process may hold the lock while a generation, which may be hours of work, is to be published."""
 _NO_DIGEST: Final = "0" * 64
 _DIGEST: Final = re.compile(rb', "sha256": "([0-9a-f]{64})"\}')
 
@@ -65,12 +64,13 @@ def record_takedown(root: Path, document_id: str, check: Callable[[], int]) -> N
 
     Raises:
         IndexBusy: Another process keeps the lock of the log.
+        IndexNotFound: The index has just been removed.
         IndexCorrupt: The log is damaged.
         DiskFull: There is no room for the line.
         ReadOnly: The directory of the index may not be written to.
         DiskFailed: The disk reports an error.
     """
-    with _locked(root):
+    with _locked(root, None):
         end = _complete_head(root)
         line = {
             "id": document_id,
@@ -91,23 +91,22 @@ def protect_takedowns(root: Path) -> TakedownHead:
 
     Raises:
         IndexBusy: Another process keeps the lock of the log.
+        IndexNotFound: The index has just been removed.
         IndexCorrupt: The log is damaged.
+        Cancelled: Nobody waits for the work of this thread any more.
     """
-    with _locked(root):
+    with _locked(root, _PUBLISH_PATIENCE_S):
         TakedownLog(root).read_new_lines()
         return _complete_head(root)
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path, patience_s: float | None) -> Iterator[None]:
     try:
-        with translate_disk_errors(root), FileLock(root / _LOCK_FILE, timeout=LOCK_TIMEOUT_S):
+        with translate_disk_errors(root), lock_takedowns(root, patience_s):
             yield
-    except Timeout:
-        raise IndexBusy(
-            f"another process has had the lock of the takedowns of {root} for {LOCK_TIMEOUT_S} s, although a takedown "
-            "takes milliseconds: look for a process that is stopped or hangs, and try again"
-        ) from None
+    except FileNotFoundError:
+        raise IndexNotFound.for_name(root.name) from None
 
 
 def _complete_head(root: Path) -> TakedownHead:

@@ -286,7 +286,7 @@ def test_a_directory_that_is_read_only_is_named_and_its_takedowns_are_read(
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise OSError(30, "Read-only file system", str(root / LOG))
 
-    monkeypatch.setattr(takedown_log, "FileLock", refuse)
+    monkeypatch.setattr(takedown_log, "lock_takedowns", refuse)
     with pytest.raises(ReadOnly, match="read-only"):
         take_down(root, "doc-4")
     assert read_ids(root) == list(IDS)

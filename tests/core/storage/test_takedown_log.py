@@ -21,7 +21,7 @@ from bergson_core import (
 )
 from bergson_core.errors import DocumentNotFound, IndexBusy, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
-from bergson_core.storage import takedown_log
+from bergson_core.storage import index_lock
 from bergson_core.storage.document_lookup import find_document, find_existing_ids
 from tests import tiny
 from tests.core.helpers import QUERIES, add_again_spec, document_ids, make_spec, query, result_ids
@@ -160,10 +160,10 @@ def test_a_takedown_waits_for_another_and_names_one_that_does_not_end(
 ):
     lock = FileLock(index_copy / ".takedowns.lock", thread_local=False)
     lock.acquire()
-    monkeypatch.setattr(takedown_log, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(index_lock, "TAKEDOWN_PATIENCE_S", 0.1)
     with pytest.raises(IndexBusy, match="a process that is stopped or hangs"):
         take_down_document(index_copy, "doc-7")
-    monkeypatch.setattr(takedown_log, "LOCK_TIMEOUT_S", 5)
+    monkeypatch.setattr(index_lock, "TAKEDOWN_PATIENCE_S", 30)
     threading.Timer(0.2, lock.release).start()
     take_down_document(index_copy, "doc-7")
     assert result_ids(AttributionIndex.open(index_copy)) == document_ids(7)

@@ -1,6 +1,9 @@
 """Documents are read and taken down on disk, without a worker; adding documents is a job."""
 
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +20,7 @@ from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_docume
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.processes import stopped_takedown
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import require_problem
 from worker.messages import AppendJob, CompactJob, ProfileJob
@@ -41,6 +45,22 @@ def news(settings: ServiceSettings) -> Path:
 
 def document_path(document_id: str) -> str:
     return f"/index/news/documents/{quote(document_id, safe='')}"
+
+
+def test_a_process_that_is_stopped_in_a_takedown_keeps_only_the_takedowns_of_its_index_from_their_answers(
+    client: TestClient, news: Path
+) -> None:
+    other = shutil.copytree(news, news.with_name("other"))
+    with stopped_takedown(news) as pid, ThreadPoolExecutor(120) as threads:
+        started = time.monotonic()
+        deletes = [threads.submit(client.delete, document_path("doc-0")) for _ in range(120)]
+        assert client.get(f"/index/{other.name}/documents/doc-0").status_code == 200
+        assert time.monotonic() - started < 4
+        for delete in deletes:
+            problem = require_problem(delete.result(), 409, "index_busy")
+            assert f"(process {pid} on " in problem.detail
+        assert time.monotonic() - started < 6
+    assert client.delete(document_path("doc-0")).status_code == 204
 
 
 @pytest.mark.parametrize("document_id", IDS)

@@ -13,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bergson_core.errors import IndexBusy, LeaseLost, ModelNotFound
 from bergson_core.storage.index_lock import lock_index
+from tests.processes import stopped_takedown
 from tests.worker.fakes import FakeCore, make_query, publish_index
 from tests.worker.helpers import (
     expire_leases,
@@ -282,6 +283,22 @@ def test_a_job_waits_for_the_process_that_writes_its_index_however_often_it_is_l
         assert f"(process {os.getpid()} on " in record.waits_for
         time.sleep(1.5 * settings.lease_s)
         assert read_record(redis) == record
+    record = wait_for_end(redis)
+    assert (record.state, record.deliveries, record.waits_for) == ("succeeded", 1, None)
+
+
+def test_a_job_waits_for_a_process_that_is_stopped_in_a_takedown_and_does_no_work_meanwhile(
+    redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_queue, "_BUSY_PAUSE_S", 0.01)
+    directory = settings.indexes_dir / "new"
+    directory.mkdir(parents=True)
+    with stopped_takedown(directory, stopped_s=60) as pid:
+        submit_job(redis, index="new")
+        start_worker()
+        record = wait_until(lambda: (current := read_record(redis)).waits_for and current)
+        assert (record.state, record.deliveries, core.builds) == ("queued", 0, [])
+        assert f"(process {pid} on " in record.waits_for
     record = wait_for_end(redis)
     assert (record.state, record.deliveries, record.waits_for) == ("succeeded", 1, None)
 
