@@ -16,7 +16,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from bergson_core.data.streaming import STREAMED_FILE
-from bergson_core.errors import IndexBusy, IndexCorrupt, IndexExists, IndexNotFound, InvalidInputfrom bergson_core.schemas.base import ResultModel
+from bergson_core.errors import IndexBusy, IndexCorrupt, IndexExists, IndexNotFound, InvalidInput
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.storage.index_lock import find_hung_takedown, lock_index
