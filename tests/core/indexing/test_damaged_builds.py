@@ -22,8 +22,8 @@ ROWS = [
 KINDS = {
     "adafactor": {},
     "kfac": {"gradients": GradientSpec(projection_dim=4, normalizer="kfac")},
-    "signs": {"gradients": GradientSpec(projection_dim=4, rows="sign")},
     "streamed": {},
+    "signs": {"gradients": GradientSpec(projection_dim=4, rows="sign")},
 }
 
 
