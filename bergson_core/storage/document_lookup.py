@@ -86,7 +86,8 @@ def _read_hidden_rows(root: Path, manifest: Manifest) -> HiddenRows:
         raise IndexNotFound.for_name(root.name) from None
     # No other index of the same name has all of these.
     identity = (manifest.created_at, manifest.generation, stat.st_ino, stat.st_mtime_ns)
-    hidden = _shared_hidden_rows(root, manifest.takedowns, manifest.compacted, *identity)
+    head = manifest.takedowns  # hashable, since the model is frozen
+    hidden = _shared_hidden_rows(root, head, manifest.compacted, *identity)  # pyright: ignore[reportArgumentType]
     hidden.refresh()
     return hidden
 
