@@ -55,7 +55,7 @@ def compact_index(
     with index_write_lock(root):
         old = read_manifest(root)
         require_intact(root, old)
-        hidden = HiddenRows(root, old)
+        hidden = HiddenRows(root, old.takedowns, old.compacted)
         hidden.refresh()
         # Takedowns that are recorded after this line are left to the next compaction.
         compacted = hidden.lines_read

@@ -17,7 +17,7 @@ class VisibleRows:
     """
 
     def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
-        self._hidden, self._shards = HiddenRows(root, manifest), shards
+        self._hidden, self._shards = HiddenRows(root, manifest.takedowns, manifest.compacted), shards
         self._masks: list[np.ndarray | None] = [None] * len(shards)
 
     def masks(self) -> Sequence[np.ndarray | None]:

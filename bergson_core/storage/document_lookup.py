@@ -3,14 +3,16 @@
 Legend: n documents of a shard.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from bergson_core.errors import DocumentNotFound, IndexCorrupt
+from bergson_core.errors import DocumentNotFound, IndexCorrupt, IndexNotFound
 from bergson_core.storage.document_table import (
     iter_document_tables,
     iter_readable_tables,
@@ -18,21 +20,29 @@ from bergson_core.storage.document_table import (
     read_document,
     read_whole_ids,
 )
-from bergson_core.storage.manifest import Manifest, ShardEntry, read_manifest
-from bergson_core.storage.takedown_log import TakedownLog, record_takedown
+from bergson_core.storage.manifest import MANIFEST_FILE, Manifest, ShardEntry, read_manifest
+from bergson_core.storage.takedown_log import TakedownHead, TakedownLog, record_takedown
 
 T = TypeVar("T")
 
 
-class HiddenRows:
-    """The documents of an index that were taken down and whose bytes are still there.
+_MAX_READERS: Final = 8
+"""Indexes whose takedowns a process keeps in memory for looking documents up. 100,000 of them take about 20 MB."""
 
-    An instance must not be shared between threads.
+
+class HiddenRows:
+    """The documents of an index that were taken down and whose bytes are still there. Threads may share an instance.
+
+    Args:
+        root: Directory of the index.
+        takedowns: The head of the log that its manifest has.
+        compacted: The number of takedowns that its manifest has as compacted.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self._log, self._compacted = TakedownLog(root, manifest.takedowns), manifest.compacted
+    def __init__(self, root: Path, takedowns: TakedownHead | None, compacted: int) -> None:
+        self._log, self._compacted = TakedownLog(root, takedowns), compacted
         self._generations: dict[str, int] = {}
+        self._lock = Lock()
 
     def refresh(self) -> bool:
         """Reads the new lines of the log, and returns whether there were any.
@@ -42,11 +52,12 @@ class HiddenRows:
         Raises:
             IndexCorrupt: The log is damaged.
         """
-        new = self._log.read_new_lines()
-        before = self._log.end.lines - len(new)
-        for line in new[max(0, self._compacted - before) :]:
-            self._generations[line["id"]] = max(line["generation"], self._generations.get(line["id"], 0))
-        return bool(new)
+        with self._lock:
+            new = self._log.read_new_lines()
+            before = self._log.end.lines - len(new)
+            for line in new[max(0, self._compacted - before) :]:
+                self._generations[line["id"]] = max(line["generation"], self._generations.get(line["id"], 0))
+            return bool(new)
 
     @property
     def lines_read(self) -> int:
@@ -55,8 +66,30 @@ class HiddenRows:
 
     def mask(self, entry: ShardEntry, documents: pa.Table) -> np.ndarray:
         """Returns which documents of a shard are hidden, bool [n], as of the last `refresh`."""
-        ids = [id for id, generation in self._generations.items() if generation >= entry.generation]
+        with self._lock:
+            ids = [id for id, generation in self._generations.items() if generation >= entry.generation]
         return mask_of_documents(documents, ids) if ids else np.zeros(len(documents), dtype=bool)
+
+
+@lru_cache(_MAX_READERS)
+def _shared_hidden_rows(
+    root: Path, takedowns: TakedownHead | None, compacted: int, *identity: Hashable
+) -> HiddenRows:
+    return HiddenRows(root, takedowns, compacted)
+
+
+def _read_hidden_rows(root: Path, manifest: Manifest) -> HiddenRows:
+    """Returns the hidden documents as of now. The log is read from its beginning once for each generation."""
+    try:
+        stat = (root / MANIFEST_FILE).stat()
+    except FileNotFoundError:
+        raise IndexNotFound.for_name(root.name) from None
+    # No other index of the same name has all of these.
+    identity = (manifest.created_at, manifest.generation, stat.st_ino, stat.st_mtime_ns)
+    head = manifest.takedowns  # hashable, since the model is frozen
+    hidden = _shared_hidden_rows(root, head, manifest.compacted, *identity)  # pyright: ignore[reportArgumentType]
+    hidden.refresh()
+    return hidden
 
 
 def take_down_document(index: str | Path, document_id: str) -> None:
@@ -109,8 +142,7 @@ def find_existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:
     root = Path(index)
 
     def find_ids(manifest: Manifest) -> set[str]:
-        existing, hidden = set[str](), HiddenRows(root, manifest)
-        hidden.refresh()
+        existing, hidden = set[str](), _read_hidden_rows(root, manifest)
         for entry, documents in iter_document_tables(root, manifest):
             mask = pa.array(mask_of_documents(documents, ids) & ~hidden.mask(entry, documents))
             for column in (documents["id"], read_whole_ids(documents)):
@@ -133,8 +165,7 @@ def _with_newest_manifest(root: Path, function: Callable[[Manifest], T]) -> T:
 
 
 def _find_document(root: Path, manifest: Manifest, document_id: str) -> dict[str, Any]:
-    hidden, chunks = HiddenRows(root, manifest), []
-    hidden.refresh()
+    hidden, chunks = _read_hidden_rows(root, manifest), []
     damage: IndexCorrupt | None = None
     for entry, documents in iter_readable_tables(root, manifest):
         if isinstance(documents, IndexCorrupt):

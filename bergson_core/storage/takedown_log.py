@@ -45,9 +45,9 @@ _DIGEST: Final = re.compile(rb', "sha256": "([0-9a-f]{64})"\}')
 class TakedownHead(ResultModel):
     """A place in the log of takedowns: the end of a line."""
 
-    lines: int = Field(0, ge=0)
+    lines: int = Field(default=0, ge=0)
     """Lines up to there."""
-    bytes: int = Field(0, ge=0)
+    bytes: int = Field(default=0, ge=0)
     """Bytes of these lines."""
     sha256: str = _NO_DIGEST
     """Digest of the last of them, which depends on all of them."""

@@ -154,9 +154,11 @@ class KeyFile:
     def _read_file(self) -> tuple[ApiKey, ...] | None:
         try:
             stat = self.path.stat()
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         except FileNotFoundError:
             return None
-        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        except OSError as error:  # such as a link to itself; reading fails as well, and logs the reason
+            stamp = (error.errno or 0,)
         if stamp != self._stamp:
             self._stamp, self._keys = stamp, self._parse()
         if self._keys is None:

@@ -1,6 +1,8 @@
 """A document that was taken down is never shown again by any process."""
 
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +23,8 @@ from bergson_core import (
 )
 from bergson_core.errors import DocumentNotFound, IndexBusy, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
-from bergson_core.storage import index_lock
+from bergson_core.storage import index_lock, takedown_log
+from bergson_core.storage.deletion import delete_index
 from bergson_core.storage.document_lookup import find_document, find_existing_ids
 from tests import tiny
 from tests.core.helpers import QUERIES, add_again_spec, document_ids, make_spec, query, result_ids
@@ -155,11 +158,45 @@ def test_an_open_index_sees_the_takedowns_of_a_restored_log_and_shows_nothing_th
     assert result_ids(opened) == document_ids(7, 8, 9, 10)
 
 
+def test_a_document_is_looked_up_and_taken_down_without_reading_the_whole_log_again(
+    index_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parsed, parse = [], takedown_log._parse_line
+    take_down_many(index_copy, range(10))
+    monkeypatch.setattr(
+        takedown_log, "_parse_line", lambda text, number: parsed.append(number) or parse(text, number)
+    )
+    find_document(index_copy, "doc-20")
+    take_down_document(index_copy, "doc-11")
+    assert find_existing_ids(index_copy, ["doc-9", "doc-11", "doc-12"]) == ["doc-12"]
+    assert len(parsed) <= 2
+
+
+def test_the_takedowns_of_a_deleted_index_hide_nothing_in_its_successor(index: Path, index_copy: Path):
+    take_down_document(index_copy, "doc-7")
+    with pytest.raises(DocumentNotFound):
+        find_document(index_copy, "doc-7")
+    delete_index(index_copy)
+    shutil.copytree(index, index_copy)
+    (index_copy / "manifest.json").touch()
+    assert find_document(index_copy, "doc-7")["id"] == "doc-7"
+
+
+def test_threads_may_look_documents_up_while_others_are_taken_down(index_copy: Path):
+    with ThreadPoolExecutor(4) as threads:
+        changes = threads.submit(take_down_many, index_copy, range(20))
+        finds = [threads.submit(find_document, index_copy, "doc-30") for _ in range(60)]
+        changes.result()
+        assert {find.result()["id"] for find in finds} == {"doc-30"}
+    assert find_existing_ids(index_copy, [f"doc-{k}" for k in range(22)]) == ["doc-20", "doc-21"]
+
+
 def test_a_takedown_waits_for_another_and_names_one_that_does_not_end(
     index_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
     lock = FileLock(index_copy / ".takedowns.lock", thread_local=False)
     lock.acquire()
+    (index_copy / ".takedowns.lock").touch()  # a process that gets the lock says since when it has it
     monkeypatch.setattr(index_lock, "TAKEDOWN_PATIENCE_S", 0.1)
     with pytest.raises(IndexBusy, match="a process that is stopped or hangs"):
         take_down_document(index_copy, "doc-7")

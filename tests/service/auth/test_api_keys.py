@@ -97,6 +97,22 @@ def test_a_name_is_unique_and_is_free_again_after_the_revocation(file: KeyFile) 
         file.revoke("bob")
 
 
+def test_a_file_that_is_a_link_to_itself_lets_nobody_in_and_is_logged_once(
+    file: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = file.create(make_caller())
+    good = file.path.read_bytes()
+    file.path.unlink()
+    file.path.symlink_to(file.path)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot be read"):
+            file.find(key)
+    assert len(caplog.records) == 1
+    file.path.unlink()
+    file.path.write_bytes(good)
+    assert file.find(key) is not None
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"keys": [{"id": "x"}]}', "\x00" * 9])
 def test_a_damaged_file_lets_nobody_in_and_is_logged_once(
     file: KeyFile, content: str, caplog: pytest.LogCaptureFixture

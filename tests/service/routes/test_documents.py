@@ -55,11 +55,13 @@ def test_a_process_that_is_stopped_in_a_takedown_keeps_only_the_takedowns_of_its
         started = time.monotonic()
         deletes = [threads.submit(client.delete, document_path("doc-0")) for _ in range(120)]
         assert client.get(f"/index/{other.name}/documents/doc-0").status_code == 200
-        assert time.monotonic() - started < 4
+        assert (
+            time.monotonic() - started < 10
+        )  # each wave of 40 threads that waited for 5 s would take longer
         for delete in deletes:
             problem = require_problem(delete.result(), 409, "index_busy")
             assert f"(process {pid} on " in problem.detail
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 12
     assert client.delete(document_path("doc-0")).status_code == 204
 
 
