@@ -196,8 +196,8 @@ BAD_OPTIONS = {
     "no such model": (("--model", "/nothing"), "no model directory"),
     "no such dataset": (("--dataset", "nothing.jsonl"), "no dataset"),
     "a missing column": (("--prompt_column", "body"), "it has"),
-    "a projection of 0": (("--projection_dim", "0"), "greater than or equal to 1"),
-    "a negative projection": (("--projection_dim", "-4"), "greater than or equal to 1"),
+    "a projection of 0": (("--projection_dim", "0"), "expected at least 1"),
+    "a negative projection": (("--projection_dim", "-4"), "expected at least 1"),
     "an unknown normalizer": (("--normalizer", "sgd"), "'adafactor'"),
 }
 

@@ -411,8 +411,8 @@ def test_an_index_of_a_training_run_is_refused(index):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rescore": 0}, "greater than or equal to 1"),
-        ({"rescore": MAX_RESCORED + 1}, "less than or equal to 1000"),
+        ({"rescore": 0}, "expected at least 1"),
+        ({"rescore": MAX_RESCORED + 1}, "expected at most 1000"),
         ({"rescore": "3"}, "expected a number"),
         ({"rescore": True}, "expected a number"),
         ({"rescore": 5, "profile": "facts"}, "expected the profile 'default', got 'facts'"),
