@@ -66,4 +66,4 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
         assert "exact" not in plain.stdout
     refused = CliRunner().invoke(app, [*arguments, "--rescore", "1001"])
     assert refused.exit_code == 2
-    assert "expected at most 1000" in refused.stderr
+    assert "less than or equal to 1000" in refused.stderr
