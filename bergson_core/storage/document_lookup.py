@@ -84,8 +84,8 @@ def _read_hidden_rows(root: Path, manifest: Manifest) -> HiddenRows:
         stat = (root / MANIFEST_FILE).stat()
     except FileNotFoundError:
         raise IndexNotFound.for_name(root.name) from None
-    # No other index of the same name has all of these.
-    identity = (manifest.created_at, manifest.generation, stat.st_ino, stat.st_mtime_ns)
+    # No other index of the same name has all of these. A copy keeps all but the time of the last change of the inode.
+    identity = (manifest.created_at, manifest.generation, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
     head = manifest.takedowns  # hashable, since the model is frozen
     hidden = _shared_hidden_rows(root, head, manifest.compacted, *identity)  # pyright: ignore[reportArgumentType]
     hidden.refresh()

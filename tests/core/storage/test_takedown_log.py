@@ -178,7 +178,6 @@ def test_the_takedowns_of_a_deleted_index_hide_nothing_in_its_successor(index: P
         find_document(index_copy, "doc-7")
     delete_index(index_copy)
     shutil.copytree(index, index_copy)
-    (index_copy / "manifest.json").touch()
     assert find_document(index_copy, "doc-7")["id"] == "doc-7"
 
 
