@@ -178,4 +178,4 @@ def test_an_unknown_format_is_an_error_that_names_the_setting():
         text=True,
     )
     assert ran.returncode == 1
-    assert "log_format" in ran.stderr and "Traceback" not in ran.stderr
+    assert "BERGSON_LOG_FORMAT" in ran.stderr and "Traceback" not in ran.stderr
