@@ -1,4 +1,4 @@
-"""Opens an index and answers queries about it.
+"""Answers queries about an index; `opening` opens it.
 
 A query runs forward and backward through the model once, and its gradient row is compared with those of the documents.
 
@@ -8,7 +8,7 @@ Legend: q queries, n rows of a shard, D numbers of a row.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,32 +17,22 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.follow_up.answer_steps import Steps
-from bergson_core.attribution.follow_up.rescoring import Rescorer
+from bergson_core.attribution.opening import IndexParts, open_index_parts
 from bergson_core.attribution.queries.isolation import run_or_error
-from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
-from bergson_core.attribution.token_influence import ScoreDecomposer
-from bergson_core.attribution.verification import Verifier
-from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
+from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor, LocalExecutor
-from bergson_core.models.batch_budget import find_token_limit
-from bergson_core.models.index_model import load_index_model
-from bergson_core.models.language_model import LanguageModel, token_limits
+from bergson_core.models.language_model import token_limits
 from bergson_core.models.loading import LoadModel
-from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.filters import validate_filter
 from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, VerifySpec
 from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
-from bergson_core.search.searcher import Searcher, SearchRequest
+from bergson_core.search.searcher import SearchRequest
 from bergson_core.shards.shard import Shard
-from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
-from bergson_core.storage.manifest import Manifest, read_manifest
 from bergson_core.tokens.token_limits import TokenLimits
 from bergson_core.utils.background import run_to_completion
 
@@ -50,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AttributionIndex:
+class AttributionIndex(IndexParts):
     """A published index, open with its model in memory: `open` it, then `query` it. For use by one thread.
 
     Attributes:
@@ -64,16 +54,6 @@ class AttributionIndex:
         rescorer: Scores candidates again by their whole gradients.
         verifier: Verifies results by unlearning documents.
     """
-
-    name: str
-    manifest: Manifest
-    model: LanguageModel
-    collector: RowCollector
-    processor: GradientProcessor
-    searcher: Searcher
-    answerer: QueryAnswerer
-    rescorer: Rescorer
-    verifier: Verifier
 
     @classmethod
     def open(
@@ -108,60 +88,8 @@ class AttributionIndex:
             ModelNotFound: The model is gone.
             ClusterUnavailable: The executor has no cluster to search on.
         """
-        root = Path(path)
-        while True:
-            manifest = read_manifest(root)
-            # Files may be missing because a new generation was published meanwhile, which removes those of the old one.
-            try:
-                index = cls._open_generation(root, manifest, load_model, partial, executor, max_query_tokens)
-                if not index.searcher.damaged or _is_current(root, manifest):
-                    return index
-            except (IndexCorrupt, FileNotFoundError) as error:
-                if not _is_current(root, manifest):
-                    continue
-                if isinstance(error, IndexCorrupt):
-                    raise
-                raise IndexCorrupt(f"a file of {root} is missing: {error}") from error
-
-    @classmethod
-    def _open_generation(
-        cls,
-        root: Path,
-        manifest: Manifest,
-        load_model: LoadModel | None,
-        partial: bool,
-        executor: Executor,
-        max_query_tokens: int | None,
-    ) -> "AttributionIndex":
-        spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
-        if searcher.damaged and not (partial and len(searcher.damaged) < len(manifest.shards)):
-            has_others = len(searcher.damaged) < len(manifest.shards)
-            raise damaged_shards_error(root.name, searcher.damaged, has_others)
-        processor = GradientProcessor.load(root / "statistics")
-        _require_same_projection(processor, spec.gradients)
-        model = load_index_model(root, manifest, load_model)
-        collector = RowCollector(model, processor, [module.name for module in manifest.modules])
-        # A limit for all indexes of a worker may be larger than the context of one model.
-        limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
-        query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
-        return cls(
-            name=root.name,
-            manifest=manifest,
-            model=model,
-            collector=collector,
-            processor=processor,
-            searcher=searcher,
-            answerer=QueryAnswerer(
-                index=root.name,
-                manifest=manifest,
-                collector=collector,
-                searcher=searcher,
-                query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
-                score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
-            ),
-            rescorer=Rescorer(manifest, collector, processor, searcher),
-            verifier=Verifier(manifest, model, searcher),
-        )
+        parts = open_index_parts(Path(path), load_model, partial, executor, max_query_tokens)
+        return cls(**vars(parts))
 
     @property
     def query_limits(self) -> TokenLimits:
@@ -398,17 +326,3 @@ class AttributionIndex:
     def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""
         require_profile(self.name, self.manifest, profile)
-
-
-def _is_current(root: Path, manifest: Manifest) -> bool:
-    return read_manifest(root).generation == manifest.generation
-
-
-def _require_same_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
-    """Raises `IndexCorrupt` unless the processor projects as the manifest says that the rows were projected."""
-    stated = {name: getattr(settings, name) for name in processor.settings}
-    if processor.settings != stated:
-        raise IndexCorrupt(
-            f"the manifest says that the rows were projected with {stated}, but the processor in the directory "
-            f"statistics has {processor.settings}; restore the files from a copy or build the index again"
-        )

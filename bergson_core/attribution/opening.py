@@ -1,0 +1,116 @@
+"""Opens the parts of an index, of which `AttributionIndex` consists, and checks that they belong together."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.follow_up.rescoring import Rescorer
+from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
+from bergson_core.attribution.token_influence import ScoreDecomposer
+from bergson_core.attribution.verification import Verifier
+from bergson_core.errors import IndexCorrupt
+from bergson_core.gradients.processor import GradientProcessor
+from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.indexing.executor import Executor
+from bergson_core.models.batch_budget import find_token_limit
+from bergson_core.models.index_model import load_index_model
+from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.loading import LoadModel
+from bergson_core.schemas.build import GradientSpec
+from bergson_core.search.searcher import Searcher
+from bergson_core.storage.damaged_shards import damaged_shards_error
+from bergson_core.storage.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class IndexParts:
+    """The open parts of an index; `AttributionIndex` says what each of them is."""
+
+    name: str
+    manifest: Manifest
+    model: LanguageModel
+    collector: RowCollector
+    processor: GradientProcessor
+    searcher: Searcher
+    answerer: QueryAnswerer
+    rescorer: Rescorer
+    verifier: Verifier
+
+
+def open_index_parts(
+    root: Path,
+    load_model: LoadModel | None,
+    partial: bool,
+    executor: Executor,
+    max_query_tokens: int | None,
+) -> IndexParts:
+    """Opens the newest generation of the index in the directory `root`.
+
+    Args and errors are those of `AttributionIndex.open`.
+    """
+    while True:
+        manifest = read_manifest(root)
+        # Files may be missing because a new generation was published meanwhile, which removes those of the old one.
+        try:
+            parts = _open_generation(root, manifest, load_model, partial, executor, max_query_tokens)
+            if not parts.searcher.damaged or _is_current(root, manifest):
+                return parts
+        except (IndexCorrupt, FileNotFoundError) as error:
+            if not _is_current(root, manifest):
+                continue
+            if isinstance(error, IndexCorrupt):
+                raise
+            raise IndexCorrupt(f"a file of {root} is missing: {error}") from error
+
+
+def _open_generation(
+    root: Path,
+    manifest: Manifest,
+    load_model: LoadModel | None,
+    partial: bool,
+    executor: Executor,
+    max_query_tokens: int | None,
+) -> IndexParts:
+    spec, searcher = manifest.spec, executor.open_searcher(root, manifest)
+    has_others = len(searcher.damaged) < len(manifest.shards)
+    if searcher.damaged and not (partial and has_others):
+        raise damaged_shards_error(root.name, searcher.damaged, has_others)
+    processor = GradientProcessor.load(root / "statistics")
+    _require_same_projection(processor, spec.gradients)
+    model = load_index_model(root, manifest, load_model)
+    collector = RowCollector(model, processor, [module.name for module in manifest.modules])
+    # A limit for all indexes of a worker may be larger than the context of one model.
+    limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
+    query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
+    return IndexParts(
+        name=root.name,
+        manifest=manifest,
+        model=model,
+        collector=collector,
+        processor=processor,
+        searcher=searcher,
+        answerer=QueryAnswerer(
+            index=root.name,
+            manifest=manifest,
+            collector=collector,
+            searcher=searcher,
+            query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
+            score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
+        ),
+        rescorer=Rescorer(manifest, collector, processor, searcher),
+        verifier=Verifier(manifest, model, searcher),
+    )
+
+
+def _is_current(root: Path, manifest: Manifest) -> bool:
+    return read_manifest(root).generation == manifest.generation
+
+
+def _require_same_projection(processor: GradientProcessor, settings: GradientSpec) -> None:
+    """Raises `IndexCorrupt` unless the processor projects as the manifest says that the rows were projected."""
+    stated = {name: getattr(settings, name) for name in processor.settings}
+    if processor.settings != stated:
+        raise IndexCorrupt(
+            f"the manifest says that the rows were projected with {stated}, but the processor in the directory "
+            f"statistics has {processor.settings}; restore the files from a copy or build the index again"
+        )
