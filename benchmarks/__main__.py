@@ -8,7 +8,7 @@ What choices of rows and scores are worth is measured by `python -m benchmarks.q
 import subprocess
 import sys
 
-from benchmarks.support.command_line import make_parser
+from benchmarks.support.command_line import make_parser, parse_with_names
 
 BENCHMARKS = {
     "gradient_throughput": "tokens a second of gradient collection, compared with passes without hooks",
@@ -33,12 +33,9 @@ def main() -> None:
     """Runs the chosen benchmarks, or all."""
     listed = "\n".join(f"    {name:<22}{purpose}" for name, purpose in BENCHMARKS.items())
     parser = make_parser(f"{__doc__}\n{listed}")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; by default all")
-    options = parser.parse_args()
-    if unknown := set(options.names) - BENCHMARKS.keys():
-        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; expected {', '.join(BENCHMARKS)}")
+    options = parse_with_names(parser, BENCHMARKS, "benchmark")
     failed = []
-    for name in options.names or BENCHMARKS:
+    for name in options.names:
         print(f"== benchmarks.{name}: {BENCHMARKS[name]}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode != 0:
             failed.append(name)

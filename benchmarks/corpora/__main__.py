@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.corpora.corpus import Corpus
 from benchmarks.corpora.registry import CORPORA, VOCABULARY, default_cache
-from benchmarks.support.command_line import make_parser
+from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.demo.training import fit_tokenizer
 from bergson_core.errors import BergsonError
 
@@ -37,15 +37,12 @@ def describe(corpus: Corpus) -> Sequence[str]:
 def main() -> None:
     """Makes the chosen corpora, or all; the exit status is 1 if one of them cannot be made."""
     parser = make_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default {', '.join(CORPORA)}")
     parser.add_argument("--seed", type=int, default=0, help="chooses documents, queries and wordings")
     parser.add_argument("--data_dir", type=Path, default=default_cache(), help="keeps corpora and downloads")
-    options = parser.parse_args()
-    if unknown := set(options.names) - CORPORA.keys():
-        parser.error(f"unknown corpus {', '.join(sorted(unknown))}; expected {', '.join(CORPORA)}")
+    options = parse_with_names(parser, CORPORA, "corpus")
     failed = []
     print(f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
-    for name in options.names or CORPORA:
+    for name in options.names:
         try:
             corpus = CORPORA[name](options.data_dir, options.seed)
         except BergsonError as error:

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.corpora.registry import default_cache
 from benchmarks.models.cases import CASES, Case, load_case
-from benchmarks.support.command_line import make_parser
+from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.errors import BergsonError
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.generation import generate_completion
@@ -63,15 +63,12 @@ def _answer(content: str) -> dict[str, str]:
 def main() -> None:
     """Makes the models of the chosen cases, or of all; the exit status is 1 if one of them cannot be made."""
     parser = make_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="CASE", help=f"by default all: {', '.join(CASES)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpora and of the trainings")
     parser.add_argument("--data_dir", type=Path, default=default_cache(), help="keeps corpora and models")
-    options = parser.parse_args()
-    if unknown := set(options.names) - CASES.keys():
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; expected {', '.join(CASES)}")
+    options = parse_with_names(parser, CASES, "case")
     failed, answers = [], []
     print(f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
-    for name in options.names or CASES:
+    for name in options.names:
         started = time.perf_counter()
         try:
             case = load_case(name, options.data_dir, options.seed)

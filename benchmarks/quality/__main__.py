@@ -30,7 +30,7 @@ from benchmarks.quality.interventions import METHODS, Interventions
 from benchmarks.quality.measures import Measurer
 from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method, iter_methods
 from benchmarks.quality.report import Results, write_summary
-from benchmarks.support.command_line import make_parser
+from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.errors import BergsonError
 
 
@@ -78,7 +78,6 @@ def timed(results: Results, part: str) -> Iterator[None]:
 def main() -> None:
     """Runs the chosen experiments, or all; the exit status is 1 if one of them cannot be run."""
     parser = make_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="CASE", help=f"by default all: {', '.join(CASES)}")
     parser.add_argument("--runs", type=int, help="models trained again; by default 40, of pretrained ones 0")
     parser.add_argument(
         "--removal", type=int, default=0, metavar="RUNS", help="runs of each method, for removal"
@@ -95,14 +94,12 @@ def main() -> None:
     )
     parser.add_argument("--data_dir", type=Path, default=default_cache(), help="keeps all that is expensive")
     parser.add_argument("--output", type=Path, help="directory for tables; by default quality in --data_dir")
-    options = parser.parse_args()
-    if unknown := set(options.names) - CASES.keys():
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; expected {', '.join(CASES)}")
+    options = parse_with_names(parser, CASES, "case")
     data_dir = options.data_dir.expanduser().absolute()
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
     interventions = Interventions(options.removal, options.steps, tuple(options.methods))
     output, failed = options.output or data_dir / "quality" / ("quick" if options.quick else ""), []
-    for name in options.names or CASES:
+    for name in options.names:
         started = time.perf_counter()
         try:
             experiment = prepare_experiment(name, settings)

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.corpora.registry import default_cache
 from benchmarks.models.cases import CASES, Case, load_case
-from benchmarks.support.command_line import make_parser
+from benchmarks.support.command_line import make_parser, parse_with_names
 from benchmarks.upstream.agreement import largest_deviation
 from benchmarks.upstream.environment import VERSION, Upstream, install_upstream
 from benchmarks.upstream.methods import METHODS
@@ -61,7 +61,6 @@ def run_case(case: Case, upstream: Upstream, options: argparse.Namespace) -> lis
 def main() -> None:
     """Runs the chosen methods on the chosen cases, or all; the exit status is 1 if one of them fails."""
     parser = make_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="CASE", help=f"by default all: {', '.join(CASES)}")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", default=list(METHODS), choices=METHODS)
     parser.add_argument("--queries", type=int, help="take only the first queries")
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpora and of the trainings")
@@ -69,14 +68,12 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="directory for scores [q, n] of all queries, as TITLE.npy"
     )
-    options = parser.parse_args()
-    if unknown := set(options.names) - CASES.keys():
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; expected {', '.join(CASES)}")
+    options = parse_with_names(parser, CASES, "case")
     failed = []
     upstream = install_upstream(options.data_dir)
     print(", ".join(f"{name} {version}" for name, version in upstream.versions.items()))
     print(f"\n| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
-    for name in options.names or CASES:
+    for name in options.names:
         try:
             case = load_case(name, options.data_dir, options.seed)
         except BergsonError as error:
