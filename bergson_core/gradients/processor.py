@@ -53,7 +53,7 @@ class GradientProcessor:
         normalizers: Mapping[str, Normalizer] | None = None,
         seed: int = 0,
         include_bias: bool = False,
-        projection: Projection = "rademacher",
+        projection: Projection = "orthogonal",
     ) -> None:
         if projection not in PROJECTIONS:
             raise InvalidInput(f"projection is {projection!r}; expected one of {', '.join(PROJECTIONS)}")

@@ -127,7 +127,7 @@ class GradientSpec(Spec):
     second moments of the gradients of batches; those of a sample are of single documents."""
     fit_labels: FitLabels = "true"
     """Labels to fit the normalizer with: `true` takes those of the documents, `sampled` draws them from the model."""
-    projection: Projection = "rademacher"
+    projection: Projection = "orthogonal"
     """How the random projections are drawn. Those of `rademacher` and `normal` have independent entries, ±1/√p or from
     N(0, 1/p). Those of `orthogonal` have orthogonal rows, so that less is lost where p is not far below the sides of a
     module, and nothing of a side that is shorter than p."""

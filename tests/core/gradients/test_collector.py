@@ -9,7 +9,6 @@ from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import DAMPING
 from bergson_core.gradients.processor_fitting import fit_normalizers
-from bergson_core.gradients.projection import PROJECTIONS, block_shape
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
@@ -63,7 +62,7 @@ def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, 
     fitted = fit_normalizers(
         as_language_model(model), modules, iter_batches(docs, 40), kind, include_bias=bias
     )
-    processor = GradientProcessor(p, fitted, seed, include_bias=bias, projection=projection or "rademacher")
+    processor = GradientProcessor(p, fitted, seed, include_bias=bias, projection=projection or "orthogonal")
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in iter_batches(docs, 60):
@@ -71,17 +70,7 @@ def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, 
     for name in modules:
         expected = normalize(whole[name], kind, sides[name])
         if projection:
-            shape = expected.shape[1:]
-            left, right = (
-                PROJECTIONS[projection](seed, name, side, kept, columns)
-                for side, kept, columns in zip(
-                    ("left", "right"), block_shape(projection, p, *shape), shape, strict=True
-                )
-            )
-            expected = left @ expected @ right.T
-            expected = nn.functional.pad(
-                expected.flatten(1), (0, p * p - expected.shape[1] * expected.shape[2])
-            )
+            expected = reference.project(expected, name, p, seed, projection)
         torch.testing.assert_close(rows[:, collector.slices[name]], expected.flatten(1), **EXACT)
 
 
