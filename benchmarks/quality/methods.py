@@ -33,7 +33,9 @@ RANDOM, BM25, REPRESENTATIONS, GOLD = "random order", "BM25", "representations",
 REFERENCE: Final = "kfac, not projected, row, all"
 """The method that all others are divided by."""
 DEFAULT: Final = "adafactor, float16, p = 16, C, row, all"
-RECOMMENDED: Final = "kfac, sign, p = 32, block, all"
+RECOMMENDED: Final = "kfac, sign, p = 96, block, mlp"
+"""The rows of the preset `best`."""
+SMALL_ROWS: Final = "kfac, sign, p = 32, block, all"
 PROJECTION_DIMS: Final[Mapping[str, Sequence[int]]] = {
     "gpt2": (16, 32, 64, 96, 128),
     "llama": (16, 32, 64, 96, 128),
