@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from bergson_core.schemas.bounded_errors import short_repr
+from bergson_core.schemas.validation.bounded_errors import short_repr
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.documents import Chunk
 
