@@ -82,11 +82,6 @@ class Experiment:
         return self.settings.data_dir / "quality" / f"{self.case.name}-{digest[:16]}"
 
     @property
-    def model_type(self) -> str:
-        """The architecture, as the model's configuration names it."""
-        return cast(Any, self.case.model.model).config.model_type
-
-    @property
     def query_texts(self) -> Sequence[str]:
         """The words of the queries."""
         space = " " if self.case.corpus.chat else ""

@@ -22,7 +22,7 @@ def test_a_build_is_accepted_and_its_job_is_at_location(client: TestClient, brok
     assert broker.specs["news"] == BuildSpec.model_validate({"model": "tiny", "documents": [{"text": "a"}]})
 
 
-@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_RECOMMENDED, examples.INDEX_INLINE])
+@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_PRESET, examples.INDEX_INLINE])
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/index", json=body).status_code == 202
 
