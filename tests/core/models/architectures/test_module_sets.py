@@ -163,7 +163,7 @@ def test_any_other_text_is_a_regular_expression_as_before(expression: str) -> No
     assert all("mlp" in name for name in selected)
 
 
-def test_embeddings_and_the_head_are_in_no_set() -> None:
+def test_all_are_the_modules_that_are_tracked_by_default() -> None:
     assert set(select_modules(make_model("llama"), "all")) == set(select_modules(make_model("llama")))
 
 
