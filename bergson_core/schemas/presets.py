@@ -98,7 +98,9 @@ def describe_presets() -> str:
 
 
 def _list_values(preset: Preset) -> str:
-    return ", ".join(f"{name} {_as_json(value)}" for part in preset.values.values() for name, value in part.items())
+    return ", ".join(
+        f"{name} {_as_json(value)}" for part in preset.values.values() for name, value in part.items()
+    )
 
 
 def _as_json(value: Any) -> str:

@@ -61,7 +61,7 @@ app = typer.Typer(
     "`bergson OUTPUT_PATH --model M --dataset D` builds an index, `bergson query OUTPUT_PATH` queries it, and "
     "`bergson up` serves indexes over HTTP.\n\n"
     "`--preset best` makes the rows that measure best, `--preset trackstar` those of TrackStar, and `--preset default` "
-    "changes nothing; options that are given beside a preset count before it. `bergson build --help` lists their values.",
+    "those of the defaults. Options that are given count before the preset; `bergson build --help` lists its values.",
     rich_markup_mode="markdown",
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
     context_settings={

@@ -72,10 +72,12 @@ class _Blocks:
     """The blocks of a model that are known to be attention or an MLP."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._kinds = {name: kind for name, module in modules.items() if (kind := _find_kind(name, module))}
+        self._kinds: dict[str, BlockKind] = {}
         self._kinds_of_children: dict[str, set[BlockKind]] = {}
-        for name, kind in self._kinds.items():
-            self._kinds_of_children.setdefault(name.rpartition(".")[0], set()).add(kind)
+        for name, module in modules.items():
+            if name and (kind := _find_kind(name, module)) is not None:  # a whole model is no block
+                self._kinds[name] = kind
+                self._kinds_of_children.setdefault(name.rpartition(".")[0], set()).add(kind)
 
     def find_innermost(self, name: str) -> tuple[BlockKind, str] | None:
         """Returns kind and name of the innermost block that the module `name` is, or is in."""
@@ -90,11 +92,13 @@ class _Blocks:
 
 
 def _find_kind(name: str, module: nn.Module) -> BlockKind | None:
-    """Returns what a block is called by its class, or else by its name."""
-    own_name, class_name = name.rpartition(".")[2].lower(), type(module).__name__
-    by_class = (kind for kind, pattern in _CLASSES.items() if name and re.fullmatch(pattern, class_name))
-    by_name = (kind for kind, pattern in _NAMES.items() if re.fullmatch(pattern, own_name))
-    return next(chain(by_class, by_name), None)
+    """Returns what the class of a block says that it is, or else its name."""
+    own_name = name.rpartition(".")[2].lower()
+    for patterns, text in ((_CLASSES, type(module).__name__), (_NAMES, own_name)):
+        for kind, pattern in patterns.items():
+            if re.fullmatch(pattern, text):
+                return kind
+    return None
 
 
 def _find_original(name: str, shapes: Mapping[str, Shape]) -> str:
@@ -126,7 +130,9 @@ def _find_down_projections(
     """
     leading_back, last_squares = set[str](), set[str]()
     for names in blocks:
-        leading_back |= {name for name in names if name not in modules and name.split(".")[-2] == DOWN_PROJECTION}
+        leading_back |= {
+            name for name in names if name not in modules and name.split(".")[-2] == DOWN_PROJECTION
+        }
         linear = [name for name in names if name in modules]
         h = shapes[linear[0]][1] if linear else 0
         leading_back |= {name for name in linear if shapes[name][0] == h != shapes[name][1]}

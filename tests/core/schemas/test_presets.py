@@ -89,7 +89,7 @@ def test_an_unknown_preset_is_refused_with_the_names(name: Any) -> None:
 
 @pytest.mark.parametrize("part", [None, "kfac", 3, ["kfac"], True])
 def test_a_part_that_is_no_object_is_refused_and_not_replaced(part: Any) -> None:
-    with pytest.raises(InvalidInput, match="^gradients: expected an object"):
+    with pytest.raises(InvalidInput, match=r"^gradients: expected an object"):
         BuildSpec(**SOURCE, preset="best", gradients=part)
 
 
