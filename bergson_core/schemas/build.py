@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, field_val
 
 from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.inline_values import plain_document
-from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset
+from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of indexes and of profiles: they are names of directories and parts of URLs."""
@@ -159,6 +159,15 @@ class GradientSpec(Spec):
 
     _require_path = field_validator("optimizer_state")(_require_short_names)
 
+    @classmethod
+    def from_preset(cls, name: PresetName, **fields: Any) -> Self:
+        """Returns the settings of a preset, such as "best", with `fields` instead of the preset's values.
+
+        Raises:
+            InvalidInput: There is no such preset, or a field is wrong.
+        """
+        return cls.model_validate({**preset_values(name, "gradients"), **fields})
+
     @model_validator(mode="after")
     def _require_normalizer_of_optimizer(self) -> Self:
         if self.optimizer_state is not None and self.normalizer not in ("adam", "adafactor"):
@@ -190,6 +199,15 @@ class ScoringSpec(Spec):
     """Multiply each module's block by the inverse square root of the second moment of the rows."""
     damping: float = Field(default=0.1, gt=0, le=10)
     """Added to each module's second moment, in units of its mean eigenvalue."""
+
+    @classmethod
+    def from_preset(cls, name: PresetName, **fields: Any) -> Self:
+        """Returns the scoring of a preset, such as "best", with `fields` instead of the preset's values.
+
+        Raises:
+            InvalidInput: There is no such preset, or a field is wrong.
+        """
+        return cls.model_validate({**preset_values(name, "scoring"), **fields})
 
 
 class SearchSpec(Spec):

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError
 
+from bergson_core.errors import InvalidInput
+from bergson_core.schemas.validation.bounded_errors import short_repr
 from bergson_core.schemas.validation.plain_messages import as_line_error, plain_message
 
 PresetName = Literal["default", "trackstar", "best"]
@@ -49,6 +51,13 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
 """The presets. `trackstar` has Adafactor's second moments, the preconditioner C and rows of unit length, and a larger
 projection than the default, as the paper's rows have 2¹⁶ numbers. `best` has whitened gradients, which need no C, of
 MLPs alone, with one bit for each of many numbers."""
+
+
+def preset_values(name: PresetName, part: str) -> Mapping[str, Any]:
+    """Returns the values of a preset for a part of `BuildSpec`. Raises `InvalidInput` for another name."""
+    if name not in list(PRESETS):
+        raise InvalidInput(f"preset: expected {', '.join(PRESETS)}, got {short_repr(name)}")
+    return PRESETS[name].values.get(part, {})
 
 
 def fill_in_preset(fields: Any, validate: ModelWrapValidatorHandler[SpecType]) -> SpecType:

@@ -7,7 +7,7 @@ import pytest
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec, GradientSpec, ScoringSpec
-from bergson_core.schemas.presets import PRESETS
+from bergson_core.schemas.presets import PRESETS, PresetName
 
 SOURCE: dict[str, Any] = {"model": "m", "dataset": {"path": "rows.jsonl"}}
 VALUES = [
@@ -118,6 +118,24 @@ def test_a_given_value_that_does_not_go_with_a_preset_is_refused_by_its_own_fiel
 def test_other_rows_go_with_the_scoring_of_a_preset(rows: str) -> None:
     spec = BuildSpec(**SOURCE, preset="best", gradients={"rows": rows})
     assert spec.gradients == GradientSpec(**{**PRESETS["best"].values["gradients"], "rows": rows})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_parts_of_a_preset_can_be_had_without_a_build(name: PresetName) -> None:
+    spec = BuildSpec(**SOURCE, preset=name)
+    assert (GradientSpec.from_preset(name), ScoringSpec.from_preset(name)) == (spec.gradients, spec.scoring)
+    changed = GradientSpec.from_preset(name, projection_dim=3)
+    assert changed == spec.gradients.model_copy(update={"projection_dim": 3})
+    assert ScoringSpec.from_preset(name, normalize="none") == spec.scoring.model_copy(
+        update={"normalize": "none"}
+    )
+
+
+@pytest.mark.parametrize("name", ["bst", None, ()])
+def test_the_parts_of_an_unknown_preset_are_refused(name: Any) -> None:
+    for part in (GradientSpec, ScoringSpec):
+        with pytest.raises(InvalidInput, match="expected default, trackstar, best, got"):
+            part.from_preset(name)
 
 
 def test_the_description_lists_every_preset_with_its_values() -> None:
