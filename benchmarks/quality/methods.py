@@ -35,15 +35,15 @@ REFERENCE: Final = "kfac, not projected, row, all"
 DEFAULT: Final = "adafactor, float16, p = 16, C, row, all"
 RECOMMENDED: Final = "kfac, sign, p = 32, block, all"
 PROJECTION_DIMS: Final[Mapping[str, Sequence[int]]] = {
-    "gpt2": (16, 32, 64, 128),
-    "llama": (16, 32, 64, 128),
+    "gpt2": (16, 32, 64, 96, 128),
+    "llama": (16, 32, 64, 96, 128),
     "lora": (16, 32),
     "smollm2": (16, 32),
 }
 """Kind of a model → sizes of its projections. The pretrained model has hundreds of modules."""
 QUICK_PROJECTION_DIMS: Final = (8, 16)
 CODES: Final[Mapping[NormalizerKind, Sequence[Code]]] = {
-    "kfac": ("float16", "sign", "bits1", "bits2", "bits4"),
+    "kfac": ("float16", "sign", "bits2"),
     "adafactor": ("float16", "sign"),
 }
 PRECONDITIONED_CODES: Final[Sequence[Code]] = ("float16", "sign")

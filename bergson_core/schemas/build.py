@@ -31,7 +31,7 @@ ExecutorName = Literal["local", "ray"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 NormalizerKind = Literal["none", "adafactor", "adam", "kfac"]
 FitLabels = Literal["true", "sampled"]
-Projection = Literal["rademacher", "normal"]
+Projection = Literal["rademacher", "normal", "orthogonal"]
 RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
 TextDocuments = Literal["auto", "line", "file"]
@@ -138,8 +138,10 @@ class GradientSpec(Spec):
     second moments of the gradients of batches; those of a sample are of single documents."""
     fit_labels: FitLabels = "true"
     """Labels to fit the normalizer with: `true` takes those of the documents, `sampled` draws them from the model."""
-    projection: Projection = "rademacher"
-    """Distribution of the entries of the random projections."""
+    projection: Projection = "orthogonal"
+    """How the random projections are drawn. Those of `rademacher` and `normal` have independent entries, ±1/√p or from
+    N(0, 1/p). Those of `orthogonal` have orthogonal rows, so that less is lost where p is not far below the sides of a
+    module, and nothing of a side that is shorter than p."""
     loss: Loss = "sum"
     """Cross-entropy of a document: the sum over its labelled tokens, or their mean."""
     modules: str | None = Field(default=None, max_length=1024)
