@@ -75,8 +75,7 @@ class Method:
 def iter_methods(experiment: Experiment) -> Iterator[Method]:
     """Yields every method of an experiment, each part of which is computed only if it is not in a file."""
     yield from iter_baselines(experiment)
-    names = experiment.case.model.select_modules()
-    sets = select_module_sets(experiment.model_type, names)
+    sets = select_module_sets(experiment.case.model)
     if can_compare_whole_gradients(experiment):
         yield from iter_whole_gradients(experiment, sets)
     dims = QUICK_PROJECTION_DIMS if experiment.settings.quick else PROJECTION_DIMS[experiment.case.kind]
