@@ -14,7 +14,9 @@ _NORMAL_MAD: Final = 0.6745
 """Median of |x| for a normally distributed x with a standard deviation of 1."""
 
 
-def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = THRESHOLD_OF_SUMS) -> Float[np.ndarray, "q n"]:
+def soft_threshold(
+    scores: Float[np.ndarray, "q n"], times: float = THRESHOLD_OF_SUMS
+) -> Float[np.ndarray, "q n"]:
     """Returns scores relative to their query's median, drawn towards it by `times` the noise, and 0 within that.
 
     Every score of a projected gradient has noise, and a sum over thousands of documents consists mostly of it. The

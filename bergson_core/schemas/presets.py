@@ -36,15 +36,20 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
     "trackstar": Preset(
         "TrackStar as in arXiv 2410.17413",
         {
-            "gradients": {"normalizer": "adafactor", "rows": "float16", "projection_dim": 32},
+            "gradients": {
+                "normalizer": "adafactor",
+                "rows": "float16",
+                "projection_dim": 32,
+                "projection": "normal",
+            },
             "scoring": {"normalize": "row", "preconditioner": True},
         },
     ),
     "best": Preset(
         "what measures best on real text, see docs/quality.md",
         {
-            "gradients": {"normalizer": "kfac", "rows": "sign", "projection_dim": 64, "modules": "mlp"},
-            "scoring": {"normalize": "row", "preconditioner": False},
+            "gradients": {"normalizer": "kfac", "rows": "sign", "projection_dim": 96, "modules": "mlp"},
+            "scoring": {"normalize": "block", "preconditioner": False},
         },
     ),
 }
