@@ -258,11 +258,6 @@ class BuildSpec(Spec):
 
     _require_path = field_validator("model")(_require_short_names)
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _fill_in_preset(cls, fields: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        return fill_in_preset(fields, validate)
-
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         _require_dataset_or_documents(self)
@@ -301,6 +296,12 @@ class BuildSpec(Spec):
                 f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false",
             )
         return self
+
+    # The last of the validators, so that it sees the errors of those before.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_in_preset(cls, fields: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        return fill_in_preset(fields, validate)
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""

@@ -15,6 +15,7 @@ VALUES = [
     for name, preset in PRESETS.items()
     for part, fields in preset.values.items()
     for field, value in fields.items()
+    if (name, field) != ("best", "preconditioner")  # C is not for projections as large as those of `best`
 ]
 
 
@@ -105,6 +106,14 @@ def test_a_value_of_a_preset_that_does_not_go_with_what_is_given_is_said_to_be_t
         InvalidInput, match=r"^gradients\.normalizer: .* got 'kfac'; this value is of the preset 'best'"
     ):
         BuildSpec(**SOURCE, preset="best", gradients={"optimizer_state": "optimizer.pt"})
+
+
+def test_a_preconditioner_is_given_with_a_projection_that_is_small_enough_for_it() -> None:
+    scoring = {"preconditioner": True}
+    with pytest.raises(InvalidInput, match=r"at most 64, got 96.*; this value is of the preset 'best'"):
+        BuildSpec(**SOURCE, preset="best", scoring=scoring)
+    spec = BuildSpec(**SOURCE, preset="best", gradients={"projection_dim": 64}, scoring=scoring)
+    assert (spec.scoring.preconditioner, spec.gradients.projection_dim) == (True, 64)
 
 
 def test_a_given_value_that_does_not_go_with_a_preset_is_refused_by_its_own_field() -> None:
