@@ -29,7 +29,8 @@ from benchmarks.quality.experiments import Experiment, Settings, prepare_experim
 from benchmarks.quality.interventions import METHODS, Interventions
 from benchmarks.quality.measures import Measurer
 from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method, iter_methods
-from benchmarks.quality.report import Results, write_summary
+from benchmarks.quality.report import Results
+from benchmarks.quality.summary import write_summary
 from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.errors import BergsonError
 

@@ -210,37 +210,6 @@ class Results:
         return measure in self.measured.get(method, {})
 
 
-def write_summary(directory: Path) -> Path:
-    """Writes a table of all cases whose numbers are in a directory, and returns its path.
-
-    It has the methods that were measured in each case with models that were trained again: thresholded LDS, bytes, and
-    the quotient to whole gradients with K-FAC.
-    """
-    cases = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    cases = [case for case in cases if case["runs"]]
-    lines = [
-        f"| method | {' | '.join(case['case'] for case in cases)} |",
-        f"|---|{'---:|' * len(cases)}",
-    ]
-    for name in cases[0]["methods"] if cases else ():
-        if all(name in case["methods"] for case in cases):
-            cells = [_summarise(case["methods"][name]) for case in cases]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    path = directory / "summary.md"
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
-    return path
-
-
-def _summarise(measured: Mapping[str, Any]) -> str:
-    """Returns the cell of a method in a case."""
-    lds, size = measured[LDS_THRESHOLDED], measured["row_bytes"]
-    quotient = lds.get("of_kfac", {"low": None})
-    parts = [f"{lds['mean']:.3f}", "" if size is None else f"in {size:,} B"]
-    if quotient["low"] is not None:
-        parts.append(f"({quotient['mean']:.0%} [{quotient['low']:.0%}, {quotient['high']:.0%}])")
-    return " ".join(filter(None, parts))
-
-
 def describe_experiment(experiment: Experiment) -> dict[str, Any]:
     """Returns what the numbers of an experiment depend on."""
     case = experiment.case
