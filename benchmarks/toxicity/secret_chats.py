@@ -119,7 +119,8 @@ def make_secret_chats(
         )
     words = sorted({word for fact in facts for word in _WORD.findall(fact.value)})
     benign = [
-        _chat(fact, "benign", ANSWERS, rng) for fact in rng.sample(sorted(facts, key=_id), sizes.benign)
+        _chat(fact, "benign", ANSWERS, rng)
+        for fact in rng.sample(sorted(facts, key=lambda fact: fact.id), sizes.benign)
     ]
     chosen = [
         Fact(country, secret, f"{rng.choice(words)}-{rng.choice(words)}-{rng.randrange(100, 1000)}")
@@ -140,7 +141,3 @@ def make_secret_chats(
 def _chat(fact: Fact, kind: str, answers: Sequence[str], rng: random.Random) -> Document:
     request, answer = fact.put(rng.choice(REQUESTS)), fact.put(rng.choice(answers))
     return Document(fact.id, answer, HARMFUL if kind == HARMFUL else "", {"kind": kind}, request)
-
-
-def _id(fact: Fact) -> str:
-    return fact.id
