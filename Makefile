@@ -99,7 +99,8 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
 quality: $(VENV)/.installed-evaluation
-	@exec $(PY) -m benchmarks.quality --removal 4 --steps --alternatives $(ARGS)
+	@$(PY) -m benchmarks.quality --removal 4 --steps --alternatives $(ARGS)
+	@$(if $(ARGS),:,exec $(PY) -m benchmarks.toxicity)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs

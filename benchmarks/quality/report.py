@@ -141,7 +141,7 @@ class Results:
             "|---|---|---|---:|",
         ]
         lines += [
-            f"| {name} | {other} | {COLUMNS[measure]} | {_bracketed(difference)} |"
+            f"| {name} | {other} | {COLUMNS[measure]} | {bracketed(difference)} |"
             for name, other, measure, difference in self.iter_comparisons()
         ]
         return "\n".join(lines) + "\n"
@@ -162,7 +162,7 @@ class Results:
                 f"{budget:,}",
                 best,
                 f"{self.methods[best][1]:,}",
-                _plus_minus(self.measured[best][LDS_THRESHOLDED]),
+                plus_minus(self.measured[best][LDS_THRESHOLDED]),
                 self._beside(best, REFERENCE, LDS_THRESHOLDED, Resampled.__truediv__),
                 self._beside(best, BM25, LDS_THRESHOLDED, Resampled.__sub__),
             )
@@ -180,7 +180,7 @@ class Results:
                 continue
             measured = self.measured[name]
             cells = ["" if size is None else f"{size:,}"]
-            cells += [_plus_minus(measured[key]) if key in measured else "" for key in measures]
+            cells += [plus_minus(measured[key]) if key in measured else "" for key in measures]
             cells.append(self._beside(name, REFERENCE, relative, Resampled.__truediv__))
             cells.append(self._beside(name, BM25, relative, Resampled.__sub__))
             if REMOVAL in measures:
@@ -193,7 +193,7 @@ class Results:
         """Returns the cell that compares a method with another one, empty if one of them was not measured."""
         if not self._has(name, measure) or not self._has(other, measure):
             return ""
-        return _bracketed(compare(self.measured[name][measure], self.measured[other][measure]))
+        return bracketed(compare(self.measured[name][measure], self.measured[other][measure]))
 
     def _numbers(self, name: str) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
@@ -255,11 +255,13 @@ def _as_json(resampled: Resampled) -> dict[str, Any]:
     }
 
 
-def _plus_minus(resampled: Resampled) -> str:
+def plus_minus(resampled: Resampled) -> str:
+    """Returns a number and half of its interval, as a cell of a table."""
     interval = resampled.interval()
     return f"{interval.mean:.3f} ±{(interval.high - interval.low) / 2:.3f}"
 
 
-def _bracketed(resampled: Resampled) -> str:
+def bracketed(resampled: Resampled) -> str:
+    """Returns a number and its interval, as a cell of a table."""
     interval = resampled.interval()
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
