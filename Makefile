@@ -99,7 +99,7 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
 quality: $(VENV)/.installed-evaluation
-	@$(PY) -m benchmarks.quality --removal 4 --steps --alternatives $(ARGS)
+	@$(PY) -m benchmarks.quality --removal 3 --steps --alternatives $(ARGS)
 	@$(if $(ARGS),:,exec $(PY) -m benchmarks.toxicity)
 
 docs: $(VENV)/.installed-dev

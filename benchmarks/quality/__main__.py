@@ -79,7 +79,7 @@ def timed(results: Results, part: str) -> Iterator[None]:
 def main() -> None:
     """Runs the chosen experiments, or all; the exit status is 1 if one of them cannot be run."""
     parser = make_parser(__doc__)
-    parser.add_argument("--runs", type=int, help="models trained again; by default 40, of pretrained ones 0")
+    parser.add_argument("--runs", type=int, help="models trained again; by default 32, of pretrained ones 0")
     parser.add_argument(
         "--removal", type=int, default=0, metavar="RUNS", help="runs of each method, for removal"
     )
