@@ -16,6 +16,7 @@ from benchmarks.quality.methods import (
     DEFAULT,
     GOLD,
     RECOMMENDED,
+    SMALL_ROWS,
     Method,
     iter_baselines,
     iter_foreign_scores,
@@ -41,8 +42,8 @@ WHOLE_GRADIENTS: Final[tuple[tuple[Whitening, Normalize], ...]] = (
 """Whitening and normalisation of whole gradients; without whitening they are Grad Dot and Grad Sim of DATE-LM."""
 ROWS: Final = (
     (GradientSpec(projection_dim=16), Storage("float16", preconditioned=True), DEFAULT),
-    (GradientSpec(normalizer="kfac", projection_dim=32), Storage("sign"), RECOMMENDED),
-    (GradientSpec(normalizer="kfac", projection_dim=64), Storage("sign"), "kfac, sign, p = 64, row, mlp"),
+    (GradientSpec(normalizer="kfac", projection_dim=32), Storage("sign"), SMALL_ROWS),
+    (GradientSpec(normalizer="kfac", projection_dim=96), Storage("sign"), RECOMMENDED),
 )
 """How gradients become rows, how the rows are stored, and the name of the method."""
 
