@@ -27,6 +27,7 @@ from benchmarks.corpora.package_descriptions import make_package_descriptions
 from benchmarks.corpora.world_factbook import make_world_factbook
 from benchmarks.models.cases import Case
 from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES
+from bergson_core.errors import InvalidInput
 from bergson_core.models.generation import generate_completion
 
 NOTICE_CASES: Final = ("package_descriptions", "docstring_paragraphs", "world_factbook", "invented_facts")
@@ -124,16 +125,13 @@ def make_fact_strangers(
     case: Case, unknown: Sequence[UnknownFact], rng: random.Random
 ) -> dict[str, list[NoticeQuery]]:
     """Returns strangers of each kind that ask for these facts."""
-    generated = (
-        generate_completion(case.model, fact.prompt, _GENERATED_TOKENS).text.split(".")[0] for fact in unknown
-    )
     return {
         TRUE: [NoticeQuery(fact.prompt, fact.truth) for fact in unknown if fact.truth],
         DRAWN: [NoticeQuery(fact.prompt, rng.choice(fact.values)) for fact in unknown],
         GENERATED: [
             NoticeQuery(fact.prompt, text)
-            for fact, text in zip(unknown, generated, strict=True)
-            if text.strip()
+            for fact in unknown
+            if (text := _generate(case, fact.prompt)).strip()
         ],
     }
 
@@ -158,6 +156,14 @@ def make_passage_strangers(corpus: Corpus, passages: Iterable[str]) -> dict[str,
         kind = UNSEEN if seen.isdisjoint(find_phrases(ending)) else PHRASE_SEEN
         strangers[kind].append(NoticeQuery(beginning, ending))
     return strangers
+
+
+def _generate(case: Case, prompt: str) -> str:
+    """Returns what the model says up to the first full stop, which may be nothing."""
+    try:
+        return generate_completion(case.model, prompt, _GENERATED_TOKENS).text.split(".")[0]
+    except InvalidInput:  # it says nothing
+        return ""
 
 
 def _thin(text: str) -> str:
