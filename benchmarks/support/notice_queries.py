@@ -112,13 +112,14 @@ def ask_about_countries(corpus: Corpus, seed: int) -> list[UnknownFact]:
 def ask_about_people(corpus: Corpus, rng: random.Random) -> list[UnknownFact]:
     """Returns a question about each person with names of the corpus's people whom no document is about."""
     known = {document.metadata["person"] for document in corpus.documents}
-    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-    questions = []
+    names = (f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES)
+    unknown = []
     for name in names:
         attribute = rng.choice(list(ATTRIBUTES.values()))
         prompt = rng.choice(attribute.templates).removesuffix(" {value}.").format(person=name)
-        questions.append(UnknownFact(prompt, [f" {value}" for value in attribute.values]))
-    return [question for name, question in zip(names, questions, strict=True) if name not in known]
+        if name not in known:
+            unknown.append(UnknownFact(prompt, [f" {value}" for value in attribute.values]))
+    return unknown
 
 
 def make_fact_strangers(
