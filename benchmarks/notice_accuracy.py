@@ -4,7 +4,8 @@
 
 An answer claims an influence unless it has the notice that no strong influence was found. `benchmarks.support.
 notice_queries` says what is asked. Of the queries that a document is right for, those count whose best result is right:
-the table has their share ("right"), and how many of them are claimed, with 95 % intervals (Wilson's).
+the table has their share ("right"), how many of them are claimed, and in how many of the claims the best document has
+the completion word for word ("stated"), with 95 % intervals (Wilson's).
 
 With --alternatives it also prints what other ways to calibrate would claim: null queries made of the halves of two
 documents that fit, of any two, or of the same document; with these documents among the results or not; with the
@@ -52,18 +53,25 @@ class Claims:
     Attributes:
         counts: Which of them count: those whose best result is right, of strangers all.
         claimed: Which have no notice.
+        stated: Whose best document has the completion word for word.
     """
 
     counts: Bool[np.ndarray, " q"]
     claimed: Bool[np.ndarray, " q"]
+    stated: Bool[np.ndarray, " q"]
 
-    def describe(self) -> str:
-        """Returns the share of those that count that are claimed, with its interval, and how many they are."""
-        claimed = self.claimed[self.counts]
-        if len(claimed) == 0:
-            return "none"
-        low, high = wilson_interval(int(claimed.sum()), len(claimed))
-        return f"{claimed.mean():.1%} [{low:.1%}, {high:.1%}] of {len(claimed)}"
+    def describe(self) -> tuple[str, str]:
+        """Returns the share of claims among those that count, and the share of stated ones among the claims."""
+        claims = self.claimed & self.counts
+        return describe_share(self.claimed[self.counts]), describe_share(self.stated[claims])
+
+
+def describe_share(values: Bool[np.ndarray, " q"]) -> str:
+    """Returns the share of true values, with its interval, and how many values there are."""
+    if len(values) == 0:
+        return "none"
+    low, high = wilson_interval(int(values.sum()), len(values))
+    return f"{values.mean():.1%} [{low:.1%}, {high:.1%}] of {len(values)}"
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -88,7 +96,7 @@ def build(case: Case, settings: Mapping[str, Any], directory: Path) -> Attributi
 
 def ask(index: AttributionIndex, queries: Sequence[NoticeQuery]) -> Claims:
     """Returns what the index answers."""
-    counts, claimed = [], []
+    outcomes = []
     for start in range(0, len(queries), QUERY_BATCH_SIZE):
         batch = queries[start : start + QUERY_BATCH_SIZE]
         questions = [
@@ -96,9 +104,10 @@ def ask(index: AttributionIndex, queries: Sequence[NoticeQuery]) -> Claims:
         ]
         for query, answer in zip(batch, index.attribute(questions), strict=True):
             assert isinstance(answer, Answer) and answer.results, answer
-            counts.append(not query.right or answer.results[0].id in query.right)
-            claimed.append(answer.notice is None)
-    return Claims(np.array(counts), np.array(claimed))
+            best = answer.results[0]
+            counts = not query.right or best.id in query.right
+            outcomes.append((counts, answer.notice is None, query.completion.strip() in (best.prompt or "")))
+    return Claims(*np.array(outcomes).T)
 
 
 def measure(case: Case, queries: Mapping[str, Sequence[NoticeQuery]], *, alternatives: bool) -> None:
@@ -111,7 +120,7 @@ def measure(case: Case, queries: Mapping[str, Sequence[NoticeQuery]], *, alterna
             assert notice is not None  # the index has enough rows
             for kind, outcome in claims.items():
                 right = "" if kind in STRANGERS else f"{outcome.counts.mean():.1%}"
-                cells = (case.name, name, f"{notice.threshold:.2f}", kind, right, outcome.describe())
+                cells = (case.name, name, f"{notice.threshold:.2f}", kind, right, *outcome.describe())
                 print(f"| {' | '.join(cells)} |", flush=True)
             if alternatives:
                 counts = {kind: outcome.counts for kind, outcome in claims.items()}
@@ -128,7 +137,7 @@ def main() -> None:
     options = parse_with_names(parser, NOTICE_CASES, "case")
     torch.set_num_threads(1)
     data_dir, failed = options.data_dir.expanduser().absolute(), []
-    print("| case | rows | threshold | queries | right | claimed |\n|---|---|---:|---|---:|---|")
+    print("| case | rows | threshold | queries | right | claimed | stated |\n|---|---|---:|---|---:|---|---|")
     for name in options.names:
         try:
             case = load_case(name, data_dir, options.seed)

@@ -1,17 +1,16 @@
 """Queries that an answer should claim an influence for, and strangers, for which it should claim none.
 
-questions      the queries of the corpus; right are the documents that state the fact, or the other passages of the
-               query's family
-own            the second half of a document, asked with its first half; right is the document
-reworded       the same without every third word
+    questions     the queries of the corpus; right are the documents that state the fact, or the other passages of the
+                  query's family
+    own           the second half of a document, asked with its first half; right is the document
+    reworded      the same without every third word
 
-true           of facts: a fact about a country that is in no document
-drawn          a fact about such a country, or an invented person, with a value that is drawn from those of others,
-               which documents may state about these
-generated      the same with what the model itself says
-unseen         of passages: one that is left out, asked like a document; no document is of its family or has a
-               phrase of five words of its second half
-phrase seen    the same, where a document has such a phrase: it may be a near copy
+Strangers are passages that are left out and of whose family no document is, asked like documents; or facts about
+countries or people that no document is about, with a value that is drawn from those of all.
+
+    unseen        no document has a phrase of five words of the passage's second half, or the value
+    elsewhere     a document has one, which may be a near copy, or states the value about something else
+    generated     of facts: with what the model itself says instead of the value
 """
 
 import random
@@ -32,8 +31,8 @@ from bergson_core.models.generation import generate_completion
 
 NOTICE_CASES: Final = ("package_descriptions", "docstring_paragraphs", "world_factbook", "invented_facts")
 QUESTIONS, OWN, REWORDED = "questions", "own", "reworded"
-TRUE, DRAWN, GENERATED, UNSEEN, PHRASE_SEEN = "true", "drawn", "generated", "unseen", "phrase seen"
-STRANGERS: Final = (TRUE, DRAWN, GENERATED, UNSEEN, PHRASE_SEEN)
+UNSEEN, ELSEWHERE, GENERATED = "unseen", "elsewhere", "generated"
+STRANGERS: Final = (UNSEEN, ELSEWHERE, GENERATED)
 _ALL_FACTS: Final = 1600
 """Facts of the Factbook that strangers are taken from; the documents state 400 of them."""
 _GENERATED_TOKENS: Final = 16
@@ -54,13 +53,11 @@ class UnknownFact:
 
     Attributes:
         prompt: The question.
-        values: What the answer is for others.
-        truth: The answer; None of an invented person.
+        values: What the answer may be.
     """
 
     prompt: str
     values: Sequence[str]
-    truth: str | None = None
 
 
 def make_notice_queries(case: Case, data_dir: Path, seed: int, count: int) -> dict[str, list[NoticeQuery]]:
@@ -103,7 +100,7 @@ def ask_about_countries(corpus: Corpus, seed: int) -> list[UnknownFact]:
     for query in all_facts.queries:
         values.setdefault(about[query.gold]["field"], []).append(query.completion)
     return [
-        UnknownFact(query.prompt, values[about[query.gold]["field"]], query.completion)
+        UnknownFact(query.prompt, values[about[query.gold]["field"]])
         for query in all_facts.queries
         if about[query.gold]["country"] not in known
     ]
@@ -125,16 +122,16 @@ def ask_about_people(corpus: Corpus, rng: random.Random) -> list[UnknownFact]:
 def make_fact_strangers(
     case: Case, unknown: Sequence[UnknownFact], rng: random.Random
 ) -> dict[str, list[NoticeQuery]]:
-    """Returns strangers of each kind that ask for these facts."""
-    return {
-        TRUE: [NoticeQuery(fact.prompt, fact.truth) for fact in unknown if fact.truth],
-        DRAWN: [NoticeQuery(fact.prompt, rng.choice(fact.values)) for fact in unknown],
-        GENERATED: [
-            NoticeQuery(fact.prompt, text)
-            for fact in unknown
-            if (text := _generate(case, fact.prompt)).strip()
-        ],
-    }
+    """Returns strangers that ask for these facts."""
+    texts = [document.text for document in case.corpus.documents]
+    strangers: dict[str, list[NoticeQuery]] = {UNSEEN: [], ELSEWHERE: [], GENERATED: []}
+    for fact in unknown:
+        value = rng.choice(fact.values)
+        kind = ELSEWHERE if any(value.strip() in text for text in texts) else UNSEEN
+        strangers[kind].append(NoticeQuery(fact.prompt, value))
+        if (generated := _generate(case, fact.prompt)).strip():
+            strangers[GENERATED].append(NoticeQuery(fact.prompt, generated))
+    return strangers
 
 
 def draw_left_out_passages(corpus: Corpus, data_dir: Path, seed: int, count: int) -> list[str]:
@@ -151,10 +148,10 @@ def draw_left_out_passages(corpus: Corpus, data_dir: Path, seed: int, count: int
 def make_passage_strangers(corpus: Corpus, passages: Iterable[str]) -> dict[str, list[NoticeQuery]]:
     """Returns the passages as queries, by whether a document has a phrase of the second half."""
     seen = set().union(*(find_phrases(document.text) for document in corpus.documents))
-    strangers: dict[str, list[NoticeQuery]] = {UNSEEN: [], PHRASE_SEEN: []}
+    strangers: dict[str, list[NoticeQuery]] = {UNSEEN: [], ELSEWHERE: []}
     for passage in passages:
         beginning, ending = halve(passage)
-        kind = UNSEEN if seen.isdisjoint(find_phrases(ending)) else PHRASE_SEEN
+        kind = UNSEEN if seen.isdisjoint(find_phrases(ending)) else ELSEWHERE
         strangers[kind].append(NoticeQuery(beginning, ending))
     return strangers
 

@@ -7,8 +7,8 @@ from benchmarks.corpora.registry import make_invented_facts
 from benchmarks.corpora.world_factbook import make_fact_corpus, read_facts
 from benchmarks.support import notice_queries
 from benchmarks.support.notice_queries import (
+    ELSEWHERE,
     OWN,
-    PHRASE_SEEN,
     REWORDED,
     UNSEEN,
     ask_about_countries,
@@ -43,7 +43,7 @@ def test_a_passage_is_unseen_unless_a_document_has_five_words_of_its_second_half
     corpus = make_passage_corpus(3)
     copied = "one two three four five " + " ".join(corpus.documents[0].text.split()[3:8])
     strangers = make_passage_strangers(corpus, [copied, make_passages(9, 1)[8].text])
-    assert [query.prompt + query.completion for query in strangers[PHRASE_SEEN]] == [copied]
+    assert [query.prompt + query.completion for query in strangers[ELSEWHERE]] == [copied]
     assert len(strangers[UNSEEN]) == 1
     assert not any(query.right for queries in strangers.values() for query in queries)
 
@@ -69,4 +69,4 @@ def test_unknown_countries_are_in_no_document(monkeypatch) -> None:
     assert countries and unknown
     for fact in unknown:
         assert any(country in fact.prompt for country in countries)
-        assert fact.truth in fact.values
+        assert all(value.startswith(" ") for value in fact.values)
