@@ -94,7 +94,8 @@ class NoticeEntry(ResultModel):
     threshold: float
     """An influence is claimed if the prominence of the best result is above this."""
     false_alarms: float
-    """Share of the calibration queries, whose completions no document states, that are above the threshold."""
+    """Share of queries that no document supports that are above the threshold, as estimated from the calibration
+    queries."""
     queries: int
     """Number of calibration queries."""
 
