@@ -77,6 +77,18 @@ def save_job_arguments(
     }
 
 
+def parse_token(raw: str | None) -> int:
+    """Returns a stored fencing token.
+
+    Raises:
+        ValueError: It is not written as `save_job_arguments` writes it, so that no script would take it for the same.
+    """
+    token = int(raw or 0)
+    if raw and str(token) != raw:
+        raise ValueError(f"expected a fencing token, got {raw!r}")
+    return token
+
+
 def parse_record(raw: str | None) -> JobRecord | None:
     """Returns a stored record, or None if there is none that this version can read."""
     try:

@@ -51,9 +51,24 @@ HOSTILE_PATHS: Final = (
     "\n",
 )
 """Texts that a careless program takes for the path of a file, or fails on."""
-_NUMBERS: Final = ("0", "1", "2", "3", "-1", "41", "1.5", "1e308", "1e400", "-0.0", "NaN", "-Infinity", "true", "false")
+_NUMBERS: Final = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "-1",
+    "41",
+    "1.5",
+    "1e308",
+    "1e400",
+    "-0.0",
+    "NaN",
+    "-Infinity",
+    "true",
+    "false",
+)
 _LARGE: Final = (str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), "9" * 400, "9" * 5000)
-_OTHERS: Final = ("null", "{}", "[]", "[[]]", '{"":{}}', '[null]', '["a"]', '{"a":1}', '"text"', '"1"', DEEP)
+_OTHERS: Final = ("null", "{}", "[]", "[[]]", '{"":{}}', "[null]", '["a"]', '{"a":1}', '"text"', '"1"', DEEP)
 _PLAIN: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5), part, max_size=3),
@@ -107,7 +122,17 @@ def damaged_texts(text: str) -> st.SearchStrategy[bytes]:
     flips = st.tuples(st.integers(0, len(content) - 1), st.integers(1, 255)).map(
         lambda flip: content[: flip[0]] + bytes([content[flip[0]] ^ flip[1]]) + content[flip[0] + 1 :]
     )
-    others = [b"", b"{", b"null", b"\xff\xfe", b"\0", content + b"}", DEEP.encode(), b'{"a":' * 50_000, b"\x80\x04."]
+    others = [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe",
+        b"\0",
+        content + b"}",
+        DEEP.encode(),
+        b'{"a":' * 50_000,
+        b"\x80\x04.",
+    ]
     return cuts | flips | st.binary(max_size=30) | st.sampled_from(others)
 
 

@@ -12,7 +12,8 @@
 --       2 lease in ms
 --       3 prefix of the keys of queries
 --       4 largest size in bytes of a message
--- Returns a flat list of query_id, message and deliveries for each query; the message is '' if it is too large
+-- Returns a flat list of query_id, message and deliveries for each query; the message is '' if it is too large, or if
+--   `deliveries` is no number
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local found = {}
@@ -26,7 +27,9 @@ local function take(id)
   end
   local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
-  for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
+  local deliveries = redis.pcall('HINCRBY', key, 'deliveries', 1)
+  if type(deliveries) ~= 'number' then message, deliveries = '', 1 end
+  for _, value in ipairs({id, message, deliveries}) do found[#found + 1] = value end
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')) do

@@ -16,7 +16,7 @@ from hypothesis import given, seed
 from hypothesis import strategies as st
 
 from bergson_core import AttributionIndex, build_index
-from bergson_core.errors import BergsonError, IndexCorrupt, InvalidInput
+from bergson_core.errors import BergsonError
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.results import Answer
 from bergson_core.storage.integrity import find_damaged_files
@@ -26,15 +26,14 @@ from bergson_core.utils.sealed_json import SEAL_FIELD, seal
 from service.indexes.catalog import read_index_detail, read_index_page
 from tests import tiny
 from tests.core.helpers import make_spec, query
+from tests.faults.support.hostile_bodies import examples
 from tests.faults.support.hostile_files import (
     Change,
     OpenedFiles,
     apply_change,
     bounded_cost,
-    damaged_texts,
     hostile_changes,
 )
-from tests.faults.test_hostile_bodies import examples
 
 SCORING = {"scoring", "gradients"}
 load_model_once = lru_cache(maxsize=8)(load_model)
@@ -93,7 +92,9 @@ def test_a_manifest_of_other_values_is_refused_by_name_or_means_what_it_says(
     @seed(0)
     @examples(40, long_form)
     @given(
-        hostile_changes(Manifest.model_json_schema()).map(lambda change: (change, apply_change(fields, change))),
+        hostile_changes(Manifest.model_json_schema()).map(
+            lambda change: (change, apply_change(fields, change))
+        ),
         st.booleans(),
     )
     def check(change: tuple[Change, str], sealed: bool) -> None:
