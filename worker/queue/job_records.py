@@ -54,7 +54,7 @@ def save_job_arguments(
         transition: What happens to the job.
         settings: How long, and how many, ended jobs are kept.
     """
-    job_id, index = record.job_id, record.index or ""
+    job_id = record.job_id
     return {
         "keys": [
             *(job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES),
@@ -65,7 +65,6 @@ def save_job_arguments(
             new_token,
             record.model_dump_json(),
             transition,
-            index,
             job_id,
             settings.keep_jobs_s,
             MAX_JOB_EVENTS,

@@ -6,10 +6,9 @@ the seal.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, seed
@@ -33,6 +32,7 @@ from tests.faults.support.hostile_files import (
     apply_change,
     bounded_cost,
     hostile_changes,
+    outcome,
 )
 
 SCORING = {"scoring", "gradients"}
@@ -59,14 +59,6 @@ def ask(index: Path) -> Answer:
 
 def scores(answer: Answer) -> dict[str, float]:
     return {row.id: row.score for row in answer.results or ()}
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Returns what a call returns, or the error of ours that it raises."""
-    try:
-        return call()
-    except BergsonError as error:
-        return error
 
 
 def seal_again(text: str, sealed: bool) -> bytes:

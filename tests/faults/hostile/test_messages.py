@@ -30,6 +30,7 @@ from tests.worker.helpers import (
     send_query,
     submit_job,
     wait_until,
+    wait_until_async,
 )
 from worker.messages import FINAL_STATES, JOB_ADAPTER, BuildJob, Heartbeat, JobRecord, Query, Reply
 from worker.process.runner import Runner
@@ -206,13 +207,15 @@ def test_a_web_process_answers_whatever_lies_in_redis(
 def test_a_changed_reply_is_an_error_by_name_and_the_next_one_is_read(
     redis: Redis, settings: Settings, long_form: bool
 ) -> None:
+    async def asked() -> list[str]:
+        return cast("list[str]", redis.keys(f"{keys.QUERY_PREFIX}*"))
+
     async def ask(reply: bytes) -> Answer | BergsonError:
         async with Broker.connect(settings) as broker:
             redis.set(keys.worker_key("w-1"), HEARTBEAT.model_dump_json())
             redis.sadd(keys.WORKERS, "w-1")
             asking = asyncio.create_task(broker.ask(make_query(), "r", 20))
-            while not (names := cast("list[str]", redis.keys(f"{keys.QUERY_PREFIX}*"))):
-                await asyncio.sleep(0.005)
+            names = await wait_until_async(asked)
             query_id = names[0].removeprefix(keys.QUERY_PREFIX)
             good = REPLY.model_copy(update={"query_id": query_id}).model_dump_json()
             for raw in (reply.replace(b"q-bad", query_id.encode()), good):

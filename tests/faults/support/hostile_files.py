@@ -10,14 +10,17 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hypothesis import strategies as st
 
+from bergson_core.errors import BergsonError
 from tests.faults.support.hostile_bodies import iter_paths, put_into
+
+T = TypeVar("T")
 
 MAX_CPU_S: Final = 1.0
 MAX_GROWTH_BYTES: Final = 200 * 2**20
@@ -134,6 +137,14 @@ def damaged_texts(text: str) -> st.SearchStrategy[bytes]:
         b"\x80\x04.",
     ]
     return cuts | flips | st.binary(max_size=30) | st.sampled_from(others)
+
+
+def outcome(call: Callable[[], T]) -> T | BergsonError:
+    """Returns what a call returns, or the error of ours that it raises."""
+    try:
+        return call()
+    except BergsonError as error:
+        return error
 
 
 @contextmanager

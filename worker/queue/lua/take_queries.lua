@@ -12,8 +12,7 @@
 --       2 lease in ms
 --       3 prefix of the keys of queries
 --       4 largest size in bytes of a message
--- Returns a flat list of query_id, message and deliveries for each query; the message is '' if it is too large, or if
---   `deliveries` is no number
+-- Returns a flat list of query_id, message and deliveries for each query; the message is '' if it is too large
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local found = {}
@@ -28,7 +27,7 @@ local function take(id)
   local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
   local deliveries = redis.pcall('HINCRBY', key, 'deliveries', 1)
-  if type(deliveries) ~= 'number' then message, deliveries = '', 1 end
+  if type(deliveries) ~= 'number' then deliveries = 1000 end  -- what cannot be counted is too many
   for _, value in ipairs({id, message, deliveries}) do found[#found + 1] = value end
 end
 
