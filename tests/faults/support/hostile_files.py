@@ -99,6 +99,20 @@ def hostile_changes(schema: dict[str, Any], *more_places: Place) -> st.SearchStr
     return st.tuples(st.sampled_from(paths), st.none() | hostile_values)
 
 
+def changes_of(example: Any) -> st.SearchStrategy[Change]:
+    """Returns a strategy of changes to a JSON value for which there is no schema."""
+    return st.tuples(st.sampled_from([*_iter_places(example), ("unknown",)]), st.none() | hostile_values)
+
+
+def _iter_places(value: Any) -> Iterator[Place]:
+    names: Sequence[str | int] = (
+        [*value] if isinstance(value, dict) else [0] if isinstance(value, list) and value else []
+    )
+    for name in names:
+        yield (name,)
+        yield from ((name, *place) for place in _iter_places(value[name]))
+
+
 def apply_change(example: Any, change: Change) -> str:
     """Returns `example` with a change, as JSON of an object that ends on a line of its own."""
     place, filling = change
