@@ -171,3 +171,15 @@ def attempt_to_load_dataset(path: str) -> None:
 def attempt_to_load_model(path: str) -> None:
     with pytest.raises(BergsonError):
         load_model(path)
+
+
+def test_a_pattern_of_many_directories_at_any_depth_is_refused_at_once(root: Path) -> None:
+    deep = root
+    for _ in range(30):
+        deep = deep / "d"
+        (deep / "e").mkdir(parents=True)
+    with bounded_cost("**"):
+        assert not passes_as_dataset(f"{root}/d/**/**/none.jsonl", Settings(data_dir=root))
+        for parts in (3, 10, 1000):
+            with pytest.raises(InvalidInput, match=r"at most 2 parts \*\*"):
+                DatasetSpec(path=f"{root}/d/" + "**/" * parts + "a.jsonl")

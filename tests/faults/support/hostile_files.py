@@ -105,9 +105,9 @@ def changes_of(example: Any) -> st.SearchStrategy[Change]:
 
 
 def _iter_places(value: Any) -> Iterator[Place]:
-    names: Sequence[str | int] = (
-        [*value] if isinstance(value, dict) else [0] if isinstance(value, list) and value else []
-    )
+    names: Sequence[str | int] = [*value] if isinstance(value, dict) else []
+    if isinstance(value, list) and value:
+        names = [0]
     for name in names:
         yield (name,)
         yield from ((name, *place) for place in _iter_places(value[name]))
