@@ -57,9 +57,8 @@ def _require_short_names(path: str | None) -> str | None:
         raise ValueError(
             f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
         )
-    if (
-        deep_parts := path.split("/").count("**")
-    ) > _MAX_DEEP_PARTS:  # the work grows with their number as a power
+    deep_parts = path.split("/").count("**")  # the work grows as a power of their number
+    if deep_parts > _MAX_DEEP_PARTS:
         raise ValueError(f"expected a pattern with at most {_MAX_DEEP_PARTS} parts **, got {deep_parts}")
     if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:
         raise ValueError(f"expected a path of at most {_MAX_PATH_BYTES:,} bytes, got {size:,}")
