@@ -83,7 +83,7 @@ def parse_token(raw: str | None) -> int:
         ValueError: It is not written as `save_job_arguments` writes it, so that no script would take it for the same.
     """
     token = int(raw or 0)
-    if raw and str(token) != raw:
+    if str(token) != raw:
         raise ValueError(f"expected a fencing token, got {raw!r}")
     return token
 
