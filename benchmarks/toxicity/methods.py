@@ -82,7 +82,7 @@ def iter_toxicity_methods(experiment: Experiment) -> Iterator[Method]:
     Whole gradients are left out where those of all references do not fit into memory.
     """
     yield from (method for method in iter_baselines(experiment) if method.name != GOLD)
-    sets = select_module_sets(experiment.model_type, experiment.case.model.select_modules())
+    sets = select_module_sets(experiment.case.model)
     if can_compare_whole_gradients(experiment):
         for whitening, normalize in WHOLE_GRADIENTS:
             scores = unprojected_products(experiment, whitening).scores(normalize).numpy()
