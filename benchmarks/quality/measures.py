@@ -24,7 +24,6 @@ from bergson_core.attribution.soft_threshold import soft_threshold
 
 LDS, LDS_THRESHOLDED = "lds", "lds_thresholded"
 MRR, RECALL, ANTI, ANTI_LAST = "mrr", "recall_at_10", "anti_in_first_10", "anti_in_last_10"
-THRESHOLD: Final = 3.0
 FIRST: Final = 10
 QUICK_RESAMPLES: Final = 50
 
@@ -47,7 +46,7 @@ class Measurer:
         scores, measured = np.asarray(method.scores, dtype=np.float64), {}
         if len(self.experiment.losses):
             measured[LDS] = self._bootstrap.measure(scores)
-            measured[LDS_THRESHOLDED] = self._bootstrap.measure(soft_threshold(scores, THRESHOLD))
+            measured[LDS_THRESHOLDED] = self._bootstrap.measure(soft_threshold(scores))
         seed = self.experiment.settings.seed
         for name, values in measure_retrieval(scores, self._gold).items():
             measured[name] = mean_over_queries(values, seed)
