@@ -22,7 +22,8 @@ from benchmarks.support.random_models import save_tiny_model
 from benchmarks.support.text_files import write_sentence_pairs
 from bergson_core import build_index
 from bergson_core.indexing.estimation.cost_meter import resident_bytes
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.manifest import read_manifest
 
 SOURCES = ("mapped", "streaming")

@@ -22,9 +22,10 @@ from benchmarks.support.demo_model import add_demo_options, load_demo
 from bergson_core import AttributionIndex, build_index
 from bergson_core.demo.synthetic_facts import write_corpus
 from bergson_core.errors import BergsonError
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
 Texts = Sequence[tuple[str, str]]
 """Prompt and completion of each query."""

@@ -22,8 +22,9 @@ from benchmarks.support.text_files import write_sentence_pairs
 from benchmarks.support.timing import measure_seconds, percentile_ms
 from bergson_core import AttributionIndex, build_index
 from bergson_core.demo.synthetic_facts import make_corpus
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from service.cli.support.process_group import running_system
 from service.client import Client
 from service.settings import ServiceSettings

@@ -16,7 +16,8 @@ from benchmarks.support.text_files import write_sentence_pairs
 from benchmarks.support.timing import measure_seconds
 from bergson_core import AttributionIndex, append_documents, build_index, compact_index, take_down_document
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
 GROWTH_MEASURED_AGAIN = 0.1
 """Growth of an index after which an append measures the search again."""

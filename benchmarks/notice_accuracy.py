@@ -31,9 +31,10 @@ from benchmarks.support.notice_alternatives import print_alternatives
 from benchmarks.support.notice_queries import NOTICE_CASES, STRANGERS, NoticeQuery, make_notice_queries
 from bergson_core import AttributionIndex, build_index
 from bergson_core.errors import BergsonError
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
 Z: Final = 1.96
 KINDS: Final[Mapping[str, Mapping[str, Any]]] = {

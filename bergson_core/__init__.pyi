@@ -22,15 +22,7 @@ from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
-from .schemas.build import (
-    AppendSpec,
-    BuildSpec,
-    ColumnsSpec,
-    DatasetSpec,
-    GradientSpec,
-    ScoringSpec,
-    SearchSpec,
-)
+from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
 from .schemas.documents import Chunk, DocumentReport, LeftOutDocument
 from .schemas.evaluation import (
     Effect,
@@ -58,6 +50,7 @@ from .schemas.results import (
     Verification,
     Verified,
 )
+from .schemas.source import ColumnsSpec, DatasetSpec
 from .schemas.training import TrainingSchedule
 from .storage.document_lookup import take_down_document
 from .storage.manifest import Manifest, read_manifest

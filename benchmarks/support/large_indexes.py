@@ -25,8 +25,9 @@ from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.indexing.publish import publish_manifest
 from bergson_core.indexing.search_files import SearchFiles
 from bergson_core.indexing.shard_builder import plan_shards, rows_per_shard
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition, write_shard

@@ -27,8 +27,8 @@ from bergson_core.attribution.query_weights import (
 )
 from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import Aggregate, AttributionQuery
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.features import compute_features

@@ -31,8 +31,9 @@ from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.loading import LoadModel
-from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN, ColumnsSpec
+from bergson_core.schemas.build import MAX_PRECONDITIONED_DIM, NAME_PATTERN
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.deletion import remove_unpublished_files

@@ -15,8 +15,8 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.documents import READ_CHUNK_SIZE
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches

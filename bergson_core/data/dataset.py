@@ -21,7 +21,7 @@ from bergson_core.data.files.paths import EXPECTED_SUFFIXES, SAVED_DATASET_FILES
 from bergson_core.data.files.reader import FileReader, require_no_subset
 from bergson_core.data.hub import load_hub_dataset
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.build import DatasetSpec
+from bergson_core.schemas.source import DatasetSpec
 from bergson_core.utils.disk_errors import raise_if_disk_full
 
 FORMAT_NAMES: Final = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))

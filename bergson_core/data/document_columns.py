@@ -32,8 +32,8 @@ from bergson_core.data.column_values import (
 )
 from bergson_core.data.row_chunks import RowChunk
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.inline_values import SURROGATE_REASON
+from bergson_core.schemas.source import ColumnsSpec
 
 REASON_COLUMN: Final = "reason"
 _MARK: Final = b"bergson documents"

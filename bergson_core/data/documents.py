@@ -30,8 +30,9 @@ from bergson_core.data.document_columns import REASON_COLUMN, DocumentEncoder
 from bergson_core.data.files.reader import FileReader
 from bergson_core.data.row_chunks import ObjectColumns, missing_column
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, InlineDocument
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
+from bergson_core.schemas.source import ColumnsSpec, InlineDocument
 
 READ_CHUNK_SIZE = 1024
 """Documents that are read from Arrow at a time."""

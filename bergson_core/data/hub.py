@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from datasets import Dataset, IterableDataset, config, data_files, load_dataset
 
 from bergson_core.errors import DatasetNotFound
-from bergson_core.schemas.build import DatasetSpec
+from bergson_core.schemas.source import DatasetSpec
 
 LOADING_LOCK: Final = Lock()
 """Held while any dataset is loaded, because `only_repository_files` changes the library for all threads."""

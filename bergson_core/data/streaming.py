@@ -32,8 +32,9 @@ from bergson_core.data.dataset import (
 from bergson_core.data.document_columns import is_encoded
 from bergson_core.data.documents import Documents, documents_from_dataset, load_documents, require_columns
 from bergson_core.data.files.reader import FileReader
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.utils.atomic_files import atomic_path
 from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 from bergson_core.utils.progress import ProgressCallback, StageProgress

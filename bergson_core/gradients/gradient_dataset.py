@@ -18,7 +18,8 @@ from bergson_core.gradients.processor_fitting import fit_processor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector, collect_rows
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec, Loss
+from bergson_core.schemas.build import GradientSpec, Loss
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.scratch_directories import scratch_directory_until_exit

@@ -22,7 +22,8 @@ from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.models.modules import TrackedModule
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec, NormalizerKind
+from bergson_core.schemas.build import GradientSpec, NormalizerKind
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.utils.background import run_in_thread, stop_if_abandoned

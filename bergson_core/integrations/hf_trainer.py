@@ -35,7 +35,8 @@ from bergson_core.integrations.hf_recorded_run import RecordedRun
 from bergson_core.models.hooks import is_compiled
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, Dtype, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import BuildSpec, Dtype, GradientSpec, ScoringSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.tokens.token_columns import read_token_rows

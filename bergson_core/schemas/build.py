@@ -4,27 +4,30 @@ The body of `POST /index`, the message on Redis, the manifest on disk and the op
 classes, so that each field is stated once.
 """
 
-import glob
 import hashlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
-from bergson_core.schemas.inline_values import plain_document
 from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
+from bergson_core.schemas.source import (
+    MAX_INLINE_DOCUMENTS,
+    ColumnsSpec,
+    DatasetSpec,
+    InlineDocument,
+    require_one_source,
+    require_short_path,
+)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of indexes and of profiles: they are names of directories and parts of URLs."""
-MAX_INLINE_DOCUMENTS = 10_000
 MAX_PRECONDITIONED_DIM = 64
 """Largest projection_dim with a preconditioner, which has p⁴ numbers for each module."""
 
 IndexName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, - and _.")]
-InlineDocument = Annotated[dict[str, Any], AfterValidator(plain_document)]
-"""A document as it stands in a request: its columns and their values."""
 ExecutorName = Literal["local", "ray"]
 """Where shards are made and searched: in this process, or on the machines of a Ray cluster. The rows are the same."""
 
@@ -34,7 +37,6 @@ FitLabels = Literal["true", "sampled"]
 Projection = Literal["rademacher", "normal", "orthogonal"]
 RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
-TextDocuments = Literal["auto", "line", "file"]
 Normalize = Literal["none", "row", "block"]
 LongDocuments = Literal["error", "truncate", "chunk"]
 OnBadDocument = Literal["error", "skip"]
@@ -49,83 +51,6 @@ ALL_MODULES: Final = "all"
 """Another name for what is tracked by default."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit per number, or the stored bits of sign rows."""
-
-
-_MAX_NAME_BYTES = 255
-_MAX_PATH_BYTES = 4095
-_MAX_DEEP_PARTS = 2
-
-
-def _require_short_names(path: str | None) -> str | None:
-    """Raises `ValueError` for a path that no file system takes, or a pattern that takes too long to match.
-
-    The parts of a pattern may be longer than its files.
-    """
-    if path is None:
-        return None
-    sizes = [len(part.encode(errors="surrogatepass")) for part in path.split("/") if not glob.has_magic(part)]
-    if max(sizes, default=0) > _MAX_NAME_BYTES:
-        raise ValueError(
-            f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
-        )
-    deep_parts = path.split("/").count("**")  # the work grows as a power of their number
-    if deep_parts > _MAX_DEEP_PARTS:
-        raise ValueError(f"expected a pattern with at most {_MAX_DEEP_PARTS} parts **, got {deep_parts}")
-    if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:
-        raise ValueError(f"expected a path of at most {_MAX_PATH_BYTES:,} bytes, got {size:,}")
-    return path
-
-
-class DatasetSpec(Spec):
-    """A dataset to read: a hub id, a `save_to_disk` directory, or jsonl, json, csv, tsv, parquet or txt files, all but
-    parquet also as .gz or .zst."""
-
-    path: str = Field(min_length=1, max_length=4096)
-    """Hub id, file, directory, or a pattern of files such as `data/*.jsonl`. Several files have to be of one type, and
-    are read in the order of their names."""
-    split: str = Field(default="train", min_length=1, max_length=256)
-    """Split of the dataset."""
-    subset: str | None = Field(default=None, max_length=256)
-    """Configuration of a hub dataset that has several. Datasets on this machine have none."""
-    streaming: bool = False
-    """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
-    if the build is started again. Files are always read as streams. The columns that the build needs are kept beside
-    the index until it is published. A `save_to_disk` directory is read where it is."""
-    text_documents: TextDocuments = "auto"
-    """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
-    `file`. With `auto` the documents are the lines of a single file, and otherwise the files."""
-
-    _require_path = field_validator("path")(_require_short_names)
-
-
-class ColumnsSpec(Spec):
-    """The columns of the dataset and what they hold."""
-
-    prompt: str = "text"
-    """Column with the text, or with the prompt if a completion column is named."""
-    completion: str | None = None
-    """Column with the completion. The loss is then taken over the completion only."""
-    messages: str | None = None
-    """Column with chats instead of `prompt`: lists of messages with role and content, or such lists as JSON text. The
-    loss is taken over what the assistant says, with the token that ends its turn."""
-    id: str | None = None
-    """Column with unique ids. By default a document's id is its row number."""
-    metadata: tuple[str, ...] = ()
-    """Columns to store with each document; results return them, and queries can filter by them."""
-    weight: str | None = None
-    """Column with a number that the document's loss is multiplied by, such as a reward or an advantage."""
-
-    @model_validator(mode="after")
-    def _require_completion_or_messages(self) -> Self:
-        if self.messages is not None and self.completion is not None:
-            raise ValueError("expected `completion` or `messages`, not both")
-        return self
-
-    def column_names(self) -> list[str]:
-        """Returns the names of the columns that documents are made of."""
-        prompt = self.prompt if self.messages is None else self.messages
-        named = [prompt, self.completion, self.id, self.weight, *self.metadata]
-        return list(dict.fromkeys(name for name in named if name is not None))
 
 
 class GradientSpec(Spec):
@@ -166,7 +91,7 @@ class GradientSpec(Spec):
     sample_size: int = Field(default=2048, ge=1)
     """Number of documents that the normalizer is fitted to."""
 
-    _require_path = field_validator("optimizer_state")(_require_short_names)
+    _require_path = field_validator("optimizer_state")(require_short_path)
 
     @classmethod
     def from_preset(cls, name: PresetName, **fields: Any) -> Self:
@@ -263,11 +188,11 @@ class BuildSpec(Spec):
     chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
     it, `skip` leaves it out and reports it."""
 
-    _require_path = field_validator("model")(_require_short_names)
+    _require_path = field_validator("model")(require_short_path)
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
-        _require_dataset_or_documents(self)
+        require_one_source(self.dataset, self.documents)
         return self
 
     @model_validator(mode="after")
@@ -356,11 +281,11 @@ class AppendSpec(Spec):
     on_bad_document: OnBadDocument | None = None
     """What becomes of documents that cannot be indexed; by default the same as in the build."""
 
-    _require_path = field_validator("model")(_require_short_names)
+    _require_path = field_validator("model")(require_short_path)
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
-        _require_dataset_or_documents(self)
+        require_one_source(self.dataset, self.documents)
         return self
 
     def as_build(self, built: BuildSpec) -> BuildSpec:
@@ -374,8 +299,3 @@ class AppendSpec(Spec):
             changes.setdefault("chunk_overlap", 0)
         source = {"dataset": self.dataset, "documents": self.documents}
         return BuildSpec.model_validate(dict(built) | source | changes)
-
-
-def _require_dataset_or_documents(spec: BuildSpec | AppendSpec) -> None:
-    if (spec.dataset is None) == (spec.documents is None):
-        raise ValueError("expected exactly one of `dataset` and `documents`")

@@ -7,9 +7,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
-from bergson_core.schemas.build import MAX_INLINE_DOCUMENTS, DatasetSpec, IndexName
+from bergson_core.schemas.build import IndexName
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.record import Message
+from bergson_core.schemas.source import MAX_INLINE_DOCUMENTS, DatasetSpec
 
 MAX_TOP_K_WITH_TOKENS = 32
 """Largest `top_k` of a query that asks for the scores of tokens: each result costs a pass through the model."""

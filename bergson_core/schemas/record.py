@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.documents import Chunk
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.schemas.validation.bounded_errors import short_repr
 
 Messages = Sequence[dict[str, Any]]

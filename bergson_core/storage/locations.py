@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.source import DatasetSpec
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _INSIDE: Final = "./"

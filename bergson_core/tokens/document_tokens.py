@@ -11,8 +11,9 @@ from bergson_core.data.column_values import require_weights
 from bergson_core.data.documents import READ_CHUNK_SIZE, as_slice, documents_from_dataset
 from bergson_core.data.row_chunks import missing_column
 from bergson_core.errors import ColumnNotFound
-from bergson_core.schemas.build import ColumnsSpec, Loss
+from bergson_core.schemas.build import Loss
 from bergson_core.schemas.record import Record
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.chat_template import tokenize_chats
 from bergson_core.tokens.token_columns import read_token_rows
 from bergson_core.tokens.token_limits import NO_LIMITS, TokenLimits

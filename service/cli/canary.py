@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
+from bergson_core.schemas.source import DatasetSpec
 from service.cli.support.common_options import dataset_options
 from service.cli.support.console import error_console, fail, print_message
 from service.cli.support.service_options import DataDir, apply_settings

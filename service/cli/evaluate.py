@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bergson_core.schemas.build import DatasetSpec
 from bergson_core.schemas.evaluation import Evaluation, EvaluationSpec, Interval, Measured
+from bergson_core.schemas.source import DatasetSpec
 from bergson_core.utils.atomic_files import write_durably
 from service.cli.support.common_options import IndexDirectory, dataset_options
 from service.cli.support.console import console, print_message, progress_bar

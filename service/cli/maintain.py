@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from bergson_core.errors import IndexCorrupt
-from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, LongDocuments, OnBadDocument
+from bergson_core.schemas.build import AppendSpec, LongDocuments, OnBadDocument
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from service.cli.support.common_options import ExecutorOption, IndexDirectory, dataset_options
 from service.cli.support.console import fail, print_document_report, print_message, progress_bar
 from service.cli.support.spec_options import OptionOverride, SpecOptions, options_from_specs

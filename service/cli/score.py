@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from service.cli.support.common_options import PROFILE_HELP, IndexDirectory, dataset_options
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import options_from_specs

@@ -26,10 +26,11 @@ from bergson_core.gradients.normalizers.moments import KFAC_DAMPING
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Answer, Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.document_table import make_document_table, read_metadata
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.storage.metadata_types import column_types

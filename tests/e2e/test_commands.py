@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from bergson_core import build_index
 from bergson_core.errors import InvalidInput
 from bergson_core.indexing.estimation import estimate
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app, main
 from tests import tiny

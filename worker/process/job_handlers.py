@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, DatasetSpec, InlineDocument
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
+from bergson_core.schemas.source import DatasetSpec, InlineDocument
 from bergson_core.storage.deletion import delete_index, remove_unpublished_files
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.manifest import MANIFEST_FILE, read_manifest

@@ -14,7 +14,7 @@ from bergson_core.data.files.paths import DataFile, find_data_files
 from bergson_core.data.files.plain_text_rows import TEXT_COLUMNS, iter_text_chunks
 from bergson_core.data.row_chunks import ObjectColumns, RowChunk, group_rows, missing_column
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
 
 def require_no_subset(spec: DatasetSpec) -> None:

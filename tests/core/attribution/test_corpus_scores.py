@@ -19,7 +19,8 @@ from bergson_core.attribution import corpus_scores, query_weights
 from bergson_core.attribution.soft_threshold import soft_threshold
 from bergson_core.errors import ColumnNotFound, InvalidInput, TooLong
 from bergson_core.gradients.preconditioner import Preconditioner
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import preconditioner_path
 from tests.core.helpers import SCORING_CASES, make_spec, query, rows_by_definition, scores_by_definition

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from bergson_core import AttributionIndex, build_index
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput, TooLong
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny
 from tests.core.helpers import make_spec, query, scores_by_definition

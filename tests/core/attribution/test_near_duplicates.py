@@ -10,7 +10,8 @@ from bergson_core.attribution.near_duplicates import (
     label_components,
 )
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.shards.codecs import CODECS
 from tests import tiny
 from tests.core.helpers import make_spec, rows_by_definition

@@ -14,8 +14,9 @@ from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.results import ResultRow
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.tokenization import Tokens

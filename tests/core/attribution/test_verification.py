@@ -13,10 +13,10 @@ from bergson_core.errors import InternalError, InvalidInput
 from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.record import record_from_stored
 from bergson_core.schemas.results import Answer, ResultRow
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.tokenization import tokenize
 from bergson_core.utils.background import run_to_completion
 from tests import reference, tiny

@@ -6,7 +6,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from bergson_core.data.dataset import FORMAT_NAMES, load_dataset_spec
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.build import DatasetSpec
+from bergson_core.schemas.source import DatasetSpec
 from tests.core.helpers import save_dataset
 
 

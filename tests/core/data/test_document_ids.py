@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from bergson_core.data.documents import documents_from_dataset, load_documents
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.documents import MAX_ID_CHARACTERS, chunk_id, find_id_problem
+from bergson_core.schemas.source import ColumnsSpec
 
 GOOD = [
     "a",

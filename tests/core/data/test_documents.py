@@ -9,8 +9,9 @@ from datasets.table import InMemoryTable
 
 from bergson_core.data.documents import documents_from_dataset, load_documents
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
+from bergson_core.schemas.source import ColumnsSpec
 
 META = ColumnsSpec(metadata=("m",))
 

@@ -14,9 +14,10 @@ from bergson_core.data import row_chunks, streaming
 from bergson_core.data.documents import load_documents
 from bergson_core.data.streaming import STREAMED_FILE, load_documents_streaming
 from bergson_core.errors import Cancelled, IndexExists, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from tests import tiny
 from tests.core.helpers import INVALID_BUILDS, file_hashes, make_spec, save_dataset, stop_after, write_rows
 

@@ -14,8 +14,8 @@ from bergson_core.evaluation.inputs import EvaluationInputs, IndexedDocuments
 from bergson_core.evaluation.queries import EvaluationQuery
 from bergson_core.evaluation.retraining_measures import make_trainer
 from bergson_core.evaluation.trainers import BuiltInTrainer
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.evaluation import EvaluationSpec, TrainingSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.training import TrainingSchedule
 from bergson_core.storage.document_lookup import take_down_document
 from tests import reference, tiny

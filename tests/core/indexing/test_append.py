@@ -29,9 +29,10 @@ from bergson_core.errors import (
     TooLong,
 )
 from bergson_core.indexing.output_directory import index_write_lock
-from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import AppendSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.storage.manifest import iter_published_indexes, read_manifest
 from bergson_core.tokens.batching import iter_batches

@@ -12,9 +12,10 @@ import pytest
 from bergson_core import AttributionIndex, append_documents, build_index
 from bergson_core.errors import Cancelled, DocumentNotFound, InvalidInput, TooLong
 from bergson_core.indexing.estimation.estimate import estimate_build
-from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from bergson_core.schemas.documents import MAX_LISTED, DocumentReport
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.document_lookup import find_document
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny

@@ -22,8 +22,9 @@ from bergson_core.errors import (
     ModelNotFound,
 )
 from bergson_core.indexing.shard_builder import rows_per_shard
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import MANIFEST_FILE, iter_published_indexes, read_manifest

@@ -9,7 +9,8 @@ import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index, compact_index, take_down_document
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import AppendSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.storage.metadata_types import column_types, merge_types, recorded_types
 from tests.core.helpers import make_spec, query, write_rows

@@ -9,8 +9,9 @@ import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index, compact_index, take_down_document
 from bergson_core.errors import Cancelled, DocumentNotFound, IdsExist, InvalidInput, TooLong
-from bergson_core.schemas.build import AppendSpec, BuildSpec, ColumnsSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from bergson_core.schemas.results import Answer, Progress
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.storage.document_lookup import find_document, find_existing_ids
 from bergson_core.storage.manifest import read_manifest
 from bergson_core.tokens.tokenization import tokenize

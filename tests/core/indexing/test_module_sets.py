@@ -9,7 +9,8 @@ from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.models import modules
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import AppendSpec, GradientSpec
+from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.manifest import read_manifest
 from tests.core.helpers import make_spec, write_rows
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from bergson_core import IndexCallback
 from bergson_core.errors import InvalidInput
 from bergson_core.integrations.hf_document_lookup import DocumentLookup
-from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.source import ColumnsSpec
 from tests import tiny
 
 DOCUMENTS = [[5, 6, 7, 8], [9, 3], [5, 6, 7, 8], [4, 4, 4, 0]]

@@ -13,7 +13,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
-from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.chat_template import tokenize_chats
 from bergson_core.tokens.tokenization import Tokens, with_loss_weight

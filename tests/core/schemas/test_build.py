@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import AppendSpec, BuildSpec, DatasetSpec
+from bergson_core.schemas.build import AppendSpec, BuildSpec
+from bergson_core.schemas.source import DatasetSpec
 
 LONG_NAMES = [
     "x" * 300,

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down_document
 from bergson_core.gradients.row_collector import collect_rows
-from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.build import AppendSpec, GradientSpec, ScoringSpec
+from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
 from bergson_core.search.significance import (

@@ -17,7 +17,8 @@ from bergson_core.data import hub, parquet_guard
 from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.data.documents import load_documents
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
 
 def spec_of(path: Path, *metadata: str, streaming: bool = False) -> BuildSpec:

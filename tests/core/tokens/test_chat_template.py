@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bergson_core.data.documents import documents_from_dataset, load_documents
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import BuildSpec, ColumnsSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.chat_template import RenderedChat, render_chats, tokenize_chats
 from tests import tiny
 from tests.core.tokens import chat_templates as templates

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec
+from bergson_core.schemas.build import GradientSpec
+from bergson_core.schemas.source import ColumnsSpec
 from tests import tiny
 
 IDS = [5, 9, 2, 7, 3, 8]

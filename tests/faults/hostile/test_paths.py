@@ -12,7 +12,8 @@ from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.data.files.paths import is_pattern
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.locations import is_hub_id, is_local
 from tests.faults.support.hostile_bodies import examples
 from tests.faults.support.hostile_files import HOSTILE_PATHS, OpenedFiles, bounded_cost, outcome

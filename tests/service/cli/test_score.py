@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from bergson_core.attribution import corpus_scores
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.documents import DocumentReport
+from bergson_core.schemas.source import ColumnsSpec
 from service.cli import app
 
 SCORES = np.array([[0.5, -1.5, 0.1], [2.0, 0.25, -3.0]], dtype=np.float32)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.source import DatasetSpec
 from tests.worker.fakes import make_spec
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings

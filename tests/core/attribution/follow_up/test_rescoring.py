@@ -15,9 +15,9 @@ from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.baseline_scores import gradient_scores
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
-from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.query import MAX_RESCORED
 from bergson_core.schemas.results import Answer, ResultRow
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.tokenization import tokenize
 from bergson_core.utils.background import run_to_completion
 from tests import reference, tiny

@@ -13,8 +13,9 @@ from bergson_core.models import batch_budget
 from bergson_core.models.batch_budget import MAX_UNSTATED_TOKENS, find_token_limit
 from bergson_core.models.language_model import as_language_model, token_limits
 from bergson_core.models.modules import select_modules
-from bergson_core.schemas.build import ColumnsSpec, GradientSpec
+from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.results import Answer
+from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.batching import Batch
 from tests import architectures, tiny
 from tests.core.helpers import make_spec, query

@@ -7,7 +7,7 @@ import pytest
 from bergson_core.data import row_chunks
 from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from tests.core.helpers import read_records
 
 WORDS = [

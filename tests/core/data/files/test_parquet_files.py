@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.source import ColumnsSpec
 from tests.core.helpers import read_records
 
 META = ColumnsSpec(metadata=("m",))

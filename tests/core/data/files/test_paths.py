@@ -10,7 +10,7 @@ import pytest
 from bergson_core.data.dataset import load_dataset_spec
 from bergson_core.data.files.paths import find_data_files
 from bergson_core.errors import DatasetNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from tests.core.helpers import read_records, write_lines
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bergson_core.errors import ColumnNotFound, InvalidInput
-from bergson_core.schemas.build import ColumnsSpec
+from bergson_core.schemas.source import ColumnsSpec
 from tests.core.helpers import read_records, write_lines
 
 NAMED = ColumnsSpec(id="file", metadata=("file",))

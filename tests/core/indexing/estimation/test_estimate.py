@@ -22,8 +22,9 @@ from bergson_core.indexing.estimation.cost_meter import CostMeter
 from bergson_core.indexing.estimation.estimate import estimate_build
 from bergson_core.indexing.estimation.partial_steps import DecompositionSampler, PassSampler
 from bergson_core.indexing.estimation.trial_build import run_trial_build
-from bergson_core.schemas.build import ColumnsSpec, DatasetSpec, GradientSpec
+from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.tokens.tokenization import Tokens

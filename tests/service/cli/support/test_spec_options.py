@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec
-from bergson_core.schemas.build import BuildSpec, DatasetSpec
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.source import DatasetSpec
 from service.cli import app
 from service.cli.build import BUILD_OPTIONS
 from service.cli.evaluate import EVALUATION_OPTIONS
