@@ -7,7 +7,7 @@ forgotten.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
@@ -31,6 +31,39 @@ EKFAC_DAMPING: Final = 1e-3
 MAX_QUERY_BYTES: Final = 3 * 2**30
 """Largest size of the queries' gradients in memory."""
 _CHUNK_BYTES: Final = 2**28
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """The eigenbases of K-FAC's two factors of a module, in which EK-FAC is diagonal.
+
+    Attributes:
+        left: Eigenvectors [o, o] of the second moment of output gradients, as columns.
+        right: Eigenvectors [i, i] of the second moment of activations, as columns.
+        moment: Second moment [o, i] of the documents' gradients in each direction.
+
+    Source: George et al., Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis (2018).
+    """
+
+    left: Float[Tensor, "o o"]
+    right: Float[Tensor, "i i"]
+    moment: Float[Tensor, "o i"]
+
+    def scales(self, damping: float) -> Float[Tensor, "o i"]:
+        """Returns what each direction is multiplied with; `damping` is in units of the mean moment."""
+        return (self.moment + damping * self.moment.mean()).rsqrt().nan_to_num(posinf=0)
+
+    def whiten(
+        self, gradients: Float[Tensor, "n o i"], damping: float = EKFAC_DAMPING
+    ) -> Float[Tensor, "n o i"]:
+        """Returns gradients in the eigenbases, each direction divided by the root of its damped moment."""
+        return _rotate(gradients, self.left, self.right) * self.scales(damping)
+
+    def unwhiten(
+        self, rows: Float[Tensor, "n o i"], damping: float = EKFAC_DAMPING
+    ) -> Float[Tensor, "n o i"]:
+        """Multiplies with the transpose of the matrix that `whiten` multiplies with: whitened rows become weights."""
+        return _rotate(rows * self.scales(damping), self.left.mT, self.right.mT)
 
 
 def can_compare_whole_gradients(experiment: Experiment) -> bool:
@@ -64,40 +97,29 @@ def _transforms(experiment: Experiment, whitening: Whitening) -> Mapping[str, Tr
     if whitening != "ekfac":
         normalizers = fitted_normalizers(experiment, GradientSpec(normalizer=whitening))
         return {name: normalizer.apply for name, normalizer in normalizers.items()}
-    return _ekfac_transforms(experiment)
+    return {name: basis.whiten for name, basis in fit_eigenbases(experiment).items()}
 
 
-def _ekfac_transforms(experiment: Experiment) -> Mapping[str, Transform]:
-    """Returns rotations into K-FAC's eigenbases, where each direction is divided by the root of its second moment.
-
-    Source: George et al., Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis (2018).
-    """
+def fit_eigenbases(experiment: Experiment) -> dict[str, Eigenbasis]:
+    """Returns the eigenbases of all tracked modules, by name."""
     kfac = fitted_normalizers(experiment, GradientSpec(normalizer="kfac"))
     bases = {
         name: tuple(torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
         for name, normalizer in kfac.items()
     }
     squares: dict[str, Tensor] = {}
-    for chunk in _iter_gradients(experiment):
+    for chunk in iter_gradients(experiment):
         for name, gradients in chunk.items():
             squares[name] = squares.get(name, 0) + _rotate(gradients, *bases[name]).square().sum(0)
     count = len(experiment.case.documents)
-    scales = {
-        name: (total / count + EKFAC_DAMPING * total.mean() / count).rsqrt().nan_to_num(posinf=0)
-        for name, total in squares.items()
-    }
-    return {name: partial(_rotate_and_scale, *bases[name], scale) for name, scale in scales.items()}
+    return {name: Eigenbasis(*bases[name], total / count) for name, total in squares.items()}
 
 
 def _rotate(gradients: Float[Tensor, "n o i"], left: Tensor, right: Tensor) -> Float[Tensor, "n o i"]:
     return left.mT @ gradients @ right
 
 
-def _rotate_and_scale(left: Tensor, right: Tensor, scale: Tensor, gradients: Tensor) -> Tensor:
-    return _rotate(gradients, left, right) * scale
-
-
-def _iter_gradients(
+def iter_gradients(
     experiment: Experiment, *, of_queries: bool = False
 ) -> Iterator[dict[str, Float[Tensor, "n o i"]]]:
     """Yields the gradients of documents, or of all queries at once, by module."""
@@ -115,13 +137,13 @@ def _iter_gradients(
 
 
 def _make_products(experiment: Experiment, transforms: Mapping[str, Transform]) -> ModuleProducts:
-    (raw_queries,) = _iter_gradients(experiment, of_queries=True)
+    (raw_queries,) = iter_gradients(experiment, of_queries=True)
     queries = {name: _apply(transforms, name, gradients) for name, gradients in raw_queries.items()}
     del raw_queries
     names = tuple(queries)
     parts = [
         block_products(names, ((queries[name], _apply(transforms, name, chunk[name])) for name in names))
-        for chunk in _iter_gradients(experiment)
+        for chunk in iter_gradients(experiment)
     ]
     first = parts[0]
     return ModuleProducts(
