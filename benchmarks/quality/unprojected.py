@@ -49,21 +49,21 @@ class Eigenbasis:
     right: Float[Tensor, "i i"]
     moment: Float[Tensor, "o i"]
 
-    def scales(self, damping: float) -> Float[Tensor, "o i"]:
-        """Returns what each direction is multiplied with; `damping` is in units of the mean moment."""
+    def scales(self, damping: float = EKFAC_DAMPING) -> Float[Tensor, "o i"]:
+        """Returns 1 / the root of each direction's moment, damped by `damping` times the mean moment."""
         return (self.moment + damping * self.moment.mean()).rsqrt().nan_to_num(posinf=0)
 
-    def whiten(
-        self, gradients: Float[Tensor, "n o i"], damping: float = EKFAC_DAMPING
-    ) -> Float[Tensor, "n o i"]:
-        """Returns gradients in the eigenbases, each direction divided by the root of its damped moment."""
-        return _rotate(gradients, self.left, self.right) * self.scales(damping)
+    def rotate(self, gradients: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns gradients as combinations of the directions."""
+        return self.left.mT @ gradients @ self.right
 
-    def unwhiten(
-        self, rows: Float[Tensor, "n o i"], damping: float = EKFAC_DAMPING
-    ) -> Float[Tensor, "n o i"]:
-        """Multiplies with the transpose of the matrix that `whiten` multiplies with: whitened rows become weights."""
-        return _rotate(rows * self.scales(damping), self.left.mT, self.right.mT)
+    def rotate_back(self, numbers: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns the combinations of directions that `rotate` gives as matrices again."""
+        return self.left @ numbers @ self.right.mT
+
+    def whiten(self, gradients: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns gradients whose inner products are those with EK-FAC's inverse."""
+        return self.rotate(gradients) * self.scales()
 
 
 def can_compare_whole_gradients(experiment: Experiment) -> bool:
@@ -103,20 +103,15 @@ def _transforms(experiment: Experiment, whitening: Whitening) -> Mapping[str, Tr
 def fit_eigenbases(experiment: Experiment) -> dict[str, Eigenbasis]:
     """Returns the eigenbases of all tracked modules, by name."""
     kfac = fitted_normalizers(experiment, GradientSpec(normalizer="kfac"))
-    bases = {
-        name: tuple(torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
-        for name, normalizer in kfac.items()
-    }
-    squares: dict[str, Tensor] = {}
+    bases = {}
+    for name, normalizer in kfac.items():
+        left, right = (torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
+        bases[name] = Eigenbasis(left, right, torch.zeros(len(left), len(right)))
+    count = len(experiment.case.documents)
     for chunk in iter_gradients(experiment):
         for name, gradients in chunk.items():
-            squares[name] = squares.get(name, 0) + _rotate(gradients, *bases[name]).square().sum(0)
-    count = len(experiment.case.documents)
-    return {name: Eigenbasis(*bases[name], total / count) for name, total in squares.items()}
-
-
-def _rotate(gradients: Float[Tensor, "n o i"], left: Tensor, right: Tensor) -> Float[Tensor, "n o i"]:
-    return left.mT @ gradients @ right
+            bases[name].moment.add_(bases[name].rotate(gradients).square().sum(0) / count)
+    return bases
 
 
 def iter_gradients(

@@ -37,7 +37,7 @@ class RefinedQueries:
 
     Attributes:
         space: Where the solutions are.
-        documents: Products of the space's basis and the documents' whitened gradients [K, n].
+        documents: Products of the space's basis and the documents' gradients [K, n].
         start_scores: Scores [c, q, n] of EK-FAC's own solutions, for each of `DAMPINGS`.
         document_squares: Squared lengths [c, n] of the documents' gradients that EK-FAC whitens, likewise.
         seconds: Processor seconds of all iterations.
@@ -66,7 +66,7 @@ class RefinedQueries:
 
     def normalize(self, scores: Float[Tensor, "q n"], damping: float) -> Float[Tensor, "q n"]:
         """Divides scores by the lengths of the documents' whitened gradients."""
-        return scores * reciprocal_or_zero(self.document_squares[DAMPINGS.index(damping)].sqrt())
+        return scores * reciprocal_or_zero(self.document_squares[[DAMPINGS.index(damping)]].sqrt())
 
 
 def refine_queries(
@@ -95,30 +95,28 @@ def refine_queries(
     return RefinedQueries(KrylovSpace(**tensors), **own, seconds=seconds)
 
 
-def whiten(
-    bases: Mapping[str, Eigenbasis], gradients: Mapping[str, Float[Tensor, "n o i"]], damping: float
+def rotate(
+    bases: Mapping[str, Eigenbasis], gradients: Mapping[str, Float[Tensor, "n o i"]]
 ) -> Float[Tensor, "n D"]:
-    """Returns the gradients in the coordinates in which EK-FAC with this damping is the identity, as rows."""
-    return torch.cat([basis.whiten(gradients[name], damping).flatten(1) for name, basis in bases.items()], 1)
+    """Returns gradients as combinations of the directions in which EK-FAC is diagonal, as rows."""
+    return torch.cat([basis.rotate(gradients[name]).flatten(1) for name, basis in bases.items()], 1)
 
 
-def multiply_whitened(
-    matrix: GaussNewton, bases: Mapping[str, Eigenbasis], rows: Float[Tensor, "n D"], damping: float
+def scales(bases: Mapping[str, Eigenbasis], damping: float) -> Float[Tensor, " D"]:
+    """Returns what rotated gradients are multiplied with so that EK-FAC with this damping is the identity."""
+    return torch.cat([basis.scales(damping).flatten() for basis in bases.values()])
+
+
+def multiply_rotated(
+    matrix: GaussNewton, bases: Mapping[str, Eigenbasis], rows: Float[Tensor, "n D"]
 ) -> Float[Tensor, "n D"]:
-    """Multiplies rows with the Gauss-Newton matrix in the coordinates of `whiten`."""
+    """Multiplies rotated rows with the Gauss-Newton matrix."""
     parts = rows.split([basis.moment.numel() for basis in bases.values()], dim=1)
     weights = {
-        name: basis.unwhiten(part.unflatten(1, basis.moment.shape), damping)
+        name: basis.rotate_back(part.unflatten(1, basis.moment.shape))
         for part, (name, basis) in zip(parts, bases.items(), strict=True)
     }
-    return whiten(bases, matrix.multiply(weights), damping)
-
-
-def whitened_mean(bases: Mapping[str, Eigenbasis], damping: float) -> Float[Tensor, " D"]:
-    """Returns M in the coordinates of `whiten`, in which it is diagonal."""
-    return torch.cat(
-        [(basis.moment.mean() * basis.scales(damping).square()).flatten() for basis in bases.values()]
-    )
+    return rotate(bases, matrix.multiply(weights))
 
 
 def _refine(
@@ -127,18 +125,20 @@ def _refine(
     fitted = fit_eigenbases(experiment)
     bases = {name: fitted[name] for name in modules}
     (gradients,) = iter_gradients(experiment, of_queries=True)
+    queries = rotate(bases, gradients)
     started = time.process_time()
-    space, basis = _build_space(experiment, bases, whiten(bases, gradients, damping), damping, iterations)
+    space, basis = _build_space(experiment, bases, queries, damping, iterations)
     seconds = time.process_time() - started
-    queries = [whiten(bases, gradients, each) for each in DAMPINGS]
-    documents, scores, squares = [], [], []
+    basis *= scales(bases, damping)
+    squared_scales = torch.stack([scales(bases, each).square() for each in DAMPINGS])
+    documents, start_scores, squares = [], [], []
     for chunk in iter_gradients(experiment):
-        documents.append(basis @ whiten(bases, chunk, damping).mT)
-        rows = [whiten(bases, chunk, each) for each in DAMPINGS]
-        scores.append(torch.stack([query @ row.mT for query, row in zip(queries, rows, strict=True)]))
-        squares.append(torch.stack([row.square().sum(1) for row in rows]))
+        rows = rotate(bases, chunk)
+        documents.append(basis @ rows.mT)
+        start_scores.append(torch.stack([(queries * each) @ rows.mT for each in squared_scales]))
+        squares.append(squared_scales @ rows.square().mT)
     return RefinedQueries(
-        space, torch.cat(documents, 1), torch.cat(scores, 2), torch.cat(squares, 1), seconds
+        space, torch.cat(documents, 1), torch.cat(start_scores, 2), torch.cat(squares, 1), seconds
     )
 
 
@@ -149,13 +149,15 @@ def _build_space(
     damping: float,
     iterations: int,
 ) -> tuple[KrylovSpace, Float[Tensor, "K D"]]:
-    case = experiment.case
+    """Returns the space in the coordinates in which EK-FAC is the identity, and its basis."""
+    case, scale = experiment.case, scales(bases, damping)
     tracked = case.model.select_modules()
     matrix = GaussNewton(case.model, case.documents, {name: tracked[name] for name in bases})
+    means = torch.cat([basis.moment.mean().expand(basis.moment.numel()) for basis in bases.values()])
     return build_krylov_space(
-        lambda rows: multiply_whitened(matrix, bases, rows, damping),
-        queries,
-        whitened_mean(bases, damping),
+        lambda rows: multiply_rotated(matrix, bases, rows * scale) * scale,
+        queries * scale,
+        means * scale.square(),
         damping,
         iterations,
     )

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.quality.conjugate_gradients import __main__ as driver
 from benchmarks.quality.conjugate_gradients.gauss_newton import GaussNewton
-from benchmarks.quality.conjugate_gradients.refined_queries import DAMPINGS, refine_queries
+from benchmarks.quality.conjugate_gradients.refined_queries import refine_queries
 from benchmarks.quality.unprojected import (
     EKFAC_DAMPING,
     fit_eigenbases,
@@ -18,7 +18,9 @@ from benchmarks.quality.unprojected import (
 from tests.benchmarks.quality.helpers import make_tiny_experiment, make_toy_corpus
 
 MODULE = "model.layers.1.self_attn.k_proj"
-"""The smallest module."""
+"""The smallest module, with 288 weights."""
+ITERATIONS = 45
+"""As many as the weights of the module allow with six queries."""
 
 
 def test_without_iterations_scores_are_those_of_ekfac(tmp_path: Path) -> None:
@@ -41,18 +43,18 @@ def test_iterations_come_to_the_inverse_of_the_damped_matrix(
     matrix = GaussNewton(case.model, case.documents, {MODULE: tracked}).multiply({MODULE: units})[MODULE]
     (queries,) = iter_gradients(experiment, of_queries=True)
     documents = torch.cat([chunk[MODULE] for chunk in iter_gradients(experiment)])
-    refined = refine_queries(experiment, [MODULE], damping=0.1, iterations=20)
+    refined = refine_queries(experiment, [MODULE], damping=0.1, iterations=ITERATIONS)
     monkeypatch.delattr("benchmarks.quality.conjugate_gradients.refined_queries._refine")
-    again = refine_queries(experiment, [MODULE], damping=0.1, iterations=20)
-    for damping in DAMPINGS[1:]:
+    again = refine_queries(experiment, [MODULE], damping=0.1, iterations=ITERATIONS)
+    # Preconditioned with another damping, the same number of iterations comes less near.
+    for damping, largest_error in ((0.1, 1e-3), (1.0, 0.1)):
         damped = matrix.flatten(1).double() + damping * moment.mean() * torch.eye(moment.numel())
         solutions = torch.linalg.solve(damped, queries[MODULE].flatten(1).double().mT).mT
         expected = solutions @ documents.flatten(1).double().mT
-        scores, left = refined.scores(20, damping)
-        assert left < 0.05 < refined.scores(1, damping)[1]
-        error = (scores - expected).norm() / expected.norm()
-        assert error < 0.02
-        assert torch.equal(again.scores(20, damping)[0], scores)
+        scores, _ = refined.scores(ITERATIONS, damping)
+        assert (scores - expected).norm() < largest_error * expected.norm()
+        assert (refined.scores(1, damping)[0] - expected).norm() > 0.3 * expected.norm()
+        assert torch.equal(again.scores(ITERATIONS, damping)[0], scores)
 
 
 def test_a_quick_run_prints_what_refined_queries_gain(
