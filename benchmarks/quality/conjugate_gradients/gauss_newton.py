@@ -87,7 +87,7 @@ class GaussNewton:
             inputs = {"input_ids": batch.input_ids, "use_cache": False}  # padding is on the right: no mask
             return functional_call(self._backbone, dict(weights), kwargs=inputs).last_hidden_state
 
-        hidden, take_back = vjp(run, self._weights)
+        hidden, take_back = vjp(run, self._weights)[:2]
         is_predicting = _is_predicting(batch)
         matrices = curvature[:, self._unpacked.flatten()].unflatten(1, self._unpacked.shape)
         moved = vmap(lambda tangent: jvp(run, (self._weights,), (tangent,))[1], chunk_size=_VECTORS)(

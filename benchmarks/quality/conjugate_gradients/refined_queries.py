@@ -90,9 +90,9 @@ def refine_queries(
             np.savez(file, **numbers.pop("space"), **numbers)
     with np.load(path) as saved:
         tensors = {name: torch.from_numpy(saved[name]) for name in saved.files}
-    seconds = float(tensors.pop("seconds"))
+    seconds, built_damping = (float(tensors.pop(name)) for name in ("seconds", "built_damping"))
     own = {name: tensors.pop(name) for name in ("documents", "start_scores", "document_squares")}
-    return RefinedQueries(KrylovSpace(**tensors), **own, seconds=seconds)
+    return RefinedQueries(KrylovSpace(**tensors, built_damping=built_damping), **own, seconds=seconds)
 
 
 def rotate(
