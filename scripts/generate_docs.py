@@ -50,6 +50,7 @@ def openapi_json() -> str:
 def manifest_schema() -> str:
     """Returns the JSON schema of an index's manifest."""
     schema = Manifest.model_json_schema()
+    del schema["$defs"]["BuildSpec"]["properties"]["preset"]  # a manifest has its values
     schema["properties"]["format_version"]["const"] = FORMAT_VERSION
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(dialect | schema, indent=1, ensure_ascii=False) + "\n"

@@ -114,6 +114,72 @@ MIXTURES: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_TINY = {"vocab_size": VOCABULARY, "pad_token_id": 0}
+OTHERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "phi": ("Phi", _SIZES),
+    "mpt": ("Mpt", _TINY | {"d_model": 24, "n_heads": 2, "n_layers": 2, "max_seq_len": 64}),
+    "gpt_neo": (
+        "GPTNeo",
+        _TINY
+        | {
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_heads": 2,
+            "intermediate_size": 40,
+            "attention_types": [[["global", "local"], 1]],
+        },
+    ),
+    "codegen": ("CodeGen", _TINY | {"n_embd": 24, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
+    "xglm": ("XGLM", _TINY | {"d_model": 24, "num_layers": 2, "attention_heads": 2, "ffn_dim": 40}),
+    "gemma": ("Gemma", _GROUPED | {"head_dim": 12}),
+    "smollm3": ("SmolLM3", _GROUPED),
+    "bert": ("BertLMHead", _SIZES | {"is_decoder": True}),
+    "ctrl": ("CTRLLMHead", {"vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 2, "n_head": 2, "dff": 40}),
+    "cpmant": (
+        "CpmAnt",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "dim_head": 12,
+            "dim_ff": 40,
+        },
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        _GROUPED | {"lru_width": 24, "block_types": ["recurrent", "attention"], "intermediate_size": 80},
+    ),
+    "rwkv": (
+        "Rwkv",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "attention_hidden_size": 24,
+            "intermediate_size": 40,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        _EXPERTS
+        | {
+            "head_dim": 12,
+            "shared_expert_intermediate_size": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 4,
+            "linear_value_head_dim": 4,
+        },
+    ),
+    "mamba": (
+        "Mamba",
+        {"vocab_size": VOCABULARY, "hidden_size": 24, "state_size": 4, "num_hidden_layers": 2},
+    ),
+}
+"""Further architectures, of which only the names and shapes of the modules matter."""
+
 PARTLY_TRACKED: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("Llama4", _GROUPED | {"intermediate_size_mlp": 40, "num_local_experts": 4, "head_dim": 12}),
 }
@@ -124,11 +190,12 @@ def model(
     architecture: str, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> PreTrainedModel:
     """Returns a model in evaluation mode; `changes` are passed to its config."""
-    family, settings = (DENSE | MIXTURES | PARTLY_TRACKED)[architecture]
-    prefix = {"Gemma3": "Gemma3Text", "Llama4": "Llama4Text"}.get(family, family)
+    family, settings = (DENSE | MIXTURES | OTHERS | PARTLY_TRACKED)[architecture]
+    prefix = {"Gemma3": "Gemma3Text", "Llama4": "Llama4Text"}.get(family, family.removesuffix("LMHead"))
     config = getattr(transformers, f"{prefix}Config")(**settings | changes)
     torch.manual_seed(seed)
-    network = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
+    model_class = f"{family}Model" if family.endswith("LMHead") else f"{family}ForCausalLM"
+    network = getattr(transformers, model_class)(config).to(dtype).eval()
     if architecture in MIXTURES:
         network.set_experts_implementation("eager")
     with torch.no_grad():

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from bergson_core.gradients.projection import PROJECTIONS, block_shape
+from bergson_core.schemas.build import Projection
 from bergson_core.tokens.tokenization import Tokens
 
 
@@ -43,6 +45,15 @@ def weight_gradient(module: nn.Module, bias: bool) -> Tensor:
     if bias and getattr(module, "bias", None) is not None:
         grad = torch.cat([grad, module.bias.grad[:, None]], dim=1)
     return grad
+
+
+def project(gradients: Tensor, name: str, p: int, seed: int = 0, kind: Projection = "orthogonal") -> Tensor:
+    """Returns the numbers [..., p²] that rows have of the gradients [..., o, i] of a module."""
+    sides = gradients.shape[-2:]
+    kept = block_shape(kind, p, *sides)
+    left = PROJECTIONS[kind](seed, name, "left", kept[0], sides[0]).to(gradients)
+    right = PROJECTIONS[kind](seed, name, "right", kept[1], sides[1]).to(gradients)
+    return F.pad((left @ gradients @ right.T).flatten(-2), (0, p * p - kept[0] * kept[1]))
 
 
 def inputs_and_output_gradients(

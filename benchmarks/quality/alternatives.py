@@ -1,4 +1,4 @@
-"""What else was tried, beside the recommended rows: damping, labels, embeddings, checkpoints, rescoring, fusion.
+"""What else was tried: independent projections, damping, labels, embeddings, checkpoints, rescoring, fusion.
 
 Legend: q queries, n documents.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.quality.experiments import Experiment
-from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method
+from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, SMALL_ROWS, Method
 from benchmarks.quality.projected_rows import Storage, row_products
 from benchmarks.quality.unprojected import can_compare_whole_gradients, unprojected_products
 from benchmarks.support.bit_codes import row_bytes
@@ -27,7 +27,9 @@ from bergson_core.schemas.build import GradientSpec
 from bergson_core.utils.atomic_files import atomic_path
 
 GROUP: Final = "alternatives"
-RECOMMENDED_SPEC: Final = GradientSpec(normalizer="kfac", projection_dim=32)
+SMALL_SPEC: Final = GradientSpec(normalizer="kfac", projection_dim=32)
+"""The rows of `SMALL_ROWS`, from which most alternatives differ in one choice."""
+INDEPENDENT_DIMS: Final = (32, 64, 96)
 SIGN: Final = Storage("sign")
 EMBEDDINGS_AND_HEAD: Final = r"^(?!.*\.wpe$)"
 """All modules but the embedding of positions of GPT-2, which is not run sample by sample."""
@@ -40,12 +42,15 @@ FUSION_K: Final = 60
 def iter_alternatives(
     experiment: Experiment, tables: Mapping[str, Float[np.ndarray, "q n"]]
 ) -> Iterator[Method]:
-    """Yields methods that differ from the recommended one in one choice.
+    """Yields methods that differ in one choice from one that is measured anyway.
 
     Args:
         experiment: An experiment whose model was trained from scratch.
         tables: Scores of the methods that were measured already, by name.
     """
+    for p in INDEPENDENT_DIMS:
+        changes = {"projection": "rademacher", "projection_dim": p}
+        yield _sign_rows(experiment, f"kfac, sign, p = {p}, block, all, independent projections", **changes)
     for damping in DAMPINGS:
         with kfac_damping(damping):
             yield _sign_rows(experiment, f"kfac damped by {damping:g}, sign, p = 32, block, all")
@@ -64,9 +69,9 @@ def iter_alternatives(
             scores = rescore(recommended, tables[REFERENCE])
             yield Method(f"{RECOMMENDED}, the best {RESCORED} rescored", GROUP, None, scores)
     checkpoints = checkpoint_scores(experiment)
-    yield Method(f"{RECOMMENDED}, another run's end", GROUP, None, checkpoints[-1].numpy())
+    yield Method(f"{SMALL_ROWS}, another run's end", GROUP, None, checkpoints[-1].numpy())
     averaged = torch.stack(checkpoints).mean(0).numpy()
-    yield Method(f"{RECOMMENDED}, its three checkpoints averaged", GROUP, None, averaged)
+    yield Method(f"{SMALL_ROWS}, its three checkpoints averaged", GROUP, None, averaged)
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def checkpoint_scores(experiment: Experiment) -> list[Float[Tensor, "q n"]]:
     path, case = experiment.directory / "checkpoints.npy", experiment.case
     if not path.is_file():
         scores = [
-            RowVariants(checkpoint, case.documents, case.queries, RECOMMENDED_SPEC).sign_scores()
+            RowVariants(checkpoint, case.documents, case.queries, SMALL_SPEC).sign_scores()
             for checkpoint in _train_with_checkpoints(experiment)
         ]
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -109,7 +114,7 @@ def fuse_rankings(
 
 
 def _sign_rows(experiment: Experiment, name: str, **changes: object) -> Method:
-    spec = RECOMMENDED_SPEC.model_copy(update=changes)
+    spec = SMALL_SPEC.model_copy(update=changes)
     table = row_products(experiment, spec, [SIGN])[SIGN]
     size = row_bytes(SIGN.code, len(table.modules), spec.projection_dim**2)
     return Method(name, GROUP, size, table.scores("block").numpy())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -80,11 +80,6 @@ class Experiment:
         """Holds what is kept of the experiment."""
         digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()
         return self.settings.data_dir / "quality" / f"{self.case.name}-{digest[:16]}"
-
-    @property
-    def model_type(self) -> str:
-        """The architecture, as the model's configuration names it."""
-        return cast(Any, self.case.model.model).config.model_type
 
     @property
     def query_texts(self) -> Sequence[str]:

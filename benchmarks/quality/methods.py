@@ -33,17 +33,19 @@ RANDOM, BM25, REPRESENTATIONS, GOLD = "random order", "BM25", "representations",
 REFERENCE: Final = "kfac, not projected, row, all"
 """The method that all others are divided by."""
 DEFAULT: Final = "adafactor, float16, p = 16, C, row, all"
-RECOMMENDED: Final = "kfac, sign, p = 32, block, all"
+RECOMMENDED: Final = "kfac, sign, p = 96, block, mlp"
+"""The rows of the preset `best`."""
+SMALL_ROWS: Final = "kfac, sign, p = 32, block, all"
 PROJECTION_DIMS: Final[Mapping[str, Sequence[int]]] = {
-    "gpt2": (16, 32, 64, 128),
-    "llama": (16, 32, 64, 128),
+    "gpt2": (16, 32, 64, 96, 128),
+    "llama": (16, 32, 64, 96, 128),
     "lora": (16, 32),
     "smollm2": (16, 32),
 }
 """Kind of a model → sizes of its projections. The pretrained model has hundreds of modules."""
 QUICK_PROJECTION_DIMS: Final = (8, 16)
 CODES: Final[Mapping[NormalizerKind, Sequence[Code]]] = {
-    "kfac": ("float16", "sign", "bits1", "bits2", "bits4"),
+    "kfac": ("float16", "sign", "bits2"),
     "adafactor": ("float16", "sign"),
 }
 PRECONDITIONED_CODES: Final[Sequence[Code]] = ("float16", "sign")
@@ -73,8 +75,7 @@ class Method:
 def iter_methods(experiment: Experiment) -> Iterator[Method]:
     """Yields every method of an experiment, each part of which is computed only if it is not in a file."""
     yield from iter_baselines(experiment)
-    names = experiment.case.model.select_modules()
-    sets = select_module_sets(experiment.model_type, names)
+    sets = select_module_sets(experiment.case.model)
     if can_compare_whole_gradients(experiment):
         yield from iter_whole_gradients(experiment, sets)
     dims = QUICK_PROJECTION_DIMS if experiment.settings.quick else PROJECTION_DIMS[experiment.case.kind]

@@ -63,7 +63,7 @@ def row_products(
 
 def fitted_normalizers(experiment: Experiment, spec: GradientSpec) -> Mapping[str, Normalizer]:
     """Returns the normalizers that a build would fit, which depend on everything in `spec` except the projection."""
-    common = spec.model_copy(update={"projection_dim": 1, "rows": "float16"})
+    common = spec.model_copy(update={"projection_dim": 1, "projection": "rademacher", "rows": "float16"})
     return _fit_normalizers(experiment, common.model_dump_json(), moments.KFAC_DAMPING)
 
 

@@ -54,7 +54,9 @@ class RowVariants:
     ) -> None:
         if normalizers is None:
             normalizers = fit_index_normalizers(model, documents, settings)
-        processor = GradientProcessor(settings.projection_dim, normalizers, settings.seed)
+        processor = GradientProcessor(
+            settings.projection_dim, normalizers, settings.seed, projection=settings.projection
+        )
         collector = RowCollector(model, processor, settings.modules)
         self.modules = tuple(collector.slices)
 

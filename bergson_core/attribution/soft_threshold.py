@@ -8,11 +8,15 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+THRESHOLD_OF_SUMS: Final = 3.0
+"""Width of the threshold of scores that are summed, in units of each query's noise."""
 _NORMAL_MAD: Final = 0.6745
 """Median of |x| for a normally distributed x with a standard deviation of 1."""
 
 
-def soft_threshold(scores: Float[np.ndarray, "q n"], times: float = 3.0) -> Float[np.ndarray, "q n"]:
+def soft_threshold(
+    scores: Float[np.ndarray, "q n"], times: float = THRESHOLD_OF_SUMS
+) -> Float[np.ndarray, "q n"]:
     """Returns scores relative to their query's median, drawn towards it by `times` the noise, and 0 within that.
 
     Every score of a projected gradient has noise, and a sum over thousands of documents consists mostly of it. The

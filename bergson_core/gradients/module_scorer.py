@@ -86,7 +86,7 @@ class ModuleScorer:
         a = a if is_embedding else self._with_bias(a)
         o, i = self.weights.shape
         if self.sides is None:
-            whole = FullGradientTransform(self.normalizer, None, None, self.in_features, self.bias)
+            whole = FullGradientTransform(self.normalizer, None, None, None, self.in_features, self.bias)
             return _whole_squares(a, g, o * i, whole.gradient)
         output_side, input_side = self.sides
         g = _multiply(g, output_side)

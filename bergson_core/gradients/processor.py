@@ -34,7 +34,7 @@ class GradientProcessor:
         normalizers: Module name → fitted normalizer. The gradients of a module that has none are not normalized.
         seed: The seed of the projections.
         include_bias: Whether the gradients of biases are tracked, as those of one more input feature.
-        projection: The distribution of the projections' entries: "rademacher" (±1/√p) or "normal".
+        projection: How the projections are drawn: "rademacher" (entries ±1/√p), "normal" or "orthogonal".
 
     Raises:
         InvalidInput: `projection_dim` is below 1, or `projection` is unknown.
@@ -53,7 +53,7 @@ class GradientProcessor:
         normalizers: Mapping[str, Normalizer] | None = None,
         seed: int = 0,
         include_bias: bool = False,
-        projection: Projection = "rademacher",
+        projection: Projection = "orthogonal",
     ) -> None:
         if projection not in PROJECTIONS:
             raise InvalidInput(f"projection is {projection!r}; expected one of {', '.join(PROJECTIONS)}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bergson_core.errors import InvalidInput
-from bergson_core.models import moe
+from bergson_core.models.architectures import moe
 from bergson_core.models.modules import TrackedModule, restore_sample_axis
 
 OnForward = Callable[[str, Tensor], Any]

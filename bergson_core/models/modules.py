@@ -7,10 +7,10 @@ gradients g. It is always [o, i], also for `Conv1D` (GPT-2), whose weight is sto
 [o, i + 1]: its last column is Σ_s g_s.
 
 Linear and Conv1D modules can be tracked, and each of the two linear maps of each expert where one module fuses all
-experts (moe.py), the latter without their biases. Embeddings and the output head are tracked on request only. An
-embedding is a linear map of one-hot inputs, whose activations are token ids [n, s]. Modules of one kind that share one
-weight are one tracked module. A head and an embedding that share a weight are two, each with its own part of the
-weight's gradient.
+experts (architectures/moe.py), the latter without their biases. Embeddings and the output head are tracked on request
+only. An embedding is a linear map of one-hot inputs, whose activations are token ids [n, s]. Modules of one kind that
+share one weight are one tracked module. A head and an embedding that share a weight are two, each with its own part of
+the weight's gradient.
 """
 
 import math
@@ -26,7 +26,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from bergson_core.errors import InvalidInput
-from bergson_core.models import moe
+from bergson_core.models.architectures import moe
+from bergson_core.models.architectures.module_sets import find_module_set
+from bergson_core.schemas.build import ALL_MODULES, MODULE_SETS, ModuleSet
 from bergson_core.utils.safe_regex import find_matching_names
 
 _COMPILED_PART: Final = "_orig_mod"
@@ -143,7 +145,8 @@ def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None)
 
     Args:
         model: The model.
-        modules: A regular expression that is searched for in the modules' names, or the exact names. By default all but
+        modules: `mlp`, `attention` or `down`, as in `GradientSpec.modules`; any other regular expression, which is
+            searched for in the modules' names; or the exact names. By default, and for `all`, all modules but
             embeddings and the output head; of a model with adapters (PEFT), the active adapters.
 
     Raises:
@@ -151,8 +154,10 @@ def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None)
             too long.
     """
     trackable = find_trackable_modules(model)
-    if modules is None:
+    if modules is None or modules == ALL_MODULES:
         selected = _default_names(model, trackable)
+    elif isinstance(modules, str) and modules in MODULE_SETS:
+        return _select_module_set(model, trackable, cast(ModuleSet, modules))
     elif isinstance(modules, str):
         selected = find_matching_names(modules, list(trackable))
     else:
@@ -168,6 +173,22 @@ def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None)
             f"has {_abridge(trackable)}"
         )
     return {name: tracked for name, tracked in trackable.items() if name in selected}
+
+
+def _select_module_set(
+    model: nn.Module, trackable: dict[str, TrackedModule], set_name: ModuleSet
+) -> dict[str, TrackedModule]:
+    """Returns those modules of a set that are tracked by default. Raises `InvalidInput` where there are none."""
+    shapes = {name: (tracked.out_features, tracked.in_features) for name, tracked in trackable.items()}
+    by_default = _default_names(model, trackable)
+    chosen = by_default & find_module_set(set_name, dict(named_modules(model)), shapes)
+    if not chosen:
+        names = _abridge([name for name in trackable if name in by_default])
+        raise InvalidInput(
+            f"modules {set_name!r}: this model has no {MODULE_SETS[set_name]} that can be tracked, it has {names}; "
+            "expected a regular expression of the names to track instead, or no `modules` at all"
+        )
+    return {name: tracked for name, tracked in trackable.items() if name in chosen}
 
 
 def _default_names(model: nn.Module, trackable: dict[str, TrackedModule]) -> set[str]:
@@ -297,9 +318,9 @@ def find_output_head(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _abridge(trackable: dict[str, TrackedModule]) -> str:
+def _abridge(names: Iterable[str]) -> str:
     """Returns the first names, for a message."""
-    names = list(trackable)
+    names = list(names)
     if not names:
         return "none"
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -29,13 +29,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.bounded_errors import (
+from bergson_core.schemas.validation.bounded_errors import (
     bound_errors_of_lists,
     require_few_unknown_fields,
     require_max_length,
     short_repr,
 )
-from bergson_core.schemas.plain_messages import name_known_fields, plain_message
+from bergson_core.schemas.validation.plain_messages import name_known_fields, plain_message
 
 _MAX_SHOWN_ERRORS: Final = 20
 _MAX_SHOWN_CHARS: Final = 200

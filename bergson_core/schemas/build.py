@@ -7,12 +7,14 @@ classes, so that each field is stated once.
 import glob
 import hashlib
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.inline_values import plain_document
+from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of indexes and of profiles: they are names of directories and parts of URLs."""
@@ -29,13 +31,22 @@ ExecutorName = Literal["local", "ray"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 NormalizerKind = Literal["none", "adafactor", "adam", "kfac"]
 FitLabels = Literal["true", "sampled"]
-Projection = Literal["rademacher", "normal"]
+Projection = Literal["rademacher", "normal", "orthogonal"]
 RowKind = Literal["float16", "int8", "sign"]
 Loss = Literal["sum", "mean"]
 TextDocuments = Literal["auto", "line", "file"]
 Normalize = Literal["none", "row", "block"]
 LongDocuments = Literal["error", "truncate", "chunk"]
 OnBadDocument = Literal["error", "skip"]
+ModuleSet = Literal["mlp", "attention", "down"]
+MODULE_SETS: Final[Mapping[str, str]] = {
+    "mlp": "module of an MLP",
+    "attention": "module of attention",
+    "down": "projection of an MLP back to the residual stream",
+}
+"""What a module of each set is. These names are no regular expressions."""
+ALL_MODULES: Final = "all"
+"""Another name for what is tracked by default."""
 SearchKind = Literal["float16", "rabitq", "hamming"]
 """What is compared to find candidates: φ in float16, φ in one bit per number, or the stored bits of sign rows."""
 
@@ -127,13 +138,17 @@ class GradientSpec(Spec):
     second moments of the gradients of batches; those of a sample are of single documents."""
     fit_labels: FitLabels = "true"
     """Labels to fit the normalizer with: `true` takes those of the documents, `sampled` draws them from the model."""
-    projection: Projection = "rademacher"
-    """Distribution of the entries of the random projections."""
+    projection: Projection = "orthogonal"
+    """How the random projections are drawn. Those of `rademacher` and `normal` have independent entries, ±1/√p or from
+    N(0, 1/p). Those of `orthogonal` have orthogonal rows, so that less is lost where p is not far below the sides of a
+    module, and nothing of a side that is shorter than p."""
     loss: Loss = "sum"
     """Cross-entropy of a document: the sum over its labelled tokens, or their mean."""
     modules: str | None = Field(default=None, max_length=1024)
-    """Regular expression that the names of the tracked modules match. By default all modules but embeddings and the
-    output head are tracked, or only the adapters of a model that has some."""
+    """Modules to track: `mlp`, those of MLPs and experts; `attention`; `down`, the projections of MLPs back to the
+    residual stream; or a regular expression that is searched for in the names of the modules. By default, and for
+    `all`, all modules but embeddings and the output head are tracked, or only the adapters of a model that has some;
+    the sets are parts of these."""
     include_bias: bool = False
     """Track the gradients of biases too."""
     max_tokens: int | None = Field(default=None, ge=2)
@@ -145,6 +160,15 @@ class GradientSpec(Spec):
     """Number of documents that the normalizer is fitted to."""
 
     _require_path = field_validator("optimizer_state")(_require_short_names)
+
+    @classmethod
+    def from_preset(cls, name: PresetName, **fields: Any) -> Self:
+        """Returns the settings of a preset, such as "best", with `fields` instead of the preset's values.
+
+        Raises:
+            InvalidInput: There is no such preset, or a field is wrong.
+        """
+        return cls.model_validate({**preset_values(name, "gradients"), **fields})
 
     @model_validator(mode="after")
     def _require_normalizer_of_optimizer(self) -> Self:
@@ -163,7 +187,7 @@ class GradientSpec(Spec):
             re.compile(value or "")
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"expected a regular expression of module names: {error}") from None
-        return value
+        return None if value == ALL_MODULES else value
 
 
 class ScoringSpec(Spec):
@@ -177,6 +201,15 @@ class ScoringSpec(Spec):
     """Multiply each module's block by the inverse square root of the second moment of the rows."""
     damping: float = Field(default=0.1, gt=0, le=10)
     """Added to each module's second moment, in units of its mean eigenvalue."""
+
+    @classmethod
+    def from_preset(cls, name: PresetName, **fields: Any) -> Self:
+        """Returns the scoring of a preset, such as "best", with `fields` instead of the preset's values.
+
+        Raises:
+            InvalidInput: There is no such preset, or a field is wrong.
+        """
+        return cls.model_validate({**preset_values(name, "scoring"), **fields})
 
 
 class SearchSpec(Spec):
@@ -207,6 +240,7 @@ class BuildSpec(Spec):
     documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The training documents themselves: up to 10,000 objects with the columns that `columns` names."""
     columns: ColumnsSpec = ColumnsSpec()
+    preset: PresetName | None = Field(default=None, exclude=True, description=describe_presets())
     gradients: GradientSpec = GradientSpec()
     scoring: ScoringSpec = ScoringSpec()
     search: SearchSpec = SearchSpec()
@@ -262,6 +296,12 @@ class BuildSpec(Spec):
                 f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false",
             )
         return self
+
+    # The last of the validators, so that it sees the errors of those before.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_in_preset(cls, fields: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        return fill_in_preset(fields, validate)
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""

@@ -23,7 +23,7 @@ from pydantic import (
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec, describe_validation_error, field_error
-from bergson_core.schemas.bounded_errors import short_repr
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
 Scalar = bool | int | float | str | None
 Scalars = tuple[Annotated[Any, WithJsonSchema(TypeAdapter(Scalar).json_schema())], ...]

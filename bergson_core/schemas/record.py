@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from bergson_core.schemas.bounded_errors import short_repr
 from bergson_core.schemas.build import ColumnsSpec
 from bergson_core.schemas.documents import Chunk
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
 Messages = Sequence[dict[str, Any]]
 """One chat: messages with a role and a content, in order."""

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.bounded_errors import short_repr
 from bergson_core.schemas.filters import Condition, Range
+from bergson_core.schemas.validation.bounded_errors import short_repr
 from bergson_core.shards.shard import Shard
 from bergson_core.storage.document_table import read_metadata
 from bergson_core.storage.manifest import Manifest

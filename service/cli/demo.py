@@ -13,6 +13,7 @@ from rich.table import Table
 from bergson_core.demo.synthetic_facts import FactCorpus, make_corpus, write_corpus
 from bergson_core.errors import IndexNotFound
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.presets import PresetName
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
 from bergson_core.utils.private_directory import prepare_private_directory
@@ -22,6 +23,7 @@ from service.cli.support.service_options import apply_settings
 from service.client import Client
 from worker.settings import PROCESS_LOG_FILE
 
+PRESET: Final[PresetName] = "best"
 SHOWN_QUERIES: Final = 4
 MAX_MEASURED_QUERIES: Final = 200
 MEASURED_TOP_K: Final = 100
@@ -99,8 +101,7 @@ def _build(client: Client, directory: Path) -> str:
         "model": str(directory / "model"),
         "dataset": {"path": str(directory / "corpus" / "documents.jsonl")},
         "columns": {"prompt": "text", "id": "id", "metadata": ["fact", "person", "attribute"]},
-        "gradients": {"normalizer": "kfac", "rows": "sign"},  # docs/quality.md explains this choice.
-        "scoring": {"normalize": "block", "preconditioner": False},
+        "preset": PRESET,
     }
     weights = (directory / "model" / "model.safetensors").read_bytes()
     spec = f"{FORMAT_VERSION} {BuildSpec.model_validate(request).fingerprint()}"
@@ -114,7 +115,7 @@ def _build(client: Client, directory: Path) -> str:
     detail = client.index(index)
     assert detail.size_bytes is not None
     console.print(
-        f"[bold]index[/]   {index}: {detail.rows:,} rows of {detail.dimensions:,} dimensions, "
+        f"[bold]index[/]   {index}, preset {PRESET}: {detail.rows:,} rows of {detail.dimensions:,} dimensions, "
         f"{detail.coverage_percent:g} % of the parameters, {detail.size_bytes.total / 2**20:.1f} MiB"
     )
     return index

@@ -63,13 +63,14 @@ def score(
         ),
     ] = "mean",
     threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             help="Shrink each query's scores toward their median by this many times the query's noise, and set those "
-            "within that distance to 0. Take 3 for sums of scores, which are mostly noise otherwise.",
+            "within that distance to 0. By default 3 with --by, because sums of scores are mostly noise otherwise, "
+            "and else 0.",
         ),
-    ] = 0.0,
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +85,7 @@ def score(
     from bergson_core.attribution.corpus_scores import score_corpus
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.attribution.score_totals import ScoreTotals
+    from bergson_core.attribution.soft_threshold import THRESHOLD_OF_SUMS
     from bergson_core.data.dataset import load_dataset_spec
     from bergson_core.utils.table_writer import require_writable
 
@@ -92,6 +94,8 @@ def score(
     dataset = load_dataset_spec(queries, columns.column_names())
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
+    if threshold is None:
+        threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
     scores = score_corpus(opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold)
     if totals is not None:
         scores = totals.add(scores)

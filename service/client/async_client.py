@@ -166,7 +166,7 @@ class AsyncClient(JobCalls):
             name: Name of the index: lower-case letters, digits, `-` and `_`.
             wait: Whether to wait until the job has succeeded.
             on_progress: Called with the progress of the job while `wait` waits for it.
-            spec: Fields of `BuildSpec`: `model`, `dataset` or `documents`, `columns`, `gradients`, …
+            spec: Fields of `BuildSpec`: `model`, `dataset` or `documents`, `columns`, `preset`, `gradients`, …
 
         Returns:
             The queued job, or with `wait` the job that has succeeded.

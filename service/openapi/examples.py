@@ -25,12 +25,12 @@ INDEX_REQUEST: dict[str, Any] = {
     "scoring": {"normalize": "row", "preconditioner": True, "damping": 0.1},
     "search": {"kind": "auto", "min_recall": 0.99},
 }
-INDEX_RECOMMENDED: dict[str, Any] = {
+INDEX_PRESET: dict[str, Any] = {
     "name": "facts",
     "model": "EleutherAI/pythia-160m",
     "dataset": {"path": "NeelNanda/pile-10k"},
-    "gradients": {"projection_dim": 32, "normalizer": "kfac", "rows": "sign"},
-    "scoring": {"normalize": "block"},
+    "preset": "best",
+    "gradients": {"projection_dim": 32},
 }
 INDEX_INLINE: dict[str, Any] = {
     "name": "facts",

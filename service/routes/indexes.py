@@ -40,7 +40,7 @@ CursorQuery = Annotated[
 ]
 _BODIES: dict[str, Any] = {
     "dataset": {"summary": "A dataset of the Hugging Face Hub", "value": examples.INDEX_REQUEST},
-    "recommended": {"summary": "The best recall for its size on disk", "value": examples.INDEX_RECOMMENDED},
+    "preset": {"summary": "A preset, with a smaller projection", "value": examples.INDEX_PRESET},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
 }
 _ESTIMATES: dict[str, Any] = {"dataset": {"summary": "A build", "value": examples.INDEX_REQUEST}}
@@ -70,6 +70,8 @@ async def build_index(
 
     Give either a `dataset` or inline `documents`, and name their columns in `columns`. The defaults suit most cases.
     For more precision, try a larger `gradients.projection_dim` first; the size on disk grows with its square.
+    A `preset` fills in whatever `gradients` and `scoring` leave out. The job and the index show the values that it has
+    filled in, and a request that states these values is the same request.
     The response comes at once; follow the job at `Location`.
     """
     if not caller.can_see(body.name):

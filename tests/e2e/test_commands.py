@@ -169,6 +169,22 @@ def test_scores_of_a_corpus_are_written_and_added_up_by_source(sources):
     assert [set(row) for row in rows] == [{"id", "score", "loss", "n_tokens", "metadata"}] * 3
 
 
+def test_scores_that_are_added_up_are_thresholded_unless_told_otherwise(sources):
+    build_index(BuildSpec.model_validate(build_request(sources)), sources / "facts")
+    queries = sources / "queries.jsonl"
+    queries.write_text(json.dumps({"prompt": "Person 3 lives in", "completion": " city 1."}) + "\n")
+
+    def scores(*options: str) -> list[float]:
+        output = sources / "scores.parquet"
+        command = ["score", str(sources / "facts"), "--queries", str(queries), "--output", str(output)]
+        result = CliRunner().invoke(app, [*command, "--overwrite", *options])
+        assert result.exit_code == 0, result.output
+        return pq.read_table(output)["score"].to_pylist()
+
+    assert scores("--by", "source") == scores("--threshold", "3") != scores()
+    assert scores("--by", "source", "--threshold", "0") == scores()
+
+
 def test_self_influence_is_written_highest_first_and_replaces_a_file_only_on_request(sources):
     build_index(BuildSpec.model_validate(build_request(sources)), sources / "facts")
     output = sources / "odd.parquet"

@@ -1,7 +1,8 @@
 """Fixtures of the tests of faults.
 
-`make test` runs them in a short form of about three minutes. `make faults` sets FAULTS=long, which runs them whole, in
-half an hour or more. What is random is drawn from a seed, FAULTS_SEED (0 by default), so that a run can be repeated.
+`make test` runs them in a short form of a minute and a half, without the tests that are marked `long`: each of them
+tries at other moments what a test of the short form tries too. `make faults` sets FAULTS=long, which runs them whole,
+in half an hour. What is random is drawn from a seed, FAULTS_SEED (0 by default), so that a run can be repeated.
 """
 
 import os
@@ -9,17 +10,28 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.faults.support.figures import Figures, add_up, format_table
 from tests.faults.support.system import System
 
+IS_LONG_FORM: Final = os.environ.get("FAULTS") == "long"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests that are marked `long` to the long form."""
+    if not IS_LONG_FORM:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
 
 @pytest.fixture(scope="session")
 def long_form() -> bool:
     """Whether the tests run whole (FAULTS=long) instead of in the short form."""
-    return os.environ.get("FAULTS") == "long"
+    return IS_LONG_FORM
 
 
 @pytest.fixture

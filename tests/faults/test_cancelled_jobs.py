@@ -34,13 +34,14 @@ def build_undisturbed(system: System, client: Client, **changes: Any) -> dict[st
     return hash_index(system.data_dir / "indexes" / "undisturbed")
 
 
+@pytest.mark.long
 def test_a_build_cancelled_at_any_stage_is_gone_and_is_built_again_under_its_name(
-    start_system: StartSystem, long_form: bool
+    start_system: StartSystem,
 ):
     system = start_system(lease_s=20)
     system.start_web()
     # A request to cancel is noticed after the next report, so that `start` is not followed by another stage.
-    stages = (*STAGES[1:] * 10, *STAGES[:1] * 10) if long_form else ("preconditioner",)
+    stages = (*STAGES[1:] * 10, *STAGES[:1] * 10)
     texts = [{"id": str(k), "text": f"Person {k % 7} lives in city {k % 5}."} for k in range(40)]
     body = system.build_body(dataset=None, documents=texts, columns={"id": "id"})
     facts = system.data_dir / "indexes" / "facts"
@@ -65,8 +66,9 @@ def test_a_build_cancelled_at_any_stage_is_gone_and_is_built_again_under_its_nam
         require_drained(redis)
 
 
+@pytest.mark.long
 def test_a_build_cancelled_amid_a_long_decomposition_writes_nothing_into_the_next_one(
-    start_system: StartSystem, long_form: bool
+    start_system: StartSystem,
 ):
     system = start_system()
     system.start_web()
@@ -74,7 +76,7 @@ def test_a_build_cancelled_amid_a_long_decomposition_writes_nothing_into_the_nex
     facts = system.data_dir / "indexes" / "facts"
     with system.client() as client:
         expected = build_undisturbed(system, client)
-        for _ in range(10 if long_form else 1):
+        for _ in range(10):
             job = client.build("facts", **system.build_body(**SLOW))
             wait_until(
                 lambda job=job: client.job(job).progress.stage == "preconditioner", "matrices are decomposed"
@@ -87,8 +89,9 @@ def test_a_build_cancelled_amid_a_long_decomposition_writes_nothing_into_the_nex
             client.delete_index("facts")
 
 
+@pytest.mark.long
 def test_builds_cancelled_at_random_moments_leave_nothing_behind(
-    start_system: StartSystem, seeded: random.Random, long_form: bool
+    start_system: StartSystem, seeded: random.Random
 ):
     system = start_system()
     system.start_web()
@@ -97,7 +100,7 @@ def test_builds_cancelled_at_random_moments_leave_nothing_behind(
         started = time.monotonic()
         expected = build_undisturbed(system, client)
         duration_s = time.monotonic() - started
-        for _ in range(30 if long_form else 3):
+        for _ in range(30):
             job = client.build("facts", **system.build_body())
             time.sleep(seeded.uniform(0, 0.8 * duration_s))
             client.cancel(job)
@@ -112,21 +115,21 @@ def test_builds_cancelled_at_random_moments_leave_nothing_behind(
         require_drained(redis)
 
 
+@pytest.mark.long
 def test_sigterm_at_any_stage_hands_a_build_back_that_goes_on_to_the_same_bytes(
-    start_system: StartSystem, long_form: bool
+    start_system: StartSystem,
 ):
     system = start_system()
     system.start_web()
-    stages = STAGES if long_form else ("preconditioner",)
     with system.client() as client:
-        for stage in stages:
+        for stage in STAGES:
             worker = system.start_worker(Fault(stage, signal.SIGTERM))
             job = client.build(f"facts-{stage}", **system.build_body())
             worker.wait()
             record = client.job(job)
             assert (record.state, record.deliveries) == ("queued", 0), stage
         system.start_worker()
-        for stage in stages:
+        for stage in STAGES:
             wait_until(
                 lambda stage=stage: (
                     f"facts-{stage}" in {index.name for index in client.indexes() if index.rows}
@@ -134,7 +137,7 @@ def test_sigterm_at_any_stage_hands_a_build_back_that_goes_on_to_the_same_bytes(
                 f"facts-{stage} is built",
             )
         expected = build_undisturbed(system, client)
-    for stage in stages:
+    for stage in STAGES:
         assert hash_index(system.data_dir / "indexes" / f"facts-{stage}") == expected, stage
 
 
@@ -182,6 +185,7 @@ LEFTOVERS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.long
 def test_whatever_stands_under_a_name_can_be_built_over_or_deleted(start_system: StartSystem):
     system = start_system()
     system.start_web()

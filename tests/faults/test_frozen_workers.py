@@ -15,8 +15,6 @@ from worker.messages import FINAL_STATES, JobRecord
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 StartSystem = Callable[..., System]
 
-_SHORT_STAGES = ("preconditioner",)
-
 
 def build_in_worker(
     client: Client, system: System, name: str, worker: SystemProcess, other: SystemProcess
@@ -41,15 +39,15 @@ def wait_until_put_off(client: Client, job: JobRecord, worker: SystemProcess) ->
         time.sleep(0.2)
 
 
-def test_a_worker_frozen_at_any_stage_past_its_lease_fails_no_job(start_system: StartSystem, long_form: bool):
+@pytest.mark.long
+def test_a_worker_frozen_at_any_stage_past_its_lease_fails_no_job(start_system: StartSystem):
     system = start_system(lease_s=1)
     system.start_web()
-    stages = STAGES if long_form else _SHORT_STAGES
-    frozen = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in stages))
+    frozen = system.start_worker(*(Fault(stage, signal.SIGSTOP) for stage in STAGES))
     jobs: list[JobRecord] = []
     with system.client() as client:
         other, freezes = system.start_worker(), 0
-        while freezes < len(stages):
+        while freezes < len(STAGES):
             other.freeze()
             jobs.append(client.build(f"facts-{len(jobs)}", **system.build_body()))
             wait_until(frozen.is_frozen, "the worker is frozen in the job")
@@ -97,6 +95,7 @@ def test_a_job_whose_frozen_worker_never_comes_back_goes_on_once_that_is_killed(
     assert hash_index(indexes / "facts") == hash_index(indexes / "undisturbed")
 
 
+@pytest.mark.long
 def test_a_job_that_waits_for_a_frozen_worker_is_cancelled_and_its_name_built_again(
     start_system: StartSystem,
 ):

@@ -102,11 +102,10 @@ def test_a_job_that_is_cancelled_leaves_nothing_and_can_be_made_again(workload, 
     record(promise="a cancelled job leaves nothing", runs=len(moments), kills=len(moments))
 
 
-def test_an_estimate_whose_workers_are_killed_is_made_by_the_next_one_and_leaves_nothing(
-    workload, long_form, record
-):
+@pytest.mark.long
+def test_an_estimate_whose_workers_are_killed_is_made_by_the_next_one_and_leaves_nothing(workload, record):
     # The trial build of an estimate imports torch again, each time.
-    system, moments = workload.system, MOMENTS["estimate"] if long_form else MOMENTS["estimate"][:1]
+    system, moments = workload.system, MOMENTS["estimate"]
     planned = [plan_fault(system.plan, "estimate", Fault(moment)) for moment in moments]
     with Crew(system, 1) as crew:
         (estimate,) = crew.run([workload.estimate], timeout_s=600)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
 
 SpecType = TypeVar("SpecType", bound=BaseModel)
+_CONTEXT: Final = "context_"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def make_spec(spec: type[SpecType], table: SpecOptions, values: Mapping[str, Any
     Args:
         spec: Class of the spec.
         table: The table that the options were derived with.
-        values: A value for each option, by its name.
+        values: The value of each option that was given, by its name. Those that are required have to be among them.
 
     Raises:
         InvalidInput: A value is not valid.
@@ -164,9 +165,9 @@ def make_spec(spec: type[SpecType], table: SpecOptions, values: Mapping[str, Any
     for path, value in table.constants.items():
         _set_path(content, path, value)
     for option in derive_options(spec, table):
-        value = values[option.name]
-        if option.repeatable and not value:
+        if option.name not in values or (option.repeatable and not values[option.name]):
             continue  # The option was not given.
+        value = values[option.name]
         if option.override.parse and value is not None:
             value = option.override.parse(value)
         _set_path(content, option.field.path, value)
@@ -174,8 +175,12 @@ def make_spec(spec: type[SpecType], table: SpecOptions, values: Mapping[str, Any
 
 
 def options_from_specs(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command whose parameters annotated with `SpecOptions` are replaced with their options."""
-    parameters: list[Parameter] = []
+    """Decorates a command whose parameters annotated with `SpecOptions` are replaced with their options.
+
+    A spec is made of the options that were given, so that it tells them from the defaults of its fields.
+    """
+    # Typer passes the context to the parameter of this type, whatever its name is.
+    parameters = [Parameter(_CONTEXT, Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     specs: dict[str, tuple[type[BaseModel], SpecOptions]] = {}
     for parameter in signature(command).parameters.values():
         metadata = get_args(parameter.annotation)[1:]
@@ -189,13 +194,20 @@ def options_from_specs(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        context = values.pop(_CONTEXT)
         for name, (spec, table) in specs.items():
-            options = [option.name for option in derive_options(spec, table)]
-            values[name] = make_spec(spec, table, {option: values.pop(option) for option in options})
+            options = {option.name: values.pop(option.name) for option in derive_options(spec, table)}
+            given = {option: value for option, value in options.items() if _is_given(context, option)}
+            values[name] = make_spec(spec, table, given)
         command(**values)
 
     vars(run)["__signature__"] = Signature(parameters)  # Typer reads the parameters from here.
     return run
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and not source.name.startswith("DEFAULT")
 
 
 def _iter_own_fields(spec: type) -> Iterator[tuple[str, Any, Any, str | None]]:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.module_products import ModuleProducts, join
-from benchmarks.quality.module_sets import MODULE_SETS, select_module_sets
+from benchmarks.quality.module_sets import select_module_sets
 from benchmarks.quality.projected_rows import Storage, row_products
 from benchmarks.support.row_variants import RowVariants, compute_scores
 from bergson_core.schemas.build import GradientSpec
@@ -39,9 +39,9 @@ def tables(experiment: Experiment) -> Mapping[Storage, ModuleProducts]:
 def test_variants_from_slices_equal_rows_that_were_collected_for_the_modules(
     experiment: Experiment, tables: Mapping[Storage, ModuleProducts], set_name: str
 ) -> None:
-    case, spec = experiment.case, SPEC.model_copy(update={"modules": MODULE_SETS["gpt2"].get(set_name)})
+    case, spec = experiment.case, SPEC.model_copy(update={"modules": set_name})
     rows = RowVariants(case.model, case.documents, case.queries, spec)
-    modules = select_module_sets("gpt2", tables[STORAGES[0]].modules)[set_name]
+    modules = select_module_sets(case.model)[set_name]
     assert rows.modules == modules
     root = rows.preconditioner()
     for storage in (Storage("float16"), Storage("float16", preconditioned=True)):

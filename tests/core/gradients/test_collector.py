@@ -9,7 +9,6 @@ from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import DAMPING
 from bergson_core.gradients.processor_fitting import fit_normalizers
-from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
@@ -47,10 +46,14 @@ def normalize(whole: torch.Tensor, kind: str, sides: list[tuple[torch.Tensor, to
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["weights", "biases"])
-@pytest.mark.parametrize("projection", [None, 5], ids=["whole", "projected"])
+@pytest.mark.parametrize(
+    ("projection", "p"),
+    [(None, None), ("rademacher", 5), ("orthogonal", 5), ("orthogonal", 40)],
+    ids=["whole", "projected", "orthogonal", "one side whole"],
+)
 @pytest.mark.parametrize("kind", ["none", "adafactor", "adam", "kfac"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, projection, bias):
+def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, projection, p, bias):
     model, seed = tiny.model(architecture), 3
     docs = documents(first_label=3)
     modules = select_modules(model)
@@ -59,7 +62,7 @@ def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, 
     fitted = fit_normalizers(
         as_language_model(model), modules, iter_batches(docs, 40), kind, include_bias=bias
     )
-    processor = GradientProcessor(projection, fitted, seed, include_bias=bias)
+    processor = GradientProcessor(p, fitted, seed, include_bias=bias, projection=projection or "orthogonal")
     collector = RowCollector(as_language_model(model), processor)
     rows = torch.zeros(len(docs), collector.dimensions, dtype=torch.float64)
     for batch in iter_batches(docs, 60):
@@ -67,9 +70,7 @@ def test_rows_of_padded_batches_are_those_of_plain_autograd(architecture, kind, 
     for name in modules:
         expected = normalize(whole[name], kind, sides[name])
         if projection:
-            left = rademacher_matrix(seed, name, "left", projection, expected.shape[1])
-            right = rademacher_matrix(seed, name, "right", projection, expected.shape[2])
-            expected = left @ expected @ right.T
+            expected = reference.project(expected, name, p, seed, projection)
         torch.testing.assert_close(rows[:, collector.slices[name]], expected.flatten(1), **EXACT)
 
 

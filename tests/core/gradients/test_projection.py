@@ -6,7 +6,13 @@ import sys
 import pytest
 import torch
 
-from bergson_core.gradients.projection import PROJECTIONS, normal_matrix, rademacher_matrix
+from bergson_core.gradients.projection import (
+    PROJECTIONS,
+    block_shape,
+    normal_matrix,
+    orthogonal_matrix,
+    rademacher_matrix,
+)
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
@@ -45,6 +51,42 @@ def test_normal_entries_are_normal_over_the_root_of_p():
     assert abs((entries[:-1] * entries[1:]).mean()) < 0.02
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 50), (16, 17), (64, 14_336)])
+def test_orthogonal_rows_have_equal_lengths_and_right_angles(rows, columns):
+    matrix = orthogonal_matrix(0, "m", "left", rows, columns)
+    expected = torch.eye(rows, dtype=torch.float64) * columns / rows
+    torch.testing.assert_close(matrix @ matrix.mT, expected, rtol=0, atol=1e-11 * columns)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (17, 17), (40, 6)])
+def test_an_orthogonal_projection_loses_nothing_of_a_side_that_it_does_not_shorten(rows, columns):
+    matrix = orthogonal_matrix(0, "m", "left", rows, columns)
+    torch.testing.assert_close(matrix.mT @ matrix, torch.eye(columns, dtype=torch.float64))
+
+
+def test_an_orthogonal_projection_to_half_of_the_sides_has_half_of_the_error():
+    torch.manual_seed(0)
+    g, h = torch.randn(2, 64, 64, dtype=torch.float64)
+
+    def error(kind: str) -> torch.Tensor:
+        products = []
+        for seed in range(200):
+            left, right = (PROJECTIONS[kind](seed, "m", side, 32, 64) for side in ("left", "right"))
+            products.append(((left @ g @ right.T) * (left @ h @ right.T)).sum())
+        return (torch.stack(products) - (g * h).sum()).square().mean()
+
+    assert error("orthogonal") < 0.6 * error("rademacher")
+
+
+@pytest.mark.parametrize(
+    ("sides", "shape"),
+    [((8, 576), (8, 32)), ((576, 8), (32, 8)), ((8, 20), (8, 20)), ((7, 99), (7, 36)), ((64, 64), (16, 16))],
+)
+def test_an_orthogonal_block_keeps_a_short_side_whole_and_gives_the_other_what_is_left(sides, shape):
+    assert block_shape("orthogonal", 16, *sides) == shape
+    assert block_shape("rademacher", 16, *sides) == (16, 16)
+
+
 @pytest.mark.parametrize("kind", PROJECTIONS)
 @pytest.mark.parametrize("other", [(1, "m", "left"), (0, "n", "left"), (0, "m", "right")])
 def test_seed_name_and_side_each_give_other_matrices(other, kind):
@@ -72,5 +114,11 @@ def test_the_normal_numbers_are_the_same_in_every_release():
     assert entries == pytest.approx(PINNED_NORMAL, rel=1e-12)
 
 
+def test_the_orthogonal_numbers_are_the_same_in_every_release():
+    entries = orthogonal_matrix(0, "gpt_neox.layers.0.mlp", "right", 2, 3).flatten().tolist()
+    assert entries == pytest.approx(PINNED_ORTHOGONAL, abs=1e-14)
+
+
+PINNED_ORTHOGONAL = [-(0.75**0.5), 0, 0.75**0.5, -(0.5**0.5), 0.5**0.5, -(0.5**0.5)]
 PINNED_NORMAL = [0.8511492331853004, 1.1041185174413584, 0.6898889782769617]
 PINNED = [1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1]

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
 from bergson_core.errors import IndexExists, InvalidInput
-from bergson_core.gradients.projection import rademacher_matrix
 from bergson_core.integrations import hf_recorded_run
 from bergson_core.models.modules import select_modules
 from bergson_core.schemas.build import ColumnsSpec, GradientSpec, ScoringSpec
@@ -136,9 +135,7 @@ def rows_by_definition(
             for m, name in enumerate(names):
                 gradient = reference.weight_gradient(model.get_submodule(name), bias=False)
                 gradient = processor.normalizers[name].apply(gradient)
-                left = rademacher_matrix(0, name, "left", P, gradient.shape[0])
-                right = rademacher_matrix(0, name, "right", P, gradient.shape[1])
-                row = step["rate"] * (left @ gradient @ right.T).flatten()
+                row = step["rate"] * reference.project(gradient, name, P)
                 expected[numbers, m] += row / len(numbers)
     return expected
 

@@ -77,13 +77,9 @@ def test_embeddings_are_exact_on_request_under_every_normalizer(architecture, ki
     modules = select_modules(model, [name])
     fitted = fit_normalizers(as_language_model(model), modules, iter_batches(docs, 40), kind)
     p = None if projection is None else 5
-    processor = GradientProcessor(p, fitted, seed, projection=projection or "rademacher")
+    processor = GradientProcessor(p, fitted, seed, projection=projection or "orthogonal")
     if projection is not None:
-        left, right = (
-            PROJECTIONS[projection](seed, name, side, p, size)
-            for side, size in zip(("left", "right"), expected.shape[1:], strict=True)
-        )
-        expected = left @ expected @ right.T
+        expected = reference.project(expected, name, p, seed, projection)
     collector = RowCollector(as_language_model(model), processor, [name])
     for batch in iter_batches(docs, 60):
         rows, _ = collector.collect(batch)

@@ -168,7 +168,7 @@ def test_an_index_refuses_gradients_of_another_projection_or_normalizer(index, c
 
 def test_an_index_whose_statistics_are_of_another_projection_is_refused(index_copy, spec):
     path = index_copy / "manifest.json"
-    content = json.loads(path.read_text().replace('"projection": "rademacher"', '"projection": "normal"'))
+    content = json.loads(path.read_text().replace('"projection": "orthogonal"', '"projection": "normal"'))
     path.write_text(json.dumps(content))  # in a form of its own, so that the checksum is not looked at
     with pytest.raises(IndexCorrupt, match="projected"):
         AttributionIndex.open(index_copy)

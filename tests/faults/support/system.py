@@ -1,6 +1,5 @@
 """`System`: Redis, web processes and workers as real processes, which can be killed, frozen and restarted."""
 
-import os
 import signal
 import subprocess
 import time
@@ -14,10 +13,9 @@ import httpx
 import psutil
 from redis import Redis
 
-from bergson_core.utils.child_process import python_module_command
 from service.client import Client
 from tests import tiny
-from tests.faults.support.worker_process import Fault, run_worker
+from tests.faults.support.worker_process import Fault, enter_process, run_worker
 from tests.processes import forkserver_context
 from tests.worker.helpers import is_answering
 from tests.worker.servers import free_port
@@ -141,7 +139,13 @@ class System:
         directory.mkdir(exist_ok=True)
         command = [self._redis_server, "--port", str(self._redis_port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "no", "--dir", str(directory), *options]
-        self.redis_process = self._spawn(command, "redis", {})
+        log = self.directory / "redis.log"
+        with log.open("ab") as file:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+        self._children.append(child)
+        self.redis_process = SystemProcess(child.pid, log)
         wait_until(lambda: is_answering(self._direct_redis_url), "Redis answers")
         return self.redis_process
 
@@ -155,30 +159,16 @@ class System:
         environment = self.settings | {
             f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()
         }
-        child = forkserver_context().Process(
-            target=run_worker,
-            args=(
-                environment | {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"},
-                log,
-                self.plan,
-                faults,
-            ),
-        )
-        child.start()
-        self._children.append(child)
-        assert child.pid is not None
-        self.workers.append(SystemProcess(child.pid, log))
+        environment |= {"REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1"}
+        self.workers.append(self._fork(log, run_worker, environment, log, self.plan, faults))
         return self.workers[-1]
 
     def start_web(self, **settings: object) -> str:
         """Starts a web process, waits until it answers, and returns its URL."""
         settings = {"port": free_port(), **settings}
         values = {f"BERGSON_{name.upper()}": str(value) for name, value in settings.items()}
-        process = self._spawn(
-            python_module_command("service"),
-            f"web-{len(self.web_processes) + 1}",
-            self.settings | values | {"REDIS_URL": self.redis_url},
-        )
+        log = self.directory / f"web-{len(self.web_processes) + 1}.log"
+        process = self._fork(log, _run_web, self.settings | values | {"REDIS_URL": self.redis_url}, log)
         self.web_processes.append(process)
         self.urls.append(f"http://127.0.0.1:{settings['port']}")
 
@@ -205,20 +195,20 @@ class System:
             "gradients": {"projection_dim": 4},
         } | changes
 
-    def _spawn(self, command: list[str], name: str, environment: dict[str, str]) -> SystemProcess:
-        log = self.directory / f"{name}.log"
-        with log.open("ab") as file:
-            child = subprocess.Popen(
-                command,
-                env=os.environ | environment,
-                cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+    def _fork(self, log: Path, target: Callable[..., None], *arguments: object) -> SystemProcess:
+        child = forkserver_context().Process(target=target, args=arguments)
+        child.start()
         self._children.append(child)
+        assert child.pid is not None
         return SystemProcess(child.pid, log)
+
+
+def _run_web(environment: dict[str, str], log: Path) -> None:
+    """Runs a web process with these variables of the environment."""
+    enter_process(environment, log)
+    from service.__main__ import main
+
+    main()
 
 
 def wait_until(

@@ -107,14 +107,19 @@ def run_worker(environment: dict[str, str], log: Path, plan: Path, faults: Seque
 
     Its output goes to `log`.
     """
-    os.environ.update(environment)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    enter_process(environment, log)
     _wrap_moments(_Injector(plan, faults))
     from worker.__main__ import main
 
     main()
+
+
+def enter_process(environment: dict[str, str], log: Path) -> None:
+    """Gives this process variables of the environment, and appends its output to `log`."""
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 class _Injector:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bergson_core
+from bergson_core.schemas.presets import PRESETS
 from bergson_core.schemas.results import Answer
 from service.cli import main
 from service.cli.support import console as console_module
@@ -145,6 +146,15 @@ def test_help_comes_in_every_form(run_main):
     assert "Usage: bergson build" in run_main("facts", "--help").stdout
     alone = run_main()
     assert (alone.returncode, "Usage: bergson" in alone.stdout) == (2, True)
+
+
+def test_help_says_what_the_presets_are(run_main):
+    first, build = (" ".join(run_main(*words).stdout.split()) for words in (["--help"], ["build", "--help"]))
+    for name, preset in PRESETS.items():
+        assert f"--preset {name}" in first
+        text = build.replace(" │ │ ", " ")
+        assert f"{name} is" in text
+        assert all(field in text for values in preset.values.values() for field in values)
 
 
 def test_the_version_is_printed(run_main):

@@ -26,6 +26,7 @@ from bergson_core.errors import (
     Unavailable,
 )
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.presets import PRESETS
 from service.client import AsyncClient, Client
 from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
@@ -415,6 +416,14 @@ def event(event_id: str, record: dict[str, Any], name: str = "progress") -> str:
 
 def job(state: str, done: int = 0, **changes: Any) -> dict[str, Any]:
     return examples.JOB | {"state": state, "progress": {"stage": "gradients", "done": done}} | changes
+
+
+def test_a_build_takes_a_preset_and_sends_its_values(client: Client, broker: FakeBroker) -> None:
+    client.build("news", model="tiny", documents=DOCUMENTS, preset="best", gradients={"projection_dim": 32})
+    gradients = {**PRESETS["best"].values["gradients"], "projection_dim": 32}
+    assert broker.specs["news"] == BuildSpec.model_validate(
+        {"model": "tiny", "documents": DOCUMENTS, **PRESETS["best"].values, "gradients": gradients}
+    )
 
 
 def test_a_build_is_followed_to_its_end(client: Client, broker: FakeBroker) -> None:

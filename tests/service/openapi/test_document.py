@@ -154,5 +154,12 @@ def test_every_example_of_a_body_is_valid(document: dict[str, Any], path: str) -
     assert all(model.model_validate(body["value"]) for body in bodies.values())
 
 
+@pytest.mark.parametrize(
+    ("schema", "takes"), [("IndexRequest", True), ("EstimateRequest", True), ("BuildSpec", False)]
+)
+def test_a_preset_is_sent_and_does_not_come_back(document: dict[str, Any], schema: str, takes: bool) -> None:
+    assert ("preset" in document["components"]["schemas"][schema]["properties"]) == takes
+
+
 def test_the_document_names_no_other_host(document: dict[str, Any]) -> None:
     assert not re.findall(r"https?://", str(document))

@@ -26,6 +26,7 @@ from bergson_core.errors import (
     RedisUnavailable,
     TooLong,
 )
+from bergson_core.schemas.presets import PRESETS
 from bergson_core.schemas.results import Progress
 from service.openapi import examples
 from service.queue.broker import Broker
@@ -320,6 +321,14 @@ async def test_the_same_idempotency_key_and_body_give_the_same_job(broker: Broke
     await broker.cancel(job.job_id)
     publish_index(settings.indexes_dir / "new")
     assert (await broker.submit(make_build_job("new", make_spec(), "r-3"), "key")).job_id == job.job_id
+
+
+async def test_a_preset_and_its_values_are_the_same_body(broker: Broker):
+    values = make_spec(**PRESETS["best"].values)
+    job = await broker.submit(make_build_job("new", make_spec(preset="best"), "r-1"), "key")
+    assert await broker.submit(make_build_job("new", values, "r-2"), "key") == job
+    with pytest.raises(InvalidInput, match="idempotency key"):
+        await broker.submit(make_build_job("new", make_spec(preset="trackstar"), "r"), "key")
 
 
 async def test_an_idempotency_key_with_another_body_is_refused(broker: Broker):

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build import BuildSpec, GradientSpec
+from bergson_core.schemas.presets import PRESETS, PresetName
 from service.openapi import examples
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import require_problem
+from worker.messages import BuildJob, EstimateJob
 
 BODY: dict[str, Any] = {"name": "news", "model": "tiny", "documents": [{"text": "a"}]}
 
@@ -22,9 +24,57 @@ def test_a_build_is_accepted_and_its_job_is_at_location(client: TestClient, brok
     assert broker.specs["news"] == BuildSpec.model_validate({"model": "tiny", "documents": [{"text": "a"}]})
 
 
-@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_RECOMMENDED, examples.INDEX_INLINE])
+@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_PRESET, examples.INDEX_INLINE])
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/index", json=body).status_code == 202
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_build_with_a_preset_is_queued_with_its_values(
+    client: TestClient, broker: FakeBroker, name: PresetName
+) -> None:
+    assert client.post("/index", json=BODY | {"preset": name}).status_code == 202
+    job = broker.submitted_jobs[0]
+    assert isinstance(job, BuildJob)
+    body = {key: value for key, value in BODY.items() if key != "name"}
+    assert job.spec == BuildSpec.model_validate(body | PRESETS[name].values)
+    assert "preset" not in job.model_dump_json()
+
+
+def test_an_estimate_takes_a_preset_too(client: TestClient, broker: FakeBroker) -> None:
+    assert client.post("/index/estimate", json=BODY | {"preset": "best"}).status_code == 200
+    job = broker.submitted_jobs[0]
+    assert isinstance(job, EstimateJob)
+    body = {key: value for key, value in BODY.items() if key != "name"}
+    assert job.spec == BuildSpec.model_validate(body | {"preset": "best"})
+
+
+def test_what_is_given_beside_a_preset_counts(client: TestClient, broker: FakeBroker) -> None:
+    body = BODY | {"preset": "best", "gradients": {"projection_dim": 32, "modules": None}}
+    assert client.post("/index", json=body).status_code == 202
+    gradients = broker.specs[BODY["name"]].gradients
+    expected = {**PRESETS["best"].values["gradients"], "projection_dim": 32, "modules": None}
+    assert gradients == GradientSpec(**expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "loc", "message"),
+    [
+        ({"preset": "fast"}, ["body", "preset"], "expected 'default', 'trackstar' or 'best'"),
+        (
+            {"preset": "best", "gradients": {"optimizer_state": "optimizer.pt"}},
+            ["body", "gradients", "normalizer"],
+            "this value is of the preset 'best'",
+        ),
+    ],
+)
+def test_a_preset_that_is_unknown_or_does_not_fit_is_refused_by_its_field(
+    client: TestClient, change: dict[str, Any], loc: list[str], message: str
+) -> None:
+    problem = require_problem(client.post("/index", json=BODY | change), 422, "invalid_input")
+    (error,) = problem.errors or ()
+    assert error.loc == loc
+    assert message in error.msg
 
 
 def test_a_build_states_what_becomes_of_long_and_bad_documents(

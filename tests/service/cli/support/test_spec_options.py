@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+import typer
 from pydantic import BaseModel
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec
@@ -41,6 +43,8 @@ NEEDED_BESIDE = {"span": {"completion": "C C C"}, "chunk_overlap": {"long_docume
 """Options that another option cannot be given without."""
 MESSAGES_OPTION = "AttributionQuery-messages"
 """It excludes the prompt, which the other options need."""
+PRESET_OPTION = "BuildSpec-preset"
+"""It sets what other options leave out."""
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hö."}]
 EXPECTED: dict[type[BaseModel], BaseModel] = {
     BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
@@ -118,7 +122,9 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
         make_spec(AttributionQuery, QUERY_OPTIONS, values)
 
 
-@pytest.mark.parametrize(("spec", "option"), [case for case in options() if case.id != MESSAGES_OPTION])
+@pytest.mark.parametrize(
+    ("spec", "option"), [case for case in options() if case.id not in (MESSAGES_OPTION, PRESET_OPTION)]
+)
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
     values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
     without, with_option = (
@@ -168,12 +174,60 @@ def test_a_field_that_is_added_to_a_spec_is_an_option_at_once() -> None:
     def command(spec: Annotated[Added, SpecOptions()]) -> None:
         received.append(spec)
 
-    depth, fresh = signature(command).parameters.values()
+    _context, depth, fresh = signature(command).parameters.values()
     assert (depth.name, depth.default, get_args(depth.annotation)[0]) == ("depth", 3, int)
     assert get_args(depth.annotation)[1].help == "How deep."
     assert (fresh.name, fresh.default) == ("fresh", True)
-    command(depth=5, fresh=False)
+    run(command, "--depth", "5", "--no_fresh")
     assert received == [Added(nested=Nested(depth=5), fresh=False)]
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ([], {}),
+        (["--preset", "best"], {"preset": "best"}),
+        (
+            ["--preset", "best", "--projection_dim", "16"],
+            {"preset": "best", "gradients": {"projection_dim": 16}},
+        ),
+        (
+            ["--preset", "trackstar", "--no_preconditioner", "--modules", "mlp"],
+            {"preset": "trackstar", "scoring": {"preconditioner": False}, "gradients": {"modules": "mlp"}},
+        ),
+        (["--modules", "all", "--preset", "best"], {"preset": "best", "gradients": {"modules": None}}),
+        (["--preset", "default", "--rows", "float16"], {}),
+    ],
+)
+def test_a_preset_fills_in_the_options_that_are_not_given(options: list[str], given: dict[str, Any]) -> None:
+    received: list[BuildSpec] = []
+
+    @options_from_specs
+    def command(spec: Annotated[BuildSpec, BUILD_OPTIONS]) -> None:
+        received.append(spec)
+
+    run(command, "--model", "M", "--dataset", "D", *options)
+    assert received == [BuildSpec.model_validate({"model": "M", "dataset": {"path": "D"}} | given)]
+
+
+@pytest.mark.parametrize("spec", TABLES)
+def test_an_option_that_is_not_given_is_no_field_of_the_spec(spec: type[BaseModel]) -> None:
+    required = {
+        name: REQUIRED[name]
+        for name in REQUIRED.keys() & {x.name for x in derive_options(spec, TABLES[spec])}
+    }
+    made = make_spec(spec, TABLES[spec], required)
+    assert made == EXPECTED[spec]
+    stated = {path for path, _ in _leaves(made.model_dump(exclude_unset=True))}
+    assert len(stated) == len(required) + len(TABLES[spec].constants)
+
+
+def run(command: Any, *arguments: str) -> None:
+    """Runs a command as the command line does."""
+    commands = typer.Typer()
+    commands.command()(command)
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def test_the_options_of_every_command_are_those_of_the_committed_list() -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticKnownError
 
-from bergson_core.schemas.plain_messages import as_line_error
+from bergson_core.schemas.validation.plain_messages import as_line_error
 
 MAX_LIST_ERRORS: Final = 1000
 """About as many errors of the items of a list are reported; and those of about as many items after the first error."""

@@ -5,9 +5,9 @@ from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import Spec
-from bergson_core.schemas.bounded_errors import MAX_LIST_ERRORS, short_repr
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.validation.bounded_errors import MAX_LIST_ERRORS, short_repr
 
 QUERY = {"index": "facts", "prompt": "a", "completion": "b"}
 

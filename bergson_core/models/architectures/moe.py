@@ -14,7 +14,7 @@ Experts of other classes, and routers, are no Linear modules: they are not track
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,9 @@ Watch = Callable[[str, Tensor, Tensor, Regroup], Tensor]
 """(expert map, activations [r, i], outputs [r, o], how to regroup them by sample) → the outputs to go on with."""
 Group = Callable[[Tensor, int], Regroup]
 """(positions in the batch [r] of an expert's tokens, tokens of the batch) → how to regroup the expert's rows."""
+
+DOWN_PROJECTION: Final = "down_proj"
+"""Name of the parameter of each expert's last linear map."""
 
 
 def is_fused_experts(module: nn.Module) -> bool:
@@ -116,7 +119,7 @@ def group_by_sample(token: Int[Tensor, " r"], total: int, samples: int, by_posit
 
 def _projection_names(experts: Any) -> tuple[str, str]:
     """Returns the names of the parameters of an expert's first and last linear map."""
-    return ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
+    return ("gate_up_proj" if experts.has_gate else "up_proj", DOWN_PROJECTION)
 
 
 def _run_linear_map(experts: Any, name: str, expert: int, rows: Float[Tensor, "r i"]) -> Float[Tensor, "r o"]:

@@ -1,0 +1,1 @@
+"""What differs between architectures: fused experts, and which modules are an MLP or attention."""
