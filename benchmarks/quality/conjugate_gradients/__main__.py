@@ -26,9 +26,10 @@ from benchmarks.quality.conjugate_gradients.refined_queries import DAMPINGS, Ref
 from benchmarks.quality.experiments import Experiment, Settings, prepare_experiment
 from benchmarks.quality.measures import LDS, LDS_THRESHOLDED, Measured, Measurer
 from benchmarks.quality.methods import BM25, REFERENCE, Method, iter_baselines, iter_whole_gradients
-from benchmarks.quality.module_sets import ALL, MODULE_SETS, select_module_sets
+from benchmarks.quality.module_sets import ALL, select_module_sets
 from benchmarks.quality.paired_bootstrap import Resampled
 from benchmarks.support.command_line import make_parser
+from bergson_core.schemas.build import MODULE_SETS
 
 REPORTED: Final = (1, 2, 3, 5, 8, 12, 20)
 """Iterations that are measured, up to as many as there were."""
@@ -48,7 +49,7 @@ def select_queries(experiment: Experiment, count: int) -> tuple[Experiment, np.n
 
 def iter_other_methods(experiment: Experiment, chosen: np.ndarray) -> Iterator[Method]:
     """Yields BM25 and every method of whole gradients, with the scores of some queries of an experiment."""
-    sets = select_module_sets(experiment.model_type, experiment.case.model.select_modules())
+    sets = select_module_sets(experiment.case.model)
     bm25 = (method for method in iter_baselines(experiment) if method.name == BM25)
     for method in (*bm25, *iter_whole_gradients(experiment, sets)):
         yield replace(method, scores=method.scores[chosen])
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=32, help="how many are refined")
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--damping", type=float, default=1e-2, help="c of EK-FAC as the preconditioner")
-    parser.add_argument("--modules", default=ALL, choices=[ALL, *MODULE_SETS["gpt2"]])
+    parser.add_argument("--modules", default=ALL, choices=[ALL, *MODULE_SETS])
     parser.add_argument("--quick", action="store_true", help="few documents, models that have hardly learnt")
     parser.add_argument("--processes", type=int, default=2, help="models that are trained at the same time")
     parser.add_argument(
@@ -116,7 +117,7 @@ def main() -> None:
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
     experiment = prepare_experiment(options.case, settings)
     part, chosen = select_queries(experiment, options.queries)
-    modules = select_module_sets(part.model_type, part.case.model.select_modules())[options.modules]
+    modules = select_module_sets(part.case.model)[options.modules]
     refined = refine_queries(part, modules, options.damping, options.iterations)
     measurer, measured, left = Measurer(part), {}, {}
     for method in iter_other_methods(experiment, chosen):
