@@ -27,7 +27,7 @@ from benchmarks.quality.unprojected import Eigenbasis, fit_eigenbases, iter_grad
 from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.utils.atomic_files import atomic_path
 
-DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0)
 """c of the solutions."""
 
 
