@@ -98,8 +98,10 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@touch $@
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
+# Without ARGS, it also measures the toxicity task and the notice.
 quality: $(VENV)/.installed-evaluation
-	@exec $(PY) -m benchmarks.quality --removal 4 --steps --alternatives $(ARGS)
+	@$(PY) -m benchmarks.quality --removal 3 --steps --alternatives $(ARGS)
+	@$(if $(ARGS),:,$(PY) -m benchmarks.toxicity && exec $(PY) -m benchmarks.notice_accuracy)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs

@@ -2,7 +2,8 @@
 
 Each of them runs with its defaults, in a process of its own, from a fresh clone: it makes its own data. All together
 take about an hour on two CPU cores. A benchmark that fails does not stop the others, but the exit status is then 1.
-What choices of rows and scores are worth is measured by `python -m benchmarks.quality` instead.
+What choices of rows and scores are worth is measured by `python -m benchmarks.quality` instead, and what the notice is
+worth by `python -m benchmarks.notice_accuracy`.
 """
 
 import subprocess
@@ -25,7 +26,6 @@ BENCHMARKS = {
     "http_overhead": "milliseconds that the service adds to a query",
     "service_load": "answers a second and latencies of the service under load",
     "job_share": "latencies of queries beside a build, for several shares of a worker's time",
-    "notice_accuracy": "how often an answer claims an influence that does not exist",
 }
 
 

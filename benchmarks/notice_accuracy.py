@@ -1,238 +1,153 @@
-"""How often an answer claims an influence that does not exist, and how often it misses one, on the demo's corpus.
+"""How often an answer claims an influence where a document is right, and how often it claims one for strangers.
 
-    python -m benchmarks.notice_accuracy [--queries 800] [--people 400] [--data_dir ~/.cache/bergson/demo]
+    python -m benchmarks.notice_accuracy [CASE ...] [--queries 400] [--seed 0] [--alternatives] [--data_dir DIR]
 
-An answer claims an influence unless it has the notice that no strong influence was found. The benchmark asks the
-queries of the corpus ("own") and prompts about people who are not in it: names of the same pools in the same wordings,
-with a value drawn at random ("drawn") or with what the model itself says ("generated"). It prints how often the index
-claims an influence, then what other statistics of a query's scores would claim. The threshold of each statistic is the
-value that a twentieth of null queries exceed: halves of two documents drawn at random ("any"), or of two that fit
-("fitting"; `bergson_core.search.significance`). AUC is the probability that a query of the corpus has the higher value.
+An answer claims an influence unless it has the notice that no strong influence was found. `benchmarks.support.
+notice_queries` says what is asked. Of the queries that a document is right for, those count whose best result is right:
+the table has their share ("right"), how many of them are claimed, and in how many of the claims the best document has
+the completion word for word ("stated"), with 95 % intervals (Wilson's).
+
+With --alternatives it also prints what other ways to calibrate would claim: null queries made of the halves of two
+documents that fit, of any two, or of the same document; with these documents among the results or not; with the
+threshold at the 95th percentile, or extrapolated from quantiles in the middle. "Oracle" is the threshold that a
+twentieth of the first kind of strangers exceed, for several statistics.
 """
 
-import random
-import statistics
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool
 
-from benchmarks.support.command_line import make_parser
-from benchmarks.support.demo_model import add_demo_options, load_demo
-from benchmarks.support.timing import measure_seconds
+from benchmarks.corpora.registry import default_cache
+from benchmarks.models.cases import Case, load_case
+from benchmarks.support.command_line import make_parser, parse_with_names
+from benchmarks.support.notice_alternatives import print_alternatives
+from benchmarks.support.notice_queries import NOTICE_CASES, STRANGERS, NoticeQuery, make_notice_queries
 from bergson_core import AttributionIndex, build_index
-from bergson_core.demo.synthetic_facts import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, FactCorpus, write_corpus
-from bergson_core.gradients.processor_fitting import sample_row_numbers
-from bergson_core.gradients.row_collector import collect_rows
-from bergson_core.models.generation import generate_completion
-from bergson_core.models.language_model import LanguageModel
+from bergson_core.errors import BergsonError
 from bergson_core.schemas.build import BuildSpec, ColumnsSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
-from bergson_core.search.background_sample import BackgroundSample
-from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.significance import ENDINGS_TRIED, FALSE_ALARM_RATE, collect_null_rows
-from bergson_core.tokens.batching import BUDGET_TOKENS
-from bergson_core.tokens.tokenization import tokenize
 
-Texts = list[tuple[str, str]]
-"""Prompt and completion of each query."""
-KINDS: dict[str, dict[str, Any]] = {
-    "adafactor, float16, p = 16, row": {},
+Z: Final = 1.96
+KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "adafactor, float16, p = 16, C, row": {},
     "kfac, sign, p = 32, block": {
         "gradients": GradientSpec(normalizer="kfac", rows="sign", projection_dim=32),
         "scoring": ScoringSpec(normalize="block", preconditioner=False),
     },
 }
-OWN, DRAWN, GENERATED = "own", "drawn", "generated"
-NULL_DOCUMENTS, QUERY_BATCH_SIZE, TIMING_ROUNDS, HILL_SCORES = 256, 32, 50, 50
+QUERY_BATCH_SIZE: Final = 32
 
 
-def prominences(scores: Float[np.ndarray, "q n"], quantile: float) -> Float[np.ndarray, " q"]:
-    """Returns the height of the best score above the median, in units of the height of a quantile."""
-    median, high = np.quantile(scores, (0.5, quantile), axis=1)
-    return (scores.max(1) - median) / (high - median)
+@dataclass(frozen=True)
+class Claims:
+    """What became of the queries of a kind.
+
+    Attributes:
+        counts: Which of them count: those whose best result is right, of strangers all.
+        claimed: Which have no notice.
+        stated: Whose best document has the completion word for word.
+    """
+
+    counts: Bool[np.ndarray, " q"]
+    claimed: Bool[np.ndarray, " q"]
+    stated: Bool[np.ndarray, " q"]
+
+    def describe(self) -> tuple[str, str]:
+        """Returns the share of claims among those that count, and the share of stated ones among the claims."""
+        claims = self.claimed & self.counts
+        return describe_share(self.claimed[self.counts]), describe_share(self.stated[claims])
 
 
-def robust_z(scores: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
-    """Returns the height of the best score above the median, in units of the median absolute deviation."""
-    median = np.median(scores, axis=1, keepdims=True)
-    return ((scores - median) / np.median(np.abs(scores - median), axis=1, keepdims=True)).max(1)
+def describe_share(values: Bool[np.ndarray, " q"]) -> str:
+    """Returns the share of true values, with its interval, and how many values there are."""
+    if len(values) == 0:
+        return "none"
+    low, high = wilson_interval(int(values.sum()), len(values))
+    return f"{values.mean():.1%} [{low:.1%}, {high:.1%}] of {len(values)}"
 
 
-def hill_estimates(scores: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
-    """Returns Hill's estimate of the tail index from the 50 best scores."""
-    logs = np.log(-np.partition(-scores, HILL_SCORES, axis=1)[:, : HILL_SCORES + 1].clip(max=-1e-9))
-    return logs.mean(1) - logs.min(1)
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Returns the bounds of Wilson's 95 % interval of a proportion."""
+    share, spread = successes / trials, Z * Z / trials
+    middle = share + spread / 2
+    half = Z * np.sqrt((share * (1 - share) + spread / 4) / trials)
+    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
-STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "prominence": lambda scores: prominences(scores, 0.99),
-    "prominence by the 99.9th percentile": lambda scores: prominences(scores, 0.999),
-    "best score": lambda scores: scores.max(1),
-    "robust z of the best": robust_z,
-    "best / tenth best": lambda scores: scores.max(1) / np.sort(scores, axis=1)[:, -10],
-    "third best / tenth best": lambda scores: np.sort(scores, 1)[:, -3] / np.sort(scores, 1)[:, -10],
-    "Hill's index of the 50 best": hill_estimates,
-    "best / -lowest": lambda scores: -scores.max(1) / scores.min(1),
-}
-
-
-def make_queries(corpus: FactCorpus, model: LanguageModel, count: int) -> dict[str, Texts]:
-    """Returns the queries of the corpus, and `count` queries of each other kind."""
-    rng, known_people = random.Random(1), {document.metadata["person"] for document in corpus.documents}
-    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-    strangers = [name for name in names if name not in known_people]
-    drawn, generated = [], []
-    for _ in range(count):
-        attribute = rng.choice(list(ATTRIBUTES.values()))
-        template = rng.choice(attribute.templates)
-        prompt = template.removesuffix(" {value}.").format(person=rng.choice(strangers))
-        drawn.append((prompt, f" {rng.choice(attribute.values)}"))
-        generated.append((prompt, generate_completion(model, prompt, 8).text.split(".")[0]))
-    own = [(query.prompt, query.completion) for query in corpus.queries]
-    return {OWN: own, DRAWN: drawn, GENERATED: generated}
-
-
-def answer_queries(index: AttributionIndex, texts: Texts) -> list[Answer]:
-    """Returns the answers with one result each."""
-    queries = [
-        AttributionQuery(index="facts", prompt=prompt, completion=completion, top_k=1)
-        for prompt, completion in texts
-    ]
-    answers: list[Answer] = []
-    for start in range(0, len(queries), QUERY_BATCH_SIZE):
-        for answer in index.attribute(queries[start : start + QUERY_BATCH_SIZE]):
-            assert isinstance(answer, Answer), answer
-            answers.append(answer)
-    return answers
-
-
-def score_all(index: AttributionIndex, rows: Float[Tensor, "q m d"]) -> Float[np.ndarray, "q n"]:
-    """Returns the score of every document with every query."""
-    profile = index.profiles["default"]
-    _, weights = profile.prepare_queries(rows)
-    scorer = ExactScorer(index.shards, profile)
-    parts = [
-        scorer.score_range(number, slice(0, shard.entry.rows), weights.flatten(1).mT)
-        for number, shard in enumerate(index.shards)
-    ]
-    return torch.cat(parts).mT.numpy()
-
-
-def score_queries(index: AttributionIndex, texts: Texts) -> Float[np.ndarray, "q n"]:
-    """Returns the score of every document with every query."""
-    assert index.model.tokenizer is not None  # load_model always returns one
-    prompts, completions = map(list, zip(*texts, strict=True))
-    tokens = tokenize(index.model.tokenizer, prompts, completions)
-    rows, _ = collect_rows(index.collector, tokens, BUDGET_TOKENS)
-    return score_all(index, torch.from_numpy(rows).reshape(len(rows), len(index.collector.slices), -1))
-
-
-def score_null_queries(index: AttributionIndex, corpus: FactCorpus) -> dict[str, Float[np.ndarray, "q n"]]:
-    """Returns the scores of null queries of both kinds."""
-    numbers = sample_row_numbers(len(corpus.documents), NULL_DOCUMENTS, seed=1)
-    assert index.model.tokenizer is not None  # load_model always returns one
-    texts = [corpus.documents[number].text for number in numbers]
-    tokens = tokenize(index.model.tokenizer, texts, None)
-    return {
-        name: score_all(
-            index, collect_null_rows(index.collector, tokens, BUDGET_TOKENS, endings_tried=endings)
-        )
-        for name, endings in (("any", 1), ("fitting", ENDINGS_TRIED))
-    }
-
-
-def auc(high: Float[np.ndarray, " q"], low: Float[np.ndarray, " q"]) -> float:
-    """Returns the probability that a value of `high` is larger than a value of `low`."""
-    ranks = np.argsort(np.argsort(np.concatenate([high, low])))
-    return float((ranks[: len(high)].sum() - len(high) * (len(high) - 1) / 2) / len(high) / len(low))
-
-
-def print_notices(index: AttributionIndex, corpus: FactCorpus, queries: Mapping[str, Texts]) -> None:
-    """Prints how often the index claims an influence."""
-    entry, texts = index.manifest.notice, {document.id: document.text for document in corpus.documents}
-    assert entry is not None  # the index has enough rows
-    answers = {kind: answer_queries(index, kind_texts) for kind, kind_texts in queries.items()}
-    claims = {kind: [answer.notice is None for answer in answers[kind]] for kind in queries}
-    rates = {kind: float(np.mean(kind_claims)) for kind, kind_claims in claims.items()}
-    print(
-        f"threshold {entry.threshold:.2f}, for {entry.false_alarms:.0%} false alarms of {entry.queries} queries"
+def build(case: Case, settings: Mapping[str, Any], directory: Path) -> AttributionIndex:
+    """Builds an index of the documents of a case."""
+    spec = BuildSpec(
+        model=str(case.model_path),
+        dataset=DatasetSpec(path=str(case.directory / "documents.jsonl")),
+        columns=ColumnsSpec(id="id"),
+        **settings,
     )
-    print(f"  an influence is claimed: {rates[DRAWN]:.1%} of drawn, {rates[GENERATED]:.1%} of generated")
-    print(f"  own queries with the notice: {1 - rates[OWN]:.1%}")
-    best_states_value = [
-        answer.query.completion in texts[answer.results[0].id]
-        for answer in answers[GENERATED]
-        if answer.notice is None and answer.results and answer.query.completion is not None
-    ]
-    if best_states_value:
-        share = np.mean(best_states_value)
-        print(f"  where it is claimed for generated, the best document states the same value: {share:.1%}")
-    background = BackgroundSample.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
-    milliseconds = measure_background_ms(index, background)
-    print(f"  percentiles: {milliseconds:.2f} ms a query, {len(background.offsets):,} rows")
+    build_index(spec, directory)
+    return AttributionIndex.open(directory)
 
 
-def measure_background_ms(index: AttributionIndex, background: BackgroundSample) -> float:
-    """Returns the median time of the scores of the background sample for one query."""
-    profile = index.profiles["default"]
-    shape = (1, len(index.collector.slices), background.blocks.shape[2])
-    _, weights = profile.prepare_queries(torch.randn(shape))
-    seconds = [
-        measure_seconds(background.scores, profile, weights, index.visible()) for _ in range(TIMING_ROUNDS)
-    ]
-    return 1e3 * statistics.median(seconds)
+def ask(index: AttributionIndex, queries: Sequence[NoticeQuery]) -> Claims:
+    """Returns what the index answers."""
+    outcomes = []
+    for start in range(0, len(queries), QUERY_BATCH_SIZE):
+        batch = queries[start : start + QUERY_BATCH_SIZE]
+        questions = [
+            AttributionQuery(prompt=query.prompt, completion=query.completion, top_k=1) for query in batch
+        ]
+        for query, answer in zip(batch, index.attribute(questions), strict=True):
+            assert isinstance(answer, Answer) and answer.results, answer
+            best = answer.results[0]
+            counts = not query.right or best.id in query.right
+            outcomes.append((counts, answer.notice is None, query.completion.strip() in (best.prompt or "")))
+    return Claims(*np.array(outcomes).T)
 
 
-def print_statistics(index: AttributionIndex, corpus: FactCorpus, queries: Mapping[str, Texts]) -> None:
-    """Prints how well each statistic tells the queries of the corpus from the others."""
-    scores = {kind: score_queries(index, texts) for kind, texts in queries.items()}
-    scores |= score_null_queries(index, corpus)
-    columns = "any: drawn | generated | missed | fitting: drawn | generated | missed"
-    print(f"| statistic | AUC drawn | AUC generated | {columns} |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for name, statistic in STATISTICS.items():
-        values = {kind: statistic(table) for kind, table in scores.items()}
-        cells = [f"{auc(values[OWN], values[kind]):.3f}" for kind in (DRAWN, GENERATED)]
-        for null_kind in ("any", "fitting"):
-            threshold = np.quantile(values[null_kind], 1 - FALSE_ALARM_RATE)
-            cells += [f"{np.mean(values[kind] > threshold):.1%}" for kind in (DRAWN, GENERATED)]
-            cells.append(f"{np.mean(values[OWN] <= threshold):.1%}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def measure(case: Case, queries: Mapping[str, Sequence[NoticeQuery]], *, alternatives: bool) -> None:
+    """Prints a row of the table for each kind of rows, and then what other ways to calibrate would claim."""
+    for name, settings in KINDS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            index = build(case, settings, Path(directory) / "index")
+            claims = {kind: ask(index, asked) for kind, asked in queries.items()}
+            notice = index.manifest.notice
+            assert notice is not None  # the index has enough rows
+            for kind, outcome in claims.items():
+                right = "" if kind in STRANGERS else f"{outcome.counts.mean():.1%}"
+                cells = (case.name, name, f"{notice.threshold:.2f}", kind, right, *outcome.describe())
+                print(f"| {' | '.join(cells)} |", flush=True)
+            if alternatives:
+                counts = {kind: outcome.counts for kind, outcome in claims.items()}
+                print_alternatives(index, case, queries, counts)
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Runs the benchmark; the exit status is 1 if one of the cases cannot be prepared."""
     parser = make_parser(__doc__)
-    add_demo_options(parser)
-    parser.add_argument(
-        "--queries", type=int, default=800, help="prompts about people who are not in the corpus"
-    )
-    options = parser.parse_args()
+    parser.add_argument("--queries", type=int, default=400, help="the most queries of a kind")
+    parser.add_argument("--seed", type=int, default=0, help="seed of corpora, trainings and queries")
+    parser.add_argument("--alternatives", action="store_true", help="print other ways to calibrate")
+    parser.add_argument("--data_dir", type=Path, default=default_cache(), help="keeps corpora and models")
+    options = parse_with_names(parser, NOTICE_CASES, "case")
     torch.set_num_threads(1)
-    demo = load_demo(options)
-    queries = make_queries(demo.corpus, demo.model, options.queries)
-    with tempfile.TemporaryDirectory() as directory:
-        write_corpus(demo.corpus, directory)
-        for number, (name, settings) in enumerate(KINDS.items()):
-            index_path = Path(directory) / str(number)
-            spec = BuildSpec(
-                model=str(demo.model_path),
-                dataset=DatasetSpec(path=f"{directory}/documents.jsonl"),
-                columns=ColumnsSpec(id="id"),
-                **settings,
-            )
-            build_index(spec, index_path)
-            print(f"\n{name}")
-            index = AttributionIndex.open(index_path)
-            print_notices(index, demo.corpus, queries)
-            print_statistics(index, demo.corpus, queries)
+    data_dir, failed = options.data_dir.expanduser().absolute(), []
+    print("| case | rows | threshold | queries | right | claimed | stated |\n|---|---|---:|---|---:|---|---|")
+    for name in options.names:
+        try:
+            case = load_case(name, data_dir, options.seed)
+            queries = make_notice_queries(case, data_dir, options.seed, options.queries)
+        except BergsonError as error:
+            failed.append(f"{name}: {error}")
+            continue
+        measure(case, queries, alternatives=options.alternatives)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 from . import errors as errors
-from .attribution.corpus_scores import score_corpus, score_self_influence
+from .attribution.corpus_scores import score_corpus, score_self_influence, write_score_array
 from .attribution.index import AttributionIndex
 from .attribution.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.profile_fitting import fit_profile
@@ -136,5 +136,6 @@ __all__ = [
     "score_self_influence",
     "take_down_document",
     "top_documents",
+    "write_score_array",
     "write_table",
 ]

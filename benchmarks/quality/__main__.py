@@ -29,7 +29,8 @@ from benchmarks.quality.experiments import Experiment, Settings, prepare_experim
 from benchmarks.quality.interventions import METHODS, Interventions
 from benchmarks.quality.measures import Measurer
 from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method, iter_methods
-from benchmarks.quality.report import Results, write_summary
+from benchmarks.quality.report import Results
+from benchmarks.quality.summary import write_summary
 from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.errors import BergsonError
 
@@ -78,7 +79,7 @@ def timed(results: Results, part: str) -> Iterator[None]:
 def main() -> None:
     """Runs the chosen experiments, or all; the exit status is 1 if one of them cannot be run."""
     parser = make_parser(__doc__)
-    parser.add_argument("--runs", type=int, help="models trained again; by default 40, of pretrained ones 0")
+    parser.add_argument("--runs", type=int, help="models trained again; by default 32, of pretrained ones 0")
     parser.add_argument(
         "--removal", type=int, default=0, metavar="RUNS", help="runs of each method, for removal"
     )

@@ -25,7 +25,7 @@ from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
 
 SUBSET_SHARE: Final = 0.5
-RUNS: Final = 40
+RUNS: Final = 32
 QUICK_RUNS: Final = 10
 QUICK_DOCUMENTS: Final = 60
 QUICK_QUERIES: Final = 12

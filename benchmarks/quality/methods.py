@@ -29,6 +29,7 @@ from bergson_core.evaluation.baseline_rankings import bm25_scores
 from bergson_core.evaluation.baseline_scores import representation_scores
 from bergson_core.schemas.build import GradientSpec, Normalize, NormalizerKind
 
+FOREIGN_GROUP: Final = "other programs"
 RANDOM, BM25, REPRESENTATIONS, GOLD = "random order", "BM25", "representations", "the right documents"
 REFERENCE: Final = "kfac, not projected, row, all"
 """The method that all others are divided by."""
@@ -202,7 +203,7 @@ def iter_foreign_scores(experiment: Experiment) -> Iterator[Method]:
         scores = np.load(path, allow_pickle=False)
         if scores.shape != expected:
             raise ValueError(f"{path} holds scores of the shape {scores.shape}; expected {expected}")
-        yield Method(path.stem, "other programs", None, scores)
+        yield Method(path.stem, FOREIGN_GROUP, None, scores)
 
 
 def describe_rows(spec: GradientSpec, storage: Storage) -> str:

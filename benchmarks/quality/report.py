@@ -141,7 +141,7 @@ class Results:
             "|---|---|---|---:|",
         ]
         lines += [
-            f"| {name} | {other} | {COLUMNS[measure]} | {_bracketed(difference)} |"
+            f"| {name} | {other} | {COLUMNS[measure]} | {bracketed(difference)} |"
             for name, other, measure, difference in self.iter_comparisons()
         ]
         return "\n".join(lines) + "\n"
@@ -162,7 +162,7 @@ class Results:
                 f"{budget:,}",
                 best,
                 f"{self.methods[best][1]:,}",
-                _plus_minus(self.measured[best][LDS_THRESHOLDED]),
+                plus_minus(self.measured[best][LDS_THRESHOLDED]),
                 self._beside(best, REFERENCE, LDS_THRESHOLDED, Resampled.__truediv__),
                 self._beside(best, BM25, LDS_THRESHOLDED, Resampled.__sub__),
             )
@@ -180,7 +180,7 @@ class Results:
                 continue
             measured = self.measured[name]
             cells = ["" if size is None else f"{size:,}"]
-            cells += [_plus_minus(measured[key]) if key in measured else "" for key in measures]
+            cells += [plus_minus(measured[key]) if key in measured else "" for key in measures]
             cells.append(self._beside(name, REFERENCE, relative, Resampled.__truediv__))
             cells.append(self._beside(name, BM25, relative, Resampled.__sub__))
             if REMOVAL in measures:
@@ -193,7 +193,7 @@ class Results:
         """Returns the cell that compares a method with another one, empty if one of them was not measured."""
         if not self._has(name, measure) or not self._has(other, measure):
             return ""
-        return _bracketed(compare(self.measured[name][measure], self.measured[other][measure]))
+        return bracketed(compare(self.measured[name][measure], self.measured[other][measure]))
 
     def _numbers(self, name: str) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
@@ -208,37 +208,6 @@ class Results:
 
     def _has(self, method: str, measure: str) -> bool:
         return measure in self.measured.get(method, {})
-
-
-def write_summary(directory: Path) -> Path:
-    """Writes a table of all cases whose numbers are in a directory, and returns its path.
-
-    It has the methods that were measured in each case with models that were trained again: thresholded LDS, bytes, and
-    the quotient to whole gradients with K-FAC.
-    """
-    cases = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    cases = [case for case in cases if case["runs"]]
-    lines = [
-        f"| method | {' | '.join(case['case'] for case in cases)} |",
-        f"|---|{'---:|' * len(cases)}",
-    ]
-    for name in cases[0]["methods"] if cases else ():
-        if all(name in case["methods"] for case in cases):
-            cells = [_summarise(case["methods"][name]) for case in cases]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    path = directory / "summary.md"
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
-    return path
-
-
-def _summarise(measured: Mapping[str, Any]) -> str:
-    """Returns the cell of a method in a case."""
-    lds, size = measured[LDS_THRESHOLDED], measured["row_bytes"]
-    quotient = lds.get("of_kfac", {"low": None})
-    parts = [f"{lds['mean']:.3f}", "" if size is None else f"in {size:,} B"]
-    if quotient["low"] is not None:
-        parts.append(f"({quotient['mean']:.0%} [{quotient['low']:.0%}, {quotient['high']:.0%}])")
-    return " ".join(filter(None, parts))
 
 
 def describe_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -286,11 +255,13 @@ def _as_json(resampled: Resampled) -> dict[str, Any]:
     }
 
 
-def _plus_minus(resampled: Resampled) -> str:
+def plus_minus(resampled: Resampled) -> str:
+    """Returns a number and half of its interval, as a cell of a table."""
     interval = resampled.interval()
     return f"{interval.mean:.3f} ±{(interval.high - interval.low) / 2:.3f}"
 
 
-def _bracketed(resampled: Resampled) -> str:
+def bracketed(resampled: Resampled) -> str:
+    """Returns a number and its interval, as a cell of a table."""
     interval = resampled.interval()
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -2,12 +2,13 @@
 
 Scores are exact and are computed while the result is read, from the stored rows alone: FAISS is not asked. The result
 is a stream of Arrow batches in the order of the corpus, so that memory does not grow with it. `score_totals` picks the
-best documents of a stream, and `utils.table_writer` writes it to a file.
+best documents of a stream, `utils.table_writer` writes it to a file, and `write_score_array` writes the scores alone.
 
 Legend: q queries, n rows that are read at a time, m modules, d numbers per module, D = m·d.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,7 @@ from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.features import compute_features
 from bergson_core.search.profile import Profile
 from bergson_core.storage.layout import DEFAULT_PROFILE
+from bergson_core.utils.table_writer import ARRAY_SUFFIXES, TABLE_SUFFIXES, require_writable, write_array
 
 _CHUNK_NUMBERS: Final = 2**22
 """Numbers of decoded rows, or of scores, that are in memory at a time: 16 MiB. Larger chunks are no faster, because the
@@ -141,6 +143,56 @@ def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROF
         return pa.array((lengths.double().square().sum(1) / lengths.shape[1]).float().numpy())
 
     return _stream_scores(index, _SCORE_FIELD, index.collector.dimensions, score_range)
+
+
+def write_score_array(
+    index: AttributionIndex, scores: pa.RecordBatchReader, path: str | Path, *, overwrite: bool = False
+) -> int:
+    """Writes the scores of all documents as an array, in which a document is known by its position alone.
+
+    This is the form that other programs read, such as the evaluator of DATE-LM (docs/evaluating.md). The array is in
+    memory as a whole.
+
+    Args:
+        index: The index whose documents were scored.
+        scores: The scores, from `score_corpus` or `score_self_influence`. The stream is read to its end.
+        path: A `.json` or a `.npy` file. It gets the n scores in the order of the corpus; with `each`, it gets q rows
+            of n scores, in the order of the queries.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        InvalidInput: Positions in the index are not those in the dataset, because documents were left out, cut into
+            chunks or taken down; the scores are not those of all documents in the order of the corpus; or the path has
+            another suffix, its directory does not exist, the file exists, or it cannot be written.
+    """
+    path, manifest = Path(path), index.manifest
+    require_writable(path, ARRAY_SUFFIXES, overwrite=overwrite)
+    is_whole = manifest.rows == manifest.numbered and not manifest.documents.chunked
+    if not is_whole or any(mask is not None for mask in index.visible()):
+        raise _no_positions(
+            path, f"{index.name} has documents that were left out, cut into chunks or taken down"
+        )
+    table = scores.read_all()
+    stored_ids = pa.chunked_array([chunk for shard in index.shards for chunk in shard.documents["id"].chunks])
+    if len(table) != manifest.rows or not table["id"].equals(stored_ids):
+        whole = f"all {manifest.rows:,} documents of {index.name} in the order of the corpus"
+        raise _no_positions(path, f"the scores are not those of {whole}")
+    if "score" in table.column_names:
+        array = table["score"].to_numpy()
+    else:
+        array = np.asarray(table["scores"].combine_chunks().flatten()).reshape(len(table), -1).T
+    write_array(array, path, overwrite=overwrite)
+    return len(table)
+
+
+def _no_positions(path: Path, reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"{reason}, and {path.name} would tell documents by their positions alone; expected a file with ids: "
+        f"{', '.join(TABLE_SUFFIXES)}"
+    )
 
 
 def _soft_threshold(

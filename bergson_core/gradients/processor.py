@@ -7,17 +7,28 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.gradients.normalizers.normalizers import Normalizer, normalizer_from_tensors
 from bergson_core.gradients.projection import PROJECTIONS
+from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import Projection
 from bergson_core.utils.disk_errors import translate_disk_errors
 
 _SETTINGS_FILE: Final = "processor.json"
 _NORMALIZERS_FILE: Final = "normalizers.safetensors"
+
+
+class _Settings(ResultModel):
+    """What processor.json holds."""
+
+    projection_dim: int | None = None
+    projection: Projection = "rademacher"
+    seed: int = 0
+    include_bias: bool = False
 
 
 @final
@@ -108,7 +119,7 @@ class GradientProcessor:
         """
         directory = Path(directory)
         try:
-            settings = json.loads((directory / _SETTINGS_FILE).read_text())
+            settings = _Settings.model_validate_json((directory / _SETTINGS_FILE).read_bytes(), strict=True)
             tensors_by_module: dict[str, dict[str, Tensor]] = {}
             for key, tensor in load_file(directory / _NORMALIZERS_FILE).items():
                 name, part = key.rsplit("/", 1)
@@ -116,6 +127,6 @@ class GradientProcessor:
             normalizers = {
                 name: normalizer_from_tensors(tensors) for name, tensors in tensors_by_module.items()
             }
-            return cls(normalizers=normalizers, **settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(normalizers=normalizers, **dict(settings))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise IndexCorrupt(f"no gradient processor can be read from {directory}: {error}") from error

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from bergson_core.data.streaming import STREAMED_FILE
 from bergson_core.errors import IndexBusy, IndexCorrupt, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel
@@ -23,7 +25,7 @@ from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.storage.index_lock import find_hung_takedown, lock_index
 from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
-from bergson_core.storage.manifest import read_manifest
+from bergson_core.storage.manifest import InnerPath, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.sealed_json import seal, unseal
@@ -50,7 +52,7 @@ class StatisticsStamp(ResultModel):
     """The build's `rows_fingerprint`."""
     budget_tokens: int
     """The maximum number of tokens in a batch, padding included."""
-    files: dict[str, str] = {}
+    files: dict[InnerPath, str] = {}
     """Path in the index of each file of the statistics → its sha256. Empty in an index of release 0.1.0."""
 
 
@@ -154,7 +156,7 @@ def _read_build_stamp(output: Path) -> _BuildStamp:
     """Reads which build is in progress. Raises `IndexExists` if the file is damaged."""
     path = output / BUILD_STAMP_FILE
     try:
-        stamp = json.loads(unseal(path.read_bytes()))
+        stamp = from_json(unseal(path.read_bytes()), allow_inf_nan=False)
         spec, settings, started_on = stamp["spec"], stamp.get("settings"), stamp.get("date")
         return _BuildStamp(
             spec,

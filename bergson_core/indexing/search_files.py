@@ -106,20 +106,20 @@ class SearchFiles:
         """Calibrates the prominence that a result must have to count as an influence.
 
         Args:
-            queries: Queries with `null_rows`, the rows of queries that no document answers.
+            queries: Queries with `null_queries`, which no document answers.
             search: The search by which candidates are found.
             report: Called with the progress.
 
         Returns:
             The entry of the manifest, or None if the index has too few rows.
         """
-        null_rows = queries.null_rows
-        if null_rows is None:
+        null_queries = queries.null_queries
+        if null_queries is None:
             return None
         profile, candidates = self._open_search(search.kind)
         background = BackgroundSample.read(self._open_shards, self._row_count, self.spec.gradients.seed)
         return run_in_thread(
-            lambda: calibrate_notice(null_rows, profile, candidates, search.candidates, background),
+            lambda: calibrate_notice(null_queries, profile, candidates, search.candidates, background),
             lambda: report(Progress(stage="measure", unit="rows")),
         )
 

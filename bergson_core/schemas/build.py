@@ -53,10 +53,14 @@ SearchKind = Literal["float16", "rabitq", "hamming"]
 
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 4095
+_MAX_DEEP_PARTS = 2
 
 
 def _require_short_names(path: str | None) -> str | None:
-    """Raises `ValueError` for a path that no file system takes. The parts of a pattern may be longer than its files."""
+    """Raises `ValueError` for a path that no file system takes, or a pattern that takes too long to match.
+
+    The parts of a pattern may be longer than its files.
+    """
     if path is None:
         return None
     sizes = [len(part.encode(errors="surrogatepass")) for part in path.split("/") if not glob.has_magic(part)]
@@ -64,6 +68,9 @@ def _require_short_names(path: str | None) -> str | None:
         raise ValueError(
             f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
         )
+    deep_parts = path.split("/").count("**")  # the work grows as a power of their number
+    if deep_parts > _MAX_DEEP_PARTS:
+        raise ValueError(f"expected a pattern with at most {_MAX_DEEP_PARTS} parts **, got {deep_parts}")
     if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:
         raise ValueError(f"expected a path of at most {_MAX_PATH_BYTES:,} bytes, got {size:,}")
     return path

@@ -36,12 +36,7 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
     "trackstar": Preset(
         "TrackStar as in arXiv 2410.17413",
         {
-            "gradients": {
-                "normalizer": "adafactor",
-                "rows": "float16",
-                "projection_dim": 32,
-                "projection": "normal",
-            },
+            "gradients": {"normalizer": "adafactor", "rows": "float16", "projection_dim": 32},
             "scoring": {"normalize": "row", "preconditioner": True},
         },
     ),

@@ -17,8 +17,10 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
+from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
@@ -33,7 +35,7 @@ from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.damaged_shards import find_damaged_shards
 from bergson_core.storage.document_table import read_document, read_whole_id
-from bergson_core.storage.manifest import Manifest
+from bergson_core.storage.manifest import Manifest, ShardEntry
 
 _EXACT_SEARCH_FACTOR: Final = 10
 """Rows that meet a filter are all scored exactly where they are at most this many times as many as the candidates."""
@@ -85,11 +87,24 @@ class LocalSearcher:
             shard_names: Which shards to open; by default all of them.
 
         Raises:
-            IndexCorrupt: A file that all shards share is damaged.
+            IndexCorrupt: A file that all shards share is damaged, or files do not fit the manifest.
         """
         entries = [entry for entry in manifest.shards if shard_names is None or entry.name in shard_names]
         damaged = find_damaged_shards(root, manifest, entries)
         entries = [entry for entry in entries if entry.name not in damaged]
+        try:
+            return cls._map(root, manifest, entries, damaged)
+        except (OSError, ArithmeticError, RuntimeError, ValueError, SafetensorError) as error:
+            raise IndexCorrupt(
+                f"files of the index {root.name} do not fit its manifest: {error}; restore them from a copy or build "
+                "the index again"
+            ) from error
+
+    @classmethod
+    def _map(
+        cls, root: Path, manifest: Manifest, entries: Sequence[ShardEntry], damaged: Mapping[str, str]
+    ) -> "LocalSearcher":
+        """Maps shards whose files are those that the manifest lists."""
         shape, spec = RowShape.of(manifest), manifest.spec
         shards = [Shard.open(root, entry, shape) for entry in entries]
         return cls(

@@ -3,8 +3,7 @@
 Recall@10 is the share of the ten rows with the best exact scores that the candidates contain. It is measured with
 documents of the index as queries, and the leanest search that reaches the `min_recall` of the spec is published.
 
-Legend: q queries, n rows of a shard, k candidates of a query, m modules, d numbers per module, D = m·d, j null queries
-(`significance`).
+Legend: q queries, n rows of a shard, k candidates of a query, m modules, d numbers per module, D = m·d.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
-from bergson_core.search.significance import collect_null_rows
+from bergson_core.search.significance import NullQueries, collect_null_queries
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
 from bergson_core.tokens.tokenization import Tokens
@@ -59,13 +58,12 @@ class RecallQueries:
     Attributes:
         row_numbers: Numbers [q] of the documents' rows in the index.
         rows: Raw gradient rows [q, m, d] of the queries.
-        null_rows: Raw gradient rows [j, m, d] of null queries, which the notice is calibrated with (`significance`).
-            None where it is not calibrated.
+        null_queries: What the notice is calibrated with (`significance`); None where it is not calibrated.
     """
 
     row_numbers: Int[np.ndarray, " q"]
     rows: Float[Tensor, "q m d"]
-    null_rows: Float[Tensor, "j m d"] | None = None
+    null_queries: NullQueries | None = None
 
     @classmethod
     def from_rows(
@@ -106,7 +104,8 @@ class RecallQueries:
         endings = [_label_last_quarter(document) for document in documents]
         rows, _ = collect_rows(collector, endings, budget_tokens, tick)
         queries = cls.from_rows(np.asarray(row_numbers), torch.from_numpy(rows), len(collector.slices))
-        return replace(queries, null_rows=collect_null_rows(collector, documents, budget_tokens, tick))
+        null_queries = collect_null_queries(collector, row_numbers, documents, budget_tokens, tick)
+        return replace(queries, null_queries=null_queries)
 
 
 def _label_last_quarter(document: Tokens) -> Tokens:

@@ -115,7 +115,7 @@ def _stamp(path: str, entry: FileEntry) -> list[Any]:
 def _read_checked(root: Path) -> dict[str, list[Any]]:
     try:
         checked = json.loads((root / CHECKED_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return checked if isinstance(checked, dict) else {}
 

@@ -8,17 +8,17 @@
 <index>/search/...           FAISS files
 """
 
-import json
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from bergson_core.errors import IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.base import ResultModel, describe_validation_error
-from bergson_core.schemas.build import AppendSpec, BuildSpec, SearchKind
+from bergson_core.schemas.build import NAME_PATTERN, AppendSpec, BuildSpec, SearchKind
 from bergson_core.schemas.differences import find_differences
 from bergson_core.schemas.documents import DocumentReport
 from bergson_core.storage.layout import BUILD_STAMP_FILE
@@ -38,28 +38,34 @@ FORMAT_VERSION = 7
 Origin = Literal["build", "training"]
 """What made the rows: a build from the finished model, or the training run itself."""
 MANIFEST_FILE = "manifest.json"
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+PositiveCount = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
+DirectoryName = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""The name of a shard or a profile, which is that of a directory."""
+InnerPath = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=1000)]
+"""A path that leads to no place outside of the directory that it begins in."""
 
 
 class FileEntry(ResultModel):
     """A file of the index."""
 
-    path: str
+    path: InnerPath
     """Path below the index directory."""
-    bytes: int
+    bytes: Count
     sha256: str
 
 
 class ShardEntry(ResultModel):
     """A run of consecutive rows and their documents."""
 
-    name: str
-    first_row: int
+    name: DirectoryName
+    first_row: Count
     """Number of the shard's first row in the whole index."""
-    rows: int
-    tokens: int
-    skipped: int
+    rows: PositiveCount
+    tokens: Count
+    skipped: Count
     """Rows that are zeros, because their gradients were not finite."""
-    generation: int = 1
+    generation: PositiveCount = 1
     """Generation of the index in which the documents were added."""
     source: str
     """Fingerprint of the build or append that added the documents."""
@@ -77,14 +83,14 @@ class SearchEntry(ResultModel):
     """
 
     kind: SearchKind
-    candidates: int
+    candidates: PositiveCount
     """Candidates for ten results. Each further result takes some more, and in an index that has grown beyond `rows`
     their number grows in proportion."""
     recall_at_10: float
     opponents_recall_at_10: float
-    queries: int
+    queries: Count
     """Documents that the recall was measured with."""
-    rows: int
+    rows: PositiveCount
     """Rows that the recall was measured over."""
 
 
@@ -94,20 +100,21 @@ class NoticeEntry(ResultModel):
     threshold: float
     """An influence is claimed if the prominence of the best result is above this."""
     false_alarms: float
-    """Share of the calibration queries, whose completions no document states, that are above the threshold."""
-    queries: int
+    """Share of queries that no document supports that are above the threshold, as estimated from the calibration
+    queries."""
+    queries: Count
     """Number of calibration queries."""
 
 
 class ProfileEntry(ResultModel):
     """A way to compare rows: a preconditioner, and the lengths of the rows under it."""
 
-    name: str
+    name: DirectoryName
     key: str = ""
     """Identifies the caller that fitted the profile, so that a repeated call recognises its own."""
     mixing: float | None = None
     """Share of the queries' second moment in the preconditioner's; null without queries."""
-    queries: int = 0
+    queries: Count = 0
     files: tuple[FileEntry, ...]
 
 
@@ -115,8 +122,8 @@ class ModuleEntry(ResultModel):
     """A tracked module and the shape of its weight gradient."""
 
     name: str
-    out_features: int
-    in_features: int
+    out_features: PositiveCount
+    in_features: PositiveCount
 
 
 def _describe_seal(json_schema: dict[str, Any]) -> None:
@@ -134,7 +141,7 @@ class Manifest(ResultModel):
 
     format_version: int
     """Version of the layout on disk; another version is refused."""
-    generation: int
+    generation: PositiveCount
     """Number of the index's changes, counted from 1."""
     created_at: str
     """Time of this generation, in ISO 8601 with UTC offset."""
@@ -160,20 +167,20 @@ class Manifest(ResultModel):
     """The tracked modules, in natural order of their names, which is their order in a row."""
     coverage_percent: float
     """Share of the model's parameters that the tracked modules hold."""
-    dimensions: int
+    dimensions: PositiveCount
     """Numbers per row."""
-    rows: int
+    rows: Count
     """Rows in the shards. Documents that were taken down count until the index is compacted."""
-    tokens: int
+    tokens: Count
     """Tokens that the loss is taken over."""
-    skipped: int
+    skipped: Count
     """Documents whose gradient was not finite, so that no query finds them."""
-    numbered: int
+    numbered: Count
     """Documents that were ever added to the index, or left out. The next document without an id of its own gets this
     number."""
     documents: DocumentReport = DocumentReport()
     """Documents of the build and of all appends that were left out or cut."""
-    compacted: int = 0
+    compacted: Count = 0
     """Number of takedowns, from the beginning of the log, whose rows are gone."""
     takedowns: TakedownHead | None = None
     """The log of takedowns when this generation was published; it has only grown since. Null in an index of an older
@@ -220,7 +227,7 @@ def read_manifest(index: str | Path) -> Manifest:
     path = Path(index) / MANIFEST_FILE
     try:
         content = path.read_bytes()
-        raw = json.loads(content)
+        raw = from_json(content, allow_inf_nan=False)
     except (FileNotFoundError, NotADirectoryError):
         raise _index_not_found(Path(index)) from None
     except (OSError, ValueError) as error:

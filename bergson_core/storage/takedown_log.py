@@ -262,7 +262,7 @@ class _Damage(Exception):
 def _parse_line(text: bytes, number: int) -> dict[str, Any]:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         line = None
     if not (
         isinstance(line, dict) and isinstance(line.get("id"), str) and isinstance(line.get("generation"), int)

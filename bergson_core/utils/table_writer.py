@@ -1,13 +1,14 @@
-"""Writes tables as JSON Lines, CSV or Parquet files, which appear whole or not at all."""
+"""Writes tables (JSON Lines, CSV, Parquet) and arrays (JSON, NumPy) to files, which appear whole or not at all."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,19 +37,35 @@ def write_table(rows: pa.RecordBatchReader, path: str | Path, *, overwrite: bool
             written.
     """
     path = Path(path)
-    require_writable(path, overwrite=overwrite)
-    with _open_atomically(path, overwrite) as file:
-        return _WRITERS[path.suffix](rows, file)
+    with _open_atomically(path, _TABLE_WRITERS, overwrite) as file:
+        return _TABLE_WRITERS[path.suffix](rows, file)
 
 
-def require_writable(path: Path, *, overwrite: bool = False) -> None:
-    """Checks that `write_table` can write to a path.
+def write_array(array: np.ndarray, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes an array of finite numbers to a file.
+
+    Args:
+        array: The array.
+        path: A `.json` file, which gets a list, or a list of lists; or a `.npy` file, which `numpy.load` reads.
+        overwrite: Replace an existing file.
 
     Raises:
-        InvalidInput: The path has an unknown suffix, its directory does not exist, or the file exists.
+        InvalidInput: The path has another suffix, its directory does not exist, the file exists, or it cannot be
+            written.
     """
-    if path.suffix not in _WRITERS:
-        raise InvalidInput(f"{path} is not of a known type; expected {', '.join(_WRITERS)}")
+    path = Path(path)
+    with _open_atomically(path, _ARRAY_WRITERS, overwrite) as file:
+        _ARRAY_WRITERS[path.suffix](array, file)
+
+
+def require_writable(path: Path, suffixes: Collection[str], *, overwrite: bool = False) -> None:
+    """Checks that a file with one of some suffixes can be written to a path.
+
+    Raises:
+        InvalidInput: The path has another suffix, its directory does not exist, or the file exists.
+    """
+    if path.suffix not in suffixes:
+        raise InvalidInput(f"{path} is not of a known type; expected {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise InvalidInput(f"{path.parent} is no directory; expected one for {path.name}")
     if path.is_dir() or (path.exists() and not overwrite):
@@ -61,13 +78,14 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _open_atomically(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+def _open_atomically(path: Path, suffixes: Collection[str], overwrite: bool) -> Iterator[IO[bytes]]:
     """Yields a file that becomes `path` at the end, unless an error is raised."""
+    require_writable(path, suffixes, overwrite=overwrite)
     try:
         with atomic_path(path, durable=True) as temporary:
             with temporary.open("wb") as file:
                 yield file
-            require_writable(path, overwrite=overwrite)
+            require_writable(path, suffixes, overwrite=overwrite)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error}") from error
 
@@ -128,8 +146,30 @@ def _write_parquet(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     return count
 
 
-_WRITERS: Final[dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], int]]] = {
+def _write_json_array(array: np.ndarray, file: IO[bytes]) -> None:
+    if array.ndim < 2:
+        file.write(json.dumps(array.tolist(), allow_nan=False).encode())
+        return
+    for number, row in enumerate(array):  # the text of one row at a time is in memory
+        file.write(b", " if number else b"[")
+        _write_json_array(row, file)
+    file.write(b"]" if len(array) else b"[]")
+
+
+def _write_npy(array: np.ndarray, file: IO[bytes]) -> None:
+    np.save(file, array, allow_pickle=False)
+
+
+_TABLE_WRITERS: Final[dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], int]]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
+_ARRAY_WRITERS: Final[dict[str, Callable[[np.ndarray, IO[bytes]], None]]] = {
+    ".json": _write_json_array,
+    ".npy": _write_npy,
+}
+TABLE_SUFFIXES: Final = tuple(_TABLE_WRITERS)
+"""Suffixes of the files that `write_table` writes."""
+ARRAY_SUFFIXES: Final = tuple(_ARRAY_WRITERS)
+"""Suffixes of the files that `write_array` writes."""

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from bergson_core.attribution.index import AttributionIndex
 
 _MAX_PRINTED_TOTALS: Final = 20
+_PROMPT_COLUMN: Final = "prompt"
+_COMPLETION_COLUMN: Final = "completion"
 
 Output = Annotated[
     Path,
     typer.Option(
-        help="File of one row per document: .jsonl, .csv or .parquet. It is written whole or not at all."
+        help="File of one row per document: .jsonl, .csv or .parquet; or of the scores alone, in the order of the "
+        "corpus: .json or .npy. It is written whole or not at all."
     ),
 ]
 TopK = Annotated[
@@ -48,14 +52,22 @@ def score(
     output: Output,
     prompt_column: Annotated[
         str, typer.Option("--prompt_column", help="Column with the prompts.")
-    ] = "prompt",
+    ] = _PROMPT_COLUMN,
     completion_column: Annotated[
         str,
         typer.Option(
             "--completion_column",
             help="Column with the completions, or '' to take the loss over the prompts.",
         ),
-    ] = "completion",
+    ] = _COMPLETION_COLUMN,
+    messages_column: Annotated[
+        str | None,
+        typer.Option(
+            "--messages_column",
+            help="Column with chats, instead of prompts and completions: lists of messages with role and content, or "
+            "such lists as JSON text. The loss is taken over what the assistant says.",
+        ),
+    ] = None,
     aggregate: Annotated[
         Aggregate,
         typer.Option(
@@ -87,10 +99,9 @@ def score(
     from bergson_core.attribution.score_totals import ScoreTotals
     from bergson_core.attribution.soft_threshold import THRESHOLD_OF_SUMS
     from bergson_core.data.dataset import load_dataset_spec
-    from bergson_core.utils.table_writer import require_writable
 
-    columns = ColumnsSpec(prompt=prompt_column, completion=completion_column or None)
-    require_writable(output, overwrite=overwrite)
+    columns = _query_columns(prompt_column, completion_column, messages_column)
+    _require_output(output, top_k, overwrite)
     dataset = load_dataset_spec(queries, columns.column_names())
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
@@ -114,11 +125,32 @@ def self_influence(
     """Score every document against itself: wrong labels and documents like no other score high."""
     from bergson_core.attribution.corpus_scores import score_self_influence
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.utils.table_writer import require_writable
 
-    require_writable(output, overwrite=overwrite)
+    _require_output(output, top_k, overwrite)
     opened = AttributionIndex.open(index)
     _write_scores(opened, score_self_influence(opened, profile=profile), output, top_k, overwrite)
+
+
+def _query_columns(prompt: str, completion: str, messages: str | None) -> ColumnsSpec:
+    if messages is None:
+        return ColumnsSpec(prompt=prompt, completion=completion or None)
+    if (prompt, completion) != (_PROMPT_COLUMN, _COMPLETION_COLUMN):
+        raise InvalidInput(
+            "expected --messages_column, or --prompt_column and --completion_column, not both: a chat has its prompt"
+        )
+    return ColumnsSpec(messages=messages)
+
+
+def _require_output(output: Path, top_k: int | None, overwrite: bool) -> None:
+    """Checks that the scores can be written, before the index is opened."""
+    from bergson_core.utils.table_writer import ARRAY_SUFFIXES, TABLE_SUFFIXES, require_writable
+
+    require_writable(output, (*TABLE_SUFFIXES, *ARRAY_SUFFIXES), overwrite=overwrite)
+    if top_k is not None and output.suffix in ARRAY_SUFFIXES:
+        raise InvalidInput(
+            f"{output.name} has no ids to tell which documents are the best {top_k:,}; expected a file with ids: "
+            f"{', '.join(TABLE_SUFFIXES)}"
+        )
 
 
 def _write_scores(
@@ -131,8 +163,9 @@ def _write_scores(
     """Writes all scores, or the `top_k` highest, while a bar shows the progress."""
     from pyarrow import RecordBatchReader
 
+    from bergson_core.attribution.corpus_scores import write_score_array
     from bergson_core.attribution.score_totals import top_documents
-    from bergson_core.utils.table_writer import write_table
+    from bergson_core.utils.table_writer import ARRAY_SUFFIXES, write_table
 
     with progress_bar() as show:
 
@@ -146,7 +179,10 @@ def _write_scores(
         rows = RecordBatchReader.from_batches(scores.schema, iter_with_progress())
         if top_k is not None:
             rows = top_documents(rows, top_k).to_reader()
-        count = write_table(rows, output, overwrite=overwrite)
+        if output.suffix in ARRAY_SUFFIXES:
+            count = write_score_array(index, rows, output, overwrite=overwrite)
+        else:
+            count = write_table(rows, output, overwrite=overwrite)
     print_message(f"{output}: {count:,} of {index.manifest.rows:,} documents")
 
 

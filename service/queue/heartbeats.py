@@ -4,6 +4,7 @@ import logging
 from typing import Any, Final, cast
 
 from pydantic import ValidationError
+from redis import RedisError
 from redis.asyncio import Redis
 
 from worker.messages import Heartbeat
@@ -33,7 +34,12 @@ async def read_heartbeats(redis: Redis, ttl_s: float) -> list[Heartbeat]:
         for worker_id in worker_ids:
             pipe.get(redis_keys.worker_key(worker_id))
             pipe.pttl(redis_keys.worker_key(worker_id))
-        replies = await pipe.execute()
+        replies = await pipe.execute(raise_on_error=False)
+    for error in (reply for reply in replies if isinstance(reply, RedisError)):
+        if not str(error).startswith(
+            "WRONGTYPE"
+        ):  # a key of another type is no heartbeat, and hides no other
+            raise error
     messages = dict(zip(worker_ids, zip(replies[::2], replies[1::2], strict=True), strict=True))
     dead_ids = [worker_id for worker_id, (message, _) in messages.items() if message is None]
     if dead_ids:
@@ -41,7 +47,7 @@ async def read_heartbeats(redis: Redis, ttl_s: float) -> list[Heartbeat]:
     heartbeats = [
         _parse_heartbeat(message)
         for message, remaining_ms in messages.values()
-        if message is not None and remaining_ms <= 1000 * (ttl_s + _CLOCK_TOLERANCE_S)
+        if isinstance(message, str) and remaining_ms <= 1000 * (ttl_s + _CLOCK_TOLERANCE_S)
     ]
     return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
 

@@ -248,7 +248,8 @@ class JobBroker:
         reply = await call_redis(cast("Any", self._redis.hmget(key, ["record", "token"])))
         with translate_redis_errors():
             raw, token = require_list(reply, length=2)
-            record, number = job_records.parse_record(raw), int(token or 0)
+            record = job_records.parse_record(raw)
+            number = 0 if record is None else job_records.parse_token(token)
             if record is not None and record.job_id != job_id:
                 raise UnexpectedReply("the record of another job")
         if record is None:

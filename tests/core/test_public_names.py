@@ -25,7 +25,7 @@ PUBLIC_NAMES = """
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
     read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
-    write_table
+    write_score_array write_table
 """.split()
 
 INTERNAL_TYPES = {

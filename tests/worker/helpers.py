@@ -75,7 +75,12 @@ def submit_job(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: st
 
 
 def send_query(
-    redis: Redis, query_id: str = "q-1", timeout_s: float = 30, lane: str = "", raw: str = "", **fields: Any
+    redis: Redis,
+    query_id: str = "q-1",
+    timeout_s: float = 30,
+    lane: str = "",
+    raw: str | bytes | None = None,
+    **fields: Any,
 ) -> Query:
     """Sends a query, as a web process does, and returns it; `raw` is sent as the message in its place."""
     now = time.time()
@@ -88,7 +93,7 @@ def send_query(
         query=make_query(),
     ).model_copy(update=fields)
     arguments = query_queue.ask_query_arguments(query, lane, Settings())
-    if raw:
+    if raw is not None:
         arguments["args"][3] = raw
     assert redis.register_script(lua_scripts.ASK_QUERY)(**arguments) == "asked"
     return query

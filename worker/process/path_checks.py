@@ -131,7 +131,8 @@ def _find_forbidden_step(pattern: str, settings: Settings) -> str | None:
     reached, parts = [base], Path(pattern).expanduser().relative_to(base).parts
     for number, part in enumerate(parts, 1):
         is_deep, is_file = part == "**", part != "**" and number == len(parts)
-        level, reached = reached, list(reached) if is_deep else []
+        level = list(dict.fromkeys(reached))
+        reached = list(level) if is_deep else []
         while level:
             matches = (
                 path / name for path in level for name in glob.iglob("*" if is_deep else part, root_dir=path)

@@ -28,7 +28,13 @@ from worker.messages import (
     Problem,
 )
 from worker.queue import lua_scripts
-from worker.queue.job_records import Transition, next_token, parse_record, save_job_arguments
+from worker.queue.job_records import (
+    Transition,
+    next_token,
+    parse_record,
+    parse_token,
+    save_job_arguments,
+)
 from worker.queue.query_queue import QueryQueue, describe_unreadable
 from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (
@@ -260,7 +266,7 @@ class WorkerQueue:
         try:
             fields = self._redis.hmget(job_key(job_id), ["record", "token", "cancel"])
             raw, token, cancel = require_list(fields, length=3)
-            return parse_record(raw), int(token or 0), bool(cancel)
+            return parse_record(raw), parse_token(token), bool(cancel)
         except ValueError:
             return None, 0, False
         except redis.ResponseError as error:

@@ -54,7 +54,7 @@ def save_job_arguments(
         transition: What happens to the job.
         settings: How long, and how many, ended jobs are kept.
     """
-    job_id, index = record.job_id, record.index or ""
+    job_id = record.job_id
     return {
         "keys": [
             *(job_key(job_id), events_key(job_id), JOB_LEASES, BUILDING, JOB_LANES),
@@ -65,7 +65,6 @@ def save_job_arguments(
             new_token,
             record.model_dump_json(),
             transition,
-            index,
             job_id,
             settings.keep_jobs_s,
             MAX_JOB_EVENTS,
@@ -75,6 +74,18 @@ def save_job_arguments(
             EVENTS_SUFFIX,
         ],
     }
+
+
+def parse_token(raw: str | None) -> int:
+    """Returns a stored fencing token.
+
+    Raises:
+        ValueError: It is not written as `save_job_arguments` writes it, so that no script would take it for the same.
+    """
+    token = int(raw or 0)
+    if str(token) != raw:
+        raise ValueError(f"expected a fencing token, got {raw!r}")
+    return token
 
 
 def parse_record(raw: str | None) -> JobRecord | None:

@@ -8,19 +8,22 @@ import torch
 from datasets import Dataset
 
 from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down_document
+from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import AppendSpec, DatasetSpec, GradientSpec, ScoringSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
 from bergson_core.search.significance import (
     NO_INFLUENCE_NOTICE,
+    NullQueries,
     _splice,
     calibrate_notice,
-    collect_null_rows,
+    collect_null_queries,
+    extrapolate_threshold,
     prominence,
     significance_notice,
 )
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
-from bergson_core.tokens.tokenization import Tokens
+from bergson_core.tokens.tokenization import Tokens, tokenize
 from tests import tiny
 from tests.core.helpers import make_spec, query
 
@@ -138,26 +141,86 @@ def test_an_answer_has_the_notice_where_its_best_result_does_not_stand_out(large
         assert best.results  # are returned all the same
 
 
-def test_five_percent_of_null_queries_lie_above_the_threshold(large_index):
-    opened, manifest = AttributionIndex.open(large_index), read_manifest(large_index)
-    assert manifest.notice.queries > 200
-    rng = np.random.default_rng(0)
-    documents = [
-        Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 1) for s in rng.integers(4, 12, 40)
-    ]
-    null_rows = collect_null_rows(opened.collector, documents, 1000)
-    profile, candidates = opened.profiles["default"], opened.searcher.candidate_search
-    entry = calibrate_notice(null_rows, profile, candidates, DOCUMENTS, opened.searcher.background)
-    _, weights = profile.prepare_queries(null_rows)
-    opened = with_threshold(opened, entry.threshold)
-    results = opened.search(null_rows.flatten(1), opened.processor, top_k=1)
-    background_scores = opened.searcher.background.scores(profile, weights, opened.visible())
-    has_notice = [
-        significance_notice(rows[0].score, scores, entry) is not None
-        for rows, scores in zip(results, background_scores, strict=True)
-    ]
-    assert len(has_notice) == len(null_rows)
-    assert 0.9 < np.mean(has_notice) < 1
+def make_null_queries(opened: AttributionIndex, numbers: list[int]) -> NullQueries:
+    """Returns null queries that are made of the documents with these numbers."""
+    return collect_null_queries(opened.collector, numbers, read_tokens(opened, numbers), 1000)
+
+
+def read_tokens(opened: AttributionIndex, numbers: list[int]) -> list[Tokens]:
+    """Returns the tokens of the documents with these numbers."""
+    texts = tiny.texts(DOCUMENTS)
+    return tokenize(opened.model.tokenizer, [texts[number] for number in numbers], None)
+
+
+def calibrate(opened: AttributionIndex, queries: NullQueries) -> NoticeEntry | None:
+    searcher = opened.searcher
+    return calibrate_notice(
+        queries, opened.profiles["default"], searcher.candidate_search, DOCUMENTS, searcher.background
+    )
+
+
+def prominences_by_definition(opened: AttributionIndex, queries: NullQueries) -> np.ndarray:
+    """Returns the prominence of each query's best document among all that it is not made of."""
+    answers = opened.search(queries.rows.flatten(1), opened.processor, top_k=DOCUMENTS)
+    values = []
+    for results, sources in zip(answers, queries.sources.tolist(), strict=True):
+        left_out = {f"doc-{number}" for number in sources}
+        scores = [row.score for row in results if row.id not in left_out]
+        assert len(scores) == DOCUMENTS - 2
+        median, high = np.quantile(scores, (0.5, 0.99))
+        values.append((scores[0] - median) / (high - median))
+    return np.array(values)
+
+
+def test_the_documents_that_a_null_query_is_made_of_are_not_among_its_results(large_index):
+    opened = AttributionIndex.open(large_index)
+    queries = make_null_queries(opened, list(range(0, DOCUMENTS, 4)))
+    assert len(queries.rows) == 4 * 38
+    by_definition = prominences_by_definition(opened, queries)
+    entry = calibrate(opened, queries)
+    assert entry.threshold == pytest.approx(extrapolate_threshold(by_definition), rel=1e-3)
+    assert (entry.false_alarms, entry.queries) == (0.05, len(queries.rows))
+
+
+def test_a_null_query_knows_the_documents_that_it_is_made_of(large_index):
+    opened = AttributionIndex.open(large_index)
+    numbers = list(range(3, DOCUMENTS, 5))
+    tokens = dict(zip(numbers, read_tokens(opened, numbers), strict=True))
+    queries = make_null_queries(opened, numbers)
+    spliced = [_splice(tokens[beginning], tokens[ending]) for beginning, ending in queries.sources.tolist()]
+    rows, _ = collect_rows(opened.collector, spliced, 1000)
+    torch.testing.assert_close(torch.from_numpy(rows), queries.rows.flatten(1), rtol=1e-4, atol=1e-6)
+    assert (queries.sources[:, 0] != queries.sources[:, 1]).all()
+
+
+def test_copies_of_a_few_documents_hardly_raise_the_threshold():
+    """An eighth of the null queries has an answer all the same, in a copy of what the query is made of."""
+    random = np.random.default_rng(0)
+    thresholds = []
+    for copies in (0, 128):
+        best = random.gumbel(1.5, 0.2, size=1024)
+        best[:copies] = random.uniform(4, 12, size=copies)
+        thresholds.append(extrapolate_threshold(best))
+    exact = 1.5 - 0.2 * np.log(-np.log(0.95))
+    assert thresholds[0] == pytest.approx(exact, rel=0.03)
+    assert thresholds[0] < thresholds[1] < 1.25 * exact < np.quantile(best, 0.95) / 2
+
+
+def test_there_is_no_threshold_where_no_document_stands_out_from_equal_ones(large_index):
+    assert extrapolate_threshold(np.array([1.0, 2.0, np.inf, np.inf])) == np.inf
+    assert extrapolate_threshold(np.full(9, -np.inf)) == np.inf
+    opened = AttributionIndex.open(large_index)
+    zeros = NullQueries(torch.zeros(20, len(opened.collector.slices), 16), np.zeros((20, 2), dtype=np.int64))
+    assert calibrate(opened, zeros) is None
+
+
+def test_a_threshold_of_0_1_0_is_used_as_it_is(large_index):
+    opened = AttributionIndex.open(large_index)
+    entry = NoticeEntry.model_validate({"threshold": 5.5, "false_alarms": 0.05, "queries": 256})
+    scores = np.linspace(0, 1, 101, dtype=np.float32)
+    assert significance_notice(0.5 + 5.4 * 0.49, scores, entry) == NO_INFLUENCE_NOTICE
+    assert significance_notice(0.5 + 5.6 * 0.49, scores, entry) is None
+    assert opened.manifest.notice.model_dump().keys() == entry.model_dump().keys()
 
 
 def test_a_null_query_is_half_of_one_document_and_half_of_another():

@@ -1,4 +1,4 @@
-"""Tables are written whole or not at all."""
+"""Tables and arrays are written whole or not at all."""
 
 import csv
 import errno
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -160,3 +161,29 @@ def test_a_path_that_cannot_be_written_is_refused_before_a_row_is_read(tmp_path,
         write_table(reader(error=AssertionError("a row was made")), tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"taken.jsonl", "directory.jsonl"}
     assert (tmp_path / "taken.jsonl").read_text() == "before"
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (5,), (0, 3), (1, 3), (4, 3), (2, 0)])
+def test_an_array_is_read_back_as_it_was_written(tmp_path, shape):
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for name in ("scores.json", "scores.npy"):
+        table_writer.write_array(array, tmp_path / name)
+    assert json.loads((tmp_path / "scores.json").read_text()) == array.tolist()
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), array)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+def test_an_array_that_fails_to_be_written_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"scores{suffix}"
+
+    def fail(_array, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setitem(table_writer._ARRAY_WRITERS, suffix, fail)
+    path.write_text("before")
+    with pytest.raises(InvalidInput, match="there already"):
+        table_writer.write_array(np.zeros(3), path)
+    with pytest.raises(DiskFull):
+        table_writer.write_array(np.zeros(3), path, overwrite=True)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]

@@ -7,7 +7,11 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+
+from service.http.problems import MEDIA_TYPE
 
 SMALL_VALUES = [
     "0",
@@ -23,6 +27,17 @@ SMALL_VALUES = [
     '{"a":[{}]}',
 ]
 """Values, as JSON, of which large bodies are made."""
+
+
+def examples(count: int, long_form: bool) -> settings:
+    """Returns how many examples are drawn; the long form draws many more."""
+    return settings(
+        max_examples=100 * count if long_form else count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
 
 
 def fill_list(value: str, size: int) -> str:
@@ -113,3 +128,11 @@ def make_hostile_body(example: Any, part: tuple[tuple[str | int, ...], str, str]
     """Returns a body of about `size` bytes: `example`, which is right, with a part that is large and mostly wrong."""
     path, fill, value = part
     return put_into(example, path, FILLS[fill](value, size))
+
+
+def require_no_failure(response: httpx.Response) -> None:
+    """Checks that a response is no failure of the service, and that a refusal is a problem."""
+    assert response.status_code < 500 or response.status_code in (503, 504), response.text
+    if response.status_code >= 400:
+        assert response.headers["content-type"] == MEDIA_TYPE, response.text
+        assert response.json()["status"] == response.status_code

@@ -514,13 +514,13 @@ def test_the_connection_is_closed_when_the_caller_stops_iterating() -> None:
 
 def test_events_are_read_whatever_the_pieces_that_they_come_in() -> None:
     separator = "\u2028"  # no line break in an event stream, although str.splitlines() takes it for one
-    first = job("queued", error=None, index=f"a{separator}b")
+    first = job("queued", error=None, waits_for=f"a{separator}b")
     text = f": hello\n\n{event('1-0', first)}{event('2', job('failed'))}"
     raw = text.encode()
     whole = [*make_client(event_stream(raw))[0].events("j")]
-    assert [(record.state, record.index) for record in whole] == [
+    assert [(record.state, record.waits_for) for record in whole] == [
         ("queued", f"a{separator}b"),
-        ("failed", "facts"),
+        ("failed", None),
     ]
     raw = text.replace("\n", "\r\n").encode()
     for size in (1, 3, 50):

@@ -26,7 +26,9 @@ local function take(id)
   end
   local message = size <= tonumber(ARGV[4]) and redis.call('HGET', key, 'message') or ''
   redis.call('ZADD', KEYS[1], now + ARGV[2], id)
-  for _, value in ipairs({id, message, redis.call('HINCRBY', key, 'deliveries', 1)}) do found[#found + 1] = value end
+  local deliveries = redis.pcall('HINCRBY', key, 'deliveries', 1)
+  if type(deliveries) ~= 'number' then deliveries = 1000 end  -- what cannot be counted is too many
+  for _, value in ipairs({id, message, deliveries}) do found[#found + 1] = value end
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')) do

@@ -16,11 +16,18 @@ from urllib.parse import quote
 import httpx
 import psutil
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed
 from hypothesis import strategies as st
 
 from service.http.problems import MEDIA_TYPE
-from tests.faults.support.hostile_bodies import fill_list, fill_object, hostile_parts, make_hostile_body
+from tests.faults.support.hostile_bodies import (
+    examples,
+    fill_list,
+    fill_object,
+    hostile_parts,
+    make_hostile_body,
+    require_no_failure,
+)
 from tests.faults.support.system import System
 from tests.service.helpers import EXAMPLE_BODIES
 
@@ -28,7 +35,7 @@ MEGABYTE = 10**6
 MAX_CPU_S = 1.0
 MAX_GROWTH_BYTES = 50 * 2**20
 MAX_ANSWER_BYTES = 100_000
-DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text())
+DOCUMENT = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     (method.upper(), path, call) for path, item in DOCUMENT["paths"].items() for method, call in item.items()
 ]
@@ -66,14 +73,6 @@ class WebProcess:
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status)[0])
 
 
-def require_no_failure(response: httpx.Response) -> None:
-    """Checks that a response is no failure of the service, and that a refusal is a problem."""
-    assert response.status_code < 500 or response.status_code in (503, 504), response.text
-    if response.status_code >= 400:
-        assert response.headers["content-type"] == MEDIA_TYPE, response.text
-        assert response.json()["status"] == response.status_code
-
-
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory, require: Callable[..., str]) -> Iterator[WebProcess]:
     with System(tmp_path_factory.mktemp("hostile"), require("redis-server")) as system:
@@ -88,17 +87,6 @@ def web(tmp_path_factory: pytest.TempPathFactory, require: Callable[..., str]) -
 
 def fill_path(path: str, name: str = "facts") -> str:
     return path.replace("{name}", name).replace("{document_id}", "doc-1").replace("{job_id}", "0" * 32)
-
-
-def examples(count: int, long_form: bool) -> settings:
-    """Returns how many examples are drawn; the long form draws many more."""
-    return settings(
-        max_examples=100 * count if long_form else count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.explicit, Phase.generate],
-    )
 
 
 @pytest.mark.parametrize(
