@@ -7,7 +7,7 @@ forgotten.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
@@ -31,6 +31,39 @@ EKFAC_DAMPING: Final = 1e-3
 MAX_QUERY_BYTES: Final = 3 * 2**30
 """Largest size of the queries' gradients in memory."""
 _CHUNK_BYTES: Final = 2**28
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """The eigenbases of K-FAC's two factors of a module, in which EK-FAC is diagonal.
+
+    Attributes:
+        left: Eigenvectors [o, o] of the second moment of output gradients, as columns.
+        right: Eigenvectors [i, i] of the second moment of activations, as columns.
+        moment: Second moment [o, i] of the documents' gradients in each direction.
+
+    Source: George et al., Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis (2018).
+    """
+
+    left: Float[Tensor, "o o"]
+    right: Float[Tensor, "i i"]
+    moment: Float[Tensor, "o i"]
+
+    def scales(self, damping: float = EKFAC_DAMPING) -> Float[Tensor, "o i"]:
+        """Returns 1 / the root of each direction's moment, damped by `damping` times the mean moment."""
+        return (self.moment + damping * self.moment.mean()).rsqrt().nan_to_num(posinf=0)
+
+    def rotate(self, gradients: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns gradients as combinations of the directions."""
+        return self.left.mT @ gradients @ self.right
+
+    def rotate_back(self, numbers: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns the combinations of directions that `rotate` gives as matrices again."""
+        return self.left @ numbers @ self.right.mT
+
+    def whiten(self, gradients: Float[Tensor, "n o i"]) -> Float[Tensor, "n o i"]:
+        """Returns gradients whose inner products are those with EK-FAC's inverse."""
+        return self.rotate(gradients) * self.scales()
 
 
 def can_compare_whole_gradients(experiment: Experiment) -> bool:
@@ -64,40 +97,24 @@ def _transforms(experiment: Experiment, whitening: Whitening) -> Mapping[str, Tr
     if whitening != "ekfac":
         normalizers = fitted_normalizers(experiment, GradientSpec(normalizer=whitening))
         return {name: normalizer.apply for name, normalizer in normalizers.items()}
-    return _ekfac_transforms(experiment)
+    return {name: basis.whiten for name, basis in fit_eigenbases(experiment).items()}
 
 
-def _ekfac_transforms(experiment: Experiment) -> Mapping[str, Transform]:
-    """Returns rotations into K-FAC's eigenbases, where each direction is divided by the root of its second moment.
-
-    Source: George et al., Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis (2018).
-    """
+def fit_eigenbases(experiment: Experiment) -> dict[str, Eigenbasis]:
+    """Returns the eigenbases of all tracked modules, by name."""
     kfac = fitted_normalizers(experiment, GradientSpec(normalizer="kfac"))
-    bases = {
-        name: tuple(torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
-        for name, normalizer in kfac.items()
-    }
-    squares: dict[str, Tensor] = {}
-    for chunk in _iter_gradients(experiment):
-        for name, gradients in chunk.items():
-            squares[name] = squares.get(name, 0) + _rotate(gradients, *bases[name]).square().sum(0)
+    bases = {}
+    for name, normalizer in kfac.items():
+        left, right = (torch.linalg.eigh(root.double())[1].float() for root in normalizer.tensors().values())
+        bases[name] = Eigenbasis(left, right, torch.zeros(len(left), len(right)))
     count = len(experiment.case.documents)
-    scales = {
-        name: (total / count + EKFAC_DAMPING * total.mean() / count).rsqrt().nan_to_num(posinf=0)
-        for name, total in squares.items()
-    }
-    return {name: partial(_rotate_and_scale, *bases[name], scale) for name, scale in scales.items()}
+    for chunk in iter_gradients(experiment):
+        for name, gradients in chunk.items():
+            bases[name].moment.add_(bases[name].rotate(gradients).square().sum(0) / count)
+    return bases
 
 
-def _rotate(gradients: Float[Tensor, "n o i"], left: Tensor, right: Tensor) -> Float[Tensor, "n o i"]:
-    return left.mT @ gradients @ right
-
-
-def _rotate_and_scale(left: Tensor, right: Tensor, scale: Tensor, gradients: Tensor) -> Tensor:
-    return _rotate(gradients, left, right) * scale
-
-
-def _iter_gradients(
+def iter_gradients(
     experiment: Experiment, *, of_queries: bool = False
 ) -> Iterator[dict[str, Float[Tensor, "n o i"]]]:
     """Yields the gradients of documents, or of all queries at once, by module."""
@@ -115,13 +132,13 @@ def _iter_gradients(
 
 
 def _make_products(experiment: Experiment, transforms: Mapping[str, Transform]) -> ModuleProducts:
-    (raw_queries,) = _iter_gradients(experiment, of_queries=True)
+    (raw_queries,) = iter_gradients(experiment, of_queries=True)
     queries = {name: _apply(transforms, name, gradients) for name, gradients in raw_queries.items()}
     del raw_queries
     names = tuple(queries)
     parts = [
         block_products(names, ((queries[name], _apply(transforms, name, chunk[name])) for name in names))
-        for chunk in _iter_gradients(experiment)
+        for chunk in iter_gradients(experiment)
     ]
     first = parts[0]
     return ModuleProducts(
