@@ -137,8 +137,7 @@ def iter_row_variants(
         for set_name, modules in sets.items():
             size = row_bytes(storage.code, len(modules), p * p)
             part = table.select(modules)
-            # The scale of a block of one bit has no say once blocks are scaled to equal lengths.
-            for normalize in ("row",) if storage.code == "bits1" else SCALED_NORMALIZES:
+            for normalize in SCALED_NORMALIZES:
                 name = f"{describe_rows(spec, storage)}, {normalize}, {set_name}"
                 yield Method(name, "rows", size, part.scores(normalize).numpy())
 

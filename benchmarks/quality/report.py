@@ -44,9 +44,7 @@ CHOICES: Final = (
     (", block by agreement, ", ", block, "),
     (", block by shrunk, ", ", block, "),
     (", sign, ", ", float16, "),
-    (", bits1, ", ", sign, "),
     (", bits2, ", ", sign, "),
-    (", bits4, ", ", float16, "),
     (", C, ", ", "),
 )
 """Pairs of choices that are compared, where two methods differ in nothing else."""

@@ -18,7 +18,7 @@ NAMES = (
     "kfac, sign, p = 32, C, block, all",
     "kfac, sign, p = 32, block by agreement, all",
     "kfac, sign, p = 32, block, mlp",
-    "kfac, bits1, p = 32, row, all",
+    "kfac, bits2, p = 32, row, all",
     "adafactor, sign, p = 32, block, all",
 )
 
@@ -40,7 +40,7 @@ def test_pairs_differ_in_one_choice(tmp_path: Path) -> None:
         ("kfac, sign, p = 32, C, block, all", signs),
         ("kfac, sign, p = 32, block by agreement, all", signs),
         ("kfac, sign, p = 32, block, mlp", signs),
-        ("kfac, bits1, p = 32, row, all", "kfac, sign, p = 32, row, all"),
+        ("kfac, bits2, p = 32, row, all", "kfac, sign, p = 32, row, all"),
     }
 
 
