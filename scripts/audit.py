@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 def main() -> None:
     """Compares the installed packages with the advisories."""
     packages = {
-        canonicalize_name(distribution.name): distribution.version for distribution in distributions()
+        str(canonicalize_name(distribution.name)): distribution.version for distribution in distributions()
     }
     packages.pop("bergson-service", None)
     if len(sys.argv) > 1:

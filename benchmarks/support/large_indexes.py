@@ -22,6 +22,7 @@ from benchmarks.support.text_files import write_sentence_pairs
 from bergson_core import AttributionIndex, build_index
 from bergson_core.demo.synthetic_facts import make_corpus
 from bergson_core.gradients.row_collector import collect_rows
+from bergson_core.indexing.build_context import always_confirm, ignore_progress
 from bergson_core.indexing.publish import publish_manifest
 from bergson_core.indexing.search_files import SearchFiles
 from bergson_core.indexing.shard_builder import plan_shards, rows_per_shard
@@ -113,7 +114,7 @@ def _make_synthetic_index(root: Path, shape: RowShape, count: int) -> None:
         profiles=(ProfileEntry(name="default", files=()),),
         search=search,
     )
-    publish_manifest(manifest, files, lambda: None)
+    publish_manifest(manifest, files, ignore_progress, always_confirm)
 
 
 def _build_demo_index(root: Path, gradients: GradientSpec, count: int) -> None:

@@ -1,9 +1,10 @@
 """Passes of random documents through a model: with gradient collection, and without, for comparison."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
@@ -30,9 +31,12 @@ def run_floor(model: LanguageModel, batches: Sequence[Batch]) -> None:
 
     No gradient of a parameter is computed: this is the least that a pass with gradients of activations costs.
     """
-    embeddings = model.model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Module)
-    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    embeddings = cast(nn.Module, cast(Any, model.model).get_input_embeddings())
+
+    def require_grad(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        return output.requires_grad_()
+
+    handle = embeddings.register_forward_hook(require_grad)
     with freeze(model.model):
         for batch in batches:
             forward_backward(model, batch)

@@ -4,8 +4,8 @@ One thing is mended: ASTRA and conjugate gradients change numbers in place that,
 open for reading alone, and the process dies of it. They get a copy.
 """
 
-from bergson.__main__ import main
-from bergson.hessians import astra
+from bergson.__main__ import main  # pyright: ignore[reportMissingImports]
+from bergson.hessians import astra  # pyright: ignore[reportMissingImports]
 
 as_tensor = astra.numpy_to_tensor
 astra.numpy_to_tensor = lambda array: as_tensor(array.copy())
