@@ -100,7 +100,7 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
 # Without ARGS, it also measures the toxicity task and the notice.
 quality: $(VENV)/.installed-evaluation
-	@$(PY) -m benchmarks.quality --removal 3 --steps --alternatives $(ARGS)
+	@$(PY) -m benchmarks.quality --removal 3 --steps $(ARGS)
 	@$(if $(ARGS),:,$(PY) -m benchmarks.toxicity && exec $(PY) -m benchmarks.notice_accuracy)
 
 docs: $(VENV)/.installed-dev

@@ -5,6 +5,7 @@
     MRR, Recall@10           retrieval of the documents that are right for a query
     anti in first/last 10    share of the documents that contradict a query among its best and its worst ten
     removal                  rise of the loss when the best 1 % are left out of training (--removal RUNS)
+    first 10 kept            share of the first ten that stay there when the best 100 are scored by whole gradients
     tail-patch, unlearning   change of the completion's log-probability by one step on each of the three best documents
                              (--steps)
 
@@ -28,8 +29,10 @@ from benchmarks.quality.alternatives import iter_alternatives
 from benchmarks.quality.experiments import Experiment, Settings, prepare_experiment
 from benchmarks.quality.interventions import METHODS, Interventions
 from benchmarks.quality.measures import Measurer
-from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, Method, iter_methods
+from benchmarks.quality.methods import BM25, Method, iter_methods
+from benchmarks.quality.paired_bootstrap import mean_over_queries
 from benchmarks.quality.report import Results
+from benchmarks.quality.rescoring import FIRST_KEPT, ROWS, first_kept, iter_rescored, rescored_name
 from benchmarks.quality.summary import write_summary
 from benchmarks.support.command_line import make_parser, parse_with_names
 from bergson_core.errors import BergsonError
@@ -51,7 +54,7 @@ def run_experiment(experiment: Experiment, interventions: Interventions, *, alte
         for method in methods:
             measuring = time.perf_counter()
             results.add(method, measurer.measure(method))
-            if method.name in {BM25, REFERENCE, RECOMMENDED, *interventions.methods}:
+            if method.name in {BM25, *ROWS, *interventions.methods}:
                 tables[method.name] = method.scores
             ended = time.perf_counter()
             for part, seconds in ((method.group, measuring - computing), ("measures", ended - measuring)):
@@ -59,6 +62,11 @@ def run_experiment(experiment: Experiment, interventions: Interventions, *, alte
             computing = ended
 
     measure(iter_methods(experiment))
+    measure(iter_rescored(experiment, tables))
+    for name in ROWS:
+        if (rescored := tables.get(rescored_name(name))) is not None:
+            kept = mean_over_queries(first_kept(tables[name], rescored), experiment.settings.seed)
+            results.measured[rescored_name(name)] |= {FIRST_KEPT: kept}
     if alternatives and experiment.is_small:
         measure(iter_alternatives(experiment, tables))
     chosen = {name: tables[name] for name in interventions.methods if name in tables}

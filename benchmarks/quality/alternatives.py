@@ -1,4 +1,4 @@
-"""What else was tried: independent projections, damping, labels, embeddings, checkpoints, rescoring, fusion.
+"""What else was tried: independent projections, damping, labels, embeddings, checkpoints, fusion.
 
 Legend: q queries, n documents.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.quality.experiments import Experiment
-from benchmarks.quality.methods import BM25, RECOMMENDED, REFERENCE, SMALL_ROWS, Method
+from benchmarks.quality.methods import BM25, RECOMMENDED, SMALL_ROWS, Method
 from benchmarks.quality.projected_rows import Storage, row_products
 from benchmarks.quality.unprojected import can_compare_whole_gradients, unprojected_products
 from benchmarks.support.bit_codes import row_bytes
@@ -35,7 +35,6 @@ EMBEDDINGS_AND_HEAD: Final = r"^(?!.*\.wpe$)"
 """All modules but the embedding of positions of GPT-2, which is not run sample by sample."""
 DAMPINGS: Final = (1e-1, 1e-2, 1e-4)
 CHECKPOINT_SEED: Final = 7
-RESCORED: Final = 100
 FUSION_K: Final = 60
 
 
@@ -65,9 +64,6 @@ def iter_alternatives(
     if recommended is not None:
         fused = fuse_rankings(recommended, tables[BM25])
         yield Method(f"{RECOMMENDED}, fused with BM25 by rank", GROUP, None, fused)
-        if REFERENCE in tables:
-            scores = rescore(recommended, tables[REFERENCE])
-            yield Method(f"{RECOMMENDED}, the best {RESCORED} rescored", GROUP, None, scores)
     checkpoints = checkpoint_scores(experiment)
     yield Method(f"{SMALL_ROWS}, another run's end", GROUP, None, checkpoints[-1].numpy())
     averaged = torch.stack(checkpoints).mean(0).numpy()
@@ -96,13 +92,6 @@ def checkpoint_scores(experiment: Experiment) -> list[Float[Tensor, "q n"]]:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, torch.stack(scores).numpy())
     return list(torch.from_numpy(np.load(path)))
-
-
-def rescore(scores: Float[np.ndarray, "q n"], exact: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
-    """Returns the exact scores of the best documents by `scores`, and 0 for all others."""
-    count = min(RESCORED, scores.shape[1])
-    threshold = np.sort(scores, axis=1)[:, -count, None]
-    return np.where(scores >= threshold, np.maximum(exact, 1e-9), 0)
 
 
 def fuse_rankings(

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from benchmarks.quality.experiments import Experiment
-from benchmarks.quality.methods import BM25, DEFAULT, RANDOM, RECOMMENDED, REFERENCE, SMALL_ROWS
+from benchmarks.quality.methods import BM25, DEFAULT, RANDOM, REFERENCE, SMALL_ROWS
 from benchmarks.quality.paired_bootstrap import Resampled, mean_over_queries
+from benchmarks.quality.rescoring import ROWS, rescored_name
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, StepDirection, Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.retraining import losses_after_retraining
@@ -29,7 +30,14 @@ from bergson_core.evaluation.step_effects import log_probabilities_after_steps
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.utils.atomic_files import write_atomically
 
-METHODS: Final = (RANDOM, BM25, REFERENCE, DEFAULT, RECOMMENDED, SMALL_ROWS)
+METHODS: Final = (
+    RANDOM,
+    BM25,
+    REFERENCE,
+    *ROWS,
+    rescored_name(DEFAULT),
+    rescored_name(SMALL_ROWS),
+)
 """Methods that are measured unless others are named."""
 REMOVAL, TAIL_PATCH, UNLEARNING = "removal", "tail_patch", "unlearning"
 BEST_DOCUMENTS: Final = 3

@@ -20,6 +20,7 @@ from benchmarks.quality.interventions import REMOVAL, TAIL_PATCH, UNLEARNING
 from benchmarks.quality.measures import ANTI, ANTI_LAST, LDS, LDS_THRESHOLDED, MRR, RECALL, Measured
 from benchmarks.quality.methods import BM25, REFERENCE, Method
 from benchmarks.quality.paired_bootstrap import Resampled
+from benchmarks.quality.rescoring import FIRST_KEPT
 from bergson_core.utils.atomic_files import write_atomically
 from bergson_core.version import __version__
 
@@ -30,6 +31,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     RECALL: "Recall@10",
     ANTI: "anti in first 10",
     ANTI_LAST: "anti in last 10",
+    FIRST_KEPT: "first 10 kept",
     REMOVAL: "removal, nats",
     TAIL_PATCH: "tail-patch, nats",
     UNLEARNING: "unlearning, nats",

@@ -22,6 +22,7 @@ from benchmarks.quality.methods import (
     REPRESENTATIONS,
     SMALL_ROWS,
 )
+from benchmarks.quality.rescoring import FIRST_KEPT, ROWS, rescored_name
 from bergson_core.utils.atomic_files import write_atomically
 
 MAIN_METHODS: Final[Sequence[str]] = (
@@ -47,6 +48,7 @@ MAIN_METHODS: Final[Sequence[str]] = (
     "kfac, sign, p = 128, block, down",
     "kfac, bits2, p = 96, block, mlp",
     "kfac, float16, p = 96, block, mlp",
+    *map(rescored_name, ROWS),
 )
 """The methods of the tables. Those of other programs follow them."""
 MEASURES: Final[Mapping[str, tuple[str, str | None]]] = {
@@ -57,6 +59,7 @@ MEASURES: Final[Mapping[str, tuple[str, str | None]]] = {
         "Rise of the loss without the best 1 %, in nats, and its quotient by the rise without BM25's",
         "of_bm25",
     ),
+    FIRST_KEPT: ("Share of the first ten that stay when the best 100 are scored by whole gradients", None),
     TAIL_PATCH: ("Tail-patch, nats", None),
     ANTI: ("Share of documents that contradict the query among the first ten", None),
     ANTI_LAST: ("Share of documents that contradict the query among the last ten", None),

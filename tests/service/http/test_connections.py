@@ -41,7 +41,9 @@ class _Server(uvicorn.Server):
 @contextmanager
 def serve(app: FastAPI, settings: ServiceSettings) -> Iterator[tuple[str, int]]:
     """Serves `app` over the connections of the service in another thread, and yields its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    # An address of its own: a client of another test that still asks a server at 127.0.0.1 which has ended, and whose
+    # port this one was given, would be one connection more.
+    listener = socket.create_server(("127.0.0.2", 0))
     protocol = partial(Connection, settings=settings)
     config = uvicorn.Config(app, log_level="error", http=cast("type[Connection]", protocol))
     config.timeout_graceful_shutdown = 1
