@@ -54,7 +54,7 @@ def iter_alternatives(
         with kfac_damping(damping):
             yield _sign_rows(experiment, f"kfac damped by {damping:g}, sign, p = 32, block, all")
             if can_compare_whole_gradients(experiment):
-                scores = unprojected_products(experiment, "kfac").scores("row").numpy()
+                scores = unprojected_products(experiment, ["kfac"])["kfac"].scores("row").numpy()
                 yield Method(f"kfac damped by {damping:g}, not projected, row, all", GROUP, None, scores)
     yield _sign_rows(experiment, "kfac of sampled labels, sign, p = 32, block, all", fit_labels="sampled")
     yield _sign_rows(

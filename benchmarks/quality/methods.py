@@ -37,13 +37,16 @@ DEFAULT: Final = "adafactor, float16, p = 16, C, row, all"
 RECOMMENDED: Final = "kfac, sign, p = 96, block, mlp"
 """The rows of the preset `best`."""
 SMALL_ROWS: Final = "kfac, sign, p = 32, block, all"
-PROJECTION_DIMS: Final[Mapping[str, Sequence[int]]] = {
-    "gpt2": (16, 32, 64, 96, 128),
-    "llama": (16, 32, 64, 96, 128),
-    "lora": (16, 32),
-    "smollm2": (16, 32),
+PROJECTION_DIMS: Final[Mapping[NormalizerKind, Sequence[int]]] = {
+    "kfac": (16, 32, 64, 96, 128),
+    "adafactor": (16, 32, 64, 96, 128),
 }
-"""Kind of a model → sizes of its projections. The pretrained model has hundreds of modules."""
+"""Normalizer → sizes of the projections."""
+PRETRAINED_PROJECTION_DIMS: Final[Mapping[NormalizerKind, Sequence[int]]] = {
+    "kfac": (32, 96),
+    "adafactor": (16,),
+}
+"""The same of the pretrained model, which has hundreds of modules."""
 QUICK_PROJECTION_DIMS: Final = (8, 16)
 CODES: Final[Mapping[NormalizerKind, Sequence[Code]]] = {
     "kfac": ("float16", "sign", "bits2"),
@@ -79,10 +82,10 @@ def iter_methods(experiment: Experiment) -> Iterator[Method]:
     sets = select_module_sets(experiment.case.model)
     if can_compare_whole_gradients(experiment):
         yield from iter_whole_gradients(experiment, sets)
-    dims = QUICK_PROJECTION_DIMS if experiment.settings.quick else PROJECTION_DIMS[experiment.case.kind]
+    dims = PROJECTION_DIMS if experiment.is_small else PRETRAINED_PROJECTION_DIMS
     for normalizer, codes in CODES.items():
         tables: dict[int, dict[Storage, ModuleProducts]] = {}
-        for p in dims:
+        for p in QUICK_PROJECTION_DIMS if experiment.settings.quick else dims[normalizer]:
             storages = [Storage(code) for code in codes]
             if p <= MAX_PRECONDITIONED_DIM:
                 storages += [Storage(code, preconditioned=True) for code in PRECONDITIONED_CODES]
@@ -116,8 +119,7 @@ def iter_baselines(experiment: Experiment) -> Iterator[Method]:
 
 def iter_whole_gradients(experiment: Experiment, sets: ModuleSets) -> Iterator[Method]:
     """Yields cosines of whole gradients, and the inner products of plain ones."""
-    for whitening in WHITENINGS:
-        table = unprojected_products(experiment, whitening)
+    for whitening, table in unprojected_products(experiment, WHITENINGS).items():
         for normalize in ("none", "row") if whitening == "none" else ("row",):
             for set_name, modules in sets.items():
                 yield Method(

@@ -13,7 +13,12 @@ from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.measures import FIRST
 from benchmarks.quality.methods import DEFAULT, RECOMMENDED, SMALL_ROWS, Method
 from benchmarks.quality.module_sets import select_module_sets
-from benchmarks.quality.unprojected import Whitening, can_compare_whole_gradients, unprojected_products
+from benchmarks.quality.unprojected import (
+    WHITENINGS,
+    Whitening,
+    can_compare_whole_gradients,
+    unprojected_products,
+)
 from bergson_core.evaluation.score_tables import best_positions
 from bergson_core.schemas.build import Normalize
 
@@ -43,10 +48,11 @@ def iter_rescored(experiment: Experiment, tables: Mapping[str, Float[np.ndarray,
     if not can_compare_whole_gradients(experiment):
         return
     sets = select_module_sets(experiment.case.model)
+    whole = unprojected_products(experiment, WHITENINGS)
     for name, (whitening, normalize, set_name) in ROWS.items():
         if name in tables:
-            products = unprojected_products(experiment, whitening).select(sets[set_name])
-            scores = rescore(tables[name], products.scores(normalize).numpy())
+            exact = whole[whitening].select(sets[set_name]).scores(normalize).numpy()
+            scores = rescore(tables[name], exact)
             yield Method(rescored_name(name), "rescored", None, scores)
 
 

@@ -6,7 +6,7 @@ Whole gradients of all documents do not fit into memory. They are collected in c
 forgotten.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -77,14 +77,16 @@ def full_row_bytes(experiment: Experiment, modules: tuple[str, ...]) -> int:
     return 4 * sum(tracked[name].parameter_count for name in modules)
 
 
-def unprojected_products(experiment: Experiment, whitening: Whitening) -> ModuleProducts:
-    """Returns the products of whole gradients of documents and queries."""
+def unprojected_products(
+    experiment: Experiment, whitenings: Sequence[Whitening]
+) -> Mapping[str, ModuleProducts]:
+    """Returns the products of whole gradients of documents and queries, by whitening. All are computed in one pass."""
 
     def make() -> dict[str, ModuleProducts]:
-        return {whitening: _make_products(experiment, _transforms(experiment, whitening))}
+        return _make_products(experiment, {name: _transforms(experiment, name) for name in whitenings})
 
     inputs = [experiment.key, moments.KFAC_DAMPING, EKFAC_DAMPING, "whole gradients"]
-    return cached_products(experiment.directory / "products", inputs, [whitening], make)[whitening]
+    return cached_products(experiment.directory / "products", inputs, whitenings, make)
 
 
 def _collector(experiment: Experiment) -> RowCollector:
@@ -131,18 +133,26 @@ def iter_gradients(
         }
 
 
-def _make_products(experiment: Experiment, transforms: Mapping[str, Transform]) -> ModuleProducts:
+def _make_products(
+    experiment: Experiment, transforms: Mapping[str, Mapping[str, Transform]]
+) -> dict[str, ModuleProducts]:
     (raw_queries,) = iter_gradients(experiment, of_queries=True)
-    queries = {name: _apply(transforms, name, gradients) for name, gradients in raw_queries.items()}
+    queries = {whitening: _apply_all(by_module, raw_queries) for whitening, by_module in transforms.items()}
+    names = tuple(raw_queries)
     del raw_queries
-    names = tuple(queries)
-    parts = [
-        block_products(names, ((queries[name], _apply(transforms, name, chunk[name])) for name in names))
-        for chunk in iter_gradients(experiment)
-    ]
+    parts: dict[str, list[ModuleProducts]] = {whitening: [] for whitening in transforms}
+    for chunk in iter_gradients(experiment):
+        for whitening, by_module in transforms.items():
+            documents = _apply_all(by_module, chunk)
+            pairs = ((queries[whitening][name], documents[name]) for name in names)
+            parts[whitening].append(block_products(names, pairs))
+    return {whitening: _join_documents(tables) for whitening, tables in parts.items()}
+
+
+def _join_documents(parts: Sequence[ModuleProducts]) -> ModuleProducts:
     first = parts[0]
     return ModuleProducts(
-        names,
+        first.modules,
         torch.cat([part.products for part in parts], dim=2),
         first.query_squares,
         torch.cat([part.document_squares for part in parts], dim=1),
@@ -151,5 +161,10 @@ def _make_products(experiment: Experiment, transforms: Mapping[str, Transform]) 
     )
 
 
-def _apply(transforms: Mapping[str, Transform], name: str, gradients: Tensor) -> Float[Tensor, "n _"]:
-    return (transforms[name](gradients) if name in transforms else gradients).flatten(1)
+def _apply_all(
+    transforms: Mapping[str, Transform], gradients: Mapping[str, Tensor]
+) -> dict[str, Float[Tensor, "n _"]]:
+    return {
+        name: (transforms[name](gradient) if name in transforms else gradient).flatten(1)
+        for name, gradient in gradients.items()
+    }

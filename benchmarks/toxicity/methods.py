@@ -84,8 +84,9 @@ def iter_toxicity_methods(experiment: Experiment) -> Iterator[Method]:
     yield from (method for method in iter_baselines(experiment) if method.name != GOLD)
     sets = select_module_sets(experiment.case.model)
     if can_compare_whole_gradients(experiment):
+        tables = unprojected_products(experiment, sorted({whitening for whitening, _ in WHOLE_GRADIENTS}))
         for whitening, normalize in WHOLE_GRADIENTS:
-            scores = unprojected_products(experiment, whitening).scores(normalize).numpy()
+            scores = tables[whitening].scores(normalize).numpy()
             name = f"{whitening}, not projected, {normalize}, {ALL}"
             yield Method(name, "whole gradients", full_row_bytes(experiment, sets[ALL]), scores)
     for spec, storage, name in ROWS:

@@ -36,5 +36,5 @@ def test_rescored_rows_have_the_scores_of_whole_gradients(tmp_path: Path) -> Non
     tables = {SMALL_ROWS: np.zeros(shape), RECOMMENDED: np.zeros(shape)}
     rescored = {method.name: method.scores for method in iter_rescored(experiment, tables)}
     assert set(rescored) == {rescored_name(SMALL_ROWS), rescored_name(RECOMMENDED)}
-    cosines = unprojected_products(experiment, "kfac").scores("block").numpy()
+    cosines = unprojected_products(experiment, ["kfac"])["kfac"].scores("block").numpy()
     assert np.array_equal(rescored[rescored_name(SMALL_ROWS)], cosines)

@@ -26,7 +26,7 @@ def test_whole_gradients_score_as_the_baselines_do(
     normalizers = dict(fitted_normalizers(experiment, GradientSpec(normalizer=whitening)))
     names = list(case.model.select_modules())
     dots, cosines = gradient_scores(case.model, case.documents, case.queries, names, normalizers)
-    table = unprojected_products(experiment, whitening)
+    table = unprojected_products(experiment, [whitening])[whitening]
     np.testing.assert_allclose(table.scores("row"), cosines, atol=1e-5)
     np.testing.assert_allclose(table.scores("none"), dots, rtol=1e-3, atol=1e-4 * np.abs(dots).max())
     rows, _ = collect_rows(
@@ -37,7 +37,7 @@ def test_whole_gradients_score_as_the_baselines_do(
 
 def test_ekfac_divides_each_direction_of_kfacs_eigenbases_by_its_own_moment(tmp_path: Path) -> None:
     experiment = make_tiny_experiment(tmp_path, "gpt_neox")
-    case, table = experiment.case, unprojected_products(experiment, "ekfac")
+    case, table = experiment.case, unprojected_products(experiment, ["ekfac"])["ekfac"]
     kfac = fitted_normalizers(experiment, GradientSpec(normalizer="kfac"))
     name = table.modules[-1]
     collector = RowCollector(case.model, GradientProcessor(None), [name])

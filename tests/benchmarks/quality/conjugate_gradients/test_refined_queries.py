@@ -25,7 +25,7 @@ ITERATIONS = 45
 
 def test_without_iterations_scores_are_those_of_ekfac(tmp_path: Path) -> None:
     experiment = make_tiny_experiment(tmp_path, "llama")
-    table = unprojected_products(experiment, "ekfac")
+    table = unprojected_products(experiment, ["ekfac"])["ekfac"]
     refined = refine_queries(experiment, table.modules, damping=0.1, iterations=1)
     scores, _ = refined.scores(0, EKFAC_DAMPING)
     torch.testing.assert_close(scores, table.scores("none"), rtol=1e-3, atol=1e-3)
