@@ -30,7 +30,7 @@ def require_short_path(path: str | None) -> str | None:
         raise ValueError(
             f"expected a path whose parts have at most {_MAX_NAME_BYTES} bytes, got one of {max(sizes)}"
         )
-    deep_parts = path.split("/").count("**")  # the work grows as a power of their number
+    deep_parts = path.split("/").count("**")  # each of them goes through all directories
     if deep_parts > _MAX_DEEP_PARTS:
         raise ValueError(f"expected a pattern with at most {_MAX_DEEP_PARTS} parts **, got {deep_parts}")
     if (size := len(path.encode(errors="surrogatepass"))) > _MAX_PATH_BYTES:

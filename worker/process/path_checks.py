@@ -1,6 +1,5 @@
 """Checks that a job reads only models, datasets and files that the operator allows."""
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -57,13 +56,15 @@ def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:
             "dataset.path", dataset.path, settings, settings.allowed_datasets, _iter_links_of_dataset
         )
         return
-    forbidden = None if settings.may_read(base) else dataset.path
-    if forbidden is None:
-        forbidden = _find_forbidden_step(dataset.path, settings)
-    if forbidden is None:
-        forbidden = _find_forbidden((file.path for file in match_pattern(dataset.path)), settings)
-    if forbidden is not None:
-        raise _forbidden_path("dataset.path", forbidden, settings, "hub id or a path")
+
+    def require_step(step: Path) -> None:
+        if not _leads_to_allowed(step, settings):
+            raise _forbidden_path("dataset.path", str(step), settings, "hub id or a path")
+
+    if not settings.may_read(base):
+        raise _forbidden_path("dataset.path", dataset.path, settings, "hub id or a path")
+    for file in match_pattern(dataset.path, require_step):
+        require_step(file.path)
 
 
 def _iter_links(directory: Path) -> Iterator[Path]:
@@ -120,33 +121,6 @@ def _forbidden_path(field: str, path: str, settings: Settings, expected: str) ->
 def _explain(path: Path) -> str:
     """Returns what a relative path means here: its sender does not know where the worker was started."""
     return "" if path.is_absolute() else f", a relative path, which the worker takes for {path.absolute()}"
-
-
-def _find_forbidden_step(pattern: str, settings: Settings) -> str | None:
-    """Returns a directory or a link that matches the beginning of a pattern, or a link that matches all of it, and that
-    is not allowed; None if there is none.
-
-    What is behind it is not looked at, so that the answer is the same whether a file matches there or not.
-    """
-    base = pattern_base(pattern)
-    reached, parts = [base], Path(pattern).expanduser().relative_to(base).parts
-    for number, part in enumerate(parts, 1):
-        is_deep, is_file = part == "**", part != "**" and number == len(parts)
-        level = list(dict.fromkeys(reached))
-        reached = list(level) if is_deep else []
-        while level:
-            matches = (
-                path / name for path in level for name in glob.iglob("*" if is_deep else part, root_dir=path)
-            )
-            steps = [
-                path for path in matches if os.path.islink(path) or (not is_file and os.path.isdir(path))
-            ]
-            if (forbidden := _find_forbidden(steps, settings)) is not None:
-                return forbidden
-            entered = [path for path in steps if os.path.isdir(path)]
-            reached += entered
-            level = entered if is_deep else []
-    return None
 
 
 def _find_forbidden(paths: Iterable[Path], settings: Settings) -> str | None:

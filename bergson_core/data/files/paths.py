@@ -6,7 +6,7 @@ This module imports the standard library only, so that a worker can check every 
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -82,8 +82,15 @@ def find_data_files(path: str) -> list[DataFile]:
     return match_pattern(path) if is_pattern(path) else []
 
 
-def match_pattern(pattern: str) -> list[DataFile]:
+def match_pattern(pattern: str, check_step: Callable[[Path], object] = lambda step: None) -> list[DataFile]:
     """Returns the files that match a pattern, sorted by name.
+
+    A `**` enters each directory once, even if several links or a circle of links lead to it.
+
+    Args:
+        pattern: The pattern.
+        check_step: Called with each directory that the pattern leads through before anything in it is looked at, and
+            with each link that matches; it may raise.
 
     Raises:
         DatasetNotFound: No file matches, or those that do cannot be read together.
@@ -92,7 +99,16 @@ def match_pattern(pattern: str) -> list[DataFile]:
     base = pattern_base(pattern)
     if ".." in expanded.relative_to(base).parts:
         raise DatasetNotFound(f"{pattern}: expected a pattern without .. after its first *, ? or [")
-    matches = sorted(path for path in map(Path, glob.glob(str(expanded), recursive=True)) if path.is_file())
+    *parts, last = expanded.relative_to(base).parts
+    directories = [base]
+    for part in parts:
+        directories = _enter(directories, part, check_step)
+    if last == "**":
+        directories, last = _enter(directories, last, check_step), "*"
+    named = [path / name for path in directories for name in glob.iglob(last, root_dir=path)]
+    for path in filter(Path.is_symlink, named):
+        check_step(path)
+    matches = sorted(filter(Path.is_file, named))
     if not matches:
         raise DatasetNotFound(f"no file matches {pattern}")
     return _require_one_format(
@@ -105,6 +121,28 @@ def pattern_base(pattern: str) -> Path:
     parts = Path(pattern).expanduser().parts
     first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:first])
+
+
+def _enter(directories: list[Path], part: str, check_step: Callable[[Path], object]) -> list[Path]:
+    """Returns the directories in others that match a part of a pattern; for `**`, those at any depth and themselves."""
+    if part != "**":
+        return _enter_once(directories, part, check_step)
+    reached: dict[Path, Path] = {}
+    level = directories
+    while level:
+        new = {path.resolve(): path for path in reversed(level)}
+        level = _enter_once([path for real, path in new.items() if real not in reached], "*", check_step)
+        level.sort(key=Path.is_symlink)  # a directory that is there itself is not named by a link to it
+        reached = new | reached
+    return list(reached.values())
+
+
+def _enter_once(directories: Iterable[Path], part: str, check_step: Callable[[Path], object]) -> list[Path]:
+    matches = [path / name for path in directories for name in glob.iglob(part, root_dir=path)]
+    for path in matches:
+        if path.is_symlink() or path.is_dir():
+            check_step(path)
+    return [path for path in matches if path.is_dir()]
 
 
 def _find_in_directory(directory: Path) -> list[DataFile]:

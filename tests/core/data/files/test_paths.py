@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,26 @@ def test_the_files_that_match_a_pattern_are_read_in_the_order_of_their_paths(
     assert texts(f"{tmp_path}/{pattern}") == names
     monkeypatch.chdir(tmp_path)
     assert texts(pattern) == texts(f"./{pattern}") == names
+
+
+def test_a_pattern_of_any_depth_reads_each_file_once_however_many_links_lead_to_it(tmp_path):
+    write_files(tmp_path, "a/b/x.jsonl", "a/y.jsonl", "c/z.jsonl")
+    for link, target in {"a/loop": "..", "a/b/loop": "../..", "again": "a", "a/self": "self"}.items():
+        (tmp_path / link).symlink_to(target)
+    assert texts(f"{tmp_path}/**/*.jsonl") == ["a/b/x.jsonl", "a/y.jsonl", "c/z.jsonl"]
+    assert texts(f"{tmp_path}/**/loop/**/*.jsonl") == ["a/b/x.jsonl", "a/y.jsonl", "c/z.jsonl"]
+    assert sorted(texts(f"{tmp_path}/again/**/*.jsonl")) == ["a/b/x.jsonl", "a/y.jsonl", "c/z.jsonl"]
+    assert texts(f"{tmp_path}/again/*.jsonl") == ["a/y.jsonl"]
+
+
+def test_many_links_that_lead_to_each_other_take_no_time(tmp_path):
+    write_files(tmp_path, *(f"d{number}/x.jsonl" for number in range(20)))
+    for number in range(20):
+        for other in range(20):
+            (tmp_path / f"d{number}" / f"to{other}").symlink_to(f"../d{other}")
+    started = time.process_time()
+    assert len(texts(f"{tmp_path}/**/**/*.jsonl")) == 20
+    assert time.process_time() - started < 2
 
 
 def test_default_ids_count_on_over_the_files_and_errors_count_in_each(tmp_path):
