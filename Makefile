@@ -98,10 +98,17 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@touch $@
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
-# Without ARGS, it also measures the toxicity task and the notice.
+# Without ARGS, it also measures the toxicity task and the notice. 24 halves and two runs of removal fit into an hour;
+# docs/quality.md has 32 and three.
 quality: $(VENV)/.installed-evaluation
-	@$(PY) -m benchmarks.quality --removal 3 --steps $(ARGS)
-	@$(if $(ARGS),:,$(PY) -m benchmarks.toxicity && exec $(PY) -m benchmarks.notice_accuracy)
+ifdef ARGS
+	@$(PY) -m benchmarks.quality $(ARGS)
+else
+	@$(PY) -m benchmarks.quality package_descriptions docstring_paragraphs world_factbook --runs 24 --removal 2 --steps
+	@$(PY) -m benchmarks.quality world_factbook_lora world_factbook_chats --steps
+	@$(PY) -m benchmarks.toxicity
+	@$(PY) -m benchmarks.notice_accuracy
+endif
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs
