@@ -87,7 +87,8 @@ def iter_methods(experiment: Experiment) -> Iterator[Method]:
         tables: dict[int, dict[Storage, ModuleProducts]] = {}
         for p in QUICK_PROJECTION_DIMS if experiment.settings.quick else dims[normalizer]:
             storages = [Storage(code) for code in codes]
-            if p <= MAX_PRECONDITIONED_DIM:
+            # Of the pretrained model, one C at p = 32 takes gigabytes and minutes.
+            if p <= (MAX_PRECONDITIONED_DIM if experiment.is_small else 16):
                 storages += [Storage(code, preconditioned=True) for code in PRECONDITIONED_CODES]
             spec = GradientSpec(normalizer=normalizer, projection_dim=p)
             tables[p] = row_products(experiment, spec, storages)
