@@ -15,7 +15,7 @@ from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.module_products import ModuleProducts, block_products, cached_products
 from benchmarks.quality.module_weights import halves_agreement
 from benchmarks.support.bit_codes import Code, store
-from benchmarks.support.row_variants import RowVariants, fit_index_normalizers
+from benchmarks.support.row_variants import ALL_TOKENS, RowVariants, fit_index_normalizers
 from bergson_core.gradients.normalizers import moments
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner
@@ -42,7 +42,8 @@ def row_products(
     experiment: Experiment, spec: GradientSpec, storages: Sequence[Storage]
 ) -> dict[Storage, ModuleProducts]:
     """Returns the products of the blocks of documents and queries for each way to store rows."""
-    inputs = [experiment.key, spec.model_dump(mode="json"), moments.KFAC_DAMPING]
+    settings = spec.model_dump(mode="json", exclude={"sample_tokens"})
+    inputs = [experiment.key, settings, moments.KFAC_DAMPING]
     by_name = {str(storage): storage for storage in storages}
 
     def make() -> dict[str, ModuleProducts]:
@@ -62,8 +63,18 @@ def row_products(
 
 
 def fitted_normalizers(experiment: Experiment, spec: GradientSpec) -> Mapping[str, Normalizer]:
-    """Returns the normalizers that a build would fit, which depend on everything in `spec` except the projection."""
-    common = spec.model_copy(update={"projection_dim": 1, "projection": "rademacher", "rows": "float16"})
+    """Returns the normalizers that a build would fit if its sample might have all tokens of the corpus.
+
+    They depend on everything in `spec` except the projection. What fewer tokens do is measured by
+    `benchmarks.sample_size`.
+    """
+    changes = {
+        "projection_dim": 1,
+        "projection": "rademacher",
+        "rows": "float16",
+        "sample_tokens": ALL_TOKENS,
+    }
+    common = spec.model_copy(update=changes)
     return _fit_normalizers(experiment, common.model_dump_json(), moments.KFAC_DAMPING)
 
 

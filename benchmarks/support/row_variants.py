@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from bergson_core.gradients.fitting_sample import choose_sample
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.preconditioner import Preconditioner, SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.processor_fitting import fit_processor_from_batches, sample_row_numbers
+from bergson_core.gradients.processor_fitting import fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import select_modules
@@ -24,6 +25,8 @@ from bergson_core.shards.codecs import CODECS
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.tokens.tokenization import Tokens
 
+ALL_TOKENS: Final = 10**12
+"""Tokens of a sample that may have all tokens of a corpus."""
 DAMPING: Final = 0.1
 """Damping of the preconditioner C^-½, in units of the mean eigenvalue."""
 
@@ -95,8 +98,10 @@ def fit_index_normalizers(
     model: LanguageModel, documents: list[Tokens], settings: GradientSpec
 ) -> dict[str, Normalizer]:
     """Fits the normalizers to the sample of the documents that a build would take."""
-    numbers = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
-    batches = iter_batches([documents[number] for number in numbers], BUDGET_TOKENS)
+    sample = choose_sample(
+        len(documents), settings, lambda numbers: {number: documents[number] for number in numbers}
+    )
+    batches = iter_batches(sample, BUDGET_TOKENS)
     modules = select_modules(model.model, settings.modules)
     return dict(fit_processor_from_batches(model, modules, batches, settings).normalizers)
 

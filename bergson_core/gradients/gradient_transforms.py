@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -118,10 +118,7 @@ def make_transform(
     p = processor.projection_dim
     if p is None:
         return FullGradientTransform(normalizer, None, None, None, tracked.in_features, bias)
-    sides = tracked.out_features, tracked.in_features + bias
-    rows = block_shape(processor.projection, p, *sides)
-    draw = partial(PROJECTIONS[processor.projection], processor.seed, tracked.name)
-    left, right = draw("left", rows[0], sides[0]), draw("right", rows[1], sides[1])
+    left, right = draw_projections(processor, tracked)
     if isinstance(normalizer, FactoredNormalizer):
         left, right = normalizer.fold(left, right)
     elif normalizer is not None:
@@ -132,6 +129,17 @@ def make_transform(
     if bias:
         return FactoredTransform(p, left, right[:, :-1].contiguous(), right[:, -1].contiguous())
     return FactoredTransform(p, left, right, None)
+
+
+def draw_projections(
+    processor: GradientProcessor, tracked: TrackedModule
+) -> tuple[Float64[Tensor, "a o"], Float64[Tensor, "b i"]]:
+    """Returns the projections L and R of a module, for a processor that projects."""
+    assert processor.projection_dim is not None
+    sides = tracked.out_features, tracked.in_features + (processor.include_bias and tracked.has_bias)
+    rows = block_shape(processor.projection, processor.projection_dim, *sides)
+    draw = partial(PROJECTIONS[processor.projection], processor.seed, tracked.name)
+    return draw("left", rows[0], sides[0]), draw("right", rows[1], sides[1])
 
 
 def _fill_square(block: Float[Tensor, "n a b"], p: int) -> Float[Tensor, "n p p"]:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
-from bergson_core.gradients.normalizers.normalizers import Normalizer, normalizer_from_tensors
+from bergson_core.gradients.normalizers.normalizers import Normalizer
+from bergson_core.gradients.normalizers.saved_normalizers import normalizer_from_tensors
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import Projection

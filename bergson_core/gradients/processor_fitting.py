@@ -1,35 +1,38 @@
 """Fits the normalizers of a gradient processor from a seeded sample of documents."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
-from typing import Final, Literal, cast
+from typing import Literal, cast
 
-import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bergson_core.errors import InvalidInput
-from bergson_core.gradients.gradient_transforms import append_bias_input, upcast
+from bergson_core.gradients.fitting_sample import choose_sample
+from bergson_core.gradients.fitting_sample import sample_row_numbers as sample_row_numbers
+from bergson_core.gradients.gradient_transforms import draw_projections
+from bergson_core.gradients.normalizer_fitting import MAX_KFAC_SIDE as MAX_KFAC_SIDE
+from bergson_core.gradients.normalizer_fitting import (
+    NormalizerFitting,
+    count_tokens,
+    group_modules,
+    require_labels,
+)
 from bergson_core.gradients.normalizers.matrix_root import EighFunction
-from bergson_core.gradients.normalizers.moments import NORMALIZER_FITTERS
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.normalizers.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.models.forward_backward import forward_backward
-from bergson_core.models.hooks import capture, freeze
 from bergson_core.models.language_model import LanguageModel, as_language_model, token_limits
 from bergson_core.models.modules import TrackedModule
 from bergson_core.schemas.build import GradientSpec, NormalizerKind
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.tokens.document_tokens import iter_token_chunks
+from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import run_in_thread, stop_if_abandoned
-
-MAX_KFAC_SIDE: Final = 2**15
-"""Longest side of a module that K-FAC is fitted for: a matrix of side × side then takes 4 GiB in float32."""
 
 
 def fit_processor(
@@ -43,7 +46,8 @@ def fit_processor(
 ) -> GradientProcessor:
     """Returns a gradient processor with normalizers that are fitted from a sample of a dataset.
 
-    The sample is `settings.sample_size` documents, drawn with `settings.seed`. The default settings are Adafactor's
+    The sample is at most `settings.sample_size` documents and `settings.sample_tokens` tokens, drawn with
+    `settings.seed`. The default settings are Adafactor's
     second moment and a projection to 16 × 16 numbers per module. The model is left as it was.
 
     Args:
@@ -76,27 +80,39 @@ def fit_processor(
         >>> columns = ColumnsSpec(prompt="question", completion="answer")
         >>> processor = fit_processor(model, dataset, tokenizer, settings, columns=columns)
     """
-    settings, columns = settings or GradientSpec(), columns or ColumnsSpec()
+    return fit_from_dataset(
+        model, dataset, tokenizer, settings or GradientSpec(), columns or ColumnsSpec(), modules, whole=True
+    )
+
+
+def fit_from_dataset(
+    model: nn.Module,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: GradientSpec,
+    columns: ColumnsSpec,
+    modules: str | Iterable[str] | None = None,
+    *,
+    whole: bool,
+) -> GradientProcessor:
+    """Returns what `fit_processor` does, with normalizers for whole gradients or without.
+
+    The arguments are those of `fit_processor`; `whole` is that of `fit_processor_from_batches`.
+    """
     language_model = as_language_model(model, tokenizer)
-    sample = sample_row_numbers(len(dataset), settings.sample_size, settings.seed)
     limits = token_limits(language_model, settings.max_tokens)
-    chunks = iter_token_chunks(tokenizer, dataset, columns, limits, settings.loss, sample)
-    documents = list(chain.from_iterable(chunks))
+
+    def tokenize(numbers: Sequence[int]) -> dict[int, Tokens]:
+        chunks = iter_token_chunks(tokenizer, dataset, columns, limits, settings.loss, numbers)
+        return dict(zip(numbers, chain.from_iterable(chunks), strict=True))
+
+    documents = choose_sample(len(dataset), settings, tokenize)
     tracked = language_model.select_modules(modules or settings.modules)
     longest = max((len(tokens.ids) for tokens in documents), default=0)
     budget = find_batch_budget(language_model, tracked, longest)
     return fit_processor_from_batches(
-        language_model, tracked, iter_batches(documents, budget, language_model.device), settings
+        language_model, tracked, iter_batches(documents, budget, language_model.device), settings, whole=whole
     )
-
-
-def sample_row_numbers(total: int, size: int, seed: int) -> list[int]:
-    """Returns `size` row numbers of `total`, or all of them where there are fewer, ascending.
-
-    The same arguments always give the same row numbers.
-    """
-    generator = np.random.Generator(np.random.Philox(seed))
-    return sorted(generator.choice(total, min(size, total), replace=False).tolist())
 
 
 def fit_processor_from_batches(
@@ -106,8 +122,10 @@ def fit_processor_from_batches(
     settings: GradientSpec,
     tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
+    *,
+    whole: bool = True,
 ) -> GradientProcessor:
-    """Returns a gradient processor, fitted in one streaming pass over batches.
+    """Returns a gradient processor, fitted in one streaming pass over batches, or a few where memory is short.
 
     Args:
         model: The model, on its device.
@@ -116,33 +134,41 @@ def fit_processor_from_batches(
         settings: The normalizer, the loss and the projection.
         tick: Called some fifty times a second while matrices are decomposed; it may raise to stop.
         eigh: The eigendecomposition to use.
+        whole: Whether the normalizers are for whole gradients too. Otherwise those of K-FAC hold no more than the
+            processor's projections need (`ProjectedKfacNormalizer`).
 
     Raises:
         InvalidInput: No token of the sample is labelled, a module is too wide for K-FAC, or an optimizer's checkpoint
             does not fit the model.
     """
     bias = settings.include_bias
+    processor = GradientProcessor(settings.projection_dim, None, settings.seed, bias, settings.projection)
     if settings.optimizer_state is not None:
         # GradientSpec accepts no other normalizers with an optimizer's state.
         kind = cast("Literal['adafactor', 'adam']", settings.normalizer)
-        normalizers = read_checkpoint_normalizers(
+        processor.normalizers = read_checkpoint_normalizers(
             settings.optimizer_state, model.model, modules, kind, include_bias=bias
         )
-    else:
-        sampler = None
-        if settings.fit_labels == "sampled":
-            sampler = torch.Generator(model.device).manual_seed(settings.seed)
-        normalizers = fit_normalizers(
-            model.for_tracking(modules.values()),
-            modules,
-            sample,
-            settings.normalizer,
-            include_bias=bias,
-            sampler=sampler,
-            tick=tick,
-            eigh=eigh,
-        )
-    return GradientProcessor(settings.projection_dim, normalizers, settings.seed, bias, settings.projection)
+        return processor
+    processor.normalizers = fit_normalizers(
+        model.for_tracking(modules.values()),
+        modules,
+        sample,
+        settings.normalizer,
+        include_bias=bias,
+        sampler=label_sampler(model, settings),
+        tick=tick,
+        eigh=eigh,
+        projected_by=None if whole else processor,
+    )
+    return processor
+
+
+def label_sampler(model: LanguageModel, settings: GradientSpec) -> torch.Generator | None:
+    """Returns the generator that draws labels from the model's predictions, or None where labels are the documents'."""
+    if settings.fit_labels != "sampled":
+        return None
+    return torch.Generator(model.device).manual_seed(settings.seed)
 
 
 def fit_normalizers(
@@ -155,10 +181,12 @@ def fit_normalizers(
     sampler: torch.Generator | None = None,
     tick: Callable[[], object] = lambda: None,
     eigh: EighFunction = torch.linalg.eigh,
+    projected_by: GradientProcessor | None = None,
 ) -> dict[str, Normalizer]:
     """Returns a normalizer for each module that the model runs, fitted in one streaming pass over batches.
 
-    A document whose activations or output gradients in a module are not finite adds nothing to the module's sums.
+    If K-FAC's moments of all modules do not fit into memory together, the modules are fitted in groups, with a pass for
+    each. A document whose activations or output gradients in a module are not finite adds nothing to the module's sums.
 
     Args:
         model: The model, on its device.
@@ -170,54 +198,42 @@ def fit_normalizers(
             documents' own (`forward_backward`).
         tick: Called some fifty times a second while matrices are decomposed; it may raise to stop.
         eigh: The eigendecomposition to use.
+        projected_by: A processor whose projections the normalizers are for. By default they are for all projections,
+            and for whole gradients.
 
     Raises:
         InvalidInput: No token of the sample is labelled, or a module is too wide for K-FAC.
     """
     if kind == "none":
         return {}
-    if kind == "kfac":
-        _require_sides_for_kfac(modules)
-    fitter = NORMALIZER_FITTERS[kind]
-    sums: dict[str, Sequence[Tensor]] = {}
-
-    def add_to_sums(name: str, a: Tensor, g: Tensor) -> None:
-        tracked, g = modules[name], upcast(g)
-        finite = g.isfinite().flatten(1).all(1)
-        if a.is_floating_point():
-            a = upcast(append_bias_input(a) if include_bias and tracked.has_bias else a)
-            finite &= a.isfinite().flatten(1).all(1)
-            moments = fitter.moments(a[finite], g[finite])
-        else:
-            moments = fitter.token_moments(a[finite], g[finite], tracked.in_features)
-        if name in sums:
-            moments = [total.add_(moment) for total, moment in zip(sums[name], moments, strict=True)]
-        sums[name] = moments
-
+    groups = group_modules(model, modules, kind, None)
+    if len(groups) > 1:
+        sample = list(sample) if iter(sample) is sample else sample  # it is read more than once
+        groups = group_modules(model, modules, kind, count_tokens(sample))
+    normalizers: dict[str, Normalizer] = {}
     samples = 0
-    for batch in sample:
-        with freeze(model.model), capture(model.model, modules, lambda _, a: a, add_to_sums):
-            forward_backward(model, batch, sampler)
-        samples += len(batch)
-    if not sums:
-        raise InvalidInput(
-            f"expected documents with labelled tokens to fit the normalizers from; the sample of {samples} has none"
-        )
+    for group in groups:
+        fitting = NormalizerFitting(model, group, kind, include_bias=include_bias, sampler=sampler)
+        for batch in sample:
+            fitting.add(batch)
+        samples = fitting.samples
+        make = partial(_make_all, fitting, group, projected_by, eigh)
+        normalizers |= run_in_thread(make, tick)
+    require_labels(normalizers, samples)
+    return normalizers
 
-    def make_normalizer(name: str) -> Normalizer:
+
+def _make_all(
+    fitting: NormalizerFitting,
+    modules: Mapping[str, TrackedModule],
+    projected_by: GradientProcessor | None,
+    eigh: EighFunction,
+) -> dict[str, Normalizer]:
+    """Returns the normalizers of all modules of a fitting that the model has run."""
+    normalizers = {}
+    for name in fitting.names:
         stop_if_abandoned()
-        return fitter.make(sums[name], samples, eigh)
-
-    return run_in_thread(lambda: {name: make_normalizer(name) for name in modules if name in sums}, tick)
-
-
-def _require_sides_for_kfac(modules: Mapping[str, TrackedModule]) -> None:
-    """Raises `InvalidInput` where a module has a side that K-FAC's matrices are too large for."""
-    for name, tracked in modules.items():
-        is_embedding = isinstance(tracked.module, nn.Embedding)
-        side = tracked.out_features if is_embedding else max(tracked.out_features, tracked.in_features)
-        if side > MAX_KFAC_SIDE:
-            raise InvalidInput(
-                f"module {name!r} has a side of {side}, and kfac has a matrix of side × side: expected at most "
-                f"{MAX_KFAC_SIDE}. Leave the module out, or take normalizer adafactor"
-            )
+        projections = None if projected_by is None else draw_projections(projected_by, modules[name])
+        normalizers[name] = fitting.make(name, projections, eigh)
+        fitting.forget(name)
+    return normalizers

@@ -26,17 +26,18 @@ Files of an unfinished build, beside those in `output_directory.py`:
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
+from bergson_core.gradients.fitting_sample import choose_sample, sample_row_numbers
 from bergson_core.gradients.normalizers.optimizer_checkpoint import find_checkpoint_file
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.processor_fitting import fit_processor_from_batches, sample_row_numbers
+from bergson_core.gradients.processor_fitting import fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
@@ -233,17 +234,14 @@ def fit_statistics(
     # the statistics that are gone, and perhaps in batches of another size.
     for leftover in (context.output / "shards", context.output / "profiles", directory):
         shutil.rmtree(leftover, ignore_errors=True)
-    numbers = sample_row_numbers(len(documents), settings.sample_size, settings.seed)
-    tokens = documents.tokenize(model, numbers)
-    progress = StageProgress("statistics", len(numbers))
-    sample = steps.select_batches(iter_batches(tokens, budget_tokens, model.device))
-    processor = fit_processor_from_batches(
-        model,
-        modules,
-        _report_each(sample, progress, context.report),
+    tokens = choose_sample(
+        len(documents),
         settings,
-        lambda: context.report(progress.advance(0, 0)),
-        steps.eigh,
+        lambda numbers: dict(zip(numbers, documents.tokenize(model, numbers), strict=True)),
+    )
+    sample = _ReportedSample(context, list(iter_batches(tokens, budget_tokens, model.device)))
+    processor = fit_processor_from_batches(
+        model, modules, sample, settings, sample.report_waiting, steps.eigh, whole=False
     )
     processor.save(directory)
     if has_preconditioned_signs(spec):
@@ -290,10 +288,19 @@ def collect_recall_queries(
     )
 
 
-def _report_each(
-    sample: Iterator[Batch], progress: StageProgress, report: ProgressCallback
-) -> Iterator[Batch]:
-    """Yields the batches, and reports each of them after it was used."""
-    for batch in sample:
-        yield batch
-        report(progress.advance(len(batch), batch.n_tokens))
+class _ReportedSample:
+    """The batches of a sample, with a report after each was used. They may be read more than once."""
+
+    def __init__(self, context: BuildContext, batches: Sequence[Batch]) -> None:
+        self._context, self._batches = context, batches
+        self._progress = StageProgress("statistics", sum(map(len, batches)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._progress = StageProgress("statistics", sum(map(len, self._batches)))
+        for batch in self._context.steps.select_batches(self._batches):
+            yield batch
+            self._context.report(self._progress.advance(len(batch), batch.n_tokens))
+
+    def report_waiting(self) -> None:
+        """Reports that the work goes on."""
+        self._context.report(self._progress.advance(0, 0))

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from bergson_core.data.documents import Documents, documents_from_dataset
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.processor_fitting import fit_processor
+from bergson_core.gradients.processor_fitting import fit_from_dataset
 from bergson_core.gradients.row_collector import RowCollector, module_slices
 from bergson_core.indexing.build_context import BuildContext
 from bergson_core.indexing.output_directory import (
@@ -126,7 +126,9 @@ class IndexCallback(TrainerCallback):
                 "expected a checkpoint that was saved with this callback, or a run from the start"
             )
         if state.global_step == 0:
-            processor = fit_processor(model, self._dataset, None, self._settings, columns=self._columns)
+            processor = fit_from_dataset(
+                model, self._dataset, None, self._settings, self._columns, whole=False
+            )
             processor.save(self.output / "statistics")
         else:
             processor = GradientProcessor.load(self.output / "statistics")

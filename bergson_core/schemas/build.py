@@ -89,7 +89,10 @@ class GradientSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random projections."""
     sample_size: int = Field(default=2048, ge=1)
-    """Number of documents that the normalizer is fitted to."""
+    """Largest number of documents that the normalizer is fitted to."""
+    sample_tokens: int | None = Field(default=None, ge=1)
+    """Largest number of tokens that the normalizer is fitted to, by default 8,192: no further documents are taken once
+    there are so many, but at least 16."""
 
     _require_path = field_validator("optimizer_state")(require_short_path)
 
@@ -245,6 +248,8 @@ class BuildSpec(Spec):
         }
         if self.dataset is not None and self.dataset.text_documents == "auto":
             unset["dataset"] = {"text_documents"}
+        if self.gradients.sample_tokens is None:
+            unset["gradients"] = {"sample_tokens"}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
     def rows_fingerprint(self) -> str:

@@ -5,6 +5,9 @@ candidates of a search are therefore scored a second time, by gradients that are
 projected nor stored (`gradients.whole_gradient_scores`). The preconditioner C is the second moment of projected rows,
 so that there is none for whole gradients, and they are compared without one.
 
+An index of K-FAC-whitened rows does not keep what whitens whole gradients: the first rescoring fits it again
+(`whole_normalizers`).
+
 The work is divided into steps, between which other queries are answered. A caller that cannot wait until all candidates
 are scored says until when there is time. The best candidates by the index go first, in groups of growing size, so that
 the time is spent on them if it is short.
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
+from bergson_core.attribution.follow_up.whole_normalizers import WholeNormalizers
 from bergson_core.attribution.token_influence import list_token_influences
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
@@ -84,13 +88,17 @@ class Rescorer:
         collector: Computes rows as the index holds them; its model and its modules are used.
         processor: Normalizers of the gradients.
         searcher: The shards of the index.
+
+    Attributes:
+        whole_normalizers: Makes the normalizers of whole gradients.
     """
 
     def __init__(
         self, manifest: Manifest, collector: RowCollector, processor: GradientProcessor, searcher: Searcher
     ) -> None:
-        self._manifest, self._collector, self._processor = manifest, collector, processor
+        self._manifest, self._collector = manifest, collector
         self._selector = DocumentSelector(manifest, collector.model, searcher)
+        self.whole_normalizers = WholeNormalizers(manifest, collector, processor, self._selector)
 
     def rescore(
         self, query: AttributionQuery, tokens: Tokens, answer: Answer, until: float = math.inf
@@ -153,12 +161,15 @@ class Rescorer:
         """Returns the exact scores of the candidates that there is time for, by id."""
         scores: dict[str, _ExactScore] = {}
         pace = _Pace(until)
-        if not candidates or not pace.has_time_for(len(tokens.ids)):
+        if not candidates:
+            return scores
+        processor = yield from self.whole_normalizers.prepare(pace, self._budget_tokens)
+        if processor is None or not pace.has_time_for(len(tokens.ids)):
             return scores
         with pace.measure(len(tokens.ids)):
             scorer = WholeGradientScorer(
                 self._collector.model,
-                self._processor,
+                processor,
                 self._collector.modules,
                 tokens,
                 self._manifest.spec.scoring.normalize,

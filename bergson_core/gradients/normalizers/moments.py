@@ -9,19 +9,26 @@ one-hot vectors [n, s, v], which are never formed. The results are the same sums
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bergson_core.gradients.normalizers.matrix_root import EighFunction, inverse_root
+from bergson_core.gradients.normalizers.matrix_root import EighFunction
 from bergson_core.gradients.normalizers.normalizers import (
     AdafactorNormalizer,
     AdamNormalizer,
     KfacNormalizer,
     Normalizer,
 )
+from bergson_core.gradients.normalizers.projected_kfac import ProjectedKfacNormalizer
+from bergson_core.gradients.normalizers.side_moment import SideMoment
+
+Sum: TypeAlias = Tensor | SideMoment
+"""A sum over samples, to which `add_` adds another one."""
+Projections: TypeAlias = tuple[Tensor, Tensor]
+"""The projections (L [a, o], R [b, i]) of a module, in float64."""
 
 KFAC_DAMPING: Final = 1e-3
 """Added to the eigenvalues of both of K-FAC's factors, in units of their mean."""
@@ -53,16 +60,13 @@ def adam_moments(a: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> tuple[
     return (total,)
 
 
-def kfac_moments(
-    a: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]
-) -> tuple[Float[Tensor, "o o"], Float[Tensor, "i i"], Float[Tensor, ""]]:
-    """Returns (Σ g gᵀ, Σ a aᵀ, the number of positions) over the positions that have a gradient.
+def kfac_moments(a: Float[Tensor, "n s i"], g: Float[Tensor, "n s o"]) -> tuple[SideMoment, SideMoment]:
+    """Returns the moments (E[g gᵀ], E[a aᵀ]) over the positions that have a gradient.
 
     Padding has none, nor have the positions behind the last label.
     """
     has_gradient = (g != 0).any(-1)
-    a, g = a[has_gradient], g[has_gradient]
-    return g.mT @ g, a.mT @ a, has_gradient.sum().to(g)
+    return SideMoment(g[has_gradient]), SideMoment(a[has_gradient])
 
 
 def adafactor_token_moments(
@@ -89,11 +93,11 @@ def adam_token_moments(
 
 def kfac_token_moments(
     tokens: Int[Tensor, "n s"], g: Float[Tensor, "n s o"], vocabulary: int
-) -> tuple[Float[Tensor, "o o"], Float[Tensor, " v"], Float[Tensor, ""]]:
-    """Returns `kfac_moments` of an embedding; of Σ a aᵀ, which is diagonal, the diagonal [v]."""
+) -> tuple[SideMoment, Float[Tensor, " v"]]:
+    """Returns E[g gᵀ] as `kfac_moments` does, and of Σ a aᵀ, which is diagonal for an embedding, the diagonal [v]."""
     has_gradient = (g != 0).any(-1)
     tokens, g = tokens[has_gradient], g[has_gradient]
-    return g.mT @ g, tokens.bincount(minlength=vocabulary).to(g), has_gradient.sum().to(g)
+    return SideMoment(g), tokens.bincount(minlength=vocabulary).to(g)
 
 
 def _gradient_columns(
@@ -112,32 +116,50 @@ class NormalizerFitter:
     Attributes:
         moments: Returns sums over a batch, from a [n, s, i] and g [n, s, o].
         token_moments: Returns the same for an embedding, from tokens [n, s], g and the vocabulary's size.
-        make: Returns the normalizer, from the sums, the number of samples in them, and the eigendecomposition to use.
+        make: Returns the normalizer, from the sums, the number of samples in them, the projections that it is for, and
+            the eigendecomposition to use. Without projections, the normalizer is for whole gradients and for any.
     """
 
-    moments: Callable[[Tensor, Tensor], Sequence[Tensor]]
-    token_moments: Callable[[Tensor, Tensor, int], Sequence[Tensor]]
-    make: Callable[[Sequence[Tensor], int, EighFunction], Normalizer]
+    moments: Callable[[Tensor, Tensor], Sequence[Sum]]
+    token_moments: Callable[[Tensor, Tensor, int], Sequence[Sum]]
+    make: Callable[[Sequence[Any], int, Projections | None, EighFunction], Normalizer]
 
 
-def _make_adafactor(sums: Sequence[Tensor], samples: int, _eigh: EighFunction) -> AdafactorNormalizer:
+def _make_adafactor(
+    sums: Sequence[Tensor], samples: int, _projections: Projections | None, _eigh: EighFunction
+) -> AdafactorNormalizer:
     return AdafactorNormalizer(*(total.cpu() / samples for total in sums))
 
 
-def _make_adam(sums: Sequence[Tensor], samples: int, _eigh: EighFunction) -> AdamNormalizer:
+def _make_adam(
+    sums: Sequence[Tensor], samples: int, _projections: Projections | None, _eigh: EighFunction
+) -> AdamNormalizer:
     return AdamNormalizer(sums[0].cpu() / samples)
 
 
-def _make_kfac(sums: Sequence[Tensor], samples: int, eigh: EighFunction) -> KfacNormalizer:
-    output, activation, positions = sums
-    output, activation = (total.cpu() / positions.cpu().clamp_min(1) for total in (output, activation))
-    return KfacNormalizer(_kfac_root(output, eigh), _kfac_root(activation, eigh))
+def _make_kfac(
+    sums: Sequence[Any], _samples: int, projections: Projections | None, eigh: EighFunction
+) -> Normalizer:
+    output: SideMoment = sums[0]
+
+    def root_of(moment: Sum, projection: Tensor | None) -> Tensor:
+        if isinstance(moment, SideMoment):
+            projection = torch.eye(moment.features, dtype=torch.float64) if projection is None else projection
+            return moment.root_product(projection, KFAC_DAMPING, eigh)
+        return _diagonal_root(moment.cpu().double() / max(1, output.count))
+
+    roots = [
+        root_of(moment, projection).to(output.dtype)
+        for moment, projection in zip(sums, projections or (None, None), strict=True)
+    ]
+    if projections is None:
+        return KfacNormalizer(*roots)
+    starts = (projection[:, 0].to(output.dtype, copy=True) for projection in projections)
+    return ProjectedKfacNormalizer(roots[0], next(starts), roots[1], next(starts))
 
 
-def _kfac_root(moment: Tensor, eigh: EighFunction) -> Tensor:
-    """Returns the damped inverse root of a matrix [d, d], or of a diagonal [d]."""
-    if moment.dim() == 2:
-        return inverse_root(moment, KFAC_DAMPING, eigh).to(moment.dtype)
+def _diagonal_root(moment: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Returns the damped inverse root of a diagonal."""
     mean = moment.mean()
     return (moment + KFAC_DAMPING * mean).rsqrt() if mean > 0 else torch.zeros_like(moment)
 

@@ -136,15 +136,3 @@ def _damped(moment: Tensor) -> Tensor:
     """Returns a moment that is positive wherever any entry is; all ones for a module whose gradients were all zero."""
     mean = moment.mean()
     return moment + DAMPING * mean if mean > 0 else torch.ones_like(moment)
-
-
-def normalizer_from_tensors(tensors: dict[str, Tensor]) -> Normalizer:
-    """Returns the normalizer that `Normalizer.tensors` was called on.
-
-    Raises:
-        ValueError: No normalizer has tensors of these names.
-    """
-    for normalizer in (AdafactorNormalizer, KfacNormalizer, AdamNormalizer):
-        if tensors.keys() == normalizer.__annotations__.keys():
-            return normalizer(**tensors)
-    raise ValueError(f"no normalizer has the tensors {', '.join(tensors)}")

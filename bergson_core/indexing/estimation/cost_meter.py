@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal
 
+from bergson_core.gradients.fitting_sample import sample_documents
 from bergson_core.schemas.results import Estimate, SizesBytes
 from bergson_core.storage.manifest import Manifest
 
@@ -55,11 +56,13 @@ class SampleCounts:
     Attributes:
         documents: Documents in the whole dataset.
         looked_at: Documents of the sample, which were read and tokenised.
+        tokens: Tokens of the sample.
         labelled_tokens: Tokens of the sample that the loss is taken over.
     """
 
     documents: int
     looked_at: int
+    tokens: int
     labelled_tokens: int
 
 
@@ -129,10 +132,9 @@ class TrialMeasurements:
     def _pass_seconds(self) -> float:
         """Returns the seconds of all passes of the whole build through the model."""
         stages, rows = self.meter.stages, self.manifest.rows
-        sample_size = self.manifest.spec.gradients.sample_size
-        fitting = (
-            stages["statistics"]["passes"] * min(sample_size, self.sample.documents) / min(sample_size, rows)
-        )
+        settings, tokens = self.manifest.spec.gradients, self.sample.tokens / self.sample.looked_at
+        whole, tried = (sample_documents(settings, count, tokens) for count in (self.sample.documents, rows))
+        fitting = stages["statistics"]["passes"] * whole / tried
         gradients = stages["gradients"]["passes"] * self.sample.documents / rows
         return fitting + gradients + stages["sample"]["passes"]
 

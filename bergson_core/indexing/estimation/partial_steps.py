@@ -60,7 +60,11 @@ class PassSampler:
         self._meter.allocator_bytes = self._meter.allocator_bytes or trim_allocator()
 
     def select(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches to run. The time until the next batch is requested counts as the time of the pass."""
+        """Yields the batches to run. The time until the next batch is requested counts as the time of the pass.
+
+        Each call measures anew, since a build may read its sample more than once.
+        """
+        self._most_documents, self._measured_s = 0, 0.0
         for batch in batches:
             with self.measure_pass(batch) as is_run:
                 if is_run:

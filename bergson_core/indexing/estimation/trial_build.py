@@ -160,7 +160,7 @@ def _choose_documents(
     return (
         replace(checked, documents=shard),
         [lengths[number] for number in chosen],
-        SampleCounts(rows, len(checked), labelled_tokens),
+        SampleCounts(rows, len(checked), sum(lengths), labelled_tokens),
     )
 
 

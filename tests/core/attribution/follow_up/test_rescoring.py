@@ -86,9 +86,9 @@ def test_scores_of_all_documents_are_those_of_plain_autograd(sources, tmp_path, 
         model, list(opened.collector.modules), documents, gradients.get("include_bias", False)
     )
     model.requires_grad_(False)
+    normalizers = opened.rescorer.whole_normalizers.processor.normalizers
     normalized = [
-        opened.processor.normalizers[name].apply(gradient) if opened.processor.normalizers else gradient
-        for name, gradient in whole.items()
+        normalizers[name].apply(gradient) if normalizers else gradient for name, gradient in whole.items()
     ]
     rows, query_rows = ([gradient[part].flatten(-2) for gradient in normalized] for part in (slice(ALL), ALL))
     parts = whole_scores_by_definition(rows, query_rows, scoring["normalize"])
