@@ -22,6 +22,7 @@ from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memor
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
 from bergson_core.indexing.executor import Executor, LocalExecutor
+from bergson_core.indexing.merge_shards import merge_small_shards
 from bergson_core.indexing.output_directory import index_write_lock, read_statistics_stamp
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
@@ -39,13 +40,13 @@ from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.damaged_shards import require_intact
 from bergson_core.storage.deletion import remove_unpublished_files
-from bergson_core.storage.document_lookup import find_existing_ids
+from bergson_core.storage.document_lookup import HiddenRows, find_existing_ids
 from bergson_core.storage.document_table import iter_document_tables, read_column_types, read_document
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
 from bergson_core.storage.locations import locate_dataset
 from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
 from bergson_core.storage.metadata_types import add_document_types, recorded_types
-from bergson_core.storage.takedown_log import TakedownLog
+from bergson_core.utils.background import run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 _MAX_GROWTH: Final = 1.1
@@ -109,7 +110,8 @@ def append_documents(
     ):
         old = read_manifest(root)
         require_intact(root, old)
-        TakedownLog(root, old.takedowns).read_new_lines()  # raises where it is damaged
+        hidden = HiddenRows(root, old.takedowns, old.compacted)
+        hidden.refresh()  # raises where the log is damaged
         report(Progress(stage="load"))
         model = load_index_model(root, old, load_model)
         new_spec = spec.as_build(old.spec)
@@ -119,7 +121,7 @@ def append_documents(
         read = load_documents_streaming(new_spec, directory, report, optional)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
         source = _fingerprint(context, model, documents, key)
-        if source in {shard.source for shard in old.shards}:
+        if source in {source for shard in old.shards for source in shard.all_sources}:
             remove_unpublished_files(root, old)  # of an append that was killed after it had published
             return old
         _require_new_ids(root, documents)
@@ -134,7 +136,13 @@ def append_documents(
             first_name=1 + max(int(shard.name) for shard in old.shards),
         )
         new = build_shards(builder, documents.documents, tasks, report, confirm, executor)
-        shards, queries = (*old.shards, *new), None
+        hidden.refresh()
+        next_name = 1 + max(int(shard.name) for shard in (*old.shards, *new))
+        merged = run_in_thread(
+            partial(merge_small_shards, root, old.shards, builder.encoder.shape, hidden, next_name),
+            lambda: report(Progress(stage="search", unit="shards")),
+        )
+        shards, queries = (*merged, *new), None
         if rows > _MAX_GROWTH * old.search.rows:
             queries = _collect_recall_queries(context, old.model_copy(update={"shards": shards}), builder)
         changes = {

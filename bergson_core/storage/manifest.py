@@ -69,10 +69,17 @@ class ShardEntry(ResultModel):
     """Generation of the index in which the documents were added."""
     source: str
     """Fingerprint of the build or append that added the documents."""
+    merged_sources: tuple[str, ...] = ()
+    """Fingerprints of the further appends whose shards were merged into this one."""
     metadata_types: dict[str, str] | None = None
     """Type of the values of each metadata column, such as `integer` or `list of text`; null in shards that were written
     before types were recorded."""
     files: tuple[FileEntry, ...]
+
+    @property
+    def all_sources(self) -> tuple[str, ...]:
+        """Fingerprints of the build and the appends that added the documents."""
+        return self.source, *self.merged_sources
 
 
 class SearchEntry(ResultModel):
