@@ -6,19 +6,17 @@ refuses a version that it does not know.
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
+from worker.problem import Problem
 
 SCHEMA_VERSION = 4
 MAX_MESSAGE_BYTES = 2**28
 """Largest size in bytes of a message that is read: more than any request needs, and too little to exhaust memory."""
-
-MAX_DETAIL_CHARACTERS = 10_000
-"""Most characters of what an error says."""
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
@@ -47,22 +45,6 @@ class RequestMessage(Message):
     request_id: str
     traceparent: str | None = None
     """W3C traceparent of the span that the message belongs to, if the web process is traced."""
-
-
-def _shorten(detail: str) -> str:
-    """Returns a text whose middle is left out if it is long: it may quote what the caller has sent."""
-    left_out = len(detail) - MAX_DETAIL_CHARACTERS
-    if left_out <= 0:
-        return detail
-    half = MAX_DETAIL_CHARACTERS // 2
-    return f"{detail[:half]} [{left_out:,} characters left out] {detail[-half:]}"
-
-
-class Problem(ResultModel):
-    """An error to report to the caller; `code` is one of `bergson_core.errors`."""
-
-    code: str
-    detail: Annotated[str, AfterValidator(_shorten)]
 
 
 class _IndexJob(RequestMessage):

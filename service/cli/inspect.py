@@ -23,8 +23,8 @@ from service.cli.support.console import (
     print_message,
     print_warning,
 )
+from service.index_schemas import IndexDetail, IndexSummary
 from service.indexes.catalog import read_index_detail
-from service.schemas import IndexDetail, IndexSummary
 
 _LIST_COLUMNS: Final = ("name", "state", "rows", "generation", "bytes", "created_at", "model")
 
@@ -140,13 +140,20 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         "scoring": _describe_settings(spec.scoring),
         "modules": f"{detail.modules}, {detail.coverage_percent:g} % of the parameters",
         "dimensions": f"{detail.dimensions:,} per document",
-        "search": f"{search.kind}, recall@10 {search.recall_at_10:.3f}",
+        "search": f"{search.kind}, {_describe_recall(search.recall_at_10)}",
         "profiles": ", ".join(detail.profiles),
         "size": f"{sizes.total / 2**20:,.1f} MiB",
     }.items():
         if value:
             table.add_row(name, Text(value))
     return table
+
+
+def _describe_recall(recall: float | None) -> str:
+    """Returns the measured recall, or that there is none and what follows from that."""
+    if recall is None:
+        return "not measured: its recall is not known, and answers have no notice"
+    return f"recall@10 {recall:.3f}"
 
 
 def _describe_settings(spec: Spec) -> str:

@@ -1,6 +1,7 @@
-"""`bergson query` asks an index on disk which training samples made the model say a completion."""
+"""`bergson query` asks which training samples made the model say a completion: an index on disk, or a service."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from rich.text import Text
 
 from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
 from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
@@ -99,22 +101,29 @@ def query(
     ] = False,
     output_format: Annotated[OutputFormat, typer.Option("--format", help=FORMAT_HELP)] = "table",
     executor: ExecutorOption = "local",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running service to ask instead, such as http://127.0.0.1:8000. INDEX is then the name "
+            "of one of its indexes. It has the model in memory, which this command otherwise loads first."
+        ),
+    ] = None,
 ) -> None:
     """Find the training samples that made the model say a completion."""
-    from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.executors import open_executor
-
     output_format = "json" if as_json else output_format
     if output_format != "json" and {"tokens", "modules"} & set(spec.include):
         # A table of the parts of scores is of no use without the documents that they are parts of.
         spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})
-    opened = AttributionIndex.open(index, partial=spec.partial, executor=open_executor(executor))
-    (answer,) = opened.attribute([spec])
-    if isinstance(answer, BergsonError):
-        raise answer
+    if url is None:
+        answer = _ask_directory(index, spec, executor)
+    elif executor == "local":
+        answer = _ask_service(url, str(index), spec)
+    else:
+        raise InvalidInput(
+            f"--executor {executor} is for an index on disk: expected it, or --url, but not both"
+        )
     if output_format == "json":
-        name = Path(os.path.abspath(index)).name  # of the directory, also for `.`
-        print_json(answer.model_copy(update={"index": name}).model_dump(mode="json"))
+        print_json(answer.model_dump(mode="json"))
     elif output_format == "csv":
         print_csv(*results_as_rows(answer))
     else:
@@ -122,6 +131,29 @@ def query(
     for warning in answer.warnings:
         meant = "" if warning.suggestion is None else f"; probably meant: {warning.suggestion!r}"
         print_warning(f"{warning.detail}{meant}")
+
+
+def _ask_directory(index: Path, spec: AttributionQuery, executor: ExecutorName) -> Answer:
+    """Returns the answer of an index on disk, whose model is loaded for it."""
+    from bergson_core.attribution.index import AttributionIndex
+    from bergson_core.executors import open_executor
+
+    opened = AttributionIndex.open(index, partial=spec.partial, executor=open_executor(executor))
+    (answer,) = opened.attribute([spec])
+    if isinstance(answer, BergsonError):
+        raise answer
+    return answer.model_copy(update={"index": Path(os.path.abspath(index)).name})  # also for `.`
+
+
+def _ask_service(url: str, index: str, spec: AttributionQuery) -> Answer:
+    """Returns the answer of the service at `url`."""
+    from service.client import Client
+
+    # The client logs the warnings of an answer, which are printed here.
+    logging.getLogger("service.client").addHandler(logging.NullHandler())
+    fields = spec.model_dump(mode="json", exclude={"index"}, exclude_defaults=True)
+    with Client(url) as client:
+        return client.attribute(index, **fields)
 
 
 def _print_answer(answer: Answer) -> None:

@@ -21,15 +21,12 @@ from service.client.requests import (
     request_body,
 )
 from service.client.sessions import AsyncSession, HttpSession
+from service.index_schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from service.schemas import (
     AttributeRequest,
     AttributeResponse,
-    DocumentDetail,
     EstimateRequest,
-    IndexDetail,
-    IndexPage,
     IndexRequest,
-    IndexSummary,
     JobAccepted,
     ModelList,
     ModelSummary,

@@ -24,7 +24,8 @@ from service.client.errors import (
 from service.client.proxies import ProxyInUse
 from service.client.retries import RetryBudget
 from service.client.sessions import HttpSession
-from service.schemas import IndexPage, JobPage
+from service.index_schemas import IndexPage
+from service.schemas import JobPage
 from service.settings import DEFAULT_URL, ClientSettings
 
 _GRACE_S = 10.0

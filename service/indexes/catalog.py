@@ -17,8 +17,8 @@ from bergson_core.storage.manifest import (
 )
 from bergson_core.storage.metadata_types import add_document_types, recorded_types
 from bergson_core.storage.takedown_log import TakedownLog
-from service.schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
-from worker.messages import Problem
+from service.index_schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
+from worker.problem import Problem
 
 
 def _measure_sizes(manifest: Manifest) -> SizesBytes:

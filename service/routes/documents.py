@@ -10,6 +10,7 @@ from bergson_core.schemas.build import AppendSpec
 from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import CallerDep, IndexNamePath, JobSubmitterDep, SettingsDep
 from service.http.whole_paths import require_utf8_path
+from service.index_schemas import DocumentDetail
 from service.indexes import catalog
 from service.openapi import examples
 from service.openapi.metadata import (
@@ -19,7 +20,7 @@ from service.openapi.metadata import (
     problem_responses,
     success_response,
 )
-from service.schemas import DocumentDetail, JobAccepted
+from service.schemas import JobAccepted
 from worker.messages import AppendJob
 
 router = APIRouter(

@@ -21,6 +21,7 @@ from service.http.dependencies import (
     SettingsDep,
 )
 from service.http.query_handler import run_while_connected
+from service.index_schemas import IndexDetail, IndexPage
 from service.indexes import canary_log, catalog
 from service.openapi import examples
 from service.openapi.metadata import (
@@ -30,7 +31,7 @@ from service.openapi.metadata import (
     problem_responses,
     success_response,
 )
-from service.schemas import EstimateRequest, IndexDetail, IndexPage, IndexRequest, JobAccepted
+from service.schemas import EstimateRequest, IndexRequest, JobAccepted
 from worker.messages import BuildJob, EstimateJob
 
 router = APIRouter(prefix="/index", tags=["Indexes"], route_class=StrictJsonRoute)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from bergson_core.errors import BergsonError, Cancelled, InternalError, LeaseLost
 from bergson_core.utils.disk_errors import find_disk_error
-from worker.messages import Problem
+from worker.problem import Problem
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

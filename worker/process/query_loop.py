@@ -13,7 +13,8 @@ from redis import RedisError
 
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, InternalError
 from bergson_core.schemas.results import Answer
-from worker.messages import Problem, Query, Reply
+from worker.messages import Query, Reply
+from worker.problem import Problem
 from worker.process.error_boundary import problem_from_error, run_guarded
 from worker.process.follow_up_task import FollowUpTask, next_follow_up
 from worker.process.heartbeat import HeartbeatThread

@@ -19,7 +19,8 @@ from redis import RedisError
 from bergson_core.errors import Cancelled, IndexBusy, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
 from bergson_core.storage.index_lock import find_writer
-from worker.messages import Heartbeat, JobRecord, Problem
+from worker.messages import Heartbeat, JobRecord
+from worker.problem import Problem
 from worker.process import job_handlers
 from worker.process.error_boundary import run_guarded
 from worker.process.heartbeat import HeartbeatThread

@@ -17,16 +17,8 @@ from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
-from worker.messages import (
-    FINAL_STATES,
-    JOB_ADAPTER,
-    MAX_MESSAGE_BYTES,
-    Heartbeat,
-    Job,
-    JobRecord,
-    JobState,
-    Problem,
-)
+from worker.messages import FINAL_STATES, JOB_ADAPTER, MAX_MESSAGE_BYTES, Heartbeat, Job, JobRecord, JobState
+from worker.problem import Problem
 from worker.queue import lua_scripts
 from worker.queue.job_records import (
     Transition,

@@ -17,7 +17,8 @@ import redis
 from pydantic import ValidationError
 
 from bergson_core.errors import DeadlineExceeded, InvalidInput, QueueFull
-from worker.messages import MAX_MESSAGE_BYTES, PRIORITIES, SCHEMA_VERSION, Problem, Query, Reply
+from worker.messages import MAX_MESSAGE_BYTES, PRIORITIES, SCHEMA_VERSION, Query, Reply
+from worker.problem import Problem
 from worker.queue import lua_scripts
 from worker.queue.redis_errors import UnexpectedReply, check_replies, require_list
 from worker.queue.redis_keys import (

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from worker.messages import Job, Problem, Query, Reply
+from worker.messages import Job, Query, Reply
+from worker.problem import Problem
 from worker.telemetry import logs, tracing
 from worker.telemetry.metrics import WorkerMetrics
 

@@ -162,28 +162,6 @@ def test_the_version_is_printed(run_main):
     assert (result.returncode, result.stdout) == (0, f"bergson {bergson_core.__version__}\n")
 
 
-@pytest.mark.parametrize(
-    "line", ["--help", "--version", "list {root}", "info {root}/facts", "qurey", "list {root} --format csv"]
-)
-def test_what_needs_no_library_loads_none(line, tmp_path):
-    make_manifest(tmp_path / "facts")
-    program = (
-        "import sys; sys.argv = sys.argv[1:]\n"
-        "from service.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "slow = {'torch', 'transformers', 'datasets', 'faiss', 'pyarrow', 'numpy', 'fastapi'}\n"
-        "loaded = slow & set(sys.modules)\n"
-        "if 'list' not in sys.argv and 'info' not in sys.argv: loaded |= {'pydantic'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {loaded}' if loaded else 0)\n"
-    )
-    words = line.format(root=tmp_path).split()
-    result = subprocess.run(
-        [sys.executable, "-Pc", program, "bergson", *words], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-
-
 def test_the_indexes_of_a_directory_are_listed_in_each_format(tmp_path, run_main):
     make_manifest(tmp_path / "b-second", generation=3)
     make_manifest(tmp_path / "a-first", adapter_base=None)

@@ -1,16 +1,20 @@
 """`bergson query` prints the warnings of an answer on standard error, and the answer alone on standard output."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from bergson_core.attribution.index import AttributionIndex
+from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from bergson_core.schemas.query import AttributionQuery
-from service.cli import app
-from tests.service.fake_broker import make_answer
+from service.cli import app as commands
+from tests.service.fake_broker import FakeBroker, make_answer
+from tests.service.helpers import serve_app
 from worker.messages import ServiceQuery
 
 ARGUMENTS = ("--prompt", "Ada was born in", "--completion")
@@ -35,18 +39,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AttributionQuery]:
 def test_warnings_go_to_standard_error(
     asked: list[AttributionQuery], tmp_path: Path, output: list[str]
 ) -> None:
-    result = CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, "London", *output])
+    result = CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, "London", *output])
     assert result.exit_code == 0
     assert result.stderr == "warning: no space before it; probably meant: ' London'\n"
     assert "warning:" not in result.stdout
     if output:
         assert json.loads(result.stdout)["warnings"][0]["suggestion"] == " London"
-    assert CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, " London", *output]).stderr == ""
+    assert CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, " London", *output]).stderr == ""
 
 
 def test_join_is_an_option(asked: list[AttributionQuery], tmp_path: Path) -> None:
-    CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, "London", "--join", "space"])
-    CliRunner().invoke(app, ["query", str(tmp_path), *ARGUMENTS, "London"])
+    CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, "London", "--join", "space"])
+    CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, "London"])
     assert [query.join for query in asked] == ["space", "exact"]
 
 
@@ -55,8 +59,8 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     asked: list[AttributionQuery], tmp_path: Path, output: list[str]
 ) -> None:
     arguments = ["query", str(tmp_path), *ARGUMENTS, " London", *output]
-    rescored = CliRunner().invoke(app, [*arguments, "--rescore", "20"])
-    plain = CliRunner().invoke(app, arguments)
+    rescored = CliRunner().invoke(commands, [*arguments, "--rescore", "20"])
+    plain = CliRunner().invoke(commands, arguments)
     assert [query.rescore for query in asked] == [20, None]
     if "--json" in output:
         results = [json.loads(result.stdout)["results"][0] for result in (rescored, plain)]
@@ -64,6 +68,61 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     else:
         assert "exact" in rescored.stdout
         assert "exact" not in plain.stdout
-    refused = CliRunner().invoke(app, [*arguments, "--rescore", "1001"])
+    refused = CliRunner().invoke(commands, [*arguments, "--rescore", "1001"])
     assert refused.exit_code == 2
     assert "less than or equal to 1000" in refused.stderr
+
+
+@pytest.fixture
+def url(app: FastAPI) -> Iterator[str]:
+    with serve_app(app) as url:
+        yield url
+
+
+@pytest.fixture
+def no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it an error to open an index on disk."""
+    monkeypatch.delattr(AttributionIndex, "open")
+
+
+@pytest.mark.usefixtures("no_directory")
+def test_a_running_service_is_asked_with_all_that_was_given(url: str, broker: FakeBroker) -> None:
+    options = ("--top_k", "2", "--direction", "both", "--span", "0:3", "--filter", '{"source": ["wiki"]}')
+    arguments = ["query", "facts", "--url", url, *ARGUMENTS, "London", "--verify", "1", *options]
+    result = CliRunner().invoke(commands, [*arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["index"] == "facts"
+    ((query, *_),) = broker.queries
+    assert query.model_dump(exclude_defaults=True) == {
+        "index": "facts",
+        "prompt": "Ada was born in",
+        "completion": "London",
+        "top_k": 2,
+        "direction": "both",
+        "span": (0, 3),
+        "filter": {"source": ("wiki",)},
+        "verify": {"top": 1},
+    }
+
+
+@pytest.mark.usefixtures("no_directory")
+def test_warnings_of_a_service_are_printed_once(url: str) -> None:
+    result = CliRunner().invoke(commands, ["query", "facts", "--url", url, *ARGUMENTS, "London"])
+    assert result.stderr == "warning: no space before it; probably meant: ' London'\n"
+
+
+@pytest.mark.usefixtures("no_directory")
+@pytest.mark.parametrize(
+    ("index", "options", "error"),
+    [
+        ("Facts", [], InvalidInput),
+        ("facts", ["--executor", "ray"], InvalidInput),
+        ("facts", ["--url", "http://127.0.0.1:9"], Unavailable),
+    ],
+)
+def test_what_a_service_cannot_answer_is_an_error(
+    url: str, index: str, options: list[str], error: type[BergsonError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    arguments = ["query", index, "--url", url, *ARGUMENTS, " London", *options]
+    assert isinstance(CliRunner().invoke(commands, arguments).exception, error)

@@ -33,7 +33,7 @@ from service.http.problems import make_problem, problem_response
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import make_key_header, serve_app
-from worker.messages import Problem
+from worker.problem import Problem
 
 ROOT = Path(__file__).parents[3]
 Responder = Callable[[httpx.Request], httpx.Response]

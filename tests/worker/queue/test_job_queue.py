@@ -23,7 +23,8 @@ from tests.worker.helpers import (
     take_one_job,
     take_query_ids,
 )
-from worker.messages import SCHEMA_VERSION, Heartbeat, JobRecord, Problem, Query, Reply
+from worker.messages import SCHEMA_VERSION, Heartbeat, JobRecord, Query, Reply
+from worker.problem import Problem
 from worker.queue import redis_keys as keys
 from worker.queue.job_queue import WorkerQueue
 from worker.queue.job_records import MAX_JOB_EVENTS
