@@ -27,8 +27,8 @@ from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import search_path
 from bergson_core.utils.memory_map import release_pages
 
-_MERGE_AT_SCORES: Final = 2**20
-"""Scores that are gathered from shards before the best of them are taken: 12 MiB with the numbers of their rows."""
+_MERGE_AT_SCORES: Final = 2**13
+"""Scores that are gathered from shards before the best of them are taken, which rows of later shards have to beat."""
 
 
 class ShardCandidateSearch(ABC):
@@ -37,7 +37,7 @@ class ShardCandidateSearch(ABC):
     @abstractmethod
     def search(
         self, queries: np.ndarray, count: int, allowed: Bool[np.ndarray, " n"] | None
-    ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+    ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "_ k"]]:
         """Returns rows of the shard with their scores, among them the best `count` of the allowed rows.
 
         Args:
@@ -46,7 +46,8 @@ class ShardCandidateSearch(ABC):
             allowed: Which rows may be found, or None for all of them.
 
         Returns:
-            (scores [q, k], offsets [q, k]), where rows that are not allowed have the score -inf.
+            (scores [q, k], offsets [q, k]), where rows that are not allowed have the score -inf. The offsets are [1, k]
+            where they are the same for all queries.
         """
 
 
@@ -86,7 +87,7 @@ class HammingShardSearch(ShardCandidateSearch):
     def search(
         self, queries: np.ndarray, count: int, allowed: Bool[np.ndarray, " n"] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all rows of the shard: taking the best of many shards at once is faster than of each."""
+        """Returns all rows of the shard: few of them are better than the best of the shards before (`_merge_best`)."""
         (n, row_bytes), q = self._bits.shape, len(queries)
         distances = np.empty((n, q), dtype=np.int32)
         pointers = (faiss.swig_ptr(array) for array in (self._bits, queries, distances))
@@ -97,7 +98,7 @@ class HammingShardSearch(ShardCandidateSearch):
         scores = -distances.T.astype(np.float32)
         if allowed is not None:
             scores[:, ~allowed] = -np.inf
-        return scores, np.broadcast_to(np.arange(n), (q, n))
+        return scores, np.arange(n)[None]
 
 
 @dataclass(frozen=True)
@@ -190,18 +191,20 @@ def _keep_open(search: ShardCandidateSearch) -> Callable[[], ShardCandidateSearc
 def _merge_best(
     shard_results: Iterable[tuple[np.ndarray, np.ndarray]], query_count: int, count: int
 ) -> tuple[Float32[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-    """Returns (scores, rows) of the `count` best rows of all shards, best first.
+    """Returns (scores, rows) of the `count` best rows of all shards, best first, of equal ones the first.
 
     The results of a few shards are in memory at a time.
     """
-    no_result = np.full((query_count, count), -np.inf, np.float32), np.zeros((query_count, count), np.int64)
-    gathered = [no_result]
-    scores_a_query = 0
+    best = np.full((query_count, count), -np.inf, np.float32), np.zeros((query_count, count), np.int64)
+    gathered, scores_a_query = [best], 0
     for scores, rows in shard_results:
-        gathered.append((scores, rows))
-        scores_a_query += scores.shape[1]
+        # A later row that only equals the last of the best so far stays behind it.
+        columns = np.flatnonzero((scores > best[0][:, -1:]).any(axis=0))
+        gathered.append((scores[:, columns], np.broadcast_to(rows[:, columns], (query_count, len(columns)))))
+        scores_a_query += len(columns)
         if scores_a_query >= max(_MERGE_AT_SCORES // max(1, query_count), 4 * count):
-            gathered, scores_a_query = [_take_best(gathered, count)], 0
+            best = _take_best(gathered, count)
+            gathered, scores_a_query = [best], 0
     return _take_best(gathered, count)
 
 

@@ -9,6 +9,7 @@ import pytest
 from bergson_core import AttributionIndex, append_documents, compact_index, fit_profile, take_down_document
 from bergson_core.indexing import merge_shards, publish
 from bergson_core.schemas.build import AppendSpec
+from bergson_core.schemas.results import Answer
 from bergson_core.storage.damaged_shards import find_damaged_shards
 from bergson_core.storage.manifest import Manifest, read_manifest
 from tests.core.helpers import query
@@ -28,7 +29,8 @@ def append(index: Path, *numbers: int) -> Manifest:
 
 def results(index: Path, profile: str = "default") -> list[dict]:
     (answer,) = AttributionIndex.open(index).attribute([query(top_k=60, profile=profile)])
-    rows = [(row.id, row.prompt, row.score, row.loss) for row in answer.results]
+    assert isinstance(answer, Answer)
+    rows = [(row.id, row.prompt, row.score, row.loss) for row in answer.results or ()]
     return [dict(zip(("id", "prompt", "score", "loss"), row, strict=True)) for row in rows]
 
 
@@ -112,9 +114,9 @@ def test_a_shard_with_a_document_that_was_taken_down_is_left_to_a_compaction(gro
 def test_a_takedown_while_shards_are_merged_is_not_lost(grown, monkeypatch):
     write_manifest = publish.write_manifest
 
-    def take_down_first(*arguments: object) -> None:
+    def take_down_first(root: Path, manifest: Manifest) -> None:
         take_down_document(grown, "new-1")
-        write_manifest(*arguments)
+        write_manifest(root, manifest)
 
     with monkeypatch.context() as patch:
         patch.setattr(publish, "write_manifest", take_down_first)

@@ -124,3 +124,24 @@ def test_parallel_work_comes_back_in_order_and_raises_what_an_item_raised(thread
     assert list(parallel_map(lambda k: k * k, range(50))) == [k * k for k in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(parallel_map(lambda k: 1 // (9 - k), range(50)))
+
+
+@pytest.mark.parametrize("merge_at", [1, 50, 2**16])
+@pytest.mark.parametrize("query_count", [1, 4])
+def test_the_best_rows_are_those_of_all_scores_together_with_equal_ones_in_their_order(
+    monkeypatch, merge_at, query_count
+):
+    monkeypatch.setattr(candidates, "_MERGE_AT_SCORES", merge_at)
+    random = np.random.default_rng(query_count)
+    parts = [random.integers(0, 30, (query_count, count)).astype(np.float32) for count in (40, 1, 90, 40, 7)]
+    for part in parts:
+        part[random.random(part.shape) < 0.1] = -np.inf
+    first_rows = np.cumsum([0, *(part.shape[1] for part in parts)])
+    results = [
+        (part, first + np.arange(part.shape[1])[None]) for part, first in zip(parts, first_rows, strict=False)
+    ]
+    scores, rows = candidates._merge_best(results, query_count, 12)
+    together = np.concatenate(parts, axis=1)
+    expected = np.argsort(-together, axis=1, kind="stable")[:, :12]
+    assert np.array_equal(rows, expected)
+    assert np.array_equal(scores, np.take_along_axis(together, expected, axis=1))
