@@ -7,9 +7,9 @@ notice_queries` says what is asked. Of the queries that a document is right for,
 the table has their share ("right"), how many of them are claimed, and in how many of the claims the best document has
 the completion word for word ("stated"), with 95 % intervals (Wilson's).
 
-With --alternatives it also prints what other ways to calibrate would claim: null queries made of the halves of two
-documents that fit, of any two, or of the same document; with these documents among the results or not; with the
-threshold at the 95th percentile, or extrapolated from quantiles in the middle. "Oracle" is the threshold that a
+With --alternatives it also prints what other ways to calibrate would claim: null queries made of two documents, or of
+one; with these documents among the results or not; with the threshold at the 95th percentile, or extrapolated from the
+middle. "Oracle" is the threshold that a
 twentieth of the first kind of strangers exceed, for several statistics.
 """
 

@@ -131,6 +131,7 @@ def _write_batches(
     if first is None:
         raise empty_dataset_error(source.path)
     progress = StageProgress("read", total=0)
+    report(progress.advance(0, 0))
     # What is read again by the next run need not survive a power cut.
     with atomic_path(path, durable=source.streaming, exclusive=True) as temporary:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:

@@ -35,7 +35,8 @@ from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
+from bergson_core.search.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.recall import RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.damaged_shards import require_intact
@@ -143,7 +144,7 @@ def append_documents(
             lambda: report(Progress(stage="search", unit="shards")),
         )
         shards, queries = (*merged, *new), None
-        if rows > _MAX_GROWTH * old.search.rows:
+        if old.spec.search.measure and rows > _MAX_GROWTH * old.search.rows:
             queries = _collect_recall_queries(context, old.model_copy(update={"shards": shards}), builder)
         changes = {
             "numbered": old.numbered + documents.read,
@@ -222,15 +223,15 @@ def _make_shard_builder(
 def _collect_recall_queries(
     context: BuildContext, manifest: Manifest, builder: ShardBuilder
 ) -> RecallQueries:
-    """Takes a sample of all documents of the index as queries, from their stored text."""
+    """Makes queries of some of all documents of the index, from their stored text."""
+    context.report(Progress(stage="measure", unit="queries"))
     rows = sum(shard.rows for shard in manifest.shards)
-    numbers = sample_row_numbers(rows, RECALL_QUERY_COUNT, manifest.spec.gradients.seed)
+    numbers = sample_row_numbers(rows, SOURCE_DOCUMENTS, manifest.spec.gradients.seed)
     tokens = tokenize_documents(
         _read_stored_records(context.output, manifest, numbers), builder.spec, builder.model
     )
-    progress = Progress(stage="measure", unit="rows")
     return RecallQueries.collect(
-        builder.encoder.collector, numbers, tokens, builder.budget_tokens, lambda: context.report(progress)
+        builder.encoder.collector, numbers, tokens, rows, builder.budget_tokens, context.report
     )
 
 

@@ -4,7 +4,7 @@
     check_documents         reads every document before any gradient is computed (`checked_documents.py`)
     fit_statistics          fits the processor from a sample of the documents
     build_shards            computes the rows of all documents, shard by shard (`executor.py`)
-    collect_recall_queries  turns some documents into queries, which the search is measured with
+    collect_recall_queries  makes queries of some documents, which the search is measured with
     publish_index           fits the preconditioner, builds the search files, writes the manifest last (`publish.py`)
 
 A file that the manifest does not name is not part of the index, so a build may be killed at any moment.
@@ -60,7 +60,8 @@ from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
+from bergson_core.search.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.deletion import remove_unpublished_files
@@ -159,7 +160,7 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
 
 def _build_rows(
     context: BuildContext, shard_rows: int | None, executor: Executor
-) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries, int, DocumentReport]:
+) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries | None, int, DocumentReport]:
     """Runs the stages before the publication, and returns what is to be published.
 
     The last two are the number of documents that were read, and what was left out or cut of them.
@@ -179,7 +180,7 @@ def _build_rows(
         ShardPosition(0, fingerprint),
     )
     shards = build_shards(builder, documents.documents, tasks, context.report, context.confirm, executor)
-    queries = collect_recall_queries(context, documents, builder)
+    queries = collect_recall_queries(context, documents, builder, len(documents))
     return model, builder.encoder, shards, queries, documents.read, documents.report
 
 
@@ -277,14 +278,19 @@ def make_shard_builder(context: BuildContext, model: LanguageModel, budget_token
 
 
 def collect_recall_queries(
-    context: BuildContext, documents: CheckedDocuments, builder: ShardBuilder
-) -> RecallQueries:
-    """Samples documents and collects their rows as queries, which the search is measured with."""
-    numbers = sample_row_numbers(len(documents), RECALL_QUERY_COUNT, context.spec.gradients.seed)
+    context: BuildContext, documents: CheckedDocuments, builder: ShardBuilder, index_rows: int
+) -> RecallQueries | None:
+    """Makes queries of some documents, which the search of an index of `index_rows` rows is measured with.
+
+    Returns None if the spec says not to measure it.
+    """
+    if not context.spec.search.measure:
+        return None
+    context.report(Progress(stage="measure", unit="queries"))
+    numbers = sample_row_numbers(len(documents), SOURCE_DOCUMENTS, context.spec.gradients.seed)
     tokens = documents.tokenize(builder.model, numbers)
-    progress = Progress(stage="measure", unit="rows")
     return RecallQueries.collect(
-        builder.encoder.collector, numbers, tokens, builder.budget_tokens, lambda: context.report(progress)
+        builder.encoder.collector, numbers, tokens, index_rows, builder.budget_tokens, context.report
     )
 
 
@@ -297,6 +303,7 @@ class _ReportedSample:
 
     def __iter__(self) -> Iterator[Batch]:
         self._progress = StageProgress("statistics", sum(map(len, self._batches)))
+        self.report_waiting()
         for batch in self._context.steps.select_batches(self._batches):
             yield batch
             self._context.report(self._progress.advance(len(batch), batch.n_tokens))

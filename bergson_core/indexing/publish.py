@@ -69,7 +69,7 @@ def publish_index(
     model: LanguageModel,
     encoder: RowEncoder,
     shards: Sequence[ShardEntry],
-    queries: RecallQueries,
+    queries: RecallQueries | None,
     **fields: Any,
 ) -> Manifest:
     """Fits the preconditioner, builds and measures the search, and writes the manifest of a new index.
@@ -79,7 +79,7 @@ def publish_index(
         model: The model that the index is queried with.
         encoder: The encoder that made the rows.
         shards: The finished shards, in order.
-        queries: The queries that the search is measured with.
+        queries: The queries that the search is measured with; None to measure nothing.
         **fields: Values of further fields of the manifest, such as its origin.
 
     Raises:
@@ -88,6 +88,7 @@ def publish_index(
     spec, output, report = context.spec, context.output, context.report
     rows = sum(shard.rows for shard in shards)
     if spec.scoring.preconditioner and encoder.preconditioner is None:
+        report(Progress(stage="preconditioner"))
         damping, eigh = spec.scoring.damping, context.steps.eigh
         run_in_thread(
             lambda: save_preconditioner(output, sum_second_moments(output, shards), rows, damping, eigh),

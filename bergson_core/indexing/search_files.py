@@ -19,7 +19,13 @@ from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.faiss_index import build_faiss_file
 from bergson_core.search.features import iter_shard_features
 from bergson_core.search.profile import Profile, write_lengths
-from bergson_core.search.recall import RecallQueries, choose_search_kind, measure_recall, search_kinds_to_try
+from bergson_core.search.recall import (
+    RecallQueries,
+    choose_search_kind,
+    measure_recall,
+    search_kinds_to_try,
+    unmeasured_entry,
+)
 from bergson_core.search.significance import calibrate_notice
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.integrity import make_file_entry
@@ -72,6 +78,7 @@ class SearchFiles:
         preconditioner = Preconditioner.load(path) if self.spec.scoring.preconditioner else None
         for done, shard in enumerate(missing, start=1):
             before = Progress(stage="search", done=done - 1, total=len(missing), unit="shards")
+            report(before)
             build_file = partial(
                 build_faiss_file, self.root, shard, preconditioner, self.spec.scoring.normalize, kind
             )
@@ -81,46 +88,53 @@ class SearchFiles:
                 self.add_file(write_lengths(self.root, DEFAULT_PROFILE, shard.entry.name, lengths))
             report(Progress(stage="search", done=done, total=len(missing), unit="shards"))
 
-    def choose_search(self, queries: RecallQueries, report: ProgressCallback) -> SearchEntry:
+    def choose_search(self, queries: RecallQueries | None, report: ProgressCallback) -> SearchEntry:
         """Builds the leanest kind of search whose recall reaches `min_recall`, and returns what was measured.
+
+        Without queries nothing is measured, and the last of the kinds is built, which needs it least.
 
         Raises:
             InvalidInput: No kind of search that the spec allows reaches it.
         """
+        kinds = search_kinds_to_try(self.spec.search, self.shape, self._row_count)
+        if queries is None:
+            self.build_search(kinds[-1], report)
+            return unmeasured_entry(kinds[-1], self._row_count)
+        measuring = _measuring(queries)
 
         def build_and_measure(kind: SearchKind) -> SearchEntry:
             self.build_search(kind, report)
+            report(measuring)
             profile, candidates = self._open_search(kind)
             return run_in_thread(
                 lambda: measure_recall(queries, profile, self._open_shards, candidates, min_recall),
-                lambda: report(Progress(stage="measure", unit="rows")),
+                partial(report, measuring),
             )
 
         min_recall = self.spec.search.min_recall
-        kinds = search_kinds_to_try(self.spec.search, self.shape, self._row_count)
         return choose_search_kind(kinds, min_recall, build_and_measure)
 
     def calibrate(
-        self, queries: RecallQueries, search: SearchEntry, report: ProgressCallback
+        self, queries: RecallQueries | None, search: SearchEntry, report: ProgressCallback
     ) -> NoticeEntry | None:
         """Calibrates the prominence that a result must have to count as an influence.
 
         Args:
-            queries: Queries with `null_queries`, which no document answers.
+            queries: Queries with `null_queries`, which no document answers; None to calibrate nothing.
             search: The search by which candidates are found.
             report: Called with the progress.
 
         Returns:
             The entry of the manifest, or None if the index has too few rows.
         """
-        null_queries = queries.null_queries
-        if null_queries is None:
+        if queries is None or queries.null_queries is None:
             return None
+        null_queries, measuring = queries.null_queries, _measuring(queries)
         profile, candidates = self._open_search(search.kind)
         background = BackgroundSample.read(self._open_shards, self._row_count, self.spec.gradients.seed)
         return run_in_thread(
             lambda: calibrate_notice(null_queries, profile, candidates, search.candidates, background),
-            lambda: report(Progress(stage="measure", unit="rows")),
+            partial(report, measuring),
         )
 
     def add_profile(self, name: str) -> None:
@@ -153,3 +167,9 @@ class SearchFiles:
     def _open_search(self, kind: SearchKind) -> tuple[Profile, CandidateSearch]:
         profile = Profile.open(self.root, self.spec, DEFAULT_PROFILE, self.shards)
         return profile, CandidateSearch.open(self.root, self._open_shards, kind, low_memory=True)
+
+
+def _measuring(queries: RecallQueries) -> Progress:
+    """Returns the progress while the search is measured, when all queries have been collected."""
+    count = len(queries.rows if queries.null_queries is None else queries.null_queries.rows)
+    return Progress(stage="measure", done=count, total=count, unit="queries")

@@ -23,7 +23,8 @@ from bergson_core.indexing.shard_builder import ShardTask, plan_shards, rows_per
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
+from bergson_core.search.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter
 from bergson_core.storage.manifest import Manifest, ShardEntry
@@ -63,10 +64,13 @@ class RecordedRun:
         if has_preconditioned_signs(spec):
             run = replace(self, encoder=self._precondition(tasks))
         shards = [run._write_shard(task) for task in tasks]
-        numbers = sample_row_numbers(total, RECALL_QUERY_COUNT, spec.gradients.seed)
-        queries = RecallQueries.collect(
-            run.encoder.collector, numbers, self._read_tokens(numbers), BUDGET_TOKENS
-        )
+        queries = None
+        if spec.search.measure:
+            numbers = sample_row_numbers(total, SOURCE_DOCUMENTS, spec.gradients.seed)
+            tokens = self._read_tokens(numbers)
+            queries = RecallQueries.collect(
+                run.encoder.collector, numbers, tokens, total, BUDGET_TOKENS, self.context.report
+            )
         return publish_index(self.context, self.model, run.encoder, shards, queries, origin="training")
 
     def _precondition(self, tasks: Sequence[ShardTask]) -> RowEncoder:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,6 +86,37 @@ def compute_document_losses(
     for batch in iter_batches(documents, budget_tokens, model.device):
         with torch.no_grad(), freeze(model.model):
             losses[batch.indices] = forward_backward(model, batch).double().cpu().numpy()
+        tick()
+    return losses
+
+
+def compute_next_token_losses(
+    model: LanguageModel,
+    documents: Sequence[Tokens],
+    choices: Int[np.ndarray, "n c"],
+    budget_tokens: int = BUDGET_TOKENS,
+    tick: Callable[[], object] = lambda: None,
+) -> Float64[np.ndarray, "n c"]:
+    """Returns the cross-entropy [n, c] of each of c choices for the last token of each document, in nats.
+
+    The model runs forward once for all choices of a document.
+
+    Args:
+        model: The model, on its device.
+        documents: The n documents, of which only the last token is labelled; it is ignored.
+        choices: Token ids [n, c].
+        budget_tokens: The most tokens of a batch, padding included.
+        tick: Called after each batch, as in `compute_document_losses`.
+    """
+    losses = np.zeros(choices.shape)
+    for batch in iter_batches(documents, budget_tokens, model.device):
+        with torch.no_grad(), freeze(model.model):
+            outputs, _, samples = _run_labelled(model, batch)
+            logits = outputs if model.head is None else model.head(outputs)
+            numbers = batch.indices[samples.cpu().numpy()]
+            log_probabilities = logits.double().log_softmax(-1)
+            chosen = torch.from_numpy(choices[numbers]).to(logits.device)
+            losses[numbers] = -log_probabilities.gather(1, chosen).cpu().numpy()
         tick()
     return losses
 

@@ -155,6 +155,19 @@ class SearchSpec(Spec):
     large index if it reaches `min_recall`. Sign rows are compared by their own bits."""
     min_recall: float = Field(default=0.99, gt=0, le=1)
     """Smallest share of the ten best rows that are among the candidates, measured before an index is published."""
+    measure: bool = True
+    """Measure the search and calibrate the notice before an index is published. Without it, so many candidates are
+    taken that no more are usually needed, `auto` chooses `exact`, and answers never have the notice."""
+
+    @model_validator(mode="after")
+    def _require_measurement_of_recall(self) -> Self:
+        if not self.measure and self.min_recall != type(self).model_fields["min_recall"].default:
+            raise field_error(
+                "min_recall",
+                message=f"min_recall is {self.min_recall}, and measure is false: expected measure true, which finds "
+                "out what the recall is, or no min_recall",
+            )
+        return self
 
 
 _ADDED_FIELDS = ("long_documents", "chunk_overlap", "on_bad_document")
@@ -250,6 +263,8 @@ class BuildSpec(Spec):
             unset["dataset"] = {"text_documents"}
         if self.gradients.sample_tokens is None:
             unset["gradients"] = {"sample_tokens"}
+        if self.search.measure:
+            unset["search"] = {"measure"}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
     def rows_fingerprint(self) -> str:

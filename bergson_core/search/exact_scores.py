@@ -10,8 +10,9 @@ Legend: q queries, k rows of any shards, n consecutive rows of one shard, m modu
 the number of lengths that a row has (`profile`). The offset of a row is its number within its shard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
+from bergson_core.utils.background import stop_if_abandoned
+
+_ROW_CHUNK_SIZE: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,19 @@ class ExactScorer:
         if reciprocals.shape[1] == 1:
             return rows.flatten(1) @ weights * reciprocals
         return (rows * reciprocals[..., None]).flatten(1) @ weights
+
+    def iter_scores(self, weights: Float[Tensor, "q m d"]) -> Iterator[tuple[int, Float[Tensor, "q n"]]]:
+        """Yields the scores of all rows, some rows at a time: (number of the first of them, scores [q, n]).
+
+        Args:
+            weights: Weights of the queries, from `Profile.prepare_queries`.
+        """
+        query_columns = weights.flatten(1).float().mT
+        for shard_number, shard in enumerate(self.shards):
+            for start in range(0, shard.entry.rows, _ROW_CHUNK_SIZE):
+                stop_if_abandoned()
+                scores = self.score_range(shard_number, slice(start, start + _ROW_CHUNK_SIZE), query_columns)
+                yield shard.entry.first_row + start, scores.mT
 
     def _read_rows(
         self, shard_numbers: np.ndarray, offsets: np.ndarray

@@ -1,13 +1,14 @@
 """Measures how many of the truly best rows are among the candidates, for every index before it is published.
 
 Recall@10 is the share of the ten rows with the best exact scores that the candidates contain. It is measured with
-documents of the index as queries, and the leanest search that reaches the `min_recall` of the spec is published.
+the made-up queries that the notice is calibrated with (`null_queries`), and the leanest search that reaches the
+`min_recall` of the spec is published.
 
 Legend: q queries, n rows of a shard, k candidates of a query, m modules, d numbers per module, D = m·d.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,19 +17,19 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.errors import InvalidInput
-from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.null_queries import NullQueries, collect_null_queries, count_null_queries
 from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
-from bergson_core.search.significance import NullQueries, collect_null_queries
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
 from bergson_core.tokens.tokenization import Tokens
-from bergson_core.utils.background import stop_if_abandoned
+from bergson_core.utils.progress import ProgressCallback
 
 RECALL_QUERY_COUNT: Final = 64
-"""Documents that are taken as queries."""
+"""Most queries that the recall is measured with."""
 RECALL_DEPTH: Final = 10
 """Best rows of a query that are looked for among its candidates."""
 _MIN_CANDIDATES: Final = {
@@ -43,9 +44,12 @@ _MAX_CANDIDATES: Final[dict[SearchKind, int]] = {
 """Candidates for the ten best rows beyond which no larger number is tried."""
 _MIN_BYTES_FOR_ONE_BIT: Final = 2**28
 """Size of φ in float16 above which one bit per number is tried first."""
-_ROW_CHUNK_SIZE: Final = 1024
 _CANDIDATE_CHUNK_SIZE: Final = 2**16
 """Candidates of all queries together that are looked for at a time."""
+_UNMEASURED_FACTOR: Final[dict[SearchKind, int]] = {"float16": 1, "rabitq": 10, "hamming": 10}
+"""Times as many candidates are taken without a measurement as are tried first with one."""
+_UNMEASURED_SHARE: Final = 100
+"""At least one of so many rows is a candidate without a measurement, but where φ is compared in float16."""
 _RELATIVE_TOLERANCE: Final = 1e-5
 _ABSOLUTE_TOLERANCE: Final = 1e-9
 """How far below the tenth best score a candidate's score may lie, by rounding, and count as equal to it."""
@@ -53,10 +57,11 @@ _ABSOLUTE_TOLERANCE: Final = 1e-9
 
 @dataclass(frozen=True)
 class RecallQueries:
-    """Documents of an index that are taken as queries.
+    """Queries that the search of an index is measured with.
 
     Attributes:
-        row_numbers: Numbers [q] of the documents' rows in the index.
+        row_numbers: For each query [q] the number of the row that does not count, because it is the query's own; -1 for
+            a query that is no document.
         rows: Raw gradient rows [q, m, d] of the queries.
         null_queries: What the notice is calibrated with (`significance`); None where it is not calibrated.
     """
@@ -66,54 +71,31 @@ class RecallQueries:
     null_queries: NullQueries | None = None
 
     @classmethod
-    def from_rows(
-        cls, row_numbers: Int[np.ndarray, " q"], rows: Float[Tensor, "q D"], modules: int
-    ) -> "RecallQueries":
-        """Returns the queries of these rows without those that are zero or not finite, which no row is like.
-
-        Args:
-            row_numbers: Numbers [q] of the documents' rows in the index.
-            rows: Raw gradient rows [q, D] of the queries.
-            modules: Number of modules that a row consists of.
-        """
-        is_usable = rows.isfinite().all(1) & rows.any(1)
-        return cls(row_numbers[is_usable.numpy()], rows[is_usable].reshape(int(is_usable.sum()), modules, -1))
-
-    @classmethod
     def collect(
         cls,
         collector: RowCollector,
         row_numbers: Sequence[int],
         documents: Sequence[Tokens],
+        index_rows: int,
         budget_tokens: int,
-        tick: Callable[[], object] = lambda: None,
+        report: ProgressCallback,
     ) -> "RecallQueries":
-        """Collects the gradients of the last quarter of each document, as of a completion, and of null queries.
+        """Makes null queries of a sample of the documents, which serve as queries of both kinds.
 
-        The rows of whole documents are found too easily where a corpus says a thing twice. On the sign rows of the
-        demo, 400 candidates contained all ten best rows of whole documents, 0.90 of those of last quarters, and 0.94 of
-        those of real questions.
+        A query that is a document, or the end of one, is found too easily where a corpus says a thing twice.
 
         Args:
             collector: Runs the model.
-            row_numbers: Numbers [q] of the documents' rows in the index.
-            documents: The documents.
+            row_numbers: Numbers of the documents' rows in the index.
+            documents: The documents, `SOURCE_DOCUMENTS` of them at most.
+            index_rows: Number of all documents of the index.
             budget_tokens: Tokens of a batch, padding included.
-            tick: Called between batches.
+            report: Called with the progress after each batch.
         """
-        endings = [_label_last_quarter(document) for document in documents]
-        rows, _ = collect_rows(collector, endings, budget_tokens, tick)
-        queries = cls.from_rows(np.asarray(row_numbers), torch.from_numpy(rows), len(collector.slices))
-        null_queries = collect_null_queries(collector, row_numbers, documents, budget_tokens, tick)
-        return replace(queries, null_queries=null_queries)
-
-
-def _label_last_quarter(document: Tokens) -> Tokens:
-    """Returns the document with only the last quarter of its labelled tokens labelled, at least one if there is any."""
-    labelled = np.flatnonzero(document.labels)
-    labels = np.zeros_like(document.labels)
-    labels[labelled[-max(1, len(labelled) // 4) :]] = True
-    return Tokens(document.ids, labels)
+        count = count_null_queries(documents, index_rows)
+        null_queries = collect_null_queries(collector, row_numbers, documents, count, budget_tokens, report)
+        rows = null_queries.rows[:RECALL_QUERY_COUNT]
+        return cls(np.full(len(rows), -1), rows, null_queries)
 
 
 def search_kinds_to_try(search: SearchSpec, shape: RowShape, rows: int) -> tuple[SearchKind, ...]:
@@ -148,7 +130,7 @@ def choose_search_kind(
     entries = []
     for kind in kinds:
         entries.append(measure(kind))
-        if entries[-1].recall_at_10 >= min_recall:
+        if entries[-1].recall_at_10 is None or entries[-1].recall_at_10 >= min_recall:
             return entries[-1]
     recalls = ", ".join(
         f"{entry.recall_at_10:.3f} by {entry.kind} at {entry.candidates} candidates" for entry in entries
@@ -156,6 +138,25 @@ def choose_search_kind(
     raise InvalidInput(
         f"the candidates reach a recall@10 of {recalls}, less than min_recall {min_recall}: nothing is published. "
         "Build again with a lower min_recall or search kind exact, which reuse the finished rows, or with other rows"
+    )
+
+
+def unmeasured_entry(kind: SearchKind, rows: int) -> SearchEntry:
+    """Returns an entry whose recall was not measured, with more candidates than are usually needed.
+
+    Args:
+        kind: The kind of search.
+        rows: Number of rows in the index.
+    """
+    factor = _UNMEASURED_FACTOR[kind]
+    count = max(factor * _MIN_CANDIDATES[kind], rows // _UNMEASURED_SHARE if factor > 1 else 0)
+    return SearchEntry(
+        kind=kind,
+        candidates=min(rows, count),
+        recall_at_10=None,
+        opponents_recall_at_10=None,
+        queries=0,
+        rows=rows,
     )
 
 
@@ -172,6 +173,9 @@ def measure_recall(
     the largest one is returned. The truth that candidates are compared with are the exact scores of all rows but the
     query's own. The recall of opponents is measured with the number of candidates that proponents need.
 
+    Where the smallest number is that of all rows, the recall is 1 without any query. Without queries it is not known in
+    a larger index: no document has a gradient there.
+
     Args:
         queries: The queries to measure with.
         profile: The default profile.
@@ -179,18 +183,25 @@ def measure_recall(
         candidate_search: The search to measure.
         min_recall: Recall@10 to reach.
     """
-    phi, weights = profile.prepare_queries(queries.rows)
     rows, kind = sum(shard.entry.rows for shard in shards), candidate_search.kind
+    if rows <= _MIN_CANDIDATES[kind]:
+        entry = unmeasured_entry(kind, rows)
+        return entry.model_copy(update={"recall_at_10": 1.0, "opponents_recall_at_10": 1.0})
+    if len(queries.rows) == 0:
+        return unmeasured_entry(kind, rows)
+    phi, weights = profile.prepare_queries(queries.rows)
     max_candidates = min(rows, max(_MAX_CANDIDATES[kind], rows // 10 if kind == "hamming" else 0))
-    scorer = ExactScorer(shards, profile)
-    recalls: list[Float[np.ndarray, " k"]] = []
+    counters: list[_RecallCounter] = []
     for sign in (1, -1):
         chunks = (sign * phi).split(max(1, _CANDIDATE_CHUNK_SIZE // max_candidates))
         candidates = np.concatenate(
             [candidate_search.find_row_numbers(chunk, max_candidates) for chunk in chunks]
         )
-        recalls.append(_recall_by_count(sign * weights, queries.row_numbers, candidates, scorer))
-    proponents, opponents = recalls
+        counters.append(_RecallCounter(sign, queries.row_numbers, candidates))
+    for first_row, scores in ExactScorer(shards, profile).iter_scores(weights):
+        for counter in counters:
+            counter.add(first_row, scores)
+    proponents, opponents = (counter.recall_by_count() for counter in counters)
     count = min(max_candidates, _MIN_CANDIDATES[kind])
     while count < max_candidates and proponents[count - 1] < min_recall:
         count = min(max_candidates, 2 * count)
@@ -204,50 +215,44 @@ def measure_recall(
     )
 
 
-def _recall_by_count(
-    weights: Float[Tensor, "q m d"],
-    own_rows: Int[np.ndarray, " q"],
-    candidates: Int[np.ndarray, "q k"],
-    scorer: ExactScorer,
-) -> Float[np.ndarray, " k"]:
-    """Returns the recall, averaged over the queries, of the first 1, 2, …, k candidates.
+class _RecallCounter:
+    """Counts how many of the ten best rows of each query are among its candidates.
 
     A row that scores as high as the tenth best row is as good a result, since a corpus may contain a document twice. So
     candidates are compared by score and not by number.
-
-    Args:
-        weights: Weights of the queries, from `Profile.prepare_queries`.
-        own_rows: Number [q] of each query's own row, which does not count.
-        candidates: Row numbers [q, k] of the candidates, best first.
-        scorer: Scores the rows of the index.
     """
-    own_row_numbers = torch.from_numpy(own_rows)[:, None]
-    best = torch.empty(len(own_rows), 0)
-    candidate_scores = _CandidateScores(candidates)
-    rows = 0
-    for first_row, scores in _iter_scores(scorer, weights):
+
+    def __init__(
+        self, sign: int, own_rows: Int[np.ndarray, " q"], candidates: Int[np.ndarray, "q k"]
+    ) -> None:
+        """Takes what there is before the scores are known.
+
+        Args:
+            sign: What scores are multiplied with, so that the best are the highest.
+            own_rows: Number [q] of each query's own row, which does not count.
+            candidates: Row numbers [q, k] of the candidates, best first.
+        """
+        self._sign, self._own_rows = sign, torch.from_numpy(own_rows)[:, None]
+        self._best = torch.empty(len(own_rows), 0)
+        self._candidate_scores = _CandidateScores(candidates)
+        self._rows = 0
+
+    def add(self, first_row: int, scores: Float[Tensor, "q n"]) -> None:
+        """Takes the scores of n rows, the first of which has the number `first_row`. Rows pass by in their order."""
         row_numbers = torch.arange(first_row, first_row + scores.shape[1])
-        scores = scores.masked_fill(row_numbers == own_row_numbers, -torch.inf)
-        best = torch.cat([best, scores], dim=1)
-        best = best.topk(min(RECALL_DEPTH, best.shape[1])).values
-        candidate_scores.pick(first_row, scores)
-        rows += scores.shape[1]
-    depth = min(RECALL_DEPTH, max(1, rows - 1))
-    lowest = best[:, depth - 1 : depth]
-    threshold = (lowest - _RELATIVE_TOLERANCE * lowest.abs() - _ABSOLUTE_TOLERANCE).numpy()
-    return (candidate_scores.scores >= threshold).cumsum(1).clip(max=depth).mean(0) / depth
+        scores = (self._sign * scores).masked_fill(row_numbers == self._own_rows, -torch.inf)
+        best = torch.cat([self._best, scores], dim=1)
+        self._best = best.topk(min(RECALL_DEPTH, best.shape[1])).values
+        self._candidate_scores.pick(first_row, scores)
+        self._rows += scores.shape[1]
 
-
-def _iter_scores(
-    scorer: ExactScorer, weights: Float[Tensor, "q m d"]
-) -> Iterator[tuple[int, Float[Tensor, "q n"]]]:
-    """Yields the exact scores of all rows, some rows at a time: (number of the first of them, scores [q, n])."""
-    query_columns = weights.flatten(1).float().mT
-    for shard_number, shard in enumerate(scorer.shards):
-        for start in range(0, shard.entry.rows, _ROW_CHUNK_SIZE):
-            stop_if_abandoned()
-            scores = scorer.score_range(shard_number, slice(start, start + _ROW_CHUNK_SIZE), query_columns)
-            yield shard.entry.first_row + start, scores.mT
+    def recall_by_count(self) -> Float[np.ndarray, " k"]:
+        """Returns the recall, averaged over the queries, of the first 1, 2, …, k candidates."""
+        depth = min(RECALL_DEPTH, max(1, self._rows - 1))
+        lowest = self._best[:, depth - 1 : depth]
+        threshold = (lowest - _RELATIVE_TOLERANCE * lowest.abs() - _ABSOLUTE_TOLERANCE).numpy()
+        is_good = self._candidate_scores.scores >= threshold
+        return is_good.cumsum(1).clip(max=depth).mean(0) / depth
 
 
 class _CandidateScores:

@@ -5,20 +5,17 @@ units of the height of their 99th percentile above their median. So it does not 
 scores, which differ between queries. Where the prominence of the best result is not above the threshold of the index,
 the answer has the notice that no strong influence was found.
 
-The threshold is calibrated with null queries, made-up queries that no document of the index states: the first half of
-one document's tokens, followed by the second half of another's. Of four such endings for each beginning, the one that
-the model finds likeliest is taken, since halves that do not fit are recognised too easily. The two documents themselves
-are left out of the results, as they say what the query says. Other documents may say it too: near copies, and whatever
-else is about the same thing. They are told by no rule, but few null queries have one, so that the middle of the null
-queries' prominences shows what is to be expected of a query without one, and the top does not. So a Gumbel
-distribution, that of the largest of many numbers, is laid through two quantiles of the middle, and the threshold is the
-prominence that `FALSE_ALARM_RATE` of this distribution exceed (docs/decisions/0024-null-queries.md).
+The threshold is calibrated with null queries, made-up queries that no document of the index states (`null_queries`).
+The two documents that such a query is made of are left out of the results, as they say what the query says. Other
+documents may say it too: near copies, and whatever else is about the same thing. They are told by no rule, but few null
+queries have one, so that the middle of the null queries' prominences shows what is to be expected of a query without
+one, and the top does not. So a Gumbel distribution, that of the largest of many numbers, is fitted to the middle, and
+the threshold is the prominence that `FALSE_ALARM_RATE` of this distribution exceed
+(docs/decisions/0024-null-queries.md).
 
 Legend: q null queries, v visible rows of the background sample, m modules, d numbers per module.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -26,41 +23,23 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
-from bergson_core.gradients.row_collector import RowCollector, collect_rows
-from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.null_queries import NullQueries
 from bergson_core.search.profile import Profile
 from bergson_core.storage.manifest import NoticeEntry
-from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import stop_if_abandoned
 
 NO_INFLUENCE_NOTICE: Final = "no strong influence found"
 FALSE_ALARM_RATE: Final = 0.05
 """Share of queries without an influence whose best result has a prominence above the threshold."""
-ENDINGS_TRIED: Final = 4
-"""Endings for the beginning of a null query, of which the likeliest is taken."""
-_QUERIES_PER_DOCUMENT: Final = 4
 MIN_BACKGROUND_ROWS: Final = 50
 """Smallest background sample that prominence is computed from: among fewer rows nothing can stand out."""
-_FITTED_QUANTILES: Final = (0.5, 0.75)
-"""Quantiles of the null queries' prominences that the Gumbel distribution is laid through."""
+_FITTED_RANGE: Final = (0.4, 0.8)
+"""Quantiles of the null queries' prominences between which the Gumbel distribution is fitted to them."""
 _MAX_CANDIDATES: Final = 4096
 _QUERY_BATCH_SIZE: Final = 64
-
-
-@dataclass(frozen=True)
-class NullQueries:
-    """Made-up queries that no document states.
-
-    Attributes:
-        rows: Raw gradient rows [q, m, d].
-        sources: Numbers [q, 2] of the rows, in the index, of the two documents that each query is made of.
-    """
-
-    rows: Float[Tensor, "q m d"]
-    sources: Int[np.ndarray, "q 2"]
 
 
 def prominence(score: float, background_scores: Float32[np.ndarray, " v"]) -> float:
@@ -88,69 +67,6 @@ def significance_notice(
     return None if prominence(score, background_scores) > entry.threshold else NO_INFLUENCE_NOTICE
 
 
-def collect_null_queries(
-    collector: RowCollector,
-    row_numbers: Sequence[int],
-    documents: Sequence[Tokens],
-    budget_tokens: int,
-    tick: Callable[[], object] = lambda: None,
-    *,
-    endings_tried: int = ENDINGS_TRIED,
-) -> NullQueries:
-    """Collects the gradients of null queries, four for each document.
-
-    Args:
-        collector: Runs the model.
-        row_numbers: Number in the index of each document's row.
-        documents: Documents that null queries are made of.
-        budget_tokens: Tokens of a batch, padding included.
-        tick: Called between batches.
-        endings_tried: Endings for each beginning, of which the likeliest is taken.
-
-    Returns:
-        The queries without those whose rows are zero or not finite. None, q = 0, where there are too few documents to
-        choose endings from.
-    """
-    modules, count = len(collector.slices), len(documents)
-    if count <= endings_tried * _QUERIES_PER_DOCUMENT:
-        empty = torch.empty(0, modules, collector.dimensions // modules)
-        return NullQueries(empty, np.empty((0, 2), dtype=np.int64))
-    pairs = [
-        (number, (number + endings_tried * round_ + step) % count)
-        for round_ in range(_QUERIES_PER_DOCUMENT)
-        for number in range(count)
-        for step in range(1, endings_tried + 1)
-    ]
-    choices = [_splice(documents[beginning], documents[ending]) for beginning, ending in pairs]
-    likeliest = _find_likeliest(collector, choices, budget_tokens, tick, endings_tried)
-    rows, _ = collect_rows(collector, [choices[number] for number in likeliest], budget_tokens, tick)
-    is_usable = np.isfinite(rows).all(1) & rows.any(1)
-    sources = np.asarray(row_numbers)[np.array(pairs)[likeliest]]
-    usable_rows = torch.from_numpy(rows[is_usable])
-    return NullQueries(usable_rows.reshape(len(usable_rows), modules, -1), sources[is_usable])
-
-
-def _splice(document: Tokens, other: Tokens) -> Tokens:
-    """Returns the first half of one document, followed by the second half of another, which alone is labelled."""
-    beginning, ending = document.ids[: len(document.ids) // 2], other.ids[len(other.ids) // 2 :]
-    return Tokens.labelled_from(np.concatenate([beginning, ending]), max(1, len(beginning)))
-
-
-def _find_likeliest(
-    collector: RowCollector,
-    choices: Sequence[Tokens],
-    budget_tokens: int,
-    tick: Callable[[], object],
-    endings_tried: int,
-) -> Int[np.ndarray, " q"]:
-    """Returns of each run of `endings_tried` choices the position of the one with the smallest loss a token."""
-    losses = compute_document_losses(collector.model, choices, budget_tokens, tick)
-    labelled = np.array([choice.n_labelled for choice in choices])
-    loss_a_token = np.where(labelled > 0, losses / np.maximum(labelled, 1), np.inf)
-    first_choices = endings_tried * np.arange(len(choices) // endings_tried)
-    return loss_a_token.reshape(-1, endings_tried).argmin(1) + first_choices
-
-
 def calibrate_notice(
     queries: NullQueries,
     profile: Profile,
@@ -160,8 +76,9 @@ def calibrate_notice(
 ) -> NoticeEntry | None:
     """Calibrates the threshold of the notice.
 
-    The best row of an index of sign rows may need more candidates than the 4,096 that are looked at here at most, which
-    lowers the threshold a little.
+    The best row of each query is looked for among all rows, or among the candidates where these are fewer. The best row
+    of a large index of sign rows may need more candidates than the 4,096 that are looked at here at most, which lowers
+    the threshold a little.
 
     Args:
         queries: The null queries.
@@ -176,41 +93,73 @@ def calibrate_notice(
     """
     if len(queries.rows) == 0 or len(background.offsets) < MIN_BACKGROUND_ROWS:
         return None
-    first_rows = np.array([shard.entry.first_row for shard in candidate_search.shards])
-    background_numbers = first_rows[background.shard_numbers] + background.offsets
+    candidate_count = min(candidate_count, _MAX_CANDIDATES)
     scorer = ExactScorer(candidate_search.shards, profile)
-    prominences = []
+    first_rows = np.array([shard.entry.first_row for shard in scorer.shards])
+    background_numbers = first_rows[background.shard_numbers] + background.offsets
+    scans_all = len(queries.rows) * candidate_count >= sum(shard.entry.rows for shard in scorer.shards)
+    prominences: list[float] = []
     for start in range(0, len(queries.rows), _QUERY_BATCH_SIZE):
         batch = slice(start, start + _QUERY_BATCH_SIZE)
         phi, weights = profile.prepare_queries(queries.rows[batch])
+        sources = queries.sources[batch]
+        if scans_all:
+            best = _best_of_all(scorer, weights, sources)
+        else:
+            candidates = candidate_search.find(phi, candidate_count)
+            best = _best_of_candidates(scorer, weights, sources, *candidates)
         background_scores = background.scores(profile, weights, [None] * len(first_rows))
-        candidates = candidate_search.find(phi, min(candidate_count, _MAX_CANDIDATES))
-        for query_weights, sources, shard_numbers, offsets, scores in zip(
-            weights, queries.sources[batch], *candidates, background_scores, strict=True
-        ):
-            stop_if_abandoned()
-            is_other = ~np.isin(first_rows[shard_numbers] + offsets, sources)
-            parts = scorer.module_scores(query_weights, shard_numbers[is_other], offsets[is_other])
-            is_background = ~np.isin(background_numbers, sources)
-            prominences.append(prominence(float(parts.sum(1).max()), scores[is_background]))
+        for query_best, query_sources, scores in zip(best, sources, background_scores, strict=True):
+            prominences.append(prominence(query_best, scores[~np.isin(background_numbers, query_sources)]))
     threshold = extrapolate_threshold(np.array(prominences))
     if not np.isfinite(threshold):
         return None
     return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(prominences))
 
 
+def _best_of_all(
+    scorer: ExactScorer, weights: Float[Tensor, "q m d"], sources: Int[np.ndarray, "q 2"]
+) -> list[float]:
+    """Returns the highest score of each query among all rows but those of its two sources."""
+    best = torch.full((len(weights),), -torch.inf)
+    for first_row, scores in scorer.iter_scores(weights):
+        row_numbers = torch.arange(first_row, first_row + scores.shape[1])
+        is_source = (torch.from_numpy(sources)[:, :, None] == row_numbers).any(1)
+        best = torch.maximum(best, scores.masked_fill(is_source, -torch.inf).amax(1))
+    return best.tolist()
+
+
+def _best_of_candidates(
+    scorer: ExactScorer,
+    weights: Float[Tensor, "q m d"],
+    sources: Int[np.ndarray, "q 2"],
+    shard_numbers: Int[np.ndarray, "q k"],
+    offsets: Int[np.ndarray, "q k"],
+) -> list[float]:
+    """Returns the highest score of each query among its candidates but those that are its two sources."""
+    first_rows = np.array([shard.entry.first_row for shard in scorer.shards])
+    best = []
+    for query_weights, query_sources, *places in zip(weights, sources, shard_numbers, offsets, strict=True):
+        stop_if_abandoned()
+        in_shards, in_offsets = places
+        is_other = ~np.isin(first_rows[in_shards] + in_offsets, query_sources)
+        parts = scorer.module_scores(query_weights, in_shards[is_other], in_offsets[is_other])
+        best.append(float(parts.sum(1).max()))
+    return best
+
+
 def extrapolate_threshold(prominences: Float64[np.ndarray, " q"]) -> float:
-    """Returns what `FALSE_ALARM_RATE` of the Gumbel distribution exceed that fits the middle of these prominences.
+    """Returns what `FALSE_ALARM_RATE` of the Gumbel distribution exceed that fits the middle of these prominences best.
+
+    Numbers of the middle that are infinite, or fewer than two, fit none: then nothing stands out.
 
     Args:
         prominences: Prominence of the best result of each null query.
     """
-    # The quantiles are values that occur, as the mean of two infinite ones is not a number.
-    low, high = np.quantile(prominences, _FITTED_QUANTILES, method="higher")
-    if not np.isfinite([low, high]).all():
+    shares = (np.arange(len(prominences)) + 0.5) / len(prominences)
+    is_middle = (shares >= _FITTED_RANGE[0]) & (shares <= _FITTED_RANGE[1])
+    middle, reduced = np.sort(prominences)[is_middle], -np.log(-np.log(shares[is_middle]))
+    if len(middle) < 2 or not np.isfinite(middle).all():
         return np.inf
-    reduced_low, reduced_high, reduced_threshold = (
-        -np.log(-np.log(share)) for share in (*_FITTED_QUANTILES, 1 - FALSE_ALARM_RATE)
-    )
-    factor = (reduced_threshold - reduced_low) / (reduced_high - reduced_low)
-    return float(low + factor * (high - low))
+    slope, location = np.polyfit(reduced, middle, deg=1)
+    return float(location - slope * np.log(-np.log(1 - FALSE_ALARM_RATE)))

@@ -83,22 +83,22 @@ class ShardEntry(ResultModel):
 
 
 class SearchEntry(ResultModel):
-    """How candidates are found, and the recall that was measured with documents of the index as queries.
+    """How candidates are found, and the recall that was measured with queries made up of documents of the index.
 
     A recall is the share of the ten rows with the highest exact scores that are among the candidates; for opponents, of
-    the ten with the lowest.
+    the ten with the lowest. It is null if it was not measured.
     """
 
     kind: SearchKind
     candidates: PositiveCount
     """Candidates for ten results. Each further result takes some more, and in an index that has grown beyond `rows`
     their number grows in proportion."""
-    recall_at_10: float
-    opponents_recall_at_10: float
+    recall_at_10: float | None
+    opponents_recall_at_10: float | None
     queries: Count
-    """Documents that the recall was measured with."""
+    """Queries that the recall was measured with: 0 if it was not measured, or if every row is a candidate."""
     rows: PositiveCount
-    """Rows that the recall was measured over."""
+    """Rows that the recall was measured over, or that the candidates were chosen for."""
 
 
 class NoticeEntry(ResultModel):
@@ -200,7 +200,7 @@ class Manifest(ResultModel):
     """The profiles that queries can score with."""
     search: SearchEntry
     notice: NoticeEntry | None = None
-    """Null for an index of too few rows."""
+    """Null for an index of too few rows, and for one whose search was not measured."""
 
     @property
     def revision(self) -> str | None:

@@ -67,7 +67,7 @@ class TrialShard:
 
     builder: ShardBuilder
     shards: list[ShardEntry]
-    queries: RecallQueries
+    queries: RecallQueries | None
     sample: SampleCounts
     temporary_bytes: int
 
@@ -125,7 +125,7 @@ def _build_shard(context: BuildContext, meter: CostMeter, sample_size: int) -> T
     written = sum(path.stat().st_size for path in (context.output / "shards").rglob("*") if path.is_file())
     published = sum(entry.bytes for shard in shards for entry in shard.files)
     meter.begin_stage("sample")
-    queries = collect_recall_queries(context, documents, builder)
+    queries = collect_recall_queries(context, documents, builder, sample.documents)
     return TrialShard(builder, shards, queries, sample, written - published)
 
 
@@ -176,6 +176,8 @@ def _sample_passes(
 
 def _first_search(search: SearchSpec, shape: RowShape, rows: int) -> SearchSpec:
     """Returns the kind of search that a build of so many rows would try first, with a recall that is always reached."""
+    if not search.measure:
+        return search
     first, *_ = search_kinds_to_try(search, shape, rows)
     return SearchSpec(kind="rabitq" if first == "rabitq" else "exact", min_recall=_MIN_RECALL)
 

@@ -88,12 +88,15 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 @contextmanager
 def progress_bar() -> "Iterator[ProgressCallback]":
-    """Yields a function that shows progress on standard error, with a new bar for each stage of the work."""
+    """Yields a function that shows progress on standard error, with a new bar for each stage of the work.
+
+    A terminal shows the name of a stage when it begins, and an output of another kind only stages that count something.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as ProgressBars
 
     columns = (
-        TextColumn("{task.description:<11}"),
+        TextColumn("{task.description:<14}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -102,13 +105,16 @@ def progress_bar() -> "Iterator[ProgressCallback]":
     bars, tasks = ProgressBars(*columns, console=error_console), dict[str, Any]()
 
     def show(progress: "Progress") -> None:
-        if not (progress.done or progress.total) or progress.stage == "done":
+        if progress.stage == "done":
+            return
+        if not (progress.done or progress.total or error_console.is_terminal):
             return
         bars.start()  # Only now: bars end with an empty line, also where there were none.
         total = progress.total or None  # The length of a stream is not known.
         if progress.stage not in tasks:
             for earlier in bars.tasks:  # The last report of an earlier stage may have been skipped.
-                bars.update(earlier.id, completed=earlier.total)
+                count = earlier.total or earlier.completed or 1
+                bars.update(earlier.id, completed=count, total=count)
             tasks[progress.stage] = bars.add_task(progress.stage, total=total, rate="")
         rate = f"{progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s else ""
         bars.update(tasks[progress.stage], completed=progress.done, total=total, rate=rate)

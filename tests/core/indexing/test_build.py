@@ -261,3 +261,14 @@ def test_every_error_is_restored_from_its_code():
 
     for kind in _with_subclasses(BergsonError):
         assert type(from_code(kind.code, "why")) is kind
+
+
+def test_each_stage_is_named_before_any_of_its_work_is_done(spec, tmp_path):
+    reports: list[Progress] = []
+    build_index(spec, tmp_path / "facts", report=reports.append)
+    first: dict[str, Progress] = {}
+    for progress in reports:
+        first.setdefault(progress.stage, progress)
+    stages = ["load", "read", "statistics", "gradients", "measure", "preconditioner", "search", "done"]
+    assert list(first) == stages
+    assert all(progress.done == 0 for stage, progress in first.items() if stage != "done")

@@ -9,10 +9,11 @@ from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
 from bergson_core.search import recall
+from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.recall import RecallQueries, measure_recall, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
-from bergson_core.tokens.tokenization import Tokens, tokenize
+from bergson_core.tokens.tokenization import tokenize
 from tests import tiny
 from tests.core.helpers import make_spec, query, scores_by_definition
 
@@ -137,17 +138,38 @@ def test_sign_rows_take_as_many_candidates_as_reach_the_recall(sources, tmp_path
     assert counts[0] == 200 <= counts[1] <= DOCUMENTS
 
 
-def test_documents_without_a_gradient_are_not_taken_as_queries():
-    rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [torch.nan, 1.0], [3.0, 4.0]])
-    queries = RecallQueries.from_rows(np.array([5, 6, 7, 8]), rows, modules=1)
-    assert queries.row_numbers.tolist() == [5, 8]
+def test_scores_are_read_once_for_proponents_and_opponents(sources, tmp_path, monkeypatch):
+    calls = []
+    score_range = ExactScorer.score_range
+    monkeypatch.setattr(
+        ExactScorer,
+        "score_range",
+        lambda scorer, *places: calls.append(places) or score_range(scorer, *places),
+    )
+    build_index(spec_of(sources, {}), tmp_path / "facts", shard_rows=150)
+    shards_of_recall, batches_of_notice = 3, len(calls) // 3 - 1
+    assert len(calls) == shards_of_recall * (1 + batches_of_notice)
+    assert [place[0] for place in calls[:3]] == [0, 1, 2]
+    assert batches_of_notice <= 4
 
 
-def test_queries_explain_the_last_quarter_of_a_document():
-    tokens = Tokens(np.arange(10), np.arange(10) >= 2)
-    assert recall._label_last_quarter(tokens).labels.nonzero()[0].tolist() == [8, 9]
-    assert recall._label_last_quarter(Tokens(np.arange(3), np.array([False, True, False]))).n_labelled == 1
-    assert recall._label_last_quarter(Tokens(np.arange(1), np.zeros(1, dtype=bool))).n_labelled == 0
+def test_where_every_row_is_a_candidate_the_recall_needs_no_query(sources, tmp_path):
+    documents = tuple(
+        {"id": str(k), "text": text, "source": "x", "number": k} for k, text in enumerate(tiny.texts(40))
+    )
+    manifest = build_index(make_spec(sources, dataset=None, documents=documents), tmp_path / "facts")
+    search = manifest.search
+    assert (search.candidates, search.recall_at_10, search.opponents_recall_at_10) == (40, 1, 1)
+    assert search.queries == 0
+
+
+def test_without_queries_the_recall_of_a_larger_index_is_not_known(sources, tmp_path):
+    build_index(spec_of(sources, {}), tmp_path / "facts", shard_rows=150)
+    index = AttributionIndex.open(tmp_path / "facts")
+    queries = RecallQueries(np.empty(0, dtype=np.int64), torch.empty(0, len(index.collector.slices), 16))
+    arguments = (index.profiles["default"], index.shards, index.searcher.candidate_search, 0.99)
+    entry = measure_recall(queries, *arguments)
+    assert (entry.recall_at_10, entry.candidates, entry.queries) == (None, 40, 0)
 
 
 def test_an_index_of_one_document_has_full_recall(sources, tmp_path):

@@ -8,23 +8,22 @@ import torch
 from datasets import Dataset
 
 from bergson_core import AttributionIndex, append_documents, build_index, fit_profile, take_down_document
-from bergson_core.gradients.row_collector import collect_rows
+from bergson_core.indexing.build_context import ignore_progress
 from bergson_core.schemas.build import AppendSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
+from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.null_queries import NullQueries, collect_null_queries
 from bergson_core.search.significance import (
     NO_INFLUENCE_NOTICE,
-    NullQueries,
-    _splice,
     calibrate_notice,
-    collect_null_queries,
     extrapolate_threshold,
     prominence,
     significance_notice,
 )
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
-from bergson_core.tokens.tokenization import Tokens, tokenize
+from bergson_core.tokens.tokenization import tokenize
 from tests import tiny
 from tests.core.helpers import make_spec, query
 
@@ -144,19 +143,17 @@ def test_an_answer_has_the_notice_where_its_best_result_does_not_stand_out(large
 
 def make_null_queries(opened: AttributionIndex, numbers: list[int]) -> NullQueries:
     """Returns null queries that are made of the documents with these numbers."""
-    return collect_null_queries(opened.collector, numbers, read_tokens(opened, numbers), 1000)
-
-
-def read_tokens(opened: AttributionIndex, numbers: list[int]) -> list[Tokens]:
-    """Returns the tokens of the documents with these numbers."""
     texts = tiny.texts(DOCUMENTS)
-    return tokenize(opened.model.tokenizer, [texts[number] for number in numbers], None)
+    tokens = tokenize(opened.model.tokenizer, [texts[number] for number in numbers], None)
+    return collect_null_queries(opened.collector, numbers, tokens, 100, 1000, ignore_progress)
 
 
-def calibrate(opened: AttributionIndex, queries: NullQueries) -> NoticeEntry | None:
+def calibrate(
+    opened: AttributionIndex, queries: NullQueries, candidates: int = DOCUMENTS
+) -> NoticeEntry | None:
     searcher = opened.searcher
     return calibrate_notice(
-        queries, opened.profiles["default"], searcher.candidate_search, DOCUMENTS, searcher.background
+        queries, opened.profiles["default"], searcher.candidate_search, candidates, searcher.background
     )
 
 
@@ -175,23 +172,21 @@ def prominences_by_definition(opened: AttributionIndex, queries: NullQueries) ->
 
 def test_the_documents_that_a_null_query_is_made_of_are_not_among_its_results(large_index):
     opened = AttributionIndex.open(large_index)
-    queries = make_null_queries(opened, list(range(0, DOCUMENTS, 4)))
-    assert len(queries.rows) == 4 * 38
+    queries = make_null_queries(opened, list(range(0, DOCUMENTS, 3)))
+    assert len(queries.rows) == 100
     by_definition = prominences_by_definition(opened, queries)
     entry = calibrate(opened, queries)
     assert entry.threshold == pytest.approx(extrapolate_threshold(by_definition), rel=1e-3)
     assert (entry.false_alarms, entry.queries) == (0.05, len(queries.rows))
 
 
-def test_a_null_query_knows_the_documents_that_it_is_made_of(large_index):
+def test_the_best_row_of_few_queries_is_looked_for_among_their_candidates(large_index, monkeypatch):
     opened = AttributionIndex.open(large_index)
-    numbers = list(range(3, DOCUMENTS, 5))
-    tokens = dict(zip(numbers, read_tokens(opened, numbers), strict=True))
-    queries = make_null_queries(opened, numbers)
-    spliced = [_splice(tokens[beginning], tokens[ending]) for beginning, ending in queries.sources.tolist()]
-    rows, _ = collect_rows(opened.collector, spliced, 1000)
-    torch.testing.assert_close(torch.from_numpy(rows), queries.rows.flatten(1), rtol=1e-4, atol=1e-6)
-    assert (queries.sources[:, 0] != queries.sources[:, 1]).all()
+    queries = make_null_queries(opened, list(range(0, DOCUMENTS, 3)))
+    few = NullQueries(queries.rows[:6], queries.sources[:6])
+    expected = calibrate(opened, few)
+    monkeypatch.setattr(ExactScorer, "iter_scores", lambda scorer, weights: pytest.fail("all rows are read"))
+    assert calibrate(opened, few, candidates=20).threshold == pytest.approx(expected.threshold, rel=0.2)
 
 
 def test_copies_of_a_few_documents_hardly_raise_the_threshold():
@@ -210,6 +205,7 @@ def test_copies_of_a_few_documents_hardly_raise_the_threshold():
 def test_there_is_no_threshold_where_no_document_stands_out_from_equal_ones(large_index):
     assert extrapolate_threshold(np.array([1.0, 2.0, np.inf, np.inf])) == np.inf
     assert extrapolate_threshold(np.full(9, -np.inf)) == np.inf
+    assert extrapolate_threshold(np.array([1.0, 2.0])) == np.inf
     opened = AttributionIndex.open(large_index)
     zeros = NullQueries(torch.zeros(20, len(opened.collector.slices), 16), np.zeros((20, 2), dtype=np.int64))
     assert calibrate(opened, zeros) is None
@@ -222,13 +218,6 @@ def test_a_threshold_of_0_1_0_is_used_as_it_is(large_index):
     assert significance_notice(0.5 + 5.4 * 0.49, scores, entry) == NO_INFLUENCE_NOTICE
     assert significance_notice(0.5 + 5.6 * 0.49, scores, entry) is None
     assert opened.manifest.notice.model_dump().keys() == entry.model_dump().keys()
-
-
-def test_a_null_query_is_half_of_one_document_and_half_of_another():
-    document, other = (Tokens.labelled_from(np.arange(start, start + 5), 1) for start in (10, 20))
-    spliced = _splice(document, other)
-    assert spliced.ids.tolist() == [10, 11, 22, 23, 24]
-    assert spliced.labels.nonzero()[0].tolist() == [2, 3, 4]
 
 
 def test_prominence_is_in_units_of_the_99th_percentile():
