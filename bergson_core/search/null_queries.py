@@ -95,7 +95,7 @@ def collect_null_queries(
     """
     started = time.monotonic()
     is_whole = np.array([len(document.ids) > 1 for document in documents], dtype=bool)
-    row_numbers = np.asarray(row_numbers, dtype=np.int64)[is_whole]
+    whole_numbers = np.asarray(row_numbers, dtype=np.int64)[is_whole]
     documents = list(compress(documents, is_whole))
     pairs = _choose_pairs(collector, documents, count, budget_tokens, report)
     parts = [np.empty((0, collector.dimensions), dtype=np.float32)]
@@ -111,7 +111,7 @@ def collect_null_queries(
     is_usable = np.isfinite(rows).all(1) & rows.any(1)
     modules = len(collector.slices)
     blocks = torch.from_numpy(rows[is_usable]).reshape(-1, modules, collector.dimensions // modules)
-    return NullQueries(blocks, row_numbers[pairs[: len(rows)]][is_usable])
+    return NullQueries(blocks, whole_numbers[pairs[: len(rows)]][is_usable])
 
 
 def _choose_pairs(
