@@ -70,7 +70,7 @@ WAYS: Final = (
             Stop("bergson_core.gradients.processor_fitting.fit_normalizers", "statistics", caller=5),
             Stop("bergson_core.gradients.row_collector.RowCollector.collect", "rows projected", caller=5),
             Stop("bergson_core.shards.shard_writer.ShardWriter.write", "shards written", caller=5),
-            Stop("bergson_core.search.recall.measure_recall", "recall measured", caller=5),
+            Stop("bergson_core.search.measuring.recall.measure_recall", "recall measured", caller=5),
             Stop("bergson_core.indexing.publish.publish_index", "manifest renamed", caller=5),
         ),
     ),

@@ -29,7 +29,7 @@ from bergson_core.indexing.shard_builder import plan_shards, rows_per_shard
 from bergson_core.schemas.build import BuildSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
-from bergson_core.search.recall import RECALL_QUERY_COUNT, RecallQueries
+from bergson_core.search.measuring.recall import RECALL_QUERY_COUNT, RecallQueries
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition, write_shard
 from bergson_core.storage.document_table import make_document_table

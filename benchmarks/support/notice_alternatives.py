@@ -19,8 +19,8 @@ from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.indexing.build_context import ignore_progress
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.null_queries import collect_null_queries
-from bergson_core.search.significance import FALSE_ALARM_RATE, extrapolate_threshold
+from bergson_core.search.measuring.null_queries import collect_null_queries
+from bergson_core.search.measuring.significance import FALSE_ALARM_RATE, extrapolate_threshold
 from bergson_core.tokens.batching import BUDGET_TOKENS
 from bergson_core.tokens.tokenization import Tokens, tokenize
 

@@ -22,9 +22,9 @@ from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
+from bergson_core.search.measuring.significance import significance_notice
 from bergson_core.search.profile import require_profile
 from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
-from bergson_core.search.significance import significance_notice
 from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest

@@ -35,8 +35,8 @@ from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import Progress
-from bergson_core.search.null_queries import SOURCE_DOCUMENTS
-from bergson_core.search.recall import RecallQueries
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.damaged_shards import require_intact

@@ -60,8 +60,8 @@ from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
-from bergson_core.search.null_queries import SOURCE_DOCUMENTS
-from bergson_core.search.recall import RecallQueries
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.deletion import remove_unpublished_files

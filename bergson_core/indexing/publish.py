@@ -23,7 +23,7 @@ from bergson_core.indexing.search_files import SearchFiles
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import coverage_percent
 from bergson_core.schemas.results import Progress
-from bergson_core.search.recall import RecallQueries
+from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import sum_second_moments

@@ -18,15 +18,15 @@ from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.faiss_index import build_faiss_file
 from bergson_core.search.features import iter_shard_features
-from bergson_core.search.profile import Profile, write_lengths
-from bergson_core.search.recall import (
+from bergson_core.search.measuring.recall import (
     RecallQueries,
     choose_search_kind,
     measure_recall,
     search_kinds_to_try,
     unmeasured_entry,
 )
-from bergson_core.search.significance import calibrate_notice
+from bergson_core.search.measuring.significance import calibrate_notice
+from bergson_core.search.profile import Profile, write_lengths
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.integrity import make_file_entry
 from bergson_core.storage.layout import DEFAULT_PROFILE, lengths_path, preconditioner_path, search_path

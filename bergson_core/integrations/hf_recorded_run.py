@@ -23,8 +23,8 @@ from bergson_core.indexing.shard_builder import ShardTask, plan_shards, rows_per
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.search.null_queries import SOURCE_DOCUMENTS
-from bergson_core.search.recall import RecallQueries
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter
 from bergson_core.storage.manifest import Manifest, ShardEntry

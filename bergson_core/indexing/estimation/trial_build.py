@@ -49,7 +49,7 @@ from bergson_core.models.index_tokens import tokenize_documents
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.build import BuildSpec, SearchSpec
 from bergson_core.schemas.results import Estimate, Progress
-from bergson_core.search.recall import RecallQueries, search_kinds_to_try
+from bergson_core.search.measuring.recall import RecallQueries, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.manifest import ShardEntry

@@ -26,7 +26,7 @@ from torch import Tensor
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.null_queries import NullQueries
+from bergson_core.search.measuring.null_queries import NullQueries
 from bergson_core.search.profile import Profile
 from bergson_core.storage.manifest import NoticeEntry
 from bergson_core.utils.background import stop_if_abandoned

@@ -10,7 +10,7 @@ from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.results import Progress
 from bergson_core.search import null_queries
-from bergson_core.search.null_queries import (
+from bergson_core.search.measuring.null_queries import (
     ENDINGS_TRIED,
     MAX_NULL_QUERIES,
     MIN_NULL_QUERIES,

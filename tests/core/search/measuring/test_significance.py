@@ -14,8 +14,8 @@ from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.null_queries import NullQueries, collect_null_queries
-from bergson_core.search.significance import (
+from bergson_core.search.measuring.null_queries import NullQueries, collect_null_queries
+from bergson_core.search.measuring.significance import (
     NO_INFLUENCE_NOTICE,
     calibrate_notice,
     extrapolate_threshold,

@@ -21,7 +21,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.null_queries import NullQueries, collect_null_queries, count_null_queries
+from bergson_core.search.measuring.null_queries import NullQueries, collect_null_queries, count_null_queries
 from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
