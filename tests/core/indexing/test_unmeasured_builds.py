@@ -5,7 +5,7 @@ import pytest
 from bergson_core import AttributionIndex, append_documents, build_index
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec, SearchSpec
-from bergson_core.search import recall
+from bergson_core.search.measuring import recall
 from bergson_core.search.measuring.recall import RecallQueries, unmeasured_entry
 from bergson_core.storage.manifest import read_manifest
 from tests import tiny

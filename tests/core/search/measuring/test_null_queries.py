@@ -9,7 +9,7 @@ from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.results import Progress
-from bergson_core.search import null_queries
+from bergson_core.search.measuring import null_queries
 from bergson_core.search.measuring.null_queries import (
     ENDINGS_TRIED,
     MAX_NULL_QUERIES,

@@ -8,8 +8,8 @@ from bergson_core import AttributionIndex, build_index
 from bergson_core.errors import IndexNotFound, InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import GradientSpec, ScoringSpec, SearchSpec
-from bergson_core.search import recall
 from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.measuring import recall
 from bergson_core.search.measuring.recall import RecallQueries, measure_recall, search_kinds_to_try
 from bergson_core.shards.shard import RowShape
 from bergson_core.storage.manifest import read_manifest
