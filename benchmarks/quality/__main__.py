@@ -54,7 +54,7 @@ def run_experiment(experiment: Experiment, interventions: Interventions, *, alte
         for method in methods:
             measuring = time.perf_counter()
             results.add(method, measurer.measure(method))
-            if method.name in {BM25, *ROWS, *interventions.methods}:
+            if method.name in {BM25, *ROWS, *map(rescored_name, ROWS), *interventions.methods}:
                 tables[method.name] = method.scores
             ended = time.perf_counter()
             for part, seconds in ((method.group, measuring - computing), ("measures", ended - measuring)):
