@@ -6,11 +6,16 @@ from typing import Final
 
 import numpy as np
 
-from bergson_core.schemas.build import GradientSpec
+from bergson_core.schemas.build import GradientSpec, NormalizerKind
 from bergson_core.tokens.tokenization import Tokens
 
-SAMPLE_TOKENS: Final = 2**13
-"""Tokens of a sample by default; half as many give the same LDS (docs/quality.md)."""
+SAMPLE_TOKENS: Final[Mapping[NormalizerKind, int]] = {
+    "none": 2**12,
+    "adafactor": 2**12,
+    "adam": 2**13,
+    "kfac": 2**13,
+}
+"""Tokens of a sample by default; fewer give the same LDS (docs/quality.md)."""
 MIN_SAMPLE_DOCUMENTS: Final = 16
 """Documents that a sample has at least, if the corpus has so many, however long they are."""
 _DRAWN_TOGETHER: Final = 256
@@ -19,7 +24,7 @@ _DRAWN_TOGETHER: Final = 256
 
 def sample_documents(settings: GradientSpec, documents: int, tokens_per_document: float) -> int:
     """Returns how many documents `choose_sample` takes of so many, if all have about the same number of tokens."""
-    budget_tokens = settings.sample_tokens or SAMPLE_TOKENS
+    budget_tokens = settings.sample_tokens or SAMPLE_TOKENS[settings.normalizer]
     fitting = max(MIN_SAMPLE_DOCUMENTS, math.ceil(budget_tokens / max(1.0, tokens_per_document)))
     return min(settings.sample_size, documents, fitting)
 
@@ -53,7 +58,7 @@ def choose_sample(
         tokenize: Returns the tokens of documents of some ascending numbers, by number. It may leave some out.
     """
     drawn = _draw(total, settings.sample_size, settings.seed)
-    budget_tokens = settings.sample_tokens or SAMPLE_TOKENS
+    budget_tokens = settings.sample_tokens or SAMPLE_TOKENS[settings.normalizer]
     sample: dict[int, Tokens] = {}
     taken_tokens = 0
     for start in range(0, max(1, len(drawn)), _DRAWN_TOGETHER):

@@ -91,8 +91,8 @@ class GradientSpec(Spec):
     sample_size: int = Field(default=2048, ge=1)
     """Largest number of documents that the normalizer is fitted to."""
     sample_tokens: int | None = Field(default=None, ge=1)
-    """Largest number of tokens that the normalizer is fitted to, by default 8,192: no further documents are taken once
-    there are so many, but at least 16."""
+    """Largest number of tokens that the normalizer is fitted to, by default 4,096 for adafactor and 8,192 for others.
+    No further documents are taken once there are so many, but at least 16."""
 
     _require_path = field_validator("optimizer_state")(require_short_path)
 

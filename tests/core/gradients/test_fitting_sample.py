@@ -24,7 +24,7 @@ from tests.core.helpers import random_documents
 TOTAL = 1000
 
 
-def choose(length: int = 10, first_label: int = 1, **settings: int) -> list[int]:
+def choose(length: int = 10, first_label: int = 1, **settings: object) -> list[int]:
     """Returns the numbers of the documents in the sample of a corpus of `TOTAL` documents of one length."""
 
     def tokenize(numbers: Sequence[int]) -> dict[int, Tokens]:
@@ -53,9 +53,9 @@ def test_no_document_is_taken_once_there_are_enough_tokens_but_sixteen_are(token
     assert sample_documents(GradientSpec(sample_tokens=tokens), TOTAL, 10) == documents
 
 
-def test_by_default_there_are_8192_tokens():
-    assert SAMPLE_TOKENS == 8192
-    assert len(choose(length=64)) == 128
+def test_by_default_there_are_4096_tokens_for_adafactor_and_8192_for_others():
+    assert len(choose(length=64)) == 64
+    assert len(choose(length=64, normalizer="kfac")) == len(choose(length=64, normalizer="adam")) == 128
     assert len(choose(length=2048)) == MIN_SAMPLE_DOCUMENTS == 16
     assert len(choose(length=2048, sample_size=3)) == 3
 
@@ -106,5 +106,5 @@ def test_the_fingerprint_of_a_build_that_does_not_state_the_tokens_stays_as_it_w
         }
     )
     assert spec.fingerprint() == hashlib.sha256(before.encode()).hexdigest()
-    stated = spec.model_copy(update={"gradients": GradientSpec(sample_tokens=SAMPLE_TOKENS)})
+    stated = spec.model_copy(update={"gradients": GradientSpec(sample_tokens=SAMPLE_TOKENS["adafactor"])})
     assert stated.fingerprint() != spec.fingerprint()
