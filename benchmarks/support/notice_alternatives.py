@@ -19,7 +19,7 @@ from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.indexing.build_context import ignore_progress
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.measuring.null_queries import collect_null_queries
+from bergson_core.search.measuring.null_queries import QuerySources, collect_null_queries
 from bergson_core.search.measuring.significance import FALSE_ALARM_RATE, extrapolate_threshold
 from bergson_core.tokens.batching import BUDGET_TOKENS
 from bergson_core.tokens.tokenization import Tokens, tokenize
@@ -101,8 +101,9 @@ def score_null_queries(index: AttributionIndex, case: Case) -> dict[str, Scores]
     """Returns the scores of null queries of several designs: four times as many as an index is calibrated with."""
     numbers = sample_row_numbers(len(case.documents), NULL_DOCUMENTS, seed=1)
     documents = [case.documents[number] for number in numbers]
+    sources = QuerySources.of_rows(index.shards, numbers, documents)
     queries = collect_null_queries(
-        index.collector, numbers, documents, 4 * NULL_DOCUMENTS, BUDGET_TOKENS, ignore_progress
+        index.collector, sources, 4 * NULL_DOCUMENTS, BUDGET_TOKENS, ignore_progress
     )
     table = score_rows(index, queries.rows)
     scores = {"in the index": table, "left out": _leave_out(table, queries.sources)}

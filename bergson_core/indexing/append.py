@@ -35,9 +35,10 @@ from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.record import Record, record_from_stored
 from bergson_core.schemas.results import Progress
-from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS, QuerySources
 from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import open_row_encoder
+from bergson_core.shards.shard import Shard
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.damaged_shards import require_intact
 from bergson_core.storage.deletion import remove_unpublished_files
@@ -230,9 +231,10 @@ def _collect_recall_queries(
     tokens = tokenize_documents(
         _read_stored_records(context.output, manifest, numbers), builder.spec, builder.model
     )
-    return RecallQueries.collect(
-        builder.encoder.collector, numbers, tokens, rows, builder.budget_tokens, context.report
-    )
+    shape = builder.encoder.shape
+    shards = [Shard.open(context.output, entry, shape) for entry in manifest.shards]
+    sources = QuerySources.of_rows(shards, numbers, tokens)
+    return RecallQueries.collect(builder.encoder.collector, sources, builder.budget_tokens, context.report)
 
 
 def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int]) -> list[Record]:

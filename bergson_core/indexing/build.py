@@ -60,9 +60,10 @@ from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
-from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS, QuerySources
 from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs, open_row_encoder
+from bergson_core.shards.shard import Shard
 from bergson_core.shards.shard_writer import ShardPosition
 from bergson_core.storage.deletion import remove_unpublished_files
 from bergson_core.storage.locations import locate_sources, without_paths
@@ -180,7 +181,7 @@ def _build_rows(
         ShardPosition(0, fingerprint),
     )
     shards = build_shards(builder, documents.documents, tasks, context.report, context.confirm, executor)
-    queries = collect_recall_queries(context, documents, builder, len(documents))
+    queries = collect_recall_queries(context, documents, builder, shards, len(documents))
     return model, builder.encoder, shards, queries, documents.read, documents.report
 
 
@@ -278,9 +279,13 @@ def make_shard_builder(context: BuildContext, model: LanguageModel, budget_token
 
 
 def collect_recall_queries(
-    context: BuildContext, documents: CheckedDocuments, builder: ShardBuilder, index_rows: int
+    context: BuildContext,
+    documents: CheckedDocuments,
+    builder: ShardBuilder,
+    shards: Sequence[ShardEntry],
+    index_rows: int,
 ) -> RecallQueries | None:
-    """Makes queries of some documents, which the search of an index of `index_rows` rows is measured with.
+    """Makes queries of the documents of `shards`, which the search of an index of `index_rows` rows is measured with.
 
     Returns None if the spec says not to measure it.
     """
@@ -289,9 +294,9 @@ def collect_recall_queries(
     context.report(Progress(stage="measure", unit="queries"))
     numbers = sample_row_numbers(len(documents), SOURCE_DOCUMENTS, context.spec.gradients.seed)
     tokens = documents.tokenize(builder.model, numbers)
-    return RecallQueries.collect(
-        builder.encoder.collector, numbers, tokens, index_rows, builder.budget_tokens, context.report
-    )
+    open_shards = [Shard.open(context.output, entry, builder.encoder.shape) for entry in shards]
+    sources = replace(QuerySources.of_rows(open_shards, numbers, tokens), index_rows=index_rows)
+    return RecallQueries.collect(builder.encoder.collector, sources, builder.budget_tokens, context.report)
 
 
 class _ReportedSample:

@@ -23,9 +23,10 @@ from bergson_core.indexing.shard_builder import ShardTask, plan_shards, rows_per
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS
+from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS, QuerySources
 from bergson_core.search.measuring.recall import RecallQueries
 from bergson_core.shards.row_encoder import RowEncoder, has_preconditioned_signs
+from bergson_core.shards.shard import Shard
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter
 from bergson_core.storage.manifest import Manifest, ShardEntry
 from bergson_core.tokens.batching import BUDGET_TOKENS
@@ -68,8 +69,10 @@ class RecordedRun:
         if spec.search.measure:
             numbers = sample_row_numbers(total, SOURCE_DOCUMENTS, spec.gradients.seed)
             tokens = self._read_tokens(numbers)
+            open_shards = [Shard.open(self.context.output, entry, run.encoder.shape) for entry in shards]
+            sources = QuerySources.of_rows(open_shards, numbers, tokens)
             queries = RecallQueries.collect(
-                run.encoder.collector, numbers, tokens, total, BUDGET_TOKENS, self.context.report
+                run.encoder.collector, sources, BUDGET_TOKENS, self.context.report
             )
         return publish_index(self.context, self.model, run.encoder, shards, queries, origin="training")
 

@@ -125,7 +125,7 @@ def _build_shard(context: BuildContext, meter: CostMeter, sample_size: int) -> T
     written = sum(path.stat().st_size for path in (context.output / "shards").rglob("*") if path.is_file())
     published = sum(entry.bytes for shard in shards for entry in shard.files)
     meter.begin_stage("sample")
-    queries = collect_recall_queries(context, documents, builder, sample.documents)
+    queries = collect_recall_queries(context, documents, builder, shards, sample.documents)
     return TrialShard(builder, shards, queries, sample, written - published)
 
 

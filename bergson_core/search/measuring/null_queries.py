@@ -2,8 +2,9 @@
 
 A null query is the beginning of one document, followed by the middle of another, which is the completion: the first
 half and the second half of short documents, and `HALF_TOKENS` tokens of each where they are longer. Of several endings
-for a beginning, the one is taken whose first token the model finds likeliest, since halves that do not fit are
-recognised too easily. One forward pass over a beginning shows that for all of its endings.
+for a beginning, the likeliest is taken, since halves that do not fit are recognised too easily. One forward pass over a
+beginning shows how likely the first token of each of its endings is; the other tokens are taken to be as likely as
+those of the whole document, whose loss is known since its row was made.
 
 How many queries are made follows from the tokens of the corpus, so that measuring takes a fraction of the time of the
 pass that makes the rows (docs/decisions/0027-measuring-within-a-budget.md).
@@ -20,12 +21,13 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.forward_backward import compute_next_token_losses
 from bergson_core.schemas.results import Progress
+from bergson_core.shards.shard import Shard
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.progress import ProgressCallback
 
@@ -58,6 +60,50 @@ class NullQueries:
     sources: Int[np.ndarray, "q 2"]
 
 
+@dataclass(frozen=True)
+class QuerySources:
+    """A sample of the documents of an index, which null queries are made of.
+
+    Attributes:
+        row_numbers: Number [n] in the index of each document's row.
+        documents: The n documents.
+        token_losses: Mean loss [n] of a document's labelled tokens, in nats.
+        index_rows: Number of all documents of the index.
+    """
+
+    row_numbers: Int[np.ndarray, " n"]
+    documents: Sequence[Tokens]
+    token_losses: Float64[np.ndarray, " n"]
+    index_rows: int
+
+    @classmethod
+    def of_rows(
+        cls, shards: Sequence[Shard], row_numbers: Sequence[int], documents: Sequence[Tokens]
+    ) -> "QuerySources":
+        """Returns documents with the losses that are stored with their rows.
+
+        Args:
+            shards: All shards of the index.
+            row_numbers: Numbers of the rows, ascending.
+            documents: The documents.
+        """
+        numbers, losses = np.asarray(row_numbers, dtype=np.int64), []
+        for shard in shards:
+            in_shard = numbers - shard.entry.first_row
+            in_shard = in_shard[(in_shard >= 0) & (in_shard < shard.entry.rows)]
+            rows = shard.documents.select(["loss", "n_tokens"]).take(in_shard).to_pylist()
+            losses += [
+                np.inf if row["loss"] is None else row["loss"] / max(1, row["n_tokens"]) for row in rows
+            ]
+        return cls(numbers, documents, np.array(losses), sum(shard.entry.rows for shard in shards))
+
+    def without_short_documents(self) -> "QuerySources":
+        """Returns the documents that can be divided: those of two tokens or more."""
+        is_long = np.array([len(document.ids) > 1 for document in self.documents], dtype=bool)
+        documents = list(compress(self.documents, is_long))
+        return QuerySources(self.row_numbers[is_long], documents, self.token_losses[is_long], self.index_rows)
+
+
 def count_null_queries(documents: Sequence[Tokens], index_rows: int) -> int:
     """Returns how many null queries may be made, so that their tokens are `TOKEN_SHARE` of those of the corpus.
 
@@ -73,8 +119,7 @@ def count_null_queries(documents: Sequence[Tokens], index_rows: int) -> int:
 
 def collect_null_queries(
     collector: RowCollector,
-    row_numbers: Sequence[int],
-    documents: Sequence[Tokens],
+    sources: QuerySources,
     count: int,
     budget_tokens: int,
     report: ProgressCallback,
@@ -83,8 +128,7 @@ def collect_null_queries(
 
     Args:
         collector: Runs the model.
-        row_numbers: Number in the index of each document's row.
-        documents: Documents that null queries are made of.
+        sources: What they are made of.
         count: How many to make. Fewer are made of few documents, or if it takes longer than `MAX_SECONDS`.
         budget_tokens: Tokens of a batch, padding included.
         report: Called with the progress after each batch.
@@ -94,10 +138,9 @@ def collect_null_queries(
         choose endings from.
     """
     started = time.monotonic()
-    is_whole = np.array([len(document.ids) > 1 for document in documents], dtype=bool)
-    whole_numbers = np.asarray(row_numbers, dtype=np.int64)[is_whole]
-    documents = list(compress(documents, is_whole))
-    pairs = _choose_pairs(collector, documents, count, budget_tokens, report)
+    sources = sources.without_short_documents()
+    documents = sources.documents
+    pairs = _choose_pairs(collector, sources, count, budget_tokens, report)
     parts = [np.empty((0, collector.dimensions), dtype=np.float32)]
     for start in range(0, len(pairs), _QUERIES_A_STEP):
         if start and time.monotonic() - started > MAX_SECONDS:
@@ -111,18 +154,18 @@ def collect_null_queries(
     is_usable = np.isfinite(rows).all(1) & rows.any(1)
     modules = len(collector.slices)
     blocks = torch.from_numpy(rows[is_usable]).reshape(-1, modules, collector.dimensions // modules)
-    return NullQueries(blocks, whole_numbers[pairs[: len(rows)]][is_usable])
+    return NullQueries(blocks, sources.row_numbers[pairs[: len(rows)]][is_usable])
 
 
 def _choose_pairs(
     collector: RowCollector,
-    documents: Sequence[Tokens],
+    sources: QuerySources,
     count: int,
     budget_tokens: int,
     report: ProgressCallback,
 ) -> Int[np.ndarray, "q 2"]:
     """Returns the positions of the documents that each query takes its beginning and its ending from."""
-    n = len(documents)
+    documents, n = sources.documents, len(sources.documents)
     rounds = min(-(-count // max(1, n)), (n - 1) // ENDINGS_TRIED)
     if rounds < 1:
         return np.empty((0, 2), dtype=np.int64)
@@ -132,9 +175,11 @@ def _choose_pairs(
     first_tokens = np.array([_ending(document)[0] for document in documents])
     beginnings = [_with_label(_beginning(document)) for document in documents[:used]]
     progress = Progress(stage="measure", total=min(count, used * rounds), unit="queries")
-    losses = compute_next_token_losses(
+    first_losses = compute_next_token_losses(
         collector.model, beginnings, first_tokens[endings], budget_tokens, partial(report, progress)
     )
+    lengths = np.array([len(_ending(document)) for document in documents])[endings]
+    losses = (first_losses + (lengths - 1) * sources.token_losses[endings]) / lengths
     likeliest = losses.reshape(used, rounds, ENDINGS_TRIED).argmin(2)
     chosen = np.take_along_axis(endings.reshape(used, rounds, ENDINGS_TRIED), likeliest[..., None], 2)[..., 0]
     pairs = np.stack([np.broadcast_to(np.arange(used)[:, None], chosen.shape), chosen], axis=-1)

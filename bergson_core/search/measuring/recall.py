@@ -21,11 +21,15 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.schemas.build import SearchKind, SearchSpec
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.measuring.null_queries import NullQueries, collect_null_queries, count_null_queries
+from bergson_core.search.measuring.null_queries import (
+    NullQueries,
+    QuerySources,
+    collect_null_queries,
+    count_null_queries,
+)
 from bergson_core.search.profile import CANDIDATES_PER_EXTRA_RESULT, Profile
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.manifest import SearchEntry
-from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.progress import ProgressCallback
 
 RECALL_QUERY_COUNT: Final = 64
@@ -74,9 +78,7 @@ class RecallQueries:
     def collect(
         cls,
         collector: RowCollector,
-        row_numbers: Sequence[int],
-        documents: Sequence[Tokens],
-        index_rows: int,
+        sources: QuerySources,
         budget_tokens: int,
         report: ProgressCallback,
     ) -> "RecallQueries":
@@ -86,14 +88,12 @@ class RecallQueries:
 
         Args:
             collector: Runs the model.
-            row_numbers: Numbers of the documents' rows in the index.
-            documents: The documents, `SOURCE_DOCUMENTS` of them at most.
-            index_rows: Number of all documents of the index.
+            sources: The documents, `SOURCE_DOCUMENTS` of them at most.
             budget_tokens: Tokens of a batch, padding included.
             report: Called with the progress after each batch.
         """
-        count = count_null_queries(documents, index_rows)
-        null_queries = collect_null_queries(collector, row_numbers, documents, count, budget_tokens, report)
+        count = count_null_queries(sources.documents, sources.index_rows)
+        null_queries = collect_null_queries(collector, sources, count, budget_tokens, report)
         rows = null_queries.rows[:RECALL_QUERY_COUNT]
         return cls(np.full(len(rows), -1), rows, null_queries)
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from bergson_core import AttributionIndex
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.results import Progress
@@ -16,6 +18,7 @@ from bergson_core.search.measuring.null_queries import (
     MIN_NULL_QUERIES,
     TOKEN_SHARE,
     NullQueries,
+    QuerySources,
     collect_null_queries,
     count_null_queries,
 )
@@ -42,8 +45,13 @@ def collect(
 ) -> tuple[NullQueries, list[Progress]]:
     """Returns the queries of documents whose rows have the numbers 100, 101, …, and what was reported."""
     reports: list[Progress] = []
-    numbers = [100 + k for k in range(len(documents))]
-    return collect_null_queries(collector, numbers, documents, count, 1000, reports.append), reports
+    numbers = 100 + np.arange(len(documents))
+    sources = QuerySources(numbers, documents, token_losses(len(documents)), index_rows=1000)
+    return collect_null_queries(collector, sources, count, 1000, reports.append), reports
+
+
+def token_losses(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(1, 3, size=count)
 
 
 def test_a_null_query_is_half_of_one_document_and_half_of_another():
@@ -73,18 +81,19 @@ def test_the_rows_are_those_of_the_documents_that_are_named(model, collector, co
     assert len({tuple(pair) for pair in places}) == len(places)  # no query is made twice
 
 
-def test_the_ending_is_the_one_whose_first_token_the_model_finds_likeliest(model, collector):
+def test_the_ending_is_the_likeliest_by_its_first_token_and_the_loss_of_its_document(model, collector):
     documents = read_documents(model, 40)
     queries, _ = collect(collector, documents, 40)
     for beginning, ending in (queries.sources - 100).tolist():
         prompt = documents[beginning].ids[: len(documents[beginning].ids) // 2][:16]
         with torch.no_grad():
-            logits = model.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1]
+            logits = model.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1].double()
         tried = [(beginning + step) % 40 for step in range(1, ENDINGS_TRIED + 1)]
-        first = [int(documents[k].ids[len(documents[k].ids) // 2]) for k in tried]
-        assert ending in tried
-        ending_token = int(documents[ending].ids[len(documents[ending].ids) // 2])
-        assert logits[ending_token] >= logits[first].max() - 1e-5
+        halves = [documents[k].ids[len(documents[k].ids) // 2 :][:16] for k in tried]
+        first = -logits.log_softmax(-1)[[int(half[0]) for half in halves]].numpy()
+        others = np.array([len(half) - 1 for half in halves]) * token_losses(40)[tried]
+        mean = (first + others) / [len(half) for half in halves]
+        assert mean[tried.index(ending)] == pytest.approx(mean.min())
 
 
 @pytest.mark.parametrize("count", range(ENDINGS_TRIED + 2))
@@ -131,3 +140,14 @@ def test_the_stage_is_named_with_all_that_it_has_to_do(model, collector):
     done = [progress.done for progress in reports]
     assert done == sorted(done)
     assert done[0] == 0
+
+
+def test_the_losses_of_the_sources_are_those_that_are_stored_with_their_rows(index):
+    opened = AttributionIndex.open(index)
+    numbers = [2, 17, 31]
+    documents = read_documents(opened.model, 40)
+    sources = QuerySources.of_rows(opened.shards, numbers, [documents[number] for number in numbers])
+    losses = compute_document_losses(opened.model, sources.documents)
+    labelled = [document.n_labelled for document in sources.documents]
+    np.testing.assert_allclose(sources.token_losses, losses / labelled, rtol=1e-4)
+    assert (sources.index_rows, sources.row_numbers.tolist()) == (40, numbers)

@@ -14,7 +14,7 @@ from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
 from bergson_core.search.background_sample import BackgroundSample, percentile
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.measuring.null_queries import NullQueries, collect_null_queries
+from bergson_core.search.measuring.null_queries import NullQueries, QuerySources, collect_null_queries
 from bergson_core.search.measuring.significance import (
     NO_INFLUENCE_NOTICE,
     calibrate_notice,
@@ -145,7 +145,8 @@ def make_null_queries(opened: AttributionIndex, numbers: list[int]) -> NullQueri
     """Returns null queries that are made of the documents with these numbers."""
     texts = tiny.texts(DOCUMENTS)
     tokens = tokenize(opened.model.tokenizer, [texts[number] for number in numbers], None)
-    return collect_null_queries(opened.collector, numbers, tokens, 100, 1000, ignore_progress)
+    sources = QuerySources.of_rows(opened.shards, numbers, tokens)
+    return collect_null_queries(opened.collector, sources, 100, 1000, ignore_progress)
 
 
 def calibrate(
