@@ -114,6 +114,7 @@ def test_of_few_documents_all_are_looked_at_and_bytes_and_tokens_are_exact(sourc
         "statistics",
         "gradients",
         "measure",
+        "preconditioner",
         "search",
         "done",
     ]
