@@ -100,6 +100,7 @@ def test_the_fingerprint_of_a_build_that_does_not_state_the_tokens_stays_as_it_w
         exclude={
             "gradients": {"sample_tokens"},
             "dataset": {"text_documents"},
+            "search": {"measure"},
             "long_documents": True,
             "chunk_overlap": True,
             "on_bad_document": True,

@@ -42,7 +42,7 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
     "build": _BUILD,
     "inline": _BUILD,
     "append": (
-        *("take", "start", "load", "read", "gradients", "confirm", "accept", "measure", "search"),
+        *("take", "start", "load", "read", "gradients", "confirm", "accept", "search", "measure"),
         *("flush", "manifest", "tidy", "done", "finish", "end"),
     ),
     "profile": (
@@ -64,7 +64,8 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
         *("finish", "end"),
     ),
     "estimate": (
-        *("take", "start", "load", "read", "statistics", "gradients", "measure", "search", "done"),
+        *("take", "start", "load", "read", "statistics", "gradients", "measure"),
+        *("preconditioner", "search", "done"),
         *("finish", "end"),
     ),
 }
