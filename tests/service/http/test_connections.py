@@ -27,6 +27,8 @@ from tests.worker.helpers import wait_until
 
 TIMEOUT_S = 0.4
 GENEROUS_S = 20
+LONG_S = 600
+"""Longer than a machine may stand still in the middle of a test."""
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LARGE_FILE = b"/static/swagger/swagger-ui-bundle.js"
 START = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
@@ -47,9 +49,7 @@ def serve(app: FastAPI, settings: ServiceSettings) -> Iterator[tuple[str, int]]:
     protocol = partial(Connection, settings=settings)
     config = uvicorn.Config(app, log_level="error", http=cast("type[Connection]", protocol))
     config.timeout_graceful_shutdown = 1
-    config.timeout_keep_alive = int(
-        GENEROUS_S
-    )  # or a busy machine has connections closed in the middle of a test
+    config.timeout_keep_alive = LONG_S
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -253,7 +253,7 @@ def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
-    with connecting(app, max_open_requests=2) as connect:
+    with connecting(app, max_open_requests=2, client_timeout_s=LONG_S) as connect:
         waiting = [connect() for _ in range(4)]
         for connection in [*waiting, waiting[0]]:  # now the second one has waited longest
             connection.sendall(GET)
