@@ -66,8 +66,12 @@ def choose_sample(
         documents = tokenize(sorted(numbers))
         for number in numbers:
             if taken_tokens >= budget_tokens and len(sample) >= MIN_SAMPLE_DOCUMENTS:
-                break
+                return _in_order(sample)
             if number in documents:
                 sample[number] = documents[number]
                 taken_tokens += len(documents[number].ids) if documents[number].n_labelled else 0
+    return _in_order(sample)
+
+
+def _in_order(sample: Mapping[int, Tokens]) -> list[Tokens]:
     return [sample[number] for number in sorted(sample)]

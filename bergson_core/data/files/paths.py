@@ -105,7 +105,7 @@ def match_pattern(pattern: str, check_step: Callable[[Path], object] = lambda st
         directories = _enter(directories, part, check_step)
     if last == "**":
         directories, last = _enter(directories, last, check_step), "*"
-    named = [path / name for path in directories for name in glob.iglob(last, root_dir=path)]
+    named = _match_part(directories, last)
     for path in filter(Path.is_symlink, named):
         check_step(path)
     matches = sorted(filter(Path.is_file, named))
@@ -138,11 +138,15 @@ def _enter(directories: list[Path], part: str, check_step: Callable[[Path], obje
 
 
 def _enter_once(directories: Iterable[Path], part: str, check_step: Callable[[Path], object]) -> list[Path]:
-    matches = [path / name for path in directories for name in glob.iglob(part, root_dir=path)]
+    matches = _match_part(directories, part)
     for path in matches:
         if path.is_symlink() or path.is_dir():
             check_step(path)
     return [path for path in matches if path.is_dir()]
+
+
+def _match_part(directories: Iterable[Path], part: str) -> list[Path]:
+    return [path / name for path in directories for name in glob.iglob(part, root_dir=path)]
 
 
 def _find_in_directory(directory: Path) -> list[DataFile]:
