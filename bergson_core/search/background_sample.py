@@ -59,8 +59,7 @@ class BackgroundSample:
         row_numbers = np.array(sample_row_numbers(total_rows, size, seed))
         rows, shard_numbers, offsets = [], [], []
         for shard_number, shard in enumerate(shards):
-            in_shard = row_numbers - shard.entry.first_row
-            in_shard = in_shard[(in_shard >= 0) & (in_shard < shard.entry.rows)]
+            in_shard = shard.offsets_of(row_numbers)
             rows.append(shard.rows(in_shard))
             shard_numbers.append(np.full(len(in_shard), shard_number))
             offsets.append(in_shard)

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from torch import Tensor
 
 from bergson_core.schemas.build import RowKind
@@ -94,6 +95,11 @@ class Shard:
     def documents(self) -> pa.Table:
         """The table of the shard's documents, with the columns of `storage.document_table`."""
         return read_document_table(self.document_table)
+
+    def offsets_of(self, row_numbers: Int[np.ndarray, " k"]) -> Int[np.ndarray, " _"]:
+        """Returns the row numbers within the shard of those of these rows of the index that are in it."""
+        offsets = row_numbers - self.entry.first_row
+        return offsets[(offsets >= 0) & (offsets < self.entry.rows)]
 
     def rows(self, numbers: slice | np.ndarray) -> Tensor:
         """Returns the decoded rows [., m, d] float32 with these row numbers within the shard.

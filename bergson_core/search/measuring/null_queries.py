@@ -89,8 +89,7 @@ class QuerySources:
         """
         numbers, losses = np.asarray(row_numbers, dtype=np.int64), []
         for shard in shards:
-            in_shard = numbers - shard.entry.first_row
-            in_shard = in_shard[(in_shard >= 0) & (in_shard < shard.entry.rows)]
+            in_shard = shard.offsets_of(numbers)
             rows = shard.documents.select(["loss", "n_tokens"]).take(in_shard).to_pylist()
             losses += [
                 np.inf if row["loss"] is None else row["loss"] / max(1, row["n_tokens"]) for row in rows
