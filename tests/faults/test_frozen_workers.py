@@ -78,6 +78,7 @@ def has_ended(client: Client, job: JobRecord) -> bool:
     return client.job(job).state in FINAL_STATES
 
 
+@pytest.mark.long
 def test_a_job_whose_frozen_worker_never_comes_back_goes_on_once_that_is_killed(start_system: StartSystem):
     system = start_system(lease_s=1)
     system.start_web()
