@@ -37,6 +37,7 @@ from bergson_core.models.forward_backward import compute_document_losses, forwar
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import trained_parameters
+from bergson_core.models.offloading import require_weights_in_memory
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import run_to_completion
@@ -89,6 +90,7 @@ class Unlearner:
         cls, model: LanguageModel, sample: Sequence[Tokens], learning_rate: float | None = None
     ) -> Generator[None, None, "Unlearner"]:
         """Does what `fit` does, and yields after each pass through the model, whose weights are then its own."""
+        require_weights_in_memory(model.model, "unlearning a document")
         second_moments = yield from _fit_second_moments(model, sample)
         if not any(bool(factor.any()) for moment in second_moments.values() for factor in moment):
             raise InvalidInput(

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.training_loop import reproducible, train_causal_model
 from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.loading import load_model
+from bergson_core.models.loading import default_device, load_model
 from bergson_core.schemas.training import TrainingSchedule
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.scratch_directories import scratch_directory
@@ -74,7 +74,7 @@ class BuiltInTrainer:
     def train(self, subset: Bool[np.ndarray, " n"], seed: int) -> LanguageModel:
         """Trains on the documents where `subset` is true and returns the model."""
         threads = self.schedule.threads
-        start = load_model(self.start, self.revision, adapter_base=self.adapter_base)
+        start = load_model(self.start, self.revision, device=default_device(), adapter_base=self.adapter_base)
         assert start.tokenizer is not None  # load_model always returns one
         with reproducible(0, threads):
             model = AutoModelForCausalLM.from_config(start.model.config) if self.scratch else start.model

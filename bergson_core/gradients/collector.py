@@ -116,8 +116,10 @@ class GradientCollector:
         self._hooks.close()
 
     def _on_forward(self, name: str, activations: Tensor) -> Tensor:
-        is_float = activations.is_floating_point()
-        like = activations if is_float else cast(Tensor, self.modules[name].module.weight)
+        like = activations
+        if not like.is_floating_point():  # token ids, of an embedding
+            weight = cast(Tensor, self.modules[name].module.weight)
+            like = torch.empty(0, dtype=weight.dtype, device=activations.device)
         return self._transform(name, like).prepare_input(activations)
 
     def _on_backward(self, name: str, prepared: Tensor, output_gradients: Tensor) -> None:

@@ -79,13 +79,13 @@ class RowCollector:
             model is, on the model's device.
         """
         model, ids = self._model.model, batch.input_ids
-        wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        wide = torch.promote_types(self._model.dtype, torch.float32)
         shape = ids.shape if self._collector.per_token else ids.shape[:1]
         self._rows = torch.zeros(*shape, self.dimensions, dtype=wide, device=ids.device)
         with freeze(model), self._collector:
             losses = forward_backward(self._model, batch)
         rows, self._rows = self._rows, torch.empty(0)
-        return rows, losses
+        return rows, losses.to(rows.device)
 
     @property
     def model(self) -> LanguageModel:
@@ -103,7 +103,7 @@ class RowCollector:
         return self._collector.per_token
 
     def _add_to_rows(self, name: str, gradient: Tensor) -> None:
-        self._rows[..., self.slices[name]] += gradient.flatten(-2)
+        self._rows[..., self.slices[name]] += gradient.flatten(-2).to(self._rows.device)
 
 
 def module_slices(modules: Mapping[str, TrackedModule], processor: GradientProcessor) -> dict[str, slice]:

@@ -186,5 +186,5 @@ def _zeros(
 ) -> Float[Tensor, "o i"]:
     """Returns the gradient of a module that the query does not reach."""
     bias = processor.include_bias and tracked.has_bias
-    wide = upcast(next(model.model.parameters()).new_empty(0))
+    wide = upcast(torch.empty(0, dtype=model.dtype, device=model.device))
     return wide.new_zeros(tracked.out_features, tracked.in_features + bias)

@@ -93,7 +93,7 @@ def find_token_limit(
 def _savable_bytes(model: LanguageModel, free_bytes: int | None) -> float:
     """Returns how many bytes may be saved for a backward pass, so that its peak and the logits fit into memory."""
     if free_bytes is None:
-        free_bytes = free_memory_bytes(model.device)
+        free_bytes = min(free_memory_bytes(device) for device in model.devices)
     float32_bytes = 4
     logits_bytes = float32_bytes * _PEAK_BYTES_PER_SAVED_BYTE * MAX_LOGITS_IN_MEMORY
     return (_FREE_MEMORY_SHARE * free_bytes - logits_bytes) / _PEAK_BYTES_PER_SAVED_BYTE

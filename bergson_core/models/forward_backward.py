@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.models.offloading import reload_in_backward
 from bergson_core.tokens.batching import BUDGET_TOKENS, Batch, iter_batches
 from bergson_core.tokens.tokenization import Tokens
 
@@ -44,8 +45,15 @@ def forward_backward(
 
     Source: Kunstner et al., arXiv 1905.12558, section 3, for labels from the model.
     """
+    with reload_in_backward(model.model):
+        return _forward_backward(model, batch, sampler)
+
+
+def _forward_backward(
+    model: LanguageModel, batch: Batch, sampler: torch.Generator | None
+) -> Float[Tensor, " {len(batch)}"]:
     outputs, targets, samples = _run_labelled(model, batch)
-    weights = None if batch.weights is None else batch.weights[samples]
+    weights = None if batch.weights is None else batch.weights.to(samples.device)[samples]
     leaf = outputs.detach().requires_grad_()
     losses = torch.zeros(
         len(batch), device=outputs.device, dtype=torch.promote_types(outputs.dtype, torch.float32)
@@ -134,4 +142,5 @@ def _run_labelled(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, T
         outputs = model.model(**inputs, use_cache=False).logits
     is_label = batch.labelled[:, 1:]
     samples, _ = is_label.nonzero(as_tuple=True)
-    return outputs[:, :-1][is_label], batch.input_ids[:, 1:][is_label], samples
+    is_label, ids, samples = (tensor.to(outputs.device) for tensor in (is_label, batch.input_ids, samples))
+    return outputs[:, :-1][is_label], ids[:, 1:][is_label], samples

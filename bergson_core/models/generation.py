@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from bergson_core.errors import InvalidInput, TooLong
 from bergson_core.models.hooks import unwrap_model
 from bergson_core.models.language_model import LanguageModel, context_limit, token_limits
+from bergson_core.models.offloading import find_device
 from bergson_core.tokens.tokenization import Tokens, encode_context
 
 _REPLACEMENT_CHARACTER: Final = "\ufffd"
@@ -101,7 +102,7 @@ def _generate_greedily(
     # another one: on a copy that shares the weights, because the model is the caller's.
     generator = copy.copy(generator)
     vars(generator)["generation_config"] = config
-    ids = torch.tensor([list(context_ids)], device=next(generator.parameters()).device)
+    ids = torch.tensor([list(context_ids)], device=find_device(generator))
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sequence = generator.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # type: ignore[operator]

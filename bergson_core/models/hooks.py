@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bergson_core.errors import InvalidInput
 from bergson_core.models.architectures import moe
 from bergson_core.models.modules import TrackedModule, restore_sample_axis
+from bergson_core.models.offloading import require_weights_in_memory
 
 OnForward = Callable[[str, Tensor], Any]
 """(name, activations [n, s, i] or token ids [n, s]) → whatever `OnBackward` will need; nothing else is kept."""
@@ -67,6 +68,7 @@ def capture(
                 hook = partial(tracker.linear, name)
                 handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for module, names in fused.items():
+            require_weights_in_memory(module, f"tracking the fused experts of {next(iter(names.values()))!r}")
             handles.enter_context(_replace_forward(module, partial(tracker.experts, module, names)))
         yield
 

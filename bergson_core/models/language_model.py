@@ -22,6 +22,7 @@ from bergson_core.models.modules import (
     find_trackable_modules,
     select_modules,
 )
+from bergson_core.models.offloading import find_device, find_devices
 from bergson_core.models.probe import find_unreached_modules
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.token_limits import TokenLimits
@@ -64,8 +65,18 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's weights."""
-        return next(self.model.parameters()).device
+        """The device that token ids go to, which is that of the weights unless the model has a device map."""
+        return find_device(self.model)
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """All devices that parts of the model run on."""
+        return find_devices(self.model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the model's weights."""
+        return next(self.model.parameters()).dtype
 
     @property
     def parameter_count(self) -> int:
@@ -150,7 +161,7 @@ def _split(model: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
     backbone, head = getattr(inner, "base_model", inner), find_output_head(model)
     if backbone is model or not isinstance(head, nn.Linear):
         return None, None
-    ids = torch.arange(1, 6, device=next(model.parameters()).device)[None] % head.out_features
+    ids = torch.arange(1, 6, device=find_device(model))[None] % head.out_features
     head_tensors: list[Tensor] = []
 
     def note_tensors(_head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

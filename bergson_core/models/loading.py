@@ -7,7 +7,7 @@ is executed.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +43,11 @@ from bergson_core.models.files.lora import (
     read_module_patterns,
 )
 from bergson_core.models.language_model import LanguageModel, as_language_model
+from bergson_core.models.offloading import DeviceMap, default_device_map, require_device_map
 from bergson_core.storage.locations import absolute_path, is_hub_id
 from bergson_core.utils import safe_regex
 from bergson_core.utils.disk_errors import raise_if_disk_full
+from bergson_core.utils.scratch_directories import scratch_directory_until_exit
 
 LoadModel = Callable[..., LanguageModel]
 """A function with the parameters of `load_model`."""
@@ -70,6 +72,7 @@ def load_model(
     dtype: str = "float32",
     device: str | None = None,
     *,
+    device_map: DeviceMap | None = None,
     adapter_base: str | None = None,
 ) -> LanguageModel:
     """Loads a model and its tokenizer, frozen and in evaluation mode.
@@ -79,32 +82,44 @@ def load_model(
         revision: Branch, tag or commit of the hub's repository.
         dtype: The precision of the weights: "float32", "bfloat16" or "float64".
         device: Where to load the model; by default on the first GPU, or on the CPU where there is none.
+        device_map: Which parts to load on which GPUs, into the host's memory or from the disk, as in transformers, for
+            a model that is larger than one device. By default what the environment variable BERGSON_DEVICE_MAP says,
+            unless `device` is given.
         adapter_base: Directory of the model that adapters belong to, in place of the name that they give.
 
     Raises:
         ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code; it is
             no causal language model; or its adapters are not plain LoRA adapters.
-        InvalidInput: The model does not fit into memory.
+        InvalidInput: The model does not fit into memory, or the device map is none, or is one of adapters.
     """
+    if device_map is None and device is None:
+        device_map = default_device_map()
+    elif device_map is not None:
+        require_device_map(device_map)
     directory = adapters = _resolve(name, revision)
     base = read_adapter_base(adapters)
     if base is not None:
         base = AdapterBase(adapter_base, None) if adapter_base is not None else base
         directory = _resolve_base(base, adapters, os.path.isdir(os.path.expanduser(name)))
+    if device_map is not None and base is not None:
+        raise InvalidInput(
+            f"{name} has adapters, which cannot be loaded with a device map: merge them into the model"
+        )
     _require_weights(directory, "*.safetensors")
     for checked in {directory, adapters}:
         require_safe_files(checked)
     require_safe_config(directory)
     with _translate_out_of_memory(name):
         try:
-            model, tokenizer = _load(directory, adapters, dtype)
+            model, tokenizer = _load(directory, adapters, dtype, device_map)
         except _LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise_if_disk_full(error)
             raise ModelNotFound(f"{name} cannot be loaded as a causal language model: {error}") from error
         model.requires_grad_(False).eval()
-        nn.Module.to(model, device or default_device())
+        if device_map is None:
+            nn.Module.to(model, device or default_device())
         try:
             language_model = as_language_model(model, tokenizer)
         except InvalidInput as error:
@@ -120,7 +135,9 @@ def load_model(
         )
 
 
-def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _load(
+    directory: Path, adapters: Path, dtype: str, device_map: DeviceMap | None
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Loads the model in `directory`, and the adapters in `adapters` where this is another directory."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     # Local files only: the revision was chosen when they were downloaded.
@@ -128,6 +145,12 @@ def _load(directory: Path, adapters: Path, dtype: str) -> tuple[nn.Module, PreTr
     require_causal_config(config)
     tokenizer_directory = adapters if (adapters / "tokenizer_config.json").is_file() else directory
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)  # nosec B615
+    if device_map is not None:
+        options["device_map"] = dict(device_map) if isinstance(device_map, Mapping) else device_map
+        with (
+            scratch_directory_until_exit() as directory_of_weights
+        ):  # those that are not on the disk as they are used
+            options["offload_folder"] = str(directory_of_weights)
     loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
         directory, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bergson_core.models.hooks import freeze, unwrap_model
 from bergson_core.models.modules import TrackedModule, find_output_head
+from bergson_core.models.offloading import find_device
 
 _SAMPLES: Final = 4
 _POSITIONS: Final = 8
@@ -30,8 +31,7 @@ def make_probe_batch(model: nn.Module) -> Tensor:
     limit = getattr(text_config, "max_position_embeddings", None) or 0
     positions = min(_POSITIONS, limit) if limit > 0 else _POSITIONS  # XLNet says -1 where there is no limit
     ids = torch.arange(1, 1 + _SAMPLES * positions) % vocabulary
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
-    return ids.view(_SAMPLES, positions).to(device)
+    return ids.view(_SAMPLES, positions).to(find_device(model))
 
 
 def find_unreached_modules(model: nn.Module, modules: Iterable[TrackedModule]) -> frozenset[str]:
