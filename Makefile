@@ -98,16 +98,25 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@touch $@
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
-# Without ARGS, it also measures the toxicity task and the notice. 24 halves and two runs of removal fit into an hour;
-# docs/quality.md has 32 and three.
+# Without ARGS, all of it is measured, two at a time on one core each; 20 halves and one run of removal fit into an
+# hour; docs/quality.md has 32 and three. The longest come first, and the notice after the models that it needs.
+define QUALITY
+benchmarks.quality package_descriptions --runs 20 --removal 1 --steps --processes 1
+benchmarks.quality world_factbook_chats --steps --processes 1
+benchmarks.quality docstring_paragraphs --runs 20 --removal 1 --steps --processes 1
+benchmarks.quality world_factbook_lora --steps --processes 1
+benchmarks.quality world_factbook --runs 20 --removal 1 --steps --processes 1
+benchmarks.toxicity
+benchmarks.notice_accuracy package_descriptions
+benchmarks.notice_accuracy docstring_paragraphs
+benchmarks.notice_accuracy world_factbook
+endef
+export QUALITY
 quality: $(VENV)/.installed-evaluation
 ifdef ARGS
 	@$(PY) -m benchmarks.quality $(ARGS)
 else
-	@$(PY) -m benchmarks.quality package_descriptions docstring_paragraphs world_factbook --runs 24 --removal 2 --steps
-	@$(PY) -m benchmarks.quality world_factbook_lora world_factbook_chats --steps
-	@$(PY) -m benchmarks.toxicity
-	@$(PY) -m benchmarks.notice_accuracy
+	@echo "$$QUALITY" | OMP_NUM_THREADS=1 xargs -L 1 -P 2 $(PY) -m
 endif
 
 docs: $(VENV)/.installed-dev
