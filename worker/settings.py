@@ -107,10 +107,8 @@ class Settings(BaseSettings):
     keep_jobs: int = Field(default=10_000, ge=1)
     """Largest number of ended jobs that can still be looked up; the one that ended first makes room for another."""
     device_map: str | None = None
-    """Which parts of a model that is larger than one device go to which GPUs, the host's memory or the disk, as in
-    transformers: `auto`, `balanced`, `balanced_low_0`, `sequential`, or a JSON object such as
-    `{"model.embed_tokens": 0, "model.layers": 1, "lm_head": "cpu"}` (docs/scaling.md). It needs `accelerate`. Commands
-    without a service read it too. By default a model is loaded on the first GPU, or on the CPU."""
+    """Where this machine puts the parts of a model that is larger than one device, unless a build says it: a value of
+    `device_map` as in `POST /index`, an object as JSON (docs/scaling.md). Commands without a service read it too."""
     threads: int = Field(default=0, ge=0)
     """Threads that torch and FAISS use in a worker; with 0 the libraries choose."""
     executor: ExecutorName = "local"

@@ -189,7 +189,7 @@ def load_tracked_model(context: BuildContext) -> LanguageModel:
     """Loads the model, and checks that it has modules to track."""
     spec = context.spec
     context.report(Progress(stage="load"))
-    model = load_model(spec.model, spec.revision, spec.dtype)
+    model = load_model(spec.model, spec.revision, spec.dtype, device_map=spec.device_map)
     model.select_modules(spec.gradients.modules)
     return model
 

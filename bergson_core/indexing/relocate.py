@@ -88,6 +88,7 @@ def _require_adapters(manifest: Manifest, model: str) -> None:
 
 
 def _load_on_cpu(name: str, revision: str | None, dtype: str, **options: Any) -> Any:
+    options.pop("device_map", None)
     return load_model(name, revision, dtype, "cpu", **options)
 
 

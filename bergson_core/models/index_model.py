@@ -9,6 +9,7 @@ from bergson_core.errors import ModelNotFound
 from bergson_core.models import loading
 from bergson_core.models.language_model import LanguageModel, require_same_model
 from bergson_core.models.loading import LoadModel
+from bergson_core.models.offloading import default_device_map
 from bergson_core.storage.manifest import Manifest
 
 
@@ -21,19 +22,23 @@ def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | Non
         root: The directory of the index.
         manifest: The manifest of the index.
         load_model: Called as `load_model(name, revision, dtype)`, for adapters of a local model also with
-            `adapter_base`; `bergson_core.load_model` by default.
+            `adapter_base`; and for an index with a device map with `device_map`;
+            `bergson_core.load_model` by default.
 
     Raises:
         ModelNotFound: The model is gone. For a local model the message says how to record where it is now.
         IndexCorrupt: The model is another one.
     """
     name = manifest.model_source
-    options: dict[str, Any] = {"adapter_base": manifest.adapter_base} if manifest.adapter_base else {}
+    local = {"adapter_base": manifest.adapter_base} if manifest.adapter_base else {}
+    options: dict[str, Any] = dict(local)
+    if manifest.spec.device_map is not None:  # unless this machine has another map
+        options["device_map"] = default_device_map() or manifest.spec.device_map
     try:
         model = (load_model or loading.load_model)(name, manifest.revision, manifest.spec.dtype, **options)
     except ModelNotFound as error:
         if missing := [
-            path for path in (name, *options.values()) if os.path.isabs(path) and not os.path.isdir(path)
+            path for path in (name, *local.values()) if os.path.isabs(path) and not os.path.isdir(path)
         ]:
             option = "--model" if missing[0] == name else "--adapter_base"
             raise ModelNotFound(

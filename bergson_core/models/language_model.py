@@ -74,6 +74,11 @@ class LanguageModel:
         return find_devices(self.model)
 
     @property
+    def has_device_map(self) -> bool:
+        """Whether the parts of the model lie on different devices, in the host's memory or on the disk."""
+        return hasattr(self.model, "hf_device_map")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the model's weights."""
         return next(self.model.parameters()).dtype

@@ -7,7 +7,7 @@ is executed.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,8 @@ from bergson_core.models.files.lora import (
     read_module_patterns,
 )
 from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.offloading import DeviceMap, default_device_map, require_device_map
+from bergson_core.models.offloading import default_device_map, parse_device_map
+from bergson_core.schemas.build import DeviceMap
 from bergson_core.storage.locations import absolute_path, is_hub_id
 from bergson_core.utils import safe_regex
 from bergson_core.utils.disk_errors import raise_if_disk_full
@@ -90,12 +91,14 @@ def load_model(
     Raises:
         ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code; it is
             no causal language model; or its adapters are not plain LoRA adapters.
-        InvalidInput: The model does not fit into memory, or the device map is none, or is one of adapters.
+        InvalidInput: The model does not fit into memory; or the device map is none, or comes with adapters or a device.
     """
-    if device_map is None and device is None:
+    if device_map is not None and device is not None:
+        raise InvalidInput("expected device or device_map, got both")
+    if device_map is not None:
+        device_map = parse_device_map(device_map)
+    elif device is None:
         device_map = default_device_map()
-    elif device_map is not None:
-        require_device_map(device_map)
     directory = adapters = _resolve(name, revision)
     base = read_adapter_base(adapters)
     if base is not None:
@@ -146,7 +149,7 @@ def _load(
     tokenizer_directory = adapters if (adapters / "tokenizer_config.json").is_file() else directory
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, **options)  # nosec B615
     if device_map is not None:
-        options["device_map"] = dict(device_map) if isinstance(device_map, Mapping) else device_map
+        options["device_map"] = device_map
         with (
             scratch_directory_until_exit() as directory_of_weights
         ):  # those that are not on the disk as they are used

@@ -7,22 +7,23 @@ memory. Here autograd keeps where the weight came from instead, and loads it aga
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build import DeviceMap, DeviceMapName
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
-DeviceMap = str | Mapping[str, str | int]
-"""`auto`, `balanced`, `balanced_low_0` or `sequential`, or for each module the number of a GPU, `cpu` or `disk`."""
 DEVICE_MAP_VARIABLE: Final = "BERGSON_DEVICE_MAP"
-_STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
+_DEVICE_MAP: Final[TypeAdapter[DeviceMap]] = TypeAdapter(DeviceMap)
 
 
 def default_device_map() -> DeviceMap | None:
@@ -31,28 +32,33 @@ def default_device_map() -> DeviceMap | None:
     Raises:
         InvalidInput: It says something else.
     """
-    value = os.environ.get(DEVICE_MAP_VARIABLE, "")
-    if not value:
-        return None
+    value = os.environ.get(DEVICE_MAP_VARIABLE)
+    return parse_device_map(value, DEVICE_MAP_VARIABLE) if value else None
+
+
+def parse_device_map(value: object, name: str = "device_map") -> DeviceMap:
+    """Returns a device map, which may be the text of a JSON object.
+
+    Args:
+        value: The map.
+        name: What the value is called in an error.
+
+    Raises:
+        InvalidInput: It is no device map, or accelerate is not installed.
+    """
     try:
-        return require_device_map(json.loads(value) if value.startswith("{") else value)
-    except (ValueError, InvalidInput) as error:
-        raise InvalidInput(f"{DEVICE_MAP_VARIABLE}: {error}") from error
-
-
-def require_device_map(device_map: DeviceMap) -> DeviceMap:
-    """Returns a device map, and raises `InvalidInput` unless it is one and accelerate is there."""
-    named = isinstance(device_map, str) and device_map in _STRATEGIES
-    listed = isinstance(device_map, Mapping) and all(
-        isinstance(name, str) and isinstance(place, str | int) for name, place in device_map.items()
-    )
-    if not (named or (listed and device_map)):
+        if isinstance(value, str) and value.startswith("{"):
+            value = json.loads(value)
+        device_map = _DEVICE_MAP.validate_python(value)
+    except ValueError as error:
         raise InvalidInput(
-            f"expected {', '.join(_STRATEGIES)}, or an object of module names and places such as "
-            f'{{"model.layers.0": 0, "lm_head": "cpu"}}, got {device_map!r}'
-        )
+            f"{name}: expected {', '.join(get_args(DeviceMapName))}, or an object with the number of a GPU, cpu or "
+            f'disk for each module such as {{"model.layers": 0, "lm_head": "cpu"}}, got {short_repr(value)}'
+        ) from error
     if find_spec("accelerate") is None:
-        raise InvalidInput("a device map needs accelerate: pip install 'bergson-service[large]'")
+        raise InvalidInput(
+            f"{name}: spreading a model needs accelerate: pip install 'bergson-service[large]'"
+        )
     return device_map
 
 

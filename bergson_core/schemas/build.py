@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import Discriminator, Field, ModelWrapValidatorHandler, Tag, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
@@ -40,6 +40,19 @@ Loss = Literal["sum", "mean"]
 Normalize = Literal["none", "row", "block"]
 LongDocuments = Literal["error", "truncate", "chunk"]
 OnBadDocument = Literal["error", "skip"]
+DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+"""How transformers spreads a model over the GPUs of a machine, its memory and its disk."""
+_by_type = Discriminator(lambda value: "<value>" if isinstance(value, str) else "<values>")
+_Place = Annotated[
+    Annotated[Literal["cpu", "disk"], Tag("<value>")]
+    | Annotated[int, Field(strict=True, ge=0, lt=1024), Tag("<values>")],
+    _by_type,
+]
+_Places = Annotated[
+    dict[Annotated[str, Field(max_length=256)], _Place], Field(min_length=1, max_length=4096), Tag("<values>")
+]
+DeviceMap = Annotated[Annotated[DeviceMapName, Tag("<value>")] | _Places, _by_type]
+"""A way to spread a model, or for each module the number of a GPU, `cpu` or `disk`."""
 ModuleSet = Literal["mlp", "attention", "down"]
 MODULE_SETS: Final[Mapping[str, str]] = {
     "mlp": "module of an MLP",
@@ -183,6 +196,11 @@ class BuildSpec(Spec):
     """Branch, tag or commit of the hub repository."""
     dtype: Dtype = "float32"
     """Precision of the weights and of the forward and backward pass."""
+    device_map: DeviceMap | None = None
+    """Where the parts of a model go that is larger than one device: `auto`, `balanced`, `balanced_low_0` or
+    `sequential` as in transformers, or an object with the number of a GPU, `cpu` or `disk` for each module, such as
+    `{"model.embed_tokens": 0, "model.layers": 1, "lm_head": "cpu"}`. By default what BERGSON_DEVICE_MAP says on the
+    machine, else the whole model is on its first GPU, or on the CPU."""
     dataset: DatasetSpec | None = None
     """Dataset with the training documents; give either this or `documents`."""
     documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
@@ -253,8 +271,9 @@ class BuildSpec(Spec):
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""
-        # Fields that 0.1.0 did not have count only if they are set, so that its fingerprints stay.
-        unset: dict[str, Any] = {
+        # Fields that 0.1.0 did not have count only if they are set, so that its fingerprints stay. Where a model lies
+        # decides nothing.
+        unset: dict[str, Any] = {"device_map": True} | {
             name: True
             for name in _ADDED_FIELDS
             if getattr(self, name) == type(self).model_fields[name].default

@@ -1,12 +1,14 @@
 """`bergson build` builds an index; `bergson estimate` says beforehand what that would take."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import Estimate
 from service.cli.support.common_options import ExecutorOption
@@ -22,8 +24,25 @@ from service.cli.support.spec_options import OptionOverride, Section, SpecOption
 LOW_COVERAGE_PERCENT = 90
 """Share of the parameters below which a command prints a warning."""
 
+
+def _parse_device_map(value: str) -> Any:
+    """Returns the value of a JSON object, and any other text as it is."""
+    if not value.startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise InvalidInput(f"--device_map: expected a JSON object, {error}") from error
+
+
 BUILD_OPTIONS = SpecOptions(
-    options={"dataset.path": OptionOverride("dataset"), "search.kind": OptionOverride("search")},
+    options={
+        "dataset.path": OptionOverride("dataset"),
+        "device_map": OptionOverride(
+            type=str | None, parse=_parse_device_map, extra={"metavar": "NAME|JSON"}
+        ),
+        "search.kind": OptionOverride("search"),
+    },
     sections={
         "columns": Section("Columns", suffix="_column"),
         "gradients": Section("Gradients"),

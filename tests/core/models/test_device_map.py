@@ -53,7 +53,9 @@ def documents() -> list[Tokens]:
     return [Tokens.labelled_from(rng.integers(1, tiny.VOCABULARY, size=s), 3) for s in (9, 14, 10)]
 
 
-@pytest.mark.parametrize("modules", [None, "embed|wte|lm_head|proj|dense|c_"], ids=["default modules", "embeddings and head too"])
+@pytest.mark.parametrize(
+    "modules", [None, "embed|wte|lm_head|proj|dense|c_"], ids=["default modules", "embeddings and head too"]
+)
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_rows_and_losses_are_those_of_the_model_in_one_piece(tmp_path, architecture, modules):
     path = save(tmp_path / "model", tiny.model(architecture))
@@ -139,8 +141,34 @@ def test_a_map_that_is_none_is_an_error_that_says_what_is_one(tmp_path, value, m
 
 def test_the_package_that_is_needed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(offloading, "find_spec", lambda _: None)
-    with pytest.raises(InvalidInput, match=r"pip install 'bergson-service\[large\]'"):
+    with pytest.raises(InvalidInput, match=r"device_map: .*pip install 'bergson-service\[large\]'"):
         load_model(str(tiny.save_model(tmp_path / "model")), device_map="auto")
+
+
+def test_a_build_may_name_its_map_and_the_index_is_opened_with_it(tmp_path, spec: BuildSpec, monkeypatch):
+    device_map = split(tiny.model())
+    named = BuildSpec.model_validate(spec.model_dump() | {"device_map": device_map})
+    assert named.fingerprint() == spec.fingerprint()
+    build_index(named, tmp_path / "parts")
+    model = AttributionIndex.open(tmp_path / "parts").model.model
+    assert any(weight.is_meta for weight in model.parameters())
+    whole = dict.fromkeys(device_map, "cpu")
+    monkeypatch.setenv(DEVICE_MAP_VARIABLE, json.dumps(whole))
+    model = AttributionIndex.open(tmp_path / "parts").model.model
+    assert not any(weight.is_meta for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "value", ["fast", {}, [0], {"model": 1.5}, {"model": True}, {"model": "gpu"}, {"model": -1}]
+)
+def test_a_build_with_another_map_is_refused(spec: BuildSpec, value):
+    with pytest.raises(InvalidInput, match=r"^device_map(\.model)?: expected"):
+        BuildSpec.model_validate(spec.model_dump() | {"device_map": value})
+
+
+def test_either_a_device_or_a_map(tmp_path):
+    with pytest.raises(InvalidInput, match="expected device or device_map, got both"):
+        load_model(str(tmp_path), device="cpu", device_map="auto")
 
 
 def test_a_device_goes_before_the_map_of_the_environment(tmp_path, monkeypatch):
