@@ -4,13 +4,13 @@ Legend: q queries, v rows of the background sample that are visible (`search.bac
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from bergson_core.attribution.queries.chat_queries import render_chat_queries
@@ -66,9 +66,15 @@ class QueryAnswerer:
         started = time.perf_counter()
         outcomes: dict[int, Answer | BergsonError] = {}
         tokenized: dict[int, TokenizedQuery] = {}
-        chats = render_chat_queries(self.query_tokenizer.model, queries)
+        alternatives = {
+            len(queries) + number: alternative
+            for number, query in enumerate(queries)
+            if (alternative := query.alternative()) is not None
+        }
+        chats = self._render_chats(dict(enumerate(queries)) | alternatives)
         for number, query in enumerate(queries):
-            prepared = run_or_error(partial(self._prepare, query, chats.get(number)))
+            rendered = chats.get(number), chats.get(len(queries) + number)
+            prepared = run_or_error(partial(self._prepare, query, *rendered))
             if isinstance(prepared, BergsonError):
                 outcomes[number] = prepared
             else:
@@ -106,14 +112,32 @@ class QueryAnswerer:
             for hit, influences in zip(hits, tokens, strict=True)
         ]
 
-    def _prepare(self, query: AttributionQuery, chat: RenderedChat | BergsonError | None) -> TokenizedQuery:
-        """Returns a query with its completion and its tokens; `chat` is what its messages were rendered as.
+    def _render_chats(
+        self, queries: Mapping[int, AttributionQuery]
+    ) -> dict[int, RenderedChat | BergsonError]:
+        """Returns what the messages of those queries that have some were rendered as, or why they were not."""
+        rendered = render_chat_queries(self.query_tokenizer.model, list(queries.values()))
+        numbers = list(queries)
+        return {numbers[position]: chat for position, chat in rendered.items()}
+
+    def _prepare(
+        self,
+        query: AttributionQuery,
+        chat: RenderedChat | BergsonError | None,
+        alternative_chat: RenderedChat | BergsonError | None,
+    ) -> TokenizedQuery:
+        """Returns a query with its completion and its tokens.
+
+        Args:
+            query: The query.
+            chat: What its messages were rendered as.
+            alternative_chat: The same for its `instead_of`.
 
         Raises:
             BergsonError: This index cannot answer the query.
         """
         self._require_answerable(query)
-        return self.query_tokenizer.complete_and_tokenize(query, chat)
+        return self.query_tokenizer.complete_and_tokenize(query, chat, alternative_chat)
 
     def _require_answerable(self, query: AttributionQuery) -> None:
         """Raises a `BergsonError` for a query that this index cannot answer."""
@@ -128,7 +152,11 @@ class QueryAnswerer:
         self, tokenized: Sequence[TokenizedQuery], started: float
     ) -> list[Answer | BergsonError]:
         """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
-        rows, losses = collect_rows(self.collector, [item.tokens for item in tokenized], BUDGET_TOKENS)
+        tokens = [part for item in tokenized for part in item.weighted_tokens]
+        part_rows, part_losses = collect_rows(self.collector, tokens, BUDGET_TOKENS)
+        firsts = np.cumsum([0, *(len(item.weighted_tokens) for item in tokenized)])[:-1]
+        rows = np.add.reduceat(part_rows, firsts)
+        losses = np.split(part_losses, firsts[1:])
         gradient_done = time.perf_counter()
         requests = [SearchRequest.from_query(item.query) for item in tokenized]
         results = self.search(torch.from_numpy(rows), requests)
@@ -145,8 +173,8 @@ class QueryAnswerer:
         return [
             outcome
             if isinstance(outcome, BergsonError)
-            else self._make_answer(item, float(loss), outcome, timing)
-            for item, loss, outcome in zip(tokenized, losses, outcomes, strict=True)
+            else self._make_answer(item, own_losses, outcome, timing)
+            for item, own_losses, outcome in zip(tokenized, losses, outcomes, strict=True)
         ]
 
     def _results_or_error(
@@ -179,9 +207,14 @@ class QueryAnswerer:
         return significance_notice(proponents[0].score, background_scores, self.manifest.notice)
 
     def _make_answer(
-        self, tokenized: TokenizedQuery, loss: float, results: _AnswerResults, timing: TimingMs
+        self,
+        tokenized: TokenizedQuery,
+        losses: Float64[np.ndarray, " _"],
+        results: _AnswerResults,
+        timing: TimingMs,
     ) -> Answer:
-        query = tokenized.query
+        """Returns the answer to a query; `losses` are that of its completion, and that of its `instead_of`."""
+        query, alternative = tokenized.query, tokenized.alternative
         return Answer(
             index=query.index or self.index,
             generation=self.manifest.generation,
@@ -191,8 +224,10 @@ class QueryAnswerer:
                 completion=tokenized.completion,
                 generated=query.completion is None and query.messages is None,
                 token_ids=None if tokenized.generated_ids is None else list(tokenized.generated_ids),
-                loss=loss,
+                loss=float(losses[0]),
                 n_tokens=tokenized.tokens.n_labelled,
+                instead_of=alternative and alternative.completion,
+                instead_of_loss=None if alternative is None else float(losses[1]),
             ),
             results=results.proponents,
             opponents=results.opponents,

@@ -60,9 +60,11 @@ def score_corpus(
 
     Args:
         index: The index.
-        queries: A dataset, or queries of which only prompt, completion and `join`, or the messages, count.
+        queries: A dataset, or queries of which only prompt, completion, `instead_of` and `join`, or the messages,
+            count.
         columns: Which columns of a dataset are prompt and completion, or chats; by default `prompt` and `completion`,
-            or `messages` where there is no `prompt`.
+            or `messages` where there is no `prompt`. A column `instead_of` beside them has the completions that they
+            are contrasted with, null for none.
         aggregate: `mean` or `max` of the scores with all queries, or `each` of them. `mean` holds D numbers in memory,
             whatever the number of queries is; the others hold q·D numbers.
         profile: Profile to score under.

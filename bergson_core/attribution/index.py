@@ -116,6 +116,7 @@ class AttributionIndex(IndexParts):
         completion: str | None = None,
         *,
         join: Join = "exact",
+        instead_of: str | None = None,
         messages: Messages | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
@@ -145,6 +146,8 @@ class AttributionIndex(IndexParts):
                 choosing the most likely token each time.
             join: What stands between prompt and completion: with `exact` what they have themselves; with `space` a
                 space where neither has one and the tokenizer expects it before a word.
+            instead_of: Another completion of the same prompt, or of the span: the answer explains why the model says
+                `completion` rather than this. Opponents made this one more likely.
             messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
                 of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
                 all that the assistant says.
@@ -185,6 +188,7 @@ class AttributionIndex(IndexParts):
                 "prompt": prompt,
                 "completion": completion,
                 "join": join,
+                "instead_of": instead_of,
                 "messages": messages,
                 "top_k": top_k,
                 "direction": direction,

@@ -5,6 +5,8 @@ Legend: q queries, b queries of a batch, m modules, d numbers per module, D = mÂ
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.data.documents import READ_CHUNK_SIZE
 from bergson_core.errors import InvalidInput
+from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.search.profile import Profile
@@ -23,6 +26,10 @@ from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.tokens.document_tokens import iter_token_chunks
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.tokens.word_joins import JoinChecker
+
+INSTEAD_OF_COLUMN: Final = "instead_of"
+"""Column of a dataset of queries with other completions, that the completions are contrasted with; null for none."""
+_CONTRASTS_A_STEP: Final = 32
 
 
 def queries_to_dataset(
@@ -48,19 +55,26 @@ def queries_to_dataset(
             f"query {is_chat.index(not is_chat[0])} has {'no ' if is_chat[0] else ''}messages, unlike those before it; "
             "expected either chats or prompts with completions"
         )
+    alternatives = [query.instead_of for query in queries]
     if any(is_chat):
+        if any(alternatives):
+            raise InvalidInput(
+                "documents are scored with chats as they are: expected no instead_of beside messages"
+            )
         return Dataset.from_dict({"messages": [json.dumps(query.messages, default=str) for query in queries]})
-    return Dataset.from_dict(
-        {
-            "prompt": [query.prompt for query in queries],
-            "completion": [
-                join_checker.join(query.prompt or "", query.completion)
-                if query.join == "space" and query.completion is not None
-                else query.completion
-                for query in queries
-            ],
-        }
-    )
+
+    def join(query: AttributionQuery, completion: str | None) -> str | None:
+        if query.join != "space" or completion is None:
+            return completion
+        return join_checker.join(query.prompt or "", completion)
+
+    contents = {
+        "prompt": [query.prompt for query in queries],
+        "completion": [join(query, query.completion) for query in queries],
+    }
+    if any(alternatives):
+        contents[INSTEAD_OF_COLUMN] = [join(query, query.instead_of) for query in queries]
+    return Dataset.from_dict(contents)
 
 
 def query_columns(queries: Dataset) -> ColumnsSpec:
@@ -108,6 +122,56 @@ def _iter_weights(
     index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
     """Yields (numbers of some queries, their weights), batch by batch."""
+    has_contrasts = INSTEAD_OF_COLUMN in queries.column_names
+    iter_rows = _iter_contrasting_rows if has_contrasts else _iter_rows
+    for numbers, rows in iter_rows(index, queries, columns):
+        is_finite = rows.isfinite().all(1).numpy()
+        if not is_finite.all():
+            raise InvalidInput(f"query {numbers[~is_finite][0]}: its gradient is not finite; leave it out")
+        _, weights = profile.prepare_queries(rows.reshape(len(rows), len(index.collector.slices), -1))
+        yield numbers, weights
+
+
+def _iter_rows(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b D"]]]:
+    """Yields (numbers of some queries, their raw gradient rows), batch by batch."""
+    for first, chunk in _iter_tokens(index, queries, columns):
+        for batch in iter_batches(chunk, BUDGET_TOKENS, index.model.device):
+            rows, _ = index.collector.collect(batch)
+            yield first + batch.indices, rows.float().cpu()
+
+
+def _iter_contrasting_rows(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b D"]]]:
+    """Does what `_iter_rows` does for queries of which some have another completion that theirs is contrasted with."""
+    if columns.completion is None:
+        raise InvalidInput(
+            f"the queries have a column {INSTEAD_OF_COLUMN}, and no completions that it could be contrasted with"
+        )
+    contents = {name: queries[name] for name in {columns.prompt, columns.completion, INSTEAD_OF_COLUMN}}
+    alternatives = list(contents.pop(INSTEAD_OF_COLUMN))
+    completions = list(contents[columns.completion])
+    pairs = zip(alternatives, completions, strict=True)
+    contents[columns.completion] = [own if other is None else other for other, own in pairs]
+    others = _iter_tokens(index, Dataset.from_dict(contents), columns)
+    for (first, chunk), (_, other_chunk) in zip(_iter_tokens(index, queries, columns), others, strict=True):
+        for start in range(0, len(chunk), _CONTRASTS_A_STEP):
+            texts = chunk[start : start + _CONTRASTS_A_STEP]
+            numbers = first + start + np.arange(len(texts))
+            contrasted = [
+                replace(other, weight=0 if alternatives[number] is None else -other.weight)
+                for number, other in zip(numbers, other_chunk[start : start + _CONTRASTS_A_STEP], strict=True)
+            ]
+            rows, _ = collect_rows(index.collector, [*texts, *contrasted], BUDGET_TOKENS)
+            yield numbers, torch.from_numpy(rows[: len(texts)] + rows[len(texts) :])
+
+
+def _iter_tokens(
+    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec
+) -> Iterator[tuple[int, list[Tokens]]]:
+    """Yields (number of the first of them, tokens of some queries), in order."""
     model, loss = index.model, index.manifest.spec.gradients.loss
     chunks = iter_token_chunks(
         model.tokenizer,
@@ -121,17 +185,7 @@ def _iter_weights(
     for chunk_number, chunk in enumerate(chunks):
         first = chunk_number * READ_CHUNK_SIZE
         _require_labelled_tokens(chunk, first)
-        for batch in iter_batches(chunk, BUDGET_TOKENS, model.device):
-            rows, _ = index.collector.collect(batch)
-            is_finite = rows.isfinite().all(1).cpu().numpy()
-            numbers = first + batch.indices
-            if not is_finite.all():
-                raise InvalidInput(
-                    f"query {numbers[~is_finite][0]}: its gradient is not finite; leave it out"
-                )
-            blocks = rows.float().cpu().reshape(len(rows), len(index.collector.slices), -1)
-            _, weights = profile.prepare_queries(blocks)
-            yield numbers, weights
+        yield first, chunk
 
 
 def _require_labelled_tokens(queries: Iterable[Tokens], first: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float64
 
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
@@ -49,12 +50,12 @@ class Verifier:
         self._selector = DocumentSelector(manifest, model, searcher)
         self._fit: _UnlearnerFit | None = None
 
-    def verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> Steps[Answer]:
+    def verify(self, spec: VerifySpec, query: Sequence[Tokens], answer: Answer) -> Steps[Answer]:
         """Returns the answer with what unlearning its best results changes, and yields after each step.
 
         Args:
             spec: What to unlearn.
-            query: Tokens of the query.
+            query: Tokens of the query (`TokenizedQuery.weighted_tokens`).
             answer: The answer to the query.
 
         Raises:
@@ -62,7 +63,7 @@ class Verifier:
         """
         return with_timing(self._verify(spec, query, answer), answer, "verify")
 
-    def _verify(self, spec: VerifySpec, query: Tokens, answer: Answer) -> Steps[Answer]:
+    def _verify(self, spec: VerifySpec, query: Sequence[Tokens], answer: Answer) -> Steps[Answer]:
         self._require_supported()
         unlearner = yield from self._fitted_unlearner()
         if spec.learning_rate is not None:
@@ -126,19 +127,27 @@ class Verifier:
         return _UnlearnerFit(locations, steps)
 
 
-def _unlearn(unlearner: Unlearner, query: Tokens, document: Tokens) -> Verified:
+def _unlearn(unlearner: Unlearner, query: Sequence[Tokens], document: Tokens) -> Verified:
     """Returns what one step on the document changes.
 
     Query and document are in one batch before and after the step, so that both passes are rounded in the same way.
     """
-    before = unlearner.log_probabilities([query, document])
+    before = unlearner.log_probabilities([*query, document])
     with unlearner.temporary_step(document):
-        after = unlearner.log_probabilities([query, document])
+        after = unlearner.log_probabilities([*query, document])
+    change = after - before
     return Verified(
-        log_probability=_finite_or_none(after[0] - before[0]),
-        probability=_finite_or_none(np.exp(after[0]) - np.exp(before[0])),
-        own_log_probability=_finite_or_none(after[1] - before[1]),
+        log_probability=_finite_or_none(change[0] if len(query) == 1 else change[0] - change[1]),
+        probability=_finite_or_none(_share(after[:-1]) - _share(before[:-1])),
+        own_log_probability=_finite_or_none(change[-1]),
     )
+
+
+def _share(log_probabilities: Float64[np.ndarray, " _"]) -> float:
+    """Returns the probability of a text, or its share of the probability of two."""
+    if len(log_probabilities) == 1:
+        return np.exp(log_probabilities[0])
+    return 1 / (1 + np.exp(log_probabilities[1] - log_probabilities[0]))
 
 
 def _finite_or_none(value: float) -> float | None:

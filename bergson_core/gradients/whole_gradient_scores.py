@@ -61,7 +61,8 @@ class WholeGradientScorer:
         model: The model, on its device, in which the modules are tracked (`LanguageModel.for_tracking`).
         processor: How gradients are normalized, and whether those of biases count. Its projection is not used.
         modules: The tracked modules, by name.
-        query: Tokens of the query.
+        query: Tokens of the texts whose weighted losses add up to that of the query: one text, or two, of which the
+            second has a negative weight.
         normalize: What scores are divided by.
         by_position: Whether scores are split by position too. Each tracked module then has to see one feature a
             position.
@@ -72,7 +73,7 @@ class WholeGradientScorer:
         model: LanguageModel,
         processor: GradientProcessor,
         modules: Mapping[str, TrackedModule],
-        query: Tokens,
+        query: Sequence[Tokens],
         normalize: Normalize,
         *,
         by_position: bool = False,
@@ -167,14 +168,20 @@ class _BatchProducts:
 
 
 def _query_gradients(
-    model: LanguageModel, processor: GradientProcessor, modules: Mapping[str, TrackedModule], query: Tokens
+    model: LanguageModel,
+    processor: GradientProcessor,
+    modules: Mapping[str, TrackedModule],
+    query: Sequence[Tokens],
 ) -> dict[str, Float[Tensor, "o i"]]:
-    """Returns the whole normalized gradient Q of a query, by module."""
+    """Returns the whole normalized gradient Q of a query, which is the sum of those of its texts, by module."""
     whole = GradientProcessor(None, processor.normalizers, include_bias=processor.include_bias)
-    (batch,) = iter_batches([query], len(query.ids), model.device)
-    with freeze(model.model), GradientCollector(model.model, whole, modules=list(modules)) as collector:
-        forward_backward(model, batch)
-    gradients = {name: gradient[0] for name, gradient in collector.gradients.items()}
+    gradients: dict[str, Tensor] = {}
+    for text in query:
+        (batch,) = iter_batches([text], len(text.ids), model.device)
+        with freeze(model.model), GradientCollector(model.model, whole, modules=list(modules)) as collector:
+            forward_backward(model, batch)
+        for name, gradient in collector.gradients.items():
+            gradients[name] = gradients[name] + gradient[0] if name in gradients else gradient[0]
     return {
         name: gradients[name] if name in gradients else _zeros(model, whole, modules[name])
         for name in modules

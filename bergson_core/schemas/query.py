@@ -54,6 +54,11 @@ class AttributionQuery(Spec):
     """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
     default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
     see `join`."""
+    instead_of: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
+    """Another completion of the same prompt: why does the model say `completion` rather than this? The gradient is that
+    of log p(completion) - log p(instead_of). Proponents made the completion more likely beside this one, opponents made
+    this one more likely. With `span` it stands for the span, and what follows it is left out; in a chat it stands for
+    the content of the last message, or for the span of it."""
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant
@@ -122,6 +127,29 @@ class AttributionQuery(Spec):
             update |= {"top_k": max(self.top_k, self.rescore), "include": parts}
         return self.model_copy(update=update)
 
+    @property
+    def explained_text(self) -> str | None:
+        """The completion, or what the assistant says last in a chat; None where it is generated, or is no text."""
+        if self.messages is None:
+            return self.completion
+        content = self.messages[-1].get("content")
+        return content if isinstance(content, str) else None
+
+    def alternative(self) -> Self | None:
+        """Returns the query for what `instead_of` says, or None where there is no such thing."""
+        if self.instead_of is None:
+            return None
+        text, span = self.instead_of, None
+        if self.span is not None and self.explained_text is not None:
+            start, _ = self.span
+            text, span = self.explained_text[:start] + text, (start, start + len(text))
+        update: dict[str, Any] = {"instead_of": None, "span": span}
+        if self.messages is None:
+            update["completion"] = text
+        else:
+            update["messages"] = (*self.messages[:-1], {**self.messages[-1], "content": text})
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
     def _require_default_profile_to_rescore(self) -> Self:
         if self.rescore is not None and self.profile != "default":
@@ -177,10 +205,8 @@ class AttributionQuery(Spec):
     @model_validator(mode="after")
     def _require_span_within_completion(self) -> Self:
         if self.span is not None:
-            what, text = "the completion", self.completion
-            if self.messages is not None:
-                what, content = "the last message's content", self.messages[-1].get("content")
-                text = content if isinstance(content, str) else None
+            what = "the completion" if self.messages is None else "the last message's content"
+            text = self.explained_text
             if text is None:
                 raise field_error(
                     "span", message=f"span counts characters of {what}: expected a text there, got none"
@@ -191,6 +217,24 @@ class AttributionQuery(Spec):
                     "span",
                     message=f"expected 0 ≤ start < end ≤ {length}, the characters of {what}; got [{start}, {end}]",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _require_another_completion(self) -> Self:
+        if self.instead_of is None:
+            return self
+        text = self.explained_text
+        if text is None and self.messages is not None:
+            raise field_error(
+                "instead_of",
+                message="it stands for the last message's content: expected a text there, got none",
+            )
+        if text is not None and self.instead_of == (text if self.span is None else text[slice(*self.span)]):
+            raise field_error(
+                "instead_of",
+                message="expected another text than the one that is explained, got the same: leave it out to ask why "
+                "the model says this at all",
+            )
         return self
 
 

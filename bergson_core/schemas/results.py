@@ -98,11 +98,13 @@ class Verified(ResultModel):
     """
 
     log_probability: float | None
-    """Change of the log-probability of the completion, or of its span, in nats. Negative: without what this document
+    """Change of the log-probability of the completion, or of its span, in nats; with `instead_of` of the difference of
+    the two log-probabilities. Negative: without what this document
     taught it, the model is less likely to say the completion, so the document supported it. Positive: the document
     spoke against it. A change as small as that of the controls is what a step on any document does."""
     probability: float | None
-    """Change of the probability of the completion, or of its span."""
+    """Change of the probability of the completion, or of its span; with `instead_of` of its share of the probability of
+    the two."""
     own_log_probability: float | None
     """Change of the document's own log-probability, in nats: how far it was unlearned. Negative."""
 
@@ -217,6 +219,11 @@ class QueryEcho(ResultModel):
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
     n_tokens: int
     """Number of these tokens."""
+    instead_of: str | None = None
+    """The other completion that this one is contrasted with, as it was tokenised."""
+    instead_of_loss: float | None = None
+    """Sum of the cross-entropies of the tokens of `instead_of`, in nats. Where it is the higher of the two, the model
+    says the completion rather than this."""
 
 
 class QueryWarning(ResultModel):

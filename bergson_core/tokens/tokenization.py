@@ -33,6 +33,10 @@ class Tokens:
         """Returns a document whose tokens from position `first` on are labelled; the others are context."""
         return cls(ids, np.arange(len(ids)) >= first)
 
+    def negated(self) -> "Tokens":
+        """Returns the same document with the negative of its weight."""
+        return replace(self, weight=-self.weight)
+
     @property
     def n_labelled(self) -> int:
         """Number of labelled tokens."""

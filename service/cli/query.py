@@ -160,6 +160,8 @@ def _print_answer(answer: Answer) -> None:
     if answer.query.generated:
         print_message(f"the model says: {answer.query.completion!r}")
     console.print(f"loss of the completion: {answer.query.loss:.3f} nats over {answer.query.n_tokens} tokens")
+    if answer.query.instead_of is not None:
+        print_message(f"loss of {answer.query.instead_of!r}: {answer.query.instead_of_loss:.3f} nats")
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
             console.print(results_table(title, rows))

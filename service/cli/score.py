@@ -96,13 +96,15 @@ def score(
     """Score every document of an index against a set of queries: which data would teach a task?"""
     from bergson_core.attribution.corpus_scores import score_corpus
     from bergson_core.attribution.index import AttributionIndex
+    from bergson_core.attribution.query_weights import INSTEAD_OF_COLUMN
     from bergson_core.attribution.score_totals import ScoreTotals
     from bergson_core.attribution.soft_threshold import THRESHOLD_OF_SUMS
     from bergson_core.data.dataset import load_dataset_spec
 
     columns = _query_columns(prompt_column, completion_column, messages_column)
     _require_output(output, top_k, overwrite)
-    dataset = load_dataset_spec(queries, columns.column_names())
+    optional = [] if columns.completion is None else [INSTEAD_OF_COLUMN]
+    dataset = load_dataset_spec(queries, columns.column_names(), optional)
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
     if threshold is None:

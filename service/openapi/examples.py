@@ -163,6 +163,7 @@ ATTRIBUTE_FILTERED: dict[str, Any] = ATTRIBUTE_REQUEST | {
 ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
 }
+ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",
@@ -182,6 +183,8 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "token_ids": None,
         "loss": 0.12,
         "n_tokens": 1,
+        "instead_of": None,
+        "instead_of_loss": None,
     },
     "results": [
         {

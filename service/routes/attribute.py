@@ -25,6 +25,7 @@ _QUERIES: dict[str, Any] = {
     "filtered": {"summary": "Some of the documents only", "value": examples.ATTRIBUTE_FILTERED},
     "excluding": {"summary": "All documents but some", "value": examples.ATTRIBUTE_EXCLUDING},
     "generated": {"summary": "A completion that the model generates", "value": examples.ATTRIBUTE_GENERATED},
+    "contrast": {"summary": "Why this rather than that", "value": examples.ATTRIBUTE_CONTRAST},
     "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
@@ -76,6 +77,9 @@ async def attribute(
     With `messages` instead of `prompt` and `completion`, the query is a chat whose last message is the assistant's. It
     is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
     says in it. `span` selects a part of the last message.
+
+    With `instead_of`, the query is why the model says the completion rather than this: proponents made the completion
+    more likely beside it, opponents made `instead_of` more likely.
 
     With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
     the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for

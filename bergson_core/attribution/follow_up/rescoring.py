@@ -101,13 +101,13 @@ class Rescorer:
         self.whole_normalizers = WholeNormalizers(manifest, collector, processor, self._selector)
 
     def rescore(
-        self, query: AttributionQuery, tokens: Tokens, answer: Answer, until: float = math.inf
+        self, query: AttributionQuery, tokens: Sequence[Tokens], answer: Answer, until: float = math.inf
     ) -> Steps[Answer]:
         """Returns the answer with its best candidates scored exactly and in the order of these scores.
 
         Args:
             query: The query, which says how many candidates to rescore.
-            tokens: Tokens of the query.
+            tokens: Tokens of the query (`TokenizedQuery.weighted_tokens`).
             answer: The answer to the query as it is searched for (`AttributionQuery.for_search`).
             until: When to stop, in seconds of Unix time. No pass through the model is begun that would probably end
                 later; candidates that are not scored by then keep the score of the index, behind those that are.
@@ -118,7 +118,7 @@ class Rescorer:
         return with_timing(self._rescore(query, tokens, answer, until), answer, "rescore")
 
     def _rescore(
-        self, query: AttributionQuery, tokens: Tokens, answer: Answer, until: float
+        self, query: AttributionQuery, tokens: Sequence[Tokens], answer: Answer, until: float
     ) -> Steps[Answer]:
         self._require_supported()
         directions = [
@@ -154,7 +154,7 @@ class Rescorer:
     def _score(
         self,
         query: AttributionQuery,
-        tokens: Tokens,
+        tokens: Sequence[Tokens],
         candidates: Mapping[str, RowLocation],
         until: float,
     ) -> Steps[dict[str, _ExactScore]]:
@@ -164,9 +164,10 @@ class Rescorer:
         if not candidates:
             return scores
         processor = yield from self.whole_normalizers.prepare(pace, self._budget_tokens)
-        if processor is None or not pace.has_time_for(len(tokens.ids)):
+        query_tokens = sum(len(text.ids) for text in tokens)
+        if processor is None or not pace.has_time_for(query_tokens):
             return scores
-        with pace.measure(len(tokens.ids)):
+        with pace.measure(query_tokens):
             scorer = WholeGradientScorer(
                 self._collector.model,
                 processor,

@@ -5,7 +5,7 @@ itself in an index that holds it. What the last turn alone owes to the documents
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,7 @@ class TokenizedQuery:
         tokens: The tokens of prompt and completion; those of the completion, or of its span, are labelled.
         generated_ids: Ids of the completion's tokens where the model generated it, else None.
         warnings: What was probably not meant about the query.
+        alternative: The query's `instead_of`, in the same form and with a negative weight.
     """
 
     query: AttributionQuery
@@ -46,6 +47,12 @@ class TokenizedQuery:
     tokens: Tokens
     generated_ids: Sequence[int] | None = None
     warnings: Sequence[QueryWarning] = ()
+    alternative: "TokenizedQuery | None" = None
+
+    @property
+    def weighted_tokens(self) -> list[Tokens]:
+        """The texts whose weighted losses add up to what is explained: the completion, and less it `instead_of`."""
+        return [self.tokens] if self.alternative is None else [self.tokens, self.alternative.tokens]
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,47 @@ class QueryTokenizer:
         return JoinChecker(self.model.tokenizer)
 
     def complete_and_tokenize(
-        self, query: AttributionQuery, chat: RenderedChat | BergsonError | None = None
+        self,
+        query: AttributionQuery,
+        chat: RenderedChat | BergsonError | None = None,
+        alternative_chat: RenderedChat | BergsonError | None = None,
     ) -> TokenizedQuery:
         """Returns the tokens of a query, whose completion is generated where it has none.
 
         Args:
             query: The query.
             chat: What `render_chat_queries` returned for it, if it has messages; None renders them.
+            alternative_chat: The same for `query.alternative()`.
 
         Raises:
             TooLong: Prompt and completion together are longer than the model takes.
             InvalidInput: The model has no embedding for a token, it generates nothing, no token of the completion has
-                one before it, or the messages cannot be rendered.
+                one before it, the messages cannot be rendered, or `instead_of` has the tokens of the completion.
         """
+        tokenized = self._complete(query, chat)
+        alternative = query.alternative()
+        if alternative is None:
+            return tokenized
+        try:
+            other = self._complete(alternative, alternative_chat)
+        except InvalidInput as error:
+            raise type(error)(f"instead_of: {error}") from error
+        if np.array_equal(other.tokens.ids, tokenized.tokens.ids):
+            raise InvalidInput(
+                "instead_of: expected another text than the one that is explained, got one of the same tokens"
+            )
+        warnings = [
+            warning.model_copy(update={"detail": f"instead_of: {warning.detail}"})
+            for warning in other.warnings
+        ]
+        return replace(
+            tokenized,
+            alternative=replace(other, tokens=other.tokens.negated()),
+            warnings=[*tokenized.warnings, *warnings],
+        )
+
+    def _complete(self, query: AttributionQuery, chat: RenderedChat | BergsonError | None) -> TokenizedQuery:
+        """Returns the tokens of a query, without those of its `instead_of`."""
         limits = token_limits(self.model)
         if query.messages is not None:
             what = "the rendered chat"
@@ -92,13 +127,22 @@ class QueryTokenizer:
             )
         return tokenized
 
-    def tokenize_answered(self, query: AttributionQuery, echo: QueryEcho) -> Tokens:
-        """Returns the tokens of a query that was answered; those of a generated completion are in the answer's echo."""
+    def tokenize_answered(self, query: AttributionQuery, echo: QueryEcho) -> list[Tokens]:
+        """Returns `TokenizedQuery.weighted_tokens` of a query that was answered.
+
+        The tokens of a generated completion are in the answer's echo.
+        """
+        alternative = query.alternative()
         if query.messages is not None:
-            return self._read_chat(query).tokens
-        if echo.token_ids is None:
-            return self._read(query, query.completion or echo.completion).tokens
-        return self._label(encode_context(self.join_checker.tokenizer, query.prompt or ""), echo.token_ids)
+            tokens = self._read_chat(query).tokens
+        elif echo.token_ids is None:
+            tokens = self._read(query, query.completion or echo.completion).tokens
+        else:
+            context = encode_context(self.join_checker.tokenizer, query.prompt or "")
+            tokens = self._label(context, echo.token_ids)
+        if alternative is None:
+            return [tokens]
+        return [tokens, self._complete(alternative, None).tokens.negated()]
 
     def _generate(self, query: AttributionQuery, prompt: str) -> TokenizedQuery:
         generated = generate_completion(self.model, prompt, query.max_new_tokens)

@@ -35,7 +35,7 @@ def make_scorer(model, kind, normalize, docs, *, modules=None, by_position=False
     """Returns a scorer for QUERY, and its processor."""
     language_model, processor, tracked = fit(model, kind, docs, modules=modules)
     scorer = WholeGradientScorer(
-        language_model, processor, tracked, QUERY, normalize, by_position=by_position
+        language_model, processor, tracked, [QUERY], normalize, by_position=by_position
     )
     return scorer, processor
 
@@ -78,7 +78,7 @@ def test_scores_are_those_of_plain_autograd(architecture, kind, bias):
     query_rows = [gradient[-1].flatten() for gradient in normalized]
     for normalize in NORMALIZES:
         expected = whole_scores_by_definition(rows, query_rows, normalize)
-        scores, _ = score_all(WholeGradientScorer(*fitted, QUERY, normalize), docs)
+        scores, _ = score_all(WholeGradientScorer(*fitted, [QUERY], normalize), docs)
         torch.testing.assert_close(scores, expected, **EXACT)
 
 
@@ -142,7 +142,7 @@ def test_the_parts_of_positions_are_products_with_what_each_position_adds(archit
         pairs = zip(collector.slices.values(), query_rows, strict=True)
         products.append(torch.stack([token_rows[:, part] @ row[0] for part, row in pairs]))
     for normalize in NORMALIZES:
-        scorer = WholeGradientScorer(*fitted, QUERY, normalize, by_position=True)
+        scorer = WholeGradientScorer(*fitted, [QUERY], normalize, by_position=True)
         modules, positions = score_all(scorer, docs)
         for by_module, document_modules, parts in zip(products, modules, positions, strict=True):
             reciprocals = (document_modules / by_module.sum(1)).nan_to_num(0)

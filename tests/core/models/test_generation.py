@@ -210,7 +210,7 @@ def test_the_tokens_that_were_generated_are_explained_and_not_those_of_their_tex
     assert answer.query.n_tokens == len(spelled)
     (given,) = opened.attribute([query(completion=completion)])
     assert given.query.n_tokens < len(spelled)
-    again = opened.answerer.query_tokenizer.tokenize_answered(asked, answer.query)
+    (again,) = opened.answerer.query_tokenizer.tokenize_answered(asked, answer.query)
     assert again.ids.tolist() == context + spelled
     assert answer.verification.log_probability == pytest.approx(-loss, rel=1e-5)
 

@@ -358,7 +358,7 @@ class Clock:
 
         class SlowScorer(scorer):
             def __init__(self, model, processor, modules, asked, *arguments, **options):
-                clock.now += len(asked.ids)
+                clock.now += sum(len(text.ids) for text in asked)
                 super().__init__(model, processor, modules, asked, *arguments, **options)
 
             def score(self, batch):
