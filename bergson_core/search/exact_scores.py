@@ -16,9 +16,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
+from bergson_core.search.bit_planes import BitPlanes
 from bergson_core.search.features import reciprocal_or_zero
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
@@ -60,6 +61,31 @@ class ExactScorer:
         blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         products = self.shards[0].shape.codec.block_products(blocks, scales, weights)
         return products * reciprocal_or_zero(torch.from_numpy(lengths))
+
+    def may_be_best(
+        self,
+        query: BitPlanes,
+        sign: int,
+        shard_numbers: Int[np.ndarray, " k"],
+        offsets: Int[np.ndarray, " k"],
+        count: int,
+    ) -> Bool[np.ndarray, " k"]:
+        """Returns which of these sign rows may be among the `count` whose score times `sign` is highest.
+
+        It tells most that cannot, in much less time than their exact scores take.
+
+        Args:
+            query: The rounded weights of one query.
+            sign: 1, or -1 for the lowest scores.
+            shard_numbers: For each row [k] the position of its shard in `shards`.
+            offsets: For each row [k] its number within its shard.
+            count: How many rows are looked for.
+        """
+        if len(offsets) <= count:
+            return np.ones(len(offsets), dtype=bool)
+        blocks, scales, _ = self._read_rows(shard_numbers, offsets)
+        scores = sign * query.scores(blocks, scales)
+        return scores >= np.partition(scores, -count)[-count] - 2 * query.error
 
     def stored_rows(
         self,

@@ -25,6 +25,7 @@ from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import BackgroundSample
+from bergson_core.search.bit_planes import BitPlanes
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer, StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
@@ -148,6 +149,9 @@ class LocalSearcher:
         profile = self.profiles[requests[0].profile]
         phi, weights = profile.prepare_queries(rows)
         scorer = ExactScorer(self.shards, profile)
+        rounded = None
+        if self.manifest.spec.gradients.rows == "sign":
+            rounded = [BitPlanes.of(query) for query in weights]
         directed = [
             (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
         ]
@@ -157,8 +161,14 @@ class LocalSearcher:
         )
 
         def score_candidates(number: int) -> _ScoredCandidates:
-            query, _ = directed[number]
-            return _score_candidates(scorer, weights[query], shard_numbers[number], offsets[number])
+            query, sign = directed[number]
+            is_row = offsets[number] >= 0
+            places = shard_numbers[number][is_row], offsets[number][is_row]
+            # How many rows the results of a grouped request are of is known only once they are sorted.
+            if rounded is not None and not requests[query].group_by:
+                may_be_hit = scorer.may_be_best(rounded[query], sign, *places, requests[query].top_k)
+                places = places[0][may_be_hit], places[1][may_be_hit]
+            return _ScoredCandidates(*places, scorer.module_scores(weights[query], *places))
 
         hits: list[dict[int, list[Hit]]] = [{} for _ in requests]
         scored_candidates = parallel_map(score_candidates, range(len(directed)))
@@ -167,7 +177,7 @@ class LocalSearcher:
         may_have_more = offsets.shape[1] >= count and (offsets >= 0).all()
         if requests[0].group_by and may_have_more and _are_too_few(hits, requests):
             return self._search_batch(rows, requests, 4 * widening)
-        background_scores = self.background.scores(profile, weights, self.visible.masks())
+        background_scores = self.background.scores(profile, weights, self.visible.masks(), rounded)
         return [
             SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
             for hits_by_sign, scores in zip(hits, background_scores, strict=True)
@@ -279,15 +289,3 @@ def _are_too_few(hits: Sequence[Mapping[int, Sequence[Hit]]], requests: Sequence
         for hits_by_sign, request in zip(hits, requests, strict=True)
         for in_direction in hits_by_sign.values()
     )
-
-
-def _score_candidates(
-    scorer: ExactScorer,
-    weights: Float[Tensor, "m d"],
-    shard_numbers: Int[np.ndarray, " k"],
-    offsets: Int[np.ndarray, " k"],
-) -> _ScoredCandidates:
-    """Scores the candidates of a directed query, without those that stand for no row."""
-    is_row = offsets >= 0
-    shard_numbers, offsets = shard_numbers[is_row], offsets[is_row]
-    return _ScoredCandidates(shard_numbers, offsets, scorer.module_scores(weights, shard_numbers, offsets))

@@ -4,21 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from bergson_core.schemas.record import Record
 from bergson_core.search import candidates
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.faiss_index import build_faiss_file
 from bergson_core.search.thread_pool import parallel_map
-from bergson_core.shards.shard import RowShape, Shard
-from bergson_core.shards.shard_writer import ShardPosition, write_shard
-from bergson_core.storage.document_table import make_document_table
+from bergson_core.shards.shard import RowShape
+from tests.core.search.random_shards import ROWS, write_shards
 
 SHAPES = {
     "float16": RowShape("float16", 3, 16),
     "rabitq": RowShape("float16", 3, 16),
     "hamming": RowShape("sign", 3, 13),  # whose bytes are not whole
 }
-ROWS = (50, 7, 120)
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
@@ -37,18 +34,10 @@ def kind(request):
 @pytest.fixture
 def shards(tmp_path, kind):
     """Three shards of random rows, with FAISS files where the kind needs them."""
-    opened, shape, first_row = [], SHAPES[kind], 0
-    for number, count in enumerate(ROWS):
-        rows = torch.randn(count, shape.modules, shape.width, generator=torch.Generator().manual_seed(number))
-        blocks, scales = (part.numpy() for part in shape.codec.encode(rows))
-        records = [Record(str(first_row + offset), "", None, {}) for offset in range(count)]
-        documents = make_document_table(records, np.zeros(count), [1] * count)
-        position = ShardPosition(first_row, "")
-        written = write_shard(tmp_path, f"{number:05d}", blocks, scales, documents, position)
-        opened.append(Shard.open(tmp_path, written.accept(), shape))
-        if kind != "hamming":
-            build_faiss_file(tmp_path, opened[-1], None, "row", kind)
-        first_row += count
+    opened = write_shards(tmp_path, SHAPES[kind])
+    if kind != "hamming":
+        for shard in opened:
+            build_faiss_file(tmp_path, shard, None, "row", kind)
     return opened
 
 

@@ -46,13 +46,17 @@ def large_index(request, sources, tmp_path_factory):
 
 
 def test_the_percentile_counts_the_random_rows_that_score_lower(large_index):
-    """Here the sample is the whole index."""
-    (answer,) = AttributionIndex.open(large_index).attribute([query(top_k=DOCUMENTS, direction="both")])
+    """Here the sample is the whole index. A row of signs counts as lower only if it is so by more than its error."""
+    opened = AttributionIndex.open(large_index)
+    (answer,) = opened.attribute([query(top_k=DOCUMENTS, direction="both")])
     scores = np.array([row.score for row in answer.results])
     assert len(scores) == DOCUMENTS
+    error = 0.02 * scores.std() if opened.manifest.spec.gradients.rows == "sign" else 0
     for row in (*answer.results, *answer.opponents):
-        lower = (scores < row.score - 1e-5 * abs(row.score)).sum()
-        assert row.percentile == pytest.approx(100 * lower / (DOCUMENTS + 1), abs=0.011)
+        just_lower = row.score - 1e-5 * abs(row.score)
+        fewest, most = ((scores < bound).sum() for bound in (just_lower - error, just_lower))
+        assert 100 * fewest <= (row.percentile + 0.011) * (DOCUMENTS + 1)
+        assert 100 * most >= (row.percentile - 0.011) * (DOCUMENTS + 1)
 
 
 def test_above_all_of_4096_rows_is_99_98():
@@ -78,7 +82,9 @@ def test_the_sample_does_not_depend_on_how_shards_are_distributed(index, monkeyp
     whole = BackgroundSample.read(shards, 40, seed=0)
     parts = [BackgroundSample.read(part, 40, seed=0) for part in (shards[:1], shards[1:])]
     assert len(whole.offsets) == 12
-    torch.testing.assert_close(torch.cat([part.blocks for part in parts], 1), whole.blocks, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.cat([part.rows.blocks for part in parts], 1), whole.rows.blocks, rtol=0, atol=0
+    )
     assert not np.array_equal(BackgroundSample.read(shards, 40, seed=1).offsets, whole.offsets)
 
 
@@ -94,10 +100,11 @@ def test_shards_without_a_sampled_row_give_no_background_scores(large_index, mon
     assert sample.scores(opened.profiles["default"], weights, [None] * len(unsampled)).shape == (3, 0)
 
 
-def test_a_sample_has_no_more_numbers_than_the_limit(index, monkeypatch):
+def test_a_sample_takes_no_more_memory_than_the_limit(index, monkeypatch):
     monkeypatch.setattr(background_sample, "MIN_SAMPLE_ROWS", 1)
-    monkeypatch.setattr(background_sample, "MAX_SAMPLE_NUMBERS", 128 * 7)
-    assert BackgroundSample.read(AttributionIndex.open(index).shards, 40, seed=0).blocks.numel() == 128 * 7
+    monkeypatch.setattr(background_sample, "MAX_SAMPLE_BYTES", 4 * 128 * 7)
+    sample = BackgroundSample.read(AttributionIndex.open(index).shards, 40, seed=0)
+    assert sample.rows.blocks.nbytes == 4 * 128 * 7
 
 
 def test_appended_documents_are_sampled_too(spec, tmp_path):
@@ -177,7 +184,7 @@ def test_the_documents_that_a_null_query_is_made_of_are_not_among_its_results(la
     assert len(queries.rows) == 100
     by_definition = prominences_by_definition(opened, queries)
     entry = calibrate(opened, queries)
-    assert entry.threshold == pytest.approx(extrapolate_threshold(by_definition), rel=1e-3)
+    assert entry.threshold == pytest.approx(extrapolate_threshold(by_definition), rel=5e-3)
     assert (entry.false_alarms, entry.queries) == (0.05, len(queries.rows))
 
 
