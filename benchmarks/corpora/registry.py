@@ -14,8 +14,8 @@ from service.cli.demo import default_directory
 VOCABULARY: Final = 2048
 """Tokens of the tokenizers that are fitted to a corpus."""
 
-PRETRAINED_SIZE: Final = {"facts": 200, "queries": 100, "anti_documents": 50}
-"""Size of the corpora for the pretrained model, whose fine-tuning takes minutes on a CPU."""
+PRETRAINED_SIZE: Final = {"facts": 100, "queries": 60, "anti_documents": 30}
+"""Size of the corpora for the pretrained model, whose gradients take a second a document on a CPU."""
 
 
 def default_cache() -> Path:

@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=default_cache(), help="keeps all that is expensive")
     parser.add_argument("--output", type=Path, help="directory for tables; by default quality in --data_dir")
     options = parse_with_names(parser, CASES, "case")
+    if options.removal == 1:
+        parser.error("--removal: expected 0, or 2 runs and more, which are compared with each other")
     data_dir = options.data_dir.expanduser().absolute()
     settings = Settings(data_dir, options.seed, options.runs, options.processes, options.quick)
     interventions = Interventions(options.removal, options.steps, tuple(options.methods))
