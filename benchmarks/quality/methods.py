@@ -19,8 +19,8 @@ from benchmarks.quality.module_sets import ALL, select_module_sets
 from benchmarks.quality.module_weights import MODULE_WEIGHTS
 from benchmarks.quality.projected_rows import MAX_PRECONDITIONED_DIM, Storage, row_products
 from benchmarks.quality.unprojected import (
-    WHITENINGS,
     can_compare_whole_gradients,
+    choose_whitenings,
     full_row_bytes,
     unprojected_products,
 )
@@ -120,9 +120,7 @@ def iter_baselines(experiment: Experiment) -> Iterator[Method]:
 
 def iter_whole_gradients(experiment: Experiment, sets: ModuleSets) -> Iterator[Method]:
     """Yields cosines of whole gradients, and the inner products of plain ones."""
-    # EK-FAC of the pretrained model takes a quarter of an hour, for bases of hundreds of sides.
-    whitenings = [name for name in WHITENINGS if experiment.is_small or name != "ekfac"]
-    for whitening, table in unprojected_products(experiment, whitenings).items():
+    for whitening, table in unprojected_products(experiment, choose_whitenings(experiment)).items():
         for normalize in ("none", "row") if whitening == "none" else ("row",):
             for set_name, modules in sets.items():
                 yield Method(

@@ -14,9 +14,9 @@ from benchmarks.quality.measures import FIRST
 from benchmarks.quality.methods import DEFAULT, RECOMMENDED, SMALL_ROWS, Method
 from benchmarks.quality.module_sets import select_module_sets
 from benchmarks.quality.unprojected import (
-    WHITENINGS,
     Whitening,
     can_compare_whole_gradients,
+    choose_whitenings,
     unprojected_products,
 )
 from bergson_core.evaluation.score_tables import best_positions
@@ -48,7 +48,7 @@ def iter_rescored(experiment: Experiment, tables: Mapping[str, Float[np.ndarray,
     if not can_compare_whole_gradients(experiment):
         return
     sets = select_module_sets(experiment.case.model)
-    whole = unprojected_products(experiment, WHITENINGS)
+    whole = unprojected_products(experiment, choose_whitenings(experiment))
     for name, (whitening, normalize, set_name) in ROWS.items():
         if name in tables:
             exact = whole[whitening].select(sets[set_name]).scores(normalize).numpy()

@@ -71,6 +71,11 @@ def can_compare_whole_gradients(experiment: Experiment) -> bool:
     return 4 * _collector(experiment).dimensions * len(experiment.case.queries) <= MAX_QUERY_BYTES
 
 
+def choose_whitenings(experiment: Experiment) -> tuple[Whitening, ...]:
+    """Returns the whitenings that are measured: all, but EK-FAC of a pretrained model, whose bases take half an hour."""
+    return tuple(name for name in WHITENINGS if experiment.is_small or name != "ekfac")
+
+
 def full_row_bytes(experiment: Experiment, modules: tuple[str, ...]) -> int:
     """Returns the bytes of a document's whole gradients in float32."""
     tracked = _collector(experiment).modules
