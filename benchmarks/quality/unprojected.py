@@ -72,7 +72,7 @@ def can_compare_whole_gradients(experiment: Experiment) -> bool:
 
 
 def choose_whitenings(experiment: Experiment) -> tuple[Whitening, ...]:
-    """Returns the whitenings that are measured: all, but EK-FAC of a pretrained model, whose bases take half an hour."""
+    """Returns the whitenings to measure: all, but EK-FAC of a pretrained model, whose bases take half an hour."""
     return tuple(name for name in WHITENINGS if experiment.is_small or name != "ekfac")
 
 

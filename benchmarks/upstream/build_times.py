@@ -2,8 +2,9 @@
 
 1. A build of 512 pieces of docstrings by a GPT-NeoX of 8.4 M parameters with random weights. Ours has all defaults: it
    fits a normalizer and a preconditioner, measures its search and calibrates the notice; once more it has
-   `--dtype bfloat16`. The other one is a bare `build` of rows with p = 16 in fp32, which does none of that. "Pass" is a process that imports, loads and tokenises
-   as ours does, and runs the forward passes and the backward passes of the activations alone.
+   `--dtype bfloat16`. The other one is a bare `build` of rows with p = 16 in fp32, which does none of that. "Pass" is a
+   process that imports, loads and tokenises as ours does, and runs the forward passes and the backward passes of the
+   activations alone.
 2. A build and the scores of all documents of the demo's corpus with 120 queries: ours with all defaults, and the other
    one's `trackstar` with p = 16.
 
