@@ -43,6 +43,8 @@ from bergson_core.utils.scratch_directories import scratch_directory
 PIECES, PARAGRAPHS_A_PIECE, VOCABULARY = 512, 4, 4096
 QUERIES: Final = 120
 PROJECTION_DIM: Final = 16
+_TOKEN_BATCH_SIZE: Final = 2048
+"""The other one's default, of which it takes no more than the model's context."""
 _BERGSON: Final = Path(sys.executable).with_name("bergson")
 
 
@@ -85,6 +87,7 @@ def prepare_facts(directory: Path) -> Files:
 
 def _write(directory: Path, model: Path, texts: Sequence[str], queries: Sequence[Mapping[str, Any]]) -> Files:
     """Writes texts and queries in both forms."""
+    loaded = load_model(str(model))
     files = Files(
         model=model,
         documents=directory / "texts.jsonl",
@@ -94,14 +97,14 @@ def _write(directory: Path, model: Path, texts: Sequence[str], queries: Sequence
             documents=directory / "documents.jsonl",
             queries=directory / "queries.jsonl",
             directory=directory / "runs",
-            token_batch_size=2048,
+            token_batch_size=min(_TOKEN_BATCH_SIZE, loaded.max_tokens or _TOKEN_BATCH_SIZE),
             training={},
         ),
     )
     directory.mkdir(parents=True, exist_ok=True)
     _write_lines(files.documents, [{"text": text} for text in texts])
     _write_lines(files.queries, [{key: query[key] for key in ("prompt", "completion")} for query in queries])
-    tokenizer = load_model(str(model)).tokenizer
+    tokenizer = loaded.tokenizer
     assert tokenizer is not None  # load_model always returns one
     documents = tokenize(tokenizer, texts, None)
     write_tokens(files.inputs.documents, documents)
