@@ -63,7 +63,11 @@ class ShardBuilderSpec:
 
     @classmethod
     def of(cls, builder: ShardBuilder) -> "ShardBuilderSpec":
-        """Returns the spec of a builder of this process."""
+        """Returns the spec of a builder of this process. Raises `InvalidInput` for a model with a device map."""
+        if builder.model.has_device_map:
+            raise InvalidInput(
+                "device_map: each of Ray's actors has one device; expected no device map, or no Ray"
+            )
         output = builder.output.absolute()
         return cls(
             spec=builder.spec,

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from bergson_core.data.documents import Documents
-from bergson_core.errors import ClusterUnavailable, InvalidInput
+from bergson_core.errors import ClusterUnavailable
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
 from bergson_core.integrations.ray_cluster import (
     MAX_ATTEMPTS,
@@ -60,10 +60,6 @@ def build_shards_on_cluster(
     """
     if not tasks:
         return
-    if builder.model.has_device_map:
-        raise InvalidInput(
-            "device_map: each of Ray's actors has one device; expected no device map, or no Ray"
-        )
     connect()
     pool = _ActorPool(ShardBuilderSpec.of(builder), documents, tasks)
     try:

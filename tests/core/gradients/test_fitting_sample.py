@@ -104,6 +104,7 @@ def test_the_fingerprint_of_a_build_that_does_not_state_the_tokens_stays_as_it_w
             "long_documents": True,
             "chunk_overlap": True,
             "on_bad_document": True,
+            "device_map": True,
         }
     )
     assert spec.fingerprint() == hashlib.sha256(before.encode()).hexdigest()

@@ -5,6 +5,8 @@ import json
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from bergson_core.attribution.unlearning import Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.integrations.ray_shard_actor import ShardBuilderSpec
 from bergson_core.models import offloading
 from bergson_core.models.loading import load_model
 from bergson_core.models.offloading import DEVICE_MAP_VARIABLE, reload_in_backward
@@ -130,6 +133,12 @@ def test_fused_experts_on_the_disk_are_refused_by_name(tmp_path):
     (batch,) = iter_batches(documents(), 100)
     with pytest.raises(InvalidInput, match=r"tracking the fused experts of 'model\.layers\.\d.*in memory"):
         collector.collect(batch)
+
+
+def test_rays_actors_have_one_device_each():
+    builder: Any = SimpleNamespace(model=SimpleNamespace(has_device_map=True))
+    with pytest.raises(InvalidInput, match="device_map: each of Ray's actors has one device"):
+        ShardBuilderSpec.of(builder)
 
 
 @pytest.mark.parametrize("value", ["fast", "{}", "[0]", '{"model": 1.5}', "{", "0"])

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as hypothesis_settings
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from service.app import create_app
@@ -80,6 +80,10 @@ def test_every_call_answers_as_the_document_says(
     )
     @given(case=served[path][method].as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers=headers, excluded_checks=EXCLUDED_CHECKS)
+        response = case.call(headers=headers)
+        # A wrong body may be one that is too large, which schemathesis does not count as refused.
+        is_too_large = mode == GenerationMode.NEGATIVE and response.status_code == 413
+        excluded = [*EXCLUDED_CHECKS, negative_data_rejection] if is_too_large else EXCLUDED_CHECKS
+        case.validate_response(response, headers=headers, excluded_checks=excluded)
 
     check()
