@@ -39,7 +39,7 @@ def refuses_connections(address: str) -> bool:
         httpx.get(f"{address}/livez")
     except httpx.ConnectError:
         return True
-    except httpx.NetworkError:  # connected, and reset as the socket was closed: the next one is refused
+    except httpx.TransportError:  # connected, and reset or closed with the socket: the next one is refused
         return False
     return False
 
