@@ -102,8 +102,9 @@ $(VENV)/.installed-evaluation: $(VENV)/.installed-dev
 	@touch $@
 
 # ARGS=NAME measures one corpus, ARGS=--quick tries the code. What was computed is kept, and used in the next run.
-# Without ARGS, all of it is measured, two at a time on one core each; 16 halves and two runs of removal for five methods
-# fit into an hour; docs/quality.md has 32 and three. The longest come first, and the notice after the models it needs.
+# Without ARGS, all of it is measured, two at a time on one core each, with 16 halves and two runs of removal for five
+# methods, which is an hour by the times of its parts; docs/quality.md has 32 and three. The longest come first, and the
+# notice after the models that it needs.
 REMOVED = "random order" "BM25" "kfac, not projected, row, all" "adafactor, float16, p = 16, C, row, all" \
 	"kfac, sign, p = 96, block, mlp"
 define QUALITY
