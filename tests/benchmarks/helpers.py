@@ -1,11 +1,17 @@
 """Small corpora in the forms that the sources of the benchmarks have."""
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.corpora.corpus import Corpus, Document
 from benchmarks.corpora.held_out_passages import Passage
+from benchmarks.corpora.registry import make_invented_facts
 from benchmarks.corpora.world_factbook import Form, make_fact_corpus, read_facts
+from benchmarks.models.cases import Case
+from benchmarks.models.small_models import train_small_model
 from bergson_core.evaluation.queries import EvaluationQuery
+from bergson_core.models.loading import load_model
+from bergson_core.schemas.training import TrainingSchedule
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
@@ -61,3 +67,14 @@ def make_tiny_corpus(chat: bool = False) -> Corpus:
     )
     queries = tuple(EvaluationQuery(f"q{k}", f"Say {k}:", f" number {k}", f"g{k}") for k in range(2))
     return Corpus("tiny", "test 1.0", documents, queries, chat)
+
+
+def make_facts_case(directory: Path) -> Case:
+    """Returns the facts about ten people, and a model that has hardly learnt them."""
+    corpus = make_invented_facts(people=10)
+    schedule = TrainingSchedule(batch_size=16, epochs=1, least_steps=20, learning_rate=1e-2)
+    path = train_small_model(corpus, "gpt2", directory, schedule)
+    model = load_model(str(path))
+    assert model.tokenizer is not None
+    saved = corpus.save(directory / "corpora")
+    return Case("invented_facts", "gpt2", corpus, saved, path, path, model, *corpus.tokenize(model.tokenizer))

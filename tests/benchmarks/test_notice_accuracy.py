@@ -5,32 +5,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import notice_accuracy
-from benchmarks.corpora.registry import make_invented_facts
-from benchmarks.models.cases import Case
-from benchmarks.models.small_models import train_small_model
 from benchmarks.notice_accuracy import measure, wilson_interval
 from benchmarks.support.notice_queries import make_notice_queries
-from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import GradientSpec
-from bergson_core.schemas.training import TrainingSchedule
-
-
-def make_case(directory: Path) -> Case:
-    """Returns the facts about ten people, and a model that has hardly learnt them."""
-    corpus = make_invented_facts(people=10)
-    schedule = TrainingSchedule(batch_size=16, epochs=1, least_steps=20, learning_rate=1e-2)
-    path = train_small_model(corpus, "gpt2", directory, schedule)
-    model = load_model(str(path))
-    assert model.tokenizer is not None
-    saved = corpus.save(directory / "corpora")
-    return Case("invented_facts", "gpt2", corpus, saved, path, path, model, *corpus.tokenize(model.tokenizer))
+from tests.benchmarks.helpers import make_facts_case
 
 
 def test_the_table_has_every_kind_of_queries_and_every_way_to_calibrate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(notice_accuracy, "KINDS", {"tiny": {"gradients": GradientSpec(projection_dim=4)}})
-    case = make_case(tmp_path)
+    case = make_facts_case(tmp_path)
     queries = make_notice_queries(case, tmp_path, seed=0, count=6)
     kinds = list(queries)
     assert {"questions", "unseen"} <= set(kinds)
