@@ -26,7 +26,7 @@ from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models.language_model import token_limits
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.filters import validate_filter
-from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, VerifySpec
+from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, Objective, VerifySpec
 from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
@@ -117,6 +117,7 @@ class AttributionIndex(IndexParts):
         *,
         join: Join = "exact",
         instead_of: str | None = None,
+        objective: Objective = "log_probability",
         messages: Messages | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
@@ -148,6 +149,8 @@ class AttributionIndex(IndexParts):
                 space where neither has one and the tokenizer expects it before a word.
             instead_of: Another completion of the same prompt, or of the span: the answer explains why the model says
                 `completion` rather than this. Opponents made this one more likely.
+            objective: What is explained of each token: its log-probability, or its log-odds log p / (1 - p), with which
+                tokens that the model is sure of count as much as others.
             messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
                 of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
                 all that the assistant says.
@@ -189,6 +192,7 @@ class AttributionIndex(IndexParts):
                 "completion": completion,
                 "join": join,
                 "instead_of": instead_of,
+                "objective": objective,
                 "messages": messages,
                 "top_k": top_k,
                 "direction": direction,

@@ -49,6 +49,11 @@ def queries_to_dataset(
                 f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
                 "expected the same profile"
             )
+        if query.objective != "log_probability":
+            raise InvalidInput(
+                f"query {number} has the objective {query.objective!r}, but documents are scored with "
+                "log-probabilities; leave it out"
+            )
     is_chat = [query.messages is not None for query in queries]
     if any(is_chat) and not all(is_chat):
         raise InvalidInput(

@@ -24,6 +24,8 @@ from bergson_core.tokens.tokenization import Tokens
 
 MAX_LOGITS_IN_MEMORY: Final = 2**24
 """Logits that are in memory at a time: 64 MiB in float32."""
+LEAST_DOUBT: Final = 1e-5
+"""The least 1 - p of a token whose log-odds count. float32 knows less of what is nearer to certainty."""
 
 
 def forward_backward(
@@ -32,7 +34,8 @@ def forward_backward(
     """Back-propagates the token cross-entropy of a batch, weighted by the batch's weights and summed over its samples.
 
     Because of the sum over samples, the gradient that arrives at a sample's activations is that of the sample's own
-    loss.
+    loss. Of samples with `log_odds` the loss of a token is log (1 - p) / p, whose gradient is that of -log p divided by
+    1 - p, or by `LEAST_DOUBT` where that is larger.
 
     Args:
         model: The model, on its device.
@@ -43,7 +46,8 @@ def forward_backward(
     Returns:
         Each sample's sum of token cross-entropies [n], without the weights, in nats.
 
-    Source: Kunstner et al., arXiv 1905.12558, section 3, for labels from the model.
+    Source: Kunstner et al., arXiv 1905.12558, section 3, for labels from the model; Park et al., TRAK, arXiv
+    2303.14186, section 2.3, for log-odds as what is attributed.
     """
     with reload_in_backward(model.model):
         return _forward_backward(model, batch, sampler)
@@ -54,6 +58,7 @@ def _forward_backward(
 ) -> Float[Tensor, " {len(batch)}"]:
     outputs, targets, samples = _run_labelled(model, batch)
     weights = None if batch.weights is None else batch.weights.to(samples.device)[samples]
+    log_odds = None if batch.log_odds is None else batch.log_odds.to(samples.device)[samples]
     leaf = outputs.detach().requires_grad_()
     losses = torch.zeros(
         len(batch), device=outputs.device, dtype=torch.promote_types(outputs.dtype, torch.float32)
@@ -69,6 +74,9 @@ def _forward_backward(
         token_losses = F.cross_entropy(logits, target, reduction="none")
         if outputs.requires_grad:
             weighted = token_losses if weights is None else token_losses * weights[chunk].to(token_losses)
+            if log_odds is not None:
+                doubt = -torch.expm1(-token_losses.detach())
+                weighted = weighted / torch.where(log_odds[chunk], doubt.clamp_min(LEAST_DOUBT), 1)
             weighted.sum().backward()
         losses.index_add_(0, samples[chunk], token_losses.detach())
     if leaf.grad is not None:

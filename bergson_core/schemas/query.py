@@ -26,6 +26,7 @@ _RESCORED_PER_CALL = 32
 Direction = Literal["proponents", "opponents", "both"]
 IncludedPart = Literal["text", "metadata", "tokens", "modules"]
 Join = Literal["exact", "space"]
+Objective = Literal["log_probability", "log_odds"]
 Aggregate = Literal["mean", "max", "each"]
 """How the scores of several queries become one score of a document: their mean, their maximum, or not at all."""
 
@@ -59,6 +60,9 @@ class AttributionQuery(Spec):
     of log p(completion) - log p(instead_of). Proponents made the completion more likely beside this one, opponents made
     this one more likely. With `span` it stands for the span, and what follows it is left out; in a chat it stands for
     the content of the last message, or for the span of it."""
+    objective: Objective = "log_probability"
+    """What is explained of each token: its log-probability, or its log-odds log p / (1 - p). With log-odds, tokens that
+    the model is sure of count as much as others, where their log-probabilities have nearly no gradient."""
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant

@@ -26,6 +26,7 @@ class Batch:
         mask: 1 on tokens and 0 on padding, int64 [n, s]; None if there is no padding.
         labelled: Whether the loss is taken over a token, bool [n, s].
         weights: Number that each document's loss is multiplied by, float64 [n]; None if all are 1.
+        log_odds: Whether the loss of a document's tokens is their negative log-odds, bool [n]; None if of none.
     """
 
     indices: np.ndarray
@@ -33,6 +34,7 @@ class Batch:
     mask: Tensor | None
     labelled: Tensor
     weights: Tensor | None
+    log_odds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -89,10 +91,12 @@ def _collate(documents: list[Tokens], indices: list[int], device: torch.device |
         labels[: len(tokens.ids)] = tokens.labels
     is_token = positions < lengths[:, None]
     weights = torch.tensor([tokens.weight for tokens in documents], dtype=torch.float64)
+    log_odds = torch.tensor([tokens.log_odds for tokens in documents])
     return Batch(
         indices=np.array(indices),
         input_ids=torch.from_numpy(ids).to(device),
         mask=None if is_token.all() else torch.from_numpy(is_token.astype(np.int64)).to(device),
         labelled=torch.from_numpy(labelled).to(device),
         weights=None if (weights == 1).all() else weights.to(device),
+        log_odds=log_odds.to(device) if log_odds.any() else None,
     )

@@ -22,11 +22,13 @@ class Tokens:
         ids: Token ids, int64 [s].
         labels: Whether the loss is taken over a token, bool [s]. These are the labelled tokens.
         weight: Number that the sum of the losses of the labelled tokens is multiplied by.
+        log_odds: Whether the loss of a token is its negative log-odds, log (1 - p) / p, and not -log p.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     weight: float = 1.0
+    log_odds: bool = False
 
     @classmethod
     def labelled_from(cls, ids: np.ndarray, first: int) -> "Tokens":

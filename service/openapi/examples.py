@@ -164,6 +164,7 @@ ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
 }
 ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
+ATTRIBUTE_LOG_ODDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"objective": "log_odds"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",

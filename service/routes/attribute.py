@@ -26,6 +26,7 @@ _QUERIES: dict[str, Any] = {
     "excluding": {"summary": "All documents but some", "value": examples.ATTRIBUTE_EXCLUDING},
     "generated": {"summary": "A completion that the model generates", "value": examples.ATTRIBUTE_GENERATED},
     "contrast": {"summary": "Why this rather than that", "value": examples.ATTRIBUTE_CONTRAST},
+    "log_odds": {"summary": "The log-odds of the completion", "value": examples.ATTRIBUTE_LOG_ODDS},
     "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
@@ -79,7 +80,8 @@ async def attribute(
     says in it. `span` selects a part of the last message.
 
     With `instead_of`, the query is why the model says the completion rather than this: proponents made the completion
-    more likely beside it, opponents made `instead_of` more likely.
+    more likely beside it, opponents made `instead_of` more likely. With `"objective": "log_odds"`, each token's
+    log-odds are explained, so that tokens that the model is sure of count as much as others.
 
     With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
     the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for

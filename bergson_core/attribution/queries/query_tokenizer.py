@@ -139,14 +139,14 @@ class QueryTokenizer:
             tokens = self._read(query, query.completion or echo.completion).tokens
         else:
             context = encode_context(self.join_checker.tokenizer, query.prompt or "")
-            tokens = self._label(context, echo.token_ids)
+            tokens = self._label(query, context, echo.token_ids)
         if alternative is None:
             return [tokens]
         return [tokens, self._complete(alternative, None).tokens.negated()]
 
     def _generate(self, query: AttributionQuery, prompt: str) -> TokenizedQuery:
         generated = generate_completion(self.model, prompt, query.max_new_tokens)
-        tokens = self._label(generated.context_ids, generated.ids)
+        tokens = self._label(query, generated.context_ids, generated.ids)
         warnings = self.join_checker.generated_warnings(prompt, generated.text, generated.context_ids)
         return TokenizedQuery(query, prompt, generated.text, tokens, generated.ids, warnings)
 
@@ -165,9 +165,7 @@ class QueryTokenizer:
             span = (span[0] + shift, span[1] + shift)
         (tokens,) = tokenize(tokenizer, [prompt], [completion], [span], label_end=False)
         warnings = self.join_checker.given_warnings(prompt, completion)
-        return TokenizedQuery(
-            query, prompt, completion, with_loss_weight(tokens, self.loss), warnings=warnings
-        )
+        return TokenizedQuery(query, prompt, completion, self._weigh(query, tokens), warnings=warnings)
 
     def _read_chat(
         self, query: AttributionQuery, chat: RenderedChat | BergsonError | None = None
@@ -175,10 +173,14 @@ class QueryTokenizer:
         chat = chat or render_chat_queries(self.model, [query])[0]
         if isinstance(chat, BergsonError):
             raise chat
-        tokens = with_loss_weight(tokenize_chat_query(self.model, query, chat), self.loss)
+        tokens = self._weigh(query, tokenize_chat_query(self.model, query, chat))
         return TokenizedQuery(query, *split_last_turn(chat), tokens)
 
-    def _label(self, context_ids: Sequence[int], ids: Sequence[int]) -> Tokens:
+    def _label(self, query: AttributionQuery, context_ids: Sequence[int], ids: Sequence[int]) -> Tokens:
         """Returns the tokens of context and completion; those of the completion are labelled."""
         tokens = Tokens.labelled_from(np.array([*context_ids, *ids], dtype=np.int64), len(context_ids))
-        return with_loss_weight(tokens, self.loss)
+        return self._weigh(query, tokens)
+
+    def _weigh(self, query: AttributionQuery, tokens: Tokens) -> Tokens:
+        """Returns the tokens with the loss of the index's rows, of what the query explains."""
+        return replace(with_loss_weight(tokens, self.loss), log_odds=query.objective == "log_odds")

@@ -1,5 +1,7 @@
 """A query with `instead_of` explains log p(completion) - log p(instead_of), by the difference of their gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,26 @@ def test_the_corpus_is_scored_with_contrasts(opened):
                 )
             )
             assert actual == pytest.approx(scores, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("rescore", [None, 40])
+def test_a_query_may_be_about_log_odds(linear, rescore):
+    tokens = tokenize(linear.model.tokenizer, [PROMPT, PROMPT], [A, B], label_end=False)
+    odds = [replace(text, log_odds=True) for text in tokens]
+    rows, _ = collect_rows(linear.collector, odds, 100)
+    (expected,) = linear.search(torch.from_numpy(rows[:1] - rows[1:]), linear.processor, top_k=40)
+    plain, answer = (
+        ask(linear, contrast(objective=objective, rescore=rescore))
+        for objective in ("log_probability", "log_odds")
+    )
+    assert scores_by_id(answer.results) != pytest.approx(scores_by_id(plain.results), rel=1e-3)
+    assert (answer.query.loss, answer.query.instead_of_loss) == pytest.approx(
+        (plain.query.loss, plain.query.instead_of_loss)
+    )
+    if rescore is None:
+        assert scores_by_id(answer.results) == pytest.approx(scores_by_id(expected), rel=1e-4, abs=1e-6)
+
+
+def test_documents_are_not_scored_with_log_odds(opened):
+    with pytest.raises(InvalidInput, match="query 1 has the objective 'log_odds'"):
+        score_corpus(opened, [query(), query(objective="log_odds")])

@@ -1,5 +1,7 @@
 """Which tokens the loss is taken over, and what it is multiplied by."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,38 @@ def test_the_mean_loss_is_the_sum_over_its_labelled_tokens():
     means, _ = rows_of(model, [with_loss_weight(tokens, "mean") for tokens in docs])
     counts = torch.tensor([tokens.n_labelled for tokens in docs], dtype=torch.float64)
     torch.testing.assert_close(means, rows / counts[:, None], **EXACT)
+
+
+def log_odds_gradients(model: torch.nn.Module, doc: Tokens) -> torch.Tensor:
+    """Returns the gradient [D] of the sum of a document's negative log-odds, by plain autograd."""
+    language_model = as_language_model(model)
+    names = list(language_model.select_modules())
+    ids = torch.from_numpy(doc.ids)
+    logits = model(input_ids=ids[None]).logits[0, :-1]
+    chosen = logits.softmax(-1).gather(1, ids[1:, None])[:, 0][torch.from_numpy(doc.labels[1:])]
+    weights = [model.get_submodule(name).weight for name in names]
+    gradients = torch.autograd.grad((torch.log1p(-chosen) - chosen.log()).sum(), weights)
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def test_log_odds_have_the_gradient_of_plain_autograd_beside_documents_without():
+    model, docs = tiny.model("llama"), documents()
+    expected, losses = rows_of(model, docs)
+    expected[1] = log_odds_gradients(model, docs[1])
+    docs[1] = replace(docs[1], log_odds=True)
+    rows, reported = rows_of(model, docs)
+    torch.testing.assert_close(rows, expected, **EXACT)
+    torch.testing.assert_close(reported, losses, **EXACT)
+
+
+def test_a_token_that_the_model_is_certain_of_has_finite_log_odds():
+    model, (doc, *_) = tiny.model("llama").float(), documents()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e4)
+    ids = doc.ids.copy()
+    ids[1:] = model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1].argmax(-1).numpy()
+    certain, _ = rows_of(model, [replace(Tokens.labelled_from(ids, 1), log_odds=True)])
+    assert certain.isfinite().all()
 
 
 def test_labels_may_have_gaps():
