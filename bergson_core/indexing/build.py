@@ -26,7 +26,7 @@ Files of an unfinished build, beside those in `output_directory.py`:
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +70,7 @@ from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.utils.atomic_files import file_sha256
-from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
@@ -241,25 +241,35 @@ def fit_statistics(
         settings,
         lambda numbers: dict(zip(numbers, documents.tokenize(model, numbers), strict=True)),
     )
-    sample = _ReportedSample(context, list(iter_batches(tokens, budget_tokens, model.device)))
-    processor = fit_processor_from_batches(
-        model, modules, sample, settings, sample.report_waiting, steps.eigh, whole=False
+    sample = _CountedSample(context, list(iter_batches(tokens, budget_tokens, model.device)))
+    sample.report()
+    processor = run_in_thread(
+        lambda: fit_processor_from_batches(
+            model, modules, sample, settings, stop_if_abandoned, steps.eigh, whole=False
+        ),
+        sample.report,
     )
+    sample.report()
     processor.save(directory)
     if has_preconditioned_signs(spec):
         encoder = RowEncoder(steps.make_collector(model, processor, settings.modules), settings.rows)
-        moment = SecondMoment(encoder.shape.modules, encoder.shape.width, model.device)
-        for batch in iter_batches(tokens, budget_tokens, model.device):
-            moment.add(encoder.encode(batch)[0])
-            context.report(Progress(stage="preconditioner"))
+        batches = iter_batches(tokens, budget_tokens, model.device)
         run_in_thread(
-            lambda: save_preconditioner(
-                context.output, moment.total, moment.rows, spec.scoring.damping, steps.eigh
-            ),
+            lambda: _fit_preconditioner(context, encoder, batches),
             lambda: context.report(Progress(stage="preconditioner")),
         )
     write_statistics_stamp(context.output, fingerprint, budget_tokens)
     return budget_tokens
+
+
+def _fit_preconditioner(context: BuildContext, encoder: RowEncoder, batches: Iterable[Batch]) -> None:
+    """Fits the preconditioner of sign rows to the rows of a sample, before their signs are taken, and saves it."""
+    moment = SecondMoment(encoder.shape.modules, encoder.shape.width, encoder.collector.device)
+    for batch in batches:
+        moment.add(encoder.encode(batch)[0])
+        stop_if_abandoned()
+    damping, eigh = context.spec.scoring.damping, context.steps.eigh
+    save_preconditioner(context.output, moment.total, moment.rows, damping, eigh)
 
 
 def make_shard_builder(context: BuildContext, model: LanguageModel, budget_tokens: int) -> ShardBuilder:
@@ -299,20 +309,20 @@ def collect_recall_queries(
     return RecallQueries.collect(builder.encoder.collector, sources, builder.budget_tokens, context.report)
 
 
-class _ReportedSample:
-    """The batches of a sample, with a report after each was used. They may be read more than once."""
+class _CountedSample:
+    """The batches of a sample, which are counted as they are used. They may be read more than once, in any thread."""
 
     def __init__(self, context: BuildContext, batches: Sequence[Batch]) -> None:
         self._context, self._batches = context, batches
         self._progress = StageProgress("statistics", sum(map(len, batches)))
 
     def __iter__(self) -> Iterator[Batch]:
-        self._progress = StageProgress("statistics", sum(map(len, self._batches)))
-        self.report_waiting()
+        progress = self._progress = StageProgress("statistics", sum(map(len, self._batches)))
         for batch in self._context.steps.select_batches(self._batches):
             yield batch
-            self._context.report(self._progress.advance(len(batch), batch.n_tokens))
+            progress.advance(len(batch), batch.n_tokens)
+            stop_if_abandoned()
 
-    def report_waiting(self) -> None:
-        """Reports that the work goes on."""
-        self._context.report(self._progress.advance(0, 0))
+    def report(self) -> None:
+        """Reports how far the reader is."""
+        self._context.report(self._progress.now())

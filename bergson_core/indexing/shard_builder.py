@@ -7,6 +7,7 @@ index accepts it.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from bergson_core.shards.shard import RowShape
 from bergson_core.shards.shard_writer import ShardPosition, ShardWriter, WrittenShard
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.tokens.tokenization import Tokens
-from bergson_core.utils.background import iterate_while_running
+from bergson_core.utils.background import iterate_in_thread, iterate_while_running
 
 TARGET_SHARD_BYTES: Final = 64 * 2**20
 MAX_SHARD_ROWS: Final = 4096
@@ -107,6 +108,8 @@ class ShardBuilder:
     def build(self, task: ShardTask, records: Sequence[Record]) -> Iterator[ShardStep]:
         """Runs the documents `records` through the model and writes them as the shard `task`.
 
+        Batches run in a thread of their own, beside whatever the caller does between two steps.
+
         Yields:
             A step for each batch, and a last step with the written shard. While something takes long, empty steps come
             in between, so that the caller can do other work.
@@ -126,10 +129,15 @@ class ShardBuilder:
                 moment.add(blocks)
             return batch, *shape.codec.encode(blocks), losses
 
-        encoded = map(encode, iter_batches(tokens, self.budget_tokens, self.model.device))
-        for batch, blocks, scales, losses in overlap_copies(encoded):
-            writer.put(batch.indices, blocks, scales, losses)
-            yield ShardStep(len(batch), batch.n_tokens)
+        encoded = overlap_copies(map(encode, iter_batches(tokens, self.budget_tokens, self.model.device)))
+        with closing(iterate_in_thread(encoded, None)) as items:
+            for item in items:
+                if item is None:
+                    yield ShardStep()
+                    continue
+                batch, blocks, scales, losses = item
+                writer.put(batch.indices, blocks, scales, losses)
+                yield ShardStep(len(batch), batch.n_tokens)
         skipped_ids = tuple(
             record.id for record, skipped in zip(records, writer.skipped, strict=True) if skipped
         )

@@ -47,7 +47,7 @@ def build_shards(
     )
     progress = StageProgress("gradients", total)
     progress.skip(sum(entry.rows for entry in entries.values()))
-    report(progress.advance(0, 0))
+    report(progress.now())
     remaining = [task for task in tasks if task.name not in entries]
     with closing(executor.run_tasks(builder, documents, remaining)) as steps:
         for step in steps:

@@ -9,6 +9,7 @@ computes the gradients of activations alone, and stops below the lowest tracked 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import Lock
 from typing import Any, Final, cast
 
 import torch
@@ -198,21 +199,24 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 class _Uncompiled:
-    """Counts the contexts that keep compiled code from running; they may be closed in any order."""
+    """Counts the contexts that keep compiled code from running; they may be closed in any order, by any thread."""
 
     def __init__(self) -> None:
         self._open_contexts = 0
         self._stance = ExitStack()
+        self._lock = Lock()
 
     def __enter__(self) -> None:
-        if self._open_contexts == 0:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        self._open_contexts += 1
+        with self._lock:
+            if self._open_contexts == 0:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._open_contexts += 1
 
     def __exit__(self, *exception: object) -> None:
-        self._open_contexts -= 1
-        if self._open_contexts == 0:
-            self._stance.close()
+        with self._lock:
+            self._open_contexts -= 1
+            if self._open_contexts == 0:
+                self._stance.close()
 
 
 run_uncompiled: Final = _Uncompiled()

@@ -6,10 +6,10 @@ lock of an index is let go afterwards, and its directory may then belong to anot
 """
 
 import threading
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
-from typing import Final, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from typing import Final, TypeVar, cast
 
 from bergson_core.errors import Cancelled
 
@@ -48,20 +48,45 @@ def iterate_while_running(work: Callable[[], T], item: Item) -> Generator[Item, 
     Returns:
         What `work` returned. An error that `work` raised is raised again.
     """
+    with _open_thread() as thread:
+        return (yield from _wait(thread.submit(work), item))
+
+
+def iterate_in_thread(items: Iterable[Item], waiting: Item) -> Generator[Item, None, None]:
+    """Yields `items`, each of which is computed in a thread of its own, and `waiting` some fifty times a second.
+
+    The same thread computes all items, each of them once the caller asks for it. If the generator is closed, `close`
+    returns after the item that is being computed, as in `iterate_while_running`.
+
+    Args:
+        items: The items.
+        waiting: What to yield while an item is computed.
+    """
+    iterator, end = iter(items), object()
+    with _open_thread() as thread:
+        while (item := (yield from _wait(thread.submit(next, iterator, end), waiting))) is not end:
+            yield cast(Item, item)
+
+
+@contextmanager
+def _open_thread() -> Iterator[ThreadPoolExecutor]:
+    """Opens a thread for work that is abandoned when the context closes; leaves once the thread has ended."""
     abandoned = threading.Event()
 
-    def run() -> T:
+    def begin() -> None:
         _thread.abandoned = abandoned
-        return work()
 
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(run)
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
         try:
-            while not wait([future], timeout=_INTERVAL_S).done:
-                yield item
+            yield thread
         finally:
             abandoned.set()
-        return future.result()
+
+
+def _wait(future: Future[T], item: Item) -> Generator[Item, None, T]:
+    while not wait([future], timeout=_INTERVAL_S).done:
+        yield item
+    return future.result()
 
 
 def run_in_thread(work: Callable[[], T], tick: Callable[[], object]) -> T:

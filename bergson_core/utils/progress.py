@@ -35,6 +35,10 @@ class StageProgress:
         self._done += documents
         self._worked += documents
         self._tokens += tokens
+        return self.now()
+
+    def now(self) -> Progress:
+        """Returns the progress so far. Another thread may advance it meanwhile."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         return Progress(
             stage=self._stage,

@@ -21,6 +21,7 @@ from bergson_core.errors import (
     ModelNotFound,
     TooLong,
 )
+from bergson_core.indexing.shard_builder import MAX_SHARD_ROWS
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.storage.manifest import read_manifest
 from service.cli import app
@@ -105,12 +106,12 @@ def test_inline_documents_are_indexed_and_not_left_in_the_upload_directory(start
 
 
 def test_the_build_of_a_killed_worker_is_finished_by_another_with_the_same_rows(start_service, sources):
-    rows = [{"id": f"d{k}", "text": text} for k, text in enumerate(tiny.texts(20_000))]
+    rows = [{"id": f"d{k}", "text": text} for k, text in enumerate(tiny.texts(2 * MAX_SHARD_ROWS + 1000))]
     (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     request = build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={"id": "id"})
     client = Client(start_service(workers=2).url)
     job = client.build("facts", **request).job_id
-    shard = sources / "indexes" / "facts" / "shards" / "00001" / "gradients.bin"
+    shard = sources / "indexes" / "facts" / "shards" / "00000" / "gradients.bin"
     deadline = time.monotonic() + 120
     while not shard.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -129,7 +130,7 @@ def test_the_build_of_a_killed_worker_is_finished_by_another_with_the_same_rows(
 
 
 def test_a_cancelled_build_leaves_no_files_and_frees_its_name(start_service, sources):
-    rows = [{"text": text} for text in tiny.texts(20_000)]
+    rows = [{"text": text} for text in tiny.texts(8000)]
     (sources / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     client = Client(start_service().url)
     request = build_request(sources, dataset={"path": str(sources / "many.jsonl")}, columns={})

@@ -29,6 +29,7 @@ from bergson_core.models.forward_backward import compute_next_token_losses
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.shard import Shard
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.background import run_in_thread, stop_if_abandoned
 from bergson_core.utils.progress import ProgressCallback
 
 SOURCE_DOCUMENTS: Final = 128
@@ -130,7 +131,7 @@ def collect_null_queries(
         sources: What they are made of.
         count: How many to make. Fewer are made of few documents, or if it takes longer than `MAX_SECONDS`.
         budget_tokens: Tokens of a batch, padding included.
-        report: Called with the progress after each batch.
+        report: Called with the progress some fifty times a second.
 
     Returns:
         The queries without those whose rows are zero or not finite. None, q = 0, where there are too few documents to
@@ -147,8 +148,9 @@ def collect_null_queries(
         step = pairs[start : start + _QUERIES_A_STEP]
         queries = [_splice(documents[beginning], documents[ending]) for beginning, ending in step]
         progress = Progress(stage="measure", done=start, total=len(pairs), unit="queries")
-        rows, _ = collect_rows(collector, queries, budget_tokens, partial(report, progress))
-        parts.append(rows)
+        report(progress)
+        collect = partial(collect_rows, collector, queries, budget_tokens, stop_if_abandoned)
+        parts.append(run_in_thread(collect, partial(report, progress))[0])
     rows = np.concatenate(parts)
     is_usable = np.isfinite(rows).all(1) & rows.any(1)
     modules = len(collector.slices)
@@ -174,8 +176,11 @@ def _choose_pairs(
     first_tokens = np.array([_ending(document)[0] for document in documents])
     beginnings = [_with_label(_beginning(document)) for document in documents[:used]]
     progress = Progress(stage="measure", total=min(count, used * rounds), unit="queries")
-    first_losses = compute_next_token_losses(
-        collector.model, beginnings, first_tokens[endings], budget_tokens, partial(report, progress)
+    first_losses = run_in_thread(
+        lambda: compute_next_token_losses(
+            collector.model, beginnings, first_tokens[endings], budget_tokens, stop_if_abandoned
+        ),
+        partial(report, progress),
     )
     lengths = np.array([len(_ending(document)) for document in documents])[endings]
     losses = (first_losses + (lengths - 1) * sources.token_losses[endings]) / lengths

@@ -8,6 +8,7 @@ import pytest
 from bergson_core.errors import Cancelled
 from bergson_core.search import thread_pool
 from bergson_core.utils.background import (
+    iterate_in_thread,
     iterate_while_running,
     run_in_thread,
     run_to_completion,
@@ -71,6 +72,45 @@ def test_work_of_a_generator_ends_when_the_generator_is_closed():
     work.started.wait()
     steps.close()
     assert work.has_ended
+
+
+def test_items_of_a_thread_come_in_order_from_the_same_thread_with_signs_of_life_between_them():
+    threads = []
+
+    def compute(number: int) -> int:
+        threads.append(threading.get_ident())
+        time.sleep(0.05)
+        return number
+
+    items = list(iterate_in_thread(map(compute, range(3)), None))
+    assert [item for item in items if item is not None] == [0, 1, 2]
+    assert items[0] is None and items.count(None) >= 3
+    assert len(set(threads)) == 1 and threads[0] != threading.get_ident()
+
+
+def test_an_item_is_computed_once_it_is_asked_for_and_its_error_reaches_the_caller():
+    computed = []
+
+    def compute(number: int) -> float:
+        computed.append(number)
+        return 1 / number
+
+    items = (item for item in iterate_in_thread(map(compute, [2, 0, 1]), None) if item is not None)
+    assert next(items) == 0.5
+    time.sleep(0.05)
+    assert computed == [2]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert computed == [2, 0]
+
+
+def test_the_item_that_is_computed_when_an_iterator_is_closed_ends_first():
+    work = Work(looks=True)
+    items = iterate_in_thread(map(lambda _: work(), range(9)), "waiting")
+    assert next(items) == "waiting"
+    work.started.wait()
+    items.close()
+    assert work.has_ended and not work.end.is_set()
 
 
 def test_a_generator_is_closed_before_an_error_of_a_step_is_raised():

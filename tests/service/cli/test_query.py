@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from bergson_core.schemas.query import AttributionQuery
 from service.cli import app as commands
+from service.client import Client
 from tests.service.fake_broker import FakeBroker, make_answer
 from tests.service.helpers import serve_app
 from worker.messages import ServiceQuery
@@ -123,6 +125,6 @@ def test_warnings_of_a_service_are_printed_once(url: str) -> None:
 def test_what_a_service_cannot_answer_is_an_error(
     url: str, index: str, options: list[str], error: type[BergsonError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("service.client.Client", partial(Client, retry_s=0))
     arguments = ["query", index, "--url", url, *ARGUMENTS, " London", *options]
     assert isinstance(CliRunner().invoke(commands, arguments).exception, error)
