@@ -109,10 +109,10 @@ REMOVED = "random order" "BM25" "kfac, not projected, row, all" "adafactor, floa
 	"kfac, sign, p = 96, block, mlp"
 define QUALITY
 benchmarks.quality package_descriptions --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
-benchmarks.quality docstring_paragraphs --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
 benchmarks.quality world_factbook_chats --processes 1
-benchmarks.quality world_factbook --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
 benchmarks.quality world_factbook_lora --processes 1
+benchmarks.quality docstring_paragraphs --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
+benchmarks.quality world_factbook --runs 16 --removal 2 --steps --processes 1 --methods $(REMOVED)
 benchmarks.toxicity
 benchmarks.contrasts
 benchmarks.notice_accuracy package_descriptions

@@ -17,11 +17,11 @@ from torch import Tensor
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.module_products import ModuleProducts, block_products, cached_products
 from benchmarks.quality.projected_rows import fitted_normalizers
+from benchmarks.support.row_variants import batch_tokens
 from bergson_core.gradients.normalizers import moments
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.schemas.build import GradientSpec
-from bergson_core.tokens.batching import BUDGET_TOKENS
 
 Whitening: TypeAlias = Literal["none", "adafactor", "kfac", "ekfac"]
 Transform: TypeAlias = Callable[[Float[Tensor, "n o i"]], Float[Tensor, "n o i"]]
@@ -129,7 +129,8 @@ def iter_gradients(
     tokens = case.queries if of_queries else case.documents
     chunk_size = len(tokens) if of_queries else max(1, _CHUNK_BYTES // (4 * collector.dimensions))
     for start in range(0, len(tokens), chunk_size):
-        rows = torch.from_numpy(collect_rows(collector, tokens[start : start + chunk_size], BUDGET_TOKENS)[0])
+        chunk = tokens[start : start + chunk_size]
+        rows = torch.from_numpy(collect_rows(collector, chunk, batch_tokens(case.model))[0])
         yield {
             name: rows[:, columns].unflatten(1, (module.out_features, module.in_features))
             for (name, columns), module in zip(

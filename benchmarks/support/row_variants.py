@@ -27,8 +27,15 @@ from bergson_core.tokens.tokenization import Tokens
 
 ALL_TOKENS: Final = 10**12
 """Tokens of a sample that may have all tokens of a corpus."""
+LARGE_MODEL: Final = 10**8
+"""Parameters from which on batches are a quarter as large, since 4,096 tokens of SmolLM2 take 8 GB."""
 DAMPING: Final = 0.1
 """Damping of the preconditioner C^-½, in units of the mean eigenvalue."""
+
+
+def batch_tokens(model: LanguageModel) -> int:
+    """Returns the tokens of a batch, padding included."""
+    return BUDGET_TOKENS if model.parameter_count < LARGE_MODEL else BUDGET_TOKENS // 4
 
 
 class RowVariants:
@@ -64,7 +71,7 @@ class RowVariants:
         self.modules = tuple(collector.slices)
 
         def collect(tokens: list[Tokens]) -> Tensor:
-            rows, _ = collect_rows(collector, tokens, BUDGET_TOKENS)
+            rows, _ = collect_rows(collector, tokens, batch_tokens(model))
             return torch.from_numpy(rows).reshape(len(tokens), len(self.modules), -1)
 
         self.query_rows = collect(queries)
@@ -101,7 +108,7 @@ def fit_index_normalizers(
     sample = choose_sample(
         len(documents), settings, lambda numbers: {number: documents[number] for number in numbers}
     )
-    batches = iter_batches(sample, BUDGET_TOKENS)
+    batches = iter_batches(sample, batch_tokens(model))
     modules = select_modules(model.model, settings.modules)
     return dict(fit_processor_from_batches(model, modules, batches, settings).normalizers)
 
