@@ -50,7 +50,7 @@ def iter_rescored(experiment: Experiment, tables: Mapping[str, Float[np.ndarray,
     sets = select_module_sets(experiment.case.model)
     whole = unprojected_products(experiment, choose_whitenings(experiment))
     for name, (whitening, normalize, set_name) in ROWS.items():
-        if name in tables:
+        if name in tables and whitening in whole:
             exact = whole[whitening].select(sets[set_name]).scores(normalize).numpy()
             scores = rescore(tables[name], exact)
             yield Method(rescored_name(name), "rescored", None, scores)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import __main__ as driver
-from benchmarks.quality.experiments import Settings, make_quick_experiment
-from benchmarks.quality.methods import BM25, REFERENCE
+from benchmarks.quality.experiments import Experiment, Settings, make_quick_experiment
+from benchmarks.quality.methods import BM25, DEFAULT, REFERENCE
 from tests.benchmarks.quality.helpers import make_toy_corpus
 
 CASE = "invented_facts"
@@ -62,6 +62,19 @@ def test_a_quick_run_measures_every_method_and_a_second_one_takes_it_from_files(
     monkeypatch.setattr("benchmarks.quality.interventions.Unlearner.fit", fail)
     assert run(monkeypatch, tmp_path, "--steps", "--removal", "2") == results
     assert f"{CASE}: {len(results['methods'])} methods" in capsys.readouterr().out
+
+
+def test_of_a_pretrained_model_fewer_methods_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(tmp_path, runs=0, quick=True)
+    experiment = make_quick_experiment("toy", "gpt2", make_toy_corpus(), settings)
+    monkeypatch.setattr(Experiment, "is_small", False)
+    results = driver.run_experiment(experiment, driver.Interventions(), alternatives=True)
+    whole = [name for name, (group, _) in results.methods.items() if group == "whole gradients"]
+    assert {name.split(",")[0] for name in whole} == {"none", "kfac"}
+    assert {DEFAULT, BM25, REFERENCE} <= results.methods.keys()
+    assert f"| {DEFAULT} |" in results.markdown()
 
 
 def test_scores_of_other_programs_are_measured_like_all_others(tmp_path: Path) -> None:
