@@ -16,7 +16,7 @@ from bergson_core.models.modules import TrackedModule
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 from bergson_core.tokens.tokenization import Tokens
 
-MAX_BATCH_TOKENS: Final = {"cpu": BUDGET_TOKENS, "cuda": 2**15}
+MAX_BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 2**15}
 """Tokens of a batch, by type of device, above which batches get no faster."""
 MAX_UNSTATED_TOKENS: Final = 2**15
 """Longest text for a model that states no context, however much memory there is: a pass must not take minutes."""
