@@ -106,7 +106,7 @@ def test_an_item_is_computed_once_it_is_asked_for_and_its_error_reaches_the_call
 
 def test_the_item_that_is_computed_when_an_iterator_is_closed_ends_first():
     work = Work(looks=True)
-    items = iterate_in_thread(map(lambda _: work(), range(9)), "waiting")
+    items = iterate_in_thread((work() for _ in range(9)), "waiting")
     assert next(items) == "waiting"
     work.started.wait()
     items.close()
