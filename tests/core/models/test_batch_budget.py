@@ -3,11 +3,10 @@
 import numpy as np
 import torch
 
-from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.batch_budget import MAX_BATCH_TOKENS, find_batch_budget
 from bergson_core.models.device_to_host import overlap_copies
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.modules import select_modules
-from bergson_core.tokens.batching import BUDGET_TOKENS
 from tests import tiny
 
 PLENTY_OF_BYTES = 2**36
@@ -18,16 +17,16 @@ def budget(model: torch.nn.Module, longest: int, free_bytes: int = PLENTY_OF_BYT
 
 
 def test_with_memory_to_spare_a_batch_is_as_large_as_makes_it_faster():
-    assert budget(tiny.model(), 20) == BUDGET_TOKENS
+    assert budget(tiny.model(), 20) == MAX_BATCH_TOKENS["cpu"]
     # This machine has memory enough.
     model = tiny.model()
-    assert find_batch_budget(as_language_model(model), select_modules(model), 20) == BUDGET_TOKENS
+    assert find_batch_budget(as_language_model(model), select_modules(model), 20) == MAX_BATCH_TOKENS["cpu"]
 
 
 def test_a_quarter_of_the_memory_gives_a_quarter_of_the_tokens():
     logits = 2**28
     few, more = (budget(tiny.model(), 20, logits + 2**22 * factor) for factor in (1, 4))
-    assert 1 < few < more == 4 * few < BUDGET_TOKENS
+    assert 1 < few < more == 4 * few < MAX_BATCH_TOKENS["cpu"]
     assert budget(tiny.model(), 20, 2**20) == 1
 
 
