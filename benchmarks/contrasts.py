@@ -29,18 +29,17 @@ from jaxtyping import Bool, Float
 from benchmarks.corpora.corpus import Corpus, Document
 from benchmarks.corpora.registry import default_cache
 from benchmarks.models.cases import Case, load_case
+from benchmarks.notice_accuracy import build
 from benchmarks.quality.measures import MRR, RECALL, anti_documents, measure_retrieval
 from benchmarks.quality.paired_bootstrap import Resampled, mean_over_queries
 from benchmarks.support.command_line import make_parser, parse_with_names
-from bergson_core import AttributionIndex, build_index
+from bergson_core import AttributionIndex
 from bergson_core.attribution.corpus_scores import score_corpus
 from bergson_core.errors import BergsonError
 from bergson_core.evaluation.queries import EvaluationQuery
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.presets import PresetName
-from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.tokens.tokenization import tokenize
 
 FACT_CASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -122,22 +121,25 @@ def choose_documents(
     facts, gold = facts_by_gold(corpus, columns), corpus.gold_ids()
     anti = dict(zip((query.id for query in corpus.queries), anti_documents(corpus), strict=True))
 
-    def states_other(query: EvaluationQuery, other: str, document: Document) -> bool:
-        subject, attribute = facts[query.gold]
-        its_subject, its_attribute = (document.metadata[column] for column in columns)
-        return its_attribute == attribute and its_subject != subject and other.strip() in document.text
-
-    def mentions(query: EvaluationQuery, document: Document) -> bool:
-        subject, attribute = facts[query.gold]
-        its_subject, its_attribute = (document.metadata[column] for column in columns)
-        return its_subject == subject and its_attribute != attribute
+    def shares(query: EvaluationQuery, document: Document) -> tuple[bool, bool]:
+        """Returns whether a document has the subject of a query, and whether it has the attribute."""
+        subject, attribute = (
+            document.metadata[column] == value
+            for column, value in zip(columns, facts[query.gold], strict=True)
+        )
+        return subject, attribute
 
     return {
         MRR: np.array([[item.id in gold[query.id] for item in corpus.documents] for query in queries]),
-        SUBJECT: np.array([[mentions(query, item) for item in corpus.documents] for query in queries]),
+        SUBJECT: np.array(
+            [[shares(query, item) == (True, False) for item in corpus.documents] for query in queries]
+        ),
         OTHER_ANSWER: np.array(
             [
-                [states_other(query, other, item) for item in corpus.documents]
+                [
+                    shares(query, item) == (False, True) and other.strip() in item.text
+                    for item in corpus.documents
+                ]
                 for query, other in zip(queries, others, strict=True)
             ]
         ),
@@ -166,18 +168,12 @@ def iter_rows(case: Case, seed: int) -> Iterator[str]:
         LIKELIEST: likeliest(case.model, queries, answers),
     }
     for preset in PRESETS:
-        spec = BuildSpec(
-            model=str(case.model_path),
-            dataset=DatasetSpec(path=str(case.directory / "documents.jsonl")),
-            columns=ColumnsSpec(id="id"),
-            preset=preset,
-        )
         with tempfile.TemporaryDirectory() as directory:
-            build_index(spec, Path(directory) / "index")
-            index = AttributionIndex.open(Path(directory) / "index")
+            index = build(case, {"preset": preset}, Path(directory) / "index")
+            plain_scores = score_all(index, queries, [None] * len(queries))
             for kind, chosen in others.items():
                 documents = choose_documents(corpus, queries, chosen, columns)
-                alone = measure(score_all(index, queries, [None] * len(queries)), documents, seed)
+                alone = measure(plain_scores, documents, seed)
                 contrast = measure(score_all(index, queries, chosen), documents, seed)
                 difference = {name: contrast[name] - alone[name] for name in alone}
                 for name, measured in (

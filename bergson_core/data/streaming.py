@@ -131,7 +131,7 @@ def _write_batches(
     if first is None:
         raise empty_dataset_error(source.path)
     progress = StageProgress("read", total=0)
-    report(progress.advance(0, 0))
+    report(progress.now())
     # What is read again by the next run need not survive a power cut.
     with atomic_path(path, durable=source.streaming, exclusive=True) as temporary:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
@@ -143,7 +143,7 @@ def _write_batches(
                 size = whole.seek(0, os.SEEK_END)
                 whole.write(
                     run_in_thread(
-                        partial(_content_sha256, temporary, size), lambda: report(progress.advance(0, 0))
+                        partial(_content_sha256, temporary, size), lambda: report(progress.now())
                     )
                 )
 

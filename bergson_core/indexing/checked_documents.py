@@ -78,7 +78,7 @@ def check_documents(
     documents.require_valid_ids()
     checker = _Checker(spec, documents, model, _find_limits(spec, model))
     progress = StageProgress("read", len(documents))
-    report(progress.advance(0, 0))
+    report(progress.now())
     for start in range(0, len(documents), READ_CHUNK_SIZE):
         positions = range(start, min(start + READ_CHUNK_SIZE, len(documents)))
         tokens = sum(checker.check(positions))
