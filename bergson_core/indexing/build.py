@@ -92,8 +92,8 @@ def build_index(
     Args:
         spec: The model, the documents, and how gradients are collected and searched.
         output: The directory of the index. It is created if it does not exist.
-        report: Called with the progress after every batch, and some fifty times a second meanwhile. It may raise to stop
-            the build.
+        report: Called with the progress after every batch, and some fifty times a second meanwhile. It may raise to
+            stop the build.
         confirm: Called before each shard is accepted and before the index is published. It may raise to stop the build.
         shard_rows: The maximum number of rows in a shard. By default a shard has about 64 MiB, or a thousandth of a
             large index.

@@ -53,8 +53,8 @@ class BuildContext:
     Attributes:
         spec: The spec of the build.
         output: The directory of the index.
-        report: Called with the progress after every batch, and some fifty times a second meanwhile. It may raise to stop
-            the build.
+        report: Called with the progress after every batch, and some fifty times a second meanwhile. It may raise to
+            stop the build.
         confirm: Called before each shard is accepted and before the index is published. It may raise to stop the build.
         steps: The costly steps.
     """
