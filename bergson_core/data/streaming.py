@@ -142,9 +142,7 @@ def _write_batches(
             with temporary.open("r+b") as whole:
                 size = whole.seek(0, os.SEEK_END)
                 whole.write(
-                    run_in_thread(
-                        partial(_content_sha256, temporary, size), lambda: report(progress.now())
-                    )
+                    run_in_thread(partial(_content_sha256, temporary, size), lambda: report(progress.now()))
                 )
 
 
