@@ -9,7 +9,8 @@ from bergson_core.schemas.base import ResultModel
 class Verified(ResultModel):
     """What one step of gradient ascent on one document alone changed. All weights were restored exactly afterwards.
 
-    Of a group of documents, the step is on all of them at once: the sum of the steps on the single documents. A number is null if it is not finite, because the step has broken the model.
+    Of a group of documents, the step is on all of them at once: the sum of the steps on the single documents. A number
+    is null if it is not finite, because the step has broken the model.
     """
 
     log_probability: float | None
