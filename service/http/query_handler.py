@@ -105,8 +105,8 @@ class QueryHandler:
     def _restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
         """Returns the query as the caller may ask it.
 
-        A caller who may see no text gets neither tokens nor metadata, and cannot filter, because a filter would reveal
-        metadata.
+        A caller who may see no text gets neither tokens, words nor metadata. They can neither filter, because a filter
+        would reveal metadata, nor order by words, because the order would reveal which words a document has.
         """
         if not self.caller.can_see(query.index):
             raise IndexNotFound.for_name(query.index)
@@ -114,6 +114,8 @@ class QueryHandler:
             return query
         if query.filter is not None:
             raise Forbidden("this key sees no metadata: ask without `filter`")
+        if query.order != "influence":
+            raise Forbidden(f"this key sees no texts: ask without the order {query.order!r}")
         return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.documents import WordMatch
 from bergson_core.schemas.results import (
     Answer,
     Control,
@@ -81,6 +82,9 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             prompt=text,
             loss=1.5,
             tokens=TOKENS if "tokens" in query.include else None,
+            words=WordMatch(rank=3 - number, score=7.25, states=number == 0)
+            if query.compares_words
+            else None,
             metadata={"source": "wiki"},
         )
         for number, text in enumerate(texts)
