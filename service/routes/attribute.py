@@ -31,6 +31,7 @@ _QUERIES: dict[str, Any] = {
     "words": {"summary": "Which documents state the completion", "value": examples.ATTRIBUTE_WORDS},
     "fused": {"summary": "The best by influence and by words", "value": examples.ATTRIBUTE_FUSED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
+    "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
@@ -93,10 +94,11 @@ async def attribute(
     With `words` in `include`, each result says whether it states the completion, and which place it has among all
     documents by BM25: a document may state what it did not teach, and teach what it does not state. `order` puts the
     results in the order of words, or of words and influence together. The first such query of an index reads the words
-    of all documents, which may take longer than `timeout_s`: what was read is kept, so that the query can be sent again.
+    of all documents, which may take longer than `timeout_s`: what was read is kept, and the query can be sent again.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
-    less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
+    less likely the completion becomes. With `"together": true` in it, one more step is on all of them at once, beside
+    random groups of as many documents. This takes longer, lets other queries go first, and counts as a call for each
     document.
 
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands

@@ -20,7 +20,7 @@ from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
 from bergson_core.gradients.row_collector import collect_rows
-from bergson_core.schemas.documents import WordMatch
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.query import AttributionQuery, Direction
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow
 from bergson_core.search.searcher import Searcher, SearchRequest
