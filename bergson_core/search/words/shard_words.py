@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,13 @@ from jaxtyping import Int
 
 from bergson_core.search.words.text_words import split_words
 from bergson_core.utils.atomic_files import write_atomically
-from bergson_core.utils.memory_map import map_buffer
+from bergson_core.utils.memory_map import map_buffer, release_pages
 
 _DIGEST_BYTES: Final = 32
 _POSTINGS: Final = pa.large_list(pa.int32())
 _SCHEMA: Final = pa.schema([("word", pa.string()), ("documents", _POSTINGS), ("counts", _POSTINGS)])
 _NO_DOCUMENTS: Final = np.zeros(0, dtype=np.int32)
-_MERGE_AT_WORDS: Final = 2**22
+_MERGE_AT_WORDS: Final = 2**20
 """Words of texts that are in memory before they are counted."""
 
 
@@ -47,7 +48,9 @@ class ShardWords:
         try:
             buffer = map_buffer(path)
             content = buffer.slice(0, max(0, buffer.size - _DIGEST_BYTES))
-            if hashlib.sha256(content).digest() != buffer.slice(content.size).to_pybytes():
+            digest = hashlib.sha256(content).digest()
+            release_pages(np.frombuffer(buffer, np.uint8))
+            if digest != buffer.slice(content.size).to_pybytes():
                 return None
             words = cls(pa.ipc.open_file(content).read_all())
         except (OSError, pa.ArrowInvalid):
@@ -97,8 +100,7 @@ class WordCounter:
     """Counts the words of the documents of a shard, one document after another."""
 
     def __init__(self) -> None:
-        self._numbers: defaultdict[str, int] = defaultdict()
-        self._numbers.default_factory = self._numbers.__len__  # a new word gets the next number
+        self._numbers = defaultdict[str, int](count().__next__)  # a new word gets the next number
         self._lengths, self._words = array("i"), array("i")
         self._counted_documents = 0
         self._counted: list[np.ndarray] = []
