@@ -8,7 +8,7 @@ the document of the answer.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -125,7 +125,7 @@ def count_documents(answer: AttributeResponse) -> int:
     return len(answer.results or ()) + len(answer.opponents or ())
 
 
-def _find_documents(root: Path, ids: Mapping[str, str] | set[str]) -> dict[str, Document]:
+def _find_documents(root: Path, ids: Iterable[str]) -> dict[str, Document]:
     # pyarrow is slow to load, and most web processes never need it.
     from bergson_core.storage.document_lookup import find_documents
 
@@ -133,10 +133,24 @@ def _find_documents(root: Path, ids: Mapping[str, str] | set[str]) -> dict[str, 
 
 
 def _document_ids(answer: AttributeResponse) -> set[str]:
-    """Returns the ids of all documents of an answer: its results, and the controls of a verification."""
-    rows = [*(answer.results or ()), *(answer.opponents or ())]
-    controls = answer.verification.controls if answer.verification else ()
-    return {row.id for row in rows} | {control.id for control in controls}
+    """Returns the ids of all documents that an answer names: results, random documents, and groups of either."""
+    parts = [*(answer.results or ()), *(answer.opponents or ()), answer.verification]
+    return set(
+        _iter_ids([part.model_dump(exclude={"tokens", "metadata", "modules"}) for part in parts if part])
+    )
+
+
+def _iter_ids(value: object) -> Iterator[str]:
+    """Yields what is named `id`, and each of what is named `ids`, in a value as JSON has it."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _iter_ids(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name in ("id", "ids"):
+                yield from [item] if name == "id" else item
+            else:
+                yield from _iter_ids(item)
 
 
 def _without_others(answer: AttributeResponse, documents: Mapping[str, Document]) -> AttributeResponse:

@@ -123,6 +123,19 @@ def test_a_document_that_was_taken_down_is_shown_by_no_link(
     assert "Maida" not in response.text
 
 
+def test_nothing_is_shown_of_a_random_document_or_a_group_that_has_a_document_that_was_taken_down(
+    client: TestClient, news: Path, make: Callable[..., dict[str, Any]]
+) -> None:
+    write_documents(news, {f"doc-{n}": f"text {n}" for n in range(12)})
+    made = make(verify={"top": 2, "controls": 1, "together": True})
+    before = made["answer"]["verification"]
+    assert before["controls"][0]["id"] == "doc-9" and before["together"]["ids"]
+    for document_id in ("doc-9", before["together"]["ids"][0]):
+        client.delete(f"/index/news/documents/{document_id}")
+    after = client.get(f"/links/{made['id']}").json()["answer"]["verification"]
+    assert (after["controls"], after["mean"], after["together"]) == ([], None, None)
+
+
 def test_the_disk_has_no_text_of_a_document_beside_the_index(
     make: Callable[..., dict[str, Any]], settings: ServiceSettings
 ) -> None:
