@@ -3,7 +3,7 @@
     python -m benchmarks.word_index [--documents 100000] [--words 100]
 
 The documents are words that are drawn by Zipf's law from 200,000, so that a few are in every document. The words of
-each 4,096 documents, as many as a shard has, are counted, written and mapped, as for the first query that asks for them.
+each 4,096 documents, as many as a shard has, are counted, written and mapped, as the first query with words has it.
 Then questions of 20 words from documents are ranked, once with all documents visible and once with every tenth taken
 down. The times are those of the processor, so that other work beside does not count.
 """
