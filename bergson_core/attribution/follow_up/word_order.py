@@ -7,7 +7,7 @@ as far as a document is among the best of each.
 Source of the fusion: Cormack, Clarke & Büttcher, Reciprocal Rank Fusion (SIGIR 2009), with its constant of 60.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,7 +155,7 @@ class WordOrder:
 
     def _first_of_each_document(
         self, query: AttributionQuery, locations: Iterable[RowLocation], count: int
-    ) -> Mapping[object, RowLocation]:
+    ) -> dict[object, RowLocation]:
         """Returns the first locations, at most `count`; with `group_by` the first of each document, by its id."""
         first: dict[object, RowLocation] = {}
         for location in locations:
