@@ -76,9 +76,8 @@ def demo(
         _show_contrast(client, index, corpus)
         _report(client, index, corpus)
         print_message(f"\nindex: {index}   files: {directory}")
-        print_message(f"explorer: {system.url}/   dashboard: {system.url}/docs")
         if not exit_after_report:
-            print_message("Ctrl-C stops everything")
+            print_message(f"explorer: {system.url}/   dashboard: {system.url}/docs   Ctrl-C stops everything")
             system.wait()
 
 
