@@ -7,6 +7,7 @@ them apart. Ids of documents are chosen by whoever has made the dataset, too.
 
 from typing import Any, Final
 
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.documents import Chunk
 from bergson_core.schemas.results import ResultRow
@@ -109,6 +110,8 @@ class QuotedDocument(ResultModel):
     """The document's metadata."""
     chunk: Chunk | None
     """What the text is a part of, if the document was too long and was cut."""
+    words: WordMatch | None
+    """Whether the document states the completion, if that was asked for: a document may have influence without it."""
 
     @classmethod
     def of(cls, row: ResultRow, max_characters: int) -> "QuotedDocument":
@@ -126,6 +129,7 @@ class QuotedDocument(ResultModel):
             is_cut=max(len(text or ""), len(completion or "")) > max_characters,
             untrusted_metadata=row.metadata,
             chunk=row.chunk,
+            words=row.words,
         )
 
 

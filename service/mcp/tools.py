@@ -110,6 +110,16 @@ class Tools:
             Field(description="Documents that made the completion more likely, less likely, or both."),
         ] = "proponents",
         top_k: Annotated[int, Field(ge=1, le=50, description="Number of documents in each direction.")] = 5,
+        order: Annotated[
+            Literal["influence", "words", "fused"],
+            Field(description="Order by influence, by matching words (BM25), or by both ranks together."),
+        ] = "influence",
+        compare_words: Annotated[
+            bool,
+            Field(
+                description="Tell of each document whether it states the completion, and its rank by words."
+            ),
+        ] = False,
         rescore: Annotated[
             int | None,
             Field(
@@ -138,9 +148,12 @@ class Tools:
             "filter": filter,
             "rescore": rescore,
         }
-        fields = {name: value for name, value in given.items() if value is not None}
+        fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        fields |= {"direction": direction, "top_k": top_k, "join": join, "order": order}
+        if compare_words:
+            fields["include"] = ("text", "metadata", "words")
         async with self._access.open(context) as client:
-            answer = await client.attribute(index, direction=direction, top_k=top_k, join=join, **fields)
+            answer = await client.attribute(index, **fields)
         return AnswerQuote.of(answer, max_characters)
 
     async def look_at_document(

@@ -65,6 +65,7 @@ async def test_a_question_is_answered_with_quoted_documents(url: str, broker: Fa
         {"direction": "both"},
         {"rescore": 20},
         {"join": "space"},
+        {"order": "fused"},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -74,6 +75,15 @@ async def test_the_fields_of_a_question_reach_the_worker(
     await result_of(url, "ask", **QUESTION, **fields)
     (query, *_) = broker.queries[0]
     assert query.model_dump(mode="json", include=set(fields)) == fields
+
+
+async def test_words_are_compared_if_that_is_asked_for(url: str, broker: FakeBroker) -> None:
+    await result_of(url, "ask", **QUESTION, compare_words=True)
+    await result_of(url, "ask", **QUESTION)
+    assert [query.include for query, *_ in broker.queries] == [
+        ("text", "metadata", "words"),
+        ("text", "metadata"),
+    ]
 
 
 async def test_a_chat_is_asked(url: str, broker: FakeBroker) -> None:
