@@ -58,7 +58,7 @@ def mcp(
         from service.mcp.service_access import ServiceAccess
         from service.mcp.transports import serve_http, serve_stdio
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+        if (error.name or "").partition(".")[0] != "mcp":
             raise
         raise InvalidInput("`bergson mcp` needs the MCP SDK: pip install 'bergson-service[mcp]'") from error
     from worker.telemetry import logs

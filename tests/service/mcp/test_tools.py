@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from mcp import Client
-from mcp_types import CallToolResult, TextContent
+from mcp.types import CallToolResult, TextContent
 
 from bergson_core.errors import NoWorker
 from service.client import Client as ServiceClient
