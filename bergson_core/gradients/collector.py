@@ -18,9 +18,9 @@ from bergson_core.gradients.gradient_transforms import (
     make_transform,
 )
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.models.architectures.selection import select_modules
 from bergson_core.models.hooks import capture
 from bergson_core.models.modules import natural_sort_key
+from bergson_core.models.tracking.selection import select_modules
 
 Closure = Callable[[str, Tensor], None]
 """Called with a module's name and its gradients."""

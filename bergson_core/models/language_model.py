@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
-from bergson_core.models.architectures.selection import select_modules
 from bergson_core.models.causality import require_causal
 from bergson_core.models.files.fingerprint import ModelFiles
 from bergson_core.models.files.lora import describe_unsupported
@@ -24,6 +23,7 @@ from bergson_core.models.modules import (
 )
 from bergson_core.models.offloading import find_device, find_devices
 from bergson_core.models.probe import find_unreached_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.token_limits import TokenLimits

@@ -6,9 +6,9 @@ import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index, collect_gradients, fit_processor
 from bergson_core.data.dataset import load_dataset_spec
-from bergson_core.models.architectures import selection
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
+from bergson_core.models.tracking import selection
 from bergson_core.schemas.build import AppendSpec, GradientSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.manifest import read_manifest

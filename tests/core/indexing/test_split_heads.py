@@ -19,8 +19,8 @@ from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.gradients.normalizers.optimizer_checkpoint import read_checkpoint_normalizers
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.indexing.estimation.trial_build import run_trial_build
-from bergson_core.models.architectures.selection import select_modules
 from bergson_core.models.loading import load_model
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.manifest import read_manifest
