@@ -56,8 +56,12 @@ class DocumentSelector:
                     locations[shard.documents["id"][offset].as_py()] = (shard_number, offset)
         return {document_id: locations[document_id] for document_id in sorted(locations)}
 
-    def locate_whole(self, ids: Sequence[str]) -> list[RowLocation]:
+    def locate_whole(self, ids: Sequence[str], index: str) -> list[RowLocation]:
         """Returns where the visible documents with these ids are, with all chunks of those that were cut.
+
+        Args:
+            ids: The ids.
+            index: Name of the index, for the error.
 
         Raises:
             DocumentNotFound: The index has no such document, or it was taken down; the message has the first ten ids.
@@ -72,10 +76,7 @@ class DocumentSelector:
             for column in (shard.documents["id"], read_whole_ids(shard.documents)):
                 found.update(column.filter(pa.array(mask)).to_pylist())
         if missing := [document_id for document_id in ids if document_id not in found]:
-            more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
-            raise DocumentNotFound(
-                f"the index has no document {', '.join(map(repr, missing[:10]))}{more}, or it was taken down"
-            )
+            raise DocumentNotFound.for_ids(index, missing)
         return locations
 
     def locate_matching(self, conditions: Mapping[str, Condition]) -> list[RowLocation]:

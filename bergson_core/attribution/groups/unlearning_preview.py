@@ -124,7 +124,7 @@ def _choose(index: AttributionIndex, spec: UnlearnSpec, max_documents: int) -> l
     """Returns where the documents are that a spec chooses, and checks how many they are."""
     selector = index.verifier.selector
     if spec.ids is not None:
-        chosen = selector.locate_whole(spec.ids)
+        chosen = selector.locate_whole(spec.ids, index.name)
     else:
         chosen = selector.locate_matching(spec.filter or {})
         if not chosen:
