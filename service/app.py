@@ -33,6 +33,7 @@ from service.routes import (
     index_changes,
     indexes,
     jobs,
+    links,
     unlearning,
     workers,
 )
@@ -81,6 +82,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         jobs,
         attribute,
         unlearning,
+        links,
         workers,
         health,
         dashboard,

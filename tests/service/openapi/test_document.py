@@ -13,7 +13,7 @@ from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import ProfileSpec
 from service.http.problems import MEDIA_TYPE, PROBLEM_KINDS, ProblemDetails
 from service.openapi.metadata import TAGS
-from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
+from service.schemas import AttributeRequest, EstimateRequest, IndexRequest, LinkRequest
 
 UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static"}
 
@@ -64,6 +64,9 @@ def test_the_document_has_exactly_the_calls_of_the_contract(document: dict[str, 
         "POST /index/{name}/unlearn",
         "POST /attribute",
         "POST /attribute/batch",
+        "POST /links",
+        "GET /links/{link_id}",
+        "DELETE /links/{link_id}",
         "GET /models",
         "GET /jobs",
         "GET /jobs/{job_id}",
@@ -145,6 +148,7 @@ BODIES = {
     "/index/{name}/documents": AppendSpec,
     "/index/{name}/profiles": ProfileSpec,
     "/attribute": AttributeRequest,
+    "/links": LinkRequest,
 }
 
 
