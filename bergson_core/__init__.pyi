@@ -24,6 +24,7 @@ from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
 from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
+from .schemas.answer_parts.words import WordMatch
 from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
 from .schemas.documents import Chunk, DocumentReport, LeftOutDocument
 from .schemas.evaluation import (
@@ -117,6 +118,7 @@ __all__ = [
     "Verified",
     "VerifySpec",
     "WatchedQuery",
+    "WordMatch",
     "__version__",
     "append_documents",
     "build_index",
