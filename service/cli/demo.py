@@ -68,7 +68,7 @@ def demo(
         _report(client, index, corpus)
         print_message(f"\nindex: {index}   files: {directory}")
         if not exit_after_report:
-            print_message(f"dashboard: {system.url}/docs   Ctrl-C stops everything")
+            print_message(f"explorer: {system.url}/   dashboard: {system.url}/docs   Ctrl-C stops everything")
             system.wait()
 
 

@@ -52,6 +52,7 @@ def up(
     # Ctrl-C may come as soon as the line is there.
     with running_system(settings, workers, log) as system, suppress(KeyboardInterrupt):
         print_message(
-            f"dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   Ctrl-C stops everything"
+            f"explorer: {system.url}/   dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   "
+            "Ctrl-C stops everything"
         )
         system.wait()
