@@ -1,7 +1,7 @@
 /* A whole answer: the completion, whose words can be selected, what the answer says about itself, and its results. */
 
-import { formatMs } from "../shared/format.js";
-import { html, useEffect, useMemo, useState } from "../shared/html.js";
+import { formatMs, plural } from "../shared/format.js";
+import { html, useMemo, useState } from "../shared/html.js";
 import { Explain } from "../shared/parts.js";
 import { Columns } from "./columns.js";
 import { CompletionWords, textOfSpan } from "./completion_words.js";
@@ -54,7 +54,7 @@ function Explained({ request, answer, onAsk }) {
   const [span, setSpan] = useState(request.span ?? null);
   const { query } = answer;
   return html`<header class="explained">
-    <p class="query"><span class="prompt">${query.prompt}</span><${CompletionWords} text=${text} span=${span} onSelect=${onAsk && setSpan} /></p>
+    <p class="query"><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
     <p class="faint">${query.generated && "written by the model · "}${probabilityText(query)}<${Explain} name="this probability">${PROBABILITY}<//>
       ${` · index ${answer.index}, generation ${answer.generation} · ${formatMs(answer.timing_ms.total)}`}</p>
     ${onAsk && html`<${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} />`}
@@ -64,24 +64,24 @@ function Explained({ request, answer, onAsk }) {
 /**
  * @param request The request that was answered.
  * @param answer The answer of the API.
- * @param onAsk Asks again with changed fields.
+ * @param onAsk Asks again with changed fields. Without it, the answer can only be read.
+ * @param scales The scales of the shades and the bars, if they are those of several answers.
  * @param tools What all cards share beside the scales, see `ResultCard`.
  * @param children What stands between the notes and the results.
  */
-export function AnswerView({ request, answer, onAsk, tools = {}, children }) {
-  const scales = useMemo(() => ({ shade: shadeScale([answer]), score: scoreScale([answer]) }), [answer]);
+export function AnswerView({ request, answer, onAsk, scales: shared, tools = {}, children }) {
+  const own = useMemo(() => ({ shade: shadeScale([answer]), score: scoreScale([answer]) }), [answer]);
+  const scales = shared ?? own;
   const rows = [...(answer.results ?? []), ...(answer.opponents ?? [])];
-  const onFilter = (column, value) => onAsk(addToFilter(request.filter, column, value));
+  const onFilter = onAsk && ((column, value) => onAsk(addToFilter(request.filter, column, value)));
   const context = { scales, verification: answer.verification, onFilter, ...tools };
-  const [heading, setHeading] = useState("");
-  useEffect(() => setHeading(`${rows.length} documents`), [answer]);
   return html`<article class="answer" aria-label="Answer">
     <${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />
     <${AnswerNotes} answer=${answer} onAsk=${onAsk} />
-    <${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />
-    <${Facets} rows=${rows} onFilter=${onFilter} />
+    ${onAsk && html`<${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />`}
+    ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
     ${children}
-    <div class="answer-bar"><p class="faint" role="status">${heading}</p><${Legend} scale=${scales.shade} /></div>
+    <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
     <${Columns} answer=${answer} context=${context} />
   </article>`;
 }

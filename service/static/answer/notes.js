@@ -13,7 +13,7 @@ function Warning({ warning, onAsk }) {
   const { detail, suggestion } = warning;
   return html`<div class="note warning">
     <p>${detail}.</p>
-    ${suggestion && html`<button type="button" class="quiet" onClick=${() => onAsk(mend(warning))}>
+    ${suggestion && onAsk && html`<button type="button" class="quiet" onClick=${() => onAsk(mend(warning))}>
       Use ${JSON.stringify(suggestion)} instead</button>`}
   </div>`;
 }
@@ -29,6 +29,12 @@ function verificationText({ mean, controls }) {
   return `The best documents were unlearned one by one; their cards show how the completion's log-probability changed.${comparison}`;
 }
 
+/** Says what unlearning all verified results at once did, beside the sum of the single steps and random groups. */
+function togetherText({ ids, log_probability: change, sum, mean }) {
+  const comparison = mean === null ? "" : `; ${plural(ids.length, "random document")} together: ${formatChange(mean.log_probability)}`;
+  return `All ${ids.length} together: ${formatChange(change)}. The sum of the single steps: ${formatChange(sum.log_probability)}${comparison}.`;
+}
+
 export function AnswerNotes({ answer, onAsk }) {
   const { notice, warnings, rescored, verification, partial } = answer;
   return html`
@@ -36,7 +42,8 @@ export function AnswerNotes({ answer, onAsk }) {
     ${partial && html`<${Note} kind="warning">Damaged parts of the index were left out of this answer.<//>`}
     ${notice && html`<${Note} kind="notice">${notice}<${Explain} name="this notice">${NOTICE}<//><//>`}
     ${rescored && html`<${Note}>${rescoringText(rescored)}<${Explain} name="an exact score">${RESCORED}<//><//>`}
-    ${verification && html`<${Note}>${verificationText(verification)}<${Explain} name="unlearning">${VERIFICATION}<//><//>`}`;
+    ${verification && html`<${Note}>${verificationText(verification)}<${Explain} name="unlearning">${VERIFICATION}<//>
+      ${verification.together && html`<br />${togetherText(verification.together)}`}<//>`}`;
 }
 
 /** Says how probable the explained words are, and their alternative. */

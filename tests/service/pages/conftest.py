@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
@@ -14,8 +14,6 @@ from tests.service.fake_broker import NOW, FakeBroker, publish_manifest
 from tests.service.helpers import serve_app
 from tests.service.pages.visit import HOSTILE, Visit
 from worker.messages import JobRecord
-
-CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 expect.set_options(timeout=30_000)  # a page is refreshed every few seconds, and CI is busy
 
@@ -38,15 +36,6 @@ def address(tmp_path: Path, spec: BuildSpec, broker: FakeBroker) -> Iterator[str
     app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), broker)  # pyright: ignore[reportArgumentType]
     with serve_app(app) as address:
         yield address
-
-
-@pytest.fixture
-def browser(require: Callable[..., str]) -> Iterator[Browser]:
-    chromium = require("chromium", "chromium-browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
