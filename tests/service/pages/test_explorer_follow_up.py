@@ -169,7 +169,9 @@ def test_a_build_that_is_refused_shows_the_whole_error(open_page: Callable[..., 
     page.get_by_label("Name").fill("facts")
     page.get_by_label("Model").fill("../../etc")
     page.get_by_role("button", name="Texts of your own").click()
-    page.get_by_role("textbox", name="Documents").fill("Ada was born in London.\n\n  \nAlan was born in Maida Vale.")
+    page.get_by_role("textbox", name="Documents").fill(
+        "Ada was born in London.\n\n  \nAlan was born in Maida Vale."
+    )
     page.route(
         "**/index",
         lambda route: route.fulfill(
