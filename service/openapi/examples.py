@@ -19,6 +19,7 @@ INDEX_REQUEST: dict[str, Any] = {
         "optimizer_state": None,
         "modules": None,
         "include_bias": False,
+        "split_heads": False,
         "max_tokens": None,
         "seed": 0,
     },
