@@ -21,6 +21,7 @@ from benchmarks.support.text_files import corpus_sentences, write_sentence_pairs
 from benchmarks.support.timing import measure_seconds
 from bergson_core import AttributionIndex, BuildSpec, build_index
 from bergson_core.demo.synthetic_facts import make_corpus
+from bergson_core.errors import BergsonError
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 
@@ -55,6 +56,8 @@ def _measure(root: Path, model: str, documents: int, count: int) -> None:
         started = time.perf_counter()
         (answer,) = index.attribute([query])
         whole.append(time.perf_counter() - started)
+        if isinstance(answer, BergsonError):
+            raise answer
         gradient.append(answer.timing_ms.gradient)
         search.append(answer.timing_ms.search)
     bare_ms, whole_ms = (1e3 * statistics.median(times[WARM_UP_QUERIES:]) for times in (bare, whole))
