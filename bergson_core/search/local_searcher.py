@@ -9,7 +9,7 @@ number within its shard.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -26,10 +26,11 @@ from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.bit_planes import BitPlanes
-from bergson_core.search.candidates import CandidateSearch
+from bergson_core.search.candidates import CandidateSearch, count_allowed
 from bergson_core.search.exact_scores import ExactScorer, StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
+from bergson_core.search.projection_noise.score_noise import ScoreNoise
 from bergson_core.search.searcher import Hit, SearchRequest, SearchResult, StoredDocument
 from bergson_core.search.thread_pool import parallel_map
 from bergson_core.search.visible_rows import VisibleRows
@@ -38,8 +39,6 @@ from bergson_core.storage.damaged_shards import find_damaged_shards
 from bergson_core.storage.document_table import read_document, read_whole_id
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
-_EXACT_SEARCH_FACTOR: Final = 10
-"""Rows that meet a filter are all scored exactly where they are at most this many times as many as the candidates."""
 _SIGNS: Final[dict[Direction, tuple[int, ...]]] = {
     "proponents": (1,),
     "opponents": (-1,),
@@ -121,6 +120,11 @@ class LocalSearcher:
         )
 
     @cached_property
+    def noise(self) -> ScoreNoise | None:
+        """The noise of the projections, or None where rows do not show it."""
+        return ScoreNoise.of(self.manifest)
+
+    @cached_property
     def background(self) -> BackgroundSample:
         """The random rows that results are compared with, read when the first query needs them."""
         return BackgroundSample.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
@@ -147,7 +151,8 @@ class LocalSearcher:
         for, until there are no more candidates.
         """
         profile = self.profiles[requests[0].profile]
-        phi, weights = profile.prepare_queries(rows)
+        features = profile.query_features(rows)
+        phi, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         rounded = None
         if self.manifest.spec.gradients.rows == "sign":
@@ -156,8 +161,9 @@ class LocalSearcher:
             (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
         ]
         count = profile.candidate_count(widening * max(request.top_k for request in requests), self.manifest)
-        shard_numbers, offsets = self._find_candidates(
-            torch.stack([sign * phi[query] for query, sign in directed]), count, requests[0].filter
+        allowed = self.allowed_rows(requests[0].filter)
+        shard_numbers, offsets = self.candidate_search.find_or_take_all(
+            torch.stack([sign * phi[query] for query, sign in directed]), count, allowed
         )
 
         def score_candidates(number: int) -> _ScoredCandidates:
@@ -173,36 +179,29 @@ class LocalSearcher:
         hits: list[dict[int, list[Hit]]] = [{} for _ in requests]
         scored_candidates = parallel_map(score_candidates, range(len(directed)))
         for (query, sign), candidates in zip(directed, scored_candidates, strict=True):
-            hits[query][sign] = self._make_hits(requests[query], sign, candidates, scorer, weights[query])
+            hits[query][sign] = self._make_hits(
+                requests[query], sign, candidates, scorer, weights[query], features[query]
+            )
         may_have_more = offsets.shape[1] >= count and (offsets >= 0).all()
         if requests[0].group_by and may_have_more and _are_too_few(hits, requests):
             return self._search_batch(rows, requests, 4 * widening)
         background_scores = self.background.scores(profile, weights, self.visible.masks(), rounded)
         return [
-            SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
+            SearchResult(
+                hits_by_sign.get(1), hits_by_sign.get(-1), scores, count_allowed(self.shards, allowed)
+            )
             for hits_by_sign, scores in zip(hits, background_scores, strict=True)
         ]
 
-    def _find_candidates(
-        self, queries: Float[Tensor, "b D"], count: int, conditions: Mapping[str, Condition] | None
-    ) -> tuple[Int[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
-        """Returns (shard numbers, offsets) of the rows to score exactly; an offset of -1 stands for no row.
+    def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
+        """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
+        return self.visible.masks() if conditions is None else self._matching_rows(conditions)
 
-        Where few rows meet the conditions, all of them are returned: scoring them takes no longer than asking FAISS.
-        """
-        visible = self.visible.masks()
-        if conditions is None:
-            return self.candidate_search.find(queries, count, visible)
-        matching = self.metadata.matching_rows(conditions)
-        allowed = [
-            rows if mask is None else rows & mask for rows, mask in zip(matching, visible, strict=True)
+    def _matching_rows(self, conditions: Mapping[str, Condition]) -> list[np.ndarray]:
+        return [
+            rows if mask is None else rows & mask
+            for rows, mask in zip(self.metadata.matching_rows(conditions), self.visible.masks(), strict=True)
         ]
-        if sum(int(mask.sum()) for mask in allowed) > _EXACT_SEARCH_FACTOR * count:
-            return self.candidate_search.find(queries, count, allowed)
-        offsets = [np.flatnonzero(mask) for mask in allowed]
-        shard_numbers = np.repeat(np.arange(len(offsets)), [len(in_shard) for in_shard in offsets])
-        shape = (len(queries), len(shard_numbers))
-        return np.broadcast_to(shard_numbers, shape), np.broadcast_to(np.concatenate(offsets), shape)
 
     def _make_hits(
         self,
@@ -211,6 +210,7 @@ class LocalSearcher:
         candidates: _ScoredCandidates,
         scorer: ExactScorer,
         weights: Float[Tensor, "m d"],
+        features: Float[Tensor, "m d"],
     ) -> list[Hit]:
         """Returns the best candidates of a directed query as hits."""
         best = candidates.best(sign, len(candidates.offsets) if request.group_by else request.top_k)
@@ -220,12 +220,17 @@ class LocalSearcher:
         stored_rows: Sequence[StoredRow | None] = [None] * len(best)
         if "tokens" in request.include:
             stored_rows = scorer.stored_rows(weights, shard_numbers, offsets)
-        return [
+        hits = [
             self._make_hit(request, rank, int(shard_number), int(offset), module_scores, stored_row)
             for rank, (shard_number, offset, module_scores, stored_row) in enumerate(
                 zip(shard_numbers, offsets, candidates.module_scores[best], stored_rows, strict=True), start=1
             )
         ]
+        if self.noise is None:
+            return hits
+        chunks = scorer.iter_features(shard_numbers, offsets)
+        errors = [error for chunk in chunks for error in self.noise.errors(chunk, features)]
+        return [replace(hit, error=error) for hit, error in zip(hits, errors, strict=True)]
 
     def _first_of_each_document(
         self, candidates: _ScoredCandidates, ordered: Int[np.ndarray, " k"], count: int
@@ -269,7 +274,7 @@ class LocalSearcher:
         )
         if stored_row is None:
             return Hit(row)
-        return Hit(row, StoredDocument(document["prompt"], document["completion"], stored_row))
+        return Hit(row, None, StoredDocument(document["prompt"], document["completion"], stored_row))
 
 
 def _batch_requests(requests: Sequence[SearchRequest]) -> Collection[list[int]]:

@@ -1,7 +1,7 @@
 """The results of a query as tables and lines of text for the terminal, and as rows of CSV."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.table import Table
@@ -12,21 +12,30 @@ from bergson_core.schemas.results import Answer, ResultRow, Verification
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
 _CSV_PARTS: Final = ("tokens", "modules", "verified")
 """Fields of a result that are columns of JSON, where any result has them."""
+_NUMBER_COLUMNS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
+    "score": lambda row: f"{row.score:+.4f}",
+    "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
+    "percentile": lambda row: "" if row.percentile is None else f"{row.percentile:.2f}",
+    "strength": lambda row: row.strength or "",
+    "loss": lambda row: "" if row.loss is None else f"{row.loss:.2f}",
+    "exact": lambda row: "yes" if row.exact else "no",
+}
+"""The columns of a table that are about scores, in order, each with what it shows of a result."""
+_OPTIONAL: Final = ("interval", "strength", "exact")
+_WORDS: Final = ("strength", "exact")
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
-    others where there are any.
+    Behind the id of a document that was cut stand the characters that are shown of it. Columns with intervals, with the
+    strength of influences, and for exact scores are there if any result has one.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("score", "percentile", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    has_exact = any(row.exact for row in rows)
-    if has_exact:
-        table.add_column("exact", no_wrap=True)
+    numbers = _number_columns(rows)
+    for name in numbers:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -34,13 +43,20 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     for row in rows:
         document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
         tick = Text("✓", "green") if row.id in marked else Text("")
-        percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
-        loss = "" if row.loss is None else f"{row.loss:.2f}"
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
-        numbers = (f"{row.score:+.4f}", percentile, loss, *["yes" if row.exact else "no"] * has_exact)
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
-        table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
+        cells = (Text(_NUMBER_COLUMNS[name](row)) for name in numbers)
+        table.add_row(tick, *cells, Text(row.id + part), *metadata, *[document] * has_text)
     return table
+
+
+def _number_columns(rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the columns that are there: all but the optional ones that no result has anything in."""
+    return [
+        name
+        for name in _NUMBER_COLUMNS
+        if name not in _OPTIONAL or any(getattr(row, name) not in (None, False) for row in rows)
+    ]
 
 
 def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
@@ -50,13 +66,16 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
     rows = [row for _, row in results]
     metadata = _metadata_columns(rows)
     parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
+    parts += ["strength"] * any(row.strength is not None for row in rows)
     parts += ["exact"] * any(row.exact for row in rows)
-    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts]
+    ends = ["interval.low", "interval.high"] * any(row.interval is not None for row in rows)
+    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts, *ends]
     table = []
     for direction, row in results:
         fields = row.model_dump(mode="json")
         values = [(row.metadata or {}).get(name) for name in metadata]
-        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
+        interval = (row.interval or (None, None)) if ends else ()
+        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts), *interval])
     return columns, table
 
 
