@@ -97,7 +97,6 @@ def test_a_filter_and_takedowns_leave_fewer_rows_that_a_result_may_be_the_first_
     assert first().interval == pytest.approx(filtered.interval)
 
 
-
 def test_queries_of_a_batch_have_the_intervals_that_they_have_alone(opened):
     queries = [query(f"Person {k} works", f" for company {k % 3}.", top_k=5 * k + 1) for k in range(4)]
     for together, alone in zip(opened.attribute(queries), queries, strict=True):
