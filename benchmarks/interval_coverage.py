@@ -6,8 +6,9 @@ Documents and queries are those of the demo's corpus. Their whole gradients are 
 and each seed gives every pair of a query and a document a score and an interval. "mean" is the share of intervals that
 hold the mean of the pair's scores over all seeds, and "whole" the share of those that hold the score of the whole
 gradients, which there is without C for rows of numbers. "any" is of documents drawn at random, with intervals of scores
-that were not chosen by their size, and "first" of the ten with the highest scores of a seed, with the intervals of
-results. "±" is half the width of an interval of these, beside the difference between the tenth score and the median.
+that were not chosen by their size. "first" is of the ten documents with the highest scores of a seed, with the
+intervals of results, and "first, as any" of the same ten with intervals as if they had been drawn. "±" is half the
+width of the intervals of results, beside the difference between the tenth score and the median.
 `--quick` takes 4 seeds, 64 documents and 2 queries of a corpus of 40 people.
 """
 
@@ -130,7 +131,7 @@ class Coverage:
     Attributes:
         scores: For each seed the scores [q, n].
         intervals: For each seed the intervals [q, k, 2] of the chosen documents.
-        chosen: For each seed the chosen documents [q, k], of which the last ten are the first results.
+        chosen: For each seed the chosen documents [q, k]: those that were drawn, and twice the first ten.
     """
 
     scores: list[Tensor] = field(default_factory=list)
@@ -143,7 +144,7 @@ class Coverage:
         """Adds a seed: φ of the documents and of the queries."""
         scores = y.flatten(1) @ x.flatten(1).mT
         first = scores.argsort(1, descending=True)[:, :FIRST]
-        chosen = torch.cat([drawn.expand(len(y), -1), first], 1)
+        chosen = torch.cat([drawn.expand(len(y), -1), first, first], 1)
         self.scores.append(scores)
         self.intervals.append(
             torch.tensor(
@@ -155,12 +156,13 @@ class Coverage:
         )
         self.chosen.append(chosen)
 
-    def shares(self, target: Float[Tensor, "q n"]) -> tuple[float, float]:
-        """Returns the shares of intervals that hold the target, of any documents and of the first results."""
+    def shares(self, target: Float[Tensor, "q n"]) -> list[float]:
+        """Returns the shares of intervals that hold the target: of any, of the first as of any, and of the first."""
         targets = torch.stack([target.gather(1, chosen) for chosen in self.chosen])
         intervals = torch.stack(self.intervals)
         held: Bool[Tensor, "s q k"] = (intervals[..., 0] <= targets) & (targets <= intervals[..., 1])
-        return tuple(part.float().mean().item() for part in (held[..., :-FIRST], held[..., -FIRST:]))
+        parts = held.split([held.shape[2] - 2 * FIRST, FIRST, FIRST], dim=2)
+        return [part.float().mean().item() for part in parts]
 
     def half_width(self) -> tuple[float, float]:
         """Returns the mean half width of the first results, and how far the tenth score is above the median."""
@@ -173,11 +175,12 @@ def _intervals(
     x: Float[Tensor, "k m d"], y: Float[Tensor, "m d"], noise: ScoreNoise, rows: int
 ) -> list[Interval]:
     """Returns the intervals of documents, of which the last ten are the first results among so many rows."""
-    scores, errors = (x * y).sum((1, 2)).tolist(), noise.errors(x, y)
-    intervals = [error.interval(score) for error, score in zip(errors, scores, strict=True)]
-    first = zip(errors[-FIRST:], scores[-FIRST:], range(1, FIRST + 1), strict=True)
-    results = [error.interval_of_result(score, rank, rows) for error, score, rank in first]
-    return [*intervals[:-FIRST], *results]
+    scored = list(zip((x * y).sum((1, 2)).tolist(), noise.errors(x, y), strict=True))
+    results = enumerate(scored[-FIRST:], start=1)
+    return [
+        *(error.interval(score) for score, error in scored[:-FIRST]),
+        *(error.interval_of_result(score, rank, rows) for rank, (score, error) in results),
+    ]
 
 
 def features(
@@ -229,8 +232,10 @@ def main() -> None:
     if options.quick:
         options.people, options.seeds, options.documents, options.queries = 40, 4, 64, 2
     demo = load_demo(options)
-    print("| rows | mean, any | mean, first | whole, any | whole, first | ± | tenth - median |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    shares = ("any", "first, as any", "first")
+    names = [f"{target}, {share}" for target in ("mean", "whole") for share in shares]
+    print(f"| rows | {' | '.join(names)} | ± | tenth - median |")
+    print(f"|---{'|---:' * 8}|")
     wholes: dict[NormalizerKind, WholeGradients] = {}
     for normalizer, projection, p in PROJECTED:
         if normalizer not in wholes:
@@ -239,11 +244,11 @@ def main() -> None:
             }
         base = GradientSpec(normalizer=normalizer, projection=projection, projection_dim=p)
         for (kind, normalize, preconditioned), coverage in measure(wholes[normalizer], base, options):
-            shares = [*coverage.shares(torch.stack(coverage.scores).mean(0))]
+            held = coverage.shares(torch.stack(coverage.scores).mean(0))
             if kind != "sign" and not preconditioned:
-                shares += coverage.shares(wholes[normalizer].scores(normalize))
+                held += coverage.shares(wholes[normalizer].scores(normalize))
             name = f"{normalizer}, {projection}, p = {p}, {kind}, {normalize}{', C' * preconditioned}"
-            cells = [f"{100 * share:.0f} %" for share in shares] + [""] * (4 - len(shares))
+            cells = [f"{100 * share:.0f} %" for share in held] + [""] * (6 - len(held))
             print(
                 f"| {name} | {' | '.join(cells + [f'{v:.3g}' for v in coverage.half_width()])} |", flush=True
             )

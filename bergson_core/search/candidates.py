@@ -208,7 +208,7 @@ class CandidateSearch:
 def count_allowed(shards: Sequence[Shard], allowed: Sequence[np.ndarray | None]) -> int:
     """Returns the number of rows of these shards that are allowed: for each shard bool [n], or None for all of them."""
     pairs = zip(shards, allowed, strict=True)
-    return sum(shard.entry.rows if mask is None else np.count_nonzero(mask) for shard, mask in pairs)
+    return sum(shard.entry.rows if mask is None else int(np.count_nonzero(mask)) for shard, mask in pairs)
 
 
 def _keep_open(search: ShardCandidateSearch) -> Callable[[], ShardCandidateSearch]:
