@@ -195,7 +195,8 @@ def features(
     y = compute_features(queries, preconditioner, normalize)[0].reshape(queries.shape)
     if kind == "sign" and preconditioner is not None:
         rows = preconditioner.apply(rows)
-    stored = codec.decode(*(part.numpy() for part in codec.encode(rows)), rows.shape[2])
+    blocks, scales = codec.encode(rows)
+    stored = codec.decode(blocks.numpy(), scales.numpy(), rows.shape[2])
     if kind == "sign":
         return stored, y
     return compute_features(stored, preconditioner, normalize)[0].reshape(rows.shape), y

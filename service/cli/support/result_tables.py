@@ -8,35 +8,47 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.schemas.answer_parts.verification import Verification
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
 _CSV_PARTS: Final = ("tokens", "modules", "verified")
 """Fields of a result that are columns of JSON, where any result has them."""
-_NUMBER_COLUMNS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
+_FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "score": lambda row: f"{row.score:+.4f}",
     "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
     "percentile": lambda row: "" if row.percentile is None else f"{row.percentile:.2f}",
     "strength": lambda row: row.strength or "",
     "loss": lambda row: "" if row.loss is None else f"{row.loss:.2f}",
-    "exact": lambda row: "yes" if row.exact else "no",
+    "exact": lambda row: _yes_or_no(row.exact),
+    "words": lambda row: "" if row.words is None or row.words.rank is None else f"#{row.words.rank}",
+    "states": lambda row: "" if row.words is None else _yes_or_no(row.words.states),
 }
-"""The columns of a table that are about scores, in order, each with what it shows of a result."""
-_OPTIONAL: Final = ("interval", "strength", "exact")
-_WORDS: Final = ("strength", "exact")
+"""The columns of a table before the id, in order, each with what it shows of a result."""
+_SHOWN_IF: Final = {
+    "interval": "interval",
+    "strength": "strength",
+    "exact": "exact",
+    "words": "words",
+    "states": "words",
+}
+"""Columns that are there if any result has something in a field, with the name of this field."""
+_LEFT: Final = ("strength", "exact", "states")
+"""Columns of words, which stand on the left."""
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
     Behind the id of a document that was cut stand the characters that are shown of it. Columns with intervals, with the
-    strength of influences, and for exact scores are there if any result has one.
+    strength of influences, for exact scores, and with the rank by BM25 and whether the completion is stated are there
+    if any result has them.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    numbers = _number_columns(rows)
-    for name in numbers:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+    facts = _fact_columns(rows)
+    for name in facts:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -46,17 +58,17 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         tick = Text("✓", "green") if row.id in marked else Text("")
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
-        cells = (Text(_NUMBER_COLUMNS[name](row)) for name in numbers)
+        cells = (Text(_FACTS[name](row)) for name in facts)
         table.add_row(tick, *cells, Text(row.id + part), *metadata, *[document] * has_text)
     return table
 
 
-def _number_columns(rows: Sequence[ResultRow]) -> list[str]:
-    """Returns the columns that are there: all but the optional ones that no result has anything in."""
+def _fact_columns(rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the columns before the id."""
     return [
         name
-        for name in _NUMBER_COLUMNS
-        if name not in _OPTIONAL or any(getattr(row, name) not in (None, False) for row in rows)
+        for name in _FACTS
+        if name not in _SHOWN_IF or any(getattr(row, _SHOWN_IF[name]) not in (None, False) for row in rows)
     ]
 
 
@@ -69,15 +81,22 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
     parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
     parts += ["strength"] * any(row.strength is not None for row in rows)
     parts += ["exact"] * any(row.exact for row in rows)
+    words = list(WordMatch.model_fields) if any(row.words for row in rows) else []
     ends = ["interval.low", "interval.high"] * any(row.interval is not None for row in rows)
-    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts, *ends]
+    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata)]
+    columns += [*(f"words.{name}" for name in words), *parts, *ends]
     table = []
     for direction, row in results:
         fields = row.model_dump(mode="json")
         values = [(row.metadata or {}).get(name) for name in metadata]
+        values += [(fields["words"] or {}).get(name) for name in words]
         interval = (row.interval or (None, None)) if ends else ()
         table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts), *interval])
     return columns, table
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _metadata_columns(rows: Sequence[ResultRow]) -> list[str]:
