@@ -65,6 +65,7 @@ def mcp(
 
     settings = ServiceSettings().model_copy(update={"host": host, "port": port})
     logs.configure(settings.log_format, settings.log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each call of the service
     access = ServiceAccess(url, forwards_keys=http)
     access.require_valid_url()
     if http:

@@ -82,6 +82,8 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             rank=number + 1,
             id=f"doc-{number}",
             score=0.8 - number / 10,
+            interval=(0.75 - number / 10, 0.85 - number / 10),
+            strength="strong" if number == 0 else "weak",
             percentile=99.9 - number / 10,
             prompt=text,
             loss=1.5,
@@ -97,7 +99,10 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     rescored = None
     if query.rescore is not None:
         exact = min(query.rescore, 500)  # more take too long
-        rows = [row.model_copy(update={"exact": row.rank <= exact}) for row in rows]
+        rows = [
+            row.model_copy(update={"exact": True, "interval": None}) if row.rank <= exact else row
+            for row in rows
+        ]
         rescored = Rescored(candidates=query.rescore, exact=exact)
     verification = None
     if query.verify is not None:
