@@ -16,12 +16,12 @@ function Column({ title, kind, rows, context }) {
   </section>`;
 }
 
-const CHOICES = [["all", "All"], ["states", "States it"], ["moved", "Moved it without saying so"]];
+const CHOICES = [["all", "All"], ["states", "States it"], ["moved", "Moved it only"]];
 const isChosen = (row, choice) => choice === "all" || Boolean(row.words?.states) === (choice === "states");
 
 /** Tells documents that state the completion from those that only moved the model. */
 function WordChoice({ choice, onChoose }) {
-  return html`<p class="row"><span class="switch" role="group" aria-label="Which documents">${CHOICES.map(([value, text]) =>
+  return html`<p class="row word-choice"><span class="switch" role="group" aria-label="Which documents">${CHOICES.map(([value, text]) =>
     html`<button type="button" aria-pressed=${choice === value} onClick=${() => onChoose(value)}>${text}</button>`)}</span>
     <${Explain} name="stating it">${STATES}<//></p>`;
 }

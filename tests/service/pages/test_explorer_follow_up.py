@@ -196,7 +196,7 @@ def test_documents_that_state_the_completion_are_told_from_those_that_only_moved
     cards = page.locator(".proponents .result")
     expect(cards.first.locator(".badge")).to_have_text("states it")
     expect(cards.nth(1).locator(".badge")).to_have_count(0)
-    page.get_by_role("button", name="Moved it without saying so").click()
+    page.get_by_role("button", name="Moved it only").click()
     expect(cards.locator(".sample-text")).to_have_text([HOSTILE])
     page.get_by_role("button", name="States it").click()
     expect(cards.locator(".sample-text")).to_have_text(["Ada Lovelace's birthplace is London"])
