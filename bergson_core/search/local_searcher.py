@@ -262,6 +262,7 @@ class LocalSearcher:
             score=float(module_scores.sum()),
             prompt=document["prompt"] if with_text else None,
             completion=document["completion"] if with_text else None,
+            rejected=document["rejected"] if with_text else None,
             metadata=document["metadata"] if "metadata" in request.include else None,
             loss=document["loss"],
             modules=modules,
@@ -269,7 +270,7 @@ class LocalSearcher:
         )
         if stored_row is None:
             return Hit(row)
-        return Hit(row, StoredDocument(document["prompt"], document["completion"], stored_row))
+        return Hit(row, StoredDocument(document, stored_row))
 
 
 def _batch_requests(requests: Sequence[SearchRequest]) -> Collection[list[int]]:
