@@ -11,14 +11,14 @@ from bergson_core.schemas.answer_parts.verification import Verification
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("tokens", "modules", "verified")
-"""Fields of a result that are columns of JSON, where any result has them."""
+_CSV_PARTS: Final = ("rejected", "tokens", "modules", "verified")
+"""Further fields of a result, those of lists and objects as JSON, where any result has them."""
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
+    Below a preference pair stands its rejected completion. Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
     others where there are any.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
@@ -33,7 +33,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     for name in ("id", *columns, *["document"] * has_text):
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
+        rejected = ("" if row.rejected is None else f"\nrejected: {row.rejected}", "dim")
+        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"), rejected)
         tick = Text("✓", "green") if row.id in marked else Text("")
         percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
         loss = "" if row.loss is None else f"{row.loss:.2f}"
