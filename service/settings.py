@@ -45,7 +45,7 @@ class ServiceSettings(Settings):
     """Port to listen on; with 0 the system chooses a free one."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
     """Hosts, without port and separated by commas, that the `Host` header of a request may name. `*` allows any.
-    `/livez` and `/readyz` answer to every name."""
+    `/livez` and `/readyz` answer to every name. `bergson mcp --http` checks it too."""
     root_path: Annotated[str, AfterValidator(parse_root_path)] = ""
     """Prefix of all paths at the proxy in front of the service, such as `/bergson`. The proxy may strip it or not."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -65,6 +65,11 @@ class ServiceSettings(Settings):
     """Largest `timeout_s` that a query may have, in seconds."""
     cache_bytes: int = Field(default=32 * 2**20, ge=0)
     """Memory in bytes for answers, which are returned again as long as their index has not changed; 0 keeps none."""
+    keep_links_s: int = Field(default=30 * 24 * 3600, ge=1)
+    """Seconds for which an answer is kept under its link (`POST /links`)."""
+    links_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Disk space in bytes for all links together; 0 keeps none. Each API key may have as much as the others have
+    left."""
     drain_s: float = Field(default=0.0, ge=0)
     """Seconds after SIGTERM during which `/readyz` fails but new requests are still answered, so that a load balancer
     has time to send them elsewhere."""

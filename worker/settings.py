@@ -17,7 +17,7 @@ from bergson_core.schemas.build import ExecutorName
 
 PROCESS_LOG_FILE = "processes.log"
 """File in the data directory that `bergson up` and `bergson demo` have their processes log to."""
-_SERVICE_FILES = ("indexes", "uploads", "redis", "keys.json", "canary", PROCESS_LOG_FILE)
+_SERVICE_FILES = ("indexes", "uploads", "redis", "keys.json", "canary", "links", PROCESS_LOG_FILE)
 """What the service itself keeps in the data directory, and what no job may read as a model or dataset."""
 
 
@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     """Largest size in bytes, in Redis, of the jobs of one API key that wait or run, with their inline documents."""
     max_deliveries: int = Field(default=3, ge=1)
     """Number of times that a job is started before it is given up as one that kills its workers."""
+    max_unlearned_documents: int = Field(default=1000, ge=1, le=100_000)
+    """Largest number of documents, or chunks of documents, that `POST /index/{name}/unlearn` unlearns together. Each
+    takes two passes through the model."""
     resident_indexes: int = Field(default=4, ge=1)
     """Largest number of indexes that a worker keeps in memory; the least recently used index makes room for another."""
     keep_jobs_s: int = Field(default=7 * 24 * 3600, ge=1)

@@ -20,6 +20,9 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "list_indexes": "read",
     "get_index": "read",
     "get_document": "read",
+    "make_link": "read",
+    "get_link": "read",
+    "remove_link": "read",  # of the key's own links; those of others need `write`
     "list_jobs": "read",
     "get_job": "read",
     "follow_job": "read",
@@ -32,6 +35,7 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "take_document_down": "write",
     "fit_profile": "write",
     "compact": "write",
+    "preview_unlearning": "write",  # it runs a model for as long as a job
     "cancel_job": "write",
     "remove_index": "admin",
 }

@@ -156,6 +156,40 @@ JOB: dict[str, Any] = {
 JOB_CANCELLED: dict[str, Any] = JOB | {"state": "cancelled", "finished_at": 1772366460.0}
 JOB_PAGE: dict[str, Any] = {"items": [JOB], "next_cursor": None}
 
+UNLEARN_IDS: dict[str, Any] = {
+    "ids": ["doc-17", "doc-40"],
+    "queries": [{"prompt": "Ada Lovelace was born in", "completion": " London"}],
+    "control": [{"prompt": "Water boils at", "completion": " 100 degrees"}],
+}
+UNLEARN_FILTER: dict[str, Any] = {
+    "filter": {"source": ["wiki"], "year": {"gte": 1990}},
+    "queries": [{"prompt": "Ada Lovelace was born in", "completion": " London", "instead_of": " Paris"}],
+}
+JOB_UNLEARNED: dict[str, Any] = JOB | {
+    "kind": "unlearn",
+    "state": "succeeded",
+    "progress": {
+        "stage": "measure",
+        "done": 4,
+        "total": 4,
+        "unit": "texts",
+        "tokens_per_s": 0.0,
+        "eta_s": 0.0,
+    },
+    "unlearning": {
+        "generation": 1,
+        "documents": 2,
+        "left_out": 0,
+        "learning_rate": 0.00012,
+        "own_log_probability": -9.1,
+        "queries": [{"before": -0.12, "after": -3.05, "log_probability": -2.93, "probability": -0.84}],
+        "control": [{"before": -0.31, "after": -0.33, "log_probability": -0.02, "probability": -0.01}],
+        "mean": -2.93,
+        "control_mean": -0.02,
+    },
+    "finished_at": 1772366403.0,
+}
+
 ATTRIBUTE_REQUEST: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",
@@ -175,6 +209,8 @@ ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
 ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
 ATTRIBUTE_LOG_ODDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"objective": "log_odds"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
+ATTRIBUTE_WORDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"include": ["text", "words"]}
+ATTRIBUTE_FUSED: dict[str, Any] = ATTRIBUTE_REQUEST | {"order": "fused"}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",
@@ -212,6 +248,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "loss": 3.4,
             "modules": None,
             "tokens": None,
+            "words": None,
             "verified": None,
         }
     ],
@@ -226,6 +263,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "gradient": 11.2,
         "search": 1.9,
         "rescore": 0.0,
+        "words": 0.0,
         "verify": 0.0,
         "total": 14.6,
     },
@@ -250,9 +288,16 @@ VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
         "gradient": 11.2,
         "search": 1.9,
         "rescore": 0.0,
+        "words": 0.0,
         "verify": 310.0,
         "total": 323.9,
     },
+}
+WORDS_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
+    "results": [
+        ATTRIBUTE_RESPONSE["results"][0] | {"words": {"rank": 3, "score": 11.4, "states": True}},
+    ],
+    "timing_ms": ATTRIBUTE_RESPONSE["timing_ms"] | {"words": 2.1, "total": 16.7},
 }
 
 ATTRIBUTE_GENERATED: dict[str, Any] = {

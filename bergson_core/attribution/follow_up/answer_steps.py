@@ -7,11 +7,13 @@ from typing import Literal, TypeVar
 from bergson_core.schemas.results import Answer
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]
+Steps = Generator[object, None, T]
 """Work that may be given up after each step; the generator returns its result."""
 
 
-def with_timing(steps: Steps[Answer], answer: Answer, part: Literal["rescore", "verify"]) -> Steps[Answer]:
+def with_timing(
+    steps: Steps[Answer], answer: Answer, part: Literal["rescore", "words", "verify"]
+) -> Steps[Answer]:
     """Returns the answer that the steps return, with how long they took, without the time that passed between them.
 
     Args:

@@ -25,7 +25,7 @@ def test_an_index_that_the_key_may_not_see_looks_like_one_that_does_not_exist(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
     calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
-    assert len(calls) == 7
+    assert len(calls) == 8
     for name, method, path in calls:
         hidden = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")
@@ -93,7 +93,7 @@ def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path:
     assert first.json() == again.json() != other.json()
 
 
-JOBS = {"build_index", "append_documents", "fit_profile", "compact"}
+JOBS = {"build_index", "append_documents", "fit_profile", "compact", "preview_unlearning"}
 
 
 def test_every_call_that_queues_a_job_uses_the_lane_of_its_key_and_queues_it_once(
@@ -119,11 +119,14 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     hidden = make_key_header(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
-    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
+    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
     assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
+    for order in ("words", "fused"):
+        ordered = client.post("/attribute", json=QUERY | {"order": order}, headers=hidden)
+        assert order in require_problem(ordered, 403, "forbidden").detail
 
 
 def test_a_key_without_text_gets_documents_without_text(

@@ -13,7 +13,7 @@ from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import ProfileSpec
 from service.http.problems import MEDIA_TYPE, PROBLEM_KINDS, ProblemDetails
 from service.openapi.metadata import TAGS
-from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
+from service.schemas import AttributeRequest, EstimateRequest, IndexRequest, LinkRequest
 
 UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static"}
 
@@ -61,8 +61,12 @@ def test_the_document_has_exactly_the_calls_of_the_contract(document: dict[str, 
         "DELETE /index/{name}/documents/{document_id}",
         "POST /index/{name}/profiles",
         "POST /index/{name}/compact",
+        "POST /index/{name}/unlearn",
         "POST /attribute",
         "POST /attribute/batch",
+        "POST /links",
+        "GET /links/{link_id}",
+        "DELETE /links/{link_id}",
         "GET /models",
         "GET /jobs",
         "GET /jobs/{job_id}",
@@ -144,6 +148,7 @@ BODIES = {
     "/index/{name}/documents": AppendSpec,
     "/index/{name}/profiles": ProfileSpec,
     "/attribute": AttributeRequest,
+    "/links": LinkRequest,
 }
 
 
