@@ -196,8 +196,7 @@ def _sequence_names(tokens: Tokens) -> list[Literal["chosen", "rejected"] | None
     """Returns for each token of a preference pair which sequence it is in."""
     if tokens.pair is None:
         return [None] * len(tokens.ids)
-    chosen = tokens.pair.chosen_tokens
-    return ["chosen"] * chosen + ["rejected"] * (len(tokens.ids) - chosen)
+    return ["chosen" if place < tokens.pair.chosen_tokens else "rejected" for place in range(len(tokens.ids))]
 
 
 def _token_texts(

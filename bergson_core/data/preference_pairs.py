@@ -91,7 +91,7 @@ def _read_pair(
     position: int, columns: ColumnsSpec, parts: Sequence[Any], margin: float, describe: Describe
 ) -> PairTexts:
     """Returns the pair of one row from its prompt, which may be None, its chosen and its rejected completion."""
-    names = (columns.prompt, columns.chosen, columns.rejected)
+    names = (columns.prompt, columns.chosen or "", columns.rejected or "")
     given = {name: part for name, part in zip(names, parts, strict=True) if name is not None}
     for name, part in given.items():
         if part is None:
@@ -107,26 +107,22 @@ def _read_pair(
     kinds = {name: isinstance(part, str) for name, part in given.items()}
     if len(set(kinds.values())) > 1:
         shown = ", ".join(f"{name} is {'text' if is_text else 'a list'}" for name, is_text in kinds.items())
-        raise InvalidInput(f"{describe(position, columns.chosen or '')}: {shown}; {_FORMS}")
-    if isinstance(parts[1], str):
-        prompt, chosen, rejected = _split_texts(*parts)
-    else:
-        chats = {name: _require_chat(part, name, position, describe) for name, part in given.items()}
-        prompt, chosen, rejected = _split_chats(*(chats.get(name or "") for name in names))
-    if chosen == rejected:
+        raise InvalidInput(f"{describe(position, names[1])}: {shown}; {_FORMS}")
+    if parts[1] == parts[2]:
         raise InvalidInput(
-            f"{describe(position, columns.chosen or '')} is the same as {columns.rejected!r}; expected two different "
-            "completions"
+            f"{describe(position, names[1])} is the same as {names[2]!r}; expected two different completions"
         )
-    if isinstance(chosen, str):
-        return PairTexts(prompt, chosen, rejected, False, margin)
-    for name, messages in zip(names[1:], (chosen, rejected), strict=True):
-        if messages[-1].get("role") != "assistant":
+    if isinstance(parts[1], str):
+        return PairTexts(*_split_texts(*parts), is_chat=False, reference_margin=margin)
+    chats = {name: _require_chat(part, name, position, describe) for name, part in given.items()}
+    for name in names[1:]:
+        if (role := chats[name][-1]["role"]) != "assistant":
             raise InvalidInput(
-                f"{describe(position, name or '')}: the last message is of {messages[-1]['role']!r}; expected one of "
-                "the assistant"
+                f"{describe(position, name)}: the last message is of {role!r}; expected one of the assistant"
             )
-    return PairTexts(*map(_dumps, (prompt, chosen, rejected)), True, margin)
+    prompt = None if names[0] is None else chats[names[0]]
+    texts = map(_dumps, _split_chats(prompt, chats[names[1]], chats[names[2]]))
+    return PairTexts(*texts, is_chat=True, reference_margin=margin)
 
 
 def _require_chat(value: Any, column: str, position: int, describe: Describe) -> Messages:

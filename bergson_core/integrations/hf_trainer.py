@@ -71,10 +71,10 @@ class IndexCallback(TrainerCallback):
         scoring: How rows are compared; by default `ScoringSpec()`.
 
     Raises:
-        InvalidInput: `dataset` has no column `input_ids`, or `columns` names weights or pairs. When training begins: `dataset`
-            has a column that cannot be honoured; the run uses several processes, float16 or a compiled model, or is
-            resumed from a checkpoint without rows. During training: a batch holds a document that is not in `dataset`,
-            has other labels, or packs documents into a row.
+        InvalidInput: `dataset` has no column `input_ids`, or `columns` names weights or pairs. When training begins:
+            `dataset` has a column that cannot be honoured; the run uses several processes, float16 or a compiled model,
+            or is resumed from a checkpoint without rows. During training: a batch holds a document that is not in
+            `dataset`, has other labels, or packs documents into a row.
         IndexExists: When training begins: `output` holds something else, or the index of a run that has ended.
         IndexBusy: When training begins: another process is writing to `output`.
         DiskFull: When training ends: the disk is full.

@@ -84,8 +84,7 @@ def load_reference(context: BuildContext) -> LanguageModel | None:
     if spec.reference_model is None:
         return None
     context.report(StageProgress("reference", 0).now())
-    options = {} if spec.device_map is None else {"device_map": spec.device_map}
-    return load_model(spec.reference_model, spec.reference_revision, spec.dtype, **options)
+    return load_model(spec.reference_model, spec.reference_revision, spec.dtype, device_map=spec.device_map)
 
 
 def add_reference_margins(

@@ -19,9 +19,9 @@ _CSV_PARTS: Final = ("rejected", "tokens", "modules", "verified")
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Below a preference pair stands its rejected completion. Behind the id of a document that was cut stand the characters
-    that are shown of it. A column tells exact scores from others where there are any, and two columns have the words: the
-    rank by BM25, and whether the completion is stated.
+    Below a preference pair stands its rejected completion. Behind the id of a document that was cut stand the
+    characters that are shown of it. A column tells exact scores from others where there are any, and two columns have
+    the words: the rank by BM25, and whether the completion is stated.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
