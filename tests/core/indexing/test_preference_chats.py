@@ -117,6 +117,14 @@ def test_results_split_by_token_and_verify(chat_model: Path, tmp_path: Path) -> 
         assert all(token.start is None for token in tokens)
 
 
+def test_words_are_those_of_the_messages(chat_model: Path, tmp_path: Path) -> None:
+    index = AttributionIndex.open(build(chat_model, tmp_path, IMPLICIT, "words"))
+    answer = index.query("Where", " city 1", top_k=20, order="words", include=["text"])
+    by_id = {row.id: row.words for row in answer.results or ()}
+    assert any(words is not None and words.states for words in by_id.values())
+    assert all(by_id[f"c-{k}"].states == (k % 3 == 1) for k in range(20) if by_id.get(f"c-{k}"))
+
+
 def test_texts_and_chats_may_stand_in_one_dataset(chat_model: Path, tmp_path: Path) -> None:
     texts = [{"id": "t-1", "chosen": "A city is large.", "rejected": "A city is small."}]
     index = build(chat_model, tmp_path, [*IMPLICIT[:3], *texts], "mixed")
