@@ -1,5 +1,5 @@
 from . import errors as errors
-from .attribution.corpus_scores import score_corpus, score_self_influence, write_score_array
+from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.index import AttributionIndex
 from .attribution.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.profile_fitting import fit_profile
@@ -125,6 +125,7 @@ __all__ = [
     "load_model",
     "read_manifest",
     "relocate_index",
+    "score_behaviour",
     "score_corpus",
     "score_self_influence",
     "take_down_document",

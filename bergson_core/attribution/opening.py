@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.follow_up.rescoring import Rescorer
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
@@ -33,6 +34,7 @@ class IndexParts:
     processor: GradientProcessor
     searcher: Searcher
     answerer: QueryAnswerer
+    behaviours: Behaviours
     rescorer: Rescorer
     verifier: Verifier
 
@@ -83,6 +85,8 @@ def _open_generation(
     # A limit for all indexes of a worker may be larger than the context of one model.
     limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
     query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
+    query_tokenizer = QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss)
+    behaviours = Behaviours(root, manifest, processor, collector, query_tokenizer, searcher)
     return IndexParts(
         name=root.name,
         manifest=manifest,
@@ -95,9 +99,11 @@ def _open_generation(
             manifest=manifest,
             collector=collector,
             searcher=searcher,
-            query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
+            query_tokenizer=query_tokenizer,
+            behaviours=behaviours,
             score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
         ),
+        behaviours=behaviours,
         rescorer=Rescorer(manifest, collector, processor, searcher),
         verifier=Verifier(manifest, model, searcher),
     )

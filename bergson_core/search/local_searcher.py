@@ -129,7 +129,7 @@ class LocalSearcher:
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
         """
         results: dict[int, SearchResult] = {}
@@ -147,7 +147,8 @@ class LocalSearcher:
         for, until there are no more candidates.
         """
         profile = self.profiles[requests[0].profile]
-        phi, weights = profile.prepare_queries(rows)
+        prepare = profile.prepare_features if requests[0].by_features else profile.prepare_queries
+        phi, weights = prepare(rows)
         scorer = ExactScorer(self.shards, profile)
         rounded = None
         if self.manifest.spec.gradients.rows == "sign":
