@@ -177,7 +177,7 @@ class QueryAnswerer:
         """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
         rows, losses = collect_query_rows(self.collector, tokenized, BUDGET_TOKENS)
         asked = [
-            _AskedQuery(item.query, item.echo(own_losses), item.warnings)
+            _AskedQuery(item.query, item.echo(own_losses.tolist()), item.warnings)
             for item, own_losses in zip(tokenized, losses, strict=True)
         ]
         return self._answer_rows(asked, torch.from_numpy(rows), started)

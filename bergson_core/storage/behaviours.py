@@ -56,8 +56,9 @@ class BehaviourRecord(ResultModel):
 
     def summary(self) -> BehaviourSummary:
         """Returns what is shown of the behaviour in a list."""
-        fields = {name: getattr(self, name, None) for name in BehaviourSummary.model_fields}
-        return BehaviourSummary(**fields | {"size_bytes": sum(entry.bytes for entry in self.files)})
+        shared = BehaviourSummary.model_fields.keys() & BehaviourRecord.model_fields.keys()
+        fields: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        return BehaviourSummary(**fields, size_bytes=sum(entry.bytes for entry in self.files))
 
 
 def behaviour_path(root: Path, name: str) -> Path:
