@@ -70,6 +70,8 @@ def _parse_messages(text: str) -> Any:
 QUERY_OPTIONS = SpecOptions(
     options={
         "profile": OptionOverride(help=PROFILE_HELP),
+        "behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
+        "instead_of_behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
         "messages": OptionOverride(
             intro="A JSON file, or JSON text.",
