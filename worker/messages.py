@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from bergson_core.schemas.base import ResultModel
+from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
@@ -73,6 +74,13 @@ class ProfileJob(_IndexJob):
     spec: ProfileSpec
 
 
+class BehaviourJob(_IndexJob):
+    """Creates a behaviour of a published index."""
+
+    kind: Literal["behaviour"] = "behaviour"
+    spec: BehaviourSpec
+
+
 class CompactJob(_IndexJob):
     """Removes the bytes of taken-down documents from a published index."""
 
@@ -88,7 +96,9 @@ class EstimateJob(RequestMessage):
     spec: BuildSpec
 
 
-Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Field(discriminator="kind")]
+Job = Annotated[
+    BuildJob | AppendJob | ProfileJob | BehaviourJob | CompactJob | EstimateJob, Field(discriminator="kind")
+]
 JOB_ADAPTER: TypeAdapter[Job] = TypeAdapter(Job)
 
 
@@ -133,7 +143,7 @@ class JobRecord(ResultModel):
 
     job_id: str
     kind: str
-    """`build`, `append`, `profile`, `compact` or `estimate`."""
+    """`build`, `append`, `profile`, `behaviour`, `compact` or `estimate`."""
     index: IndexName | None = None
     """Name of the index; null for an estimate, which belongs to no index."""
     state: JobState

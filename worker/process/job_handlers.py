@@ -19,7 +19,7 @@ from bergson_core.utils.atomic_files import atomic_path, file_sha256
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
-from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
+from worker.messages import AppendJob, BehaviourJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings
 
@@ -51,6 +51,8 @@ def run_job(
             run_append(job, settings, report, confirm)
         case ProfileJob():
             run_profile_fit(job, settings, report, confirm)
+        case BehaviourJob():
+            run_behaviour(job, settings, report, confirm)
         case CompactJob():
             from bergson_core.indexing.compact import compact_index
 
@@ -116,6 +118,21 @@ def run_profile_fit(
         queries = Dataset.from_list([query.model_dump() for query in spec.queries or ()])
     fit_profile(
         directory, spec.name, queries, mixing=spec.mixing, key=job.job_id, report=report, confirm=confirm
+    )
+
+
+def run_behaviour(
+    job: BehaviourJob, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
+) -> None:
+    """Creates a behaviour of an index. A behaviour that an earlier start of the same job has created is kept."""
+    from bergson_core.attribution.index import AttributionIndex
+
+    index = AttributionIndex.open(
+        settings.indexes_dir / job.index, partial=True, max_query_tokens=settings.max_query_tokens
+    )
+    spec = job.spec
+    index.behaviours.create(
+        spec.name, spec.queries, spec.control, key=job.job_id, report=report, confirm=confirm
     )
 
 

@@ -37,10 +37,6 @@ class BehaviourDetail(BehaviourSummary):
     control: list[dict[str, Any]] | None = None
     """The queries of the control set. Null if it has none, and for a key that sees no text."""
 
-    def without_text(self) -> "BehaviourDetail":
-        """Returns the behaviour without its queries."""
-        return self.model_copy(update={"queries": None, "control": None})
-
 
 class BehaviourList(ResultModel):
     """The behaviours of an index, in the order of their names."""

@@ -40,10 +40,15 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
     EvaluationSpec: EVALUATION_OPTIONS,
 }
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
-NEEDED_BESIDE = {"span": {"completion": "C C C"}, "chunk_overlap": {"long_documents": "chunk"}}
+NEEDED_BESIDE: dict[str, dict[str, str | None]] = {
+    "span": {"completion": "C C C"},
+    "chunk_overlap": {"long_documents": "chunk"},
+    "instead_of_behaviour": {"prompt": None, "completion": None, "behaviour": "refusals"},
+}
 """Options that another option cannot be given without."""
+BEHAVIOUR_OPTION = "AttributionQuery-behaviour"
 MESSAGES_OPTION = "AttributionQuery-messages"
-"""It excludes the prompt, which the other options need."""
+"""These exclude the prompt, which the other options need."""
 PRESET_OPTION = "BuildSpec-preset"
 """It sets what other options leave out."""
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hö."}]
@@ -126,7 +131,8 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("spec", "option"), [case for case in options() if case.id not in (MESSAGES_OPTION, PRESET_OPTION)]
+    ("spec", "option"),
+    [case for case in options() if case.id not in (MESSAGES_OPTION, BEHAVIOUR_OPTION, PRESET_OPTION)],
 )
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
     values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
