@@ -6,6 +6,7 @@ from pathlib import Path
 from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.follow_up.rescoring import Rescorer
+from bergson_core.attribution.follow_up.word_order import WordOrder
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import Verifier
@@ -36,6 +37,7 @@ class IndexParts:
     answerer: QueryAnswerer
     behaviours: Behaviours
     rescorer: Rescorer
+    word_order: WordOrder
     verifier: Verifier
 
 
@@ -87,6 +89,15 @@ def _open_generation(
     query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
     query_tokenizer = QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss)
     behaviours = Behaviours(root, manifest, processor, collector, query_tokenizer, searcher)
+    answerer = QueryAnswerer(
+        index=root.name,
+        manifest=manifest,
+        collector=collector,
+        searcher=searcher,
+        query_tokenizer=query_tokenizer,
+        behaviours=behaviours,
+        score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
+    )
     return IndexParts(
         name=root.name,
         manifest=manifest,
@@ -94,17 +105,10 @@ def _open_generation(
         collector=collector,
         processor=processor,
         searcher=searcher,
-        answerer=QueryAnswerer(
-            index=root.name,
-            manifest=manifest,
-            collector=collector,
-            searcher=searcher,
-            query_tokenizer=query_tokenizer,
-            behaviours=behaviours,
-            score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
-        ),
+        answerer=answerer,
         behaviours=behaviours,
         rescorer=Rescorer(manifest, collector, processor, searcher),
+        word_order=WordOrder(root, answerer, searcher),
         verifier=Verifier(manifest, model, searcher),
     )
 

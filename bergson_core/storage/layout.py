@@ -20,7 +20,8 @@ TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
 BEHAVIOURS_DIRECTORY: Final = "behaviours"
 """Holds the behaviours of the index (`storage.behaviours`), which no manifest lists."""
 INDEX_FILES: Final = frozenset(
-    {"manifest.json", "statistics", "profiles", "shards", "search", "documents.arrow", BEHAVIOURS_DIRECTORY}
+    {"manifest.json", "statistics", "profiles", "shards", "search", "words", "documents.arrow"}
+    | {BEHAVIOURS_DIRECTORY}
     | {BUILD_STAMP_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
 )
 """Names that an index uses in its directory, and that no model or dataset inside it may have."""
@@ -35,6 +36,11 @@ def preconditioner_path(root: Path, profile: str = DEFAULT_PROFILE) -> Path:
 def lengths_path(profile: str, shard: str) -> str:
     """Returns the path, below the index directory, of the lengths of a shard's rows under a profile."""
     return f"profiles/{profile}/{shard}.lengths.bin"
+
+
+def words_path(shard: str, documents_sha256: str) -> str:
+    """Returns the path, below the index directory, of the words of a shard whose documents have this sha256."""
+    return f"words/{shard}.{documents_sha256[:16]}.1.arrow"
 
 
 def search_path(kind: SearchKind, shard: str) -> str:

@@ -200,6 +200,8 @@ def test_a_behaviour_that_is_created_anew_is_not_answered_from_what_was_computed
         ({"rescore": 10}, "rescore: a behaviour is kept as rows"),
         ({"verify": {"top": 1}}, "verify: a behaviour is no single text"),
         ({"objective": "log_odds"}, "objective"),
+        ({"order": "words"}, "order: a behaviour has no words"),
+        ({"include": ("text", "words")}, "include: a behaviour has no words"),
         ({"join": "space"}, "join"),
         ({"instead_of_behaviour": "living"}, "every score would be 0"),
         ({"behaviour": None, "instead_of_behaviour": "living"}, "beside it, got none"),
