@@ -35,6 +35,7 @@ from service.routes import (
     indexes,
     jobs,
     links,
+    unlearning,
     workers,
 )
 from service.settings import ServiceSettings
@@ -82,6 +83,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         behaviours,
         jobs,
         attribute,
+        unlearning,
         links,
         workers,
         health,

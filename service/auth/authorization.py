@@ -39,6 +39,7 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "create_behaviour": "write",
     "delete_behaviour": "write",
     "compact": "write",
+    "preview_unlearning": "write",  # it runs a model for as long as a job
     "cancel_job": "write",
     "remove_index": "admin",
 }

@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     ),
     "score": CommandSource("score", "Score every document against a set of queries, or a behaviour."),
     "self_influence": CommandSource("score", "Score every document against itself."),
+    "unlearn": CommandSource("unlearn", "Preview what unlearning some documents together would do."),
     "evaluate": CommandSource("evaluate", "Measure an index against BM25 and other baselines."),
     "check": CommandSource("check", "Compare a model's gradients alone, batched, and in each precision."),
     "canary": CommandSource("canary", "Send a fixed set of queries to a running service."),

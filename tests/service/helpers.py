@@ -118,6 +118,7 @@ EXAMPLE_BODIES: dict[str, Any] = {
     "append_documents": examples.APPEND_INLINE,
     "fit_profile": examples.PROFILE_INLINE,
     "create_behaviour": behaviour_examples.BEHAVIOUR_REQUEST,
+    "preview_unlearning": examples.UNLEARN_FILTER,
     "attribute": examples.ATTRIBUTE_REQUEST,
     "attribute_batch": examples.BATCH_REQUEST,
     "make_link": link_examples.LINK_REQUEST,

@@ -1,5 +1,6 @@
 """A job creates a behaviour once, however often it is started, and one that is cancelled leaves nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from bergson_core.schemas.results import Progress
 from tests import tiny
 from tests.core.helpers import make_spec
 from worker.messages import JOB_ADAPTER, BehaviourJob
+from worker.process.index_cache import IndexCache
 from worker.process.job_handlers import run_job
 from worker.settings import Settings
 
@@ -33,12 +35,17 @@ def make_job(job_id: str = "j-1", **changes: object) -> BehaviourJob:
     return job
 
 
+def run(job: BehaviourJob, settings: Settings, report: Callable[[Progress], None]) -> None:
+    cache = IndexCache(settings.indexes_dir, capacity=1)
+    assert run_job(job, settings, report, lambda: None, cache.get) is None
+
+
 def test_a_job_that_is_started_again_creates_the_behaviour_once(settings: Settings) -> None:
     progress: list[Progress] = []
     for _ in range(2):
-        assert run_job(make_job(), settings, progress.append, lambda: None) is None
+        run(make_job(), settings, progress.append)
     with pytest.raises(BehaviourExists):
-        run_job(make_job("j-2"), settings, progress.append, lambda: None)
+        run(make_job("j-2"), settings, progress.append)
     index = AttributionIndex.open(settings.indexes_dir / "facts")
     assert index.behaviours.get("living").queries == QUERIES
     assert index.query(behaviour="living").results
@@ -51,8 +58,8 @@ def test_a_job_that_is_cancelled_or_wrong_leaves_nothing(settings: Settings) -> 
             raise Cancelled("stopped by the test")
 
     with pytest.raises(Cancelled):
-        run_job(make_job(), settings, stop, lambda: None)
+        run(make_job(), settings, stop)
     too_long = {"prompt": "a long text " * 90, "completion": " b"}
     with pytest.raises(InvalidInput, match=r"^queries\.3: "):
-        run_job(make_job(queries=[*QUERIES, too_long]), settings, lambda _: None, lambda: None)
+        run(make_job(queries=[*QUERIES, too_long]), settings, lambda _: None)
     assert not list((settings.indexes_dir / "facts" / "behaviours").glob("*"))
