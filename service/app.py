@@ -28,13 +28,13 @@ from service.queue.broker import Broker
 from service.routes import (
     attribute,
     behaviours,
-    dashboard,
     documents,
     health,
     index_changes,
     indexes,
     jobs,
     links,
+    pages,
     unlearning,
     workers,
 )
@@ -87,7 +87,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         links,
         workers,
         health,
-        dashboard,
+        pages,
     ):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
