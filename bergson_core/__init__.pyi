@@ -1,5 +1,5 @@
 from . import errors as errors
-from .attribution.corpus_scores import score_corpus, score_self_influence, write_score_array
+from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.groups.score_sums import ScoreSum, sum_scores
 from .attribution.groups.unlearning_preview import preview_unlearning
@@ -139,6 +139,7 @@ __all__ = [
     "preview_unlearning",
     "read_manifest",
     "relocate_index",
+    "score_behaviour",
     "score_corpus",
     "score_self_influence",
     "sum_scores",
