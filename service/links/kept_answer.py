@@ -162,7 +162,7 @@ def _without_others(answer: AttributeResponse, documents: Mapping[str, Document]
 
 def _hash_text(link_id: str, document: Document) -> str:
     """Returns the sha256 of a document's text, which differs from link to link."""
-    content = json.dumps([link_id, document["prompt"], document["completion"]])
+    content = json.dumps([link_id, document["prompt"], document["completion"], document["rejected"]])
     return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -190,15 +190,18 @@ def _with_texts(row: ResultRow, document: Document, include: tuple[str, ...]) ->
     """Returns a result with those parts of its document that the request asked for."""
     update: dict[str, Any] = {"words": row.words}
     if "text" in include:
-        update |= {"prompt": document["prompt"], "completion": document["completion"]}
+        update |= {name: document[name] for name in ("prompt", "completion", "rejected")}
     if "metadata" in include:
         update["metadata"] = document["metadata"]
     if row.tokens is not None:
-        text = document["prompt"] + (document["completion"] or "")
-        update["tokens"] = [
-            token
-            if token.start is None
-            else token.model_copy(update={"token": text[token.start : token.end]})
-            for token in row.tokens
-        ]
+        update["tokens"] = [_with_token_text(token, document) for token in row.tokens]
     return without_row_texts(row).model_copy(update=update)
+
+
+def _with_token_text(token: TokenInfluence, document: Document) -> TokenInfluence:
+    """Returns a token with the characters of the document that it stands for; of a pair, in its own completion."""
+    if token.start is None:
+        return token
+    completion = document["rejected"] if token.sequence == "rejected" else document["completion"]
+    text = document["prompt"] + (completion or "")
+    return token.model_copy(update={"token": text[token.start : token.end]})

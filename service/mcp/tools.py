@@ -168,16 +168,18 @@ class Tools:
         async with self._access.open(context) as client:
             document = await client.document(index, document_id)
         end = start + max_characters
-        text, completion = document.prompt, document.completion
+        text, completion, rejected = document.prompt, document.completion, document.rejected
+        length = max(len(each or "") for each in (text, completion, rejected))
         return DocumentQuote(
             index=document.index,
             id=document.id,
             untrusted_text=None if text is None else text[start:end],
             start=start,
-            end=max(start, min(end, max(len(text or ""), len(completion or "")))),
+            end=max(start, min(end, length)),
             characters=None if text is None else len(text),
             untrusted_completion=None if completion is None else completion[start:end],
             completion_characters=None if completion is None else len(completion),
+            untrusted_rejected=None if rejected is None else rejected[start:end],
             untrusted_metadata=document.metadata,
             loss=document.loss,
             tokens=document.n_tokens,
