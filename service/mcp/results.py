@@ -152,10 +152,12 @@ class AnswerQuote(ResultModel):
     index: str
     generation: int
     """Version of the index that answered."""
-    prompt: str
-    """Text before the completion."""
-    completion: str
-    """The completion that is explained, as it was given or as the model generated it."""
+    prompt: str | None
+    """Text before the completion; null for a behaviour."""
+    completion: str | None
+    """The completion that is explained, as it was given or as the model generated it; null for a behaviour."""
+    behaviour: str | None
+    """The behaviour that is explained."""
     generated: bool
     """Whether the model generated the completion."""
     instead_of: str | None
@@ -183,8 +185,9 @@ class AnswerQuote(ResultModel):
         return cls(
             index=answer.index,
             generation=answer.generation,
-            prompt=answer.query.prompt or "",
-            completion=answer.query.completion or "",
+            prompt=answer.query.prompt,
+            completion=answer.query.completion,
+            behaviour=answer.query.behaviour,
             generated=answer.query.generated,
             instead_of=answer.query.instead_of,
             loss=answer.query.loss,
@@ -197,6 +200,24 @@ class AnswerQuote(ResultModel):
                 for warning in answer.warnings
             ],
         )
+
+
+class BehaviourEntry(ResultModel):
+    """A named set of queries that is kept with an index, such as what a model says when it is rude."""
+
+    name: str
+    queries: int
+    """Number of its queries."""
+    controls: int
+    """Number of queries like them except for the behaviour, whose scores are subtracted."""
+    loss: float
+    """Mean of the queries' losses, in nats: the lower, the more the model behaves so."""
+
+
+class BehaviourEntries(ResultModel):
+    """The behaviours of an index."""
+
+    behaviours: list[BehaviourEntry]
 
 
 class KeptAnswer(ResultModel):
