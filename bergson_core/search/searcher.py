@@ -39,7 +39,8 @@ class SearchRequest:
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
+        group_by = "document" if query.group_by == "document" else None  # other groups are formed afterwards
+        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, group_by)
 
     @cached_property
     def batch_key(self) -> tuple[Hashable, ...]:

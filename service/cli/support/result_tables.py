@@ -7,12 +7,13 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from bergson_core.schemas.answer_parts.groups import ResultGroup
 from bergson_core.schemas.answer_parts.verification import Verification
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("tokens", "modules", "verified")
+_CSV_PARTS: Final = ("tokens", "modules", "group", "verified")
 """Fields of a result that are columns of JSON, where any result has them."""
 
 
@@ -33,6 +34,10 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     if has_words:
         table.add_column("words", justify="right", no_wrap=True)
         table.add_column("states", no_wrap=True)
+    has_groups = any(row.group for row in rows)
+    if has_groups:
+        table.add_column("sum of the group", justify="right", no_wrap=True)
+        table.add_column("group", overflow="fold")
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -46,6 +51,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         numbers = [f"{row.score:+.4f}", percentile, loss, *[_yes_or_no(row.exact)] * has_exact]
         if has_words:
             numbers += ["", ""] if row.words is None else _words_cells(row.words)
+        if has_groups:
+            numbers += ["", ""] if row.group is None else _group_cells(row.group)
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
         table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
     return table
@@ -69,6 +76,12 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
         values += [(fields["words"] or {}).get(name) for name in words]
         table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
     return columns, table
+
+
+def _group_cells(group: ResultGroup) -> list[str]:
+    count = f"{group.count:,} document{'s' * (group.count != 1)}"
+    value = _metadata_text(group.value)
+    return [f"{group.score:+.4f}", f"{value}: {count}" if value else count]
 
 
 def _words_cells(words: WordMatch) -> list[str]:

@@ -114,6 +114,19 @@ def test_together_goes_with_verify_and_its_table_has_a_row_for_the_group(
     assert "--verify" in str(refused.exception)
 
 
+def test_group_by_is_an_option_and_the_table_has_the_sum_of_each_group(
+    asked: list[AttributionQuery], tmp_path: Path
+) -> None:
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London"]
+    table = CliRunner().invoke(commands, [*arguments, "--group_by", "source"]).stdout
+    assert [query.group_by for query in asked] == ["source"]
+    assert "sum of the group" in table
+    assert "wiki: 1 document" in table
+    assert "sum of the group" not in CliRunner().invoke(commands, arguments).stdout
+    csv = CliRunner().invoke(commands, [*arguments, "--group_by", "source", "--format", "csv"]).stdout
+    assert csv.splitlines()[0].endswith(",group")
+
+
 @pytest.fixture
 def url(app: FastAPI) -> Iterator[str]:
     with serve_app(app) as url:
