@@ -143,7 +143,7 @@ def test_a_key_without_text_gets_documents_without_text(
     document = client.get(
         "/index/facts/documents/doc-1", headers=make_key_header(tmp_path, text=False)
     ).json()
-    hidden = dict.fromkeys(("prompt", "completion", "metadata", "chunk", "chunks"))
+    hidden = dict.fromkeys(("prompt", "completion", "rejected", "metadata", "chunk", "chunks"))
     assert document == row | {"index": "facts"} | hidden
     assert (
         client.get("/index/facts/documents/doc-1", headers=make_key_header(tmp_path, "bob")).json()["prompt"]
