@@ -8,6 +8,7 @@ import pytest
 from bergson_core import AttributionIndex, build_index, take_down_document
 from bergson_core.attribution.groups.near_duplicates import group_near_duplicates
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.schemas.source import ColumnsSpec
 from tests.core.helpers import make_spec, query, write_lines
@@ -161,3 +162,11 @@ def test_an_answer_without_a_document_has_it_in_no_group(opened):
 def test_what_groups_do_not_go_with_is_refused(opened, fields, message):
     with pytest.raises(InvalidInput, match=message):
         opened.query("Person 3 lives in", " city 1.", **fields)
+
+
+def test_a_behaviour_is_answered_in_groups(sources, tmp_path):
+    build_index(make_spec(sources), tmp_path / "facts")
+    opened = AttributionIndex.open(tmp_path / "facts")
+    opened.behaviours.create("cities", [{"prompt": "Person 3 lives in", "completion": " city 1."}])
+    (answer,) = opened.attribute([AttributionQuery(behaviour="cities", group_by="source")])
+    assert sum(row.group.count for row in answer.results) == 40
