@@ -135,9 +135,8 @@ def _find_documents(root: Path, ids: Iterable[str]) -> dict[str, Document]:
 def _document_ids(answer: AttributeResponse) -> set[str]:
     """Returns the ids of all documents that an answer names: results, random documents, and groups of either."""
     parts = [*(answer.results or ()), *(answer.opponents or ()), answer.verification]
-    return set(
-        _iter_ids([part.model_dump(exclude={"tokens", "metadata", "modules"}) for part in parts if part])
-    )
+    excluded = {"tokens": True, "metadata": True, "modules": True, "group": {"value"}}
+    return set(_iter_ids([part.model_dump(exclude=excluded) for part in parts if part]))
 
 
 def _iter_ids(value: object) -> Iterator[str]:
@@ -167,11 +166,13 @@ def _hash_text(link_id: str, document: Document) -> str:
 
 
 def _keep_parts(rows: list[ResultRow] | None, kept: list[ResultRow] | None) -> list[ResultRow] | None:
-    """Returns the rows `kept` with the words of `rows`, and with their tokens, whose texts are left out."""
+    """Returns the rows `kept` with the words and groups of `rows`, and with their tokens, whose texts are left out."""
     if rows is None or kept is None:
         return None
     return [
-        new.model_copy(update={"tokens": _without_token_texts(row.tokens), "words": row.words})
+        new.model_copy(
+            update={"tokens": _without_token_texts(row.tokens), "words": row.words, "group": row.group}
+        )
         for row, new in zip(rows, kept, strict=True)
     ]
 
@@ -188,7 +189,7 @@ def _without_token_texts(tokens: list[TokenInfluence] | None) -> list[TokenInflu
 
 def _with_texts(row: ResultRow, document: Document, include: tuple[str, ...]) -> ResultRow:
     """Returns a result with those parts of its document that the request asked for."""
-    update: dict[str, Any] = {"words": row.words}
+    update: dict[str, Any] = {"words": row.words, "group": row.group}
     if "text" in include:
         update |= {name: document[name] for name in ("prompt", "completion", "rejected")}
     if "metadata" in include:
