@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.follow_up.answer_steps import Steps
+from bergson_core.attribution.follow_up.group_folding import fold_results
 from bergson_core.attribution.opening import IndexParts, open_index_parts
 from bergson_core.attribution.queries.isolation import run_or_error
 from bergson_core.errors import BergsonError, InvalidInput
@@ -59,6 +60,7 @@ class AttributionIndex(IndexParts):
         processor: Normalizers and projection of the rows.
         searcher: The shards, open for search.
         answerer: Answers queries from the shards.
+        behaviours: The behaviours of the index: named sets of queries, which are created, listed and deleted here.
         rescorer: Scores candidates again by their whole gradients.
         word_order: Compares results with the words of the documents.
         verifier: Verifies results by unlearning documents.
@@ -128,6 +130,8 @@ class AttributionIndex(IndexParts):
         instead_of: str | None = None,
         objective: Objective = "log_probability",
         messages: Messages | None = None,
+        behaviour: str | None = None,
+        instead_of_behaviour: str | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
         span: tuple[int, int] | None = None,
@@ -135,7 +139,7 @@ class AttributionIndex(IndexParts):
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
         order: Order = "influence",
-        group_by: Literal["document"] | None = None,
+        group_by: str | None = None,
         rescore: int | None = None,
         verify: VerifySpec | None = None,
         max_new_tokens: int = 32,
@@ -164,6 +168,9 @@ class AttributionIndex(IndexParts):
             messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
                 of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
                 all that the assistant says.
+            behaviour: A behaviour of the index to explain instead: the score of a document is the mean of its scores
+                with the behaviour's queries, less that with its control set. Nothing can be verified or rescored then.
+            instead_of_behaviour: Another behaviour, whose scores are subtracted.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
@@ -181,7 +188,8 @@ class AttributionIndex(IndexParts):
             order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents
                 for prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
             group_by: `document` returns each document once, by its best chunk, where long documents were cut into
-                chunks.
+                chunks. `near_duplicates`, or the name of a metadata column, folds the 1,000 best documents into groups;
+                `top_k` counts groups then, and each result has its `group` with the sum of the scores.
             rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, neither
                 projected nor preconditioned. They come first, and their `exact` is true. It needs the default profile.
             verify: How to verify the best results by unlearning them; by default they are not verified.
@@ -195,6 +203,7 @@ class AttributionIndex(IndexParts):
 
         Raises:
             InvalidInput: An argument is wrong; the text of the error says what was expected.
+            BehaviourNotFound: The index has no such behaviour.
             TooLong: Prompt and completion together are longer than the model takes.
             IndexCorrupt: Shards of the index are damaged, and `partial` is false.
             ClusterUnavailable: The machines that hold the shards do not answer.
@@ -207,6 +216,8 @@ class AttributionIndex(IndexParts):
                 "instead_of": instead_of,
                 "objective": objective,
                 "messages": messages,
+                "behaviour": behaviour,
+                "instead_of_behaviour": instead_of_behaviour,
                 "top_k": top_k,
                 "direction": direction,
                 "span": span,
@@ -251,7 +262,7 @@ class AttributionIndex(IndexParts):
     def follow_up(
         self, query: AttributionQuery, answer: Answer, rescore_until: float = math.inf
     ) -> Steps[Answer]:
-        """Rescores, orders by words and verifies the results of a query, as far as it asks for it, step by step.
+        """Rescores, folds, orders by words and verifies the results of a query, as far as it asks for it, step by step.
 
         Between two steps the model has its own weights, so that other queries may be answered in between, or the work
         may be given up. `query` and `attribute` take all steps at once.
@@ -268,6 +279,10 @@ class AttributionIndex(IndexParts):
         Raises:
             InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
         """
+        if query.folds:
+            answer = yield from fold_results(query, answer, self.verifier.selector)
+        if query.behaviour is not None:
+            return answer  # it has no text, and so no other follow-up
         tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
         if query.rescore is not None:
             answer = yield from self.rescorer.rescore(query, tokens, answer, rescore_until)
@@ -341,9 +356,7 @@ class AttributionIndex(IndexParts):
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
         return [
-            self.answerer.make_rows(
-                result.proponents or result.opponents or [], result.background_scores, request.include
-            )
+            self.answerer.make_rows(result, direction, request.include, profile) or []
             for result in search_results
         ]
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from bergson_core.schemas.build import IndexName
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.record import Message
 from bergson_core.schemas.source import MAX_INLINE_DOCUMENTS, DatasetSpec
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
 MAX_TOP_K_WITH_TOKENS = 32
 """Largest `top_k` of a query that asks for the scores of tokens: each result costs a pass through the model."""
@@ -24,6 +25,11 @@ FUSION_DEPTH = 100
 """Documents of each order that are fused at least, so that the first results do not depend on `top_k`."""
 _RESCORED_PER_CALL = 32
 """Candidates to rescore that count as one call: documents run through the model in batches."""
+
+GROUP_DEPTH = 1000
+"""How many of the best documents of a direction are folded into groups."""
+NEAR_DUPLICATES: Final = "near_duplicates"
+"""Value of `group_by` that folds documents whose rows are nearly the same."""
 
 Direction = Literal["proponents", "opponents", "both"]
 IncludedPart = Literal["text", "metadata", "tokens", "modules", "words"]
@@ -59,13 +65,29 @@ class VerifySpec(Spec):
         return directions * self.top + self.controls + groups
 
 
+_NOT_OF_BEHAVIOURS: Final = {
+    "prompt": "the behaviour has its own queries",
+    "completion": "the behaviour has its own queries",
+    "messages": "the behaviour has its own queries",
+    "instead_of": "a behaviour is contrasted with another one by instead_of_behaviour",
+    "span": "the spans of a behaviour's completions are part of its queries",
+    "objective": "the objectives of a behaviour are part of its queries",
+    "join": "how prompts and completions are joined is part of a behaviour's queries",
+    "max_new_tokens": "nothing is generated for a behaviour",
+    "order": "a behaviour has no words that documents could be compared with",
+    "rescore": "a behaviour is kept as rows of the index, which have no whole gradients to rescore by",
+    "verify": "a behaviour is no single text whose log-probability unlearning could change; verify one of its queries",
+}
+"""Fields that a query for a behaviour cannot have, and why."""
+
+
 class AttributionQuery(Spec):
     """A prompt and the model's completion of it, or a chat: which training documents made the model say this?"""
 
     index: IndexName | None = None
     """Name of the index, for a service; an open index needs none."""
     prompt: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
-    """Text before the completion. It may be empty. A query has either a prompt or `messages`."""
+    """Text before the completion. It may be empty. A query has either a prompt, or `messages`, or a `behaviour`."""
     completion: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
     """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
     default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
@@ -82,6 +104,13 @@ class AttributionQuery(Spec):
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant
     says."""
+    behaviour: IndexName | None = None
+    """Name of a behaviour of the index to explain instead of a completion. The score of a document is the mean of its
+    scores with the behaviour's queries, less the mean of those with its control set. It goes with `profile`, `filter`,
+    `direction`, `include`, `group_by` and `partial`."""
+    instead_of_behaviour: IndexName | None = None
+    """Another behaviour of the index, whose scores are subtracted: which documents made the model behave in the one way
+    rather than in the other?"""
     join: Join = "exact"
     """What stands between prompt and completion: with `exact`, nothing but what they have themselves; a completion that
     seems to lack its space is told in the answer's `warnings`. With `space`, a space is put there if neither has one
@@ -104,8 +133,12 @@ class AttributionQuery(Spec):
     """The order of the results: `influence` on the completion; `words`, the BM25 score of all documents for prompt and
     completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order, and
     with the last two each result has its `words`."""
-    group_by: Literal["document"] | None = None
-    """`document` returns each document once, by its best chunk, where long documents were cut into chunks."""
+    group_by: str | None = Field(default=None, min_length=1, max_length=256)
+    """What is returned once, as one result. `document`: each document, by its best chunk, where long documents were
+    cut into chunks. `near_duplicates`: documents whose rows have a cosine of 0.95 or more. Any other value is the name
+    of a metadata column: documents with the same value. With the last two, the 1,000 best documents of each direction
+    are folded into groups, `top_k` counts groups, and each result is the best document of its group and has the sum of
+    the scores and the members in `group`."""
     profile: IndexName = "default"
     """Profile to score with: `default`, or one that was fitted to a task."""
     partial: bool = False
@@ -139,9 +172,19 @@ class AttributionQuery(Spec):
         return self.max_unlearned_documents + math.ceil(rescored / _RESCORED_PER_CALL)
 
     @property
+    def folds(self) -> bool:
+        """Whether results are folded into groups after the search; chunks of a document are grouped by the search."""
+        return self.group_by not in (None, "document")
+
+    @property
+    def groups_by_column(self) -> bool:
+        """Whether results are folded by a metadata column."""
+        return self.folds and self.group_by != NEAR_DUPLICATES
+
+    @property
     def has_follow_up(self) -> bool:
         """Whether something is done to the results of the search: they are rescored, verified or compared by words."""
-        return self.rescore is not None or self.verify is not None or self.compares_words
+        return self.rescore is not None or self.verify is not None or self.compares_words or self.folds
 
     @property
     def compares_words(self) -> bool:
@@ -163,6 +206,8 @@ class AttributionQuery(Spec):
         if self.order != "influence":
             # The results are scored once more when it is known which they are.
             update |= {"order": "influence", "top_k": self.search_depth, "include": ()}
+        if self.folds:
+            update |= {"group_by": None, "top_k": GROUP_DEPTH}
         return self.model_copy(update=update)
 
     @property
@@ -216,6 +261,24 @@ class AttributionQuery(Spec):
         return self
 
     @model_validator(mode="after")
+    def _require_what_groups_go_with(self) -> Self:
+        if not self.folds:
+            return self
+        given = {
+            "include": "tokens" in self.include,
+            "rescore": self.rescore is not None,
+            "order": self.order != "influence",
+        }
+        if wrong := [name for name, is_given in given.items() if is_given]:
+            what = "tokens in include" if wrong[0] == "include" else wrong[0]
+            raise field_error(
+                wrong[0],
+                message=f"groups are sums of the scores of the index: expected no {what} with group_by "
+                f"{short_repr(self.group_by)}; leave out one of the two",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_few_results_with_tokens(self) -> Self:
         if "tokens" in self.include and self.top_k > MAX_TOP_K_WITH_TOKENS:
             raise field_error(
@@ -226,10 +289,39 @@ class AttributionQuery(Spec):
         return self
 
     @model_validator(mode="after")
+    def _require_behaviour_alone(self) -> Self:
+        if self.behaviour is None:
+            if self.instead_of_behaviour is not None:
+                raise field_error(
+                    "instead_of_behaviour",
+                    message="it is subtracted from a behaviour: expected `behaviour` beside it, got none",
+                )
+            return self
+        for name, reason in _NOT_OF_BEHAVIOURS.items():
+            if getattr(self, name) != AttributionQuery.model_fields[name].default:
+                raise field_error(name, message=f"{reason}: leave out {name} or behaviour")
+        if "words" in self.include:
+            raise field_error(
+                "include",
+                message="a behaviour has no words that documents could be compared with: leave out words",
+            )
+        if self.instead_of_behaviour == self.behaviour:
+            raise field_error(
+                "instead_of_behaviour",
+                message="expected another behaviour, got the same, so that every score would be 0",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_prompt_or_chat(self) -> Self:
+        if self.behaviour is not None:
+            return self
         if self.messages is None:
             if self.prompt is None:
-                raise field_error("prompt", message="expected a prompt, or `messages` instead; got neither")
+                raise field_error(
+                    "prompt",
+                    message="expected a prompt, or else `messages` or a `behaviour`; got none of them",
+                )
             return self
         if self.join != "exact":
             raise field_error("join", message="expected `exact` where `messages` are given; got 'space'")

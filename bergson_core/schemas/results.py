@@ -4,8 +4,9 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
+from bergson_core.schemas.answer_parts.groups import ResultGroup
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
@@ -89,8 +90,14 @@ class TokenInfluence(ResultModel):
     them, and in chats, whose text is made by the template."""
     end: int | None
     """See `start`."""
+    sequence: Literal["chosen", "rejected"] | None = None
+    """Of a preference pair: the completion that the token is read with. The model reads the prompt with both, so that
+    its tokens are there twice; `start` and `end` count from its beginning in both."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
+
+
+Strength = Literal["strong", "weak", "none"]
 
 
 class ResultRow(ResultModel):
@@ -106,23 +113,37 @@ class ResultRow(ResultModel):
     exact: bool = False
     """Whether the score is that of the whole gradients, which `rescore` asks for. Otherwise it is that of the rows of
     the index, which are projected."""
+    interval: tuple[float, float] | None = None
+    """[low, high]: where the score lies on average over all random projections, in nine of ten cases, given the rank of
+    the result. It shows the noise of the projection alone. Null for an exact score, which has none, and where the rows
+    of the index do not show their noise."""
+    strength: Strength | None = None
+    """How strong the influence is. `strong`: the score is above the threshold from which a result stands out, and the
+    whole interval is above the 99th percentile of random documents. `weak`: one of the two. `none`: neither. Always by
+    the scores of the index. Null for opponents, under another profile than the default, and where the index has no
+    threshold or its rows do not show their noise."""
     percentile: float | None = None
     """Percentage of random documents of the index that score lower for this query, always by the scores of the index,
     also where the score itself is exact. Null if there are none to compare with."""
     prompt: str | None = None
     """Text of the document, or its prompt; a chat as JSON. Null unless `include` asks for `text`."""
     completion: str | None = None
-    """Completion of the document; null where documents have none, and unless `include` asks for `text`."""
+    """Completion of the document, of a preference pair the chosen one; null where documents have none, and unless
+    `include` asks for `text`."""
+    rejected: str | None = None
+    """The rejected completion of a preference pair; null for other documents, and unless `include` asks for `text`."""
     metadata: dict[str, Any] | None = None
     """Metadata columns of the document; null unless `include` asks for them."""
     loss: float | None
-    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats. Null if the document was
-    skipped because its gradient was not finite."""
+    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats; of a preference pair, the
+    loss of DPO. Null if the document was skipped because its gradient was not finite."""
     modules: dict[str, float] | None = None
     """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
     tokens: list[TokenInfluence] | None = None
     """Each token's part of the score, if `include` asks for it. The parts sum to the score. Null for a result that
     `rescore` has not scored exactly."""
+    group: ResultGroup | None = None
+    """The documents that the result stands for, if `group_by` folds results."""
     chunk: Chunk | None = None
     """What the text is a part of, if the document was too long and was cut."""
     words: WordMatch | None = None
@@ -145,10 +166,10 @@ class Rescored(ResultModel):
 class QueryEcho(ResultModel):
     """The query as it was answered."""
 
-    prompt: str
+    prompt: str | None = None
     """Text before the completion. For a chat, what the chat template makes of it, up to what the assistant says
-    last."""
-    completion: str
+    last. Null for a behaviour."""
+    completion: str | None = None
     """The completion that is explained: as it was given, with the space that `join` has put before it, or as the model
     generated it. For a chat, what the assistant says last, with the token that ends the turn; `loss` and `n_tokens` are
     those of all that the assistant says."""
@@ -157,15 +178,20 @@ class QueryEcho(ResultModel):
     token_ids: list[int] | None = None
     """Ids of the tokens that the model generated, which are those that are explained. Null for a completion that was
     given. The EOS that ended the completion is not among them."""
+    behaviour: str | None = None
+    """Name of the behaviour that was asked for instead of a completion."""
     loss: float
-    """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
+    """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats. For a behaviour, the mean of
+    these sums over its queries."""
     n_tokens: int
-    """Number of these tokens."""
+    """Number of these tokens, of all queries of a behaviour together."""
     instead_of: str | None = None
     """The other completion that this one is contrasted with, as it was tokenised."""
+    instead_of_behaviour: str | None = None
+    """The other behaviour, whose scores were subtracted."""
     instead_of_loss: float | None = None
     """Sum of the cross-entropies of the tokens of `instead_of`, in nats. Where it is the higher of the two, the model
-    says the completion rather than this."""
+    says the completion rather than this. For `instead_of_behaviour`, the mean of these sums over its queries."""
 
 
 class QueryWarning(ResultModel):
@@ -242,7 +268,10 @@ class Answer(ResultModel):
             remaining = (
                 row for row in rows if row.id not in ids and not (row.chunk and row.chunk.document in ids)
             )
-            return [row.model_copy(update={"rank": rank}) for rank, row in enumerate(remaining, start=1)]
+            return [
+                row.model_copy(update={"rank": rank, "group": row.group and row.group.without(ids)})
+                for rank, row in enumerate(remaining, start=1)
+            ]
 
         if not ids:
             return self

@@ -9,7 +9,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -21,13 +21,17 @@ from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
+from bergson_core.search.projection_noise.intervals import ScoreError
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import Shard
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """The part of a query that concerns the search. The fields are those of `AttributionQuery`."""
+    """The part of a query that concerns the search. The fields are those of `AttributionQuery`.
+
+    With `by_features`, the row that is given for the query is φ already, or a sum of φ, as that of a behaviour is.
+    """
 
     top_k: int
     direction: Direction
@@ -35,33 +39,48 @@ class SearchRequest:
     profile: str
     filter: Mapping[str, Condition] | None
     group_by: Literal["document"] | None = None
+    by_features: bool = False
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
+        return cls(
+            query.top_k,
+            query.direction,
+            query.include,
+            query.profile,
+            query.filter,
+            "document" if query.group_by == "document" else None,  # other groups are formed afterwards
+            query.behaviour is not None,
+        )
 
     @cached_property
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, repr(self.filter)
+        return self.profile, self.group_by, self.by_features, repr(self.filter)
 
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document and its stored row: what is needed to split the row's score by the document's tokens."""
+    """A document, as `read_document` returns it, and its stored row: what is needed to split the row's score."""
 
-    prompt: str
-    completion: str | None
+    document: dict[str, Any]
     row: StoredRow
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found, and the document behind it where the request includes `tokens`."""
+    """A row that was found.
+
+    Attributes:
+        row: The row as a result.
+        error: The error of its score; None where rows do not show their noise.
+        document: The document behind it, where the request includes `tokens`.
+    """
 
     row: ResultRow
+    error: ScoreError | None = None
     document: StoredDocument | None = None
 
 
@@ -73,11 +92,13 @@ class SearchResult:
         proponents: The rows with the highest scores, best first; None where the request does not ask for them.
         opponents: The rows with the lowest scores, lowest first; None where the request does not ask for them.
         background_scores: Scores [v] of the rows of the background sample, which results are compared with.
+        rows: Number of rows among which the hits were found; 1 for hits that were not found by their scores.
     """
 
     proponents: Sequence[Hit] | None
     opponents: Sequence[Hit] | None
     background_scores: Float32[np.ndarray, " v"]
+    rows: int = 1
 
 
 class Searcher(Protocol):
@@ -128,7 +149,7 @@ class Searcher(Protocol):
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
 
         Raises:

@@ -42,6 +42,14 @@ INDEX_INLINE: dict[str, Any] = {
     ],
     "columns": {"id": "id", "metadata": ["source"]},
 }
+INDEX_PAIRS: dict[str, Any] = {
+    "name": "preferences",
+    "model": "HuggingFaceH4/zephyr-7b-beta",
+    "dataset": {"path": "trl-lib/ultrafeedback_binarized"},
+    "columns": {"chosen": "chosen", "rejected": "rejected"},
+    "gradients": {"preference_beta": 0.1},
+    "reference_model": "HuggingFaceH4/mistral-7b-sft-beta",
+}
 JOB_ACCEPTED: dict[str, Any] = {"job_id": JOB_ID, "index": "facts", "state": "queued"}
 INDEX_SUMMARY: dict[str, Any] = {
     "name": "facts",
@@ -212,6 +220,13 @@ ATTRIBUTE_VERIFIED: dict[str, Any] = {
 ATTRIBUTE_TOGETHER: dict[str, Any] = ATTRIBUTE_VERIFIED | {
     "verify": {"top": 3, "controls": 3, "together": True}
 }
+ATTRIBUTE_GROUPED: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "top_k": 5,
+    "group_by": "near_duplicates",
+}
 ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "index": "facts",
     "generation": 1,
@@ -233,6 +248,8 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "id": "doc-17",
             "score": 0.83,
             "exact": False,
+            "interval": [0.77, 0.89],
+            "strength": "strong",
             "percentile": 99.98,
             "prompt": "Ada Lovelace's birthplace is London",
             "completion": None,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request
 from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
-from service.openapi import examples
+from service.openapi import behaviour_examples, examples
 from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, problem_responses, success_response
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
 
@@ -32,17 +32,20 @@ _QUERIES: dict[str, Any] = {
     "fused": {"summary": "The best by influence and by words", "value": examples.ATTRIBUTE_FUSED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
+    "grouped": {"summary": "Near-duplicates as one result", "value": examples.ATTRIBUTE_GROUPED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
         "summary": "A completion whose leading space is put there",
         "value": examples.ATTRIBUTE_JOIN,
     },
+    "behaviour": {"summary": "A behaviour that is kept", "value": behaviour_examples.ATTRIBUTE_BEHAVIOUR},
     "chat": {"summary": "What the assistant says in a chat", "value": examples.ATTRIBUTE_CHAT},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
 _ERRORS = (
     "index_not_found",
+    "behaviour_not_found",
     "index_busy",
     "invalid_input",
     "too_long",
@@ -86,6 +89,10 @@ async def attribute(
     more likely beside it, opponents made `instead_of` more likely. With `"objective": "log_odds"`, each token's
     log-odds are explained, so that tokens that the model is sure of count as much as others.
 
+    With `behaviour`, the query is for a named set of queries that `POST /index/{name}/behaviours` has created: a
+    document's score is the mean of its scores with them, less that with the control set, and less that of
+    `instead_of_behaviour` if it is given. It cannot be rescored or verified, and there is no `notice`.
+
     With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
     the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for
     which the time is too short keep the score of the index; `rescored` counts them. Other queries go first, and each 32
@@ -101,9 +108,15 @@ async def attribute(
     random groups of as many documents. This takes longer, lets other queries go first, and counts as a call for each
     document.
 
+    With `group_by`, the 1,000 best documents are folded into groups of near-duplicates, or of the same value of a
+    metadata column. Each result is then the best document of its group, and `group` has the members and the sum of
+    their scores.
+
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands
-    out. With `tokens` and `modules` in `include`, a score is split into what each token and each module of the document
-    contributes.
+    out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score
+    has none. `strength` is `strong` if the score stands out and its whole interval is above the 99th percentile of
+    random documents, `weak` if one of the two holds, and `none` if neither does. With `tokens` and `modules` in
+    `include`, a score is split into what each token and each module of the document contributes.
 
     The same query to an index that has not changed is answered from memory, within a millisecond. The header
     `Cache-Control: no-cache` has a worker compute the answer again.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
 from bergson_core.schemas.answer_parts.verification import (
     Control,
     GroupEffect,
@@ -17,6 +18,7 @@ from bergson_core.schemas.answer_parts.verification import (
 )
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.query import NEAR_DUPLICATES
 from bergson_core.schemas.results import (
     Answer,
     Estimate,
@@ -82,6 +84,8 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             rank=number + 1,
             id=f"doc-{number}",
             score=0.8 - number / 10,
+            interval=(0.75 - number / 10, 0.85 - number / 10),
+            strength="strong" if number == 0 else "weak",
             percentile=99.9 - number / 10,
             prompt=text,
             loss=1.5,
@@ -97,8 +101,15 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     rescored = None
     if query.rescore is not None:
         exact = min(query.rescore, 500)  # more take too long
-        rows = [row.model_copy(update={"exact": row.rank <= exact}) for row in rows]
+        rows = [
+            row.model_copy(update={"exact": True, "interval": None}) if row.rank <= exact else row
+            for row in rows
+        ]
         rescored = Rescored(candidates=query.rescore, exact=exact)
+    if query.folds:
+        value = None if query.group_by == NEAR_DUPLICATES else "wiki"
+        members = [GroupMember(id=row.id, score=row.score) for row in rows]
+        rows = [rows[0].model_copy(update={"group": ResultGroup.of(value, members)})]
     verification = None
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}

@@ -55,8 +55,9 @@ class _Question:
     @classmethod
     def of(cls, query: AttributionQuery, echo: QueryEcho) -> "_Question":
         """Returns the question of a query; `echo` has the completion that the model generated."""
-        explained = echo.completion if query.explained_text is None else query.explained_text
-        text = echo.prompt + echo.completion
+        completion = echo.completion or ""
+        explained = completion if query.explained_text is None else query.explained_text
+        text = (echo.prompt or "") + completion
         if query.messages is not None:
             text, explained = chat_text(query.messages), message_text(query.messages[-1])
         return cls(text, Statement(explained if query.span is None else explained[slice(*query.span)]))
@@ -177,7 +178,7 @@ class WordOrder:
         rows, _ = collect_rows(self._answerer.collector, tokens, BUDGET_TOKENS)
         row = torch.from_numpy(rows.sum(0)).reshape(len(self._answerer.collector.slices), -1)
         found = self._searcher.score_rows(row, SearchRequest.from_query(query), locations)
-        return self._answerer.make_rows(found.proponents or (), found.background_scores, query.include)
+        return self._answerer.make_rows(found, "proponents", query.include, query.profile) or []
 
     def _add_words(
         self, rows: Sequence[ResultRow], ranking: WordRanking, statement: Statement
@@ -190,7 +191,8 @@ class WordOrder:
             if row.id not in located:
                 continue
             document, number = self._selector.read(located[row.id]), self._number(located[row.id])
-            text = stored_text(document["prompt"], document["completion"], is_chat=is_chat)
+            is_chat_pair = bool(document.get("is_chat"))
+            text = stored_text(document["prompt"], document["completion"], is_chat=is_chat or is_chat_pair)
             words = WordMatch(
                 rank=ranking.rank(number),
                 score=float(ranking.scores[number]),

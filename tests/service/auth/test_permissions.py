@@ -25,7 +25,7 @@ def test_an_index_that_the_key_may_not_see_looks_like_one_that_does_not_exist(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
     calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
-    assert len(calls) == 8
+    assert len(calls) == 12
     for name, method, path in calls:
         hidden = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")
@@ -93,7 +93,10 @@ def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path:
     assert first.json() == again.json() != other.json()
 
 
-JOBS = {"build_index", "append_documents", "fit_profile", "compact", "preview_unlearning"}
+JOBS = {
+    *("build_index", "append_documents", "fit_profile", "create_behaviour", "compact"),
+    "preview_unlearning",
+}
 
 
 def test_every_call_that_queues_a_job_uses_the_lane_of_its_key_and_queues_it_once(
@@ -124,6 +127,10 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
+    by_column = client.post("/attribute", json=QUERY | {"group_by": "source"}, headers=hidden)
+    assert "near_duplicates" in require_problem(by_column, 403, "forbidden").detail
+    grouped = client.post("/attribute", json=QUERY | {"group_by": "near_duplicates"}, headers=hidden)
+    assert grouped.json()["results"][0]["group"]["count"] > 0
     for order in ("words", "fused"):
         ordered = client.post("/attribute", json=QUERY | {"order": order}, headers=hidden)
         assert order in require_problem(ordered, 403, "forbidden").detail
@@ -139,7 +146,7 @@ def test_a_key_without_text_gets_documents_without_text(
     document = client.get(
         "/index/facts/documents/doc-1", headers=make_key_header(tmp_path, text=False)
     ).json()
-    hidden = dict.fromkeys(("prompt", "completion", "metadata", "chunk", "chunks"))
+    hidden = dict.fromkeys(("prompt", "completion", "rejected", "metadata", "chunk", "chunks"))
     assert document == row | {"index": "facts"} | hidden
     assert (
         client.get("/index/facts/documents/doc-1", headers=make_key_header(tmp_path, "bob")).json()["prompt"]

@@ -16,7 +16,7 @@ from tests.service.fake_broker import FakeBroker
 from tests.service.mcp.conftest import TEXTS
 
 QUESTION: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
-READ_ONLY = {"list_indexes", "describe_index", "ask", "look_at_document", "open_link"}
+READ_ONLY = {"list_indexes", "describe_index", "list_behaviours", "ask", "look_at_document", "open_link"}
 
 
 async def call(url: str, name: str, *, allow_takedown: bool = False, **arguments: Any) -> CallToolResult:
@@ -51,6 +51,8 @@ async def test_a_question_is_answered_with_quoted_documents(url: str, broker: Fa
     assert [row["id"] for row in answer["proponents"]] == ["doc-0", "doc-1"]
     assert [row["untrusted_text"] for row in answer["proponents"]] == [text[:20] for text in TEXTS]
     assert [row["is_cut"] for row in answer["proponents"]] == [True, True]
+    assert [row["strength"] for row in answer["proponents"]] == ["strong", "weak"]
+    assert answer["proponents"][0]["interval"] == [0.75, 0.85]
     assert answer["about_untrusted_fields"] == UNTRUSTED
     assert answer["notice"] == "no strong influence found"
     (query, *_) = broker.queries[0]
@@ -84,6 +86,14 @@ async def test_words_are_compared_if_that_is_asked_for(url: str, broker: FakeBro
         ("text", "metadata", "words"),
         ("text", "metadata"),
     ]
+
+
+async def test_behaviours_are_listed_and_asked(url: str, broker: FakeBroker) -> None:
+    assert await result_of(url, "list_behaviours", index="news") == {"behaviours": []}
+    await result_of(url, "ask", index="news", behaviour="rude")
+    assert broker.queries[0][0].behaviour == "rude"
+    both = error_of(await call(url, "ask", **QUESTION, behaviour="rude"))
+    assert "invalid_input" in both and "behaviour" in both
 
 
 async def test_a_chat_is_asked(url: str, broker: FakeBroker) -> None:
