@@ -226,3 +226,30 @@ def test_an_answer_without_texts_says_that_the_key_sees_none(
     ask(visit.page)
     expect(visit.page.locator(".result")).to_contain_text("This API key sees no texts.")
     assert not visit.errors
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.0, "100 %"), (0.0013, "99.9 %"), (0.2, "82 %"), (3.0, "5.0 %"), (20.0, "under 0.01 %")],
+)
+def test_a_probability_is_written_as_people_do(
+    open_page: Callable[..., Visit], loss: float, text: str
+) -> None:
+    visit = open_page("/")
+    answer = examples.ATTRIBUTE_RESPONSE
+    body = answer | {"query": answer["query"] | {"loss": loss}}
+    visit.page.route("**/attribute", lambda route: route.fulfill(json=body))
+    ask(visit.page)
+    expect(visit.page.locator(".explained")).to_contain_text(f"{text} likely, 1 token")
+
+
+def test_a_long_text_is_shaded_once_it_is_seen(open_page: Callable[..., Visit], broker: FakeBroker) -> None:
+    tokens = [{"token": " a", "start": 2 * k, "end": 2 * k + 2, "influence": 0.1} for k in range(200)]
+    row = examples.ATTRIBUTE_RESPONSE["results"][0] | {"prompt": " a" * 200, "tokens": tokens}
+    body = examples.ATTRIBUTE_RESPONSE | {"results": [row | {"id": f"doc-{k}"} for k in range(12)]}
+    page = open_page("/").page
+    page.route("**/attribute", lambda route: route.fulfill(json=body))
+    ask(page)
+    expect(page.locator(".result").first.locator(".copies")).to_have_count(0)
+    expect(page.locator(".result .token").first).to_be_attached()
+    assert page.locator(".result .sample-text").first.text_content() == " a" * 200
