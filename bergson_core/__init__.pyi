@@ -1,6 +1,7 @@
 from . import errors as errors
 from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
+from .attribution.groups.score_sums import ScoreSum, sum_scores
 from .attribution.groups.unlearning_preview import preview_unlearning
 from .attribution.index import AttributionIndex
 from .attribution.profile_fitting import fit_profile
@@ -103,6 +104,7 @@ __all__ = [
     "Rescored",
     "ResultRow",
     "Retrieval",
+    "ScoreSum",
     "ScoreTotals",
     "ScoringSpec",
     "SearchSpec",
@@ -140,6 +142,7 @@ __all__ = [
     "score_behaviour",
     "score_corpus",
     "score_self_influence",
+    "sum_scores",
     "take_down_document",
     "top_documents",
     "write_score_array",

@@ -29,6 +29,7 @@ PUBLIC_NAMES = """
     preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
     take_down_document top_documents
     write_score_array write_table
+    ScoreSum sum_scores
 """.split()
 
 INTERNAL_TYPES = {
