@@ -5,6 +5,7 @@ from .attribution.near_duplicates import find_document_numbers, group_near_dupli
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
+from .data.result_datasets import to_dataset
 from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
@@ -130,6 +131,7 @@ __all__ = [
     "score_corpus",
     "score_self_influence",
     "take_down_document",
+    "to_dataset",
     "top_documents",
     "write_score_array",
     "write_table",

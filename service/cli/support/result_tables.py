@@ -1,19 +1,15 @@
-"""The results of a query as tables and lines of text for the terminal, and as rows of CSV."""
+"""The results of a query as tables and lines of text for the terminal."""
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from bergson_core.schemas.answer_parts.verification import Verification
 from bergson_core.schemas.answer_parts.words import WordMatch
-from bergson_core.schemas.results import Answer, ResultRow
-
-_CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("tokens", "modules", "verified")
-"""Fields of a result that are columns of JSON, where any result has them."""
+from bergson_core.schemas.results import ResultRow
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
@@ -49,26 +45,6 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
         table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
     return table
-
-
-def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
-    """Returns the columns and rows of an answer's results, for CSV."""
-    directions = {"proponents": answer.results, "opponents": answer.opponents}
-    results = [(name, row) for name, rows in directions.items() for row in rows or ()]
-    rows = [row for _, row in results]
-    metadata = _metadata_columns(rows)
-    parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
-    parts += ["exact"] * any(row.exact for row in rows)
-    words = list(WordMatch.model_fields) if any(row.words for row in rows) else []
-    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata)]
-    columns += [*(f"words.{name}" for name in words), *parts]
-    table = []
-    for direction, row in results:
-        fields = row.model_dump(mode="json")
-        values = [(row.metadata or {}).get(name) for name in metadata]
-        values += [(fields["words"] or {}).get(name) for name in words]
-        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
-    return columns, table
 
 
 def _words_cells(words: WordMatch) -> list[str]:
