@@ -81,7 +81,7 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     ("options", "columns"),
     [
         ([], "score  percentile  loss  words  states  id"),
-        (["--format", "csv"], "metadata.source,words.rank,words.score,words.states"),
+        (["--format", "csv"], "metadata.source,loss,words.rank,words.score,words.states"),
     ],
     ids=["table", "csv"],
 )
