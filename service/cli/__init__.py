@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "up": CommandSource("serve", "Run Redis, workers and the web service until Ctrl-C."),
     "serve": CommandSource("serve", "Run only the web service."),
     "worker": CommandSource("serve", "Run one worker, which builds indexes and answers queries."),
+    "mcp": CommandSource("serve", "Let assistants ask a running service (Model Context Protocol)."),
     "demo": CommandSource("demo", "Train a small model on invented facts, index it, and query it."),
     "keys": CommandSource("keys", "Create, list and revoke API keys of the service."),
 }

@@ -49,7 +49,7 @@ class AsyncClient(JobCalls, LinkCalls):
 
     Args:
         url: Address of the service. By default the environment variable `BERGSON_URL`, or port 8000 of this machine.
-        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`.
+        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`; an empty text sends none.
         timeout_s: Seconds to wait for an answer; methods that take a `timeout_s` of their own wait 10 s longer than
             that.
         retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
