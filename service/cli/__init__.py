@@ -36,6 +36,7 @@ _COMMANDS: Final = {
     "relocate": CommandSource("relocate", "Record where the model or dataset of an index is now."),
     "score": CommandSource("score", "Score every document against a set of queries."),
     "self_influence": CommandSource("score", "Score every document against itself."),
+    "unlearn": CommandSource("unlearn", "Preview what unlearning some documents together would do."),
     "evaluate": CommandSource("evaluate", "Measure an index against BM25 and other baselines."),
     "check": CommandSource("check", "Compare a model's gradients alone, batched, and in each precision."),
     "canary": CommandSource("canary", "Send a fixed set of queries to a running service."),

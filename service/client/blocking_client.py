@@ -98,6 +98,7 @@ class Client:
     append = _blocking(AsyncClient.append)
     fit_profile = _blocking(AsyncClient.fit_profile)
     compact = _blocking(AsyncClient.compact)
+    preview_unlearning = _blocking(AsyncClient.preview_unlearning)
     estimate = _blocking(AsyncClient.estimate)
     index = _blocking(AsyncClient.index)
     indexes = _blocking_iterator(AsyncClient.indexes)

@@ -1,10 +1,12 @@
 """Arguments and options that several commands have."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from service.cli.support.spec_options import OptionOverride, SpecOptions
 
@@ -25,6 +27,16 @@ EscapeFormulasOption = Annotated[
     ),
 ]
 PROFILE_HELP: Final = "Profile to score with: `default`, or one that `bergson profile` has fitted to a task."
+
+
+def parse_filter(text: str) -> Any:
+    """Returns the conditions that `--filter` gives as JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f'--filter is not JSON ({error}); expected for example {{"source": ["wiki"]}}'
+        ) from None
 
 
 def dataset_options(name: str, intro: str) -> SpecOptions:
