@@ -233,6 +233,8 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "id": "doc-17",
             "score": 0.83,
             "exact": False,
+            "interval": [0.77, 0.89],
+            "strength": "strong",
             "percentile": 99.98,
             "prompt": "Ada Lovelace's birthplace is London",
             "completion": None,

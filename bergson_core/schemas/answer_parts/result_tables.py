@@ -5,7 +5,7 @@ modules) are JSON text, because Arrow would fill the fields that one of them lac
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 ANSWER_KEY: Final = b"bergson.answer"
 """Key in the metadata of a table's schema: the answer without its results, as JSON."""
+_SHOWN_ALWAYS: Final = frozenset(
+    {"direction", "rank", "id", "score", "percentile", "loss", "prompt", "completion"}
+)
+"""Columns that a spreadsheet has also where they are empty."""
 
 
 def results_table(lists: Mapping[str, Sequence[BaseModel] | None], row_type: type[BaseModel]) -> "pa.Table":
@@ -42,30 +46,30 @@ def results_table(lists: Mapping[str, Sequence[BaseModel] | None], row_type: typ
 def spread_columns(table: "pa.Table") -> "pa.Table":
     """Returns a table of results as people read it in a spreadsheet.
 
-    Each metadata column is a column of its own, `metadata.NAME`, with text as it is and other values as JSON. Columns
-    of parts that no result has are left out.
+    Each metadata column is a column of its own, `metadata.NAME`, with text as it is and other values as JSON. The two
+    ends of `interval` are columns. Columns of parts that no result has are left out.
     """
     import pyarrow as pa
 
     texts = table["metadata"].to_pylist()
     metadata = [json.loads(text or "{}", parse_constant=lambda _: None) for text in texts]  # NaN is nothing
     names = dict.fromkeys(name for values in metadata for name in values)
-    for name in reversed(names):
-        cells = pa.array([_cell(values.get(name)) for values in metadata], pa.string())
-        position = table.column_names.index("metadata") + 1
-        table = table.add_column(position, f"metadata.{name}", cells)
-    return table.drop_columns(["metadata", *_empty_parts(table)])
-
-
-def _empty_parts(table: "pa.Table") -> Iterator[str]:
-    """Yields the names of the columns that hold a part which no result has."""
-    import pyarrow as pa
-
-    for field, column in zip(table.schema, table.columns, strict=True):
-        is_part = pa.types.is_nested(field.type) or field.name == "modules"
-        is_unset = pa.types.is_boolean(field.type) and not any(column.to_pylist())
-        if is_unset or (is_part and column.null_count == len(column)):
-            yield field.name
+    ends = [interval or (None, None) for interval in table["interval"].to_pylist()]
+    spread = {
+        "metadata": {
+            f"metadata.{name}": pa.array([_cell(values.get(name)) for values in metadata], pa.string())
+            for name in names
+        },
+        "interval": {
+            f"interval.{name}": pa.array([interval[end] for interval in ends], pa.float64())
+            for end, name in enumerate(("low", "high"))
+        },
+    }
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in _SHOWN_ALWAYS or any(column.to_pylist()):
+            columns |= spread.get(name, {name: column})
+    return pa.table(columns)
 
 
 def _cell(value: Any) -> str | None:
