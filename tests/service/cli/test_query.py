@@ -85,7 +85,7 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
 @pytest.mark.parametrize(
     ("options", "columns"),
     [
-        ([], "score  percentile  loss  words  states  id"),
+        ([], "loss  words  states  id"),
         (["--format", "csv"], "metadata.source,loss,words.rank,words.score,words.states"),
     ],
     ids=["table", "csv"],
