@@ -54,7 +54,7 @@ def locate_dataset(dataset: DatasetSpec) -> DatasetSpec:
 
 
 def locate_sources(spec: BuildSpec) -> BuildSpec:
-    """Returns the spec with absolute paths of the model, the dataset and the optimizer's checkpoint."""
+    """Returns the spec with absolute paths of its models, the dataset and the optimizer's checkpoint."""
     return _replace_names(spec, locate, absolute_path)
 
 
@@ -91,7 +91,12 @@ def name_in_memory(name: str, root: Path) -> str:
 
 def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
     """Returns the names of the entries of the directory `root` that hold the model or the dataset of a located spec."""
-    names = [spec.model, spec.gradients.optimizer_state, spec.dataset and spec.dataset.path]
+    names = [
+        spec.model,
+        spec.reference_model,
+        spec.gradients.optimizer_state,
+        spec.dataset and spec.dataset.path,
+    ]
     inside = [name_on_disk(name, root) for name in names if name is not None]
     return {name.removeprefix(_INSIDE).split(os.sep)[0] for name in inside if name.startswith(_INSIDE)}
 
@@ -99,8 +104,10 @@ def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
 def _replace_names(
     spec: BuildSpec, replace: Callable[[str], str], replace_path: Callable[[str], str] | None = None
 ) -> BuildSpec:
-    """Returns the spec with other names of its model, its dataset and the checkpoint of its optimizer."""
+    """Returns the spec with other names of its models, its dataset and the checkpoint of its optimizer."""
     changes: dict[str, Any] = {"model": replace(spec.model)}
+    if spec.reference_model is not None:
+        changes["reference_model"] = replace(spec.reference_model)
     if spec.dataset is not None:
         changes["dataset"] = spec.dataset.model_copy(update={"path": replace(spec.dataset.path)})
     if (checkpoint := spec.gradients.optimizer_state) is not None:

@@ -172,6 +172,8 @@ class Manifest(ResultModel):
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""
+    reference_sha256: str | None = None
+    """The sha256 of the files of the reference model of preference pairs; null without one."""
     adapter_base: str | None = None
     """Directory of the model that local adapters belong to, if that model is local too."""
     chat_date: date | None = None

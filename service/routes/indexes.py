@@ -43,6 +43,7 @@ _BODIES: dict[str, Any] = {
     "dataset": {"summary": "A dataset of the Hugging Face Hub", "value": examples.INDEX_REQUEST},
     "preset": {"summary": "A preset, with a smaller projection", "value": examples.INDEX_PRESET},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
+    "pairs": {"summary": "Preference pairs, with a reference model", "value": examples.INDEX_PAIRS},
 }
 _ESTIMATES: dict[str, Any] = {"dataset": {"summary": "A build", "value": examples.INDEX_REQUEST}}
 

@@ -31,13 +31,19 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
         spec: The build.
         settings: What the operator allows.
     """
-    _require_allowed("model", spec.model, settings, settings.allowed_models)
-    if base := read_adapter_base(Path(spec.model).expanduser()):
-        _require_allowed("the model of its adapters", base.name, settings, settings.allowed_models)
+    _require_allowed_model("model", spec.model, settings)
+    if spec.reference_model is not None:
+        _require_allowed_model("reference_model", spec.reference_model, settings)
     if spec.dataset is not None:
         require_allowed_dataset(spec.dataset, settings)
     if spec.gradients.optimizer_state is not None:
         _require_allowed("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
+
+
+def _require_allowed_model(field: str, name: str, settings: Settings) -> None:
+    _require_allowed(field, name, settings, settings.allowed_models)
+    if base := read_adapter_base(Path(name).expanduser()):
+        _require_allowed("the model of its adapters", base.name, settings, settings.allowed_models)
 
 
 def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:

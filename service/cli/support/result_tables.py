@@ -36,9 +36,9 @@ _LEFT: Final = ("strength", "exact", "states")
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it. Columns with intervals, with the
-    strength of influences, for exact scores, and with the rank by BM25 and whether the completion is stated are there
-    if any result has them.
+    Below a preference pair stands its rejected completion. Behind the id of a document that was cut stand the
+    characters that are shown of it. Columns with intervals, with the strength of influences, for exact scores, and with
+    the rank by BM25 and whether the completion is stated are there if any result has them.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -50,7 +50,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     for name in ("id", *columns, *["document"] * has_text):
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
+        rejected = ("" if row.rejected is None else f"\nrejected: {row.rejected}", "dim")
+        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"), rejected)
         tick = Text("✓", "green") if row.id in marked else Text("")
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""

@@ -301,3 +301,11 @@ def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Pa
     (tmp_path / "alias").symlink_to(root)
     settings = Settings(data_dir=root, allowed_roots=(tmp_path / "alias",))
     require_allowed_paths(make_spec(model=str(root / "model")), settings)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../outside", "https://example.org/model"])
+def test_a_reference_model_has_to_be_allowed_as_any_model(root: Path, name: str):
+    pairs = {"columns": {"chosen": "good", "rejected": "bad"}, "documents": [{"good": "a", "bad": "b"}]}
+    require_allowed_paths(make_spec(**pairs, reference_model="gpt2"), Settings(data_dir=root))
+    with pytest.raises(InvalidInput, match="reference_model: "):
+        require_allowed_paths(make_spec(**pairs, reference_model=name), Settings(data_dir=root))
