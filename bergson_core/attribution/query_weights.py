@@ -49,6 +49,10 @@ def queries_to_dataset(
                 f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
                 "expected the same profile"
             )
+        if query.behaviour is not None:
+            raise InvalidInput(
+                f"query {number} asks for a behaviour, which `score_behaviour` scores documents with"
+            )
         if query.objective != "log_probability":
             raise InvalidInput(
                 f"query {number} has the objective {query.objective!r}, but documents are scored with "

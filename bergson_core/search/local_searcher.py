@@ -117,7 +117,7 @@ class LocalSearcher:
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
         """
         results: dict[int, SearchResult] = {}
@@ -135,7 +135,7 @@ class LocalSearcher:
         for, until there are no more candidates.
         """
         profile = self.profiles[requests[0].profile]
-        features = profile.query_features(rows)
+        features = rows if requests[0].by_features else profile.query_features(rows)
         phi, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         rounded = None

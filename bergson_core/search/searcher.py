@@ -28,7 +28,10 @@ from bergson_core.shards.shard import Shard
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """The part of a query that concerns the search. The fields are those of `AttributionQuery`."""
+    """The part of a query that concerns the search. The fields are those of `AttributionQuery`.
+
+    With `by_features`, the row that is given for the query is φ already, or a sum of φ, as that of a behaviour is.
+    """
 
     top_k: int
     direction: Direction
@@ -36,17 +39,26 @@ class SearchRequest:
     profile: str
     filter: Mapping[str, Condition] | None
     group_by: Literal["document"] | None = None
+    by_features: bool = False
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
+        return cls(
+            query.top_k,
+            query.direction,
+            query.include,
+            query.profile,
+            query.filter,
+            query.group_by,
+            query.behaviour is not None,
+        )
 
     @cached_property
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, repr(self.filter)
+        return self.profile, self.group_by, self.by_features, repr(self.filter)
 
 
 @dataclass(frozen=True)
@@ -137,7 +149,7 @@ class Searcher(Protocol):
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
 
         Raises:

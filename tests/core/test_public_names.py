@@ -28,8 +28,8 @@ PUBLIC_NAMES = """
     Verified VerifySpec WatchedQuery WordMatch
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
-    preview_unlearning read_manifest relocate_index score_corpus score_self_influence take_down_document to_dataset
-    top_documents
+    preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
+    take_down_document to_dataset top_documents
     write_score_array write_table
 """.split()
 
@@ -43,6 +43,7 @@ INTERNAL_TYPES = {
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
         "ModelFiles",
+        "Behaviours",
         "Profile",
         "RowCollector",
         "Shard",
