@@ -1,6 +1,7 @@
 from . import errors as errors
 from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
+from .attribution.groups.score_sums import ScoreSum, sum_scores
 from .attribution.groups.unlearning_preview import preview_unlearning
 from .attribution.index import AttributionIndex
 from .attribution.profile_fitting import fit_profile
@@ -104,6 +105,7 @@ __all__ = [
     "Rescored",
     "ResultRow",
     "Retrieval",
+    "ScoreSum",
     "ScoreTotals",
     "ScoringSpec",
     "SearchSpec",
@@ -141,6 +143,7 @@ __all__ = [
     "score_behaviour",
     "score_corpus",
     "score_self_influence",
+    "sum_scores",
     "take_down_document",
     "to_dataset",
     "top_documents",

@@ -134,6 +134,7 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         "generation": f"{detail.generation}, of {detail.created_at}",
         "model": _describe_model(spec),
         "model sha256": detail.model_sha256,
+        "reference": spec.reference_model or "",
         "dataset": _describe_dataset(spec),
         "columns": _describe_settings(spec.columns),
         "gradients": _describe_settings(spec.gradients),

@@ -31,6 +31,7 @@ PUBLIC_NAMES = """
     preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
     take_down_document to_dataset top_documents
     write_score_array write_table
+    ScoreSum sum_scores
 """.split()
 
 LATE_IMPORTS = {"pa": pa, "pd": pd}
