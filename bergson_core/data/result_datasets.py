@@ -1,6 +1,7 @@
 """Answers and scores as Hugging Face datasets."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -32,10 +33,9 @@ def to_dataset(
     """
     if isinstance(results, Answer):
         return Dataset(results.to_table())
-    if isinstance(results, pa.Table):
-        return Dataset(results)
-    if isinstance(results, pa.RecordBatchReader):
-        return Dataset(results.read_all())
+    if not isinstance(results, Sequence):
+        scores: Any = results  # pyarrow has no types
+        return Dataset(scores.read_all() if isinstance(scores, pa.RecordBatchReader) else scores)
     if not results:
         raise InvalidInput("expected at least one answer, got none")
     return Dataset(pa.concat_tables(_table_of(number, answer) for number, answer in enumerate(results)))
