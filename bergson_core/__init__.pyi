@@ -25,6 +25,7 @@ from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
+from .schemas.answer_parts.groups import GroupMember, ResultGroup
 from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
 from .schemas.answer_parts.words import WordMatch
 from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
@@ -86,6 +87,7 @@ __all__ = [
     "GradientProcessor",
     "GradientSpec",
     "GroupEffect",
+    "GroupMember",
     "IndexCallback",
     "Interval",
     "KfacNormalizer",
@@ -103,6 +105,7 @@ __all__ = [
     "Range",
     "RayExecutor",
     "Rescored",
+    "ResultGroup",
     "ResultRow",
     "Retrieval",
     "ScoreSum",

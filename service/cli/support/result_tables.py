@@ -19,6 +19,8 @@ _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "exact": lambda row: _yes_or_no(row.exact),
     "words": lambda row: "" if row.words is None or row.words.rank is None else f"#{row.words.rank}",
     "states": lambda row: "" if row.words is None else _yes_or_no(row.words.states),
+    "sum of the group": lambda row: "" if row.group is None else f"{row.group.score:+.4f}",
+    "group": lambda row: _group_text(row),
 }
 """The columns of a table before the id, in order, each with what it shows of a result."""
 _SHOWN_IF: Final = {
@@ -27,9 +29,11 @@ _SHOWN_IF: Final = {
     "exact": "exact",
     "words": "words",
     "states": "words",
+    "sum of the group": "group",
+    "group": "group",
 }
 """Columns that are there if any result has something in a field, with the name of this field."""
-_LEFT: Final = ("strength", "exact", "states")
+_LEFT: Final = ("strength", "exact", "states", "group")
 """Columns of words, which stand on the left."""
 
 
@@ -67,6 +71,14 @@ def _fact_columns(rows: Sequence[ResultRow]) -> list[str]:
         for name in _FACTS
         if name not in _SHOWN_IF or any(getattr(row, _SHOWN_IF[name]) not in (None, False) for row in rows)
     ]
+
+
+def _group_text(row: ResultRow) -> str:
+    if row.group is None:
+        return ""
+    count = f"{row.group.count:,} document{'s' * (row.group.count != 1)}"
+    value = _metadata_text(row.group.value)
+    return f"{value}: {count}" if value else count
 
 
 def _yes_or_no(value: bool) -> str:
