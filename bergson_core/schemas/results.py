@@ -4,14 +4,19 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 """
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
 from bergson_core.schemas.documents import Chunk, DocumentReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 
 class Progress(ResultModel):
@@ -258,6 +263,22 @@ class Answer(ResultModel):
     partial: bool = False
     """Whether damaged shards of the index were left out."""
     timing_ms: TimingMs
+
+    def to_table(self) -> "pa.Table":
+        """Returns the results as an Arrow table.
+
+        Returns:
+            A row for each result, the proponents first, with the column `direction` (`proponents` or `opponents`) and a
+            column for each field of `ResultRow`. `metadata` and `modules` are JSON text. The key `bergson.answer` in
+            the metadata of the schema has the rest of the answer as JSON.
+        """
+        table = results_table({"proponents": self.results, "opponents": self.opponents}, ResultRow)
+        rest = self.model_dump_json(exclude={"results", "opponents"})
+        return table.replace_schema_metadata({ANSWER_KEY: rest.encode()})
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Returns the results as a DataFrame of pandas, which has to be installed: the columns of `to_table`."""
+        return self.to_table().to_pandas()
 
     def without(self, ids: Collection[str]) -> "Answer":
         """Returns the answer without the documents that have these ids; the other results are ranked again."""

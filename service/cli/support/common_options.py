@@ -17,6 +17,15 @@ ExecutorOption = Annotated[
         help="Where shards are built and searched: in this process, or on the machines of a Ray cluster."
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+EscapeFormulasOption = Annotated[
+    bool,
+    typer.Option(
+        "--escape_formulas",
+        help="In CSV, put an apostrophe before texts that spreadsheets take for formulas: those that begin with =, +, "
+        "-, @, a tab or a carriage return. By default, texts are written as they are.",
+    ),
+]
 PROFILE_HELP: Final = "Profile to score with: `default`, or one that `bergson profile` has fitted to a task."
 
 
