@@ -111,7 +111,7 @@ def score_corpus(
 
 
 def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
-    """Scores every document with itself, without scaling rows to unit length: row · C⁻¹ row.
+    """Scores every document with itself, without scaling rows to unit length: row · C⁻¹ row, a mean over checkpoints.
 
     The score is large for what only the document itself teaches, such as a wrong label. The model does not run.
 
@@ -138,11 +138,12 @@ def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROF
     def score_range(shard_number: int, offsets: slice) -> pa.Array:
         if opened.normalize == "none":  # the lengths of such an index are all 1
             rows = index.shards[shard_number].rows(offsets)
-            _, lengths = compute_features(rows, opened.query_preconditioner, "row")
+            _, lengths = compute_features(rows, opened.query_preconditioner, "row", opened.checkpoints)
         else:
             lengths = torch.from_numpy(np.array(opened.lengths[shard_number][offsets]))
-        # With `block`, each of the m lengths is √m times that of its block (`search.features`).
-        return pa.array((lengths.double().square().sum(1) / lengths.shape[1]).float().numpy())
+        # Each of c lengths is √c times that of its part of the row (`search.features`).
+        squares = lengths.double().square().sum(1) / lengths.shape[1] / opened.checkpoints
+        return pa.array(squares.float().numpy())
 
     return _stream_scores(index, _SCORE_FIELD, index.collector.dimensions, score_range)
 

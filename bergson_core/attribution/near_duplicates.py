@@ -96,7 +96,7 @@ def _cosines(
         if in_shard.any():
             rows = shard.rows(offsets[in_shard])
             phi[torch.from_numpy(in_shard)], _ = compute_features(
-                rows, opened.weight_preconditioner, normalize
+                rows, opened.weight_preconditioner, normalize, opened.checkpoints
             )
     products = phi @ phi.mT
     return (cosines_from_sign_products(products) if has_sign_rows else products).numpy()

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from bergson_core.search.bit_planes import BitPlanes
-from bergson_core.search.features import reciprocal_or_zero
+from bergson_core.search.features import reciprocal_by_module
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 from bergson_core.utils.background import stop_if_abandoned
@@ -60,7 +60,7 @@ class ExactScorer:
         """
         blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         products = self.shards[0].shape.codec.block_products(blocks, scales, weights)
-        return products * reciprocal_or_zero(torch.from_numpy(lengths))
+        return products * reciprocal_by_module(torch.from_numpy(lengths), products.shape[1])
 
     def may_be_best(
         self,
@@ -99,7 +99,7 @@ class ExactScorer:
         """
         blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         rows = self.shards[0].shape.codec.decode(blocks, scales, weights.shape[1])
-        reciprocals = reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
+        reciprocals = reciprocal_by_module(torch.from_numpy(lengths), len(weights))[..., None]
         return [
             StoredRow(row, weights * reciprocal) for row, reciprocal in zip(rows, reciprocals, strict=True)
         ]
@@ -117,8 +117,8 @@ class ExactScorer:
             weights: Weights of all queries, one column per query.
         """
         lengths = torch.from_numpy(np.array(self.profile.lengths[shard_number][offsets]))
-        reciprocals = reciprocal_or_zero(lengths)
         rows = self.shards[shard_number].rows(offsets)
+        reciprocals = reciprocal_by_module(lengths, rows.shape[1])
         if reciprocals.shape[1] == 1:
             return rows.flatten(1) @ weights * reciprocals
         return (rows * reciprocals[..., None]).flatten(1) @ weights

@@ -8,7 +8,7 @@ So a new profile needs one pass over the stored rows, for their lengths, and the
 The FAISS files hold φ of the default profile, whatever the profile of a query is.
 
 Legend: q queries, n rows of a shard, m modules, d numbers per module, D = m·d; c is the number of lengths that a row
-has: m with `normalize="block"`, else 1.
+has (`features`).
 """
 
 import math
@@ -59,6 +59,7 @@ class Profile:
         lengths: For each shard the lengths [n, c] of its rows.
         normalize: What φ is scaled to (`features.compute_features`).
         is_default: Whether the FAISS files hold φ of this very profile.
+        checkpoints: Number of checkpoints that a row has parts of.
     """
 
     query_preconditioner: Preconditioner | None
@@ -67,6 +68,7 @@ class Profile:
     lengths: Sequence[np.ndarray]
     normalize: Normalize
     is_default: bool
+    checkpoints: int = 1
 
     @classmethod
     def open(cls, root: Path, spec: BuildSpec, name: str, shards: Sequence[ShardEntry]) -> "Profile":
@@ -97,6 +99,7 @@ class Profile:
                 for shard in shards
             ],
             normalize=spec.scoring.normalize,
+            checkpoints=spec.checkpoints,
             is_default=is_default,
         )
 
@@ -123,7 +126,7 @@ class Profile:
             (phi [q, D], weights [q, m, d]): `phi` is what the FAISS files, or the bits of sign rows, are compared
             with; `weights` is what stored rows are multiplied with to get their exact scores.
         """
-        phi, _ = compute_features(queries, self.query_preconditioner, self.normalize)
+        phi, _ = compute_features(queries, self.query_preconditioner, self.normalize, self.checkpoints)
         weights = phi.reshape(queries.shape)
         if self.weight_preconditioner is not None:
             weights = self.weight_preconditioner.apply(weights)

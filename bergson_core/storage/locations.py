@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.source import DatasetSpec
+from bergson_core.schemas.validation.checkpoints import split_revision
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _INSIDE: Final = "./"
@@ -54,7 +55,7 @@ def locate_dataset(dataset: DatasetSpec) -> DatasetSpec:
 
 
 def locate_sources(spec: BuildSpec) -> BuildSpec:
-    """Returns the spec with absolute paths of the model, the dataset and the optimizer's checkpoint."""
+    """Returns the spec with absolute paths of its models, the dataset and the optimizer's checkpoint."""
     return _replace_names(spec, locate, absolute_path)
 
 
@@ -91,7 +92,7 @@ def name_in_memory(name: str, root: Path) -> str:
 
 def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
     """Returns the names of the entries of the directory `root` that hold the model or the dataset of a located spec."""
-    names = [spec.model, spec.gradients.optimizer_state, spec.dataset and spec.dataset.path]
+    names = [spec.model, *spec.models, spec.gradients.optimizer_state, spec.dataset and spec.dataset.path]
     inside = [name_on_disk(name, root) for name in names if name is not None]
     return {name.removeprefix(_INSIDE).split(os.sep)[0] for name in inside if name.startswith(_INSIDE)}
 
@@ -99,11 +100,19 @@ def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
 def _replace_names(
     spec: BuildSpec, replace: Callable[[str], str], replace_path: Callable[[str], str] | None = None
 ) -> BuildSpec:
-    """Returns the spec with other names of its model, its dataset and the checkpoint of its optimizer."""
+    """Returns the spec with other names of its models, its dataset and the checkpoint of its optimizer."""
     changes: dict[str, Any] = {"model": replace(spec.model)}
+    if spec.models:
+        changes["models"] = tuple(_replace_checkpoint(name, replace) for name in spec.models)
     if spec.dataset is not None:
         changes["dataset"] = spec.dataset.model_copy(update={"path": replace(spec.dataset.path)})
     if (checkpoint := spec.gradients.optimizer_state) is not None:
         path = (replace_path or replace)(checkpoint)
         changes["gradients"] = spec.gradients.model_copy(update={"optimizer_state": path})
     return spec.model_copy(update=changes)
+
+
+def _replace_checkpoint(name: str, replace: Callable[[str], str]) -> str:
+    """Returns a checkpoint with another name and the revision that it has."""
+    model, revision = split_revision(name)
+    return replace(model) if revision is None else f"{replace(model)}@{revision}"

@@ -165,6 +165,8 @@ class Manifest(ResultModel):
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""
+    checkpoint_revisions: tuple[str | None, ...] = ()
+    """For each of the spec's `models` the commit of a hub model at the time of the build, null for a local one."""
     adapter_base: str | None = None
     """Directory of the model that local adapters belong to, if that model is local too."""
     chat_date: date | None = None

@@ -17,6 +17,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.source import DatasetSpec
+from bergson_core.schemas.validation.checkpoints import split_revision
 from bergson_core.storage.locations import is_hub_id
 from worker.settings import Settings
 
@@ -31,13 +32,20 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
         spec: The build.
         settings: What the operator allows.
     """
-    _require_allowed("model", spec.model, settings, settings.allowed_models)
-    if base := read_adapter_base(Path(spec.model).expanduser()):
-        _require_allowed("the model of its adapters", base.name, settings, settings.allowed_models)
+    _require_allowed_model("model", spec.model, settings)
+    for number, checkpoint in enumerate(spec.models):
+        _require_allowed_model(f"models.{number}", split_revision(checkpoint)[0], settings)
     if spec.dataset is not None:
         require_allowed_dataset(spec.dataset, settings)
     if spec.gradients.optimizer_state is not None:
         _require_allowed("gradients.optimizer_state", spec.gradients.optimizer_state, settings, ())
+
+
+def _require_allowed_model(field: str, name: str, settings: Settings) -> None:
+    """Raises `InvalidInput` if a model, or the model that its adapters belong to, is not allowed."""
+    _require_allowed(field, name, settings, settings.allowed_models)
+    if base := read_adapter_base(Path(name).expanduser()):
+        _require_allowed("the model of its adapters", base.name, settings, settings.allowed_models)
 
 
 def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Several checkpoints of a training run as one model, whose weights are exchanged."""
