@@ -26,7 +26,7 @@ help:
 	@echo 'make bench      measure the numbers of docs/benchmarks.md'
 	@echo 'make quality    measure the numbers of docs/quality.md; takes about an hour'
 	@echo 'make compare    measure whole commands beside EleutherAI'"'"'s bergson, which it installs apart'
-	@echo 'make docs       generate the documents that come from the code: OpenAPI, settings, pictures'
+	@echo 'make docs       generate the documents that come from the code, and build the site of docs/ into site/'
 	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
 	@echo
@@ -129,12 +129,13 @@ endif
 
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 release: $(VENV)/.installed-dev
 	@TORCH_INDEX='$(TORCH_INDEX)' sh scripts/release.sh $(PY)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

@@ -22,6 +22,7 @@ from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
+from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
 from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
 from .schemas.documents import Chunk, DocumentReport, LeftOutDocument
 from .schemas.evaluation import (
@@ -37,7 +38,6 @@ from .schemas.filters import Range
 from .schemas.query import AttributionQuery, VerifySpec
 from .schemas.results import (
     Answer,
-    Control,
     Estimate,
     Progress,
     QueryEcho,
@@ -47,8 +47,6 @@ from .schemas.results import (
     SizesBytes,
     TimingMs,
     TokenInfluence,
-    Verification,
-    Verified,
 )
 from .schemas.source import ColumnsSpec, DatasetSpec
 from .schemas.training import TrainingSchedule
@@ -80,6 +78,7 @@ __all__ = [
     "GradientCollector",
     "GradientProcessor",
     "GradientSpec",
+    "GroupEffect",
     "IndexCallback",
     "Interval",
     "KfacNormalizer",
@@ -102,6 +101,7 @@ __all__ = [
     "SearchSpec",
     "SizesBytes",
     "TimingMs",
+    "Together",
     "TokenInfluence",
     "Tokens",
     "TrainingSchedule",

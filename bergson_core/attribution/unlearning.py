@@ -1,4 +1,4 @@
-"""Unlearns a document by one step of gradient ascent, measures what changes, and restores every weight exactly.
+"""Unlearns documents by one step of gradient ascent, measures what changes, and restores every weight exactly.
 
 A score predicts, to first order, what happens when a document is unlearned; a step shows it. Every weight θ that
 training would change takes the step
@@ -13,6 +13,8 @@ section 4.2).
 
 By default η is the learning rate at which the median document of a sample becomes half as likely, to first order. It is
 the same for all documents, so that a document with a larger gradient moves the model further.
+
+Several documents are unlearned together by one step on the sum of their losses, which is the sum of the single steps.
 
 The loss of a document has the weight that the document was indexed with. So the step of a document of weight 0 changes
 nothing, and unlearning a document with a negative weight, which training has made less likely, makes it more likely.
@@ -38,7 +40,7 @@ from bergson_core.models.hooks import freeze
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.modules import trained_parameters
 from bergson_core.models.offloading import require_weights_in_memory
-from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches, iter_length_buckets, step_budget_tokens
 from bergson_core.tokens.tokenization import Tokens
 from bergson_core.utils.background import run_to_completion
 
@@ -51,6 +53,8 @@ _LOSS_RISE_OF_HALVING: Final = math.log(2)
 
 StepDirection = Literal["unlearn", "learn"]
 """`unlearn` is gradient ascent on a document's loss, `learn` is descent."""
+WeightStep = dict[str, Tensor]
+"""What a step with a learning rate of 1 adds to each weight, by the name of the weight."""
 FactoredMoment = tuple[Tensor, ...]
 """V of a weight: of a matrix the means of its rows [..., o] and of its columns [..., i], else the whole of it."""
 
@@ -118,14 +122,53 @@ class Unlearner:
             document: Tokens of the document.
             direction: Whether the step is one of ascent or of descent on the document's loss.
         """
+        with self.applied(self._steps(_weight_gradients(self.model, [document])), direction):
+            yield
+
+    def step_in_steps(self, documents: Sequence[Tokens]) -> Generator[None, None, WeightStep]:
+        """Returns the step on all of these documents at once: that on the sum of their losses.
+
+        The generator yields after each pass through the model, whose weights are its own throughout.
+        """
+        sums: dict[str, Tensor] = {}
+        for bucket in self._buckets(documents):
+            for name, gradient in _weight_gradients(self.model, [documents[k] for k in bucket]).items():
+                sums[name] = upcast(sums[name]).add_(gradient) if name in sums else gradient
+            yield
+        return self._steps(sums)
+
+    def log_probabilities_in_steps(
+        self, step: WeightStep, texts: Sequence[Tokens], direction: StepDirection = "unlearn"
+    ) -> Generator[None, None, Float64[np.ndarray, "2 t"]]:
+        """Returns the log-probability of the labelled tokens of each text before and after a step, in nats.
+
+        Texts are in one batch before and after the step, so that both passes are rounded in the same way. The generator
+        yields after each batch, when the model has its own weights.
+
+        Args:
+            step: The step, from `step_in_steps`.
+            texts: Tokens of queries or documents.
+            direction: Whether the step is one of ascent or of descent on the documents' losses.
+        """
+        log_probabilities = np.zeros((2, len(texts)))
+        for bucket in self._buckets(texts):
+            batch = [texts[k] for k in bucket]
+            log_probabilities[0, bucket] = self.log_probabilities(batch)
+            with self.applied(step, direction):
+                log_probabilities[1, bucket] = self.log_probabilities(batch)
+            yield
+        return log_probabilities
+
+    @contextmanager
+    def applied(self, step: WeightStep, direction: StepDirection = "unlearn") -> Iterator[None]:
+        """Moves the weights by a step times η, and restores them bit for bit when the context closes."""
         sign = 1.0 if direction == "unlearn" else -1.0
         weights = _trainable_weights(self.model.model)
-        steps = self._steps(_weight_gradients(self.model, document))
-        original = {name: weights[name].detach().clone() for name in steps}
+        original = {name: weights[name].detach().clone() for name in step}
         try:
             with torch.no_grad():
-                for name, step in steps.items():
-                    weights[name].add_(step, alpha=sign * self.learning_rate)
+                for name, change in step.items():
+                    weights[name].add_(change, alpha=sign * self.learning_rate)
             yield
         finally:
             with torch.no_grad():
@@ -152,7 +195,11 @@ class Unlearner:
                 row[:] = self.log_probabilities(queries) - before
         return changes
 
-    def _steps(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _buckets(self, texts: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Yields the positions of the texts of each batch."""
+        return iter_length_buckets([len(text.ids) for text in texts], step_budget_tokens(self.model.device))
+
+    def _steps(self, gradients: Mapping[str, Tensor]) -> WeightStep:
         """Returns g / (V + δ mean V)^½ for each weight: the step with a learning rate of 1."""
         return {
             name: (gradient * _reciprocal_root(self.second_moments[name], gradient)).to(gradient)
@@ -167,7 +214,7 @@ class Unlearner:
         """
         if document.weight == 0:
             return 0.0
-        gradients = _weight_gradients(self.model, document)
+        gradients = _weight_gradients(self.model, [document])
         steps = self._steps(gradients)
         change = sum(float((steps[name] * gradients[name]).sum(dtype=torch.float64)) for name in steps)
         return change / abs(document.weight)
@@ -179,7 +226,7 @@ def _fit_second_moments(
     """Returns V of each weight, and yields after each document. Documents without a finite gradient count as zero."""
     sums: dict[str, FactoredMoment] = {}
     for document in sample:
-        gradients = _weight_gradients(model, document)
+        gradients = _weight_gradients(model, [document])
         if all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
             for name, gradient in gradients.items():
                 moment = _factor(upcast(gradient).square() / len(sample))
@@ -196,8 +243,11 @@ def _trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in weights.items() if weight.is_floating_point()}
 
 
-def _weight_gradients(model: LanguageModel, document: Tokens) -> dict[str, Tensor]:
-    """Returns the gradient of the document's loss by the name of the weight, of those weights that have one."""
+def _weight_gradients(model: LanguageModel, documents: Sequence[Tokens]) -> dict[str, Tensor]:
+    """Returns the gradient of the sum of the losses of documents that fit into a batch.
+
+    It is returned by the name of the weight, of those weights that have one.
+    """
     weights = _trainable_weights(model.model)
     with freeze(model.model):
         original = {name: (weight.requires_grad, weight.grad) for name, weight in weights.items()}
@@ -205,7 +255,7 @@ def _weight_gradients(model: LanguageModel, document: Tokens) -> dict[str, Tenso
             for weight in weights.values():
                 weight.grad = None
                 weight.requires_grad_(True)
-            (batch,) = iter_batches([document], BUDGET_TOKENS, model.device)
+            (batch,) = iter_batches(documents, BUDGET_TOKENS, model.device)
             forward_backward(model, batch)
             return {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
         finally:

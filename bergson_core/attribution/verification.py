@@ -1,5 +1,8 @@
 """Verifies the results of a query: each is unlearned by itself, and so are random documents to compare it with.
 
+Where it is asked for, all verified results of a direction are also unlearned together, by one step, beside random
+groups of as many documents.
+
 A document is unlearned by a step of an `Unlearner`, which is fitted from a sample of the index's documents when a query
 needs it first, and kept. All work is divided into steps, between which the model has its own weights. So whoever runs
 the steps can answer other queries in between, or give up.
@@ -7,8 +10,8 @@ the steps can answer other queries in between, or give up.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,11 +21,19 @@ from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.schemas.answer_parts.verification import (
+    Control,
+    GroupEffect,
+    Together,
+    Verification,
+    Verified,
+)
 from bergson_core.schemas.query import VerifySpec
-from bergson_core.schemas.results import Answer, Control, ResultRow, Verification, Verified
+from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.tokenization import Tokens
+from bergson_core.utils.background import run_to_completion
 
 
 @dataclass
@@ -74,14 +85,20 @@ class Verifier:
         controls = self._selector.draw(spec.controls, _seed_of(answer), shown)
         effects: dict[str, Verified] = {}
         for document_id, location in (results | controls).items():
-            (document,) = self._selector.tokenize([location])
-            effects[document_id] = _unlearn(unlearner, query, document)
+            documents = self._selector.tokenize([location])
+            effects[document_id] = run_to_completion(_unlearn(unlearner, query, documents))
             yield
         verification = Verification.from_controls(
             unlearner.learning_rate,
             -answer.query.loss,
             [Control(id=document_id, **effects[document_id].model_dump()) for document_id in controls],
         )
+        if spec.together:
+            groups = _GroupUnlearner(self._selector, unlearner, query, spec.controls, _seed_of(answer), shown)
+            for name, rows in zip(("together", "opponents_together"), lists, strict=True):
+                members = {row.id: results[row.id] for row in rows[: spec.top] if row.id in results}
+                together = yield from groups.unlearn(members, effects)
+                verification = verification.model_copy(update={name: together})
         return answer.model_copy(
             update={
                 "results": _add_effects(answer.results, spec.top, effects),
@@ -127,19 +144,68 @@ class Verifier:
         return _UnlearnerFit(locations, steps)
 
 
-def _unlearn(unlearner: Unlearner, query: Sequence[Tokens], document: Tokens) -> Verified:
-    """Returns what one step on the document changes.
+@dataclass
+class _GroupUnlearner:
+    """Unlearns groups of documents for one query, each by one step.
 
-    Query and document are in one batch before and after the step, so that both passes are rounded in the same way.
+    Attributes:
+        selector: Selects the documents.
+        unlearner: Takes the steps.
+        query: Tokens of the query.
+        controls: How many random groups a group is compared with.
+        seed: Seed of the draw of the random groups.
+        shown: Ids of documents that are not drawn.
     """
-    before = unlearner.log_probabilities([*query, document])
-    with unlearner.temporary_step(document):
-        after = unlearner.log_probabilities([*query, document])
-    change = after - before
+
+    selector: DocumentSelector
+    unlearner: Unlearner
+    query: Sequence[Tokens]
+    controls: int
+    seed: int
+    shown: Collection[str]
+    _controls_by_size: dict[int, list[GroupEffect]] = field(default_factory=dict)
+
+    def unlearn(
+        self, members: Mapping[str, RowLocation], singles: Mapping[str, Verified]
+    ) -> Steps[Together | None]:
+        """Returns what unlearning some results together changes beside the sum of `singles` and random groups.
+
+        It is None without any results.
+        """
+        if not members:
+            return None
+        size = len(members)
+        effect = yield from self._unlearn_group(members)
+        if size not in self._controls_by_size:
+            self._controls_by_size[size] = yield from self._unlearn_random_groups(size)
+        return Together.from_groups(
+            effect, [singles[document_id] for document_id in members], self._controls_by_size[size]
+        )
+
+    def _unlearn_random_groups(self, size: int) -> Steps[list[GroupEffect]]:
+        """Returns what unlearning random groups of this size changes; fewer groups where documents do not suffice."""
+        drawn = list(self.selector.draw(size * self.controls, self.seed, self.shown).items())
+        groups = []
+        for start in range(0, len(drawn) - size + 1, size):
+            effect = yield from self._unlearn_group(dict(drawn[start : start + size]))
+            groups.append(effect)
+        return groups
+
+    def _unlearn_group(self, members: Mapping[str, RowLocation]) -> Steps[GroupEffect]:
+        documents = self.selector.tokenize(list(members.values()))
+        effect = yield from _unlearn(self.unlearner, self.query, documents)
+        return GroupEffect(ids=list(members), **effect.model_dump())
+
+
+def _unlearn(unlearner: Unlearner, query: Sequence[Tokens], documents: Sequence[Tokens]) -> Steps[Verified]:
+    """Returns what one step on these documents at once changes, and yields after each pass through the model."""
+    step = yield from unlearner.step_in_steps(documents)
+    before, after = yield from unlearner.log_probabilities_in_steps(step, [*query, *documents])
+    change, texts = after - before, len(query)
     return Verified(
-        log_probability=_finite_or_none(change[0] if len(query) == 1 else change[0] - change[1]),
-        probability=_finite_or_none(_share(after[:-1]) - _share(before[:-1])),
-        own_log_probability=_finite_or_none(change[-1]),
+        log_probability=_finite_or_none(change[0] if texts == 1 else change[0] - change[1]),
+        probability=_finite_or_none(_share(after[:texts]) - _share(before[:texts])),
+        own_log_probability=_finite_or_none(change[texts:].sum()),
     )
 
 

@@ -42,6 +42,18 @@ class VerifySpec(Spec):
     learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the step. The default is the rate at which unlearning the median document halves that document's
     probability, to first order."""
+    together: bool = False
+    """Whether one more step is taken on all verified results of a direction at once, and one on each of as many random
+    groups of the same size as there are `controls`. The answer shows them beside the sum of the single steps."""
+
+    def max_documents(self, directions: int) -> int:
+        """Returns how many documents are unlearned at most, controls and those of groups included.
+
+        Args:
+            directions: In how many directions the query has results.
+        """
+        groups = directions * self.top * (1 + self.controls) if self.together else 0
+        return directions * self.top + self.controls + groups
 
 
 class AttributionQuery(Spec):
@@ -109,7 +121,7 @@ class AttributionQuery(Spec):
         """Largest number of documents that are unlearned to answer this query, controls included."""
         if self.verify is None:
             return 0
-        return self.verify.top * (1 + (self.direction == "both")) + self.verify.controls
+        return self.verify.max_documents(1 + (self.direction == "both"))
 
     @property
     def extra_calls(self) -> int:

@@ -3,9 +3,10 @@
 The library returns these classes, Redis carries them as JSON, and the HTTP API shows them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
+from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
 from bergson_core.schemas.documents import Chunk, DocumentReport
@@ -89,69 +90,6 @@ class TokenInfluence(ResultModel):
     """See `start`."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
-
-
-class Verified(ResultModel):
-    """What one step of gradient ascent on one document alone changed. All weights were restored exactly afterwards.
-
-    A number is null if it is not finite, because the step has broken the model.
-    """
-
-    log_probability: float | None
-    """Change of the log-probability of the completion, or of its span, in nats; with `instead_of` of the difference of
-    the two log-probabilities. Negative: without what this document
-    taught it, the model is less likely to say the completion, so the document supported it. Positive: the document
-    spoke against it. A change as small as that of the controls is what a step on any document does."""
-    probability: float | None
-    """Change of the probability of the completion, or of its span; with `instead_of` of its share of the probability of
-    the two."""
-    own_log_probability: float | None
-    """Change of the document's own log-probability, in nats: how far it was unlearned. Negative."""
-
-
-class Control(Verified):
-    """A random document of the index that was unlearned in the same way."""
-
-    id: str
-    """Id of the document."""
-
-
-class Verification(ResultModel):
-    """How the results were verified, and what unlearning random documents does instead."""
-
-    learning_rate: float
-    """Learning rate of each step. It is the same for all documents, so one with a larger gradient moves the model
-    further."""
-    log_probability: float
-    """Log-probability of the completion, or of its span, before any step, in nats."""
-    controls: list[Control]
-    """Documents that were drawn at random among those that are not results."""
-    mean: Verified | None
-    """Mean of the controls; null without controls."""
-
-    @classmethod
-    def from_controls(
-        cls, learning_rate: float, log_probability: float, controls: Sequence[Control]
-    ) -> "Verification":
-        """Returns a verification with the mean of these controls. A number that any of them lacks has no mean."""
-        means = {}
-        for name in Verified.model_fields:
-            values = [getattr(control, name) for control in controls]
-            means[name] = None if None in values or not values else sum(values) / len(values)
-        return cls(
-            learning_rate=learning_rate,
-            log_probability=log_probability,
-            controls=list(controls),
-            mean=Verified(**means) if controls else None,
-        )
-
-    def without(self, ids: Collection[str]) -> "Verification":
-        """Returns the verification without the controls that have these ids."""
-        # The id of a chunk is that of its document, # and a number. A document whose own id looks like this may go too.
-        remaining = [
-            control for control in self.controls if not {control.id, control.id.rpartition("#")[0]} & set(ids)
-        ]
-        return Verification.from_controls(self.learning_rate, self.log_probability, remaining)
 
 
 class ResultRow(ResultModel):

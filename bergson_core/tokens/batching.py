@@ -14,6 +14,8 @@ from bergson_core.tokens.tokenization import Tokens
 
 BUDGET_TOKENS = 4096
 """Default number of tokens of a batch, padding included."""
+_CPU_STEP_TOKENS = 512
+"""The most tokens of a batch on a CPU that queries wait for. Larger batches are no faster there."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Batch:
     def n_tokens(self) -> int:
         """Number of tokens without padding."""
         return self.input_ids.numel() if self.mask is None else int(self.mask.sum())
+
+
+def step_budget_tokens(device: torch.device) -> int:
+    """Returns the most tokens, padding included, of a batch that other queries wait for."""
+    return _CPU_STEP_TOKENS if device.type == "cpu" else BUDGET_TOKENS
 
 
 def iter_length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:

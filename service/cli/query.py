@@ -108,9 +108,22 @@ def query(
             "of one of its indexes. It has the model in memory, which this command otherwise loads first."
         ),
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            help="With --verify: also unlearn all verified results of a direction at once, and random groups of as "
+            "many documents."
+        ),
+    ] = False,
 ) -> None:
     """Find the training samples that made the model say a completion."""
     output_format = "json" if as_json else output_format
+    if together:
+        if spec.verify is None:
+            raise InvalidInput(
+                "--together: expected --verify with it, which says how many results to unlearn"
+            )
+        spec = spec.model_copy(update={"verify": spec.verify.model_copy(update={"together": True})})
     if output_format != "json" and {"tokens", "modules"} & set(spec.include):
         # A table of the parts of scores is of no use without the documents that they are parts of.
         spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})

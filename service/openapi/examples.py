@@ -172,6 +172,9 @@ ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "completion": " London",
     "verify": {"top": 3, "controls": 3},
 }
+ATTRIBUTE_TOGETHER: dict[str, Any] = ATTRIBUTE_VERIFIED | {
+    "verify": {"top": 3, "controls": 3, "together": True}
+}
 ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "index": "facts",
     "generation": 1,
@@ -230,6 +233,8 @@ VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
             {"id": "doc-402", "log_probability": -0.03, "probability": -0.03, "own_log_probability": -3.9}
         ],
         "mean": {"log_probability": -0.03, "probability": -0.03, "own_log_probability": -3.9},
+        "together": None,
+        "opponents_together": None,
     },
     "timing_ms": {
         "queue": 0.8,

@@ -29,6 +29,7 @@ _QUERIES: dict[str, Any] = {
     "log_odds": {"summary": "The log-odds of the completion", "value": examples.ATTRIBUTE_LOG_ODDS},
     "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
+    "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
@@ -89,7 +90,8 @@ async def attribute(
     candidates count as a call.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
-    less likely the completion becomes. This takes longer, lets other queries go first, and counts as a call for each
+    less likely the completion becomes. With `"together": true` in it, one more step is on all of them at once, beside
+    random groups of as many documents. This takes longer, lets other queries go first, and counts as a call for each
     document.
 
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands

@@ -18,9 +18,9 @@ from bergson_core.schemas.base import ResultModel, Spec
 PUBLIC_NAMES = """
     AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
     ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
-    Executor GradientCollector GradientProcessor GradientSpec IndexCallback Interval KfacNormalizer
+    Executor GradientCollector GradientProcessor GradientSpec GroupEffect IndexCallback Interval KfacNormalizer
     LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryEcho QueryWarning
-    Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs
+    Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs Together
     TokenInfluence Tokens TrainingSchedule TrainingSpec Unlearner Verification Verified VerifySpec
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model

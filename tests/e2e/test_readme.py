@@ -26,7 +26,7 @@ LIBRARY_EXAMPLE, SERVICE_EXAMPLE = code_blocks("README.md", "python")
 (COMMANDS,) = (block for block in code_blocks("README.md", "sh") if "bergson " in block)
 GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_EXAMPLES = (
     "\n".join(code_blocks(f"docs/{name}.md", "python"))
-    for name in ("gradients", "corpus", "index", "client", "evaluating")
+    for name in ("gradients", "corpus", "changing-an-index", "client", "evaluating")
 )
 (CURL_CALLS,) = (block for block in code_blocks("docs/service.md", "sh") if "curl" in block)
 EVALUATION_COMMANDS = code_blocks("docs/evaluating.md", "sh")[0]

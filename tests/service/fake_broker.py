@@ -8,10 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.answer_parts.verification import (
+    Control,
+    GroupEffect,
+    Together,
+    Verification,
+    Verified,
+)
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import (
     Answer,
-    Control,
     Estimate,
     Progress,
     QueryEcho,
@@ -20,8 +26,6 @@ from bergson_core.schemas.results import (
     ResultRow,
     TimingMs,
     TokenInfluence,
-    Verification,
-    Verified,
 )
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
@@ -95,6 +99,10 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
         rows[0] = rows[0].model_copy(update={"verified": Verified(**effect)})
         verification = Verification.from_controls(1e-4, -0.12, [Control(id="doc-9", **effect)])
+        if query.verify.together:
+            groups = [GroupEffect(ids=[name], **effect) for name in (rows[0].id, "doc-8")]
+            together = Together.from_groups(groups[0], [rows[0].verified or Verified(**effect)], groups[1:])
+            verification = verification.model_copy(update={"together": together})
     completion = query.completion or " said"
     warnings = []
     if query.messages is None and not completion.startswith(" "):

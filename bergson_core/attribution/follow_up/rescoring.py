@@ -38,14 +38,11 @@ from bergson_core.schemas.record import record_from_stored
 from bergson_core.schemas.results import Answer, Rescored, ResultRow, TokenInfluence
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.manifest import Manifest
-from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
+from bergson_core.tokens.batching import iter_batches, step_budget_tokens
 from bergson_core.tokens.tokenization import Tokens
 
 _GROUP_SIZES: Final = (4, 8, 16, 32, 64)
 """Candidates that are tokenised together; the last size is that of all further groups."""
-_CPU_BUDGET_TOKENS: Final = 512
-"""The most tokens of a batch on a CPU, padding included. Larger batches are no faster there, and other queries would
-wait for them."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ class Rescorer:
 
     @property
     def _budget_tokens(self) -> int:
-        return _CPU_BUDGET_TOKENS if self._collector.device.type == "cpu" else BUDGET_TOKENS
+        return step_budget_tokens(self._collector.device)
 
 
 def _groups(ids: list[str]) -> Iterator[list[str]]:

@@ -7,7 +7,8 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from bergson_core.schemas.results import Answer, ResultRow, Verification
+from bergson_core.schemas.answer_parts.verification import Verification
+from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
 _CSV_PARTS: Final = ("tokens", "modules", "verified")
@@ -72,14 +73,23 @@ def _metadata_text(value: Any) -> str:
 
 
 def verification_table(rows: Sequence[ResultRow], verification: Verification) -> Table:
-    """Returns a table of what unlearning each verified result and each random document changed."""
-    title = f"change of the completion after unlearning one document (learning rate {verification.learning_rate:.3g})"
+    """Returns a table of what unlearning results and random documents changed, one by one and together."""
+    title = f"change of the completion after unlearning documents (learning rate {verification.learning_rate:.3g})"
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for name in ("log-probability", "probability", "document's own log-probability"):
         table.add_column(name, justify="right")
     table.add_column("id")
     effects = [(row.id, row.verified) for row in rows if row.verified is not None]
     effects += [(f"{control.id} (random)", control) for control in verification.controls]
+    for kind, together in (
+        ("results", verification.together),
+        ("opponents", verification.opponents_together),
+    ):
+        if together is not None:
+            count = len(together.ids)
+            effects.append((f"{count} {kind} together", together))
+            effects.append((f"{count} {kind}, sum of the single steps", together.sum))
+            effects += [(f"{count} documents together (random)", group) for group in together.controls]
     for name, effect in effects:
         changes = (effect.log_probability, effect.probability, effect.own_log_probability)
         table.add_row(*("" if change is None else f"{change:+.4f}" for change in changes), Text(name))

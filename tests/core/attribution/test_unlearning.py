@@ -131,9 +131,9 @@ def test_a_document_whose_gradient_is_not_finite_counts_as_zero_in_the_fit(monke
     expected = Unlearner.fit(as_language_model(model), tokens[:3])
     broken, gradients = tokens[5], unlearning._weight_gradients
 
-    def some_broken(model, document):
-        finite = gradients(model, document)
-        if document is not broken:
+    def some_broken(model, batch):
+        finite = gradients(model, batch)
+        if batch[0] is not broken:
             return finite
         return {name: gradient * math.nan for name, gradient in finite.items()}
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
-from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from service.cli import app as commands
 from service.client import Client
 from tests.service.fake_broker import FakeBroker, make_answer
@@ -73,6 +73,23 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     refused = CliRunner().invoke(commands, [*arguments, "--rescore", "1001"])
     assert refused.exit_code == 2
     assert "less than or equal to 1000" in refused.stderr
+
+
+def test_together_goes_with_verify_and_its_table_has_a_row_for_the_group(
+    asked: list[AttributionQuery], tmp_path: Path
+) -> None:
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London"]
+    result = CliRunner().invoke(commands, [*arguments, "--verify", "1", "--together"])
+    assert [query.verify for query in asked] == [VerifySpec(top=1, together=True)]
+    lines = [line.split()[3:] for line in result.stdout.splitlines() if "together" in line or "sum" in line]
+    assert [" ".join(line) for line in lines] == [
+        "1 results together",
+        "1 results, sum of the single steps",
+        "1 documents together (random)",
+    ]
+    refused = CliRunner().invoke(commands, [*arguments, "--together"])
+    assert isinstance(refused.exception, InvalidInput)
+    assert "--verify" in str(refused.exception)
 
 
 @pytest.fixture

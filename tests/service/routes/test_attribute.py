@@ -338,6 +338,22 @@ def test_a_verified_answer_has_the_effects_of_unlearning_and_is_cached_apart_fro
     assert (plain["verification"], plain["results"][0]["verified"]) == (None, None)
 
 
+def test_the_results_together_are_shown_beside_the_sum_of_their_single_steps(
+    client: TestClient,
+) -> None:
+    body = QUERY | {"verify": {"top": 1, "controls": 1, "together": True}}
+    verification = client.post("/attribute", json=body).json()["verification"]
+    effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}
+    assert verification["together"] == {
+        "ids": ["doc-0"],
+        **effect,
+        "sum": effect,
+        "controls": [{"ids": ["doc-8"], **effect}],
+        "mean": effect,
+    }
+    assert verification["opponents_together"] is None
+
+
 def test_results_say_whether_their_scores_are_exact_and_an_answer_that_is_cut_short_is_not_cached(
     client: TestClient, broker: FakeBroker
 ) -> None:
