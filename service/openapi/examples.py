@@ -32,6 +32,11 @@ INDEX_PRESET: dict[str, Any] = {
     "preset": "best",
     "gradients": {"projection_dim": 32},
 }
+INDEX_CHECKPOINTS: dict[str, Any] = {
+    "name": "run",
+    "models": [f"EleutherAI/pythia-160m@{revision}" for revision in ("step1000", "step16000", "step143000")],
+    "dataset": {"path": "NeelNanda/pile-10k"},
+}
 INDEX_INLINE: dict[str, Any] = {
     "name": "facts",
     "model": "EleutherAI/pythia-160m",

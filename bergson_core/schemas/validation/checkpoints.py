@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 MAX_CHECKPOINTS: Final = 32
 """Largest number of checkpoints of an index."""
 _MAX_NAME_CHARACTERS: Final = 4096
-_HUB_REVISION: Final = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)@([^@\s]{1,256})")
+_HUB_REVISION: Final = re.compile(
+    r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)@(?!.*\.\.)(\w[\w./-]{0,255})"
+)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -29,8 +31,9 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def with_last_model(fields: Any) -> Any:
     """Returns the fields of a build with the last of `models` as `model` and `revision`, if they state no model."""
     models = fields.get("models") if isinstance(fields, Mapping) else None
-    has_last = isinstance(models, list | tuple) and models and isinstance(models[-1], str)
-    if not has_last or fields.get("model") is not None or fields.get("revision") is not None:
+    if not isinstance(models, list | tuple) or not models or not isinstance(models[-1], str):
+        return fields
+    if fields.get("model") is not None or fields.get("revision") is not None:
         return fields
     model, revision = split_revision(models[-1])
     return {**fields, "model": model, "revision": revision}

@@ -46,6 +46,8 @@ MESSAGES_OPTION = "AttributionQuery-messages"
 """It excludes the prompt, which the other options need."""
 PRESET_OPTION = "BuildSpec-preset"
 """It sets what other options leave out."""
+CHECKPOINTS_OPTION = "BuildSpec-models"
+"""It is given twice at least, and sets the model."""
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hö."}]
 EXPECTED: dict[type[BaseModel], BaseModel] = {
     BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
@@ -126,7 +128,8 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("spec", "option"), [case for case in options() if case.id not in (MESSAGES_OPTION, PRESET_OPTION)]
+    ("spec", "option"),
+    [case for case in options() if case.id not in (MESSAGES_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION)],
 )
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
     values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
@@ -138,6 +141,14 @@ def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: De
     changed = {path for path in before | after if before.get(path) != after.get(path)}
     assert changed
     assert all(path == option.field.path or path.startswith(f"{option.field.path}.") for path in changed)
+
+
+def test_checkpoints_stand_for_the_model() -> None:
+    without = {name: value for name, value in values_without_options(BuildSpec).items() if name != "model"}
+    spec = make_spec(BuildSpec, TABLES[BuildSpec], without | {"models": ["M", "N"]})
+    assert (spec.model, spec.models) == ("N", ("M", "N"))
+    with pytest.raises(InvalidInput, match="model: required"):
+        make_spec(BuildSpec, TABLES[BuildSpec], without)
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
