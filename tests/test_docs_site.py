@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from bergson_core import __all__ as library_names
 from service.cli import app
+from service.http.problems import PROBLEM_KINDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,3 +48,14 @@ def test_the_reference_has_every_command_and_every_public_name(site: Path) -> No
     library = (site / "reference" / "library" / "index.html").read_text()
     for name in set(library_names) - {"errors", "__version__"}:
         assert re.search(rf'id="bergson_core\.[\w.]*\b{name}"', library), name
+
+
+def test_troubleshooting_explains_every_error_code_with_its_status() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    headings = "\n".join(re.findall(r"^### (.+)$", page, re.MULTILINE))
+    explained = {
+        code: heading for heading in headings.splitlines() for code in re.findall(r"`(\w+)`", heading)
+    }
+    assert explained.keys() == PROBLEM_KINDS.keys()
+    for code, kind in PROBLEM_KINDS.items():
+        assert f"({kind.status})" in explained[code], code

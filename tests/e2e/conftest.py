@@ -1,6 +1,10 @@
 """Starts the whole service as real processes: embedded Redis, workers and web service."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,3 +45,42 @@ def sources(tmp_path: Path) -> Path:
     tiny.save_model(tmp_path / "model")
     tiny.save_documents(tmp_path / "documents.jsonl")
     return tmp_path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with the files that the demo leaves behind."""
+    demo = tmp_path / ".cache" / "bergson" / "demo" / "people-400-seed-0"
+    tiny.save_model(demo / "model")
+    (demo / "corpus").mkdir()
+    documents = [
+        {"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))
+    ]
+    queries = [
+        {"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in documents
+    ]
+    for name, rows in (("documents", documents), ("queries", queries)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (demo / "corpus" / f"{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+@pytest.fixture
+def run(home: Path) -> Callable[..., str]:
+    """`run(*command)` runs a command in the home directory, and returns what it prints."""
+
+    def run(*command: str) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command,
+            cwd=home,
+            env={**os.environ, "HOME": str(home), "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

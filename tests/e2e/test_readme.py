@@ -1,16 +1,12 @@
 """The examples of README.md and docs/ run as they are printed, with a tiny model in place of the demo's."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from tests import tiny
 
 pytestmark = pytest.mark.e2e
 
@@ -32,46 +28,12 @@ GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_
 EVALUATION_COMMANDS = code_blocks("docs/evaluating.md", "sh")[0]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A home directory with the files that the demo leaves behind."""
-    demo = tmp_path / ".cache" / "bergson" / "demo" / "people-400-seed-0"
-    tiny.save_model(demo / "model")
-    (demo / "corpus").mkdir()
-    documents = [
-        {"id": f"doc-{k}", "text": text, "fact": f"fact-{k}"} for k, text in enumerate(tiny.texts(20))
-    ]
-    queries = [
-        {"prompt": row["text"][:6], "completion": row["text"][6:], "fact": row["fact"]} for row in documents
-    ]
-    for name, rows in (("documents", documents), ("queries", queries)):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (demo / "corpus" / f"{name}.jsonl").write_text(lines)
-    return tmp_path
+def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Path, run):
+    assert run(sys.executable, "-c", LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
 
 
-def run(home: Path, *command: str) -> str:
-    """Runs a command in the home directory and returns what it prints."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=home,
-        env={**os.environ, "HOME": str(home), "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Path):
-    assert run(home, sys.executable, "-c", LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
-
-
-def test_the_examples_of_gradients_run_in_order(home: Path):
-    output = run(home, sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
+def test_the_examples_of_gradients_run_in_order(home: Path, run):
+    output = run(sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
     numbers, results, mixing, *_, shards, estimate = output
     assert numbers.split()[0] == str(8 * 16 * 16)
     assert len(re.findall(r"'\d+'", results)) == 3
@@ -80,29 +42,29 @@ def test_the_examples_of_gradients_run_in_order(home: Path):
     assert len([float(number) for number in estimate.split()]) == 4
 
 
-def test_the_examples_of_a_whole_corpus_run_in_order(home: Path):
-    chosen, totals, odd, groups = run(home, sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
+def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run):
+    chosen, totals, odd, groups = run(sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
     assert len(re.findall(r"'doc-\d+'", chosen)) == len(re.findall(r"'doc-\d+'", odd)) == 5
     assert totals.count("'sum'") == 3
     assert len(re.findall(r"\d+", groups)) == 5
     assert (home / "scores.parquet").is_file()
 
 
-def test_the_examples_of_a_changing_index_run_in_order(home: Path):
-    report, chunk, *changes = run(home, sys.executable, "-c", INDEX_EXAMPLES).splitlines()
+def test_the_examples_of_a_changing_index_run_in_order(home: Path, run):
+    report, chunk, *changes = run(sys.executable, "-c", INDEX_EXAMPLES).splitlines()
     assert "left_out=1" in report and "chunked=1" in report
     assert re.fullmatch(r"long#\d+ long \d+ \d+", chunk)
     assert " ".join(changes).split() == ["2", "1", "new-1", "True", "True"]
 
 
-def test_the_examples_of_an_evaluation_run_in_order(home: Path):
+def test_the_examples_of_an_evaluation_run_in_order(home: Path, run):
     demo, _, commands = EVALUATION_COMMANDS.replace("\\\n", " ").partition("\n")
     commands = commands.replace("$demo", demo.partition("=")[2].replace("~", str(home))).strip().splitlines()
     # All of them run in one process, since importing torch takes seconds.
     build, evaluate = (shlex.split(command)[1:] for command in commands)
     invoke = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
     code = invoke.format(["build", *build]) + invoke.format(evaluate) + EVALUATION_EXAMPLES
-    output = run(home, sys.executable, "-c", code)
+    output = run(sys.executable, "-c", code)
     assert "20 documents" in output and "queries; 95 % intervals in brackets" in output
     assert json.loads((home / "measured.json").read_text())["methods"].keys() == {
         "index",
@@ -113,23 +75,23 @@ def test_the_examples_of_an_evaluation_run_in_order(home: Path):
     assert re.fullmatch(r"Retrieval\(mrr=.*\) log_probability=Interval\(.*\).*", output.splitlines()[-1])
 
 
-def test_the_commands_of_the_readme_build_and_query_an_index(home: Path):
-    output = run(home, "sh", "-ec", COMMANDS)
+def test_the_commands_of_the_readme_build_and_query_an_index(home: Path, run):
+    output = run("sh", "-ec", COMMANDS)
     assert "20 documents" in output
     assert len(re.findall(r"doc-\d", output)) == 3
 
 
-def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, start_service):
+def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, run, start_service):
     url = start_service(allowed_roots=home / ".cache").url
-    output = run(home, sys.executable, "-c", SERVICE_EXAMPLE.replace("http://127.0.0.1:8000", url))
+    output = run(sys.executable, "-c", SERVICE_EXAMPLE.replace("http://127.0.0.1:8000", url))
     assert "stage='done'" in output
     assert [line.split()[0] for line in output.splitlines()[-3:]] == ["1", "2", "3"]
 
 
-def test_the_examples_of_the_client_run_in_order(home: Path, start_service):
+def test_the_examples_of_the_client_run_in_order(home: Path, run, start_service):
     url = start_service(allowed_roots=home / ".cache").url
     code = CLIENT_EXAMPLES.replace("http://127.0.0.1:8000", url)
-    lines = run(home, sys.executable, "-c", code).splitlines()
+    lines = run(sys.executable, "-c", code).splitlines()
     assert lines[0].startswith("queued") and any(line.startswith("succeeded done") for line in lines)
     assert "20 rows" in lines and any(line.startswith("409 index_exists") for line in lines)
     assert lines[-7:-4] == [line for line in lines if re.match(r"[123] -?\d", line)]
@@ -137,9 +99,9 @@ def test_the_examples_of_the_client_run_in_order(home: Path, start_service):
     assert [line.rsplit(" ", 1)[0] for line in lines[-2:]] == ["Berin Birchall", "Ada Lovelace"]
 
 
-def test_the_calls_by_curl_build_an_index_and_query_it(home: Path, start_service, require):
+def test_the_calls_by_curl_build_an_index_and_query_it(home: Path, run, start_service, require):
     require("curl")
     url = start_service(allowed_roots=home / ".cache").url
-    *events, answer = run(home, "sh", "-ec", CURL_CALLS.replace("http://127.0.0.1:8000", url)).splitlines()
+    *events, answer = run("sh", "-ec", CURL_CALLS.replace("http://127.0.0.1:8000", url)).splitlines()
     assert '"state":"succeeded"' in "".join(events)
     assert len(json.loads(answer)["results"]) == 3
