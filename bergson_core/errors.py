@@ -16,6 +16,7 @@
     ├── ReadOnly                         the files to write may not be written
     ├── DiskFailed                       the disk reports an error
     ├── JobNotFound                      no job has this id
+    ├── LinkNotFound                     no answer is kept under this id
     ├── Unauthorized                     the request has no API key, or one that is not valid
     ├── Forbidden                        the API key does not permit this
     ├── Unavailable                      a part of the service does not answer; retry later
@@ -161,6 +162,17 @@ class JobNotFound(BergsonError):
     """No job has this id."""
 
     code = "job_not_found"
+
+
+class LinkNotFound(BergsonError):
+    """No answer is kept under this id, or none that the caller may see."""
+
+    code = "link_not_found"
+
+    @classmethod
+    def for_id(cls, link_id: str) -> Self:
+        """Returns the error of a service that keeps nothing under this id, or nothing that the caller may see."""
+        return cls(f"no link {link_id!r}: it has ended, was removed, or never was")
 
 
 class Unauthorized(BergsonError):

@@ -25,7 +25,17 @@ from service.http.whole_paths import require_whole_path
 from service.indexes.answer_cache import AnswerCache
 from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
-from service.routes import attribute, dashboard, documents, health, index_changes, indexes, jobs, workers
+from service.routes import (
+    attribute,
+    dashboard,
+    documents,
+    health,
+    index_changes,
+    indexes,
+    jobs,
+    links,
+    workers,
+)
 from service.settings import ServiceSettings
 
 
@@ -64,7 +74,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.metrics = WebMetrics()
     app.openapi = partial(openapi_document, app)
     # The document lists the routes in this order, which is that of a user's work.
-    for module in (indexes, documents, index_changes, jobs, attribute, workers, health, dashboard):
+    for module in (indexes, documents, index_changes, jobs, attribute, links, workers, health, dashboard):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     install_error_handlers(app)

@@ -4,7 +4,7 @@ Those about indexes on disk are in `service.index_schemas`, the others in `bergs
 The docstrings are shown on the OpenAPI page.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -122,6 +122,42 @@ class AttributeResponse(Answer):
         """Returns `answer` with the id of its request."""
         fields = {name: getattr(answer, name) for name in Answer.model_fields}
         return cls.model_construct(**fields, request_id=request_id)
+
+
+class LinkRequest(Spec):
+    """A query whose answer is kept under a link."""
+
+    request: AttributeRequest
+    """A query as in `POST /attribute`."""
+
+
+class Link(ResultModel):
+    """An answer that is kept."""
+
+    id: str
+    """Id of the link, which nobody can guess."""
+    request: dict[str, Any]
+    """The body of `POST /attribute` that was answered."""
+    index: str
+    generation: int
+    """Generation of the index that answered."""
+    fingerprint: str | None
+    """Fingerprint of that index: the sha256 of its spec."""
+    created_at: float
+    """Time at which the link was made, Unix time in seconds."""
+    expires_at: float
+    """Time at which the link ends, Unix time in seconds."""
+    stale: bool
+    """Whether the index has changed since: it has another generation or fingerprint, or is gone. The same request may
+    have another answer then."""
+    current_generation: int | None
+    """Generation of the index now; null if the index is gone."""
+    removed: int
+    """Results that are left out because the index no longer has their documents, or has other texts under their
+    ids."""
+    answer: AttributeResponse | None
+    """What the service answered, with the texts that the index has now. Null if the index is gone. For an API key that
+    may see no text, it has none."""
 
 
 class BatchResponse(ResultModel):

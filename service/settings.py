@@ -65,6 +65,11 @@ class ServiceSettings(Settings):
     """Largest `timeout_s` that a query may have, in seconds."""
     cache_bytes: int = Field(default=32 * 2**20, ge=0)
     """Memory in bytes for answers, which are returned again as long as their index has not changed; 0 keeps none."""
+    keep_links_s: int = Field(default=30 * 24 * 3600, ge=1)
+    """Seconds for which an answer is kept under its link (`POST /links`)."""
+    links_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Disk space in bytes for all links together; 0 keeps none. Each API key may have as much as the others have
+    left."""
     drain_s: float = Field(default=0.0, ge=0)
     """Seconds after SIGTERM during which `/readyz` fails but new requests are still answered, so that a load balancer
     has time to send them elsewhere."""

@@ -17,7 +17,7 @@ from bergson_core.schemas.build import ExecutorName
 
 PROCESS_LOG_FILE = "processes.log"
 """File in the data directory that `bergson up` and `bergson demo` have their processes log to."""
-_SERVICE_FILES = ("indexes", "uploads", "redis", "keys.json", "canary", PROCESS_LOG_FILE)
+_SERVICE_FILES = ("indexes", "uploads", "redis", "keys.json", "canary", "links", PROCESS_LOG_FILE)
 """What the service itself keeps in the data directory, and what no job may read as a model or dataset."""
 
 

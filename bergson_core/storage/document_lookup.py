@@ -3,7 +3,7 @@
 Legend: n documents of a shard.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from bergson_core.storage.document_table import (
     iter_document_tables,
     iter_readable_tables,
     mask_of_documents,
+    mask_of_ids,
     read_document,
     read_whole_ids,
 )
@@ -132,6 +133,38 @@ def find_document(index: str | Path, document_id: str) -> dict[str, Any]:
     """
     root = Path(index)
     return _with_newest_manifest(root, lambda manifest: _find_document(root, manifest, document_id))
+
+
+def find_documents(index: str | Path, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns those of the documents with these ids that the index has and does not hide, by their ids.
+
+    Args:
+        index: Directory of the index.
+        ids: Ids of documents, or of chunks. The id of a document that was cut into chunks finds nothing.
+
+    Raises:
+        IndexNotFound: No index is published there.
+        IndexCorrupt: A document is not found, and might be in a shard that is damaged.
+    """
+    root, wanted = Path(index), set(ids)
+
+    def find(manifest: Manifest) -> dict[str, dict[str, Any]]:
+        hidden, found = _read_hidden_rows(root, manifest), dict[str, dict[str, Any]]()
+        damage: IndexCorrupt | None = None
+        for entry, documents in iter_readable_tables(root, manifest):
+            if isinstance(documents, IndexCorrupt):
+                damage = documents
+                continue
+            mask = mask_of_ids(documents, wanted)
+            if mask.any():
+                for position in np.flatnonzero(mask & ~hidden.mask(entry, documents)).tolist():
+                    document = read_document(documents, position)
+                    found[document["id"]] = document
+        if damage is not None and len(found) < len(wanted):
+            raise damage
+        return found
+
+    return _with_newest_manifest(root, find)
 
 
 def find_existing_ids(index: str | Path, ids: Sequence[str]) -> list[str]:

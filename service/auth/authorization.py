@@ -20,6 +20,9 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "list_indexes": "read",
     "get_index": "read",
     "get_document": "read",
+    "make_link": "read",
+    "get_link": "read",
+    "remove_link": "read",  # of the key's own links; those of others need `write`
     "list_jobs": "read",
     "get_job": "read",
     "follow_job": "read",

@@ -53,6 +53,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "read_only": ProblemKind(507, "Files may not be written"),
     "disk_failed": ProblemKind(507, "Disk reports an error"),
     "job_not_found": ProblemKind(404, "Job not found"),
+    "link_not_found": ProblemKind(404, "Link not found"),
     "unauthorized": ProblemKind(401, "No valid API key"),
     "forbidden": ProblemKind(403, "Not allowed"),
     "unavailable": ProblemKind(503, "Unavailable", 5),

@@ -12,6 +12,7 @@ from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, Forbi
 from bergson_core.schemas.results import Answer, TimingMs
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
+from service.auth.texts import without_texts
 from service.http.metrics import WebMetrics
 from service.http.problems import make_problem
 from service.indexes.answer_cache import AnswerCache, make_cache_key
@@ -52,7 +53,11 @@ class QueryHandler:
             Forbidden: The caller may not filter by metadata.
             BergsonError: Whatever `Broker.ask` raises.
         """
-        query, started = self._restrict_to_permissions(query), time.perf_counter()
+        answer = await self._answer(self.restrict_to_permissions(query), timeout_s, priority)
+        return answer if self.caller.text else without_texts(answer)
+
+    async def _answer(self, query: ServiceQuery, timeout_s: float, priority: Priority) -> Answer:
+        started = time.perf_counter()
         index = self.settings.indexes_dir / query.index
         log = TakedownLog(index)
         log.skip_to_end()
@@ -102,11 +107,15 @@ class QueryHandler:
             tasks = [group.create_task(answer_one(query)) for query in queries]
         return [task.result() for task in tasks]
 
-    def _restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
+    def restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
         """Returns the query as the caller may ask it.
 
         A caller who may see no text gets neither tokens nor metadata, and cannot filter, because a filter would reveal
         metadata.
+
+        Raises:
+            IndexNotFound: The caller may not see the index.
+            Forbidden: The caller may not filter by metadata.
         """
         if not self.caller.can_see(query.index):
             raise IndexNotFound.for_name(query.index)

@@ -20,7 +20,8 @@ from service.http.problems import (
     make_problem,
     make_validation_problem,
 )
-from service.openapi import examples
+from service.links.kept_answer import LINK_ID_PATTERN
+from service.openapi import examples, link_examples
 from service.queue.broker import NO_WORKER
 
 TITLE = "Bergson Service"
@@ -66,6 +67,8 @@ QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="expected at most 1000
 BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="expected at most 1000")
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="expected at most 1")
+LINK_FIELD_ERROR = FieldError(loc=["body", "request", "top_k"], msg="expected at most 1000")
+LINK_ID_ERROR = FieldError(loc=["path", "link_id"], msg=f"expected text that matches {LINK_ID_PATTERN}")
 INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"expected text that matches {NAME_PATTERN}")
 JOB_ID_ERROR = FieldError(loc=["path", "job_id"], msg=f"expected text that matches {JOB_ID_PATTERN}")
 
@@ -82,6 +85,7 @@ _EXAMPLE_DETAILS = {
     "again, finished work is kept ([Errno 30] Read-only file system)",
     "index_corrupt": "the files of the index 'facts' differ from its manifest: build it again",
     "job_not_found": f"no job {examples.JOB_ID!r}: GET /jobs lists them",
+    "link_not_found": f"no link {link_examples.LINK_ID!r}: it has ended, was removed, or never was",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "redis_full": "Redis is full: raise maxmemory, cancel jobs that wait, or remove what else it holds",
     "unavailable": "this web process is stopping: ask another",

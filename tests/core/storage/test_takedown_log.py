@@ -25,7 +25,7 @@ from bergson_core.errors import DocumentNotFound, IndexBusy, IndexNotFound, Inva
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.storage import index_lock, takedown_log
 from bergson_core.storage.deletion import delete_index
-from bergson_core.storage.document_lookup import find_document, find_existing_ids
+from bergson_core.storage.document_lookup import find_document, find_documents, find_existing_ids
 from tests import tiny
 from tests.core.helpers import QUERIES, add_again_spec, document_ids, make_spec, query, result_ids
 from tests.processes import forkserver_context
@@ -84,8 +84,11 @@ def test_a_document_can_be_looked_up_until_it_is_taken_down(index_copy):
     document = find_document(index_copy, "doc-7")
     assert (document["prompt"], document["metadata"]) == (tiny.texts(40)[7], {"source": "wiki", "number": 7})
     assert find_existing_ids(index_copy, ["doc-8", "none", "doc-7"]) == ["doc-8", "doc-7"]
+    found = find_documents(index_copy, ["doc-8", "none", "doc-7", "doc-7"])
+    assert found == {name: find_document(index_copy, name) for name in ("doc-7", "doc-8")}
     take_down_document(index_copy, "doc-7")
     assert find_existing_ids(index_copy, ["doc-8", "none", "doc-7"]) == ["doc-8"]
+    assert list(find_documents(index_copy, ["doc-8", "none", "doc-7"])) == ["doc-8"]
     with pytest.raises(DocumentNotFound, match="no document 'doc-7'"):
         find_document(index_copy, "doc-7")
 

@@ -30,7 +30,7 @@ from bergson_core.schemas.presets import PRESETS
 from service.client import AsyncClient, Client
 from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
-from service.openapi import examples
+from service.openapi import examples, link_examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import make_key_header, serve_app
 from worker.problem import Problem
@@ -160,11 +160,14 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/index/estimate": examples.ESTIMATE,
         "/attribute": examples.ATTRIBUTE_RESPONSE,
         "/attribute/batch": {"results": []},
+        "/links": link_examples.LINK,
+        "/links/{link_id}": link_examples.LINK,
         "/readyz": examples.READY,
     }
 
     def handle(request: httpx.Request) -> httpx.Response:
         parameters = {"facts": "{name}", "doc-17": "{document_id}", examples.JOB_ID: "{job_id}"}
+        parameters[link_examples.LINK_ID] = "{link_id}"
         path = "/".join(parameters.get(segment, segment) for segment in request.url.path.split("/"))
         called.add((request.method.lower(), path))
         if path.endswith("/events"):
@@ -179,6 +182,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
     with Client("http://there", transport=httpx.MockTransport(handle)) as client:
         client.attribute("facts", "a", " b")
         client.attribute_batch([])
+        client.remove_link(client.link(client.make_link("facts", "a", " b").id).id)
         client.build("facts", model="tiny", documents=DOCUMENTS)
         client.append("facts", documents=DOCUMENTS)
         client.fit_profile("facts", "law", dataset={"path": "legal/questions"})

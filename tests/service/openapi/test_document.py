@@ -13,7 +13,7 @@ from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import ProfileSpec
 from service.http.problems import MEDIA_TYPE, PROBLEM_KINDS, ProblemDetails
 from service.openapi.metadata import TAGS
-from service.schemas import AttributeRequest, EstimateRequest, IndexRequest
+from service.schemas import AttributeRequest, EstimateRequest, IndexRequest, LinkRequest
 
 UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static"}
 
@@ -63,6 +63,9 @@ def test_the_document_has_exactly_the_calls_of_the_contract(document: dict[str, 
         "POST /index/{name}/compact",
         "POST /attribute",
         "POST /attribute/batch",
+        "POST /links",
+        "GET /links/{link_id}",
+        "DELETE /links/{link_id}",
         "GET /models",
         "GET /jobs",
         "GET /jobs/{job_id}",
@@ -144,6 +147,7 @@ BODIES = {
     "/index/{name}/documents": AppendSpec,
     "/index/{name}/profiles": ProfileSpec,
     "/attribute": AttributeRequest,
+    "/links": LinkRequest,
 }
 
 
