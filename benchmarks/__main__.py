@@ -22,6 +22,7 @@ BENCHMARKS = {
     "large_index_search": "time, memory and recall of queries of a large index",
     "ivf_recall": "recall and time of IVF, which was tried beside the flat search",
     "whitening": "memory, time and error of fitting K-FAC for a layer of Llama 3 8B",
+    "word_index": "time, memory and disk of the words of a corpus, and time of ranking by them",
     "codec_error": "errors of scores from float16 and int8 rows",
     "exact_scores": "milliseconds to rescore a candidate by its whole gradient, and what that changes",
     "http_overhead": "milliseconds that the service adds to a query",

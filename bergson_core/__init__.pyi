@@ -23,6 +23,7 @@ from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
 from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
+from .schemas.answer_parts.words import WordMatch
 from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
 from .schemas.documents import Chunk, DocumentReport, LeftOutDocument
 from .schemas.evaluation import (
@@ -110,6 +111,7 @@ __all__ = [
     "Verification",
     "Verified",
     "VerifySpec",
+    "WordMatch",
     "__version__",
     "append_documents",
     "build_index",

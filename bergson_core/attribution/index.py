@@ -26,7 +26,15 @@ from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.models.language_model import token_limits
 from bergson_core.models.loading import LoadModel
 from bergson_core.schemas.filters import validate_filter
-from bergson_core.schemas.query import AttributionQuery, Direction, IncludedPart, Join, Objective, VerifySpec
+from bergson_core.schemas.query import (
+    AttributionQuery,
+    Direction,
+    IncludedPart,
+    Join,
+    Objective,
+    Order,
+    VerifySpec,
+)
 from bergson_core.schemas.record import Messages
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.profile import Profile, require_profile
@@ -52,6 +60,7 @@ class AttributionIndex(IndexParts):
         searcher: The shards, open for search.
         answerer: Answers queries from the shards.
         rescorer: Scores candidates again by their whole gradients.
+        word_order: Compares results with the words of the documents.
         verifier: Verifies results by unlearning documents.
     """
 
@@ -125,6 +134,7 @@ class AttributionIndex(IndexParts):
         profile: str = DEFAULT_PROFILE,
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
+        order: Order = "influence",
         group_by: Literal["document"] | None = None,
         rescore: int | None = None,
         verify: VerifySpec | None = None,
@@ -166,7 +176,10 @@ class AttributionIndex(IndexParts):
                 documents without a value, unless `exists` is true.
             include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
                 by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
-                at most 32.
+                at most 32. `words` tells whether it states the completion, and its rank by BM25; the first query that
+                asks for it reads the words of all documents.
+            order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents
+                for prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
             group_by: `document` returns each document once, by its best chunk, where long documents were cut into
                 chunks.
             rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, neither
@@ -200,6 +213,7 @@ class AttributionIndex(IndexParts):
                 "profile": profile,
                 "filter": filter,
                 "include": include,
+                "order": order,
                 "group_by": group_by,
                 "rescore": rescore,
                 "verify": verify,
@@ -237,7 +251,7 @@ class AttributionIndex(IndexParts):
     def follow_up(
         self, query: AttributionQuery, answer: Answer, rescore_until: float = math.inf
     ) -> Steps[Answer]:
-        """Rescores and verifies the results of a query, as far as it asks for it, step by step.
+        """Rescores, orders by words and verifies the results of a query, as far as it asks for it, step by step.
 
         Between two steps the model has its own weights, so that other queries may be answered in between, or the work
         may be given up. `query` and `attribute` take all steps at once.
@@ -254,9 +268,11 @@ class AttributionIndex(IndexParts):
         Raises:
             InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
         """
+        tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
         if query.rescore is not None:
-            tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
             answer = yield from self.rescorer.rescore(query, tokens, answer, rescore_until)
+        if query.compares_words:
+            answer = yield from self.word_order.apply(query, tokens, answer)
         if query.verify is not None:
             answer = yield from self.verify(query, answer)
         return answer

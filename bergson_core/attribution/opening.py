@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.follow_up.rescoring import Rescorer
+from bergson_core.attribution.follow_up.word_order import WordOrder
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import Verifier
@@ -35,6 +36,7 @@ class IndexParts:
     searcher: Searcher
     answerer: QueryAnswerer
     rescorer: Rescorer
+    word_order: WordOrder
     verifier: Verifier
 
 
@@ -84,6 +86,14 @@ def _open_generation(
     # A limit for all indexes of a worker may be larger than the context of one model.
     limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
     query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
+    answerer = QueryAnswerer(
+        index=root.name,
+        manifest=manifest,
+        collector=collector,
+        searcher=searcher,
+        query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
+        score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
+    )
     return IndexParts(
         name=root.name,
         manifest=manifest,
@@ -91,15 +101,9 @@ def _open_generation(
         collector=collector,
         processor=processor,
         searcher=searcher,
-        answerer=QueryAnswerer(
-            index=root.name,
-            manifest=manifest,
-            collector=collector,
-            searcher=searcher,
-            query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
-            score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
-        ),
+        answerer=answerer,
         rescorer=Rescorer(manifest, collector, processor, searcher),
+        word_order=WordOrder(root, answerer, searcher),
         verifier=Verifier(manifest, model, searcher),
     )
 

@@ -33,6 +33,7 @@ from bergson_core.integrations.ray_cluster import (
     slots_by_node,
     start_actor,
 )
+from bergson_core.schemas.filters import Condition
 from bergson_core.search.local_searcher import LocalSearcher
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
@@ -138,6 +139,16 @@ class RaySearcher:
     def profiles(self) -> Mapping[str, Profile]:
         """The profiles of the index, by name."""
         return self.local.profiles
+
+    def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
+        """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
+        return self.local.allowed_rows(conditions)
+
+    def score_rows(
+        self, row: Float[Tensor, "m d"], request: SearchRequest, locations: Sequence[tuple[int, int]]
+    ) -> SearchResult:
+        """Returns chosen rows as `LocalSearcher.score_rows` does: their files are read in this process."""
+        return self.local.score_rows(row, request, locations)
 
     def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Searches for each query by its gradient row, and replaces actors that have died.

@@ -20,12 +20,15 @@ MAX_VERIFIED = 32
 """Largest number of results in each direction, and of control documents, that one query unlearns."""
 MAX_RESCORED = 1000
 """Largest number of candidates in each direction that one query scores by their whole gradients."""
+FUSION_DEPTH = 100
+"""Documents of each order that are fused at least, so that the first results do not depend on `top_k`."""
 _RESCORED_PER_CALL = 32
 """Candidates to rescore that count as one call: documents run through the model in batches."""
 
 Direction = Literal["proponents", "opponents", "both"]
-IncludedPart = Literal["text", "metadata", "tokens", "modules"]
+IncludedPart = Literal["text", "metadata", "tokens", "modules", "words"]
 Join = Literal["exact", "space"]
+Order = Literal["influence", "words", "fused"]
 Objective = Literal["log_probability", "log_odds"]
 Aggregate = Literal["mean", "max", "each"]
 """How the scores of several queries become one score of a document: their mean, their maximum, or not at all."""
@@ -94,7 +97,13 @@ class AttributionQuery(Spec):
     """`proponents` made the completion more likely, `opponents` made it less likely; `both` returns a list of each."""
     include: tuple[IncludedPart, ...] = ("text", "metadata")
     """What each result has beside id, score, percentile and loss. `tokens` and `modules` split its score by token and
-    by module. `tokens` runs the results through the model again, and allows at most 32 of them in each direction."""
+    by module. `tokens` runs the results through the model again, and allows at most 32 of them in each direction.
+    `words` tells whether each result states the completion, and its rank by BM25; the first query that asks for it
+    reads the words of all documents."""
+    order: Order = "influence"
+    """The order of the results: `influence` on the completion; `words`, the BM25 score of all documents for prompt and
+    completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order, and
+    with the last two each result has its `words`."""
     group_by: Literal["document"] | None = None
     """`document` returns each document once, by its best chunk, where long documents were cut into chunks."""
     profile: IndexName = "default"
@@ -131,8 +140,18 @@ class AttributionQuery(Spec):
 
     @property
     def has_follow_up(self) -> bool:
-        """Whether something is done to the results of the search: they are rescored, or verified."""
-        return self.rescore is not None or self.verify is not None
+        """Whether something is done to the results of the search: they are rescored, verified or compared by words."""
+        return self.rescore is not None or self.verify is not None or self.compares_words
+
+    @property
+    def compares_words(self) -> bool:
+        """Whether the words of the documents are needed."""
+        return self.order != "influence" or "words" in self.include
+
+    @property
+    def search_depth(self) -> int:
+        """How many of the best documents by influence, and by words, the results are chosen from."""
+        return max(self.top_k, FUSION_DEPTH) if self.order == "fused" else self.top_k
 
     def for_search(self) -> Self:
         """Returns the query that a search answers: it finds all candidates to rescore, and has no follow-up."""
@@ -141,6 +160,9 @@ class AttributionQuery(Spec):
             # The scores of the candidates are split by token when they are scored again.
             parts = tuple(part for part in self.include if part != "tokens")
             update |= {"top_k": max(self.top_k, self.rescore), "include": parts}
+        if self.order != "influence":
+            # The results are scored once more when it is known which they are.
+            update |= {"order": "influence", "top_k": self.search_depth, "include": ()}
         return self.model_copy(update=update)
 
     @property
@@ -174,6 +196,22 @@ class AttributionQuery(Spec):
                 message="a profile is a preconditioner of projected gradients, and candidates are rescored by their "
                 f"whole gradients, which have none: expected the profile 'default', got {self.profile!r}; "
                 "leave out rescore or profile",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_order_that_fits(self) -> Self:
+        if self.order == "words" and self.direction != "proponents":
+            raise field_error(
+                "direction",
+                message="the order of words has no direction: expected 'proponents' with order 'words', got "
+                f"{self.direction!r}; order 'fused' takes all directions",
+            )
+        if self.order != "influence" and self.rescore is not None:
+            raise field_error(
+                "rescore",
+                message="rescored results are in the order of their exact scores: expected no `rescore` with order "
+                f"{self.order!r}; leave out rescore or order",
             )
         return self
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
 from bergson_core.schemas.documents import Chunk, DocumentReport
@@ -124,6 +125,9 @@ class ResultRow(ResultModel):
     `rescore` has not scored exactly."""
     chunk: Chunk | None = None
     """What the text is a part of, if the document was too long and was cut."""
+    words: WordMatch | None = None
+    """Whether the document states the completion, and its rank by words, if `include` has `words` or `order` is another
+    than `influence`."""
     verified: Verified | None = None
     """What unlearning the document changed, for the best results if `verify` asks for it."""
 
@@ -182,8 +186,8 @@ class TimingMs(ResultModel):
 
     `queue` is the time until a worker takes the query and has loaded the index. `gradient` and `search` are those of
     all queries that were answered together; `search` includes the passes through the model that `tokens` take.
-    `rescore` and `verify` are the query's own; time in which other queries are answered between their steps counts as
-    `queue`.
+    `rescore`, `words` and `verify` are the query's own; time in which other queries are answered between their steps
+    counts as `queue`.
     """
 
     queue: float = 0.0
@@ -194,6 +198,8 @@ class TimingMs(ResultModel):
     """Finding and scoring the documents."""
     rescore: float = 0.0
     """Scoring candidates by their whole gradients."""
+    words: float = 0.0
+    """Comparing words; for the first such query of an index, also reading the words of all documents."""
     verify: float = 0.0
     """Unlearning documents."""
     total: float
@@ -211,7 +217,7 @@ class Answer(ResultModel):
     """Profile that the scores are of."""
     query: QueryEcho
     results: list[ResultRow] | None = None
-    """The documents that made the completion more likely, best first."""
+    """The documents that made the completion more likely, best first; in another order if `order` asks for it."""
     opponents: list[ResultRow] | None = None
     """The documents that made it less likely, the strongest first; null unless `direction` asks for them."""
     notice: str | None = None

@@ -190,19 +190,46 @@ class LocalSearcher:
 
         Where few rows meet the conditions, all of them are returned: scoring them takes no longer than asking FAISS.
         """
-        visible = self.visible.masks()
         if conditions is None:
-            return self.candidate_search.find(queries, count, visible)
-        matching = self.metadata.matching_rows(conditions)
-        allowed = [
-            rows if mask is None else rows & mask for rows, mask in zip(matching, visible, strict=True)
-        ]
+            return self.candidate_search.find(queries, count, self.visible.masks())
+        allowed = self._matching_rows(conditions)
         if sum(int(mask.sum()) for mask in allowed) > _EXACT_SEARCH_FACTOR * count:
             return self.candidate_search.find(queries, count, allowed)
         offsets = [np.flatnonzero(mask) for mask in allowed]
         shard_numbers = np.repeat(np.arange(len(offsets)), [len(in_shard) for in_shard in offsets])
         shape = (len(queries), len(shard_numbers))
         return np.broadcast_to(shard_numbers, shape), np.broadcast_to(np.concatenate(offsets), shape)
+
+    def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
+        """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
+        return self.visible.masks() if conditions is None else self._matching_rows(conditions)
+
+    def _matching_rows(self, conditions: Mapping[str, Condition]) -> list[np.ndarray]:
+        return [
+            rows if mask is None else rows & mask
+            for rows, mask in zip(self.metadata.matching_rows(conditions), self.visible.masks(), strict=True)
+        ]
+
+    def score_rows(
+        self, row: Float[Tensor, "m d"], request: SearchRequest, locations: Sequence[tuple[int, int]]
+    ) -> SearchResult:
+        """Returns chosen rows as the `proponents` of a query, in the order in which they are given.
+
+        Args:
+            row: The raw gradient row [m, d] of the query.
+            request: What is asked for; how many rows, in which direction, and a filter do not count.
+            locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
+        """
+        profile = self.profiles[request.profile]
+        _, weights = profile.prepare_queries(row[None])
+        scorer = ExactScorer(self.shards, profile)
+        shard_numbers, offsets = np.array(locations).T
+        scored = _ScoredCandidates(
+            shard_numbers, offsets, scorer.module_scores(weights[0], shard_numbers, offsets)
+        )
+        hits = self._hits_at(request, np.arange(len(offsets)), scored, scorer, weights[0])
+        (background_scores,) = self.background.scores(profile, weights, self.visible.masks())
+        return SearchResult(hits, None, background_scores)
 
     def _make_hits(
         self,
@@ -216,14 +243,26 @@ class LocalSearcher:
         best = candidates.best(sign, len(candidates.offsets) if request.group_by else request.top_k)
         if request.group_by:
             best = self._first_of_each_document(candidates, best, request.top_k)
-        shard_numbers, offsets = candidates.shard_numbers[best], candidates.offsets[best]
-        stored_rows: Sequence[StoredRow | None] = [None] * len(best)
+        return self._hits_at(request, best, candidates, scorer, weights)
+
+    def _hits_at(
+        self,
+        request: SearchRequest,
+        positions: Int[np.ndarray, " b"],
+        candidates: _ScoredCandidates,
+        scorer: ExactScorer,
+        weights: Float[Tensor, "m d"],
+    ) -> list[Hit]:
+        """Returns the candidates at these positions as hits, in this order."""
+        shard_numbers, offsets = candidates.shard_numbers[positions], candidates.offsets[positions]
+        stored_rows: Sequence[StoredRow | None] = [None] * len(positions)
         if "tokens" in request.include:
             stored_rows = scorer.stored_rows(weights, shard_numbers, offsets)
         return [
             self._make_hit(request, rank, int(shard_number), int(offset), module_scores, stored_row)
             for rank, (shard_number, offset, module_scores, stored_row) in enumerate(
-                zip(shard_numbers, offsets, candidates.module_scores[best], stored_rows, strict=True), start=1
+                zip(shard_numbers, offsets, candidates.module_scores[positions], stored_rows, strict=True),
+                start=1,
             )
         ]
 

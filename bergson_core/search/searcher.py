@@ -108,6 +108,22 @@ class Searcher(Protocol):
         """What is wrong with each damaged shard, by the name of the shard."""
         ...
 
+    def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
+        """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
+        ...
+
+    def score_rows(
+        self, row: Float[Tensor, "m d"], request: SearchRequest, locations: Sequence[tuple[int, int]]
+    ) -> SearchResult:
+        """Returns chosen rows as the `proponents` of a query, in the order in which they are given.
+
+        Args:
+            row: The raw gradient row [m, d] of the query.
+            request: What is asked for; how many rows, in which direction, and a filter do not count.
+            locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
+        """
+        ...
+
     def search(self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Returns a result for each query.
 

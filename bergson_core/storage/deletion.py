@@ -56,14 +56,15 @@ def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
         root: Directory of the index. The caller holds its lock.
         manifest: The published manifest.
     """
-    published = manifest.all_files().keys()
+    # The words of documents are not listed, because queries write them after the manifest was written.
+    published = {*manifest.all_files(), *(shard.words_path for shard in manifest.shards)}
     for path in root.glob(f"{APPEND_DIRECTORY_PREFIX}*"):
         shutil.rmtree(path)
     # Temporary files and directories of processes that were killed. Takedowns are recorded without this lock.
     for name in (*(name for name in INDEX_FILES if not name.startswith("takedowns.")), CHECKED_FILE):
         for path in root.glob(f".{name}.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for part in ("shards", "search", "profiles"):
+    for part in ("shards", "search", "profiles", "words"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in published:
                 path.unlink()

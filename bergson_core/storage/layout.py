@@ -18,7 +18,7 @@ CHECKED_FILE: Final = ".checked.json"
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
 INDEX_FILES: Final = frozenset(
-    {"manifest.json", "statistics", "profiles", "shards", "search", "documents.arrow"}
+    {"manifest.json", "statistics", "profiles", "shards", "search", "words", "documents.arrow"}
     | {BUILD_STAMP_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
 )
 """Names that an index uses in its directory, and that no model or dataset inside it may have."""
@@ -33,6 +33,11 @@ def preconditioner_path(root: Path, profile: str = DEFAULT_PROFILE) -> Path:
 def lengths_path(profile: str, shard: str) -> str:
     """Returns the path, below the index directory, of the lengths of a shard's rows under a profile."""
     return f"profiles/{profile}/{shard}.lengths.bin"
+
+
+def words_path(shard: str, documents_sha256: str) -> str:
+    """Returns the path, below the index directory, of the words of a shard whose documents have this sha256."""
+    return f"words/{shard}.{documents_sha256[:16]}.1.arrow"
 
 
 def search_path(kind: SearchKind, shard: str) -> str:

@@ -21,7 +21,7 @@ from bergson_core.schemas.base import ResultModel, describe_validation_error
 from bergson_core.schemas.build import NAME_PATTERN, AppendSpec, BuildSpec, SearchKind
 from bergson_core.schemas.differences import find_differences
 from bergson_core.schemas.documents import DocumentReport
-from bergson_core.storage.layout import BUILD_STAMP_FILE
+from bergson_core.storage.layout import BUILD_STAMP_FILE, words_path
 from bergson_core.storage.locations import (
     absolute_path,
     locate,
@@ -80,6 +80,12 @@ class ShardEntry(ResultModel):
     def all_sources(self) -> tuple[str, ...]:
         """Fingerprints of the build and the appends that added the documents."""
         return self.source, *self.merged_sources
+
+    @property
+    def words_path(self) -> str:
+        """Path, below the index directory, of the words of the documents, where a query has asked for them."""
+        documents = next(file for file in self.files if file.path.endswith("/rows.arrow"))
+        return words_path(self.name, documents.sha256)
 
 
 class SearchEntry(ResultModel):

@@ -110,12 +110,12 @@ class QueryHandler:
     def restrict_to_permissions(self, query: ServiceQuery) -> ServiceQuery:
         """Returns the query as the caller may ask it.
 
-        A caller who may see no text gets neither tokens nor metadata, and cannot filter, because a filter would reveal
-        metadata.
+        A caller who may see no text gets neither tokens, words nor metadata. They can neither filter, because a filter
+        would reveal metadata, nor order by words, because the order would reveal which words a document has.
 
         Raises:
             IndexNotFound: The caller may not see the index.
-            Forbidden: The caller may not filter by metadata.
+            Forbidden: The caller may not filter by metadata, or not order by words.
         """
         if not self.caller.can_see(query.index):
             raise IndexNotFound.for_name(query.index)
@@ -123,6 +123,8 @@ class QueryHandler:
             return query
         if query.filter is not None:
             raise Forbidden("this key sees no metadata: ask without `filter`")
+        if query.order != "influence":
+            raise Forbidden(f"this key sees no texts: ask without the order {query.order!r}")
         return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
 
 

@@ -80,8 +80,8 @@ def keep_answer(
         expires_at=expires_at,
         answer=kept.model_copy(
             update={
-                "results": _keep_tokens(present.results, kept.results),
-                "opponents": _keep_tokens(present.opponents, kept.opponents),
+                "results": _keep_parts(present.results, kept.results),
+                "opponents": _keep_parts(present.opponents, kept.opponents),
             }
         ),
         texts_sha256={
@@ -166,12 +166,12 @@ def _hash_text(link_id: str, document: Document) -> str:
     return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()
 
 
-def _keep_tokens(rows: list[ResultRow] | None, kept: list[ResultRow] | None) -> list[ResultRow] | None:
-    """Returns the rows `kept` with the tokens of `rows`, whose texts are left out."""
+def _keep_parts(rows: list[ResultRow] | None, kept: list[ResultRow] | None) -> list[ResultRow] | None:
+    """Returns the rows `kept` with the words of `rows`, and with their tokens, whose texts are left out."""
     if rows is None or kept is None:
         return None
     return [
-        new.model_copy(update={"tokens": _without_token_texts(row.tokens)})
+        new.model_copy(update={"tokens": _without_token_texts(row.tokens), "words": row.words})
         for row, new in zip(rows, kept, strict=True)
     ]
 
@@ -188,7 +188,7 @@ def _without_token_texts(tokens: list[TokenInfluence] | None) -> list[TokenInflu
 
 def _with_texts(row: ResultRow, document: Document, include: tuple[str, ...]) -> ResultRow:
     """Returns a result with those parts of its document that the request asked for."""
-    update: dict[str, Any] = {}
+    update: dict[str, Any] = {"words": row.words}
     if "text" in include:
         update |= {"prompt": document["prompt"], "completion": document["completion"]}
     if "metadata" in include:

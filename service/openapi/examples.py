@@ -171,6 +171,8 @@ ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
 ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
 ATTRIBUTE_LOG_ODDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"objective": "log_odds"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
+ATTRIBUTE_WORDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"include": ["text", "words"]}
+ATTRIBUTE_FUSED: dict[str, Any] = ATTRIBUTE_REQUEST | {"order": "fused"}
 ATTRIBUTE_VERIFIED: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",
@@ -208,6 +210,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
             "loss": 3.4,
             "modules": None,
             "tokens": None,
+            "words": None,
             "verified": None,
         }
     ],
@@ -222,6 +225,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "gradient": 11.2,
         "search": 1.9,
         "rescore": 0.0,
+        "words": 0.0,
         "verify": 0.0,
         "total": 14.6,
     },
@@ -246,9 +250,16 @@ VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
         "gradient": 11.2,
         "search": 1.9,
         "rescore": 0.0,
+        "words": 0.0,
         "verify": 310.0,
         "total": 323.9,
     },
+}
+WORDS_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
+    "results": [
+        ATTRIBUTE_RESPONSE["results"][0] | {"words": {"rank": 3, "score": 11.4, "states": True}},
+    ],
+    "timing_ms": ATTRIBUTE_RESPONSE["timing_ms"] | {"words": 2.1, "total": 16.7},
 }
 
 ATTRIBUTE_GENERATED: dict[str, Any] = {

@@ -28,6 +28,8 @@ _QUERIES: dict[str, Any] = {
     "contrast": {"summary": "Why this rather than that", "value": examples.ATTRIBUTE_CONTRAST},
     "log_odds": {"summary": "The log-odds of the completion", "value": examples.ATTRIBUTE_LOG_ODDS},
     "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
+    "words": {"summary": "Which documents state the completion", "value": examples.ATTRIBUTE_WORDS},
+    "fused": {"summary": "The best by influence and by words", "value": examples.ATTRIBUTE_FUSED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
@@ -88,6 +90,11 @@ async def attribute(
     the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for
     which the time is too short keep the score of the index; `rescored` counts them. Other queries go first, and each 32
     candidates count as a call.
+
+    With `words` in `include`, each result says whether it states the completion, and which place it has among all
+    documents by BM25: a document may state what it did not teach, and teach what it does not state. `order` puts the
+    results in the order of words, or of words and influence together. The first such query of an index reads the words
+    of all documents, which may take longer than `timeout_s`: what was read is kept, and the query can be sent again.
 
     With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
     less likely the completion becomes. With `"together": true` in it, one more step is on all of them at once, beside

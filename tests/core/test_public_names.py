@@ -22,7 +22,7 @@ PUBLIC_NAMES = """
     LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryEcho QueryWarning
     Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs Together
     TokenInfluence Tokens TrainingSchedule TrainingSpec Unlearner Verification Verified VerifySpec
-    __version__ append_documents build_index collect_gradients compact_index errors estimate_build
+    WordMatch __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
     read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
     write_score_array write_table
@@ -44,6 +44,7 @@ INTERNAL_TYPES = {
         "QueryAnswerer",
         "Rescorer",
         "Verifier",
+        "WordOrder",
     ),
     # In `bergson_core.errors`.
     "BergsonError",

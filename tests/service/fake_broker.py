@@ -15,6 +15,7 @@ from bergson_core.schemas.answer_parts.verification import (
     Verification,
     Verified,
 )
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.results import (
     Answer,
@@ -85,6 +86,9 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             prompt=text,
             loss=1.5,
             tokens=TOKENS if "tokens" in query.include else None,
+            words=WordMatch(rank=3 - number, score=7.25, states=number == 0)
+            if query.compares_words
+            else None,
             metadata={"source": "wiki"},
         )
         for number, text in enumerate(texts)

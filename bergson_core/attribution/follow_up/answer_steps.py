@@ -11,7 +11,9 @@ Steps = Generator[None, None, T]
 """Work that may be given up after each step; the generator returns its result."""
 
 
-def with_timing(steps: Steps[Answer], answer: Answer, part: Literal["rescore", "verify"]) -> Steps[Answer]:
+def with_timing(
+    steps: Steps[Answer], answer: Answer, part: Literal["rescore", "words", "verify"]
+) -> Steps[Answer]:
     """Returns the answer that the steps return, with how long they took, without the time that passed between them.
 
     Args:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.schemas.answer_parts.verification import Verification
+from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
@@ -19,7 +20,7 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
     Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
-    others where there are any.
+    others where there are any, and two columns have the words: the rank by BM25, and whether the completion is stated.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -28,6 +29,10 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     has_exact = any(row.exact for row in rows)
     if has_exact:
         table.add_column("exact", no_wrap=True)
+    has_words = any(row.words for row in rows)
+    if has_words:
+        table.add_column("words", justify="right", no_wrap=True)
+        table.add_column("states", no_wrap=True)
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -38,7 +43,9 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
         percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
         loss = "" if row.loss is None else f"{row.loss:.2f}"
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
-        numbers = (f"{row.score:+.4f}", percentile, loss, *["yes" if row.exact else "no"] * has_exact)
+        numbers = [f"{row.score:+.4f}", percentile, loss, *[_yes_or_no(row.exact)] * has_exact]
+        if has_words:
+            numbers += ["", ""] if row.words is None else _words_cells(row.words)
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
         table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
     return table
@@ -52,13 +59,24 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
     metadata = _metadata_columns(rows)
     parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
     parts += ["exact"] * any(row.exact for row in rows)
-    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata), *parts]
+    words = list(WordMatch.model_fields) if any(row.words for row in rows) else []
+    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata)]
+    columns += [*(f"words.{name}" for name in words), *parts]
     table = []
     for direction, row in results:
         fields = row.model_dump(mode="json")
         values = [(row.metadata or {}).get(name) for name in metadata]
+        values += [(fields["words"] or {}).get(name) for name in words]
         table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
     return columns, table
+
+
+def _words_cells(words: WordMatch) -> list[str]:
+    return ["" if words.rank is None else f"#{words.rank}", _yes_or_no(words.states)]
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _metadata_columns(rows: Sequence[ResultRow]) -> list[str]:

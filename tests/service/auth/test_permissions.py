@@ -119,11 +119,14 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     hidden = make_key_header(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
-    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules"]}
+    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
     assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
+    for order in ("words", "fused"):
+        ordered = client.post("/attribute", json=QUERY | {"order": order}, headers=hidden)
+        assert order in require_problem(ordered, 403, "forbidden").detail
 
 
 def test_a_key_without_text_gets_documents_without_text(

@@ -75,6 +75,28 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     assert "less than or equal to 1000" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ([], "score  percentile  loss  words  states  id"),
+        (["--format", "csv"], "metadata.source,words.rank,words.score,words.states"),
+    ],
+    ids=["table", "csv"],
+)
+def test_order_is_an_option_and_the_words_of_results_are_columns(
+    asked: list[AttributionQuery], tmp_path: Path, options: list[str], columns: str
+) -> None:
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London", *options]
+    ordered = CliRunner().invoke(commands, [*arguments, "--order", "fused"])
+    included = CliRunner().invoke(commands, [*arguments, "--include", "text", "--include", "words"])
+    plain = CliRunner().invoke(commands, arguments)
+    assert [query.order for query in asked] == ["fused", "influence", "influence"]
+    assert [query.compares_words for query in asked] == [True, True, False]
+    assert columns in " ".join(ordered.stdout.split("\n")[:5])
+    assert "words" in included.stdout
+    assert "words" not in plain.stdout
+
+
 def test_together_goes_with_verify_and_its_table_has_a_row_for_the_group(
     asked: list[AttributionQuery], tmp_path: Path
 ) -> None:

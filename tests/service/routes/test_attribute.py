@@ -51,6 +51,8 @@ def test_the_query_reaches_the_worker_unchanged(client: TestClient, broker: Fake
         examples.ATTRIBUTE_REQUEST,
         examples.ATTRIBUTE_BOTH,
         examples.ATTRIBUTE_RESCORED,
+        examples.ATTRIBUTE_WORDS,
+        examples.ATTRIBUTE_FUSED,
         examples.ATTRIBUTE_VERIFIED,
         examples.ATTRIBUTE_JOIN,
         examples.ATTRIBUTE_CHAT,

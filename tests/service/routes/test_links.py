@@ -162,6 +162,11 @@ def test_tokens_have_their_texts_from_the_document(make: Callable[..., dict[str,
     assert tokens == [token.model_dump() for token in TOKENS]
 
 
+def test_a_link_shows_the_words_of_its_results(make: Callable[..., dict[str, Any]]) -> None:
+    rows = make(order="fused")["answer"]["results"]
+    assert [row["words"]["states"] for row in rows] == [True, False, False]
+
+
 def test_tokens_without_a_place_in_the_text_are_not_kept(
     broker: FakeBroker, make: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,11 +253,13 @@ def test_a_key_that_sees_no_text_sees_none_through_a_link(
 ) -> None:
     ada = make_key_header(tmp_path)
     outside = make_key_header(tmp_path, "outside", text=False)
-    link_id = make(ada, include=["text", "metadata", "tokens"])["id"]
+    link_id = make(ada, include=["text", "metadata", "tokens", "words"])["id"]
     response = client.get(f"/links/{link_id}", headers=outside)
     rows = response.json()["answer"]["results"]
     assert [row["id"] for row in rows] == ["doc-0", "doc-1", "doc-2"]
-    assert all(row[name] is None for row in rows for name in ("prompt", "completion", "metadata", "tokens"))
+    assert all(
+        row[name] is None for row in rows for name in ("prompt", "completion", "metadata", "tokens", "words")
+    )
     assert not [word for word in ("<b>", "Maida", "Grace", "wiki") if word in response.text]
 
 
