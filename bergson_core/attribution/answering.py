@@ -14,11 +14,13 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from bergson_core.attribution.queries.chat_queries import render_chat_queries
+from bergson_core.attribution.queries.checkpoint_losses import losses_between, not_learned_warnings
 from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.errors import BergsonError
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
@@ -144,6 +146,8 @@ class QueryAnswerer:
         require_profile(self.index, self.manifest, query.profile)
         if "tokens" in query.include:
             self.score_decomposer.require_supported()
+        if query.between is not None:
+            require_between(query.between, self.manifest.spec.checkpoints)
         self.searcher.metadata.require_valid(query.filter or {})
         if self.searcher.damaged and not query.partial:
             raise damaged_shards_error(self.index, self.searcher.damaged)
@@ -200,9 +204,10 @@ class QueryAnswerer:
     ) -> str | None:
         """Returns the notice of an answer whose best result does not stand out.
 
-        There is none under other profiles than the default, for which the notice is calibrated.
+        There is none under other profiles than the default, for which the notice is calibrated, nor for some of the
+        checkpoints only.
         """
-        if not proponents or query.profile != DEFAULT_PROFILE:
+        if not proponents or query.profile != DEFAULT_PROFILE or query.between is not None:
             return None
         return significance_notice(proponents[0].score, background_scores, self.manifest.notice)
 
@@ -215,6 +220,7 @@ class QueryAnswerer:
     ) -> Answer:
         """Returns the answer to a query; `losses` are that of its completion, and that of its `instead_of`."""
         query, alternative = tokenized.query, tokenized.alternative
+        between = losses_between(self.collector.model, query, tokenized.tokens)
         return Answer(
             index=query.index or self.index,
             generation=self.manifest.generation,
@@ -225,6 +231,7 @@ class QueryAnswerer:
                 generated=query.completion is None and query.messages is None,
                 token_ids=None if tokenized.generated_ids is None else list(tokenized.generated_ids),
                 loss=float(losses[0]),
+                losses_between=between,
                 n_tokens=tokenized.tokens.n_labelled,
                 instead_of=alternative and alternative.completion,
                 instead_of_loss=None if alternative is None else float(losses[1]),
@@ -232,7 +239,7 @@ class QueryAnswerer:
             results=results.proponents,
             opponents=results.opponents,
             notice=results.notice,
-            warnings=list(tokenized.warnings),
+            warnings=[*tokenized.warnings, *not_learned_warnings(between)],
             partial=bool(self.searcher.damaged),
             timing_ms=timing,
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.models.causality import require_causal
-from bergson_core.models.checkpoints.weights import CheckpointWeights
+from bergson_core.models.files.checkpoint_weights import CheckpointWeights
 from bergson_core.models.files.fingerprint import ModelFiles
 from bergson_core.models.files.lora import describe_unsupported
 from bergson_core.models.hooks import freeze, unwrap_compiled, unwrap_model

@@ -20,6 +20,13 @@ from pydantic import (
 )
 
 from bergson_core.schemas.base import Spec, field_error
+from bergson_core.schemas.build_parts.checkpoints import (
+    MAX_CHECKPOINTS,
+    describe_model_or_models,
+    require_checkpoints,
+    require_settings_of_checkpoints,
+    with_last_model,
+)
 from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
 from bergson_core.schemas.source import (
     MAX_INLINE_DOCUMENTS,
@@ -28,13 +35,6 @@ from bergson_core.schemas.source import (
     InlineDocument,
     require_one_source,
     require_short_path,
-)
-from bergson_core.schemas.validation.checkpoints import (
-    MAX_CHECKPOINTS,
-    describe_model_or_models,
-    require_checkpoints,
-    require_settings_of_checkpoints,
-    with_last_model,
 )
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"

@@ -78,6 +78,11 @@ class AttributionQuery(Spec):
     objective: Objective = "log_probability"
     """What is explained of each token: its log-probability, or its log-odds log p / (1 - p). With log-odds, tokens that
     the model is sure of count as much as others, where their log-probabilities have nearly no gradient."""
+    between: tuple[int, int] | None = None
+    """Checkpoints [earlier, later] of an index over several, counted from 0, or from the end as -1 is the last: why
+    does the later model say the completion, and the earlier one does not yet? A score is then the mean over the
+    checkpoints from the earlier one up to the later one, without it: those from which the steps between the two
+    began."""
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant

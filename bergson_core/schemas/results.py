@@ -159,6 +159,9 @@ class QueryEcho(ResultModel):
     given. The EOS that ended the completion is not among them."""
     loss: float
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
+    losses_between: tuple[float, float] | None = None
+    """The same at the earlier and at the later checkpoint of `between`. Where the first is the higher of the two, the
+    later model says the completion rather than the earlier one."""
     n_tokens: int
     """Number of these tokens."""
     instead_of: str | None = None
@@ -174,7 +177,8 @@ class QueryWarning(ResultModel):
     code: str
     """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
     `double_space`: both have a space there. `trailing_space`: the completion was generated after a prompt that ends
-    with a space."""
+    with a space. `not_learned`: the later checkpoint of `between` does not make the completion more likely than the
+    earlier one."""
     detail: str
     """What was found, and how the text was tokenised."""
     suggestion: str | None = None

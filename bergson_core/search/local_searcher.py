@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import Direction
 from bergson_core.schemas.results import ResultRow
@@ -141,13 +142,14 @@ class LocalSearcher:
     def _search_batch(
         self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest], widening: int = 1
     ) -> list[SearchResult]:
-        """Searches for queries that share a profile, a filter and a grouping.
+        """Searches for queries that share a profile, a filter, a grouping and a range of checkpoints.
 
         Where results are grouped and the candidates are of too few documents, four times as many results are searched
         for, until there are no more candidates.
         """
         profile = self.profiles[requests[0].profile]
-        phi, weights = profile.prepare_queries(rows)
+        checkpoints = self._checkpoints_of(requests[0])
+        phi, weights = profile.prepare_queries(rows, checkpoints)
         scorer = ExactScorer(self.shards, profile)
         rounded = None
         if self.manifest.spec.gradients.rows == "sign":
@@ -155,7 +157,8 @@ class LocalSearcher:
         directed = [
             (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
         ]
-        count = profile.candidate_count(widening * max(request.top_k for request in requests), self.manifest)
+        top_k = widening * max(request.top_k for request in requests)
+        count = profile.candidate_count(top_k, self.manifest, checkpoints)
         shard_numbers, offsets = self._find_candidates(
             torch.stack([sign * phi[query] for query, sign in directed]), count, requests[0].filter
         )
@@ -182,6 +185,11 @@ class LocalSearcher:
             SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
             for hits_by_sign, scores in zip(hits, background_scores, strict=True)
         ]
+
+    def _checkpoints_of(self, request: SearchRequest) -> range | None:
+        """Returns the checkpoints that the scores of a request are the mean over, or None for all of them."""
+        between = request.between
+        return None if between is None else require_between(between, self.manifest.spec.checkpoints)
 
     def _find_candidates(
         self, queries: Float[Tensor, "b D"], count: int, conditions: Mapping[str, Condition] | None
@@ -221,7 +229,7 @@ class LocalSearcher:
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """
         profile = self.profiles[request.profile]
-        _, weights = profile.prepare_queries(row[None])
+        _, weights = profile.prepare_queries(row[None], self._checkpoints_of(request))
         scorer = ExactScorer(self.shards, profile)
         shard_numbers, offsets = np.array(locations).T
         scored = _ScoredCandidates(

@@ -34,8 +34,9 @@ from bergson_core.utils.memory_map import map_array
 CANDIDATES_PER_EXTRA_RESULT: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
 """Candidates taken for each result beyond the ten that recall is measured for. Also the smallest number of candidates
 for each of those ten."""
-_OTHER_PROFILE_CANDIDATE_FACTOR: Final = 5
-"""Times as many candidates are taken for a profile that is not the default, whose φ the FAISS files do not hold."""
+_OTHER_SCORES_CANDIDATE_FACTOR: Final = 5
+"""Times as many candidates are taken for a profile that is not the default, whose φ the FAISS files do not hold, and
+for scores of some of the checkpoints only."""
 
 
 def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:
@@ -103,30 +104,41 @@ class Profile:
             is_default=is_default,
         )
 
-    def candidate_count(self, top_k: int, manifest: Manifest) -> int:
+    def candidate_count(self, top_k: int, manifest: Manifest, checkpoints: range | None = None) -> int:
         """Returns how many candidates to take for `top_k` results.
 
         That is the number that was measured for ten results, in proportion to the rows that were added since, and some
-        more for each further result.
+        more for each further result. With other scores than those that were measured, it is five times as many.
+
+        Args:
+            top_k: Number of results.
+            manifest: Manifest of the index.
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
         """
         search = manifest.search
         for_ten_results = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
         count = for_ten_results + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
-        return count if self.is_default else _OTHER_PROFILE_CANDIDATE_FACTOR * count
+        is_measured = self.is_default and checkpoints is None
+        return count if is_measured else _OTHER_SCORES_CANDIDATE_FACTOR * count
 
     def prepare_queries(
-        self, queries: Float[Tensor, "q m d"]
+        self, queries: Float[Tensor, "q m d"], checkpoints: range | None = None
     ) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
         """Returns what the search compares with rows, for each query.
 
         Args:
             queries: Raw gradient rows [q, m, d] of the queries.
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
 
         Returns:
             (phi [q, D], weights [q, m, d]): `phi` is what the FAISS files, or the bits of sign rows, are compared
             with; `weights` is what stored rows are multiplied with to get their exact scores.
         """
         phi, _ = compute_features(queries, self.query_preconditioner, self.normalize, self.checkpoints)
+        if checkpoints is not None:
+            factors = phi.new_zeros(self.checkpoints, 1)
+            factors[checkpoints.start : checkpoints.stop] = self.checkpoints / len(checkpoints)
+            phi = (phi.unflatten(1, (self.checkpoints, -1)) * factors).flatten(1)
         weights = phi.reshape(queries.shape)
         if self.weight_preconditioner is not None:
             weights = self.weight_preconditioner.apply(weights)

@@ -7,7 +7,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -35,17 +35,18 @@ class SearchRequest:
     profile: str
     filter: Mapping[str, Condition] | None
     group_by: Literal["document"] | None = None
+    between: tuple[int, int] | None = None
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(query.top_k, query.direction, query.include, query.profile, query.filter, query.group_by)
+        return cls(**{field.name: getattr(query, field.name) for field in fields(cls)})
 
     @cached_property
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, repr(self.filter)
+        return self.profile, self.group_by, self.between, repr(self.filter)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 from bergson_core.schemas.source import DatasetSpec
-from bergson_core.schemas.validation.checkpoints import split_revision
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _INSIDE: Final = "./"

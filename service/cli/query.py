@@ -13,7 +13,12 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
-from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory
+from service.cli.support.common_options import (
+    PROFILE_HELP,
+    ExecutorOption,
+    IndexDirectory,
+    parse_between,
+)
 from service.cli.support.console import (
     FORMAT_HELP,
     OutputFormat,
@@ -71,6 +76,7 @@ QUERY_OPTIONS = SpecOptions(
     options={
         "profile": OptionOverride(help=PROFILE_HELP),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
+        "between": OptionOverride(type=str | None, parse=parse_between, extra={"metavar": "EARLIER:LATER"}),
         "messages": OptionOverride(
             intro="A JSON file, or JSON text.",
             type=str | None,

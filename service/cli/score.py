@@ -12,7 +12,12 @@ from bergson_core.errors import InvalidInput
 from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
-from service.cli.support.common_options import PROFILE_HELP, IndexDirectory, dataset_options
+from service.cli.support.common_options import (
+    PROFILE_HELP,
+    IndexDirectory,
+    dataset_options,
+    parse_between,
+)
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import options_from_specs
 
@@ -89,6 +94,13 @@ def score(
             help="Metadata column. The sum of the scores is printed for each of its values, the largest first."
         ),
     ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EARLIER:LATER",
+            help="Two checkpoints of an index over several, as in bergson query: scores say what taught the later one.",
+        ),
+    ] = None,
     profile: ProfileName = "default",
     top_k: TopK = None,
     overwrite: Overwrite = False,
@@ -109,7 +121,15 @@ def score(
     totals = ScoreTotals(opened, by) if by is not None else None
     if threshold is None:
         threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
-    scores = score_corpus(opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold)
+    scores = score_corpus(
+        opened,
+        dataset,
+        columns,
+        aggregate=aggregate,
+        profile=profile,
+        threshold=threshold,
+        between=None if between is None else parse_between(between),
+    )
     if totals is not None:
         scores = totals.add(scores)
     _write_scores(opened, scores, output, top_k, overwrite)

@@ -169,6 +169,7 @@ ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
 }
 ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
+ATTRIBUTE_BETWEEN: dict[str, Any] = ATTRIBUTE_REQUEST | {"index": "run", "between": [0, -1]}
 ATTRIBUTE_LOG_ODDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"objective": "log_odds"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
 ATTRIBUTE_WORDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"include": ["text", "words"]}
@@ -194,6 +195,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "token_ids": None,
         "loss": 0.12,
         "n_tokens": 1,
+        "losses_between": None,
         "instead_of": None,
         "instead_of_loss": None,
     },

@@ -16,8 +16,8 @@ from bergson_core.data.files.paths import (
 from bergson_core.errors import InvalidInput
 from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 from bergson_core.schemas.source import DatasetSpec
-from bergson_core.schemas.validation.checkpoints import split_revision
 from bergson_core.storage.locations import is_hub_id
 from worker.settings import Settings
 

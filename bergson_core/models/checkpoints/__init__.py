@@ -1,1 +1,1 @@
-"""Several checkpoints of a training run as one model, whose weights are exchanged."""
+"""Several checkpoints of a training run are loaded as one model."""

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from bergson_core.errors import InvalidInput
-from bergson_core.models.checkpoints.weights import CheckpointWeights, named_tensors, store_weights
+from bergson_core.models.files.checkpoint_weights import CheckpointWeights, named_tensors, store_weights
 from bergson_core.models.files.fingerprint import ModelFiles
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.schemas.validation.checkpoints import split_revision
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 
 CheckpointSource = tuple[str, str | None]
 """(hub id or directory, revision) of a checkpoint."""

@@ -6,7 +6,7 @@ import pytest
 
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.validation.checkpoints import split_revision
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 from bergson_core.storage.locations import locate_sources
 
 DATASET = {"dataset": {"path": "documents.jsonl"}}

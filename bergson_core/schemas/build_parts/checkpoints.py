@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from bergson_core.errors import InvalidInput
 from bergson_core.schemas.base import field_error
 from bergson_core.schemas.source import require_short_path
 
@@ -76,6 +77,33 @@ def require_settings_of_checkpoints(spec: "BuildSpec") -> None:
             message="an optimizer's checkpoint belongs to one of `models` alone: expected none, so that the moments of "
             "each are fitted to a sample",
         )
+
+
+def require_between(between: tuple[int, int], checkpoints: int) -> range:
+    """Returns the checkpoints of an index that the steps between two of them began from.
+
+    Args:
+        between: The earlier and the later checkpoint, counted from 0 or, where negative, from the end.
+        checkpoints: The number of checkpoints of the index.
+
+    Raises:
+        InvalidInput: The index has one checkpoint, or not these, or the earlier one is not before the later one.
+    """
+    if checkpoints == 1:
+        raise InvalidInput(
+            "between: expected an index of several checkpoints, which is built with `models`; this one has one model"
+        )
+    for number in between:
+        if not -checkpoints <= number < checkpoints:
+            raise InvalidInput(
+                f"between: the index has the checkpoints 0 to {checkpoints - 1}; there is no {number}"
+            )
+    earlier, later = (number % checkpoints for number in between)
+    if earlier >= later:
+        raise InvalidInput(
+            f"between: expected an earlier and a later checkpoint, got {earlier} and {later} of 0 to {checkpoints - 1}"
+        )
+    return range(earlier, later)
 
 
 def describe_model_or_models(json_schema: dict[str, Any]) -> None:
