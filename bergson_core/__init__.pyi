@@ -1,7 +1,8 @@
 from . import errors as errors
 from .attribution.corpus_scores import score_corpus, score_self_influence, write_score_array
+from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
+from .attribution.groups.unlearning_preview import preview_unlearning
 from .attribution.index import AttributionIndex
-from .attribution.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
@@ -51,6 +52,8 @@ from .schemas.results import (
 )
 from .schemas.source import ColumnsSpec, DatasetSpec
 from .schemas.training import TrainingSchedule
+from .schemas.unlearning.results import QueryChange, UnlearnPreview
+from .schemas.unlearning.spec import UnlearnSpec, WatchedQuery
 from .storage.document_lookup import take_down_document
 from .storage.manifest import Manifest, read_manifest
 from .tokens.batching import Tokens
@@ -90,6 +93,7 @@ __all__ = [
     "Measured",
     "Normalizer",
     "Progress",
+    "QueryChange",
     "QueryEcho",
     "QueryWarning",
     "Range",
@@ -107,10 +111,13 @@ __all__ = [
     "Tokens",
     "TrainingSchedule",
     "TrainingSpec",
+    "UnlearnPreview",
+    "UnlearnSpec",
     "Unlearner",
     "Verification",
     "Verified",
     "VerifySpec",
+    "WatchedQuery",
     "WordMatch",
     "__version__",
     "append_documents",
@@ -125,6 +132,7 @@ __all__ = [
     "fit_profile",
     "group_near_duplicates",
     "load_model",
+    "preview_unlearning",
     "read_manifest",
     "relocate_index",
     "score_corpus",

@@ -99,6 +99,14 @@ class DocumentNotFound(BergsonError):
 
     code = "document_not_found"
 
+    @classmethod
+    def for_ids(cls, index: str, ids: Sequence[str]) -> Self:
+        """Returns the error for several ids; its message has the first ten."""
+        more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""
+        return cls(
+            f"the index {index} has no document {', '.join(map(repr, ids[:10]))}{more}, or it was taken down"
+        )
+
 
 class IdsExist(BergsonError):
     """The index already has documents with these ids.

@@ -34,6 +34,7 @@ from service.routes import (
     indexes,
     jobs,
     links,
+    unlearning,
     workers,
 )
 from service.settings import ServiceSettings
@@ -74,7 +75,18 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
     app.state.metrics = WebMetrics()
     app.openapi = partial(openapi_document, app)
     # The document lists the routes in this order, which is that of a user's work.
-    for module in (indexes, documents, index_changes, jobs, attribute, links, workers, health, dashboard):
+    for module in (
+        indexes,
+        documents,
+        index_changes,
+        jobs,
+        attribute,
+        unlearning,
+        links,
+        workers,
+        health,
+        dashboard,
+    ):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
     install_error_handlers(app)

@@ -45,7 +45,7 @@ class ServiceSettings(Settings):
     """Port to listen on; with 0 the system chooses a free one."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
     """Hosts, without port and separated by commas, that the `Host` header of a request may name. `*` allows any.
-    `/livez` and `/readyz` answer to every name."""
+    `/livez` and `/readyz` answer to every name. `bergson mcp --http` checks it too."""
     root_path: Annotated[str, AfterValidator(parse_root_path)] = ""
     """Prefix of all paths at the proxy in front of the service, such as `/bergson`. The proxy may strip it or not."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()

@@ -12,6 +12,8 @@ from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
+from bergson_core.schemas.unlearning.results import UnlearnPreview
+from bergson_core.schemas.unlearning.spec import UnlearnSpec
 from worker.problem import Problem
 
 SCHEMA_VERSION = 4
@@ -88,7 +90,20 @@ class EstimateJob(RequestMessage):
     spec: BuildSpec
 
 
-Job = Annotated[BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob, Field(discriminator="kind")]
+class UnlearnJob(_IndexJob):
+    """Previews what unlearning some documents together would do; the preview is in the job's record."""
+
+    kind: Literal["unlearn"] = "unlearn"
+    spec: UnlearnSpec
+
+
+Job = Annotated[
+    BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob | UnlearnJob, Field(discriminator="kind")
+]
+JobResult = Estimate | UnlearnPreview
+"""What a job has found that changes nothing."""
+READING_JOBS: frozenset[str] = frozenset({"estimate", "unlearn"})
+"""Kinds of jobs that change nothing on disk. They neither wait for an index nor keep others waiting for it."""
 JOB_ADAPTER: TypeAdapter[Job] = TypeAdapter(Job)
 
 
@@ -133,13 +148,15 @@ class JobRecord(ResultModel):
 
     job_id: str
     kind: str
-    """`build`, `append`, `profile`, `compact` or `estimate`."""
+    """`build`, `append`, `profile`, `compact`, `estimate` or `unlearn`."""
     index: IndexName | None = None
     """Name of the index; null for an estimate, which belongs to no index."""
     state: JobState
     progress: Progress = Progress()
     estimate: Estimate | None = None
     """Result of an estimate, once it has succeeded."""
+    unlearning: UnlearnPreview | None = None
+    """Result of a preview of unlearning, once it has succeeded."""
     error: Problem | None = None
     """Why the job has failed."""
     waits_for: str | None = None
@@ -149,6 +166,11 @@ class JobRecord(ResultModel):
     finished_at: float | None = None
     deliveries: int = Field(default=0, ge=0)
     """How many times a worker has started the job."""
+
+    @property
+    def changed_index(self) -> IndexName | None:
+        """Name of the index that the job builds or changes; None for a job that changes nothing."""
+        return None if self.kind in READING_JOBS else self.index
 
 
 class ResidentModel(ResultModel):

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     """Largest size in bytes, in Redis, of the jobs of one API key that wait or run, with their inline documents."""
     max_deliveries: int = Field(default=3, ge=1)
     """Number of times that a job is started before it is given up as one that kills its workers."""
+    max_unlearned_documents: int = Field(default=1000, ge=1, le=100_000)
+    """Largest number of documents, or chunks of documents, that `POST /index/{name}/unlearn` unlearns together. Each
+    takes two passes through the model."""
     resident_indexes: int = Field(default=4, ge=1)
     """Largest number of indexes that a worker keeps in memory; the least recently used index makes room for another."""
     keep_jobs_s: int = Field(default=7 * 24 * 3600, ge=1)

@@ -1,19 +1,28 @@
-"""Selects the documents of an index that are unlearned: by their ids, or at random.
+"""Selects the documents of an index that are unlearned: by their ids, by their metadata, or at random.
 
 A document that was taken down is never selected.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from bergson_core.errors import DocumentNotFound
 from bergson_core.models.index_tokens import tokenize_stored
 from bergson_core.models.language_model import LanguageModel
+from bergson_core.schemas.filters import Condition
+from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.searcher import Searcher
-from bergson_core.storage.document_table import mask_of_ids, read_document, read_whole_id
+from bergson_core.storage.document_table import (
+    mask_of_documents,
+    mask_of_ids,
+    read_document,
+    read_whole_id,
+    read_whole_ids,
+)
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.tokenization import Tokens
 
@@ -46,6 +55,50 @@ class DocumentSelector:
                 if self.is_visible((shard_number, offset)):
                     locations[shard.documents["id"][offset].as_py()] = (shard_number, offset)
         return {document_id: locations[document_id] for document_id in sorted(locations)}
+
+    def locate_whole(self, ids: Sequence[str], index: str) -> list[RowLocation]:
+        """Returns where the visible documents with these ids are, with all chunks of those that were cut.
+
+        Args:
+            ids: The ids.
+            index: Name of the index, for the error.
+
+        Raises:
+            DocumentNotFound: The index has no such document, or it was taken down; the message has the first ten ids.
+        """
+        locations: list[RowLocation] = []
+        found: set[str] = set()
+        for shard_number, shard in enumerate(self.searcher.shards):
+            visible = self.searcher.visible.masks()[shard_number]
+            mask = mask_of_documents(shard.documents, ids)
+            mask = mask if visible is None else mask & visible
+            locations += [(shard_number, offset) for offset in np.flatnonzero(mask).tolist()]
+            for column in (shard.documents["id"], read_whole_ids(shard.documents)):
+                found.update(column.filter(pa.array(mask)).to_pylist())
+        if missing := [document_id for document_id in ids if document_id not in found]:
+            raise DocumentNotFound.for_ids(index, missing)
+        return locations
+
+    def locate_matching(self, conditions: Mapping[str, Condition]) -> list[RowLocation]:
+        """Returns where the visible documents are that meet all conditions on metadata.
+
+        Raises:
+            InvalidInput: The index does not keep a column, or a condition has a value of another type than the column.
+        """
+        self.searcher.metadata.require_valid(conditions)
+        # The searcher of a cluster has its columns on other machines.
+        metadata = MetadataFilter(self.searcher.shards, self.manifest)
+        locations: list[RowLocation] = []
+        masks = zip(metadata.matching_rows(conditions), self.searcher.visible.masks(), strict=True)
+        for shard_number, (mask, visible) in enumerate(masks):
+            allowed = mask if visible is None else mask & visible
+            locations += [(shard_number, offset) for offset in np.flatnonzero(allowed).tolist()]
+        return locations
+
+    def has_gradient(self, location: RowLocation) -> bool:
+        """Returns whether a document has labelled tokens and a weight, and no gradient that is not finite."""
+        shard_number, offset = location
+        return _has_gradient(self.searcher.shards[shard_number].documents, offset)
 
     def draw(self, count: int, seed: int, excluded_ids: Collection[str] = ()) -> dict[str, RowLocation]:
         """Draws visible documents that have a gradient, the same ones for the same seed.

@@ -125,25 +125,26 @@ class Unlearner:
         with self.applied(self._steps(_weight_gradients(self.model, [document])), direction):
             yield
 
-    def step_in_steps(self, documents: Sequence[Tokens]) -> Generator[None, None, WeightStep]:
+    def step_in_steps(self, documents: Sequence[Tokens]) -> Generator[int, None, WeightStep]:
         """Returns the step on all of these documents at once: that on the sum of their losses.
 
-        The generator yields after each pass through the model, whose weights are its own throughout.
+        The generator yields the number of documents after each pass through the model, whose weights are its own
+        throughout.
         """
         sums: dict[str, Tensor] = {}
         for bucket in self._buckets(documents):
             for name, gradient in _weight_gradients(self.model, [documents[k] for k in bucket]).items():
                 sums[name] = upcast(sums[name]).add_(gradient) if name in sums else gradient
-            yield
+            yield len(bucket)
         return self._steps(sums)
 
     def log_probabilities_in_steps(
         self, step: WeightStep, texts: Sequence[Tokens], direction: StepDirection = "unlearn"
-    ) -> Generator[None, None, Float64[np.ndarray, "2 t"]]:
+    ) -> Generator[int, None, Float64[np.ndarray, "2 t"]]:
         """Returns the log-probability of the labelled tokens of each text before and after a step, in nats.
 
         Texts are in one batch before and after the step, so that both passes are rounded in the same way. The generator
-        yields after each batch, when the model has its own weights.
+        yields the number of texts after each batch, when the model has its own weights.
 
         Args:
             step: The step, from `step_in_steps`.
@@ -156,7 +157,7 @@ class Unlearner:
             log_probabilities[0, bucket] = self.log_probabilities(batch)
             with self.applied(step, direction):
                 log_probabilities[1, bucket] = self.log_probabilities(batch)
-            yield
+            yield len(bucket)
         return log_probabilities
 
     @contextmanager

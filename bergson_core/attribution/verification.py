@@ -9,15 +9,12 @@ the steps can answer other queries in between, or give up.
 """
 
 import hashlib
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
-from jaxtyping import Float64
 
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
+from bergson_core.attribution.follow_up.unlearning_effects import unlearn
 from bergson_core.attribution.unlearning import FIT_SAMPLE_SIZE, Unlearner
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import LanguageModel
@@ -54,11 +51,14 @@ class Verifier:
         manifest: Manifest of the index.
         model: The model that the index was built from.
         searcher: The shards of the index.
+
+    Attributes:
+        selector: Selects the documents that are unlearned.
     """
 
     def __init__(self, manifest: Manifest, model: LanguageModel, searcher: Searcher) -> None:
         self._manifest, self._model = manifest, model
-        self._selector = DocumentSelector(manifest, model, searcher)
+        self.selector = DocumentSelector(manifest, model, searcher)
         self._fit: _UnlearnerFit | None = None
 
     def verify(self, spec: VerifySpec, query: Sequence[Tokens], answer: Answer) -> Steps[Answer]:
@@ -75,18 +75,18 @@ class Verifier:
         return with_timing(self._verify(spec, query, answer), answer, "verify")
 
     def _verify(self, spec: VerifySpec, query: Sequence[Tokens], answer: Answer) -> Steps[Answer]:
-        self._require_supported()
-        unlearner = yield from self._fitted_unlearner()
+        self.require_supported("leave `verify` out")
+        unlearner = yield from self.fitted_unlearner()
         if spec.learning_rate is not None:
             unlearner = replace(unlearner, learning_rate=spec.learning_rate)
         lists = [answer.results or [], answer.opponents or []]
-        results = self._selector.locate({row.id for rows in lists for row in rows[: spec.top]})
+        results = self.selector.locate({row.id for rows in lists for row in rows[: spec.top]})
         shown = {row.chunk.document if row.chunk else row.id for rows in lists for row in rows}
-        controls = self._selector.draw(spec.controls, _seed_of(answer), shown)
+        controls = self.selector.draw(spec.controls, _seed_of(answer), shown)
         effects: dict[str, Verified] = {}
         for document_id, location in (results | controls).items():
-            documents = self._selector.tokenize([location])
-            effects[document_id] = run_to_completion(_unlearn(unlearner, query, documents))
+            documents = self.selector.tokenize([location])
+            effects[document_id] = run_to_completion(unlearn(unlearner, query, documents))
             yield
         verification = Verification.from_controls(
             unlearner.learning_rate,
@@ -94,7 +94,7 @@ class Verifier:
             [Control(id=document_id, **effects[document_id].model_dump()) for document_id in controls],
         )
         if spec.together:
-            groups = _GroupUnlearner(self._selector, unlearner, query, spec.controls, _seed_of(answer), shown)
+            groups = _GroupUnlearner(self.selector, unlearner, query, spec.controls, _seed_of(answer), shown)
             for name, rows in zip(("together", "opponents_together"), lists, strict=True):
                 members = {row.id: results[row.id] for row in rows[: spec.top] if row.id in results}
                 together = yield from groups.unlearn(members, effects)
@@ -107,22 +107,22 @@ class Verifier:
             }
         )
 
-    def _require_supported(self) -> None:
-        """Raises `InvalidInput` for an index that a training run has made."""
+    def require_supported(self, advice: str) -> None:
+        """Raises `InvalidInput`, with this advice, for an index that a training run has made."""
         if self._manifest.origin == "training":
             raise InvalidInput(
                 "this index was made by a training run, whose tokens are not stored, so its documents cannot be "
-                "unlearned as they were learned: leave `verify` out"
+                f"unlearned as they were learned: {advice}"
             )
 
-    def _fitted_unlearner(self) -> Steps[Unlearner]:
-        """Returns the unlearner of the index, and yields after each step of its fit.
+    def fitted_unlearner(self) -> Generator[int, None, Unlearner]:
+        """Returns the unlearner of the index, and yields 1 after each step of its fit.
 
         A fit that one verification has left unfinished is continued by the next one. The unlearner is fitted again
         after a document of its sample was taken down.
         """
         while True:
-            if self._fit is None or not all(map(self._selector.is_visible, self._fit.locations)):
+            if self._fit is None or not all(map(self.selector.is_visible, self._fit.locations)):
                 self._fit = self._begin_fit()
             fit = self._fit
             if fit.unlearner is not None:
@@ -135,12 +135,12 @@ class Verifier:
             except BaseException:
                 self._fit = None  # a generator that has raised cannot be continued
                 raise
-            yield
+            yield 1
 
     def _begin_fit(self) -> _UnlearnerFit:
-        sample = self._selector.draw(FIT_SAMPLE_SIZE, self._manifest.spec.gradients.seed)
+        sample = self.selector.draw(FIT_SAMPLE_SIZE, self._manifest.spec.gradients.seed)
         locations = list(sample.values())
-        steps = Unlearner.fit_in_steps(self._model, self._selector.tokenize(locations))
+        steps = Unlearner.fit_in_steps(self._model, self.selector.tokenize(locations))
         return _UnlearnerFit(locations, steps)
 
 
@@ -193,31 +193,8 @@ class _GroupUnlearner:
 
     def _unlearn_group(self, members: Mapping[str, RowLocation]) -> Steps[GroupEffect]:
         documents = self.selector.tokenize(list(members.values()))
-        effect = yield from _unlearn(self.unlearner, self.query, documents)
+        effect = yield from unlearn(self.unlearner, self.query, documents)
         return GroupEffect(ids=list(members), **effect.model_dump())
-
-
-def _unlearn(unlearner: Unlearner, query: Sequence[Tokens], documents: Sequence[Tokens]) -> Steps[Verified]:
-    """Returns what one step on these documents at once changes, and yields after each pass through the model."""
-    step = yield from unlearner.step_in_steps(documents)
-    before, after = yield from unlearner.log_probabilities_in_steps(step, [*query, *documents])
-    change, texts = after - before, len(query)
-    return Verified(
-        log_probability=_finite_or_none(change[0] if texts == 1 else change[0] - change[1]),
-        probability=_finite_or_none(_share(after[:texts]) - _share(before[:texts])),
-        own_log_probability=_finite_or_none(change[texts:].sum()),
-    )
-
-
-def _share(log_probabilities: Float64[np.ndarray, " _"]) -> float:
-    """Returns the probability of a text, or its share of the probability of two."""
-    if len(log_probabilities) == 1:
-        return np.exp(log_probabilities[0])
-    return 1 / (1 + np.exp(log_probabilities[1] - log_probabilities[0]))
-
-
-def _finite_or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _add_effects(

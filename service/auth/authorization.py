@@ -35,6 +35,7 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "take_document_down": "write",
     "fit_profile": "write",
     "compact": "write",
+    "preview_unlearning": "write",  # it runs a model for as long as a job
     "cancel_job": "write",
     "remove_index": "admin",
 }

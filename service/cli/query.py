@@ -13,12 +13,16 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
+<<<<<<< HEAD
 from service.cli.support.common_options import (
     PROFILE_HELP,
     ExecutorOption,
     IndexDirectory,
     parse_between,
 )
+=======
+from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory, parse_filter
+>>>>>>> main
 from service.cli.support.console import (
     FORMAT_HELP,
     OutputFormat,
@@ -36,15 +40,6 @@ from service.cli.support.result_tables import (
     verification_table,
 )
 from service.cli.support.spec_options import OptionOverride, SpecOptions, options_from_specs
-
-
-def _parse_filter(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(
-            f'--filter is not JSON ({error}); expected for example {{"source": ["wiki"]}}'
-        ) from None
 
 
 def _parse_span(text: str) -> tuple[int, int]:
@@ -84,7 +79,7 @@ QUERY_OPTIONS = SpecOptions(
             extra={"metavar": "FILE|JSON"},
         ),
         "filter": OptionOverride(
-            intro="A JSON object.", type=str | None, parse=_parse_filter, extra={"metavar": "JSON"}
+            intro="A JSON object.", type=str | None, parse=parse_filter, extra={"metavar": "JSON"}
         ),
         "rescore": OptionOverride(extra={"min": 1, "max": MAX_RESCORED}),
         "verify": OptionOverride(

@@ -1,4 +1,4 @@
-"""`bergson serve` and `bergson worker` run one process of the service; `bergson up` runs all of it."""
+"""`bergson serve`, `worker` and `mcp` run one process of the service; `bergson up` runs all but the last."""
 
 import logging
 from contextlib import suppress
@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from bergson_core.errors import InvalidInput
 from service.cli.support.console import print_message
 from service.cli.support.service_options import AllowedRoots, DataDir, Host, Port, apply_settings
-from service.settings import describe_unknown_variables
+from service.cli.support.spec_options import field_help
+from service.settings import ClientSettings, ServiceSettings, describe_unknown_variables
 from worker.settings import PROCESS_LOG_FILE
 
 
@@ -30,6 +32,45 @@ def worker(data_dir: DataDir = None, allow: AllowedRoots = None) -> None:
         logs.configure(settings.log_format, settings.log_level)
         logging.getLogger(__name__).warning("%s", warning)
     main()
+
+
+def mcp(
+    http: Annotated[
+        bool, typer.Option(help="Serve over HTTP, at /mcp, instead of standard input and output.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --http: port to listen on.")] = 8001,
+    url: Annotated[str | None, typer.Option(help=field_help(ClientSettings, "url"))] = None,
+    allow_takedown: Annotated[
+        bool,
+        typer.Option(
+            "--allow_takedown", help="Add a tool that takes documents down, with a key of scope write."
+        ),
+    ] = False,
+) -> None:
+    """Let assistants ask a running service, over the Model Context Protocol.
+
+    By default, an assistant starts this command and speaks to it over standard input and output; BERGSON_URL and
+    BERGSON_API_KEY name the service and the key. With --http, each caller sends a key of their own as
+    `Authorization: Bearer bg_…`, and BERGSON_ALLOWED_HOSTS names the hosts that the server answers to.
+    """
+    try:
+        from service.mcp.service_access import ServiceAccess
+        from service.mcp.transports import serve_http, serve_stdio
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "mcp":
+            raise
+        raise InvalidInput("`bergson mcp` needs the MCP SDK: pip install 'bergson-service[mcp]'") from error
+    from worker.telemetry import logs
+
+    settings = ServiceSettings().model_copy(update={"host": host, "port": port})
+    logs.configure(settings.log_format, settings.log_level)
+    access = ServiceAccess(url, forwards_keys=http)
+    access.require_valid_url()
+    if http:
+        serve_http(access, settings, allow_takedown=allow_takedown)
+    else:
+        serve_stdio(access, allow_takedown=allow_takedown)
 
 
 def up(

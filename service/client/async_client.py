@@ -4,14 +4,13 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Self
-from uuid import uuid4
 
 from bergson_core.errors import BergsonError
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate
 from service.client.errors import error_from_problem
-from service.client.job_calls import JobCalls, ProgressListener
+from service.client.job_calls import ProgressListener
 from service.client.link_calls import LinkCalls
 from service.client.proxies import choose_proxy
 from service.client.requests import (
@@ -22,13 +21,13 @@ from service.client.requests import (
     request_body,
 )
 from service.client.sessions import AsyncSession, HttpSession
+from service.client.unlearning_calls import UnlearningCalls
 from service.index_schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from service.schemas import (
     AttributeRequest,
     AttributeResponse,
     EstimateRequest,
     IndexRequest,
-    JobAccepted,
     ModelList,
     ModelSummary,
     Ready,
@@ -39,7 +38,7 @@ from worker.messages import JobRecord, ServiceQuery, WorkerStatus
 logger = logging.getLogger(__name__)
 
 
-class AsyncClient(JobCalls, LinkCalls):
+class AsyncClient(UnlearningCalls, LinkCalls):
     """A client of the service whose methods are coroutines.
 
     A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a
@@ -49,7 +48,7 @@ class AsyncClient(JobCalls, LinkCalls):
 
     Args:
         url: Address of the service. By default the environment variable `BERGSON_URL`, or port 8000 of this machine.
-        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`.
+        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`; an empty text sends none.
         timeout_s: Seconds to wait for an answer; methods that take a `timeout_s` of their own wait 10 s longer than
             that.
         retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
@@ -328,15 +327,6 @@ class AsyncClient(JobCalls, LinkCalls):
             Unavailable: Redis does not answer, no worker is alive, or the service is stopping.
         """
         return parse_response(Ready, await self._sender.send("GET", "/readyz", retry_s=0))
-
-    async def _submit(
-        self, path: str, body: dict[str, Any] | None, wait: bool, on_progress: ProgressListener | None
-    ) -> JobRecord:
-        """Makes a call that queues a job. All attempts have the same idempotency key, and so make one job."""
-        headers = {"Idempotency-Key": uuid4().hex}
-        content = await self._sender.send("POST", path, body, is_idempotent=True, headers=headers)
-        job_id = parse_response(JobAccepted, content).job_id
-        return await (self.wait(job_id, on_progress) if wait else self.job(job_id))
 
 
 def _index_path(name: str) -> str:

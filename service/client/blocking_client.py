@@ -61,7 +61,7 @@ class Client:
 
     Args:
         url: Address of the service. By default the environment variable `BERGSON_URL`, or port 8000 of this machine.
-        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`.
+        api_key: API key, `bg_…`. By default the environment variable `BERGSON_API_KEY`; an empty text sends none.
         timeout_s: Seconds to wait for an answer; methods that take a `timeout_s` of their own wait 10 s longer than
             that.
         retry_s: Seconds for which a request is repeated, counted from its first failure; 0 repeats none.
@@ -98,6 +98,7 @@ class Client:
     append = _blocking(AsyncClient.append)
     fit_profile = _blocking(AsyncClient.fit_profile)
     compact = _blocking(AsyncClient.compact)
+    preview_unlearning = _blocking(AsyncClient.preview_unlearning)
     estimate = _blocking(AsyncClient.estimate)
     index = _blocking(AsyncClient.index)
     indexes = _blocking_iterator(AsyncClient.indexes)

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
 
 from bergson_core.errors import Cancelled, from_code
 from bergson_core.schemas.results import Progress
 from service.client.requests import RequestSender, parse_response, quote_path_segment
-from service.schemas import JobPage
+from service.schemas import JobAccepted, JobPage
 from worker.messages import FINAL_STATES, JobRecord, JobState
 
 ProgressListener = Callable[[Progress], object]
@@ -80,6 +82,15 @@ class JobCalls:
         if record.state == "cancelled":
             raise Cancelled(f"job {record.job_id} was cancelled")
         return record
+
+    async def _submit(
+        self, path: str, body: dict[str, Any] | None, wait: bool, on_progress: ProgressListener | None
+    ) -> JobRecord:
+        """Makes a call that queues a job. All attempts have the same idempotency key, and so make one job."""
+        headers = {"Idempotency-Key": uuid4().hex}
+        content = await self._sender.send("POST", path, body, is_idempotent=True, headers=headers)
+        job_id = parse_response(JobAccepted, content).job_id
+        return await (self.wait(job_id, on_progress) if wait else self.job(job_id))
 
 
 def _job_path(job: str | JobRecord) -> str:

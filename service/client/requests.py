@@ -42,7 +42,7 @@ def connection_options(
 
     Args:
         url: Address of the service; None takes `BERGSON_URL`, or else port 8000 of this machine.
-        api_key: The API key; None takes `BERGSON_API_KEY`, if that is set.
+        api_key: The API key; None takes `BERGSON_API_KEY`, if that is set, and an empty text sends none.
         timeout_s: Seconds to wait for an answer.
         options: Further options of `httpx.Client`.
 
@@ -59,7 +59,9 @@ def connection_options(
         raise InvalidInput(
             f"expected the address of the service (BERGSON_URL), such as {DEFAULT_URL}, got {str(address)[:200]!r}"
         )
-    key = api_key or (settings.api_key and settings.api_key.get_secret_value())
+    key = api_key
+    if key is None and settings.api_key is not None:
+        key = settings.api_key.get_secret_value()
     authorization = {"Authorization": f"Bearer {key}"} if key else {}
     headers = {**options.pop("headers", {}), **authorization}
     return dict(base_url=address, headers=headers, timeout=timeout_s, **options)

@@ -11,8 +11,14 @@ MAX_PENDING_CONNECTIONS: Final = 2048
 """Connections that the system accepts before the service looks at them."""
 
 
-def open_server_socket(settings: ServiceSettings) -> socket.socket:
+def open_server_socket(
+    settings: ServiceSettings, advice: str = "BERGSON_PORT or BERGSON_HOST"
+) -> socket.socket:
     """Returns a socket that listens on the host and port of the settings.
+
+    Args:
+        settings: The settings.
+        advice: How to choose another address, for the error.
 
     Raises:
         Unavailable: The address cannot be listened on, for example because another program does.
@@ -27,6 +33,5 @@ def open_server_socket(settings: ServiceSettings) -> socket.socket:
         is_taken = error.errno == errno.EADDRINUSE
         reason = "another program listens there" if is_taken else error.strerror or str(error)
         raise Unavailable(
-            f"cannot listen on {settings.host} port {settings.port}: {reason}; "
-            "choose another with BERGSON_PORT or BERGSON_HOST"
+            f"cannot listen on {settings.host} port {settings.port}: {reason}; choose another with {advice}"
         ) from error

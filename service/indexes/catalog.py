@@ -1,11 +1,11 @@
 """Reads published indexes from disk, where an index exists exactly if it has a manifest."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bergson_core.errors import IdsExist, IndexCorrupt, IndexNotFound
+from bergson_core.errors import DocumentNotFound, IdsExist, IndexCorrupt, IndexNotFound
 from bergson_core.schemas.build import AppendSpec, BuildSpec
 from bergson_core.schemas.results import SizesBytes
 from bergson_core.storage.manifest import (
@@ -110,6 +110,15 @@ def read_document(root: Path, name: str, document_id: str) -> DocumentDetail:
     document = find_document(require_index(root, name), document_id)
     fields = {field: value for field, value in document.items() if field in DocumentDetail.model_fields}
     return DocumentDetail(index=name, **fields)
+
+
+def require_documents(root: Path, name: str, ids: Sequence[str]) -> None:
+    """Checks that an index has these documents. Raises `IndexNotFound` and `DocumentNotFound`."""
+    from bergson_core.storage.document_lookup import find_existing_ids
+
+    existing = set(find_existing_ids(require_index(root, name), ids))
+    if missing := [document_id for document_id in ids if document_id not in existing]:
+        raise DocumentNotFound.for_ids(name, missing)
 
 
 def take_down_document(root: Path, name: str, document_id: str) -> None:

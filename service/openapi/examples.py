@@ -152,6 +152,40 @@ JOB: dict[str, Any] = {
 JOB_CANCELLED: dict[str, Any] = JOB | {"state": "cancelled", "finished_at": 1772366460.0}
 JOB_PAGE: dict[str, Any] = {"items": [JOB], "next_cursor": None}
 
+UNLEARN_IDS: dict[str, Any] = {
+    "ids": ["doc-17", "doc-40"],
+    "queries": [{"prompt": "Ada Lovelace was born in", "completion": " London"}],
+    "control": [{"prompt": "Water boils at", "completion": " 100 degrees"}],
+}
+UNLEARN_FILTER: dict[str, Any] = {
+    "filter": {"source": ["wiki"], "year": {"gte": 1990}},
+    "queries": [{"prompt": "Ada Lovelace was born in", "completion": " London", "instead_of": " Paris"}],
+}
+JOB_UNLEARNED: dict[str, Any] = JOB | {
+    "kind": "unlearn",
+    "state": "succeeded",
+    "progress": {
+        "stage": "measure",
+        "done": 4,
+        "total": 4,
+        "unit": "texts",
+        "tokens_per_s": 0.0,
+        "eta_s": 0.0,
+    },
+    "unlearning": {
+        "generation": 1,
+        "documents": 2,
+        "left_out": 0,
+        "learning_rate": 0.00012,
+        "own_log_probability": -9.1,
+        "queries": [{"before": -0.12, "after": -3.05, "log_probability": -2.93, "probability": -0.84}],
+        "control": [{"before": -0.31, "after": -0.33, "log_probability": -0.02, "probability": -0.01}],
+        "mean": -2.93,
+        "control_mean": -0.02,
+    },
+    "finished_at": 1772366403.0,
+}
+
 ATTRIBUTE_REQUEST: dict[str, Any] = {
     "index": "facts",
     "prompt": "Ada Lovelace was born in",

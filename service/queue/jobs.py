@@ -57,7 +57,7 @@ class JobBroker:
 
         Raises:
             IndexExists: For a build: an index of this name is published or being built.
-            IndexBusy: For any other job: another job is changing the index.
+            IndexBusy: For any other job that changes an index: another job is changing it.
             InvalidInput: The idempotency key came with a different job before, or the job is larger than all that may
                 wait.
             QueueFull: Too many jobs, or too many bytes of jobs, have not ended, in this lane or in all.
@@ -81,8 +81,9 @@ class JobBroker:
             redis_keys.JOB_LANE_PREFIX + lane,
             redis_keys.JOB_LEASES,
         ]
+        changed = record.changed_index or ""
         arguments = [
-            *(index, job.job_id, body_sha256, message, record.model_dump_json(), record.created_at),
+            *(changed, job.job_id, body_sha256, message, record.model_dump_json(), record.created_at),
             *(int(is_published), "1" if idempotency_key else "", lane),
             *(redis_keys.JOB_LANE_PREFIX, redis_keys.JOB_PREFIX),
             *(limits.all_jobs, limits.all_bytes, limits.lane_jobs, limits.lane_bytes),

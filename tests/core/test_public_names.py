@@ -19,12 +19,13 @@ PUBLIC_NAMES = """
     AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
     ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
     Executor GradientCollector GradientProcessor GradientSpec GroupEffect IndexCallback Interval KfacNormalizer
-    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryEcho QueryWarning
+    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryChange QueryEcho QueryWarning
     Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs Together
-    TokenInfluence Tokens TrainingSchedule TrainingSpec Unlearner Verification Verified VerifySpec
-    WordMatch __version__ append_documents build_index collect_gradients compact_index errors estimate_build
+    TokenInfluence Tokens TrainingSchedule TrainingSpec UnlearnPreview UnlearnSpec Unlearner Verification
+    Verified VerifySpec WatchedQuery WordMatch
+    __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
-    read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
+    preview_unlearning read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
     write_score_array write_table
 """.split()
 

@@ -117,6 +117,7 @@ EXAMPLE_BODIES: dict[str, Any] = {
     "estimate_index": examples.INDEX_INLINE,
     "append_documents": examples.APPEND_INLINE,
     "fit_profile": examples.PROFILE_INLINE,
+    "preview_unlearning": examples.UNLEARN_FILTER,
     "attribute": examples.ATTRIBUTE_REQUEST,
     "attribute_batch": examples.BATCH_REQUEST,
     "make_link": link_examples.LINK_REQUEST,

@@ -25,6 +25,8 @@ from bergson_core.schemas.results import (
     TimingMs,
     Verification,
 )
+from bergson_core.schemas.unlearning.results import UnlearnPreview
+from bergson_core.schemas.unlearning.spec import UnlearnSpec
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -102,6 +104,7 @@ class FakeCore:
         during_rescore: Called before each candidate that is rescored, with its number.
         during_verify: Called before each step of a verification, with its number.
         builds: Spec and directory of each build.
+        previews: Index, spec and largest number of documents of each preview of unlearning.
         batches: Prompts of each batch of queries.
         rescored: Prompt of each candidate that was rescored.
         verified: Prompt of each step of a verification.
@@ -118,6 +121,7 @@ class FakeCore:
     during_rescore: Callable[[int], object] = lambda number: None
     during_verify: Callable[[int], object] = lambda number: None
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
+    previews: list[tuple[str, UnlearnSpec, int]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
     rescored: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
@@ -162,6 +166,20 @@ class FakeCore:
             report(Progress(stage="estimate", done=number + 1, total=self.total))
         return Estimate.model_validate(examples.ESTIMATE)
 
+    def run_preview(
+        self,
+        index: "FakeIndex",
+        spec: UnlearnSpec,
+        max_documents: int,
+        report: Callable[[Progress], None],
+    ) -> UnlearnPreview:
+        self.previews.append((index.name, spec, max_documents))
+        for number in range(self.total):
+            time.sleep(self.batch_s)
+            self.during(number)
+            report(Progress(stage="measure", done=number + 1, total=self.total))
+        return UnlearnPreview.model_validate(examples.JOB_UNLEARNED["unlearning"])
+
     def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> FakeModel:
         self.loaded.append((name, revision, dtype))
         return FakeModel(len(self.loaded))
@@ -191,6 +209,7 @@ class FakeCore:
             "executors": {"open_executor": lambda name: name},
             "indexing.build": {"build_index": self.build_index},
             "indexing.estimation.estimate": {"estimate_build": self.estimate_build},
+            "attribution.groups.unlearning_preview": {"run_preview": self.run_preview},
             "models.loading": {"load_model": self.load_model, "default_device": lambda: "fake"},
             "attribution.index": {"AttributionIndex": AttributionIndex},
         }

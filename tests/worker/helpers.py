@@ -11,7 +11,7 @@ from redis import Redis, RedisError
 
 from bergson_core.schemas.build import BuildSpec
 from tests.worker.fakes import make_query, make_spec
-from worker.messages import PRIORITIES, BuildJob, JobRecord, Query, Reply
+from worker.messages import PRIORITIES, BuildJob, Job, JobRecord, Query, Reply
 from worker.queue import lua_scripts, query_queue
 from worker.queue import redis_keys as keys
 from worker.queue.job_queue import ClaimedJob, WorkerQueue
@@ -62,14 +62,26 @@ def make_build_job(index: str, spec: BuildSpec, request_id: str = "r") -> BuildJ
     return BuildJob(job_id=uuid4().hex, index=index, spec=spec, request_id=request_id)
 
 
-def submit_job(redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = "") -> None:
-    """Submits a job, as a web process does."""
-    job = BuildJob(job_id=job_id, index=index, spec=make_spec(), request_id="r")
-    record = JobRecord(job_id=job_id, kind="build", index=index, state="queued", created_at=time.time())
+def submit_job(
+    redis: Redis, job_id: str = "j-1", index: str = "facts", lane: str = "", job: Job | None = None
+) -> None:
+    """Submits a job, as a web process does: a build, or another one that is given."""
+    job = job or BuildJob(job_id=job_id, index=index, spec=make_spec(), request_id="r")
+    record = JobRecord(job_id=job_id, kind=job.kind, index=index, state="queued", created_at=time.time())
     redis.eval(
         *(lua_scripts.SUBMIT_JOB, 8, "-", keys.BUILDING, keys.job_key(job_id), keys.events_key(job_id)),
         *(keys.JOBS_BY_CREATION, keys.JOB_LANES, keys.JOB_LANE_PREFIX + lane, keys.JOB_LEASES),
-        *(index, job_id, "", job.model_dump_json(), record.model_dump_json(), "1", "0", "", lane),
+        *(
+            record.changed_index or "",
+            job_id,
+            "",
+            job.model_dump_json(),
+            record.model_dump_json(),
+            "1",
+            "0",
+            "",
+            lane,
+        ),
         *(keys.JOB_LANE_PREFIX, keys.JOB_PREFIX, 10_000, 2**30, 10_000, 2**30),
     )
 

@@ -31,7 +31,9 @@ class FollowUpTask:
         share = _RESCORING_SHARE_BEFORE_VERIFICATION if is_verified else _RESCORING_SHARE
         self._rescore_until = query.sent_at + share * (query.deadline - query.sent_at)
         self._ends_with_rescoring = not is_verified
-        self._steps: Generator[None, None, Answer] = index.follow_up(query.query, answer, self._rescore_until)
+        self._steps: Generator[object, None, Answer] = index.follow_up(
+            query.query, answer, self._rescore_until
+        )
 
     @property
     def has_to_end(self) -> bool:

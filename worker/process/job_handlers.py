@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bergson_core.errors import IndexBusy, IndexExists, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.results import Estimate
 from bergson_core.schemas.source import DatasetSpec, InlineDocument
 from bergson_core.storage.deletion import delete_index, remove_unpublished_files
 from bergson_core.storage.index_lock import lock_index
@@ -19,16 +19,32 @@ from bergson_core.utils.atomic_files import atomic_path, file_sha256
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
-from worker.messages import AppendJob, BuildJob, CompactJob, EstimateJob, Job, ProfileJob
+from worker.messages import (
+    AppendJob,
+    BuildJob,
+    CompactJob,
+    EstimateJob,
+    Job,
+    JobResult,
+    ProfileJob,
+    UnlearnJob,
+)
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from bergson_core.attribution.index import AttributionIndex
 
 logger = logging.getLogger(__name__)
 
 
 def run_job(
-    job: Job, settings: Settings, report: ProgressCallback, confirm: ConfirmCallback
-) -> Estimate | None:
+    job: Job,
+    settings: Settings,
+    report: ProgressCallback,
+    confirm: ConfirmCallback,
+    open_index: "Callable[[str], AttributionIndex]",
+) -> JobResult | None:
     """Runs a job on an index in the data directory.
 
     Args:
@@ -36,9 +52,10 @@ def run_job(
         settings: Directories, what the operator allows, and the executor.
         report: Called after each batch, as in `build_index`.
         confirm: Called before something is published, as in `build_index`.
+        open_index: Returns an index of the worker, which queries use as well.
 
     Returns:
-        What an estimate has found, None for every other kind of job.
+        What an estimate or a preview has found, None for every other kind of job.
 
     Raises:
         InvalidInput: The job names a hub id or a local path that the operator does not allow.
@@ -60,6 +77,10 @@ def run_job(
 
             require_allowed_paths(job.spec, settings)
             return estimate_build(job.spec, report=report)
+        case UnlearnJob():
+            from bergson_core.attribution.groups.unlearning_preview import run_preview
+
+            return run_preview(open_index(job.index), job.spec, settings.max_unlearned_documents, report)
     return None
 
 

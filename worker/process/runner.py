@@ -17,9 +17,9 @@ from functools import partial
 from redis import RedisError
 
 from bergson_core.errors import Cancelled, IndexBusy, LeaseLost
-from bergson_core.schemas.results import Estimate, Progress
+from bergson_core.schemas.results import Progress
 from bergson_core.storage.index_lock import find_writer
-from worker.messages import Heartbeat, JobRecord
+from worker.messages import Heartbeat, JobRecord, JobResult
 from worker.problem import Problem
 from worker.process import job_handlers
 from worker.process.error_boundary import run_guarded
@@ -124,7 +124,9 @@ class Runner:
         logger.info("job %s: %s index %s, start %d", job.job_id, job.kind, job.index, record.deliveries)
         report, confirm = partial(self._report, claim), partial(self._confirm, claim)
         try:
-            outcome = run_guarded(lambda: job_handlers.run_job(job, self._settings, report, confirm))
+            outcome = run_guarded(
+                lambda: job_handlers.run_job(job, self._settings, report, confirm, self._index_cache.get)
+            )
         except LeaseLost as error:
             logger.warning("%s", error)
             self._save_outcome(lambda: self._queue.hand_back(claim))
@@ -143,7 +145,7 @@ class Runner:
         self._finish_job(claim, outcome)
         return outcome if isinstance(outcome, Problem) else "succeeded"
 
-    def _finish_job(self, claim: ClaimedJob, outcome: Problem | Estimate | None) -> None:
+    def _finish_job(self, claim: ClaimedJob, outcome: Problem | JobResult | None) -> None:
         job_id = claim.record.job_id
         if not isinstance(outcome, Problem):
             logger.info("job %s has succeeded", job_id)
@@ -192,7 +194,8 @@ class Runner:
 
     def _find_obstacle(self, record: JobRecord) -> str | None:
         """Returns which process holds the lock of a job's index, so that the job has to wait; None if none does."""
-        writer = find_writer(self._settings.indexes_dir / record.index) if record.index else None
+        index = record.changed_index
+        writer = find_writer(self._settings.indexes_dir / index) if index else None
         return writer and (
             f"the index {record.index!r} is being written by {writer}. The job goes on once that process has ended or "
             "lets the index go; a process that is stopped or hangs has to be continued or killed"
@@ -200,8 +203,8 @@ class Runner:
 
     def _discard(self, record: JobRecord) -> None:
         """Removes what a job has left that does not go on."""
-        if record.index is not None and record.started_at is not None:
-            directory = self._settings.indexes_dir / record.index
+        if record.changed_index is not None and record.started_at is not None:
+            directory = self._settings.indexes_dir / record.changed_index
             run_guarded(lambda: job_handlers.discard_unfinished(directory))
 
     def _remove_leftovers(self) -> None:

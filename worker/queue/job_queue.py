@@ -17,7 +17,16 @@ from pydantic import ValidationError
 
 from bergson_core.errors import InvalidInput, LeaseLost
 from bergson_core.schemas.results import Estimate, Progress
-from worker.messages import FINAL_STATES, JOB_ADAPTER, MAX_MESSAGE_BYTES, Heartbeat, Job, JobRecord, JobState
+from worker.messages import (
+    FINAL_STATES,
+    JOB_ADAPTER,
+    MAX_MESSAGE_BYTES,
+    Heartbeat,
+    Job,
+    JobRecord,
+    JobResult,
+    JobState,
+)
 from worker.problem import Problem
 from worker.queue import lua_scripts
 from worker.queue.job_records import (
@@ -165,7 +174,7 @@ class WorkerQueue:
         claim: ClaimedJob,
         state: JobState,
         problem: Problem | None = None,
-        estimate: Estimate | None = None,
+        result: JobResult | None = None,
     ) -> None:
         """Ends a job.
 
@@ -173,9 +182,10 @@ class WorkerQueue:
             claim: The job.
             state: Its final state.
             problem: Why it failed.
-            estimate: Result of an estimate.
+            result: What a job has found that changes nothing.
         """
-        self._end_job(claim.record.model_copy(update={"estimate": estimate}), claim.token, state, problem)
+        field = "estimate" if isinstance(result, Estimate) else "unlearning"
+        self._end_job(claim.record.model_copy(update={field: result}), claim.token, state, problem)
 
     @check_replies()
     def hand_back(self, claim: ClaimedJob) -> None:

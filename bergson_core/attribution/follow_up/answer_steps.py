@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 from bergson_core.schemas.results import Answer
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]
+Steps = Generator[object, None, T]
 """Work that may be given up after each step; the generator returns its result."""
 
 

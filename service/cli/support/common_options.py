@@ -1,7 +1,8 @@
 """Arguments and options that several commands have."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -17,6 +18,16 @@ ExecutorOption = Annotated[
     ),
 ]
 PROFILE_HELP: Final = "Profile to score with: `default`, or one that `bergson profile` has fitted to a task."
+
+
+def parse_filter(text: str) -> Any:
+    """Returns the conditions that `--filter` gives as JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f'--filter is not JSON ({error}); expected for example {{"source": ["wiki"]}}'
+        ) from None
 
 
 def dataset_options(name: str, intro: str) -> SpecOptions:

@@ -119,7 +119,7 @@ def scale(moment: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def test_documents_of_weight_zero_are_no_controls(weighted):
     opened = AttributionIndex.open(weighted)
-    drawn = opened.verifier._selector.draw(12, seed=0)
+    drawn = opened.verifier.selector.draw(12, seed=0)
     assert set(drawn) == {f"doc-{k}" for k, weight in enumerate(WEIGHTS) if weight}
 
 

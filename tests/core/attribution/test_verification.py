@@ -59,7 +59,7 @@ def test_the_changes_are_those_of_a_step_by_plain_autograd(index, span):
     model, tokenizer, texts = opened.model.model, opened.model.tokenizer, tiny.texts(40)
     (query_tokens,) = tokenize(tokenizer, [verified_query().prompt], [verified_query().completion], [span])
     documents = tokenize(tokenizer, texts, None)
-    sample = [int(document_id.removeprefix("doc-")) for document_id in opened.verifier._selector.draw(64, 0)]
+    sample = [int(document_id.removeprefix("doc-")) for document_id in opened.verifier.selector.draw(64, 0)]
     assert sorted(sample) == list(range(40)), "fewer documents than the sample wants: all of them"
     moments = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     gradients = []
@@ -270,7 +270,7 @@ def test_stored_documents_are_tokenised_as_in_the_build(sources, tmp_path):
     )
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
-    (tokens,) = opened.verifier._selector.tokenize([(0, 3)])
+    (tokens,) = opened.verifier.selector.tokenize([(0, 3)])
     record = record_from_stored("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
     (expected,) = tokenize_documents([record], spec, opened.model)
     assert (tokens.ids == expected.ids).all()

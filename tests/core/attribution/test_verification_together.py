@@ -47,7 +47,7 @@ def test_the_step_on_a_group_is_that_of_plain_autograd_on_the_sum_of_the_losses(
     model, tokenizer = opened.model.model, opened.model.tokenizer
     documents = tokenize(tokenizer, tiny.texts(40), None)
     (query_tokens,) = tokenize(tokenizer, [query().prompt], [query().completion])
-    unlearner, weights = run_to_completion(opened.verifier._fitted_unlearner()), copy_weights(model)
+    unlearner, weights = run_to_completion(opened.verifier.fitted_unlearner()), copy_weights(model)
 
     def log_probability(*texts) -> float:
         with torch.no_grad():

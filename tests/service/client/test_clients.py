@@ -37,7 +37,7 @@ from worker.problem import Problem
 
 ROOT = Path(__file__).parents[3]
 Responder = Callable[[httpx.Request], httpx.Response]
-CHANGES = ("documents", "profiles", "compact")
+CHANGES = ("documents", "profiles", "compact", "unlearn")
 EVENT_STREAM = {"Content-Type": "text/event-stream; charset=utf-8"}
 DOCUMENTS = [{"text": "Ada Lovelace's birthplace is London"}]
 
@@ -187,6 +187,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         client.append("facts", documents=DOCUMENTS)
         client.fit_profile("facts", "law", dataset={"path": "legal/questions"})
         client.compact("facts")
+        client.preview_unlearning("facts", examples.UNLEARN_IDS["queries"], ids=["doc-17"])
         client.estimate(model="tiny", documents=DOCUMENTS)
         client.index("facts")
         client.delete_index("facts")

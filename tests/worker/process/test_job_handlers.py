@@ -154,14 +154,14 @@ def test_only_an_unfinished_build_that_nobody_works_on_is_discarded(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["append", "profile"])
-def test_an_append_or_profile_with_a_forbidden_path_is_refused(settings: Settings, kind: str):
+def test_an_append_or_profile_with_a_forbidden_path_is_refused(settings: Settings, tmp_path: Path, kind: str):
     publish_index(settings.indexes_dir / "facts")
     spec = {"dataset": {"path": "/etc/passwd"}} | ({"name": "law"} if kind == "profile" else {})
     job = JOB_ADAPTER.validate_python(
         {"kind": kind, "job_id": "j-1", "index": "facts", "request_id": "r", "spec": spec}
     )
     with pytest.raises(InvalidInput, match=r"dataset\.path: expected"):
-        job_handlers.run_job(job, settings, lambda progress: None, lambda: None)
+        job_handlers.run_job(job, settings, lambda progress: None, lambda: None, IndexCache(tmp_path, 1).get)
 
 
 def test_of_a_published_index_only_the_files_of_a_stopped_change_are_removed(tmp_path: Path):

@@ -66,7 +66,7 @@ def values_without_options(spec: type[BaseModel]) -> dict[str, Any]:
 def another_value(option: DerivedOption) -> Any:
     """A valid value on the command line that is not the default."""
     default, annotation = option.field.default, option.field.annotation
-    if option.name == "span":
+    if option.name in ("span", "between"):
         return "1:3"
     if option.name == "device_map":
         return '{"model.layers": 0}'

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index, find_document_numbers, group_near_duplicates
-from bergson_core.attribution.near_duplicates import (
+from bergson_core.attribution.groups.near_duplicates import (
     MAX_DOCUMENTS,
     cosines_from_sign_products,
     label_components,

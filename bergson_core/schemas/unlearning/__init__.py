@@ -1,0 +1,1 @@
+"""Previews of unlearning: which documents are chosen and which queries are watched, and what changes."""
