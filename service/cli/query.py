@@ -13,16 +13,13 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
-<<<<<<< HEAD
 from service.cli.support.common_options import (
     PROFILE_HELP,
     ExecutorOption,
     IndexDirectory,
     parse_between,
+    parse_filter,
 )
-=======
-from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory, parse_filter
->>>>>>> main
 from service.cli.support.console import (
     FORMAT_HELP,
     OutputFormat,
