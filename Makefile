@@ -17,7 +17,7 @@ CODE := bergson_core worker service tests benchmarks scripts
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo       train a small model, index its corpus, query the index; runs until Ctrl-C'
+	@echo 'make demo       train a small model, index its corpus, show an answer and its proof; runs until Ctrl-C'
 	@echo '                ARGS=--exit ends after the queries, ARGS=--help lists all options'
 	@echo 'make test       run the linters, the type checker and all tests; installs what they need'
 	@echo 'make faults     run the tests of faults whole: killed processes, failing disks, load; takes half an hour'

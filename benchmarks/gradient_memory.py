@@ -27,7 +27,7 @@ from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.estimation.cost_meter import resident_bytes
 from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 
 DOCUMENTS = 16

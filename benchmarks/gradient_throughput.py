@@ -24,7 +24,7 @@ from bergson_core import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import NormalizerKind
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
 

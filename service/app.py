@@ -27,13 +27,13 @@ from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
 from service.routes import (
     attribute,
-    dashboard,
     documents,
     health,
     index_changes,
     indexes,
     jobs,
     links,
+    pages,
     unlearning,
     workers,
 )
@@ -85,7 +85,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         links,
         workers,
         health,
-        dashboard,
+        pages,
     ):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")

@@ -5,11 +5,15 @@ The environment is set before torch, the libraries of Hugging Face or modules of
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import shapes
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -52,3 +56,16 @@ def require() -> Callable[..., str]:
         pytest.skip(missing)
 
     return find
+
+
+@pytest.fixture
+def browser(require: Callable[..., str]) -> Iterator["Browser"]:
+    """The system's Chromium."""
+    from playwright.sync_api import sync_playwright  # most tests open no page, and loading this takes a while
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        program = require("chromium", "chromium-browser")
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()

@@ -18,7 +18,7 @@ from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.processor_fitting import fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.language_model import LanguageModel
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import GradientSpec, Normalize, RowKind
 from bergson_core.search.features import compute_features
 from bergson_core.shards.codecs import CODECS

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
 from bergson_core.search.background_sample import percentile
-from bergson_core.search.measuring.significance import significance_notice
+from bergson_core.search.measuring.significance import significance_notice, strength_of
 from bergson_core.search.profile import require_profile
-from bergson_core.search.searcher import Hit, Searcher, SearchRequest, SearchResult
+from bergson_core.search.searcher import Searcher, SearchRequest, SearchResult
 from bergson_core.storage.damaged_shards import damaged_shards_error
 from bergson_core.storage.layout import DEFAULT_PROFILE
-from bergson_core.storage.manifest import Manifest
+from bergson_core.storage.manifest import Manifest, NoticeEntry
 from bergson_core.tokens.batching import BUDGET_TOKENS
 from bergson_core.tokens.chat_template import RenderedChat
 
@@ -93,26 +94,43 @@ class QueryAnswerer:
         return self.searcher.search(rows.reshape(len(rows), len(self.collector.slices), -1), requests)
 
     def make_rows(
-        self, hits: Sequence[Hit], background_scores: Float32[np.ndarray, " v"], include: Collection[str]
-    ) -> list[ResultRow]:
-        """Returns hits as the rows of an answer.
+        self,
+        result: SearchResult,
+        direction: Literal["proponents", "opponents"],
+        include: Collection[str],
+        profile: str,
+    ) -> list[ResultRow] | None:
+        """Returns what was found in a direction as the rows of an answer, or None where it was not asked for.
 
         Args:
-            hits: What the search has found.
-            background_scores: Scores of the background sample for the same query, which percentiles are taken among.
+            result: What the search has found.
+            direction: Which of the hits.
             include: What rows have beside id, score, percentile and loss. The model runs on the documents once more
                 where it has `tokens` in it.
+            profile: The profile of the scores.
         """
+        is_lowest = direction == "opponents"
+        hits = result.opponents if is_lowest else result.proponents
+        if hits is None:
+            return None
+        notice = None if is_lowest else self._calibrated_notice(profile)
         tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
         if "tokens" in include and hits:
             documents = [hit.document for hit in hits if hit.document]
             tokens = self.score_decomposer.token_influences(documents)
-        return [
-            hit.row.model_copy(
-                update={"percentile": percentile(hit.row.score, background_scores), "tokens": influences}
-            )
-            for hit, influences in zip(hits, tokens, strict=True)
-        ]
+        rows = []
+        for hit, influences in zip(hits, tokens, strict=True):
+            score, interval = hit.row.score, None
+            if hit.error is not None:
+                interval = hit.error.interval_of_result(score, hit.row.rank, result.rows, is_lowest=is_lowest)
+            update = {
+                "interval": interval,
+                "strength": strength_of(score, interval, result.background_scores, notice),
+                "percentile": percentile(score, result.background_scores),
+                "tokens": influences,
+            }
+            rows.append(hit.row.model_copy(update=update))
+        return rows
 
     def _render_chats(
         self, queries: Mapping[int, AttributionQuery]
@@ -187,14 +205,18 @@ class QueryAnswerer:
         """Returns the results of a query as its answer has them, or the error for which they cannot be returned."""
         try:
             proponents, opponents = (
-                None if hits is None else self.make_rows(hits, result.background_scores, query.include)
-                for hits in (result.proponents, result.opponents)
+                self.make_rows(result, direction, query.include, query.profile)
+                for direction in ("proponents", "opponents")
             )
         except BergsonError as error:
             return error
         return _AnswerResults(
             proponents, opponents, self._notice(query, proponents, result.background_scores)
         )
+
+    def _calibrated_notice(self, profile: str) -> NoticeEntry | None:
+        """Returns the threshold from which a proponent stands out, which was calibrated for the default profile."""
+        return self.manifest.notice if profile == DEFAULT_PROFILE else None
 
     def _notice(
         self,
@@ -204,12 +226,12 @@ class QueryAnswerer:
     ) -> str | None:
         """Returns the notice of an answer whose best result does not stand out.
 
-        There is none under other profiles than the default, for which the notice is calibrated, nor for some of the
-        checkpoints only.
+        There is none for some of the checkpoints only, for which it is not calibrated.
         """
-        if not proponents or query.profile != DEFAULT_PROFILE or query.between is not None:
+        if not proponents or query.between is not None:
             return None
-        return significance_notice(proponents[0].score, background_scores, self.manifest.notice)
+        notice = self._calibrated_notice(query.profile)
+        return significance_notice(proponents[0].score, background_scores, notice)
 
     def _make_answer(
         self,

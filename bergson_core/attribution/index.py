@@ -346,9 +346,7 @@ class AttributionIndex(IndexParts):
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
         return [
-            self.answerer.make_rows(
-                result.proponents or result.opponents or [], result.background_scores, request.include
-            )
+            self.answerer.make_rows(result, direction, request.include, profile) or []
             for result in search_results
         ]
 

@@ -19,7 +19,8 @@ from bergson_core.gradients.gradient_transforms import (
 )
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.models.hooks import capture
-from bergson_core.models.modules import natural_sort_key, select_modules
+from bergson_core.models.modules import natural_sort_key
+from bergson_core.models.tracking.selection import select_modules
 
 Closure = Callable[[str, Tensor], None]
 """Called with a module's name and its gradients."""
@@ -85,7 +86,12 @@ class GradientCollector:
         self.model = model
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
-        self.modules = select_modules(model, modules)
+        self.modules = select_modules(
+            model,
+            modules,
+            split_heads=self.processor.split_heads,
+            include_bias=self.processor.include_bias,
+        )
         self._closure = closure
         self._collected: dict[str, Tensor] = {}
         self._transforms: dict[

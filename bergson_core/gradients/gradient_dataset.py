@@ -89,8 +89,10 @@ def collect_gradients(
         settings = GradientSpec(loss=loss)
         processor = fit_processor(model, dataset, tokenizer, settings, columns=columns, modules=modules)
     language_model = as_language_model(model, tokenizer)
-    names = list(language_model.select_modules(modules))
-    collector = RowCollector(language_model, processor, names, per_token=per_token)
+    tracked = language_model.select_modules(
+        modules, split_heads=processor.split_heads, include_bias=processor.include_bias
+    )
+    collector = RowCollector(language_model, processor, list(tracked), per_token=per_token)
     row = pa.list_(pa.float32(), collector.dimensions)
     schema = pa.schema({"gradients": pa.list_(row) if per_token else row, "loss": pa.float64()})
     # The file has to live as long as the dataset that maps it, of which there may be copies.

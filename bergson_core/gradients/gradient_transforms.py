@@ -85,7 +85,7 @@ class FullGradientTransform:
         self, prepared: Float[Tensor, "n s i"] | Int[Tensor, "n s"], g: Float[Tensor, "n s o"]
     ) -> Float[Tensor, "n _ _"]:
         """Returns each sample's gradient, [n, o, i] or [n, p, p], from what `prepare_input` returned."""
-        chunk_size = max(1, _MAX_WHOLE_GRADIENT_NUMBERS // (g.shape[-1] * self.in_features))
+        chunk_size = max(1, _MAX_WHOLE_GRADIENT_NUMBERS // max(1, g.shape[-1] * self.in_features))
         chunks = zip(prepared.split(chunk_size), upcast(g).split(chunk_size), strict=True)
         return torch.cat([self._finish(self._whole(x_chunk, g_chunk)) for x_chunk, g_chunk in chunks])
 

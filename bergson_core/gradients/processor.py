@@ -30,6 +30,7 @@ class _Settings(ResultModel):
     projection: Projection = "rademacher"
     seed: int = 0
     include_bias: bool = False
+    split_heads: bool = False
 
 
 @final
@@ -47,6 +48,7 @@ class GradientProcessor:
         seed: The seed of the projections.
         include_bias: Whether the gradients of biases are tracked, as those of one more input feature.
         projection: How the projections are drawn: "rademacher" (entries ±1/√p), "normal" or "orthogonal".
+        split_heads: Whether each head of a module of attention is a module of its own, such as `….q_proj.head_3`.
 
     Raises:
         InvalidInput: `projection_dim` is below 1, or `projection` is unknown.
@@ -66,6 +68,7 @@ class GradientProcessor:
         seed: int = 0,
         include_bias: bool = False,
         projection: Projection = "orthogonal",
+        split_heads: bool = False,
     ) -> None:
         if projection not in PROJECTIONS:
             raise InvalidInput(f"projection is {projection!r}; expected one of {', '.join(PROJECTIONS)}")
@@ -78,16 +81,19 @@ class GradientProcessor:
         self.seed = seed
         self.include_bias = include_bias
         self.projection: Projection = projection
+        self.split_heads = split_heads
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments except `normalizers`, as `save` writes them."""
-        return {
+        settings = {
             "projection_dim": self.projection_dim,
             "projection": self.projection,
             "seed": self.seed,
             "include_bias": self.include_bias,
         }
+        # Left out where it is false, so that the fingerprints of earlier releases stay.
+        return settings | ({"split_heads": True} if self.split_heads else {})
 
     def fingerprint(self) -> str:
         """Returns a sha256 of the settings and the normalizers; rows of equal fingerprints can be compared."""

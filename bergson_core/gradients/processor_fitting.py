@@ -107,7 +107,9 @@ def fit_from_dataset(
         return dict(zip(numbers, chain.from_iterable(chunks), strict=True))
 
     documents = choose_sample(len(dataset), settings, tokenize)
-    tracked = language_model.select_modules(modules or settings.modules)
+    tracked = language_model.select_modules(
+        modules or settings.modules, split_heads=settings.split_heads, include_bias=settings.include_bias
+    )
     longest = max((len(tokens.ids) for tokens in documents), default=0)
     budget = find_batch_budget(language_model, tracked, longest)
     return fit_processor_from_batches(
@@ -142,7 +144,9 @@ def fit_processor_from_batches(
             does not fit the model.
     """
     bias = settings.include_bias
-    processor = GradientProcessor(settings.projection_dim, None, settings.seed, bias, settings.projection)
+    processor = GradientProcessor(
+        settings.projection_dim, None, settings.seed, bias, settings.projection, settings.split_heads
+    )
     if settings.optimizer_state is not None:
         # GradientSpec accepts no other normalizers with an optimizer's state.
         kind = cast("Literal['adafactor', 'adam']", settings.normalizer)

@@ -56,7 +56,9 @@ class RowCollector:
         share_with: "RowCollector | None" = None,
     ) -> None:
         if modules is None or isinstance(modules, str):
-            modules = model.select_modules(modules)
+            modules = model.select_modules(
+                modules, split_heads=processor.split_heads, include_bias=processor.include_bias
+            )
         self._collector = GradientCollector(
             model.model,
             processor,

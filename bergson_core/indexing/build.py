@@ -196,7 +196,7 @@ def load_tracked_model(context: BuildContext) -> LanguageModel:
     model = load_model(
         spec.model, spec.revision, spec.dtype, device_map=spec.device_map, checkpoints=checkpoints
     )
-    model.select_modules(spec.gradients.modules)
+    model.select_for(spec.gradients)
     return model
 
 
@@ -234,7 +234,7 @@ def fit_statistics(
     """
     spec, steps = context.spec, context.steps
     settings, directory = spec.gradients, context.output / "statistics"
-    modules = model.select_modules(settings.modules)
+    modules = model.select_for(settings)
     budget_tokens = find_batch_budget(model, modules, documents.longest_tokens)
     if finished := find_finished_statistics(context.output, fingerprint):
         return min(budget_tokens, finished.budget_tokens)

@@ -110,7 +110,7 @@ def _find_limits(spec: BuildSpec, model: LanguageModel) -> TokenLimits:
                 "fast tokenizer (a tokenizer.json) where long documents are cut"
             )
     if limits.max_tokens is None:
-        modules = model.select_modules(spec.gradients.modules)
+        modules = model.select_for(spec.gradients)
         return replace(limits, max_tokens=find_token_limit(model, modules))
     return limits
 

@@ -132,7 +132,7 @@ class IndexCallback(TrainerCallback):
             processor.save(self.output / "statistics")
         else:
             processor = GradientProcessor.load(self.output / "statistics")
-        modules = as_language_model(model).select_modules(self._settings.modules)
+        modules = as_language_model(model).select_for(self._settings)
         slices = module_slices(modules, processor)
         shape = (len(self._dataset), sum(part.stop - part.start for part in slices.values()))
         self._prepare_rows_file(args, state, shape)

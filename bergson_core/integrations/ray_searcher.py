@@ -255,4 +255,5 @@ def merge_results(results: Sequence[SearchResult], request: SearchRequest) -> Se
         background_scores=np.concatenate(
             [np.empty(0, np.float32), *(result.background_scores for result in results)]
         ),
+        rows=sum(result.rows for result in results),
     )

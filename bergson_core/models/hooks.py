@@ -66,7 +66,7 @@ def capture(
                 fused.setdefault(tracked.module, {})[tracked.expert_map] = name
                 continue
             for module in (tracked.module, *tracked.tied_modules):
-                hook = partial(tracker.linear, name)
+                hook = partial(tracker.linear, tracked)
                 handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for module, names in fused.items():
             require_weights_in_memory(module, f"tracking the fused experts of {next(iter(names.values()))!r}")
@@ -90,13 +90,17 @@ class _Tracker:
             self._batch = first.shape
 
     def linear(
-        self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
+        self, tracked: TrackedModule, module: nn.Module, args: tuple, kwargs: dict, output: Tensor
     ) -> Tensor | None:
-        """The forward hook of a Linear, a Conv1D or an Embedding."""
+        """The forward hook of a Linear, a Conv1D or an Embedding, or of one head of it."""
+        name = tracked.name
         if not self._has_gradients(name, module):
             return None
         features = self._group(name, args[0] if args else kwargs["input"])
         regroup = partial(self._group, name)
+        if (part := tracked.part) is not None:
+            features = part.take(features, "input")
+            return self._watch(name, features, output, lambda grad: part.take(regroup(grad), "output"))
         if (padding := getattr(module, "padding_idx", None)) is not None:  # this entry is never trained
             return self._watch(name, features, output, partial(_group_and_zero, features == padding, regroup))
         return self._watch(name, features, output, regroup)

@@ -21,10 +21,11 @@ from bergson_core.models.modules import (
     find_input_embedding,
     find_output_head,
     find_trackable_modules,
-    select_modules,
 )
 from bergson_core.models.offloading import find_device, find_devices
 from bergson_core.models.probe import find_unreached_modules
+from bergson_core.models.tracking.selection import select_modules
+from bergson_core.schemas.build import GradientSpec
 from bergson_core.storage.manifest import Manifest
 from bergson_core.tokens.token_limits import TokenLimits
 
@@ -96,28 +97,44 @@ class LanguageModel:
         """The number of the model's weights, biases included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def select_modules(self, modules: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
+    def select_modules(
+        self,
+        modules: str | Iterable[str] | None = None,
+        *,
+        split_heads: bool = False,
+        include_bias: bool = False,
+    ) -> dict[str, TrackedModule]:
         """Returns the modules to track, by name, without those that a forward pass never reaches.
 
         Args:
             modules: A regular expression that is searched for in the modules' names, the exact names, or None for the
                 default, as in `GradientCollector`.
+            split_heads: Whether each head of attention is a module of its own.
+            include_bias: Whether biases are tracked too.
 
         Raises:
             InvalidInput: No module is selected, a name is not that of a module that can be tracked, or a forward pass
                 reaches none of the modules that the expression selects, or not the one that is named.
         """
         modules = modules if modules is None or isinstance(modules, str) else list(modules)
-        selected = select_modules(self.model, modules)
-        reached = {name: tracked for name, tracked in selected.items() if name not in self.unreached}
+        selected = select_modules(self.model, modules, split_heads=split_heads, include_bias=include_bias)
+        reached = {
+            name: tracked for name, tracked in selected.items() if tracked.module_name not in self.unreached
+        }
         has_names = isinstance(modules, list)
         if not reached or (has_names and len(reached) < len(selected)):
-            name = next(name for name in selected if name in self.unreached)
+            name = next(name for name in selected if name not in reached)
             raise InvalidInput(
                 f"nothing to track in module {name!r}: a forward pass of the model never calls it, but uses its weight "
                 "in another way or not at all; expected modules that the model calls"
             )
         return reached
+
+    def select_for(self, settings: GradientSpec) -> dict[str, TrackedModule]:
+        """Returns what `select_modules` does for the settings of an index."""
+        return self.select_modules(
+            settings.modules, split_heads=settings.split_heads, include_bias=settings.include_bias
+        )
 
     def for_tracking(self, modules: Iterable[TrackedModule]) -> "LanguageModel":
         """Returns the same model, without the split into backbone and head where one of `modules` is in the head."""

@@ -27,9 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bergson_core.errors import InvalidInput
 from bergson_core.models.architectures import moe
-from bergson_core.models.architectures.module_sets import find_module_set
-from bergson_core.schemas.build import ALL_MODULES, MODULE_SETS, ModuleSet
-from bergson_core.utils.safe_regex import find_matching_names
+from bergson_core.models.architectures.attention_heads import BIAS_LABEL, HeadPart
 
 _COMPILED_PART: Final = "_orig_mod"
 """What torch.compile puts into the names of everything in a module that it wraps."""
@@ -46,6 +44,8 @@ class TrackedModule:
         in_features: i, without the bias; of an embedding, its number of entries.
         expert_map: Which linear map of which expert this is, as `down_proj.3`, where `module` fuses experts.
         tied_modules: Other modules with the very same weight and bias; the gradient is the sum over all of them.
+        part: Which features of the PyTorch module these are, where one head is tracked by itself. `name`,
+            `out_features` and `in_features` are then those of the head.
     """
 
     name: str
@@ -54,6 +54,12 @@ class TrackedModule:
     in_features: int
     expert_map: str | None = None
     tied_modules: tuple[nn.Module, ...] = ()
+    part: HeadPart | None = None
+
+    @property
+    def module_name(self) -> str:
+        """The name of the whole module, where this is a head of it."""
+        return self.name if self.part is None else self.part.module_name
 
     @property
     def parameter_count(self) -> int:
@@ -70,6 +76,8 @@ class TrackedModule:
     @property
     def has_bias(self) -> bool:
         """Whether there is a bias whose gradient can be one more column."""
+        if self.part is not None and self.part.side == "input" and self.part.label != BIAS_LABEL:
+            return False  # the bias belongs to no head
         return getattr(self.module, "bias", None) is not None
 
 
@@ -140,70 +148,6 @@ def _runs_as_linear(module: nn.Module) -> bool:
     return same_shape and torch.allclose(output.to(expected), expected, rtol=2e-2, atol=1e-3)
 
 
-def select_modules(model: nn.Module, modules: str | Iterable[str] | None = None) -> dict[str, TrackedModule]:
-    """Returns the modules to track, by name, in natural order of the names.
-
-    Args:
-        model: The model.
-        modules: `mlp`, `attention` or `down`, as in `GradientSpec.modules`; any other regular expression, which is
-            searched for in the modules' names; or the exact names. By default, and for `all`, all modules but
-            embeddings and the output head; of a model with adapters (PEFT), the active adapters.
-
-    Raises:
-        InvalidInput: No module is selected, a name is not that of a module that can be tracked, or the expression takes
-            too long.
-    """
-    trackable = find_trackable_modules(model)
-    if modules is None or modules == ALL_MODULES:
-        selected = _default_names(model, trackable)
-    elif isinstance(modules, str) and modules in MODULE_SETS:
-        return _select_module_set(model, trackable, cast(ModuleSet, modules))
-    elif isinstance(modules, str):
-        selected = find_matching_names(modules, list(trackable))
-    else:
-        selected = set(modules)
-        if unknown := sorted(selected - trackable.keys()):
-            raise InvalidInput(
-                f"no module that can be tracked is named {unknown[0]!r}; this model has {_abridge(trackable)}"
-            )
-    if not selected:
-        selection = "" if modules is None else f" that {modules!r} selects"
-        raise InvalidInput(
-            f"nothing to track: expected a Linear, Conv1D or Embedding module or fused experts{selection}; this model "
-            f"has {_abridge(trackable)}"
-        )
-    return {name: tracked for name, tracked in trackable.items() if name in selected}
-
-
-def _select_module_set(
-    model: nn.Module, trackable: dict[str, TrackedModule], set_name: ModuleSet
-) -> dict[str, TrackedModule]:
-    """Returns those modules of a set that are tracked by default. Raises `InvalidInput` where there are none."""
-    shapes = {name: (tracked.out_features, tracked.in_features) for name, tracked in trackable.items()}
-    by_default = _default_names(model, trackable)
-    chosen = by_default & find_module_set(set_name, dict(named_modules(model)), shapes)
-    if not chosen:
-        names = _abridge([name for name in trackable if name in by_default])
-        raise InvalidInput(
-            f"modules {set_name!r}: this model has no {MODULE_SETS[set_name]} that can be tracked, it has {names}; "
-            "expected a regular expression of the names to track instead, or no `modules` at all"
-        )
-    return {name: tracked for name, tracked in trackable.items() if name in chosen}
-
-
-def _default_names(model: nn.Module, trackable: dict[str, TrackedModule]) -> set[str]:
-    """Returns the names of the modules that are tracked by default."""
-    adapters = active_adapter_names(model)
-    if adapters:  # embeddings and the head too, where they were trained in full beside the adapters
-        return {name for name in trackable if _is_within(name, adapters)}
-    head = find_output_head(model)
-    return {
-        name
-        for name, tracked in trackable.items()
-        if tracked.module is not head and not isinstance(tracked.module, nn.Embedding)
-    }
-
-
 def active_adapter_names(model: nn.Module) -> tuple[str, ...]:
     """Returns the names of the modules that the active adapters of a PEFT model consist of; () for another model.
 
@@ -243,13 +187,13 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in parameters.items()
-        if _is_within(name, adapters)
+        if is_within(name, adapters)
         or ("all" in biases and name.endswith(".bias"))
         or ("lora_only" in biases and name.endswith(".base_layer.bias"))
     }
 
 
-def _is_within(name: str, modules: tuple[str, ...]) -> bool:
+def is_within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -316,11 +260,3 @@ def find_output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None
-
-
-def _abridge(names: Iterable[str]) -> str:
-    """Returns the first names, for a message."""
-    names = list(names)
-    if not names:
-        return "none"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

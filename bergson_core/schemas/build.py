@@ -111,6 +111,10 @@ class GradientSpec(Spec):
     the sets are parts of these."""
     include_bias: bool = False
     """Track the gradients of biases too."""
+    split_heads: bool = False
+    """Track each head of attention as a module of its own: the projections to queries, keys and values by their
+    outputs, the projection back by its inputs. The parts of scores by module are then those of the heads. A row has
+    projection_dim² numbers for each of them."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest document in tokens; by default the length of the model's context or, for a model that states none, as
     much as a pass has memory for. `long_documents` says what becomes of longer ones."""
@@ -321,8 +325,8 @@ class BuildSpec(Spec):
         }
         if self.dataset is not None and self.dataset.text_documents == "auto":
             unset["dataset"] = {"text_documents"}
-        if self.gradients.sample_tokens is None:
-            unset["gradients"] = {"sample_tokens"}
+        added = {"sample_tokens": None, "split_heads": False}
+        unset["gradients"] = {name for name, value in added.items() if getattr(self.gradients, name) == value}
         if self.search.measure:
             unset["search"] = {"measure"}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()

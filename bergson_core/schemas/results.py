@@ -4,7 +4,7 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
@@ -93,6 +93,9 @@ class TokenInfluence(ResultModel):
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
 
 
+Strength = Literal["strong", "weak", "none"]
+
+
 class ResultRow(ResultModel):
     """A training document and its influence on what the model said."""
 
@@ -106,6 +109,15 @@ class ResultRow(ResultModel):
     exact: bool = False
     """Whether the score is that of the whole gradients, which `rescore` asks for. Otherwise it is that of the rows of
     the index, which are projected."""
+    interval: tuple[float, float] | None = None
+    """[low, high]: where the score lies on average over all random projections, in nine of ten cases, given the rank of
+    the result. It shows the noise of the projection alone. Null for an exact score, which has none, and where the rows
+    of the index do not show their noise."""
+    strength: Strength | None = None
+    """How strong the influence is. `strong`: the score is above the threshold from which a result stands out, and the
+    whole interval is above the 99th percentile of random documents. `weak`: one of the two. `none`: neither. Always by
+    the scores of the index. Null for opponents, under another profile than the default, and where the index has no
+    threshold or its rows do not show their noise."""
     percentile: float | None = None
     """Percentage of random documents of the index that score lower for this query, always by the scores of the index,
     also where the score itself is exact. Null if there are none to compare with."""

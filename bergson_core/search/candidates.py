@@ -27,6 +27,8 @@ from bergson_core.shards.shard import Shard
 from bergson_core.storage.layout import search_path
 from bergson_core.utils.memory_map import release_pages
 
+_EXACT_SEARCH_FACTOR: Final = 10
+"""Rows that are allowed are all taken where they are at most this many times as many as the candidates."""
 _MERGE_AT_SCORES: Final = 2**13
 """Scores that are gathered from shards before the best of them are taken, which rows of later shards have to beat."""
 
@@ -175,6 +177,25 @@ class CandidateSearch:
         shard_numbers = np.searchsorted(first_rows, rows, side="right") - 1
         return shard_numbers, np.where(scores > -np.inf, rows - first_rows[shard_numbers], -1)
 
+    def find_or_take_all(
+        self,
+        queries: Float32[Tensor, "q D"],
+        count: int,
+        allowed: Sequence[np.ndarray | None],
+    ) -> tuple[Int[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+        """Returns what `find` does or, where few rows are allowed, all of them.
+
+        To score these exactly takes no longer than to ask which are the best.
+        """
+        masks = [mask for mask in allowed if mask is not None]
+        are_few = count_allowed(self.shards, allowed) <= _EXACT_SEARCH_FACTOR * count
+        if len(masks) < len(allowed) or not are_few:
+            return self.find(queries, count, allowed)
+        offsets = [np.flatnonzero(mask) for mask in masks]
+        shard_numbers = np.repeat(np.arange(len(offsets)), [len(in_shard) for in_shard in offsets])
+        shape = (len(queries), len(shard_numbers))
+        return np.broadcast_to(shard_numbers, shape), np.broadcast_to(np.concatenate(offsets), shape)
+
     def _comparable_queries(self, queries: Float32[Tensor, "q D"]) -> np.ndarray:
         """Returns what shards compare with their rows: the numbers of the queries, or their signs packed as bits."""
         if self.kind != "hamming":
@@ -182,6 +203,12 @@ class CandidateSearch:
         shape = self.shards[0].shape
         blocks, _ = shape.codec.encode(queries.reshape(-1, shape.modules, shape.width))
         return np.ascontiguousarray(blocks.flatten(1).numpy())
+
+
+def count_allowed(shards: Sequence[Shard], allowed: Sequence[np.ndarray | None]) -> int:
+    """Returns the number of rows of these shards that are allowed: for each shard bool [n], or None for all of them."""
+    pairs = zip(shards, allowed, strict=True)
+    return sum(shard.entry.rows if mask is None else int(np.count_nonzero(mask)) for shard, mask in pairs)
 
 
 def _keep_open(search: ShardCandidateSearch) -> Callable[[], ShardCandidateSearch]:

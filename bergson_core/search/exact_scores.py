@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from bergson_core.search.bit_planes import BitPlanes
 from bergson_core.search.features import reciprocal_by_module
@@ -26,6 +27,7 @@ from bergson_core.shards.shard import Shard
 from bergson_core.utils.background import stop_if_abandoned
 
 _ROW_CHUNK_SIZE: Final = 1024
+_FEATURE_CHUNK_SIZE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,26 @@ class ExactScorer:
         return [
             StoredRow(row, weights * reciprocal) for row, reciprocal in zip(rows, reciprocals, strict=True)
         ]
+
+    def iter_features(
+        self, shard_numbers: Int[np.ndarray, " k"], offsets: Int[np.ndarray, " k"]
+    ) -> Iterator[Float32[Tensor, "_ m d"]]:
+        """Yields φ of rows in their order, some rows at a time; it does not depend on the other rows.
+
+        Args:
+            shard_numbers: For each row [k] the position of its shard in `shards`.
+            offsets: For each row [k] its number within its shard.
+        """
+        shape, preconditioner = self.shards[0].shape, self.profile.weight_preconditioner
+        for start in range(0, len(offsets), _FEATURE_CHUNK_SIZE):
+            chunk = slice(start, start + _FEATURE_CHUNK_SIZE)
+            blocks, scales, lengths = self._read_rows(shard_numbers[chunk], offsets[chunk])
+            rows = shape.codec.decode(blocks, scales, shape.width)
+            if preconditioner is not None:
+                # The rounding of a matrix product depends on its size, so that all chunks have the same.
+                padded = F.pad(rows, (0, 0, 0, 0, 0, _FEATURE_CHUNK_SIZE - len(rows)))
+                rows = preconditioner.apply(padded)[: len(rows)].contiguous()
+            yield rows * reciprocal_by_module(torch.from_numpy(lengths), rows.shape[1])[..., None]
 
     def score_range(
         self, shard_number: int, offsets: slice, weights: Float[Tensor, "D q"]

@@ -67,7 +67,7 @@ def iter_shard_features(
         yield compute_features(rows, preconditioner, normalize, checkpoints)
 
 
-def reciprocal_or_zero(lengths: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def reciprocal_or_zero(lengths: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Returns 1 / length, or 0 where the length is 0."""
     return torch.where(lengths > 0, 1 / lengths, 0)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,42 +24,26 @@ from bergson_core.errors import IndexCorrupt
 from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import Direction
-from bergson_core.schemas.results import ResultRow
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.bit_planes import BitPlanes
-from bergson_core.search.candidates import CandidateSearch
-from bergson_core.search.exact_scores import ExactScorer, StoredRow
+from bergson_core.search.candidates import CandidateSearch, count_allowed
+from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.hits import HitMaker, ScoredRows
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.searcher import Hit, SearchRequest, SearchResult, StoredDocument
+from bergson_core.search.searcher import Hit, SearchRequest, SearchResult
 from bergson_core.search.thread_pool import parallel_map
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import RowShape, Shard
 from bergson_core.storage.damaged_shards import find_damaged_shards
-from bergson_core.storage.document_table import read_document, read_whole_id
 from bergson_core.storage.manifest import Manifest, ShardEntry
 
-_EXACT_SEARCH_FACTOR: Final = 10
-"""Rows that meet a filter are all scored exactly where they are at most this many times as many as the candidates."""
 _SIGNS: Final[dict[Direction, tuple[int, ...]]] = {
     "proponents": (1,),
     "opponents": (-1,),
     "both": (1, -1),
 }
 """What scores are multiplied with, so that the best of a direction are the highest."""
-
-
-@dataclass(frozen=True)
-class _ScoredCandidates:
-    """The candidates of a directed query, with the part of each module in their scores."""
-
-    shard_numbers: Int[np.ndarray, " k"]
-    offsets: Int[np.ndarray, " k"]
-    module_scores: Float32[Tensor, "k m"]
-
-    def best(self, sign: int, count: int) -> Int[np.ndarray, " count"]:
-        """Returns the positions of the candidates whose score times `sign` is highest, highest first."""
-        return np.argsort(-sign * self.module_scores.sum(1).numpy(), kind="stable")[:count]
 
 
 @dataclass(frozen=True)
@@ -122,6 +106,10 @@ class LocalSearcher:
         )
 
     @cached_property
+    def _hit_maker(self) -> HitMaker:
+        return HitMaker.of(self.manifest, self.shards)
+
+    @cached_property
     def background(self) -> BackgroundSample:
         """The random rows that results are compared with, read when the first query needs them."""
         return BackgroundSample.read(self.shards, self.manifest.rows, self.manifest.spec.gradients.seed)
@@ -149,7 +137,8 @@ class LocalSearcher:
         """
         profile = self.profiles[requests[0].profile]
         checkpoints = self._checkpoints_of(requests[0])
-        phi, weights = profile.prepare_queries(rows, checkpoints)
+        features = profile.query_features(rows, checkpoints)
+        phi, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         rounded = None
         if self.manifest.spec.gradients.rows == "sign":
@@ -159,11 +148,12 @@ class LocalSearcher:
         ]
         top_k = widening * max(request.top_k for request in requests)
         count = profile.candidate_count(top_k, self.manifest, checkpoints)
-        shard_numbers, offsets = self._find_candidates(
-            torch.stack([sign * phi[query] for query, sign in directed]), count, requests[0].filter
+        allowed = self.allowed_rows(requests[0].filter)
+        shard_numbers, offsets = self.candidate_search.find_or_take_all(
+            torch.stack([sign * phi[query] for query, sign in directed]), count, allowed
         )
 
-        def score_candidates(number: int) -> _ScoredCandidates:
+        def score_candidates(number: int) -> ScoredRows:
             query, sign = directed[number]
             is_row = offsets[number] >= 0
             places = shard_numbers[number][is_row], offsets[number][is_row]
@@ -171,18 +161,23 @@ class LocalSearcher:
             if rounded is not None and not requests[query].group_by:
                 may_be_hit = scorer.may_be_best(rounded[query], sign, *places, requests[query].top_k)
                 places = places[0][may_be_hit], places[1][may_be_hit]
-            return _ScoredCandidates(*places, scorer.module_scores(weights[query], *places))
+            return ScoredRows(*places, scorer.module_scores(weights[query], *places))
 
         hits: list[dict[int, list[Hit]]] = [{} for _ in requests]
         scored_candidates = parallel_map(score_candidates, range(len(directed)))
         for (query, sign), candidates in zip(directed, scored_candidates, strict=True):
-            hits[query][sign] = self._make_hits(requests[query], sign, candidates, scorer, weights[query])
+            best = self._hit_maker.choose(requests[query], sign, candidates)
+            hits[query][sign] = self._hit_maker.make(
+                requests[query], best, scorer, weights[query], features[query]
+            )
         may_have_more = offsets.shape[1] >= count and (offsets >= 0).all()
         if requests[0].group_by and may_have_more and _are_too_few(hits, requests):
             return self._search_batch(rows, requests, 4 * widening)
         background_scores = self.background.scores(profile, weights, self.visible.masks(), rounded)
         return [
-            SearchResult(hits_by_sign.get(1), hits_by_sign.get(-1), scores)
+            SearchResult(
+                hits_by_sign.get(1), hits_by_sign.get(-1), scores, count_allowed(self.shards, allowed)
+            )
             for hits_by_sign, scores in zip(hits, background_scores, strict=True)
         ]
 
@@ -190,23 +185,6 @@ class LocalSearcher:
         """Returns the checkpoints that the scores of a request are the mean over, or None for all of them."""
         between = request.between
         return None if between is None else require_between(between, self.manifest.spec.checkpoints)
-
-    def _find_candidates(
-        self, queries: Float[Tensor, "b D"], count: int, conditions: Mapping[str, Condition] | None
-    ) -> tuple[Int[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
-        """Returns (shard numbers, offsets) of the rows to score exactly; an offset of -1 stands for no row.
-
-        Where few rows meet the conditions, all of them are returned: scoring them takes no longer than asking FAISS.
-        """
-        if conditions is None:
-            return self.candidate_search.find(queries, count, self.visible.masks())
-        allowed = self._matching_rows(conditions)
-        if sum(int(mask.sum()) for mask in allowed) > _EXACT_SEARCH_FACTOR * count:
-            return self.candidate_search.find(queries, count, allowed)
-        offsets = [np.flatnonzero(mask) for mask in allowed]
-        shard_numbers = np.repeat(np.arange(len(offsets)), [len(in_shard) for in_shard in offsets])
-        shape = (len(queries), len(shard_numbers))
-        return np.broadcast_to(shard_numbers, shape), np.broadcast_to(np.concatenate(offsets), shape)
 
     def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
         """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
@@ -229,94 +207,15 @@ class LocalSearcher:
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """
         profile = self.profiles[request.profile]
-        _, weights = profile.prepare_queries(row[None], self._checkpoints_of(request))
+        features = profile.query_features(row[None], self._checkpoints_of(request))
+        _, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         shard_numbers, offsets = np.array(locations).T
-        scored = _ScoredCandidates(
-            shard_numbers, offsets, scorer.module_scores(weights[0], shard_numbers, offsets)
-        )
-        hits = self._hits_at(request, np.arange(len(offsets)), scored, scorer, weights[0])
+        module_scores = scorer.module_scores(weights[0], shard_numbers, offsets)
+        rows = ScoredRows(shard_numbers, offsets, module_scores)
+        hits = self._hit_maker.make(request, rows, scorer, weights[0], features[0])
         (background_scores,) = self.background.scores(profile, weights, self.visible.masks())
         return SearchResult(hits, None, background_scores)
-
-    def _make_hits(
-        self,
-        request: SearchRequest,
-        sign: int,
-        candidates: _ScoredCandidates,
-        scorer: ExactScorer,
-        weights: Float[Tensor, "m d"],
-    ) -> list[Hit]:
-        """Returns the best candidates of a directed query as hits."""
-        best = candidates.best(sign, len(candidates.offsets) if request.group_by else request.top_k)
-        if request.group_by:
-            best = self._first_of_each_document(candidates, best, request.top_k)
-        return self._hits_at(request, best, candidates, scorer, weights)
-
-    def _hits_at(
-        self,
-        request: SearchRequest,
-        positions: Int[np.ndarray, " b"],
-        candidates: _ScoredCandidates,
-        scorer: ExactScorer,
-        weights: Float[Tensor, "m d"],
-    ) -> list[Hit]:
-        """Returns the candidates at these positions as hits, in this order."""
-        shard_numbers, offsets = candidates.shard_numbers[positions], candidates.offsets[positions]
-        stored_rows: Sequence[StoredRow | None] = [None] * len(positions)
-        if "tokens" in request.include:
-            stored_rows = scorer.stored_rows(weights, shard_numbers, offsets)
-        return [
-            self._make_hit(request, rank, int(shard_number), int(offset), module_scores, stored_row)
-            for rank, (shard_number, offset, module_scores, stored_row) in enumerate(
-                zip(shard_numbers, offsets, candidates.module_scores[positions], stored_rows, strict=True),
-                start=1,
-            )
-        ]
-
-    def _first_of_each_document(
-        self, candidates: _ScoredCandidates, ordered: Int[np.ndarray, " k"], count: int
-    ) -> Int[np.ndarray, " b"]:
-        """Returns those of the candidates that are the first of their document, at most `count` of them."""
-        first: dict[str, int] = {}
-        for candidate in ordered.tolist():
-            if len(first) == count:
-                break
-            documents = self.shards[int(candidates.shard_numbers[candidate])].documents
-            offset = int(candidates.offsets[candidate])
-            first.setdefault(read_whole_id(documents, offset), candidate)
-        return np.array(list(first.values()), dtype=np.int64)
-
-    def _make_hit(
-        self,
-        request: SearchRequest,
-        rank: int,
-        shard_number: int,
-        offset: int,
-        module_scores: Float32[Tensor, " m"],
-        stored_row: StoredRow | None,
-    ) -> Hit:
-        """Returns a row with those of its fields that the request includes."""
-        document = read_document(self.shards[shard_number].documents, offset)
-        with_text = "text" in request.include
-        modules = None
-        if "modules" in request.include:
-            names = (module.name for module in self.manifest.modules)
-            modules = dict(zip(names, module_scores.tolist(), strict=True))
-        row = ResultRow(
-            rank=rank,
-            id=document["id"],
-            score=float(module_scores.sum()),
-            prompt=document["prompt"] if with_text else None,
-            completion=document["completion"] if with_text else None,
-            metadata=document["metadata"] if "metadata" in request.include else None,
-            loss=document["loss"],
-            modules=modules,
-            chunk=document["chunk"],
-        )
-        if stored_row is None:
-            return Hit(row)
-        return Hit(row, StoredDocument(document["prompt"], document["completion"], stored_row))
 
 
 def _batch_requests(requests: Sequence[SearchRequest]) -> Collection[list[int]]:

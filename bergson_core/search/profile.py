@@ -134,12 +134,29 @@ class Profile:
             (phi [q, D], weights [q, m, d]): `phi` is what the FAISS files, or the bits of sign rows, are compared
             with; `weights` is what stored rows are multiplied with to get their exact scores.
         """
+        return self.prepare_features(self.query_features(queries, checkpoints))
+
+    def query_features(
+        self, queries: Float[Tensor, "q m d"], checkpoints: range | None = None
+    ) -> Float[Tensor, "q m d"]:
+        """Returns φ of each query's raw gradient row.
+
+        Args:
+            queries: The rows [q, m, d].
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
+        """
         phi, _ = compute_features(queries, self.query_preconditioner, self.normalize, self.checkpoints)
         if checkpoints is not None:
             factors = phi.new_zeros(self.checkpoints, 1)
             factors[checkpoints.start : checkpoints.stop] = self.checkpoints / len(checkpoints)
-            phi = (phi.unflatten(1, (self.checkpoints, -1)) * factors).flatten(1)
-        weights = phi.reshape(queries.shape)
+            phi = phi.unflatten(1, (self.checkpoints, -1)) * factors
+        return phi.reshape(queries.shape)
+
+    def prepare_features(
+        self, features: Float[Tensor, "q m d"]
+    ) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
+        """Returns what `prepare_queries` does, for φ itself or for sums of φ, whose scores are sums of scores."""
+        phi, weights = features.flatten(1), features
         if self.weight_preconditioner is not None:
             weights = self.weight_preconditioner.apply(weights)
         if self.is_default:

@@ -21,6 +21,7 @@ from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
+from bergson_core.search.projection_noise.intervals import ScoreError
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import Shard
 
@@ -60,9 +61,16 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found, and the document behind it where the request includes `tokens`."""
+    """A row that was found.
+
+    Attributes:
+        row: The row as a result.
+        error: The error of its score; None where rows do not show their noise.
+        document: The document behind it, where the request includes `tokens`.
+    """
 
     row: ResultRow
+    error: ScoreError | None = None
     document: StoredDocument | None = None
 
 
@@ -74,11 +82,13 @@ class SearchResult:
         proponents: The rows with the highest scores, best first; None where the request does not ask for them.
         opponents: The rows with the lowest scores, lowest first; None where the request does not ask for them.
         background_scores: Scores [v] of the rows of the background sample, which results are compared with.
+        rows: Number of rows among which the hits were found; 1 for hits that were not found by their scores.
     """
 
     proponents: Sequence[Hit] | None
     opponents: Sequence[Hit] | None
     background_scores: Float32[np.ndarray, " v"]
+    rows: int = 1
 
 
 class Searcher(Protocol):

@@ -136,7 +136,8 @@ class ModuleEntry(ResultModel):
 
     name: str
     out_features: PositiveCount
-    in_features: PositiveCount
+    in_features: Count
+    """Without the bias: 0 for a bias that is tracked by itself, since it belongs to no head."""
 
 
 def _describe_seal(json_schema: dict[str, Any]) -> None:

@@ -4,27 +4,34 @@ import hashlib
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
-from bergson_core.demo.synthetic_facts import FactCorpus, make_corpus, write_corpus
+from bergson_core.demo.synthetic_facts import ATTRIBUTES, FactCorpus, make_corpus, write_corpus
 from bergson_core.errors import IndexNotFound
+from bergson_core.evaluation.queries import EvaluationQuery
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.presets import PresetName
+from bergson_core.schemas.query import VerifySpec
 from bergson_core.schemas.results import Progress
 from bergson_core.storage.manifest import FORMAT_VERSION
 from bergson_core.utils.private_directory import prepare_private_directory
-from service.cli.support.console import console, print_message, progress_bar
-from service.cli.support.result_tables import results_table
+from bergson_core.utils.progress import ProgressCallback
+from service.cli.support.console import console, error_console, print_message, progress_bar
+from service.cli.support.result_tables import results_table, verification_table
 from service.cli.support.service_options import apply_settings
 from service.client import Client
 from worker.settings import PROCESS_LOG_FILE
 
 PRESET: Final[PresetName] = "best"
-SHOWN_QUERIES: Final = 4
+SHOWN_RESULTS: Final = 5
+SHOWN_CONTRAST: Final = 3
+VERIFY_TIMEOUT_S: Final = 300
 MAX_MEASURED_QUERIES: Final = 200
 MEASURED_TOP_K: Final = 100
 
@@ -59,24 +66,36 @@ def demo(
     )
     _train(corpus, directory, seed)
     settings = apply_settings(data_dir=directory, port=port)
-    with (
-        running_system(settings, log=directory / PROCESS_LOG_FILE) as system,
-        Client(system.url, trust_env=False) as client,  # a proxy does not reach a process of this machine
-    ):
+    with ExitStack() as stack:
+        with error_console.status("starting Redis, a worker and the web service"):
+            system = stack.enter_context(running_system(settings, log=directory / PROCESS_LOG_FILE))
+        # A proxy does not reach a process of this machine.
+        client = stack.enter_context(Client(system.url, trust_env=False))
         index = _build(client, directory)
-        _show_answers(client, index, corpus)
+        _show_answer(client, index, corpus)
+        _show_contrast(client, index, corpus)
         _report(client, index, corpus)
         print_message(f"\nindex: {index}   files: {directory}")
         if not exit_after_report:
-            print_message(f"dashboard: {system.url}/docs   Ctrl-C stops everything")
+            print_message(f"explorer: {system.url}/   dashboard: {system.url}/docs   Ctrl-C stops everything")
             system.wait()
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressCallback]:
+    """Yields a function that shows progress on a terminal, and shows nothing where nobody looks."""
+    if not error_console.is_terminal:
+        yield lambda progress: None
+        return
+    with progress_bar() as show:
+        yield show
 
 
 def _train(corpus: FactCorpus, directory: Path, seed: int) -> None:
     """Trains the model, unless an earlier run has saved it."""
     from bergson_core.demo.model import train_demo_model
 
-    with progress_bar() as show:
+    with _progress() as show:
         report = train_demo_model(
             corpus,
             directory / "model",
@@ -123,7 +142,7 @@ def _build(client: Client, directory: Path) -> str:
 
 def _wait_for_build(client: Client, job: str) -> None:
     tokens_per_s = 0.0
-    with progress_bar() as show:
+    with _progress() as show:
 
         def show_and_note_rate(progress: Progress) -> None:
             nonlocal tokens_per_s
@@ -135,16 +154,55 @@ def _wait_for_build(client: Client, job: str) -> None:
     console.print(f"[bold]build[/]   {tokens_per_s:,.0f} tokens/s")
 
 
-def _show_answers(client: Client, index: str, corpus: FactCorpus) -> None:
-    """Prints the results of a few queries."""
-    gold = corpus.gold_ids()
-    stride = len(corpus.queries) // SHOWN_QUERIES + 1
-    # The four kinds of facts alternate, so an odd stride meets every kind.
-    for query in corpus.queries[:: stride | 1][:SHOWN_QUERIES]:
-        answer = client.attribute(index, query.prompt, query.completion, top_k=5, include=["text"])
-        title = f"\n{query.prompt}[{query.completion.strip()}]   {answer.timing_ms.total:.0f} ms"
-        console.print(results_table(title, answer.results or [], marked=gold[query.id]))
+def _show_answer(client: Client, index: str, corpus: FactCorpus) -> None:
+    """Prints the documents behind one answer, and what unlearning them does to it."""
+    query = corpus.queries[0]
+    with error_console.status("asking, and unlearning the best documents and random ones"):
+        answer = client.attribute(
+            index,
+            query.prompt,
+            query.completion,
+            top_k=SHOWN_RESULTS,
+            include=["text"],
+            verify=VerifySpec(top=3, controls=3),
+            timeout_s=VERIFY_TIMEOUT_S,
+        )
+    results = answer.results or []
+    print_message(f"\nWhy does the model say{query.completion} after {query.prompt!r}?")
+    console.print(results_table("", results, marked=corpus.gold_ids()[query.id]))
     console.print("✓ states the fact")
+    if answer.verification is not None:
+        print_message(
+            "\nIs that so? Each of the best documents is unlearned by one step, and random ones too."
+        )
+        console.print(verification_table(results, answer.verification))
+
+
+def _show_contrast(client: Client, index: str, corpus: FactCorpus) -> None:
+    """Prints which documents speak for an answer rather than for another one, and which for the other one."""
+    query, other = corpus.queries[0], _rival_of_the_first(corpus)
+    answer = client.attribute(
+        index,
+        query.prompt,
+        query.completion,
+        instead_of=other.completion,
+        top_k=SHOWN_CONTRAST,
+        direction="both",
+        include=["text"],
+    )
+    print_message(f"\nWhy{query.completion} rather than{other.completion}?")
+    marked = corpus.gold_ids()[query.id]
+    console.print(results_table(f"for{query.completion}", answer.results or [], marked=marked))
+    console.print(results_table(f"for{other.completion}", answer.opponents or []))
+
+
+def _rival_of_the_first(corpus: FactCorpus) -> EvaluationQuery:
+    """Returns a query of the same kind as the first with another answer, if possible of a namesake."""
+    first, *others = corpus.queries[:: len(ATTRIBUTES)]
+    rivals = [query for query in others if query.completion != first.completion]
+    people = {document.gold: set(document.metadata["person"].split()) for document in corpus.documents}
+    namesakes = (query for query in rivals if people[query.gold] & people[first.gold])
+    return next(namesakes, rivals[0])
 
 
 def _report(client: Client, index: str, corpus: FactCorpus) -> None:
@@ -155,11 +213,13 @@ def _report(client: Client, index: str, corpus: FactCorpus) -> None:
     stride = max(1, len(corpus.queries) // MAX_MEASURED_QUERIES)
     queries = corpus.queries[::stride][:MAX_MEASURED_QUERIES]
     seconds, service_rankings = [], {}
-    for query in queries:
-        started = time.perf_counter()
-        answer = client.attribute(index, query.prompt, query.completion, top_k=MEASURED_TOP_K, include=[])
-        seconds.append(time.perf_counter() - started)
-        service_rankings[query.id] = [row.id for row in answer.results or []]
+    with _progress() as show:
+        for query in queries:
+            started = time.perf_counter()
+            answer = client.attribute(index, query.prompt, query.completion, top_k=MEASURED_TOP_K, include=[])
+            seconds.append(time.perf_counter() - started)
+            service_rankings[query.id] = [row.id for row in answer.results or []]
+            show(Progress(stage="questions", done=len(seconds), total=len(queries), unit="queries"))
     gold = {query.id: corpus.gold_ids()[query.id] for query in queries}
     title = f"\n{len(queries)} queries, the top {MEASURED_TOP_K} documents of each"
     table = Table(title=title, title_justify="left", box=None)

@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.errors import BergsonError, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer
@@ -24,6 +25,7 @@ from service.cli.support.console import (
     FORMAT_HELP,
     OutputFormat,
     console,
+    error_console,
     print_csv,
     print_json,
     print_message,
@@ -106,6 +108,12 @@ def query(
             "of one of its indexes. It has the model in memory, which this command otherwise loads first."
         ),
     ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link", help="With --url: have the service keep the answer, and print the address of its link."
+        ),
+    ] = False,
     together: Annotated[
         bool,
         typer.Option(
@@ -125,10 +133,12 @@ def query(
     if output_format != "json" and {"tokens", "modules"} & set(spec.include):
         # A table of the parts of scores is of no use without the documents that they are parts of.
         spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})
+    if link and url is None:
+        raise InvalidInput("--link: a service keeps answers: expected --url with it")
     if url is None:
         answer = _ask_directory(index, spec, executor)
     elif executor == "local":
-        answer = _ask_service(url, str(index), spec)
+        answer = _ask_service(url, str(index), spec, keep=link)
     else:
         raise InvalidInput(
             f"--executor {executor} is for an index on disk: expected it, or --url, but not both"
@@ -156,15 +166,24 @@ def _ask_directory(index: Path, spec: AttributionQuery, executor: ExecutorName) 
     return answer.model_copy(update={"index": Path(os.path.abspath(index)).name})  # also for `.`
 
 
-def _ask_service(url: str, index: str, spec: AttributionQuery) -> Answer:
-    """Returns the answer of the service at `url`."""
+def _ask_service(url: str, index: str, spec: AttributionQuery, *, keep: bool) -> Answer:
+    """Returns the answer of the service at `url`. If the service is to keep it, the link is printed."""
     from service.client import Client
 
     # The client logs the warnings of an answer, which are printed here.
     logging.getLogger("service.client").addHandler(logging.NullHandler())
     fields = spec.model_dump(mode="json", exclude={"index"}, exclude_defaults=True)
     with Client(url) as client:
-        return client.attribute(index, **fields)
+        if not keep:
+            return client.attribute(index, **fields)
+        link = client.make_link(index, **fields)
+    until = datetime.fromtimestamp(link.expires_at, UTC).isoformat(timespec="minutes")
+    error_console.print(
+        f"link: {url.rstrip('/')}/links/{link.id} until {until}", markup=False, soft_wrap=True
+    )
+    if link.answer is None:
+        raise IndexNotFound(f"the index {index!r} was deleted meanwhile")
+    return link.answer
 
 
 def _print_answer(answer: Answer) -> None:

@@ -65,6 +65,7 @@ def mcp(
 
     settings = ServiceSettings().model_copy(update={"host": host, "port": port})
     logs.configure(settings.log_format, settings.log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each call of the service
     access = ServiceAccess(url, forwards_keys=http)
     access.require_valid_url()
     if http:
@@ -93,6 +94,7 @@ def up(
     # Ctrl-C may come as soon as the line is there.
     with running_system(settings, workers, log) as system, suppress(KeyboardInterrupt):
         print_message(
-            f"dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   Ctrl-C stops everything"
+            f"explorer: {system.url}/   dashboard: {system.url}/docs   data: {settings.data_dir}   log: {log}   "
+            "Ctrl-C stops everything"
         )
         system.wait()

@@ -109,8 +109,10 @@ async def attribute(
     document.
 
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands
-    out. With `tokens` and `modules` in `include`, a score is split into what each token and each module of the document
-    contributes.
+    out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score
+    has none. `strength` is `strong` if the score stands out and its whole interval is above the 99th percentile of
+    random documents, `weak` if one of the two holds, and `none` if neither does. With `tokens` and `modules` in
+    `include`, a score is split into what each token and each module of the document contributes.
 
     The same query to an index that has not changed is answered from memory, within a millisecond. The header
     `Cache-Control: no-cache` has a worker compute the answer again.

@@ -29,7 +29,7 @@ from bergson_core.gradients.row_collector import RowCollector, collect_rows
 from bergson_core.models.batch_budget import MAX_BATCH_TOKENS, find_batch_budget, free_memory_bytes
 from bergson_core.models.device_to_host import overlap_copies
 from bergson_core.models.language_model import LanguageModel, as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import BuildSpec, RowKind
 from bergson_core.schemas.results import Answer
 from bergson_core.shards.codecs import CODECS

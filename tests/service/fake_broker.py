@@ -82,6 +82,8 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             rank=number + 1,
             id=f"doc-{number}",
             score=0.8 - number / 10,
+            interval=(0.75 - number / 10, 0.85 - number / 10),
+            strength="strong" if number == 0 else "weak",
             percentile=99.9 - number / 10,
             prompt=text,
             loss=1.5,
@@ -93,10 +95,14 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         )
         for number, text in enumerate(texts)
     ]
+    opponents = [row.model_copy(update={"id": f"not-{row.id}", "score": -row.score / 4}) for row in rows]
     rescored = None
     if query.rescore is not None:
         exact = min(query.rescore, 500)  # more take too long
-        rows = [row.model_copy(update={"exact": row.rank <= exact}) for row in rows]
+        rows = [
+            row.model_copy(update={"exact": True, "interval": None}) if row.rank <= exact else row
+            for row in rows
+        ]
         rescored = Rescored(candidates=query.rescore, exact=exact)
     verification = None
     if query.verify is not None:
@@ -112,12 +118,21 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     if query.messages is None and not completion.startswith(" "):
         meant = f" {completion}"
         warnings = [QueryWarning(code="missing_space", detail="no space before it", suggestion=meant)]
-    echo = QueryEcho(prompt=query.prompt or "a chat", completion=completion, loss=0.12, n_tokens=2)
+    echo = QueryEcho(
+        prompt="a chat" if query.prompt is None else query.prompt,
+        completion=completion,
+        generated=query.completion is None and query.messages is None,
+        loss=0.12,
+        n_tokens=2,
+        instead_of=query.instead_of,
+        instead_of_loss=None if query.instead_of is None else 3.5,
+    )
     return Answer(
         index=query.index,
         generation=1,
         query=echo,
-        results=rows,
+        results=None if query.direction == "opponents" else rows,
+        opponents=None if query.direction == "proponents" else opponents,
         rescored=rescored,
         verification=verification,
         notice="no strong influence found",

@@ -56,7 +56,7 @@ class _ExactScore:
     def apply(self, row: ResultRow) -> ResultRow:
         """Returns a result with this score."""
         parts = {"modules": self.modules, "tokens": self.tokens}
-        return row.model_copy(update={"score": self.score, "exact": True} | parts)
+        return row.model_copy(update={"score": self.score, "exact": True, "interval": None} | parts)
 
 
 class _Pace:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import AdafactorNormalizer, AdamNormalizer, Normalizer
 from bergson_core.gradients.normalizers.optimizer_state import ParameterMoment, read_parameter_moments
+from bergson_core.models.architectures.attention_heads import HeadPart
 from bergson_core.models.modules import TrackedModule
 
 CheckpointNormalizer = Literal["adafactor", "adam"]
@@ -119,7 +120,22 @@ def _make_normalizer(
         )
     if tracked.transposed:
         weight_tensors = [tensor.t() for tensor in reversed(weight_tensors)]
+    if tracked.part is not None:
+        weight_tensors = _take_part(tracked.part, weight_tensors)
+        bias_tensors = [tracked.part.take(moment, "output") for moment in bias_tensors]
     return _from_moments(weight_tensors, bias_tensors, kind)
+
+
+def _take_part(part: HeadPart, weight: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the part of a head of (V [o, i],), or means of what V is by its means ([o], [i]), r cᵀ / mean(r)."""
+    if len(weight) == 1:
+        return [part.take(part.take(weight[0], "output", 0), "input", 1)]
+    row, column = weight
+    rows, columns = part.take(row, "output"), part.take(column, "input")
+    mean = row.mean()
+    if not part.size or not mean > 0:
+        return [rows, columns]
+    return [rows * (columns.mean() / mean), columns * (rows.mean() / mean)]
 
 
 def _from_moments(weight: Sequence[Tensor], bias: Sequence[Tensor], kind: CheckpointNormalizer) -> Normalizer:

@@ -149,7 +149,7 @@ def _choose_documents(
         for tokens in tokenize_documents(chunk, spec, model):
             lengths.append(len(tokens.ids))
             labelled_tokens += tokens.n_labelled
-    modules = model.select_modules(settings.modules)
+    modules = model.select_for(settings)
     shape = RowShape(settings.rows, len(modules), settings.projection_dim**2)
     rows = max(
         1, round(len(dataset) * len(checked) / len(sample))

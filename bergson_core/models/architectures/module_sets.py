@@ -52,9 +52,9 @@ def find_module_set(
         modules: All modules of the model by name, in the order in which they were declared.
         shapes: The shape of each module that can be tracked, by name, and of each linear map of fused experts.
     """
-    blocks = _Blocks(modules)
+    blocks = Blocks(modules)
     kind = "attention" if set_name == "attention" else "mlp"
-    originals = {name: _find_original(name, shapes) for name in shapes}
+    originals = {name: find_original(name, shapes) for name in shapes}
     members: dict[str, list[str]] = {}  # of each block of this kind, in the order of `modules`
     places = {name: place for place, name in enumerate(modules)}
     for name in sorted(set(originals.values()), key=lambda name: places.get(name, len(places))):
@@ -68,10 +68,11 @@ def find_module_set(
     return {name for name, original in originals.items() if original in selected}
 
 
-class _Blocks:
-    """The blocks of a model that are known to be attention or an MLP."""
+class Blocks:
+    """The blocks of a model that are known to be attention or an MLP; `modules` are all of the model, by name."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
         self._kinds: dict[str, BlockKind] = {}
         self._kinds_of_children: dict[str, set[BlockKind]] = {}
         for name, module in modules.items():
@@ -101,7 +102,7 @@ def _find_kind(name: str, module: nn.Module) -> BlockKind | None:
     return None
 
 
-def _find_original(name: str, shapes: Mapping[str, Shape]) -> str:
+def find_original(name: str, shapes: Mapping[str, Shape]) -> str:
     """Returns the name of the module that an adapter, or a copy of PEFT, belongs to; of any other module its own name.
 
     Of `mlp.down_proj.lora_A.default` it is `mlp.down_proj.base_layer`.

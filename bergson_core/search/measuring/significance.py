@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
+from bergson_core.schemas.results import Strength
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
@@ -38,6 +39,7 @@ MIN_BACKGROUND_ROWS: Final = 50
 """Smallest background sample that prominence is computed from: among fewer rows nothing can stand out."""
 _FITTED_RANGE: Final = (0.4, 0.8)
 """Quantiles of the null queries' prominences between which the Gumbel distribution is fitted to them."""
+_STRENGTHS: Final[tuple[Strength, ...]] = ("none", "weak", "strong")
 _MAX_CANDIDATES: Final = 4096
 _QUERY_BATCH_SIZE: Final = 64
 
@@ -65,6 +67,33 @@ def significance_notice(
     if entry is None or len(background_scores) < MIN_BACKGROUND_ROWS:
         return None
     return None if prominence(score, background_scores) > entry.threshold else NO_INFLUENCE_NOTICE
+
+
+def strength_of(
+    score: float,
+    interval: tuple[float, float] | None,
+    background_scores: Float32[np.ndarray, " v"],
+    entry: NoticeEntry | None,
+) -> Strength | None:
+    """Returns how strong an influence is, from its place among random rows and from the noise of its score.
+
+    Two things count: whether the score stands out, as the best result has to for an answer without the notice; and
+    whether the whole interval is above the 99th percentile of the background, which chance alone does not explain.
+
+    Args:
+        score: Score of the result, one of the proponents.
+        interval: The interval of the score.
+        background_scores: Scores of the background sample for the same query.
+        entry: The calibrated threshold, or None for an index without one.
+
+    Returns:
+        `strong` for both, `weak` for one of the two, `none` for neither; None where that is not known.
+    """
+    if entry is None or interval is None or len(background_scores) < MIN_BACKGROUND_ROWS:
+        return None
+    stands_out = prominence(score, background_scores) > entry.threshold
+    beyond_chance = prominence(interval[0], background_scores) > 1
+    return _STRENGTHS[stands_out + beyond_chance]
 
 
 def calibrate_notice(

@@ -1,7 +1,7 @@
 """The results of a query as tables and lines of text for the terminal, and as rows of CSV."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.table import Table
@@ -14,25 +14,41 @@ from bergson_core.schemas.results import Answer, ResultRow
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
 _CSV_PARTS: Final = ("tokens", "modules", "verified")
 """Fields of a result that are columns of JSON, where any result has them."""
+_FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
+    "score": lambda row: f"{row.score:+.4f}",
+    "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
+    "percentile": lambda row: "" if row.percentile is None else f"{row.percentile:.2f}",
+    "strength": lambda row: row.strength or "",
+    "loss": lambda row: "" if row.loss is None else f"{row.loss:.2f}",
+    "exact": lambda row: _yes_or_no(row.exact),
+    "words": lambda row: "" if row.words is None or row.words.rank is None else f"#{row.words.rank}",
+    "states": lambda row: "" if row.words is None else _yes_or_no(row.words.states),
+}
+"""The columns of a table before the id, in order, each with what it shows of a result."""
+_SHOWN_IF: Final = {
+    "interval": "interval",
+    "strength": "strength",
+    "exact": "exact",
+    "words": "words",
+    "states": "words",
+}
+"""Columns that are there if any result has something in a field, with the name of this field."""
+_LEFT: Final = ("strength", "exact", "states")
+"""Columns of words, which stand on the left."""
 
 
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it. A column tells exact scores from
-    others where there are any, and two columns have the words: the rank by BM25, and whether the completion is stated.
+    Behind the id of a document that was cut stand the characters that are shown of it. Columns with intervals, with the
+    strength of influences, for exact scores, and with the rank by BM25 and whether the completion is stated are there
+    if any result has them.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("score", "percentile", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    has_exact = any(row.exact for row in rows)
-    if has_exact:
-        table.add_column("exact", no_wrap=True)
-    has_words = any(row.words for row in rows)
-    if has_words:
-        table.add_column("words", justify="right", no_wrap=True)
-        table.add_column("states", no_wrap=True)
+    facts = _fact_columns(rows)
+    for name in facts:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     columns = _metadata_columns(rows)
     has_text = any(row.prompt or row.completion for row in rows)
     for name in ("id", *columns, *["document"] * has_text):
@@ -40,15 +56,20 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     for row in rows:
         document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
         tick = Text("✓", "green") if row.id in marked else Text("")
-        percentile = "" if row.percentile is None else f"{row.percentile:.2f}"
-        loss = "" if row.loss is None else f"{row.loss:.2f}"
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
-        numbers = [f"{row.score:+.4f}", percentile, loss, *[_yes_or_no(row.exact)] * has_exact]
-        if has_words:
-            numbers += ["", ""] if row.words is None else _words_cells(row.words)
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""
-        table.add_row(tick, *numbers, Text(row.id + part), *metadata, *[document] * has_text)
+        cells = (Text(_FACTS[name](row)) for name in facts)
+        table.add_row(tick, *cells, Text(row.id + part), *metadata, *[document] * has_text)
     return table
+
+
+def _fact_columns(rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the columns before the id."""
+    return [
+        name
+        for name in _FACTS
+        if name not in _SHOWN_IF or any(getattr(row, _SHOWN_IF[name]) not in (None, False) for row in rows)
+    ]
 
 
 def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
@@ -58,21 +79,20 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
     rows = [row for _, row in results]
     metadata = _metadata_columns(rows)
     parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
+    parts += ["strength"] * any(row.strength is not None for row in rows)
     parts += ["exact"] * any(row.exact for row in rows)
     words = list(WordMatch.model_fields) if any(row.words for row in rows) else []
+    ends = ["interval.low", "interval.high"] * any(row.interval is not None for row in rows)
     columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata)]
-    columns += [*(f"words.{name}" for name in words), *parts]
+    columns += [*(f"words.{name}" for name in words), *parts, *ends]
     table = []
     for direction, row in results:
         fields = row.model_dump(mode="json")
         values = [(row.metadata or {}).get(name) for name in metadata]
         values += [(fields["words"] or {}).get(name) for name in words]
-        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts)])
+        interval = (row.interval or (None, None)) if ends else ()
+        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts), *interval])
     return columns, table
-
-
-def _words_cells(words: WordMatch) -> list[str]:
-    return ["" if words.rank is None else f"#{words.rank}", _yes_or_no(words.states)]
 
 
 def _yes_or_no(value: bool) -> str:

@@ -1,32 +1,18 @@
-/* Starts the dashboard: refreshes it while it is visible, follows jobs, and sets up Swagger UI. */
+/* Starts the dashboard: the panels above, and Swagger UI below them. */
 
-import { authorizationHeader } from "./api.js";
-import { byId, note } from "./dom.js";
-import { isLocked, setUpKey } from "./key.js";
-import { onJobEnd, refreshJobs, stopFollowing } from "./jobs.js";
-import { refreshIndexes, refreshStatus, refreshWorkers } from "./overview.js";
-import { setUpAsk } from "./ask.js";
+import { addressOf, authorizationHeader } from "../shared/api.js";
+import { html, render, useState } from "../shared/html.js";
+import { ForgetKey, KeyForm, useKey } from "../shared/key.js";
+import { Status } from "../shared/status.js";
+import { Indexes, Jobs, Workers } from "./panels.js";
 
-const REFRESH_MS = 5000;
-const panels = { workers: refreshWorkers, indexes: refreshIndexes, jobs: refreshJobs };
-
-async function refreshPanel([id, refresh]) {
-  try {
-    await refresh();
-    byId(`${id}-trouble`).replaceChildren();
-  } catch (error) {
-    byId(`${id}-trouble`).replaceChildren(...(error.status === 401 ? [] : [note(error.message, "bad")]));
-  }
-}
-
-async function refreshAll() {
-  if (document.hidden) return;
-  await Promise.all([refreshStatus(), ...(isLocked() ? [] : Object.entries(panels).map(refreshPanel))]);
-}
-
-async function keepFresh() {
-  await refreshAll();
-  setTimeout(keepFresh, REFRESH_MS);
+function Board() {
+  const [version, setVersion] = useState(0);
+  const [message, replaceKey] = useKey(() => setVersion((last) => last + 1));
+  if (message !== null) return html`<${KeyForm} message=${message} onKey=${replaceKey} /><${ForgetKey} onKey=${replaceKey} />`;
+  return html`<div class="board" key=${version} role="region" aria-label="Dashboard">
+    <${Jobs} /><${Workers} /><${Indexes} />
+  </div><${ForgetKey} onKey=${replaceKey} />`;
 }
 
 function setUpSwagger() {
@@ -35,7 +21,7 @@ function setUpSwagger() {
   dark.addEventListener("change", applyTheme);
   applyTheme();
   window.SwaggerUIBundle({
-    url: "openapi.json",
+    url: addressOf("openapi.json"),
     dom_id: "#swagger",
     deepLinking: true,
     docExpansion: "list",
@@ -46,13 +32,6 @@ function setUpSwagger() {
   });
 }
 
-onJobEnd(refreshAll);
-document.addEventListener("visibilitychange", () => (document.hidden ? stopFollowing() : refreshAll()));
-addEventListener("pagehide", stopFollowing);
-setUpKey(() => {
-  stopFollowing();
-  refreshAll();
-});
-setUpAsk();
-keepFresh();
+render(html`<${Status} />`, document.getElementById("head-status"));
+render(html`<${Board} />`, document.getElementById("board"));
 setUpSwagger();

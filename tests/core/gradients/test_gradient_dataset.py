@@ -8,7 +8,7 @@ from datasets import Dataset
 from bergson_core import GradientProcessor, collect_gradients, fit_processor
 from bergson_core.errors import ColumnNotFound, TooLong
 from bergson_core.gradients.normalizers.normalizers import AdafactorNormalizer
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.tokenization import tokenize

@@ -11,7 +11,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, reference, tiny

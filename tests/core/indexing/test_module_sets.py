@@ -6,9 +6,9 @@ import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index, collect_gradients, fit_processor
 from bergson_core.data.dataset import load_dataset_spec
-from bergson_core.models import modules
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
+from bergson_core.models.tracking import selection
 from bergson_core.schemas.build import AppendSpec, GradientSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.manifest import read_manifest
@@ -53,7 +53,7 @@ def test_an_index_keeps_its_modules_when_a_name_comes_to_mean_others(
     """Release 0.1.0 searched for `mlp` as for any other expression."""
     index, expected = tmp_path / "facts", names(SETS["mlp"])
     build_index(make_spec(sources, gradients={"projection_dim": 4, "modules": "mlp"}), index)
-    monkeypatch.setattr(modules, "find_module_set", lambda *arguments: set(names(SETS["attention"])))
+    monkeypatch.setattr(selection, "find_module_set", lambda *arguments: set(names(SETS["attention"])))
     append_documents(index, AppendSpec(dataset=new_documents(tmp_path)))
     opened = AttributionIndex.open(index)
     assert list(opened.collector.modules) == expected

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bergson_core import AttributionIndex, AttributionQuery, GradientProcessor, IndexCallback
 from bergson_core.errors import IndexExists, InvalidInput
 from bergson_core.integrations import hf_recorded_run
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.storage.manifest import read_manifest

@@ -15,7 +15,8 @@ from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.architectures import moe
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import TrackedModule, coverage_percent, select_modules
+from bergson_core.models.modules import TrackedModule, coverage_percent
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, reference, tiny

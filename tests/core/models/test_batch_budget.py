@@ -6,7 +6,7 @@ import torch
 from bergson_core.models.batch_budget import MAX_BATCH_TOKENS, find_batch_budget
 from bergson_core.models.device_to_host import overlap_copies
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from tests import tiny
 
 PLENTY_OF_BYTES = 2**36

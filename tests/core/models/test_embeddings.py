@@ -13,7 +13,7 @@ from bergson_core.gradients.processor_fitting import MAX_KFAC_SIDE, fit_normaliz
 from bergson_core.gradients.projection import PROJECTIONS
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.tokenization import Tokens
 from tests import architectures, reference, tiny

@@ -20,7 +20,8 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import loading
 from bergson_core.models.language_model import as_language_model
 from bergson_core.models.loading import load_model
-from bergson_core.models.modules import coverage_percent, select_modules
+from bergson_core.models.modules import coverage_percent
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.tokenization import Tokens, tokenize
 from bergson_core.utils import safe_regex

@@ -14,7 +14,7 @@ from bergson_core.gradients.processor_fitting import fit_normalizers
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.forward_backward import forward_backward
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.batching import iter_batches
 from bergson_core.tokens.chat_template import tokenize_chats

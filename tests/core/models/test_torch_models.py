@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bergson_core import GradientCollector, GradientProcessor
 from bergson_core.errors import InvalidInput
-from bergson_core.models.modules import coverage_percent, select_modules
+from bergson_core.models.modules import coverage_percent
+from bergson_core.models.tracking.selection import select_modules
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 

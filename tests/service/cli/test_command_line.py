@@ -288,6 +288,20 @@ def test_without_a_terminal_nothing_is_cut_or_wrapped_or_padded(capsys, monkeypa
     assert header.split() == ["score", "percentile", "loss", "id", "document"]
 
 
+def test_a_table_has_the_intervals_and_the_strengths_that_there_are(capsys):
+    first, second = ANSWER.results
+    first = first.model_copy(update={"id": "a", "interval": (0.4, 0.6), "strength": "strong"})
+    console.print(results_table("title", [first, second]))
+    _, header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["score", "interval", "percentile", "strength", "loss", "id", "document"]
+    assert lines[0].split()[:6] == ["+0.5000", "+0.4000", "to", "+0.6000", "99.00", "strong"]
+    assert lines[1].split() == ["+0.2500", "b", "xy"]
+    columns, (values, others, *_) = results_as_rows(ANSWER.model_copy(update={"results": [first, second]}))
+    assert columns[-3:] == ["strength", "interval.low", "interval.high"]
+    assert values[-3:] == ["strong", 0.4, 0.6]
+    assert others[-3:] == [None, None, None]
+
+
 def test_a_narrow_terminal_folds_ids_and_texts_and_cuts_none(monkeypatch):
     file = io.StringIO()
     file.isatty = lambda: True

@@ -1,11 +1,13 @@
 """`bergson query` prints the warnings of an answer on standard error, and the answer alone on standard output."""
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
@@ -13,8 +15,11 @@ from typer.testing import CliRunner
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
+from bergson_core.schemas.record import Record
+from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from service.cli import app as commands
 from service.client import Client
+from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, make_answer
 from tests.service.helpers import serve_app
 from worker.messages import ServiceQuery
@@ -146,7 +151,36 @@ def test_a_running_service_is_asked_with_all_that_was_given(url: str, broker: Fa
     }
 
 
-@pytest.mark.usefixtures("no_directory")
+@pytest.fixture
+def kept(settings: ServiceSettings) -> None:
+    """The document of every answer is in the index `facts`."""
+    shard = settings.indexes_dir / "facts" / "shards" / "00000"
+    shard.mkdir(parents=True)
+    table = make_document_table([Record("doc-0", "a text", None, {})], np.ones(1), [2])
+    write_document_table(shard / DOCUMENT_TABLE_FILE, table)
+
+
+@pytest.mark.parametrize("output", [[], ["--json"], ["--format", "csv"]], ids=["table", "json", "csv"])
+def test_a_service_keeps_the_answer_under_a_link_that_is_printed_on_standard_error(
+    url: str, kept: None, output: list[str]
+) -> None:
+    arguments = ["query", "facts", "--url", url, *ARGUMENTS, " London", *output]
+    result = CliRunner().invoke(commands, [*arguments, "--link"])
+    match = re.fullmatch(r"link: (\S+)/links/(\S+) until \S+\n", result.stderr)
+    assert result.exit_code == 0 and match and match[1] == url
+    with Client(url) as client:
+        answer = client.link(match[2]).answer
+    assert answer is not None and [row.id for row in answer.results or ()] == ["doc-0"]
+    plain = CliRunner().invoke(commands, arguments)
+    assert (plain.stderr, "doc-0" in plain.stdout) == ("", True)
+
+
+def test_a_link_needs_a_service(asked: list[AttributionQuery], tmp_path: Path) -> None:
+    result = CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, " London", "--link"])
+    assert isinstance(result.exception, InvalidInput) and "--url" in str(result.exception)
+    assert not asked
+
+
 def test_warnings_of_a_service_are_printed_once(url: str) -> None:
     result = CliRunner().invoke(commands, ["query", "facts", "--url", url, *ARGUMENTS, "London"])
     assert result.stderr == "warning: no space before it; probably meant: ' London'\n"

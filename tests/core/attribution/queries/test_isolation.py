@@ -12,7 +12,7 @@ from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models import batch_budget
 from bergson_core.models.batch_budget import MAX_UNSTATED_TOKENS, find_token_limit
 from bergson_core.models.language_model import as_language_model, token_limits
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from bergson_core.schemas.build import GradientSpec
 from bergson_core.schemas.results import Answer
 from bergson_core.schemas.source import ColumnsSpec

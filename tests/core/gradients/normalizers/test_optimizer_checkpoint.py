@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.normalizers.normalizers import Normalizer
 from bergson_core.gradients.normalizers.optimizer_checkpoint import read_checkpoint_normalizers
-from bergson_core.models.modules import TrackedModule, select_modules
+from bergson_core.models.modules import TrackedModule
+from bergson_core.models.tracking.selection import select_modules
 from tests import architectures, reference, tiny
 
 RATE = 1e-2

@@ -12,7 +12,7 @@ from torch import nn
 from bergson_core import GradientCollector
 from bergson_core.errors import InvalidInput
 from bergson_core.models.language_model import as_language_model
-from bergson_core.models.modules import select_modules
+from bergson_core.models.tracking.selection import select_modules
 from tests import architectures, tiny
 
 NEITHER = {

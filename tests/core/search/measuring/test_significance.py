@@ -21,6 +21,7 @@ from bergson_core.search.measuring.significance import (
     extrapolate_threshold,
     prominence,
     significance_notice,
+    strength_of,
 )
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
 from bergson_core.tokens.tokenization import tokenize
@@ -242,3 +243,27 @@ def test_an_index_of_few_rows_has_no_notice(index):
     (answer,) = AttributionIndex.open(index).attribute([query()])
     assert answer.notice is None
     assert answer.results[0].percentile is not None
+
+
+@pytest.mark.parametrize(
+    ("score", "low", "expected"),
+    [
+        (300.0, 150.0, "strong"),
+        (300.0, 90.0, "weak"),  # its noise may be the reason
+        (120.0, 110.0, "weak"),  # surely above random rows, but no higher than the best of any query
+        (120.0, 90.0, "none"),
+        (10.0, 5.0, "none"),
+    ],
+)
+def test_an_influence_is_strong_if_it_stands_out_and_its_interval_is_above_random_rows(score, low, expected):
+    background = np.arange(101, dtype=np.float32)  # the 99th percentile is 99
+    entry = NoticeEntry(threshold=2.0, false_alarms=0.05, queries=64)
+    assert strength_of(score, (low, score + 1), background, entry) == expected
+
+
+def test_strength_is_unknown_without_threshold_interval_or_enough_random_rows():
+    background = np.arange(101, dtype=np.float32)
+    entry = NoticeEntry(threshold=2.0, false_alarms=0.05, queries=64)
+    assert strength_of(300.0, (200.0, 400.0), background, None) is None
+    assert strength_of(300.0, None, background, entry) is None
+    assert strength_of(300.0, (200.0, 400.0), background[:49], entry) is None

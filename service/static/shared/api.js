@@ -1,7 +1,11 @@
 /* Calls of the API. The API key is kept in this tab alone, and is forgotten when the tab is closed. */
 
+const BASE = new URL("../../", import.meta.url); // The service may lie below a prefix of a proxy.
 const STORAGE_NAME = "bergson-key";
 let refusalListener = () => {};
+
+/** Returns the address of a path of the service. */
+export const addressOf = (path) => new URL(path, BASE).href;
 
 export const storedKey = () => sessionStorage.getItem(STORAGE_NAME) ?? "";
 
@@ -17,29 +21,47 @@ export function onRefusal(listener) {
   refusalListener = listener;
 }
 
+/** Returns the error of a response: its message is the problem's detail, and it has the problem's other fields. */
+async function readProblem(response) {
+  const body = await response.json().catch(() => null);
+  const error = new Error(body?.detail ?? `${response.status} ${response.statusText}`);
+  const retryAfter = Number(response.headers.get("Retry-After"));
+  return Object.assign(error, {
+    title: body?.title ?? "Failed",
+    code: body?.code ?? "error",
+    errors: body?.errors ?? [],
+    requestId: body?.request_id,
+    status: response.status,
+    retryAfterS: retryAfter > 0 ? retryAfter : null,
+  });
+}
+
 async function request(path, options) {
   const sentKey = storedKey();
   let response;
   try {
-    response = await fetch(path, { ...options, headers: { ...authorizationHeader(), ...options.headers } });
-  } catch {
-    throw new Error("The server does not answer.");
+    response = await fetch(addressOf(path), { ...options, headers: { ...authorizationHeader(), ...options.headers } });
+  } catch (cause) {
+    if (cause.name === "AbortError") throw cause;
+    throw Object.assign(new Error("The server does not answer."), { title: "No connection", code: "no_connection" });
   }
   if (response.ok) return response;
-  const body = await response.json().catch(() => null);
-  const error = new Error(body?.detail ?? `${response.status} ${response.statusText}`);
-  error.title = body?.title ?? "Failed";
-  error.requestId = body?.request_id;
-  error.status = response.status;
+  const error = await readProblem(response);
   if (error.status === 401 && sentKey === storedKey()) refusalListener(error.message);
   throw error;
 }
 
-/** Returns the JSON that a call answers. Throws an Error whose message is the problem's detail. */
+/** Returns the JSON that a call answers, or null for an empty answer. Throws what `readProblem` describes. */
 export async function call(path, options = {}) {
   const response = await request(path, { ...options, headers: { Accept: "application/json", ...options.headers } });
   return response.json().catch(() => null);
 }
+
+/** Sends `body` as JSON. */
+export const post = (path, body, options = {}) =>
+  call(path, {
+    ...options, method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+  });
 
 function parseEvent(block) {
   const event = { event: "message", data: "", id: "" };

@@ -1,0 +1,87 @@
+/* A whole answer: the completion, whose words can be selected, what the answer says about itself, and its results. */
+
+import { formatMs, plural } from "../shared/format.js";
+import { html, useMemo, useState } from "../shared/html.js";
+import { Explain } from "../shared/parts.js";
+import { Columns } from "./columns.js";
+import { CompletionWords, textOfSpan } from "./completion_words.js";
+import { PROBABILITY } from "./definitions.js";
+import { ActiveFilters, Facets } from "./facets.js";
+import { Legend } from "./legend.js";
+import { AnswerNotes, probabilityText } from "./notes.js";
+import { scoreScale, shadeScale } from "./tokens.js";
+
+/** Returns the text whose characters a span counts: the completion as it was asked, or the last message of a chat. */
+export function explainedText(request, answer) {
+  if (request.messages) return request.messages.at(-1).content;
+  return request.completion ?? answer.query.completion;
+}
+
+/** Returns the change of a request that asks about some words of the completion. */
+export function pointAt(request, answer, span, insteadOf) {
+  const completion = request.messages ? {} : { completion: explainedText(request, answer) };
+  return { ...completion, span, instead_of: insteadOf || null };
+}
+
+/** The form below the completion: what is selected, and what it is contrasted with. */
+function Pointing({ request, answer, text, span, onSpan, onAsk }) {
+  const [other, setOther] = useState(request.instead_of ?? "");
+  const isUnchanged = JSON.stringify(span) === JSON.stringify(request.span ?? null) && other === (request.instead_of ?? "");
+  const ask = (event) => {
+    event.preventDefault();
+    onAsk(pointAt(request, answer, span, other));
+  };
+  return html`<form class="pointing" onSubmit=${ask}>
+    <span>${span ? html`Why <q>${textOfSpan(text, span)}</q>` : html`<span class="faint">Select words above to explain them alone.</span>`}</span>
+    <label>rather than <input value=${other} placeholder="another text" aria-label="Rather than" spellcheck="false" onInput=${(event) => setOther(event.target.value)} /></label>
+    <button type="submit" class="quiet" disabled=${isUnchanged}>Ask about this</button>
+    ${span && html`<button type="button" class="link" onClick=${() => onSpan(null)}>Whole completion</button>`}
+  </form>`;
+}
+
+function addToFilter(filter, column, value) {
+  return { filter: { ...filter, [column]: [value] } };
+}
+
+function removeFromFilter(filter, column) {
+  const { [column]: _, ...rest } = filter;
+  return { filter: Object.keys(rest).length ? rest : null };
+}
+
+/** The prompt and the completion, with how probable the completion is. */
+function Explained({ request, answer, onAsk }) {
+  const text = explainedText(request, answer);
+  const [span, setSpan] = useState(request.span ?? null);
+  const { query } = answer;
+  return html`<header class="explained">
+    <p class="query"><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
+    <p class="faint">${query.generated && "written by the model · "}${probabilityText(query)}<${Explain} name="this probability">${PROBABILITY}<//>
+      ${` · index ${answer.index}, generation ${answer.generation} · ${formatMs(answer.timing_ms.total)}`}</p>
+    ${onAsk && html`<${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} />`}
+  </header>`;
+}
+
+/**
+ * @param request The request that was answered.
+ * @param answer The answer of the API.
+ * @param onAsk Asks again with changed fields. Without it, the answer can only be read.
+ * @param scales The scales of the shades and the bars, if they are those of several answers.
+ * @param tools What all cards share beside the scales, see `ResultCard`.
+ * @param children What stands between the notes and the results.
+ */
+export function AnswerView({ request, answer, onAsk, scales: shared, tools = {}, children }) {
+  const own = useMemo(() => ({ shade: shadeScale([answer]), score: scoreScale([answer]) }), [answer]);
+  const scales = shared ?? own;
+  const rows = [...(answer.results ?? []), ...(answer.opponents ?? [])];
+  const onFilter = onAsk && ((column, value) => onAsk(addToFilter(request.filter, column, value)));
+  const context = { scales, verification: answer.verification, onFilter, ...tools };
+  return html`<article class="answer" aria-label="Answer">
+    <${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />
+    <${AnswerNotes} answer=${answer} onAsk=${onAsk} />
+    ${onAsk && html`<${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />`}
+    ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
+    ${children}
+    <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
+    <${Columns} answer=${answer} context=${context} />
+  </article>`;
+}

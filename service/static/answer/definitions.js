@@ -1,0 +1,16 @@
+/* What the numbers of an answer mean, in the words of docs/answers.md. */
+
+export const SCORE = "How much the document pushed the model towards (above 0) or away from (below 0) the completion: "
+  + "how alike the training step on the document and the gradient of the completion are. All bars of the page have one scale.";
+export const PERCENTILE = "The percentage of random documents of the index that score lower for this question.";
+export const SHADES = "The darker a word, the more learning to predict it counts: the influence of a position is drawn on "
+  + "the word that the position predicted. The words of a document add up to its score. All documents of the page have one scale.";
+export const PROBABILITY = "The probability that the model gives to these words after the prompt, all tokens together: "
+  + "e to the power of minus the loss.";
+export const NOTICE = "The best result stands out no more than it would for a completion that no document states. "
+  + "Every question has a best document, even one about something that no document mentions.";
+export const VERIFICATION = "Each of these documents was unlearned for real, by one training step backwards, and all weights "
+  + "were restored. A result that changes no more than random documents do was not shown to matter.";
+export const RESCORED = "The best candidates ran through the model again and were scored by their whole gradients, "
+  + "without the noise of the projection.";
+export const FILTERS = "A click on a value asks again, for documents with this value alone.";

@@ -1,0 +1,97 @@
+/* Asking: the form, its answer, and what can be done with the answer. */
+
+import { AnswerView } from "../answer/answer_view.js";
+import { Comparison } from "../follow_up/compare.js";
+import { DocumentDialog } from "../follow_up/document_dialog.js";
+import { LinkView } from "../follow_up/link_view.js";
+import { html, useEffect, useState } from "../shared/html.js";
+import { Problem, Skeleton } from "../shared/parts.js";
+import { AnswerTools } from "./answer_tools.js";
+import { AskForm } from "./ask_form.js";
+import { IndexList, readyNames } from "./index_list.js";
+import { EMPTY_QUESTION, makeFragment, makeQuestion, makeRequest } from "./question.js";
+import { loadIndex, useAsking } from "./use_asking.js";
+
+/** Returns the names of the index's profiles, `default` first. */
+function useProfiles(index) {
+  const [profiles, setProfiles] = useState([]);
+  useEffect(() => {
+    setProfiles([]);
+    if (index) loadIndex(index).then(({ profiles: names }) => setProfiles(names ?? []), () => {});
+  }, [index]);
+  return profiles;
+}
+
+/** Shows the error of a question. Where shading the words is what failed, it can be asked without. */
+function AskProblem({ error, onAsk }) {
+  const parts = error.request.include ?? [];
+  const withoutShades = { include: parts.filter((part) => part !== "tokens") };
+  return html`<${Problem} key=${error.requestId} error=${error} onRetry=${() => onAsk({})} />
+    ${error.status === 422 && parts.includes("tokens") && html`<button type="button" class="quiet" onClick=${() => onAsk(withoutShades)}>
+      Ask without shaded words</button>`}`;
+}
+
+/** Returns an answer without a document that was taken down. */
+function withoutDocument(answer, id) {
+  const keep = (rows) => rows && rows.filter((row) => row.id !== id && row.chunk?.document !== id);
+  return { ...answer, results: keep(answer.results), opponents: keep(answer.opponents) };
+}
+
+/** An answer with its tools, or beside that of another index. */
+function Answer({ request, answer: given, names, profiles, onAsk, onSimilar, isBusy }) {
+  const [answer, setAnswer] = useState(given);
+  const [opened, setOpened] = useState(null); // the id of a document
+  const [other, setOther] = useState(null); // what the answer is compared with
+  useEffect(() => setAnswer(given), [given]);
+  if (other) return html`<${Comparison} request=${request} answer=${answer} other=${other} onEnd=${() => setOther(null)} />`;
+  return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened }}>
+      <${AnswerTools} request=${request} answer=${answer} indexes=${names} profiles=${profiles} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
+    <//>
+    ${opened !== null && html`<${DocumentDialog} index=${answer.index} id=${opened} onOpen=${setOpened} onClose=${() => setOpened(null)}
+      onSimilar=${(text) => { setOpened(null); onSimilar(text); }} onGone=${(id) => setAnswer(withoutDocument(answer, id))} />`}`;
+}
+
+/** Asks whatever the address names, and returns what is known of it. */
+function useView(view, setQuestion) {
+  const [state, ask, clear] = useAsking();
+  const go = (request) => {
+    const fragment = makeFragment(request);
+    if (fragment === location.hash) ask(request);
+    else location.hash = fragment; // which asks
+  };
+  useEffect(() => {
+    if (view.name !== "ask") {
+      clear();
+      return;
+    }
+    setQuestion(makeQuestion(view.request));
+    ask(view.request);
+  }, [JSON.stringify(view)]);
+  return [state, go];
+}
+
+export function AskView({ indexes, jobs, view, refresh }) {
+  const names = readyNames(indexes);
+  const [question, setQuestion] = useState({ ...EMPTY_QUESTION, index: names[0] ?? "" });
+  const [{ request, answer, error, isBusy }, go] = useView(view, setQuestion);
+  const profiles = useProfiles(question.index);
+  useEffect(() => { // On a phone, the form would hide the answer.
+    if (answer && innerWidth < 700) document.getElementById("answer").scrollIntoView();
+  }, [answer]);
+  const change = (fields, base = request) => go({ ...base, ...fields });
+  const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt" }), ...text });
+  const choose = (index) => {
+    setQuestion({ ...question, index, profile: "default" });
+    document.querySelector("#ask textarea")?.focus();
+  };
+  return html`
+    <${AskForm} question=${question} onChange=${setQuestion} onAsk=${() => go(makeRequest(question))} indexes=${names} profiles=${profiles} isBusy=${isBusy} />
+    <div id="answer" aria-busy=${isBusy}>
+      ${view.name === "link" && html`<${LinkView} id=${view.id} onAsk=${(base, fields) => go({ ...base, ...fields })} />`}
+      ${error && html`<${AskProblem} error=${error} onAsk=${(fields) => change(fields, error.request)} />`}
+      ${isBusy && !answer && html`<${Skeleton} lines=${6} label="The question is being answered" />`}
+      ${answer && html`<div class=${isBusy ? "stale" : ""}><${Answer} key=${JSON.stringify(request)} request=${request} answer=${answer} names=${names} profiles=${profiles}
+        onAsk=${change} onSimilar=${askSimilar} isBusy=${isBusy} /></div>`}
+    </div>
+    ${view.name === "start" && html`<${IndexList} indexes=${indexes} jobs=${jobs} chosen=${question.index} onChoose=${choose} onEnd=${refresh} />`}`;
+}

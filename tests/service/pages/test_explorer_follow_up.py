@@ -1,0 +1,185 @@
+"""What a person does with an answer in the explorer: verify it, compare it, take it along."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from bergson_core.schemas.build import BuildSpec
+from service.openapi import examples, link_examples
+from tests.service.fake_broker import FakeBroker, publish_manifest
+from tests.service.pages.test_explorer import address_of, last_query
+from tests.service.pages.visit import HOSTILE, Visit
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_best_results_are_unlearned_and_their_cards_show_how_the_probability_moved(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page(address_of(completion=" London")).page
+    page.get_by_role("button", name="Unlearn the best 3 for real").click()
+    expect(page.locator(".verified").first).to_contain_text("changes by −2.00: 89 % → 12 %")
+    expect(page.locator(".answer")).to_contain_text("1 random document: −2.00 on average")
+    verify = last_query(broker).verify
+    assert verify is not None
+    assert (verify.top, verify.controls, verify.together) == (3, 3, True)
+    expect(page.get_by_role("button", name="Verified")).to_be_disabled()
+
+
+def test_two_indexes_answer_side_by_side_with_what_moved(
+    open_page: Callable[..., Visit], broker: FakeBroker, spec: BuildSpec, tmp_path: Path
+) -> None:
+    publish_manifest(tmp_path / "indexes", "news", spec)
+    visit = open_page(address_of(completion=" London"))
+    page = visit.page
+    expect(page.locator(".proponents .result")).to_have_count(2)
+    broker.texts = [broker.texts[1]]
+    page.get_by_label("Compare with").select_option(label="index news")
+    first, second = page.get_by_role("region", name="facts"), page.get_by_role("region", name="news")
+    expect(first.locator(".proponents .moved")).to_have_text(["= news", "not in news"])
+    expect(second.locator(".proponents .moved")).to_have_text(["= facts"])
+    expect(page.locator("#answer")).to_contain_text("1 of 2 documents that made it more likely are in both")
+    assert last_query(broker).index == "news"
+    page.get_by_role("button", name="Back to one answer").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    assert not visit.errors
+
+
+def test_an_answer_is_saved_as_json_lines_and_as_a_table_without_formulas(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    broker.texts = ['=HYPERLINK("x")', f'a "b",\n{HOSTILE}']
+    page = open_page(address_of(completion=" London", direction="both")).page
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="JSONL").click()
+    rows = [json.loads(line) for line in saved.value.path().read_text().splitlines()]
+    assert [(row["direction"], row["prompt"]) for row in rows[:2]] == [
+        ("proponents", text) for text in broker.texts
+    ]
+    assert len(rows) == 4
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    with saved.value.path().open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["prompt"] for row in table[:2]] == [f"'{broker.texts[0]}", broker.texts[1]]
+    assert table[0]["metadata.source"] == "wiki"
+
+
+def test_the_curl_command_and_the_python_code_ask_the_same_question(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page(address_of(prompt="Ada's", completion=' \\ "quoted" $HOME `x`', top_k=5)).page
+    page.get_by_role("button", name="curl").click()
+    command = page.get_by_role("textbox", name="As a curl command").input_value()
+    printed = command.replace("curl -sS", "printf '%s\\n'")
+    arguments = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, check=True).stdout
+    sent = json.loads(arguments.splitlines()[-1])
+    assert (sent["prompt"], sent["completion"]) == ("Ada's", ' \\ "quoted" $HOME `x`')
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Python").click()
+    code = page.get_by_role("textbox", name="As Python").input_value()
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Recorder:
+        def __init__(self, url: str) -> None:
+            assert url == page.url.partition("/#")[0]
+
+        def __enter__(self) -> "Recorder":
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+        def attribute(self, index: str, **fields: object) -> object:
+            asked.append((index, fields))
+            return type("Answer", (), {"results": None})
+
+    exec(code.replace("from service.client import Client\n", ""), {"Client": Recorder})
+    assert asked == [("facts", {name: value for name, value in sent.items() if name != "index"})]
+
+
+def test_a_link_is_made_and_shown_to_copy(open_page: Callable[..., Visit]) -> None:
+    page = open_page(address_of(completion=" London")).page
+    bodies: list[dict[str, object]] = []
+
+    def make_link(route: object) -> None:
+        bodies.append(json.loads(route.request.post_data))  # pyright: ignore[reportAttributeAccessIssue]
+        route.fulfill(status=201, json=link_examples.LINK)  # pyright: ignore[reportAttributeAccessIssue]
+
+    page.route("**/links", make_link)
+    page.get_by_role("button", name="Link", exact=True).click()
+    address = page.get_by_role("textbox", name="Permanent link").input_value()
+    assert address == f"{page.url.partition('#')[0]}#link={link_examples.LINK['id']}"
+    assert bodies[0]["request"]["completion"] == " London"  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_link_shows_its_answer_and_says_when_the_index_has_moved_on(
+    open_page: Callable[..., Visit], stale: bool
+) -> None:
+    visit = open_page("/docs")
+    link = link_examples.LINK | {
+        "stale": stale,
+        "current_generation": 2 if stale else 1,
+        "removed": int(stale),
+    }
+    visit.page.route("**/links/*", lambda route: route.fulfill(json=link))
+    visit.page.goto(visit.page.url.replace("/docs", f"/#link={link['id']}"))
+    answer = visit.page.locator("#answer")
+    expect(answer).to_contain_text("The index has moved on" if stale else "The index has not changed since")
+    expect(answer.locator(".proponents .result").first).to_be_visible()
+    visit.page.get_by_role("button", name="Ask it again").click()
+    expect(visit.page.locator("#answer .opponents, #answer .proponents").first).to_be_visible()
+    assert "#ask=" in visit.page.url
+
+
+def test_a_build_is_estimated_queued_followed_and_cancelled_in_the_page(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    visit = open_page("/#build=1")
+    page = visit.page
+    page.get_by_label("Name").fill("news")
+    page.get_by_label("Model").fill("EleutherAI/pythia-160m")
+    page.get_by_label("Dataset", exact=False).fill("NeelNanda/pile-10k")
+    page.get_by_label("Columns of metadata").fill("source, year")
+    page.get_by_label("Rows").select_option("best")
+    page.get_by_role("button", name="Estimate first").click()
+    expect(page.locator(".estimate")).to_contain_text("10,000")
+    expect(page.locator(".estimate")).to_contain_text("7 min")
+    page.get_by_role("button", name="Build", exact=True).click()
+    card = page.locator("#build .job")
+    expect(card).to_contain_text("queued")
+    spec = broker.specs["news"]
+    assert (spec.gradients.rows, spec.columns.metadata) == ("sign", ("source", "year"))
+    job_id = next(record.job_id for record in broker.records.values() if record.index == "news")
+    broker.advance(job_id, "running", stage="gradients", done=25, total=100)
+    expect(card).to_contain_text("25 of 100 documents")
+    card.get_by_role("button", name="Cancel news").click()
+    card.get_by_role("button", name="Really cancel?").click()
+    expect(card.locator(".badge")).to_have_text("cancelled")
+    assert not visit.errors
+
+
+def test_a_build_that_is_refused_shows_the_whole_error(open_page: Callable[..., Visit]) -> None:
+    page = open_page("/#build=1").page
+    page.get_by_label("Name").fill("facts")
+    page.get_by_label("Model").fill("../../etc")
+    page.get_by_role("button", name="Texts of your own").click()
+    page.get_by_role("textbox", name="Documents").fill(
+        "Ada was born in London.\n\n  \nAlan was born in Maida Vale."
+    )
+    page.route(
+        "**/index",
+        lambda route: route.fulfill(
+            status=422,
+            json=examples.BATCH_RESPONSE["results"][1] | {"detail": HOSTILE},
+            content_type="application/problem+json",
+        ),
+    )
+    page.get_by_role("button", name="Build", exact=True).click()
+    expect(page.locator("#build [role=alert]")).to_contain_text(HOSTILE)
+    assert page.locator("#page img, #page script").count() == 0
