@@ -57,6 +57,7 @@ from .schemas.unlearning.spec import UnlearnSpec, WatchedQuery
 from .storage.document_lookup import take_down_document
 from .storage.manifest import Manifest, read_manifest
 from .tokens.batching import Tokens
+from .tokens.tokenization import PreferencePair
 from .utils.table_writer import write_table
 from .version import __version__ as __version__
 
@@ -92,6 +93,7 @@ __all__ = [
     "Manifest",
     "Measured",
     "Normalizer",
+    "PreferencePair",
     "Progress",
     "QueryChange",
     "QueryEcho",

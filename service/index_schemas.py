@@ -73,12 +73,16 @@ class DocumentDetail(ResultModel):
     index: str
     id: str
     prompt: str | None
-    """Text of the document, or its prompt. Null, like completion and metadata, if the API key may see no text."""
+    """Text of the document, or its prompt. Null, like completion, rejected and metadata, if the API key may see no
+    text."""
     completion: str | None = None
+    """Completion of the document; of a preference pair, the chosen one."""
+    rejected: str | None = None
+    """The rejected completion of a preference pair."""
     metadata: dict[str, Any] | None
     loss: float | None
-    """Sum of the cross-entropies of the document's labelled tokens under the model, in nats; null if the document was
-    skipped."""
+    """Sum of the cross-entropies of the document's labelled tokens under the model, in nats; of a preference pair, the
+    loss of DPO. Null if the document was skipped."""
     n_tokens: int
     """Labelled tokens of the document, over which the loss is taken."""
     chunk: Chunk | None = None
@@ -89,7 +93,9 @@ class DocumentDetail(ResultModel):
 
     def without_text(self) -> "DocumentDetail":
         """Returns the document for a caller who may see no text."""
-        return self.model_copy(update={"prompt": None, "completion": None, "metadata": None})
+        return self.model_copy(
+            update={"prompt": None, "completion": None, "rejected": None, "metadata": None}
+        )
 
 
 class IndexPage(ResultModel):

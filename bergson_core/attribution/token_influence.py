@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -96,8 +97,7 @@ class ScoreDecomposer:
         longest document in 128 MiB.
         """
         records = [
-            record_from_stored(str(number), document.prompt, document.completion, self.manifest.spec.columns)
-            for number, document in enumerate(documents)
+            record_from_stored(document.document, self.manifest.spec.columns) for document in documents
         ]
         tokens = tokenize_documents(records, self.manifest.spec, self.model)
         parts = self._split_scores(tokens, [document.row for document in documents])
@@ -116,9 +116,8 @@ class ScoreDecomposer:
         for group in self._module_groups(max(len(document.ids) for document in documents)):
             for batch in iter_batches(documents, group.budget_tokens, self.collector.device):
                 padded_rows, _ = group.collector.collect(batch)
-                for number, rows in zip(batch.indices, padded_rows, strict=True):
-                    length = len(parts[number])
-                    rows = rows[:length].cpu().reshape(length, group.size, -1)
+                for place, (number, rows) in enumerate(zip(batch.indices, padded_rows, strict=True)):
+                    rows = rows.cpu()[batch.token_positions(place)].unflatten(1, (group.size, -1))
                     parts[number] += split_score_by_position(
                         self._as_before_storing(rows, group.modules), stored_rows[number], group.modules
                     )
@@ -185,23 +184,41 @@ def list_token_influences(
     """Returns the tokens of a document in order, with the part of each position in the document's score."""
     texts = _token_texts(tokenizer, record, tokens)
     return [
-        TokenInfluence(token=text, start=start, end=end, influence=part)
-        for (text, start, end), part in zip(texts, parts.tolist(), strict=True)
+        TokenInfluence(token=text, start=start, end=end, influence=part, sequence=sequence)
+        for (text, start, end), part, sequence in zip(
+            texts, parts.tolist(), _sequence_names(tokens), strict=True
+        )
     ]
+
+
+def _sequence_names(tokens: Tokens) -> list[Literal["chosen", "rejected"] | None]:
+    """Returns for each token of a preference pair which sequence it is in."""
+    if tokens.pair is None:
+        return [None] * len(tokens.ids)
+    return ["chosen" if place < tokens.pair.chosen_tokens else "rejected" for place in range(len(tokens.ids))]
 
 
 def _token_texts(
     tokenizer: PreTrainedTokenizerBase, record: Record, tokens: Tokens
 ) -> Iterator[tuple[str, int | None, int | None]]:
     """Yields for each token of a document its text, and where its characters start and end if it has any."""
-    ids = tokens.ids.tolist()
-    if record.messages is not None or not tokenizer.is_fast:
-        yield from ((str(tokenizer.decode([token_id])), None, None) for token_id in ids)
+    is_chat = record.messages is not None or (record.pair is not None and record.pair.is_chat)
+    if is_chat or not tokenizer.is_fast:
+        yield from ((str(tokenizer.decode([token_id])), None, None) for token_id in tokens.ids.tolist())
         return
-    text = record.prompt + (record.completion or "")
+    completions = (
+        [record.completion or ""] if record.pair is None else [record.pair.chosen, record.pair.rejected]
+    )
+    for completion, sequence in zip(completions, tokens.sequences, strict=True):
+        yield from _texts_of_sequence(tokenizer, record.prompt + completion, sequence.ids)
+
+
+def _texts_of_sequence(
+    tokenizer: PreTrainedTokenizerBase, text: str, ids: np.ndarray
+) -> Iterator[tuple[str, int | None, int | None]]:
     encoded = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False)
     assert np.array_equal(encoded["input_ids"], ids)  # the same text has the same tokens
-    for token_id, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
+    for token_id, (start, end) in zip(ids.tolist(), encoded["offset_mapping"], strict=True):
         if start < end:
             yield text[start:end], start, end
         else:  # a special token, which the tokenizer has added

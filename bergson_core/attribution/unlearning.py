@@ -198,7 +198,7 @@ class Unlearner:
 
     def _buckets(self, texts: Sequence[Tokens]) -> Iterator[list[int]]:
         """Yields the positions of the texts of each batch."""
-        return iter_length_buckets([len(text.ids) for text in texts], step_budget_tokens(self.model.device))
+        return iter_length_buckets([text.padded for text in texts], step_budget_tokens(self.model.device))
 
     def _steps(self, gradients: Mapping[str, Tensor]) -> WeightStep:
         """Returns g / (V + δ mean V)^½ for each weight: the step with a learning rate of 1."""

@@ -4,6 +4,9 @@ The table has a column for each purpose:
 
     id, prompt, completion   text
     messages                 a list of messages as JSON text
+    rejected                 text, only of preference pairs, whose completion is the chosen one
+    is_chat                  whether prompt and completions of a pair are messages as JSON text
+    reference_margin         float64, of preference pairs (`PairTexts`)
     weight                   float64
     metadata                 an object with the metadata columns as JSON text
     reason                   why the document is bad, or null; only where bad documents are to be left out
@@ -30,6 +33,7 @@ from bergson_core.data.column_values import (
     require_texts,
     require_weights,
 )
+from bergson_core.data.preference_pairs import columns_of_pairs
 from bergson_core.data.row_chunks import RowChunk
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.inline_values import SURROGATE_REASON
@@ -59,7 +63,12 @@ class DocumentEncoder:
         text = {"id": columns.id, "completion": columns.completion, "messages": columns.messages}
         text["prompt"] = columns.prompt if columns.messages is None else None
         text["metadata"] = "metadata" if columns.metadata else None
+        if columns.chosen is not None:
+            text |= dict.fromkeys(("prompt", "completion", "rejected"), "pair")
         fields = [(name, pa.string()) for name, column in text.items() if column is not None]
+        fields += (
+            [] if columns.chosen is None else [("is_chat", pa.bool_()), ("reference_margin", pa.float64())]
+        )
         fields += [("weight", pa.float64())] if columns.weight is not None else []
         fields += [(REASON_COLUMN, pa.string())] if note_bad else []
         self.schema = pa.schema(fields, {_MARK: b"1"})
@@ -108,14 +117,14 @@ class DocumentEncoder:
         for name in self._columns.column_names():
             require_readable(chunk.values[name], name, chunk.describe)
         columns, describe, arrays = self._columns, chunk.describe, dict[str, pa.Array]()
-        texts = {
-            "prompt": columns.prompt if columns.messages is None else None,
-            "completion": columns.completion,
-        }
-        for name, column in texts.items():
-            if column is not None:
-                values = require_texts(chunk.values[column], column, describe)
-                arrays[name] = _to_text_array(values, column, describe)
+        if columns.chosen is not None:
+            arrays |= self._encode_pairs(chunk)
+        else:
+            texts = {"prompt": columns.prompt if columns.messages is None else None}
+            for name, column in (texts | {"completion": columns.completion}).items():
+                if column is not None:
+                    values = require_texts(chunk.values[column], column, describe)
+                    arrays[name] = _to_text_array(values, column, describe)
         if columns.id is not None:
             ids = require_ids(chunk.values[columns.id], columns.id, describe)
             arrays["id"] = _to_text_array(ids, columns.id, describe)
@@ -131,6 +140,24 @@ class DocumentEncoder:
         if self._note_bad:
             arrays[REASON_COLUMN] = pa.nulls(len(chunk), pa.string())
         return pa.record_batch([arrays[name] for name in self.schema.names], self.schema)
+
+    def _encode_pairs(self, chunk: RowChunk) -> dict[str, pa.Array]:
+        columns, describe = self._columns, chunk.describe
+        logps = {name for name in (columns.ref_chosen_logps, columns.ref_rejected_logps) if name is not None}
+        values = {
+            name: chunk.data[name]
+            if name in logps
+            else require_json_values(chunk.values[name], name, describe)
+            for name in (columns.prompt, columns.chosen, columns.rejected, *logps)
+            if name is not None
+        }
+        pairs, column = columns_of_pairs(values, columns, describe), columns.chosen or ""
+        return {
+            name: _to_text_array(pairs[name], column, describe)
+            if self.schema.field(name).type == pa.string()
+            else pa.array(pairs[name], self.schema.field(name).type)
+            for name in pairs
+        }
 
     def _encode_metadata(self, data: Mapping[str, Sequence[Any]], describe: Describe) -> pa.Array:
         converted = []

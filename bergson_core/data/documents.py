@@ -28,6 +28,7 @@ from bergson_core.data.dataset import (
 )
 from bergson_core.data.document_columns import REASON_COLUMN, DocumentEncoder
 from bergson_core.data.files.reader import FileReader
+from bergson_core.data.preference_pairs import columns_of_pairs, records_of_pairs
 from bergson_core.data.row_chunks import ObjectColumns, missing_column
 from bergson_core.errors import ColumnNotFound, InvalidInput
 from bergson_core.schemas.build import BuildSpec
@@ -104,10 +105,13 @@ class Documents:
         """
         values = self.dataset[as_slice(indices)]
         columns = (_decode_columns if self.encoded else self._check_columns)(values, indices)
+        ids = columns.get("id") or [str(self.first_number + index) for index in indices]
+        if self.columns.chosen is not None:
+            return records_of_pairs(ids, columns)
         missing = [None] * len(indices)
         chats = columns.get("messages", missing)
         rows = zip(
-            columns.get("id") or [str(self.first_number + index) for index in indices],
+            ids,
             columns.get("prompt") or [json.dumps(chat, ensure_ascii=False, default=str) for chat in chats],
             columns.get("completion", missing),
             columns.get("metadata") or [{} for _ in indices],
@@ -173,9 +177,11 @@ class Documents:
         """Returns the values of each purpose, as `DocumentEncoder` names them."""
         columns, describe = self.columns, self._describer(indices)
         checked: dict[str, list[Any]] = {}
-        if columns.messages is not None:
+        if columns.chosen is not None:
+            checked |= columns_of_pairs(values, columns, describe)
+        elif columns.messages is not None:
             checked["messages"] = require_chats(values[columns.messages], columns.messages, describe)
-        else:
+        elif columns.prompt is not None:
             checked["prompt"] = require_texts(values[columns.prompt], columns.prompt, describe)
         if columns.completion is not None:
             checked["completion"] = require_texts(values[columns.completion], columns.completion, describe)

@@ -79,7 +79,9 @@ def representation_scores(
     Raises:
         InvalidInput: The model does not return hidden states.
     """
-    query_features, document_features = (_representations(model, tokens) for tokens in (queries, documents))
+    # Of a preference pair it is what was preferred.
+    texts = [document.sequences[0] for document in documents]
+    query_features, document_features = (_representations(model, tokens) for tokens in (queries, texts))
     return (query_features @ document_features.mT).cpu().numpy()
 
 

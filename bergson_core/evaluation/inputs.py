@@ -31,7 +31,7 @@ class IndexedDocuments:
         ids: Id of each document.
         texts: Prompt and completion of each document, joined.
         fields: `id`, `prompt`, `completion` and `metadata` of each document, as a training command gets them, and its
-            `weight` if the index was built with a weight column.
+            `weight` if the index was built with a weight column, and `rejected` if it is one of preference pairs.
         tokens: The tokens that the index was built from.
         weights: The weight of each document.
     """
@@ -47,6 +47,7 @@ class IndexedDocuments:
         """Reads all documents of an index that were not taken down."""
         documents, spec = cls(), index.manifest.spec
         names = (*_TRAINING_FIELDS, *(("weight",) if spec.columns.weight is not None else ()))
+        names += ("rejected",) if spec.columns.chosen is not None else ()
         for shard, visible in zip(index.shards, index.visible(), strict=True):
             positions = np.arange(shard.entry.rows) if visible is None else np.flatnonzero(visible)
             for start in range(0, len(positions), _CHUNK_DOCUMENTS):

@@ -92,6 +92,11 @@ def make_trainer(inputs: EvaluationInputs, training: TrainingSpec) -> Trainer:
     if training.command is not None:
         require_placeholders(training.command)
         return CommandTrainer(training.command, documents.fields)
+    if index.manifest.spec.columns.chosen is not None:
+        raise InvalidInput(
+            "lds and removal: the built-in loop does not train on preference pairs; expected a training command, which "
+            "gets `prompt`, `completion` (the chosen one) and `rejected`"
+        )
     # The loop takes the mean over tokens, whatever the loss of the index is: only the documents' weights count.
     weighted = [
         replace(tokens, weight=weight)

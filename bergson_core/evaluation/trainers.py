@@ -147,6 +147,8 @@ def tokens_sha256(documents: Sequence[Tokens]) -> str:
         digest.update(len(document.ids).to_bytes(8, "little"))
         digest.update(document.ids.tobytes() + document.labels.tobytes())
         digest.update(np.float64(document.weight).tobytes())
+        if document.pair is not None:
+            digest.update(repr(document.pair).encode())
     return digest.hexdigest()
 
 

@@ -53,9 +53,12 @@ class GradientCollector:
             adds to the sample's gradient through every module. Summed over s, it is the sample's gradient.
         share_with: A collector of the same model and processor whose projections this one uses too, instead of drawing
             its own.
+        sequences_per_sample: So many consecutive sequences of the model's input are one sample: 2 for preference
+            pairs, each the chosen sequence and then the rejected one.
 
     Attributes:
         modules: The tracked modules, name → `TrackedModule`, in natural order of the names.
+        sequences_per_sample: It may be changed while the context is closed.
         gradients: The gradients of the last backward pass.
 
     Raises:
@@ -82,8 +85,10 @@ class GradientCollector:
         *,
         per_token: bool = False,
         share_with: "GradientCollector | None" = None,
+        sequences_per_sample: int = 1,
     ) -> None:
         self.model = model
+        self.sequences_per_sample = sequences_per_sample
         self.per_token = per_token
         self.processor = processor or GradientProcessor()
         self.modules = select_modules(
@@ -112,7 +117,12 @@ class GradientCollector:
         """Hooks the tracked modules, and forgets the gradients of an earlier context."""
         self._collected = {}
         hooks = capture(
-            self.model, self.modules, self._on_forward, self._on_backward, by_position=self.per_token
+            self.model,
+            self.modules,
+            self._on_forward,
+            self._on_backward,
+            by_position=self.per_token,
+            sequences_per_sample=self.sequences_per_sample,
         )
         self._hooks.enter_context(hooks)
         return self

@@ -118,7 +118,7 @@ def _with_budgets(
     """
     longest, budget = 0, budget_tokens or 0
     for chunk in chunks:
-        longest_in_chunk = max(len(tokens.ids) for tokens in chunk)
+        longest_in_chunk = max(tokens.longest for tokens in chunk)
         if budget_tokens is None and longest_in_chunk > longest:
             longest = longest_in_chunk
             budget = find_batch_budget(model, collector.modules, longest)

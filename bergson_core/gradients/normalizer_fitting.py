@@ -70,7 +70,13 @@ class NormalizerFitting:
 
     def add(self, batch: Batch) -> None:
         """Runs the model forward and backward on a batch, and adds to the sums."""
-        hooks = capture(self._model.model, self._modules, lambda _, a: a, self._add_to_sums)
+        hooks = capture(
+            self._model.model,
+            self._modules,
+            lambda _, a: a,
+            self._add_to_sums,
+            sequences_per_sample=batch.sequences_per_document,
+        )
         with freeze(self._model.model), hooks:
             forward_backward(self._model, batch, self._sampler)
         self.samples += len(batch)

@@ -103,14 +103,22 @@ def fit_from_dataset(
     limits = token_limits(language_model, settings.max_tokens)
 
     def tokenize(numbers: Sequence[int]) -> dict[int, Tokens]:
-        chunks = iter_token_chunks(tokenizer, dataset, columns, limits, settings.loss, numbers)
+        chunks = iter_token_chunks(
+            tokenizer,
+            dataset,
+            columns,
+            limits,
+            settings.loss,
+            numbers,
+            preference_beta=settings.preference_beta,
+        )
         return dict(zip(numbers, chain.from_iterable(chunks), strict=True))
 
     documents = choose_sample(len(dataset), settings, tokenize)
     tracked = language_model.select_modules(
         modules or settings.modules, split_heads=settings.split_heads, include_bias=settings.include_bias
     )
-    longest = max((len(tokens.ids) for tokens in documents), default=0)
+    longest = max((tokens.longest for tokens in documents), default=0)
     budget = find_batch_budget(language_model, tracked, longest)
     return fit_processor_from_batches(
         language_model, tracked, iter_batches(documents, budget, language_model.device), settings, whole=whole

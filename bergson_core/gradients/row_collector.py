@@ -78,11 +78,13 @@ class RowCollector:
 
         Returns:
             The rows, [n, D] or [n, s, D] per token, and the losses [n] in nats, both in float32, or float64 where the
-            model is, on the model's device.
+            model is, on the model's device. Which of the s positions of a document are its tokens is told by
+            `batch.token_positions`.
         """
         model, ids = self._model.model, batch.input_ids
+        self._collector.sequences_per_sample = batch.sequences_per_document
         wide = torch.promote_types(self._model.dtype, torch.float32)
-        shape = ids.shape if self._collector.per_token else ids.shape[:1]
+        shape = (len(batch), batch.positions) if self._collector.per_token else (len(batch),)
         self._rows = torch.zeros(*shape, self.dimensions, dtype=wide, device=ids.device)
         with freeze(model), self._collector:
             losses = forward_backward(self._model, batch)
@@ -143,14 +145,15 @@ def collect_rows(
     rows = np.zeros((first_rows[-1], collector.dimensions), dtype=np.float32)
     losses = np.zeros(len(documents))
     batches = iter_batches(documents, budget_tokens, collector.device)
-    collected = ((batch.indices, *collector.collect(batch)) for batch in batches)
-    for indices, batch_rows, batch_losses in overlap_copies(collected):
+    collected = ((batch, *collector.collect(batch)) for batch in batches)
+    for batch, batch_rows, batch_losses in overlap_copies(collected):
+        indices = batch.indices
         losses[indices] = batch_losses
         tick()
         if not collector.per_token:
             rows[indices] = batch_rows
             continue
-        for index, token_rows in zip(indices, batch_rows, strict=True):
+        for number, (index, token_rows) in enumerate(zip(indices, batch_rows, strict=True)):
             start, stop = first_rows[index], first_rows[index + 1]
-            rows[start:stop] = token_rows[: stop - start]
+            rows[start:stop] = token_rows[batch.token_positions(number).numpy()]
     return rows, losses

@@ -44,7 +44,8 @@ class WholeGradientScores:
 
     Attributes:
         modules: The part of each module in each score [n, m]; the parts of a document sum to its score.
-        positions: The part of each position in each score [n, s], or None where these were not asked for.
+        positions: The part of each position in each score [n, s], or None where these were not asked for. Which of
+            them are tokens is told by `Batch.token_positions`.
     """
 
     modules: Float[Tensor, "n m"]
@@ -97,11 +98,16 @@ class WholeGradientScorer:
         """
         model, products = self._model.model, _BatchProducts(self._scorers, self._normalize, self._by_position)
         hooks = capture(
-            model, self._modules, products.on_forward, products.on_backward, by_position=self._by_position
+            model,
+            self._modules,
+            products.on_forward,
+            products.on_backward,
+            by_position=self._by_position,
+            sequences_per_sample=batch.sequences_per_document,
         )
         with freeze(model), hooks:
             forward_backward(self._model, batch)
-        shape = (len(batch), batch.input_ids.shape[1] if self._by_position else 1)
+        shape = (len(batch), batch.positions if self._by_position else 1)
         parts, squares = products.finish(self._query_lengths.new_zeros(shape))
         parts = parts * self._reciprocal_lengths(squares)[..., None]
         parts = torch.where(parts.isfinite().flatten(1).all(1)[:, None, None], parts, 0)

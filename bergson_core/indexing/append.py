@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bergson_core.data.streaming import load_documents_streaming
-from bergson_core.errors import IdsExist, InvalidInput
+from bergson_core.errors import IdsExist, IndexCorrupt, InvalidInput
 from bergson_core.gradients.checkpoints.collector import open_row_collector
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
@@ -24,6 +24,7 @@ from bergson_core.indexing.checked_documents import CheckedDocuments, check_docu
 from bergson_core.indexing.executor import Executor, LocalExecutor
 from bergson_core.indexing.merge_shards import merge_small_shards
 from bergson_core.indexing.output_directory import index_write_lock, read_statistics_stamp
+from bergson_core.indexing.preference.reference_margins import add_reference_margins
 from bergson_core.indexing.publish import publish_next_generation
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.indexing.shard_building import build_shards
@@ -92,7 +93,7 @@ def append_documents(
         IdsExist: The index has documents with the same ids.
         InvalidInput: `spec` states a setting that differs from the build's, a document is invalid, its metadata is of
             another type than that of the index, or the index comes from a training run.
-        IndexCorrupt: The model is not the one that the index was built from, or files of the index are damaged.
+        IndexCorrupt: The model or the reference model is not that of the build, or files of the index are damaged.
         IndexNotFound: There is no index in the directory.
         IndexBusy: Another process is writing to the index.
         DiskFull: The disk is full.
@@ -122,6 +123,8 @@ def append_documents(
         optional = new_spec.columns.metadata
         read = load_documents_streaming(new_spec, directory, report, optional)
         documents = check_documents(new_spec, replace(read, first_number=old.numbered), model, report)
+        documents = add_reference_margins(context, documents, model, directory)
+        _require_same_reference(root, old, documents)
         source = _fingerprint(context, model, documents, key)
         if source in {source for shard in old.shards for source in shard.all_sources}:
             remove_unpublished_files(root, old)  # of an append that was killed after it had published
@@ -179,6 +182,15 @@ def _fingerprint(context: BuildContext, model: LanguageModel, documents: Checked
     """Returns the fingerprint of this append, which its shards record as their source."""
     parts = (rows_fingerprint(context.spec, model, documents), key)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _require_same_reference(root: Path, manifest: Manifest, documents: CheckedDocuments) -> None:
+    """Raises `IndexCorrupt` if the reference of preference pairs is not that of the build."""
+    if documents.reference_sha256 != manifest.reference_sha256:
+        raise IndexCorrupt(
+            f"the reference model {manifest.spec.reference_model} is not the one that the index {root.name} was built "
+            "with: its files have changed; restore it or build the index again"
+        )
 
 
 def _require_new_ids(root: Path, checked: CheckedDocuments) -> None:
@@ -247,9 +259,5 @@ def _read_stored_records(root: Path, manifest: Manifest, numbers: Sequence[int])
             if shard.first_row <= number < shard.first_row + shard.rows:
                 row = read_document(table, number - shard.first_row)
                 weight = row.get("weight", 1.0)  # as queries, documents with another weight do as well
-                records.append(
-                    record_from_stored(
-                        row["id"], row["prompt"], row["completion"], manifest.spec.columns, weight
-                    )
-                )
+                records.append(record_from_stored(row, manifest.spec.columns, weight))
     return records

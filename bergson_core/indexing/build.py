@@ -2,6 +2,7 @@
 
     load_tracked_model      loads the model and checks that it has modules to track
     check_documents         reads every document before any gradient is computed (`checked_documents.py`)
+    add_reference_margins   asks the reference model about preference pairs (`preference/reference_margins.py`)
     fit_statistics          fits the processor from a sample of the documents
     build_shards            computes the rows of all documents, shard by shard (`executor.py`)
     collect_recall_queries  makes queries of some documents, which the search is measured with
@@ -30,6 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
@@ -52,6 +54,7 @@ from bergson_core.indexing.output_directory import (
     write_build_stamp,
     write_statistics_stamp,
 )
+from bergson_core.indexing.preference.reference_margins import add_reference_margins
 from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.indexing.shard_building import build_shards
@@ -60,7 +63,6 @@ from bergson_core.models.checkpoints.loading import checkpoint_sources
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.documents import DocumentReport
 from bergson_core.schemas.results import Progress
 from bergson_core.search.measuring.null_queries import SOURCE_DOCUMENTS, QuerySources
 from bergson_core.search.measuring.recall import RecallQueries
@@ -154,8 +156,8 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
         )  # of a build that was killed after it had published
     except IndexNotFound:
         # When this call returns, the documents are closed and their mapped pages are no longer in memory.
-        model, encoder, shards, queries, read, report = _build_rows(context, shard_rows, executor)
-        manifest = publish_index(context, model, encoder, shards, queries, numbered=read, documents=report)
+        model, encoder, shards, queries, fields = _build_rows(context, shard_rows, executor)
+        manifest = publish_index(context, model, encoder, shards, queries, **fields)
     remove_build_stamp(context.output)
     done = Progress(stage="done", done=manifest.rows, total=manifest.rows, documents=manifest.documents)
     context.report(done)
@@ -164,10 +166,10 @@ def _run_build(context: BuildContext, shard_rows: int | None, executor: Executor
 
 def _build_rows(
     context: BuildContext, shard_rows: int | None, executor: Executor
-) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries | None, int, DocumentReport]:
+) -> tuple[LanguageModel, RowEncoder, list[ShardEntry], RecallQueries | None, dict[str, Any]]:
     """Runs the stages before the publication, and returns what is to be published.
 
-    The last two are the number of documents that were read, and what was left out or cut of them.
+    The last of these are fields of the manifest about the documents.
     """
     spec, output = context.spec, context.output
     model = load_tracked_model(context)
@@ -175,6 +177,7 @@ def _build_rows(
     documents = check_documents(
         spec, load_documents_streaming(spec, output, context.report), model, context.report
     )
+    documents = add_reference_margins(context, documents, model, output)
     fingerprint = rows_fingerprint(spec, model, documents)
     budget_tokens = fit_statistics(context, model, documents, fingerprint)
     builder = make_shard_builder(context, model, budget_tokens)
@@ -185,7 +188,12 @@ def _build_rows(
     )
     shards = build_shards(builder, documents.documents, tasks, context.report, context.confirm, executor)
     queries = collect_recall_queries(context, documents, builder, shards, len(documents))
-    return model, builder.encoder, shards, queries, documents.read, documents.report
+    fields = {
+        "numbered": documents.read,
+        "documents": documents.report,
+        "reference_sha256": documents.reference_sha256,
+    }
+    return model, builder.encoder, shards, queries, fields
 
 
 def load_tracked_model(context: BuildContext) -> LanguageModel:
@@ -210,9 +218,13 @@ def rows_fingerprint(spec: BuildSpec, model: LanguageModel, documents: CheckedDo
         model.sha256,
         documents.content_sha256,
         checkpoint_sha256,
-        *([model.chat_date.isoformat()] if model.chat_date is not None and spec.columns.messages else ()),
+        *([model.chat_date.isoformat()] if model.chat_date is not None and _may_be_chats(spec) else ()),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _may_be_chats(spec: BuildSpec) -> bool:
+    return spec.columns.messages is not None or spec.columns.chosen is not None
 
 
 def fit_statistics(

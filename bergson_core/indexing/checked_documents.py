@@ -41,11 +41,12 @@ class CheckedDocuments:
     Attributes:
         spec: How the documents are tokenised.
         documents: The documents, one for each row of the index. They stay on disk.
-        longest_tokens: The number of tokens in the longest document.
+        longest_tokens: The number of tokens in the longest sequence that the model reads.
         content_sha256: A hash of the text, metadata and weights of all documents, and of their ids if these come from a
             column.
         read: The number of documents that were read, with those that are left out.
         report: What was left out or cut.
+        reference_sha256: The hash of the reference model that preference pairs have their margins of, or None.
     """
 
     spec: BuildSpec
@@ -54,6 +55,7 @@ class CheckedDocuments:
     content_sha256: str
     read: int
     report: DocumentReport
+    reference_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -144,9 +146,9 @@ class _Checker:
             self._spaces.add([record])
             try:
                 self.limits.require_known(tokens, "the text")
-                lengths = self._add(position, record, len(tokens.ids))
+                lengths = self._add(position, record, tokens.longest)
             except TooLong as error:
-                self._leave_out_long(position, len(tokens.ids), error)
+                self._leave_out_long(position, tokens.longest, error)
                 continue
             except InvalidInput as error:
                 self._leave_out(position, error)
@@ -154,6 +156,8 @@ class _Checker:
             # Ids that are only numbers are left out: when an append is repeated that is already in the index, its
             # documents get other numbers.
             self._digest.update(repr(record if self.spec.columns.id else replace(record, id="")).encode())
+            if record.pair is not None:
+                self._digest.update(repr(record.pair).encode())
             self.longest = max(self.longest, *lengths)
             yield sum(lengths)
 
@@ -193,8 +197,13 @@ class _Checker:
         try:
             records = self.documents.read(positions)
             assert self.model.tokenizer is not None  # load_model always loads one
+            settings = self.spec.gradients
             tokens = tokenize_records(
-                self.model.tokenizer, records, self.spec.gradients.loss, chat_date=self.model.chat_date
+                self.model.tokenizer,
+                records,
+                settings.loss,
+                chat_date=self.model.chat_date,
+                preference_beta=settings.preference_beta,
             )
         except InvalidInput as error:
             if len(positions) == 1:

@@ -23,7 +23,7 @@ from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.differences import Difference, find_differences
 from bergson_core.storage.index_lock import find_hung_takedown, lock_index
-from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE
+from bergson_core.storage.layout import BUILD_STAMP_FILE, INDEX_FILES, LOCK_FILE, REFERENCE_FILE
 from bergson_core.storage.locations import locate_sources, sources_inside
 from bergson_core.storage.manifest import InnerPath, read_manifest
 from bergson_core.utils.atomic_files import file_sha256, write_durably
@@ -222,8 +222,8 @@ def find_finished_statistics(output: Path, build: str) -> StatisticsStamp | None
 
 
 def remove_build_stamp(output: Path) -> None:
-    """Removes the files that only an unfinished build needs: its stamp, and the documents read from a stream."""
-    for name in (STREAMED_FILE, BUILD_STAMP_FILE):
+    """Removes the files that only an unfinished build needs: its stamp, its documents, and what a reference says."""
+    for name in (STREAMED_FILE, REFERENCE_FILE, BUILD_STAMP_FILE):
         (output / name).unlink(missing_ok=True)
 
 

@@ -71,10 +71,10 @@ class IndexCallback(TrainerCallback):
         scoring: How rows are compared; by default `ScoringSpec()`.
 
     Raises:
-        InvalidInput: `dataset` has no column `input_ids`, or `columns` names weights. When training begins: `dataset`
-            has a column that cannot be honoured; the run uses several processes, float16 or a compiled model, or is
-            resumed from a checkpoint without rows. During training: a batch holds a document that is not in `dataset`,
-            has other labels, or packs documents into a row.
+        InvalidInput: `dataset` has no column `input_ids`, or `columns` names weights or pairs. When training begins:
+            `dataset` has a column that cannot be honoured; the run uses several processes, float16 or a compiled model,
+            or is resumed from a checkpoint without rows. During training: a batch holds a document that is not in
+            `dataset`, has other labels, or packs documents into a row.
         IndexExists: When training begins: `output` holds something else, or the index of a run that has ended.
         IndexBusy: When training begins: another process is writing to `output`.
         DiskFull: When training ends: the disk is full.
@@ -101,6 +101,11 @@ class IndexCallback(TrainerCallback):
         if columns is not None and columns.weight is not None:
             raise InvalidInput(
                 "columns.weight: the rows of a training run hold what the run did with its own loss; leave it out"
+            )
+        if columns is not None and columns.chosen is not None:
+            raise InvalidInput(
+                "columns.chosen: a run of DPO has batches of other columns, which are not matched to their documents; "
+                "build an index of the pairs after the run"
             )
         self.output = Path(output)
         self._dataset, self._tokenizer = dataset, tokenizer

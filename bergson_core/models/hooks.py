@@ -35,6 +35,7 @@ def capture(
     on_backward: OnBackward,
     *,
     by_position: bool = False,
+    sequences_per_sample: int = 1,
 ) -> Iterator[None]:
     """Calls functions in each forward and backward pass of tracked modules while the context is open.
 
@@ -49,13 +50,15 @@ def capture(
         on_backward: Called with the module's output gradients when they arrive.
         by_position: Whether s has to be the positions of the model's input for every module. Positions that an expert
             does not see are zeros then.
+        sequences_per_sample: So many consecutive sequences of the model's input are one sample, whose positions are
+            those of its sequences, one after the other.
 
     Raises:
         InvalidInput: During a pass, where features cannot be told apart by sample (or by position, with `by_position`);
             where a frozen module runs with gradients off although the model does not; and where what `on_forward`
             returned was changed in place.
     """
-    tracker = _Tracker(on_forward, on_backward, by_position)
+    tracker = _Tracker(on_forward, on_backward, by_position, sequences_per_sample)
     fused: dict[nn.Module, dict[str, str]] = {}
     with ExitStack() as handles:
         handles.enter_context(run_uncompiled)
@@ -77,8 +80,11 @@ def capture(
 class _Tracker:
     """What the hooks of one capture share: the shape of the batch, and whether its pass has gradients."""
 
-    def __init__(self, on_forward: OnForward, on_backward: OnBackward, by_position: bool) -> None:
+    def __init__(
+        self, on_forward: OnForward, on_backward: OnBackward, by_position: bool, sequences: int
+    ) -> None:
         self._on_forward, self._on_backward, self._by_position = on_forward, on_backward, by_position
+        self._sequences = sequences  # of a sample
         self._batch: Sequence[int] = (1,)
         self._with_gradients = False
 
@@ -114,7 +120,7 @@ class _Tracker:
                 f"{tuple(self._batch)}; rows of single tokens need one feature a position. Leave the module out with "
                 "`modules`"
             )
-        return grouped
+        return grouped if self._sequences == 1 else grouped.unflatten(0, (-1, self._sequences)).flatten(1, 2)
 
     def experts(
         self, module: nn.Module, names: Mapping[str, str], untracked: Forward, *args: Any, **kwargs: Any
@@ -135,7 +141,8 @@ class _Tracker:
 
         # Raises an error where the tokens cannot be told apart by sample.
         self._group(next(iter(names.values())), args[0] if args else kwargs["hidden_states"])
-        group = partial(moe.group_by_sample, samples=self._batch[0], by_position=self._by_position)
+        samples = self._batch[0] // self._sequences
+        group = partial(moe.group_by_sample, samples=samples, by_position=self._by_position)
         return moe.run_experts(module, watch, group, *args, **kwargs)
 
     def _has_gradients(self, name: str, module: nn.Module) -> bool:

@@ -25,8 +25,15 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
             tokenizer's chat template, or the tokenizer gives up on a text.
     """
     assert model.tokenizer is not None  # load_model always loads one
-    documents = tokenize_records(model.tokenizer, records, spec.gradients.loss, chat_date=model.chat_date)
-    limits = token_limits(model, spec.gradients.max_tokens)
+    settings = spec.gradients
+    documents = tokenize_records(
+        model.tokenizer,
+        records,
+        settings.loss,
+        chat_date=model.chat_date,
+        preference_beta=settings.preference_beta,
+    )
+    limits = token_limits(model, settings.max_tokens)
     for record, tokens in zip(records, documents, strict=True):
         limits.require(tokens, f"document {record.id!r}")
     return documents
@@ -53,5 +60,5 @@ def tokenize_stored(rows: Sequence[dict[str, Any]], spec: BuildSpec, model: Lang
                 f"which added document {row['id']!r}, did not store them; build the index again to unlearn documents "
                 "or to train on them"
             )
-        records.append(record_from_stored(row["id"], row["prompt"], row["completion"], spec.columns, weight))
+        records.append(record_from_stored(row, spec.columns, weight))
     return tokenize_documents(records, spec, model)

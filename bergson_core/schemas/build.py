@@ -27,6 +27,7 @@ from bergson_core.schemas.build_parts.checkpoints import (
     require_settings_of_checkpoints,
     with_last_model,
 )
+from bergson_core.schemas.preference.pair_checks import require_settings_of_pairs
 from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
 from bergson_core.schemas.source import (
     MAX_INLINE_DOCUMENTS,
@@ -104,6 +105,8 @@ class GradientSpec(Spec):
     module, and nothing of a side that is shorter than p."""
     loss: Loss = "sum"
     """Cross-entropy of a document: the sum over its labelled tokens, or their mean."""
+    preference_beta: float = Field(default=0.1, gt=0, le=1000)
+    """β of the loss of preference pairs: how strongly a pair is to be told apart."""
     modules: str | None = Field(default=None, max_length=1024)
     """Modules to track: `mlp`, those of MLPs and experts; `attention`; `down`, the projections of MLPs back to the
     residual stream; or a regular expression that is searched for in the names of the modules. By default, and for
@@ -202,10 +205,14 @@ class SearchSpec(Spec):
         return self
 
 
-_DOCUMENT_FIELDS = ("long_documents", "chunk_overlap", "on_bad_document")
-"""Fields of `BuildSpec` that say what becomes of documents, and that an append may change."""
-_ADDED_FIELDS = (*_DOCUMENT_FIELDS, "models")
-"""Fields of `BuildSpec` that version 0.1.0 did not have."""
+_DOCUMENT_FIELDS: Final = ("long_documents", "chunk_overlap", "on_bad_document")
+"""Fields of `BuildSpec` that say what becomes of documents, and that an append may state otherwise."""
+_ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
+    "": (*_DOCUMENT_FIELDS, "reference_model", "reference_revision", "models"),
+    "gradients": ("sample_tokens", "split_heads", "preference_beta"),
+    "columns": ("chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps"),
+}
+"""Fields that version 0.1.0 did not have, by the spec that they are in."""
 
 
 class BuildSpec(Spec):
@@ -238,10 +245,14 @@ class BuildSpec(Spec):
     gradients: GradientSpec = GradientSpec()
     scoring: ScoringSpec = ScoringSpec()
     search: SearchSpec = SearchSpec()
+    reference_model: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Reference of the loss of preference pairs: hub id or local directory of the model that training began with."""
+    reference_revision: str | None = Field(default=None, max_length=256)
+    """Branch, tag or commit of the reference's hub repository."""
     long_documents: LongDocuments = "error"
     """What becomes of documents with more tokens than `max_tokens` or the model allow: `error` stops the build and
     counts them, `truncate` keeps the beginning of each, and `chunk` cuts each into several documents, whose ids end in
-    #1, #2, …. Prompts with completions and chats are never cut."""
+    #1, #2, …. Prompts with completions, chats and preference pairs are never cut."""
     chunk_overlap: int = Field(default=0, ge=0)
     """Tokens that a chunk repeats of the one before, at most half of the longest document. The loss is taken over them
     in both chunks."""
@@ -250,7 +261,7 @@ class BuildSpec(Spec):
     chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
     it, `skip` leaves it out and reports it."""
 
-    _require_path = field_validator("model")(require_short_path)
+    _require_path = field_validator("model", "reference_model")(require_short_path)
     _require_checkpoints = field_validator("models")(require_checkpoints)
 
     @property
@@ -270,6 +281,11 @@ class BuildSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _require_settings_of_pairs(self) -> Self:
+        require_settings_of_pairs(self)
+        return self
+
+    @model_validator(mode="after")
     def _require_plain_text_to_cut(self) -> Self:
         if self.chunk_overlap and self.long_documents != "chunk":
             raise field_error(
@@ -277,7 +293,7 @@ class BuildSpec(Spec):
                 message=f"chunk_overlap is {self.chunk_overlap}, and long_documents is "
                 f"{self.long_documents!r}: expected long_documents chunk, or no overlap",
             )
-        for name in ("completion", "messages"):
+        for name in ("completion", "messages", "chosen"):
             if self.long_documents != "error" and getattr(self.columns, name) is not None:
                 raise field_error(
                     "long_documents",
@@ -318,15 +334,14 @@ class BuildSpec(Spec):
         """Returns the sha256 of the spec: of what was asked for, and not of the files that it names."""
         # Fields that 0.1.0 did not have count only if they are set, so that its fingerprints stay. Where a model lies
         # decides nothing.
-        unset: dict[str, Any] = {"device_map": True} | {
-            name: True
-            for name in _ADDED_FIELDS
-            if getattr(self, name) == type(self).model_fields[name].default
-        }
+        unset: dict[str, Any] = {"device_map": True}
+        for place, names in _ADDED_LATER.items():
+            spec = getattr(self, place) if place else self
+            defaults = type(spec).model_fields
+            without = {name: True for name in names if getattr(spec, name) == defaults[name].default}
+            unset |= {place: without} if place else without
         if self.dataset is not None and self.dataset.text_documents == "auto":
             unset["dataset"] = {"text_documents"}
-        added = {"sample_tokens": None, "split_heads": False}
-        unset["gradients"] = {name for name, value in added.items() if getattr(self.gradients, name) == value}
         if self.search.measure:
             unset["search"] = {"measure"}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, WithJsonSchema
 
 from bergson_core.schemas.documents import Chunk
+from bergson_core.schemas.preference.pair_texts import PairTexts
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.schemas.validation.bounded_errors import short_repr
 
@@ -73,6 +74,7 @@ class Record:
         messages: The messages of a chat, which are then tokenised in place of `prompt`, or None.
         weight: Number that the document's loss is multiplied by.
         chunk: What the text is a part of, where a document was cut. It is not in the `repr`, which names the content.
+        pair: The texts of a preference pair, whose chosen completion is also `completion`, or None. Nor is this.
     """
 
     id: str
@@ -82,17 +84,27 @@ class Record:
     messages: Messages | None = None
     weight: float = 1.0
     chunk: Chunk | None = field(default=None, repr=False)
+    pair: PairTexts | None = field(default=None, repr=False)
 
 
-def record_from_stored(
-    id: str, prompt: str, completion: str | None, columns: ColumnsSpec, weight: float = 1.0
-) -> Record:
-    """Returns the document that an index with these columns stored as `prompt`, `completion` and `weight`.
+def record_of_pair(id: str, pair: PairTexts, metadata: dict[str, Any], weight: float = 1.0) -> Record:
+    """Returns the document that is a preference pair."""
+    return Record(id, pair.prompt, pair.chosen, metadata, None, weight, pair=pair)
 
-    Metadata is left empty.
+
+def record_from_stored(row: Mapping[str, Any], columns: ColumnsSpec, weight: float = 1.0) -> Record:
+    """Returns the document that an index with these columns has stored.
+
+    Args:
+        row: The document's row in a document table (`storage.document_table`), or its id, prompt, completion and what
+            preference pairs have beside these. Metadata is left out.
+        columns: The columns that the index was built with.
+        weight: The document's weight.
     """
-    messages = json.loads(prompt) if columns.messages is not None else None
-    return Record(id, prompt, completion, {}, messages, weight)
+    if (pair := PairTexts.from_stored(row)) is not None:
+        return record_of_pair(row["id"], pair, {}, weight)
+    messages = json.loads(row["prompt"]) if columns.messages is not None else None
+    return Record(row["id"], row["prompt"], row["completion"], {}, messages, weight)
 
 
 def stored_weight(row: Mapping[str, Any], columns: ColumnsSpec) -> float | None:

@@ -89,6 +89,9 @@ class TokenInfluence(ResultModel):
     them, and in chats, whose text is made by the template."""
     end: int | None
     """See `start`."""
+    sequence: Literal["chosen", "rejected"] | None = None
+    """Of a preference pair: the completion that the token is read with. The model reads the prompt with both, so that
+    its tokens are there twice; `start` and `end` count from its beginning in both."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
 
@@ -124,12 +127,15 @@ class ResultRow(ResultModel):
     prompt: str | None = None
     """Text of the document, or its prompt; a chat as JSON. Null unless `include` asks for `text`."""
     completion: str | None = None
-    """Completion of the document; null where documents have none, and unless `include` asks for `text`."""
+    """Completion of the document, of a preference pair the chosen one; null where documents have none, and unless
+    `include` asks for `text`."""
+    rejected: str | None = None
+    """The rejected completion of a preference pair; null for other documents, and unless `include` asks for `text`."""
     metadata: dict[str, Any] | None = None
     """Metadata columns of the document; null unless `include` asks for them."""
     loss: float | None
-    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats. Null if the document was
-    skipped because its gradient was not finite."""
+    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats; of a preference pair, the
+    loss of DPO. Null if the document was skipped because its gradient was not finite."""
     modules: dict[str, float] | None = None
     """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
     tokens: list[TokenInfluence] | None = None

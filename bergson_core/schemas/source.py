@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bergson_core.schemas.base import Spec
 from bergson_core.schemas.inline_values import plain_document
+from bergson_core.schemas.preference.pair_checks import default_prompt_of_pairs, require_whole_pairs
 
 MAX_INLINE_DOCUMENTS = 10_000
 InlineDocument = Annotated[dict[str, Any], AfterValidator(plain_document)]
@@ -63,13 +64,24 @@ class DatasetSpec(Spec):
 class ColumnsSpec(Spec):
     """The columns of the dataset and what they hold."""
 
-    prompt: str = "text"
-    """Column with the text, or with the prompt if a completion column is named."""
+    prompt: str | None = "text"
+    """Column with the text, or with the prompt if a completion column is named. Beside `chosen` it is null by default:
+    the prompt is then what both completions begin with."""
     completion: str | None = None
     """Column with the completion. The loss is then taken over the completion only."""
     messages: str | None = None
     """Column with chats instead of `prompt`: lists of messages with role and content, or such lists as JSON text. The
     loss is taken over what the assistant says, with the token that ends its turn."""
+    chosen: str | None = None
+    """Column with the preferred completions of preference pairs, as texts or as lists of messages. The loss is then
+    that of DPO."""
+    rejected: str | None = None
+    """Column with the other completions of the pairs."""
+    ref_chosen_logps: str | None = None
+    """Column with the log-probability, in nats, that the reference model gives to the chosen completion. By default
+    there is no reference, unless the build names a `reference_model`."""
+    ref_rejected_logps: str | None = None
+    """Column with that of the rejected completion."""
     id: str | None = None
     """Column with unique ids. By default a document's id is its row number."""
     metadata: tuple[str, ...] = ()
@@ -77,16 +89,33 @@ class ColumnsSpec(Spec):
     weight: str | None = None
     """Column with a number that the document's loss is multiplied by, such as a reward or an advantage."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_prompt_of_pairs(cls, fields: Any) -> Any:
+        return default_prompt_of_pairs(fields)
+
+    @model_validator(mode="after")
+    def _require_whole_pairs(self) -> Self:
+        require_whole_pairs(self)
+        return self
+
     @model_validator(mode="after")
     def _require_completion_or_messages(self) -> Self:
         if self.messages is not None and self.completion is not None:
             raise ValueError("expected `completion` or `messages`, not both")
         return self
 
+    def number_columns(self) -> list[str]:
+        """Returns the names of the columns that have to hold numbers."""
+        return [
+            name for name in (self.weight, self.ref_chosen_logps, self.ref_rejected_logps) if name is not None
+        ]
+
     def column_names(self) -> list[str]:
         """Returns the names of the columns that documents are made of."""
         prompt = self.prompt if self.messages is None else self.messages
-        named = [prompt, self.completion, self.id, self.weight, *self.metadata]
+        pair = [self.chosen, self.rejected, self.ref_chosen_logps, self.ref_rejected_logps]
+        named = [prompt, self.completion, *pair, self.id, self.weight, *self.metadata]
         return list(dict.fromkeys(name for name in named if name is not None))
 
 

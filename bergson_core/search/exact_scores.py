@@ -27,7 +27,10 @@ from bergson_core.shards.shard import Shard
 from bergson_core.utils.background import stop_if_abandoned
 
 _ROW_CHUNK_SIZE: Final = 1024
-_FEATURE_CHUNK_SIZE: Final = 16
+_PRECONDITIONED_ROWS: Final = 16
+"""Rows that are multiplied with C^-½ together."""
+_FEATURE_CHUNK_NUMBERS: Final = 2**21
+"""Numbers of φ that are in memory at a time: 8 MiB."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,24 @@ class ExactScorer:
             shard_numbers: For each row [k] the position of its shard in `shards`.
             offsets: For each row [k] its number within its shard.
         """
-        shape, preconditioner = self.shards[0].shape, self.profile.weight_preconditioner
-        for start in range(0, len(offsets), _FEATURE_CHUNK_SIZE):
-            chunk = slice(start, start + _FEATURE_CHUNK_SIZE)
+        shape = self.shards[0].shape
+        pieces = max(1, _FEATURE_CHUNK_NUMBERS // (_PRECONDITIONED_ROWS * shape.modules * shape.width))
+        size = pieces * _PRECONDITIONED_ROWS
+        for start in range(0, len(offsets), size):
+            chunk = slice(start, start + size)
             blocks, scales, lengths = self._read_rows(shard_numbers[chunk], offsets[chunk])
-            rows = shape.codec.decode(blocks, scales, shape.width)
-            if preconditioner is not None:
-                # The rounding of a matrix product depends on its size, so that all chunks have the same.
-                padded = F.pad(rows, (0, 0, 0, 0, 0, _FEATURE_CHUNK_SIZE - len(rows)))
-                rows = preconditioner.apply(padded)[: len(rows)].contiguous()
+            rows = self._precondition(shape.codec.decode(blocks, scales, shape.width))
             yield rows * reciprocal_by_module(torch.from_numpy(lengths), rows.shape[1])[..., None]
+
+    def _precondition(self, rows: Float32[Tensor, "k m d"]) -> Float32[Tensor, "k m d"]:
+        """Returns C^-½ times each row. Its rounding does not depend on the other rows."""
+        preconditioner = self.profile.weight_preconditioner
+        if preconditioner is None:
+            return rows
+        # The rounding of a matrix product depends on its size, so that all pieces have the same.
+        pieces = rows.split(_PRECONDITIONED_ROWS)
+        padded = (F.pad(piece, (0, 0, 0, 0, 0, _PRECONDITIONED_ROWS - len(piece))) for piece in pieces)
+        return torch.cat([preconditioner.apply(piece) for piece in padded])[: len(rows)]
 
     def score_range(
         self, shard_number: int, offsets: slice, weights: Float[Tensor, "D q"]

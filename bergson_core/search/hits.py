@@ -101,7 +101,7 @@ class HitMaker:
             Hit(
                 self._make_row(request, rank, document, module_scores),
                 error,
-                row and StoredDocument(document["prompt"], document["completion"], row),
+                row and StoredDocument(document, row),
             )
             for rank, (document, module_scores, error, row) in enumerate(
                 zip(documents, rows.module_scores, errors, stored_rows, strict=True), start=1
@@ -139,6 +139,7 @@ class HitMaker:
             score=float(module_scores.sum()),
             prompt=document["prompt"] if with_text else None,
             completion=document["completion"] if with_text else None,
+            rejected=document["rejected"] if with_text else None,
             metadata=document["metadata"] if "metadata" in request.include else None,
             loss=document["loss"],
             modules=modules,

@@ -9,7 +9,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -52,10 +52,9 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document and its stored row: what is needed to split the row's score by the document's tokens."""
+    """A document, as `read_document` returns it, and its stored row: what is needed to split the row's score."""
 
-    prompt: str
-    completion: str | None
+    document: dict[str, Any]
     row: StoredRow
 
 

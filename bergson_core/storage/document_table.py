@@ -1,7 +1,9 @@
 """The documents of a shard: an Arrow file that is memory-mapped and read by columns.
 
 <index>/shards/00000/rows.arrow   id, prompt, completion, metadata (JSON text), loss, n_tokens, weight; and, where
-                                  documents were cut, document, start, end, count (`schemas.documents.Chunk`)
+                                  documents were cut, document, start, end, count (`schemas.documents.Chunk`);
+                                  and, of preference pairs, rejected, is_chat, reference_margin (`PairTexts`): their
+                                  completion is the chosen one
 
 A table that release 0.1.0 has written has no column `weight`.
 
@@ -49,6 +51,13 @@ _CHUNK_FIELDS = [
 ]
 """Columns of shards in which there are documents that were cut; null for the others."""
 
+_PAIR_FIELDS = [
+    pa.field("rejected", pa.string()),
+    pa.field("is_chat", pa.bool_()),
+    pa.field("reference_margin", pa.float64()),
+]
+"""Columns of shards in which there are preference pairs."""
+
 
 def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelled: Sequence[int]) -> pa.Table:
     """Returns the table of n documents.
@@ -71,6 +80,10 @@ def make_document_table(records: Sequence[Record], losses: np.ndarray, n_labelle
     if any(record.chunk is not None for record in records):
         for field in _CHUNK_FIELDS:
             values = [getattr(record.chunk, field.name, None) for record in records]
+            table = table.append_column(field, pa.array(values, field.type))
+    if any(record.pair is not None for record in records):
+        for field in _PAIR_FIELDS:
+            values = [getattr(record.pair, field.name, None) for record in records]
             table = table.append_column(field, pa.array(values, field.type))
     return table
 
@@ -199,12 +212,14 @@ def _has_chunks(documents: pa.Table) -> bool:
 
 
 def read_document(documents: pa.Table, position: int) -> dict[str, Any]:
-    """Returns a document of the table: id, prompt, completion, metadata, loss, n_tokens, weight and chunk.
+    """Returns a document of the table: id, prompt, completion, metadata, loss, n_tokens, weight, chunk and rejected.
 
     The metadata is a dictionary, as it was when the document was added. The chunk is None for a document that was not
-    cut. A table of release 0.1.0 has no weights.
+    cut. `rejected` is None for a document that is no preference pair; one that is has `is_chat` and `reference_margin`
+    too. A table of release 0.1.0 has no weights.
     """
     (document,) = documents.slice(position, 1).to_pylist()
+    document.setdefault("rejected", None)
     parts = {field.name: document.pop(field.name, None) for field in _CHUNK_FIELDS}
     chunk = None if parts["document"] is None else Chunk.model_validate(parts)
     return document | {"metadata": json.loads(document["metadata"]), "chunk": chunk}

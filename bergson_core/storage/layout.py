@@ -11,6 +11,8 @@ TAKEDOWN_LOCK_FILE: Final = ".takedowns.lock"
 """Locked by the process that writes a takedown. The lock of the index may be held by another one meanwhile."""
 BUILD_STAMP_FILE: Final = "building.json"
 """Says whose build the directory holds until the index is published."""
+REFERENCE_FILE: Final = "reference.safetensors"
+"""What the reference model says of the pairs of a build, until the index is published."""
 APPEND_DIRECTORY_PREFIX: Final = ".appending-"
 """Beginning of the names of the directories that appends read documents into."""
 CHECKED_FILE: Final = ".checked.json"
@@ -19,7 +21,7 @@ TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
 INDEX_FILES: Final = frozenset(
     {"manifest.json", "statistics", "profiles", "shards", "search", "words", "documents.arrow"}
-    | {BUILD_STAMP_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
+    | {BUILD_STAMP_FILE, REFERENCE_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
 )
 """Names that an index uses in its directory, and that no model or dataset inside it may have."""
 DEFAULT_PROFILE: Final = "default"

@@ -92,7 +92,13 @@ def name_in_memory(name: str, root: Path) -> str:
 
 def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
     """Returns the names of the entries of the directory `root` that hold the model or the dataset of a located spec."""
-    names = [spec.model, *spec.models, spec.gradients.optimizer_state, spec.dataset and spec.dataset.path]
+    names = [
+        spec.model,
+        *spec.models,
+        spec.reference_model,
+        spec.gradients.optimizer_state,
+        spec.dataset and spec.dataset.path,
+    ]
     inside = [name_on_disk(name, root) for name in names if name is not None]
     return {name.removeprefix(_INSIDE).split(os.sep)[0] for name in inside if name.startswith(_INSIDE)}
 
@@ -104,6 +110,8 @@ def _replace_names(
     changes: dict[str, Any] = {"model": replace(spec.model)}
     if spec.models:
         changes["models"] = tuple(_replace_checkpoint(name, replace) for name in spec.models)
+    if spec.reference_model is not None:
+        changes["reference_model"] = replace(spec.reference_model)
     if spec.dataset is not None:
         changes["dataset"] = spec.dataset.model_copy(update={"path": replace(spec.dataset.path)})
     if (checkpoint := spec.gradients.optimizer_state) is not None:

@@ -174,6 +174,8 @@ class Manifest(ResultModel):
     moved."""
     checkpoint_revisions: tuple[str | None, ...] = ()
     """For each of the spec's `models` the commit of a hub model at the time of the build, null for a local one."""
+    reference_sha256: str | None = None
+    """The sha256 of the files of the reference model of preference pairs; null without one."""
     adapter_base: str | None = None
     """Directory of the model that local adapters belong to, if that model is local too."""
     chat_date: date | None = None

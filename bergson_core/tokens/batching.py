@@ -1,6 +1,7 @@
 """Tokenises prompts and completions, and puts tokenised documents into batches of about equal cost.
 
-Legend: n documents of a batch, s positions.
+Legend: n documents of a batch, q sequences, s positions. A document is one sequence; a preference pair is two, the
+chosen and the rejected one. All documents of a batch are of one kind.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bergson_core.tokens.preference_pairs import PairLoss
 from bergson_core.tokens.tokenization import Tokens
 
 BUDGET_TOKENS = 4096
@@ -24,11 +26,12 @@ class Batch:
 
     Attributes:
         indices: Positions of the documents in the sequence that the batch was made from, int64 [n].
-        input_ids: Token ids, int64 [n, s].
-        mask: 1 on tokens and 0 on padding, int64 [n, s]; None if there is no padding.
-        labelled: Whether the loss is taken over a token, bool [n, s].
+        input_ids: Token ids, int64 [q, s], the sequences of a document beside each other.
+        mask: 1 on tokens and 0 on padding, int64 [q, s]; None if there is no padding.
+        labelled: Whether the loss is taken over a token, bool [q, s].
         weights: Number that each document's loss is multiplied by, float64 [n]; None if all are 1.
         log_odds: Whether the loss of a document's tokens is their negative log-odds, bool [n]; None if of none.
+        pairs: The loss of the documents, if they are preference pairs.
     """
 
     indices: np.ndarray
@@ -37,9 +40,26 @@ class Batch:
     labelled: Tensor
     weights: Tensor | None
     log_odds: Tensor | None = None
+    pairs: PairLoss | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def sequences_per_document(self) -> int:
+        """q / n."""
+        return 1 if self.pairs is None else 2
+
+    @property
+    def positions(self) -> int:
+        """Number of positions of a document, padding included: s, or 2 s of a pair."""
+        return self.sequences_per_document * self.input_ids.shape[1]
+
+    def token_positions(self, number: int) -> Tensor:
+        """Returns where the tokens of a document are among its positions, in order, on the CPU."""
+        if self.mask is None:
+            return torch.arange(self.positions)
+        return self.mask.reshape(len(self), -1)[number].nonzero()[:, 0].cpu()
 
     @property
     def n_tokens(self) -> int:
@@ -77,23 +97,28 @@ def iter_length_buckets(lengths: Sequence[int], budget_tokens: int) -> Iterator[
 def iter_batches(
     documents: Sequence[Tokens], budget_tokens: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Yields the documents in batches of similar length.
+    """Yields the documents in batches of similar length, and preference pairs in batches of their own.
 
     Args:
         documents: The documents.
         budget_tokens: Largest number of tokens of a batch, padding included. A longer document is a batch of its own.
         device: Device of the batches' tensors.
     """
-    for indices in iter_length_buckets([len(tokens.ids) for tokens in documents], budget_tokens):
-        yield _collate([documents[k] for k in indices], indices, device)
+    for is_pair in (False, True):
+        numbers = [k for k, tokens in enumerate(documents) if (tokens.pair is not None) == is_pair]
+        for places in iter_length_buckets([documents[k].padded for k in numbers], budget_tokens):
+            indices = [numbers[place] for place in places]
+            yield _collate([documents[k] for k in indices], indices, device)
 
 
 def _collate(documents: list[Tokens], indices: list[int], device: torch.device | str) -> Batch:
-    lengths = np.array([len(tokens.ids) for tokens in documents])
+    pairs = [tokens.pair for tokens in documents if tokens.pair is not None]
+    sequences = [sequence for tokens in documents for sequence in tokens.sequences]
+    lengths = np.array([len(tokens.ids) for tokens in sequences])
     positions = np.arange(max(1, lengths.max()))
-    ids = np.zeros((len(documents), len(positions)), dtype=np.int64)
+    ids = np.zeros((len(sequences), len(positions)), dtype=np.int64)
     labelled = np.zeros(ids.shape, dtype=bool)
-    for row, labels, tokens in zip(ids, labelled, documents, strict=True):
+    for row, labels, tokens in zip(ids, labelled, sequences, strict=True):
         row[: len(tokens.ids)] = tokens.ids
         labels[: len(tokens.ids)] = tokens.labels
     is_token = positions < lengths[:, None]
@@ -106,4 +131,5 @@ def _collate(documents: list[Tokens], indices: list[int], device: torch.device |
         labelled=torch.from_numpy(labelled).to(device),
         weights=None if (weights == 1).all() else weights.to(device),
         log_odds=log_odds.to(device) if log_odds.any() else None,
+        pairs=PairLoss.of(pairs) if pairs else None,
     )

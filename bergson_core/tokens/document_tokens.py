@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Final
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -10,15 +10,18 @@ from transformers import PreTrainedTokenizerBase
 from bergson_core.data.column_values import require_weights
 from bergson_core.data.documents import READ_CHUNK_SIZE, as_slice, documents_from_dataset
 from bergson_core.data.row_chunks import missing_column
-from bergson_core.errors import ColumnNotFound
-from bergson_core.schemas.build import Loss
+from bergson_core.errors import ColumnNotFound, InvalidInput
+from bergson_core.schemas.build import GradientSpec, Loss
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.chat_template import tokenize_chats
+from bergson_core.tokens.preference_pairs import tokenize_pairs
 from bergson_core.tokens.token_columns import read_token_rows
 from bergson_core.tokens.token_limits import NO_LIMITS, TokenLimits
 from bergson_core.tokens.tokenization import Tokens, tokenize, with_loss_weight
 from bergson_core.tokens.word_joins import JoinChecker, MissingSpaceCounter
+
+DEFAULT_BETA: Final[float] = GradientSpec.model_fields["preference_beta"].default
 
 
 def tokenize_records(
@@ -28,8 +31,9 @@ def tokenize_records(
     *,
     label_end: bool = True,
     chat_date: date | None = None,
+    preference_beta: float = DEFAULT_BETA,
 ) -> list[Tokens]:
-    """Tokenises documents that all have messages, or all have completions, or all have neither.
+    """Tokenises documents that all have messages, or all have completions, or all have neither, or are all pairs.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -37,10 +41,20 @@ def tokenize_records(
         loss: Whether a document's loss is the sum over its labelled tokens or their mean.
         label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
         chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
+        preference_beta: β of the loss of preference pairs.
+
+    Raises:
+        InvalidInput: A document cannot be tokenised, or preference pairs are to have the mean of a loss.
     """
     chats = [record.messages for record in records if record.messages is not None]
     completions = [record.completion for record in records if record.completion is not None]
-    if chats:
+    if any(record.pair is not None for record in records):
+        if loss != "sum":
+            raise InvalidInput(
+                "the loss of a preference pair compares log-probabilities, which are sums: expected loss sum"
+            )
+        tokenized = tokenize_pairs(tokenizer, records, preference_beta, chat_date)
+    elif chats:
         names = [f"document {record.id!r}" for record in records]
         tokenized = tokenize_chats(tokenizer, chats, chat_date, names)
     else:
@@ -62,6 +76,7 @@ def iter_token_chunks(
     *,
     label_end: bool = True,
     chat_date: date | None = None,
+    preference_beta: float = DEFAULT_BETA,
 ) -> Iterator[list[Tokens]]:
     """Yields the tokens of documents of a dataset in order, `READ_CHUNK_SIZE` documents at a time.
 
@@ -75,6 +90,7 @@ def iter_token_chunks(
         numbers: Numbers of the rows to read; by default all.
         label_end: Whether special tokens that the tokenizer puts after a text are labelled, as in `tokenize`.
         chat_date: The date that a chat template is told if it asks for today's; by default it is today's.
+        preference_beta: β of the loss of preference pairs.
 
     Raises:
         TooLong: A document has too many tokens.
@@ -99,7 +115,14 @@ def iter_token_chunks(
             ]
         else:
             records = documents.read(indices)
-            chunk = tokenize_records(tokenizer, records, loss, label_end=label_end, chat_date=chat_date)
+            chunk = tokenize_records(
+                tokenizer,
+                records,
+                loss,
+                label_end=label_end,
+                chat_date=chat_date,
+                preference_beta=preference_beta,
+            )
             spaces.add(records)
         for index, tokens in zip(indices, chunk, strict=True):
             limits.require(tokens, f"row {index}")

@@ -41,7 +41,7 @@ class TokenLimits:
             TooLong: The text has too many tokens.
             InvalidInput: The model does not know one of the tokens.
         """
-        self.require_length(len(tokens.ids), what)
+        self.require_length(tokens.longest, what)
         self.require_known(tokens, what)
 
     def require_length(self, count: int, what: str) -> None:

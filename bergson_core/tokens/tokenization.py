@@ -15,6 +15,22 @@ from bergson_core.schemas.build import Loss
 
 
 @dataclass(frozen=True)
+class PreferencePair:
+    """What makes a document a preference pair.
+
+    Attributes:
+        chosen_tokens: So many of the document's tokens are the chosen sequence; the others are the rejected one. Each
+            sequence has the prompt in it.
+        beta: β of the loss.
+        reference_margin: log p(chosen) - log p(rejected) of the reference model, in nats; 0 without a reference.
+    """
+
+    chosen_tokens: int
+    beta: float
+    reference_margin: float
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A tokenised document.
 
@@ -23,12 +39,14 @@ class Tokens:
         labels: Whether the loss is taken over a token, bool [s]. These are the labelled tokens.
         weight: Number that the sum of the losses of the labelled tokens is multiplied by.
         log_odds: Whether the loss of a token is its negative log-odds, log (1 - p) / p, and not -log p.
+        pair: Of a preference pair, which of the tokens are which sequence; None for a document of one sequence.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     weight: float = 1.0
     log_odds: bool = False
+    pair: PreferencePair | None = None
 
     @classmethod
     def labelled_from(cls, ids: np.ndarray, first: int) -> "Tokens":
@@ -38,6 +56,24 @@ class Tokens:
     def negated(self) -> "Tokens":
         """Returns the same document with the negative of its weight."""
         return replace(self, weight=-self.weight)
+
+    @property
+    def sequences(self) -> list["Tokens"]:
+        """What the model reads: the document itself, or the chosen and the rejected sequence of a pair."""
+        if self.pair is None:
+            return [self]
+        end = self.pair.chosen_tokens
+        return [Tokens(self.ids[:end], self.labels[:end]), Tokens(self.ids[end:], self.labels[end:])]
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest sequence."""
+        return len(self.ids) if self.pair is None else max(len(sequence.ids) for sequence in self.sequences)
+
+    @property
+    def padded(self) -> int:
+        """Number of tokens of the sequences beside each other, padding included."""
+        return self.longest if self.pair is None else 2 * self.longest
 
     @property
     def n_labelled(self) -> int:

@@ -174,7 +174,11 @@ class MissingSpaceCounter:
     def add(self, records: Sequence[Record]) -> None:
         """Counts records that have a completion, up to a thousand in all."""
         for record in records[: _MAX_COUNTED - self.seen]:
-            if record.completion is None or record.messages is not None:
+            if (
+                record.completion is None
+                or record.messages is not None
+                or (record.pair and record.pair.is_chat)
+            ):
                 continue
             self.seen += 1
             if self.checker.expects_space(record.prompt, record.completion):

@@ -32,7 +32,19 @@ OPEN_ANSWER_FIELDS: Final = frozenset(
 )
 """Fields of an answer that hold no text of a document."""
 OPEN_ROW_FIELDS: Final = frozenset(
-    {"rank", "id", "score", "exact", "percentile", "loss", "modules", "chunk", "verified"}
+    {
+        "rank",
+        "id",
+        "score",
+        "exact",
+        "interval",
+        "strength",
+        "percentile",
+        "loss",
+        "modules",
+        "chunk",
+        "verified",
+    }
 )
 """Fields of a result that neither hold a document's text or metadata nor tell anything about them."""
 

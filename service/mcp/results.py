@@ -10,7 +10,7 @@ from typing import Any, Final
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.documents import Chunk
-from bergson_core.schemas.results import ResultRow
+from bergson_core.schemas.results import ResultRow, Strength
 from service.index_schemas import IndexDetail, IndexSummary
 from service.schemas import AttributeResponse
 
@@ -96,6 +96,12 @@ class QuotedDocument(ResultModel):
     """Influence of the document. Positive scores made the completion more likely."""
     exact: bool
     """Whether the score is that of whole gradients (`rescore`), without the noise of the projection."""
+    interval: tuple[float, float] | None
+    """[low, high]: where the score lies on average over all random projections, in nine of ten cases. Null for an exact
+    score, which has no such noise."""
+    strength: Strength | None
+    """`strong`: the document stands out, in spite of the noise of its score. `weak`: it stands out, or the noise does
+    not explain its score, but not both. `none`: as random documents. Null where this is not known."""
     percentile: float | None
     """Percentage of random documents of the index that score lower for this query."""
     loss: float | None
@@ -122,6 +128,8 @@ class QuotedDocument(ResultModel):
             id=row.id,
             score=row.score,
             exact=row.exact,
+            interval=row.interval,
+            strength=row.strength,
             percentile=row.percentile,
             loss=row.loss,
             untrusted_text=None if text is None else text[:max_characters],

@@ -47,6 +47,14 @@ INDEX_INLINE: dict[str, Any] = {
     ],
     "columns": {"id": "id", "metadata": ["source"]},
 }
+INDEX_PAIRS: dict[str, Any] = {
+    "name": "preferences",
+    "model": "HuggingFaceH4/zephyr-7b-beta",
+    "dataset": {"path": "trl-lib/ultrafeedback_binarized"},
+    "columns": {"chosen": "chosen", "rejected": "rejected"},
+    "gradients": {"preference_beta": 0.1},
+    "reference_model": "HuggingFaceH4/mistral-7b-sft-beta",
+}
 JOB_ACCEPTED: dict[str, Any] = {"job_id": JOB_ID, "index": "facts", "state": "queued"}
 INDEX_SUMMARY: dict[str, Any] = {
     "name": "facts",

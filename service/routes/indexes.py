@@ -44,6 +44,7 @@ _BODIES: dict[str, Any] = {
     "preset": {"summary": "A preset, with a smaller projection", "value": examples.INDEX_PRESET},
     "checkpoints": {"summary": "Several checkpoints of a run", "value": examples.INDEX_CHECKPOINTS},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
+    "pairs": {"summary": "Preference pairs, with a reference model", "value": examples.INDEX_PAIRS},
 }
 _ESTIMATES: dict[str, Any] = {"dataset": {"summary": "A build", "value": examples.INDEX_REQUEST}}
 

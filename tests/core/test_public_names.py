@@ -19,8 +19,9 @@ PUBLIC_NAMES = """
     AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
     ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
     Executor GradientCollector GradientProcessor GradientSpec GroupEffect IndexCallback Interval KfacNormalizer
-    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer Progress QueryChange QueryEcho QueryWarning
-    Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes TimingMs Together
+    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer PreferencePair Progress QueryChange
+    QueryEcho QueryWarning Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes
+    TimingMs Together
     TokenInfluence Tokens TrainingSchedule TrainingSpec UnlearnPreview UnlearnSpec Unlearner Verification
     Verified VerifySpec WatchedQuery WordMatch
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build

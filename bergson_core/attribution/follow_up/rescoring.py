@@ -190,7 +190,7 @@ class Rescorer:
                     positions = None if exact.positions is None else exact.positions.cpu()
                 for row, number in enumerate(batch.indices.tolist()):
                     document_id, document = group[number], documents[number]
-                    parts = None if positions is None else positions[row, : len(document.ids)]
+                    parts = None if positions is None else positions[row, batch.token_positions(row)]
                     scores[document_id] = self._make_score(
                         candidates[document_id], document, modules[row], parts, "modules" in query.include
                     )
@@ -211,7 +211,7 @@ class Rescorer:
             stored, tokenizer = self._selector.read(location), self._collector.model.tokenizer
             assert tokenizer is not None  # load_model always gives one
             columns = self._manifest.spec.columns
-            record = record_from_stored(stored["id"], stored["prompt"], stored["completion"], columns)
+            record = record_from_stored(stored, columns)
             influences = list_token_influences(tokenizer, record, document, positions)
         return _ExactScore(
             float(modules.sum()),

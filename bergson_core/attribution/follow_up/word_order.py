@@ -190,7 +190,8 @@ class WordOrder:
             if row.id not in located:
                 continue
             document, number = self._selector.read(located[row.id]), self._number(located[row.id])
-            text = stored_text(document["prompt"], document["completion"], is_chat=is_chat)
+            is_chat_pair = bool(document.get("is_chat"))
+            text = stored_text(document["prompt"], document["completion"], is_chat=is_chat or is_chat_pair)
             words = WordMatch(
                 rank=ranking.rank(number),
                 score=float(ranking.scores[number]),

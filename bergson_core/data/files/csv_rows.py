@@ -23,7 +23,7 @@ Cells = Sequence[str]
 
 
 def iter_csv_chunks(
-    files: Sequence[DataFile], names: Sequence[str], data_names: Sequence[str], weight: str | None
+    files: Sequence[DataFile], names: Sequence[str], data_names: Sequence[str], number_names: Sequence[str]
 ) -> Iterator[RowChunk]:
     """Yields the rows of CSV files.
 
@@ -31,7 +31,7 @@ def iter_csv_chunks(
         files: The files. They are read twice if there are columns of data.
         names: The columns to read.
         data_names: Those of them that hold numbers where all files have numbers in them.
-        weight: The column that has to hold numbers, which need not have their shortest form.
+        number_names: The columns that have to hold numbers, which need not have their shortest form.
 
     Raises:
         ColumnNotFound: A file lacks a column.
@@ -43,8 +43,8 @@ def iter_csv_chunks(
         for rows in group_rows(_iter_rows(file, names)):
             columns = dict(zip(names, zip(*rows, strict=True), strict=True))
             data = {name: [parse_number(cell) for cell in columns[name]] for name in number_columns}
-            if weight is not None:
-                data[weight] = [parse_number(cell.strip()) for cell in columns[weight]]
+            for name in number_names:
+                data[name] = [parse_number(cell.strip()) for cell in columns[name]]
             yield RowChunk(str(file.path), first_row, columns, {**columns, **data})
             first_row += len(rows)
 

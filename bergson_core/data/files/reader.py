@@ -113,8 +113,8 @@ class FileReader:
             return
         if file_format in ("csv", "tsv"):
             data_names = () if columns is None else columns.metadata
-            weight = None if columns is None else columns.weight
-            yield from iter_csv_chunks(self._files, names, data_names, weight)
+            numbers = () if columns is None else columns.number_columns()
+            yield from iter_csv_chunks(self._files, names, data_names, numbers)
         elif file_format == "text":
             choice = self._spec.text_documents
             by_line = choice == "line" or (choice == "auto" and len(self._files) == 1)

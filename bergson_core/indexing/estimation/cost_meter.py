@@ -15,6 +15,9 @@ _REPEATED_ALLOCATOR_SHARE: Final = 0.5
 """How much the freed memory that the allocator holds after one batch grows over many batches, as a share of it: batches
 of other sizes do not fit into the blocks that were freed."""
 
+REFERENCE_DOCUMENTS: Final = 32
+"""Preference pairs that a trial asks the reference model about."""
+
 
 class CostMeter:
     """Counts seconds by stage of a build: passes through the model, decompositions, and everything else.
@@ -141,9 +144,10 @@ class TrialMeasurements:
     def _seconds(self) -> float:
         stages = self.meter.stages
         once = sum(stage["decompositions"] for stage in stages.values())
-        once += sum(stages[name]["other"] for name in ("load", "statistics", "sample"))
+        once += sum(stages[name]["other"] for name in ("load", "load_reference", "statistics", "sample"))
         per_row = (stages["gradients"]["other"] + stages["search"]["other"]) / self.manifest.rows
         per_document = stages["read"]["other"] / self.sample.looked_at + per_row
+        per_document += stages["reference"]["other"] / REFERENCE_DOCUMENTS
         return once + self._pass_seconds() + per_document * self.sample.documents
 
 

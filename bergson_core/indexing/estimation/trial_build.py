@@ -35,13 +35,19 @@ from bergson_core.indexing.build import (
 )
 from bergson_core.indexing.build_context import BuildContext, CostlySteps
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
-from bergson_core.indexing.estimation.cost_meter import CostMeter, SampleCounts, TrialMeasurements
+from bergson_core.indexing.estimation.cost_meter import (
+    REFERENCE_DOCUMENTS,
+    CostMeter,
+    SampleCounts,
+    TrialMeasurements,
+)
 from bergson_core.indexing.estimation.partial_steps import (
     DecompositionSampler,
     PassSampler,
     SampledRowCollector,
 )
 from bergson_core.indexing.executor import LocalExecutor
+from bergson_core.indexing.preference.reference_margins import compute_margins, load_reference
 from bergson_core.indexing.publish import publish_index
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.indexing.shard_building import build_shards
@@ -112,6 +118,7 @@ def _build_shard(context: BuildContext, meter: CostMeter, sample_size: int) -> T
     """Runs the stages of a build before the publication, over one shard."""
     model = load_tracked_model(context)
     documents, lengths, sample = _choose_documents(context, model, meter, sample_size)
+    _ask_reference(context, documents, model, meter)
     meter.begin_stage("statistics")
     fingerprint = rows_fingerprint(context.spec, model, documents)
     budget_tokens = fit_statistics(_sample_passes(context, model, meter), model, documents, fingerprint)
@@ -147,7 +154,7 @@ def _choose_documents(
     lengths, labelled_tokens = [], 0
     for chunk in checked.documents.iter_chunks():
         for tokens in tokenize_documents(chunk, spec, model):
-            lengths.append(len(tokens.ids))
+            lengths.append(tokens.padded)
             labelled_tokens += tokens.n_labelled
     modules = model.select_for(settings)
     shape = RowShape(settings.rows, len(modules), settings.projection_dim**2)
@@ -162,6 +169,19 @@ def _choose_documents(
         [lengths[number] for number in chosen],
         SampleCounts(rows, len(checked), sum(lengths), labelled_tokens),
     )
+
+
+def _ask_reference(
+    context: BuildContext, documents: CheckedDocuments, model: LanguageModel, meter: CostMeter
+) -> None:
+    """Loads the reference model of preference pairs, if there is one, and asks it about a few of them."""
+    meter.begin_stage("load_reference")
+    reference = load_reference(context)
+    meter.begin_stage("reference")
+    if reference is not None:
+        numbers = np.linspace(0, len(documents) - 1, REFERENCE_DOCUMENTS).round().astype(int).tolist()
+        few = replace(documents, documents=DocumentSubset.of(documents.documents, numbers))
+        compute_margins(context, few, model, reference)
 
 
 def _sample_passes(

@@ -66,6 +66,11 @@ def require_settings_of_checkpoints(spec: "BuildSpec") -> None:
             + ". A revision of the "
             "hub is written behind the checkpoint's id, as in id@revision",
         )
+    if spec.columns.chosen is not None:
+        raise field_error(
+            *("columns", "chosen"),
+            message="preference pairs are weighed by one model: expected `model` in place of `models` with them",
+        )
     if spec.device_map is not None:
         raise field_error(
             "device_map",

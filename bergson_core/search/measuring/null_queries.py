@@ -95,7 +95,9 @@ class QuerySources:
             losses += [
                 np.inf if row["loss"] is None else row["loss"] / max(1, row["n_tokens"]) for row in rows
             ]
-        return cls(numbers, documents, np.array(losses), sum(shard.entry.rows for shard in shards))
+        # A pair is no text: what is preferred in it stands for it.
+        texts = [document.sequences[0] for document in documents]
+        return cls(numbers, texts, np.array(losses), sum(shard.entry.rows for shard in shards))
 
     def without_short_documents(self) -> "QuerySources":
         """Returns the documents that can be divided: those of two tokens or more."""

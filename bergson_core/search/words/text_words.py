@@ -60,8 +60,14 @@ def _spaced(text: str) -> str:
 
 
 def stored_text(prompt: str, completion: str | None, *, is_chat: bool) -> str:
-    """Returns the text of a document from what an index stores of it; of a chat, the contents of its messages."""
-    return chat_text(json.loads(prompt)) if is_chat else prompt + (completion or "")
+    """Returns the text of a document from what an index stores of it; of a chat, the contents of its messages.
+
+    Of a preference pair, it is the prompt with the chosen completion.
+    """
+    if not is_chat:
+        return prompt + (completion or "")
+    messages = json.loads(prompt)
+    return chat_text(messages if completion is None else [*messages, *json.loads(completion)])
 
 
 def chat_text(messages: Iterable[Mapping[str, Any]]) -> str:

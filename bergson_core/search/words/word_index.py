@@ -67,10 +67,14 @@ class WordIndex:
     def _iter_texts(self, shard: Shard) -> Iterator[list[str]]:
         """Yields the texts of the documents of a shard, some at a time."""
         texts: list[str] = []
-        columns = shard.documents.select(["prompt", "completion"])
+        present = [
+            name for name in ("is_chat",) if name in shard.documents.column_names
+        ]  # of preference pairs
+        columns = shard.documents.select(["prompt", "completion", *present])
         for start in range(0, shard.entry.rows, _READ_ROWS):
             for row in columns.slice(start, _READ_ROWS).to_pylist():
-                texts.append(stored_text(row["prompt"], row["completion"], is_chat=self._is_chat))
+                is_chat = self._is_chat or bool(row.get("is_chat"))
+                texts.append(stored_text(row["prompt"], row["completion"], is_chat=is_chat))
             if sum(map(len, texts)) >= _PART_CHARACTERS:
                 yield texts
                 texts = []

@@ -12,8 +12,8 @@ from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("tokens", "modules", "verified")
-"""Fields of a result that are columns of JSON, where any result has them."""
+_CSV_PARTS: Final = ("rejected", "tokens", "modules", "verified")
+"""Further fields of a result, those of lists and objects as JSON, where any result has them."""
 _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "score": lambda row: f"{row.score:+.4f}",
     "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
@@ -40,9 +40,9 @@ _LEFT: Final = ("strength", "exact", "states")
 def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] = frozenset()) -> Table:
     """Returns a table of results, with a tick in front of those whose id is in `marked`.
 
-    Behind the id of a document that was cut stand the characters that are shown of it. Columns with intervals, with the
-    strength of influences, for exact scores, and with the rank by BM25 and whether the completion is stated are there
-    if any result has them.
+    Below a preference pair stands its rejected completion. Behind the id of a document that was cut stand the
+    characters that are shown of it. Columns with intervals, with the strength of influences, for exact scores, and with
+    the rank by BM25 and whether the completion is stated are there if any result has them.
     """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -54,7 +54,8 @@ def results_table(title: str, rows: Sequence[ResultRow], marked: frozenset[str] 
     for name in ("id", *columns, *["document"] * has_text):
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"))
+        rejected = ("" if row.rejected is None else f"\nrejected: {row.rejected}", "dim")
+        document = Text.assemble(row.prompt or "", (row.completion or "", "bold"), rejected)
         tick = Text("✓", "green") if row.id in marked else Text("")
         metadata = [Text(_metadata_text((row.metadata or {}).get(name))) for name in columns]
         part = f" [{row.chunk.start}:{row.chunk.end}]" if row.chunk else ""

@@ -1,6 +1,7 @@
 /* An answer as a file: JSON lines as the API gives them, or a table for spreadsheets. */
 
-const COLUMNS = ["direction", "rank", "id", "score", "exact", "percentile", "loss", "prompt", "completion"];
+const COLUMNS = ["direction", "rank", "id", "score", "exact", "interval", "strength", "percentile", "loss", "prompt",
+  "completion"];
 
 /** Returns the results with their direction, as rows of one table. */
 export function resultRows(answer) {

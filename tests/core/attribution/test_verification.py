@@ -271,7 +271,9 @@ def test_stored_documents_are_tokenised_as_in_the_build(sources, tmp_path):
     build_index(spec, tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
     (tokens,) = opened.verifier.selector.tokenize([(0, 3)])
-    record = record_from_stored("3", pairs[3]["q"], pairs[3]["a"], spec.columns)
+    record = record_from_stored(
+        {"id": "3", "prompt": pairs[3]["q"], "completion": pairs[3]["a"]}, spec.columns
+    )
     (expected,) = tokenize_documents([record], spec, opened.model)
     assert (tokens.ids == expected.ids).all()
     assert tokens.weight == pytest.approx(1 / tokens.n_labelled)

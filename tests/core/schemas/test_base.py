@@ -20,7 +20,7 @@ WRONG: dict[str, tuple[type[Spec], dict[str, Any], list[str]]] = {
     "an unknown field": (
         VerifySpec,
         {"top": 3, "steps": 3},
-        ["steps: no such field; expected top, controls, learning_rate"],
+        ["steps: no such field; expected top, controls, learning_rate, together"],
     ),
     "misspelled fields": (
         BuildSpec,
@@ -143,7 +143,7 @@ def test_help_lists_each_field_with_its_type_default_and_description() -> None:
     text = inspect.getdoc(AttributionQuery) or ""
     assert text.startswith("A prompt and the model's completion of it")
     assert "    top_k (int, default 10):\n        Number of results to return in each direction.\n" in text
-    assert str(inspect.signature(VerifySpec)) == "(*, top=3, controls=3, learning_rate=None)"
+    assert str(inspect.signature(VerifySpec)) == "(*, top=3, controls=3, learning_rate=None, together=False)"
 
 
 def test_the_json_schema_has_the_docstring_as_it_was_written() -> None:

@@ -55,6 +55,7 @@ def test_local_checkpoints_have_absolute_paths_and_hub_ids_keep_their_revisions(
         ({"models": [f"run-{k}" for k in range(33)]}, "at most 32"),
         ({"models": ["a", "b"], "model": "c"}, "either `model` or `models`"),
         ({"models": ["a", "b"], "model": "b", "revision": "main"}, "id@revision"),
+        ({"models": ["a", "b"], "columns": {"chosen": "c", "rejected": "r"}}, "weighed by one model"),
         ({"models": ["a", "b"], "device_map": "auto"}, "take turns on one device"),
         ({"models": ["a", "b"], "gradients": {"optimizer_state": "x.pt", "normalizer": "adam"}}, "alone"),
     ],

@@ -51,6 +51,8 @@ async def test_a_question_is_answered_with_quoted_documents(url: str, broker: Fa
     assert [row["id"] for row in answer["proponents"]] == ["doc-0", "doc-1"]
     assert [row["untrusted_text"] for row in answer["proponents"]] == [text[:20] for text in TEXTS]
     assert [row["is_cut"] for row in answer["proponents"]] == [True, True]
+    assert [row["strength"] for row in answer["proponents"]] == ["strong", "weak"]
+    assert answer["proponents"][0]["interval"] == [0.75, 0.85]
     assert answer["about_untrusted_fields"] == UNTRUSTED
     assert answer["notice"] == "no strong influence found"
     (query, *_) = broker.queries[0]

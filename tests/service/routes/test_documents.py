@@ -72,6 +72,7 @@ def test_a_document_is_found_by_any_id(client: TestClient, news: Path, document_
         "id": document_id,
         "prompt": f"text of {document_id}",
         "completion": None,
+        "rejected": None,
         "metadata": {"source": "wiki"},
         "loss": None if document_id == IDS[-1] else 1.5,
         "n_tokens": 6,

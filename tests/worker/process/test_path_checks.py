@@ -310,3 +310,11 @@ def test_every_checkpoint_has_to_be_allowed(root: Path) -> None:
     for name in ("/etc", "other/run@step1", "org/run@step1/../x", "./org/run@step1"):
         with pytest.raises(InvalidInput, match=r"models\.0: "):
             require_allowed_paths(make_spec(model=None, models=[name, allowed]), settings)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../outside", "https://example.org/model"])
+def test_a_reference_model_has_to_be_allowed_as_any_model(root: Path, name: str):
+    pairs = {"columns": {"chosen": "good", "rejected": "bad"}, "documents": [{"good": "a", "bad": "b"}]}
+    require_allowed_paths(make_spec(**pairs, reference_model="gpt2"), Settings(data_dir=root))
+    with pytest.raises(InvalidInput, match="reference_model: "):
+        require_allowed_paths(make_spec(**pairs, reference_model=name), Settings(data_dir=root))

@@ -17,7 +17,7 @@ from bergson_core.schemas.base import Spec
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.evaluation import EvaluationSpec
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.source import DatasetSpec
+from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from service.cli import app
 from service.cli.build import BUILD_OPTIONS
 from service.cli.evaluate import EVALUATION_OPTIONS
@@ -40,10 +40,21 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
     EvaluationSpec: EVALUATION_OPTIONS,
 }
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
-NEEDED_BESIDE = {"span": {"completion": "C C C"}, "chunk_overlap": {"long_documents": "chunk"}}
+PAIR = {"chosen_column": "good", "rejected_column": "bad"}
+NEEDED_BESIDE = {
+    "span": {"completion": "C C C"},
+    "chunk_overlap": {"long_documents": "chunk"},
+    "preference_beta": PAIR,
+    "reference_model": PAIR,
+    "reference_revision": PAIR | {"reference_model": "R"},
+}
 """Options that another option cannot be given without."""
 MESSAGES_OPTION = "AttributionQuery-messages"
 """It excludes the prompt, which the other options need."""
+PAIR_OPTIONS = [
+    f"BuildSpec-{name}_column" for name in ("chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps")
+]
+"""They go in twos."""
 PRESET_OPTION = "BuildSpec-preset"
 """It sets what other options leave out."""
 CHECKPOINTS_OPTION = "BuildSpec-models"
@@ -129,7 +140,11 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
 
 @pytest.mark.parametrize(
     ("spec", "option"),
-    [case for case in options() if case.id not in (MESSAGES_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION)],
+    [
+        case
+        for case in options()
+        if case.id not in (MESSAGES_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION, *PAIR_OPTIONS)
+    ],
 )
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
     values = values_without_options(spec) | NEEDED_BESIDE.get(option.name, {})
@@ -149,6 +164,16 @@ def test_checkpoints_stand_for_the_model() -> None:
     assert (spec.model, spec.models) == ("N", ("M", "N"))
     with pytest.raises(InvalidInput, match="model: required"):
         make_spec(BuildSpec, TABLES[BuildSpec], without)
+
+
+def test_options_of_preference_pairs_give_their_columns_and_no_prompt() -> None:
+    given = {"model": "M", "dataset": "D"} | PAIR
+    logps = {"ref_chosen_logps_column": "a", "ref_rejected_logps_column": "b"}
+    columns = make_spec(BuildSpec, TABLES[BuildSpec], given | logps).columns
+    expected = {"chosen": "good", "rejected": "bad", "ref_chosen_logps": "a", "ref_rejected_logps": "b"}
+    assert columns == ColumnsSpec.model_validate(expected)
+    assert columns.prompt is None
+    assert make_spec(BuildSpec, TABLES[BuildSpec], given | {"prompt_column": "q"}).columns.prompt == "q"
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
