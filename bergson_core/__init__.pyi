@@ -1,5 +1,5 @@
 from . import errors as errors
-from .attribution.corpus_scores import score_corpus, score_self_influence, write_score_array
+from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.groups.unlearning_preview import preview_unlearning
 from .attribution.index import AttributionIndex
@@ -137,6 +137,7 @@ __all__ = [
     "preview_unlearning",
     "read_manifest",
     "relocate_index",
+    "score_behaviour",
     "score_corpus",
     "score_self_influence",
     "take_down_document",

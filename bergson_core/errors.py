@@ -8,6 +8,8 @@
     │   └── TooLong                      prompt and completion have more tokens than the model takes
     ├── IndexNotFound                    no index is published under this name
     ├── DocumentNotFound                 no document has this id, or it was taken down
+    ├── BehaviourNotFound                the index has no behaviour of this name
+    ├── BehaviourExists                  the index has a behaviour of this name already
     ├── IdsExist                         the index already has documents with these ids
     ├── IndexExists                      the name is taken
     ├── IndexBusy                        this or another process is writing the index
@@ -106,6 +108,18 @@ class DocumentNotFound(BergsonError):
         return cls(
             f"the index {index} has no document {', '.join(map(repr, ids[:10]))}{more}, or it was taken down"
         )
+
+
+class BehaviourNotFound(BergsonError):
+    """The index has no behaviour of this name."""
+
+    code = "behaviour_not_found"
+
+
+class BehaviourExists(BergsonError):
+    """The index has a behaviour of this name already."""
+
+    code = "behaviour_exists"
 
 
 class IdsExist(BergsonError):

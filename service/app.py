@@ -27,6 +27,7 @@ from service.openapi.metadata import openapi_document
 from service.queue.broker import Broker
 from service.routes import (
     attribute,
+    behaviours,
     documents,
     health,
     index_changes,
@@ -79,6 +80,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         indexes,
         documents,
         index_changes,
+        behaviours,
         jobs,
         attribute,
         unlearning,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from bergson_core.schemas.base import ResultModel
+from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
@@ -75,6 +76,13 @@ class ProfileJob(_IndexJob):
     spec: ProfileSpec
 
 
+class BehaviourJob(_IndexJob):
+    """Creates a behaviour of a published index."""
+
+    kind: Literal["behaviour"] = "behaviour"
+    spec: BehaviourSpec
+
+
 class CompactJob(_IndexJob):
     """Removes the bytes of taken-down documents from a published index."""
 
@@ -98,7 +106,8 @@ class UnlearnJob(_IndexJob):
 
 
 Job = Annotated[
-    BuildJob | AppendJob | ProfileJob | CompactJob | EstimateJob | UnlearnJob, Field(discriminator="kind")
+    BuildJob | AppendJob | ProfileJob | BehaviourJob | CompactJob | EstimateJob | UnlearnJob,
+    Field(discriminator="kind"),
 ]
 JobResult = Estimate | UnlearnPreview
 """What a job has found that changes nothing."""
@@ -148,7 +157,7 @@ class JobRecord(ResultModel):
 
     job_id: str
     kind: str
-    """`build`, `append`, `profile`, `compact`, `estimate` or `unlearn`."""
+    """`build`, `append`, `profile`, `behaviour`, `compact`, `estimate` or `unlearn`."""
     index: IndexName | None = None
     """Name of the index; null for an estimate, which belongs to no index."""
     state: JobState

@@ -11,19 +11,28 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32
 from torch import Tensor
 
+from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.queries.chat_queries import render_chat_queries
 from bergson_core.attribution.queries.checkpoint_losses import losses_between, not_learned_warnings
 from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
+from bergson_core.attribution.queries.query_rows import collect_query_rows
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.errors import BergsonError
-from bergson_core.gradients.row_collector import RowCollector, collect_rows
+from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.results import Answer, QueryEcho, ResultRow, TimingMs, TokenInfluence
+from bergson_core.schemas.results import (
+    Answer,
+    QueryEcho,
+    QueryWarning,
+    ResultRow,
+    TimingMs,
+    TokenInfluence,
+)
 from bergson_core.search.background_sample import percentile
 from bergson_core.search.measuring.significance import significance_notice, strength_of
 from bergson_core.search.profile import require_profile
@@ -33,6 +42,15 @@ from bergson_core.storage.layout import DEFAULT_PROFILE
 from bergson_core.storage.manifest import Manifest, NoticeEntry
 from bergson_core.tokens.batching import BUDGET_TOKENS
 from bergson_core.tokens.chat_template import RenderedChat
+
+
+@dataclass(frozen=True)
+class _AskedQuery:
+    """A query that the search is about to answer, and what its answer says of the query itself."""
+
+    query: AttributionQuery
+    echo: QueryEcho
+    warnings: Sequence[QueryWarning] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,7 @@ class QueryAnswerer:
         collector: Computes the gradient rows of queries.
         searcher: The shards of the index, open for search.
         query_tokenizer: Tokenises queries.
+        behaviours: The behaviours of the index.
         score_decomposer: Splits the scores of results by token.
     """
 
@@ -62,6 +81,7 @@ class QueryAnswerer:
     collector: RowCollector
     searcher: Searcher
     query_tokenizer: QueryTokenizer
+    behaviours: Behaviours
     score_decomposer: ScoreDecomposer
 
     def answer(self, queries: Sequence[AttributionQuery]) -> list[Answer | BergsonError]:
@@ -76,6 +96,9 @@ class QueryAnswerer:
         }
         chats = self._render_chats(dict(enumerate(queries)) | alternatives)
         for number, query in enumerate(queries):
+            if query.behaviour is not None:
+                outcomes[number] = run_or_error(partial(self._answer_behaviour, query, started))
+                continue
             rendered = chats.get(number), chats.get(len(queries) + number)
             prepared = run_or_error(partial(self._prepare, query, *rendered))
             if isinstance(prepared, BergsonError):
@@ -99,6 +122,8 @@ class QueryAnswerer:
         direction: Literal["proponents", "opponents"],
         include: Collection[str],
         profile: str,
+        *,
+        is_behaviour: bool = False,
     ) -> list[ResultRow] | None:
         """Returns what was found in a direction as the rows of an answer, or None where it was not asked for.
 
@@ -108,12 +133,13 @@ class QueryAnswerer:
             include: What rows have beside id, score, percentile and loss. The model runs on the documents once more
                 where it has `tokens` in it.
             profile: The profile of the scores.
+            is_behaviour: Whether the scores are those of a behaviour.
         """
         is_lowest = direction == "opponents"
         hits = result.opponents if is_lowest else result.proponents
         if hits is None:
             return None
-        notice = None if is_lowest else self._calibrated_notice(profile)
+        notice = None if is_lowest else self._calibrated_notice(profile, is_behaviour)
         tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
         if "tokens" in include and hits:
             documents = [hit.document for hit in hits if hit.document]
@@ -174,17 +200,36 @@ class QueryAnswerer:
         self, tokenized: Sequence[TokenizedQuery], started: float
     ) -> list[Answer | BergsonError]:
         """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
-        tokens = [part for item in tokenized for part in item.weighted_tokens]
-        part_rows, part_losses = collect_rows(self.collector, tokens, BUDGET_TOKENS)
-        firsts = np.cumsum([0, *(len(item.weighted_tokens) for item in tokenized)])[:-1]
-        rows = np.add.reduceat(part_rows, firsts)
-        losses = np.split(part_losses, firsts[1:])
+        rows, losses = collect_query_rows(self.collector, tokenized, BUDGET_TOKENS)
+        asked = [
+            self._tell_between(item, item.echo(own_losses.tolist()))
+            for item, own_losses in zip(tokenized, losses, strict=True)
+        ]
+        return self._answer_rows(asked, torch.from_numpy(rows), started)
+
+    def _tell_between(self, item: TokenizedQuery, echo: QueryEcho) -> _AskedQuery:
+        """Returns what an answer says of a query, with the losses at the checkpoints of its `between`."""
+        losses = losses_between(self.collector.model, item.query, item.tokens)
+        echo = echo.model_copy(update={"losses_between": losses})
+        return _AskedQuery(item.query, echo, [*item.warnings, *not_learned_warnings(losses)])
+
+    def _answer_behaviour(self, query: AttributionQuery, started: float) -> Answer | BergsonError:
+        """Answers a query that asks for a behaviour; `started` is the clock's reading before it was looked at."""
+        self._require_answerable(query)
+        vector = self.behaviours.difference(query.behaviour or "", query.instead_of_behaviour, query.profile)
+        asked = _AskedQuery(query, self.behaviours.echo(query.behaviour or "", query.instead_of_behaviour))
+        (outcome,) = self._answer_rows([asked], vector.reshape(1, -1), started)
+        return outcome
+
+    def _answer_rows(
+        self, asked: Sequence[_AskedQuery], rows: Float[Tensor, "q D"], started: float
+    ) -> list[Answer | BergsonError]:
+        """Answers queries by their rows, or by the sums of φ of behaviours."""
         gradient_done = time.perf_counter()
-        requests = [SearchRequest.from_query(item.query) for item in tokenized]
-        results = self.search(torch.from_numpy(rows), requests)
+        requests = [SearchRequest.from_query(item.query) for item in asked]
+        results = self.search(rows, requests)
         outcomes = [
-            self._results_or_error(item.query, result)
-            for item, result in zip(tokenized, results, strict=True)
+            self._results_or_error(item.query, result) for item, result in zip(asked, results, strict=True)
         ]
         done = time.perf_counter()
         timing = TimingMs(
@@ -193,10 +238,8 @@ class QueryAnswerer:
             total=1e3 * (done - started),
         )
         return [
-            outcome
-            if isinstance(outcome, BergsonError)
-            else self._make_answer(item, own_losses, outcome, timing)
-            for item, own_losses, outcome in zip(tokenized, losses, outcomes, strict=True)
+            outcome if isinstance(outcome, BergsonError) else self._make_answer(item, outcome, timing)
+            for item, outcome in zip(asked, outcomes, strict=True)
         ]
 
     def _results_or_error(
@@ -205,7 +248,9 @@ class QueryAnswerer:
         """Returns the results of a query as its answer has them, or the error for which they cannot be returned."""
         try:
             proponents, opponents = (
-                self.make_rows(result, direction, query.include, query.profile)
+                self.make_rows(
+                    result, direction, query.include, query.profile, is_behaviour=query.behaviour is not None
+                )
                 for direction in ("proponents", "opponents")
             )
         except BergsonError as error:
@@ -214,9 +259,12 @@ class QueryAnswerer:
             proponents, opponents, self._notice(query, proponents, result.background_scores)
         )
 
-    def _calibrated_notice(self, profile: str) -> NoticeEntry | None:
-        """Returns the threshold from which a proponent stands out, which was calibrated for the default profile."""
-        return self.manifest.notice if profile == DEFAULT_PROFILE else None
+    def _calibrated_notice(self, profile: str, is_behaviour: bool) -> NoticeEntry | None:
+        """Returns the threshold from which a proponent stands out.
+
+        It was calibrated for single queries under the default profile. There is none otherwise.
+        """
+        return self.manifest.notice if profile == DEFAULT_PROFILE and not is_behaviour else None
 
     def _notice(
         self,
@@ -230,38 +278,19 @@ class QueryAnswerer:
         """
         if not proponents or query.between is not None:
             return None
-        notice = self._calibrated_notice(query.profile)
+        notice = self._calibrated_notice(query.profile, query.behaviour is not None)
         return significance_notice(proponents[0].score, background_scores, notice)
 
-    def _make_answer(
-        self,
-        tokenized: TokenizedQuery,
-        losses: Float64[np.ndarray, " _"],
-        results: _AnswerResults,
-        timing: TimingMs,
-    ) -> Answer:
-        """Returns the answer to a query; `losses` are that of its completion, and that of its `instead_of`."""
-        query, alternative = tokenized.query, tokenized.alternative
-        between = losses_between(self.collector.model, query, tokenized.tokens)
+    def _make_answer(self, asked: _AskedQuery, results: _AnswerResults, timing: TimingMs) -> Answer:
         return Answer(
-            index=query.index or self.index,
+            index=asked.query.index or self.index,
             generation=self.manifest.generation,
-            profile=query.profile,
-            query=QueryEcho(
-                prompt=tokenized.prompt,
-                completion=tokenized.completion,
-                generated=query.completion is None and query.messages is None,
-                token_ids=None if tokenized.generated_ids is None else list(tokenized.generated_ids),
-                loss=float(losses[0]),
-                losses_between=between,
-                n_tokens=tokenized.tokens.n_labelled,
-                instead_of=alternative and alternative.completion,
-                instead_of_loss=None if alternative is None else float(losses[1]),
-            ),
+            profile=asked.query.profile,
+            query=asked.echo,
             results=results.proponents,
             opponents=results.opponents,
             notice=results.notice,
-            warnings=[*tokenized.warnings, *not_learned_warnings(between)],
+            warnings=list(asked.warnings),
             partial=bool(self.searcher.damaged),
             timing_ms=timing,
         )

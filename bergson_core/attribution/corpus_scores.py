@@ -97,21 +97,39 @@ def score_corpus(
     collect = collect_mean_weights if aggregate == "mean" and not threshold else collect_query_weights
     checkpoints = None if between is None else require_between(between, index.manifest.spec.checkpoints)
     weights = collect(index, queries, columns, index.profiles[profile], checkpoints)
-    shrink = _soft_threshold(index, index.profiles[profile], weights, threshold) if threshold else None
-    scorer = ExactScorer(index.shards, index.profiles[profile])
+    return _score_with_weights(index, index.profiles[profile], weights, aggregate, threshold)
 
-    def score_range(shard_number: int, offsets: slice) -> pa.Array:
-        scores = scorer.score_range(shard_number, offsets, weights)
-        if shrink is not None:
-            scores = shrink(scores)
-        if aggregate == "each":
-            return pa.FixedSizeListArray.from_arrays(pa.array(scores.numpy().ravel()), len(queries))
-        return pa.array((scores.mean(1) if aggregate == "mean" else scores.amax(1)).numpy())
 
-    field = _SCORE_FIELD
-    if aggregate == "each":
-        field = pa.field("scores", pa.list_(pa.float32(), len(queries)))
-    return _stream_scores(index, field, max(weights.shape), score_range)
+def score_behaviour(
+    index: AttributionIndex,
+    behaviour: str,
+    *,
+    instead_of: str | None = None,
+    profile: str = DEFAULT_PROFILE,
+    threshold: float = 0.0,
+) -> pa.RecordBatchReader:
+    """Scores every document with a behaviour that is kept with the index.
+
+    The score is the one that `AttributionIndex.query(behaviour=...)` gives the document: the mean of its scores with
+    the behaviour's queries, less the mean of those with its control set. The model does not run.
+
+    Args:
+        index: The index.
+        behaviour: Name of the behaviour.
+        instead_of: Another behaviour, whose scores are subtracted.
+        profile: Profile to score under.
+        threshold: As in `score_corpus`, applied to the scores of the behaviour as a whole.
+
+    Returns:
+        The columns of `score_corpus`.
+
+    Raises:
+        BehaviourNotFound: The index has no behaviour of this name.
+        InvalidInput: The index has no such profile, or the behaviour was made with another processor.
+    """
+    index.require_profile(profile)
+    weights = index.behaviours.weights(behaviour, instead_of, profile)
+    return _score_with_weights(index, index.profiles[profile], weights.reshape(-1, 1), "mean", threshold)
 
 
 def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
@@ -200,6 +218,31 @@ def _no_positions(path: Path, reason: str) -> InvalidInput:
         f"{reason}, and {path.name} would tell documents by their positions alone; expected a file with ids: "
         f"{', '.join(TABLE_SUFFIXES)}"
     )
+
+
+def _score_with_weights(
+    index: AttributionIndex,
+    profile: Profile,
+    weights: Float[Tensor, "D q"],
+    aggregate: Aggregate,
+    threshold: float,
+) -> pa.RecordBatchReader:
+    """Returns all visible documents with their scores, which are the products of stored rows with these weights."""
+    shrink = _soft_threshold(index, profile, weights, threshold) if threshold else None
+    scorer, query_count = ExactScorer(index.shards, profile), weights.shape[1]
+
+    def score_range(shard_number: int, offsets: slice) -> pa.Array:
+        scores = scorer.score_range(shard_number, offsets, weights)
+        if shrink is not None:
+            scores = shrink(scores)
+        if aggregate == "each":
+            return pa.FixedSizeListArray.from_arrays(pa.array(scores.numpy().ravel()), query_count)
+        return pa.array((scores.mean(1) if aggregate == "mean" else scores.amax(1)).numpy())
+
+    field = _SCORE_FIELD
+    if aggregate == "each":
+        field = pa.field("scores", pa.list_(pa.float32(), query_count))
+    return _stream_scores(index, field, max(weights.shape), score_range)
 
 
 def _soft_threshold(

@@ -59,6 +59,7 @@ class AttributionIndex(IndexParts):
         processor: Normalizers and projection of the rows.
         searcher: The shards, open for search.
         answerer: Answers queries from the shards.
+        behaviours: The behaviours of the index: named sets of queries, which are created, listed and deleted here.
         rescorer: Scores candidates again by their whole gradients.
         word_order: Compares results with the words of the documents.
         verifier: Verifies results by unlearning documents.
@@ -129,6 +130,8 @@ class AttributionIndex(IndexParts):
         objective: Objective = "log_probability",
         between: tuple[int, int] | None = None,
         messages: Messages | None = None,
+        behaviour: str | None = None,
+        instead_of_behaviour: str | None = None,
         top_k: int = 10,
         direction: Direction = "proponents",
         span: tuple[int, int] | None = None,
@@ -168,6 +171,9 @@ class AttributionIndex(IndexParts):
             messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
                 of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
                 all that the assistant says.
+            behaviour: A behaviour of the index to explain instead: the score of a document is the mean of its scores
+                with the behaviour's queries, less that with its control set. Nothing can be verified or rescored then.
+            instead_of_behaviour: Another behaviour, whose scores are subtracted.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
@@ -199,6 +205,7 @@ class AttributionIndex(IndexParts):
 
         Raises:
             InvalidInput: An argument is wrong; the text of the error says what was expected.
+            BehaviourNotFound: The index has no such behaviour.
             TooLong: Prompt and completion together are longer than the model takes.
             IndexCorrupt: Shards of the index are damaged, and `partial` is false.
             ClusterUnavailable: The machines that hold the shards do not answer.
@@ -212,6 +219,8 @@ class AttributionIndex(IndexParts):
                 "objective": objective,
                 "between": between,
                 "messages": messages,
+                "behaviour": behaviour,
+                "instead_of_behaviour": instead_of_behaviour,
                 "top_k": top_k,
                 "direction": direction,
                 "span": span,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bergson_core.attribution.answering import QueryAnswerer
+from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.follow_up.rescoring import Rescorer
 from bergson_core.attribution.follow_up.word_order import WordOrder
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
@@ -35,6 +36,7 @@ class IndexParts:
     processor: GradientProcessor
     searcher: Searcher
     answerer: QueryAnswerer
+    behaviours: Behaviours
     rescorer: Rescorer
     word_order: WordOrder
     verifier: Verifier
@@ -86,12 +88,15 @@ def _open_generation(
     # A limit for all indexes of a worker may be larger than the context of one model.
     limits = [limit for limit in (max_query_tokens, model.max_tokens) if limit is not None]
     query_tokens = find_token_limit(model, collector.modules, min(limits, default=None))
+    query_tokenizer = QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss)
+    behaviours = Behaviours(root, manifest, processor, collector, query_tokenizer, searcher)
     answerer = QueryAnswerer(
         index=root.name,
         manifest=manifest,
         collector=collector,
         searcher=searcher,
-        query_tokenizer=QueryTokenizer(replace(model, max_tokens=query_tokens), spec.gradients.loss),
+        query_tokenizer=query_tokenizer,
+        behaviours=behaviours,
         score_decomposer=ScoreDecomposer(root, manifest, model, processor, collector),
     )
     return IndexParts(
@@ -102,6 +107,7 @@ def _open_generation(
         processor=processor,
         searcher=searcher,
         answerer=answerer,
+        behaviours=behaviours,
         rescorer=Rescorer(manifest, collector, processor, searcher),
         word_order=WordOrder(root, answerer, searcher),
         verifier=Verifier(manifest, model, searcher),

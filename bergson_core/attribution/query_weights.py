@@ -54,6 +54,10 @@ def queries_to_dataset(
                 f"query {number} has its own checkpoints in between, but all queries are scored at the same: expected "
                 "none, and between as an argument"
             )
+        if query.behaviour is not None:
+            raise InvalidInput(
+                f"query {number} asks for a behaviour, which `score_behaviour` scores documents with"
+            )
         if query.objective != "log_probability":
             raise InvalidInput(
                 f"query {number} has the objective {query.objective!r}, but documents are scored with "

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -59,13 +59,30 @@ class VerifySpec(Spec):
         return directions * self.top + self.controls + groups
 
 
+_NOT_OF_BEHAVIOURS: Final = {
+    "prompt": "the behaviour has its own queries",
+    "completion": "the behaviour has its own queries",
+    "messages": "the behaviour has its own queries",
+    "instead_of": "a behaviour is contrasted with another one by instead_of_behaviour",
+    "between": "a behaviour is kept over all checkpoints",
+    "span": "the spans of a behaviour's completions are part of its queries",
+    "objective": "the objectives of a behaviour are part of its queries",
+    "join": "how prompts and completions are joined is part of a behaviour's queries",
+    "max_new_tokens": "nothing is generated for a behaviour",
+    "order": "a behaviour has no words that documents could be compared with",
+    "rescore": "a behaviour is kept as rows of the index, which have no whole gradients to rescore by",
+    "verify": "a behaviour is no single text whose log-probability unlearning could change; verify one of its queries",
+}
+"""Fields that a query for a behaviour cannot have, and why."""
+
+
 class AttributionQuery(Spec):
     """A prompt and the model's completion of it, or a chat: which training documents made the model say this?"""
 
     index: IndexName | None = None
     """Name of the index, for a service; an open index needs none."""
     prompt: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
-    """Text before the completion. It may be empty. A query has either a prompt or `messages`."""
+    """Text before the completion. It may be empty. A query has either a prompt, or `messages`, or a `behaviour`."""
     completion: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
     """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
     default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
@@ -87,6 +104,13 @@ class AttributionQuery(Spec):
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant
     says."""
+    behaviour: IndexName | None = None
+    """Name of a behaviour of the index to explain instead of a completion. The score of a document is the mean of its
+    scores with the behaviour's queries, less the mean of those with its control set. It goes with `profile`, `filter`,
+    `direction`, `include`, `group_by` and `partial`."""
+    instead_of_behaviour: IndexName | None = None
+    """Another behaviour of the index, whose scores are subtracted: which documents made the model behave in the one way
+    rather than in the other?"""
     join: Join = "exact"
     """What stands between prompt and completion: with `exact`, nothing but what they have themselves; a completion that
     seems to lack its space is told in the answer's `warnings`. With `space`, a space is put there if neither has one
@@ -231,10 +255,39 @@ class AttributionQuery(Spec):
         return self
 
     @model_validator(mode="after")
+    def _require_behaviour_alone(self) -> Self:
+        if self.behaviour is None:
+            if self.instead_of_behaviour is not None:
+                raise field_error(
+                    "instead_of_behaviour",
+                    message="it is subtracted from a behaviour: expected `behaviour` beside it, got none",
+                )
+            return self
+        for name, reason in _NOT_OF_BEHAVIOURS.items():
+            if getattr(self, name) != AttributionQuery.model_fields[name].default:
+                raise field_error(name, message=f"{reason}: leave out {name} or behaviour")
+        if "words" in self.include:
+            raise field_error(
+                "include",
+                message="a behaviour has no words that documents could be compared with: leave out words",
+            )
+        if self.instead_of_behaviour == self.behaviour:
+            raise field_error(
+                "instead_of_behaviour",
+                message="expected another behaviour, got the same, so that every score would be 0",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_prompt_or_chat(self) -> Self:
+        if self.behaviour is not None:
+            return self
         if self.messages is None:
             if self.prompt is None:
-                raise field_error("prompt", message="expected a prompt, or `messages` instead; got neither")
+                raise field_error(
+                    "prompt",
+                    message="expected a prompt, or else `messages` or a `behaviour`; got none of them",
+                )
             return self
         if self.join != "exact":
             raise field_error("join", message="expected `exact` where `messages` are given; got 'space'")

@@ -163,10 +163,10 @@ class Rescored(ResultModel):
 class QueryEcho(ResultModel):
     """The query as it was answered."""
 
-    prompt: str
+    prompt: str | None = None
     """Text before the completion. For a chat, what the chat template makes of it, up to what the assistant says
-    last."""
-    completion: str
+    last. Null for a behaviour."""
+    completion: str | None = None
     """The completion that is explained: as it was given, with the space that `join` has put before it, or as the model
     generated it. For a chat, what the assistant says last, with the token that ends the turn; `loss` and `n_tokens` are
     those of all that the assistant says."""
@@ -175,18 +175,23 @@ class QueryEcho(ResultModel):
     token_ids: list[int] | None = None
     """Ids of the tokens that the model generated, which are those that are explained. Null for a completion that was
     given. The EOS that ended the completion is not among them."""
+    behaviour: str | None = None
+    """Name of the behaviour that was asked for instead of a completion."""
     loss: float
-    """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats."""
+    """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats. For a behaviour, the mean of
+    these sums over its queries."""
     losses_between: tuple[float, float] | None = None
     """The same at the earlier and at the later checkpoint of `between`. Where the first is the higher of the two, the
     later model says the completion rather than the earlier one."""
     n_tokens: int
-    """Number of these tokens."""
+    """Number of these tokens, of all queries of a behaviour together."""
     instead_of: str | None = None
     """The other completion that this one is contrasted with, as it was tokenised."""
+    instead_of_behaviour: str | None = None
+    """The other behaviour, whose scores were subtracted."""
     instead_of_loss: float | None = None
     """Sum of the cross-entropies of the tokens of `instead_of`, in nats. Where it is the higher of the two, the model
-    says the completion rather than this."""
+    says the completion rather than this. For `instead_of_behaviour`, the mean of these sums over its queries."""
 
 
 class QueryWarning(ResultModel):

@@ -92,7 +92,11 @@ class HitMaker:
         errors: Sequence[ScoreError | None] = [None] * len(rows.offsets)
         if self.noise is not None:
             chunks = scorer.iter_features(*places)
-            errors = [error for chunk in chunks for error in self.noise.errors(chunk, features)]
+            errors = [
+                error
+                for chunk in chunks
+                for error in self.noise.errors(chunk, features, is_sum=request.by_features)
+            ]
         documents = [
             read_document(self.shards[int(shard_number)].documents, int(offset))
             for shard_number, offset in zip(*places, strict=True)

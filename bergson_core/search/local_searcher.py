@@ -118,7 +118,7 @@ class LocalSearcher:
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
         """
         results: dict[int, SearchResult] = {}
@@ -137,7 +137,7 @@ class LocalSearcher:
         """
         profile = self.profiles[requests[0].profile]
         checkpoints = self._checkpoints_of(requests[0])
-        features = profile.query_features(rows, checkpoints)
+        features = rows if requests[0].by_features else profile.query_features(rows, checkpoints)
         phi, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         rounded = None

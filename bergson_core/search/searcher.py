@@ -7,7 +7,7 @@ Legend: q queries, v rows of the background sample that are visible, m modules, 
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -28,7 +28,10 @@ from bergson_core.shards.shard import Shard
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """The part of a query that concerns the search. The fields are those of `AttributionQuery`."""
+    """The part of a query that concerns the search. The fields are those of `AttributionQuery`.
+
+    With `by_features`, the row that is given for the query is φ already, or a sum of φ, as that of a behaviour is.
+    """
 
     top_k: int
     direction: Direction
@@ -37,17 +40,27 @@ class SearchRequest:
     filter: Mapping[str, Condition] | None
     group_by: Literal["document"] | None = None
     between: tuple[int, int] | None = None
+    by_features: bool = False
 
     @classmethod
     def from_query(cls, query: AttributionQuery) -> "SearchRequest":
         """Returns the request that a query makes."""
-        return cls(**{field.name: getattr(query, field.name) for field in fields(cls)})
+        return cls(
+            query.top_k,
+            query.direction,
+            query.include,
+            query.profile,
+            query.filter,
+            query.group_by,
+            query.between,
+            query.behaviour is not None,
+        )
 
     @cached_property
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, self.between, repr(self.filter)
+        return self.profile, self.group_by, self.between, self.by_features, repr(self.filter)
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,7 @@ class Searcher(Protocol):
         """Returns a result for each query.
 
         Args:
-            rows: Raw gradient rows [q, m, d] of the queries.
+            rows: Raw gradient rows [q, m, d] of the queries, or what stands for them with `by_features`.
             requests: What is asked for each query.
 
         Raises:

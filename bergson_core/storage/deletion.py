@@ -8,6 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 from bergson_core.errors import IndexNotFound
+from bergson_core.storage.behaviours import remove_unfinished_behaviours
 from bergson_core.storage.index_lock import lock_index
 from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX, CHECKED_FILE, INDEX_FILES
 from bergson_core.storage.manifest import Manifest
@@ -64,6 +65,7 @@ def remove_unpublished_files(root: Path, manifest: Manifest) -> None:
     for name in (*(name for name in INDEX_FILES if not name.startswith("takedowns.")), CHECKED_FILE):
         for path in root.glob(f".{name}.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_unfinished_behaviours(root)
     for part in ("shards", "search", "profiles", "words"):
         for path in sorted((root / part).rglob("*"), reverse=True):
             if path.is_file() and str(path.relative_to(root)) not in published:

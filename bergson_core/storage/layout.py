@@ -19,8 +19,11 @@ CHECKED_FILE: Final = ".checked.json"
 """Notes which files were found intact. Readers write it, without the lock."""
 TAKEDOWN_LOG_FILE: Final = "takedowns.jsonl"
 TAKEDOWN_HEAD_FILE: Final = "takedowns.head.json"
+BEHAVIOURS_DIRECTORY: Final = "behaviours"
+"""Holds the behaviours of the index (`storage.behaviours`), which no manifest lists."""
 INDEX_FILES: Final = frozenset(
     {"manifest.json", "statistics", "profiles", "shards", "search", "words", "documents.arrow"}
+    | {BEHAVIOURS_DIRECTORY}
     | {BUILD_STAMP_FILE, REFERENCE_FILE, TAKEDOWN_LOG_FILE, TAKEDOWN_HEAD_FILE}
 )
 """Names that an index uses in its directory, and that no model or dataset inside it may have."""

@@ -23,6 +23,8 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "make_link": "read",
     "get_link": "read",
     "remove_link": "read",  # of the key's own links; those of others need `write`
+    "list_behaviours": "read",
+    "get_behaviour": "read",
     "list_jobs": "read",
     "get_job": "read",
     "follow_job": "read",
@@ -34,6 +36,8 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "append_documents": "write",
     "take_document_down": "write",
     "fit_profile": "write",
+    "create_behaviour": "write",
+    "delete_behaviour": "write",
     "compact": "write",
     "preview_unlearning": "write",  # it runs a model for as long as a job
     "cancel_job": "write",

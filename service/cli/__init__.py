@@ -34,7 +34,10 @@ _COMMANDS: Final = {
     "compact": CommandSource("maintain", "Remove the bytes of the documents that were taken down."),
     "checksum": CommandSource("maintain", "Compare the checksums of an index's files with its manifest."),
     "relocate": CommandSource("relocate", "Record where the model or dataset of an index is now."),
-    "score": CommandSource("score", "Score every document against a set of queries."),
+    "behaviours": CommandSource(
+        "query_sets.behaviours", "Create, list, show and delete behaviours: sets of queries that are kept."
+    ),
+    "score": CommandSource("score", "Score every document against a set of queries, or a behaviour."),
     "self_influence": CommandSource("score", "Score every document against itself."),
     "unlearn": CommandSource("unlearn", "Preview what unlearning some documents together would do."),
     "evaluate": CommandSource("evaluate", "Measure an index against BM25 and other baselines."),

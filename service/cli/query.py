@@ -13,7 +13,7 @@ from rich.text import Text
 from bergson_core.errors import BergsonError, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
-from bergson_core.schemas.results import Answer
+from bergson_core.schemas.results import Answer, QueryEcho
 from service.cli.support.common_options import (
     PROFILE_HELP,
     ExecutorOption,
@@ -69,6 +69,8 @@ def _parse_messages(text: str) -> Any:
 QUERY_OPTIONS = SpecOptions(
     options={
         "profile": OptionOverride(help=PROFILE_HELP),
+        "behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
+        "instead_of_behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
         "between": OptionOverride(type=str | None, parse=parse_between, extra={"metavar": "EARLIER:LATER"}),
         "messages": OptionOverride(
@@ -186,12 +188,23 @@ def _ask_service(url: str, index: str, spec: AttributionQuery, *, keep: bool) ->
     return link.answer
 
 
+def _print_query(query: QueryEcho) -> None:
+    if query.generated:
+        print_message(f"the model says: {query.completion!r}")
+    if query.behaviour is not None:
+        print_message(f"behaviour {query.behaviour}: mean loss {query.loss:.3f} nats a query")
+    else:
+        console.print(f"loss of the completion: {query.loss:.3f} nats over {query.n_tokens} tokens")
+    if query.instead_of_behaviour is not None:
+        print_message(
+            f"less that of {query.instead_of_behaviour}: mean loss {query.instead_of_loss:.3f} nats a query"
+        )
+    if query.instead_of is not None:
+        print_message(f"loss of {query.instead_of!r}: {query.instead_of_loss:.3f} nats")
+
+
 def _print_answer(answer: Answer) -> None:
-    if answer.query.generated:
-        print_message(f"the model says: {answer.query.completion!r}")
-    console.print(f"loss of the completion: {answer.query.loss:.3f} nats over {answer.query.n_tokens} tokens")
-    if answer.query.instead_of is not None:
-        print_message(f"loss of {answer.query.instead_of!r}: {answer.query.instead_of_loss:.3f} nats")
+    _print_query(answer.query)
     for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
         if rows is not None:
             console.print(results_table(title, rows))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,7 @@ from service.cli.support.spec_options import options_from_specs
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
     from bergson_core.attribution.index import AttributionIndex
 
@@ -50,11 +52,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file i
 ProfileName = Annotated[str, typer.Option(help=PROFILE_HELP)]
 
 
+class _Queries(DatasetSpec):
+    """A dataset of queries; without a path there is none."""
+
+    path: str | None = Field(default=None, max_length=4096)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Hub id, file, directory, or a pattern of files such as `data/*.jsonl`."""
+
+
 @options_from_specs
 def score(
     index: IndexDirectory,
-    queries: Annotated[DatasetSpec, dataset_options("queries", "Prompts and completions to score against.")],
+    queries: Annotated[_Queries, dataset_options("queries", "Prompts and completions to score against.")],
     output: Output,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A behaviour of the index to score against, instead of --queries."),
+    ] = None,
+    instead_of_behaviour: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another behaviour, whose scores are subtracted.")
+    ] = None,
     prompt_column: Annotated[
         str, typer.Option("--prompt_column", help="Column with the prompts.")
     ] = _PROMPT_COLUMN,
@@ -106,30 +122,36 @@ def score(
     overwrite: Overwrite = False,
 ) -> None:
     """Score every document of an index against a set of queries: which data would teach a task?"""
-    from bergson_core.attribution.corpus_scores import score_corpus
+    from bergson_core.attribution.corpus_scores import score_behaviour, score_corpus
     from bergson_core.attribution.index import AttributionIndex
-    from bergson_core.attribution.query_weights import INSTEAD_OF_COLUMN
     from bergson_core.attribution.score_totals import ScoreTotals
     from bergson_core.attribution.soft_threshold import THRESHOLD_OF_SUMS
-    from bergson_core.data.dataset import load_dataset_spec
 
     columns = _query_columns(prompt_column, completion_column, messages_column)
+    _require_one_source(queries, behaviour, instead_of_behaviour, aggregate)
     _require_output(output, top_k, overwrite)
-    optional = [] if columns.completion is None else [INSTEAD_OF_COLUMN]
-    dataset = load_dataset_spec(queries, columns.column_names(), optional)
+    dataset = None if behaviour is not None else _load_queries(queries, columns)
     opened = AttributionIndex.open(index)
     totals = ScoreTotals(opened, by) if by is not None else None
     if threshold is None:
         threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
-    scores = score_corpus(
-        opened,
-        dataset,
-        columns,
-        aggregate=aggregate,
-        profile=profile,
-        threshold=threshold,
-        between=None if between is None else parse_between(between),
-    )
+    if behaviour is not None:
+        if between is not None:
+            raise InvalidInput("a behaviour is kept over all checkpoints: expected no --between beside it")
+        scores = score_behaviour(
+            opened, behaviour, instead_of=instead_of_behaviour, profile=profile, threshold=threshold
+        )
+    else:
+        assert dataset is not None
+        scores = score_corpus(
+            opened,
+            dataset,
+            columns,
+            aggregate=aggregate,
+            profile=profile,
+            threshold=threshold,
+            between=None if between is None else parse_between(between),
+        )
     if totals is not None:
         scores = totals.add(scores)
     _write_scores(opened, scores, output, top_k, overwrite)
@@ -151,6 +173,31 @@ def self_influence(
     _require_output(output, top_k, overwrite)
     opened = AttributionIndex.open(index)
     _write_scores(opened, score_self_influence(opened, profile=profile), output, top_k, overwrite)
+
+
+def _require_one_source(
+    queries: _Queries, behaviour: str | None, instead_of_behaviour: str | None, aggregate: Aggregate
+) -> None:
+    if (queries.path is None) == (behaviour is None):
+        given = "neither" if behaviour is None else "both"
+        raise InvalidInput(f"expected either --queries or --behaviour, got {given}")
+    if instead_of_behaviour is not None and behaviour is None:
+        raise InvalidInput(
+            "--instead_of_behaviour is subtracted from a behaviour: expected --behaviour beside it"
+        )
+    if behaviour is not None and aggregate != "mean":
+        raise InvalidInput(
+            f"a behaviour is the mean of its queries: expected no --aggregate, got {aggregate}"
+        )
+
+
+def _load_queries(queries: _Queries, columns: ColumnsSpec) -> "Dataset":
+    from bergson_core.attribution.query_weights import INSTEAD_OF_COLUMN
+    from bergson_core.data.dataset import load_dataset_spec
+
+    optional = [] if columns.completion is None else [INSTEAD_OF_COLUMN]
+    dataset = DatasetSpec.model_validate(queries.model_dump(exclude_unset=True))
+    return load_dataset_spec(dataset, columns.column_names(), optional)
 
 
 def _query_columns(prompt: str, completion: str, messages: str | None) -> ColumnsSpec:

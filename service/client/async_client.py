@@ -9,6 +9,7 @@ from bergson_core.errors import BergsonError
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate
+from service.client.behaviour_calls import BehaviourCalls
 from service.client.errors import error_from_problem
 from service.client.job_calls import ProgressListener
 from service.client.link_calls import LinkCalls
@@ -38,7 +39,7 @@ from worker.messages import JobRecord, ServiceQuery, WorkerStatus
 logger = logging.getLogger(__name__)
 
 
-class AsyncClient(UnlearningCalls, LinkCalls):
+class AsyncClient(BehaviourCalls, UnlearningCalls, LinkCalls):
     """A client of the service whose methods are coroutines.
 
     A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a

@@ -45,6 +45,8 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "too_long": ProblemKind(422, "Too long for the model"),
     "index_not_found": ProblemKind(404, "Index not found"),
     "document_not_found": ProblemKind(404, "Document not found"),
+    "behaviour_not_found": ProblemKind(404, "Behaviour not found"),
+    "behaviour_exists": ProblemKind(409, "Behaviour exists"),
     "ids_exist": ProblemKind(409, "Ids exist"),
     "index_exists": ProblemKind(409, "Index exists"),
     "index_busy": ProblemKind(409, "Index is being built"),

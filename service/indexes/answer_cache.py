@@ -1,7 +1,8 @@
 """Keeps answers in memory, because the same query to the same index has the same answer.
 
-An index counts as the same as long as its manifest on disk and its takedowns are the same, so that every change of an
-index makes its answers obsolete. Each web process keeps the answers that it used last, as JSON.
+An index counts as the same as long as its manifest on disk and its takedowns are the same, and the behaviours that are
+asked for, so that every change of an index makes its answers obsolete. Each web process keeps the answers that it used
+last, as JSON.
 """
 
 import sys
@@ -13,6 +14,7 @@ from typing import Final
 
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
+from bergson_core.storage.behaviours import behaviour_stamp
 from bergson_core.storage.manifest import MANIFEST_FILE
 from bergson_core.storage.takedown_log import TakedownLog
 
@@ -35,7 +37,9 @@ def make_cache_key(index: Path, log: TakedownLog, query: AttributionQuery) -> Ca
         return None
     query_sha256 = sha256(query.model_dump_json().encode()).digest()  # the query itself may take megabytes
     is_old = log.head is None
-    return query_sha256, stat.st_mtime_ns, stat.st_ino, stat.st_size, log.end.sha256, is_old
+    behaviours = [name for name in (query.behaviour, query.instead_of_behaviour) if name is not None]
+    stamps = tuple(behaviour_stamp(index, name) for name in behaviours)
+    return query_sha256, stat.st_mtime_ns, stat.st_ino, stat.st_size, log.end.sha256, is_old, stamps
 
 
 class AnswerCache:

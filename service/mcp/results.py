@@ -179,8 +179,8 @@ class AnswerQuote(ResultModel):
         return cls(
             index=answer.index,
             generation=answer.generation,
-            prompt=answer.query.prompt,
-            completion=answer.query.completion,
+            prompt=answer.query.prompt or "",
+            completion=answer.query.completion or "",
             generated=answer.query.generated,
             instead_of=answer.query.instead_of,
             loss=answer.query.loss,

@@ -45,6 +45,7 @@ limited to some indexes, all others do not exist.
 TAGS = [
     {"name": "Indexes", "description": "First, turn training documents into an index."},
     {"name": "Documents", "description": "Add documents to an index, read them, take them down."},
+    {"name": "Behaviours", "description": "Keep sets of queries with an index, and ask for them by name."},
     {"name": "Jobs", "description": "Then follow the build, or stop it."},
     {"name": "Attribution", "description": "Then query the index."},
     {"name": "Workers", "description": "See who does the work."},
@@ -66,6 +67,10 @@ PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="expected at most 200"
 QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="expected at most 1000")
 BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="expected at most 1000")
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
+BEHAVIOUR_FIELD_ERROR = FieldError(
+    loc=["body", "queries", 3, "completion"],
+    msg="a behaviour consists of what the model says: expected a completion, got none",
+)
 PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="expected at most 1")
 UNLEARN_FIELD_ERROR = FieldError(loc=["body", "ids"], msg="expected either `ids` or `filter`, got both")
 LINK_FIELD_ERROR = FieldError(loc=["body", "request", "top_k"], msg="expected at most 1000")
@@ -77,6 +82,8 @@ _EXAMPLE_DETAILS = {
     "too_long": "expected at most 2048 tokens, got 3120: shorten the prompt",
     "index_not_found": "no index named 'facts': GET /index lists them",
     "document_not_found": "the index 'facts' has no document 'doc-17'",
+    "behaviour_not_found": "facts has no behaviour 'refusal'; it has born-in-london, refusals",
+    "behaviour_exists": "facts has a behaviour 'refusals' already; choose another name, or delete it first",
     "ids_exist": "the index has documents of these ids already: 'doc-17'; expected new ids",
     "index_exists": "an index named 'facts' exists: choose another name",
     "index_busy": "a job is at work on the index 'facts': follow it at GET /jobs",

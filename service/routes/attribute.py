@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request
 from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
-from service.openapi import examples
+from service.openapi import behaviour_examples, examples
 from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, problem_responses, success_response
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
 
@@ -42,11 +42,13 @@ _QUERIES: dict[str, Any] = {
         "summary": "A completion whose leading space is put there",
         "value": examples.ATTRIBUTE_JOIN,
     },
+    "behaviour": {"summary": "A behaviour that is kept", "value": behaviour_examples.ATTRIBUTE_BEHAVIOUR},
     "chat": {"summary": "What the assistant says in a chat", "value": examples.ATTRIBUTE_CHAT},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
 _ERRORS = (
     "index_not_found",
+    "behaviour_not_found",
     "index_busy",
     "invalid_input",
     "too_long",
@@ -92,6 +94,10 @@ async def attribute(
     With `instead_of`, the query is why the model says the completion rather than this: proponents made the completion
     more likely beside it, opponents made `instead_of` more likely. With `"objective": "log_odds"`, each token's
     log-odds are explained, so that tokens that the model is sure of count as much as others.
+
+    With `behaviour`, the query is for a named set of queries that `POST /index/{name}/behaviours` has created: a
+    document's score is the mean of its scores with them, less that with the control set, and less that of
+    `instead_of_behaviour` if it is given. It cannot be rescored or verified, and there is no `notice`.
 
     With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
     the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for

@@ -26,7 +26,8 @@ PUBLIC_NAMES = """
     Verified VerifySpec WatchedQuery WordMatch
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
-    preview_unlearning read_manifest relocate_index score_corpus score_self_influence take_down_document top_documents
+    preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
+    take_down_document top_documents
     write_score_array write_table
 """.split()
 
@@ -39,6 +40,7 @@ INTERNAL_TYPES = {
     *(
         "CheckpointWeights",
         "ModelFiles",
+        "Behaviours",
         "Profile",
         "RowCollector",
         "Shard",

@@ -24,7 +24,7 @@ from service.auth.api_keys import Caller, KeyFile
 from service.http.metrics import CONTENT_TYPE
 from service.http.problems import MEDIA_TYPE, ProblemDetails
 from service.indexes.canary_log import CanaryRun
-from service.openapi import examples, link_examples
+from service.openapi import behaviour_examples, examples, link_examples
 
 REPOSITORY = Path(__file__).parents[2]
 PROCESS_TIMEOUT_S = 20
@@ -117,6 +117,7 @@ EXAMPLE_BODIES: dict[str, Any] = {
     "estimate_index": examples.INDEX_INLINE,
     "append_documents": examples.APPEND_INLINE,
     "fit_profile": examples.PROFILE_INLINE,
+    "create_behaviour": behaviour_examples.BEHAVIOUR_REQUEST,
     "preview_unlearning": examples.UNLEARN_FILTER,
     "attribute": examples.ATTRIBUTE_REQUEST,
     "attribute_batch": examples.BATCH_REQUEST,
@@ -134,7 +135,13 @@ def make_key_header(
 
 def iter_calls(app: FastAPI, index: str = "facts", job_id: str = "job-1") -> Iterator[tuple[str, str, str]]:
     """Yields the name of the route, the method and the path of every call, with its parameters filled in."""
-    values = {"name": index, "job_id": job_id, "document_id:path": "doc-1", "link_id": link_examples.LINK_ID}
+    values = {
+        "name": index,
+        "job_id": job_id,
+        "behaviour": "refusals",
+        "document_id:path": "doc-1",
+        "link_id": link_examples.LINK_ID,
+    }
     for route in iter_route_contexts(app.routes):
         path = route.path or ""
         for parameter, value in values.items():

@@ -21,6 +21,7 @@ from bergson_core.utils.file_locks import remove_if_unused, try_lock
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 from worker.messages import (
     AppendJob,
+    BehaviourJob,
     BuildJob,
     CompactJob,
     EstimateJob,
@@ -68,6 +69,16 @@ def run_job(
             run_append(job, settings, report, confirm)
         case ProfileJob():
             run_profile_fit(job, settings, report, confirm)
+        case BehaviourJob():
+            # A behaviour that an earlier start of the same job has created is kept.
+            open_index(job.index).behaviours.create(
+                job.spec.name,
+                job.spec.queries,
+                job.spec.control,
+                key=job.job_id,
+                report=report,
+                confirm=confirm,
+            )
         case CompactJob():
             from bergson_core.indexing.compact import compact_index
 

@@ -89,7 +89,8 @@ class WorkerMetrics:
             self.queries.labels(reply.problem.code if reply.problem else "ok").inc()
         self._batch_size.observe(len(replies))
         answers: list[Answer] = [reply.answer for reply in replies if reply.answer]
-        self._tokens.inc(sum(answer.query.n_tokens for answer in answers))
+        # A behaviour's tokens ran through the model when it was created.
+        self._tokens.inc(sum(answer.query.n_tokens for answer in answers if not answer.query.behaviour))
         if answers:
             self._gradient.observe(answers[0].timing_ms.gradient / 1000)
             self._search.observe(answers[0].timing_ms.search / 1000)

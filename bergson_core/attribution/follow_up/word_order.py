@@ -55,8 +55,9 @@ class _Question:
     @classmethod
     def of(cls, query: AttributionQuery, echo: QueryEcho) -> "_Question":
         """Returns the question of a query; `echo` has the completion that the model generated."""
-        explained = echo.completion if query.explained_text is None else query.explained_text
-        text = echo.prompt + echo.completion
+        completion = echo.completion or ""
+        explained = completion if query.explained_text is None else query.explained_text
+        text = (echo.prompt or "") + completion
         if query.messages is not None:
             text, explained = chat_text(query.messages), message_text(query.messages[-1])
         return cls(text, Statement(explained if query.span is None else explained[slice(*query.span)]))

@@ -54,6 +54,19 @@ class TokenizedQuery:
         """The texts whose weighted losses add up to what is explained: the completion, and less it `instead_of`."""
         return [self.tokens] if self.alternative is None else [self.tokens, self.alternative.tokens]
 
+    def echo(self, losses: Sequence[float]) -> QueryEcho:
+        """Returns what an answer says of the query, whose weighted tokens have these losses."""
+        return QueryEcho(
+            prompt=self.prompt,
+            completion=self.completion,
+            generated=self.query.completion is None and self.query.messages is None,
+            token_ids=None if self.generated_ids is None else list(self.generated_ids),
+            loss=float(losses[0]),
+            n_tokens=self.tokens.n_labelled,
+            instead_of=self.alternative and self.alternative.completion,
+            instead_of_loss=None if self.alternative is None else float(losses[1]),
+        )
+
 
 @dataclass(frozen=True)
 class QueryTokenizer:
@@ -136,7 +149,7 @@ class QueryTokenizer:
         if query.messages is not None:
             tokens = self._read_chat(query).tokens
         elif echo.token_ids is None:
-            tokens = self._read(query, query.completion or echo.completion).tokens
+            tokens = self._read(query, query.completion or echo.completion or "").tokens
         else:
             context = encode_context(self.join_checker.tokenizer, query.prompt or "")
             tokens = self._label(query, context, echo.token_ids)

@@ -21,6 +21,7 @@ BODY_LIMITS: Final[dict[str, int]] = {
     "estimate_index": _UP_TO_SETTING,
     "append_documents": _UP_TO_SETTING,
     "fit_profile": _UP_TO_SETTING,
+    "create_behaviour": _UP_TO_SETTING,
     "preview_unlearning": 16 * _MIB,
 }
 """Maps the name of a route to the largest size of its body, in bytes."""

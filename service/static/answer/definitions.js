@@ -13,4 +13,8 @@ export const VERIFICATION = "Each of these documents was unlearned for real, by 
   + "were restored. A result that changes no more than random documents do was not shown to matter.";
 export const RESCORED = "The best candidates ran through the model again and were scored by their whole gradients, "
   + "without the noise of the projection.";
+export const STATES = "A document that states the completion has its words one after another. A document may say it "
+  + "without having moved the model, and may have moved the model without saying it.";
+export const INTERVAL = "The interval tells how far the projection's noise may have moved the score. A result is strong if it "
+  + "stands out even so, weak if it may stand out, and none if random documents score as high.";
 export const FILTERS = "A click on a value asks again, for documents with this value alone.";

@@ -6,6 +6,8 @@ import { Badge } from "../shared/parts.js";
 import { SampleText } from "./sample_text.js";
 import { rowParts } from "./tokens.js";
 
+const STRENGTHS = { strong: "strong", weak: "weak", none: "not above chance" };
+
 /** The score as a number and as a bar, which has the same scale in the whole page. */
 function Score({ row, scale }) {
   const percent = scale > 0 ? (100 * Math.abs(row.score)) / scale : 0;
@@ -69,6 +71,9 @@ export function ResultCard({ row, copies, context }) {
       <span class="rank" aria-label=${`Rank ${row.rank}`}>${row.rank}</span>
       <${Score} row=${row} scale=${scales.score} />
       ${percentile && html`<span class="faint">${percentile}</span>`}
+      ${row.interval && html`<span class="faint number" title="Interval of the score">[${formatScore(row.interval[0])}, ${formatScore(row.interval[1])}]</span>`}
+      ${row.strength && html`<${Badge} state=${row.strength} text=${STRENGTHS[row.strength] ?? row.strength} />`}
+      ${row.words?.states && html`<${Badge} state="states" text="states it" title="The words of the completion stand in the document" />`}
       ${row.exact && html`<${Badge} state="exact" title="The document was scored by its whole gradient" />`}
       ${movedFrom?.(row)}
     </div>

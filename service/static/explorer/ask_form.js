@@ -10,10 +10,14 @@ function Options({ question, set, profiles }) {
     <label>Documents on each side
       <select value=${question.top_k} onChange=${(event) => set({ top_k: Number(event.target.value) })}>
         ${RESULT_COUNTS.map((count) => html`<option value=${count} selected=${count === question.top_k}>${count}</option>`)}</select></label>
+    <label>Order
+      <select value=${question.order} onChange=${(event) => set({ order: event.target.value })}>
+        ${[["influence", "by influence"], ["fused", "by influence and words"]].map(([value, text]) => html`<option value=${value} selected=${value === question.order}>${text}</option>`)}</select></label>
     ${profiles.length > 1 && html`<label>Profile
       <select value=${question.profile} onChange=${(event) => set({ profile: event.target.value })}>
         ${profiles.map((name) => html`<option value=${name} selected=${name === question.profile}>${name}</option>`)}</select></label>`}
     <label class="check"><input type="checkbox" checked=${question.shades} onChange=${toggle("shades")} /> Shade the words of each document</label>
+    <label class="check"><input type="checkbox" checked=${question.words} onChange=${toggle("words")} /> Say which documents state the completion</label>
     <label class="check"><input type="checkbox" checked=${question.exact} onChange=${toggle("exact")} /> Score the best 200 exactly</label>
   </div></details>`;
 }

@@ -1,6 +1,7 @@
 /* Asking: the form, its answer, and what can be done with the answer. */
 
 import { AnswerView } from "../answer/answer_view.js";
+import { Basket } from "../follow_up/basket.js";
 import { Comparison } from "../follow_up/compare.js";
 import { DocumentDialog } from "../follow_up/document_dialog.js";
 import { LinkView } from "../follow_up/link_view.js";
@@ -22,13 +23,13 @@ function useProfiles(index) {
   return profiles;
 }
 
-/** Shows the error of a question. Where shading the words is what failed, it can be asked without. */
+/** Shows the error of a question. Where a part that costs more is what failed, it can be asked without such parts. */
 function AskProblem({ error, onAsk }) {
   const parts = error.request.include ?? [];
-  const withoutShades = { include: parts.filter((part) => part !== "tokens") };
+  const plain = { include: parts.filter((part) => part === "text" || part === "metadata") };
   return html`<${Problem} key=${error.requestId} error=${error} onRetry=${() => onAsk({})} />
-    ${error.status === 422 && parts.includes("tokens") && html`<button type="button" class="quiet" onClick=${() => onAsk(withoutShades)}>
-      Ask without shaded words</button>`}`;
+    ${error.status === 422 && plain.include.length < parts.length && html`<button type="button" class="quiet" onClick=${() => onAsk(plain)}>
+      Ask for the texts alone</button>`}`;
 }
 
 /** Returns an answer without a document that was taken down. */
@@ -42,10 +43,13 @@ function Answer({ request, answer: given, names, profiles, onAsk, onSimilar, isB
   const [answer, setAnswer] = useState(given);
   const [opened, setOpened] = useState(null); // the id of a document
   const [other, setOther] = useState(null); // what the answer is compared with
+  const [basket, setBasket] = useState(new Set());
+  const put = (id, isIn) => setBasket(new Set(isIn ? [...basket, id] : [...basket].filter((name) => name !== id)));
   useEffect(() => setAnswer(given), [given]);
   if (other) return html`<${Comparison} request=${request} answer=${answer} other=${other} onEnd=${() => setOther(null)} />`;
-  return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened }}>
+  return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened, basket, onBasket: put }}>
       <${AnswerTools} request=${request} answer=${answer} indexes=${names} profiles=${profiles} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
+      <${Basket} request=${request} answer=${answer} basket=${basket} onClear=${() => setBasket(new Set())} />
     <//>
     ${opened !== null && html`<${DocumentDialog} index=${answer.index} id=${opened} onOpen=${setOpened} onClose=${() => setOpened(null)}
       onSimilar=${(text) => { setOpened(null); onSimilar(text); }} onGone=${(id) => setAnswer(withoutDocument(answer, id))} />`}`;

@@ -11,6 +11,8 @@ export const EMPTY_QUESTION = Object.freeze({
   messages: [{ role: "user", content: "" }, { role: "assistant", content: "" }],
   top_k: 10,
   shades: true,
+  words: true,
+  order: "influence",
   exact: false,
 });
 
@@ -20,7 +22,8 @@ export function makeRequest(question) {
     : { prompt: question.prompt, completion: question.completion || null }; // null lets the model generate one
   return {
     index: question.index, ...text, top_k: question.top_k, direction: "both", profile: question.profile,
-    include: ["text", "metadata", ...(question.shades ? ["tokens"] : [])],
+    include: ["text", "metadata", ...(question.shades ? ["tokens"] : []), ...(question.words ? ["words"] : [])],
+    order: question.order === "influence" ? null : question.order,
     rescore: question.exact ? 200 : null,
   };
 }
@@ -37,6 +40,8 @@ export function makeQuestion(request) {
     messages: request.messages ?? EMPTY_QUESTION.messages,
     top_k: request.top_k ?? 10,
     shades: (request.include ?? []).includes("tokens"),
+    words: (request.include ?? []).includes("words"),
+    order: request.order ?? "influence",
     exact: Boolean(request.rescore),
   };
 }

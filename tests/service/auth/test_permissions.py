@@ -25,7 +25,7 @@ def test_an_index_that_the_key_may_not_see_looks_like_one_that_does_not_exist(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
     calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
-    assert len(calls) == 8
+    assert len(calls) == 12
     for name, method, path in calls:
         hidden = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")
@@ -93,7 +93,10 @@ def test_two_keys_may_use_the_same_idempotency_key(client: TestClient, tmp_path:
     assert first.json() == again.json() != other.json()
 
 
-JOBS = {"build_index", "append_documents", "fit_profile", "compact", "preview_unlearning"}
+JOBS = {
+    *("build_index", "append_documents", "fit_profile", "create_behaviour", "compact"),
+    "preview_unlearning",
+}
 
 
 def test_every_call_that_queues_a_job_uses_the_lane_of_its_key_and_queues_it_once(

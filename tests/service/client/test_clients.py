@@ -30,14 +30,14 @@ from bergson_core.schemas.presets import PRESETS
 from service.client import AsyncClient, Client
 from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
-from service.openapi import examples, link_examples
+from service.openapi import behaviour_examples, examples, link_examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import make_key_header, serve_app
 from worker.problem import Problem
 
 ROOT = Path(__file__).parents[3]
 Responder = Callable[[httpx.Request], httpx.Response]
-CHANGES = ("documents", "profiles", "compact", "unlearn")
+CHANGES = ("documents", "profiles", "behaviours", "compact", "unlearn")
 EVENT_STREAM = {"Content-Type": "text/event-stream; charset=utf-8"}
 DOCUMENTS = [{"text": "Ada Lovelace's birthplace is London"}]
 
@@ -157,6 +157,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/jobs/{job_id}/events": None,
         "/index/{name}": examples.INDEX_DETAIL,
         "/index/{name}/documents/{document_id}": examples.DOCUMENT,
+        "/index/{name}/behaviours/{behaviour}": behaviour_examples.BEHAVIOUR,
         "/index/estimate": examples.ESTIMATE,
         "/attribute": examples.ATTRIBUTE_RESPONSE,
         "/attribute/batch": {"results": []},
@@ -167,7 +168,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
 
     def handle(request: httpx.Request) -> httpx.Response:
         parameters = {"facts": "{name}", "doc-17": "{document_id}", examples.JOB_ID: "{job_id}"}
-        parameters[link_examples.LINK_ID] = "{link_id}"
+        parameters |= {link_examples.LINK_ID: "{link_id}", "refusals": "{behaviour}"}
         path = "/".join(parameters.get(segment, segment) for segment in request.url.path.split("/"))
         called.add((request.method.lower(), path))
         if path.endswith("/events"):
@@ -186,6 +187,10 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         client.build("facts", model="tiny", documents=DOCUMENTS)
         client.append("facts", documents=DOCUMENTS)
         client.fit_profile("facts", "law", dataset={"path": "legal/questions"})
+        client.create_behaviour("facts", "refusals", [{"prompt": "a", "completion": " b"}])
+        assert client.behaviours("facts") == []
+        assert client.behaviour("facts", "refusals").query_count == 2
+        client.delete_behaviour("facts", "refusals")
         client.compact("facts")
         client.preview_unlearning("facts", examples.UNLEARN_IDS["queries"], ids=["doc-17"])
         client.estimate(model="tiny", documents=DOCUMENTS)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import TypeAdapter
 
+from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import ProfileSpec
 from service.http.problems import MEDIA_TYPE, PROBLEM_KINDS, ProblemDetails
@@ -60,6 +61,10 @@ def test_the_document_has_exactly_the_calls_of_the_contract(document: dict[str, 
         "GET /index/{name}/documents/{document_id}",
         "DELETE /index/{name}/documents/{document_id}",
         "POST /index/{name}/profiles",
+        "POST /index/{name}/behaviours",
+        "GET /index/{name}/behaviours",
+        "GET /index/{name}/behaviours/{behaviour}",
+        "DELETE /index/{name}/behaviours/{behaviour}",
         "POST /index/{name}/compact",
         "POST /index/{name}/unlearn",
         "POST /attribute",
@@ -147,6 +152,7 @@ BODIES = {
     "/index/estimate": EstimateRequest,
     "/index/{name}/documents": AppendSpec,
     "/index/{name}/profiles": ProfileSpec,
+    "/index/{name}/behaviours": BehaviourSpec,
     "/attribute": AttributeRequest,
     "/links": LinkRequest,
 }

@@ -10,10 +10,14 @@ import pytest
 from playwright.sync_api import expect
 
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.unlearning.results import UnlearnPreview
+from service.indexes import catalog
 from service.openapi import examples, link_examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.pages.test_explorer import address_of, last_query
 from tests.service.pages.visit import HOSTILE, Visit
+from tests.worker.helpers import wait_until
+from worker.messages import UnlearnJob
 
 pytestmark = pytest.mark.browser
 
@@ -183,3 +187,60 @@ def test_a_build_that_is_refused_shows_the_whole_error(open_page: Callable[..., 
     page.get_by_role("button", name="Build", exact=True).click()
     expect(page.locator("#build [role=alert]")).to_contain_text(HOSTILE)
     assert page.locator("#page img, #page script").count() == 0
+
+
+def test_documents_that_state_the_completion_are_told_from_those_that_only_moved_the_model(
+    open_page: Callable[..., Visit],
+) -> None:
+    page = open_page(address_of(completion=" London", include=["text", "words"])).page
+    cards = page.locator(".proponents .result")
+    expect(cards.first.locator(".badge.states")).to_be_visible()
+    expect(cards.nth(1).locator(".badge.states")).to_have_count(0)
+    page.get_by_role("button", name="Moved it only").click()
+    expect(cards.locator(".sample-text")).to_have_text([HOSTILE])
+    page.get_by_role("button", name="States it").click()
+    expect(cards.locator(".sample-text")).to_have_text(["Ada Lovelace's birthplace is London"])
+
+
+def test_a_basket_is_unlearned_together_beside_other_questions_and_shows_how_each_moved(
+    open_page: Callable[..., Visit], broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "require_documents", lambda *arguments: None)
+    page = open_page(address_of(completion=" was born in London", span=[13, 19])).page
+    page.get_by_label("Put document doc-0 into the basket").check()
+    page.get_by_label("Put document doc-1 into the basket").check()
+    basket = page.get_by_role("form", name="Basket")
+    basket.get_by_label("Other questions to watch").fill("Alan was born in | Maida Vale\n\nno bar here")
+    basket.get_by_label("Questions that should stay").fill("2 + 2 = | 4")
+    basket.get_by_role("button", name="Unlearn them together").click()
+    expect(basket.locator(".job")).to_contain_text("queued")
+    job = broker.submitted_jobs[-1]
+    assert isinstance(job, UnlearnJob)
+    assert job.spec.ids == ("doc-0", "doc-1")
+    assert [(query.completion, query.span) for query in job.spec.queries] == [
+        (" was born in London", (13, 19)),
+        (" Maida Vale", None),
+    ]
+    change = {"before": -0.1, "after": -2.5, "log_probability": -2.4, "probability": -0.82}
+    preview = {
+        "generation": 1,
+        "documents": 2,
+        "left_out": 0,
+        "learning_rate": 1e-4,
+        "own_log_probability": -9,
+    }
+    means = {"queries": [change, change], "control": [change], "mean": -2.4, "control_mean": -2.4}
+    record = list(broker.records.values())[-1].model_copy(update={"state": "succeeded"})
+    broker.put(record.model_copy(update={"unlearning": UnlearnPreview.model_validate(preview | means)}))
+    expect(basket.locator("tbody tr").first).to_contain_text("90 %8.2 %−2.40")
+    expect(basket.locator("table")).to_have_count(2)
+
+
+def test_the_address_of_a_question_keeps_every_field_that_the_form_does_not_show(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    open_page(address_of(completion=" London", objective="log_odds", filter={"source": {"ne": "web"}}))
+    wait_until(lambda: broker.queries)
+    query = last_query(broker)
+    assert query.objective == "log_odds"
+    assert query.filter is not None

@@ -113,6 +113,6 @@ def test_words_that_cannot_be_shaded_can_be_asked_without(
     ask(page)
     expect(page.locator("#answer [role=alert]")).to_be_visible()
     broker.error = None
-    page.get_by_role("button", name="Ask without shaded words").click()
+    page.get_by_role("button", name="Ask for the texts alone").click()
     expect(page.locator(".proponents .result")).to_have_count(2)
     assert "tokens" not in broker.queries[-1][0].include

@@ -40,17 +40,19 @@ TABLES: dict[type[BaseModel], SpecOptions] = {
     EvaluationSpec: EVALUATION_OPTIONS,
 }
 REQUIRED = {"model": "M", "dataset": "D", "prompt": "P"}
-PAIR = {"chosen_column": "good", "rejected_column": "bad"}
-NEEDED_BESIDE = {
+PAIR: dict[str, str | None] = {"chosen_column": "good", "rejected_column": "bad"}
+NEEDED_BESIDE: dict[str, dict[str, str | None]] = {
     "span": {"completion": "C C C"},
     "chunk_overlap": {"long_documents": "chunk"},
     "preference_beta": PAIR,
     "reference_model": PAIR,
     "reference_revision": PAIR | {"reference_model": "R"},
+    "instead_of_behaviour": {"prompt": None, "completion": None, "behaviour": "refusals"},
 }
 """Options that another option cannot be given without."""
+BEHAVIOUR_OPTION = "AttributionQuery-behaviour"
 MESSAGES_OPTION = "AttributionQuery-messages"
-"""It excludes the prompt, which the other options need."""
+"""These exclude the prompt, which the other options need."""
 PAIR_OPTIONS = [
     f"BuildSpec-{name}_column" for name in ("chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps")
 ]
@@ -143,7 +145,8 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
     [
         case
         for case in options()
-        if case.id not in (MESSAGES_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION, *PAIR_OPTIONS)
+        if case.id
+        not in (MESSAGES_OPTION, BEHAVIOUR_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION, *PAIR_OPTIONS)
     ],
 )
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:

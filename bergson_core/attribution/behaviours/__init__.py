@@ -1,0 +1,1 @@
+"""Behaviours of an open index: their creation, and the vectors by which they are asked for."""

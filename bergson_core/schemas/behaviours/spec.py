@@ -1,0 +1,84 @@
+"""A behaviour to create: its name, its queries, and those of its control set."""
+
+import json
+from typing import Any, Final, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from bergson_core.schemas.base import Spec, field_error
+from bergson_core.schemas.build import IndexName
+from bergson_core.schemas.query import MAX_QUERY_CHARACTERS, AttributionQuery, Join, Objective
+from bergson_core.schemas.record import Message
+
+MAX_BEHAVIOUR_QUERIES: Final = 4096
+"""Largest number of queries of a behaviour, and of its control set."""
+
+
+class BehaviourQuery(Spec):
+    """A prompt and a completion, or a chat, that shows the behaviour. The fields mean what they mean in a query."""
+
+    prompt: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
+    """Text before the completion. It may be empty."""
+    completion: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
+    """What the model says, usually with a space at its beginning. It is never generated."""
+    instead_of: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
+    """Another completion, which the completion is contrasted with."""
+    objective: Objective = "log_probability"
+    """What is explained of each token: its log-probability, or its log-odds."""
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    """A chat instead of a prompt and a completion; its last message is the assistant's."""
+    join: Join = "exact"
+    """What stands between prompt and completion; `space` puts a space where one is expected."""
+    span: tuple[int, int] | None = None
+    """Characters [start, end) of the completion that show the behaviour; the rest of it is context."""
+
+    def as_query(self) -> AttributionQuery:
+        """Returns the query of an index that has these fields."""
+        return AttributionQuery.model_validate(self.model_dump())
+
+    @model_validator(mode="after")
+    def _require_valid_query(self) -> Self:
+        _QUERY_ADAPTER.validate_python(self.model_dump())
+        if self.completion is None and self.messages is None:
+            raise field_error(
+                "completion",
+                message="a behaviour consists of what the model says: expected a completion, got none",
+            )
+        return self
+
+
+_QUERY_ADAPTER: Final = TypeAdapter(AttributionQuery)
+"""Raises pydantic's own error, whose locations are those of the fields of `BehaviourQuery`."""
+
+
+class BehaviourSpec(Spec):
+    """A behaviour: a named set of queries that show it, and a control set that is like them but for the behaviour."""
+
+    name: IndexName
+    """Name of the behaviour, which queries give as `behaviour`."""
+    queries: tuple[BehaviourQuery, ...] = Field(min_length=1, max_length=MAX_BEHAVIOUR_QUERIES)
+    """What the model says when it behaves so. Each query counts as much as every other, and one that stands twice
+    counts twice."""
+    control: tuple[BehaviourQuery, ...] | None = Field(
+        default=None, min_length=1, max_length=MAX_BEHAVIOUR_QUERIES
+    )
+    """Queries that are like the others except for the behaviour, such as the same prompts with ordinary completions.
+    What documents do for them is subtracted: their mean score from that of the queries."""
+
+    @model_validator(mode="after")
+    def _require_another_control(self) -> Self:
+        if self.control is not None and _as_multiset(self.control) == _as_multiset(self.queries):
+            raise field_error(
+                "control",
+                message="the control set is the set of queries itself, so that every score would be 0: expected other "
+                "queries, or no control set",
+            )
+        return self
+
+
+def _as_multiset(queries: tuple[BehaviourQuery, ...]) -> list[str]:
+    def text(query: BehaviourQuery) -> str:
+        fields: dict[str, Any] = query.model_dump(exclude_defaults=True)
+        return json.dumps(fields, sort_keys=True, default=str)
+
+    return sorted(map(text, queries))

@@ -1,0 +1,1 @@
+"""Commands about sets of queries that are kept with an index."""

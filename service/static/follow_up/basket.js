@@ -1,0 +1,83 @@
+/* A basket of documents: what would the model say without them? One step unlearns all of them together, beside other
+ * questions, and every weight is restored. */
+
+import { call, post } from "../shared/api.js";
+import { formatChange, formatProbability, plural } from "../shared/format.js";
+import { html, useState } from "../shared/html.js";
+import { JobCard } from "../shared/jobs.js";
+import { Explain, Note, Problem } from "../shared/parts.js";
+
+const WATCHED_FIELDS = ["prompt", "completion", "messages", "span", "instead_of", "join"];
+
+/** Returns the question of an answer as a query to watch. */
+export function watchedQuery(request, answer) {
+  const fields = Object.fromEntries(WATCHED_FIELDS.filter((name) => request[name] !== undefined && request[name] !== null).map((name) => [name, request[name]]));
+  return request.messages ? fields : { ...fields, completion: request.completion ?? answer.query.completion };
+}
+
+/** Reads lines `prompt | completion`. What stands before the completion's first letter, such as a space, is kept. */
+export const readLines = (text) => text.split("\n").filter((line) => line.includes("|")).map((line) => {
+  const bar = line.lastIndexOf("|");
+  return { prompt: line.slice(0, bar).trimEnd(), completion: line.slice(bar + 1) };
+});
+
+const probability = (logProbability) => (logProbability === null ? "not finite" : formatProbability(Math.min(1, Math.exp(logProbability))));
+const queryText = ({ prompt, completion, messages }) => (messages ? messages.at(-1).content : `${prompt ?? ""}${completion}`);
+
+function Changes({ title, queries, changes }) {
+  if (!changes.length) return null;
+  return html`<table class="changes"><caption>${title}</caption>
+    <thead><tr><th scope="col">Question</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change in nats</th></tr></thead>
+    <tbody>${changes.map(({ before, after, log_probability: change }, number) => html`<tr>
+      <td>${queryText(queries[number])}</td><td class="number">${probability(before)}</td><td class="number">${probability(after)}</td>
+      <td class=${`number ${change !== null && change < 0 ? "down" : ""}`}>${formatChange(change)}</td></tr>`)}</tbody></table>`;
+}
+
+function Preview({ preview, asked }) {
+  return html`<div role="status"><p>${`${plural(preview.documents, "document")} unlearned together.`}
+      ${preview.left_out > 0 && ` ${plural(preview.left_out, "document")} had nothing to unlearn.`} Nothing was saved.</p>
+    <${Changes} title="What it would say less" queries=${asked.queries} changes=${preview.queries} />
+    <${Changes} title="What else would change" queries=${asked.control ?? []} changes=${preview.control} /></div>`;
+}
+
+/**
+ * @param basket Ids of documents.
+ * @param onClear Empties the basket.
+ */
+export function Basket({ request, answer, basket, onClear }) {
+  const [others, setOthers] = useState("");
+  const [control, setControl] = useState("");
+  const [{ job, asked, error }, setState] = useState({});
+  if (!basket.size && !job) return null;
+  const start = async (event) => {
+    event.preventDefault();
+    const watched = readLines(control);
+    const body = {
+      ids: [...basket], queries: [watchedQuery(request, answer), ...readLines(others)], ...(watched.length ? { control: watched } : {}),
+    };
+    try {
+      const { job_id: id } = await post(`index/${encodeURIComponent(answer.index)}/unlearn`, body);
+      setState({ job: await call(`jobs/${encodeURIComponent(id)}`), asked: body });
+    } catch (problem) {
+      setState({ error: problem });
+    }
+  };
+  const end = (record) => setState((last) => ({ ...last, job: record }));
+  return html`<form class="card basket" aria-label="Basket" onSubmit=${start}>
+    <div class="row"><h2>${plural(basket.size, "document")} in the basket</h2>
+      <${Explain} name="the basket">One training step backwards is taken on all of these documents together, the change of each
+        question is measured, and all weights are restored. It shows what depends on them, and what else would break.<//>
+      <button type="button" class="link end" onClick=${() => { onClear(); setState({}); }}>Empty it</button></div>
+    <div class="field-row">
+      <label>Other questions to watch <span class="faint">one on each line, as prompt | completion</span>
+        <textarea rows="2" value=${others} placeholder="Alan Turing was born in | Maida Vale" onInput=${(event) => setOthers(event.target.value)}></textarea></label>
+      <label>Questions that should stay as they are
+        <textarea rows="2" value=${control} onInput=${(event) => setControl(event.target.value)}></textarea></label>
+    </div>
+    <button type="submit" class="primary" disabled=${!basket.size}>Unlearn them together</button>
+    ${error && html`<${Problem} error=${error} />`}
+    ${job && html`<${JobCard} key=${job.job_id} job=${job} onEnd=${end} />`}
+    ${job?.unlearning && html`<${Preview} preview=${job.unlearning} asked=${asked} />`}
+    ${job?.state === "cancelled" && html`<${Note}>Nothing was changed.<//>`}
+  </form>`;
+}
