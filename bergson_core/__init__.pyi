@@ -1,6 +1,7 @@
 from . import errors as errors
 from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
+from .attribution.groups.score_sums import ScoreSum, sum_scores
 from .attribution.groups.unlearning_preview import preview_unlearning
 from .attribution.index import AttributionIndex
 from .attribution.profile_fitting import fit_profile
@@ -23,6 +24,7 @@ from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
+from .schemas.answer_parts.groups import GroupMember, ResultGroup
 from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
 from .schemas.answer_parts.words import WordMatch
 from .schemas.build import AppendSpec, BuildSpec, GradientSpec, ScoringSpec, SearchSpec
@@ -84,6 +86,7 @@ __all__ = [
     "GradientProcessor",
     "GradientSpec",
     "GroupEffect",
+    "GroupMember",
     "IndexCallback",
     "Interval",
     "KfacNormalizer",
@@ -101,8 +104,10 @@ __all__ = [
     "Range",
     "RayExecutor",
     "Rescored",
+    "ResultGroup",
     "ResultRow",
     "Retrieval",
+    "ScoreSum",
     "ScoreTotals",
     "ScoringSpec",
     "SearchSpec",
@@ -140,6 +145,7 @@ __all__ = [
     "score_behaviour",
     "score_corpus",
     "score_self_influence",
+    "sum_scores",
     "take_down_document",
     "top_documents",
     "write_score_array",

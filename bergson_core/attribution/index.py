@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.follow_up.answer_steps import Steps
+from bergson_core.attribution.follow_up.group_folding import fold_results
 from bergson_core.attribution.opening import IndexParts, open_index_parts
 from bergson_core.attribution.queries.isolation import run_or_error
 from bergson_core.errors import BergsonError, InvalidInput
@@ -139,7 +140,7 @@ class AttributionIndex(IndexParts):
         filter: Mapping[str, Any] | None = None,
         include: Sequence[IncludedPart] = ("text", "metadata"),
         order: Order = "influence",
-        group_by: Literal["document"] | None = None,
+        group_by: str | None = None,
         rescore: int | None = None,
         verify: VerifySpec | None = None,
         max_new_tokens: int = 32,
@@ -191,7 +192,8 @@ class AttributionIndex(IndexParts):
             order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents
                 for prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
             group_by: `document` returns each document once, by its best chunk, where long documents were cut into
-                chunks.
+                chunks. `near_duplicates`, or the name of a metadata column, folds the 1,000 best documents into groups;
+                `top_k` counts groups then, and each result has its `group` with the sum of the scores.
             rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, neither
                 projected nor preconditioned. They come first, and their `exact` is true. It needs the default profile.
             verify: How to verify the best results by unlearning them; by default they are not verified.
@@ -265,7 +267,7 @@ class AttributionIndex(IndexParts):
     def follow_up(
         self, query: AttributionQuery, answer: Answer, rescore_until: float = math.inf
     ) -> Steps[Answer]:
-        """Rescores, orders by words and verifies the results of a query, as far as it asks for it, step by step.
+        """Rescores, folds, orders by words and verifies the results of a query, as far as it asks for it, step by step.
 
         Between two steps the model has its own weights, so that other queries may be answered in between, or the work
         may be given up. `query` and `attribute` take all steps at once.
@@ -282,6 +284,10 @@ class AttributionIndex(IndexParts):
         Raises:
             InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
         """
+        if query.folds:
+            answer = yield from fold_results(query, answer, self.verifier.selector)
+        if query.behaviour is not None:
+            return answer  # it has no text, and so no other follow-up
         tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
         if query.rescore is not None:
             answer = yield from self.rescorer.rescore(query, tokens, answer, rescore_until)

@@ -11,6 +11,7 @@ from bergson_core.schemas.build import IndexName
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.record import Message
 from bergson_core.schemas.source import MAX_INLINE_DOCUMENTS, DatasetSpec
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
 MAX_TOP_K_WITH_TOKENS = 32
 """Largest `top_k` of a query that asks for the scores of tokens: each result costs a pass through the model."""
@@ -24,6 +25,11 @@ FUSION_DEPTH = 100
 """Documents of each order that are fused at least, so that the first results do not depend on `top_k`."""
 _RESCORED_PER_CALL = 32
 """Candidates to rescore that count as one call: documents run through the model in batches."""
+
+GROUP_DEPTH = 1000
+"""How many of the best documents of a direction are folded into groups."""
+NEAR_DUPLICATES: Final = "near_duplicates"
+"""Value of `group_by` that folds documents whose rows are nearly the same."""
 
 Direction = Literal["proponents", "opponents", "both"]
 IncludedPart = Literal["text", "metadata", "tokens", "modules", "words"]
@@ -133,8 +139,12 @@ class AttributionQuery(Spec):
     """The order of the results: `influence` on the completion; `words`, the BM25 score of all documents for prompt and
     completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order, and
     with the last two each result has its `words`."""
-    group_by: Literal["document"] | None = None
-    """`document` returns each document once, by its best chunk, where long documents were cut into chunks."""
+    group_by: str | None = Field(default=None, min_length=1, max_length=256)
+    """What is returned once, as one result. `document`: each document, by its best chunk, where long documents were
+    cut into chunks. `near_duplicates`: documents whose rows have a cosine of 0.95 or more. Any other value is the name
+    of a metadata column: documents with the same value. With the last two, the 1,000 best documents of each direction
+    are folded into groups, `top_k` counts groups, and each result is the best document of its group and has the sum of
+    the scores and the members in `group`."""
     profile: IndexName = "default"
     """Profile to score with: `default`, or one that was fitted to a task."""
     partial: bool = False
@@ -168,9 +178,19 @@ class AttributionQuery(Spec):
         return self.max_unlearned_documents + math.ceil(rescored / _RESCORED_PER_CALL)
 
     @property
+    def folds(self) -> bool:
+        """Whether results are folded into groups after the search; chunks of a document are grouped by the search."""
+        return self.group_by not in (None, "document")
+
+    @property
+    def groups_by_column(self) -> bool:
+        """Whether results are folded by a metadata column."""
+        return self.folds and self.group_by != NEAR_DUPLICATES
+
+    @property
     def has_follow_up(self) -> bool:
         """Whether something is done to the results of the search: they are rescored, verified or compared by words."""
-        return self.rescore is not None or self.verify is not None or self.compares_words
+        return self.rescore is not None or self.verify is not None or self.compares_words or self.folds
 
     @property
     def compares_words(self) -> bool:
@@ -192,6 +212,8 @@ class AttributionQuery(Spec):
         if self.order != "influence":
             # The results are scored once more when it is known which they are.
             update |= {"order": "influence", "top_k": self.search_depth, "include": ()}
+        if self.folds:
+            update |= {"group_by": None, "top_k": GROUP_DEPTH}
         return self.model_copy(update=update)
 
     @property
@@ -241,6 +263,24 @@ class AttributionQuery(Spec):
                 "rescore",
                 message="rescored results are in the order of their exact scores: expected no `rescore` with order "
                 f"{self.order!r}; leave out rescore or order",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_what_groups_go_with(self) -> Self:
+        if not self.folds:
+            return self
+        given = {
+            "include": "tokens" in self.include,
+            "rescore": self.rescore is not None,
+            "order": self.order != "influence",
+        }
+        if wrong := [name for name, is_given in given.items() if is_given]:
+            what = "tokens in include" if wrong[0] == "include" else wrong[0]
+            raise field_error(
+                wrong[0],
+                message=f"groups are sums of the scores of the index: expected no {what} with group_by "
+                f"{short_repr(self.group_by)}; leave out one of the two",
             )
         return self
 

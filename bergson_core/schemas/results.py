@@ -6,6 +6,7 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 from collections.abc import Collection
 from typing import Any, Literal
 
+from bergson_core.schemas.answer_parts.groups import ResultGroup
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
@@ -141,6 +142,8 @@ class ResultRow(ResultModel):
     tokens: list[TokenInfluence] | None = None
     """Each token's part of the score, if `include` asks for it. The parts sum to the score. Null for a result that
     `rescore` has not scored exactly."""
+    group: ResultGroup | None = None
+    """The documents that the result stands for, if `group_by` folds results."""
     chunk: Chunk | None = None
     """What the text is a part of, if the document was too long and was cut."""
     words: WordMatch | None = None
@@ -269,7 +272,10 @@ class Answer(ResultModel):
             remaining = (
                 row for row in rows if row.id not in ids and not (row.chunk and row.chunk.document in ids)
             )
-            return [row.model_copy(update={"rank": rank}) for rank, row in enumerate(remaining, start=1)]
+            return [
+                row.model_copy(update={"rank": rank, "group": row.group and row.group.without(ids)})
+                for rank, row in enumerate(remaining, start=1)
+            ]
 
         if not ids:
             return self

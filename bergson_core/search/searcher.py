@@ -51,7 +51,7 @@ class SearchRequest:
             query.include,
             query.profile,
             query.filter,
-            query.group_by,
+            "document" if query.group_by == "document" else None,  # other groups are formed afterwards
             query.between,
             query.behaviour is not None,
         )

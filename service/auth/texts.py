@@ -59,8 +59,10 @@ def without_texts(answer: AnswerType) -> AnswerType:
 
 
 def without_row_texts(row: ResultRow) -> ResultRow:
-    """Returns a result without the text and the metadata of its document."""
-    return _restrict(row, OPEN_ROW_FIELDS)
+    """Returns a result without the text and the metadata of its document, and its group without the value."""
+    return _restrict(row, OPEN_ROW_FIELDS).model_copy(
+        update={"group": row.group and row.group.without_value()}
+    )
 
 
 def _restrict(model: Model, names: frozenset[str]) -> Model:

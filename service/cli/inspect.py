@@ -135,6 +135,7 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         "model": f"{_describe_model(spec.model)}, {spec.dtype}",
         "checkpoints": ", ".join(map(_describe_model, spec.models)),
         "model sha256": detail.model_sha256,
+        "reference": spec.reference_model or "",
         "dataset": _describe_dataset(spec),
         "columns": _describe_settings(spec.columns),
         "gradients": _describe_settings(spec.gradients),

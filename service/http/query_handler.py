@@ -123,6 +123,10 @@ class QueryHandler:
             return query
         if query.filter is not None:
             raise Forbidden("this key sees no metadata: ask without `filter`")
+        if query.groups_by_column:
+            raise Forbidden(
+                "this key sees no metadata: group by `document` or `near_duplicates`, or not at all"
+            )
         if query.order != "influence":
             raise Forbidden(f"this key sees no texts: ask without the order {query.order!r}")
         return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})

@@ -135,9 +135,8 @@ def _find_documents(root: Path, ids: Iterable[str]) -> dict[str, Document]:
 def _document_ids(answer: AttributeResponse) -> set[str]:
     """Returns the ids of all documents that an answer names: results, random documents, and groups of either."""
     parts = [*(answer.results or ()), *(answer.opponents or ()), answer.verification]
-    return set(
-        _iter_ids([part.model_dump(exclude={"tokens", "metadata", "modules"}) for part in parts if part])
-    )
+    excluded = {"tokens": True, "metadata": True, "modules": True, "group": {"value"}}
+    return set(_iter_ids([part.model_dump(exclude=excluded) for part in parts if part]))
 
 
 def _iter_ids(value: object) -> Iterator[str]:
@@ -162,16 +161,18 @@ def _without_others(answer: AttributeResponse, documents: Mapping[str, Document]
 
 def _hash_text(link_id: str, document: Document) -> str:
     """Returns the sha256 of a document's text, which differs from link to link."""
-    content = json.dumps([link_id, document["prompt"], document["completion"]])
+    content = json.dumps([link_id, document["prompt"], document["completion"], document["rejected"]])
     return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()
 
 
 def _keep_parts(rows: list[ResultRow] | None, kept: list[ResultRow] | None) -> list[ResultRow] | None:
-    """Returns the rows `kept` with the words of `rows`, and with their tokens, whose texts are left out."""
+    """Returns the rows `kept` with the words and groups of `rows`, and with their tokens, whose texts are left out."""
     if rows is None or kept is None:
         return None
     return [
-        new.model_copy(update={"tokens": _without_token_texts(row.tokens), "words": row.words})
+        new.model_copy(
+            update={"tokens": _without_token_texts(row.tokens), "words": row.words, "group": row.group}
+        )
         for row, new in zip(rows, kept, strict=True)
     ]
 
@@ -188,17 +189,20 @@ def _without_token_texts(tokens: list[TokenInfluence] | None) -> list[TokenInflu
 
 def _with_texts(row: ResultRow, document: Document, include: tuple[str, ...]) -> ResultRow:
     """Returns a result with those parts of its document that the request asked for."""
-    update: dict[str, Any] = {"words": row.words}
+    update: dict[str, Any] = {"words": row.words, "group": row.group}
     if "text" in include:
-        update |= {"prompt": document["prompt"], "completion": document["completion"]}
+        update |= {name: document[name] for name in ("prompt", "completion", "rejected")}
     if "metadata" in include:
         update["metadata"] = document["metadata"]
     if row.tokens is not None:
-        text = document["prompt"] + (document["completion"] or "")
-        update["tokens"] = [
-            token
-            if token.start is None
-            else token.model_copy(update={"token": text[token.start : token.end]})
-            for token in row.tokens
-        ]
+        update["tokens"] = [_with_token_text(token, document) for token in row.tokens]
     return without_row_texts(row).model_copy(update=update)
+
+
+def _with_token_text(token: TokenInfluence, document: Document) -> TokenInfluence:
+    """Returns a token with the characters of the document that it stands for; of a pair, in its own completion."""
+    if token.start is None:
+        return token
+    completion = document["rejected"] if token.sequence == "rejected" else document["completion"]
+    text = document["prompt"] + (completion or "")
+    return token.model_copy(update={"token": text[token.start : token.end]})

@@ -109,7 +109,9 @@ class QuotedDocument(ResultModel):
     untrusted_text: str | None
     """The beginning of the document. Null for an API key that may see no text."""
     untrusted_completion: str | None
-    """The beginning of the document's completion, if documents have any."""
+    """The beginning of the document's completion, if documents have any; of a preference pair, the chosen one."""
+    untrusted_rejected: str | None
+    """The beginning of the rejected completion of a preference pair."""
     is_cut: bool
     """Whether the document goes on after what is quoted: `look_at_document` has the rest."""
     untrusted_metadata: dict[str, Any] | None
@@ -122,7 +124,8 @@ class QuotedDocument(ResultModel):
     @classmethod
     def of(cls, row: ResultRow, max_characters: int) -> "QuotedDocument":
         """Returns the quotation of a result, with at most so many characters of each text."""
-        text, completion = row.prompt, row.completion
+        texts = (row.prompt, row.completion, row.rejected)
+        text, completion, rejected = (None if each is None else each[:max_characters] for each in texts)
         return cls(
             rank=row.rank,
             id=row.id,
@@ -132,9 +135,10 @@ class QuotedDocument(ResultModel):
             strength=row.strength,
             percentile=row.percentile,
             loss=row.loss,
-            untrusted_text=None if text is None else text[:max_characters],
-            untrusted_completion=None if completion is None else completion[:max_characters],
-            is_cut=max(len(text or ""), len(completion or "")) > max_characters,
+            untrusted_text=text,
+            untrusted_completion=completion,
+            untrusted_rejected=rejected,
+            is_cut=any(len(each or "") > max_characters for each in texts),
             untrusted_metadata=row.metadata,
             chunk=row.chunk,
             words=row.words,
@@ -148,10 +152,12 @@ class AnswerQuote(ResultModel):
     index: str
     generation: int
     """Version of the index that answered."""
-    prompt: str
-    """Text before the completion."""
-    completion: str
-    """The completion that is explained, as it was given or as the model generated it."""
+    prompt: str | None
+    """Text before the completion; null for a behaviour."""
+    completion: str | None
+    """The completion that is explained, as it was given or as the model generated it; null for a behaviour."""
+    behaviour: str | None
+    """The behaviour that is explained."""
     generated: bool
     """Whether the model generated the completion."""
     instead_of: str | None
@@ -179,8 +185,9 @@ class AnswerQuote(ResultModel):
         return cls(
             index=answer.index,
             generation=answer.generation,
-            prompt=answer.query.prompt or "",
-            completion=answer.query.completion or "",
+            prompt=answer.query.prompt,
+            completion=answer.query.completion,
+            behaviour=answer.query.behaviour,
             generated=answer.query.generated,
             instead_of=answer.query.instead_of,
             loss=answer.query.loss,
@@ -193,6 +200,24 @@ class AnswerQuote(ResultModel):
                 for warning in answer.warnings
             ],
         )
+
+
+class BehaviourEntry(ResultModel):
+    """A named set of queries that is kept with an index, such as what a model says when it is rude."""
+
+    name: str
+    queries: int
+    """Number of its queries."""
+    controls: int
+    """Number of queries like them except for the behaviour, whose scores are subtracted."""
+    loss: float
+    """Mean of the queries' losses, in nats: the lower, the more the model behaves so."""
+
+
+class BehaviourEntries(ResultModel):
+    """The behaviours of an index."""
+
+    behaviours: list[BehaviourEntry]
 
 
 class KeptAnswer(ResultModel):
@@ -224,6 +249,8 @@ class DocumentQuote(ResultModel):
     untrusted_completion: str | None
     """Characters [start, end) of the document's completion, if documents have any."""
     completion_characters: int | None
+    untrusted_rejected: str | None
+    """Characters [start, end) of the rejected completion of a preference pair."""
     untrusted_metadata: dict[str, Any] | None
     loss: float | None
     """Sum of the cross-entropies of the document's tokens under the model, in nats."""

@@ -10,6 +10,8 @@ from pydantic import Field
 from service.mcp.results import (
     UNTRUSTED,
     AnswerQuote,
+    BehaviourEntries,
+    BehaviourEntry,
     DocumentQuote,
     IndexEntry,
     IndexFacts,
@@ -48,6 +50,7 @@ class Tools:
         functions = (
             self.list_indexes,
             self.describe_index,
+            self.list_behaviours,
             self.ask,
             self.look_at_document,
             self.open_link,
@@ -73,6 +76,19 @@ class Tools:
         async with self._access.open(context) as client:
             return IndexFacts.of_detail(await client.index(index))
 
+    async def list_behaviours(self, context: Context, index: IndexName) -> BehaviourEntries:
+        """Lists the behaviours of an index: named sets of queries, which ask can explain as a whole."""
+        async with self._access.open(context) as client:
+            behaviours = await client.behaviours(index)
+        return BehaviourEntries(
+            behaviours=[
+                BehaviourEntry(
+                    name=each.name, queries=each.query_count, controls=each.control_count, loss=each.loss
+                )
+                for each in behaviours
+            ]
+        )
+
     async def ask(
         self,
         context: Context,
@@ -93,6 +109,10 @@ class Tools:
                 description="A chat instead of prompt and completion: messages with role and content, the last of "
                 "which is the assistant's and is explained."
             ),
+        ] = None,
+        behaviour: Annotated[
+            str | None,
+            Field(description="A behaviour of list_behaviours to explain, instead of prompt and completion."),
         ] = None,
         instead_of: Annotated[
             str | None,
@@ -144,6 +164,7 @@ class Tools:
             "prompt": prompt,
             "completion": completion,
             "messages": messages,
+            "behaviour": behaviour,
             "instead_of": instead_of,
             "filter": filter,
             "rescore": rescore,
@@ -168,16 +189,18 @@ class Tools:
         async with self._access.open(context) as client:
             document = await client.document(index, document_id)
         end = start + max_characters
-        text, completion = document.prompt, document.completion
+        text, completion, rejected = document.prompt, document.completion, document.rejected
+        length = max(len(each or "") for each in (text, completion, rejected))
         return DocumentQuote(
             index=document.index,
             id=document.id,
             untrusted_text=None if text is None else text[start:end],
             start=start,
-            end=max(start, min(end, max(len(text or ""), len(completion or "")))),
+            end=max(start, min(end, length)),
             characters=None if text is None else len(text),
             untrusted_completion=None if completion is None else completion[start:end],
             completion_characters=None if completion is None else len(completion),
+            untrusted_rejected=None if rejected is None else rejected[start:end],
             untrusted_metadata=document.metadata,
             loss=document.loss,
             tokens=document.n_tokens,
@@ -218,7 +241,7 @@ class Tools:
 def _make_tool(function: Any, annotations: ToolAnnotations) -> Tool:
     """Returns a tool that does what a method of `Tools` does and is described by its docstring."""
     text = " ".join(function.__doc__.split())
-    if function.__name__ not in ("list_indexes", "describe_index", "take_down"):
+    if function.__name__ not in ("list_indexes", "describe_index", "list_behaviours", "take_down"):
         text = f"{text} {UNTRUSTED}"
     title = function.__name__.replace("_", " ").capitalize()
     tool = Tool.from_function(function, title=title, description=text, annotations=annotations)

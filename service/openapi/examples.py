@@ -226,6 +226,13 @@ ATTRIBUTE_VERIFIED: dict[str, Any] = {
 ATTRIBUTE_TOGETHER: dict[str, Any] = ATTRIBUTE_VERIFIED | {
     "verify": {"top": 3, "controls": 3, "together": True}
 }
+ATTRIBUTE_GROUPED: dict[str, Any] = {
+    "index": "facts",
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "top_k": 5,
+    "group_by": "near_duplicates",
+}
 ATTRIBUTE_RESPONSE: dict[str, Any] = {
     "index": "facts",
     "generation": 1,

@@ -36,6 +36,7 @@ _QUERIES: dict[str, Any] = {
     "fused": {"summary": "The best by influence and by words", "value": examples.ATTRIBUTE_FUSED},
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
+    "grouped": {"summary": "Near-duplicates as one result", "value": examples.ATTRIBUTE_GROUPED},
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
@@ -113,6 +114,10 @@ async def attribute(
     less likely the completion becomes. With `"together": true` in it, one more step is on all of them at once, beside
     random groups of as many documents. This takes longer, lets other queries go first, and counts as a call for each
     document.
+
+    With `group_by`, the 1,000 best documents are folded into groups of near-duplicates, or of the same value of a
+    metadata column. Each result is then the best document of its group, and `group` has the members and the sum of
+    their scores.
 
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands
     out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score

@@ -18,10 +18,10 @@ from bergson_core.schemas.base import ResultModel, Spec
 PUBLIC_NAMES = """
     AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
     ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
-    Executor GradientCollector GradientProcessor GradientSpec GroupEffect IndexCallback Interval KfacNormalizer
-    LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer PreferencePair Progress QueryChange
-    QueryEcho QueryWarning Range RayExecutor Rescored ResultRow Retrieval ScoreTotals ScoringSpec SearchSpec SizesBytes
-    TimingMs Together
+    Executor GradientCollector GradientProcessor GradientSpec GroupEffect GroupMember IndexCallback Interval
+    KfacNormalizer LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer PreferencePair Progress
+    QueryChange QueryEcho QueryWarning Range RayExecutor Rescored ResultGroup ResultRow Retrieval ScoreTotals
+    ScoringSpec SearchSpec SizesBytes TimingMs Together
     TokenInfluence Tokens TrainingSchedule TrainingSpec UnlearnPreview UnlearnSpec Unlearner Verification
     Verified VerifySpec WatchedQuery WordMatch
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
@@ -29,6 +29,7 @@ PUBLIC_NAMES = """
     preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
     take_down_document top_documents
     write_score_array write_table
+    ScoreSum sum_scores
 """.split()
 
 INTERNAL_TYPES = {

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
 from bergson_core.schemas.answer_parts.verification import (
     Control,
     GroupEffect,
@@ -17,6 +18,7 @@ from bergson_core.schemas.answer_parts.verification import (
 )
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.query import NEAR_DUPLICATES
 from bergson_core.schemas.results import (
     Answer,
     Estimate,
@@ -104,6 +106,10 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
             for row in rows
         ]
         rescored = Rescored(candidates=query.rescore, exact=exact)
+    if query.folds:
+        value = None if query.group_by == NEAR_DUPLICATES else "wiki"
+        members = [GroupMember(id=row.id, score=row.score) for row in rows]
+        rows = [rows[0].model_copy(update={"group": ResultGroup.of(value, members)})]
     verification = None
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}

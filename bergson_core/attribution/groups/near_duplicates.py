@@ -1,19 +1,17 @@
 """Groups documents that are nearly the same to the model, by the cosines of their rows.
 
-Legend: k documents, m modules, d numbers per module, D = m·d. The number of a document is that of its row in the index.
+Legend: k documents. The number of a document is that of its row in the index.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
 
+from bergson_core.attribution.follow_up.row_cosines import label_components, row_cosines
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
-from bergson_core.search.features import compute_features
 from bergson_core.storage.document_table import mask_of_ids
 from bergson_core.storage.layout import DEFAULT_PROFILE
 
@@ -87,43 +85,7 @@ def _cosines(
     index: AttributionIndex, numbers: Int[np.ndarray, " k"], profile: str
 ) -> Float[np.ndarray, "k k"]:
     """Returns the cosine of each pair of these documents."""
-    opened, has_sign_rows = index.profiles[profile], index.manifest.spec.gradients.rows == "sign"
-    normalize = "block" if opened.normalize == "block" and not has_sign_rows else "row"
-    phi = torch.zeros(len(numbers), index.collector.dimensions)
-    for shard in index.shards:
-        offsets = numbers - shard.entry.first_row
-        in_shard = (offsets >= 0) & (offsets < shard.entry.rows)
-        if in_shard.any():
-            rows = shard.rows(offsets[in_shard])
-            phi[torch.from_numpy(in_shard)], _ = compute_features(
-                rows, opened.weight_preconditioner, normalize, opened.checkpoints
-            )
-    products = phi @ phi.mT
-    return (cosines_from_sign_products(products) if has_sign_rows else products).numpy()
-
-
-def cosines_from_sign_products(products: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
-    """Returns the cosines that the mean products of signs stand for.
-
-    For random projections the mean product is 1 - 2θ/π, with θ the angle between the rows.
-
-    Source: Charikar, STOC 2002.
-    """
-    return torch.sin(products * torch.pi / 2)
-
-
-def label_components(pairs: Bool[np.ndarray, "k k"]) -> Int[np.ndarray, " k"]:
-    """Returns for each document the first one that a chain of pairs leads to: the label of its connected component.
-
-    Args:
-        pairs: Which documents are paired; symmetric.
-    """
-    count = len(pairs)
-    labels = np.arange(count)
-    reachable = pairs | np.eye(count, dtype=bool)
-    while True:
-        lower = np.where(reachable, labels, count).min(1, initial=count)
-        lower = lower[lower]  # follows two pairs in one step, so that long chains take few steps
-        if (lower == labels).all():
-            return labels
-        labels = lower
+    first_rows = np.array([shard.entry.first_row for shard in index.shards])
+    shard_numbers = np.searchsorted(first_rows, numbers, side="right") - 1
+    locations = list(zip(shard_numbers.tolist(), (numbers - first_rows[shard_numbers]).tolist(), strict=True))
+    return row_cosines(index.searcher, index.manifest, locations, profile)

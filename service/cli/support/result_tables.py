@@ -12,7 +12,7 @@ from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.results import Answer, ResultRow
 
 _CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("rejected", "tokens", "modules", "verified")
+_CSV_PARTS: Final = ("rejected", "tokens", "modules", "group", "verified")
 """Further fields of a result, those of lists and objects as JSON, where any result has them."""
 _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "score": lambda row: f"{row.score:+.4f}",
@@ -23,6 +23,8 @@ _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "exact": lambda row: _yes_or_no(row.exact),
     "words": lambda row: "" if row.words is None or row.words.rank is None else f"#{row.words.rank}",
     "states": lambda row: "" if row.words is None else _yes_or_no(row.words.states),
+    "sum of the group": lambda row: "" if row.group is None else f"{row.group.score:+.4f}",
+    "group": lambda row: _group_text(row),
 }
 """The columns of a table before the id, in order, each with what it shows of a result."""
 _SHOWN_IF: Final = {
@@ -31,9 +33,11 @@ _SHOWN_IF: Final = {
     "exact": "exact",
     "words": "words",
     "states": "words",
+    "sum of the group": "group",
+    "group": "group",
 }
 """Columns that are there if any result has something in a field, with the name of this field."""
-_LEFT: Final = ("strength", "exact", "states")
+_LEFT: Final = ("strength", "exact", "states", "group")
 """Columns of words, which stand on the left."""
 
 
@@ -94,6 +98,14 @@ def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
         interval = (row.interval or (None, None)) if ends else ()
         table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts), *interval])
     return columns, table
+
+
+def _group_text(row: ResultRow) -> str:
+    if row.group is None:
+        return ""
+    count = f"{row.group.count:,} document{'s' * (row.group.count != 1)}"
+    value = _metadata_text(row.group.value)
+    return f"{value}: {count}" if value else count
 
 
 def _yes_or_no(value: bool) -> str:

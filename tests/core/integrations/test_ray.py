@@ -29,6 +29,8 @@ QUERIES = [
         {"filter": {"number": {"gte": 38}}},
         {"filter": {"number": {"gte": 20, "not_in": [21, 25]}, "source": {"ne": "web"}}},
         {"top_k": 2, "direction": "both", "include": ["tokens", "modules"]},
+        {"top_k": 5, "group_by": "near_duplicates", "direction": "both"},
+        {"group_by": "source", "include": ["words"]},
         {"top_k": 5, "order": "words", "filter": {"source": "wiki"}},
         {"top_k": 5, "direction": "both", "order": "fused", "include": ["tokens", "words"]},
     )

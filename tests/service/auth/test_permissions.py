@@ -127,6 +127,10 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     assert broker.queries[1][0].include == ("modules",)
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
+    by_column = client.post("/attribute", json=QUERY | {"group_by": "source"}, headers=hidden)
+    assert "near_duplicates" in require_problem(by_column, 403, "forbidden").detail
+    grouped = client.post("/attribute", json=QUERY | {"group_by": "near_duplicates"}, headers=hidden)
+    assert grouped.json()["results"][0]["group"]["count"] > 0
     for order in ("words", "fused"):
         ordered = client.post("/attribute", json=QUERY | {"order": order}, headers=hidden)
         assert order in require_problem(ordered, 403, "forbidden").detail
@@ -142,7 +146,7 @@ def test_a_key_without_text_gets_documents_without_text(
     document = client.get(
         "/index/facts/documents/doc-1", headers=make_key_header(tmp_path, text=False)
     ).json()
-    hidden = dict.fromkeys(("prompt", "completion", "metadata", "chunk", "chunks"))
+    hidden = dict.fromkeys(("prompt", "completion", "rejected", "metadata", "chunk", "chunks"))
     assert document == row | {"index": "facts"} | hidden
     assert (
         client.get("/index/facts/documents/doc-1", headers=make_key_header(tmp_path, "bob")).json()["prompt"]

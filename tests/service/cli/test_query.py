@@ -83,7 +83,7 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
 @pytest.mark.parametrize(
     ("options", "columns"),
     [
-        ([], "score  percentile  loss  words  states  id"),
+        ([], "words  states  id"),
         (["--format", "csv"], "metadata.source,words.rank,words.score,words.states"),
     ],
     ids=["table", "csv"],
@@ -117,6 +117,19 @@ def test_together_goes_with_verify_and_its_table_has_a_row_for_the_group(
     refused = CliRunner().invoke(commands, [*arguments, "--together"])
     assert isinstance(refused.exception, InvalidInput)
     assert "--verify" in str(refused.exception)
+
+
+def test_group_by_is_an_option_and_the_table_has_the_sum_of_each_group(
+    asked: list[AttributionQuery], tmp_path: Path
+) -> None:
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London"]
+    table = CliRunner().invoke(commands, [*arguments, "--group_by", "source"]).stdout
+    assert [query.group_by for query in asked] == ["source"]
+    assert "sum of the group" in table
+    assert "wiki: 1 document" in table
+    assert "sum of the group" not in CliRunner().invoke(commands, arguments).stdout
+    csv = CliRunner().invoke(commands, [*arguments, "--group_by", "source", "--format", "csv"]).stdout
+    assert csv.splitlines()[0].endswith(",group")
 
 
 @pytest.fixture

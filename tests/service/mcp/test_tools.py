@@ -16,7 +16,7 @@ from tests.service.fake_broker import FakeBroker
 from tests.service.mcp.conftest import TEXTS
 
 QUESTION: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
-READ_ONLY = {"list_indexes", "describe_index", "ask", "look_at_document", "open_link"}
+READ_ONLY = {"list_indexes", "describe_index", "list_behaviours", "ask", "look_at_document", "open_link"}
 
 
 async def call(url: str, name: str, *, allow_takedown: bool = False, **arguments: Any) -> CallToolResult:
@@ -86,6 +86,14 @@ async def test_words_are_compared_if_that_is_asked_for(url: str, broker: FakeBro
         ("text", "metadata", "words"),
         ("text", "metadata"),
     ]
+
+
+async def test_behaviours_are_listed_and_asked(url: str, broker: FakeBroker) -> None:
+    assert await result_of(url, "list_behaviours", index="news") == {"behaviours": []}
+    await result_of(url, "ask", index="news", behaviour="rude")
+    assert broker.queries[0][0].behaviour == "rude"
+    both = error_of(await call(url, "ask", **QUESTION, behaviour="rude"))
+    assert "invalid_input" in both and "behaviour" in both
 
 
 async def test_a_chat_is_asked(url: str, broker: FakeBroker) -> None:

@@ -356,6 +356,17 @@ def test_the_results_together_are_shown_beside_the_sum_of_their_single_steps(
     assert verification["opponents_together"] is None
 
 
+def test_a_group_is_shown_with_its_members_and_their_sum(client: TestClient) -> None:
+    (row,) = client.post("/attribute", json=QUERY | {"group_by": "source"}).json()["results"]
+    group = row["group"]
+    assert (group["value"], group["count"]) == ("wiki", len(group["members"]))
+    assert group["score"] == sum(member["score"] for member in group["members"])
+    for refused in ({"rescore": 3}, {"order": "words"}, {"include": ["tokens"]}):
+        body = QUERY | {"group_by": "source"} | refused
+        problem = require_problem(client.post("/attribute", json=body), 422, "invalid_input")
+        assert [error.loc for error in problem.errors or ()] == [["body", *refused]]
+
+
 def test_results_say_whether_their_scores_are_exact_and_an_answer_that_is_cut_short_is_not_cached(
     client: TestClient, broker: FakeBroker
 ) -> None:

@@ -12,7 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bergson_core.schemas.build import BuildSpec
-from bergson_core.schemas.record import Record
+from bergson_core.schemas.preference.pair_texts import PairTexts
+from bergson_core.schemas.record import Record, record_of_pair
 from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from bergson_core.storage.takedown_log import record_takedown
 from service.app import create_app
@@ -28,9 +29,12 @@ UNKNOWN = "69cbbcd0" + 32 * "0"
 
 def write_documents(index: Path, texts: dict[str, str], source: str = "wiki") -> None:
     """Writes the table of the only shard of an index anew."""
+    write_records(index, [Record(name, text, None, {"source": source}) for name, text in texts.items()])
+
+
+def write_records(index: Path, records: list[Record]) -> None:
     shard = index / "shards" / "00000"
     shard.mkdir(parents=True, exist_ok=True)
-    records = [Record(document_id, text, None, {"source": source}) for document_id, text in texts.items()]
     table = make_document_table(records, np.full(len(records), 1.5), [6] * len(records))
     write_document_table(shard / DOCUMENT_TABLE_FILE, table)
 
@@ -165,6 +169,21 @@ def test_tokens_have_their_texts_from_the_document(make: Callable[..., dict[str,
 def test_a_link_shows_the_words_of_its_results(make: Callable[..., dict[str, Any]]) -> None:
     rows = make(order="fused")["answer"]["results"]
     assert [row["words"]["states"] for row in rows] == [True, False, False]
+
+
+def test_the_tokens_of_a_preference_pair_are_of_the_completion_that_they_are_read_with(
+    news: Path, make: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = PairTexts("Is it?", " yes", " not", is_chat=False)
+    write_records(news, [record_of_pair("doc-0", pair, {"source": "wiki"})])
+    tokens = [
+        TOKENS[0].model_copy(update={"start": 6, "end": 10, "token": text, "sequence": sequence})
+        for text, sequence in ((" yes", "chosen"), (" not", "rejected"))
+    ]
+    monkeypatch.setattr("tests.service.fake_broker.TOKENS", tokens)
+    row = make(include=["text", "tokens"])["answer"]["results"][0]
+    assert (row["completion"], row["rejected"]) == (" yes", " not")
+    assert [token["token"] for token in row["tokens"]] == [" yes", " not"]
 
 
 def test_tokens_without_a_place_in_the_text_are_not_kept(

@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index, find_document_numbers, group_near_duplicates
-from bergson_core.attribution.groups.near_duplicates import (
-    MAX_DOCUMENTS,
-    cosines_from_sign_products,
-    label_components,
-)
+from bergson_core.attribution.follow_up.row_cosines import cosines_from_sign_products, label_components
+from bergson_core.attribution.groups.near_duplicates import MAX_DOCUMENTS
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from bergson_core.schemas.source import ColumnsSpec
