@@ -92,6 +92,10 @@ def _locate(
 
 def _query_features(index: AttributionIndex, query: AttributionQuery) -> Float[Tensor, "m d"]:
     """Returns φ of a query."""
+    if query.behaviour is not None:
+        raise InvalidInput(
+            "the sum of scores of a behaviour has no interval: expected a prompt and a completion, or messages"
+        )
     # Asking for one result checks the query, and generates the completion where there is none.
     asked = query.for_search().model_copy(update={"top_k": 1, "include": ()})
     (answer,) = index.attribute([asked])
