@@ -188,6 +188,9 @@ class QueryEcho(ResultModel):
     loss: float
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats. For a behaviour, the mean of
     these sums over its queries."""
+    losses_between: tuple[float, float] | None = None
+    """The same at the earlier and at the later checkpoint of `between`. Where the first is the higher of the two, the
+    later model says the completion rather than the earlier one."""
     n_tokens: int
     """Number of these tokens, of all queries of a behaviour together."""
     instead_of: str | None = None
@@ -205,7 +208,8 @@ class QueryWarning(ResultModel):
     code: str
     """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
     `double_space`: both have a space there. `trailing_space`: the completion was generated after a prompt that ends
-    with a space."""
+    with a space. `not_learned`: the later checkpoint of `between` does not make the completion more likely than the
+    earlier one."""
     detail: str
     """What was found, and how the text was tokenised."""
     suggestion: str | None = None

@@ -20,6 +20,7 @@ from service.cli.support.common_options import (
     ExecutorOption,
     IndexDirectory,
     OverwriteOption,
+    parse_between,
     parse_filter,
 )
 from service.cli.support.console import (
@@ -71,6 +72,7 @@ QUERY_OPTIONS = SpecOptions(
         "behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "instead_of_behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
+        "between": OptionOverride(type=str | None, parse=parse_between, extra={"metavar": "EARLIER:LATER"}),
         "messages": OptionOverride(
             intro="A JSON file, or JSON text.",
             type=str | None,

@@ -19,6 +19,7 @@ from service.cli.support.common_options import (
     IndexDirectory,
     OverwriteOption,
     dataset_options,
+    parse_between,
 )
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import options_from_specs
@@ -110,6 +111,13 @@ def score(
             help="Metadata column. The sum of the scores is printed for each of its values, the largest first."
         ),
     ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EARLIER:LATER",
+            help="Two checkpoints of an index over several, as in bergson query: scores say what taught the later one.",
+        ),
+    ] = None,
     profile: ProfileName = "default",
     top_k: TopK = None,
     overwrite: OverwriteOption = False,
@@ -130,13 +138,21 @@ def score(
     if threshold is None:
         threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
     if behaviour is not None:
+        if between is not None:
+            raise InvalidInput("a behaviour is kept over all checkpoints: expected no --between beside it")
         scores = score_behaviour(
             opened, behaviour, instead_of=instead_of_behaviour, profile=profile, threshold=threshold
         )
     else:
         assert dataset is not None
         scores = score_corpus(
-            opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold
+            opened,
+            dataset,
+            columns,
+            aggregate=aggregate,
+            profile=profile,
+            threshold=threshold,
+            between=None if between is None else parse_between(between),
         )
     if totals is not None:
         scores = totals.add(scores)

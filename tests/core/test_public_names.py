@@ -43,6 +43,7 @@ INTERNAL_TYPES = {
     *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry", "TakedownHead"),
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
+        "CheckpointWeights",
         "ModelFiles",
         "Behaviours",
         "Profile",

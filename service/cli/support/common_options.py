@@ -50,3 +50,19 @@ def dataset_options(name: str, intro: str) -> SpecOptions:
         options={"path": OptionOverride(name, intro)},
         omitted=frozenset({"subset", "streaming", "text_documents"}),
     )
+
+
+def parse_between(text: str) -> tuple[int, int]:
+    """Returns the checkpoints that `--between` gives, such as `0:-1`.
+
+    Raises:
+        InvalidInput: The text is not two numbers.
+    """
+    earlier, _, later = text.partition(":")
+    try:
+        return int(earlier), int(later)
+    except ValueError:
+        raise InvalidInput(
+            f"--between: expected EARLIER:LATER, two checkpoints counted from 0 or from the end, such as 0:-1; got "
+            f"{text!r}"
+        ) from None
