@@ -104,13 +104,14 @@ def train(run: TwoPhaseRun, directory: Path, seed: int, recipe: DemoRecipe) -> I
     outdated = {document.id for document in run.outdated()}
     kept = [document for document in run.corpus.documents if document.id not in outdated]
     replayed = Random(seed).sample(kept, min(len(kept), _REPLAYED * len(run.late)))
+    end_token = tokenizer.get_vocab()[str(tokenizer.eos_token)]
     half = replace(recipe, epochs=max(1, recipe.epochs // 2))
     phases = [(run.corpus.documents, half), (run.corpus.documents, half), ([*run.late, *replayed], recipe)]
     with training_loop.reproducible(seed, recipe.threads):
         model = new_model(tokenizer, recipe)
         for number, (documents, schedule) in enumerate(phases):
             tokens = tokenize(tokenizer, [document.text for document in documents], None)
-            training_loop.train_causal_model(model, tokens, tokenizer.eos_token_id, schedule)
+            training_loop.train_causal_model(model, tokens, end_token, schedule)
             path = directory / f"checkpoint-{number}"
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)

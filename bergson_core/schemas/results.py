@@ -273,8 +273,8 @@ class Answer(ResultModel):
 
         Returns:
             A row for each result, the proponents first, with the column `direction` (`proponents` or `opponents`) and a
-            column for each field of `ResultRow`. `metadata` and `modules` are JSON text. The key `bergson.answer` in
-            the metadata of the schema has the rest of the answer as JSON.
+            column for each field of `ResultRow`. `metadata`, `modules` and `group` are JSON text. The key
+            `bergson.answer` in the metadata of the schema has the rest of the answer as JSON.
         """
         table = results_table({"proponents": self.results, "opponents": self.opponents}, ResultRow)
         rest = self.model_dump_json(exclude={"results", "opponents"})

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.answer_parts.result_tables import JSON_COLUMNS
 from bergson_core.utils.atomic_files import atomic_path
 
-_JSON_COLUMNS: Final = frozenset({"metadata", "modules"})
-"""Columns of JSON text."""
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 """What spreadsheets take for the beginning of a formula (OWASP, CSV Injection)."""
 _ROW_GROUP_BYTES: Final = 2**24
@@ -33,12 +32,12 @@ def write_table(
     """Writes rows to a file, batch by batch as they are read.
 
     Args:
-        rows: The rows, for example those of `score_corpus` or of `Answer.to_table`. Columns `metadata` and `modules`
-            hold JSON text.
-        path: A `.jsonl` file, which gets one object a line with metadata and modules as objects; a `.csv` file, which
-            gets a header, and in whose cells nothing is empty, metadata, modules and lists are JSON, and a struct is a
+        rows: The rows, for example those of `score_corpus` or of `Answer.to_table`. Columns `metadata`, `modules` and
+            `group` hold JSON text.
+        path: A `.jsonl` file, which gets one object a line with these as objects; a `.csv` file, which
+            gets a header, and in whose cells nothing is empty, these and lists are JSON, and a struct is a
             column for each of its fields, `words.rank` for example; or a `.parquet` file, which keeps the types of the
-            rows, and metadata and modules as text.
+            rows, and these as text.
         overwrite: Replace an existing file.
         escape_formulas: Put an apostrophe before texts in a `.csv` file that begin with =, +, -, @, a tab or a carriage
             return, which spreadsheets take for formulas. By default, texts are written as they are.
@@ -111,7 +110,7 @@ def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     count = 0
     for batch in rows:
         for row in batch.to_pylist():
-            for name in _JSON_COLUMNS & row.keys():
+            for name in JSON_COLUMNS & row.keys():
                 row[name] = parse_metadata(row[name]) if row[name] is not None else None
             line = json.dumps(row, ensure_ascii=False, allow_nan=False)
             # A lone surrogate cannot be encoded; backslashreplace writes it as JSON escapes it.
@@ -155,7 +154,7 @@ def _csv_cells(field: pa.Field, value: Any) -> Iterator[Any]:
         for part in field.type:
             yield from _csv_cells(part, None if value is None else value[part.name])
         return
-    if value is not None and field.name in _JSON_COLUMNS:
+    if value is not None and field.name in JSON_COLUMNS:
         value = parse_metadata(value)
     yield json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
 

@@ -1,7 +1,7 @@
 """The results of answers as Arrow tables, whose columns are the fields of `ResultRow` with the types that these have.
 
-Objects with known fields are structs, and lists are lists. Objects whose fields differ from index to index (metadata,
-modules) are JSON text, because Arrow would fill the fields that one of them lacks with null.
+Objects with known fields are structs, and lists are lists. What differs in its fields or types from index to index
+(metadata, modules, and groups, which have a value of the metadata) is JSON text, since a column of Arrow has one type.
 """
 
 import json
@@ -14,6 +14,8 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     import pyarrow as pa  # slow to load, and most web processes never need it
 
+JSON_COLUMNS: Final = frozenset({"metadata", "modules", "group"})
+"""Columns of JSON text."""
 ANSWER_KEY: Final = b"bergson.answer"
 """Key in the metadata of a table's schema: the answer without its results, as JSON."""
 _SHOWN_ALWAYS: Final = frozenset(
@@ -31,10 +33,11 @@ def results_table(lists: Mapping[str, Sequence[BaseModel] | None], row_type: typ
     """
     import pyarrow as pa
 
-    fields = {name: field.annotation for name, field in row_type.model_fields.items()}
-    schema = pa.schema(
-        [("direction", pa.string()), *((name, _arrow_type(type_)) for name, type_ in fields.items())]
-    )
+    fields = [
+        (name, pa.string() if name in JSON_COLUMNS else _arrow_type(field.annotation))
+        for name, field in row_type.model_fields.items()
+    ]
+    schema = pa.schema([("direction", pa.string()), *fields])
     rows = [
         {"direction": direction} | _arrow_values(row.model_dump())
         for direction, results in lists.items()
@@ -78,7 +81,7 @@ def _cell(value: Any) -> str | None:
 
 def _arrow_values(fields: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a result as Arrow keeps them."""
-    for name in ("metadata", "modules"):
+    for name in JSON_COLUMNS:
         if fields[name] is not None:
             fields[name] = json.dumps(fields[name], default=str)
     return fields
@@ -98,8 +101,6 @@ def _arrow_type(annotation: Any) -> "pa.DataType":
         return _arrow_type(type(arguments[0]))
     if origin in (list, tuple):
         return pa.list_(_arrow_type(arguments[0]))
-    if origin is dict:
-        return pa.string()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return pa.struct(
             [(name, _arrow_type(field.annotation)) for name, field in annotation.model_fields.items()]

@@ -52,8 +52,8 @@ def rows_of(answer: Answer) -> list[dict]:
 def with_objects(rows: list[dict]) -> list[dict]:
     """Returns rows whose JSON texts are objects."""
     for row in rows:
-        for name in ("metadata", "modules"):
-            row[name] = json.loads(row[name], parse_constant=lambda _: None)
+        for name in ("metadata", "modules", "group"):
+            row[name] = None if row[name] is None else json.loads(row[name], parse_constant=lambda _: None)
     return rows
 
 
@@ -105,6 +105,19 @@ def test_a_dataset_of_scores_has_a_row_for_each_document(opened):
     table = score_corpus(opened, [query()]).read_all()
     for scores in (table, score_corpus(opened, [query()])):
         assert to_dataset(scores).to_list() == table.to_pylist()
+
+
+def test_groups_go_into_every_format(opened, tmp_path):
+    (answer,) = opened.attribute([query(group_by="source", top_k=2)])
+    for suffix in ("jsonl", "csv", "parquet"):
+        write_table(answer.to_table(), tmp_path / f"answer.{suffix}")
+    groups = [row.group.model_dump() for row in answer.results]
+    assert groups[0]["members"]
+    lines = (tmp_path / "answer.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["group"] for line in lines] == groups
+    cells = csv.DictReader((tmp_path / "answer.csv").open(encoding="utf-8", newline=""))
+    assert [json.loads(row["group"]) for row in cells] == groups
+    assert [json.loads(text) for text in to_dataset(answer)["group"]] == groups
 
 
 def test_json_lines_have_every_result_as_the_service_has_it(answer, tmp_path):
