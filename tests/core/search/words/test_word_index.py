@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def test_a_file_of_another_number_of_documents_is_not_opened(tmp_path: Path) -> 
 
 @pytest.fixture
 def opened(index_copy: Path) -> AttributionIndex:
+    """An index whose words nobody has asked for; other tests may have asked the index that it is a copy of."""
+    shutil.rmtree(index_copy / "words", ignore_errors=True)
     return AttributionIndex.open(index_copy)
 
 
