@@ -18,7 +18,8 @@ def code_blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-LIBRARY_EXAMPLE, SERVICE_EXAMPLE = code_blocks("README.md", "python")
+*_LIBRARY_EXAMPLES, SERVICE_EXAMPLE = code_blocks("README.md", "python")
+LIBRARY_EXAMPLE = "\n".join(_LIBRARY_EXAMPLES)
 (COMMANDS,) = (block for block in code_blocks("README.md", "sh") if "bergson " in block)
 GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_EXAMPLES = (
     "\n".join(code_blocks(f"docs/{name}.md", "python"))
