@@ -65,8 +65,8 @@ class _LazyCommands(Mapping[str, Any]):
 class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are run, and in which an unknown word with `--model` is a build.
 
-    `bergson facts --model …` is short for `bergson build facts --model …`. Without `--model`, a first word that is no
-    command is mistyped. A subclass sets `sources`; `add_stand_ins` adds what `--help` shows of them.
+    `bergson facts --model …` is short for `bergson build facts --model …`, as is `--models`. Without either, a first
+    word that is no command is mistyped. A subclass sets `sources`; `add_stand_ins` adds what `--help` shows of them.
     """
 
     sources: Mapping[str, CommandSource]
@@ -95,7 +95,7 @@ class LazyGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts `build` in front of the arguments of a build, and turns `help COMMAND` into `COMMAND --help`."""
         words = [word.replace("-", "_") for word in args[:1]]
-        is_build = any(word == "--model" or word.startswith("--model=") for word in args)
+        is_build = any(word.partition("=")[0] in ("--model", "--models") for word in args)
         if not words or words[0] in self.sources:
             return super().parse_args(ctx, args)
         if is_build:

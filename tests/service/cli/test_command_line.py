@@ -125,7 +125,15 @@ def test_a_mistake_in_the_command_is_named_in_one_line_with_status_2(line, messa
 
 
 @pytest.mark.parametrize(
-    "line", ["qurey --model M", "qurey --model=M", "--model M qurey", "help --model M", "a/b --model M"]
+    "line",
+    [
+        "qurey --model M",
+        "qurey --model=M",
+        "--model M qurey",
+        "help --model M",
+        "a/b --model M",
+        "a --models M --models N",
+    ],
 )
 def test_whatever_has_a_model_is_a_build_also_if_its_path_looks_like_a_command(line, run_main):
     result = run_main(*line.split())
