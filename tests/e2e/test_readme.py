@@ -35,7 +35,8 @@ def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Pa
 
 def test_the_examples_of_gradients_run_in_order(home: Path, run):
     output = run(sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
-    numbers, results, mixing, *_, shards, estimate = output
+    heads, numbers, _pair, results, mixing, *_, shards, estimate = output
+    assert "dense.head_0" in heads
     assert numbers.split()[0] == str(8 * 16 * 16)
     assert len(re.findall(r"'\d+'", results)) == 3
     assert 0 < float(mixing) < 1
@@ -44,8 +45,10 @@ def test_the_examples_of_gradients_run_in_order(home: Path, run):
 
 
 def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run):
-    chosen, totals, odd, groups = run(sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
-    assert len(re.findall(r"'doc-\d+'", chosen)) == len(re.findall(r"'doc-\d+'", odd)) == 5
+    chosen, behaviour, scored, totals, odd, groups = run(sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
+    for documents in (chosen, scored, odd):
+        assert len(re.findall(r"'doc-\d+'", documents)) == 5
+    assert len(re.findall(r"'doc-\d+'", behaviour)) == 3
     assert totals.count("'sum'") == 3
     assert len(re.findall(r"\d+", groups)) == 5
     assert (home / "scores.parquet").is_file()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +23,12 @@ EVERYTHING = {
     "verify": VerifySpec(top=1, controls=1),
 }
 HOSTILE = {"prompt": '=HYPERLINK("x")\n"quoted", é\u202e', "completion": "-1", "id": "@id"}
+
+
+@pytest.fixture(scope="module")
+def index(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the index, since the words of its documents are written into its directory."""
+    return shutil.copytree(index, tmp_path_factory.mktemp("words") / index.name)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The sample that normalizers are fitted from has so many documents and tokens as the settings say."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,20 +95,6 @@ def test_a_wrong_number_of_tokens_is_refused(tokens):
 
 def test_the_fingerprint_of_a_build_that_does_not_state_the_tokens_stays_as_it_was():
     spec = BuildSpec(model="m", dataset={"path": "d"})
-    before = spec.model_dump_json(
-        exclude={
-            "gradients": {"sample_tokens", "split_heads", "preference_beta"},
-            "columns": {"chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps"},
-            "reference_model": True,
-            "reference_revision": True,
-            "dataset": {"text_documents"},
-            "search": {"measure"},
-            "long_documents": True,
-            "chunk_overlap": True,
-            "on_bad_document": True,
-            "device_map": True,
-        }
-    )
-    assert spec.fingerprint() == hashlib.sha256(before.encode()).hexdigest()
+    assert spec.fingerprint() == "43f8e985c4355f5a0cb4f519c78b04350e48eadb77e23e780eef9ebfbb147341"
     stated = spec.model_copy(update={"gradients": GradientSpec(sample_tokens=SAMPLE_TOKENS["adafactor"])})
     assert stated.fingerprint() != spec.fingerprint()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bergson_core import AttributionIndex, append_documents, build_index
+from bergson_core.gradients.checkpoints import fitting
 from bergson_core.gradients.normalizers.normalizers import KfacNormalizer
 from bergson_core.gradients.processor_fitting import fit_processor_from_batches
-from bergson_core.indexing import build
 from bergson_core.schemas.build import AppendSpec
 from tests.core.helpers import make_spec, query
 
@@ -29,7 +29,7 @@ def build_with_whole_roots(spec, path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return fit_processor_from_batches(*arguments, whole=True)
 
     with monkeypatch.context() as context:
-        context.setattr(build, "fit_processor_from_batches", fit)
+        context.setattr(fitting, "fit_processor_from_batches", fit)
         build_index(spec, path, shard_rows=16)
 
 

@@ -1,6 +1,7 @@
 """`group_by` folds results into groups, each of which is shown by its best document and has the sum of the scores."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.schemas.source import ColumnsSpec
 from tests.core.helpers import make_spec, query, write_lines
+
+
+@pytest.fixture(scope="module")
+def index(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the index, since the words of its documents are written into its directory."""
+    return shutil.copytree(index, tmp_path_factory.mktemp("words") / index.name)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Results say whether they state the completion, and may be in the order of words, or of words and influence."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ ALL = 40
 """Documents of the fixture index."""
 TEXTS = tiny.texts(ALL)
 QUESTION = query().prompt + query().completion
+
+
+@pytest.fixture(scope="module")
+def index(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the index, since the words of its documents are written into its directory."""
+    return shutil.copytree(index, tmp_path_factory.mktemp("words") / index.name)
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_an_unexpected_error_of_a_verification_or_of_a_completion_is_that_of_its
         raise RuntimeError("unexpected")
 
     monkeypatch.setattr(opened.model.model, "generate", fail, raising=False)
-    monkeypatch.setattr("bergson_core.attribution.verification._unlearn", fail)
+    monkeypatch.setattr("bergson_core.attribution.verification.unlearn", fail)
     generated, verified, plain = opened.attribute(
         [query(completion=None), query(verify={"top": 1, "controls": 0}), query()]
     )
