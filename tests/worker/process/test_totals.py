@@ -1,5 +1,6 @@
 """Totals take many steps, between which the worker answers other queries."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -98,6 +99,8 @@ async def test_a_web_process_gets_them(
     redis: Redis, core: FakeCore, broker: Broker, settings: Settings, start_worker: Start
 ):
     start_worker()
+    while not await broker.list_workers():
+        await asyncio.sleep(0.02)
     totals = await broker.ask_totals(make_query(), SPEC, "r", timeout_s=20)
     assert (totals.index, totals.query.completion) == ("facts", " London")
     core.during_totals = lambda number: time.sleep(0.3)
