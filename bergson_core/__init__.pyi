@@ -55,7 +55,7 @@ from .schemas.results import (
 )
 from .schemas.source import ColumnsSpec, DatasetSpec
 from .schemas.totals.results import GroupTotal, InfluenceTotals
-from .schemas.totals.spec import TotalsQuery
+from .schemas.totals.spec import TotalsQuery, TotalsSpec
 from .schemas.training import TrainingSchedule
 from .schemas.unlearning.results import QueryChange, UnlearnPreview
 from .schemas.unlearning.spec import UnlearnSpec, WatchedQuery
@@ -122,6 +122,7 @@ __all__ = [
     "TokenInfluence",
     "Tokens",
     "TotalsQuery",
+    "TotalsSpec",
     "TrainingSchedule",
     "TrainingSpec",
     "UnlearnPreview",

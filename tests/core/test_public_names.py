@@ -30,7 +30,7 @@ PUBLIC_NAMES = """
     take_down_document top_documents
     write_score_array write_table
     ScoreSum sum_scores
-    GroupTotal InfluenceTotals TotalsQuery influence_totals
+    GroupTotal InfluenceTotals TotalsQuery TotalsSpec influence_totals
 """.split()
 
 INTERNAL_TYPES = {
