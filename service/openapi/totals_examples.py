@@ -34,7 +34,7 @@ TOTALS_RESPONSE: dict[str, Any] = {
     "threshold": 3.0,
     "groups": [
         {"value": "wiki", "documents": 612, "sum": 3.9, "mean": 0.0064, "interval": [3.1, 4.7]},
-        {"value": None, "documents": 40, "sum": 0.0, "mean": 0.0, "interval": [0.0, 0.0]},
+        {"value": None, "documents": 40, "sum": 0.0, "mean": 0.0, "interval": None},
         {"value": "forum", "documents": 348, "sum": -0.62, "mean": -0.0018, "interval": [-0.91, -0.33]},
     ],
     "group_count": 3,

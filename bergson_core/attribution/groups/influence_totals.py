@@ -203,7 +203,10 @@ def _estimate_errors(
     of_rows: Sequence[Int32[np.ndarray, " _"]],
     chosen: Sequence[int],
 ) -> Steps[dict[int, ScoreError | None]]:
-    """Returns the error of the sum of each chosen group, or None where rows do not show their noise."""
+    """Returns the error of the sum of each chosen group.
+
+    It is None where rows do not show their noise, and where no score of the group is another than 0.
+    """
     noise = ScoreNoise.of(index.manifest)
     if noise is None:
         return dict.fromkeys(chosen)
@@ -215,4 +218,4 @@ def _estimate_errors(
             for rows in scorer.iter_features(np.full(len(offsets), shard_number), offsets):
                 sums[number].add(rows, features)
                 yield
-    return {number: total.error() for number, total in sums.items()}
+    return {number: total.error() if total.rows else None for number, total in sums.items()}

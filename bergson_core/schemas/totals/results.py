@@ -20,7 +20,7 @@ class GroupTotal(ResultModel):
     interval: tuple[float, float] | None = None
     """[low, high]: where the sum lies on average over all random projections, in nine of ten cases, for a group that
     was chosen before the sums were known. With a threshold, it is the interval of what lies beyond the threshold. Null
-    where the rows of the index do not show their noise."""
+    where nothing does, and where the rows of the index do not show their noise."""
 
 
 class InfluenceTotals(ResultModel):

@@ -97,6 +97,12 @@ def test_the_interval_behind_a_threshold_is_as_wide_as_that_of_the_documents_bey
         assert high - low == pytest.approx(expected.interval[1] - expected.interval[0], rel=1e-3)
 
 
+def test_a_group_of_which_nothing_lies_beyond_the_threshold_has_no_interval(opened):
+    found = totals(opened, threshold=100)
+    assert [(group.sum, group.interval) for group in found.groups] == [(0, None)] * len(found.groups)
+    assert found.documents == 40
+
+
 def test_only_documents_that_meet_the_filter_count(opened):
     wanted = {name: score for _, name, score in answered_scores(opened, filter={"number": {"lt": 3}})}
     found = totals(opened, filter={"number": {"lt": 3}})
