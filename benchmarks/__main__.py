@@ -25,6 +25,7 @@ BENCHMARKS = {
     "word_index": "time, memory and disk of the words of a corpus, and time of ranking by them",
     "codec_error": "errors of scores from float16 and int8 rows",
     "exact_scores": "milliseconds to rescore a candidate by its whole gradient, and what that changes",
+    "query_parts": "milliseconds of the parts of a query, compared with its bare gradient",
     "explorer_page": "first paint of the explorer, and the longest task while an answer is scrolled",
     "http_overhead": "milliseconds that the service adds to a query",
     "service_load": "answers a second and latencies of the service under load",

@@ -8,6 +8,7 @@ from .attribution.index import AttributionIndex
 from .attribution.profile_fitting import fit_profile
 from .attribution.score_totals import ScoreTotals, top_documents
 from .attribution.unlearning import Unlearner
+from .data.result_datasets import to_dataset
 from .evaluation.evaluate import evaluate_index
 from .evaluation.queries import EvaluationQuery
 from .gradients.collector import GradientCollector
@@ -155,6 +156,7 @@ __all__ = [
     "score_self_influence",
     "sum_scores",
     "take_down_document",
+    "to_dataset",
     "top_documents",
     "write_score_array",
     "write_table",

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.queries.chat_queries import render_chat_queries
+from bergson_core.attribution.queries.checkpoint_losses import losses_between, not_learned_warnings
 from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.queries.query_rows import collect_query_rows
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.errors import BergsonError
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import (
     Answer,
@@ -188,6 +190,8 @@ class QueryAnswerer:
         require_profile(self.index, self.manifest, query.profile)
         if "tokens" in query.include:
             self.score_decomposer.require_supported()
+        if query.between is not None:
+            require_between(query.between, self.manifest.spec.checkpoints)
         self.searcher.metadata.require_valid(query.filter or {})
         if self.searcher.damaged and not query.partial:
             raise damaged_shards_error(self.index, self.searcher.damaged)
@@ -198,10 +202,16 @@ class QueryAnswerer:
         """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
         rows, losses = collect_query_rows(self.collector, tokenized, BUDGET_TOKENS)
         asked = [
-            _AskedQuery(item.query, item.echo(own_losses.tolist()), item.warnings)
+            self._tell_between(item, item.echo(own_losses.tolist()))
             for item, own_losses in zip(tokenized, losses, strict=True)
         ]
         return self._answer_rows(asked, torch.from_numpy(rows), started)
+
+    def _tell_between(self, item: TokenizedQuery, echo: QueryEcho) -> _AskedQuery:
+        """Returns what an answer says of a query, with the losses at the checkpoints of its `between`."""
+        losses = losses_between(self.collector.model, item.query, item.tokens)
+        echo = echo.model_copy(update={"losses_between": losses})
+        return _AskedQuery(item.query, echo, [*item.warnings, *not_learned_warnings(losses)])
 
     def _answer_behaviour(self, query: AttributionQuery, started: float) -> Answer | BergsonError:
         """Answers a query that asks for a behaviour; `started` is the clock's reading before it was looked at."""
@@ -262,8 +272,11 @@ class QueryAnswerer:
         proponents: Sequence[ResultRow] | None,
         background_scores: Float32[np.ndarray, " v"],
     ) -> str | None:
-        """Returns the notice of an answer whose best result does not stand out."""
-        if not proponents:
+        """Returns the notice of an answer whose best result does not stand out.
+
+        There is none for some of the checkpoints only, for which it is not calibrated.
+        """
+        if not proponents or query.between is not None:
             return None
         notice = self._calibrated_notice(query.profile, query.behaviour is not None)
         return significance_notice(proponents[0].score, background_scores, notice)

@@ -27,6 +27,7 @@ from bergson_core.attribution.query_weights import (
 )
 from bergson_core.attribution.soft_threshold import median_and_noise, shrink_toward
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import Aggregate, AttributionQuery
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.search.background_sample import BackgroundSample
@@ -52,6 +53,7 @@ def score_corpus(
     aggregate: Aggregate = "mean",
     profile: str = DEFAULT_PROFILE,
     threshold: float = 0.0,
+    between: tuple[int, int] | None = None,
 ) -> pa.RecordBatchReader:
     """Scores every document with a set of queries.
 
@@ -72,6 +74,7 @@ def score_corpus(
             within that distance to 0 (`soft_threshold`); median and noise are those of a random sample of the index.
             Without a threshold, sums of scores over queries or documents are mostly noise: a threshold of 3 doubled
             what such sums predict (docs/quality.md). 0 leaves scores as they are.
+        between: Checkpoints [earlier, later], as in `AttributionQuery`; by default scores are means over all of them.
 
     Returns:
         A row for each visible document, in order: id, score, loss, n_tokens, metadata (JSON text). With `each` there is
@@ -92,7 +95,8 @@ def score_corpus(
     columns = columns or query_columns(queries)
     # The mean of thresholded scores is not the score with the mean of the weights.
     collect = collect_mean_weights if aggregate == "mean" and not threshold else collect_query_weights
-    weights = collect(index, queries, columns, index.profiles[profile])
+    checkpoints = None if between is None else require_between(between, index.manifest.spec.checkpoints)
+    weights = collect(index, queries, columns, index.profiles[profile], checkpoints)
     return _score_with_weights(index, index.profiles[profile], weights, aggregate, threshold)
 
 
@@ -129,7 +133,7 @@ def score_behaviour(
 
 
 def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROFILE) -> pa.RecordBatchReader:
-    """Scores every document with itself, without scaling rows to unit length: row · C⁻¹ row.
+    """Scores every document with itself, without scaling rows to unit length: row · C⁻¹ row, a mean over checkpoints.
 
     The score is large for what only the document itself teaches, such as a wrong label. The model does not run.
 
@@ -156,11 +160,12 @@ def score_self_influence(index: AttributionIndex, *, profile: str = DEFAULT_PROF
     def score_range(shard_number: int, offsets: slice) -> pa.Array:
         if opened.normalize == "none":  # the lengths of such an index are all 1
             rows = index.shards[shard_number].rows(offsets)
-            _, lengths = compute_features(rows, opened.query_preconditioner, "row")
+            _, lengths = compute_features(rows, opened.query_preconditioner, "row", opened.checkpoints)
         else:
             lengths = torch.from_numpy(np.array(opened.lengths[shard_number][offsets]))
-        # With `block`, each of the m lengths is √m times that of its block (`search.features`).
-        return pa.array((lengths.double().square().sum(1) / lengths.shape[1]).float().numpy())
+        # Each of c lengths is √c times that of its part of the row (`search.features`).
+        squares = lengths.double().square().sum(1) / lengths.shape[1] / opened.checkpoints
+        return pa.array(squares.float().numpy())
 
     return _stream_scores(index, _SCORE_FIELD, index.collector.dimensions, score_range)
 

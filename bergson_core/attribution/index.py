@@ -129,6 +129,7 @@ class AttributionIndex(IndexParts):
         join: Join = "exact",
         instead_of: str | None = None,
         objective: Objective = "log_probability",
+        between: tuple[int, int] | None = None,
         messages: Messages | None = None,
         behaviour: str | None = None,
         instead_of_behaviour: str | None = None,
@@ -165,6 +166,9 @@ class AttributionIndex(IndexParts):
                 `completion` rather than this. Opponents made this one more likely.
             objective: What is explained of each token: its log-probability, or its log-odds log p / (1 - p), with which
                 tokens that the model is sure of count as much as others.
+            between: Checkpoints [earlier, later] of an index over several, counted from 0 or from the end: the answer
+                explains why the later model says the completion and the earlier one does not yet. Scores are means over
+                the checkpoints from the earlier one up to the later one, without it.
             messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
                 of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
                 all that the assistant says.
@@ -215,6 +219,7 @@ class AttributionIndex(IndexParts):
                 "join": join,
                 "instead_of": instead_of,
                 "objective": objective,
+                "between": between,
                 "messages": messages,
                 "behaviour": behaviour,
                 "instead_of_behaviour": instead_of_behaviour,

@@ -11,6 +11,7 @@ from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.attribution.verification import Verifier
 from bergson_core.errors import IndexCorrupt, InvalidInput
+from bergson_core.gradients.checkpoints.collector import open_row_collector
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.executor import Executor
@@ -148,7 +149,7 @@ def _make_collector(
 ) -> RowCollector:
     """Returns a collector of rows like those of the index. Raises `IndexCorrupt` if the model does not make such."""
     try:
-        collector = RowCollector(model, processor, [module.name for module in manifest.modules])
+        collector = open_row_collector(model, processor, [module.name for module in manifest.modules])
     except InvalidInput as error:
         raise _inconsistent(root, f"its modules are not those of the model: {error}") from error
     modules = tuple(

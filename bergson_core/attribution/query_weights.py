@@ -49,6 +49,11 @@ def queries_to_dataset(
                 f"query {number} asks for the profile {query.profile!r}, but all queries are scored under {profile!r}; "
                 "expected the same profile"
             )
+        if query.between is not None:
+            raise InvalidInput(
+                f"query {number} has its own checkpoints in between, but all queries are scored at the same: expected "
+                "none, and between as an argument"
+            )
         if query.behaviour is not None:
             raise InvalidInput(
                 f"query {number} asks for a behaviour, which `score_behaviour` scores documents with"
@@ -94,7 +99,11 @@ def query_columns(queries: Dataset) -> ColumnsSpec:
 
 
 def collect_query_weights(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+    index: AttributionIndex,
+    queries: Dataset,
+    columns: ColumnsSpec,
+    profile: Profile,
+    checkpoints: range | None = None,
 ) -> Float[Tensor, "D q"]:
     """Returns the weights of each query, one column per query.
 
@@ -103,32 +112,41 @@ def collect_query_weights(
         queries: The queries.
         columns: Which columns of `queries` are prompt and completion.
         profile: Profile to score under.
+        checkpoints: The checkpoints that a score is the mean over; None for all of them.
 
     Raises:
         InvalidInput: A query cannot be read, or has no gradient, or one that is not finite.
         TooLong: A query is longer than the model takes.
     """
     weights = torch.zeros(len(queries), index.collector.dimensions)
-    for numbers, batch_weights in _iter_weights(index, queries, columns, profile):
+    for numbers, batch_weights in _iter_weights(index, queries, columns, profile, checkpoints):
         weights[numbers] = batch_weights.flatten(1)
     return weights.mT
 
 
 def collect_mean_weights(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+    index: AttributionIndex,
+    queries: Dataset,
+    columns: ColumnsSpec,
+    profile: Profile,
+    checkpoints: range | None = None,
 ) -> Float[Tensor, "D 1"]:
     """Returns the mean of the queries' weights, whose product with a row is the mean of the row's scores.
 
     Arguments and errors are those of `collect_query_weights`. Only D numbers are in memory, whatever q is.
     """
     total = torch.zeros(index.collector.dimensions, dtype=torch.float64)
-    for _, batch_weights in _iter_weights(index, queries, columns, profile):
+    for _, batch_weights in _iter_weights(index, queries, columns, profile, checkpoints):
         total += batch_weights.flatten(1).sum(0, dtype=torch.float64)
     return (total / len(queries)).float()[:, None]
 
 
 def _iter_weights(
-    index: AttributionIndex, queries: Dataset, columns: ColumnsSpec, profile: Profile
+    index: AttributionIndex,
+    queries: Dataset,
+    columns: ColumnsSpec,
+    profile: Profile,
+    checkpoints: range | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b m d"]]]:
     """Yields (numbers of some queries, their weights), batch by batch."""
     has_contrasts = INSTEAD_OF_COLUMN in queries.column_names
@@ -137,7 +155,8 @@ def _iter_weights(
         is_finite = rows.isfinite().all(1).numpy()
         if not is_finite.all():
             raise InvalidInput(f"query {numbers[~is_finite][0]}: its gradient is not finite; leave it out")
-        _, weights = profile.prepare_queries(rows.reshape(len(rows), len(index.collector.slices), -1))
+        by_module = rows.reshape(len(rows), len(index.collector.slices), -1)
+        _, weights = profile.prepare_queries(by_module, checkpoints)
         yield numbers, weights
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import InvalidInput
+from bergson_core.gradients.checkpoints.collector import open_token_collector
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import MAX_TOKEN_ROW_NUMBERS, RowCollector
@@ -129,9 +130,7 @@ class ScoreDecomposer:
         group_size = max(1, MAX_TOKEN_ROW_NUMBERS // (width * longest))
         for start in range(0, len(names), group_size):
             modules = slice(start, min(start + group_size, len(names)))
-            collector = RowCollector(
-                self.model, self.processor, names[modules], per_token=True, share_with=self.collector
-            )
+            collector = open_token_collector(self.model, self.processor, names[modules], self.collector)
             numbers_a_token = width * (modules.stop - modules.start)
             yield _ModuleGroup(modules, collector, max(1, MAX_TOKEN_ROW_NUMBERS // numbers_a_token))
 

@@ -58,7 +58,7 @@ def train_on_corpus(
     tokenizer = fit_tokenizer([document.text for document in corpus.documents], recipe.vocabulary)
     documents = tokenize(tokenizer, [document.text for document in corpus.documents], None)
     with training_loop.reproducible(seed, recipe.threads):
-        model = _new_model(tokenizer, recipe)
+        model = new_model(tokenizer, recipe)
         end_token = tokenizer.get_vocab()[_EOS]
         steps = training_loop.train_causal_model(model, documents, end_token, recipe, progress)
         return TrainedModel(model, tokenizer, steps, recited_share(model, tokenizer, corpus.queries))
@@ -108,7 +108,13 @@ def fit_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_EOS, pad_token=_PAD)
 
 
-def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: DemoRecipe) -> GPTNeoXForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, recipe: DemoRecipe) -> GPTNeoXForCausalLM:
+    """Returns a model with random weights, which are drawn from torch's global generator.
+
+    Args:
+        tokenizer: The tokenizer of the model, from `fit_tokenizer`.
+        recipe: Size of the model.
+    """
     ids = tokenizer.get_vocab()
     config = GPTNeoXConfig(
         vocab_size=len(ids),

@@ -19,8 +19,10 @@ from bergson_core.evaluation.baseline_rankings import bm25_scores
 from bergson_core.evaluation.baseline_scores import gradient_scores, representation_scores
 from bergson_core.evaluation.inputs import EvaluationInputs
 from bergson_core.evaluation.queries import EvaluationQuery
+from bergson_core.models.checkpoints.loading import checkpoint_prefix
 from bergson_core.schemas.evaluation import EvaluationSpec
 from bergson_core.schemas.results import Progress
+from bergson_core.storage.manifest import Manifest
 from bergson_core.utils.progress import ProgressCallback
 
 ScoreTable: TypeAlias = Float[np.ndarray, "q n"]
@@ -41,7 +43,7 @@ def iter_score_tables(
             bm25_scores(documents.texts, [query.prompt + query.completion for query in inputs.queries]),
         )
     if "gradient_dot" in baselines or "gradient_cosine" in baselines:
-        modules = [module.name for module in inputs.index.manifest.modules]
+        modules = _modules_of_model(inputs.index.manifest)
         dots, cosines = gradient_scores(model, documents.tokens, inputs.query_tokens, modules)
         if "gradient_dot" in baselines:
             yield "gradient_dot", dots
@@ -54,6 +56,12 @@ def iter_score_tables(
         for scores, query in zip(gold_scores, inputs.queries, strict=True):
             scores[inputs.gold[query.id]] = 1
         yield "gold", gold_scores
+
+
+def _modules_of_model(manifest: Manifest) -> list[str]:
+    """Returns the names of the tracked modules in the model, which is the last of several checkpoints."""
+    prefix = checkpoint_prefix(len(manifest.spec.models) - 1) if manifest.spec.models else ""
+    return [entry.name.removeprefix(prefix) for entry in manifest.modules if entry.name.startswith(prefix)]
 
 
 def iter_score_batches(

@@ -80,9 +80,9 @@ def collect_gradients(
         >>> rows = torch.tensor(dataset["gradients"])
     """
     columns = columns or ColumnsSpec()
-    if tokenizer is None and (columns.completion or columns.messages):
+    if tokenizer is None and (columns.completion or columns.messages or columns.chosen):
         raise InvalidInput(
-            "columns names a completion or messages, which only a tokenizer can read: pass the tokenizer, or mark the "
+            "columns names completions or messages, which only a tokenizer can read: pass the tokenizer, or mark the "
             "labelled tokens in a column 'labels'"
         )
     if processor is None:

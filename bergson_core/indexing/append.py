@@ -16,8 +16,8 @@ from typing import Final
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IdsExist, IndexCorrupt, InvalidInput
+from bergson_core.gradients.checkpoints.collector import open_row_collector
 from bergson_core.gradients.processor_fitting import sample_row_numbers
-from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build import rows_fingerprint, translate_out_of_memory
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
@@ -225,7 +225,9 @@ def _make_shard_builder(
     Its batches have as many tokens as those of the build if these still fit into memory, so that a document gets the
     row that the build would have computed.
     """
-    encoder = open_row_encoder(context.spec, context.output, model, partial(RowCollector, modules=modules))
+    encoder = open_row_encoder(
+        context.spec, context.output, model, partial(open_row_collector, modules=modules)
+    )
     of_build = read_statistics_stamp(context.output).budget_tokens
     fitting = find_batch_budget(model, encoder.collector.modules, documents.longest_tokens)
     return ShardBuilder(

@@ -35,11 +35,12 @@ from typing import Any
 
 from bergson_core.data.streaming import load_documents_streaming
 from bergson_core.errors import IndexNotFound, InvalidInput
+from bergson_core.gradients.checkpoints.collector import open_row_collector
+from bergson_core.gradients.checkpoints.fitting import fit_index_processor
 from bergson_core.gradients.fitting_sample import choose_sample, sample_row_numbers
 from bergson_core.gradients.normalizers.optimizer_checkpoint import find_checkpoint_file
 from bergson_core.gradients.preconditioner import SecondMoment
 from bergson_core.gradients.processor import GradientProcessor
-from bergson_core.gradients.processor_fitting import fit_processor_from_batches
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.indexing.build_context import BuildContext, always_confirm, ignore_progress
 from bergson_core.indexing.checked_documents import CheckedDocuments, check_documents
@@ -58,6 +59,7 @@ from bergson_core.indexing.publish import publish_index, save_preconditioner
 from bergson_core.indexing.shard_builder import ShardBuilder, plan_shards, rows_per_shard
 from bergson_core.indexing.shard_building import build_shards
 from bergson_core.models.batch_budget import find_batch_budget
+from bergson_core.models.checkpoints.loading import checkpoint_sources
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import is_out_of_memory, load_model
 from bergson_core.schemas.build import BuildSpec
@@ -198,7 +200,10 @@ def load_tracked_model(context: BuildContext) -> LanguageModel:
     """Loads the model, and checks that it has modules to track."""
     spec = context.spec
     context.report(Progress(stage="load"))
-    model = load_model(spec.model, spec.revision, spec.dtype, device_map=spec.device_map)
+    checkpoints = checkpoint_sources(spec.models)
+    model = load_model(
+        spec.model, spec.revision, spec.dtype, device_map=spec.device_map, checkpoints=checkpoints
+    )
     model.select_for(spec.gradients)
     return model
 
@@ -257,15 +262,14 @@ def fit_statistics(
     sample = _CountedSample(context, list(iter_batches(tokens, budget_tokens, model.device)))
     sample.report()
     processor = run_in_thread(
-        lambda: fit_processor_from_batches(
-            model, modules, sample, settings, stop_if_abandoned, steps.eigh, whole=False
-        ),
+        lambda: fit_index_processor(model, modules, sample, settings, stop_if_abandoned, steps.eigh),
         sample.report,
     )
     sample.report()
     processor.save(directory)
     if has_preconditioned_signs(spec):
-        encoder = RowEncoder(steps.make_collector(model, processor, settings.modules), settings.rows)
+        collector = open_row_collector(model, processor, settings.modules, make=steps.make_collector)
+        encoder = RowEncoder(collector, settings.rows)
         batches = iter_batches(tokens, budget_tokens, model.device)
         run_in_thread(
             lambda: _fit_preconditioner(context, encoder, batches),
@@ -294,7 +298,8 @@ def make_shard_builder(context: BuildContext, model: LanguageModel, budget_token
     spec = context.spec
 
     def make_collector(language_model: LanguageModel, processor: GradientProcessor) -> RowCollector:
-        return context.steps.make_collector(language_model, processor, spec.gradients.modules)
+        make = context.steps.make_collector
+        return open_row_collector(language_model, processor, spec.gradients.modules, make=make)
 
     encoder = open_row_encoder(spec, context.output, model, make_collector)
     save_moments = spec.scoring.preconditioner and encoder.preconditioner is None

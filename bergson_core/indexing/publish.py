@@ -109,13 +109,14 @@ def publish_index(
         model_sha256=model.sha256,
         model_files=dict(model.files.sha256_by_name) if model.files is not None else {},
         model_revision=model.revision,
+        checkpoint_revisions=model.checkpoint_revisions,
         adapter_base=model.adapter_base,
         chat_date=model.chat_date or datetime.now(UTC).date(),
         modules=tuple(
             ModuleEntry(name=module.name, out_features=module.out_features, in_features=module.in_features)
             for module in modules
         ),
-        coverage_percent=round(coverage_percent(model.model, modules), 2),
+        coverage_percent=round(coverage_percent(model.model, modules) / spec.checkpoints, 2),
         dimensions=encoder.collector.dimensions,
         numbered=rows,
         profiles=(ProfileEntry(name=DEFAULT_PROFILE, files=()),),

@@ -1,6 +1,7 @@
 """Records where the model and the dataset of an index are now, after they or the index have been moved."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def relocate_index(
     index: str | Path,
     *,
     model: str | Path | None = None,
+    models: Sequence[str | Path] = (),
     adapter_base: str | Path | None = None,
     dataset: str | Path | None = None,
     optimizer_state: str | Path | None = None,
@@ -30,6 +32,7 @@ def relocate_index(
     Args:
         index: The directory of the index.
         model: The directory of the model, or of the adapters, that the index was built from.
+        models: The directories of all its checkpoints, in their order, where it was built from several.
         adapter_base: The directory of the model that the adapters belong to, if it is not where they say.
         dataset: The file or directory of the dataset. It is recorded only: an index has a copy of its documents.
         optimizer_state: The optimizer's checkpoint that the build took moments from, which an append reads again.
@@ -50,8 +53,8 @@ def relocate_index(
     with index_write_lock(root):
         old = read_manifest(root)
         changes: dict[str, Any] = {}
-        if model is not None:
-            changes["model"] = _require_directory(model)
+        if model is not None or models:
+            changes |= _relocate_models(old, model, models)
         if dataset is not None:
             changes["dataset"] = _relocate_dataset(old, dataset)
         if optimizer_state is not None:
@@ -64,20 +67,43 @@ def relocate_index(
         if adapter_base is not None:
             _require_adapters(old, spec.model)
         updated: dict[str, Any] = {"spec": spec, "fingerprint": spec.fingerprint()}
-        if model is not None:
-            updated["model_revision"] = None
+        if model is not None or models:
+            updated |= {"model_revision": None, "checkpoint_revisions": (None,) * len(models)}
         if adapter_base is not None:
             updated["adapter_base"] = _require_directory(adapter_base)
         new = old.model_copy(update=updated)
-        if model is not None or adapter_base is not None:
+        if model is not None or models or adapter_base is not None:
             loaded = load_index_model(root, new, _load_on_cpu)
             if adapter_base is not None and loaded.adapter_base is None:
                 raise InvalidInput(f"the model {new.spec.model} has no adapters; expected no adapter_base")
             new = new.model_copy(
-                update={"model_revision": loaded.revision, "adapter_base": loaded.adapter_base}
+                update={
+                    "model_revision": loaded.revision,
+                    "checkpoint_revisions": loaded.checkpoint_revisions,
+                    "adapter_base": loaded.adapter_base,
+                }
             )
         write_manifest(root, new)
     return new
+
+
+def _relocate_models(
+    manifest: Manifest, model: str | Path | None, models: Sequence[str | Path]
+) -> dict[str, Any]:
+    """Returns the fields of the spec that name its model, or its checkpoints, at their new places."""
+    count = len(manifest.spec.models)
+    if len(models) != count or (model is not None and count):
+        expected = (
+            f"the {count} directories of its checkpoints as models" if count else "one directory as model"
+        )
+        raise InvalidInput(
+            f"the index was built from {count or 'no'} checkpoints; expected {expected}, got {len(models)} models"
+            + (" and a model" if model is not None else "")
+        )
+    if model is not None:
+        return {"model": _require_directory(model)}
+    located = tuple(map(_require_directory, models))
+    return {"models": located, "model": located[-1], "revision": None}
 
 
 def _require_adapters(manifest: Manifest, model: str) -> None:

@@ -79,9 +79,8 @@ class SearchFiles:
         for done, shard in enumerate(missing, start=1):
             before = Progress(stage="search", done=done - 1, total=len(missing), unit="shards")
             report(before)
-            build_file = partial(
-                build_faiss_file, self.root, shard, preconditioner, self.spec.scoring.normalize, kind
-            )
+            scaling = self.spec.scoring.normalize, kind, self.spec.checkpoints
+            build_file = partial(build_faiss_file, self.root, shard, preconditioner, *scaling)
             file, lengths = run_in_thread(build_file, partial(report, before))
             self.add_file(file)
             if lengths_path(DEFAULT_PROFILE, shard.entry.name) not in self.entries:
@@ -144,7 +143,8 @@ class SearchFiles:
         self.add_file(make_file_entry(path, self.root))
         for shard in self._open_shards:
             if lengths_path(name, shard.entry.name) not in self.entries:
-                features = iter_shard_features(shard, preconditioner, self.spec.scoring.normalize)
+                normalize, checkpoints = self.spec.scoring.normalize, self.spec.checkpoints
+                features = iter_shard_features(shard, preconditioner, normalize, checkpoints)
                 lengths = torch.cat([chunk_lengths for _, chunk_lengths in features]).numpy()
                 self.add_file(write_lengths(self.root, name, shard.entry.name, lengths))
 

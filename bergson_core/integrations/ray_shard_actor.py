@@ -17,9 +17,10 @@ from typing import Final
 import torch
 
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.gradients.checkpoints.collector import open_row_collector
 from bergson_core.indexing.output_directory import statistics_stamp_path
 from bergson_core.indexing.shard_builder import ShardBuilder, ShardStep, ShardTask
+from bergson_core.models.checkpoints.loading import CheckpointSource, checkpoint_sources
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.record import Record
@@ -40,6 +41,7 @@ class ShardBuilderSpec:
         model_sha256: The hash of the model's files.
         revision: The commit of the model's repository on the hub.
         adapter_base: The directory of the model that local adapters belong to.
+        checkpoints: The checkpoints that the model is the last of, with their commits.
         chat_date: The date that the model's chat template is told.
         modules: The names of the modules that are tracked.
         budget_tokens: The maximum number of tokens in a batch, padding included.
@@ -54,6 +56,7 @@ class ShardBuilderSpec:
     model_sha256: str
     revision: str | None
     adapter_base: str | None
+    checkpoints: tuple[CheckpointSource, ...]
     chat_date: date | None
     modules: tuple[str, ...]
     budget_tokens: int
@@ -76,6 +79,7 @@ class ShardBuilderSpec:
             model_sha256=builder.model.sha256,
             revision=builder.model.revision or builder.spec.revision,
             adapter_base=builder.model.adapter_base,
+            checkpoints=checkpoint_sources(builder.spec.models, builder.model.checkpoint_revisions),
             chat_date=builder.model.chat_date,
             modules=tuple(builder.encoder.collector.modules),
             budget_tokens=builder.budget_tokens,
@@ -97,7 +101,9 @@ class ShardBuilderSpec:
                 f"{self.output} is not the directory of this build: expected one that all machines of the cluster share"
             )
         model = load_model(
-            self.spec.model, self.revision, self.spec.dtype, self.device, adapter_base=self.adapter_base
+            *(self.spec.model, self.revision, self.spec.dtype, self.device),
+            adapter_base=self.adapter_base,
+            checkpoints=self.checkpoints,
         )
         if model.sha256 != self.model_sha256:
             raise InvalidInput(
@@ -105,7 +111,7 @@ class ShardBuilderSpec:
                 "directory that all machines share"
             )
         model = replace(model, chat_date=self.chat_date)
-        make_collector = partial(RowCollector, modules=self.modules)
+        make_collector = partial(open_row_collector, modules=self.modules)
         encoder = open_row_encoder(self.spec, self.output, model, make_collector)
         return ShardBuilder(self.output, self.spec, model, encoder, self.budget_tokens, self.save_moments)
 

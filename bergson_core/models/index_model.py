@@ -1,12 +1,14 @@
 """Loads the model that an index was built from, from where the manifest says that it is."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bergson_core.errors import ModelNotFound
 from bergson_core.models import loading
+from bergson_core.models.checkpoints.loading import checkpoint_sources
 from bergson_core.models.language_model import LanguageModel, require_same_model
 from bergson_core.models.loading import LoadModel
 from bergson_core.models.offloading import default_device_map
@@ -22,8 +24,8 @@ def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | Non
         root: The directory of the index.
         manifest: The manifest of the index.
         load_model: Called as `load_model(name, revision, dtype)`, for adapters of a local model also with
-            `adapter_base`; and for an index with a device map with `device_map`;
-            `bergson_core.load_model` by default.
+            `adapter_base`; for an index with a device map with `device_map`; and for one of several checkpoints with
+            `checkpoints`; `bergson_core.load_model` by default.
 
     Raises:
         ModelNotFound: The model is gone. For a local model the message says how to record where it is now.
@@ -34,18 +36,25 @@ def load_index_model(root: Path, manifest: Manifest, load_model: LoadModel | Non
     options: dict[str, Any] = dict(local)
     if manifest.spec.device_map is not None:  # unless this machine has another map
         options["device_map"] = default_device_map() or manifest.spec.device_map
+    if manifest.spec.models:
+        options["checkpoints"] = checkpoint_sources(manifest.spec.models, manifest.checkpoint_revisions)
     try:
         model = (load_model or loading.load_model)(name, manifest.revision, manifest.spec.dtype, **options)
     except ModelNotFound as error:
-        if missing := [
-            path for path in (name, *local.values()) if os.path.isabs(path) and not os.path.isdir(path)
-        ]:
-            option = "--model" if missing[0] == name else "--adapter_base"
+        if missing := _find_missing_directory((*manifest.spec.models, name, *local.values())):
+            option = "--adapter_base"
+            if missing in (name, *manifest.spec.models):
+                option = "--models" if manifest.spec.models else "--model"
             raise ModelNotFound(
-                f"no model directory at {missing[0]}: the index {root.name} was built from the local path "
-                f"{manifest.spec.model}. If the model is elsewhere now, record its place: "
-                f"bergson relocate {root.name} {option} PATH"
+                f"no model directory at {missing}: the index {root.name} was built from the local path "
+                f"{missing if missing in manifest.spec.models else manifest.spec.model}. If the model is elsewhere "
+                f"now, record its place: bergson relocate {root.name} {option} PATH"
             ) from error
         raise
     require_same_model(root.name, manifest, model)
     return replace(model, chat_date=manifest.chat_date)
+
+
+def _find_missing_directory(paths: Iterable[str]) -> str | None:
+    """Returns the first absolute path that is no directory, or None."""
+    return next((path for path in paths if os.path.isabs(path) and not os.path.isdir(path)), None)

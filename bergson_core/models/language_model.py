@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bergson_core.errors import IndexCorrupt, InvalidInput
 from bergson_core.models.causality import require_causal
+from bergson_core.models.files.checkpoint_weights import CheckpointWeights
 from bergson_core.models.files.fingerprint import ModelFiles
 from bergson_core.models.files.lora import describe_unsupported
 from bergson_core.models.hooks import freeze, unwrap_compiled, unwrap_model
@@ -50,6 +51,7 @@ class LanguageModel:
             it today's.
         files: The hashes of these files; None for a model that was not loaded from files.
         unreached: Names of modules that a forward pass never reaches, so that they cannot be tracked.
+        checkpoints: The weights of several checkpoints of the run, of which this is the last; None for one model.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class LanguageModel:
     chat_date: date | None = None
     files: ModelFiles | None = None
     unreached: frozenset[str] = frozenset()
+    checkpoints: CheckpointWeights | None = None
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +86,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The precision of the model's weights."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def checkpoint_revisions(self) -> tuple[str | None, ...]:
+        """The commits of the hub's repository that the checkpoints were loaded from; empty for one model."""
+        return () if self.checkpoints is None else self.checkpoints.revisions
 
     @property
     def parameter_count(self) -> int:

@@ -7,7 +7,7 @@ is executed.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from transformers import (
 
 from bergson_core.errors import InvalidInput, ModelNotFound
 from bergson_core.models.causality import require_causal_config
+from bergson_core.models.checkpoints.loading import CheckpointSource, load_checkpoints
 from bergson_core.models.files.config_guard import require_safe_config, require_safe_files
 from bergson_core.models.files.fingerprint import MODEL_FILE_PATTERNS, ModelFiles
 from bergson_core.models.files.lora import (
@@ -75,6 +76,7 @@ def load_model(
     *,
     device_map: DeviceMap | None = None,
     adapter_base: str | None = None,
+    checkpoints: Sequence[CheckpointSource] = (),
 ) -> LanguageModel:
     """Loads a model and its tokenizer, frozen and in evaluation mode.
 
@@ -87,12 +89,19 @@ def load_model(
             a model that is larger than one device. By default what the environment variable BERGSON_DEVICE_MAP says,
             unless `device` is given.
         adapter_base: Directory of the model that adapters belong to, in place of the name that they give.
+        checkpoints: Checkpoints of the run that the model is the last of, this one included, as (name, revision).
 
     Raises:
         ModelNotFound: There is no such model, or none that can be loaded from safetensors without foreign code; it is
             no causal language model; or its adapters are not plain LoRA adapters.
-        InvalidInput: The model does not fit into memory; or the device map is none, or comes with adapters or a device.
+        InvalidInput: The model does not fit into memory; the device map is none, or comes with adapters or a device; or
+            the checkpoints differ in more than their weights.
     """
+    if checkpoints:
+        options: dict[str, Any] = {"device_map": device_map, "adapter_base": adapter_base}
+        return load_checkpoints(
+            checkpoints, lambda name, revision: load_model(name, revision, dtype, device, **options)
+        )
     if device_map is not None and device is not None:
         raise InvalidInput("expected device or device_map, got both")
     if device_map is not None:

@@ -9,9 +9,24 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Discriminator, Field, ModelWrapValidatorHandler, Tag, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from bergson_core.schemas.base import Spec, field_error
+from bergson_core.schemas.build_parts.checkpoints import (
+    MAX_CHECKPOINTS,
+    describe_model_or_models,
+    require_checkpoints,
+    require_settings_of_checkpoints,
+    with_last_model,
+)
 from bergson_core.schemas.preference.pair_checks import require_settings_of_pairs
 from bergson_core.schemas.presets import PresetName, describe_presets, fill_in_preset, preset_values
 from bergson_core.schemas.source import (
@@ -190,10 +205,10 @@ class SearchSpec(Spec):
         return self
 
 
-_ADDED_FIELDS = ("long_documents", "chunk_overlap", "on_bad_document")
-"""Fields of `BuildSpec` that version 0.1.0 did not have, and that an append may state otherwise."""
+_DOCUMENT_FIELDS: Final = ("long_documents", "chunk_overlap", "on_bad_document")
+"""Fields of `BuildSpec` that say what becomes of documents, and that an append may state otherwise."""
 _ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
-    "": (*_ADDED_FIELDS, "reference_model", "reference_revision"),
+    "": (*_DOCUMENT_FIELDS, "reference_model", "reference_revision", "models"),
     "gradients": ("sample_tokens", "split_heads", "preference_beta"),
     "columns": ("chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps"),
 }
@@ -203,8 +218,15 @@ _ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
 class BuildSpec(Spec):
     """Everything that decides what an index holds."""
 
+    model_config = ConfigDict(json_schema_extra=describe_model_or_models)
+
     model: str = Field(min_length=1, max_length=4096)
     """Hub id or local directory of a causal language model (safetensors weights only)."""
+    models: tuple[str, ...] = Field(default=(), max_length=MAX_CHECKPOINTS)
+    """Checkpoints of one training run instead of `model`, the earliest first: from 2 to 32 directories, or hub ids with
+    a revision such as `EleutherAI/pythia-160m@step1000`. A document's score is the mean of its scores at the
+    checkpoints, as TracInCP has it. The last one is the `model`, which completes prompts and by which results are
+    verified."""
     revision: str | None = Field(default=None, max_length=256)
     """Branch, tag or commit of the hub repository."""
     dtype: Dtype = "float32"
@@ -240,10 +262,22 @@ class BuildSpec(Spec):
     it, `skip` leaves it out and reports it."""
 
     _require_path = field_validator("model", "reference_model")(require_short_path)
+    _require_checkpoints = field_validator("models")(require_checkpoints)
+
+    @property
+    def checkpoints(self) -> int:
+        """The number of checkpoints that each row has a part of: 1 where `models` is empty."""
+        return max(1, len(self.models))
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         require_one_source(self.dataset, self.documents)
+        return self
+
+    @model_validator(mode="after")
+    def _require_settings_of_checkpoints(self) -> Self:
+        if self.models:
+            require_settings_of_checkpoints(self)
         return self
 
     @model_validator(mode="after")
@@ -284,6 +318,11 @@ class BuildSpec(Spec):
                 f"{MAX_PRECONDITIONED_DIM}, got {p}; take a smaller one, or scoring.preconditioner false",
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_last_model(cls, fields: Any) -> Any:
+        return with_last_model(fields)
 
     # The last of the validators, so that it sees the errors of those before.
     @model_validator(mode="wrap")
@@ -354,7 +393,7 @@ class AppendSpec(Spec):
         Raises:
             InvalidInput: The fields that this append states do not go together with those of the build.
         """
-        changes = {name: getattr(self, name) for name in _ADDED_FIELDS if getattr(self, name) is not None}
+        changes = {name: getattr(self, name) for name in _DOCUMENT_FIELDS if getattr(self, name) is not None}
         if changes.get("long_documents", "chunk") != "chunk":
             changes.setdefault("chunk_overlap", 0)
         source = {"dataset": self.dataset, "documents": self.documents}

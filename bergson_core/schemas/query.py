@@ -70,6 +70,7 @@ _NOT_OF_BEHAVIOURS: Final = {
     "completion": "the behaviour has its own queries",
     "messages": "the behaviour has its own queries",
     "instead_of": "a behaviour is contrasted with another one by instead_of_behaviour",
+    "between": "a behaviour is kept over all checkpoints",
     "span": "the spans of a behaviour's completions are part of its queries",
     "objective": "the objectives of a behaviour are part of its queries",
     "join": "how prompts and completions are joined is part of a behaviour's queries",
@@ -100,6 +101,11 @@ class AttributionQuery(Spec):
     objective: Objective = "log_probability"
     """What is explained of each token: its log-probability, or its log-odds log p / (1 - p). With log-odds, tokens that
     the model is sure of count as much as others, where their log-probabilities have nearly no gradient."""
+    between: tuple[int, int] | None = None
+    """Checkpoints [earlier, later] of an index over several, counted from 0, or from the end as -1 is the last: why
+    does the later model say the completion, and the earlier one does not yet? A score is then the mean over the
+    checkpoints from the earlier one up to the later one, without it: those from which the steps between the two
+    began."""
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
     assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant

@@ -4,14 +4,19 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 """
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.build import SearchKind
 from bergson_core.schemas.documents import Chunk, DocumentReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 
 class Progress(ResultModel):
@@ -183,6 +188,9 @@ class QueryEcho(ResultModel):
     loss: float
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats. For a behaviour, the mean of
     these sums over its queries."""
+    losses_between: tuple[float, float] | None = None
+    """The same at the earlier and at the later checkpoint of `between`. Where the first is the higher of the two, the
+    later model says the completion rather than the earlier one."""
     n_tokens: int
     """Number of these tokens, of all queries of a behaviour together."""
     instead_of: str | None = None
@@ -200,7 +208,8 @@ class QueryWarning(ResultModel):
     code: str
     """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
     `double_space`: both have a space there. `trailing_space`: the completion was generated after a prompt that ends
-    with a space."""
+    with a space. `not_learned`: the later checkpoint of `between` does not make the completion more likely than the
+    earlier one."""
     detail: str
     """What was found, and how the text was tokenised."""
     suggestion: str | None = None
@@ -258,6 +267,22 @@ class Answer(ResultModel):
     partial: bool = False
     """Whether damaged shards of the index were left out."""
     timing_ms: TimingMs
+
+    def to_table(self) -> "pa.Table":
+        """Returns the results as an Arrow table.
+
+        Returns:
+            A row for each result, the proponents first, with the column `direction` (`proponents` or `opponents`) and a
+            column for each field of `ResultRow`. `metadata`, `modules` and `group` are JSON text. The key
+            `bergson.answer` in the metadata of the schema has the rest of the answer as JSON.
+        """
+        table = results_table({"proponents": self.results, "opponents": self.opponents}, ResultRow)
+        rest = self.model_dump_json(exclude={"results", "opponents"})
+        return table.replace_schema_metadata({ANSWER_KEY: rest.encode()})
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Returns the results as a DataFrame of pandas, which has to be installed: the columns of `to_table`."""
+        return self.to_table().to_pandas()
 
     def without(self, ids: Collection[str]) -> "Answer":
         """Returns the answer without the documents that have these ids; the other results are ranked again."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bergson_core.gradients.processor_fitting import sample_row_numbers
 from bergson_core.search.bit_planes import BitPlanes
-from bergson_core.search.features import reciprocal_or_zero
+from bergson_core.search.features import reciprocal_by_module
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 
@@ -47,7 +47,7 @@ class _DecodedRows:
         rounded: Sequence[BitPlanes] | None,
     ) -> Float32[Tensor, "q r"]:
         products = self.blocks @ weights.permute(1, 2, 0)
-        return (products * reciprocal_or_zero(lengths).mT[..., None]).sum(0).mT
+        return (products * reciprocal_by_module(lengths, len(products)).mT[..., None]).sum(0).mT
 
 
 @dataclass(frozen=True)

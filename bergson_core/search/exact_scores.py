@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bergson_core.search.bit_planes import BitPlanes
-from bergson_core.search.features import reciprocal_or_zero
+from bergson_core.search.features import reciprocal_by_module
 from bergson_core.search.profile import Profile
 from bergson_core.shards.shard import Shard
 from bergson_core.utils.background import stop_if_abandoned
@@ -65,7 +65,7 @@ class ExactScorer:
         """
         blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         products = self.shards[0].shape.codec.block_products(blocks, scales, weights)
-        return products * reciprocal_or_zero(torch.from_numpy(lengths))
+        return products * reciprocal_by_module(torch.from_numpy(lengths), products.shape[1])
 
     def may_be_best(
         self,
@@ -104,7 +104,7 @@ class ExactScorer:
         """
         blocks, scales, lengths = self._read_rows(shard_numbers, offsets)
         rows = self.shards[0].shape.codec.decode(blocks, scales, weights.shape[1])
-        reciprocals = reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
+        reciprocals = reciprocal_by_module(torch.from_numpy(lengths), len(weights))[..., None]
         return [
             StoredRow(row, weights * reciprocal) for row, reciprocal in zip(rows, reciprocals, strict=True)
         ]
@@ -125,7 +125,7 @@ class ExactScorer:
             chunk = slice(start, start + size)
             blocks, scales, lengths = self._read_rows(shard_numbers[chunk], offsets[chunk])
             rows = self._precondition(shape.codec.decode(blocks, scales, shape.width))
-            yield rows * reciprocal_or_zero(torch.from_numpy(lengths))[..., None]
+            yield rows * reciprocal_by_module(torch.from_numpy(lengths), rows.shape[1])[..., None]
 
     def _precondition(self, rows: Float32[Tensor, "k m d"]) -> Float32[Tensor, "k m d"]:
         """Returns C^-½ times each row. Its rounding does not depend on the other rows."""
@@ -150,8 +150,8 @@ class ExactScorer:
             weights: Weights of all queries, one column per query.
         """
         lengths = torch.from_numpy(np.array(self.profile.lengths[shard_number][offsets]))
-        reciprocals = reciprocal_or_zero(lengths)
         rows = self.shards[shard_number].rows(offsets)
+        reciprocals = reciprocal_by_module(lengths, rows.shape[1])
         if reciprocals.shape[1] == 1:
             return rows.flatten(1) @ weights * reciprocals
         return (rows * reciprocals[..., None]).flatten(1) @ weights

@@ -33,6 +33,7 @@ def build_faiss_file(
     preconditioner: Preconditioner | None,
     normalize: Normalize,
     kind: SearchKind,
+    checkpoints: int = 1,
 ) -> tuple[FileEntry, Float32[np.ndarray, "n c"]]:
     """Writes the FAISS file of one shard, and returns the lengths of the shard's rows too.
 
@@ -42,6 +43,7 @@ def build_faiss_file(
         preconditioner: C^-½ of the default profile, or None without one.
         normalize: How φ is scaled (`features.compute_features`).
         kind: `float16` or `rabitq`.
+        checkpoints: Number of checkpoints that a row has parts of.
 
     Returns:
         (entry of the file for the manifest, lengths [n, c] of the rows).
@@ -51,7 +53,7 @@ def build_faiss_file(
     dimensions = shard.shape.modules * shard.shape.width
     index = _make_empty_index(kind, dimensions)
     length_chunks = []
-    for phi, lengths in iter_shard_features(shard, preconditioner, normalize):
+    for phi, lengths in iter_shard_features(shard, preconditioner, normalize, checkpoints):
         index.add(phi.numpy())
         length_chunks.append(lengths.numpy())
     faiss.write_index(index, str(path))

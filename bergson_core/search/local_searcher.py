@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bergson_core.errors import IndexCorrupt
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.filters import Condition
 from bergson_core.schemas.query import Direction
 from bergson_core.search.background_sample import BackgroundSample
@@ -129,13 +130,14 @@ class LocalSearcher:
     def _search_batch(
         self, rows: Float[Tensor, "q m d"], requests: Sequence[SearchRequest], widening: int = 1
     ) -> list[SearchResult]:
-        """Searches for queries that share a profile, a filter and a grouping.
+        """Searches for queries that share a profile, a filter, a grouping and a range of checkpoints.
 
         Where results are grouped and the candidates are of too few documents, four times as many results are searched
         for, until there are no more candidates.
         """
         profile = self.profiles[requests[0].profile]
-        features = rows if requests[0].by_features else profile.query_features(rows)
+        checkpoints = self._checkpoints_of(requests[0])
+        features = rows if requests[0].by_features else profile.query_features(rows, checkpoints)
         phi, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         rounded = None
@@ -144,7 +146,8 @@ class LocalSearcher:
         directed = [
             (query, sign) for query, request in enumerate(requests) for sign in _SIGNS[request.direction]
         ]
-        count = profile.candidate_count(widening * max(request.top_k for request in requests), self.manifest)
+        top_k = widening * max(request.top_k for request in requests)
+        count = profile.candidate_count(top_k, self.manifest, checkpoints)
         allowed = self.allowed_rows(requests[0].filter)
         shard_numbers, offsets = self.candidate_search.find_or_take_all(
             torch.stack([sign * phi[query] for query, sign in directed]), count, allowed
@@ -178,6 +181,11 @@ class LocalSearcher:
             for hits_by_sign, scores in zip(hits, background_scores, strict=True)
         ]
 
+    def _checkpoints_of(self, request: SearchRequest) -> range | None:
+        """Returns the checkpoints that the scores of a request are the mean over, or None for all of them."""
+        between = request.between
+        return None if between is None else require_between(between, self.manifest.spec.checkpoints)
+
     def allowed_rows(self, conditions: Mapping[str, Condition] | None) -> Sequence[np.ndarray | None]:
         """Returns for each shard which rows are visible and meet all conditions: bool [n], or None for all of them."""
         return self.visible.masks() if conditions is None else self._matching_rows(conditions)
@@ -199,7 +207,7 @@ class LocalSearcher:
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """
         profile = self.profiles[request.profile]
-        features = profile.query_features(row[None])
+        features = profile.query_features(row[None], self._checkpoints_of(request))
         _, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         shard_numbers, offsets = np.array(locations).T

@@ -8,7 +8,7 @@ So a new profile needs one pass over the stored rows, for their lengths, and the
 The FAISS files hold φ of the default profile, whatever the profile of a query is.
 
 Legend: q queries, n rows of a shard, m modules, d numbers per module, D = m·d; c is the number of lengths that a row
-has: m with `normalize="block"`, else 1.
+has (`features`).
 """
 
 import math
@@ -34,8 +34,9 @@ from bergson_core.utils.memory_map import map_array
 CANDIDATES_PER_EXTRA_RESULT: Final[dict[SearchKind, int]] = {"float16": 4, "rabitq": 20, "hamming": 20}
 """Candidates taken for each result beyond the ten that recall is measured for. Also the smallest number of candidates
 for each of those ten."""
-_OTHER_PROFILE_CANDIDATE_FACTOR: Final = 5
-"""Times as many candidates are taken for a profile that is not the default, whose φ the FAISS files do not hold."""
+_OTHER_SCORES_CANDIDATE_FACTOR: Final = 5
+"""Times as many candidates are taken for a profile that is not the default, whose φ the FAISS files do not hold, and
+for scores of some of the checkpoints only."""
 
 
 def write_lengths(root: Path, profile: str, shard: str, lengths: Float32[np.ndarray, "n c"]) -> FileEntry:
@@ -59,6 +60,7 @@ class Profile:
         lengths: For each shard the lengths [n, c] of its rows.
         normalize: What φ is scaled to (`features.compute_features`).
         is_default: Whether the FAISS files hold φ of this very profile.
+        checkpoints: Number of checkpoints that a row has parts of.
     """
 
     query_preconditioner: Preconditioner | None
@@ -67,6 +69,7 @@ class Profile:
     lengths: Sequence[np.ndarray]
     normalize: Normalize
     is_default: bool
+    checkpoints: int = 1
 
     @classmethod
     def open(cls, root: Path, spec: BuildSpec, name: str, shards: Sequence[ShardEntry]) -> "Profile":
@@ -97,37 +100,56 @@ class Profile:
                 for shard in shards
             ],
             normalize=spec.scoring.normalize,
+            checkpoints=spec.checkpoints,
             is_default=is_default,
         )
 
-    def candidate_count(self, top_k: int, manifest: Manifest) -> int:
+    def candidate_count(self, top_k: int, manifest: Manifest, checkpoints: range | None = None) -> int:
         """Returns how many candidates to take for `top_k` results.
 
         That is the number that was measured for ten results, in proportion to the rows that were added since, and some
-        more for each further result.
+        more for each further result. With other scores than those that were measured, it is five times as many.
+
+        Args:
+            top_k: Number of results.
+            manifest: Manifest of the index.
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
         """
         search = manifest.search
         for_ten_results = math.ceil(search.candidates * max(1, manifest.rows / search.rows))
         count = for_ten_results + CANDIDATES_PER_EXTRA_RESULT[search.kind] * max(0, top_k - 10)
-        return count if self.is_default else _OTHER_PROFILE_CANDIDATE_FACTOR * count
+        is_measured = self.is_default and checkpoints is None
+        return count if is_measured else _OTHER_SCORES_CANDIDATE_FACTOR * count
 
     def prepare_queries(
-        self, queries: Float[Tensor, "q m d"]
+        self, queries: Float[Tensor, "q m d"], checkpoints: range | None = None
     ) -> tuple[Float[Tensor, "q D"], Float[Tensor, "q m d"]]:
         """Returns what the search compares with rows, for each query.
 
         Args:
             queries: Raw gradient rows [q, m, d] of the queries.
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
 
         Returns:
             (phi [q, D], weights [q, m, d]): `phi` is what the FAISS files, or the bits of sign rows, are compared
             with; `weights` is what stored rows are multiplied with to get their exact scores.
         """
-        return self.prepare_features(self.query_features(queries))
+        return self.prepare_features(self.query_features(queries, checkpoints))
 
-    def query_features(self, queries: Float[Tensor, "q m d"]) -> Float[Tensor, "q m d"]:
-        """Returns φ of each query's raw gradient row."""
-        phi, _ = compute_features(queries, self.query_preconditioner, self.normalize)
+    def query_features(
+        self, queries: Float[Tensor, "q m d"], checkpoints: range | None = None
+    ) -> Float[Tensor, "q m d"]:
+        """Returns φ of each query's raw gradient row.
+
+        Args:
+            queries: The rows [q, m, d].
+            checkpoints: The checkpoints that a score is the mean over; None for all of them.
+        """
+        phi, _ = compute_features(queries, self.query_preconditioner, self.normalize, self.checkpoints)
+        if checkpoints is not None:
+            factors = phi.new_zeros(self.checkpoints, 1)
+            factors[checkpoints.start : checkpoints.stop] = self.checkpoints / len(checkpoints)
+            phi = phi.unflatten(1, (self.checkpoints, -1)) * factors
         return phi.reshape(queries.shape)
 
     def prepare_features(

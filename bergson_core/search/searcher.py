@@ -39,6 +39,7 @@ class SearchRequest:
     profile: str
     filter: Mapping[str, Condition] | None
     group_by: Literal["document"] | None = None
+    between: tuple[int, int] | None = None
     by_features: bool = False
 
     @classmethod
@@ -51,6 +52,7 @@ class SearchRequest:
             query.profile,
             query.filter,
             "document" if query.group_by == "document" else None,  # other groups are formed afterwards
+            query.between,
             query.behaviour is not None,
         )
 
@@ -58,7 +60,7 @@ class SearchRequest:
     def batch_key(self) -> tuple[Hashable, ...]:
         """What requests have in common that are searched for together."""
         # The filter counts as text, in which 1 and true differ.
-        return self.profile, self.group_by, self.by_features, repr(self.filter)
+        return self.profile, self.group_by, self.between, self.by_features, repr(self.filter)
 
 
 @dataclass(frozen=True)

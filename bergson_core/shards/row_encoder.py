@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bergson_core.gradients.checkpoints.collector import open_row_collector
 from bergson_core.gradients.preconditioner import Preconditioner
 from bergson_core.gradients.processor import GradientProcessor
 from bergson_core.gradients.row_collector import RowCollector
@@ -86,10 +87,10 @@ def open_row_encoder(
         spec: What the index is built from.
         output: The directory of the index, where the gradient processor is, and for sign rows the preconditioner.
         model: The model of the index.
-        make_collector: Makes the collector; by default a `RowCollector` of the modules that `spec` names.
+        make_collector: Makes the collector; by default one of the modules that `spec` names (`open_row_collector`).
     """
     processor = GradientProcessor.load(output / "statistics")
-    make_collector = make_collector or partial(RowCollector, modules=spec.gradients.modules)
+    make_collector = make_collector or partial(open_row_collector, modules=spec.gradients.modules)
     preconditioner = None
     if has_preconditioned_signs(spec):
         preconditioner = Preconditioner.load(preconditioner_path(output), model.device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 from bergson_core.schemas.source import DatasetSpec
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -93,6 +94,7 @@ def sources_inside(spec: BuildSpec, root: Path) -> set[str]:
     """Returns the names of the entries of the directory `root` that hold the model or the dataset of a located spec."""
     names = [
         spec.model,
+        *spec.models,
         spec.reference_model,
         spec.gradients.optimizer_state,
         spec.dataset and spec.dataset.path,
@@ -106,6 +108,8 @@ def _replace_names(
 ) -> BuildSpec:
     """Returns the spec with other names of its models, its dataset and the checkpoint of its optimizer."""
     changes: dict[str, Any] = {"model": replace(spec.model)}
+    if spec.models:
+        changes["models"] = tuple(_replace_checkpoint(name, replace) for name in spec.models)
     if spec.reference_model is not None:
         changes["reference_model"] = replace(spec.reference_model)
     if spec.dataset is not None:
@@ -114,3 +118,9 @@ def _replace_names(
         path = (replace_path or replace)(checkpoint)
         changes["gradients"] = spec.gradients.model_copy(update={"optimizer_state": path})
     return spec.model_copy(update=changes)
+
+
+def _replace_checkpoint(name: str, replace: Callable[[str], str]) -> str:
+    """Returns a checkpoint with another name and the revision that it has."""
+    model, revision = split_revision(name)
+    return replace(model) if revision is None else f"{replace(model)}@{revision}"

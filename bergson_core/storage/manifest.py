@@ -172,6 +172,8 @@ class Manifest(ResultModel):
     model_revision: str | None = None
     """Commit of a hub model at the time of the build. The model is loaded from this commit even after its branch has
     moved."""
+    checkpoint_revisions: tuple[str | None, ...] = ()
+    """For each of the spec's `models` the commit of a hub model at the time of the build, null for a local one."""
     reference_sha256: str | None = None
     """The sha256 of the files of the reference model of preference pairs; null without one."""
     adapter_base: str | None = None

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
@@ -13,21 +13,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.answer_parts.result_tables import JSON_COLUMNS
 from bergson_core.utils.atomic_files import atomic_path
 
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the beginning of a formula (OWASP, CSV Injection)."""
 _ROW_GROUP_BYTES: Final = 2**24
 """Size of a row group of a Parquet file before compression."""
 
 
-def write_table(rows: pa.RecordBatchReader, path: str | Path, *, overwrite: bool = False) -> int:
+def write_table(
+    rows: pa.RecordBatchReader | pa.Table,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    escape_formulas: bool = False,
+) -> int:
     """Writes rows to a file, batch by batch as they are read.
 
     Args:
-        rows: The rows, for example those of `score_corpus`. A column `metadata` holds JSON text.
-        path: A `.jsonl` file, which gets one object a line with metadata as an object; a `.csv` file, which gets a
-            header, and in whose cells nothing is empty and metadata and lists are JSON; or a `.parquet` file, which
-            keeps metadata as text.
+        rows: The rows, for example those of `score_corpus` or of `Answer.to_table`. Columns `metadata`, `modules` and
+            `group` hold JSON text.
+        path: A `.jsonl` file, which gets one object a line with these as objects; a `.csv` file, which
+            gets a header, and in whose cells nothing is empty, these and lists are JSON, and a struct is a
+            column for each of its fields, `words.rank` for example; or a `.parquet` file, which keeps the types of the
+            rows, and these as text.
         overwrite: Replace an existing file.
+        escape_formulas: Put an apostrophe before texts in a `.csv` file that begin with =, +, -, @, a tab or a carriage
+            return, which spreadsheets take for formulas. By default, texts are written as they are.
 
     Returns:
         The number of rows.
@@ -37,7 +50,10 @@ def write_table(rows: pa.RecordBatchReader, path: str | Path, *, overwrite: bool
             written.
     """
     path = Path(path)
+    rows = rows.to_reader() if isinstance(rows, pa.Table) else rows
     with _open_atomically(path, _TABLE_WRITERS, overwrite) as file:
+        if escape_formulas and path.suffix == ".csv":
+            return _write_csv(rows, file, escape_formulas=True)
         return _TABLE_WRITERS[path.suffix](rows, file)
 
 
@@ -94,8 +110,8 @@ def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     count = 0
     for batch in rows:
         for row in batch.to_pylist():
-            if "metadata" in row:
-                row["metadata"] = parse_metadata(row["metadata"])
+            for name in JSON_COLUMNS & row.keys():
+                row[name] = parse_metadata(row[name]) if row[name] is not None else None
             line = json.dumps(row, ensure_ascii=False, allow_nan=False)
             # A lone surrogate cannot be encoded; backslashreplace writes it as JSON escapes it.
             file.write(line.encode(errors="backslashreplace") + b"\n")
@@ -103,22 +119,49 @@ def _write_jsonl(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
     return count
 
 
-def _write_csv(rows: pa.RecordBatchReader, file: IO[bytes]) -> int:
-    count = 0
+def _write_csv(rows: pa.RecordBatchReader, file: IO[bytes], *, escape_formulas: bool = False) -> int:
     # A lone surrogate cannot be encoded; JSON Lines escape it in the same way.
     with _as_text(file) as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(rows.schema.names)
-        for batch in rows:
-            for row in batch.to_pylist():
-                writer.writerow(_csv_cell(name, value) for name, value in row.items())
-            count += batch.num_rows
+        return write_csv(rows, text, escape_formulas=escape_formulas)
+
+
+def write_csv(rows: pa.RecordBatchReader, text: IO[str], *, escape_formulas: bool = False) -> int:
+    """Writes rows as CSV, in the form that `write_table` gives a `.csv` file, and returns how many there were."""
+    count = 0
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_csv_columns(rows.schema))
+    for batch in rows:
+        for row in batch.to_pylist():
+            cells = (cell for field in rows.schema for cell in _csv_cells(field, row[field.name]))
+            writer.writerow(map(_escape_formula, cells) if escape_formulas else cells)
+        count += batch.num_rows
     return count
 
 
-def _csv_cell(name: str, value: Any) -> Any:
-    value = parse_metadata(value) if name == "metadata" else value
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+def _csv_columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[str]:
+    """Yields the names of the columns: that of each field, or those of the fields of a struct after its own."""
+    for field in fields:
+        name = f"{prefix}{field.name}"
+        if pa.types.is_struct(field.type):
+            yield from _csv_columns(field.type, f"{name}.")
+        else:
+            yield name
+
+
+def _csv_cells(field: pa.Field, value: Any) -> Iterator[Any]:
+    """Yields the cells of a value, one for each of its columns."""
+    if pa.types.is_struct(field.type):
+        for part in field.type:
+            yield from _csv_cells(part, None if value is None else value[part.name])
+        return
+    if value is not None and field.name in JSON_COLUMNS:
+        value = parse_metadata(value)
+    yield json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+
+
+def _escape_formula(cell: Any) -> Any:
+    """Returns a cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
 
 
 @contextmanager

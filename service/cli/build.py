@@ -37,6 +37,7 @@ def _parse_device_map(value: str) -> Any:
 
 BUILD_OPTIONS = SpecOptions(
     options={
+        "model": OptionOverride(optional=True),
         "dataset.path": OptionOverride("dataset"),
         "device_map": OptionOverride(
             type=str | None, parse=_parse_device_map, extra={"metavar": "NAME|JSON"}

@@ -132,7 +132,8 @@ def _info_table(path: Path, detail: IndexDetail) -> Table:
         "tokens": f"{detail.tokens:,} labelled tokens",
         "skipped": f"{detail.skipped:,} documents" if detail.skipped else "",
         "generation": f"{detail.generation}, of {detail.created_at}",
-        "model": _describe_model(spec),
+        "model": f"{_describe_model(spec.model)}, {spec.dtype}",
+        "checkpoints": ", ".join(map(_describe_model, spec.models)),
         "model sha256": detail.model_sha256,
         "reference": spec.reference_model or "",
         "dataset": _describe_dataset(spec),
@@ -174,7 +175,7 @@ def _describe_dataset(spec: BuildSpec) -> str:
     return _describe_settings(spec.dataset)
 
 
-def _describe_model(spec: BuildSpec) -> str:
-    is_gone = spec.model.startswith("/") and not Path(spec.model).is_dir()
+def _describe_model(name: str) -> str:
+    is_gone = name.startswith("/") and not Path(name).is_dir()
     note = " (not there: bergson relocate records where it is now)" if is_gone else ""
-    return f"{spec.model}{note}, {spec.dtype}"
+    return f"{name}{note}"

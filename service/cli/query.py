@@ -14,20 +14,26 @@ from bergson_core.errors import BergsonError, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
 from bergson_core.schemas.results import Answer, QueryEcho
-from service.cli.support.common_options import PROFILE_HELP, ExecutorOption, IndexDirectory, parse_filter
+from service.cli.support.common_options import (
+    PROFILE_HELP,
+    EscapeFormulasOption,
+    ExecutorOption,
+    IndexDirectory,
+    OverwriteOption,
+    parse_between,
+    parse_filter,
+)
 from service.cli.support.console import (
     FORMAT_HELP,
     OutputFormat,
     console,
     error_console,
-    print_csv,
     print_json,
     print_message,
     print_warning,
 )
 from service.cli.support.result_tables import (
     module_influences,
-    results_as_rows,
     results_table,
     token_influences,
     verification_table,
@@ -66,6 +72,7 @@ QUERY_OPTIONS = SpecOptions(
         "behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "instead_of_behaviour": OptionOverride(type=str | None, extra={"metavar": "NAME"}),
         "span": OptionOverride(type=str | None, parse=_parse_span, extra={"metavar": "START:END"}),
+        "between": OptionOverride(type=str | None, parse=parse_between, extra={"metavar": "EARLIER:LATER"}),
         "messages": OptionOverride(
             intro="A JSON file, or JSON text.",
             type=str | None,
@@ -103,6 +110,15 @@ def query(
             "of one of its indexes. It has the model in memory, which this command otherwise loads first."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the results to this .jsonl, .csv or .parquet file instead of printing them, a row for each; no "
+            "text is cut. It is written whole or not at all."
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    escape_formulas: EscapeFormulasOption = False,
     link: Annotated[
         bool,
         typer.Option(
@@ -119,6 +135,8 @@ def query(
 ) -> None:
     """Find the training samples that made the model say a completion."""
     output_format = "json" if as_json else output_format
+    if output is not None:
+        _require_output(output, output_format, overwrite)
     if together:
         if spec.verify is None:
             raise InvalidInput(
@@ -138,10 +156,12 @@ def query(
         raise InvalidInput(
             f"--executor {executor} is for an index on disk: expected it, or --url, but not both"
         )
-    if output_format == "json":
+    if output is not None:
+        _write_results(answer, output, overwrite=overwrite, escape_formulas=escape_formulas)
+    elif output_format == "json":
         print_json(answer.model_dump(mode="json"))
     elif output_format == "csv":
-        print_csv(*results_as_rows(answer))
+        _print_csv(answer, escape_formulas)
     else:
         _print_answer(answer)
     for warning in answer.warnings:
@@ -179,6 +199,40 @@ def _ask_service(url: str, index: str, spec: AttributionQuery, *, keep: bool) ->
     if link.answer is None:
         raise IndexNotFound(f"the index {index!r} was deleted meanwhile")
     return link.answer
+
+
+def _require_output(output: Path, output_format: OutputFormat, overwrite: bool) -> None:
+    """Checks that the results can be written, before the query is answered."""
+    from bergson_core.utils.table_writer import TABLE_SUFFIXES, require_writable
+
+    if output_format != "table":
+        raise InvalidInput(
+            f"--format {output_format} is for results that are printed: expected it, or --output, but not both"
+        )
+    require_writable(output, TABLE_SUFFIXES, overwrite=overwrite)
+
+
+def _write_results(answer: Answer, output: Path, *, overwrite: bool, escape_formulas: bool) -> None:
+    """Writes the results to a file, and prints what the file does not have."""
+    from bergson_core.schemas.answer_parts.result_tables import spread_columns
+    from bergson_core.utils.table_writer import write_table
+
+    table = answer.to_table()
+    if output.suffix == ".csv":
+        table = spread_columns(table)
+    count = write_table(table, output, overwrite=overwrite, escape_formulas=escape_formulas)
+    print_message(f"{output}: {count:,} results")
+    if answer.query.generated:
+        print_message(f"the model says: {answer.query.completion!r}")
+    if answer.notice is not None:
+        print_message(answer.notice)
+
+
+def _print_csv(answer: Answer, escape_formulas: bool) -> None:
+    from bergson_core.schemas.answer_parts.result_tables import spread_columns
+    from bergson_core.utils.table_writer import write_csv
+
+    write_csv(spread_columns(answer.to_table()).to_reader(), console.file, escape_formulas=escape_formulas)
 
 
 def _print_query(query: QueryEcho) -> None:

@@ -14,6 +14,12 @@ def relocate(
     model: Annotated[
         Path | None, typer.Option(help="Directory that the model, or the adapters, of the index are in now.")
     ] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Directories that its checkpoints are in now, all of them in their order. Repeatable."
+        ),
+    ] = None,
     adapter_base: Annotated[
         Path | None,
         typer.Option("--adapter_base", help="Directory of the model that the adapters belong to."),
@@ -30,8 +36,14 @@ def relocate(
     from bergson_core.indexing.relocate import relocate_index
 
     manifest = relocate_index(
-        index, model=model, adapter_base=adapter_base, dataset=dataset, optimizer_state=optimizer_state
+        index,
+        model=model,
+        models=models or (),
+        adapter_base=adapter_base,
+        dataset=dataset,
+        optimizer_state=optimizer_state,
     )
     dataset_path = manifest.spec.dataset.path if manifest.spec.dataset is not None else "given in the request"
     base = f", adapters of {manifest.adapter_base}" if manifest.adapter_base else ""
-    print_message(f"{index}: model {manifest.spec.model}{base}, dataset {dataset_path}")
+    models_now = ", ".join(manifest.spec.models or (manifest.spec.model,))
+    print_message(f"{index}: model {models_now}{base}, dataset {dataset_path}")

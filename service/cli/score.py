@@ -14,7 +14,14 @@ from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from bergson_core.schemas.totals.spec import THRESHOLD_OF_SUMS
-from service.cli.support.common_options import PROFILE_HELP, IndexDirectory, dataset_options
+from service.cli.support.common_options import (
+    PROFILE_HELP,
+    EscapeFormulasOption,
+    IndexDirectory,
+    OverwriteOption,
+    dataset_options,
+    parse_between,
+)
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import options_from_specs
 
@@ -44,7 +51,6 @@ TopK = Annotated[
         "in the order of the corpus.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
 ProfileName = Annotated[str, typer.Option(help=PROFILE_HELP)]
 
 
@@ -106,9 +112,17 @@ def score(
             help="Metadata column. The sum of the scores is printed for each of its values, the largest first."
         ),
     ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EARLIER:LATER",
+            help="Two checkpoints of an index over several, as in bergson query: scores say what taught the later one.",
+        ),
+    ] = None,
     profile: ProfileName = "default",
     top_k: TopK = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
+    escape_formulas: EscapeFormulasOption = False,
 ) -> None:
     """Score every document of an index against a set of queries: which data would teach a task?"""
     from bergson_core.attribution.corpus_scores import score_behaviour, score_corpus
@@ -124,17 +138,25 @@ def score(
     if threshold is None:
         threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
     if behaviour is not None:
+        if between is not None:
+            raise InvalidInput("a behaviour is kept over all checkpoints: expected no --between beside it")
         scores = score_behaviour(
             opened, behaviour, instead_of=instead_of_behaviour, profile=profile, threshold=threshold
         )
     else:
         assert dataset is not None
         scores = score_corpus(
-            opened, dataset, columns, aggregate=aggregate, profile=profile, threshold=threshold
+            opened,
+            dataset,
+            columns,
+            aggregate=aggregate,
+            profile=profile,
+            threshold=threshold,
+            between=None if between is None else parse_between(between),
         )
     if totals is not None:
         scores = totals.add(scores)
-    _write_scores(opened, scores, output, top_k, overwrite)
+    _write_scores(opened, scores, output, top_k, overwrite, escape_formulas)
     if totals is not None and by is not None:
         console.print(_totals_table(by, totals.table()))
 
@@ -144,7 +166,8 @@ def self_influence(
     output: Output,
     profile: ProfileName = "default",
     top_k: TopK = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
+    escape_formulas: EscapeFormulasOption = False,
 ) -> None:
     """Score every document against itself: wrong labels and documents like no other score high."""
     from bergson_core.attribution.corpus_scores import score_self_influence
@@ -152,7 +175,8 @@ def self_influence(
 
     _require_output(output, top_k, overwrite)
     opened = AttributionIndex.open(index)
-    _write_scores(opened, score_self_influence(opened, profile=profile), output, top_k, overwrite)
+    scores = score_self_influence(opened, profile=profile)
+    _write_scores(opened, scores, output, top_k, overwrite, escape_formulas)
 
 
 def _require_one_source(
@@ -208,6 +232,7 @@ def _write_scores(
     output: Path,
     top_k: int | None,
     overwrite: bool,
+    escape_formulas: bool,
 ) -> None:
     """Writes all scores, or the `top_k` highest, while a bar shows the progress."""
     from pyarrow import RecordBatchReader
@@ -231,7 +256,7 @@ def _write_scores(
         if output.suffix in ARRAY_SUFFIXES:
             count = write_score_array(index, rows, output, overwrite=overwrite)
         else:
-            count = write_table(rows, output, overwrite=overwrite)
+            count = write_table(rows, output, overwrite=overwrite, escape_formulas=escape_formulas)
     print_message(f"{output}: {count:,} of {index.manifest.rows:,} documents")
 
 

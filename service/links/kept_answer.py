@@ -112,9 +112,7 @@ def show_answer(kept: KeptAnswer, root: Path, *, with_texts: bool) -> AttributeR
     if not with_texts:
         return without_texts(answer)
     lists = {
-        name: None
-        if rows is None
-        else [_with_texts(row, documents[row.id], kept.request.include) for row in rows]
+        name: None if rows is None else [_with_texts(row, documents[row.id], kept.request) for row in rows]
         for name, rows in (("results", answer.results), ("opponents", answer.opponents))
     }
     return answer.model_copy(update=lists)
@@ -166,13 +164,11 @@ def _hash_text(link_id: str, document: Document) -> str:
 
 
 def _keep_parts(rows: list[ResultRow] | None, kept: list[ResultRow] | None) -> list[ResultRow] | None:
-    """Returns the rows `kept` with the words and groups of `rows`, and with their tokens, whose texts are left out."""
+    """Returns the rows `kept` with the words of `rows`, and with their tokens, whose texts are left out."""
     if rows is None or kept is None:
         return None
     return [
-        new.model_copy(
-            update={"tokens": _without_token_texts(row.tokens), "words": row.words, "group": row.group}
-        )
+        new.model_copy(update={"tokens": _without_token_texts(row.tokens), "words": row.words})
         for row, new in zip(rows, kept, strict=True)
     ]
 
@@ -187,12 +183,15 @@ def _without_token_texts(tokens: list[TokenInfluence] | None) -> list[TokenInflu
     return [token if token.start is None else token.model_copy(update={"token": ""}) for token in tokens]
 
 
-def _with_texts(row: ResultRow, document: Document, include: tuple[str, ...]) -> ResultRow:
+def _with_texts(row: ResultRow, document: Document, request: AttributeRequest) -> ResultRow:
     """Returns a result with those parts of its document that the request asked for."""
-    update: dict[str, Any] = {"words": row.words, "group": row.group}
-    if "text" in include:
+    update: dict[str, Any] = {"words": row.words}
+    if row.group is not None and request.groups_by_column and request.group_by is not None:
+        value = document["metadata"].get(request.group_by)
+        update["group"] = row.group.model_copy(update={"value": value})
+    if "text" in request.include:
         update |= {name: document[name] for name in ("prompt", "completion", "rejected")}
-    if "metadata" in include:
+    if "metadata" in request.include:
         update["metadata"] = document["metadata"]
     if row.tokens is not None:
         update["tokens"] = [_with_token_text(token, document) for token in row.tokens]

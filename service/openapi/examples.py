@@ -33,6 +33,11 @@ INDEX_PRESET: dict[str, Any] = {
     "preset": "best",
     "gradients": {"projection_dim": 32},
 }
+INDEX_CHECKPOINTS: dict[str, Any] = {
+    "name": "run",
+    "models": [f"EleutherAI/pythia-160m@{revision}" for revision in ("step1000", "step16000", "step143000")],
+    "dataset": {"path": "NeelNanda/pile-10k"},
+}
 INDEX_INLINE: dict[str, Any] = {
     "name": "facts",
     "model": "EleutherAI/pythia-160m",
@@ -207,6 +212,7 @@ ATTRIBUTE_EXCLUDING: dict[str, Any] = ATTRIBUTE_REQUEST | {
     "filter": {"source": {"ne": "wiki", "exists": True}, "year": {"gte": 1990, "not_in": [1993, 1995]}}
 }
 ATTRIBUTE_CONTRAST: dict[str, Any] = ATTRIBUTE_REQUEST | {"instead_of": " Paris", "direction": "both"}
+ATTRIBUTE_BETWEEN: dict[str, Any] = ATTRIBUTE_REQUEST | {"index": "run", "between": [0, -1]}
 ATTRIBUTE_LOG_ODDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"objective": "log_odds"}
 ATTRIBUTE_RESCORED: dict[str, Any] = ATTRIBUTE_REQUEST | {"rescore": 200}
 ATTRIBUTE_WORDS: dict[str, Any] = ATTRIBUTE_REQUEST | {"include": ["text", "words"]}
@@ -239,6 +245,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
         "token_ids": None,
         "loss": 0.12,
         "n_tokens": 1,
+        "losses_between": None,
         "instead_of": None,
         "instead_of_loss": None,
     },

@@ -26,6 +26,10 @@ _QUERIES: dict[str, Any] = {
     "excluding": {"summary": "All documents but some", "value": examples.ATTRIBUTE_EXCLUDING},
     "generated": {"summary": "A completion that the model generates", "value": examples.ATTRIBUTE_GENERATED},
     "contrast": {"summary": "Why this rather than that", "value": examples.ATTRIBUTE_CONTRAST},
+    "between": {
+        "summary": "What taught the later of two checkpoints",
+        "value": examples.ATTRIBUTE_BETWEEN,
+    },
     "log_odds": {"summary": "The log-odds of the completion", "value": examples.ATTRIBUTE_LOG_ODDS},
     "rescored": {"summary": "The best documents by exact scores", "value": examples.ATTRIBUTE_RESCORED},
     "words": {"summary": "Which documents state the completion", "value": examples.ATTRIBUTE_WORDS},
@@ -84,6 +88,9 @@ async def attribute(
     With `messages` instead of `prompt` and `completion`, the query is a chat whose last message is the assistant's. It
     is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
     says in it. `span` selects a part of the last message.
+
+    With `between`, an index over several checkpoints says why the later of two of them says the completion and the
+    earlier one does not yet.
 
     With `instead_of`, the query is why the model says the completion rather than this: proponents made the completion
     more likely beside it, opponents made `instead_of` more likely. With `"objective": "log_odds"`, each token's

@@ -42,6 +42,7 @@ CursorQuery = Annotated[
 _BODIES: dict[str, Any] = {
     "dataset": {"summary": "A dataset of the Hugging Face Hub", "value": examples.INDEX_REQUEST},
     "preset": {"summary": "A preset, with a smaller projection", "value": examples.INDEX_PRESET},
+    "checkpoints": {"summary": "Several checkpoints of a run", "value": examples.INDEX_CHECKPOINTS},
     "inline": {"summary": "Documents in the request", "value": examples.INDEX_INLINE},
     "pairs": {"summary": "Preference pairs, with a reference model", "value": examples.INDEX_PAIRS},
 }

@@ -53,7 +53,7 @@ async def influence_totals(
     this answer?
 
     The question is that of `POST /attribute`: a prompt and a completion, a chat, or a behaviour, with `instead_of`,
-    `span`, `join`, `objective`, `profile` and `filter`. Nothing else of a query goes with it.
+    `span`, `join`, `objective`, `between`, `profile` and `filter`. Nothing else of a query goes with it.
 
     Scores are exact scores of the rows of the index. Single scores have noise, and sums over many documents are mostly
     noise: so scores are drawn towards their median by `threshold` times their noise, and are 0 within that distance.

@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
@@ -27,12 +29,14 @@ PUBLIC_NAMES = """
     __version__ append_documents build_index collect_gradients compact_index errors estimate_build
     evaluate_index find_document_numbers fit_processor fit_profile group_near_duplicates load_model
     preview_unlearning read_manifest relocate_index score_behaviour score_corpus score_self_influence
-    take_down_document top_documents
+    take_down_document to_dataset top_documents
     write_score_array write_table
     ScoreSum sum_scores
     GroupTotal InfluenceTotals TotalsQuery TotalsSpec influence_totals
 """.split()
 
+LATE_IMPORTS = {"pa": pa, "pd": pd}
+"""Names in annotations whose modules are imported when a method is called."""
 INTERNAL_TYPES = {
     # What an executor of one's own would deal in.
     *("Documents", "Searcher", "ShardBuilder", "ShardStep", "ShardTask"),
@@ -40,6 +44,7 @@ INTERNAL_TYPES = {
     *("FileEntry", "ModuleEntry", "NoticeEntry", "ProfileEntry", "SearchEntry", "ShardEntry", "TakedownHead"),
     # Parts of an index, of a processor and of a model, which their methods hand out and nobody makes.
     *(
+        "CheckpointWeights",
         "ModelFiles",
         "Behaviours",
         "Profile",
@@ -132,7 +137,7 @@ def iter_annotations() -> Iterator[tuple[str, Any]]:
 
 
 def hints_of(annotated: Callable[..., Any], where: str) -> Iterator[tuple[str, Any]]:
-    for parameter, annotation in typing.get_type_hints(annotated).items():
+    for parameter, annotation in typing.get_type_hints(annotated, localns=LATE_IMPORTS).items():
         if not parameter.startswith("_"):
             yield f"{where}.{parameter}", annotation
 

@@ -16,6 +16,7 @@ from bergson_core.data.files.paths import (
 from bergson_core.errors import InvalidInput
 from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.schemas.build import BuildSpec
+from bergson_core.schemas.build_parts.checkpoints import split_revision
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.storage.locations import is_hub_id
 from worker.settings import Settings
@@ -32,6 +33,8 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
         settings: What the operator allows.
     """
     _require_allowed_model("model", spec.model, settings)
+    for number, checkpoint in enumerate(spec.models):
+        _require_allowed_model(f"models.{number}", split_revision(checkpoint)[0], settings)
     if spec.reference_model is not None:
         _require_allowed_model("reference_model", spec.reference_model, settings)
     if spec.dataset is not None:
@@ -41,6 +44,7 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
 
 
 def _require_allowed_model(field: str, name: str, settings: Settings) -> None:
+    """Raises `InvalidInput` if a model, or the model that its adapters belong to, is not allowed."""
     _require_allowed(field, name, settings, settings.allowed_models)
     if base := read_adapter_base(Path(name).expanduser()):
         _require_allowed("the model of its adapters", base.name, settings, settings.allowed_models)

@@ -134,11 +134,16 @@ class Rescorer:
         )
 
     def _require_supported(self) -> None:
-        """Raises `InvalidInput` for an index whose rows are not gradients of its model."""
+        """Raises `InvalidInput` for an index whose rows are not gradients of its model alone."""
         if self._manifest.origin == "training":
             raise InvalidInput(
                 "this index was made by a training run, step by step, and the finished model cannot compute the "
                 "gradients of its documents as they were learned: leave `rescore` out"
+            )
+        if self._manifest.spec.models:
+            raise InvalidInput(
+                "this index has several checkpoints, and candidates are rescored by the whole gradients of one model: "
+                "leave `rescore` out, or build an index of the last checkpoint alone"
             )
 
     def _locate(self, directions: Sequence[Sequence[ResultRow]]) -> dict[str, RowLocation]:

@@ -37,7 +37,9 @@ def row_cosines(
     for shard_number in np.unique(shard_numbers):
         in_shard = shard_numbers == shard_number
         rows = searcher.shards[shard_number].rows(offsets[in_shard])
-        phi[torch.from_numpy(in_shard)], _ = compute_features(rows, opened.weight_preconditioner, normalize)
+        phi[torch.from_numpy(in_shard)], _ = compute_features(
+            rows, opened.weight_preconditioner, normalize, opened.checkpoints
+        )
     products = phi @ phi.mT
     return (cosines_from_sign_products(products) if has_sign_rows else products).numpy()
 

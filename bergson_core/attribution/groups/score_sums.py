@@ -15,6 +15,7 @@ from torch import Tensor
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
+from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import QueryEcho
 from bergson_core.search.exact_scores import ExactScorer
@@ -108,4 +109,7 @@ def query_features(index: AttributionIndex, query: AttributionQuery, echo: Query
     tokens = index.answerer.query_tokenizer.tokenize_answered(query, echo)
     rows, _ = collect_rows(index.collector, tokens, BUDGET_TOKENS)
     row = torch.from_numpy(rows.sum(0)).reshape(1, len(index.collector.slices), -1)
-    return index.profiles[query.profile].query_features(row)[0]
+    checkpoints = None
+    if query.between is not None:
+        checkpoints = require_between(query.between, index.manifest.spec.checkpoints)
+    return index.profiles[query.profile].query_features(row, checkpoints)[0]

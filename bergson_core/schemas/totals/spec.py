@@ -58,6 +58,8 @@ class TotalsQuery(TotalsSpec):
     """Profile to score with: `default`, or one that was fitted to a task."""
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
     """Conditions on metadata that every document meets which counts, as in an attribution query."""
+    between: tuple[int, int] | None = None
+    """Checkpoints [earlier, later] of an index over several, as in an attribution query."""
     partial: bool = False
     """Sum over the intact shards of a damaged index instead of refusing; the answer then says that it is partial."""
 

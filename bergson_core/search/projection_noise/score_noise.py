@@ -37,10 +37,13 @@ class ScoreNoise:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ScoreNoise | None":
-        """Returns the noise of an index, or None where rows do not show it (`block_groups`)."""
+        """Returns the noise of an index, or None where rows do not show it (`block_groups`).
+
+        Nor is it known of rows of several checkpoints, each part of which has a length of its own.
+        """
         gradients = manifest.spec.gradients
         groups = block_groups(manifest.modules, gradients)
-        if groups is None:
+        if groups is None or manifest.spec.models:
             return None
         return cls(groups, manifest.spec.scoring.normalize, gradients.rows == "sign")
 

@@ -17,6 +17,15 @@ ExecutorOption = Annotated[
         help="Where shards are built and searched: in this process, or on the machines of a Ray cluster."
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+EscapeFormulasOption = Annotated[
+    bool,
+    typer.Option(
+        "--escape_formulas",
+        help="In CSV, put an apostrophe before texts that spreadsheets take for formulas: those that begin with =, +, "
+        "-, @, a tab or a carriage return. By default, texts are written as they are.",
+    ),
+]
 PROFILE_HELP: Final = "Profile to score with: `default`, or one that `bergson profile` has fitted to a task."
 
 
@@ -41,3 +50,19 @@ def dataset_options(name: str, intro: str) -> SpecOptions:
         options={"path": OptionOverride(name, intro)},
         omitted=frozenset({"subset", "streaming", "text_documents"}),
     )
+
+
+def parse_between(text: str) -> tuple[int, int]:
+    """Returns the checkpoints that `--between` gives, such as `0:-1`.
+
+    Raises:
+        InvalidInput: The text is not two numbers.
+    """
+    earlier, _, later = text.partition(":")
+    try:
+        return int(earlier), int(later)
+    except ValueError:
+        raise InvalidInput(
+            f"--between: expected EARLIER:LATER, two checkpoints counted from 0 or from the end, such as 0:-1; got "
+            f"{text!r}"
+        ) from None

@@ -1,4 +1,4 @@
-"""The results of a query as tables and lines of text for the terminal, and as rows of CSV."""
+"""The results of a query as tables and lines of text for the terminal."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bergson_core.schemas.answer_parts.verification import Verification
-from bergson_core.schemas.answer_parts.words import WordMatch
-from bergson_core.schemas.results import Answer, ResultRow
+from bergson_core.schemas.results import ResultRow
 
-_CSV_FIELDS: Final = ("rank", "id", "score", "percentile", "loss", "prompt", "completion")
-_CSV_PARTS: Final = ("rejected", "tokens", "modules", "group", "verified")
-"""Further fields of a result, those of lists and objects as JSON, where any result has them."""
 _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "score": lambda row: f"{row.score:+.4f}",
     "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
@@ -75,29 +71,6 @@ def _fact_columns(rows: Sequence[ResultRow]) -> list[str]:
         for name in _FACTS
         if name not in _SHOWN_IF or any(getattr(row, _SHOWN_IF[name]) not in (None, False) for row in rows)
     ]
-
-
-def results_as_rows(answer: Answer) -> tuple[list[str], list[list[Any]]]:
-    """Returns the columns and rows of an answer's results, for CSV."""
-    directions = {"proponents": answer.results, "opponents": answer.opponents}
-    results = [(name, row) for name, rows in directions.items() for row in rows or ()]
-    rows = [row for _, row in results]
-    metadata = _metadata_columns(rows)
-    parts = [name for name in _CSV_PARTS if any(getattr(row, name) is not None for row in rows)]
-    parts += ["strength"] * any(row.strength is not None for row in rows)
-    parts += ["exact"] * any(row.exact for row in rows)
-    words = list(WordMatch.model_fields) if any(row.words for row in rows) else []
-    ends = ["interval.low", "interval.high"] * any(row.interval is not None for row in rows)
-    columns = ["direction", *_CSV_FIELDS, *(f"metadata.{name}" for name in metadata)]
-    columns += [*(f"words.{name}" for name in words), *parts, *ends]
-    table = []
-    for direction, row in results:
-        fields = row.model_dump(mode="json")
-        values = [(row.metadata or {}).get(name) for name in metadata]
-        values += [(fields["words"] or {}).get(name) for name in words]
-        interval = (row.interval or (None, None)) if ends else ()
-        table.append([direction, *map(fields.get, _CSV_FIELDS), *values, *map(fields.get, parts), *interval])
-    return columns, table
 
 
 def _group_text(row: ResultRow) -> str:

@@ -35,6 +35,8 @@ class OptionOverride:
     """Text instead of the field's docstring."""
     type: Any = None
     """Type of the value on the command line, where `parse` makes the field's value from it."""
+    optional: bool = False
+    """Whether the option of a required field may be left out, since that of another field may stand for it."""
     parse: Callable[[Any], Any] | None = None
     """Converts the value on the command line to the field's value."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,6 +99,8 @@ class DerivedOption:
             annotation, default = list[_item_type(self.field.annotation)] | None, None
         else:
             annotation = self.override.type or self.field.annotation
+        if self.override.optional:
+            annotation, default = annotation | None, None
         flags = f"--{self.name}/--no_{self.name}" if default is True else f"--{self.name}"
         panel = self.section.panel if self.section else None
         option = typer.Option(flags, help=self.help, rich_help_panel=panel, **self.override.extra)
@@ -131,7 +135,9 @@ def derive_options(spec: type[BaseModel], table: SpecOptions) -> list[DerivedOpt
         section = _find_section(field.path, table.sections)
         name = override.name or field.path.rpartition(".")[2] + (section.suffix if section else "")
         derived.append(DerivedOption(name, field, override, section))
-    return sorted(derived, key=lambda option: option.field.default is not Parameter.empty)
+    return sorted(
+        derived, key=lambda option: option.override.optional or option.field.default is not Parameter.empty
+    )
 
 
 def iter_fields(spec: type, prefix: str = "", leaves: Collection[str] = ()) -> Iterator[SpecField]:

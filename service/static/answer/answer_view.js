@@ -74,7 +74,8 @@ export function AnswerView({ request, answer, onAsk, scales: shared, tools = {},
   const scales = shared ?? own;
   const rows = [...(answer.results ?? []), ...(answer.opponents ?? [])];
   const onFilter = onAsk && ((column, value) => onAsk(addToFilter(request.filter, column, value)));
-  const context = { scales, verification: answer.verification, onFilter, ...tools };
+  const before = answer.query.instead_of ? undefined : answer.verification?.log_probability; // of a contrast, a difference
+  const context = { scales, before, onFilter, ...tools };
   return html`<article class="answer" aria-label="Answer">
     <${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />
     <${AnswerNotes} answer=${answer} onAsk=${onAsk} />

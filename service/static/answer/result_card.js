@@ -58,10 +58,10 @@ function Copies({ copies, context }) {
 /**
  * @param row A result of the API.
  * @param copies Results that say almost the same.
- * @param context What all cards share: `scales`, `verification`, `onFilter`, `onOpen`, `basket`, `onBasket`.
+ * @param context What all cards share: `scales`, `before` (the log-probability before any step), `onFilter`, `onOpen`, `basket`, `onBasket`.
  */
 export function ResultCard({ row, copies, context }) {
-  const { scales, verification, onFilter, onOpen, basket, onBasket, movedFrom } = context;
+  const { scales, before, onFilter, onOpen, basket, onBasket, movedFrom } = context;
   const parts = useMemo(() => rowParts(row), [row]);
   const percentile = percentileText(row);
   return html`<li class="result">
@@ -77,7 +77,7 @@ export function ResultCard({ row, copies, context }) {
       ${row.exact && html`<${Badge} state="exact" title="The document was scored by its whole gradient" />`}
       ${movedFrom?.(row)}
     </div>
-    ${row.verified && html`<${Verified} verified=${row.verified} before=${verification?.log_probability} />`}
+    ${row.verified && html`<${Verified} verified=${row.verified} before=${before} />`}
     <div class="result-tools">
       <code title=${row.id}>${row.id}</code>
       <${Metadata} metadata=${row.metadata} onFilter=${onFilter} />

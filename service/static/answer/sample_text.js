@@ -2,8 +2,9 @@
  * keys once the text has the focus. */
 
 import { formatScore } from "../shared/format.js";
-import { html, useMemo, useRef, useState } from "../shared/html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../shared/html.js";
 
+const SHORT = 80; // parts
 const MAX_SHADE_PERCENT = 46; // Text on a darker shade would be hard to read.
 
 /** Returns how dark a part is, in percent. */
@@ -33,11 +34,26 @@ function step(parts, from, direction) {
   return from;
 }
 
+/** Returns whether a node is or was near the part of the page that is seen. Short texts need not wait for that. */
+function useNear(node, isShort) {
+  const [isNear, setNear] = useState(isShort);
+  useEffect(() => {
+    if (isNear) return undefined;
+    const observer = new IntersectionObserver(([entry]) => entry.isIntersecting && setNear(true), { rootMargin: "400px" });
+    observer.observe(node.current);
+    return () => observer.disconnect();
+  }, [isNear]);
+  return isNear;
+}
+
 export function SampleText({ parts, scale, label }) {
   const [chosen, setChosen] = useState(null);
   const node = useRef(null);
   const isShaded = parts.some(({ influence }) => influence !== null);
-  const body = useMemo(() => parts.map((part, number) => shadedPart(part, number, scale)), [parts, scale]);
+  // Tens of thousands of shaded words at once would hold up the page.
+  const isNear = useNear(node, !isShaded || parts.length < SHORT);
+  const body = useMemo(() => (isNear ? parts.map((part, number) => shadedPart(part, number, scale)) : parts.map(({ text }) => text).join("")),
+    [parts, scale, isNear]);
   if (!isShaded) return html`<p class="sample-text">${body}</p>`;
 
   const choose = (number) => {

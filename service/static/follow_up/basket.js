@@ -21,7 +21,12 @@ export const readLines = (text) => text.split("\n").filter((line) => line.includ
   return { prompt: line.slice(0, bar).trimEnd(), completion: line.slice(bar + 1) };
 });
 
-const probability = (logProbability) => (logProbability === null ? "not finite" : formatProbability(Math.min(1, Math.exp(logProbability))));
+/** Formats the probability of a query; for a contrast, whose value is a difference, the share of the two. */
+function probability(value, { instead_of: other }) {
+  if (value === null) return "not finite";
+  return other ? `${formatProbability(1 / (1 + Math.exp(-value)))} of both` : formatProbability(Math.min(1, Math.exp(value)));
+}
+
 const queryText = ({ prompt, completion, messages }) => (messages ? messages.at(-1).content : `${prompt ?? ""}${completion}`);
 
 function Changes({ title, queries, changes }) {
@@ -29,7 +34,7 @@ function Changes({ title, queries, changes }) {
   return html`<table class="changes"><caption>${title}</caption>
     <thead><tr><th scope="col">Question</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change in nats</th></tr></thead>
     <tbody>${changes.map(({ before, after, log_probability: change }, number) => html`<tr>
-      <td>${queryText(queries[number])}</td><td class="number">${probability(before)}</td><td class="number">${probability(after)}</td>
+      <td>${queryText(queries[number])}</td><td class="number">${probability(before, queries[number])}</td><td class="number">${probability(after, queries[number])}</td>
       <td class=${`number ${change !== null && change < 0 ? "down" : ""}`}>${formatChange(change)}</td></tr>`)}</tbody></table>`;
 }
 

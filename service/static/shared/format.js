@@ -42,6 +42,7 @@ export const formatChange = (value) => (isMissing(value) ? "not finite" : `${val
 export function formatProbability(value) {
   const percent = 100 * value;
   if (percent > 99.9) return percent === 100 ? "100 %" : "over 99.9 %";
+  if (percent >= 10) return `${percent.toFixed(percent > 99 ? 1 : 0)} %`;
   return percent < 0.01 ? "under 0.01 %" : `${percent.toPrecision(2)} %`;
 }
 

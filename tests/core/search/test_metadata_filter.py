@@ -11,7 +11,7 @@ from bergson_core import AttributionIndex, AttributionQuery, build_index
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import GradientSpec, SearchSpec
 from bergson_core.schemas.filters import Condition, Range
-from bergson_core.search import local_searcher
+from bergson_core.search import candidates
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.searcher import SearchRequest
 from tests import tiny
@@ -52,7 +52,7 @@ def scores_by_id(index: AttributionIndex, **changes: object) -> dict[str, float]
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_matching_rows_are_found_with_their_scores(indexes, monkeypatch, kind, direction, exact):
     index = indexes[kind]
-    monkeypatch.setattr(local_searcher, "_EXACT_SEARCH_FACTOR", 10 if exact else 0)
+    monkeypatch.setattr(candidates, "_EXACT_SEARCH_FACTOR", 10 if exact else 0)
     all_scores = scores_by_id(index, top_k=DOCUMENTS, direction=direction)
     condition = {"source": "wiki", "number": {"gte": 51, "lt": 251}}
     expected = {

@@ -87,7 +87,9 @@ def test_a_query_to_a_service_imports_no_library_of_models(url: str, output: lis
     status, modules = imported_by(*words)
     assert status == 0, modules
     assert "service.client" in modules
-    assert not modules & set(HEAVY)
+    # CSV is written from an Arrow table.
+    of_tables = {"pyarrow", "numpy", "pandas"} if "csv" in output else set()
+    assert not modules & (set(HEAVY) - of_tables)
 
 
 def test_defining_the_commands_imports_no_library_of_models() -> None:

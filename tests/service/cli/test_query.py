@@ -1,5 +1,6 @@
 """`bergson query` prints the warnings of an answer on standard error, and the answer alone on standard output."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
@@ -84,7 +86,7 @@ def test_rescore_is_an_option_and_exact_scores_are_told_from_others(
     ("options", "columns"),
     [
         ([], "words  states  id"),
-        (["--format", "csv"], "metadata.source,words.rank,words.score,words.states"),
+        (["--format", "csv"], "metadata.source,loss,words.rank,words.score,words.states"),
     ],
     ids=["table", "csv"],
 )
@@ -117,6 +119,66 @@ def test_together_goes_with_verify_and_its_table_has_a_row_for_the_group(
     refused = CliRunner().invoke(commands, [*arguments, "--together"])
     assert isinstance(refused.exception, InvalidInput)
     assert "--verify" in str(refused.exception)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_results_are_written_to_a_file_with_all_of_their_text(
+    asked: list[AttributionQuery], tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"answer.{suffix}"
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London", "--output", str(output)]
+    result = CliRunner().invoke(commands, [*arguments, "--include", "text", "--include", "words"])
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.splitlines() == [f"{output}: 1 results", "no strong influence found"]
+    if suffix == "parquet":
+        (row,) = pq.read_table(output).to_pylist()
+        assert (row["prompt"], row["words"]["rank"], row["metadata"]) == ("a text", 3, '{"source": "wiki"}')
+    elif suffix == "csv":
+        (row,) = csv.DictReader(output.open())
+        assert (row["prompt"], row["words.rank"], row["metadata.source"]) == ("a text", "3", "wiki")
+    else:
+        row = json.loads(output.read_text())
+        assert (row["prompt"], row["words"]["rank"], row["metadata"]) == ("a text", 3, {"source": "wiki"})
+    again = CliRunner().invoke(commands, arguments)
+    assert isinstance(again.exception, InvalidInput)
+    assert "is there already" in str(again.exception)
+    assert CliRunner().invoke(commands, [*arguments, "--overwrite"]).exit_code == 0
+    assert len(asked) == 2, "a file that cannot be written is refused before anything is asked"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "answer.xlsx"], "expected .jsonl, .csv, .parquet"),
+        (["--output", "no/answer.csv"], "no directory"),
+        (["--output", "answer.csv", "--json"], "--output, but not both"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_asked(
+    asked: list[AttributionQuery], tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(commands, ["query", str(tmp_path), *ARGUMENTS, " London", *options])
+    assert isinstance(result.exception, InvalidInput)
+    assert message in str(result.exception)
+    assert not asked
+
+
+def test_formulas_in_csv_are_escaped_where_that_is_asked_for(
+    asked: list[AttributionQuery], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attribute(queries: list[AttributionQuery]) -> list[object]:
+        return [make_answer(ServiceQuery.model_validate(dict(query)), ["=1+1"]) for query in queries]
+
+    monkeypatch.setattr(
+        AttributionIndex, "open", lambda path, **options: SimpleNamespace(attribute=attribute)
+    )
+    arguments = ["query", str(tmp_path), *ARGUMENTS, " London", "--format", "csv"]
+    plain, escaped = (
+        next(csv.DictReader(CliRunner().invoke(commands, [*arguments, *options]).stdout.splitlines()))
+        for options in ([], ["--escape_formulas"])
+    )
+    assert (plain["prompt"], escaped["prompt"]) == ("=1+1", "'=1+1")
+    assert plain["score"] == escaped["score"]
 
 
 def test_group_by_is_an_option_and_the_table_has_the_sum_of_each_group(

@@ -226,3 +226,42 @@ def test_an_answer_without_texts_says_that_the_key_sees_none(
     ask(visit.page)
     expect(visit.page.locator(".result")).to_contain_text("This API key sees no texts.")
     assert not visit.errors
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.0, "100 %"), (0.0013, "99.9 %"), (0.2, "82 %"), (3.0, "5.0 %"), (20.0, "under 0.01 %")],
+)
+def test_a_probability_is_written_as_people_do(
+    open_page: Callable[..., Visit], loss: float, text: str
+) -> None:
+    visit = open_page("/")
+    answer = examples.ATTRIBUTE_RESPONSE
+    body = answer | {"query": answer["query"] | {"loss": loss}}
+    visit.page.route("**/attribute", lambda route: route.fulfill(json=body))
+    ask(visit.page)
+    expect(visit.page.locator(".explained")).to_contain_text(f"{text} likely, 1 token")
+
+
+def test_a_long_text_is_shaded_once_it_is_seen(open_page: Callable[..., Visit]) -> None:
+    def make_row(number: int) -> dict[str, object]:
+        words = [f" {number:02}{place:03}" for place in range(200)]
+        tokens = [
+            {"token": word, "start": 6 * place, "end": 6 * place + 6, "influence": 0.1}
+            for place, word in enumerate(words)
+        ]
+        row = examples.ATTRIBUTE_RESPONSE["results"][0]
+        return row | {"id": f"doc-{number}", "prompt": "".join(words), "tokens": tokens}
+
+    page = open_page("/").page
+    body = examples.ATTRIBUTE_RESPONSE | {"results": [make_row(number) for number in range(25)]}
+    page.route("**/attribute", lambda route: route.fulfill(json=body))
+    ask(page)
+    first, last = page.locator(".result").first, page.locator(".result").last
+    expect(first.locator(".token")).to_have_count(200)
+    expect(last.locator(".token")).to_have_count(0)
+    assert (last.locator(".sample-text").text_content() or "").startswith(" 24000 24001")
+    for _ in range(30):  # cards that come into view get their real heights, and move those below
+        last.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+    expect(last.locator(".token")).to_have_count(200)

@@ -29,6 +29,11 @@ def test_the_best_results_are_unlearned_and_their_cards_show_how_the_probability
     page.get_by_role("button", name="Unlearn the best 3 for real").click()
     expect(page.locator(".verified").first).to_contain_text("changes by −2.00: 89 % → 12 %")
     expect(page.locator(".answer")).to_contain_text("1 random document: −2.00 on average")
+    page.get_by_label("Rather than").fill(" Paris")
+    page.get_by_role("button", name="Ask about this").click()
+    expect(page.locator(".verified").first).to_have_text(
+        "Unlearned, the completion's log-probability changes by −2.00"  # the difference has no probability
+    )
     verify = last_query(broker).verify
     assert verify is not None
     assert (verify.top, verify.controls, verify.together) == (3, 3, True)

@@ -24,9 +24,25 @@ def test_a_build_is_accepted_and_its_job_is_at_location(client: TestClient, brok
     assert broker.specs["news"] == BuildSpec.model_validate({"model": "tiny", "documents": [{"text": "a"}]})
 
 
-@pytest.mark.parametrize("body", [examples.INDEX_REQUEST, examples.INDEX_PRESET, examples.INDEX_INLINE])
+@pytest.mark.parametrize(
+    "body",
+    [
+        examples.INDEX_REQUEST,
+        examples.INDEX_PRESET,
+        examples.INDEX_CHECKPOINTS,
+        examples.INDEX_INLINE,
+    ],
+)
 def test_the_documented_bodies_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/index", json=body).status_code == 202
+
+
+def test_a_build_of_several_checkpoints_is_queued(client: TestClient, broker: FakeBroker) -> None:
+    body = {"name": "run", "models": ["run/1", "run/2"], "documents": [{"text": "a"}]}
+    assert client.post("/index", json=body).status_code == 202
+    assert (broker.specs["run"].model, broker.specs["run"].models) == ("run/2", ("run/1", "run/2"))
+    for wrong in ({"models": ["run/1"]}, {"model": "run/3"}, {"device_map": "auto"}):
+        assert client.post("/index", json=body | {"name": "other"} | wrong).status_code == 422
 
 
 @pytest.mark.parametrize("name", PRESETS)

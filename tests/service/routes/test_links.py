@@ -150,6 +150,15 @@ def test_the_disk_has_no_text_of_a_document_beside_the_index(
     assert "doc-1" in content and " London" in content, "ids and the query are kept"
 
 
+def test_the_value_of_a_group_comes_from_the_index(
+    news: Path, make: Callable[..., dict[str, Any]], settings: ServiceSettings
+) -> None:
+    made = make(group_by="source", include=[])
+    assert made["answer"]["results"][0]["group"]["value"] == "wiki"
+    (path,) = iter_link_files(settings)
+    assert "wiki" not in path.read_text()
+
+
 def test_an_id_that_is_used_again_for_another_text_is_not_shown_as_the_old_document(
     client: TestClient, news: Path, make: Callable[..., dict[str, Any]]
 ) -> None:

@@ -303,6 +303,15 @@ def test_a_root_that_is_a_link_allows_what_it_points_to(root: Path, tmp_path: Pa
     require_allowed_paths(make_spec(model=str(root / "model")), settings)
 
 
+def test_every_checkpoint_has_to_be_allowed(root: Path) -> None:
+    allowed = str(root / "step-1")
+    settings = Settings(data_dir=root, allowed_models=("org/*",))
+    require_allowed_paths(make_spec(model=None, models=[allowed, "org/run@step2"]), settings)
+    for name in ("/etc", "other/run@step1", "org/run@step1/../x", "./org/run@step1"):
+        with pytest.raises(InvalidInput, match=r"models\.0: "):
+            require_allowed_paths(make_spec(model=None, models=[name, allowed]), settings)
+
+
 @pytest.mark.parametrize("name", ["/etc", "../outside", "https://example.org/model"])
 def test_a_reference_model_has_to_be_allowed_as_any_model(root: Path, name: str):
     pairs = {"columns": {"chosen": "good", "rejected": "bad"}, "documents": [{"good": "a", "bad": "b"}]}

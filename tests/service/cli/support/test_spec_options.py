@@ -59,6 +59,8 @@ PAIR_OPTIONS = [
 """They go in twos."""
 PRESET_OPTION = "BuildSpec-preset"
 """It sets what other options leave out."""
+CHECKPOINTS_OPTION = "BuildSpec-models"
+"""It is given twice at least, and sets the model."""
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hö."}]
 EXPECTED: dict[type[BaseModel], BaseModel] = {
     BuildSpec: BuildSpec(model="M", dataset=DatasetSpec(path="D")),
@@ -77,7 +79,7 @@ def values_without_options(spec: type[BaseModel]) -> dict[str, Any]:
 def another_value(option: DerivedOption) -> Any:
     """A valid value on the command line that is not the default."""
     default, annotation = option.field.default, option.field.annotation
-    if option.name == "span":
+    if option.name in ("span", "between"):
         return "1:3"
     if option.name == "device_map":
         return '{"model.layers": 0}'
@@ -143,7 +145,8 @@ def test_messages_that_cannot_be_read_are_refused(value: str, message: str) -> N
     [
         case
         for case in options()
-        if case.id not in (MESSAGES_OPTION, BEHAVIOUR_OPTION, PRESET_OPTION, *PAIR_OPTIONS)
+        if case.id
+        not in (MESSAGES_OPTION, BEHAVIOUR_OPTION, PRESET_OPTION, CHECKPOINTS_OPTION, *PAIR_OPTIONS)
     ],
 )
 def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: DerivedOption) -> None:
@@ -156,6 +159,14 @@ def test_an_option_sets_its_field_and_no_other(spec: type[BaseModel], option: De
     changed = {path for path in before | after if before.get(path) != after.get(path)}
     assert changed
     assert all(path == option.field.path or path.startswith(f"{option.field.path}.") for path in changed)
+
+
+def test_checkpoints_stand_for_the_model() -> None:
+    without = {name: value for name, value in values_without_options(BuildSpec).items() if name != "model"}
+    spec = make_spec(BuildSpec, TABLES[BuildSpec], without | {"models": ["M", "N"]})
+    assert (spec.model, spec.models) == ("N", ("M", "N"))
+    with pytest.raises(InvalidInput, match="model: required"):
+        make_spec(BuildSpec, TABLES[BuildSpec], without)
 
 
 def test_options_of_preference_pairs_give_their_columns_and_no_prompt() -> None:

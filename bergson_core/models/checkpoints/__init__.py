@@ -1,0 +1,1 @@
+"""Several checkpoints of a training run are loaded as one model."""

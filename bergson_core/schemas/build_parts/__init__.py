@@ -1,0 +1,1 @@
+"""Parts of the spec of a build that have rules of their own."""
