@@ -99,7 +99,9 @@ async def test_a_web_process_gets_them(
     redis: Redis, core: FakeCore, broker: Broker, settings: Settings, start_worker: Start
 ):
     start_worker()
-    while not await broker.list_workers():
+    for _ in range(500):
+        if await broker.list_workers():
+            break
         await asyncio.sleep(0.02)
     totals = await broker.ask_totals(make_query(), SPEC, "r", timeout_s=20)
     assert (totals.index, totals.query.completion) == ("facts", " London")
