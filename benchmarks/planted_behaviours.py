@@ -166,12 +166,12 @@ def _index_scores(
 def _baseline_scores(case: PlantedCase, model: str) -> Mapping[str, Float[np.ndarray, " n"]]:
     loaded = load_model(model)
     texts = [document.text for document in case.corpus.documents]
-    documents = tokenize(loaded.tokenizer, texts, None)
+    documents = tokenize(case.trained.tokenizer, texts, None)
 
     def both(queries: list[BehaviourQuery]) -> dict[str, Float[np.ndarray, " n"]]:
         prompts = [query.prompt or "" for query in queries]
         completions = [query.completion or "" for query in queries]
-        tokens = tokenize(loaded.tokenizer, prompts, completions)
+        tokens = tokenize(case.trained.tokenizer, prompts, completions)
         whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return {
             "BM25": bm25_scores(texts, whole).mean(0),
