@@ -1,5 +1,6 @@
 from . import errors as errors
 from .attribution.corpus_scores import score_behaviour, score_corpus, score_self_influence, write_score_array
+from .attribution.groups.influence_totals import influence_totals
 from .attribution.groups.near_duplicates import find_document_numbers, group_near_duplicates
 from .attribution.groups.score_sums import ScoreSum, sum_scores
 from .attribution.groups.unlearning_preview import preview_unlearning
@@ -54,6 +55,8 @@ from .schemas.results import (
     TokenInfluence,
 )
 from .schemas.source import ColumnsSpec, DatasetSpec
+from .schemas.totals.results import GroupTotal, InfluenceTotals
+from .schemas.totals.spec import TotalsQuery, TotalsSpec
 from .schemas.training import TrainingSchedule
 from .schemas.unlearning.results import QueryChange, UnlearnPreview
 from .schemas.unlearning.spec import UnlearnSpec, WatchedQuery
@@ -88,7 +91,9 @@ __all__ = [
     "GradientSpec",
     "GroupEffect",
     "GroupMember",
+    "GroupTotal",
     "IndexCallback",
+    "InfluenceTotals",
     "Interval",
     "KfacNormalizer",
     "LanguageModel",
@@ -117,6 +122,8 @@ __all__ = [
     "Together",
     "TokenInfluence",
     "Tokens",
+    "TotalsQuery",
+    "TotalsSpec",
     "TrainingSchedule",
     "TrainingSpec",
     "UnlearnPreview",
@@ -139,6 +146,7 @@ __all__ = [
     "fit_processor",
     "fit_profile",
     "group_near_duplicates",
+    "influence_totals",
     "load_model",
     "preview_unlearning",
     "read_manifest",

@@ -35,6 +35,7 @@ from service.routes import (
     jobs,
     links,
     pages,
+    totals,
     unlearning,
     workers,
 )
@@ -83,6 +84,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         behaviours,
         jobs,
         attribute,
+        totals,
         unlearning,
         links,
         workers,

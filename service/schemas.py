@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from bergson_core.schemas.base import ResultModel, Spec
 from bergson_core.schemas.build import BuildSpec, IndexName
 from bergson_core.schemas.results import Answer
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsQuery
 from worker.messages import JobRecord, JobState, ServiceQuery, WorkerStatus
 
 
@@ -122,6 +124,21 @@ class AttributeResponse(Answer):
         """Returns `answer` with the id of its request."""
         fields = {name: getattr(answer, name) for name in Answer.model_fields}
         return cls.model_construct(**fields, request_id=request_id)
+
+
+class TotalsRequest(TotalsQuery):
+    """A question, a metadata column by which scores are summed, and how long to wait for the totals."""
+
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds to wait for the totals; after that the response is a 504. The default and the maximum are settings of the
+    service."""
+
+
+class TotalsResponse(InfluenceTotals):
+    """The influence of all documents on a completion or a behaviour, summed by a metadata column."""
+
+    request_id: str
+    """The `X-Request-ID` of the response."""
 
 
 class LinkRequest(Spec):

@@ -13,6 +13,8 @@ from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from bergson_core.schemas.build import AppendSpec, BuildSpec, IndexName
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Answer, Estimate, Progress
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsSpec
 from bergson_core.schemas.unlearning.results import UnlearnPreview
 from bergson_core.schemas.unlearning.spec import UnlearnSpec
 from worker.problem import Problem
@@ -138,13 +140,21 @@ class Query(RequestMessage):
     """When the caller stops waiting for the answer, in seconds of Unix time."""
     priority: Priority = "interactive"
     query: ServiceQuery
+    totals: TotalsSpec | None = None
+    """How to sum the scores of all documents for the query; None if its results are asked for."""
+
+    @property
+    def has_follow_up(self) -> bool:
+        """Whether something is done after the search."""
+        return self.totals is not None or self.query.has_follow_up
 
 
 class Reply(Message):
-    """The reply to a query: either an answer or a problem."""
+    """The reply to a query: an answer, or totals if the query asked for them, or a problem."""
 
     query_id: str
     answer: Answer | None = None
+    totals: InfluenceTotals | None = None
     problem: Problem | None = None
 
 

@@ -228,7 +228,7 @@ def _score_with_weights(
     threshold: float,
 ) -> pa.RecordBatchReader:
     """Returns all visible documents with their scores, which are the products of stored rows with these weights."""
-    shrink = _soft_threshold(index, profile, weights, threshold) if threshold else None
+    shrink = make_soft_threshold(index, profile, weights, threshold) if threshold else None
     scorer, query_count = ExactScorer(index.shards, profile), weights.shape[1]
 
     def score_range(shard_number: int, offsets: slice) -> pa.Array:
@@ -245,10 +245,19 @@ def _score_with_weights(
     return _stream_scores(index, field, max(weights.shape), score_range)
 
 
-def _soft_threshold(
+def make_soft_threshold(
     index: AttributionIndex, profile: Profile, weights: Float[Tensor, "D q"], threshold: float
 ) -> Callable[[Float[Tensor, "n q"]], Float[Tensor, "n q"]]:
-    """Returns a function that applies the soft threshold to scores [n, q]."""
+    """Returns a function that applies the soft threshold to scores [n, q].
+
+    Median and noise are those of the scores of random rows of the index.
+
+    Args:
+        index: The index.
+        profile: The profile of the scores.
+        weights: What stored rows are multiplied with to get their scores, a column for each query.
+        threshold: Width of the threshold, in units of each query's noise.
+    """
     by_module = weights.mT.reshape(weights.shape[1], len(index.collector.slices), -1)
     sample = BackgroundSample.read(index.shards, index.manifest.rows, index.manifest.spec.gradients.seed)
     median, noise = median_and_noise(sample.scores(profile, by_module, index.visible()))

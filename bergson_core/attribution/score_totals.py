@@ -5,7 +5,7 @@ Both take what `corpus_scores` returns, and hold only their result in memory, ne
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.validation.bounded_errors import short_repr
 from bergson_core.utils.table_writer import parse_metadata
 
 
@@ -54,10 +55,7 @@ class ScoreTotals:
     """
 
     def __init__(self, index: AttributionIndex, column: str) -> None:
-        columns = index.manifest.spec.columns.metadata
-        if column not in columns:
-            available = f"it has {', '.join(columns)}" if columns else "it was built without any"
-            raise InvalidInput(f"{index.name} has no metadata column {column!r}; {available}")
+        require_metadata_column(index, column)
         self._column = column
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, int] = defaultdict(int)
@@ -95,14 +93,28 @@ class ScoreTotals:
 
     def _iter_and_add(self, scores: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         for batch in scores:
-            values = [parse_metadata(text).get(self._column) for text in batch["metadata"].to_pylist()]
-            keys = pa.array([json.dumps(value, sort_keys=True) for value in values]).dictionary_encode()
+            keys = encode_values(batch["metadata"].to_pylist(), self._column)
             codes = keys.indices.to_numpy()
             sums, counts = np.bincount(codes, batch["score"].to_numpy()), np.bincount(codes)
             for key, total, count in zip(keys.dictionary.to_pylist(), sums, counts, strict=True):
                 self._sums[key] += float(total)
                 self._counts[key] += int(count)
             yield batch
+
+
+def require_metadata_column(index: AttributionIndex, column: str) -> None:
+    """Raises `InvalidInput`, naming the columns that the index keeps, unless `column` is one of them."""
+    columns = index.manifest.spec.columns.metadata
+    if column not in columns:
+        available = f"it has {', '.join(columns)}" if columns else "it was built without any"
+        raise InvalidInput(f"{index.name} has no metadata column {short_repr(column)}; {available}")
+
+
+def encode_values(metadata: Iterable[str], column: str) -> pa.DictionaryArray:
+    """Returns the value of a column in the metadata of each document, as JSON text; `null` where there is none."""
+    values = (parse_metadata(text).get(column) for text in metadata)
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    return pa.array(texts, pa.string()).dictionary_encode()
 
 
 def _values_column(values: list[Any]) -> pa.Array:

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-THRESHOLD_OF_SUMS: Final = 3.0
-"""Width of the threshold of scores that are summed, in units of each query's noise."""
+from bergson_core.schemas.totals.spec import THRESHOLD_OF_SUMS
+
 _NORMAL_MAD: Final = 0.6745
 """Median of |x| for a normally distributed x with a standard deviation of 1."""
 

@@ -63,7 +63,7 @@ class RateLimiter:
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
                 f"this key may ask {caller.rate}, got {calls + 1} queries, each document to verify and each 32 "
-                "candidates to rescore counted as one: send fewer at once"
+                "candidates to rescore counted as one, and totals as ten: send fewer at once"
             )
         await self._count(caller, calls)
 

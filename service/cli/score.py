@@ -13,6 +13,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.schemas.query import Aggregate
 from bergson_core.schemas.results import Progress
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
+from bergson_core.schemas.totals.spec import THRESHOLD_OF_SUMS
 from service.cli.support.common_options import (
     PROFILE_HELP,
     EscapeFormulasOption,
@@ -127,7 +128,6 @@ def score(
     from bergson_core.attribution.corpus_scores import score_behaviour, score_corpus
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.attribution.score_totals import ScoreTotals
-    from bergson_core.attribution.soft_threshold import THRESHOLD_OF_SUMS
 
     columns = _query_columns(prompt_column, completion_column, messages_column)
     _require_one_source(queries, behaviour, instead_of_behaviour, aggregate)

@@ -22,6 +22,7 @@ from service.client.requests import (
     request_body,
 )
 from service.client.sessions import AsyncSession, HttpSession
+from service.client.totals_calls import TotalsCalls
 from service.client.unlearning_calls import UnlearningCalls
 from service.index_schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
 from service.schemas import (
@@ -39,7 +40,7 @@ from worker.messages import JobRecord, ServiceQuery, WorkerStatus
 logger = logging.getLogger(__name__)
 
 
-class AsyncClient(BehaviourCalls, UnlearningCalls, LinkCalls):
+class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, LinkCalls):
     """A client of the service whose methods are coroutines.
 
     A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a

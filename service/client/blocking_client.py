@@ -94,6 +94,7 @@ class Client:
     close = _blocking(AsyncClient.close)
     attribute = _blocking(AsyncClient.attribute)
     attribute_batch = _blocking(AsyncClient.attribute_batch)
+    totals = _blocking(AsyncClient.totals)
     build = _blocking(AsyncClient.build)
     append = _blocking(AsyncClient.append)
     fit_profile = _blocking(AsyncClient.fit_profile)

@@ -10,6 +10,8 @@ from fastapi import Request
 
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, Forbidden, IndexNotFound
 from bergson_core.schemas.results import Answer, TimingMs
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsSpec
 from bergson_core.storage.takedown_log import TakedownLog
 from service.auth.api_keys import Caller
 from service.auth.texts import without_texts
@@ -74,6 +76,24 @@ class QueryHandler:
             return answer.without(taken_down)
         self.cache.put(key, answer)
         return answer
+
+    async def sum_scores(self, query: ServiceQuery, spec: TotalsSpec, timeout_s: float) -> InfluenceTotals:
+        """Returns the scores of all documents for a query, summed by a metadata column.
+
+        Args:
+            query: The query.
+            spec: How the scores are summed.
+            timeout_s: Seconds to wait for a worker's answer.
+
+        Raises:
+            IndexNotFound: The caller may not see the index, or there is none.
+            Forbidden: The caller may see no metadata, and so no values of a column.
+            BergsonError: Whatever `Broker.ask_totals` raises.
+        """
+        query = self.restrict_to_permissions(query)
+        if not self.caller.text:
+            raise Forbidden("this key sees no metadata, and totals are by the values of a metadata column")
+        return await self.broker.ask_totals(query, spec, self.request_id, timeout_s, self.caller.id)
 
     async def answer_batch(
         self, queries: Sequence[ServiceQuery], timeout_s: float

@@ -73,6 +73,7 @@ BEHAVIOUR_FIELD_ERROR = FieldError(
 )
 PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="expected at most 1")
 UNLEARN_FIELD_ERROR = FieldError(loc=["body", "ids"], msg="expected either `ids` or `filter`, got both")
+TOTALS_FIELD_ERROR = FieldError(loc=["body", "top"], msg="expected at most 100")
 LINK_FIELD_ERROR = FieldError(loc=["body", "request", "top_k"], msg="expected at most 1000")
 LINK_ID_ERROR = FieldError(loc=["path", "link_id"], msg=f"expected text that matches {LINK_ID_PATTERN}")
 INDEX_NAME_ERROR = FieldError(loc=["path", "name"], msg=f"expected text that matches {NAME_PATTERN}")

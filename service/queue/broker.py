@@ -27,6 +27,8 @@ from bergson_core.errors import (
     from_code,
 )
 from bergson_core.schemas.results import Answer, Estimate
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsSpec
 from service.queue.heartbeats import read_heartbeats
 from service.queue.jobs import JobBroker
 from service.queue.queue_load import QueueLoad, read_queue_load
@@ -38,7 +40,7 @@ from service.queue.redis_calls import (
     run_in_background,
 )
 from service.queue.replies import ReplyReader
-from worker.messages import EstimateJob, Heartbeat, Priority, Query, ServiceQuery
+from worker.messages import EstimateJob, Heartbeat, Priority, Query, Reply, ServiceQuery
 from worker.queue import lua_scripts, redis_keys
 from worker.queue.embedded_redis import redis_url
 from worker.queue.query_queue import ask_query_arguments
@@ -172,9 +174,27 @@ class Broker(JobBroker):
             RedisUnavailable: Redis does not answer, or it is full (`RedisFull`).
             BergsonError: Whatever error the worker met.
         """
-        now, query_id, started = time.time(), uuid4().hex, time.monotonic()
-        message = Query(
-            query_id=query_id,
+        reply = await self._ask_worker(self._message(query, request_id, timeout_s, priority), timeout_s, lane)
+        if reply.answer is None:
+            raise from_code("", "the answer is empty")
+        return reply.answer
+
+    async def ask_totals(
+        self, query: ServiceQuery, spec: TotalsSpec, request_id: str, timeout_s: float, lane: str = ""
+    ) -> InfluenceTotals:
+        """Has a worker sum the scores of all documents for a query; `spec` says how. Otherwise it is as `ask`."""
+        message = self._message(query, request_id, timeout_s).model_copy(update={"totals": spec})
+        reply = await self._ask_worker(message, timeout_s, lane)
+        if reply.totals is None:
+            raise from_code("", "the answer has no totals; do all workers have this version?")
+        return reply.totals
+
+    def _message(
+        self, query: ServiceQuery, request_id: str, timeout_s: float, priority: Priority = "interactive"
+    ) -> Query:
+        now = time.time()
+        return Query(
+            query_id=uuid4().hex,
             reply_to=self._replies.stream,
             request_id=request_id,
             traceparent=tracing.traceparent(),
@@ -183,6 +203,10 @@ class Broker(JobBroker):
             priority=priority,
             query=query,
         )
+
+    async def _ask_worker(self, message: Query, timeout_s: float, lane: str) -> Reply:
+        """Returns the reply to a query, which has no problem; the errors are those of `ask`."""
+        query_id, started = message.query_id, time.monotonic()
 
         def remaining_s(extra_s: float = GRACE_S) -> float:
             return max(0.0, started + timeout_s + extra_s - time.monotonic())
@@ -200,14 +224,13 @@ class Broker(JobBroker):
             if withdrawal is not None and not future.done():
                 raise self._explain_silence(withdrawal, timeout_s)
             reply = future.result()
-        if reply.answer is not None:
-            return reply.answer
-        problem = reply.problem
-        error = from_code(problem.code, problem.detail) if problem else from_code("", "the answer is empty")
+        if (problem := reply.problem) is None:
+            return reply
+        error = from_code(problem.code, problem.detail)
         if isinstance(error, IndexNotFound):
             active_jobs = await self.active_jobs(min(REDIS_WAIT_S, remaining_s()))
-            if job_id := active_jobs.get(query.index):
-                error = IndexBusy(f"index {query.index!r} is being built: follow /jobs/{job_id}")
+            if job_id := active_jobs.get(message.query.index):
+                error = IndexBusy(f"index {message.query.index!r} is being built: follow /jobs/{job_id}")
         raise error
 
     def _explain_silence(

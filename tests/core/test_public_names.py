@@ -32,6 +32,7 @@ PUBLIC_NAMES = """
     take_down_document to_dataset top_documents
     write_score_array write_table
     ScoreSum sum_scores
+    GroupTotal InfluenceTotals TotalsQuery TotalsSpec influence_totals
 """.split()
 
 LATE_IMPORTS = {"pa": pa, "pd": pd}

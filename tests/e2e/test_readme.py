@@ -45,10 +45,13 @@ def test_the_examples_of_gradients_run_in_order(home: Path, run):
 
 
 def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run):
-    chosen, behaviour, scored, totals, odd, groups = run(sys.executable, "-c", CORPUS_EXAMPLES).splitlines()
-    for documents in (chosen, scored, odd):
-        assert len(re.findall(r"'doc-\d+'", documents)) == 5
-    assert len(re.findall(r"'doc-\d+'", behaviour)) == 3
+    chosen, answer, behaviour, totals, *sums, odd, groups = run(
+        sys.executable, "-c", CORPUS_EXAMPLES
+    ).splitlines()
+    assert len(re.findall(r"'doc-\d+'", answer)) == 3
+    assert len(re.findall(r"'doc-\d+'", behaviour)) == 5
+    assert len(sums) == 3 and all(re.search(r" \d+ -?[\d.]+ (None|\()", line) for line in sums)
+    assert len(re.findall(r"'doc-\d+'", chosen)) == len(re.findall(r"'doc-\d+'", odd)) == 5
     assert totals.count("'sum'") == 3
     assert len(re.findall(r"\d+", groups)) == 5
     assert (home / "scores.parquet").is_file()

@@ -30,6 +30,8 @@ from bergson_core.schemas.results import (
     TimingMs,
     TokenInfluence,
 )
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsSpec
 from bergson_core.storage.manifest import (
     FORMAT_VERSION,
     FileEntry,
@@ -38,7 +40,7 @@ from bergson_core.storage.manifest import (
     SearchEntry,
     ShardEntry,
 )
-from service.openapi import examples
+from service.openapi import examples, totals_examples
 from service.queue.queue_load import QueueLoad
 from worker.messages import (
     FINAL_STATES,
@@ -163,6 +165,7 @@ class FakeBroker:
         self.queries: list[tuple[ServiceQuery, str, float]] = []
         self.lanes_and_priorities: list[tuple[str, Priority]] = []
         self.lanes: list[str] = []
+        self.totals_specs: list[TotalsSpec] = []
         self.withdrawn_prompts: list[str] = []
         self.specs: dict[str, BuildSpec] = {}
         self.submitted_jobs: list[Job] = []
@@ -270,6 +273,15 @@ class FakeBroker:
         if "bad" in prompt:
             raise TooLong("expected at most 8 tokens, got 99")
         return make_answer(query, self.texts)
+
+    async def ask_totals(
+        self, query: ServiceQuery, spec: TotalsSpec, request_id: str, timeout_s: float, lane: str
+    ) -> InfluenceTotals:
+        answer = await self.ask(query, request_id, timeout_s, lane, "interactive")
+        self.totals_specs.append(spec)
+        answered = {"index": query.index, "query": answer.query, "by": spec.by, "threshold": spec.threshold}
+        totals = {key: value for key, value in totals_examples.TOTALS_RESPONSE.items() if key != "request_id"}
+        return InfluenceTotals.model_validate(totals | answered)
 
     async def list_workers(self, limit_s: float = 4.0) -> list[Heartbeat]:
         self._raise_failure()

@@ -24,7 +24,7 @@ from service.auth.api_keys import Caller, KeyFile
 from service.http.metrics import CONTENT_TYPE
 from service.http.problems import MEDIA_TYPE, ProblemDetails
 from service.indexes.canary_log import CanaryRun
-from service.openapi import behaviour_examples, examples, link_examples
+from service.openapi import behaviour_examples, examples, link_examples, totals_examples
 
 REPOSITORY = Path(__file__).parents[2]
 PROCESS_TIMEOUT_S = 20
@@ -121,6 +121,7 @@ EXAMPLE_BODIES: dict[str, Any] = {
     "preview_unlearning": examples.UNLEARN_FILTER,
     "attribute": examples.ATTRIBUTE_REQUEST,
     "attribute_batch": examples.BATCH_REQUEST,
+    "influence_totals": totals_examples.TOTALS_REQUEST,
     "make_link": link_examples.LINK_REQUEST,
 }
 

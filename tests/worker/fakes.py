@@ -25,6 +25,8 @@ from bergson_core.schemas.results import (
     TimingMs,
     Verification,
 )
+from bergson_core.schemas.totals.results import InfluenceTotals
+from bergson_core.schemas.totals.spec import TotalsSpec
 from bergson_core.schemas.unlearning.results import UnlearnPreview
 from bergson_core.schemas.unlearning.spec import UnlearnSpec
 from bergson_core.storage.manifest import (
@@ -103,6 +105,7 @@ class FakeCore:
         during_query: Called in each batch of queries.
         during_rescore: Called before each candidate that is rescored, with its number.
         during_verify: Called before each step of a verification, with its number.
+        during_totals: Called before each step of totals, with its number.
         builds: Spec and directory of each build.
         previews: Index, spec and largest number of documents of each preview of unlearning.
         batches: Prompts of each batch of queries.
@@ -120,6 +123,7 @@ class FakeCore:
     during_query: Callable[[], object] = lambda: None
     during_rescore: Callable[[int], object] = lambda number: None
     during_verify: Callable[[int], object] = lambda number: None
+    during_totals: Callable[[int], object] = lambda number: None
     builds: list[tuple[BuildSpec, Path]] = field(default_factory=list)
     previews: list[tuple[str, UnlearnSpec, int]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
@@ -180,6 +184,26 @@ class FakeCore:
             report(Progress(stage="measure", done=number + 1, total=self.total))
         return UnlearnPreview.model_validate(examples.JOB_UNLEARNED["unlearning"])
 
+    def total_influence(
+        self, index: "FakeIndex", query: AttributionQuery, answer: Answer, spec: TotalsSpec
+    ) -> Generator[None, None, InfluenceTotals]:
+        """Takes `total` steps."""
+        for number in range(self.total):
+            self.during_totals(number)
+            yield
+        fields = {name: getattr(answer, name) for name in ("index", "generation", "query")}
+        timing = answer.timing_ms.model_copy(update={"total": answer.timing_ms.total + 4})
+        return InfluenceTotals(
+            **fields,
+            by=spec.by,
+            threshold=spec.threshold,
+            groups=[],
+            group_count=0,
+            documents=0,
+            sum=0,
+            timing_ms=timing,
+        )
+
     def load_model(self, name: str, revision: str | None = None, dtype: str = "float32") -> FakeModel:
         self.loaded.append((name, revision, dtype))
         return FakeModel(len(self.loaded))
@@ -210,6 +234,7 @@ class FakeCore:
             "indexing.build": {"build_index": self.build_index},
             "indexing.estimation.estimate": {"estimate_build": self.estimate_build},
             "attribution.groups.unlearning_preview": {"run_preview": self.run_preview},
+            "attribution.groups.influence_totals": {"total_influence": self.total_influence},
             "models.loading": {"load_model": self.load_model, "default_device": lambda: "fake"},
             "attribution.index": {"AttributionIndex": AttributionIndex},
         }

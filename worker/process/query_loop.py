@@ -1,6 +1,6 @@
 """Answers the queries of a worker: waiting queries at once, and between them a step of a follow-up.
 
-A follow-up is what is done to the results of a search: candidates are rescored, results are verified.
+A follow-up is what is done after a search: candidates are rescored, results are verified, scores are summed.
 """
 
 import logging
@@ -13,10 +13,11 @@ from redis import RedisError
 
 from bergson_core.errors import BergsonError, Cancelled, DeadlineExceeded, InternalError
 from bergson_core.schemas.results import Answer
+from bergson_core.schemas.totals.results import InfluenceTotals
 from worker.messages import Query, Reply
 from worker.problem import Problem
 from worker.process.error_boundary import problem_from_error, run_guarded
-from worker.process.follow_up_task import FollowUpTask, next_follow_up
+from worker.process.follow_up_task import FollowUpResult, FollowUpTask, next_follow_up
 from worker.process.heartbeat import HeartbeatThread
 from worker.process.index_cache import IndexCache
 from worker.queue.job_queue import WorkerQueue
@@ -119,7 +120,7 @@ class QueryLoop:
         for query, outcome in zip(waiting, _attribute(index, waiting), strict=True):
             if isinstance(outcome, Problem):
                 replies.append(_make_reply(query, outcome))
-            elif query.query.has_follow_up:
+            elif query.has_follow_up:
                 self.follow_ups.append(FollowUpTask(query, index, outcome))
             else:
                 replies.append(_make_reply(query, _with_queue_time(outcome, query.sent_at)))
@@ -144,9 +145,9 @@ class QueryLoop:
             self._finish_follow_up(task, outcome)
         return True
 
-    def _finish_follow_up(self, task: FollowUpTask, outcome: Answer | Problem) -> None:
+    def _finish_follow_up(self, task: FollowUpTask, outcome: FollowUpResult | Problem) -> None:
         self.follow_ups.remove(task)
-        if isinstance(outcome, Answer):
+        if not isinstance(outcome, Problem):
             outcome = _with_queue_time(outcome, task.query.sent_at)
         with instrumentation.observe_queries(task.query.query.index, [task.query]):
             self._send([_make_reply(task.query, outcome)])
@@ -188,7 +189,7 @@ def _attribute(index: "AttributionIndex", queries: Sequence[Query]) -> list[Answ
     return alone
 
 
-def _with_queue_time(answer: Answer, sent_at: float) -> Answer:
+def _with_queue_time(answer: FollowUpResult, sent_at: float) -> FollowUpResult:
     """Returns the answer with the whole time since the query was sent; time not spent computing was spent waiting."""
     timing = answer.timing_ms
     total = max(timing.total, 1000 * (time.time() - sent_at))
@@ -196,7 +197,9 @@ def _with_queue_time(answer: Answer, sent_at: float) -> Answer:
     return answer.model_copy(update={"timing_ms": timing})
 
 
-def _make_reply(query: Query, outcome: Answer | Problem) -> tuple[Query, Reply]:
+def _make_reply(query: Query, outcome: FollowUpResult | Problem) -> tuple[Query, Reply]:
     if isinstance(outcome, Problem):
         return query, Reply(query_id=query.query_id, problem=outcome)
+    if isinstance(outcome, InfluenceTotals):
+        return query, Reply(query_id=query.query_id, totals=outcome)
     return query, Reply(query_id=query.query_id, answer=outcome)

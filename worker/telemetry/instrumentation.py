@@ -60,7 +60,7 @@ def record_replies(replies: Sequence[Reply], metrics: WorkerMetrics) -> None:
     Every answer has the times of its batch, so those of the first answer are enough.
     """
     metrics.count_replies(replies)
-    if answer := next((reply.answer for reply in replies if reply.answer), None):
+    if answer := next(filter(None, (reply.answer or reply.totals for reply in replies)), None):
         timing = answer.timing_ms
         steps = {"gradient": timing.gradient, "search": timing.search}
         follow_ups = {"rescore": timing.rescore, "verify": timing.verify}

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 
-from bergson_core.schemas.results import Answer
 from worker.messages import METRIC_SUFFIXES, MetricFamily, Reply
 
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -88,13 +87,13 @@ class WorkerMetrics:
         for reply in replies:
             self.queries.labels(reply.problem.code if reply.problem else "ok").inc()
         self._batch_size.observe(len(replies))
-        answers: list[Answer] = [reply.answer for reply in replies if reply.answer]
+        answers = [answer for reply in replies if (answer := reply.answer or reply.totals)]
         # A behaviour's tokens ran through the model when it was created.
         self._tokens.inc(sum(answer.query.n_tokens for answer in answers if not answer.query.behaviour))
         if answers:
             self._gradient.observe(answers[0].timing_ms.gradient / 1000)
             self._search.observe(answers[0].timing_ms.search / 1000)
-        for answer in answers:
+        for answer in filter(None, (reply.answer for reply in replies)):
             if answer.rescored is not None:
                 self._rescore.observe(answer.timing_ms.rescore / 1000)
             if answer.verification is not None:

@@ -17,6 +17,7 @@ from bergson_core.errors import BergsonError, InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
+from bergson_core.schemas.results import QueryEcho
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.projection_noise.score_noise import ScoreNoise, SumOfScores
 from bergson_core.tokens.batching import BUDGET_TOKENS
@@ -63,11 +64,15 @@ def sum_scores(
     """
     query = AttributionQuery.model_validate(query)
     shard_numbers, offsets = _locate(index, numbers)
-    features = _query_features(index, query)
+    # Asking for one result checks the query, and generates the completion where there is none.
+    (answer,) = index.attribute([query.for_search().model_copy(update={"top_k": 1, "include": ()})])
+    if isinstance(answer, BergsonError):
+        raise answer
+    features = query_features(index, query, answer.query)
     scorer = ExactScorer(index.shards, index.profiles[query.profile])
     noise, total, score = ScoreNoise.of(index.manifest), None, 0.0
     if noise is not None:
-        total = SumOfScores(noise)
+        total = SumOfScores(noise, is_sum=query.behaviour is not None)
     for rows in scorer.iter_features(shard_numbers, offsets):
         score += float((rows * features).sum())
         if total is not None:
@@ -91,18 +96,17 @@ def _locate(
     return shard_numbers, distinct - first_rows[shard_numbers]
 
 
-def _query_features(index: AttributionIndex, query: AttributionQuery) -> Float[Tensor, "m d"]:
-    """Returns φ of a query."""
+def query_features(index: AttributionIndex, query: AttributionQuery, echo: QueryEcho) -> Float[Tensor, "m d"]:
+    """Returns φ of a query that was answered, or the sum of φ that a behaviour is.
+
+    Args:
+        index: The index.
+        query: The query.
+        echo: The query as it was answered.
+    """
     if query.behaviour is not None:
-        raise InvalidInput(
-            "the sum of scores of a behaviour has no interval: expected a prompt and a completion, or messages"
-        )
-    # Asking for one result checks the query, and generates the completion where there is none.
-    asked = query.for_search().model_copy(update={"top_k": 1, "include": ()})
-    (answer,) = index.attribute([asked])
-    if isinstance(answer, BergsonError):
-        raise answer
-    tokens = index.answerer.query_tokenizer.tokenize_answered(query, answer.query)
+        return index.behaviours.difference(query.behaviour, query.instead_of_behaviour, query.profile)
+    tokens = index.answerer.query_tokenizer.tokenize_answered(query, echo)
     rows, _ = collect_rows(index.collector, tokens, BUDGET_TOKENS)
     row = torch.from_numpy(rows.sum(0)).reshape(1, len(index.collector.slices), -1)
     checkpoints = None

@@ -25,7 +25,7 @@ def test_an_index_that_the_key_may_not_see_looks_like_one_that_does_not_exist(
     app: FastAPI, client: TestClient, limited: dict[str, str]
 ) -> None:
     calls = [call for call in iter_calls(app, "secret") if "/secret" in call[2]]
-    assert len(calls) == 12
+    assert len(calls) == 13
     for name, method, path in calls:
         hidden = client.request(method, path, json=EXAMPLE_BODIES.get(name), headers=limited)
         missing = path.replace("secret", "missing")

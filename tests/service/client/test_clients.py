@@ -30,7 +30,7 @@ from bergson_core.schemas.presets import PRESETS
 from service.client import AsyncClient, Client
 from service.client.errors import retry_after_s
 from service.http.problems import make_problem, problem_response
-from service.openapi import behaviour_examples, examples, link_examples
+from service.openapi import behaviour_examples, examples, link_examples, totals_examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.helpers import make_key_header, serve_app
 from worker.problem import Problem
@@ -161,6 +161,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/index/estimate": examples.ESTIMATE,
         "/attribute": examples.ATTRIBUTE_RESPONSE,
         "/attribute/batch": {"results": []},
+        "/index/{name}/totals": totals_examples.TOTALS_RESPONSE,
         "/links": link_examples.LINK,
         "/links/{link_id}": link_examples.LINK,
         "/readyz": examples.READY,
@@ -183,6 +184,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
     with Client("http://there", transport=httpx.MockTransport(handle)) as client:
         client.attribute("facts", "a", " b")
         client.attribute_batch([])
+        assert client.totals("facts", "a", " b", by="source").groups[0].value == "wiki"
         client.remove_link(client.link(client.make_link("facts", "a", " b").id).id)
         client.build("facts", model="tiny", documents=DOCUMENTS)
         client.append("facts", documents=DOCUMENTS)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bergson_core import AttributionIndex, build_index, sum_scores
-from bergson_core.errors import InvalidInput
+from bergson_core.errors import BehaviourNotFound, InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
 from tests.core.helpers import SCORING_CASES, make_spec, query
 
@@ -60,7 +60,7 @@ def test_no_documents_have_no_sum_and_unknown_ones_are_refused(opened):
     for number in (-1, 40):
         with pytest.raises(InvalidInput, match=f"no document {number}"):
             sum_scores(opened, query(), [3, number])
-    with pytest.raises(InvalidInput, match="behaviour"):
+    with pytest.raises(BehaviourNotFound):
         sum_scores(opened, {"behaviour": "rude"}, [3])
     with pytest.raises(InvalidInput, match="no profile"):
         sum_scores(opened, query(profile="other"), [3])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bergson_core import AttributionIndex, AttributionQuery, build_index
+from bergson_core import AttributionIndex, AttributionQuery, build_index, influence_totals
 from bergson_core.attribution.corpus_scores import score_corpus
 from bergson_core.errors import InvalidInput
 from bergson_core.models.loading import load_model
@@ -54,6 +54,18 @@ def test_a_score_is_the_mean_over_the_checkpoints_before_the_later_one(
         torch.testing.assert_close(
             torch.tensor(table["score"].to_pylist()).double(), got, rtol=1e-4, atol=1e-6
         )
+
+
+def test_totals_are_sums_of_the_scores_between_the_checkpoints(checkpoint_index: Path) -> None:
+    index = AttributionIndex.open(checkpoint_index)
+    question = {"prompt": PROMPT, "completion": COMPLETION, "by": "source", "threshold": 0}
+    for between in (None, (0, 1), (-2, -1)):
+        answer = index.query(PROMPT, COMPLETION, top_k=40, between=between)
+        totals = influence_totals(index, question | {"between": between})
+        assert totals.sum == pytest.approx(sum(row.score for row in answer.results or ()), abs=1e-3)
+        assert all(group.interval is None for group in totals.groups), "checkpoints have no intervals"
+    with pytest.raises(InvalidInput, match="between"):
+        influence_totals(index, question | {"between": (1, 7)})
 
 
 def test_the_answer_tells_what_the_checkpoints_make_of_the_completion(
