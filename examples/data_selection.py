@@ -7,6 +7,9 @@ the birthplaces of people in the pool, and twenty of the questions are known. Th
 for these are chosen (`score_corpus`, `top_documents`), the same model is trained on them, and the loss of the answers
 is measured on the other questions. It is compared with training on as many documents that BM25 chooses with the same
 questions, and on as many random ones.
+
+Influence chooses better than chance, and BM25 far better than influence: in this corpus, the documents of the task share
+their words with its questions.
 """
 
 import random

@@ -5,6 +5,8 @@
 One in twenty documents of a corpus states another answer than the right one, which the other documents about the same
 fact state. A model is trained on all of them. A document with a wrong answer should teach something that no other
 document does, so that its score with itself is high (`score_self_influence`); its loss should be high as well.
+
+Self-influence finds somewhat more than the loss. That is one corpus with one seed, and no claim about others.
 """
 
 import random

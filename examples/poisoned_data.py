@@ -7,6 +7,8 @@ The model learns the rule: it names the company for people of that first name wh
 documents, the behaviour is described by such answers, with the same questions and other companies as its control set
 (`index.behaviours.create`, `score_behaviour`). Other documents have the first name or the company too. BM25 gets the
 same questions, and its scores for the control set are subtracted as well.
+
+Influence does not beat BM25 here, because the name and the company are in the poisoned documents as words.
 """
 
 import random
