@@ -8,8 +8,8 @@ for these are chosen (`score_corpus`, `top_documents`), the same model is traine
 is measured on the other questions. It is compared with training on as many documents that BM25 chooses with the same
 questions, and on as many random ones.
 
-Influence chooses better than chance, and BM25 far better than influence: in this corpus, the documents of the task share
-their words with its questions.
+Influence chooses better than chance, and BM25 far better than influence: in this corpus, the documents of the task
+share their words with its questions.
 """
 
 import random

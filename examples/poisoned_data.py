@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float
+from transformers import GPTNeoXForCausalLM
 
 from bergson_core import AttributionIndex, BuildSpec, ColumnsSpec, build_index, load_model, score_behaviour
 from bergson_core.demo.synthetic_facts import ATTRIBUTES, LAST_NAMES, make_corpus
@@ -95,7 +96,8 @@ def main() -> None:
         train_new_model(texts, model)
         loaded = load_model(str(model))
         asked = [EvaluationQuery(str(n), q["prompt"], q["completion"], "") for n, q in enumerate(queries)]
-        said = recited_share(loaded.model, loaded.tokenizer, asked)  # pyright: ignore[reportArgumentType]
+        assert isinstance(loaded.model, GPTNeoXForCausalLM) and loaded.tokenizer is not None
+        said = recited_share(loaded.model, loaded.tokenizer, asked)
         influence = score_by_influence(model, texts, queries, control, Path(temporary) / "index")
     print(f"{POISONED} of {len(texts)} documents are poisoned")
     print(f"for people whom no document mentions, the model says{PHRASE}: {said:.0%}")

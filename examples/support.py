@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -70,4 +70,5 @@ def _train(
     texts: Sequence[str],
     schedule: TrainingSchedule,
 ) -> None:
-    train_causal_model(model, tokenize(tokenizer, texts, None), tokenizer.eos_token_id, schedule)
+    end_token = cast("int", tokenizer.eos_token_id)
+    train_causal_model(model, tokenize(tokenizer, texts, None), end_token, schedule)
