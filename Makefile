@@ -11,7 +11,7 @@ export SYSTEM_PACKAGES ?= yes
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
-CODE := bergson_core worker service tests benchmarks scripts
+CODE := bergson_core worker service tests benchmarks examples scripts
 
 .PHONY: help demo test faults lint audit format bench compare quality docs lock release system clean distclean
 .NOTPARALLEL:

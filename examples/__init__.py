@@ -1,0 +1,1 @@
+"""Uses of an index, from a question to a measured result, on data and models that the examples make themselves."""
