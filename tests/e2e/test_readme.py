@@ -35,7 +35,8 @@ def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Pa
 
 def test_the_examples_of_gradients_run_in_order(home: Path, run):
     output = run(sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
-    heads, numbers, _pair, results, mixing, *_, shards, estimate = output
+    heads, numbers, best_pair, _, results, mixing, *_, shards, estimate = output
+    assert re.match(r"-?\d\.\d+ Ada", best_pair)
     assert "dense.head_0" in heads
     assert numbers.split()[0] == str(8 * 16 * 16)
     assert len(re.findall(r"'\d+'", results)) == 3
