@@ -267,7 +267,8 @@ class JobBroker:
     async def _list_ids(self, start: int, count: int) -> list[str]:
         """Returns the ids of `count` jobs, newest first, after skipping `start` of them."""
         read = self._redis.zrevrange(redis_keys.JOBS_BY_CREATION, start, start + count - 1)
-        return await call_redis(cast("Any", read))
+        with translate_redis_errors():
+            return require_list(await call_redis(cast("Any", read)))
 
     async def _read_raw_records(self, job_ids: Sequence[str]) -> list[str | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
