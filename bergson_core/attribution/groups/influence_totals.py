@@ -56,7 +56,7 @@ def influence_totals(index: AttributionIndex, query: TotalsQuery | Mapping[str, 
         BehaviourNotFound: The index has no such behaviour.
         TooLong: The query is longer than the model takes.
 
-    Example:
+    Examples:
         >>> totals = influence_totals(index, {"prompt": "Ada was born in", "completion": " Rome", "by": "source"})
         >>> [(group.value, group.sum, group.interval) for group in totals.groups]
         [('wiki', 1.92, (1.31, 2.53)), ('web', -0.04, (-0.2, 0.12))]
