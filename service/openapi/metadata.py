@@ -164,6 +164,23 @@ def _problem_example(code: str, refused: FieldError) -> dict[str, Any]:
     return details.model_dump(exclude_none=True)
 
 
+QUERY_ERRORS = (
+    "index_not_found",
+    "behaviour_not_found",
+    "index_busy",
+    "invalid_input",
+    "too_long",
+    "body_too_large",
+    "unsupported_media_type",
+    "queue_full",
+    "index_corrupt",
+    "no_worker",
+    "redis_unavailable",
+    "deadline_exceeded",
+)
+"""Codes that every call which asks an index may answer."""
+
+
 def problem_responses(*codes: str, refused: FieldError = PAGE_FIELD_ERROR) -> Responses:
     """Returns the documentation of the errors that a call can answer, by their status and with an example of each.
 

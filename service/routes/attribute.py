@@ -8,7 +8,13 @@ from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
 from service.openapi import behaviour_examples, examples
-from service.openapi.metadata import BATCH_FIELD_ERROR, QUERY_FIELD_ERROR, problem_responses, success_response
+from service.openapi.metadata import (
+    BATCH_FIELD_ERROR,
+    QUERY_ERRORS,
+    QUERY_FIELD_ERROR,
+    problem_responses,
+    success_response,
+)
 from service.schemas import AttributeRequest, AttributeResponse, BatchRequest, BatchResponse
 
 router = APIRouter(prefix="/attribute", tags=["Attribution"], route_class=StrictJsonRoute)
@@ -47,27 +53,13 @@ _QUERIES: dict[str, Any] = {
     "chat": {"summary": "What the assistant says in a chat", "value": examples.ATTRIBUTE_CHAT},
 }
 _BATCHES: dict[str, Any] = {"two": {"summary": "Two queries", "value": examples.BATCH_REQUEST}}
-_ERRORS = (
-    "index_not_found",
-    "behaviour_not_found",
-    "index_busy",
-    "invalid_input",
-    "too_long",
-    "body_too_large",
-    "unsupported_media_type",
-    "queue_full",
-    "index_corrupt",
-    "no_worker",
-    "redis_unavailable",
-    "deadline_exceeded",
-)
 
 
 @router.post(
     "",
     summary="Query an index",
     responses=success_response(200, "The documents, most influential first.", examples.VERIFIED_RESPONSE)
-    | problem_responses(*_ERRORS, refused=QUERY_FIELD_ERROR),
+    | problem_responses(*QUERY_ERRORS, refused=QUERY_FIELD_ERROR),
 )
 async def attribute(
     body: Annotated[AttributeRequest, Body(openapi_examples=_QUERIES)],

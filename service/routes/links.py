@@ -18,6 +18,7 @@ from service.openapi import link_examples
 from service.openapi.metadata import (
     LINK_FIELD_ERROR,
     LINK_ID_ERROR,
+    QUERY_ERRORS,
     problem_responses,
     success_response,
 )
@@ -51,17 +52,7 @@ _CREATED[201]["headers"] = {
     summary="Keep an answer",
     responses=_CREATED
     | problem_responses(
-        "index_not_found",
-        "index_busy",
-        "invalid_input",
-        "too_long",
-        "body_too_large",
-        "unsupported_media_type",
-        "queue_full",
-        "index_corrupt",
-        "no_worker",
-        "redis_unavailable",
-        "deadline_exceeded",
+        *QUERY_ERRORS,
         "disk_full",
         "read_only",
         refused=LINK_FIELD_ERROR,

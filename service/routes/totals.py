@@ -9,7 +9,7 @@ from service.http.bodies.strict_json import StrictJsonRoute
 from service.http.dependencies import IndexNamePath, QueryHandlerDep, RateLimiterDep
 from service.http.query_handler import run_while_connected
 from service.openapi import totals_examples
-from service.openapi.metadata import TOTALS_FIELD_ERROR, problem_responses, success_response
+from service.openapi.metadata import QUERY_ERRORS, TOTALS_FIELD_ERROR, problem_responses, success_response
 from service.schemas import TotalsRequest, TotalsResponse
 from worker.messages import ServiceQuery
 
@@ -27,18 +27,7 @@ _TOTALS: dict[str, Any] = {
     summary="Sum influence by a metadata column",
     responses=success_response(200, "The groups, the largest sum first.", totals_examples.TOTALS_RESPONSE)
     | problem_responses(
-        "index_not_found",
-        "behaviour_not_found",
-        "index_busy",
-        "invalid_input",
-        "too_long",
-        "body_too_large",
-        "unsupported_media_type",
-        "queue_full",
-        "index_corrupt",
-        "no_worker",
-        "redis_unavailable",
-        "deadline_exceeded",
+        *QUERY_ERRORS,
         refused=TOTALS_FIELD_ERROR,
     ),
 )
