@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from bergson_core.attribution.queries.chat_queries import render_chat_queries
+from bergson_core.attribution.queries.query_lists import tokenize_query_list
 from bergson_core.attribution.queries.query_rows import collect_query_rows
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
-from bergson_core.errors import BergsonError, InvalidInput
+from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.batch_budget import find_batch_budget
 from bergson_core.schemas.behaviours.spec import BehaviourQuery, BehaviourSpec
@@ -95,23 +95,13 @@ class BehaviourWriter:
         self, list_name: str, queries: Sequence[BehaviourQuery], report: ProgressCallback
     ) -> list[TokenizedQuery]:
         """Returns the tokens of all queries of a list. Raises the error of the first that is wrong."""
-        asked = [query.as_query() for query in queries]
-        alternatives = {number: query.alternative() for number, query in enumerate(asked)}
-        others = {number: query for number, query in alternatives.items() if query is not None}
-        model = self.query_tokenizer.model
-        chats = render_chat_queries(model, asked)
-        other_chats = render_chat_queries(model, list(others.values()))
-        rendered = {number: other_chats.get(place) for place, number in enumerate(others)}
-        tokenized: list[TokenizedQuery] = []
-        for number, query in enumerate(asked):
-            try:
-                tokenized.append(
-                    self.query_tokenizer.complete_and_tokenize(query, chats.get(number), rendered.get(number))
-                )
-            except BergsonError as error:
-                raise type(error)(f"{list_name}.{number}: {error}") from error
-            if number % _QUERIES_A_STEP == 0:
-                report(Progress(stage="read", done=number, total=len(asked), unit="queries"))
+        total = len(queries)
+        tokenized = tokenize_query_list(
+            self.query_tokenizer,
+            list_name,
+            [query.as_query() for query in queries],
+            lambda done: report(Progress(stage="read", done=done, total=total, unit="queries")),
+        )
         spaces = MissingSpaceCounter(self.query_tokenizer.join_checker)
         texts = [(item.prompt, item.completion) for item in tokenized if item.query.messages is None]
         spaces.add([Record("", prompt, completion, {}) for prompt, completion in texts])
