@@ -10,9 +10,7 @@ import socket
 import sys
 import time
 from contextlib import closing
-from functools import partial
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +20,7 @@ from bergson_core.errors import BergsonError, RedisFull
 from bergson_core.utils.private_directory import prepare_private_directory
 from service.app import create_app
 from service.auth.authorization import require_keys_if_public
-from service.http.connections import Connection, cut_slow_connections, raise_file_limit
+from service.http.connections import cut_slow_connections, make_server_config, raise_file_limit
 from service.http.server_socket import open_server_socket
 from service.queue.broker import Broker
 from service.settings import ServiceSettings, describe_unknown_variables
@@ -59,17 +57,7 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: ServiceSettings):
-        config = uvicorn.Config(
-            app,
-            lifespan="on",
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            timeout_graceful_shutdown=settings.shutdown_s,
-            http=cast("type[asyncio.Protocol]", partial(Connection, settings=settings)),
-        )
+        config = make_server_config(app, settings)
         super().__init__(config)
         self._app_state, self._drain_s, self._stop_time = app.state, settings.drain_s, 0.0
 

@@ -5,11 +5,15 @@ a connection, and for clients that do not read their answers. Bodies that come t
 `service.http.bodies.slow_bodies`.
 """
 
+import asyncio
 import logging
 import resource
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 from uuid import uuid4
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server
 
@@ -30,6 +34,21 @@ SPARE_CONNECTIONS = MAX_PENDING_CONNECTIONS
 cut whose request has arrived and was not read yet."""
 _RESERVED_FILES: Final = 512
 """File descriptors for Redis, event streams and the files of indexes."""
+
+
+def make_server_config(app: ASGIApp, settings: ServiceSettings) -> uvicorn.Config:
+    """Returns the configuration of a server of `app` whose connections are those of this module."""
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.shutdown_s,
+        http=cast("type[asyncio.Protocol]", partial(Connection, settings=settings)),
+    )
 
 
 def raise_file_limit(settings: ServiceSettings) -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from contextlib import closing
-from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import anyio
 import uvicorn
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp
 
 from bergson_core.errors import Unavailable
 from service.http.bodies.slow_bodies import SlowBodyMiddleware
-from service.http.connections import Connection, cut_slow_connections
+from service.http.connections import cut_slow_connections, make_server_config
 from service.http.metrics import WebMetrics
 from service.http.middleware import HostCheckMiddleware, RequestIdMiddleware
 from service.http.same_origin import SameOriginMiddleware
@@ -81,17 +80,7 @@ def serve_http(access: ServiceAccess, settings: ServiceSettings, *, allow_takedo
     """
     if not is_loopback(settings.host):
         asyncio.run(_require_keys_of_service(access))
-    config = uvicorn.Config(
-        make_http_app(access, settings, allow_takedown=allow_takedown),
-        lifespan="on",
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=settings.shutdown_s,
-        http=cast("type[asyncio.Protocol]", partial(Connection, settings=settings)),
-    )
+    config = make_server_config(make_http_app(access, settings, allow_takedown=allow_takedown), settings)
     with closing(open_server_socket(settings, advice="--port or --host")) as server_socket:
         host, port = server_socket.getsockname()[:2]
         logger.info("MCP: http://%s:%s%s", f"[{host}]" if ":" in host else host, port, PATH)
