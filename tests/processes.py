@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,3 +52,37 @@ def forkserver_context() -> ForkServerContext:
         ]
     )
     return context
+
+
+def run_script(script: Path, *arguments: str, home: Path, timeout_s: float = 120) -> str:
+    """Runs a script in its user's home directory as `python SCRIPT ARGUMENTS` would, and returns what it prints.
+
+    Its process starts from one that has loaded torch. What it writes to standard error is in the error if it fails.
+    """
+    output, errors = home / ".stdout", home / ".stderr"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "HOME": str(home), "PATH": path}
+    process = forkserver_context().Process(
+        target=_run_script, args=([str(script), *arguments], environment, output, errors)
+    )
+    process.start()
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode == 0, errors.read_text()
+    return output.read_text()
+
+
+def _run_script(command: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+    import datasets  # is there already, since the process starts from one that has loaded the library
+
+    for stream, path in ((sys.stdout, output), (sys.stderr, errors)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(environment["HOME"])
+    datasets.config.HF_DATASETS_CACHE = Path.home() / ".cache" / "datasets"  # was read from HOME at import
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")

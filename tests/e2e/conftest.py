@@ -13,6 +13,7 @@ import pytest
 from service.cli.support.process_group import ProcessGroup, running_system
 from service.settings import ServiceSettings
 from tests import tiny
+from tests.processes import run_script
 from tests.worker.servers import free_port
 
 
@@ -84,3 +85,15 @@ def run(home: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def run_python(home: Path) -> Callable[[str], str]:
+    """`run_python(code)` runs a script in the home directory, and returns what it prints."""
+
+    def run_python(code: str) -> str:
+        script = home / ".script.py"
+        script.write_text(code)
+        return run_script(script, home=home)
+
+    return run_python
