@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bergson_core.schemas.base import ResultModel, Spec, field_error
 from bergson_core.schemas.build import BuildSpec, IndexName
+from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
 from bergson_core.schemas.results import Answer
 from bergson_core.schemas.totals.results import InfluenceTotals
 from bergson_core.schemas.totals.spec import TotalsQuery
-from bergson_core.schemas.validation.inline_documents import find_inline_problem
 from worker.messages import JobRecord, JobState, ServiceQuery, WorkerStatus
 
 

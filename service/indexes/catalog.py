@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bergson_core.errors import DocumentNotFound, IdsExist, IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import AppendSpec, BuildSpec
+from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
 from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.results import SizesBytes
-from bergson_core.schemas.validation.inline_documents import find_inline_problem
 from bergson_core.storage.manifest import (
     MANIFEST_FILE,
     Manifest,

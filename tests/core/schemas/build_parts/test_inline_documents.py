@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
 from bergson_core.schemas.inline_values import huge_integer
 from bergson_core.schemas.source import ColumnsSpec
-from bergson_core.schemas.validation.inline_documents import find_inline_problem
 
 COLUMNS = ColumnsSpec(id="id", prompt="text")
 GOOD = {"id": "a", "text": "some words"}
