@@ -68,8 +68,8 @@ class Codec(ABC):
             scales: Their scales [n, .].
             weights: What each module's block is multiplied with [m, d].
         """
-        # A sum and not a matrix product, whose rounding would depend on which other rows are computed with a row. Only a
-        # few rows are decoded at a time, so that they stay in the processor's cache.
+        # A sum and not a matrix product, whose rounding would depend on which other rows are computed with a row. Few
+        # rows are decoded at a time, so that they stay in the processor's cache.
         products = torch.empty(blocks.shape[:2])
         size = max(1, _CACHED_NUMBERS // weights.numel())
         for start in range(0, len(blocks), size):
@@ -115,7 +115,9 @@ class ScaledCodec(Codec):
 
     def decode(self, blocks: np.ndarray, scales: np.ndarray, width: int) -> Float32[Tensor, "n m d"]:
         # torch takes no read-only map. It widens float16 some twenty times faster than NumPy.
-        numbers, factors = (torch.from_numpy(np.require(array, requirements="W")) for array in (blocks, scales))
+        numbers, factors = (
+            torch.from_numpy(np.require(array, requirements="W")) for array in (blocks, scales)
+        )
         return numbers.float().mul_(factors[..., None])
 
 

@@ -4,10 +4,10 @@ The thread never outlives the call that started it. A caller that stops early wa
 lock of an index is let go afterwards, and its directory may then belong to another process. Work that takes long calls
 `stop_if_abandoned` between its parts, so that this wait is short.
 
-Where the caller has nothing else to do, as on the command line, `compute_in_this_thread` makes the same functions work in
-the calling thread, which is faster: the threads of a parallel loop wait for each other by spinning, and OpenMP gives
-that up once a second thread of the process has used parallel loops, so that each loop starts later. On two cores, a
-build took 15 % longer in a thread.
+Where the caller has nothing else to do, as on the command line, `compute_in_this_thread` makes the same functions work
+in the calling thread. That is faster: OpenMP's threads wait for each other by spinning, but not once a second thread of
+the process has used parallel loops and they are more than the processors. On two cores, a pass took 15 % longer in a
+thread.
 """
 
 import threading

@@ -102,7 +102,9 @@ def strengths_of(
     )
     return [
         None if interval is None else _STRENGTHS[int(stands_out) + int(is_beyond_chance)]
-        for interval, stands_out, is_beyond_chance in zip(intervals, stand_out, are_beyond_chance, strict=True)
+        for interval, stands_out, is_beyond_chance in zip(
+            intervals, stand_out, are_beyond_chance, strict=True
+        )
     ]
 
 
