@@ -317,7 +317,7 @@ def test_up_is_silent_until_it_is_ready_then_prints_one_line_and_leaves_no_proce
 
 
 def test_the_demo_finds_the_facts_and_reuses_its_index_the_second_time(tmp_path):
-    options = ("demo", "--exit", "--people", 60, "--data_dir", tmp_path, "--port", free_port())
+    options = ("demo", "--exit", "--people", 24, "--data_dir", tmp_path, "--port", free_port())
     first = run_bergson(*options)
     assert first.returncode == 0, first.stdout + first.stderr
     rows = re.findall(r"^ *(\w+) .* ([01]\.\d{3}) +[01]\.\d{3} +[01]\.\d{3}", first.stdout, re.MULTILINE)
