@@ -65,8 +65,8 @@ app = typer.Typer(
     help="Which training samples made this language model say that?\n\n"
     "`bergson OUTPUT_PATH --model M --dataset D` builds an index, `bergson query OUTPUT_PATH` queries it, and "
     "`bergson up` serves indexes over HTTP.\n\n"
-    "`--preset best` makes the rows that measure best, `--preset trackstar` those of TrackStar, and `--preset default` "
-    "those of the defaults. Options that are given count before the preset; `bergson build --help` lists its values.",
+    "`--preset best` takes the settings with the best measured quality, `--preset trackstar` those of TrackStar. An "
+    "option that you give overrides the preset's; `bergson build --help` lists the values.",
     rich_markup_mode="markdown",
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
     context_settings={
