@@ -66,13 +66,8 @@ class UnlearnSpec(Spec):
     control: tuple[WatchedQuery, ...] | None = Field(
         default=None, min_length=1, max_length=MAX_WATCHED_QUERIES
     )
-<<<<<<< HEAD
     """Queries that have nothing to do with the documents. They show what else would change."""
-    learning_rate: float | None = Field(default=None, gt=0)
-=======
-    """Queries that have nothing to do with the documents: they show what else would break."""
     learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
->>>>>>> main
     """Learning rate of the step. The default is the rate at which unlearning the median document alone halves that
     document's probability, to first order."""
 
