@@ -7,10 +7,11 @@ them apart. Ids of documents are chosen by whoever has made the dataset, too.
 
 from typing import Any, Final
 
+from bergson_core.schemas.answer_parts.groups import Strength
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.documents import Chunk
-from bergson_core.schemas.results import ResultRow, Strength
+from bergson_core.schemas.results import ResultRow
 from service.index_schemas import IndexDetail, IndexSummary
 from service.schemas import AttributeResponse
 

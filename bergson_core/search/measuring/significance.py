@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
-from bergson_core.schemas.results import Strength
+from bergson_core.schemas.answer_parts.groups import Strength
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
