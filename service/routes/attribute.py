@@ -109,7 +109,7 @@ async def attribute(
 
     With `group_by`, the 1,000 best documents are folded into groups of near-duplicates, or of the same value of a
     metadata column. Each result is then the best document of its group, and `group` has the members and the sum of
-    their scores.
+    their scores, with the interval of this sum and the strength of the members' mean.
 
     `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands
     out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score
