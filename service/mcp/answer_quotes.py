@@ -2,12 +2,12 @@
 
 from typing import Any, Final, Self
 
-from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.documents import Chunk
-from bergson_core.schemas.results import ResultRow, Strength
+from bergson_core.schemas.results import ResultRow
 from service.mcp.results import UNTRUSTED
 from service.schemas import AttributeResponse, TotalsResponse
 
