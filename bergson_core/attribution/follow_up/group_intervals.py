@@ -25,7 +25,7 @@ from bergson_core.schemas.answer_parts.groups import ResultGroup
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.search.exact_scores import ExactScorer
-from bergson_core.search.measuring.significance import strength_of
+from bergson_core.search.measuring.significance import strengths_of
 from bergson_core.search.projection_noise.intervals import Interval
 from bergson_core.search.projection_noise.score_noise import ScoreNoise, SumOfScores
 from bergson_core.search.searcher import SearchRequest
@@ -120,16 +120,12 @@ class GroupIntervals:
             return list(groups)
         by_features = replace(request, include=(), by_features=True)
         result = self._answerer.searcher.score_rows(self._features, by_features, folded[0].locations[:1])
-        background = result.background_scores
+        means = [group.score / group.count for group in groups]
+        parts = [_divide(group.interval, group.count) for group in groups]
+        found = strengths_of(means, parts, result.background_scores, notice)
         return [
-            group.model_copy(
-                update={
-                    "strength": strength_of(
-                        group.score / group.count, _divide(group.interval, group.count), background, notice
-                    )
-                }
-            )
-            for group in groups
+            group.model_copy(update={"strength": strength})
+            for group, strength in zip(groups, found, strict=True)
         ]
 
 
