@@ -6,7 +6,7 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
@@ -100,9 +100,6 @@ class TokenInfluence(ResultModel):
     completions, so its tokens appear twice. `start` and `end` count from the beginning of the prompt in both."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
-
-
-Strength = Literal["strong", "weak", "none"]
 
 
 class ResultRow(ResultModel):
