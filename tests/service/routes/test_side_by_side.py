@@ -56,7 +56,7 @@ def test_one_index_that_is_missing_or_hidden_refuses_the_whole_request(
     client: TestClient, broker: FakeBroker, settings: ServiceSettings
 ) -> None:
     response = client.post("/attribute/indexes", json=BODY | {"indexes": ["facts", "nothing"]})
-    assert "nothing" in require_problem(response, 404, "index_not_found")["detail"]
+    assert "nothing" in require_problem(response, 404, "index_not_found").detail
     header = make_key_header(settings.data_dir, indexes=["facts"])
     require_problem(client.post("/attribute/indexes", json=BODY, headers=header), 404, "index_not_found")
     assert broker.queries == []
