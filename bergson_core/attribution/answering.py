@@ -23,6 +23,7 @@ from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, Tok
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.errors import BergsonError
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import (
@@ -33,7 +34,7 @@ from bergson_core.schemas.results import (
     TimingMs,
     TokenInfluence,
 )
-from bergson_core.search.background_sample import percentile
+from bergson_core.search.background_sample import percentile, score_histogram
 from bergson_core.search.measuring.significance import significance_notice, strength_of
 from bergson_core.search.profile import require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest, SearchResult
@@ -60,6 +61,7 @@ class _AnswerResults:
     proponents: list[ResultRow] | None
     opponents: list[ResultRow] | None
     notice: str | None
+    background: BackgroundScores | None
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,10 @@ class QueryAnswerer:
         except BergsonError as error:
             return error
         return _AnswerResults(
-            proponents, opponents, self._notice(query, proponents, result.background_scores)
+            proponents,
+            opponents,
+            notice=self._notice(query, proponents, result.background_scores),
+            background=score_histogram(result.background_scores) if "background" in query.include else None,
         )
 
     def _calibrated_notice(self, profile: str, is_behaviour: bool) -> NoticeEntry | None:
@@ -290,6 +295,7 @@ class QueryAnswerer:
             results=results.proponents,
             opponents=results.opponents,
             notice=results.notice,
+            background=results.background,
             warnings=list(asked.warnings),
             partial=bool(self.searcher.damaged),
             timing_ms=timing,

@@ -188,7 +188,8 @@ class AttributionIndex(IndexParts):
             include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
                 by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
                 at most 32. `words` tells whether it states the completion, and its rank by BM25; the first query that
-                asks for it reads the words of all documents.
+                asks for it reads the words of all documents. `background` adds a histogram of the scores of random
+                documents to the answer.
             order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents
                 for prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
             group_by: `document` returns each document once, by its best chunk, where long documents were cut into

@@ -43,6 +43,10 @@ _QUERIES: dict[str, Any] = {
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
     "grouped": {"summary": "Near-duplicates as one result", "value": examples.ATTRIBUTE_GROUPED},
+    "background": {
+        "summary": "How random documents score beside the results",
+        "value": examples.ATTRIBUTE_BACKGROUND,
+    },
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
@@ -115,7 +119,8 @@ async def attribute(
     out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score
     has none. `strength` is `strong` if the score stands out and its whole interval is above the 99th percentile of
     random documents, `weak` if one of the two holds, and `none` if neither does. With `tokens` and `modules` in
-    `include`, a score is split into what each token and each module of the document contributes.
+    `include`, a score is split into what each token and each module of the document contributes; with `background`, the
+    answer has a histogram of the scores of the random documents.
 
     The same query to an index that has not changed is answered from memory, within a millisecond. The header
     `Cache-Control: no-cache` has a worker compute the answer again.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
 from bergson_core.schemas.answer_parts.verification import (
     Control,
@@ -79,6 +80,9 @@ TOKENS = [
 ]
 
 
+BACKGROUND = BackgroundScores(edges=[-0.3, -0.1, 0.1, 0.3], counts=[9, 980, 11])
+
+
 def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     """Returns an answer whose results have `texts` and decreasing scores."""
     rows = [
@@ -144,6 +148,7 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         rescored=rescored,
         verification=verification,
         notice="no strong influence found",
+        background=BACKGROUND if "background" in query.include else None,
         warnings=warnings,
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )

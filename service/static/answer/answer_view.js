@@ -4,6 +4,7 @@ import { formatMs, plural } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Explain } from "../shared/parts.js";
 import { Columns } from "./columns.js";
+import { Background } from "./background.js";
 import { CompletionWords, textOfSpan } from "./completion_words.js";
 import { PROBABILITY } from "./definitions.js";
 import { ActiveFilters, Facets } from "./facets.js";
@@ -39,7 +40,8 @@ function Pointing({ request, answer, text, span, onSpan, onAsk }) {
   </form>`;
 }
 
-function addToFilter(filter, column, value) {
+/** Returns the change of a request that keeps only documents with a value of a column. */
+export function addToFilter(filter, column, value) {
   return { filter: { ...filter, [column]: [value] } };
 }
 
@@ -81,6 +83,7 @@ export function AnswerView({ request, answer, onAsk, scales: shared, tools = {},
     <${AnswerNotes} answer=${answer} onAsk=${onAsk} />
     ${onAsk && html`<${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />`}
     ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
+    <${Background} answer=${answer} />
     ${children}
     <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
     <${Columns} answer=${answer} context=${context} />

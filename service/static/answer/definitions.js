@@ -17,4 +17,12 @@ export const STATES = "A document that states the completion has its words one a
   + "without having moved the model, and may have moved the model without saying it.";
 export const INTERVAL = "The interval tells how far the projection's noise may have moved the score. A result is strong if it "
   + "stands out even so, weak if it may stand out, and none if random documents score as high.";
+export const BACKGROUND = "How random documents of the index score for this question, and where the results stand. The "
+  + "heights of the bars are logarithms, so that a single document is to be seen. A question that no document answers has results "
+  + "at the edge of the bars, too.";
+export const TOTALS = "The scores of all documents, not of the results alone, summed by their metadata. Scores within the noise of "
+  + "random documents count as 0. Sums have both signs and grow with the number of documents. The line is the interval that the "
+  + "projection's noise leaves.";
+export const GROUP = "The service has folded the 1,000 best documents into groups. The card shows the best document of its group; "
+  + "groups are in the order of the sums of their scores.";
 export const FILTERS = "A click on a value asks again, for documents with this value alone.";

@@ -3,6 +3,7 @@
 import { formatChange, formatProbability, formatScore, formatValue } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Badge } from "../shared/parts.js";
+import { GroupMembers } from "./group_members.js";
 import { SampleText } from "./sample_text.js";
 import { rowParts } from "./tokens.js";
 
@@ -64,7 +65,7 @@ export function ResultCard({ row, copies, context }) {
   const { scales, before, onFilter, onOpen, basket, onBasket, movedFrom } = context;
   const parts = useMemo(() => rowParts(row), [row]);
   const percentile = percentileText(row);
-  return html`<li class="result">
+  return html`<li class="result" tabindex="-1" data-place=${`${row.score < 0 ? "-" : "+"}${row.rank}`}>
     ${parts ? html`<${SampleText} parts=${parts} scale=${scales.shade} label=${`Document ${row.id}`} />`
       : html`<p class="sample-text faint">This API key sees no texts.</p>`}
     <div class="result-facts">
@@ -78,6 +79,7 @@ export function ResultCard({ row, copies, context }) {
       ${movedFrom?.(row)}
     </div>
     ${row.verified && html`<${Verified} verified=${row.verified} before=${before} />`}
+    ${row.group && html`<${GroupMembers} group=${row.group} onOpen=${onOpen} />`}
     <div class="result-tools">
       <code title=${row.id}>${row.id}</code>
       <${Metadata} metadata=${row.metadata} onFilter=${onFilter} />

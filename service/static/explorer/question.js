@@ -14,17 +14,22 @@ export const EMPTY_QUESTION = Object.freeze({
   words: true,
   order: "influence",
   exact: false,
+  fold: "", // by words, in the page; otherwise the `group_by` of the service
 });
 
 /** Returns the body of `POST /attribute` for what the form holds. */
-export function makeRequest(question) {
+export function makeRequest(asked) {
+  // The sums of groups are those of the scores of the index, which have no parts and no other order.
+  const question = asked.fold ? { ...asked, shades: false, order: "influence", exact: false } : asked;
   const text = question.mode === "chat" ? { messages: question.messages }
     : { prompt: question.prompt, completion: question.completion || null }; // null lets the model generate one
   return {
     index: question.index, ...text, top_k: question.top_k, direction: "both", profile: question.profile,
-    include: ["text", "metadata", ...(question.shades ? ["tokens"] : []), ...(question.words ? ["words"] : [])],
+    include: ["text", "metadata", ...(question.shades ? ["tokens"] : []), ...(question.words ? ["words"] : []),
+      ...(question.exact ? [] : ["background"])], // exact scores are on another scale than those of random documents
     order: question.order === "influence" ? null : question.order,
     rescore: question.exact ? 200 : null,
+    group_by: question.fold || null,
   };
 }
 
@@ -43,6 +48,7 @@ export function makeQuestion(request) {
     words: (request.include ?? []).includes("words"),
     order: request.order ?? "influence",
     exact: Boolean(request.rescore),
+    fold: request.group_by ?? "",
   };
 }
 

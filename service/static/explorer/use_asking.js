@@ -30,5 +30,8 @@ export function useAsking() {
   return [state, ask, clear];
 }
 
-/** Fetches what is known about an index. */
-export const loadIndex = (name) => call(`index/${encodeURIComponent(name)}`);
+/** Fetches what is known about an index: its profiles, its metadata columns, and of how many checkpoints it is. */
+export async function loadIndex(name) {
+  const { profiles, spec } = await call(`index/${encodeURIComponent(name)}`);
+  return { profiles: profiles ?? [], columns: spec?.columns?.metadata ?? [], checkpoints: spec?.models?.length || 1 };
+}

@@ -122,9 +122,9 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     hidden = make_key_header(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
-    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words"]}
+    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words", "background"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
-    assert broker.queries[1][0].include == ("modules",)
+    assert broker.queries[1][0].include == ("modules", "background")
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
     by_column = client.post("/attribute", json=QUERY | {"group_by": "source"}, headers=hidden)

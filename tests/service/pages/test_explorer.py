@@ -48,7 +48,7 @@ def test_a_question_is_answered_with_proponents_and_opponents_and_hostile_text_s
         " London",
         "both",
     )
-    assert set(query.include) == {"text", "metadata", "tokens", "words"}
+    assert set(query.include) == {"text", "metadata", "tokens", "words", "background"}
     expect(page.locator(".proponents .result-facts").first).to_contain_text("higher than 99.90 %")
     expect(page.locator(".answer")).to_contain_text("no strong influence found")
     expect(page.locator(".answer")).to_contain_text("89 % likely, 2 tokens")
