@@ -13,8 +13,9 @@ from service.mcp.tools import Tools
 
 INSTRUCTIONS: Final = (
     "Finds out which training documents made a language model say something. Call list_indexes first; then ask with a "
-    "prompt and what the model said after it, and look_at_document for a document as a whole. Mind the space that a "
-    f"completion usually begins with. {UNTRUSTED}"
+    "prompt and what the model said after it, sum_influence to find which source drives an answer, and "
+    "look_at_document to read a document as a whole. Mind the space that a completion usually begins with. "
+    f"{UNTRUSTED}"
 )
 
 

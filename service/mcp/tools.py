@@ -1,22 +1,46 @@
 """The tools: what an assistant can do with the service, each by one call of the Python client."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
+from service.mcp.answer_quotes import AnswerQuote, KeptAnswer, TotalsQuote
+from service.mcp.arguments import (
+    Behaviour,
+    Between,
+    Characters,
+    Column,
+    CompareWords,
+    Completion,
+    DirectionMode,
+    Filter,
+    GroupBy,
+    IndexName,
+    InsteadOf,
+    InsteadOfBehaviour,
+    JoinMode,
+    Messages,
+    OrderMode,
+    Profile,
+    Prompt,
+    Rescore,
+    Threshold,
+    TimeoutS,
+    TopGroups,
+    TopK,
+    Verify,
+)
 from service.mcp.results import (
     UNTRUSTED,
-    AnswerQuote,
     BehaviourEntries,
     BehaviourEntry,
     DocumentQuote,
     IndexEntry,
     IndexFacts,
     IndexList,
-    KeptAnswer,
     TakenDown,
 )
 from service.mcp.service_access import ServiceAccess
@@ -28,11 +52,6 @@ _TAKES_DOWN: Final = ToolAnnotations(
     read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
 )
 _MAX_INDEXES: Final = 200
-
-IndexName = Annotated[str, Field(description="Name of the index, one of those that list_indexes returns.")]
-Characters = Annotated[
-    int, Field(ge=0, le=20_000, description="Most characters to quote of each document's text.")
-]
 
 
 class Tools:
@@ -52,6 +71,7 @@ class Tools:
             self.describe_index,
             self.list_behaviours,
             self.ask,
+            self.sum_influence,
             self.look_at_document,
             self.open_link,
         )
@@ -93,65 +113,24 @@ class Tools:
         self,
         context: Context,
         index: IndexName,
-        prompt: Annotated[
-            str | None, Field(description="Text before the completion; leave it out if you give messages.")
-        ] = None,
-        completion: Annotated[
-            str | None,
-            Field(
-                description="What the model said after the prompt, usually with a space at its beginning. Without it, "
-                "the model generates a completion and explains that."
-            ),
-        ] = None,
-        messages: Annotated[
-            list[dict[str, Any]] | None,
-            Field(
-                description="A chat instead of prompt and completion: messages with role and content, the last of "
-                "which is the assistant's and is explained."
-            ),
-        ] = None,
-        behaviour: Annotated[
-            str | None,
-            Field(description="A behaviour of list_behaviours to explain, instead of prompt and completion."),
-        ] = None,
-        instead_of: Annotated[
-            str | None,
-            Field(description="Another completion: why did the model say the completion rather than this?"),
-        ] = None,
-        filter: Annotated[
-            dict[str, Any] | None,
-            Field(
-                description="Conditions on metadata columns that every document meets: a value, a list of values, or "
-                'comparisons, such as {"source": ["wiki"], "year": {"gte": 1990}}.'
-            ),
-        ] = None,
-        direction: Annotated[
-            Literal["proponents", "opponents", "both"],
-            Field(description="Documents that made the completion more likely, less likely, or both."),
-        ] = "proponents",
-        top_k: Annotated[int, Field(ge=1, le=50, description="Number of documents in each direction.")] = 5,
-        order: Annotated[
-            Literal["influence", "words", "fused"],
-            Field(description="Order by influence, by matching words (BM25), or by both ranks together."),
-        ] = "influence",
-        compare_words: Annotated[
-            bool,
-            Field(
-                description="Tell of each document whether it states the completion, and its rank by words."
-            ),
-        ] = False,
-        rescore: Annotated[
-            int | None,
-            Field(
-                ge=1,
-                le=1000,
-                description="Score so many candidates again by their whole gradients, which is exact and slower.",
-            ),
-        ] = None,
-        join: Annotated[
-            Literal["exact", "space"],
-            Field(description="`space` puts a space between prompt and completion if neither has one."),
-        ] = "exact",
+        prompt: Prompt = None,
+        completion: Completion = None,
+        messages: Messages = None,
+        behaviour: Behaviour = None,
+        instead_of: InsteadOf = None,
+        instead_of_behaviour: InsteadOfBehaviour = None,
+        between: Between = None,
+        filter: Filter = None,
+        profile: Profile = "default",
+        direction: DirectionMode = "proponents",
+        top_k: TopK = 5,
+        order: OrderMode = "influence",
+        compare_words: CompareWords = False,
+        group_by: GroupBy = None,
+        rescore: Rescore = None,
+        verify: Verify = None,
+        join: JoinMode = "exact",
+        timeout_s: TimeoutS = None,
         max_characters: Characters = 1000,
     ) -> AnswerQuote:
         """Finds the training documents that made a language model say a completion after a prompt.
@@ -160,22 +139,73 @@ class Tools:
         Influence is not the same as stating the fact, and a document may have influence without mentioning it. If
         `notice` says that nothing stands out, report no influence.
         """
-        given = {
-            "prompt": prompt,
-            "completion": completion,
-            "messages": messages,
-            "behaviour": behaviour,
-            "instead_of": instead_of,
-            "filter": filter,
-            "rescore": rescore,
-        }
-        fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        fields |= {"direction": direction, "top_k": top_k, "join": join, "order": order}
+        fields = _given(
+            prompt=prompt,
+            completion=completion,
+            messages=messages,
+            behaviour=behaviour,
+            instead_of=instead_of,
+            instead_of_behaviour=instead_of_behaviour,
+            between=between,
+            filter=filter,
+            profile=profile,
+            direction=direction,
+            top_k=top_k,
+            order=order,
+            group_by=group_by,
+            rescore=rescore,
+            verify=verify,
+            join=join,
+            timeout_s=timeout_s,
+        )
         if compare_words:
             fields["include"] = ("text", "metadata", "words")
         async with self._access.open(context) as client:
             answer = await client.attribute(index, **fields)
         return AnswerQuote.of(answer, max_characters)
+
+    async def sum_influence(
+        self,
+        context: Context,
+        index: IndexName,
+        by: Column,
+        prompt: Prompt = None,
+        completion: Completion = None,
+        messages: Messages = None,
+        behaviour: Behaviour = None,
+        instead_of: InsteadOf = None,
+        instead_of_behaviour: InsteadOfBehaviour = None,
+        between: Between = None,
+        filter: Filter = None,
+        profile: Profile = "default",
+        top: TopGroups = 20,
+        threshold: Threshold = None,
+        join: JoinMode = "exact",
+        timeout_s: TimeoutS = None,
+    ) -> TotalsQuote:
+        """Sums the influence of all documents on a completion or a behaviour by a metadata column, such as the source.
+
+        It says which source drives the answer, where no single document does. A sum whose interval includes 0 may be
+        noise. A sum grows with the number of documents, and the mean does not.
+        """
+        fields = _given(
+            prompt=prompt,
+            completion=completion,
+            messages=messages,
+            behaviour=behaviour,
+            instead_of=instead_of,
+            instead_of_behaviour=instead_of_behaviour,
+            between=between,
+            filter=filter,
+            profile=profile,
+            top=top,
+            threshold=threshold,
+            join=join,
+            timeout_s=timeout_s,
+        )
+        async with self._access.open(context) as client:
+            totals = await client.totals(index, by=by, **fields)
+        return TotalsQuote.of(totals)
 
     async def look_at_document(
         self,
@@ -247,3 +277,8 @@ def _make_tool(function: Any, annotations: ToolAnnotations) -> Tool:
     tool = Tool.from_function(function, title=title, description=text, annotations=annotations)
     tool.parameters["additionalProperties"] = False
     return tool
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Returns the arguments that an assistant has given, and those that have a default of their own."""
+    return {name: value for name, value in fields.items() if value is not None}

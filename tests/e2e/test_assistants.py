@@ -41,6 +41,17 @@ async def test_an_assistant_asks_and_a_link_keeps_the_answer_but_for_a_document_
         )
         assert found.structured_content is not None
         assert found.structured_content["untrusted_text"] == answer.results[0].prompt
+        asked = question | {"top_k": 1, "verify": {"top": 1, "controls": 1}, "group_by": "source"}
+        tested = (await assistant.call_tool("ask", asked | {"timeout_s": 120})).structured_content
+        assert tested is not None
+        (best,) = tested["proponents"]
+        assert best["verified"]["log_probability"] < 0 and len(tested["verification"]["controls"]) == 1
+        assert (best["group"]["untrusted_value"], best["group"]["ids"][0]) == (
+            best["untrusted_metadata"]["source"],
+            best["id"],
+        )
+        summed = (await assistant.call_tool("sum_influence", question | {"by": "source"})).structured_content
+        assert summed is not None and summed["documents"] == 40
         filtered = await assistant.call_tool("ask", question | {"filter": {"color": "blue"}})
         assert filtered.is_error and "color" in str(filtered.content)
 

@@ -8,15 +8,25 @@ from mcp import Client
 from mcp.types import CallToolResult, TextContent
 
 from bergson_core.errors import NoWorker
+from bergson_core.schemas.totals.spec import THRESHOLD_OF_SUMS
 from service.client import Client as ServiceClient
 from service.mcp.results import UNTRUSTED
 from service.mcp.server import make_server
 from service.mcp.service_access import ServiceAccess
+from service.openapi import totals_examples
 from tests.service.fake_broker import FakeBroker
 from tests.service.mcp.conftest import TEXTS
 
 QUESTION: dict[str, Any] = {"index": "news", "prompt": "Ada was born in", "completion": " London"}
-READ_ONLY = {"list_indexes", "describe_index", "list_behaviours", "ask", "look_at_document", "open_link"}
+READ_ONLY = {
+    "list_indexes",
+    "describe_index",
+    "list_behaviours",
+    "ask",
+    "sum_influence",
+    "look_at_document",
+    "open_link",
+}
 
 
 async def call(url: str, name: str, *, allow_takedown: bool = False, **arguments: Any) -> CallToolResult:
@@ -68,6 +78,10 @@ async def test_a_question_is_answered_with_quoted_documents(url: str, broker: Fa
         {"rescore": 20},
         {"join": "space"},
         {"order": "fused"},
+        {"profile": "task"},
+        {"group_by": "near_duplicates"},
+        {"between": [0, -1]},
+        {"verify": {"top": 2, "controls": 1, "learning_rate": None, "together": True}},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -92,8 +106,44 @@ async def test_behaviours_are_listed_and_asked(url: str, broker: FakeBroker) -> 
     assert await result_of(url, "list_behaviours", index="news") == {"behaviours": []}
     await result_of(url, "ask", index="news", behaviour="rude")
     assert broker.queries[0][0].behaviour == "rude"
+    await result_of(url, "ask", index="news", behaviour="rude", instead_of_behaviour="kind")
+    assert broker.queries[1][0].instead_of_behaviour == "kind"
     both = error_of(await call(url, "ask", **QUESTION, behaviour="rude"))
     assert "invalid_input" in both and "behaviour" in both
+
+
+async def test_a_group_is_quoted_with_its_sum_and_its_first_documents(url: str, broker: FakeBroker) -> None:
+    broker.texts = ["text"] * 30
+    answer = await result_of(url, "ask", **QUESTION, group_by="source")
+    (row,) = answer["proponents"]
+    assert (row["group"]["untrusted_value"], row["group"]["documents"]) == ("wiki", 30)
+    assert row["group"]["ids"] == [f"doc-{number}" for number in range(20)]
+    assert row["group"]["score"] == pytest.approx(sum(0.8 - number / 10 for number in range(30)))
+
+
+async def test_verified_documents_stand_beside_random_ones(url: str) -> None:
+    answer = await result_of(url, "ask", **QUESTION, verify={"top": 1, "together": True})
+    assert answer["proponents"][0]["verified"]["log_probability"] == -2.0
+    assert answer["proponents"][1]["verified"] is None
+    assert [control["id"] for control in answer["verification"]["controls"]] == ["doc-9"]
+    assert answer["verification"]["together"]["ids"] == ["doc-0"]
+
+
+async def test_influence_is_summed_by_a_column(url: str, broker: FakeBroker) -> None:
+    totals = await result_of(
+        url, "sum_influence", **QUESTION, by="source", top=5, threshold=2.0, instead_of=" Paris"
+    )
+    (query, *_), (spec,) = broker.queries[0], broker.totals_specs
+    assert (query.prompt, query.completion, query.instead_of) == ("Ada was born in", " London", " Paris")
+    assert (spec.by, spec.top, spec.threshold) == ("source", 5, 2.0)
+    expected = totals_examples.TOTALS_RESPONSE["groups"]
+    assert [group.pop("untrusted_value") for group in totals["groups"]] == [
+        group["value"] for group in expected
+    ]
+    assert [group["sum"] for group in totals["groups"]] == [group["sum"] for group in expected]
+    assert (totals["by"], totals["instead_of"], totals["completion"]) == ("source", " Paris", " London")
+    await result_of(url, "sum_influence", index="news", behaviour="rude", by="source")
+    assert (broker.queries[1][0].behaviour, broker.totals_specs[1].threshold) == ("rude", THRESHOLD_OF_SUMS)
 
 
 async def test_a_chat_is_asked(url: str, broker: FakeBroker) -> None:
@@ -190,6 +240,16 @@ async def test_a_document_is_taken_down(url: str) -> None:
         ("ask", QUESTION | {"filter": {}}, ("invalid_input", "filter")),
         ("ask", QUESTION | {"prompt": "bad"}, ("too_long", "at most 8 tokens", "request ")),
         ("ask", QUESTION | {"top_k": 51}, ("top_k",)),
+        ("ask", QUESTION | {"verify": {"tops": 3}}, ("verify", "tops")),
+        ("ask", QUESTION | {"verify": {"top": 33}}, ("verify", "top", "32")),
+        ("ask", QUESTION | {"group_by": "source", "order": "words"}, ("invalid_input", "group_by")),
+        ("ask", QUESTION | {"between": [0]}, ("between",)),
+        ("ask", QUESTION | {"timeout_s": 0}, ("timeout_s",)),
+        ("ask", QUESTION | {"instead_of_behaviour": "rude"}, ("invalid_input", "`behaviour`")),
+        ("sum_influence", QUESTION, ("by",)),
+        ("sum_influence", {"index": "news", "by": "source"}, ("invalid_input", "prompt")),
+        ("sum_influence", QUESTION | {"by": "source", "top": 101}, ("top",)),
+        ("sum_influence", QUESTION | {"by": "source", "top_k": 3}, ("unknown argument 'top_k'",)),
         ("ask", QUESTION | {"topk": 3}, ("unknown argument 'topk'", "top_k")),
         ("ask", {"prompt": "a"}, ("index",)),
         ("describe_index", {"index": "News"}, ("invalid_input",)),
