@@ -33,6 +33,7 @@ from service.routes import (
     index_changes,
     indexes,
     jobs,
+    keys,
     links,
     pages,
     totals,
@@ -88,6 +89,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         unlearning,
         links,
         workers,
+        keys,
         health,
         pages,
     ):

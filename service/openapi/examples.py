@@ -395,4 +395,13 @@ WORKERS: dict[str, Any] = {
     ]
 }
 LIVE: dict[str, Any] = {"status": "ok"}
+KEY_PERMISSIONS: dict[str, Any] = {
+    "name": "ada",
+    "scope": "read",
+    "indexes": ["facts-*"],
+    "text": True,
+    "rate": "100/minute",
+    "concurrent": 4,
+    "expires_at": 1_780_142_400.0,
+}
 READY: dict[str, Any] = {"status": "ready", "workers": 1}

@@ -7,6 +7,8 @@ export const SHADES = "The darker a word, the more learning to predict it counts
   + "the word that the position predicted. The words of a document add up to its score. All documents of the page have one scale.";
 export const PROBABILITY = "The probability that the model gives to these words after the prompt, all tokens together: "
   + "e to the power of minus the loss.";
+export const BEHAVIOUR_LOSS = "The mean over the questions of the behaviour of the cross-entropy of their completions: the lower, the "
+  + "more the model behaves so. A score is the mean of the scores for the questions, less that for the control set.";
 export const NOTICE = "The best result stands out no more than it would for a completion that no document states. "
   + "Every question has a best document, even one about something that no document mentions.";
 export const VERIFICATION = "Each of these documents was unlearned for real, by one training step backwards, and all weights "

@@ -11,7 +11,7 @@ import { Problem, Skeleton } from "../shared/parts.js";
 import { AnswerTools } from "./answer_tools.js";
 import { AskForm } from "./ask_form.js";
 import { IndexList, readyNames } from "./index_list.js";
-import { EMPTY_QUESTION, makeFragment, makeQuestion, makeRequest } from "./question.js";
+import { EMPTY_QUESTION, makeFragment, makeQuestion, makeRequest, NEW_INDEX } from "./question.js";
 import { loadIndex, useAsking } from "./use_asking.js";
 
 const UNKNOWN_INDEX = Object.freeze({ profiles: [], columns: [], checkpoints: 1 });
@@ -46,13 +46,13 @@ function Answer({ request, answer: given, names, onAsk, onSimilar, isBusy }) {
   const index = useIndex(given.index);
   const [answer, setAnswer] = useState(given);
   const [opened, setOpened] = useState(null); // the id of a document
-  const [other, setOther] = useState(null); // what the answer is compared with
+  const [other, setOther] = useState(null); // the change of the request that it is compared with
   const [basket, setBasket] = useState(new Set());
   const put = (id, isIn) => setBasket(new Set(isIn ? [...basket, id] : [...basket].filter((name) => name !== id)));
   useEffect(() => setAnswer(given), [given]);
-  if (other) return html`<${Comparison} request=${request} answer=${answer} other=${other} onEnd=${() => setOther(null)} />`;
+  if (other) return html`<${Comparison} request=${request} answer=${answer} change=${other} onEnd=${() => setOther(null)} />`;
   return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened, basket, onBasket: put }}>
-      <${AnswerTools} request=${request} answer=${answer} indexes=${names} profiles=${index.profiles} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
+      <${AnswerTools} request=${request} answer=${answer} indexes=${names} index=${index} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
       <${Totals} request=${request} answer=${answer} columns=${index.columns} onFilter=${(column, value) => onAsk(addToFilter(request.filter, column, value))} />
       <${Basket} request=${request} answer=${answer} basket=${basket} onClear=${() => setBasket(new Set())} />
     <//>
@@ -88,9 +88,9 @@ export function AskView({ indexes, jobs, view, refresh }) {
     if (answer && innerWidth < 700) document.getElementById("answer").scrollIntoView();
   }, [answer]);
   const change = (fields, base = request) => go({ ...base, ...fields });
-  const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt" }), ...text });
+  const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt", between: null }), ...text });
   const choose = (name) => {
-    setQuestion({ ...question, index: name, profile: "default", fold: "" });
+    setQuestion({ ...question, index: name, ...NEW_INDEX });
     document.querySelector("#ask textarea")?.focus();
   };
   return html`

@@ -3,6 +3,7 @@
 import { html, render, useEffect, useState } from "../shared/html.js";
 import { ForgetKey, KeyForm, useKey } from "../shared/key.js";
 import { Problem, Skeleton } from "../shared/parts.js";
+import { Permissions } from "../shared/permissions.js";
 import { Status, usePolling } from "../shared/status.js";
 import { AskView } from "./ask_view.js";
 import { BuildForm } from "./build_form.js";
@@ -37,11 +38,12 @@ function Page() {
   const view = readFragment(useFragment());
   if (isLocked) return html`<${KeyForm} message=${keyMessage} onKey=${replaceKey} />`;
   if (!data) return error ? html`<${Problem} error=${error} onRetry=${refresh} />` : html`<${Skeleton} label="The indexes are being fetched" />`;
-  return html`
+  return html`<${Permissions.Provider} value=${data.permissions}>
     <${Welcome} />
     ${error && html`<${Problem} error=${error} />`}
     <${View} data=${data} view=${view} refresh=${refresh} />
-    <footer class="page-foot"><${ForgetKey} onKey=${replaceKey} /></footer>`;
+    <footer class="page-foot"><${ForgetKey} onKey=${replaceKey} /></footer>
+  <//>`;
 }
 
 render(html`<${Status} />`, document.getElementById("head-status"));

@@ -1,8 +1,7 @@
 /* Asks the service, one question at a time: an answer that comes after a newer question is thrown away. */
 
-import { call, post } from "../shared/api.js";
+import { call, post, withoutNulls } from "../shared/api.js";
 import { useRef, useState } from "../shared/html.js";
-import { withoutNulls } from "./question.js";
 
 const IDLE = { request: null, answer: null, error: null, isBusy: false };
 

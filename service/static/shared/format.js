@@ -49,5 +49,8 @@ export function formatProbability(value) {
 /** Returns a value of metadata as text: a text as it is, everything else as JSON. */
 export const formatValue = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "null");
 
+/** Returns whether a value is an object of JSON. */
+export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
 /** Returns the text that people see for one with invisible characters: they become visible signs. */
 export const showSpaces = (text) => text.replace(/^\s+|\s+$/gu, (spaces) => "␣".repeat([...spaces].length));

@@ -221,6 +221,7 @@ def test_an_index_is_built_queried_and_looked_up(client: Client, broker: FakeBro
     assert next(client.jobs("queued")).job_id == job.job_id
     assert [worker.worker_id for worker in client.workers()] == [beat.worker_id for beat in broker.heartbeats]
     assert client.ready().workers == 1
+    assert client.permissions().scope == "admin"
     assert client.cancel(job).state == client.job(job.job_id).state == "cancelled"
 
 
