@@ -139,6 +139,14 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         instead_of=query.instead_of,
         instead_of_loss=None if query.instead_of is None else 3.5,
     )
+    if query.behaviour is not None:
+        echo = QueryEcho(
+            behaviour=query.behaviour,
+            loss=0.31,
+            n_tokens=4,
+            instead_of_behaviour=query.instead_of_behaviour,
+            instead_of_loss=None if query.instead_of_behaviour is None else 2.5,
+        )
     return Answer(
         index=query.index,
         generation=1,

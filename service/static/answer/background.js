@@ -1,7 +1,7 @@
 /* The scores of random documents as a histogram, with the results marked on it. The marks are one stop of the keyboard:
  * the arrow keys go from result to result, and Enter goes to its card. */
 
-import { formatCount, formatScore, plural } from "../shared/format.js";
+import { formatCount, formatScore, plural, shorten } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Explain } from "../shared/parts.js";
 import { BACKGROUND } from "./definitions.js";
@@ -69,7 +69,7 @@ function Marks({ rows, place }) {
       onKeyDown=${press} onFocus=${() => setChosen(chosen ?? rows.length - 1)} onBlur=${() => setChosen(null)} onMouseLeave=${() => setChosen(null)}>
     ${rows.map(({ score }, number) => html`<span class=${["mark", score < 0 && "negative", number === chosen && "chosen"].filter(Boolean).join(" ")}
       style=${{ left: `${place(score).toFixed(2)}%` }} onMouseOver=${() => setChosen(number)} onClick=${(event) => goToCard(event, rows[number])}></span>`)}
-    <p class="readout" aria-live="polite">${row && html`<span class="number">${formatScore(row.score)}</span> rank ${row.rank}, <bdi>${row.id}</bdi>`}</p>
+    <p class="readout" aria-live="polite">${row && html`<span class="number">${formatScore(row.score)}</span> rank ${row.rank}, <bdi>${shorten(row.id)}</bdi>`}</p>
   </div>`;
 }
 

@@ -1,6 +1,6 @@
 /* The documents that a result stands for: those that the service has folded into a group, with the sum of their scores. */
 
-import { formatScore, formatValue, plural } from "../shared/format.js";
+import { formatScore, formatValue, plural, shorten } from "../shared/format.js";
 import { html, useState } from "../shared/html.js";
 import { Explain } from "../shared/parts.js";
 import { GROUP } from "./definitions.js";
@@ -18,7 +18,7 @@ export function GroupMembers({ group, onOpen }) {
   const { value, score, count, interval, members } = group;
   const others = members.slice(1, MAX_SHOWN + 1); // the first is the result itself
   return html`<div class="group">
-    <span>${value !== null && html`<b>${formatValue(value)}</b>: `}${plural(count, "document")}, together <span class="number strong">${formatScore(score)}</span>
+    <span>${value !== null && html`<b>${shorten(formatValue(value))}</b>: `}${plural(count, "document")}, together <span class="number strong">${formatScore(score)}</span>
       ${interval && html` <span class="number faint">[${formatScore(interval[0])}, ${formatScore(interval[1])}]</span>`}<${Explain} name="a group">${GROUP}<//></span>
     ${others.length > 0 && html`<button type="button" class="link" aria-expanded=${isOpen} onClick=${() => setOpen(!isOpen)}>${isOpen ? "Hide the others" : "Show the others"}</button>`}
     ${isOpen && html`<ul>${others.map((member) => html`<${Member} key=${member.id} member=${member} onOpen=${onOpen} />`)}

@@ -22,10 +22,14 @@ async function loadAll() {
   return items;
 }
 
-/** Fetches all indexes, up to a thousand, the jobs that have not ended, and what the API key may do. */
+/**
+ * Fetches all indexes, up to a thousand, the jobs that have not ended, what the API key may do, and `trouble`: the error
+ * of a service that cannot work at the moment.
+ */
 export async function loadIndexes() {
+  const trouble = call("readyz").then(() => null, (error) => error);
   const [indexes, { items: jobs }, permissions] = await Promise.all([loadAll(), call("jobs?limit=50"), call("key")]);
-  return { indexes, jobs: jobs.filter(({ state }) => !FINAL_STATES.has(state)), permissions };
+  return { indexes, jobs: jobs.filter(({ state }) => !FINAL_STATES.has(state)), permissions, trouble: await trouble };
 }
 
 export const readyNames = (indexes) => indexes.filter(({ state }) => state === "ready").map(({ name }) => name);

@@ -25,10 +25,15 @@ function useFragment() {
 function View({ data, view, refresh }) {
   const { indexes, jobs } = data;
   if (view.name === "build") return html`<${BuildForm} onDone=${refresh} />`;
-  if (indexes.some(({ state }) => state !== "building")) return html`<${AskView} indexes=${indexes} jobs=${jobs} view=${view} refresh=${refresh} />`;
+  const isAsked = view.name !== "start"; // what is shown stays, also if its index was deleted
+  if (isAsked || indexes.some(({ state }) => state !== "building")) return html`<${AskView} indexes=${indexes} jobs=${jobs} view=${view} refresh=${refresh} />`;
   return html`<${NoIndex} jobs=${jobs} />
     ${jobs.length > 0 && html`<${IndexList} indexes=${indexes} jobs=${jobs} onEnd=${refresh} />`}`;
 }
+
+/** Says what does not work at the moment, although the page does: no worker is alive, or the service is stopping. */
+const Trouble = ({ error }) => html`<div class="note warning" role="status"><p><strong>${error.title}</strong></p><p>${error.message}</p>
+  ${error.code === "no_worker" && html`<p>What is shown stays. Questions and builds go on as soon as a worker has been started: <code>bergson worker</code>, on a machine with the same Redis and data directory.</p>`}</div>`;
 
 function Page() {
   const [keyVersion, setKeyVersion] = useState(0);
@@ -40,7 +45,7 @@ function Page() {
   if (!data) return error ? html`<${Problem} error=${error} onRetry=${refresh} />` : html`<${Skeleton} label="The indexes are being fetched" />`;
   return html`<${Permissions.Provider} value=${data.permissions}>
     <${Welcome} />
-    ${error && html`<${Problem} error=${error} />`}
+    ${error ? html`<${Problem} error=${error} />` : data.trouble && html`<${Trouble} error=${data.trouble} />`}
     <${View} data=${data} view=${view} refresh=${refresh} />
     <footer class="page-foot"><${ForgetKey} onKey=${replaceKey} /></footer>
   <//>`;

@@ -1,7 +1,7 @@
 /* Totals: the influence of all documents on what was asked, summed by a column of the metadata, as bars. */
 
 import { post } from "../shared/api.js";
-import { formatCount, formatScore, formatValue, plural } from "../shared/format.js";
+import { formatCount, formatScore, formatValue, plural, shorten } from "../shared/format.js";
 import { html, useEffect, useRef, useState } from "../shared/html.js";
 import { Explain, Problem, Skeleton } from "../shared/parts.js";
 import { TOTALS } from "../answer/definitions.js";
@@ -35,8 +35,8 @@ function Bar({ group: { sum, interval }, place }) {
 
 function Value({ value, onFilter }) {
   if (value === null) return html`<span class="faint">no value</span>`;
-  if (!onFilter || typeof value === "object") return html`<span class="chip">${formatValue(value)}</span>`;
-  return html`<button type="button" class="chip" title="Ask again, for documents with this value alone" onClick=${() => onFilter(value)}>${formatValue(value)}</button>`;
+  if (!onFilter || typeof value === "object") return html`<span class="chip">${shorten(formatValue(value))}</span>`;
+  return html`<button type="button" class="chip" title="Ask again, for documents with this value alone" onClick=${() => onFilter(value)}>${shorten(formatValue(value))}</button>`;
 }
 
 function TotalsList({ totals, onFilter }) {

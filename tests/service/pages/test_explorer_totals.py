@@ -86,7 +86,9 @@ def test_hostile_values_of_totals_are_shown_as_text_and_an_error_in_full(
     expect(page.locator(".totals")).to_contain_text("the largest 7 of 500 sums")
     assert page.locator("#page img, #page script").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.route("**/totals", lambda route: route.fulfill(status=429, json={"title": "Queue full", "detail": HOSTILE}))
+    page.route(
+        "**/totals", lambda route: route.fulfill(status=429, json={"title": "Queue full", "detail": HOSTILE})
+    )
     page.get_by_role("button", name="Sum", exact=True).click()
     expect(page.locator(".totals [role=alert]")).to_contain_text(HOSTILE)
     assert [error for error in visit.errors if "429" not in error] == []
