@@ -13,6 +13,8 @@ import { Legend } from "./legend.js";
 import { AnswerNotes, probabilityText } from "./notes.js";
 import { scoreScale, shadeScale } from "./tokens.js";
 
+const LONG = 500; // characters
+
 /** Returns the text whose characters a span counts: the completion as it was asked, or the last message of a chat. */
 export function explainedText(request, answer) {
   if (request.behaviour) return "";
@@ -65,8 +67,9 @@ function Explained({ request, answer, onAsk }) {
   const text = explainedText(request, answer);
   const [span, setSpan] = useState(request.span ?? null);
   const { query } = answer;
+  const isLong = (query.prompt + text).length > LONG; // it is scrolled, also with the keyboard
   return html`<header class="explained">
-    <p class="query"><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
+    <p class="query" tabindex=${isLong ? 0 : undefined}><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
     <p class="faint">${query.generated && "written by the model · "}${probabilityText(query)}<${Explain} name="this probability">${PROBABILITY}<//>
       ${` · index ${answer.index}, generation ${answer.generation} · ${formatMs(answer.timing_ms.total)}`}</p>
     ${onAsk && html`<${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} />`}

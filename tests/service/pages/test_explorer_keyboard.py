@@ -1,4 +1,4 @@
-"""Everything that the explorer offers is done with the keyboard alone, without a mouse: a test for each part of the page."""
+"""Everything that the explorer offers is done with the keyboard alone: a test for each part of the page."""
 
 import re
 from collections.abc import Callable
