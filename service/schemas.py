@@ -4,12 +4,13 @@ Those about indexes on disk are in `service.index_schemas`, the others in `bergs
 The docstrings are shown on the OpenAPI page.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bergson_core.schemas.base import ResultModel, Spec
+from bergson_core.schemas.base import ResultModel, Spec, field_error
 from bergson_core.schemas.build import BuildSpec, IndexName
+from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
 from bergson_core.schemas.results import Answer
 from bergson_core.schemas.totals.results import InfluenceTotals
 from bergson_core.schemas.totals.spec import TotalsQuery
@@ -53,27 +54,36 @@ class ProblemDetails(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class IndexRequest(BuildSpec):
-    """What to build, and the name of the index."""
-
-    name: IndexName
+class _BuildRequest(BuildSpec):
+    """A build that is asked for, whose inline documents are checked before a job is queued."""
 
     def build_spec(self) -> BuildSpec:
         """Returns the spec alone."""
         return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
+    # Not in `BuildSpec`, which also reads the manifests of older indexes, whose ids were others.
+    @model_validator(mode="after")
+    def _require_valid_documents(self) -> Self:
+        skips_bad = self.on_bad_document == "skip"
+        if found := find_inline_problem(self.documents or (), self.columns, skips_bad=skips_bad):
+            (number, column), problem = found
+            raise field_error("documents", number, column, message=problem)
+        return self
 
-class EstimateRequest(BuildSpec):
+
+class IndexRequest(_BuildRequest):
+    """What to build, and the name of the index."""
+
+    name: IndexName
+
+
+class EstimateRequest(_BuildRequest):
     """A build as in `POST /index`, and how long to wait for its estimate."""
 
     name: IndexName | None = None
     """Ignored, so that the body of `POST /index` can be sent as it is."""
     timeout_s: float = Field(300, gt=0, le=3600)
     """Seconds to wait for the estimate; after that the response is a 504."""
-
-    def build_spec(self) -> BuildSpec:
-        """Returns the spec alone."""
-        return BuildSpec.model_construct(**{name: getattr(self, name) for name in BuildSpec.model_fields})
 
 
 class JobAccepted(ResultModel):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from bergson_core.errors import InvalidInput
-from bergson_core.schemas.documents import MAX_ID_CHARACTERS, find_id_problem
+from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.inline_values import EXPECTED_KINDS, UnreadableValue
 from bergson_core.schemas.record import Messages, drop_nulls, require_message
 
@@ -60,20 +60,11 @@ def require_ids(values: Sequence[Any], column: str, describe: Describe) -> list[
 
     Raises:
         InvalidInput: An id is null or missing, neither text nor an integer, or no id
-            (`schemas.documents.find_id_problem`).
+            (`schemas.documents.find_id_value_problem`).
     """
     for position, value in enumerate(values):
-        if value is None:
-            raise InvalidInput(f"{describe(position, column)} is null or missing, expected an id")
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise InvalidInput(
-                f"{describe(position, column)} is {_show(value)}; expected an id that is text or an integer"
-            )
-        if problem := find_id_problem(str(value)):
-            raise InvalidInput(
-                f"{describe(position, column)} {problem}; expected an id of 1 to {MAX_ID_CHARACTERS:,} characters, "
-                f"without control characters and line breaks, got {_show(value)}"
-            )
+        if problem := find_id_value_problem(value):
+            raise InvalidInput(f"{describe(position, column)} {problem}")
     return [str(value) for value in values]
 
 

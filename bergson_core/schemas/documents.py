@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from bergson_core.schemas.base import ResultModel
+from bergson_core.schemas.inline_values import UnreadableValue
+from bergson_core.schemas.validation.bounded_errors import short_repr
 
 MAX_ID_CHARACTERS: Final = 4096
 _NO_ID_CHARACTER: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -31,6 +33,22 @@ def find_id_problem(document_id: str) -> str | None:
             else "a control character or line break"
         )
         return f"holds {kind} (U+{ord(match[0]):04X}) at position {match.start():,}"
+    return None
+
+
+def find_id_value_problem(value: Any) -> str | None:
+    """Returns why a value of an id column is no id: the end of a sentence about it. None if it is one."""
+    if value is None:
+        return "is null or missing, expected an id"
+    if isinstance(value, UnreadableValue):
+        return value.reason
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return f"is {short_repr(value)}; expected an id that is text or an integer"
+    if problem := find_id_problem(str(value)):
+        return (
+            f"{problem}; expected an id of 1 to {MAX_ID_CHARACTERS:,} characters, without control characters and line "
+            f"breaks, got {short_repr(value)}"
+        )
     return None
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from bergson_core.schemas.base import ResultModel, Spec
+from bergson_core.schemas.query import MAX_LEARNING_RATE
 from bergson_core.schemas.training import TrainingSchedule
 
 Measure = Literal["retrieval", "unlearning", "tail_patch", "lds", "removal"]
@@ -55,7 +56,7 @@ class EvaluationSpec(Spec):
     there."""
     top_k: int = Field(default=5, ge=1, le=100)
     """Number of documents of each query to unlearn or learn."""
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Learning rate of the steps. The default is the rate at which unlearning the median document halves that
     document's probability, to first order."""
     training: TrainingSpec = TrainingSpec()

@@ -19,6 +19,8 @@ MAX_QUERY_CHARACTERS = 1_000_000
 """Largest number of characters of a prompt, of a completion, and of the messages of a chat as JSON text."""
 MAX_VERIFIED = 32
 """Largest number of results in each direction, and of control documents, that one query unlearns."""
+MAX_LEARNING_RATE = 1e38
+"""Largest learning rate of a step, which float32 can hold."""
 MAX_RESCORED = 1000
 """Largest number of candidates in each direction that one query scores by their whole gradients."""
 FUSION_DEPTH = 100
@@ -48,7 +50,7 @@ class VerifySpec(Spec):
     controls: int = Field(default=3, ge=0, le=MAX_VERIFIED)
     """Number of random documents to unlearn beside them, which show what a step on an arbitrary document does. The same
     query always draws the same ones."""
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Learning rate of the step. The default is the rate at which unlearning the median document halves that document's
     probability, to first order."""
     together: bool = False

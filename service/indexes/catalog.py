@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bergson_core.errors import DocumentNotFound, IdsExist, IndexCorrupt, IndexNotFound
+from bergson_core.errors import DocumentNotFound, IdsExist, IndexCorrupt, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import AppendSpec, BuildSpec
+from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
+from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.results import SizesBytes
 from bergson_core.storage.manifest import (
     MANIFEST_FILE,
@@ -133,20 +135,23 @@ def require_valid_append(root: Path, name: str, spec: AppendSpec) -> None:
 
     Raises:
         IndexNotFound: There is no index of this name.
-        InvalidInput: The spec differs from how the index was built, or metadata of an inline document is of another
-            type than that of the index.
+        InvalidInput: The spec differs from how the index was built, an inline document has a wrong id or text, or its
+            metadata is of another type than that of the index.
         IdsExist: The index has documents with ids of the inline documents. Ids of a dataset are left to the worker.
     """
     directory = require_index(root, name)
     manifest = read_manifest(directory)
     require_appendable(name, manifest, spec)
+    skips_bad = (spec.on_bad_document or manifest.spec.on_bad_document) == "skip"
+    if found := find_inline_problem(spec.documents or (), manifest.spec.columns, skips_bad=skips_bad):
+        (number, column), problem = found
+        raise InvalidInput(f"documents.{number}.{column}: {problem}")
     if (types := recorded_types(manifest)) is not None:  # otherwise the worker reads them from the documents
         for number, document in enumerate(spec.documents or ()):
             types = add_document_types(name, types, f"documents.{number}", document)
     column = manifest.spec.columns.id
-    documents = spec.documents or ()
-    ids = [str(document[column]) for document in documents if column in document] if column else []
-    if ids:
+    values = [document.get(column) for document in spec.documents or ()] if column else []
+    if ids := [str(value) for value in values if not find_id_value_problem(value)]:
         from bergson_core.storage.document_lookup import find_existing_ids
 
         if existing_ids := find_existing_ids(directory, ids):

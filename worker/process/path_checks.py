@@ -32,9 +32,9 @@ def require_allowed_paths(spec: BuildSpec, settings: Settings) -> None:
         spec: The build.
         settings: What the operator allows.
     """
-    _require_allowed_model("model", spec.model, settings)
     for number, checkpoint in enumerate(spec.models):
         _require_allowed_model(f"models.{number}", split_revision(checkpoint)[0], settings)
+    _require_allowed_model("model", spec.model, settings)
     if spec.reference_model is not None:
         _require_allowed_model("reference_model", spec.reference_model, settings)
     if spec.dataset is not None:

@@ -3,7 +3,7 @@
 Legend: q queries, m modules, d numbers per module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,12 @@ from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, Tok
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import RowCollector
 from bergson_core.models.batch_budget import find_batch_budget
-from bergson_core.schemas.behaviours.spec import BehaviourQuery, BehaviourSpec
+from bergson_core.schemas.behaviours.spec import (
+    CONTROL_IS_SET,
+    BehaviourQuery,
+    BehaviourSpec,
+    is_same_set,
+)
 from bergson_core.schemas.record import Record
 from bergson_core.schemas.results import Progress
 from bergson_core.shards.codecs import CODECS, Codec
@@ -72,7 +77,8 @@ class BehaviourWriter:
             confirm: Called before the behaviour is published. It may raise to stop the work.
 
         Raises:
-            InvalidInput: A query cannot be answered by this index; the message has its list and its number.
+            InvalidInput: A query cannot be answered by this index; the message has its list and its number. Or the
+                control set has the same tokens as the set.
             TooLong: A query is longer than the model takes.
         """
         control = spec.control or ()
@@ -81,6 +87,9 @@ class BehaviourWriter:
             *self._tokenize("queries", spec.queries, report),
             *self._tokenize("control", control, report),
         ]
+        count = len(spec.queries)
+        if control and is_same_set(map(_token_key, queries[:count]), map(_token_key, queries[count:])):
+            raise InvalidInput(f"control: {CONTROL_IS_SET}")
         path = behaviour_path(self.root, spec.name)
         path.parent.mkdir(exist_ok=True)
         with atomic_directory(path) as directory:
@@ -165,6 +174,14 @@ class BehaviourWriter:
             n_tokens=sum(query.tokens.n_labelled for query in queries[:count]),
             files=tuple(map(entry, (QUERIES_FILE, BLOCKS_FILE, SCALES_FILE))),
         )
+
+
+def _token_key(query: TokenizedQuery) -> Hashable:
+    """Returns what tells the rows of queries from each other: their tokens, and how these count."""
+    return tuple(
+        (text.ids.tobytes(), text.labels.tobytes(), text.weight, text.log_odds)
+        for text in query.weighted_tokens
+    )
 
 
 def _as_given(queries: Sequence[BehaviourQuery]) -> list[dict[str, object]]:

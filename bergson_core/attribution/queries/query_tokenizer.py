@@ -128,7 +128,7 @@ class QueryTokenizer:
             what = "the rendered chat"
             tokenized = self._read_chat(query, chat)
         else:
-            what, prompt = "prompt and completion together", query.prompt or ""
+            what, prompt = "the text of prompt and completion", query.prompt or ""
             limits.require_plausible_length(prompt + (query.completion or ""), what)
             read, completion = self._read, query.completion
             tokenized = self._generate(query, prompt) if completion is None else read(query, completion)

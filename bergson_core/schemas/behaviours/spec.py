@@ -1,6 +1,8 @@
 """A behaviour to create: its name, its queries, and those of its control set."""
 
 import json
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from typing import Any, Final, Self
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -12,6 +14,10 @@ from bergson_core.schemas.record import Message
 
 MAX_BEHAVIOUR_QUERIES: Final = 4096
 """Largest number of queries of a behaviour, and of its control set."""
+CONTROL_IS_SET: Final = (
+    "the control set is the set of queries itself, so that every score would be 0: expected other queries, or no "
+    "control set"
+)
 
 
 class BehaviourQuery(Spec):
@@ -67,18 +73,26 @@ class BehaviourSpec(Spec):
 
     @model_validator(mode="after")
     def _require_another_control(self) -> Self:
-        if self.control is not None and _as_multiset(self.control) == _as_multiset(self.queries):
-            raise field_error(
-                "control",
-                message="the control set is the set of queries itself, so that every score would be 0: expected other "
-                "queries, or no control set",
-            )
+        if self.control and is_same_set(map(_as_text, self.queries), map(_as_text, self.control)):
+            raise field_error("control", message=CONTROL_IS_SET)
         return self
 
 
-def _as_multiset(queries: tuple[BehaviourQuery, ...]) -> list[str]:
-    def text(query: BehaviourQuery) -> str:
-        fields: dict[str, Any] = query.model_dump(exclude_defaults=True)
-        return json.dumps(fields, sort_keys=True, default=str)
+def is_same_set(queries: Iterable[Hashable], control: Iterable[Hashable]) -> bool:
+    """Returns whether each query has the same share of a set and of its control set.
 
-    return sorted(map(text, queries))
+    Args:
+        queries: What tells the queries from each other, such as their tokens.
+        control: The same of the control set.
+    """
+    counts, control_counts = Counter(queries), Counter(control)
+    total, control_total = counts.total(), control_counts.total()
+    return all(
+        counts[each] * control_total == control_counts[each] * total
+        for each in counts.keys() | control_counts
+    )
+
+
+def _as_text(query: BehaviourQuery) -> str:
+    fields: dict[str, Any] = query.model_dump(exclude_defaults=True)
+    return json.dumps(fields, sort_keys=True, default=str)

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from bergson_core.schemas.base import Spec, field_error
 from bergson_core.schemas.filters import Condition
-from bergson_core.schemas.query import MAX_QUERY_CHARACTERS, AttributionQuery, Join
+from bergson_core.schemas.query import MAX_LEARNING_RATE, MAX_QUERY_CHARACTERS, AttributionQuery, Join
 from bergson_core.schemas.record import Message
 
 MAX_WATCHED_QUERIES: Final = 256
@@ -67,7 +67,7 @@ class UnlearnSpec(Spec):
         default=None, min_length=1, max_length=MAX_WATCHED_QUERIES
     )
     """Queries that have nothing to do with the documents: they show what else would break."""
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Learning rate of the step. The default is the rate at which unlearning the median document alone halves that
     document's probability, to first order."""
 

@@ -118,6 +118,7 @@ def test_a_timeout_out_of_range_is_refused(client: TestClient, timeout_s: object
         ({"rescore": 20.5}, "rescore"),
         ({"rescore": 20, "profile": "medicine"}, "rescore"),
         ({"verify": {"top": 33}}, "verify"),
+        ({"verify": {"learning_rate": 1e39}}, "verify"),
         ({"verify": {"controls": -1}}, "verify"),
         ({"verify": True}, "verify"),
         ({"profile": "No spaces"}, "profile"),

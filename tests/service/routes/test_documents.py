@@ -237,6 +237,12 @@ def test_ids_that_exist_are_refused_with_their_list(
         ({"documents": [{"text": "a"}], "model": "other"}, "model: the index news was built with tiny"),
         ({"documents": [{"text": "a"}], "gradients": {"projection_dim": 3}}, "gradients: the index"),
         ({"documents": [{"text": "a"}], "name": "x"}, "name"),
+        ({"documents": [{"text": "a"}]}, "documents.0.id: the id is null or missing"),
+        (
+            {"documents": [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}]},
+            "documents.1.id: documents.0 has",
+        ),
+        ({"documents": [{"id": "x", "text": 1}]}, "documents.0.text: expected text"),
     ],
 )
 def test_a_bad_append_is_refused_before_it_is_queued(

@@ -139,6 +139,13 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
         ({"dataset": {"path": "a"}}, ("body",)),
         ({"documents": None}, ("body",)),
         ({"documents": [1]}, ("body", "documents", 0)),
+        ({"documents": [{"text": "a"}, {"text": None}]}, ("body", "documents", 1, "text")),
+        ({"documents": [{"txt": "a"}]}, ("body", "documents", 0, "text")),
+        ({"columns": {"id": "id"}}, ("body", "documents", 0, "id")),
+        (
+            {"columns": {"id": "id"}, "documents": [{"id": n // 2, "text": "a"} for n in range(4)]},
+            ("body", "documents", 1, "id"),
+        ),
         ({"model": ""}, ("body", "model")),
         ({"name": "Ärger"}, ("body", "name")),
         ({"name": "../etc"}, ("body", "name")),
@@ -152,9 +159,17 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
 def test_a_wrong_field_is_refused_with_its_location(
     client: TestClient, broker: FakeBroker, change: dict[str, Any], loc: tuple[str | int, ...]
 ) -> None:
-    problem = require_problem(client.post("/index", json=BODY | change), 422, "invalid_input")
-    assert loc in [tuple(error.loc) for error in problem.errors or []]
+    for path in ("/index", "/index/estimate") if "name" not in change else ("/index",):
+        problem = require_problem(client.post(path, json=BODY | change), 422, "invalid_input")
+        assert loc in [tuple(error.loc) for error in problem.errors or []]
     assert not broker.specs
+
+
+def test_bad_documents_may_be_sent_where_they_are_left_out(client: TestClient, broker: FakeBroker) -> None:
+    documents = [{"text": "a"}, {"text": None}]
+    body = BODY | {"documents": documents, "on_bad_document": "skip"}
+    assert client.post("/index", json=body).status_code == 202
+    assert broker.specs["news"].documents == tuple(documents)
 
 
 def test_a_published_index_shows_its_counts_sizes_and_spec(client: TestClient, spec: BuildSpec) -> None:

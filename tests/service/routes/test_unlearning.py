@@ -64,6 +64,7 @@ def test_a_preview_is_queued_and_its_result_is_in_the_job(
         ({"control": examples.UNLEARN_IDS["queries"]}, "control.0"),
         ({"control": []}, "control"),
         ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": 1e39}, "learning_rate"),
         ({"steps": 3}, "steps"),
     ],
 )

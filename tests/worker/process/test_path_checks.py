@@ -310,6 +310,8 @@ def test_every_checkpoint_has_to_be_allowed(root: Path) -> None:
     for name in ("/etc", "other/run@step1", "org/run@step1/../x", "./org/run@step1"):
         with pytest.raises(InvalidInput, match=r"models\.0: "):
             require_allowed_paths(make_spec(model=None, models=[name, allowed]), settings)
+        with pytest.raises(InvalidInput, match=r"models\.1: "):
+            require_allowed_paths(make_spec(model=None, models=[allowed, name]), settings)
 
 
 @pytest.mark.parametrize("name", ["/etc", "../outside", "https://example.org/model"])

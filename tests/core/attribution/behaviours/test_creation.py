@@ -93,6 +93,13 @@ def test_a_bad_query_is_named_by_its_number_before_any_query_is_computed(
         ("living", [], None, "queries: .*at least 1"),
         ("living", QUERIES, [], "control: .*at least 1"),
         ("living", QUERIES, list(reversed(QUERIES)), "control: the control set is the set of queries itself"),
+        ("living", QUERIES, [*QUERIES, *QUERIES], "control: the control set is the set of queries itself"),
+        (
+            "living",
+            [{"prompt": "Person 1", "completion": "lives", "join": "space"}],
+            [{"prompt": "Person 1", "completion": " lives"}],
+            "control: the control set is the set of queries itself",
+        ),
         ("Living", QUERIES, None, "name"),
         ("../x", QUERIES, None, "name"),
         ("living", QUERIES[:1] * (MAX_BEHAVIOUR_QUERIES + 1), None, "queries: .*4096"),
