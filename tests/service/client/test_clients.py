@@ -165,6 +165,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/links": link_examples.LINK,
         "/links/{link_id}": link_examples.LINK,
         "/readyz": examples.READY,
+        "/key": examples.KEY_PERMISSIONS,
     }
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -202,6 +203,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         client.take_down("facts", "doc-17")
         client.cancel(client.job(examples.JOB_ID))
         assert [*client.indexes(), *client.jobs(), *client.workers(), *client.models()] == []
+        assert client.permissions().name == "ada"
         assert len([*client.events(examples.JOB_ID)]) == 1
         client.ready()
     assert calls - called == {("get", "/livez"), ("get", "/metrics")}
