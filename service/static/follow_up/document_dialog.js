@@ -62,7 +62,8 @@ export function DocumentDialog({ index, id, onOpen, onSimilar, onGone, onClose }
     ${isGone && html`<${Note} kind="notice" role="status">The document was taken down.<//>`}
     ${document && !isGone && html`
       ${document.prompt === null ? html`<${Note}>This API key sees no texts.<//>`
-        : html`<p class="sample-text whole" tabindex="0">${document.prompt}${document.completion && html`<mark>${document.completion}</mark>`}</p>`}
+        : html`<p class="sample-text whole" tabindex="0">${document.prompt}${document.completion && html`<mark>${document.completion}</mark>`}</p>
+          ${(document.rejected ?? null) !== null && html`<p class="sample-text whole" tabindex="0"><b>rejected: </b>${document.rejected}</p>`}`}
       <${Facts} pairs=${[
         ...Object.entries(document.metadata ?? {}).map(([name, value]) => [name, formatValue(value)]),
         ["tokens", formatCount(document.n_tokens)],
