@@ -26,7 +26,6 @@ export function BehaviourForm({ index, onMade, onClose }) {
   const set = (fields) => setForm({ ...form, ...fields });
   const start = async (event) => {
     event.preventDefault();
-    event.stopPropagation();
     setState({ isBusy: true });
     try {
       const { job_id: id } = await post(behavioursPath(index), makeBehaviour(form));

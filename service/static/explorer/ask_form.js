@@ -1,7 +1,8 @@
 /* The form for a question: a prompt or a chat, and the completion, which the model can also write. */
 
-import { BehaviourFields } from "../behaviours/behaviour_fields.js";
-import { html } from "../shared/html.js";
+import { BehaviourDialogs, BehaviourFields } from "../behaviours/behaviour_fields.js";
+import { useBehaviours } from "../behaviours/use_behaviours.js";
+import { html, useState } from "../shared/html.js";
 import { ChatTurns } from "./chat_turns.js";
 import { NEW_INDEX, RESULT_COUNTS, unavailable } from "./question.js";
 
@@ -83,10 +84,13 @@ function PromptFields({ question, set }) {
  * @param index What is known of the chosen index, see `loadIndex`.
  */
 export function AskForm({ question, onChange, onAsk, indexes, index, isBusy }) {
+  const behaviours = useBehaviours(question.index, question.mode === "behaviour");
+  const [shown, setShown] = useState(null); // the name of a behaviour
   const set = (fields) => onChange((last) => ({ ...last, ...fields }));
+  const isWhole = question.mode !== "behaviour" || Boolean(question.behaviour);
   const submit = (event) => {
     event.preventDefault();
-    onAsk();
+    if (isWhole) onAsk();
   };
   const press = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
@@ -100,12 +104,13 @@ export function AskForm({ question, onChange, onAsk, indexes, index, isBusy }) {
       <${Mode} mode=${question.mode} set=${set} />
     </div>
     ${question.mode === "chat" && html`<${ChatTurns} messages=${question.messages} onChange=${(messages) => set({ messages })} />`}
-    ${question.mode === "behaviour" && html`<${BehaviourFields} question=${question} set=${set} />`}
+    ${question.mode === "behaviour" && html`<${BehaviourFields} question=${question} set=${set} behaviours=${behaviours} onShow=${setShown} />`}
     ${question.mode === "prompt" && html`<${PromptFields} question=${question} set=${set} />`}
     <div class="ask-foot">
-      <button type="submit" class="primary" disabled=${isBusy || (question.mode === "behaviour" && !question.behaviour)}>${isBusy ? "Asking…" : "Ask"}</button>
+      <button type="submit" class="primary" disabled=${isBusy || !isWhole}>${isBusy ? "Asking…" : "Ask"}</button>
       <${Options} question=${question} set=${set} index=${index} />
       <span class="faint keys">Ctrl + Enter asks</span>
     </div>
-  </form>`;
+  </form>
+  <${BehaviourDialogs} shown=${shown} question=${question} set=${set} refresh=${behaviours.refresh} onClose=${() => setShown(null)} />`;
 }
