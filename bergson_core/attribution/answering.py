@@ -34,8 +34,8 @@ from bergson_core.schemas.results import (
     TimingMs,
     TokenInfluence,
 )
-from bergson_core.search.background_sample import percentile, score_histogram
-from bergson_core.search.measuring.significance import significance_notice, strength_of
+from bergson_core.search.background_sample import percentiles, score_histogram
+from bergson_core.search.measuring.significance import significance_notice, strengths_of
 from bergson_core.search.profile import require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest, SearchResult
 from bergson_core.storage.damaged_shards import damaged_shards_error
@@ -146,19 +146,18 @@ class QueryAnswerer:
         if "tokens" in include and hits:
             documents = [hit.document for hit in hits if hit.document]
             tokens = self.score_decomposer.token_influences(documents)
-        rows = []
-        for hit, influences in zip(hits, tokens, strict=True):
-            score, interval = hit.row.score, None
-            if hit.error is not None:
-                interval = hit.error.interval_of_result(score, hit.row.rank, result.rows, is_lowest=is_lowest)
-            update = {
-                "interval": interval,
-                "strength": strength_of(score, interval, result.background_scores, notice),
-                "percentile": percentile(score, result.background_scores),
-                "tokens": influences,
-            }
-            rows.append(hit.row.model_copy(update=update))
-        return rows
+        scores = [hit.row.score for hit in hits]
+        intervals = [hit.interval(result.rows, is_lowest=is_lowest) for hit in hits]
+        updates = {
+            "interval": intervals,
+            "strength": strengths_of(scores, intervals, result.background_scores, notice),
+            "percentile": percentiles(scores, result.background_scores),
+            "tokens": tokens,
+        }
+        return [
+            hit.row.model_copy(update=dict(zip(updates, values, strict=True)))
+            for hit, *values in zip(hits, *updates.values(), strict=True)
+        ]
 
     def _render_chats(
         self, queries: Mapping[int, AttributionQuery]
