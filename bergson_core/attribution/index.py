@@ -288,7 +288,7 @@ class AttributionIndex(IndexParts):
             InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
         """
         if query.folds:
-            answer = yield from fold_results(query, answer, self.verifier.selector)
+            answer = yield from fold_results(query, answer, self.answerer, self.verifier.selector)
         if query.behaviour is not None:
             return answer  # it has no text, and so no other follow-up
         tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
@@ -363,10 +363,7 @@ class AttributionIndex(IndexParts):
         self.searcher.metadata.require_valid(conditions or {})
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
-        return [
-            self.answerer.make_rows(result, direction, request.include, profile) or []
-            for result in search_results
-        ]
+        return [self.answerer.make_rows(result, direction, request) or [] for result in search_results]
 
     def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""

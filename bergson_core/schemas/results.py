@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from bergson_core.schemas.answer_parts.background import BackgroundScores
-from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
@@ -101,9 +101,6 @@ class TokenInfluence(ResultModel):
     completions, so its tokens appear twice. `start` and `end` count from the beginning of the prompt in both."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
-
-
-Strength = Literal["strong", "weak", "none"]
 
 
 class ResultRow(ResultModel):

@@ -147,7 +147,7 @@ class Searcher(Protocol):
         """Returns chosen rows as the `proponents` of a query, in the order in which they are given.
 
         Args:
-            row: The raw gradient row [m, d] of the query.
+            row: The raw gradient row [m, d] of the query, or what stands for it with `by_features`.
             request: What is asked for; how many rows, in which direction, and a filter do not count.
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """

@@ -100,7 +100,8 @@ async def attribute(
       likely the completion becomes. `"together": true` adds one step on all of them at once, and on random groups of
       the same size. Other queries go first, and each document counts as a call.
     * `group_by`: puts the 1,000 best documents into groups of near-duplicates, or of the same value of a metadata
-      column. Each result is the best document of its group, and `group` has the members and the sum of their scores.
+      column. Each result is the best document of its group, and `group` has the members and the sum of their scores,
+      with an interval and a strength.
     * `include`: `words`: whether each result states the completion, and its place among all documents by BM25.
       `tokens`, `modules`: the parts of the score by token and by module. `background`: a histogram of the scores of
       random documents.

@@ -25,7 +25,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bergson_core.schemas.results import Strength
+from bergson_core.schemas.answer_parts.groups import Strength
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
