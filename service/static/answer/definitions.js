@@ -1,5 +1,8 @@
 /* What the numbers of an answer mean, in the words of docs/answers.md. */
 
+/** How strong a result or a group is, in words. */
+export const STRENGTHS = { strong: "strong", weak: "weak", none: "not above chance" };
+
 export const SCORE = "How much the document pushed the model towards (above 0) or away from (below 0) the completion: "
   + "how alike the training step on the document and the gradient of the completion are. All bars of the page have one scale.";
 export const PERCENTILE = "The percentage of random documents of the index that score lower for this question.";

@@ -2,8 +2,8 @@
 
 import { formatScore, formatValue, plural, shorten } from "../shared/format.js";
 import { html, useState } from "../shared/html.js";
-import { Explain } from "../shared/parts.js";
-import { GROUP } from "./definitions.js";
+import { Badge, Explain } from "../shared/parts.js";
+import { GROUP, STRENGTHS } from "./definitions.js";
 
 const MAX_SHOWN = 100;
 
@@ -19,7 +19,8 @@ export function GroupMembers({ group, onOpen }) {
   const others = members.slice(1, MAX_SHOWN + 1); // the first is the result itself
   return html`<div class="group">
     <span>${value !== null && html`<b>${shorten(formatValue(value))}</b>: `}${plural(count, "document")}, together <span class="number strong">${formatScore(score)}</span>
-      ${interval && html` <span class="number faint">[${formatScore(interval[0])}, ${formatScore(interval[1])}]</span>`}<${Explain} name="a group">${GROUP}<//></span>
+      ${interval && html` <span class="number faint">[${formatScore(interval[0])}, ${formatScore(interval[1])}]</span>`}
+      ${group.strength && html` <${Badge} state=${group.strength} text=${STRENGTHS[group.strength] ?? group.strength} />`}<${Explain} name="a group">${GROUP}<//></span>
     ${others.length > 0 && html`<button type="button" class="link" aria-expanded=${isOpen} onClick=${() => setOpen(!isOpen)}>${isOpen ? "Hide the others" : "Show the others"}</button>`}
     ${isOpen && html`<ul>${others.map((member) => html`<${Member} key=${member.id} member=${member} onOpen=${onOpen} />`)}
       ${members.length > MAX_SHOWN + 1 && html`<li class="faint">and ${plural(members.length - MAX_SHOWN - 1, "more document")}</li>`}</ul>`}

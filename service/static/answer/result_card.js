@@ -3,11 +3,10 @@
 import { formatChange, formatProbability, formatScore, formatValue, shorten } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Badge } from "../shared/parts.js";
+import { STRENGTHS } from "./definitions.js";
 import { GroupMembers } from "./group_members.js";
 import { SampleText } from "./sample_text.js";
 import { rowParts } from "./tokens.js";
-
-const STRENGTHS = { strong: "strong", weak: "weak", none: "not above chance" };
 
 /** The score as a number and as a bar, which has the same scale in the whole page. */
 function Score({ row, scale }) {
