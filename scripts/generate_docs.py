@@ -27,10 +27,9 @@ _FOLDERS_END: Final = "<!-- end of folders -->"
 
 _SETTINGS_HEAD: Final = """# Settings
 
-Every setting is an environment variable; options of `bergson up`, `serve` and `worker` of the same name win over it.
-A wrong value keeps a process from starting, and the error names the setting; a variable `BERGSON_…` that
-is none of these brings a warning. This page is written by `make docs` from
-the classes that read the settings.
+Every setting is an environment variable. An option of `bergson up`, `serve` or `worker` with the same name overrides
+it. If a value is wrong, the process does not start, and the error names the setting. An unknown variable `BERGSON_…`
+gives a warning. `make docs` writes this page from the classes that read the settings.
 
 `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are Hugging Face's, `RAY_ADDRESS` and `RAY_AUTH_MODE` are Ray's
 ([scaling.md](scaling.md)).

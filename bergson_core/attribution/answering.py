@@ -1,17 +1,16 @@
 """Answers batches of queries: their tokens, their gradients, the search, and what an `Answer` says of its results.
 
-Legend: q queries, v rows of the background sample that are visible (`search.background_sample`), D numbers of a row.
+Legend: q queries, D numbers of a row.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from bergson_core.attribution.behaviours.behaviours import Behaviours
@@ -33,8 +32,8 @@ from bergson_core.schemas.results import (
     TimingMs,
     TokenInfluence,
 )
-from bergson_core.search.background_sample import percentile
-from bergson_core.search.measuring.significance import significance_notice, strength_of
+from bergson_core.search.background_sample import percentiles
+from bergson_core.search.measuring.significance import significance_notice, strengths_of
 from bergson_core.search.profile import require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest, SearchResult
 from bergson_core.storage.damaged_shards import damaged_shards_error
@@ -120,43 +119,37 @@ class QueryAnswerer:
         self,
         result: SearchResult,
         direction: Literal["proponents", "opponents"],
-        include: Collection[str],
-        profile: str,
-        *,
-        is_behaviour: bool = False,
+        request: SearchRequest,
     ) -> list[ResultRow] | None:
         """Returns what was found in a direction as the rows of an answer, or None where it was not asked for.
 
         Args:
             result: What the search has found.
             direction: Which of the hits.
-            include: What rows have beside id, score, percentile and loss. The model runs on the documents once more
-                where it has `tokens` in it.
-            profile: The profile of the scores.
-            is_behaviour: Whether the scores are those of a behaviour.
+            request: What the search was asked for. The model runs on the documents once more where it includes
+                `tokens`.
         """
         is_lowest = direction == "opponents"
         hits = result.opponents if is_lowest else result.proponents
         if hits is None:
             return None
-        notice = None if is_lowest else self._calibrated_notice(profile, is_behaviour)
+        notice = None if is_lowest else self.calibrated_notice(request)
         tokens: Sequence[list[TokenInfluence] | None] = [None] * len(hits)
-        if "tokens" in include and hits:
+        if "tokens" in request.include and hits:
             documents = [hit.document for hit in hits if hit.document]
             tokens = self.score_decomposer.token_influences(documents)
-        rows = []
-        for hit, influences in zip(hits, tokens, strict=True):
-            score, interval = hit.row.score, None
-            if hit.error is not None:
-                interval = hit.error.interval_of_result(score, hit.row.rank, result.rows, is_lowest=is_lowest)
-            update = {
-                "interval": interval,
-                "strength": strength_of(score, interval, result.background_scores, notice),
-                "percentile": percentile(score, result.background_scores),
-                "tokens": influences,
-            }
-            rows.append(hit.row.model_copy(update=update))
-        return rows
+        scores = [hit.row.score for hit in hits]
+        intervals = [hit.interval(result.rows, is_lowest=is_lowest) for hit in hits]
+        updates = {
+            "interval": intervals,
+            "strength": strengths_of(scores, intervals, result.background_scores, notice),
+            "percentile": percentiles(scores, result.background_scores),
+            "tokens": tokens,
+        }
+        return [
+            hit.row.model_copy(update=dict(zip(updates, values, strict=True)))
+            for hit, *values in zip(hits, *updates.values(), strict=True)
+        ]
 
     def _render_chats(
         self, queries: Mapping[int, AttributionQuery]
@@ -229,7 +222,7 @@ class QueryAnswerer:
         requests = [SearchRequest.from_query(item.query) for item in asked]
         results = self.search(rows, requests)
         outcomes = [
-            self._results_or_error(item.query, result) for item, result in zip(asked, results, strict=True)
+            self._results_or_error(request, result) for request, result in zip(requests, results, strict=True)
         ]
         done = time.perf_counter()
         timing = TimingMs(
@@ -243,43 +236,29 @@ class QueryAnswerer:
         ]
 
     def _results_or_error(
-        self, query: AttributionQuery, result: SearchResult
+        self, request: SearchRequest, result: SearchResult
     ) -> _AnswerResults | BergsonError:
-        """Returns the results of a query as its answer has them, or the error for which they cannot be returned."""
+        """Returns what was found for a request as its answer has it, or the error for which it cannot be returned."""
         try:
             proponents, opponents = (
-                self.make_rows(
-                    result, direction, query.include, query.profile, is_behaviour=query.behaviour is not None
-                )
-                for direction in ("proponents", "opponents")
+                self.make_rows(result, direction, request) for direction in ("proponents", "opponents")
             )
         except BergsonError as error:
             return error
-        return _AnswerResults(
-            proponents, opponents, self._notice(query, proponents, result.background_scores)
-        )
+        notice = None
+        if proponents:
+            notice = significance_notice(
+                proponents[0].score, result.background_scores, self.calibrated_notice(request)
+            )
+        return _AnswerResults(proponents, opponents, notice)
 
-    def _calibrated_notice(self, profile: str, is_behaviour: bool) -> NoticeEntry | None:
+    def calibrated_notice(self, request: SearchRequest) -> NoticeEntry | None:
         """Returns the threshold from which a proponent stands out.
 
-        It was calibrated for single queries under the default profile. There is none otherwise.
+        It was calibrated for single queries under the default profile and for all checkpoints. There is none otherwise.
         """
-        return self.manifest.notice if profile == DEFAULT_PROFILE and not is_behaviour else None
-
-    def _notice(
-        self,
-        query: AttributionQuery,
-        proponents: Sequence[ResultRow] | None,
-        background_scores: Float32[np.ndarray, " v"],
-    ) -> str | None:
-        """Returns the notice of an answer whose best result does not stand out.
-
-        There is none for some of the checkpoints only, for which it is not calibrated.
-        """
-        if not proponents or query.between is not None:
-            return None
-        notice = self._calibrated_notice(query.profile, query.behaviour is not None)
-        return significance_notice(proponents[0].score, background_scores, notice)
+        is_calibrated = request.profile == DEFAULT_PROFILE and not request.by_features
+        return self.manifest.notice if is_calibrated and request.between is None else None
 
     def _make_answer(self, asked: _AskedQuery, results: _AnswerResults, timing: TimingMs) -> Answer:
         return Answer(

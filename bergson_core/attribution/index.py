@@ -158,52 +158,54 @@ class AttributionIndex(IndexParts):
 
         Args:
             prompt: Text before the completion. It may be empty.
-            completion: Text to explain, usually with a space at its beginning. By default the model generates it,
-                choosing the most likely token each time.
-            join: What stands between prompt and completion: with `exact` what they have themselves; with `space` a
-                space where neither has one and the tokenizer expects it before a word.
-            instead_of: Another completion of the same prompt, or of the span: the answer explains why the model says
-                `completion` rather than this. Opponents made this one more likely.
-            objective: What is explained of each token: its log-probability, or its log-odds log p / (1 - p), with which
-                tokens that the model is sure of count as much as others.
-            between: Checkpoints [earlier, later] of an index over several, counted from 0 or from the end: the answer
-                explains why the later model says the completion and the earlier one does not yet. Scores are means over
-                the checkpoints from the earlier one up to the later one, without it.
-            messages: A chat to explain instead of a prompt and a completion: messages with role and content, the last
-                of which is the assistant's. It is rendered as the chats of the index were, and the loss is taken over
-                all that the assistant says.
-            behaviour: A behaviour of the index to explain instead: the score of a document is the mean of its scores
-                with the behaviour's queries, less that with its control set. Nothing can be verified or rescored then.
+            completion: Text to explain, usually with a space at its beginning. By default the model generates it, with
+                the most likely token at each step.
+            join: How prompt and completion are joined: `exact` adds nothing; `space` adds a space if neither has one
+                and the tokenizer expects a space before a word.
+            instead_of: Another completion of the same prompt, or of the span. The answer explains why the model says
+                `completion` rather than this one. Opponents made this one more likely.
+            objective: What is explained for each token: its log-probability, or its log-odds log p / (1 - p), with
+                which tokens that the model is sure of count as much as others.
+            between: Two checkpoints [earlier, later] of an index over several checkpoints, counted from 0; -1 is the
+                last. The answer explains why the later model says the completion and the earlier one does not. Scores
+                are means over the checkpoints from the earlier one up to, but not including, the later one.
+            messages: A chat to explain instead of a prompt and a completion: messages with role and content. The last
+                message is the assistant's. The chat is rendered as the chats of the index were, and the loss is that of
+                all messages of the assistant.
+            behaviour: A behaviour of the index to explain instead. The score of a document is the mean of its scores
+                with the behaviour's queries, minus the mean of its scores with the control set. `verify` and `rescore`
+                are then refused.
             instead_of_behaviour: Another behaviour, whose scores are subtracted.
             top_k: Number of results in each direction, at most 1,000.
             direction: `proponents` made the completion more likely, `opponents` made it less likely; `both` returns a
                 list of each.
-            span: Characters [start, end) of the completion as it is given, or of the last message's content, to
-                explain; the rest is context.
+            span: Characters [start, end) of the completion, or of the last message's content, to explain; the rest is
+                context.
             profile: Profile to score with: `default`, or one that `fit_profile` has added.
             filter: Conditions on metadata that every result meets. For each column: a value, a list of values of which
                 one has to match, or comparisons such as `{"gte": 1990, "ne": 1995}`, with gte, gt, lte, lt, ne, not_in
-                and exists (`Range`). Values have to be of the column's type. `ne` and `not_in` are also met by
-                documents without a value, unless `exists` is true.
-            include: What each result has beside id, score, percentile and loss: `text`, `metadata`, and its score split
-                by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows a `top_k` of
-                at most 32. `words` tells whether it states the completion, and its rank by BM25; the first query that
-                asks for it reads the words of all documents.
-            order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents
-                for prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
-            group_by: `document` returns each document once, by its best chunk, where long documents were cut into
-                chunks. `near_duplicates`, or the name of a metadata column, folds the 1,000 best documents into groups;
-                `top_k` counts groups then, and each result has its `group` with the sum of the scores.
-            rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, neither
-                projected nor preconditioned. They come first, and their `exact` is true. It needs the default profile.
-            verify: How to verify the best results by unlearning them; by default they are not verified.
-            max_new_tokens: Most tokens to generate where `completion` is left out.
+                and exists (`Range`). Values have to be of the column's type. Documents without a value also meet `ne`
+                and `not_in`, unless `exists` is true.
+            include: What each result has in addition to id, score, percentile and loss: `text`, `metadata`, and its
+                score split by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows
+                a `top_k` of at most 32. `words` says whether the result states the completion, and gives its rank by
+                BM25; the first query with `words` reads the words of all documents.
+            order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents for
+                prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
+            group_by: `document` returns each long document once, with its best chunk. `near_duplicates`, or the name of
+                a metadata column, makes groups of the 1,000 best documents; then `top_k` counts groups, and each result
+                has its `group` with the sum of the scores.
+            rescore: Number of candidates in each direction, at most 1,000, to score by their whole gradients, which are
+                not projected or preconditioned. They come first, and their `exact` is true. It needs the default
+                profile.
+            verify: How to verify the best results by unlearning them. By default they are not verified.
+            max_new_tokens: Most tokens to generate when `completion` is left out.
             partial: Answer from the undamaged shards of an index that was opened with `partial`.
 
         Returns:
             The answer. `answer.results` are the proponents, best first, and `answer.opponents` the opponents; each is
-            None where it was not asked for. `answer.warnings` tell what was probably not meant, such as a completion
-            without its leading space; they are also logged.
+            None unless `direction` asks for it. `answer.warnings` has probable mistakes, such as a completion without
+            its leading space; they are also logged.
 
         Raises:
             InvalidInput: An argument is wrong; the text of the error says what was expected.
@@ -285,7 +287,7 @@ class AttributionIndex(IndexParts):
             InvalidInput: At the first step: documents of this index cannot be rescored, or cannot be unlearned.
         """
         if query.folds:
-            answer = yield from fold_results(query, answer, self.verifier.selector)
+            answer = yield from fold_results(query, answer, self.answerer, self.verifier.selector)
         if query.behaviour is not None:
             return answer  # it has no text, and so no other follow-up
         tokens = self.answerer.query_tokenizer.tokenize_answered(query, answer.query)
@@ -360,10 +362,7 @@ class AttributionIndex(IndexParts):
         self.searcher.metadata.require_valid(conditions or {})
         request = SearchRequest(top_k, direction, ("text", "metadata"), profile, conditions)
         search_results = self.answerer.search(rows.float().cpu(), [request] * len(rows))
-        return [
-            self.answerer.make_rows(result, direction, request.include, profile) or []
-            for result in search_results
-        ]
+        return [self.answerer.make_rows(result, direction, request) or [] for result in search_results]
 
     def require_profile(self, profile: str) -> None:
         """Raises `InvalidInput`, naming the profiles that the index has, unless `profile` is one of them."""

@@ -58,7 +58,8 @@ def missing_column(source: str, name: str, present: Iterable[str]) -> ColumnNotF
     listed = list(dict.fromkeys(present))
     more = f" and {len(listed) - _MAX_LISTED_COLUMNS} more" if len(listed) > _MAX_LISTED_COLUMNS else ""
     return ColumnNotFound(
-        f"{source} has no column {name!r}; it has {', '.join(listed[:_MAX_LISTED_COLUMNS])}{more}"
+        f"{source} has no column {name!r}; it has {', '.join(listed[:_MAX_LISTED_COLUMNS])}{more}. `columns` "
+        "(--prompt_column, --id_column and so on) names the columns to read"
     )
 
 

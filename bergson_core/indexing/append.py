@@ -49,7 +49,7 @@ from bergson_core.storage.layout import APPEND_DIRECTORY_PREFIX
 from bergson_core.storage.locations import locate_dataset
 from bergson_core.storage.manifest import Manifest, read_manifest, require_appendable
 from bergson_core.storage.metadata_types import add_document_types, recorded_types
-from bergson_core.utils.background import run_in_thread
+from bergson_core.utils.background import compute_in_this_thread, run_in_thread
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback
 
 _MAX_GROWTH: Final = 1.1
@@ -101,6 +101,7 @@ def append_documents(
         ClusterUnavailable: The executor has no cluster to build shards on.
     """
     spec, root = AppendSpec.model_validate(spec), Path(index)
+    in_this_thread = compute_in_this_thread(when=report is None)
     report, confirm = report or ignore_progress, confirm or always_confirm
     if spec.dataset is not None:
         spec = spec.model_copy(update={"dataset": locate_dataset(spec.dataset)})
@@ -110,6 +111,7 @@ def append_documents(
         index_write_lock(root),
         translate_out_of_memory(),
         _documents_directory(root, spec, key) as directory,
+        in_this_thread,
     ):
         old = read_manifest(root)
         require_intact(root, old)

@@ -74,7 +74,7 @@ from bergson_core.storage.locations import locate_sources, without_paths
 from bergson_core.storage.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
 from bergson_core.tokens.batching import Batch, iter_batches
 from bergson_core.utils.atomic_files import file_sha256
-from bergson_core.utils.background import run_in_thread, stop_if_abandoned
+from bergson_core.utils.background import compute_in_this_thread, run_in_thread, stop_if_abandoned
 from bergson_core.utils.disk_errors import translate_disk_errors
 from bergson_core.utils.progress import ConfirmCallback, ProgressCallback, StageProgress
 
@@ -97,7 +97,7 @@ def build_index(
         spec: The model, the documents, and how gradients are collected and searched.
         output: The directory of the index. It is created if it does not exist.
         report: Called with the progress after every batch, and some fifty times a second meanwhile. It may raise to
-            stop the build.
+            stop the build. Without it, the build takes place in the calling thread, which is faster.
         confirm: Called before each shard is accepted and before the index is published. It may raise to stop the build.
         shard_rows: The maximum number of rows in a shard. By default a shard has about 64 MiB, or a thousandth of a
             large index.
@@ -123,7 +123,7 @@ def build_index(
     executor.prepare()
     is_new = not output.exists()
     context = BuildContext(spec, output, report or ignore_progress, confirm or always_confirm)
-    with translate_disk_errors(output):
+    with translate_disk_errors(output), compute_in_this_thread(when=report is None):
         try:
             output.mkdir(parents=True, exist_ok=True)
             with index_write_lock(output), translate_out_of_memory():

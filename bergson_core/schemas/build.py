@@ -100,34 +100,34 @@ class GradientSpec(Spec):
     fit_labels: FitLabels = "true"
     """Labels to fit the normalizer with: `true` takes those of the documents, `sampled` draws them from the model."""
     projection: Projection = "orthogonal"
-    """How the random projections are drawn. Those of `rademacher` and `normal` have independent entries, ±1/√p or from
-    N(0, 1/p). Those of `orthogonal` have orthogonal rows, so that less is lost where p is not far below the sides of a
-    module, and nothing of a side that is shorter than p."""
+    """How the random projections are drawn. `rademacher` and `normal` have independent entries, ±1/√p or from N(0,
+    1/p). `orthogonal` has orthogonal rows, which lose less if p is not much smaller than the sides of a module, and
+    nothing of a side that is shorter than p."""
     loss: Loss = "sum"
     """Cross-entropy of a document: the sum over its labelled tokens, or their mean."""
     preference_beta: float = Field(default=0.1, gt=0, le=1000)
-    """β of the loss of preference pairs: how strongly a pair is to be told apart."""
+    """β in the loss of preference pairs."""
     modules: str | None = Field(default=None, max_length=1024)
-    """Modules to track: `mlp`, those of MLPs and experts; `attention`; `down`, the projections of MLPs back to the
-    residual stream; or a regular expression that is searched for in the names of the modules. By default, and for
-    `all`, all modules but embeddings and the output head are tracked, or only the adapters of a model that has some;
-    the sets are parts of these."""
+    """Modules to track: `mlp`, the modules of MLPs and experts; `attention`; `down`, the projections of MLPs back to
+    the residual stream; or a regular expression that is searched for in the names of the modules. By default, and with
+    `all`, all modules except embeddings and the output head are tracked. If the model has adapters, only these are
+    tracked. The three sets are parts of the default."""
     include_bias: bool = False
     """Track the gradients of biases too."""
     split_heads: bool = False
-    """Track each head of attention as a module of its own: the projections to queries, keys and values by their
-    outputs, the projection back by its inputs. The parts of scores by module are then those of the heads. A row has
-    projection_dim² numbers for each of them."""
+    """Track each attention head as a module of its own. The projections to queries, keys and values are split by their
+    outputs, the projection back by its inputs. Scores by module are then scores by head. A row has projection_dim²
+    numbers for each head."""
     max_tokens: int | None = Field(default=None, ge=2)
-    """Longest document in tokens; by default the length of the model's context or, for a model that states none, as
-    much as a pass has memory for. `long_documents` says what becomes of longer ones."""
+    """Longest document in tokens. The default is the length of the model's context. If the model states none, memory
+    limits the length. `long_documents` says what happens to longer documents."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random projections."""
     sample_size: int = Field(default=2048, ge=1)
     """Largest number of documents that the normalizer is fitted to."""
     sample_tokens: int | None = Field(default=None, ge=1)
-    """Largest number of tokens that the normalizer is fitted to, by default 4,096 for adafactor and 8,192 for others.
-    No further documents are taken once there are so many, but at least 16."""
+    """Largest number of tokens that the normalizer is fitted to. The default is 4,096 for adafactor and 8,192 for
+    others. The sample stops at this number, but has at least 16 documents."""
 
     _require_path = field_validator("optimizer_state")(require_short_path)
 
@@ -191,8 +191,8 @@ class SearchSpec(Spec):
     min_recall: float = Field(default=0.99, gt=0, le=1)
     """Smallest share of the ten best rows that are among the candidates, measured before an index is published."""
     measure: bool = True
-    """Measure the search and calibrate the notice before an index is published. Without it, so many candidates are
-    taken that no more are usually needed, `auto` chooses `exact`, and answers never have the notice."""
+    """Measure the search and calibrate the notice before an index is published. If false, a large number of candidates
+    is taken, `auto` chooses `exact`, and answers never have the notice."""
 
     @model_validator(mode="after")
     def _require_measurement_of_recall(self) -> Self:
@@ -223,10 +223,9 @@ class BuildSpec(Spec):
     model: str = Field(min_length=1, max_length=4096)
     """Hub id or local directory of a causal language model (safetensors weights only)."""
     models: tuple[str, ...] = Field(default=(), max_length=MAX_CHECKPOINTS)
-    """Checkpoints of one training run instead of `model`, the earliest first: from 2 to 32 directories, or hub ids with
-    a revision such as `EleutherAI/pythia-160m@step1000`. A document's score is the mean of its scores at the
-    checkpoints, as TracInCP has it. The last one is the `model`, which completes prompts and by which results are
-    verified."""
+    """Checkpoints of one training run instead of `model`, the earliest first: 2 to 32 directories, or hub ids with a
+    revision such as `EleutherAI/pythia-160m@step1000`. A document's score is the mean of its scores at the checkpoints
+    (TracInCP). The last checkpoint is the `model`, which completes prompts and verifies results."""
     revision: str | None = Field(default=None, max_length=256)
     """Branch, tag or commit of the hub repository."""
     dtype: Dtype = "float32"
@@ -234,8 +233,8 @@ class BuildSpec(Spec):
     device_map: DeviceMap | None = None
     """Where the parts of a model go that is larger than one device: `auto`, `balanced`, `balanced_low_0` or
     `sequential` as in transformers, or an object with the number of a GPU, `cpu` or `disk` for each module, such as
-    `{"model.embed_tokens": 0, "model.layers": 1, "lm_head": "cpu"}`. By default what BERGSON_DEVICE_MAP says on the
-    machine, else the whole model is on its first GPU, or on the CPU."""
+    `{"model.embed_tokens": 0, "model.layers": 1, "lm_head": "cpu"}`. The default is the machine's BERGSON_DEVICE_MAP.
+    Without it, the whole model is on the first GPU, or on the CPU."""
     dataset: DatasetSpec | None = None
     """Dataset with the training documents; give either this or `documents`."""
     documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
@@ -250,16 +249,16 @@ class BuildSpec(Spec):
     reference_revision: str | None = Field(default=None, max_length=256)
     """Branch, tag or commit of the reference's hub repository."""
     long_documents: LongDocuments = "error"
-    """What becomes of documents with more tokens than `max_tokens` or the model allow: `error` stops the build and
+    """What happens to documents with more tokens than `max_tokens` or the model allow. `error` stops the build and
     counts them, `truncate` keeps the beginning of each, and `chunk` cuts each into several documents, whose ids end in
     #1, #2, …. Prompts with completions, chats and preference pairs are never cut."""
     chunk_overlap: int = Field(default=0, ge=0)
-    """Tokens that a chunk repeats of the one before, at most half of the longest document. The loss is taken over them
-    in both chunks."""
+    """Number of tokens of the previous chunk that a chunk repeats, at most half of the longest document. These tokens
+    count in the loss of both chunks."""
     on_bad_document: OnBadDocument = "error"
-    """What becomes of a document that cannot be indexed, because it is not text, is refused by the tokenizer or the
-    chat template, has a token that the model has no embedding for, or is too long: `error` stops the build and names
-    it, `skip` leaves it out and reports it."""
+    """What happens to a document that cannot be indexed because it is not text, is refused by the tokenizer or the chat
+    template, has a token without an embedding in the model, or is too long. `error` stops the build and names the
+    document, `skip` leaves it out and reports it."""
 
     _require_path = field_validator("model", "reference_model")(require_short_path)
     _require_checkpoints = field_validator("models")(require_checkpoints)
@@ -374,11 +373,11 @@ class AppendSpec(Spec):
     scoring: ScoringSpec | None = None
     """As in the build; it may be left out."""
     long_documents: LongDocuments | None = None
-    """What becomes of documents that are too long; by default the same as in the build."""
+    """What happens to documents that are too long. The default is that of the build."""
     chunk_overlap: int | None = Field(default=None, ge=0)
-    """Tokens that a chunk repeats of the one before; by default as many as in the build."""
+    """Number of tokens of the previous chunk that a chunk repeats. The default is that of the build."""
     on_bad_document: OnBadDocument | None = None
-    """What becomes of documents that cannot be indexed; by default the same as in the build."""
+    """What happens to documents that cannot be indexed. The default is that of the build."""
 
     _require_path = field_validator("model")(require_short_path)
 

@@ -41,7 +41,7 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
         },
     ),
     "best": Preset(
-        "what measures best on real text, see docs/quality.md",
+        "the settings with the best measured quality on real text, see docs/quality.md",
         {
             "gradients": {"normalizer": "kfac", "rows": "sign", "projection_dim": 96, "modules": "mlp"},
             "scoring": {"normalize": "block", "preconditioner": False},
@@ -103,7 +103,7 @@ def describe_presets() -> str:
         f"`{name}` is {preset.purpose}" + (f" ({_list_values(preset)})" if preset.values else "")
         for name, preset in PRESETS.items()
     ]
-    return f"Values for what is not given: {'; '.join(lines)}. Whatever is given counts before the preset."
+    return f"Values for the fields that are not given: {'; '.join(lines)}. A field that is given overrides the preset."
 
 
 def _list_values(preset: Preset) -> str:

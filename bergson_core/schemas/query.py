@@ -92,61 +92,60 @@ class AttributionQuery(Spec):
     prompt: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
     """Text before the completion. It may be empty. A query has either a prompt, or `messages`, or a `behaviour`."""
     completion: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
-    """Text to explain; the query's loss is taken over its tokens only, and not over an EOS that follows them. By
-    default the model generates it, choosing the most likely token each time. A completion usually begins with a space:
-    see `join`."""
+    """Text to explain. The query's loss is that of its tokens, without an EOS after them. If the completion is left
+    out, the model generates one with the most likely token at each step. A completion usually begins with a space: see
+    `join`."""
     instead_of: str | None = Field(default=None, min_length=1, max_length=MAX_QUERY_CHARACTERS)
-    """Another completion of the same prompt: why does the model say `completion` rather than this? The gradient is that
-    of log p(completion) - log p(instead_of). Proponents made the completion more likely beside this one, opponents made
-    this one more likely. With `span` it stands for the span, and what follows it is left out; in a chat it stands for
-    the content of the last message, or for the span of it."""
+    """Another completion of the same prompt: why does the model say `completion` rather than this one? The gradient is
+    that of log p(completion) - log p(instead_of). Proponents made the completion more likely relative to this one,
+    opponents made this one more likely. With `span`, it replaces the span, and the text after the span is left out. In
+    a chat, it replaces the content of the last message, or the span of it."""
     objective: Objective = "log_probability"
-    """What is explained of each token: its log-probability, or its log-odds log p / (1 - p). With log-odds, tokens that
-    the model is sure of count as much as others, where their log-probabilities have nearly no gradient."""
+    """What is explained for each token: its log-probability, or its log-odds log p / (1 - p). The log-probability of a
+    token that the model is sure of has almost no gradient. With log-odds, such a token counts as much as others."""
     between: tuple[int, int] | None = None
-    """Checkpoints [earlier, later] of an index over several, counted from 0, or from the end as -1 is the last: why
-    does the later model say the completion, and the earlier one does not yet? A score is then the mean over the
-    checkpoints from the earlier one up to the later one, without it: those from which the steps between the two
-    began."""
+    """Two checkpoints [earlier, later] of an index over several checkpoints, counted from 0; -1 is the last. The query
+    then asks why the later model says the completion and the earlier one does not. A score is the mean over the
+    checkpoints from the earlier one up to, but not including, the later one."""
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
-    """A chat to explain instead of a prompt and a completion: messages with role and content, the last of which is the
-    assistant's. It is rendered as the chats of the index were, and its loss is taken over all that the assistant
-    says."""
+    """A chat to explain instead of a prompt and a completion: messages with role and content. The last message is the
+    assistant's. The chat is rendered as the chats of the index were, and its loss is that of all messages of the
+    assistant."""
     behaviour: IndexName | None = None
     """Name of a behaviour of the index to explain instead of a completion. The score of a document is the mean of its
-    scores with the behaviour's queries, less the mean of those with its control set. It goes with `profile`, `filter`,
-    `direction`, `include`, `group_by` and `partial`."""
+    scores with the behaviour's queries, minus the mean of its scores with the control set. It works with `profile`,
+    `filter`, `direction`, `include`, `group_by` and `partial`."""
     instead_of_behaviour: IndexName | None = None
-    """Another behaviour of the index, whose scores are subtracted: which documents made the model behave in the one way
-    rather than in the other?"""
+    """Another behaviour of the index, whose scores are subtracted: which documents made the model show the first
+    behaviour rather than this one?"""
     join: Join = "exact"
-    """What stands between prompt and completion: with `exact`, nothing but what they have themselves; a completion that
-    seems to lack its space is told in the answer's `warnings`. With `space`, a space is put there if neither has one
-    and the tokenizer expects it before a word."""
+    """How prompt and completion are joined. `exact` adds nothing; if the completion seems to lack a space, the answer's
+    `warnings` say so. `space` adds a space if neither of them has one and the tokenizer expects a space before a
+    word."""
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     """Most tokens to generate when `completion` is left out."""
     span: tuple[int, int] | None = None
-    """Characters [start, end) of the completion to attribute, as it is given here; the rest of it is context. In a
-    chat, these are characters of the last message's content, and the other messages are context too."""
+    """Characters [start, end) of the completion to explain; the rest of the completion is context. In a chat, these are
+    characters of the last message's content, and the other messages are context too."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of results to return in each direction."""
     direction: Direction = "proponents"
     """`proponents` made the completion more likely, `opponents` made it less likely; `both` returns a list of each."""
     include: tuple[IncludedPart, ...] = ("text", "metadata")
-    """What each result has beside id, score, percentile and loss. `tokens` and `modules` split its score by token and
-    by module. `tokens` runs the results through the model again, and allows at most 32 of them in each direction.
-    `words` tells whether each result states the completion, and its rank by BM25; the first query that asks for it
-    reads the words of all documents."""
+    """What each result has in addition to id, score, percentile and loss. `tokens` and `modules` split the score by
+    token and by module. `tokens` runs the results through the model again, and allows at most 32 of them in each
+    direction. `words` says whether each result states the completion, and gives its rank by BM25; the first query with
+    `words` reads the words of all documents."""
     order: Order = "influence"
     """The order of the results: `influence` on the completion; `words`, the BM25 score of all documents for prompt and
-    completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order, and
-    with the last two each result has its `words`."""
+    completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order.
+    With `words` and `fused`, each result has its `words`."""
     group_by: str | None = Field(default=None, min_length=1, max_length=256)
-    """What is returned once, as one result. `document`: each document, by its best chunk, where long documents were
-    cut into chunks. `near_duplicates`: documents whose rows have a cosine of 0.95 or more. Any other value is the name
-    of a metadata column: documents with the same value. With the last two, the 1,000 best documents of each direction
-    are folded into groups, `top_k` counts groups, and each result is the best document of its group and has the sum of
-    the scores and the members in `group`."""
+    """Which documents are returned as one result. `document`: the chunks of a long document, by the best chunk.
+    `near_duplicates`: documents whose rows have a cosine of 0.95 or more. Any other value is the name of a metadata
+    column: documents with the same value. In the last two cases, the groups are made of the 1,000 best documents of
+    each direction, and `top_k` counts groups. Each result is the best document of its group, and `group` has the sum of
+    the scores and the members."""
     profile: IndexName = "default"
     """Profile to score with: `default`, or one that was fitted to a task."""
     partial: bool = False
@@ -158,13 +157,13 @@ class AttributionQuery(Spec):
     exists. Values have to be of the column's type. `ne` and `not_in` are also met by documents without a value, unless
     `exists` is true."""
     rescore: int | None = Field(default=None, ge=1, le=MAX_RESCORED)
-    """Number of candidates in each direction, the best by the scores of the index, that run through the model again and
-    are scored by their whole gradients: normalized, and neither projected nor preconditioned. They come first, ordered
-    by these scores; `exact` tells them from the others. This takes a pass through the model for each few of them, and
-    ends in time for `timeout_s`. It needs the default profile."""
+    """Number of candidates in each direction that run through the model again and are scored by their whole gradients,
+    which are normalized, but not projected or preconditioned. The candidates are the best by the scores of the index.
+    They come first, in the order of their exact scores, and have `exact: true`. Every few candidates take a pass
+    through the model. Rescoring ends in time for `timeout_s`. It needs the default profile."""
     verify: VerifySpec | None = None
     """Unlearn the best results one by one, and report how much less likely the completion becomes. Each step takes a
-    few passes through the model; the first such query of an index takes some hundred more."""
+    few passes through the model. The first such query of an index takes about a hundred more passes."""
 
     @property
     def max_unlearned_documents(self) -> int:

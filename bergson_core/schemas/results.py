@@ -6,7 +6,7 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
@@ -63,7 +63,7 @@ class Estimate(ResultModel):
     looked_at: int
     """Documents that were read and tokenised: all of them, or a random sample."""
     tokens: int
-    """Tokens that the loss is taken over, as the index counts them."""
+    """Labelled tokens, as the index counts them."""
     modules: int
     """Modules whose gradients are tracked."""
     dimensions: int
@@ -76,7 +76,7 @@ class Estimate(ResultModel):
     size_bytes: SizesBytes
     """The finished index."""
     peak_disk_bytes: int
-    """The index and the files that the build needs beside it until it is finished, without the cached dataset."""
+    """The index and the temporary files of the build, without the cached dataset."""
     peak_memory_bytes: int
     """Peak resident memory of the process that builds, mapped files included."""
     peak_device_bytes: int | None = None
@@ -96,13 +96,10 @@ class TokenInfluence(ResultModel):
     end: int | None
     """See `start`."""
     sequence: Literal["chosen", "rejected"] | None = None
-    """Of a preference pair: the completion that the token is read with. The model reads the prompt with both, so that
-    its tokens are there twice; `start` and `end` count from its beginning in both."""
+    """For a preference pair: the completion that the token belongs to. The model reads the prompt with both
+    completions, so its tokens appear twice. `start` and `end` count from the beginning of the prompt in both."""
     influence: float
     """What the token's position adds to the score. The influences of all tokens sum to the score."""
-
-
-Strength = Literal["strong", "weak", "none"]
 
 
 class ResultRow(ResultModel):
@@ -116,31 +113,31 @@ class ResultRow(ResultModel):
     """Influence of the document on the loss of the completion, as the profile scales it. Positive scores made the
     completion more likely."""
     exact: bool = False
-    """Whether the score is that of the whole gradients, which `rescore` asks for. Otherwise it is that of the rows of
-    the index, which are projected."""
+    """Whether the score is that of the whole gradients (`rescore`). Otherwise it is that of the projected rows of the
+    index."""
     interval: tuple[float, float] | None = None
-    """[low, high]: where the score lies on average over all random projections, in nine of ten cases, given the rank of
-    the result. It shows the noise of the projection alone. Null for an exact score, which has none, and where the rows
-    of the index do not show their noise."""
+    """[low, high]: contains the mean of the score over all random projections in nine of ten cases, given the rank of
+    the result. It shows only the noise of the projection. Null for an exact score, which has no such noise, and if the
+    rows of the index do not show their noise."""
     strength: Strength | None = None
-    """How strong the influence is. `strong`: the score is above the threshold from which a result stands out, and the
-    whole interval is above the 99th percentile of random documents. `weak`: one of the two. `none`: neither. Always by
-    the scores of the index. Null for opponents, under another profile than the default, and where the index has no
-    threshold or its rows do not show their noise."""
+    """How strong the influence is. `strong`: the score is above the threshold of the notice, and the whole interval is
+    above the 99th percentile of random documents. `weak`: only one of the two holds. `none`: neither holds. The
+    strength is always that of the index's score. Null for opponents, under a profile other than the default, and if the
+    index has no threshold or its rows do not show their noise."""
     percentile: float | None = None
-    """Percentage of random documents of the index that score lower for this query, always by the scores of the index,
-    also where the score itself is exact. Null if there are none to compare with."""
+    """Percentage of random documents of the index that score lower for this query. It always compares scores of the
+    index, even if `score` is exact. Null if there are no documents to compare with."""
     prompt: str | None = None
     """Text of the document, or its prompt; a chat as JSON. Null unless `include` asks for `text`."""
     completion: str | None = None
-    """Completion of the document, of a preference pair the chosen one; null where documents have none, and unless
+    """Completion of the document; for a preference pair, the chosen one. Null if the document has none, and unless
     `include` asks for `text`."""
     rejected: str | None = None
     """The rejected completion of a preference pair; null for other documents, and unless `include` asks for `text`."""
     metadata: dict[str, Any] | None = None
     """Metadata columns of the document; null unless `include` asks for them."""
     loss: float | None
-    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats; of a preference pair, the
+    """Sum of the cross-entropies of the document's tokens under the indexed model, in nats; for a preference pair, the
     loss of DPO. Null if the document was skipped because its gradient was not finite."""
     modules: dict[str, float] | None = None
     """Each module's part of the score, if `include` asks for it. The parts sum to the score."""
@@ -148,9 +145,9 @@ class ResultRow(ResultModel):
     """Each token's part of the score, if `include` asks for it. The parts sum to the score. Null for a result that
     `rescore` has not scored exactly."""
     group: ResultGroup | None = None
-    """The documents that the result stands for, if `group_by` folds results."""
+    """The documents of the result's group, if `group_by` makes groups."""
     chunk: Chunk | None = None
-    """What the text is a part of, if the document was too long and was cut."""
+    """The document that the text is a part of, if it was too long and was cut."""
     words: WordMatch | None = None
     """Whether the document states the completion, and its rank by words, if `include` has `words` or `order` is another
     than `influence`."""
@@ -159,10 +156,10 @@ class ResultRow(ResultModel):
 
 
 class Rescored(ResultModel):
-    """How many candidates were scored by their whole gradients, in all directions that were asked for together."""
+    """How many candidates were scored by their whole gradients, in all directions of the query together."""
 
     candidates: int
-    """Documents that were to be scored; one that is a candidate in both directions counts once."""
+    """Number of candidates. A document that is a candidate in both directions counts once."""
     exact: int
     """Documents that were scored in time: the results are the best of these. The best candidates by the scores of the
     index are scored first."""
@@ -172,38 +169,39 @@ class QueryEcho(ResultModel):
     """The query as it was answered."""
 
     prompt: str | None = None
-    """Text before the completion. For a chat, what the chat template makes of it, up to what the assistant says
-    last. Null for a behaviour."""
+    """Text before the completion. For a chat, the rendered text before the last turn of the assistant. Null for a
+    behaviour."""
     completion: str | None = None
-    """The completion that is explained: as it was given, with the space that `join` has put before it, or as the model
-    generated it. For a chat, what the assistant says last, with the token that ends the turn; `loss` and `n_tokens` are
-    those of all that the assistant says."""
+    """The completion that is explained: as it was given, with the space that `join` added, or as the model generated
+    it. For a chat, the last turn of the assistant with the token that ends it; `loss` and `n_tokens` are those of all
+    messages of the assistant."""
     generated: bool = False
     """Whether the model generated the completion."""
     token_ids: list[int] | None = None
-    """Ids of the tokens that the model generated, which are those that are explained. Null for a completion that was
-    given. The EOS that ended the completion is not among them."""
+    """Ids of the tokens that the model generated and that are explained, without the EOS that ended the completion.
+    Null for a completion that was given."""
     behaviour: str | None = None
     """Name of the behaviour that was asked for instead of a completion."""
     loss: float
     """Sum of the cross-entropies of the tokens of the completion, or of its span, in nats. For a behaviour, the mean of
     these sums over its queries."""
     losses_between: tuple[float, float] | None = None
-    """The same at the earlier and at the later checkpoint of `between`. Where the first is the higher of the two, the
-    later model says the completion rather than the earlier one."""
+    """The loss at the earlier and at the later checkpoint of `between`. If the first is higher, the later model finds
+    the completion more likely than the earlier one."""
     n_tokens: int
-    """Number of these tokens, of all queries of a behaviour together."""
+    """Number of tokens of the completion, or of its span; for a behaviour, of all its queries together."""
     instead_of: str | None = None
     """The other completion that this one is contrasted with, as it was tokenised."""
     instead_of_behaviour: str | None = None
     """The other behaviour, whose scores were subtracted."""
     instead_of_loss: float | None = None
-    """Sum of the cross-entropies of the tokens of `instead_of`, in nats. Where it is the higher of the two, the model
-    says the completion rather than this. For `instead_of_behaviour`, the mean of these sums over its queries."""
+    """Sum of the cross-entropies of the tokens of `instead_of`, in nats. If it is higher than `loss`, the model finds
+    the completion more likely than `instead_of`. For `instead_of_behaviour`, the mean of these sums over its
+    queries."""
 
 
 class QueryWarning(ResultModel):
-    """Something about a query that was probably not meant. The query is answered as it is all the same."""
+    """A probable mistake in a query. The query is answered nevertheless, as it is."""
 
     code: str
     """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
@@ -221,8 +219,8 @@ class TimingMs(ResultModel):
 
     `queue` is the time until a worker takes the query and has loaded the index. `gradient` and `search` are those of
     all queries that were answered together; `search` includes the passes through the model that `tokens` take.
-    `rescore`, `words` and `verify` are the query's own; time in which other queries are answered between their steps
-    counts as `queue`.
+    `rescore`, `words` and `verify` are those of this query; time for other queries between their steps counts as
+    `queue`.
     """
 
     queue: float = 0.0
@@ -254,12 +252,13 @@ class Answer(ResultModel):
     results: list[ResultRow] | None = None
     """The documents that made the completion more likely, best first; in another order if `order` asks for it."""
     opponents: list[ResultRow] | None = None
-    """The documents that made it less likely, the strongest first; null unless `direction` asks for them."""
+    """The documents that made the completion less likely, the strongest first; null unless `direction` asks for
+    them."""
     notice: str | None = None
     """`no strong influence found` if the best result by the scores of the index stands out no more than the best result
     of a query whose completion no document states."""
     warnings: list[QueryWarning] = []
-    """What was probably not meant about the query, such as a completion without its leading space."""
+    """Probable mistakes in the query, such as a completion without its leading space."""
     rescored: Rescored | None = None
     """How many candidates were scored exactly, if `rescore` asks for it."""
     verification: Verification | None = None

@@ -51,8 +51,8 @@ class DatasetSpec(Spec):
     subset: str | None = Field(default=None, max_length=256)
     """Configuration of a hub dataset that has several. Datasets on this machine have none."""
     streaming: bool = False
-    """Read a hub dataset once, as a stream, without ever holding all of it in the cache, and go on with what was read
-    if the build is started again. Files are always read as streams. The columns that the build needs are kept beside
+    """Read a hub dataset once, as a stream, without keeping all of it in the cache. If the build is started again, it
+    continues with what was read. Files are always read as streams. The columns that the build needs are kept next to
     the index until it is published. A `save_to_disk` directory is read where it is."""
     text_documents: TextDocuments = "auto"
     """What a document is in .txt files, whose columns are `text` and `file`: each `line` that is not blank, or each
@@ -65,13 +65,13 @@ class ColumnsSpec(Spec):
     """The columns of the dataset and what they hold."""
 
     prompt: str | None = "text"
-    """Column with the text, or with the prompt if a completion column is named. Beside `chosen` it is null by default:
-    the prompt is then what both completions begin with."""
+    """Column with the text, or with the prompt if a completion column is named. With `chosen`, the default is null: the
+    prompt is then the common beginning of both completions."""
     completion: str | None = None
-    """Column with the completion. The loss is then taken over the completion only."""
+    """Column with the completion. The loss is then that of the completion only."""
     messages: str | None = None
     """Column with chats instead of `prompt`: lists of messages with role and content, or such lists as JSON text. The
-    loss is taken over what the assistant says, with the token that ends its turn."""
+    loss is that of the assistant's messages, with the token that ends each turn."""
     chosen: str | None = None
     """Column with the preferred completions of preference pairs, as texts or as lists of messages. The loss is then
     that of DPO."""
@@ -81,7 +81,7 @@ class ColumnsSpec(Spec):
     """Column with the log-probability, in nats, that the reference model gives to the chosen completion. By default
     there is no reference, unless the build names a `reference_model`."""
     ref_rejected_logps: str | None = None
-    """Column with that of the rejected completion."""
+    """Column with the log-probability that the reference model gives to the rejected completion."""
     id: str | None = None
     """Column with unique ids. By default a document's id is its row number."""
     metadata: tuple[str, ...] = ()

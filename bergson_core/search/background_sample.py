@@ -141,13 +141,15 @@ class BackgroundSample:
         return self.rows.scores(weights, torch.from_numpy(lengths), rounded).numpy()[:, is_visible]
 
 
-def percentile(score: float, background_scores: Float32[np.ndarray, " v"]) -> float | None:
-    """Returns how many of a hundred random rows score lower than `score`, or None where no row was sampled.
+def percentiles(scores: Sequence[float], background_scores: Float32[np.ndarray, " v"]) -> list[float | None]:
+    """Returns how many of a hundred random rows score lower than each score, or None where no row was sampled.
 
     The v sampled rows and the result itself make v + 1 ranks, so that no result is above all rows, most of which were
     never looked at: 99.98 means above all of 4,096 sampled rows.
     """
     if len(background_scores) == 0:
-        return None
-    lower = background_scores < score - _RELATIVE_TOLERANCE * abs(score)
-    return round(100 * float(lower.sum()) / (len(background_scores) + 1), 2)
+        return [None] * len(scores)
+    ordered = np.sort(background_scores)
+    clearly_lower = [score - _RELATIVE_TOLERANCE * abs(score) for score in scores]
+    lower = np.searchsorted(ordered, np.asarray(clearly_lower, ordered.dtype), side="left")
+    return [round(100 * int(count) / (len(ordered) + 1), 2) for count in lower]

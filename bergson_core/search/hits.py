@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
@@ -31,9 +32,8 @@ class ScoredRows:
 
     def take(self, positions: Int[np.ndarray, " _"]) -> "ScoredRows":
         """Returns the rows at these positions."""
-        return ScoredRows(
-            self.shard_numbers[positions], self.offsets[positions], self.module_scores[positions]
-        )
+        module_scores = self.module_scores[torch.from_numpy(positions)]
+        return ScoredRows(self.shard_numbers[positions], self.offsets[positions], module_scores)
 
 
 @dataclass(frozen=True)

@@ -202,12 +202,13 @@ class LocalSearcher:
         """Returns chosen rows as the `proponents` of a query, in the order in which they are given.
 
         Args:
-            row: The raw gradient row [m, d] of the query.
+            row: The raw gradient row [m, d] of the query, or what stands for it with `by_features`.
             request: What is asked for; how many rows, in which direction, and a filter do not count.
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """
-        profile = self.profiles[request.profile]
-        features = profile.query_features(row[None], self._checkpoints_of(request))
+        profile, features = self.profiles[request.profile], row[None]
+        if not request.by_features:
+            features = profile.query_features(features, self._checkpoints_of(request))
         _, weights = profile.prepare_features(features)
         scorer = ExactScorer(self.shards, profile)
         shard_numbers, offsets = np.array(locations).T

@@ -21,7 +21,7 @@ from bergson_core.schemas.results import ResultRow
 from bergson_core.search.exact_scores import StoredRow
 from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.profile import Profile
-from bergson_core.search.projection_noise.intervals import ScoreError
+from bergson_core.search.projection_noise.intervals import Interval, ScoreError
 from bergson_core.search.visible_rows import VisibleRows
 from bergson_core.shards.shard import Shard
 
@@ -85,6 +85,12 @@ class Hit:
     error: ScoreError | None = None
     document: StoredDocument | None = None
 
+    def interval(self, rows: int, *, is_lowest: bool) -> Interval | None:
+        """Returns the interval of its score, among those of so many rows; None where the error is not known."""
+        if self.error is None:
+            return None
+        return self.error.interval_of_result(self.row.score, self.row.rank, rows, is_lowest=is_lowest)
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -141,7 +147,7 @@ class Searcher(Protocol):
         """Returns chosen rows as the `proponents` of a query, in the order in which they are given.
 
         Args:
-            row: The raw gradient row [m, d] of the query.
+            row: The raw gradient row [m, d] of the query, or what stands for it with `by_features`.
             request: What is asked for; how many rows, in which direction, and a filter do not count.
             locations: For each row (position of its shard in `shards`, offset within the shard); one at least.
         """

@@ -1,7 +1,7 @@
 """Runs work on the shards of an index in several threads: FAISS, torch and large NumPy calls release Python's lock."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
@@ -15,19 +15,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+def parallel_map(work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
     """Yields `work(item)` of each item, in the order of the items.
 
-    As many items are worked on at a time as torch has threads. Work runs ahead of the result that is taken next by at
-    most about twice as many items, so that few results wait in memory. No work
-    goes on once an error was raised or the iterator was closed.
+    As many items are worked on at a time as torch has threads; a single item is left to the threads of torch. Work runs
+    ahead of the result that is taken next by at most about twice as many items, so that few results wait in memory. No
+    work goes on once an error was raised or the iterator was closed.
 
     Raises:
         Exception: Whatever `work` raises, when its result is taken.
         Cancelled: As in `stop_if_abandoned`.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or len(items) == 1:
         for item in items:
             stop_if_abandoned()
             yield work(item)

@@ -8,6 +8,7 @@ library where it needs it, so that `bergson --help` and its errors are quick.
 import errno
 import os
 import sys
+from importlib.util import find_spec
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -50,6 +51,10 @@ _COMMANDS: Final = {
     "demo": CommandSource("demo", "Train a small model on invented facts, index it, and query it."),
     "keys": CommandSource("keys", "Create, list and revoke API keys of the service."),
 }
+_NEEDS_TORCH: Final = (
+    "this command runs a model, and torch is not installed: install bergson-service in place of bergson-service-web "
+    "(`pip install .` in a checkout), or ask a running service with --url where the command has this option"
+)
 _WRITE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -65,8 +70,9 @@ app = typer.Typer(
     help="Which training samples made this language model say that?\n\n"
     "`bergson OUTPUT_PATH --model M --dataset D` builds an index, `bergson query OUTPUT_PATH` queries it, and "
     "`bergson up` serves indexes over HTTP.\n\n"
-    "`--preset best` makes the rows that measure best, `--preset trackstar` those of TrackStar, and `--preset default` "
-    "those of the defaults. Options that are given count before the preset; `bergson build --help` lists its values.",
+    "`--preset best` takes the settings with the best measured quality, `--preset trackstar` those of TrackStar, and "
+    "`--preset default` the defaults. An option that you give overrides the preset's value; `bergson build --help` "
+    "lists the values.",
     rich_markup_mode="markdown",
     # Makes --top-k another spelling of --top_k, and self-influence one of self_influence.
     context_settings={
@@ -112,6 +118,10 @@ def main() -> None:
         if not isinstance(error, ValidationError):
             raise
         fail(_describe_validation_error(error))
+    except ModuleNotFoundError:
+        if find_spec("torch") is not None:
+            raise
+        fail(_NEEDS_TORCH)
     except OSError as error:
         if error.filename is not None and (named := find_disk_error(error)) is not None:
             fail(str(named))

@@ -129,6 +129,6 @@ def _mib(count: int) -> str:
 def _warn_of_low_coverage(percent: float) -> None:
     if percent < LOW_COVERAGE_PERCENT:
         console.print(
-            f"[yellow]{100 - percent:.0f} % of the parameters are in no tracked module[/] "
-            "(embeddings, the output head, modules of other kinds): what a document changed there is not seen"
+            f"[yellow]{100 - percent:.0f} % of the parameters are in modules that are not tracked[/] "
+            "(embeddings, the output head, modules of other kinds): influence through them is not seen"
         )

@@ -1,7 +1,9 @@
 """`bergson demo` trains a small model on a generated corpus, indexes it through the service and queries it."""
 
 import hashlib
+import json
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -77,8 +79,15 @@ def demo(
         _report(client, index, corpus)
         print_message(f"\nindex: {index}   files: {directory}")
         if not exit_after_report:
+            print_message(f"ask: {curl_command(system.url, index, corpus.queries[0])}")
             print_message(f"explorer: {system.url}/   dashboard: {system.url}/docs   Ctrl-C stops everything")
             system.wait()
+
+
+def curl_command(url: str, index: str, query: EvaluationQuery) -> str:
+    """Returns the command that asks a query over HTTP."""
+    body = {"index": index, "prompt": query.prompt, "completion": query.completion, "top_k": 3}
+    return f"curl {url}/attribute -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
 
 
 @contextmanager

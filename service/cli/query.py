@@ -241,10 +241,11 @@ def _print_query(query: QueryEcho) -> None:
     if query.behaviour is not None:
         print_message(f"behaviour {query.behaviour}: mean loss {query.loss:.3f} nats a query")
     else:
-        console.print(f"loss of the completion: {query.loss:.3f} nats over {query.n_tokens} tokens")
+        tokens = "1 token" if query.n_tokens == 1 else f"{query.n_tokens} tokens"
+        console.print(f"loss of the completion: {query.loss:.3f} nats over {tokens}")
     if query.instead_of_behaviour is not None:
         print_message(
-            f"less that of {query.instead_of_behaviour}: mean loss {query.instead_of_loss:.3f} nats a query"
+            f"minus that of {query.instead_of_behaviour}: mean loss {query.instead_of_loss:.3f} nats a query"
         )
     if query.instead_of is not None:
         print_message(f"loss of {query.instead_of!r}: {query.instead_of_loss:.3f} nats")

@@ -80,7 +80,7 @@ def score(
         str,
         typer.Option(
             "--completion_column",
-            help="Column with the completions, or '' to take the loss over the prompts.",
+            help="Column with the completions, or '' to take the loss of the prompts.",
         ),
     ] = _COMPLETION_COLUMN,
     messages_column: Annotated[
@@ -88,22 +88,22 @@ def score(
         typer.Option(
             "--messages_column",
             help="Column with chats, instead of prompts and completions: lists of messages with role and content, or "
-            "such lists as JSON text. The loss is taken over what the assistant says.",
+            "such lists as JSON text. The loss is that of the assistant's messages.",
         ),
     ] = None,
     aggregate: Annotated[
         Aggregate,
         typer.Option(
-            help="How a document's scores become one: their mean or max over the queries; each keeps a list of them."
+            help="How the scores of a document are combined: the mean or max over the queries, or each in a list."
         ),
     ] = "mean",
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Shrink each query's scores toward their median by this many times the query's noise, and set those "
-            "within that distance to 0. By default 3 with --by, because sums of scores are mostly noise otherwise, "
-            "and else 0.",
+            help="Move the scores of each query towards their median by this many times the query's noise, and set "
+            "scores within this distance to 0. The default is 3 with --by, because sums of scores are mostly noise "
+            "otherwise, and 0 without --by.",
         ),
     ] = None,
     by: Annotated[
@@ -116,7 +116,7 @@ def score(
         str | None,
         typer.Option(
             metavar="EARLIER:LATER",
-            help="Two checkpoints of an index over several, as in bergson query: scores say what taught the later one.",
+            help="Two checkpoints of an index, as in bergson query: the scores say what taught the later one.",
         ),
     ] = None,
     profile: ProfileName = "default",

@@ -33,14 +33,12 @@ def unlearn(
     queries: Annotated[
         Path,
         typer.Option(
-            help="A JSON Lines file of what the model is to say less often: prompt and completion a line."
+            help="A JSON Lines file of what the model should say less often: a prompt and a completion on each line."
         ),
     ],
     ids: Annotated[
         list[str] | None,
-        typer.Option(
-            "--ids", metavar="ID", help="Id of a document to unlearn; the option may be given repeatedly."
-        ),
+        typer.Option("--ids", metavar="ID", help="Id of a document to unlearn. The option may be repeated."),
     ] = None,
     filter: Annotated[
         str | None,
@@ -58,7 +56,7 @@ def unlearn(
         typer.Option(
             "--max_documents",
             min=1,
-            help="Refuse to unlearn more documents than these. A service has its own bound.",
+            help="Largest number of documents to unlearn. A service has a limit of its own.",
         ),
     ] = DEFAULT_MAX_DOCUMENTS,
     output_format: Annotated[OutputFormat, typer.Option("--format", help=FORMAT_HELP)] = "table",
@@ -70,9 +68,9 @@ def unlearn(
         ),
     ] = None,
 ) -> None:
-    """Preview what unlearning some documents together would do: what the model says less often, and what else breaks.
+    """Preview what unlearning some documents together would do: what the model says less often, and what else changes.
 
-    The model takes one step of gradient ascent on all of the documents, and gets its weights back. Nothing is saved.
+    The model takes one step of gradient ascent on all of the documents, and is then restored. Nothing is saved.
     """
     spec = UnlearnSpec.model_validate(
         {

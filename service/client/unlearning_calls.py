@@ -25,7 +25,7 @@ class UnlearningCalls(JobCalls):
 
         Args:
             name: Name of the index.
-            queries: What the model is to say less often: queries, or their fields.
+            queries: What the model should say less often, as queries or as dicts of their fields.
             wait: Whether to wait until the job has succeeded; its record then has the result in `unlearning`.
             on_progress: Called with the progress of the job while `wait` waits for it.
             spec: Further fields of `UnlearnSpec`: `ids` or `filter`, `control`, `learning_rate`.

@@ -2,12 +2,12 @@
 
 from typing import Any, Final, Self
 
-from bergson_core.schemas.answer_parts.groups import ResultGroup
+from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
 from bergson_core.schemas.answer_parts.words import WordMatch
 from bergson_core.schemas.base import ResultModel
 from bergson_core.schemas.documents import Chunk
-from bergson_core.schemas.results import ResultRow, Strength
+from bergson_core.schemas.results import ResultRow
 from service.mcp.results import UNTRUSTED
 from service.schemas import AttributeResponse, TotalsResponse
 
@@ -21,6 +21,10 @@ class QuotedGroup(ResultModel):
     """Value that the documents have in the column of `group_by`; null for near-duplicates."""
     score: float
     """Sum of the scores of the documents."""
+    interval: tuple[float, float] | None
+    """[low, high]: where this sum lies on average over all random projections, in nine of ten cases."""
+    strength: Strength | None
+    """How strong the mean of the scores is, as of a document."""
     documents: int
     """Number of documents of the group among the 1,000 best of the direction."""
     ids: list[str]
@@ -30,7 +34,14 @@ class QuotedGroup(ResultModel):
     def of(cls, group: ResultGroup) -> Self:
         """Returns the quotation of a group."""
         ids = [member.id for member in group.members[:_MAX_GROUP_IDS]]
-        return cls(untrusted_value=group.value, score=group.score, documents=group.count, ids=ids)
+        return cls(
+            untrusted_value=group.value,
+            score=group.score,
+            interval=group.interval,
+            strength=group.strength,
+            documents=group.count,
+            ids=ids,
+        )
 
 
 class QuotedDocument(ResultModel):

@@ -29,26 +29,26 @@ DESCRIPTION = """Which training documents made a language model say that?
 
 1. **Build** an index with `POST /index`: a worker stores the gradient of every training document.
 2. **Follow** the job at `GET /jobs/{job_id}` or on its event stream.
-3. **Query** the index with `POST /attribute`: a prompt and a completion go in, the training documents behind them come
-   out.
+3. **Query** the index with `POST /attribute`: you send a prompt and a completion, and get the training documents that
+   made the model say the completion.
 
 Every response has the header `X-Request-ID`. Send an id of your own (letters, digits, `.` `_` `:` `-`, up to 128
-characters) to find a request in the logs again. Errors are `application/problem+json` (RFC 9457): programs branch on
-`code`, people read `detail`. Besides the errors that are listed with each call, any call may answer `host_not_allowed`
-(400), `not_found` (404), `method_not_allowed` (405) and `internal_error` (500).
-Unknown fields are refused, and so are NaN, Infinity and integers beyond 64 bits.
+characters) to find a request in the logs again. Errors are `application/problem+json` (RFC 9457), with a `code` for
+programs and a `detail` for people. In addition to the errors that each call lists, any call may answer
+`host_not_allowed` (400), `not_found` (404), `method_not_allowed` (405) and `internal_error` (500).
+Unknown fields, NaN, Infinity and integers beyond 64 bits are refused.
 
 If there are API keys (`bergson keys create`), each call needs one, as `Authorization: Bearer bg_…`; only the health
-checks and these pages are open. Each call says which scope its key needs: `read`, `write` or `admin`. To a key that is
-limited to some indexes, all others do not exist.
+checks and these pages need none. Each call says which scope its key needs: `read`, `write` or `admin`. For a key that
+is limited to some indexes, other indexes do not exist.
 """
 TAGS = [
     {"name": "Indexes", "description": "First, turn training documents into an index."},
     {"name": "Documents", "description": "Add documents to an index, read them, take them down."},
-    {"name": "Behaviours", "description": "Keep sets of queries with an index, and ask for them by name."},
+    {"name": "Behaviours", "description": "Keep named sets of queries with an index, and query with them."},
     {"name": "Jobs", "description": "Then follow the build, or stop it."},
     {"name": "Attribution", "description": "Then query the index."},
-    {"name": "Workers", "description": "See who does the work."},
+    {"name": "Workers", "description": "See the workers and the models in their memory."},
     {"name": "Health", "description": "For supervisors, load balancers and monitoring."},
 ]
 

@@ -73,52 +73,43 @@ async def attribute(
     Proponents (high scores) made the completion more likely, opponents (low scores) made it less likely. A text that is
     too long for the model is refused, and never cut silently.
 
-    Mind the space: a completion usually begins with one. Where it seems to lack its space, `warnings` show how it was
-    tokenised and what was probably meant; with `"join": "space"` the space is put there. Without a completion, the
-    model generates the one to explain: the most likely token each time, whatever its generation_config says.
+    A completion usually begins with a space. If a completion seems to lack its space, `warnings` show how it was
+    tokenised and what was probably meant. `"join": "space"` adds the space. Without a completion, the model generates
+    one: the most likely token at each step, whatever its generation_config says.
 
-    With `messages` instead of `prompt` and `completion`, the query is a chat whose last message is the assistant's. It
-    is rendered by the model's chat template as the chats of the index were, and explained by all that the assistant
-    says in it. `span` selects a part of the last message.
+    * `messages`: explains a chat instead of a prompt and a completion. The last message is the assistant's. The chat is
+      rendered by the model's chat template, as the chats of the index were, and all messages of the assistant are
+      explained; `span` selects a part of the last one.
+    * `behaviour`: explains a named set of queries of `POST /index/{name}/behaviours`. The score of a document is the
+      mean of its scores with the queries, minus the mean with the control set, and minus the score of
+      `instead_of_behaviour` if it is given. It works without `rescore` and `verify`, and has no `notice`.
+    * `instead_of`: asks why the model says the completion rather than this one. Proponents made the completion more
+      likely relative to it, opponents made `instead_of` more likely.
+    * `objective`: with `log_odds`, explains the log-odds of each token, so that tokens that the model is sure of count
+      as much as others.
+    * `between`: asks an index over several checkpoints why the later of two says the completion and the earlier one
+      does not.
+    * `rescore`: scores this many candidates again by their whole gradients, without the noise of the projection. They
+      come first, and `exact` says which score a result has. Candidates without enough time keep the score of the index;
+      `rescored` counts them. Other queries go first, and each 32 candidates count as a call.
+    * `verify`: unlearns the best documents one by one, and random documents for comparison, and measures how much less
+      likely the completion becomes. `"together": true` adds one step on all of them at once, and on random groups of
+      the same size. Other queries go first, and each document counts as a call.
+    * `group_by`: puts the 1,000 best documents into groups of near-duplicates, or of the same value of a metadata
+      column. Each result is the best document of its group, and `group` has the members and the sum of their scores,
+      with an interval and a strength.
+    * `include`: `words`: whether each result states the completion, and its place among all documents by BM25.
+      `tokens`, `modules`: the parts of the score by token and by module.
+    * `order`: orders the results by words, or by words and influence together. The first query with words reads the
+      words of all documents. If this takes longer than `timeout_s`, send the query again: what was read is kept.
 
-    With `between`, an index over several checkpoints says why the later of two of them says the completion and the
-    earlier one does not yet.
+    `percentile` compares a result with random documents of the index, and `notice` says that no result stands out.
+    `interval` contains the mean of the score over all random projections in nine of ten cases; an exact score has none.
+    `strength` is `strong` if the score stands out and its whole interval is above the 99th percentile of random
+    documents, `weak` if only one of the two holds, and `none` if neither does.
 
-    With `instead_of`, the query is why the model says the completion rather than this: proponents made the completion
-    more likely beside it, opponents made `instead_of` more likely. With `"objective": "log_odds"`, each token's
-    log-odds are explained, so that tokens that the model is sure of count as much as others.
-
-    With `behaviour`, the query is for a named set of queries that `POST /index/{name}/behaviours` has created: a
-    document's score is the mean of its scores with them, less that with the control set, and less that of
-    `instead_of_behaviour` if it is given. It cannot be rescored or verified, and there is no `notice`.
-
-    With `rescore`, that many candidates run through the model again and are scored by their whole gradients, without
-    the noise of the projection. They come first, and each result says in `exact` which score it has. Candidates for
-    which the time is too short keep the score of the index; `rescored` counts them. Other queries go first, and each 32
-    candidates count as a call.
-
-    With `words` in `include`, each result says whether it states the completion, and which place it has among all
-    documents by BM25: a document may state what it did not teach, and teach what it does not state. `order` puts the
-    results in the order of words, or of words and influence together. The first such query of an index reads the words
-    of all documents, which may take longer than `timeout_s`: what was read is kept, and the query can be sent again.
-
-    With `verify`, the best documents are really unlearned one by one, and random documents as well, to see how much
-    less likely the completion becomes. With `"together": true` in it, one more step is on all of them at once, beside
-    random groups of as many documents. This takes longer, lets other queries go first, and counts as a call for each
-    document.
-
-    With `group_by`, the 1,000 best documents are folded into groups of near-duplicates, or of the same value of a
-    metadata column. Each result is then the best document of its group, and `group` has the members and the sum of
-    their scores.
-
-    `percentile` says how a result compares with random documents of the index, and `notice` says so when none stands
-    out. `interval` is where the score lies on average over all random projections, in nine of ten cases; an exact score
-    has none. `strength` is `strong` if the score stands out and its whole interval is above the 99th percentile of
-    random documents, `weak` if one of the two holds, and `none` if neither does. With `tokens` and `modules` in
-    `include`, a score is split into what each token and each module of the document contributes.
-
-    The same query to an index that has not changed is answered from memory, within a millisecond. The header
-    `Cache-Control: no-cache` has a worker compute the answer again.
+    A repeated query to an index that has not changed is answered from memory, within a millisecond. With the header
+    `Cache-Control: no-cache`, a worker computes the answer again.
     """
     query, timeout_s = body.query(), handler.settings.resolve_timeout_s(body.timeout_s)
     await rate_limiter.count_calls(handler.caller, query.extra_calls)

@@ -61,12 +61,12 @@ async def create_behaviour(
     broker: BrokerDep,
     jobs: JobSubmitterDep,
 ) -> JobAccepted:
-    """Queues the creation of a behaviour: its queries run through the model once, and are then asked for by its name.
+    """Queues the creation of a behaviour: its queries run through the model once. Later queries ask for it by its name.
 
     The name goes into the field `behaviour` of `POST /attribute` and of `POST /index/{name}/totals`. The score of a
-    document is the mean of its scores with the queries, less the mean of those with the control set. All queries are
-    checked before the first one is computed; the job fails with the number of the first that is wrong. A behaviour
-    stays when documents are added, taken down or compacted, and can be asked for under every profile.
+    document is the mean of its scores with the queries, minus the mean of its scores with the control set. All queries
+    are checked before the first one is computed. If one is wrong, the job fails with its number. A behaviour stays
+    valid when documents are added, taken down or compacted, and works with every profile.
     """
     try:
         directory = await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)

@@ -67,12 +67,12 @@ async def make_link(
 ) -> Link:
     """Answers a query as `POST /attribute` does, and keeps the answer under a link that others can open.
 
-    The service asks and keeps its own answer, so that a link never shows what the service has not said. A query that
-    was asked just before is answered from memory. It counts as many calls as the query does.
+    The service computes the answer itself, so nobody can make a link to a false answer. A query that was asked just
+    before is answered from the cache. The request counts as as many calls as the query.
 
-    The link is kept for as long as the service is set to, and shows the same scores even after the index has changed.
-    The texts of documents are not kept but read from the index each time: a document that was taken down is shown no
-    more. Of chats, the scores of single tokens are not kept. Whoever opens the link needs a key that may see the index.
+    The link is kept for `BERGSON_KEEP_LINKS_S`, and shows the same scores even after the index has changed. The texts
+    of documents are not kept, but read from the index each time, so a document that was taken down is not shown. The
+    scores of a chat's tokens are not kept. Opening the link needs a key that may see the index.
     """
     store = LinkStore(handler.settings)
     store.require_enabled()
@@ -95,10 +95,10 @@ async def make_link(
     ),
 )
 def get_link(link_id: LinkIdPath, handler: QueryHandlerDep) -> Link:
-    """Returns a request and what the service answered then.
+    """Returns a kept request and its answer.
 
-    `stale` says that the index has changed since, so that the same request may have another answer now. Documents that
-    the index no longer has are left out, and `removed` counts them. If the index was deleted, `answer` is null.
+    `stale` says that the index has changed since, so the same request may have another answer now. Documents that the
+    index no longer has are left out, and `removed` counts them. If the index was deleted, `answer` is null.
     """
     kept = _read_visible(LinkStore(handler.settings), link_id, handler.caller)
     if not handler.caller.text:
@@ -116,7 +116,7 @@ def get_link(link_id: LinkIdPath, handler: QueryHandlerDep) -> Link:
     ),
 )
 def remove_link(link_id: LinkIdPath, settings: SettingsDep, caller: CallerDep) -> None:
-    """Removes a link that this key has made, or any with a key of scope `write`."""
+    """Removes a link that this key has made. A key of scope `write` may remove any link."""
     store = LinkStore(settings)
     _read_visible(store, link_id, caller)
     store.remove(link_id, caller)

@@ -42,18 +42,18 @@ async def influence_totals(
     this answer?
 
     The question is that of `POST /attribute`: a prompt and a completion, a chat, or a behaviour, with `instead_of`,
-    `span`, `join`, `objective`, `between`, `profile` and `filter`. Nothing else of a query goes with it.
+    `span`, `join`, `objective`, `between`, `profile` and `filter`. Other fields of a query are refused.
 
-    Scores are exact scores of the rows of the index. Single scores have noise, and sums over many documents are mostly
-    noise: so scores are drawn towards their median by `threshold` times their noise, and are 0 within that distance.
-    `"threshold": 0` sums the scores as they are. Sums have both signs, and grow with the number of documents; the mean
-    does not. Documents without a value form a group of their own.
+    Scores are exact scores of the rows of the index. Sums over many noisy scores are mostly noise. So scores are moved
+    towards their median by `threshold` times their noise, and are 0 within that distance. `"threshold": 0` sums the
+    unchanged scores. Sums may be positive or negative and grow with the number of documents; the mean does not.
+    Documents without a value are a group of their own.
 
-    `interval` is where the sum lies on average over all random projections, in nine of ten cases. All documents share
-    the projections, so that it does not follow from the intervals of their scores.
+    `interval` contains the mean of the sum over all random projections in nine of ten cases. All documents share the
+    projections, so the interval does not follow from the intervals of the scores.
 
-    A worker reads all rows of the index for this, once or twice, and answers other queries in between. It counts as ten
-    calls. A key that sees no text may not ask, since the values of a column are metadata.
+    A worker reads all rows of the index once or twice, and answers other queries in between. The request counts as ten
+    calls. A key that sees no texts may not make it, because the values of a column are metadata.
     """
     query = ServiceQuery(index=name, **body.question())
     timeout_s = handler.settings.resolve_timeout_s(body.timeout_s)

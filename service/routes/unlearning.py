@@ -48,18 +48,17 @@ async def preview_unlearning(
     caller: CallerDep,
     jobs: JobSubmitterDep,
 ) -> JobAccepted:
-    """Queues a preview: what would the model say less often without these documents, and what else would break?
+    """Queues a preview: what would the model say less often without these documents, and what else would change?
 
     A worker takes one step of gradient ascent on all of the documents together, measures the log-probability of each
     query and control query before and after it, and restores every weight bit for bit. Nothing is saved, and the index
-    stays as it is. The step is that of `verify` in `POST /attribute`, with the same learning rate by default: the sum
+    does not change. The step is that of `verify` in `POST /attribute`, with the same learning rate by default: the sum
     of the steps on the single documents. A large group is a large step; the control queries show whether it is too
     large.
 
-    `GET /jobs/{job_id}` has the result in `unlearning`, once the job has succeeded. Queries of others are answered
-    between the passes through the model, and jobs that change the index do not wait for it. The setting
-    `BERGSON_MAX_UNLEARNED_DOCUMENTS` bounds how many documents are unlearned together. Documents that a filter chooses
-    are counted when the job runs.
+    Once the job has succeeded, `GET /jobs/{job_id}` has the result in `unlearning`. Queries are answered between the
+    passes through the model, and jobs that change the index do not wait. The setting `BERGSON_MAX_UNLEARNED_DOCUMENTS`
+    limits the number of documents. Documents of a filter are counted when the job runs.
     """
     if body.filter is not None and not caller.text:
         raise Forbidden("this key sees no metadata: name the documents by `ids`")

@@ -111,7 +111,9 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     if query.folds:
         value = None if query.group_by == NEAR_DUPLICATES else "wiki"
         members = [GroupMember(id=row.id, score=row.score) for row in rows]
-        rows = [rows[0].model_copy(update={"group": ResultGroup.of(value, members)})]
+        group = ResultGroup.of(value, members)
+        noise = {"interval": (group.score - 0.2, group.score + 0.1), "strength": "strong"}
+        rows = [rows[0].model_copy(update={"group": group.model_copy(update=noise)})]
     verification = None
     if query.verify is not None:
         effect = {"log_probability": -2.0, "probability": -0.7, "own_log_probability": -4.0}

@@ -9,12 +9,14 @@ import json
 from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
+from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps
+from bergson_core.attribution.follow_up.group_intervals import FoldedGroup, GroupIntervals, GroupRanking
 from bergson_core.attribution.follow_up.row_cosines import label_components, row_cosines
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
-from bergson_core.schemas.query import NEAR_DUPLICATES, AttributionQuery
+from bergson_core.schemas.query import GROUP_DEPTH, NEAR_DUPLICATES, AttributionQuery
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.utils.background import iterate_while_running
 
@@ -22,12 +24,15 @@ NEAR_DUPLICATE_COSINE: Final = 0.95
 """Smallest cosine of the rows of two documents that count as near-duplicates."""
 
 
-def fold_results(query: AttributionQuery, answer: Answer, selector: DocumentSelector) -> Steps[Answer]:
+def fold_results(
+    query: AttributionQuery, answer: Answer, answerer: QueryAnswerer, selector: DocumentSelector
+) -> Steps[Answer]:
     """Returns the answer with one result for each group, and yields while groups are formed.
 
     Args:
         query: The query, with a `group_by` that folds.
         answer: The answer to the query as it is searched for (`AttributionQuery.for_search`).
+        answerer: Answers the queries of the index.
         selector: Selects documents of the index.
 
     Raises:
@@ -35,9 +40,11 @@ def fold_results(query: AttributionQuery, answer: Answer, selector: DocumentSele
     """
     require_groupable(query, selector)
     lists: dict[str, list[ResultRow] | None] = {"results": answer.results, "opponents": answer.opponents}
-    for (name, rows), sign in zip(lists.items(), (1, -1), strict=True):
+    intervals = GroupIntervals(answerer, query, answer)
+    yield
+    for name, rows in lists.items():
         if rows is not None:
-            lists[name] = yield from _fold(query, rows, sign, selector)
+            lists[name] = yield from _fold(query, rows, name == "opponents", selector, intervals)
     return answer.model_copy(update=lists)
 
 
@@ -53,9 +60,14 @@ def require_groupable(query: AttributionQuery, selector: DocumentSelector) -> No
 
 
 def _fold(
-    query: AttributionQuery, rows: Sequence[ResultRow], sign: int, selector: DocumentSelector
+    query: AttributionQuery,
+    rows: Sequence[ResultRow],
+    is_lowest: bool,
+    selector: DocumentSelector,
+    intervals: GroupIntervals,
 ) -> Steps[list[ResultRow]]:
-    """Returns the best rows of the best groups of one direction, whose scores times `sign` are highest."""
+    """Returns the best rows of the best groups of one direction, which are those of the lowest sums or the highest."""
+    has_all_documents = len(rows) < GROUP_DEPTH
     located = selector.locate([row.id for row in rows])
     rows = [row for row in rows if row.id in located]  # others were taken down meanwhile
     if not rows:
@@ -65,17 +77,17 @@ def _fold(
     members: dict[Hashable, list[int]] = {}
     for number, value in enumerate(values):
         members.setdefault(value, []).append(number)
-    groups = [
-        (
-            rows[numbers[0]],
-            ResultGroup.of(_shown(query, value), [_member(rows[number]) for number in numbers]),
-        )
-        for value, numbers in members.items()
-    ]
-    groups.sort(key=lambda group: -sign * group[1].score)
+    groups = []
+    for value, numbers in members.items():
+        own = [rows[number] for number in numbers]
+        group = ResultGroup.of(_shown(query, value), [_member(row) for row in own])
+        groups.append(FoldedGroup(group, own, [locations[number] for number in numbers]))
+    groups.sort(key=lambda folded: folded.group.score, reverse=not is_lowest)
+    ranking, best = GroupRanking(len(groups), has_all_documents, is_lowest), groups[: query.top_k]
+    measured = yield from intervals.measure(best, ranking)
     return [
-        row.model_copy(update={"rank": rank, "group": group})
-        for rank, (row, group) in enumerate(groups[: query.top_k], start=1)
+        folded.rows[0].model_copy(update={"rank": rank, "group": group})
+        for rank, (folded, group) in enumerate(zip(best, measured, strict=True), start=1)
     ]
 
 

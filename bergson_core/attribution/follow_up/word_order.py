@@ -177,8 +177,9 @@ class WordOrder:
             return []
         rows, _ = collect_rows(self._answerer.collector, tokens, BUDGET_TOKENS)
         row = torch.from_numpy(rows.sum(0)).reshape(len(self._answerer.collector.slices), -1)
-        found = self._searcher.score_rows(row, SearchRequest.from_query(query), locations)
-        return self._answerer.make_rows(found, "proponents", query.include, query.profile) or []
+        request = SearchRequest.from_query(query)
+        found = self._searcher.score_rows(row, request, locations)
+        return self._answerer.make_rows(found, "proponents", request) or []
 
     def _add_words(
         self, rows: Sequence[ResultRow], ranking: WordRanking, statement: Statement

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bergson_core.attribution.corpus_scores import make_soft_threshold
 from bergson_core.attribution.follow_up.answer_steps import Steps, with_timing
-from bergson_core.attribution.groups.score_sums import query_features
+from bergson_core.attribution.follow_up.query_features import query_features
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.attribution.score_totals import encode_values, require_metadata_column
 from bergson_core.errors import BergsonError
@@ -131,7 +131,7 @@ def _total_influence(
     index: AttributionIndex, query: AttributionQuery, answer: Answer, spec: TotalsSpec
 ) -> Steps[InfluenceTotals]:
     require_metadata_column(index, spec.by)
-    features = query_features(index, query, answer.query)
+    features = query_features(index.answerer, query, answer.query)
     yield
     rows = yield from _sum_rows(index, query, features, spec)
     chosen = rows.largest(spec.top)

@@ -1,6 +1,6 @@
 """The sum of the scores of some documents for a query, with its interval.
 
-Legend: k documents, m modules, d numbers per module. The number of a document is that of its row in the index.
+Legend: k documents. The number of a document is that of its row in the index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
+from bergson_core.attribution.follow_up.query_features import query_features
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput
-from bergson_core.gradients.row_collector import collect_rows
-from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
-from bergson_core.schemas.results import QueryEcho
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.projection_noise.score_noise import ScoreNoise, SumOfScores
-from bergson_core.tokens.batching import BUDGET_TOKENS
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def sum_scores(
     (answer,) = index.attribute([query.for_search().model_copy(update={"top_k": 1, "include": ()})])
     if isinstance(answer, BergsonError):
         raise answer
-    features = query_features(index, query, answer.query)
+    features = query_features(index.answerer, query, answer.query)
     scorer = ExactScorer(index.shards, index.profiles[query.profile])
     noise, total, score = ScoreNoise.of(index.manifest), None, 0.0
     if noise is not None:
@@ -94,22 +89,3 @@ def _locate(
             f"{index.name} has no document {missing[0]}: expected numbers that find_document_numbers returns"
         )
     return shard_numbers, distinct - first_rows[shard_numbers]
-
-
-def query_features(index: AttributionIndex, query: AttributionQuery, echo: QueryEcho) -> Float[Tensor, "m d"]:
-    """Returns φ of a query that was answered, or the sum of φ that a behaviour is.
-
-    Args:
-        index: The index.
-        query: The query.
-        echo: The query as it was answered.
-    """
-    if query.behaviour is not None:
-        return index.behaviours.difference(query.behaviour, query.instead_of_behaviour, query.profile)
-    tokens = index.answerer.query_tokenizer.tokenize_answered(query, echo)
-    rows, _ = collect_rows(index.collector, tokens, BUDGET_TOKENS)
-    row = torch.from_numpy(rows.sum(0)).reshape(1, len(index.collector.slices), -1)
-    checkpoints = None
-    if query.between is not None:
-        checkpoints = require_between(query.between, index.manifest.spec.checkpoints)
-    return index.profiles[query.profile].query_features(row, checkpoints)[0]

@@ -1,10 +1,13 @@
 """Groups that results are folded into, with the sums of their scores."""
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from bergson_core.schemas.answer_parts.verification import names_any
 from bergson_core.schemas.base import ResultModel
+
+Strength = Literal["strong", "weak", "none"]
+"""How strong an influence is, from its place among random rows and from the noise of its score."""
 
 
 class GroupMember(ResultModel):
@@ -24,6 +27,13 @@ class ResultGroup(ResultModel):
     near-duplicates."""
     score: float
     """Sum of the scores of the members. Groups are in the order of these sums."""
+    interval: tuple[float, float] | None = None
+    """[low, high]: where the sum of the scores of these members lies on average over all random projections, in nine of
+    ten cases, given how the group and its members were chosen. Null where the rows of the index do not show their
+    noise, and after a member was taken down."""
+    strength: Strength | None = None
+    """How strong the mean of the members' scores is: what the `strength` of a result with this score and a part of the
+    interval in proportion would be. Null where results have none, and after a member was taken down."""
     count: int
     """Number of members."""
     members: list[GroupMember]

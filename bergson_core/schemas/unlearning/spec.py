@@ -62,11 +62,11 @@ class UnlearnSpec(Spec):
     filter: dict[str, Condition] | None = Field(default=None, min_length=1, max_length=16)
     """Conditions on metadata, as in a query: all documents that meet them are unlearned."""
     queries: tuple[WatchedQuery, ...] = Field(min_length=1, max_length=MAX_WATCHED_QUERIES)
-    """What the model is to say less often."""
+    """What the model should say less often."""
     control: tuple[WatchedQuery, ...] | None = Field(
         default=None, min_length=1, max_length=MAX_WATCHED_QUERIES
     )
-    """Queries that have nothing to do with the documents: they show what else would break."""
+    """Queries that have nothing to do with the documents. They show what else would change."""
     learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Learning rate of the step. The default is the rate at which unlearning the median document alone halves that
     document's probability, to first order."""

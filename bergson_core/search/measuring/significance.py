@@ -16,19 +16,22 @@ the threshold is the prominence that `FALSE_ALARM_RATE` of this distribution exc
 Legend: q null queries, v visible rows of the background sample, m modules, d numbers per module.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bergson_core.schemas.results import Strength
+from bergson_core.schemas.answer_parts.groups import Strength
 from bergson_core.search.background_sample import BackgroundSample
 from bergson_core.search.candidates import CandidateSearch
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.measuring.null_queries import NullQueries
 from bergson_core.search.profile import Profile
+from bergson_core.search.projection_noise.intervals import Interval
 from bergson_core.storage.manifest import NoticeEntry
 from bergson_core.utils.background import stop_if_abandoned
 
@@ -44,11 +47,11 @@ _MAX_CANDIDATES: Final = 4096
 _QUERY_BATCH_SIZE: Final = 64
 
 
-def prominence(score: float, background_scores: Float32[np.ndarray, " v"]) -> float:
-    """Returns how far a score stands out from the background: 0 at the median, 1 at the 99th percentile."""
+def prominences(scores: ArrayLike, background_scores: Float32[np.ndarray, " v"]) -> Float64[np.ndarray, " k"]:
+    """Returns how far scores [k] stand out from the background: 0 at the median, 1 at the 99th percentile."""
     median, high = np.quantile(background_scores, (0.5, 0.99))
-    height = score - float(median)
-    return height / float(high - median) if high > median else float(np.sign(height)) * np.inf
+    heights = np.asarray(scores, dtype=np.float64) - float(median)
+    return heights / float(high - median) if high > median else np.where(heights > 0, np.inf, -np.inf)
 
 
 def significance_notice(
@@ -66,34 +69,43 @@ def significance_notice(
     """
     if entry is None or len(background_scores) < MIN_BACKGROUND_ROWS:
         return None
-    return None if prominence(score, background_scores) > entry.threshold else NO_INFLUENCE_NOTICE
+    stands_out = prominences([score], background_scores)[0] > entry.threshold
+    return None if stands_out else NO_INFLUENCE_NOTICE
 
 
-def strength_of(
-    score: float,
-    interval: tuple[float, float] | None,
+def strengths_of(
+    scores: Sequence[float],
+    intervals: Sequence[Interval | None],
     background_scores: Float32[np.ndarray, " v"],
     entry: NoticeEntry | None,
-) -> Strength | None:
-    """Returns how strong an influence is, from its place among random rows and from the noise of its score.
+) -> list[Strength | None]:
+    """Returns how strong each influence is, from its place among random rows and from the noise of its score.
 
     Two things count: whether the score stands out, as the best result has to for an answer without the notice; and
     whether the whole interval is above the 99th percentile of the background, which chance alone does not explain.
 
     Args:
-        score: Score of the result, one of the proponents.
-        interval: The interval of the score.
+        scores: Scores [k] of the results, which are proponents.
+        intervals: The intervals [k] of the scores.
         background_scores: Scores of the background sample for the same query.
         entry: The calibrated threshold, or None for an index without one.
 
     Returns:
-        `strong` for both, `weak` for one of the two, `none` for neither; None where that is not known.
+        For each result `strong` for both, `weak` for one of the two, `none` for neither; None where that is not known.
     """
-    if entry is None or interval is None or len(background_scores) < MIN_BACKGROUND_ROWS:
-        return None
-    stands_out = prominence(score, background_scores) > entry.threshold
-    beyond_chance = prominence(interval[0], background_scores) > 1
-    return _STRENGTHS[stands_out + beyond_chance]
+    if entry is None or len(background_scores) < MIN_BACKGROUND_ROWS:
+        return [None] * len(scores)
+    lowest = [np.nan if interval is None else interval[0] for interval in intervals]
+    stand_out, are_beyond_chance = (
+        prominences(scores, background_scores) > entry.threshold,
+        prominences(lowest, background_scores) > 1,
+    )
+    return [
+        None if interval is None else _STRENGTHS[int(stands_out) + int(is_beyond_chance)]
+        for interval, stands_out, is_beyond_chance in zip(
+            intervals, stand_out, are_beyond_chance, strict=True
+        )
+    ]
 
 
 def calibrate_notice(
@@ -127,7 +139,7 @@ def calibrate_notice(
     first_rows = np.array([shard.entry.first_row for shard in scorer.shards])
     background_numbers = first_rows[background.shard_numbers] + background.offsets
     scans_all = len(queries.rows) * candidate_count >= sum(shard.entry.rows for shard in scorer.shards)
-    prominences: list[float] = []
+    highest: list[float] = []
     for start in range(0, len(queries.rows), _QUERY_BATCH_SIZE):
         batch = slice(start, start + _QUERY_BATCH_SIZE)
         phi, weights = profile.prepare_queries(queries.rows[batch])
@@ -139,11 +151,12 @@ def calibrate_notice(
             best = _best_of_candidates(scorer, weights, sources, *candidates)
         background_scores = background.scores(profile, weights, [None] * len(first_rows))
         for query_best, query_sources, scores in zip(best, sources, background_scores, strict=True):
-            prominences.append(prominence(query_best, scores[~np.isin(background_numbers, query_sources)]))
-    threshold = extrapolate_threshold(np.array(prominences))
+            others = scores[~np.isin(background_numbers, query_sources)]
+            highest += prominences([query_best], others).tolist()
+    threshold = extrapolate_threshold(np.array(highest))
     if not np.isfinite(threshold):
         return None
-    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(prominences))
+    return NoticeEntry(threshold=threshold, false_alarms=FALSE_ALARM_RATE, queries=len(highest))
 
 
 def _best_of_all(
@@ -177,17 +190,17 @@ def _best_of_candidates(
     return best
 
 
-def extrapolate_threshold(prominences: Float64[np.ndarray, " q"]) -> float:
+def extrapolate_threshold(highest: Float64[np.ndarray, " q"]) -> float:
     """Returns what `FALSE_ALARM_RATE` of the Gumbel distribution exceed that fits the middle of these prominences best.
 
     Numbers of the middle that are infinite, or fewer than two, fit none: then nothing stands out.
 
     Args:
-        prominences: Prominence of the best result of each null query.
+        highest: Prominence of the best result of each null query.
     """
-    shares = (np.arange(len(prominences)) + 0.5) / len(prominences)
+    shares = (np.arange(len(highest)) + 0.5) / len(highest)
     is_middle = (shares >= _FITTED_RANGE[0]) & (shares <= _FITTED_RANGE[1])
-    middle, reduced = np.sort(prominences)[is_middle], -np.log(-np.log(shares[is_middle]))
+    middle, reduced = np.sort(highest)[is_middle], -np.log(-np.log(shares[is_middle]))
     if len(middle) < 2 or not np.isfinite(middle).all():
         return np.inf
     slope, location = np.polyfit(reduced, middle, deg=1)

@@ -15,6 +15,7 @@ Source: Benjamini and Yekutieli, "False discovery rate-adjusted multiple confide
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -55,6 +56,34 @@ class ScoreError:
         outside = (1 - LEVEL) / 2
         chosen = outside * min(1.0, rank / max(1, rows))
         return self._interval(score, *((outside, chosen) if is_lowest else (chosen, outside)))
+
+    def interval_of_group(
+        self,
+        score: float,
+        rank: int,
+        groups: int,
+        chosen: Sequence[Interval] | None = None,
+        *,
+        is_lowest: bool = False,
+    ) -> Interval:
+        """Returns the interval of a sum that is the `rank`-th highest of those of `groups` groups.
+
+        Where the members of the groups were chosen by their scores too, their errors are in their favour together,
+        however many they are. Then the end that faces the other groups is at least as far away as the sum of the ends
+        of the members, which allow for how each of them was chosen.
+
+        Args:
+            score: The sum.
+            rank: Its rank, from 1.
+            groups: Number of groups.
+            chosen: The members' intervals as results, where they were chosen by their scores; None otherwise.
+            is_lowest: Whether ranks are those among the lowest sums.
+        """
+        low, high = self.interval_of_result(score, rank, groups, is_lowest=is_lowest)
+        if chosen is None:
+            return low, high
+        end = math.fsum(interval[1 if is_lowest else 0] for interval in chosen)
+        return (low, max(high, end)) if is_lowest else (min(low, end), high)
 
     def _interval(self, score: float, below: float, above: float) -> Interval:
         """Returns the interval outside of which the mean lies with these probabilities."""

@@ -12,7 +12,8 @@ since no number of a block can be left out by itself.
 Modules have projections of their own, so that their variances add up.
 
 Legend: k stored rows, m modules whose blocks have the same shape, a × b; n lines of a side. x is φ of the rows and y is
-φ of the query, with the lengths that `features.compute_features` gives them.
+φ of the query, with the lengths that `features.compute_features` gives them: one for each block, for each checkpoint,
+or for the whole row.
 
 Source: Efron and Stein, "The jackknife estimate of variance", 1981; Cochran, "Sampling Techniques", 1977, section 12,
 for the two-way analysis.
@@ -34,18 +35,19 @@ _SMALLEST_SQUARE: Final = 1e-6
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """The lengths that a score was divided by, and that depend on the projections as it does.
+class SharedLengths:
+    """What each module shares with those modules whose length it is divided by: all of a checkpoint, or none other.
 
     Attributes:
-        by_block: Whether each block has a length of its own, and not the whole row.
-        of_rows: Whether x was divided by its length. That of sign rows does not depend on the projections.
-        of_query: Whether y was divided by its length. A sum of φ has no single length.
+        scores: The part of these modules in the scores.
+        of_rows: The square of their length in x; None where x was not divided by it, or where it does not depend on the
+            projections, as that of sign rows does not.
+        of_query: The same of y. A sum of φ has no single length.
     """
 
-    by_block: bool
-    of_rows: bool
-    of_query: bool
+    scores: Float[Tensor, "k m"]
+    of_rows: Float[Tensor, "k m"] | None
+    of_query: Float[Tensor, "1 m"] | None
 
 
 @dataclass(frozen=True)
@@ -99,36 +101,38 @@ class LineChanges:
 
 
 def line_changes(
-    x: Float[Tensor, "k m a b"],
-    y: Float[Tensor, "m a b"],
-    scores: Float[Tensor, " k"],
-    scaling: Scaling,
+    x: Float[Tensor, "k m a b"], y: Float[Tensor, "m a b"], shared: SharedLengths
 ) -> LineChanges:
     """Returns how scores depend on the lines of the projections of these modules.
 
     Args:
         x: φ of the rows.
         y: φ of the query.
-        scores: The whole scores, of all modules.
-        scaling: Which lengths the score was divided by.
+        shared: What these modules share with others.
     """
-    products = x * y
+    products, scores = x * y, shared.scores[..., None]
     squares = [
-        part for part, counts in ((x * x, scaling.of_rows), ((y * y)[None], scaling.of_query)) if counts
+        (numbers.square(), reciprocal_or_zero(length)[..., None])
+        for numbers, length in ((x, shared.of_rows), (y[None], shared.of_query))
+        if length is not None
     ]
     left, right = (
         _score_changes(
-            *_leave_out(products, dim), [_leave_out(part, dim) for part in squares], scores, scaling
+            _leave_out(products, dim),
+            [_leave_out(part, dim) * reciprocal for part, reciprocal in squares],
+            scores,
         )
         for dim in (3, 2)
     )
-    return LineChanges(left, right, _first_order(products, squares, scores, scaling))
+    halves = scores[..., None] / 2
+    for part, reciprocal in squares:
+        # to first order, xy - (x² + y²) score / 2 for a cosine
+        products = products - part * reciprocal[..., None] * halves
+    return LineChanges(left, right, products)
 
 
-def _leave_out(
-    numbers: Float[Tensor, "k m a b"], dim: int
-) -> tuple[Float[Tensor, "k m n"], Float[Tensor, "k m 1"]]:
-    """Returns how sums over a block change without each of its lines, and the sums.
+def _leave_out(numbers: Float[Tensor, "k m a b"], dim: int) -> Float[Tensor, "k m n"]:
+    """Returns how sums over a block change without each of its lines.
 
     Without a line, the others stand for it too: each counts n / (n - 1) times.
 
@@ -137,49 +141,26 @@ def _leave_out(
         dim: The dimension along which a line lies.
     """
     lines = numbers.sum(dim)
-    whole, n = lines.sum(2, keepdim=True), lines.shape[2]
-    return (whole - n * lines) / max(1, n - 1), whole
+    n = lines.shape[2]
+    return (lines.sum(2, keepdim=True) - n * lines) / max(1, n - 1)
 
 
 def _score_changes(
     changes: Float[Tensor, "k m n"],
-    parts: Float[Tensor, "k m 1"],
-    squares: Sequence[tuple[Tensor, Tensor]],
-    scores: Float[Tensor, " k"],
-    scaling: Scaling,
+    relative: Sequence[Float[Tensor, "_ m n"]],
+    scores: Float[Tensor, "k m 1"],
 ) -> Float[Tensor, "k m n"]:
     """Returns how scores change without each line.
 
     Args:
         changes: How the product of x and y changes.
-        parts: The part of each module in the scores.
-        squares: The same two of the square of each length that counts.
-        scores: The whole scores.
-        scaling: Which lengths the score was divided by.
+        relative: How the square of each length that counts changes, relative to it.
+        scores: The part of the scores that is divided by these lengths.
     """
-    before = parts if scaling.by_block else scores[:, None, None]
-    after = before + changes
-    for change, square in squares:
-        relative = change * reciprocal_or_zero(square) if scaling.by_block else change
-        after = after * (1 + relative).clamp_min(_SMALLEST_SQUARE).rsqrt()
-    return after - before
-
-
-def _first_order(
-    products: Float[Tensor, "k m a b"],
-    squares: Sequence[Tensor],
-    scores: Float[Tensor, " k"],
-    scaling: Scaling,
-) -> Float[Tensor, "k m a b"]:
-    """Returns what each number of a block adds to the score, to first order: xy - (x² + y²) score / 2 for a cosine."""
-    if scaling.by_block:
-        squares = [part * reciprocal_or_zero(part.sum((2, 3), keepdim=True)) for part in squares]
-        halves = products.sum((2, 3), keepdim=True) / 2
-    else:
-        halves = scores[:, None, None, None] / 2
-    for part in squares:
-        products = products - part * halves
-    return products
+    after = scores + changes
+    for change in relative:
+        after = after * (1 + change).clamp_min(_SMALLEST_SQUARE).rsqrt()
+    return after - scores
 
 
 def _jackknife_variance(changes: Float[Tensor, "k m n"]) -> Float[Tensor, "k m"]:

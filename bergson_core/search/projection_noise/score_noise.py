@@ -14,7 +14,7 @@ from torch import Tensor
 from bergson_core.schemas.build import Normalize
 from bergson_core.search.projection_noise.block_groups import BlockGroup, block_groups
 from bergson_core.search.projection_noise.intervals import ScoreError
-from bergson_core.search.projection_noise.line_changes import LineChanges, Scaling, line_changes
+from bergson_core.search.projection_noise.line_changes import LineChanges, SharedLengths, line_changes
 from bergson_core.storage.manifest import Manifest
 
 _CHUNK_NUMBERS: Final = 2**22
@@ -29,23 +29,22 @@ class ScoreNoise:
         groups: The modules, by the shapes of their blocks.
         normalize: What φ is scaled to.
         has_signs: Whether rows are signs, whose length does not depend on the projection.
+        checkpoints: Number of checkpoints that a row has parts of, each with projections of its own.
     """
 
     groups: Sequence[BlockGroup]
     normalize: Normalize
     has_signs: bool
+    checkpoints: int = 1
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ScoreNoise | None":
-        """Returns the noise of an index, or None where rows do not show it (`block_groups`).
-
-        Nor is it known of rows of several checkpoints, each part of which has a length of its own.
-        """
-        gradients = manifest.spec.gradients
-        groups = block_groups(manifest.modules, gradients)
-        if groups is None or manifest.spec.models:
+        """Returns the noise of an index, or None where rows do not show it (`block_groups`)."""
+        spec = manifest.spec
+        groups = block_groups(manifest.modules, spec.gradients)
+        if groups is None:
             return None
-        return cls(groups, manifest.spec.scoring.normalize, gradients.rows == "sign")
+        return cls(groups, spec.scoring.normalize, spec.gradients.rows == "sign", spec.checkpoints)
 
     def errors(
         self, rows: Float[Tensor, "k m d"], query: Float[Tensor, "m d"], *, is_sum: bool = False
@@ -59,25 +58,37 @@ class ScoreNoise:
         """
         errors = []
         for chunk in rows.split(max(1, _CHUNK_NUMBERS // query.numel())):
-            scores = (chunk * query).sum((1, 2))
-            errors += self._errors(self._changes(chunk, query, scores, is_sum), rows=1)
+            errors += self._errors(self._changes(chunk, query, is_sum), rows=1)
         return errors
 
     def _changes(
-        self,
-        rows: Float[Tensor, "k m d"],
-        query: Float[Tensor, "m d"],
-        scores: Float[Tensor, " k"],
-        is_sum: bool,
+        self, rows: Float[Tensor, "k m d"], query: Float[Tensor, "m d"], is_sum: bool
     ) -> list[LineChanges]:
         """Returns the changes of the scores for each group of modules."""
         has_lengths = self.normalize != "none"
-        scaling = Scaling(
-            by_block=self.normalize == "block",
-            of_rows=has_lengths and not self.has_signs,
-            of_query=has_lengths and not is_sum,
-        )
-        return [line_changes(group.take(rows), group.take(query), scores, scaling) for group in self.groups]
+        scores = self._shared(rows * query)
+        of_rows = self._shared(rows.square()) if has_lengths and not self.has_signs else None
+        of_query = self._shared(query[None].square()) if has_lengths and not is_sum else None
+        return [
+            line_changes(
+                group.take(rows),
+                group.take(query),
+                SharedLengths(
+                    scores[:, group.modules],
+                    None if of_rows is None else of_rows[:, group.modules],
+                    None if of_query is None else of_query[:, group.modules],
+                ),
+            )
+            for group in self.groups
+        ]
+
+    def _shared(self, numbers: Float[Tensor, "k m d"]) -> Float[Tensor, "k m"]:
+        """Returns for each module the sum over all modules whose length it is divided by."""
+        by_module = numbers.sum(2)
+        if self.normalize == "block":
+            return by_module
+        by_checkpoint = by_module.unflatten(1, (self.checkpoints, -1))
+        return by_checkpoint.sum(2, keepdim=True).expand_as(by_checkpoint).flatten(1)
 
     def _errors(self, changes: Sequence[LineChanges], rows: int) -> list[ScoreError]:
         """Returns the errors of sums of the scores of so many rows each."""
@@ -115,7 +126,7 @@ class SumOfScores:
         """Adds the scores of rows, of which φ is given, as to `ScoreNoise.errors`."""
         for chunk in rows.split(max(1, _CHUNK_NUMBERS // query.numel())):
             scores = (chunk * query).sum((1, 2))
-            changes = [change.total() for change in self.noise._changes(chunk, query, scores, self.is_sum)]
+            changes = [change.total() for change in self.noise._changes(chunk, query, self.is_sum)]
             if self._changes is not None:
                 changes = [old + new for old, new in zip(self._changes, changes, strict=True)]
             self._changes = changes

@@ -21,7 +21,7 @@ app = typer.Typer(
 BehaviourName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the behaviour.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the service returns it.")]
 _QUERIES_HELP = (
-    'with a query a line, such as {"prompt": "Is it?", "completion": " Indeed."}. A query has a prompt and a '
+    'with one query on each line, such as {"prompt": "Is it?", "completion": " Indeed."}. A query has a prompt and a '
     "completion, or messages; it may have instead_of, span, join and objective."
 )
 

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
+from bergson_core.utils.background import compute_in_this_thread
+
 if TYPE_CHECKING:
     from bergson_core.schemas.documents import DocumentReport
     from bergson_core.schemas.results import Progress
@@ -91,6 +93,7 @@ def progress_bar() -> "Iterator[ProgressCallback]":
     """Yields a function that shows progress on standard error, with a new bar for each stage of the work.
 
     A terminal shows the name of a stage when it begins, and an output of another kind only stages that count something.
+    The work runs in the thread of the context, since bars need no more than a report after each of its steps.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as ProgressBars
@@ -120,7 +123,8 @@ def progress_bar() -> "Iterator[ProgressCallback]":
         bars.update(tasks[progress.stage], completed=progress.done, total=total, rate=rate)
 
     try:
-        yield show
+        with compute_in_this_thread():
+            yield show
     finally:
         if tasks:
             bars.stop()

@@ -1,4 +1,4 @@
-"""Files of queries for commands: a query a line, as JSON with the fields that the HTTP API has."""
+"""Files of queries for commands: one query on each line, as JSON with the fields of the HTTP API."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def read_query_file(option: str, path: Path) -> list[dict[str, Any]]:
         if line.strip():
             queries.append(_parse_line(option, path, number, line))
     if not queries:
-        raise InvalidInput(f"{option}: {path} has no queries; expected one a line at least")
+        raise InvalidInput(f"{option}: {path} has no queries; expected at least one line with a query")
     return queries
 
 

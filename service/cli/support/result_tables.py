@@ -12,7 +12,7 @@ from bergson_core.schemas.results import ResultRow
 
 _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "score": lambda row: f"{row.score:+.4f}",
-    "interval": lambda row: "" if row.interval is None else "{:+.4f} to {:+.4f}".format(*row.interval),
+    "interval": lambda row: _interval_text(row.interval),
     "percentile": lambda row: "" if row.percentile is None else f"{row.percentile:.2f}",
     "strength": lambda row: row.strength or "",
     "loss": lambda row: "" if row.loss is None else f"{row.loss:.2f}",
@@ -20,6 +20,8 @@ _FACTS: Final[Mapping[str, Callable[[ResultRow], str]]] = {
     "words": lambda row: "" if row.words is None or row.words.rank is None else f"#{row.words.rank}",
     "states": lambda row: "" if row.words is None else _yes_or_no(row.words.states),
     "sum of the group": lambda row: "" if row.group is None else f"{row.group.score:+.4f}",
+    "interval of the sum": lambda row: _interval_text(row.group and row.group.interval),
+    "strength of the group": lambda row: (row.group and row.group.strength) or "",
     "group": lambda row: _group_text(row),
 }
 """The columns of a table before the id, in order, each with what it shows of a result."""
@@ -30,10 +32,12 @@ _SHOWN_IF: Final = {
     "words": "words",
     "states": "words",
     "sum of the group": "group",
+    "interval of the sum": "group",
+    "strength of the group": "group",
     "group": "group",
 }
 """Columns that are there if any result has something in a field, with the name of this field."""
-_LEFT: Final = ("strength", "exact", "states", "group")
+_LEFT: Final = ("strength", "exact", "states", "strength of the group", "group")
 """Columns of words, which stand on the left."""
 
 
@@ -79,6 +83,10 @@ def _group_text(row: ResultRow) -> str:
     count = f"{row.group.count:,} document{'s' * (row.group.count != 1)}"
     value = _metadata_text(row.group.value)
     return f"{value}: {count}" if value else count
+
+
+def _interval_text(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else "{:+.4f} to {:+.4f}".format(*interval)
 
 
 def _yes_or_no(value: bool) -> str:

@@ -8,6 +8,7 @@ import pytest
 from bergson_core.errors import Cancelled
 from bergson_core.search import thread_pool
 from bergson_core.utils.background import (
+    compute_in_this_thread,
     iterate_in_thread,
     iterate_while_running,
     run_in_thread,
@@ -134,6 +135,17 @@ def test_nothing_stops_work_that_somebody_waits_for():
     with pytest.raises(Cancelled):
         run_in_thread(lambda: time.sleep(0.1), cancel)
     assert run_in_thread(stop_if_abandoned, lambda: None) is None
+
+
+def test_work_of_a_caller_with_nothing_else_to_do_runs_in_its_own_thread():
+    here, ticks = threading.get_ident(), []
+    with compute_in_this_thread(), compute_in_this_thread(when=False):
+        assert run_in_thread(threading.get_ident, lambda: ticks.append(1)) == here
+        assert list(iterate_in_thread((threading.get_ident() for _ in range(2)), None)) == [here, here]
+    assert ticks == []
+    assert run_in_thread(threading.get_ident, lambda: None) != here
+    with compute_in_this_thread(when=False):
+        assert run_in_thread(threading.get_ident, lambda: None) != here
 
 
 def test_work_on_shards_ends_with_the_iterator_over_its_results(monkeypatch: pytest.MonkeyPatch):

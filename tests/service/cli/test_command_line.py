@@ -166,6 +166,17 @@ def test_help_says_what_the_presets_are(run_main):
         assert all(field in text for values in preset.values.values() for field in values)
 
 
+def test_a_command_that_needs_torch_says_so_where_there_is_none(run_main, monkeypatch, tmp_path):
+    make_manifest(tmp_path / "facts")
+    monkeypatch.setitem(sys.modules, "bergson_core.attribution.index", None)  # as where a package is missing
+    with pytest.raises(ModuleNotFoundError):
+        run_main("query", tmp_path / "facts", "--prompt", "a", "--completion", " b")
+    monkeypatch.setattr("service.cli.find_spec", lambda name: None)
+    result = run_main("query", tmp_path / "facts", "--prompt", "a", "--completion", " b")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: this command runs a model, and torch is not installed: install")
+
+
 def test_the_version_is_printed(run_main):
     result = run_main("--version")
     assert (result.returncode, result.stdout) == (0, f"bergson {bergson_core.__version__}\n")

@@ -188,6 +188,8 @@ def test_group_by_is_an_option_and_the_table_has_the_sum_of_each_group(
     table = CliRunner().invoke(commands, [*arguments, "--group_by", "source"]).stdout
     assert [query.group_by for query in asked] == ["source"]
     assert "sum of the group" in table
+    assert "interval of the sum" in table
+    assert "strength of the group" in table
     assert "wiki: 1 document" in table
     assert "sum of the group" not in CliRunner().invoke(commands, arguments).stdout
     csv = CliRunner().invoke(commands, [*arguments, "--group_by", "source", "--format", "csv"]).stdout

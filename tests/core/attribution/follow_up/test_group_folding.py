@@ -4,14 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bergson_core import AttributionIndex, build_index, take_down_document
+from bergson_core import AttributionIndex, build_index, fit_profile, take_down_document
+from bergson_core.attribution.follow_up.query_features import query_features
 from bergson_core.attribution.groups.near_duplicates import group_near_duplicates
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer, ResultRow
 from bergson_core.schemas.source import ColumnsSpec
+from bergson_core.search.exact_scores import ExactScorer
+from bergson_core.search.projection_noise.score_noise import ScoreNoise, SumOfScores
+from tests import tiny
 from tests.core.helpers import make_spec, query, write_lines
 
 
@@ -134,6 +139,79 @@ def test_groups_go_with_filters_modules_verification_and_words(opened):
     assert answer.verification.together.ids == [best.id]
 
 
+@pytest.mark.parametrize("fields", [{}, {"filter": {"number": {"lt": 30}}}, {"instead_of": " company 2."}])
+def test_the_interval_of_a_group_is_that_of_the_sum_of_its_scores_given_its_rank(opened, fields):
+    """In both directions, from φ of the rows in float64."""
+    answer = answer_of(opened, group_by="source", direction="both", **fields)
+    features = query_features(opened.answerer, query(**fields), answer.query).double()
+    scorer, noise = ExactScorer(opened.shards, opened.profiles["default"]), ScoreNoise.of(opened.manifest)
+    ids = [id for shard in opened.shards for id in shard.documents["id"].to_pylist()]
+    shards = np.repeat(np.arange(len(opened.shards)), [shard.entry.rows for shard in opened.shards])
+    offsets = np.concatenate([np.arange(shard.entry.rows) for shard in opened.shards])
+    for rows, is_lowest in ((answer.results, False), (answer.opponents, True)):
+        for row in rows:
+            numbers = np.array([ids.index(member.id) for member in row.group.members])
+            total = SumOfScores(noise)
+            for phi in scorer.iter_features(shards[numbers], offsets[numbers]):
+                total.add(phi.double(), features)
+            expected = total.error().interval_of_group(total.total, row.rank, len(rows), is_lowest=is_lowest)
+            assert row.group.interval == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            low, high = row.group.interval
+            assert low < row.group.score < high
+
+
+def test_where_not_all_documents_are_folded_an_interval_reaches_as_far_as_those_of_the_members(
+    opened, monkeypatch
+):
+    for module in ("bergson_core.schemas.query", "bergson_core.attribution.follow_up.group_folding"):
+        monkeypatch.setattr(f"{module}.GROUP_DEPTH", 12)
+    answer = answer_of(opened, group_by="source", direction="both")
+    for name, end in (("results", 0), ("opponents", 1)):
+        single = {
+            row.id: row.interval for row in getattr(answer_of(opened, top_k=12, direction="both"), name)
+        }
+        groups = [row.group for row in getattr(answer, name)]
+        assert sum(group.count for group in groups) == 12
+        for group in groups:
+            reach = sum(single[member.id][end] for member in group.members)
+            assert group.interval[end] == pytest.approx(reach, rel=1e-4)
+
+
+def test_a_group_is_as_strong_as_the_mean_of_its_members(tmp_path, sources):
+    path = tiny.save_documents(tmp_path / "documents.jsonl", 150)
+    with path.open("a") as file:
+        line = {"id": "doc-150", "text": "company 2 and company 2 lives in company 2.", "source": "web"}
+        file.write(json.dumps(line | {"number": 150}) + "\n")
+    spec = make_spec(sources, dataset={"path": str(path)}, gradients={"projection_dim": 16})
+    build_index(spec, tmp_path / "facts")
+    opened, asked = AttributionIndex.open(tmp_path / "facts"), {"top_k": 151, "completion": line["text"]}
+    grouped = answer_of(opened, prompt="", group_by="number", **asked).results
+    singles = {row.group.value: row for row in grouped}
+    (plain,) = opened.attribute([query(prompt="", **asked)])
+    assert len({row.group.strength for row in singles.values()}) > 1
+    for row in plain.results:
+        group = singles[int(row.id.removeprefix("doc-"))].group
+        assert group.strength == row.strength, "a group of one document is as strong as the document"
+        assert group.interval == pytest.approx(row.interval, rel=1e-3)
+    for row in answer_of(opened, prompt="", group_by="source", **asked).results:
+        assert row.group.strength == "none", "the mean of half of all documents stands out nowhere"
+
+
+def test_groups_have_no_strength_where_results_have_none(opened, index_copy, sample):
+    answer = answer_of(opened, group_by="source", direction="both")
+    assert {row.group.strength for row in answer.opponents} == {None}
+    fit_profile(index_copy, "task", sample)
+    other = AttributionIndex.open(index_copy)
+    for row in answer_of(other, group_by="source", profile="task").results:
+        assert (row.group.strength, row.group.interval is None) == (None, False)
+
+
+def test_groups_of_rows_that_do_not_show_their_noise_have_no_interval(sources, tmp_path):
+    build_index(make_spec(sources, gradients={"projection_dim": 1}), tmp_path / "facts")
+    answer = answer_of(AttributionIndex.open(tmp_path / "facts"), group_by="source")
+    assert {(row.group.interval, row.group.strength) for row in answer.results} == {(None, None)}
+
+
 def test_documents_that_were_taken_down_are_in_no_group(sources, tmp_path):
     build_index(make_spec(sources), tmp_path / "facts")
     opened = AttributionIndex.open(tmp_path / "facts")
@@ -150,6 +228,7 @@ def test_an_answer_without_a_document_has_it_in_no_group(opened):
     answer = answer_of(opened, group_by="source")
     first = answer.results[0]
     left = answer.without({first.group.members[-1].id}).results[0].group
+    assert (left.interval, left.strength) == (None, None), "they were those of another sum"
     assert left.count == first.group.count - 1
     assert left.score == pytest.approx(first.group.score - first.group.members[-1].score)
     assert left.members == first.group.members[:-1]
@@ -177,3 +256,7 @@ def test_a_behaviour_is_answered_in_groups(sources, tmp_path):
     opened.behaviours.create("cities", [{"prompt": "Person 3 lives in", "completion": " city 1."}])
     (answer,) = opened.attribute([AttributionQuery(behaviour="cities", group_by="source")])
     assert sum(row.group.count for row in answer.results) == 40
+    for row in answer.results:
+        low, high = row.group.interval
+        assert low < row.group.score < high
+        assert row.group.strength is None

@@ -12,16 +12,16 @@ from bergson_core.indexing.build_context import ignore_progress
 from bergson_core.schemas.build import AppendSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
-from bergson_core.search.background_sample import BackgroundSample, percentile
+from bergson_core.search.background_sample import BackgroundSample, percentiles
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.measuring.null_queries import NullQueries, QuerySources, collect_null_queries
 from bergson_core.search.measuring.significance import (
     NO_INFLUENCE_NOTICE,
     calibrate_notice,
     extrapolate_threshold,
-    prominence,
+    prominences,
     significance_notice,
-    strength_of,
+    strengths_of,
 )
 from bergson_core.storage.manifest import NoticeEntry, read_manifest
 from bergson_core.tokens.tokenization import tokenize
@@ -61,9 +61,8 @@ def test_the_percentile_counts_the_random_rows_that_score_lower(large_index):
 
 
 def test_above_all_of_4096_rows_is_99_98():
-    assert percentile(1.0, np.zeros(4096, np.float32)) == 99.98
-    assert percentile(0.0, np.zeros(4096, np.float32)) == 0
-    assert percentile(1.0, np.zeros(0, np.float32)) is None
+    assert percentiles([1.0, 0.0], np.zeros(4096, np.float32)) == [99.98, 0]
+    assert percentiles([1.0], np.zeros(0, np.float32)) == [None]
 
 
 def test_documents_that_were_taken_down_are_not_compared_with(spec, tmp_path):
@@ -232,10 +231,10 @@ def test_a_threshold_of_0_1_0_is_used_as_it_is(large_index):
 
 def test_prominence_is_in_units_of_the_99th_percentile():
     scores = np.linspace(0, 1, 101, dtype=np.float32)
-    assert prominence(0.5 + 3 * 0.49, scores) == pytest.approx(3)
-    assert prominence(7 * (0.5 + 3 * 0.49) - 2, 7 * scores - 2) == pytest.approx(3, rel=1e-5)
+    assert prominences([0.5 + 3 * 0.49, 0.5], scores) == pytest.approx([3, 0])
+    assert prominences([7 * (0.5 + 3 * 0.49) - 2], 7 * scores - 2) == pytest.approx([3], rel=1e-5)
     flat = np.zeros(101, np.float32)
-    assert (prominence(1.0, flat), prominence(-1.0, flat)) == (np.inf, -np.inf)
+    assert prominences([1.0, -1.0, 0.0], flat).tolist() == [np.inf, -np.inf, -np.inf]
 
 
 def test_an_index_of_few_rows_has_no_notice(index):
@@ -258,12 +257,12 @@ def test_an_index_of_few_rows_has_no_notice(index):
 def test_an_influence_is_strong_if_it_stands_out_and_its_interval_is_above_random_rows(score, low, expected):
     background = np.arange(101, dtype=np.float32)  # the 99th percentile is 99
     entry = NoticeEntry(threshold=2.0, false_alarms=0.05, queries=64)
-    assert strength_of(score, (low, score + 1), background, entry) == expected
+    assert strengths_of([0.0, score], [None, (low, score + 1)], background, entry) == [None, expected]
 
 
 def test_strength_is_unknown_without_threshold_interval_or_enough_random_rows():
     background = np.arange(101, dtype=np.float32)
     entry = NoticeEntry(threshold=2.0, false_alarms=0.05, queries=64)
-    assert strength_of(300.0, (200.0, 400.0), background, None) is None
-    assert strength_of(300.0, None, background, entry) is None
-    assert strength_of(300.0, (200.0, 400.0), background[:49], entry) is None
+    assert strengths_of([300.0], [(200.0, 400.0)], background, None) == [None]
+    assert strengths_of([300.0], [None], background, entry) == [None]
+    assert strengths_of([300.0], [(200.0, 400.0)], background[:49], entry) == [None]

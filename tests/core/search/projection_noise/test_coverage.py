@@ -5,6 +5,7 @@ are held against the score of whole gradients, others against the mean of the sc
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,3 +187,21 @@ def test_intervals_of_sums_hold_the_sum_of_whole_scores(case, wholes):
                 intervals.append(total.error().interval(total.total))
     intervals = torch.tensor(intervals).reshape(SEEDS, QUERIES, len(groups), 2)
     assert share_held(intervals, expected) > 0.85
+
+
+def test_intervals_of_checkpoints_hold_the_mean_of_the_whole_scores(wholes):
+    """Two ways to normalize gradients stand for two checkpoints: all that counts is that their projections differ."""
+    parts, p = [wholes[kind] for kind in ("none", "adafactor")], 8
+    tracked = [modules[name] for modules, gradients in parts for name in gradients]
+    noise = replace(make_noise(tracked, p, "orthogonal", "float16", "row"), checkpoints=2)
+    target = sum(whole_scores(gradients, "row") for _, gradients in parts) / 2
+    intervals = []
+    for seed in range(SEEDS // 2):
+        rows = [
+            project(gradients, modules, p, "orthogonal", seed + SEEDS * number)
+            for number, (modules, gradients) in enumerate(parts)
+        ]
+        joined = torch.cat(rows, 1)
+        phi = compute_features(joined, None, "row", checkpoints=2)[0].reshape(joined.shape)
+        intervals.append(intervals_of(phi[QUERIES:], phi[:QUERIES], noise))
+    assert 0.82 < share_held(torch.tensor(intervals, dtype=torch.float64), target) < 0.99

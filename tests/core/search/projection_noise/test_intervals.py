@@ -27,6 +27,17 @@ def test_a_lower_rank_is_less_due_to_chance_and_the_last_not_at_all():
     assert ERROR.interval_of_result(0.5, 7, 1) == ERROR.interval(0.5)
 
 
+def test_a_group_has_the_interval_of_a_result_among_groups_and_reaches_as_far_as_its_chosen_members():
+    assert ERROR.interval_of_group(0.5, 2, 40) == ERROR.interval_of_result(0.5, 2, 40)
+    low, high = ERROR.interval_of_result(0.5, 2, 40)
+    far, near = [(0.1, 0.4), (-0.3, 0.5)], [(0.2, 0.4), (0.2, 0.5)]
+    assert ERROR.interval_of_group(0.5, 2, 40, far) == (pytest.approx(-0.2), high)
+    assert ERROR.interval_of_group(0.5, 2, 40, near) == (low, high)
+    lowest = [(-high, -low) for low, high in far]
+    mirrored = ERROR.interval_of_group(-0.5, 2, 40, lowest, is_lowest=True)
+    assert mirrored == (pytest.approx(-high), pytest.approx(0.2))
+
+
 def test_cosines_stay_within_their_bounds_and_other_scores_have_none():
     assert ERROR.interval(0.95) == (pytest.approx(0.95 - 0.16449, abs=1e-4), 1)
     assert ERROR.interval(-0.95)[0] == -1

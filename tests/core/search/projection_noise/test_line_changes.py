@@ -1,12 +1,23 @@
 """Leaving out a line changes a score as if the line had never been drawn, and variances follow from these changes."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from bergson_core.search.projection_noise.block_groups import BlockGroup
-from bergson_core.search.projection_noise.line_changes import LineChanges, Scaling, line_changes
+from bergson_core.search.projection_noise.line_changes import LineChanges, SharedLengths, line_changes
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Whether each block has a length of its own, and which lengths count."""
+
+    by_block: bool
+    of_rows: bool
+    of_query: bool
+
 
 SCALINGS = [
     Scaling(by_block, of_rows, of_query)
@@ -34,6 +45,16 @@ def scale(blocks: torch.Tensor, counts: bool, by_block: bool) -> torch.Tensor:
     return blocks / blocks.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
+def changes_of(x: torch.Tensor, y: torch.Tensor, scaling: Scaling) -> LineChanges:
+    def shared(numbers: torch.Tensor) -> torch.Tensor:
+        by_module = numbers.sum((2, 3))
+        return by_module if scaling.by_block else by_module.sum(1, keepdim=True).expand_as(by_module)
+
+    of_rows = shared(x * x) if scaling.of_rows else None
+    of_query = shared((y * y)[None]) if scaling.of_query else None
+    return line_changes(x, y, SharedLengths(shared(x * y), of_rows, of_query))
+
+
 def score_without(x, y, module: int, line: tuple, scaling: Scaling) -> float:
     """Returns the score of one row if a line of a module was missing, by its definition."""
     x, y = x.clone(), y.clone()
@@ -52,7 +73,7 @@ def score_without(x, y, module: int, line: tuple, scaling: Scaling) -> float:
 def test_a_change_is_that_of_a_score_which_is_computed_without_the_line(scaling):
     x, y = make_blocks(scaling, rows=2)
     scores = (x * y).sum((1, 2, 3))
-    changes = line_changes(x, y, scores, scaling)
+    changes = changes_of(x, y, scaling)
     for row, module in itertools.product(range(2), range(SHAPE[0])):
         for side, size in (("left", SHAPE[1]), ("right", SHAPE[2])):
             for number in range(size):
@@ -73,7 +94,7 @@ def test_a_number_adds_what_the_derivative_of_the_score_says(scaling):
         scale((y * counts.sqrt())[None], scaling.of_query, scaling.by_block),
     )
     (expected,) = torch.autograd.grad((scaled[0] * scaled[1]).sum(), counts)
-    numbers = line_changes(x, y, (x * y).sum((1, 2, 3)), scaling).numbers
+    numbers = changes_of(x, y, scaling).numbers
     torch.testing.assert_close(numbers[0], expected)
 
 
@@ -96,7 +117,7 @@ def test_the_variance_of_independent_lines_is_that_of_a_two_way_analysis():
 
 def test_a_side_without_noise_adds_nothing():
     x, y = make_blocks(Scaling(False, False, False), rows=1)
-    changes = line_changes(x, y, (x * y).sum((1, 2, 3)), Scaling(False, False, False))
+    changes = changes_of(x, y, Scaling(False, False, False))
     none, one = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
 
     def variance(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -110,7 +131,7 @@ def test_a_side_without_noise_adds_nothing():
 def test_zeros_have_no_noise():
     scaling = Scaling(True, True, True)
     x, y = torch.zeros(2, *SHAPE), torch.zeros(SHAPE)
-    changes = line_changes(x, y, torch.zeros(2), scaling)
+    changes = changes_of(x, y, scaling)
     for part in (changes.left, changes.right, changes.numbers):
         assert part.eq(0).all()
 
@@ -119,6 +140,6 @@ def test_a_block_with_a_single_line_that_is_not_zero_stays_finite():
     x = torch.zeros(1, *SHAPE)
     x[0, 0, 0] = 1
     x = scale(x, True, False)
-    changes = line_changes(x, x[0], torch.ones(1), Scaling(False, True, True))
+    changes = changes_of(x, x[0], Scaling(False, True, True))
     assert changes.left.isfinite().all()
     assert changes.left.abs().max() < 1.1

@@ -1,5 +1,7 @@
 """Errors of scores and of sums of scores, computed from φ."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,6 +79,46 @@ def test_the_error_of_copies_adds_up_and_that_of_opposites_cancels(normalize):
     assert copies.error().standard_error == pytest.approx(3 * one.standard_error)
     assert copies.error().largest == 3 * one.largest
     assert opposites.error().standard_error == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZES)
+@pytest.mark.parametrize(("has_signs", "is_sum"), [(False, False), (True, False), (False, True)])
+def test_the_variance_of_checkpoints_is_that_of_the_mean_of_their_scores(normalize, has_signs, is_sum):
+    """Each checkpoint has projections of its own, so that the variances of their scores add up."""
+    checkpoints, rows = 3, 5
+    alone = replace(make_noise(normalize), has_signs=has_signs)
+    groups = [
+        replace(group, modules=group.modules + 2 * number)
+        for group in alone.groups
+        for number in range(checkpoints)
+    ]
+    blocks = torch.randn(
+        rows + 1, 2 * checkpoints, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    blocks[:, ::2, 15:] = 0
+    phi = compute_features(blocks, None, normalize, checkpoints)[0].reshape(blocks.shape)
+    together = ScoreNoise(groups, normalize, has_signs, checkpoints)
+    errors = together.errors(phi[1:], phi[0], is_sum=is_sum)
+    variances = torch.zeros(rows, dtype=torch.float64)
+    for number in range(checkpoints):
+        part = blocks[:, 2 * number : 2 * number + 2]
+        own = compute_features(part, None, normalize)[0].reshape(part.shape)
+        single = alone.errors(own[1:], own[0], is_sum=is_sum)
+        variances += torch.tensor([error.standard_error for error in single], dtype=torch.float64).square()
+    expected = variances.sqrt() / checkpoints
+    assert [error.standard_error for error in errors] == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZES)
+def test_checkpoints_that_a_query_leaves_out_add_no_noise(normalize):
+    noise, (rows, query) = make_noise(normalize), make_features(normalize, 3)
+    groups = [
+        replace(group, modules=group.modules + 2 * number) for group in noise.groups for number in range(2)
+    ]
+    both = ScoreNoise(groups, normalize, has_signs=False, checkpoints=2)
+    errors = both.errors(torch.cat([rows, rows.flip(0)], 1), torch.cat([query, 0 * query]))
+    expected = [error.standard_error for error in noise.errors(rows, query)]
+    assert [error.standard_error for error in errors] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_sum_of_no_rows_has_no_error():
