@@ -3,11 +3,17 @@
 The environment is set before torch, the libraries of Hugging Face or modules of this project are imported.
 """
 
+import asyncio
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import pytest
 
 from tests import shapes
@@ -29,6 +35,19 @@ for _name in [name for name in os.environ if name == "REDIS_URL" or name.startsw
     del os.environ[_name]
 
 shapes.install()
+
+
+def _first_certificate() -> str:
+    """Returns the path of a file with one of certifi's certificates, since each client takes 16 ms to read all."""
+    certificate, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
+        file.write(certificate + end)
+    atexit.register(os.unlink, file.name)
+    return file.name
+
+
+# No test asks a server with a public certificate.
+certifi.where = partial(str, _first_certificate())
 
 os.fsync = lambda file: None  # It waits for the disk to guard against power cuts, which no test simulates.
 
@@ -58,14 +77,31 @@ def require() -> Callable[..., str]:
     return find
 
 
-@pytest.fixture
-def browser(require: Callable[..., str]) -> Iterator["Browser"]:
-    """The system's Chromium."""
+@pytest.fixture(scope="session")
+def chromium(require: Callable[..., str]) -> Iterator[tuple["Browser", asyncio.AbstractEventLoop]]:
+    """The system's Chromium, which is started once, and Playwright's event loop. Tests take `browser`."""
     from playwright.sync_api import sync_playwright  # most tests open no page, and loading this takes a while
 
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    program = require("chromium", "chromium-browser")
     with sync_playwright() as playwright:
-        program = require("chromium", "chromium-browser")
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield browser
+        loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
+        yield browser, loop
+        asyncio._set_running_loop(loop)
         browser.close()
+
+
+@pytest.fixture
+def browser(chromium: tuple["Browser", asyncio.AbstractEventLoop]) -> Iterator["Browser"]:
+    """The system's Chromium without open pages; pages that a test opens are closed at its end.
+
+    Playwright's event loop counts as running in this thread only during the test, so that other tests can run theirs.
+    """
+    browser, loop = chromium
+    asyncio._set_running_loop(loop)
+    yield browser
+    for context in browser.contexts:
+        context.close()
+    asyncio._set_running_loop(None)

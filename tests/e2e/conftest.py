@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from service.cli.support import process_group
 from service.cli.support.process_group import ProcessGroup, running_system
 from service.settings import ServiceSettings
 from tests import tiny
+from tests.processes import ForkedModule, run_script
 from tests.worker.servers import free_port
 
 
@@ -20,8 +23,10 @@ from tests.worker.servers import free_port
 def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessGroup]]:
     """`start_service(workers=1, **settings)` starts the service on a free port, with its data in tmp_path.
 
-    It stops at the end of the test.
+    It stops at the end of the test. Its processes start from one that has loaded torch; those of `bergson up` do not.
     """
+    forking = SimpleNamespace(**vars(subprocess) | {"Popen": ForkedModule})
+    monkeypatch.setattr(process_group, "subprocess", forking)
     contexts = []
 
     def start(workers: int = 1, **settings: object) -> ProcessGroup:
@@ -84,3 +89,15 @@ def run(home: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def run_python(home: Path) -> Callable[[str], str]:
+    """`run_python(code)` runs a script in the home directory, and returns what it prints."""
+
+    def run_python(code: str) -> str:
+        script = home / ".script.py"
+        script.write_text(code)
+        return run_script(script, home=home)
+
+    return run_python

@@ -33,8 +33,8 @@ def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Pa
     assert run(sys.executable, "-c", LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
 
 
-def test_the_examples_of_gradients_run_in_order(home: Path, run):
-    output = run(sys.executable, "-c", GRADIENT_EXAMPLES).splitlines()
+def test_the_examples_of_gradients_run_in_order(home: Path, run_python):
+    output = run_python(GRADIENT_EXAMPLES).splitlines()
     heads, numbers, best_pair, _, results, mixing, *_, shards, estimate = output
     assert re.match(r"-?\d\.\d+ Ada", best_pair)
     assert "dense.head_0" in heads
@@ -45,10 +45,8 @@ def test_the_examples_of_gradients_run_in_order(home: Path, run):
     assert len([float(number) for number in estimate.split()]) == 4
 
 
-def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run):
-    chosen, answer, behaviour, totals, *sums, odd, groups = run(
-        sys.executable, "-c", CORPUS_EXAMPLES
-    ).splitlines()
+def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run_python):
+    chosen, answer, behaviour, totals, *sums, odd, groups = run_python(CORPUS_EXAMPLES).splitlines()
     assert len(re.findall(r"'doc-\d+'", answer)) == 3
     assert len(re.findall(r"'doc-\d+'", behaviour)) == 5
     assert len(sums) == 3 and all(re.search(r" \d+ -?[\d.]+ (None|\()", line) for line in sums)
@@ -58,21 +56,21 @@ def test_the_examples_of_a_whole_corpus_run_in_order(home: Path, run):
     assert (home / "scores.parquet").is_file()
 
 
-def test_the_examples_of_a_changing_index_run_in_order(home: Path, run):
-    report, chunk, *changes = run(sys.executable, "-c", INDEX_EXAMPLES).splitlines()
+def test_the_examples_of_a_changing_index_run_in_order(home: Path, run_python):
+    report, chunk, *changes = run_python(INDEX_EXAMPLES).splitlines()
     assert "left_out=1" in report and "chunked=1" in report
     assert re.fullmatch(r"long#\d+ long \d+ \d+", chunk)
     assert " ".join(changes).split() == ["2", "1", "new-1", "True", "True"]
 
 
-def test_the_examples_of_an_evaluation_run_in_order(home: Path, run):
+def test_the_examples_of_an_evaluation_run_in_order(home: Path, run_python):
     demo, _, commands = EVALUATION_COMMANDS.replace("\\\n", " ").partition("\n")
     commands = commands.replace("$demo", demo.partition("=")[2].replace("~", str(home))).strip().splitlines()
     # All of them run in one process, since importing torch takes seconds.
     build, evaluate = (shlex.split(command)[1:] for command in commands)
     invoke = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
     code = invoke.format(["build", *build]) + invoke.format(evaluate) + EVALUATION_EXAMPLES
-    output = run(sys.executable, "-c", code)
+    output = run_python(code)
     assert "20 documents" in output and "queries; 95 % intervals in brackets" in output
     assert json.loads((home / "measured.json").read_text())["methods"].keys() == {
         "index",
@@ -89,17 +87,17 @@ def test_the_commands_of_the_readme_build_and_query_an_index(home: Path, run):
     assert len(re.findall(r"doc-\d", output)) == 3
 
 
-def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, run, start_service):
+def test_the_service_example_builds_over_http_and_prints_the_answer(home: Path, run_python, start_service):
     url = start_service(allowed_roots=home / ".cache").url
-    output = run(sys.executable, "-c", SERVICE_EXAMPLE.replace("http://127.0.0.1:8000", url))
+    output = run_python(SERVICE_EXAMPLE.replace("http://127.0.0.1:8000", url))
     assert "stage='done'" in output
     assert [line.split()[0] for line in output.splitlines()[-3:]] == ["1", "2", "3"]
 
 
-def test_the_examples_of_the_client_run_in_order(home: Path, run, start_service):
+def test_the_examples_of_the_client_run_in_order(home: Path, run_python, start_service):
     url = start_service(allowed_roots=home / ".cache").url
     code = CLIENT_EXAMPLES.replace("http://127.0.0.1:8000", url)
-    lines = run(sys.executable, "-c", code).splitlines()
+    lines = run_python(code).splitlines()
     assert lines[0].startswith("queued") and any(line.startswith("succeeded done") for line in lines)
     assert "20 rows" in lines and any(line.startswith("409 index_exists") for line in lines)
     assert lines[-7:-4] == [line for line in lines if re.match(r"[123] -?\d", line)]

@@ -8,7 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from service.cli.query import _print_csv
 from service.cli.support import console as console_module
 from service.cli.support.console import console
 from service.cli.support.result_tables import results_table
+from tests.worker.helpers import wait_until
 
 BERGSON = str(Path(sys.executable).with_name("bergson"))
 
@@ -434,13 +435,22 @@ def test_an_error_without_progress_is_the_only_line(line, tmp_path):
     assert result.stderr.startswith("error: ")
 
 
+def open_pipe(path: Path) -> int | None:
+    """Opens a named pipe that another process has opened to read from; returns None until there is one."""
+    with suppress(OSError):
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    return None
+
+
 def test_ctrl_c_ends_a_command_with_status_130_and_a_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text("")
-    os.mkfifo(tmp_path / "manifest.json")  # Reading it waits for ever.
+    manifest = tmp_path / "manifest.json"
+    os.mkfifo(manifest)  # Reading it waits for ever.
     process = subprocess.Popen([BERGSON, "info", tmp_path], stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
+    pipe = wait_until(lambda: open_pipe(manifest))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
+    os.close(pipe)
     assert (process.returncode, stderr) == (130, "interrupted\n")
 
 

@@ -252,12 +252,22 @@ def test_a_client_that_reads_slowly_but_steadily_gets_all_of_its_answer(connect:
 def test_a_new_connection_takes_the_place_of_the_one_that_has_waited_longest(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    complete, completed = Connection.on_response_complete, threading.Semaphore(0)
+
+    def complete_and_count(connection: Connection) -> None:
+        complete(connection)
+        completed.release()
+
     monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
+    monkeypatch.setattr(Connection, "on_response_complete", complete_and_count)
     with connecting(app, max_open_requests=2, client_timeout_s=LONG_S) as connect:
         waiting = [connect() for _ in range(4)]
         for connection in [*waiting, waiting[0]]:  # now the second one has waited longest
             connection.sendall(GET)
             assert read_response(connection).startswith(b"HTTP/1.1 200 ")
+            assert completed.acquire(
+                timeout=GENEROUS_S
+            )  # the service waits from then on, not from the last byte
         newest = connect()
         newest.sendall(GET)
         assert read_response(newest).startswith(b"HTTP/1.1 200 ")

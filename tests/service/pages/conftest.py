@@ -39,7 +39,7 @@ def address(tmp_path: Path, spec: BuildSpec, broker: FakeBroker) -> Iterator[str
 
 
 @pytest.fixture
-def open_page(browser: Browser, address: str) -> Callable[..., Visit]:
+def open_page(address: str, browser: Browser) -> Callable[..., Visit]:
     """`open_page(path, **options)` opens a page of the service; the options are those of Playwright's pages."""
 
     def open_page(path: str = "/", **options: object) -> Visit:

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from bergson_core.errors import RedisUnavailable
 from bergson_core.schemas.build import BuildSpec
 from tests.service.fake_broker import FakeBroker
-from tests.service.helpers import require_problem
+from tests.service.helpers import require_problem, serve_app
 from tests.worker.helpers import make_build_job
 
 
@@ -127,12 +127,11 @@ def test_a_quiet_stream_is_kept_alive_by_comments(
 ) -> None:
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.02)
 
-    async def follow() -> str:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
-            asyncio.get_running_loop().call_later(0.2, broker.advance, job_id, "succeeded")
-            return (await client.get(f"/jobs/{job_id}/events")).text
-
-    stream = parse_events(asyncio.run(follow()))
-    assert {":": "ping"} in stream
+    with serve_app(app) as address:
+        url = f"{address}/jobs/{job_id}/events"
+        with httpx.stream("GET", url, trust_env=False, timeout=60) as response:
+            lines = response.iter_lines()
+            assert ": ping" in lines  # reads up to it
+            broker.advance(job_id, "succeeded")
+            stream = parse_events("\n".join(lines))
     assert json.loads(stream[-1]["data"])["state"] == "succeeded"
