@@ -33,6 +33,7 @@ from service.routes import (
     index_changes,
     indexes,
     jobs,
+    keys,
     links,
     pages,
     side_by_side,
@@ -90,6 +91,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         unlearning,
         links,
         workers,
+        keys,
         health,
         pages,
     ):

@@ -256,6 +256,25 @@ class JobPage(ResultModel):
     """Value of `cursor` for the next page; null on the last page."""
 
 
+class KeyPermissions(ResultModel):
+    """What an API key may do."""
+
+    name: str
+    """Name of the key; `anybody` where the service needs no key."""
+    scope: Literal["read", "write", "admin"]
+    """Each scope includes those before it: `read`, `write`, `admin`."""
+    indexes: list[str]
+    """Indexes that the key may see, as shell patterns. Empty for a key that sees all of them."""
+    text: bool
+    """Whether the key may see prompts, completions and metadata of documents."""
+    rate: str | None
+    """Most calls in a span of time, such as `100/minute`."""
+    concurrent: int | None
+    """Most calls that may be open at once in one web process."""
+    expires_at: float | None
+    """Time at which the key ends, Unix time in seconds."""
+
+
 class WorkerList(ResultModel):
     """The live workers, in the order of their ids."""
 

@@ -32,6 +32,7 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "follow_job": "read",
     "list_workers": "read",
     "list_models": "read",
+    "get_key": "read",
     "metrics": "read",
     "build_index": "write",
     "estimate_index": "write",  # it runs a model

@@ -29,6 +29,7 @@ from service.schemas import (
     AttributeResponse,
     EstimateRequest,
     IndexRequest,
+    KeyPermissions,
     ModelList,
     ModelSummary,
     Ready,
@@ -313,6 +314,10 @@ class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, SideBySideCalls,
     async def models(self) -> list[ModelSummary]:
         """Returns the models that the live workers hold in memory."""
         return parse_response(ModelList, await self._sender.send("GET", "/models")).items
+
+    async def permissions(self) -> KeyPermissions:
+        """Returns what the API key of the client may do: its scope, the indexes it sees, and whether it sees texts."""
+        return parse_response(KeyPermissions, await self._sender.send("GET", "/key"))
 
     async def ready(self) -> Ready:
         """Returns how many workers are alive, provided that the service can work at this moment.

@@ -121,4 +121,5 @@ class Client:
     remove_link = _blocking(AsyncClient.remove_link)
     workers = _blocking(AsyncClient.workers)
     models = _blocking(AsyncClient.models)
+    permissions = _blocking(AsyncClient.permissions)
     ready = _blocking(AsyncClient.ready)

@@ -150,7 +150,9 @@ class QueryHandler:
             )
         if query.order != "influence":
             raise Forbidden(f"this key sees no texts: ask without the order {query.order!r}")
-        return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
+        return query.model_copy(
+            update={"include": tuple(part for part in query.include if part in ("modules", "background"))}
+        )
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

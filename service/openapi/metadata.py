@@ -49,6 +49,7 @@ TAGS = [
     {"name": "Jobs", "description": "Then follow the build, or stop it."},
     {"name": "Attribution", "description": "Then query the index."},
     {"name": "Workers", "description": "See the workers and the models in their memory."},
+    {"name": "Keys", "description": "See what your API key may do."},
     {"name": "Health", "description": "For supervisors, load balancers and monitoring."},
 ]
 

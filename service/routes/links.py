@@ -68,7 +68,7 @@ async def make_link(
     """Answers a query as `POST /attribute` does, and keeps the answer under a link that others can open.
 
     The service computes the answer itself, so nobody can make a link to a false answer. A query that was asked just
-    before is answered from the cache. The request counts as as many calls as the query.
+    before is answered from the cache. It costs as many calls as the query.
 
     The link is kept for `BERGSON_KEEP_LINKS_S`, and shows the same scores even after the index has changed. The texts
     of documents are not kept, but read from the index each time, so a document that was taken down is not shown. The

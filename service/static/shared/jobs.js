@@ -4,6 +4,7 @@ import { call, events } from "./api.js";
 import { formatAge, formatCount, formatDuration } from "./format.js";
 import { html, useEffect, useState } from "./html.js";
 import { Badge, ConfirmButton, Note } from "./parts.js";
+import { useMay } from "./permissions.js";
 
 export const FINAL_STATES = new Set(["succeeded", "failed", "cancelled"]);
 
@@ -60,6 +61,7 @@ function ProgressBar({ job: { progress, state, index } }) {
 export function JobCard({ job: listed, isFollowed = true, onEnd }) {
   const [job, setJob] = useJob(listed, isFollowed, onEnd);
   const [error, setError] = useState(null);
+  const may = useMay("write");
   const cancel = async () => {
     try {
       setJob(await call(`jobs/${encodeURIComponent(job.job_id)}`, { method: "DELETE" }));
@@ -70,7 +72,7 @@ export function JobCard({ job: listed, isFollowed = true, onEnd }) {
   return html`<div class="job">
     <div class="row">
       <strong>${job.index ?? job.kind}</strong><${Badge} state=${job.state} /><code class="faint">${job.job_id}</code>
-      ${!FINAL_STATES.has(job.state) && html`<span class="end"><${ConfirmButton} label="Cancel" question="Really cancel?"
+      ${may && !FINAL_STATES.has(job.state) && html`<span class="end"><${ConfirmButton} label="Cancel" question="Really cancel?"
         name=${`Cancel ${job.index ?? job.kind}`} onConfirm=${cancel} /></span>`}
     </div>
     <${ProgressBar} job=${job} />

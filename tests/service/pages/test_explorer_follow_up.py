@@ -48,7 +48,7 @@ def test_two_indexes_answer_side_by_side_with_what_moved(
     page = visit.page
     expect(page.locator(".proponents .result")).to_have_count(2)
     broker.texts = [broker.texts[1]]
-    page.get_by_label("Compare with").select_option(label="index news")
+    page.get_by_label("Compare with").select_option(label="news")
     first, second = page.get_by_role("region", name="facts"), page.get_by_role("region", name="news")
     expect(first.locator(".proponents .moved")).to_have_text(["= news", "not in news"])
     expect(second.locator(".proponents .moved")).to_have_text(["= facts"])
@@ -216,6 +216,9 @@ def test_a_basket_is_unlearned_together_beside_other_questions_and_shows_how_eac
     page.get_by_label("Put document doc-1 into the basket").check()
     basket = page.get_by_role("form", name="Basket")
     basket.get_by_label("Other questions to watch").fill("Alan was born in | Maida Vale\n\nno bar here")
+    basket.get_by_role("button", name="Unlearn them together").click()
+    expect(basket.get_by_role("alert")).to_contain_text("Line 3: expected prompt | completion")
+    basket.get_by_label("Other questions to watch").fill("Alan was born in | Maida Vale\n\n")
     basket.get_by_label("Questions that should stay").fill("2 + 2 = | 4")
     basket.get_by_role("button", name="Unlearn them together").click()
     expect(basket.locator(".job")).to_contain_text("queued")
