@@ -17,6 +17,7 @@ OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 ROUTE_SCOPES: dict[str, Scope] = {
     "attribute": "read",
     "attribute_batch": "read",
+    "attribute_indexes": "read",
     "influence_totals": "read",
     "list_indexes": "read",
     "get_index": "read",

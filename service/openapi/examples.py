@@ -357,6 +357,12 @@ BATCH_REQUEST: dict[str, Any] = {
     ],
     "timeout_s": 60,
 }
+SIDE_BY_SIDE_REQUEST: dict[str, Any] = {
+    "indexes": ["facts", "people"],
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "top_k": 3,
+}
 BATCH_RESPONSE: dict[str, Any] = {
     "results": [
         ATTRIBUTE_RESPONSE,

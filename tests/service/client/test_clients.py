@@ -161,6 +161,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/index/estimate": examples.ESTIMATE,
         "/attribute": examples.ATTRIBUTE_RESPONSE,
         "/attribute/batch": {"results": []},
+        "/attribute/indexes": {"results": []},
         "/index/{name}/totals": totals_examples.TOTALS_RESPONSE,
         "/links": link_examples.LINK,
         "/links/{link_id}": link_examples.LINK,
@@ -185,6 +186,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
     with Client("http://there", transport=httpx.MockTransport(handle)) as client:
         client.attribute("facts", "a", " b")
         client.attribute_batch([])
+        client.attribute_indexes(["facts", "people"], "a", " b")
         assert client.totals("facts", "a", " b", by="source").groups[0].value == "wiki"
         client.remove_link(client.link(client.make_link("facts", "a", " b").id).id)
         client.build("facts", model="tiny", documents=DOCUMENTS)
