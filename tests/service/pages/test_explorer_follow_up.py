@@ -173,6 +173,25 @@ def test_a_build_is_estimated_queued_followed_and_cancelled_in_the_page(
     assert not visit.errors
 
 
+def test_a_job_whose_stream_breaks_is_followed_again(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page("/#build=1").page
+    page.route("**/jobs/*/events", lambda route: route.abort(), times=2)
+    page.get_by_label("Name").fill("news")
+    page.get_by_label("Model").fill("tiny")
+    page.get_by_role("button", name="Texts of your own").click()
+    page.get_by_role("textbox", name="Documents").fill("Ada was born in London.")
+    page.get_by_role("button", name="Build", exact=True).click()
+    card = page.locator("#build .job")
+    expect(card).to_contain_text("queued")
+    job_id = next(record.job_id for record in broker.records.values() if record.index == "news")
+    broker.advance(job_id, "running", stage="gradients", done=25, total=100)
+    expect(card).to_contain_text("25 of 100 documents")
+    broker.advance(job_id, "succeeded")
+    expect(card.locator(".badge")).to_have_text("succeeded")
+
+
 def test_a_build_that_is_refused_shows_the_whole_error(open_page: Callable[..., Visit]) -> None:
     page = open_page("/#build=1").page
     page.get_by_label("Name").fill("facts")
