@@ -14,7 +14,6 @@ from bergson_core.errors import DocumentNotFound
 from bergson_core.models.index_tokens import tokenize_stored
 from bergson_core.models.language_model import LanguageModel
 from bergson_core.schemas.filters import Condition
-from bergson_core.search.metadata_filter import MetadataFilter
 from bergson_core.search.searcher import Searcher
 from bergson_core.storage.document_table import (
     mask_of_documents,
@@ -86,13 +85,10 @@ class DocumentSelector:
             InvalidInput: The index does not keep a column, or a condition has a value of another type than the column.
         """
         self.searcher.metadata.require_valid(conditions)
-        # The searcher of a cluster has its columns on other machines.
-        metadata = MetadataFilter(self.searcher.shards, self.manifest)
         locations: list[RowLocation] = []
-        masks = zip(metadata.matching_rows(conditions), self.searcher.visible.masks(), strict=True)
-        for shard_number, (mask, visible) in enumerate(masks):
-            allowed = mask if visible is None else mask & visible
-            locations += [(shard_number, offset) for offset in np.flatnonzero(allowed).tolist()]
+        for shard_number, mask in enumerate(self.searcher.allowed_rows(conditions)):
+            assert mask is not None  # there are conditions
+            locations += [(shard_number, offset) for offset in np.flatnonzero(mask).tolist()]
         return locations
 
     def has_gradient(self, location: RowLocation) -> bool:

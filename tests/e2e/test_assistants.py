@@ -50,6 +50,8 @@ async def test_an_assistant_asks_and_a_link_keeps_the_answer_but_for_a_document_
             best["untrusted_metadata"]["source"],
             best["id"],
         )
+        low, high = best["group"]["interval"]
+        assert low < best["group"]["score"] < high
         summed = (await assistant.call_tool("sum_influence", question | {"by": "source"})).structured_content
         assert summed is not None and summed["documents"] == 40
         filtered = await assistant.call_tool("ask", question | {"filter": {"color": "blue"}})

@@ -189,10 +189,10 @@ def _sum_rows(
 
 def _counted_rows(index: AttributionIndex, query: AttributionQuery) -> list[Bool[np.ndarray, " _"]]:
     """Returns for each shard which of its rows count: they meet the filter, and were not taken down."""
-    matching = index.searcher.metadata.matching_rows(query.filter or {})
+    allowed = index.searcher.allowed_rows(query.filter)
     return [
-        mask if visible is None else mask & visible
-        for mask, visible in zip(matching, index.visible(), strict=True)
+        np.ones(shard.entry.rows, dtype=bool) if mask is None else mask
+        for shard, mask in zip(index.shards, allowed, strict=True)
     ]
 
 
