@@ -268,7 +268,7 @@ class FakeBroker:
             for event_id, record in self.history[job_id][count:]:
                 count += 1
                 yield event_id, record
-            if self.records[job_id].state in FINAL_STATES:
+            if any(record.state in FINAL_STATES for _, record in self.history[job_id][:count]):
                 return
             await asyncio.sleep(POLL_S)
 
