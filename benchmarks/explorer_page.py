@@ -35,6 +35,7 @@ BODIES: dict[str, Any] = {
     "index/facts": examples.INDEX_DETAIL,
     "jobs?*": {"items": [], "next_cursor": None},
     "readyz": examples.READY,
+    "key": examples.KEY_PERMISSIONS,
 }
 _WATCH_TASKS = """() => {
   window.longTasks = [];
@@ -118,7 +119,7 @@ def _make_answer() -> dict[str, Any]:
     rows = {
         side: [make_row(number, sign) for number in range(RESULTS_EACH_SIDE)] for side, sign in sides.items()
     }
-    return examples.ATTRIBUTE_RESPONSE | rows
+    return examples.BACKGROUND_RESPONSE | rows
 
 
 def _first_paint_s(page: Page, address: str) -> float:

@@ -7,7 +7,8 @@ and each seed gives every pair of a query and a document a score and an interval
 hold the mean of the pair's scores over all seeds, and "whole" the share of those that hold the score of the whole
 gradients, which there is without C for rows of numbers. "any" is of documents drawn at random, with intervals of scores
 that were not chosen by their size. "first" is of the ten documents with the highest scores of a seed, with the
-intervals of results, and "first, as any" of the same ten with intervals as if they had been drawn. "±" is half the
+intervals of results, and "first, as any" of the same ten with intervals as if they had been drawn. "groups" is of the
+sums of the three groups with the highest sums, of 24 groups that all documents are put into at random. "±" is half the
 width of the intervals of results, beside the difference between the tenth score and the median.
 `--quick` takes 4 seeds, 64 documents and 2 queries of a corpus of 40 people.
 """
@@ -33,7 +34,7 @@ from bergson_core.schemas.build import GradientSpec, Normalize, NormalizerKind, 
 from bergson_core.search.features import compute_features
 from bergson_core.search.projection_noise.block_groups import block_groups
 from bergson_core.search.projection_noise.intervals import Interval
-from bergson_core.search.projection_noise.score_noise import ScoreNoise
+from bergson_core.search.projection_noise.score_noise import ScoreNoise, SumOfScores
 from bergson_core.shards.codecs import CODECS
 from bergson_core.storage.manifest import ModuleEntry
 from bergson_core.tokens.batching import BUDGET_TOKENS, iter_batches
@@ -61,6 +62,8 @@ VARIANTS: Final[Sequence[Variant]] = (
 )
 MAX_PRECONDITIONED_DIM: Final = 16
 FIRST: Final = 10
+GROUPS: Final = 24
+FIRST_GROUPS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,15 @@ class Coverage:
         scores: For each seed the scores [q, n].
         intervals: For each seed the intervals [q, k, 2] of the chosen documents.
         chosen: For each seed the chosen documents [q, k]: those that were drawn, and twice the first ten.
+        groups: For each seed the groups [q, g] with the highest sums.
+        group_intervals: For each seed the intervals [q, g, 2] of these sums.
     """
 
     scores: list[Tensor] = field(default_factory=list)
     intervals: list[Tensor] = field(default_factory=list)
     chosen: list[Tensor] = field(default_factory=list)
+    groups: list[Tensor] = field(default_factory=list)
+    group_intervals: list[Tensor] = field(default_factory=list)
 
     def add(
         self, x: Float[Tensor, "n m d"], y: Float[Tensor, "q m d"], noise: ScoreNoise, drawn: Tensor
@@ -155,20 +162,50 @@ class Coverage:
             )
         )
         self.chosen.append(chosen)
+        groups = _group_sums(scores).argsort(1, descending=True)[:, :FIRST_GROUPS]
+        self.groups.append(groups)
+        self.group_intervals.append(
+            torch.tensor(
+                [
+                    [
+                        _group_interval(x[group::GROUPS], query, noise, rank)
+                        for rank, group in enumerate(own, 1)
+                    ]
+                    for query, own in zip(y, groups.tolist(), strict=True)
+                ]
+            )
+        )
 
     def shares(self, target: Float[Tensor, "q n"]) -> list[float]:
-        """Returns the shares of intervals that hold the target: of any, of the first as of any, and of the first."""
+        """Returns the shares of intervals that hold the target: of any, of the first as of any, of the first, and
+        of sums of the first groups."""
         targets = torch.stack([target.gather(1, chosen) for chosen in self.chosen])
         intervals = torch.stack(self.intervals)
         held: Bool[Tensor, "s q k"] = (intervals[..., 0] <= targets) & (targets <= intervals[..., 1])
         parts = held.split([held.shape[2] - 2 * FIRST, FIRST, FIRST], dim=2)
-        return [part.float().mean().item() for part in parts]
+        sums = torch.stack([_group_sums(target).gather(1, groups) for groups in self.groups])
+        low, high = torch.stack(self.group_intervals).unbind(-1)
+        return [part.float().mean().item() for part in (*parts, (low <= sums) & (sums <= high))]
 
     def half_width(self) -> tuple[float, float]:
         """Returns the mean half width of the first results, and how far the tenth score is above the median."""
         intervals, scores = torch.stack(self.intervals)[..., -FIRST:, :], torch.stack(self.scores)
         tenth = scores.topk(FIRST, dim=2).values[..., -1] - scores.median(2).values
         return ((intervals[..., 1] - intervals[..., 0]) / 2).mean().item(), tenth.mean().item()
+
+
+def _group_sums(scores: Float[Tensor, "q n"]) -> Float[Tensor, "q g"]:
+    """Returns the sums of the scores of each group: document k is of group k modulo their number."""
+    return torch.stack([scores[:, group::GROUPS].sum(1) for group in range(GROUPS)], 1)
+
+
+def _group_interval(
+    x: Float[Tensor, "k m d"], y: Float[Tensor, "m d"], noise: ScoreNoise, rank: int
+) -> Interval:
+    """Returns the interval of the sum of the scores of a group of this rank."""
+    total = SumOfScores(noise)
+    total.add(x, y)
+    return total.error().interval_of_group(total.total, rank, GROUPS)
 
 
 def _intervals(
@@ -233,10 +270,10 @@ def main() -> None:
     if options.quick:
         options.people, options.seeds, options.documents, options.queries = 40, 4, 64, 2
     demo = load_demo(options)
-    shares = ("any", "first, as any", "first")
+    shares = ("any", "first, as any", "first", "groups")
     names = [f"{target}, {share}" for target in ("mean", "whole") for share in shares]
     print(f"| rows | {' | '.join(names)} | ± | tenth - median |")
-    print(f"|---{'|---:' * 8}|")
+    print(f"|---{'|---:' * 10}|")
     wholes: dict[NormalizerKind, WholeGradients] = {}
     for normalizer, projection, p in PROJECTED:
         if normalizer not in wholes:
@@ -249,7 +286,7 @@ def main() -> None:
             if kind != "sign" and not preconditioned:
                 held += coverage.shares(wholes[normalizer].scores(normalize))
             name = f"{normalizer}, {projection}, p = {p}, {kind}, {normalize}{', C' * preconditioned}"
-            cells = [f"{100 * share:.0f} %" for share in held] + [""] * (6 - len(held))
+            cells = [f"{100 * share:.0f} %" for share in held] + [""] * (8 - len(held))
             print(
                 f"| {name} | {' | '.join(cells + [f'{v:.3g}' for v in coverage.half_width()])} |", flush=True
             )

@@ -26,6 +26,7 @@ from .integrations.hf_trainer import IndexCallback
 from .integrations.ray_executor import RayExecutor
 from .models.language_model import LanguageModel
 from .models.loading import load_model
+from .schemas.answer_parts.background import BackgroundScores
 from .schemas.answer_parts.groups import GroupMember, ResultGroup
 from .schemas.answer_parts.verification import Control, GroupEffect, Together, Verification, Verified
 from .schemas.answer_parts.words import WordMatch
@@ -74,6 +75,7 @@ __all__ = [
     "AppendSpec",
     "AttributionIndex",
     "AttributionQuery",
+    "BackgroundScores",
     "BuildSpec",
     "Chunk",
     "ColumnsSpec",

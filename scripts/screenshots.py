@@ -36,7 +36,7 @@ def main() -> None:
         "prompt": options.prompt,
         "completion": options.completion,
         "direction": "both",
-        "include": ["text", "metadata", "tokens", "words"],
+        "include": ["text", "metadata", "tokens", "words", "background"],
         "verify": {"top": 3, "controls": 3, "together": True},
     }
     PICTURES.mkdir(exist_ok=True)

@@ -6,11 +6,12 @@ The docstrings are shown on the OpenAPI page.
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bergson_core.schemas.base import ResultModel, Spec, field_error
 from bergson_core.schemas.build import BuildSpec, IndexName
 from bergson_core.schemas.build_parts.inline_documents import find_inline_problem
+from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import Answer
 from bergson_core.schemas.totals.results import InfluenceTotals
 from bergson_core.schemas.totals.spec import TotalsQuery
@@ -94,6 +95,10 @@ class JobAccepted(ResultModel):
     state: JobState
 
 
+MAX_SIDE_BY_SIDE = 16
+"""Most indexes that one query asks."""
+
+
 class AttributeRequest(ServiceQuery):
     """A query, and how long to wait for its answer."""
 
@@ -121,6 +126,33 @@ class BatchRequest(Spec):
     timeout_s: float | None = Field(None, gt=0)
     """Seconds to wait for all answers; a query without an answer by then gets a problem. The default and the maximum
     are settings of the service."""
+
+
+class SideBySideRequest(AttributionQuery):
+    """A query for several indexes, and how long to wait for all answers."""
+
+    model_config = ConfigDict(title="SideBySideRequest")
+
+    index: None = None  # pyright: ignore[reportIncompatibleVariableOverride] -- the field is frozen
+    """Null: `indexes` names them."""
+    indexes: tuple[IndexName, ...] = Field(min_length=2, max_length=MAX_SIDE_BY_SIDE)
+    """Names of the indexes, each once."""
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds to wait for all answers; an index without an answer by then gets a problem. The default and the maximum
+    are settings of the service."""
+
+    @field_validator("indexes")
+    @classmethod
+    def _require_each_once(cls, indexes: tuple[str, ...]) -> tuple[str, ...]:
+        for number, name in enumerate(indexes):
+            if name in indexes[:number]:
+                raise ValueError(f"expected each index once, got {name!r} again")
+        return indexes
+
+    def queries(self) -> list[ServiceQuery]:
+        """Returns the query for each index."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in AttributionQuery.model_fields}
+        return [ServiceQuery.model_construct(**{**fields, "index": name}) for name in self.indexes]
 
 
 class AttributeResponse(Answer):
@@ -188,10 +220,10 @@ class Link(ResultModel):
 
 
 class BatchResponse(ResultModel):
-    """The answers to a batch of queries."""
+    """The answers to several queries, or of several indexes to one query."""
 
     results: list[AttributeResponse | ProblemDetails]
-    """For each query, in the order of the queries, its answer or the problem that it met."""
+    """For each query, or for each index, in the order of the request, the answer or the problem that it met."""
 
 
 class ModelSummary(ResultModel):
@@ -222,6 +254,25 @@ class JobPage(ResultModel):
     items: list[JobRecord]
     next_cursor: str | None = None
     """Value of `cursor` for the next page; null on the last page."""
+
+
+class KeyPermissions(ResultModel):
+    """What an API key may do."""
+
+    name: str
+    """Name of the key; `anybody` where the service needs no key."""
+    scope: Literal["read", "write", "admin"]
+    """Each scope includes those before it: `read`, `write`, `admin`."""
+    indexes: list[str]
+    """Indexes that the key may see, as shell patterns. Empty for a key that sees all of them."""
+    text: bool
+    """Whether the key may see prompts, completions and metadata of documents."""
+    rate: str | None
+    """Most calls in a span of time, such as `100/minute`."""
+    concurrent: int | None
+    """Most calls that may be open at once in one web process."""
+    expires_at: float | None
+    """Time at which the key ends, Unix time in seconds."""
 
 
 class WorkerList(ResultModel):

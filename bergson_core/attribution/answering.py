@@ -22,6 +22,7 @@ from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, Tok
 from bergson_core.attribution.token_influence import ScoreDecomposer
 from bergson_core.errors import BergsonError
 from bergson_core.gradients.row_collector import RowCollector
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.schemas.build_parts.checkpoints import require_between
 from bergson_core.schemas.query import AttributionQuery
 from bergson_core.schemas.results import (
@@ -32,7 +33,7 @@ from bergson_core.schemas.results import (
     TimingMs,
     TokenInfluence,
 )
-from bergson_core.search.background_sample import percentiles
+from bergson_core.search.background_sample import percentiles, score_histogram
 from bergson_core.search.measuring.significance import significance_notice, strengths_of
 from bergson_core.search.profile import require_profile
 from bergson_core.search.searcher import Searcher, SearchRequest, SearchResult
@@ -59,6 +60,7 @@ class _AnswerResults:
     proponents: list[ResultRow] | None
     opponents: list[ResultRow] | None
     notice: str | None
+    background: BackgroundScores | None
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,8 @@ class QueryAnswerer:
             notice = significance_notice(
                 proponents[0].score, result.background_scores, self.calibrated_notice(request)
             )
-        return _AnswerResults(proponents, opponents, notice)
+        background = score_histogram(result.background_scores) if "background" in request.include else None
+        return _AnswerResults(proponents, opponents, notice, background)
 
     def calibrated_notice(self, request: SearchRequest) -> NoticeEntry | None:
         """Returns the threshold from which a proponent stands out.
@@ -269,6 +272,7 @@ class QueryAnswerer:
             results=results.proponents,
             opponents=results.opponents,
             notice=results.notice,
+            background=results.background,
             warnings=list(asked.warnings),
             partial=bool(self.searcher.damaged),
             timing_ms=timing,

@@ -189,7 +189,8 @@ class AttributionIndex(IndexParts):
             include: What each result has in addition to id, score, percentile and loss: `text`, `metadata`, and its
                 score split by `tokens` and by `modules`. `tokens` runs the results through the model again, and allows
                 a `top_k` of at most 32. `words` says whether the result states the completion, and gives its rank by
-                BM25; the first query with `words` reads the words of all documents.
+                BM25; the first query with `words` reads the words of all documents. `background` adds a histogram of
+                the scores of random documents to the answer.
             order: Order of the results: `influence` on the completion; `words`, by the BM25 scores of all documents for
                 prompt and completion; or `fused`, by the sum of the reciprocal ranks in both orders.
             group_by: `document` returns each long document once, with its best chunk. `near_duplicates`, or the name of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bergson_core.errors import DatasetNotFound, InvalidInput, ModelNotFound
+from bergson_core.errors import DatasetNotFound, IndexCorrupt, InvalidInput, ModelNotFound
 from bergson_core.indexing.output_directory import index_write_lock
 from bergson_core.models.files.lora import read_adapter_base
 from bergson_core.models.index_model import load_index_model
@@ -22,10 +22,11 @@ def relocate_index(
     adapter_base: str | Path | None = None,
     dataset: str | Path | None = None,
     optimizer_state: str | Path | None = None,
+    reference_model: str | Path | None = None,
 ) -> Manifest:
     """Records new paths in the manifest of the index in the directory `index`.
 
-    The model at its new place is loaded once and compared with the one that the index was built from, file by file.
+    A model at its new place is loaded once and compared with the one that the index was built from, file by file.
     Then the manifest is replaced in one step. The generation stays, because the rows do, and readers that have the
     index open are not disturbed.
 
@@ -36,6 +37,7 @@ def relocate_index(
         adapter_base: The directory of the model that the adapters belong to, if it is not where they say.
         dataset: The file or directory of the dataset. It is recorded only: an index has a copy of its documents.
         optimizer_state: The optimizer's checkpoint that the build took moments from, which an append reads again.
+        reference_model: The directory of the reference model of preference pairs, which an append asks again.
 
     Returns:
         The new manifest.
@@ -44,7 +46,7 @@ def relocate_index(
         InvalidInput: No new path is given, or one that is wrong for this index.
         ModelNotFound: The model is not there.
         DatasetNotFound: The dataset is not there.
-        IndexCorrupt: The model is another one; nothing is changed.
+        IndexCorrupt: A model is another one; nothing is changed.
         IndexNotFound: There is no index in the directory.
         IndexBusy: Another process is writing to the index.
     """
@@ -59,9 +61,12 @@ def relocate_index(
             changes["dataset"] = _relocate_dataset(old, dataset)
         if optimizer_state is not None:
             changes["gradients"] = _relocate_checkpoint(old, optimizer_state)
+        if reference_model is not None:
+            changes |= _relocate_reference(root, old, reference_model)
         if not changes and adapter_base is None:
             raise InvalidInput(
-                "expected a new path of the model, its adapters' base, the dataset or the checkpoint"
+                "expected a new path of the model, its adapters' base, the dataset, the optimizer's checkpoint or the "
+                "reference model"
             )
         spec = old.spec.model_copy(update=changes)
         if adapter_base is not None:
@@ -104,6 +109,19 @@ def _relocate_models(
         return {"model": _require_directory(model)}
     located = tuple(map(_require_directory, models))
     return {"models": located, "model": located[-1], "revision": None}
+
+
+def _relocate_reference(root: Path, manifest: Manifest, path: str | Path) -> dict[str, Any]:
+    """Returns the fields of the spec that name the reference model of preference pairs at its new place."""
+    if manifest.spec.reference_model is None:
+        raise InvalidInput("the index was built without a reference model; expected no reference_model")
+    located = _require_directory(path)
+    if _load_on_cpu(located, None, manifest.spec.dtype).sha256 != manifest.reference_sha256:
+        raise IndexCorrupt(
+            f"the model in {path} is not the reference model that the index {root.name} was built with: its files "
+            "differ; name the directory that the reference model is in now"
+        )
+    return {"reference_model": located, "reference_revision": None}
 
 
 def _require_adapters(manifest: Manifest, model: str) -> None:

@@ -34,7 +34,7 @@ NEAR_DUPLICATES: Final = "near_duplicates"
 """Value of `group_by` that folds documents whose rows are nearly the same."""
 
 Direction = Literal["proponents", "opponents", "both"]
-IncludedPart = Literal["text", "metadata", "tokens", "modules", "words"]
+IncludedPart = Literal["text", "metadata", "tokens", "modules", "words", "background"]
 Join = Literal["exact", "space"]
 Order = Literal["influence", "words", "fused"]
 Objective = Literal["log_probability", "log_odds"]
@@ -135,7 +135,8 @@ class AttributionQuery(Spec):
     """What each result has in addition to id, score, percentile and loss. `tokens` and `modules` split the score by
     token and by module. `tokens` runs the results through the model again, and allows at most 32 of them in each
     direction. `words` says whether each result states the completion, and gives its rank by BM25; the first query with
-    `words` reads the words of all documents."""
+    `words` reads the words of all documents. `background` adds a histogram of the scores of random documents to the
+    answer."""
     order: Order = "influence"
     """The order of the results: `influence` on the completion; `words`, the BM25 score of all documents for prompt and
     completion; or `fused`, the sum of the reciprocal ranks in both orders. `score` is the influence in every order.
@@ -212,7 +213,8 @@ class AttributionQuery(Spec):
             update |= {"top_k": max(self.top_k, self.rescore), "include": parts}
         if self.order != "influence":
             # The results are scored once more when it is known which they are.
-            update |= {"order": "influence", "top_k": self.search_depth, "include": ()}
+            parts = tuple(part for part in self.include if part == "background")
+            update |= {"order": "influence", "top_k": self.search_depth, "include": parts}
         if self.folds:
             update |= {"group_by": None, "top_k": GROUP_DEPTH}
         return self.model_copy(update=update)

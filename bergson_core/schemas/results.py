@@ -6,6 +6,7 @@ The library returns these classes, Redis carries them as JSON, and the HTTP API 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.schemas.answer_parts.groups import ResultGroup, Strength
 from bergson_core.schemas.answer_parts.result_tables import ANSWER_KEY, results_table
 from bergson_core.schemas.answer_parts.verification import Verification, Verified
@@ -257,6 +258,9 @@ class Answer(ResultModel):
     notice: str | None = None
     """`no strong influence found` if the best result by the scores of the index stands out no more than the best result
     of a query whose completion no document states."""
+    background: BackgroundScores | None = None
+    """How the scores of random documents for this query are distributed, if `include` asks for it. They are always
+    scores of the index, also where those of the results are exact. Null if no document was drawn."""
     warnings: list[QueryWarning] = []
     """Probable mistakes in the query, such as a completion without its leading space."""
     rescored: Rescored | None = None

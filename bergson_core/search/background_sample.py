@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from bergson_core.gradients.processor_fitting import sample_row_numbers
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.search.bit_planes import BitPlanes
 from bergson_core.search.features import reciprocal_by_module
 from bergson_core.search.profile import Profile
@@ -24,6 +25,7 @@ MAX_SAMPLE_BYTES: Final = 2**27
 """Memory of all sampled rows together, which a query reads in some milliseconds."""
 MIN_SAMPLE_ROWS: Final = 64
 """At least this many rows are sampled, however many numbers each of them has."""
+HISTOGRAM_BINS: Final = 100
 _RELATIVE_TOLERANCE: Final = 1e-5
 """Smallest relative difference at which two scores count as different. A result may be one of the sampled rows, whose
 score is computed in another order and so rounded differently."""
@@ -153,3 +155,11 @@ def percentiles(scores: Sequence[float], background_scores: Float32[np.ndarray, 
     clearly_lower = [score - _RELATIVE_TOLERANCE * abs(score) for score in scores]
     lower = np.searchsorted(ordered, np.asarray(clearly_lower, ordered.dtype), side="left")
     return [round(100 * int(count) / (len(ordered) + 1), 2) for count in lower]
+
+
+def score_histogram(background_scores: Float32[np.ndarray, " v"]) -> BackgroundScores | None:
+    """Returns how the scores of the sampled rows are distributed, or None where no row was sampled."""
+    if len(background_scores) == 0:
+        return None
+    counts, edges = np.histogram(background_scores.astype(np.float64), HISTOGRAM_BINS)
+    return BackgroundScores(edges=edges.tolist(), counts=counts.tolist())

@@ -17,6 +17,7 @@ OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 ROUTE_SCOPES: dict[str, Scope] = {
     "attribute": "read",
     "attribute_batch": "read",
+    "attribute_indexes": "read",
     "influence_totals": "read",
     "list_indexes": "read",
     "get_index": "read",
@@ -31,6 +32,7 @@ ROUTE_SCOPES: dict[str, Scope] = {
     "follow_job": "read",
     "list_workers": "read",
     "list_models": "read",
+    "get_key": "read",
     "metrics": "read",
     "build_index": "write",
     "estimate_index": "write",  # it runs a model

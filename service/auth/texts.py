@@ -23,6 +23,7 @@ OPEN_ANSWER_FIELDS: Final = frozenset(
         "results",
         "opponents",
         "notice",
+        "background",
         "warnings",  # about the query
         "rescored",
         "verification",

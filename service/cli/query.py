@@ -3,17 +3,18 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from bergson_core.errors import BergsonError, IndexNotFound, InvalidInput
 from bergson_core.schemas.build import ExecutorName
 from bergson_core.schemas.query import MAX_RESCORED, MAX_VERIFIED, AttributionQuery
-from bergson_core.schemas.results import Answer, QueryEcho
+from bergson_core.schemas.results import Answer
+from service.cli.support.answer_output import print_side_by_side, print_warnings, print_whole_answer
 from service.cli.support.common_options import (
     PROFILE_HELP,
     EscapeFormulasOption,
@@ -28,15 +29,7 @@ from service.cli.support.console import (
     OutputFormat,
     console,
     error_console,
-    print_json,
     print_message,
-    print_warning,
-)
-from service.cli.support.result_tables import (
-    module_influences,
-    results_table,
-    token_influences,
-    verification_table,
 )
 from service.cli.support.spec_options import OptionOverride, SpecOptions, options_from_specs
 
@@ -125,6 +118,13 @@ def query(
             "--link", help="With --url: have the service keep the answer, and print the address of its link."
         ),
     ] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another index to ask the same, side by side: a directory, or a name with --url. Repeatable.",
+            metavar="INDEX",
+        ),
+    ] = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -138,35 +138,63 @@ def query(
     if output is not None:
         _require_output(output, output_format, overwrite)
     if together:
-        if spec.verify is None:
-            raise InvalidInput(
-                "--together: expected --verify with it, which says how many results to unlearn"
-            )
-        spec = spec.model_copy(update={"verify": spec.verify.model_copy(update={"together": True})})
+        spec = _with_together(spec)
     if output_format != "json" and {"tokens", "modules"} & set(spec.include):
         # A table of the parts of scores is of no use without the documents that they are parts of.
         spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})
     if link and url is None:
         raise InvalidInput("--link: a service keeps answers: expected --url with it")
-    if url is None:
-        answer = _ask_directory(index, spec, executor)
-    elif executor == "local":
-        answer = _ask_service(url, str(index), spec, keep=link)
-    else:
+    if url is not None and executor != "local":
         raise InvalidInput(
             f"--executor {executor} is for an index on disk: expected it, or --url, but not both"
         )
+    if also:
+        if output is not None or link or output_format == "csv":
+            raise InvalidInput(
+                "--also: several answers are printed as tables or as JSON: expected no --output, --link or CSV with it"
+            )
+        answers = _ask_all([str(index), *also], spec, url, executor)
+        print_side_by_side(answers, as_json=output_format == "json")
+        return
+    answer = (
+        _ask_directory(index, spec, executor)
+        if url is None
+        else _ask_service(url, str(index), spec, keep=link)
+    )
     if output is not None:
         _write_results(answer, output, overwrite=overwrite, escape_formulas=escape_formulas)
-    elif output_format == "json":
-        print_json(answer.model_dump(mode="json"))
     elif output_format == "csv":
         _print_csv(answer, escape_formulas)
     else:
-        _print_answer(answer)
-    for warning in answer.warnings:
-        meant = "" if warning.suggestion is None else f"; probably meant: {warning.suggestion!r}"
-        print_warning(f"{warning.detail}{meant}")
+        print_whole_answer(answer, as_json=output_format == "json")
+    print_warnings(answer)
+
+
+def _with_together(spec: AttributionQuery) -> AttributionQuery:
+    """Returns the query with the step on all verified results at once."""
+    if spec.verify is None:
+        raise InvalidInput("--together: expected --verify with it, which says how many results to unlearn")
+    return spec.model_copy(update={"verify": spec.verify.model_copy(update={"together": True})})
+
+
+def _ask_all(
+    indexes: Sequence[str], spec: AttributionQuery, url: str | None, executor: ExecutorName
+) -> list[Answer]:
+    """Returns the answers of several indexes. Raises the first error that one of them meets."""
+    if len(set(indexes)) < len(indexes):
+        raise InvalidInput("--also: expected each index once, got one twice")
+    if url is None:
+        return [_ask_directory(Path(index), spec, executor) for index in indexes]
+    from service.client import Client
+
+    logging.getLogger("service.client").addHandler(logging.NullHandler())
+    fields = spec.model_dump(mode="json", exclude={"index"}, exclude_defaults=True)
+    with Client(url) as client:
+        outcomes = client.attribute_indexes(indexes, **fields)
+    for outcome in outcomes:
+        if isinstance(outcome, BergsonError):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
 
 
 def _ask_directory(index: Path, spec: AttributionQuery, executor: ExecutorName) -> Answer:
@@ -233,39 +261,3 @@ def _print_csv(answer: Answer, escape_formulas: bool) -> None:
     from bergson_core.utils.table_writer import write_csv
 
     write_csv(spread_columns(answer.to_table()).to_reader(), console.file, escape_formulas=escape_formulas)
-
-
-def _print_query(query: QueryEcho) -> None:
-    if query.generated:
-        print_message(f"the model says: {query.completion!r}")
-    if query.behaviour is not None:
-        print_message(f"behaviour {query.behaviour}: mean loss {query.loss:.3f} nats a query")
-    else:
-        tokens = "1 token" if query.n_tokens == 1 else f"{query.n_tokens} tokens"
-        console.print(f"loss of the completion: {query.loss:.3f} nats over {tokens}")
-    if query.instead_of_behaviour is not None:
-        print_message(
-            f"minus that of {query.instead_of_behaviour}: mean loss {query.instead_of_loss:.3f} nats a query"
-        )
-    if query.instead_of is not None:
-        print_message(f"loss of {query.instead_of!r}: {query.instead_of_loss:.3f} nats")
-
-
-def _print_answer(answer: Answer) -> None:
-    _print_query(answer.query)
-    for title, rows in (("proponents", answer.results), ("opponents", answer.opponents)):
-        if rows is not None:
-            console.print(results_table(title, rows))
-            for row in rows:
-                for influences in (token_influences(row), module_influences(row)):
-                    if influences is not None:
-                        console.print(Text.assemble((f"{row.id} ", "bold"), influences))
-    if answer.rescored is not None:
-        rescored = answer.rescored
-        print_message(f"{rescored.exact} of {rescored.candidates} candidates have exact scores")
-    if answer.verification is not None:
-        rows = [*(answer.results or ()), *(answer.opponents or ())]
-        console.print(verification_table(rows, answer.verification))
-    for note in (answer.notice, "damaged shards of the index were left out" if answer.partial else None):
-        if note is not None:
-            print_message(note)

@@ -31,6 +31,12 @@ def relocate(
         Path | None,
         typer.Option("--optimizer_state", help="Optimizer checkpoint that the moments were taken from."),
     ] = None,
+    reference_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference_model", help="Directory that the reference model of preference pairs is in now."
+        ),
+    ] = None,
 ) -> None:
     """Record where the model or dataset of an index is now. The model is first compared with the one of the build."""
     from bergson_core.indexing.relocate import relocate_index
@@ -42,6 +48,7 @@ def relocate(
         adapter_base=adapter_base,
         dataset=dataset,
         optimizer_state=optimizer_state,
+        reference_model=reference_model,
     )
     dataset_path = manifest.spec.dataset.path if manifest.spec.dataset is not None else "given in the request"
     base = f", adapters of {manifest.adapter_base}" if manifest.adapter_base else ""

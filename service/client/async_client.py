@@ -1,6 +1,5 @@
 """`AsyncClient`: every call of the service as a coroutine. `Client` takes its methods from here."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Self
@@ -10,7 +9,6 @@ from bergson_core.schemas.build import AppendSpec
 from bergson_core.schemas.query import AttributionQuery, ProfileSpec
 from bergson_core.schemas.results import Estimate
 from service.client.behaviour_calls import BehaviourCalls
-from service.client.errors import error_from_problem
 from service.client.job_calls import ProgressListener
 from service.client.link_calls import LinkCalls
 from service.client.proxies import choose_proxy
@@ -22,6 +20,7 @@ from service.client.requests import (
     request_body,
 )
 from service.client.sessions import AsyncSession, HttpSession
+from service.client.side_by_side_calls import SideBySideCalls, parse_answers
 from service.client.totals_calls import TotalsCalls
 from service.client.unlearning_calls import UnlearningCalls
 from service.index_schemas import DocumentDetail, IndexDetail, IndexPage, IndexSummary
@@ -30,6 +29,7 @@ from service.schemas import (
     AttributeResponse,
     EstimateRequest,
     IndexRequest,
+    KeyPermissions,
     ModelList,
     ModelSummary,
     Ready,
@@ -40,7 +40,7 @@ from worker.messages import JobRecord, ServiceQuery, WorkerStatus
 logger = logging.getLogger(__name__)
 
 
-class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, LinkCalls):
+class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, SideBySideCalls, LinkCalls):
     """A client of the service whose methods are coroutines.
 
     A request that the service refuses for now (429, 503) is repeated, no sooner than the service asks for. So is a
@@ -147,12 +147,7 @@ class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, LinkCalls):
         content = await self._sender.send(
             "POST", "/attribute/batch", body, is_idempotent=True, wait_s=timeout_s
         )
-        return [
-            error_from_problem(result)
-            if "code" in result
-            else AttributeResponse.model_validate(result, extra="ignore")
-            for result in json.loads(content)["results"]
-        ]
+        return parse_answers(content)
 
     # Indexes
 
@@ -319,6 +314,10 @@ class AsyncClient(BehaviourCalls, UnlearningCalls, TotalsCalls, LinkCalls):
     async def models(self) -> list[ModelSummary]:
         """Returns the models that the live workers hold in memory."""
         return parse_response(ModelList, await self._sender.send("GET", "/models")).items
+
+    async def permissions(self) -> KeyPermissions:
+        """Returns what the API key of the client may do: its scope, the indexes it sees, and whether it sees texts."""
+        return parse_response(KeyPermissions, await self._sender.send("GET", "/key"))
 
     async def ready(self) -> Ready:
         """Returns how many workers are alive, provided that the service can work at this moment.

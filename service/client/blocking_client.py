@@ -94,6 +94,7 @@ class Client:
     close = _blocking(AsyncClient.close)
     attribute = _blocking(AsyncClient.attribute)
     attribute_batch = _blocking(AsyncClient.attribute_batch)
+    attribute_indexes = _blocking(AsyncClient.attribute_indexes)
     totals = _blocking(AsyncClient.totals)
     build = _blocking(AsyncClient.build)
     append = _blocking(AsyncClient.append)
@@ -120,4 +121,5 @@ class Client:
     remove_link = _blocking(AsyncClient.remove_link)
     workers = _blocking(AsyncClient.workers)
     models = _blocking(AsyncClient.models)
+    permissions = _blocking(AsyncClient.permissions)
     ready = _blocking(AsyncClient.ready)

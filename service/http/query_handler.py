@@ -96,13 +96,14 @@ class QueryHandler:
         return await self.broker.ask_totals(query, spec, self.request_id, timeout_s, self.caller.id)
 
     async def answer_batch(
-        self, queries: Sequence[ServiceQuery], timeout_s: float
+        self, queries: Sequence[ServiceQuery], timeout_s: float, priority: Priority = "batch"
     ) -> list[AttributeResponse | ProblemDetails]:
-        """Answers many queries at once, and gives way to single ones.
+        """Answers many queries at once.
 
         Args:
             queries: The queries.
             timeout_s: Seconds to wait for all answers.
+            priority: The queue in which the queries wait; those of a `batch` give way to single ones.
 
         Returns:
             For each query, in the order of the queries, its answer or the problem that it met.
@@ -117,7 +118,7 @@ class QueryHandler:
                         raise DeadlineExceeded(
                             f"not asked within {timeout_s:g} s; send fewer at once or wait longer"
                         )
-                    answer = await self.answer(query, remaining_s, "batch")
+                    answer = await self.answer(query, remaining_s, priority)
                     return AttributeResponse.from_answer(answer, self.request_id)
                 except BergsonError as error:
                     return make_problem(error.code, str(error), self.request_id)
@@ -149,7 +150,9 @@ class QueryHandler:
             )
         if query.order != "influence":
             raise Forbidden(f"this key sees no texts: ask without the order {query.order!r}")
-        return query.model_copy(update={"include": tuple({"modules"}.intersection(query.include))})
+        return query.model_copy(
+            update={"include": tuple(part for part in query.include if part in ("modules", "background"))}
+        )
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -270,6 +270,7 @@ ATTRIBUTE_RESPONSE: dict[str, Any] = {
     ],
     "opponents": None,
     "notice": None,
+    "background": None,
     "warnings": [],
     "rescored": None,
     "verification": None,
@@ -308,6 +309,10 @@ VERIFIED_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
         "verify": 310.0,
         "total": 323.9,
     },
+}
+ATTRIBUTE_BACKGROUND: dict[str, Any] = ATTRIBUTE_REQUEST | {"include": ["text", "background"]}
+BACKGROUND_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
+    "background": {"edges": [-0.12, -0.04, 0.04, 0.12, 0.2], "counts": [290, 3460, 338, 8]},
 }
 WORDS_RESPONSE: dict[str, Any] = ATTRIBUTE_RESPONSE | {
     "results": [
@@ -352,6 +357,12 @@ BATCH_REQUEST: dict[str, Any] = {
     ],
     "timeout_s": 60,
 }
+SIDE_BY_SIDE_REQUEST: dict[str, Any] = {
+    "indexes": ["facts", "people"],
+    "prompt": "Ada Lovelace was born in",
+    "completion": " London",
+    "top_k": 3,
+}
 BATCH_RESPONSE: dict[str, Any] = {
     "results": [
         ATTRIBUTE_RESPONSE,
@@ -390,4 +401,13 @@ WORKERS: dict[str, Any] = {
     ]
 }
 LIVE: dict[str, Any] = {"status": "ok"}
+KEY_PERMISSIONS: dict[str, Any] = {
+    "name": "ada",
+    "scope": "read",
+    "indexes": ["facts-*"],
+    "text": True,
+    "rate": "100/minute",
+    "concurrent": 4,
+    "expires_at": 1_780_142_400.0,
+}
 READY: dict[str, Any] = {"status": "ready", "workers": 1}

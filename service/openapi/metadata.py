@@ -49,6 +49,7 @@ TAGS = [
     {"name": "Jobs", "description": "Then follow the build, or stop it."},
     {"name": "Attribution", "description": "Then query the index."},
     {"name": "Workers", "description": "See the workers and the models in their memory."},
+    {"name": "Keys", "description": "See what your API key may do."},
     {"name": "Health", "description": "For supervisors, load balancers and monitoring."},
 ]
 
@@ -66,6 +67,7 @@ BUILD_FIELD_ERROR = FieldError(loc=["body", "gradients", "projection_dim"], msg=
 PAGE_FIELD_ERROR = FieldError(loc=["query", "limit"], msg="expected at most 200")
 QUERY_FIELD_ERROR = FieldError(loc=["body", "top_k"], msg="expected at most 1000")
 BATCH_FIELD_ERROR = FieldError(loc=["body", "queries", 3, "top_k"], msg="expected at most 1000")
+INDEXES_FIELD_ERROR = FieldError(loc=["body", "indexes"], msg="expected each index once, got 'facts' again")
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 BEHAVIOUR_FIELD_ERROR = FieldError(
     loc=["body", "queries", 3, "completion"],

@@ -43,6 +43,10 @@ _QUERIES: dict[str, Any] = {
     "verified": {"summary": "The best documents unlearned", "value": examples.ATTRIBUTE_VERIFIED},
     "together": {"summary": "The best documents unlearned together", "value": examples.ATTRIBUTE_TOGETHER},
     "grouped": {"summary": "Near-duplicates as one result", "value": examples.ATTRIBUTE_GROUPED},
+    "background": {
+        "summary": "How random documents score beside the results",
+        "value": examples.ATTRIBUTE_BACKGROUND,
+    },
     "parts": {"summary": "Scores split by token and by module", "value": examples.ATTRIBUTE_PARTS},
     "span": {"summary": "A part of the completion", "value": examples.ATTRIBUTE_SPAN},
     "join": {
@@ -99,7 +103,8 @@ async def attribute(
       column. Each result is the best document of its group, and `group` has the members and the sum of their scores,
       with an interval and a strength.
     * `include`: `words`: whether each result states the completion, and its place among all documents by BM25.
-      `tokens`, `modules`: the parts of the score by token and by module.
+      `tokens`, `modules`: the parts of the score by token and by module. `background`: a histogram of the scores of
+      random documents.
     * `order`: orders the results by words, or by words and influence together. The first query with words reads the
       words of all documents. If this takes longer than `timeout_s`, send the query again: what was read is kept.
 

@@ -51,7 +51,7 @@ def _render(request: Request, name: str, headers: dict[str, str], **context: obj
 @router.get("/")
 async def explorer(request: Request) -> Response:
     """Returns the explorer."""
-    modules = _find_modules("vendor", "shared", "answer", "follow_up", "explorer")
+    modules = _find_modules("vendor", "shared", "answer", "behaviours", "follow_up", "explorer")
     return _render(request, "explorer.html", _HEADERS, modules=modules)
 
 

@@ -18,8 +18,8 @@ import bergson_core
 from bergson_core.schemas.base import ResultModel, Spec
 
 PUBLIC_NAMES = """
-    AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BuildSpec Chunk
-    ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
+    AdafactorNormalizer AdamNormalizer Answer AppendSpec AttributionIndex AttributionQuery BackgroundScores BuildSpec
+    Chunk ColumnsSpec Control DatasetSpec DocumentReport Effect Estimate Evaluation EvaluationQuery EvaluationSpec
     Executor GradientCollector GradientProcessor GradientSpec GroupEffect GroupMember IndexCallback Interval
     KfacNormalizer LanguageModel LeftOutDocument LocalExecutor Manifest Measured Normalizer PreferencePair Progress
     QueryChange QueryEcho QueryWarning Range RayExecutor Rescored ResultGroup ResultRow Retrieval ScoreTotals

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bergson_core.errors import BergsonError, IndexExists, InvalidInput, JobNotFound, TooLong
+from bergson_core.schemas.answer_parts.background import BackgroundScores
 from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
 from bergson_core.schemas.answer_parts.verification import (
     Control,
@@ -79,6 +80,9 @@ TOKENS = [
 ]
 
 
+BACKGROUND = BackgroundScores(edges=[-0.3, -0.1, 0.1, 0.3], counts=[9, 980, 11])
+
+
 def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
     """Returns an answer whose results have `texts` and decreasing scores."""
     rows = [
@@ -137,6 +141,14 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         instead_of=query.instead_of,
         instead_of_loss=None if query.instead_of is None else 3.5,
     )
+    if query.behaviour is not None:
+        echo = QueryEcho(
+            behaviour=query.behaviour,
+            loss=0.31,
+            n_tokens=4,
+            instead_of_behaviour=query.instead_of_behaviour,
+            instead_of_loss=None if query.instead_of_behaviour is None else 2.5,
+        )
     return Answer(
         index=query.index,
         generation=1,
@@ -146,6 +158,7 @@ def make_answer(query: ServiceQuery, texts: list[str]) -> Answer:
         rescored=rescored,
         verification=verification,
         notice="no strong influence found",
+        background=BACKGROUND if "background" in query.include else None,
         warnings=warnings,
         timing_ms=TimingMs(queue=0.8, gradient=11.2, search=1.9, total=14.6),
     )

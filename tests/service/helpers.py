@@ -122,6 +122,7 @@ EXAMPLE_BODIES: dict[str, Any] = {
     "preview_unlearning": examples.UNLEARN_FILTER,
     "attribute": examples.ATTRIBUTE_REQUEST,
     "attribute_batch": examples.BATCH_REQUEST,
+    "attribute_indexes": examples.SIDE_BY_SIDE_REQUEST,
     "influence_totals": totals_examples.TOTALS_REQUEST,
     "make_link": link_examples.LINK_REQUEST,
 }

@@ -16,6 +16,7 @@ _UP_TO_SETTING: Final = 2**63
 BODY_LIMITS: Final[dict[str, int]] = {
     "attribute": 8 * _MIB,  # a prompt and a completion of a million characters each
     "attribute_batch": 16 * _MIB,
+    "attribute_indexes": 8 * _MIB,
     "influence_totals": 8 * _MIB,
     "make_link": 8 * _MIB,
     "build_index": _UP_TO_SETTING,

@@ -1,18 +1,23 @@
 /* A whole answer: the completion, whose words can be selected, what the answer says about itself, and its results. */
 
+import { behaviourText } from "../behaviours/use_behaviours.js";
 import { formatMs, plural } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Explain } from "../shared/parts.js";
 import { Columns } from "./columns.js";
+import { Background } from "./background.js";
 import { CompletionWords, textOfSpan } from "./completion_words.js";
-import { PROBABILITY } from "./definitions.js";
+import { BEHAVIOUR_LOSS, PROBABILITY } from "./definitions.js";
 import { ActiveFilters, Facets } from "./facets.js";
 import { Legend } from "./legend.js";
 import { AnswerNotes, probabilityText } from "./notes.js";
 import { scoreScale, shadeScale } from "./tokens.js";
 
+const LONG = 500; // characters
+
 /** Returns the text whose characters a span counts: the completion as it was asked, or the last message of a chat. */
 export function explainedText(request, answer) {
+  if (request.behaviour) return "";
   if (request.messages) return request.messages.at(-1).content;
   return request.completion ?? answer.query.completion;
 }
@@ -39,7 +44,8 @@ function Pointing({ request, answer, text, span, onSpan, onAsk }) {
   </form>`;
 }
 
-function addToFilter(filter, column, value) {
+/** Returns the change of a request that keeps only documents with a value of a column. */
+export function addToFilter(filter, column, value) {
   return { filter: { ...filter, [column]: [value] } };
 }
 
@@ -48,13 +54,22 @@ function removeFromFilter(filter, column) {
   return { filter: Object.keys(rest).length ? rest : null };
 }
 
+/** The name of the behaviour that was asked for, and how the model does with its questions. */
+function ExplainedBehaviour({ answer: { query, index, generation, timing_ms: timing } }) {
+  return html`<header class="explained">
+    <p class="query"><span class="prompt">The behaviour </span><mark>${query.behaviour}</mark>${query.instead_of_behaviour && html`<span class="prompt"> rather than </span><mark>${query.instead_of_behaviour}</mark>`}</p>
+    <p class="faint">${behaviourText(query)}<${Explain} name="this loss">${BEHAVIOUR_LOSS}<//>${` · index ${index}, generation ${generation} · ${formatMs(timing.total)}`}</p>
+  </header>`;
+}
+
 /** The prompt and the completion, with how probable the completion is. */
 function Explained({ request, answer, onAsk }) {
   const text = explainedText(request, answer);
   const [span, setSpan] = useState(request.span ?? null);
   const { query } = answer;
+  const isLong = (query.prompt + text).length > LONG; // it is scrolled, also with the keyboard
   return html`<header class="explained">
-    <p class="query"><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
+    <p class="query" tabindex=${isLong ? 0 : undefined}><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
     <p class="faint">${query.generated && "written by the model · "}${probabilityText(query)}<${Explain} name="this probability">${PROBABILITY}<//>
       ${` · index ${answer.index}, generation ${answer.generation} · ${formatMs(answer.timing_ms.total)}`}</p>
     ${onAsk && html`<${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} />`}
@@ -77,10 +92,12 @@ export function AnswerView({ request, answer, onAsk, scales: shared, tools = {},
   const before = answer.query.instead_of ? undefined : answer.verification?.log_probability; // of a contrast, a difference
   const context = { scales, before, onFilter, ...tools };
   return html`<article class="answer" aria-label="Answer">
-    <${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />
+    ${answer.query.behaviour ? html`<${ExplainedBehaviour} answer=${answer} />`
+      : html`<${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />`}
     <${AnswerNotes} answer=${answer} onAsk=${onAsk} />
     ${onAsk && html`<${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />`}
     ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
+    <${Background} answer=${answer} />
     ${children}
     <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
     <${Columns} answer=${answer} context=${context} />

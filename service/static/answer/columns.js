@@ -7,7 +7,7 @@ import { foldNearCopies } from "./near_copies.js";
 import { ResultCard } from "./result_card.js";
 
 function Column({ title, kind, rows, context }) {
-  const groups = useMemo(() => foldNearCopies(rows), [rows]);
+  const groups = useMemo(() => (rows.some(({ group }) => group) ? rows.map((row) => ({ row, copies: [] })) : foldNearCopies(rows)), [rows]);
   return html`<section class=${`column ${kind}`} aria-label=${title}>
     <h3>${title}<${Explain} name="a score">${SCORE} ${PERCENTILE} ${rows.some(({ interval }) => interval) && INTERVAL}<//></h3>
     ${groups.length === 0 && html`<${Note}>No document.<//>`}

@@ -1,10 +1,11 @@
 /* Metadata of the results as facets: the values with their counts. A click keeps only documents with that value. */
 
-import { formatValue } from "../shared/format.js";
-import { html } from "../shared/html.js";
+import { formatValue, shorten } from "../shared/format.js";
+import { html, useState } from "../shared/html.js";
 import { FILTERS } from "./definitions.js";
 
 const MAX_VALUES = 8;
+const MAX_COLUMNS = 6;
 const isPlain = (value) => ["string", "number", "boolean"].includes(typeof value);
 
 /** Returns `[column, [[value, count], …]]` for the columns that divide the results, the most frequent value first. */
@@ -24,14 +25,16 @@ export function countValues(rows) {
 }
 
 export function Facets({ rows, onFilter }) {
+  const [isWhole, setWhole] = useState(false);
   const facets = countValues(rows);
   if (!facets.length) return null;
   return html`<details class="facets" open=${innerWidth > 700}>
     <summary>Only some of the documents</summary><p class="faint">${FILTERS}</p>
-    ${facets.map(([column, counts]) => html`<div class="facet"><span class="faint">${column}</span>
+    ${(isWhole ? facets : facets.slice(0, MAX_COLUMNS)).map(([column, counts]) => html`<div class="facet"><span class="faint">${shorten(column)}</span>
       ${counts.map(([value, count]) => html`<button type="button" class="chip" onClick=${() => onFilter(column, value)}>
-        ${formatValue(value)} <span class="faint number">${count}</span></button>`)}
+        ${shorten(formatValue(value))} <span class="faint number">${count}</span></button>`)}
     </div>`)}
+    ${facets.length > MAX_COLUMNS && !isWhole && html`<button type="button" class="link" onClick=${() => setWhole(true)}>${facets.length - MAX_COLUMNS} more columns</button>`}
   </details>`;
 }
 
@@ -40,8 +43,9 @@ export function ActiveFilters({ filter, onRemove }) {
   const entries = Object.entries(filter ?? {});
   if (!entries.length) return null;
   const text = (condition) => (Array.isArray(condition) ? condition.map(formatValue).join(" or ") : formatValue(condition));
+  const shown = (condition) => shorten(text(condition));
   return html`<div class="facets active" role="group" aria-label="Filters in force"><span class="faint">only</span>
     ${entries.map(([column, condition]) => html`<button type="button" class="chip on" aria-label=${`Remove the filter ${column}`}
-      onClick=${() => onRemove(column)}><b>${column}</b> ${text(condition)} <span aria-hidden="true">×</span></button>`)}
+      onClick=${() => onRemove(column)}><b>${shorten(column)}</b> ${shown(condition)} <span aria-hidden="true">×</span></button>`)}
   </div>`;
 }

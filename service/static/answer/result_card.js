@@ -1,12 +1,12 @@
 /* One result: its text first, then what is known about its influence, then what can be done with it. */
 
-import { formatChange, formatProbability, formatScore, formatValue } from "../shared/format.js";
+import { formatChange, formatProbability, formatScore, formatValue, shorten } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { Badge } from "../shared/parts.js";
+import { STRENGTHS } from "./definitions.js";
+import { GroupMembers } from "./group_members.js";
 import { SampleText } from "./sample_text.js";
 import { rowParts } from "./tokens.js";
-
-const STRENGTHS = { strong: "strong", weak: "weak", none: "not above chance" };
 
 /** The score as a number and as a bar, which has the same scale in the whole page. */
 function Score({ row, scale }) {
@@ -24,15 +24,20 @@ function percentileText({ score, percentile }) {
   return percentile === 0 ? "lower than all random documents" : `lower than ${(100 - percentile).toFixed(2)} %`;
 }
 
-/** Metadata as buttons: a click keeps only the documents with the same value. */
+const MAX_CHIPS = 8;
+
+/** A value of the metadata as a button: a click keeps only the documents with the same value. */
+function Chip({ column, value, onFilter }) {
+  const text = html`<b>${shorten(column)}</b> ${shorten(formatValue(value))}`;
+  if (!onFilter || value === null || typeof value === "object") return html`<span class="chip">${text}</span>`;
+  return html`<button type="button" class="chip" title="Show only documents like this" onClick=${() => onFilter(column, value)}>${text}</button>`;
+}
+
 function Metadata({ metadata, onFilter }) {
-  const chip = (column, value) => {
-    const text = html`<b>${column}</b> ${formatValue(value)}`;
-    if (!onFilter || value === null || typeof value === "object") return html`<span class="chip">${text}</span>`;
-    return html`<button type="button" class="chip" title="Show only documents like this" onClick=${() => onFilter(column, value)}>${text}</button>`;
-  };
-  return Object.entries(metadata ?? {}).flatMap(([column, value]) =>
-    (Array.isArray(value) ? value : [value]).map((item) => chip(column, item)));
+  const [isWhole, setWhole] = useState(false);
+  const items = Object.entries(metadata ?? {}).flatMap(([column, value]) => (Array.isArray(value) ? value : [value]).map((item) => [column, item]));
+  return html`${(isWhole ? items : items.slice(0, MAX_CHIPS)).map(([column, value]) => html`<${Chip} column=${column} value=${value} onFilter=${onFilter} />`)}
+    ${items.length > MAX_CHIPS && !isWhole && html`<button type="button" class="link" onClick=${() => setWhole(true)}>${items.length - MAX_CHIPS} more</button>`}`;
 }
 
 /** What unlearning the document alone did to the completion. */
@@ -64,7 +69,7 @@ export function ResultCard({ row, copies, context }) {
   const { scales, before, onFilter, onOpen, basket, onBasket, movedFrom } = context;
   const parts = useMemo(() => rowParts(row), [row]);
   const percentile = percentileText(row);
-  return html`<li class="result">
+  return html`<li class="result" tabindex="-1" data-place=${`${row.score < 0 ? "-" : "+"}${row.rank}`}>
     ${parts ? html`<${SampleText} parts=${parts} scale=${scales.shade} label=${`Document ${row.id}`} />`
       : html`<p class="sample-text faint">This API key sees no texts.</p>`}
     <div class="result-facts">
@@ -78,6 +83,7 @@ export function ResultCard({ row, copies, context }) {
       ${movedFrom?.(row)}
     </div>
     ${row.verified && html`<${Verified} verified=${row.verified} before=${before} />`}
+    ${row.group && html`<${GroupMembers} group=${row.group} onOpen=${onOpen} />`}
     <div class="result-tools">
       <code title=${row.id}>${row.id}</code>
       <${Metadata} metadata=${row.metadata} onFilter=${onFilter} />

@@ -7,6 +7,10 @@ import { html, useEffect, useMemo, useRef, useState } from "../shared/html.js";
 const SHORT = 80; // parts
 const MAX_SHADE_PERCENT = 46; // Text on a darker shade would be hard to read.
 
+const LONG = 500; // characters: a text that may have to be scrolled, also with the keyboard
+
+const isLong = (parts) => parts.reduce((sum, { text }) => sum + text.length, 0) > LONG;
+
 /** Returns how dark a part is, in percent. */
 export const shadePercent = (influence, scale) => (scale > 0 ? (MAX_SHADE_PERCENT * Math.abs(influence)) / scale : 0);
 
@@ -54,7 +58,7 @@ export function SampleText({ parts, scale, label }) {
   const isNear = useNear(node, !isShaded || parts.length < SHORT);
   const body = useMemo(() => (isNear ? parts.map((part, number) => shadedPart(part, number, scale)) : parts.map(({ text }) => text).join("")),
     [parts, scale, isNear]);
-  if (!isShaded) return html`<p class="sample-text">${body}</p>`;
+  if (!isShaded) return html`<p class="sample-text" tabindex=${isLong(parts) ? 0 : undefined}>${body}</p>`;
 
   const choose = (number) => {
     node.current?.querySelector(".chosen")?.classList.remove("chosen");

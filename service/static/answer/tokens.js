@@ -4,6 +4,8 @@
  * position is drawn on the token that it predicted, so that the words that were taught are dark, and not those before
  * them. Positions in texts are code points, as in Python; a JavaScript string counts other units. */
 
+const REJECTED = "\n\nrejected: ";
+
 /** Returns tokens whose influence is that of the position before, which predicted them. */
 export const predictedTokens = (tokens) =>
   tokens.map((token, number) => ({ ...token, influence: number === 0 ? 0 : tokens[number - 1].influence }));
@@ -49,10 +51,21 @@ export function cutAtCompletion(prompt, completion) {
   return [part(prompt ?? "", false), ...(completion ? [part(completion, true)] : [])].filter(({ text }) => text);
 }
 
-/** Returns the parts of the text of a result; null if the API key sees no text. */
+function textParts({ prompt, tokens }, completion, sequence) {
+  if (!tokens) return cutAtCompletion(prompt, completion);
+  return cutAtTokens(prompt, completion, sequence ? tokens.filter((token) => token.sequence === sequence) : tokens);
+}
+
+/**
+ * Returns the parts of the text of a result; null if the API key sees no text. Of a preference pair, the model reads the
+ * prompt with the chosen completion, and again with the rejected one.
+ */
 export function rowParts(row) {
-  if (row.tokens) return cutAtTokens(row.prompt, row.completion, row.tokens);
-  return row.prompt === null || row.prompt === undefined ? null : cutAtCompletion(row.prompt, row.completion);
+  const { prompt, completion, rejected } = row;
+  if ((prompt ?? null) === null) return row.tokens ? cutAtTokens(prompt, completion, row.tokens) : null;
+  if ((rejected ?? null) === null) return textParts(row, completion);
+  const label = { text: REJECTED, influence: null, isSpecial: false, isCompletion: false };
+  return [...textParts(row, completion, "chosen"), label, ...textParts(row, rejected, "rejected")];
 }
 
 /** Returns the largest influence of any token in these answers: the one scale on which all of them are shaded. */

@@ -1,31 +1,71 @@
 /* The form for a question: a prompt or a chat, and the completion, which the model can also write. */
 
-import { html } from "../shared/html.js";
+import { BehaviourDialogs, BehaviourFields } from "../behaviours/behaviour_fields.js";
+import { useBehaviours } from "../behaviours/use_behaviours.js";
+import { html, useState } from "../shared/html.js";
 import { ChatTurns } from "./chat_turns.js";
-import { RESULT_COUNTS } from "./question.js";
+import { NEW_INDEX, RESULT_COUNTS, unavailable } from "./question.js";
 
-function Options({ question, set, profiles }) {
-  const toggle = (name) => (event) => set({ [name]: event.target.checked });
+const foldText = (name) => (name === "near_duplicates" ? "near copies, by their gradients" : `all of the same ${name}`);
+
+/** How results are folded: near copies in the page, or groups with sums by the service. */
+function FoldChoice({ fold, columns, set }) {
+  const names = [...new Set(["near_duplicates", ...columns, ...(fold ? [fold] : [])])];
+  return html`<label>Fold
+    <select value=${fold} onChange=${(event) => set({ fold: event.target.value })}>
+      <option value="" selected=${!fold}>near copies, by their words</option>
+      ${names.map((name) => html`<option value=${name} selected=${name === fold}>${foldText(name)}</option>`)}</select></label>`;
+}
+
+/** Which steps of a training run count, in an index of several checkpoints. */
+function CheckpointChoice({ between, count, disabled, set }) {
+  const numbers = Array.from({ length: count }, (_, number) => number);
+  const from = (event) => set({ between: event.target.value === "" ? null : [Number(event.target.value), count - 1] });
+  const option = (chosen) => (number) => html`<option value=${number} selected=${number === chosen}>${number}</option>`;
+  return html`<label>Learned after checkpoint
+      <select value=${between ? between[0] : ""} disabled=${disabled} onChange=${from}><option value="" selected=${!between}>any</option>
+        ${numbers.slice(0, -1).map(option(between?.[0]))}</select></label>
+    ${between && html`<label>and before checkpoint
+      <select value=${between[1]} onChange=${(event) => set({ between: [between[0], Number(event.target.value)] })}>
+        ${numbers.slice(between[0] + 1).map(option(between[1]))}</select></label>`}`;
+}
+
+function Check({ name, question, off, set, children }) {
+  return html`<label class="check"><input type="checkbox" checked=${name in off ? off[name] : question[name]} disabled=${name in off}
+    onChange=${(event) => set({ [name]: event.target.checked })} /> ${children}</label>`;
+}
+
+const ORDERS = [["influence", "by influence"], ["fused", "by influence and words"]];
+
+function Options({ question, set, index }) {
+  const { profiles, columns, checkpoints } = index;
+  const off = unavailable(question);
+  const shared = { question, off, set };
+  const order = off.order ?? question.order;
   return html`<details class="options"><summary>Options</summary><div class="option-row">
     <label>Documents on each side
       <select value=${question.top_k} onChange=${(event) => set({ top_k: Number(event.target.value) })}>
         ${RESULT_COUNTS.map((count) => html`<option value=${count} selected=${count === question.top_k}>${count}</option>`)}</select></label>
     <label>Order
-      <select value=${question.order} onChange=${(event) => set({ order: event.target.value })}>
-        ${[["influence", "by influence"], ["fused", "by influence and words"]].map(([value, text]) => html`<option value=${value} selected=${value === question.order}>${text}</option>`)}</select></label>
+      <select value=${order} disabled=${"order" in off} onChange=${(event) => set({ order: event.target.value })}>
+        ${ORDERS.map(([value, text]) => html`<option value=${value} selected=${value === order}>${text}</option>`)}</select></label>
     ${profiles.length > 1 && html`<label>Profile
       <select value=${question.profile} onChange=${(event) => set({ profile: event.target.value })}>
         ${profiles.map((name) => html`<option value=${name} selected=${name === question.profile}>${name}</option>`)}</select></label>`}
-    <label class="check"><input type="checkbox" checked=${question.shades} onChange=${toggle("shades")} /> Shade the words of each document</label>
-    <label class="check"><input type="checkbox" checked=${question.words} onChange=${toggle("words")} /> Say which documents state the completion</label>
-    <label class="check"><input type="checkbox" checked=${question.exact} onChange=${toggle("exact")} /> Score the best 200 exactly</label>
+    ${checkpoints > 1 && html`<${CheckpointChoice} between=${off.between === null ? null : question.between} count=${checkpoints} disabled=${"between" in off} set=${set} />`}
+    <${FoldChoice} fold=${question.fold} columns=${columns} set=${set} />
+    <${Check} name="shades" ...${shared}>Shade the words of each document<//>
+    <${Check} name="words" ...${shared}>Say which documents state the completion<//>
+    <${Check} name="exact" ...${shared}>Score the best 200 exactly<//>
+    ${question.fold && html`<p class="faint">The service sums the scores of the 1,000 best documents in each direction, which takes longer. Groups have neither shades nor exact scores.</p>`}
+    ${question.mode === "behaviour" && html`<p class="faint">A behaviour is no single text: it has no words to compare and no exact scores.</p>`}
   </div></details>`;
 }
 
 function Mode({ mode, set }) {
   return html`<div class="switch" role="group" aria-label="Kind of question">
-    ${["prompt", "chat"].map((name) => html`<button type="button" aria-pressed=${mode === name} onClick=${() => set({ mode: name })}>
-      ${name === "prompt" ? "Prompt" : "Chat"}</button>`)}</div>`;
+    ${[["prompt", "Prompt"], ["chat", "Chat"], ["behaviour", "Behaviour"]].map(([name, text]) => html`<button type="button" aria-pressed=${mode === name}
+      onClick=${() => set({ mode: name })}>${text}</button>`)}</div>`;
 }
 
 function PromptFields({ question, set }) {
@@ -38,16 +78,19 @@ function PromptFields({ question, set }) {
 
 /**
  * @param question What the form holds, see `question.js`.
- * @param onChange Is called with the changed question.
+ * @param onChange Is called with a function from the question to the changed one.
  * @param onAsk Is called when the question is asked.
  * @param indexes Names of the indexes that answer.
- * @param profiles Names of the chosen index's profiles.
+ * @param index What is known of the chosen index, see `loadIndex`.
  */
-export function AskForm({ question, onChange, onAsk, indexes, profiles, isBusy }) {
-  const set = (fields) => onChange({ ...question, ...fields });
+export function AskForm({ question, onChange, onAsk, indexes, index, isBusy }) {
+  const behaviours = useBehaviours(question.index, question.mode === "behaviour");
+  const [shown, setShown] = useState(null); // the name of a behaviour
+  const set = (fields) => onChange((last) => ({ ...last, ...fields }));
+  const isWhole = question.mode !== "behaviour" || Boolean(question.behaviour);
   const submit = (event) => {
     event.preventDefault();
-    onAsk();
+    if (isWhole) onAsk();
   };
   const press = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
@@ -56,16 +99,18 @@ export function AskForm({ question, onChange, onAsk, indexes, profiles, isBusy }
   return html`<form id="ask" class="card" autocomplete="off" onSubmit=${submit} onKeyDown=${press}>
     <div class="ask-head">
       <label class="index-choice">Index
-        <select value=${question.index} required onChange=${(event) => set({ index: event.target.value, profile: "default" })}>
+        <select value=${question.index} required onChange=${(event) => set({ index: event.target.value, ...NEW_INDEX })}>
           ${names.map((name) => html`<option value=${name} selected=${name === question.index}>${name}</option>`)}</select></label>
       <${Mode} mode=${question.mode} set=${set} />
     </div>
-    ${question.mode === "chat" ? html`<${ChatTurns} messages=${question.messages} onChange=${(messages) => set({ messages })} />`
-      : html`<${PromptFields} question=${question} set=${set} />`}
+    ${question.mode === "chat" && html`<${ChatTurns} messages=${question.messages} onChange=${(messages) => set({ messages })} />`}
+    ${question.mode === "behaviour" && html`<${BehaviourFields} question=${question} set=${set} behaviours=${behaviours} onShow=${setShown} />`}
+    ${question.mode === "prompt" && html`<${PromptFields} question=${question} set=${set} />`}
     <div class="ask-foot">
-      <button type="submit" class="primary" disabled=${isBusy}>${isBusy ? "Asking…" : "Ask"}</button>
-      <${Options} question=${question} set=${set} profiles=${profiles} />
+      <button type="submit" class="primary" disabled=${isBusy || !isWhole}>${isBusy ? "Asking…" : "Ask"}</button>
+      <${Options} question=${question} set=${set} index=${index} />
       <span class="faint keys">Ctrl + Enter asks</span>
     </div>
-  </form>`;
+  </form>
+  <${BehaviourDialogs} shown=${shown} question=${question} set=${set} refresh=${behaviours.refresh} onClose=${() => setShown(null)} />`;
 }

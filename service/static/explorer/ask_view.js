@@ -1,26 +1,29 @@
 /* Asking: the form, its answer, and what can be done with the answer. */
 
-import { AnswerView } from "../answer/answer_view.js";
+import { addToFilter, AnswerView } from "../answer/answer_view.js";
 import { Basket } from "../follow_up/basket.js";
 import { Comparison } from "../follow_up/compare.js";
 import { DocumentDialog } from "../follow_up/document_dialog.js";
 import { LinkView } from "../follow_up/link_view.js";
+import { Totals } from "../follow_up/totals.js";
 import { html, useEffect, useState } from "../shared/html.js";
 import { Problem, Skeleton } from "../shared/parts.js";
 import { AnswerTools } from "./answer_tools.js";
 import { AskForm } from "./ask_form.js";
 import { IndexList, readyNames } from "./index_list.js";
-import { EMPTY_QUESTION, makeFragment, makeQuestion, makeRequest } from "./question.js";
+import { EMPTY_QUESTION, makeFragment, makeQuestion, makeRequest, NEW_INDEX } from "./question.js";
 import { loadIndex, useAsking } from "./use_asking.js";
 
-/** Returns the names of the index's profiles, `default` first. */
-function useProfiles(index) {
-  const [profiles, setProfiles] = useState([]);
+const UNKNOWN_INDEX = Object.freeze({ profiles: [], columns: [], checkpoints: 1 });
+
+/** Returns what is known of an index: its profiles, `default` first, its metadata columns, its checkpoints. */
+function useIndex(name) {
+  const [facts, setFacts] = useState(UNKNOWN_INDEX);
   useEffect(() => {
-    setProfiles([]);
-    if (index) loadIndex(index).then(({ profiles: names }) => setProfiles(names ?? []), () => {});
-  }, [index]);
-  return profiles;
+    setFacts(UNKNOWN_INDEX);
+    if (name) loadIndex(name).then(setFacts, () => {});
+  }, [name]);
+  return facts;
 }
 
 /** Shows the error of a question. Where a part that costs more is what failed, it can be asked without such parts. */
@@ -39,16 +42,18 @@ function withoutDocument(answer, id) {
 }
 
 /** An answer with its tools, or beside that of another index. */
-function Answer({ request, answer: given, names, profiles, onAsk, onSimilar, isBusy }) {
+function Answer({ request, answer: given, names, onAsk, onSimilar, isBusy }) {
+  const index = useIndex(given.index);
   const [answer, setAnswer] = useState(given);
   const [opened, setOpened] = useState(null); // the id of a document
-  const [other, setOther] = useState(null); // what the answer is compared with
+  const [other, setOther] = useState(null); // the change of the request that it is compared with
   const [basket, setBasket] = useState(new Set());
   const put = (id, isIn) => setBasket(new Set(isIn ? [...basket, id] : [...basket].filter((name) => name !== id)));
   useEffect(() => setAnswer(given), [given]);
-  if (other) return html`<${Comparison} request=${request} answer=${answer} other=${other} onEnd=${() => setOther(null)} />`;
+  if (other) return html`<${Comparison} request=${request} answer=${answer} change=${other} onEnd=${() => setOther(null)} />`;
   return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened, basket, onBasket: put }}>
-      <${AnswerTools} request=${request} answer=${answer} indexes=${names} profiles=${profiles} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
+      <${AnswerTools} request=${request} answer=${answer} indexes=${names} index=${index} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
+      <${Totals} request=${request} answer=${answer} columns=${index.columns} onFilter=${(column, value) => onAsk(addToFilter(request.filter, column, value))} />
       <${Basket} request=${request} answer=${answer} basket=${basket} onClear=${() => setBasket(new Set())} />
     <//>
     ${opened !== null && html`<${DocumentDialog} index=${answer.index} id=${opened} onOpen=${setOpened} onClose=${() => setOpened(null)}
@@ -78,23 +83,23 @@ export function AskView({ indexes, jobs, view, refresh }) {
   const names = readyNames(indexes);
   const [question, setQuestion] = useState({ ...EMPTY_QUESTION, index: names[0] ?? "" });
   const [{ request, answer, error, isBusy }, go] = useView(view, setQuestion);
-  const profiles = useProfiles(question.index);
+  const index = useIndex(question.index);
   useEffect(() => { // On a phone, the form would hide the answer.
     if (answer && innerWidth < 700) document.getElementById("answer").scrollIntoView();
   }, [answer]);
   const change = (fields, base = request) => go({ ...base, ...fields });
-  const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt" }), ...text });
-  const choose = (index) => {
-    setQuestion({ ...question, index, profile: "default" });
+  const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt", between: null }), ...text });
+  const choose = (name) => {
+    setQuestion({ ...question, index: name, ...NEW_INDEX });
     document.querySelector("#ask textarea")?.focus();
   };
   return html`
-    <${AskForm} question=${question} onChange=${setQuestion} onAsk=${() => go(makeRequest(question))} indexes=${names} profiles=${profiles} isBusy=${isBusy} />
+    <${AskForm} question=${question} onChange=${setQuestion} onAsk=${() => go(makeRequest(question))} indexes=${names} index=${index} isBusy=${isBusy} />
     <div id="answer" aria-busy=${isBusy}>
       ${view.name === "link" && html`<${LinkView} id=${view.id} onAsk=${(base, fields) => go({ ...base, ...fields })} />`}
       ${error && html`<${AskProblem} error=${error} onAsk=${(fields) => change(fields, error.request)} />`}
       ${isBusy && !answer && html`<${Skeleton} lines=${6} label="The question is being answered" />`}
-      ${answer && html`<div class=${isBusy ? "stale" : ""}><${Answer} key=${JSON.stringify(request)} request=${request} answer=${answer} names=${names} profiles=${profiles}
+      ${answer && html`<div class=${isBusy ? "stale" : ""}><${Answer} key=${JSON.stringify(request)} request=${request} answer=${answer} names=${names}
         onAsk=${change} onSimilar=${askSimilar} isBusy=${isBusy} /></div>`}
     </div>
     ${view.name === "start" && html`<${IndexList} indexes=${indexes} jobs=${jobs} chosen=${question.index} onChoose=${choose} onEnd=${refresh} />`}`;

@@ -5,6 +5,7 @@ import { formatBytes, formatCount, formatDuration } from "../shared/format.js";
 import { html, useState } from "../shared/html.js";
 import { JobCard } from "../shared/jobs.js";
 import { Facts, Problem, Skeleton } from "../shared/parts.js";
+import { NotAllowed, useMay } from "../shared/permissions.js";
 
 const EMPTY = { name: "", model: "", kind: "dataset", path: "", texts: "", prompt: "text", completion: "", id: "", metadata: "", preset: "default" };
 const PRESETS = [["default", "quick and small"], ["best", "measures best"], ["trackstar", "as TrackStar has it"]];
@@ -52,6 +53,7 @@ function Source({ form, set }) {
 export function BuildForm({ onDone }) {
   const [form, setForm] = useState(EMPTY);
   const [{ estimate, job, error, busy }, setState] = useState({});
+  const may = useMay("write");
   const set = (fields) => {
     setForm({ ...form, ...fields });
     setState((last) => ({ job: last.job }));
@@ -75,6 +77,7 @@ export function BuildForm({ onDone }) {
   };
   return html`<form id="build" class="card" autocomplete="off" onSubmit=${build}>
     <div class="row"><h2>Build an index</h2><a class="end" href="#">Back</a></div>
+    ${!may && html`<${NotAllowed} what="build indexes" />`}
     <div class="field-row">
       <label>Name <span class="faint">of the index</span><input required pattern="[a-z0-9][a-z0-9_\\-]{0,62}" title="Small letters, digits, - and _" placeholder="facts"
         value=${form.name} onInput=${(event) => set({ name: event.target.value })} /></label>
@@ -84,10 +87,10 @@ export function BuildForm({ onDone }) {
     <${Source} form=${form} set=${set} />
     <label class="preset">Rows<select value=${form.preset} onChange=${(event) => set({ preset: event.target.value })}>
       ${PRESETS.map(([value, meaning]) => html`<option value=${value} selected=${value === form.preset}>${`${value}: ${meaning}`}</option>`)}</select></label>
-    <div class="row">
+    ${may && html`<div class="row">
       <button type="button" class="quiet" disabled=${Boolean(busy)} onClick=${askEstimate}>${busy === "estimate" ? "Trying the build…" : "Estimate first"}</button>
       <button type="submit" class="primary" disabled=${Boolean(busy)}>Build</button>
-    </div>
+    </div>`}
     ${busy === "estimate" && html`<${Skeleton} lines=${2} label="A worker tries the build, which takes up to a minute" />`}
     ${error && html`<${Problem} error=${error} />`}
     ${estimate && html`<${EstimateFacts} estimate=${estimate} />`}

@@ -9,9 +9,7 @@ import { Badge, Facts, Note } from "../shared/parts.js";
 const MAX_PAGES = 5;
 const PAGE = 200;
 
-/** Fetches all indexes, up to a thousand, and the jobs that have not ended. */
-export async function loadIndexes() {
-  const jobs = call("jobs?limit=50");
+async function loadAll() {
   const items = [];
   let cursor = null;
   for (let page = 0; page < MAX_PAGES; page += 1) {
@@ -21,7 +19,17 @@ export async function loadIndexes() {
     cursor = following;
     if (!cursor) break;
   }
-  return { indexes: items, jobs: (await jobs).items.filter(({ state }) => !FINAL_STATES.has(state)) };
+  return items;
+}
+
+/**
+ * Fetches all indexes, up to a thousand, the jobs that have not ended, what the API key may do, and `trouble`: the error
+ * of a service that cannot work at the moment.
+ */
+export async function loadIndexes() {
+  const trouble = call("readyz").then(() => null, (error) => error);
+  const [indexes, { items: jobs }, permissions] = await Promise.all([loadAll(), call("jobs?limit=50"), call("key")]);
+  return { indexes, jobs: jobs.filter(({ state }) => !FINAL_STATES.has(state)), permissions, trouble: await trouble };
 }
 
 export const readyNames = (indexes) => indexes.filter(({ state }) => state === "ready").map(({ name }) => name);

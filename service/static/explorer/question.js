@@ -1,5 +1,7 @@
 /* A question as the form holds it, as a request to the service, and as the address of the page. */
 
+import { withoutNulls } from "../shared/api.js";
+
 export const RESULT_COUNTS = [5, 10, 20, 32];
 
 export const EMPTY_QUESTION = Object.freeze({
@@ -9,22 +11,50 @@ export const EMPTY_QUESTION = Object.freeze({
   prompt: "",
   completion: "",
   messages: [{ role: "user", content: "" }, { role: "assistant", content: "" }],
+  behaviour: "",
+  instead_of_behaviour: "",
+  between: null,
   top_k: 10,
   shades: true,
   words: true,
   order: "influence",
   exact: false,
+  fold: "", // by words, in the page; otherwise the `group_by` of the service
 });
 
-/** Returns the body of `POST /attribute` for what the form holds. */
-export function makeRequest(question) {
-  const text = question.mode === "chat" ? { messages: question.messages }
-    : { prompt: question.prompt, completion: question.completion || null }; // null lets the model generate one
+/** What of a question another index may not have. */
+export const NEW_INDEX = Object.freeze({ profile: "default", fold: "", behaviour: "", instead_of_behaviour: "", between: null });
+
+/**
+ * Returns the fields of the form that do not go with the others, with the values that they have instead. The sums of
+ * groups are those of the scores of the index, which have no parts and no other order; a behaviour has no words, no
+ * whole gradients, and is kept over all checkpoints.
+ */
+export function unavailable({ fold, mode, between }) {
   return {
-    index: question.index, ...text, top_k: question.top_k, direction: "both", profile: question.profile,
-    include: ["text", "metadata", ...(question.shades ? ["tokens"] : []), ...(question.words ? ["words"] : [])],
+    ...(fold ? { shades: false, order: "influence", exact: false } : {}),
+    ...(mode === "behaviour" ? { words: false, order: "influence", exact: false, between: null } : {}),
+    ...(between ? { exact: false } : {}),
+  };
+}
+
+function askedText({ mode, messages, behaviour, instead_of_behaviour: other, prompt, completion }) {
+  if (mode === "chat") return { messages };
+  if (mode === "behaviour") return { behaviour, instead_of_behaviour: other || null };
+  return { prompt, completion: completion || null }; // null lets the model generate one
+}
+
+/** Returns the body of `POST /attribute` for what the form holds. */
+export function makeRequest(asked) {
+  const question = { ...asked, ...unavailable(asked) };
+  return {
+    index: question.index, ...askedText(question), top_k: question.top_k, direction: "both", profile: question.profile,
+    include: ["text", "metadata", ...(question.shades ? ["tokens"] : []), ...(question.words ? ["words"] : []),
+      ...(question.exact ? [] : ["background"])], // exact scores are on another scale than those of random documents
     order: question.order === "influence" ? null : question.order,
     rescore: question.exact ? 200 : null,
+    group_by: question.fold || null,
+    between: question.between,
   };
 }
 
@@ -34,7 +64,10 @@ export function makeQuestion(request) {
     ...EMPTY_QUESTION,
     index: request.index,
     profile: request.profile ?? "default",
-    mode: request.messages ? "chat" : "prompt",
+    mode: request.behaviour ? "behaviour" : request.messages ? "chat" : "prompt",
+    behaviour: request.behaviour ?? "",
+    instead_of_behaviour: request.instead_of_behaviour ?? "",
+    between: request.between ?? null,
     prompt: request.prompt ?? "",
     completion: request.completion ?? "",
     messages: request.messages ?? EMPTY_QUESTION.messages,
@@ -43,12 +76,9 @@ export function makeQuestion(request) {
     words: (request.include ?? []).includes("words"),
     order: request.order ?? "influence",
     exact: Boolean(request.rescore),
+    fold: request.group_by ?? "",
   };
 }
-
-/** Returns a request without the fields that say nothing, as people would write it. */
-export const withoutNulls = (request) =>
-  Object.fromEntries(Object.entries(request).filter(([, value]) => value !== null && value !== undefined));
 
 /** Returns the fragment of the page's address that asks a request. A fragment is never sent to a server. */
 export const makeFragment = (request) => `#${new URLSearchParams({ ask: JSON.stringify(withoutNulls(request)) })}`;

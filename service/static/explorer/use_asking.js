@@ -1,8 +1,7 @@
 /* Asks the service, one question at a time: an answer that comes after a newer question is thrown away. */
 
-import { call, post } from "../shared/api.js";
+import { call, post, withoutNulls } from "../shared/api.js";
 import { useRef, useState } from "../shared/html.js";
-import { withoutNulls } from "./question.js";
 
 const IDLE = { request: null, answer: null, error: null, isBusy: false };
 
@@ -30,5 +29,8 @@ export function useAsking() {
   return [state, ask, clear];
 }
 
-/** Fetches what is known about an index. */
-export const loadIndex = (name) => call(`index/${encodeURIComponent(name)}`);
+/** Fetches what is known about an index: its profiles, its metadata columns, and of how many checkpoints it is. */
+export async function loadIndex(name) {
+  const { profiles, spec } = await call(`index/${encodeURIComponent(name)}`);
+  return { profiles: profiles ?? [], columns: spec?.columns?.metadata ?? [], checkpoints: spec?.models?.length || 1 };
+}

@@ -6,28 +6,31 @@ import { formatChange, formatProbability, plural } from "../shared/format.js";
 import { html, useState } from "../shared/html.js";
 import { JobCard } from "../shared/jobs.js";
 import { Explain, Note, Problem } from "../shared/parts.js";
+import { NotAllowed, useMay } from "../shared/permissions.js";
+import { queryText, readQueryLines } from "../shared/query_lines.js";
+import { loadBehaviour } from "../behaviours/use_behaviours.js";
 
+const MAX_WATCHED = 128; // of a behaviour: the service takes 256, and there may be others
 const WATCHED_FIELDS = ["prompt", "completion", "messages", "span", "instead_of", "join"];
 
-/** Returns the question of an answer as a query to watch. */
-export function watchedQuery(request, answer) {
-  const fields = Object.fromEntries(WATCHED_FIELDS.filter((name) => request[name] !== undefined && request[name] !== null).map((name) => [name, request[name]]));
-  return request.messages ? fields : { ...fields, completion: request.completion ?? answer.query.completion };
-}
+const watchedFields = (query) => Object.fromEntries(WATCHED_FIELDS.filter((name) => (query[name] ?? null) !== null).map((name) => [name, query[name]]));
 
-/** Reads lines `prompt | completion`. What stands before the completion's first letter, such as a space, is kept. */
-export const readLines = (text) => text.split("\n").filter((line) => line.includes("|")).map((line) => {
-  const bar = line.lastIndexOf("|");
-  return { prompt: line.slice(0, bar).trimEnd(), completion: line.slice(bar + 1) };
-});
+/** Returns `{queries, control}` to watch: the question of an answer, or those of the behaviour that was asked for. */
+export async function watchedQueries(request, answer) {
+  if (!request.behaviour) {
+    const completion = request.messages ? {} : { completion: request.completion ?? answer.query.completion };
+    return { queries: [{ ...watchedFields(request), ...completion }], control: [] };
+  }
+  const { queries, control } = await loadBehaviour(answer.index, request.behaviour);
+  if (!queries) throw new Error("This API key sees no texts, and so not the questions of the behaviour.");
+  return { queries: queries.slice(0, MAX_WATCHED).map(watchedFields), control: (control ?? []).slice(0, MAX_WATCHED).map(watchedFields) };
+}
 
 /** Formats the probability of a query; for a contrast, whose value is a difference, the share of the two. */
 function probability(value, { instead_of: other }) {
   if (value === null) return "not finite";
   return other ? `${formatProbability(1 / (1 + Math.exp(-value)))} of both` : formatProbability(Math.min(1, Math.exp(value)));
 }
-
-const queryText = ({ prompt, completion, messages }) => (messages ? messages.at(-1).content : `${prompt ?? ""}${completion}`);
 
 function Changes({ title, queries, changes }) {
   if (!changes.length) return null;
@@ -53,14 +56,14 @@ export function Basket({ request, answer, basket, onClear }) {
   const [others, setOthers] = useState("");
   const [control, setControl] = useState("");
   const [{ job, asked, error }, setState] = useState({});
+  const may = useMay("write");
   if (!basket.size && !job) return null;
   const start = async (event) => {
     event.preventDefault();
-    const watched = readLines(control);
-    const body = {
-      ids: [...basket], queries: [watchedQuery(request, answer), ...readLines(others)], ...(watched.length ? { control: watched } : {}),
-    };
     try {
+      const own = await watchedQueries(request, answer);
+      const kept = [...own.control, ...readQueryLines(control)];
+      const body = { ids: [...basket], queries: [...own.queries, ...readQueryLines(others)], ...(kept.length ? { control: kept } : {}) };
       const { job_id: id } = await post(`index/${encodeURIComponent(answer.index)}/unlearn`, body);
       setState({ job: await call(`jobs/${encodeURIComponent(id)}`), asked: body });
     } catch (problem) {
@@ -79,7 +82,7 @@ export function Basket({ request, answer, basket, onClear }) {
       <label>Questions that should stay as they are
         <textarea rows="2" value=${control} onInput=${(event) => setControl(event.target.value)}></textarea></label>
     </div>
-    <button type="submit" class="primary" disabled=${!basket.size}>Unlearn them together</button>
+    ${may ? html`<button type="submit" class="primary" disabled=${!basket.size}>Unlearn them together</button>` : html`<${NotAllowed} what="unlearn documents for a try" />`}
     ${error && html`<${Problem} error=${error} />`}
     ${job && html`<${JobCard} key=${job.job_id} job=${job} onEnd=${end} />`}
     ${job?.unlearning && html`<${Preview} preview=${job.unlearning} asked=${asked} />`}

@@ -1,10 +1,11 @@
 /* A document as a whole, with its metadata, its chunks, and the button that takes it down. */
 
 import { call } from "../shared/api.js";
+import { Dialog } from "../shared/dialog.js";
 import { formatCount, formatScore, formatValue } from "../shared/format.js";
 import { html, useEffect, useState } from "../shared/html.js";
 import { Facts, Note, Problem, Skeleton } from "../shared/parts.js";
-import { Dialog } from "./dialog.js";
+import { NotAllowed, useMay } from "../shared/permissions.js";
 
 const addressOfDocument = (index, id) => `index/${encodeURIComponent(index)}/documents/${encodeURIComponent(id)}`;
 
@@ -12,6 +13,7 @@ const addressOfDocument = (index, id) => `index/${encodeURIComponent(index)}/doc
 function Takedown({ index, id, onGone }) {
   const [isAsking, setAsking] = useState(false);
   const [error, setError] = useState(null);
+  const may = useMay("write");
   const takeDown = async () => {
     try {
       await call(addressOfDocument(index, id), { method: "DELETE" });
@@ -21,6 +23,7 @@ function Takedown({ index, id, onGone }) {
       setAsking(false);
     }
   };
+  if (!may) return html`<${NotAllowed} what="take documents down" />`;
   return html`<div class="takedown">
     ${isAsking ? html`<p>From now on, no answer shows this document, for anybody. This cannot be undone. The model has learnt from it all the same.</p>
         <button type="button" class="quiet danger" onClick=${takeDown}>Take it down for good</button>
@@ -59,7 +62,8 @@ export function DocumentDialog({ index, id, onOpen, onSimilar, onGone, onClose }
     ${isGone && html`<${Note} kind="notice" role="status">The document was taken down.<//>`}
     ${document && !isGone && html`
       ${document.prompt === null ? html`<${Note}>This API key sees no texts.<//>`
-        : html`<p class="sample-text whole" tabindex="0">${document.prompt}${document.completion && html`<mark>${document.completion}</mark>`}</p>`}
+        : html`<p class="sample-text whole" tabindex="0">${document.prompt}${document.completion && html`<mark>${document.completion}</mark>`}</p>
+          ${(document.rejected ?? null) !== null && html`<p class="sample-text whole" tabindex="0"><b>rejected: </b>${document.rejected}</p>`}`}
       <${Facts} pairs=${[
         ...Object.entries(document.metadata ?? {}).map(([name, value]) => [name, formatValue(value)]),
         ["tokens", formatCount(document.n_tokens)],

@@ -2,6 +2,7 @@
 
 const COLUMNS = ["direction", "rank", "id", "score", "exact", "interval", "strength", "percentile", "loss", "prompt",
   "completion"];
+const OPTIONAL_COLUMNS = ["rejected", "group", "words", "verified"]; // with objects as JSON
 
 /** Returns the results with their direction, as rows of one table. */
 export function resultRows(answer) {
@@ -23,8 +24,9 @@ export function makeCell(value) {
 export function makeCsv(answer) {
   const rows = resultRows(answer);
   const metadata = [...new Set(rows.flatMap((row) => Object.keys(row.metadata ?? {})))];
-  const head = [...COLUMNS, ...metadata.map((name) => `metadata.${name}`)];
-  const lines = rows.map((row) => [...COLUMNS.map((name) => row[name]), ...metadata.map((name) => row.metadata?.[name])]);
+  const columns = [...COLUMNS, ...OPTIONAL_COLUMNS.filter((name) => rows.some((row) => (row[name] ?? null) !== null))];
+  const head = [...columns, ...metadata.map((name) => `metadata.${name}`)];
+  const lines = rows.map((row) => [...columns.map((name) => row[name]), ...metadata.map((name) => row.metadata?.[name])]);
   return [head, ...lines].map((cells) => `${cells.map(makeCell).join(",")}\r\n`).join("");
 }
 

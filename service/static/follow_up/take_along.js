@@ -1,10 +1,10 @@
 /* Takes an answer along: as a file, as a command, under a permanent link. */
 
 import { addressOf, post } from "../shared/api.js";
+import { Dialog } from "../shared/dialog.js";
 import { html, useState } from "../shared/html.js";
 import { Problem } from "../shared/parts.js";
 import { makeCurl, makePython } from "./commands.js";
-import { Dialog } from "./dialog.js";
 import { makeCsv, makeJsonLines, saveFile } from "./files.js";
 
 /** Shows a text to copy. The clipboard is not there on pages without TLS, where the text can be selected by hand. */

@@ -57,6 +57,10 @@ export async function call(path, options = {}) {
   return response.json().catch(() => null);
 }
 
+/** Returns a request without the fields that say nothing, as people would write it. */
+export const withoutNulls = (request) =>
+  Object.fromEntries(Object.entries(request).filter(([, value]) => value !== null && value !== undefined));
+
 /** Sends `body` as JSON. */
 export const post = (path, body, options = {}) =>
   call(path, {

@@ -49,5 +49,13 @@ export function formatProbability(value) {
 /** Returns a value of metadata as text: a text as it is, everything else as JSON. */
 export const formatValue = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "null");
 
+const MAX_SHORT = 120;
+
+/** Returns the beginning of a text that is too long for where it stands. */
+export const shorten = (text) => (text.length > MAX_SHORT ? `${Array.from(text.slice(0, 2 * MAX_SHORT)).slice(0, MAX_SHORT).join("")}…` : text);
+
+/** Returns whether a value is an object of JSON. */
+export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
 /** Returns the text that people see for one with invisible characters: they become visible signs. */
 export const showSpaces = (text) => text.replace(/^\s+|\s+$/gu, (spaces) => "␣".repeat([...spaces].length));

@@ -2,5 +2,5 @@
  * text nodes or properties, and are never parsed as HTML. */
 
 export {
-  html, render, useEffect, useMemo, useReducer, useRef, useState,
+  createContext, html, render, useContext, useEffect, useMemo, useReducer, useRef, useState,
 } from "../vendor/htm/standalone.module.js";

@@ -4,6 +4,9 @@ import { call, events } from "./api.js";
 import { formatAge, formatCount, formatDuration } from "./format.js";
 import { html, useEffect, useState } from "./html.js";
 import { Badge, ConfirmButton, Note } from "./parts.js";
+import { useMay } from "./permissions.js";
+
+const RETRY_MS = 1000;
 
 export const FINAL_STATES = new Set(["succeeded", "failed", "cancelled"]);
 
@@ -21,6 +24,22 @@ export function progressText({ progress, state, waits_for, started_at, finished_
   return [progress.stage, done, rate, remaining].filter(Boolean).join(" · ");
 }
 
+/** Passes events to `receive` until it returns true. A stream that breaks is opened again, and goes on where it was. */
+async function followEvents(path, signal, receive) {
+  let lastId = "";
+  while (!signal.aborted) {
+    try {
+      for await (const event of events(path, signal, lastId)) {
+        if (receive(event)) return;
+        lastId = event.id || lastId;
+      }
+    } catch (error) {
+      if (error.status >= 400 && error.status < 500 && error.status !== 429) return; // there is no such job any more
+    }
+    await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
+  }
+}
+
 /** Returns the newest record of a job. While `isFollowed` it comes from the job's event stream, and resumes there. */
 export function useJob(listed, isFollowed, onEnd) {
   const [record, setRecord] = useState(listed);
@@ -29,16 +48,15 @@ export function useJob(listed, isFollowed, onEnd) {
   useEffect(() => {
     if (!isFollowed || FINAL_STATES.has(listed.state)) return undefined;
     const controller = new AbortController();
-    const follow = async () => {
-      try {
-        for await (const event of events(`jobs/${encodeURIComponent(id)}/events`, controller.signal)) {
-          if (event.event === "problem") return;
-          const newest = JSON.parse(event.data);
-          setRecord(newest);
-          if (FINAL_STATES.has(newest.state)) onEnd?.(newest);
-        }
-      } catch { /* The list of jobs, which is fetched again, shows the error. */ }
+    const receive = ({ event, data }) => {
+      if (event === "problem") return true;
+      const newest = JSON.parse(data);
+      setRecord(newest);
+      const isOver = FINAL_STATES.has(newest.state);
+      if (isOver) onEnd?.(newest);
+      return isOver;
     };
+    const follow = () => followEvents(`jobs/${encodeURIComponent(id)}/events`, controller.signal, receive);
     const stop = () => controller.abort();
     addEventListener("pagehide", stop);
     follow();
@@ -60,6 +78,7 @@ function ProgressBar({ job: { progress, state, index } }) {
 export function JobCard({ job: listed, isFollowed = true, onEnd }) {
   const [job, setJob] = useJob(listed, isFollowed, onEnd);
   const [error, setError] = useState(null);
+  const may = useMay("write");
   const cancel = async () => {
     try {
       setJob(await call(`jobs/${encodeURIComponent(job.job_id)}`, { method: "DELETE" }));
@@ -70,7 +89,7 @@ export function JobCard({ job: listed, isFollowed = true, onEnd }) {
   return html`<div class="job">
     <div class="row">
       <strong>${job.index ?? job.kind}</strong><${Badge} state=${job.state} /><code class="faint">${job.job_id}</code>
-      ${!FINAL_STATES.has(job.state) && html`<span class="end"><${ConfirmButton} label="Cancel" question="Really cancel?"
+      ${may && !FINAL_STATES.has(job.state) && html`<span class="end"><${ConfirmButton} label="Cancel" question="Really cancel?"
         name=${`Cancel ${job.index ?? job.kind}`} onConfirm=${cancel} /></span>`}
     </div>
     <${ProgressBar} job=${job} />

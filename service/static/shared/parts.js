@@ -39,6 +39,7 @@ const ADVICE = {
   queue_full: "The service has more questions than it can answer at the moment.",
   rate_limited: "This API key has used up its rate.",
   forbidden: "Another API key may be allowed to do this.",
+  index_not_found: "It was deleted, or the key in use does not see it. Another index can be chosen.",
   read_only: "The disk of the service cannot be written. Questions are answered all the same.",
   redis_unavailable: "The operator of the service has to look after its Redis.",
   deadline_exceeded: "Large models take longer for their first question. The same question can be sent again.",
@@ -64,6 +65,7 @@ export function Problem({ error, onRetry }) {
     <p>${error.message}</p>
     ${ADVICE[error.code] && html`<p>${ADVICE[error.code]}</p>`}
     ${fields.length > 0 && html`<ul>${fields.map(({ loc, msg }) => html`<li><code>${loc.slice(1).join(".")}</code> ${msg}</li>`)}</ul>`}
+    ${onRetry && left > 0 && html`<progress max=${error.retryAfterS} value=${error.retryAfterS - left} aria-label="Until the next try"></progress>`}
     ${onRetry && html`<button type="button" class="quiet" disabled=${left > 0} onClick=${onRetry}>
       ${left > 0 ? `Try again in ${left} s` : "Try again"}</button>`}
     ${error.requestId && html`<p class="faint">request <code>${error.requestId}</code></p>`}

@@ -11,6 +11,7 @@ from bergson_core import AttributionIndex, append_documents, build_index
 from bergson_core.errors import Cancelled, IndexCorrupt, InvalidInput, ModelNotFound
 from bergson_core.indexing.estimation.trial_build import run_trial_build
 from bergson_core.indexing.preference import reference_margins
+from bergson_core.indexing.relocate import relocate_index
 from bergson_core.models.forward_backward import compute_document_losses
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.build import AppendSpec, BuildSpec
@@ -154,3 +155,28 @@ def test_a_reference_that_is_missing_or_takes_other_tokens_is_refused(
     tiny.tokenizer().save_pretrained(tmp_path / "small")
     with pytest.raises(InvalidInput, match="reference_model: document 'p-0'"):
         build_index(with_reference(sources, tmp_path, tmp_path / "small"), tmp_path / "other")
+
+
+def test_a_reference_that_has_moved_is_relocated_and_another_model_is_refused(
+    sources: Path, tmp_path: Path, reference: Path
+) -> None:
+    old, new = shutil.copytree(reference, tmp_path / "old"), tmp_path / "new"
+    build_index(with_reference(sources, tmp_path, old), tmp_path / "facts")
+    shutil.move(old, new)
+    with pytest.raises(ModelNotFound):
+        append_documents(tmp_path / "facts", AppendSpec(documents=(row(50),)))
+    before = file_hashes(tmp_path / "facts")
+    for wrong, error in ((sources / "model", IndexCorrupt), (tmp_path / "nowhere", ModelNotFound)):
+        with pytest.raises(error, match=r"reference model|no model directory"):
+            relocate_index(tmp_path / "facts", reference_model=wrong)
+        assert file_hashes(tmp_path / "facts") == before
+    manifest = relocate_index(tmp_path / "facts", reference_model=new)
+    assert manifest.spec.reference_model == str(new)
+    assert read_manifest(tmp_path / "facts") == manifest
+    append_documents(tmp_path / "facts", AppendSpec(documents=(row(50),)))
+    assert find_document(tmp_path / "facts", "p-50")["reference_margin"] is not None
+
+
+def test_an_index_without_a_reference_takes_no_path_of_one(index_copy: Path, reference: Path) -> None:
+    with pytest.raises(InvalidInput, match="built without a reference model"):
+        relocate_index(index_copy, reference_model=reference)

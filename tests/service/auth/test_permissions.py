@@ -50,6 +50,24 @@ def test_a_build_under_a_name_that_the_key_may_not_see_is_refused(
     assert client.post("/index", json=body, headers=limited).status_code == 202
 
 
+def test_a_key_can_look_up_what_it_may_do(client: TestClient, tmp_path: Path) -> None:
+    everything = client.get("/key").json()
+    assert (everything["name"], everything["scope"], everything["text"]) == ("anybody", "admin", True)
+    header = make_key_header(
+        tmp_path, "bo", 4e9, scope="write", indexes=("facts*",), text=False, rate="9/minute", concurrent=3
+    )
+    assert client.get("/key", headers=header).json() == {
+        "name": "bo",
+        "scope": "write",
+        "indexes": ["facts*"],
+        "text": False,
+        "rate": "9/minute",
+        "concurrent": 3,
+        "expires_at": 4e9,
+    }
+    assert client.get("/key").status_code == 401
+
+
 def test_lists_show_only_what_the_key_may_see(
     client: TestClient, limited: dict[str, str], broker: FakeBroker, jobs: list[str]
 ) -> None:
@@ -122,9 +140,9 @@ def test_a_key_without_text_gets_only_ids_and_scores(
     hidden = make_key_header(tmp_path, text=False)
     assert client.post("/attribute", json=QUERY, headers=hidden).status_code == 200
     assert broker.queries[0][0].include == ()
-    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words"]}
+    everything = QUERY | {"include": ["text", "metadata", "tokens", "modules", "words", "background"]}
     assert client.post("/attribute", json=everything, headers=hidden).status_code == 200
-    assert broker.queries[1][0].include == ("modules",)
+    assert broker.queries[1][0].include == ("modules", "background")
     filtered = client.post("/attribute", json=QUERY | {"filter": {"source": ["wiki"]}}, headers=hidden)
     assert "filter" in require_problem(filtered, 403, "forbidden").detail
     by_column = client.post("/attribute", json=QUERY | {"group_by": "source"}, headers=hidden)

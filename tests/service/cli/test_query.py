@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import BergsonError, InvalidInput, Unavailable
+from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.query import AttributionQuery, VerifySpec
 from bergson_core.schemas.record import Record
 from bergson_core.storage.document_table import DOCUMENT_TABLE_FILE, make_document_table, write_document_table
 from service.cli import app as commands
 from service.client import Client
 from service.settings import ServiceSettings
-from tests.service.fake_broker import FakeBroker, make_answer
+from tests.service.fake_broker import FakeBroker, make_answer, publish_manifest
 from tests.service.helpers import serve_app
 from worker.messages import ServiceQuery
 
@@ -278,3 +279,35 @@ def test_what_a_service_cannot_answer_is_an_error(
     monkeypatch.setattr("service.client.Client", partial(Client, retry_s=0))
     arguments = ["query", index, "--url", url, *ARGUMENTS, " London", *options]
     assert isinstance(CliRunner().invoke(commands, arguments).exception, error)
+
+
+def test_several_indexes_answer_side_by_side(
+    url: str, broker: FakeBroker, settings: ServiceSettings, spec: BuildSpec
+) -> None:
+    publish_manifest(settings.data_dir / "indexes", "people", spec)
+    arguments = ["query", "facts", "--url", url, "--also", "people", *ARGUMENTS, " London"]
+    printed = CliRunner().invoke(commands, arguments).stdout
+    assert [query.index for query, *_ in broker.queries] == ["facts", "people"]
+    assert printed.index("index facts") < printed.index("index people")
+    answers = json.loads(CliRunner().invoke(commands, [*arguments, "--json"]).stdout)
+    assert [answer["index"] for answer in answers] == ["facts", "people"]
+
+
+def test_several_directories_answer_side_by_side(asked: list[AttributionQuery], tmp_path: Path) -> None:
+    arguments = ["query", str(tmp_path / "a"), "--also", str(tmp_path / "b"), *ARGUMENTS, " London"]
+    printed = CliRunner().invoke(commands, arguments).stdout
+    assert len(asked) == 2
+    assert printed.index("index a") < printed.index("index b")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--also", "facts"], "each index once"),
+        (["--also", "people", "--format", "csv"], "no --output, --link or CSV"),
+        (["--also", "people", "--url", "http://127.0.0.1:9", "--link"], "no --output, --link or CSV"),
+    ],
+)
+def test_what_several_indexes_do_not_go_with_is_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(commands, ["query", "facts", *ARGUMENTS, " London", *options])
+    assert isinstance(result.exception, InvalidInput) and message in str(result.exception)

@@ -161,10 +161,12 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         "/index/estimate": examples.ESTIMATE,
         "/attribute": examples.ATTRIBUTE_RESPONSE,
         "/attribute/batch": {"results": []},
+        "/attribute/indexes": {"results": []},
         "/index/{name}/totals": totals_examples.TOTALS_RESPONSE,
         "/links": link_examples.LINK,
         "/links/{link_id}": link_examples.LINK,
         "/readyz": examples.READY,
+        "/key": examples.KEY_PERMISSIONS,
     }
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -184,6 +186,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
     with Client("http://there", transport=httpx.MockTransport(handle)) as client:
         client.attribute("facts", "a", " b")
         client.attribute_batch([])
+        client.attribute_indexes(["facts", "people"], "a", " b")
         assert client.totals("facts", "a", " b", by="source").groups[0].value == "wiki"
         client.remove_link(client.link(client.make_link("facts", "a", " b").id).id)
         client.build("facts", model="tiny", documents=DOCUMENTS)
@@ -202,6 +205,7 @@ def test_every_call_of_the_api_has_a_method(app: FastAPI) -> None:
         client.take_down("facts", "doc-17")
         client.cancel(client.job(examples.JOB_ID))
         assert [*client.indexes(), *client.jobs(), *client.workers(), *client.models()] == []
+        assert client.permissions().name == "ada"
         assert len([*client.events(examples.JOB_ID)]) == 1
         client.ready()
     assert calls - called == {("get", "/livez"), ("get", "/metrics")}
@@ -221,6 +225,7 @@ def test_an_index_is_built_queried_and_looked_up(client: Client, broker: FakeBro
     assert next(client.jobs("queued")).job_id == job.job_id
     assert [worker.worker_id for worker in client.workers()] == [beat.worker_id for beat in broker.heartbeats]
     assert client.ready().workers == 1
+    assert client.permissions().scope == "admin"
     assert client.cancel(job).state == client.job(job.job_id).state == "cancelled"
 
 

@@ -31,8 +31,9 @@ def broker() -> FakeBroker:
 
 @pytest.fixture
 def address(tmp_path: Path, spec: BuildSpec, broker: FakeBroker) -> Iterator[str]:
-    """The address of the service over the fake broker, with one published index, `facts`."""
-    publish_manifest(tmp_path / "indexes", "facts", spec)
+    """The address of the service over the fake broker, with one published index, `facts`, with the column `source`."""
+    columns = spec.columns.model_copy(update={"metadata": ("source",)})
+    publish_manifest(tmp_path / "indexes", "facts", spec.model_copy(update={"columns": columns}))
     app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), broker)  # pyright: ignore[reportArgumentType]
     with serve_app(app) as address:
         yield address

@@ -1,19 +1,24 @@
 """The pages have no serious barrier, fit every width, and can be read in both themes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.service.helpers import make_key_header
 from tests.service.pages.test_explorer import address_of
 from tests.service.pages.visit import Visit
+from tests.service.routes.test_behaviours import keep_behaviour
 
 pytestmark = pytest.mark.browser
 
 ANSWER = address_of(
-    completion="London, said the text", include=["text", "metadata", "tokens"], verify={"top": 1}
+    completion="London, said the text",
+    include=["text", "metadata", "tokens", "background"],
+    verify={"top": 1},
 )
 THEMES = ("light", "dark")
 
@@ -46,6 +51,25 @@ def test_an_answer_in_the_explorer_has_no_serious_barrier(
     expect(page.locator(".proponents .result")).to_have_count(2)
     page.get_by_role("button", name="What is a score?").first.click()
     page.get_by_role("button", name="Chat").click()
+    page.get_by_text("Totals over all documents").click()
+    page.get_by_role("button", name="Sum", exact=True).click()
+    expect(page.locator(".totals-list li")).to_have_count(3)
+    page.locator(".marks").focus()
+    assert find_barriers(page) == []
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_behaviours_and_what_a_key_may_not_do_have_no_serious_barrier(
+    open_page: Callable[..., Visit], tmp_path: Path, theme: str
+) -> None:
+    keep_behaviour(tmp_path / "indexes" / "facts", "agreeing")
+    key = make_key_header(tmp_path)["Authorization"].removeprefix("Bearer ")
+    page = open_page(address_of(prompt=None, behaviour="agreeing"), color_scheme=theme).page
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use the key").click()
+    page.get_by_label("Put document doc-0 into the basket").check()
+    page.get_by_role("button", name="See its questions").click()
+    expect(page.get_by_role("dialog").locator(".locked")).to_be_visible()
     assert find_barriers(page) == []
 
 

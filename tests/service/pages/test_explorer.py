@@ -48,7 +48,7 @@ def test_a_question_is_answered_with_proponents_and_opponents_and_hostile_text_s
         " London",
         "both",
     )
-    assert set(query.include) == {"text", "metadata", "tokens", "words"}
+    assert set(query.include) == {"text", "metadata", "tokens", "words", "background"}
     expect(page.locator(".proponents .result-facts").first).to_contain_text("higher than 99.90 %")
     expect(page.locator(".answer")).to_contain_text("no strong influence found")
     expect(page.locator(".answer")).to_contain_text("89 % likely, 2 tokens")
@@ -68,6 +68,27 @@ def test_the_influence_of_a_position_is_drawn_on_the_token_that_it_predicted(
     expect(page.locator(".proponents .readout")).to_have_text("London −0.100")
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".proponents .readout")).to_have_text("0123456789 0")
+
+
+def test_a_preference_pair_is_shaded_in_both_of_its_completions(open_page: Callable[..., Visit]) -> None:
+    page = open_page("/").page
+    tokens = [
+        {"token": token, "start": start, "end": end, "sequence": sequence, "influence": influence}
+        for token, start, end, sequence, influence in (
+            ("Q", 0, 1, "chosen", 0.4),
+            (" yes", 1, 5, "chosen", 0.0),
+            ("Q", 0, 1, "rejected", -0.3),
+            (" no", 1, 4, "rejected", 0.0),
+        )
+    ]
+    pair = {"prompt": "Q", "completion": " yes", "rejected": " no", "tokens": tokens}
+    body = examples.ATTRIBUTE_RESPONSE | {"results": [examples.ATTRIBUTE_RESPONSE["results"][0] | pair]}
+    page.route("**/attribute", lambda route: route.fulfill(json=body))
+    ask(page)
+    expect(page.locator(".proponents .token")).to_have_text(["Q", " yes", "Q", " no"])
+    expect(page.locator(".proponents .token.completion")).to_have_text([" yes", " no"])
+    expect(page.locator(".proponents .token.negative")).to_have_text([" no"])
+    assert page.locator(".proponents .sample-text").text_content() == "Q yes\n\nrejected: Q no"
 
 
 def test_all_tokens_of_the_page_are_shaded_on_one_scale(open_page: Callable[..., Visit]) -> None:

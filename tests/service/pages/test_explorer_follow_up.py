@@ -48,7 +48,7 @@ def test_two_indexes_answer_side_by_side_with_what_moved(
     page = visit.page
     expect(page.locator(".proponents .result")).to_have_count(2)
     broker.texts = [broker.texts[1]]
-    page.get_by_label("Compare with").select_option(label="index news")
+    page.get_by_label("Compare with").select_option(label="news")
     first, second = page.get_by_role("region", name="facts"), page.get_by_role("region", name="news")
     expect(first.locator(".proponents .moved")).to_have_text(["= news", "not in news"])
     expect(second.locator(".proponents .moved")).to_have_text(["= facts"])
@@ -173,6 +173,25 @@ def test_a_build_is_estimated_queued_followed_and_cancelled_in_the_page(
     assert not visit.errors
 
 
+def test_a_job_whose_stream_breaks_is_followed_again(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page("/#build=1").page
+    page.route("**/jobs/*/events", lambda route: route.abort(), times=2)
+    page.get_by_label("Name").fill("news")
+    page.get_by_label("Model").fill("tiny")
+    page.get_by_role("button", name="Texts of your own").click()
+    page.get_by_role("textbox", name="Documents").fill("Ada was born in London.")
+    page.get_by_role("button", name="Build", exact=True).click()
+    card = page.locator("#build .job")
+    expect(card).to_contain_text("queued")
+    job_id = next(record.job_id for record in broker.records.values() if record.index == "news")
+    broker.advance(job_id, "running", stage="gradients", done=25, total=100)
+    expect(card).to_contain_text("25 of 100 documents")
+    broker.advance(job_id, "succeeded")
+    expect(card.locator(".badge")).to_have_text("succeeded")
+
+
 def test_a_build_that_is_refused_shows_the_whole_error(open_page: Callable[..., Visit]) -> None:
     page = open_page("/#build=1").page
     page.get_by_label("Name").fill("facts")
@@ -216,6 +235,9 @@ def test_a_basket_is_unlearned_together_beside_other_questions_and_shows_how_eac
     page.get_by_label("Put document doc-1 into the basket").check()
     basket = page.get_by_role("form", name="Basket")
     basket.get_by_label("Other questions to watch").fill("Alan was born in | Maida Vale\n\nno bar here")
+    basket.get_by_role("button", name="Unlearn them together").click()
+    expect(basket.get_by_role("alert")).to_contain_text("Line 3: expected prompt | completion")
+    basket.get_by_label("Other questions to watch").fill("Alan was born in | Maida Vale\n\n")
     basket.get_by_label("Questions that should stay").fill("2 + 2 = | 4")
     basket.get_by_role("button", name="Unlearn them together").click()
     expect(basket.locator(".job")).to_contain_text("queued")

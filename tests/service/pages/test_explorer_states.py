@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from bergson_core.errors import BergsonError, InvalidInput, NoWorker, QueueFull
 from service.auth.api_keys import KeyFile
+from service.openapi import examples
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import make_key_header
 from tests.service.pages.test_explorer import address_of, ask
@@ -116,3 +117,47 @@ def test_words_that_cannot_be_shaded_can_be_asked_without(
     page.get_by_role("button", name="Ask for the texts alone").click()
     expect(page.locator(".proponents .result")).to_have_count(2)
     assert "tokens" not in broker.queries[-1][0].include
+
+
+def test_a_key_that_may_only_read_is_told_what_it_may_not_do_and_why(
+    open_page: Callable[..., Visit], tmp_path: Path
+) -> None:
+    key = make_key_header(tmp_path)["Authorization"].removeprefix("Bearer ")
+    visit = open_page()
+    page = visit.page
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+    ask(page)
+    page.get_by_label("Put document doc-0 into the basket").check()
+    locked = page.locator(".locked")
+    expect(locked).to_contain_text(
+        "Your API key ada may read. To unlearn documents for a try, a key that may write"
+    )
+    expect(page.get_by_role("button", name="Unlearn them together")).to_have_count(0)
+    page.get_by_role("button", name="Behaviour", exact=True).click()
+    page.get_by_role("button", name="Make a behaviour…").click()
+    expect(page.get_by_role("dialog").locator(".locked")).to_contain_text(
+        "To make behaviours, a key that may write"
+    )
+    page.keyboard.press("Escape")
+    page.goto(page.url.partition("#")[0] + "#build=1")
+    expect(page.locator("#build .locked")).to_contain_text("bergson keys create NAME --scope write")
+    expect(page.locator("#build button", has_text="Estimate")).to_have_count(0)
+    page.goto(page.url.partition("#")[0] + "#")
+    expect(page.locator(".indexes .job")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    assert [error for error in visit.errors if "401" not in error] == []
+
+
+def test_a_key_that_may_only_read_cannot_take_a_document_down(
+    open_page: Callable[..., Visit], tmp_path: Path
+) -> None:
+    key = make_key_header(tmp_path)["Authorization"].removeprefix("Bearer ")
+    page = open_page().page
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use the key").click()
+    page.route("**/documents/*", lambda route: route.fulfill(json=examples.DOCUMENT))
+    ask(page)
+    page.get_by_role("button", name="Open document doc-0").click()
+    expect(page.get_by_role("dialog").locator(".locked")).to_contain_text("To take documents down")
+    expect(page.get_by_role("button", name="Take down…")).to_have_count(0)

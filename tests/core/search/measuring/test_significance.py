@@ -1,5 +1,6 @@
 """How a result compares with random rows of the index, and when an answer says that nothing stands out."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,12 @@ from bergson_core.indexing.build_context import ignore_progress
 from bergson_core.schemas.build import AppendSpec, GradientSpec, ScoringSpec
 from bergson_core.schemas.source import DatasetSpec
 from bergson_core.search import background_sample
-from bergson_core.search.background_sample import BackgroundSample, percentiles
+from bergson_core.search.background_sample import (
+    HISTOGRAM_BINS,
+    BackgroundSample,
+    percentiles,
+    score_histogram,
+)
 from bergson_core.search.exact_scores import ExactScorer
 from bergson_core.search.measuring.null_queries import NullQueries, QuerySources, collect_null_queries
 from bergson_core.search.measuring.significance import (
@@ -63,6 +69,38 @@ def test_the_percentile_counts_the_random_rows_that_score_lower(large_index):
 def test_above_all_of_4096_rows_is_99_98():
     assert percentiles([1.0, 0.0], np.zeros(4096, np.float32)) == [99.98, 0]
     assert percentiles([1.0], np.zeros(0, np.float32)) == [None]
+
+
+def test_the_histogram_counts_each_sampled_score_once():
+    scores = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    histogram = score_histogram(scores)
+    assert histogram is not None
+    assert (histogram.edges[0], histogram.edges[-1]) == (scores.min(), scores.max())
+    bounds = list(zip(histogram.edges, histogram.edges[1:], strict=False))
+    counted = [((scores >= low) & (scores < high)).sum() for low, high in bounds[:-1]]
+    assert histogram.counts == [*counted, (scores >= bounds[-1][0]).sum()]
+    assert len(histogram.counts) == HISTOGRAM_BINS
+    np.testing.assert_allclose(np.diff(histogram.edges), np.ptp(scores.astype(float)) / HISTOGRAM_BINS)
+
+
+def test_equal_scores_have_a_histogram_and_no_scores_have_none():
+    same = score_histogram(np.zeros(7, np.float32))
+    assert same is not None and sum(same.counts) == 7
+    assert score_histogram(np.zeros(0, np.float32)) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"order": "fused"}, {"group_by": "near_duplicates"}, {"top_k": 3}])
+def test_an_answer_has_the_background_only_if_it_is_asked_for(large_index, tmp_path, changes):
+    opened = AttributionIndex.open(shutil.copytree(large_index, tmp_path / "facts"))
+    (everything,) = opened.attribute([query(top_k=DOCUMENTS)])
+    asked, plain = opened.attribute([query(include=["background"], **changes), query(**changes)])
+    assert plain.background is None
+    assert sum(asked.background.counts) == DOCUMENTS
+    scores = [row.score for row in everything.results]
+    # A row of signs counts as high as its error allows.
+    tolerance = 0.02 * np.std(scores)
+    assert asked.background.edges[0] == pytest.approx(min(scores), abs=tolerance)
+    assert asked.background.edges[-1] == pytest.approx(max(scores), abs=tolerance)
 
 
 def test_documents_that_were_taken_down_are_not_compared_with(spec, tmp_path):

@@ -1,6 +1,6 @@
 /* A dialog over the page: it takes the focus, and Escape closes it. */
 
-import { html, useEffect, useRef } from "../shared/html.js";
+import { html, useEffect, useRef } from "./html.js";
 
 export function Dialog({ title, onClose, children }) {
   const node = useRef(null);
