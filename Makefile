@@ -72,12 +72,12 @@ test: system lint
 faults: system $(VENV)/.installed-dev
 	@FAULTS=long exec $(PY) -m pytest tests/faults --timeout 1800 $(ARGS)
 
+# The type checker takes as long as all others, and prints nothing before its end.
 lint: $(VENV)/.installed-dev
-	@$(VENV)/bin/ruff check $(CODE)
-	@$(VENV)/bin/ruff format --check $(CODE)
-	@$(VENV)/bin/lint-imports
-	@$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive bergson_core worker service scripts
-	@$(VENV)/bin/pyright --pythonpath $(PY)
+	@$(VENV)/bin/pyright --pythonpath $(PY) & types=$$!; \
+	$(VENV)/bin/ruff check $(CODE) && $(VENV)/bin/ruff format --check $(CODE) && $(VENV)/bin/lint-imports && \
+	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive bergson_core worker service scripts; \
+	others=$$?; wait $$types && exit $$others
 
 # The packages are those of the environment, not the newest ones. scripts/audit.py says which file ADVISORIES is.
 audit: $(VENV)/.installed-dev

@@ -70,28 +70,30 @@ class Sizes:
     """What is measured: the models, and how much of it.
 
     Attributes:
-        models: Names of random models.
+        checked: Name of the random model whose rows are compared.
+        models: Names of the random models whose speed is measured.
         dtype: Their precision.
         documents: Number of documents of a pass, and the tokens of each.
         rounds: How often everything is timed.
     """
 
+    checked: str = "small"
     models: tuple[str, ...] = ("neox-160m", "llama-1b")
     dtype: str = "bfloat16"
     documents: tuple[int, int] = (256, 512)
     rounds: int = 5
 
 
-SMALL: Final = Sizes(("small",), "float32", (8, 32), 2)
+SMALL: Final = Sizes("two-layers", ("two-layers",), "float32", (8, 32), 2)
 
 
-def check_rows(device: str) -> Iterator[str]:
+def check_rows(device: str, sizes: Sizes) -> Iterator[str]:
     """Compares rows on the device with those on the CPU, and runs the tests of GPUs on one."""
     documents = make_random_documents(12, 48)
     for kind, bound in MAX_ROW_ERROR.items():
         rows = {}
         for place in ("cpu", device):
-            model = as_language_model(make_random_model("small", place))
+            model = as_language_model(make_random_model(sizes.checked, place))
             batches = iter_batches(documents, 96 if place == "cpu" else 400, place)
             normalizers = fit_normalizers(model, model.select_modules(), batches, kind)
             rows[place], _ = collect_rows(
@@ -263,7 +265,7 @@ def main() -> None:
     if device != "cpu" and not torch.cuda.is_available():
         sys.exit("there is no CUDA device; expected one, or --device cpu --small")
     parts = {
-        "rows": partial(check_rows, device),
+        "rows": partial(check_rows, device, sizes),
         "index": partial(check_index, device),
         "throughput": partial(measure_throughput, device, sizes),
         "query": partial(measure_query, device, sizes),

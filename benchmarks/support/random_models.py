@@ -24,6 +24,20 @@ def gpt_neox_8m(vocabulary: int = 4096) -> PreTrainedModel:
     )
 
 
+def gpt_neox_two_layers() -> PreTrainedModel:
+    """Returns a GPT-NeoX of 1.4 M parameters in two layers, to try code with."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=4096,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=2048,
+        )
+    )
+
+
 def gpt_neox_160m() -> PreTrainedModel:
     """Returns a GPT-NeoX of 162 M parameters, in the shape of Pythia 160M."""
     return GPTNeoXForCausalLM(
@@ -55,6 +69,7 @@ def llama_1b() -> PreTrainedModel:
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "two-layers": gpt_neox_two_layers,
     "small": gpt_neox_8m,
     "neox-160m": gpt_neox_160m,
     "llama-1b": llama_1b,

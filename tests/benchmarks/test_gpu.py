@@ -7,7 +7,7 @@ from benchmarks import gpu
 
 def test_all_parts_run_on_a_cpu() -> None:
     parts = {
-        "rows": lambda: gpu.check_rows("cpu"),
+        "rows": lambda: gpu.check_rows("cpu", gpu.SMALL),
         "index": lambda: gpu.check_index("cpu"),
         "throughput": lambda: gpu.measure_throughput("cpu", gpu.SMALL),
         "query": lambda: gpu.measure_query("cpu", gpu.SMALL),
