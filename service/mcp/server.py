@@ -5,7 +5,9 @@ from typing import Any, Final
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, InputRequiredResult
+from pydantic import ValidationError
 
+from bergson_core.schemas.base import describe_validation_error
 from bergson_core.version import __version__
 from service.mcp.results import UNTRUSTED
 from service.mcp.service_access import ServiceAccess
@@ -20,7 +22,10 @@ INSTRUCTIONS: Final = (
 
 
 class StrictServer(MCPServer[Any]):
-    """An MCP server that refuses arguments which a tool does not have, so that a misspelled one is noticed."""
+    """An MCP server that refuses arguments which a tool does not have, so that a misspelled one is noticed.
+
+    Its errors about arguments have the words that the service has for fields.
+    """
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
@@ -30,7 +35,15 @@ class StrictServer(MCPServer[Any]):
             if tool.name == name and (unknown := sorted(arguments.keys() - known.keys())):
                 expected = ", ".join(known) or "none"
                 raise ToolError(f"unknown argument {unknown[0][:100]!r}: expected {expected}")
-        return await super().call_tool(name, arguments, context)
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise
+            # The SDK has pydantic's words, with the address of a page of pydantic's.
+            raise ToolError(
+                f"invalid_input: {describe_validation_error(error.__cause__, name)}"
+            ) from error.__cause__
 
 
 def make_server(access: ServiceAccess, *, allow_takedown: bool = False) -> StrictServer:
