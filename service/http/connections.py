@@ -8,6 +8,7 @@ a connection, and for clients that do not read their answers. Bodies that come t
 import asyncio
 import logging
 import resource
+import time
 from functools import partial
 from typing import Any, Final, cast
 from uuid import uuid4
@@ -85,7 +86,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Takes a new connection, in whose place the one that has waited longest for a request goes if need be."""
         super().connection_made(transport)
-        self._waiting_since = self.loop.time()
+        self._waiting_since = time.monotonic()
         if len(self.connections) > self._max_connections:
             waiting = [
                 other for other in self.connections if isinstance(other, Connection) and other.is_waiting
@@ -132,7 +133,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Starts the next request if it is there already, and otherwise waits for it."""
-        self._waiting_since = self.loop.time()
+        self._waiting_since = time.monotonic()
         if self.pipeline:
             self._current, _ = self.pipeline[-1]
         super().on_response_complete()
@@ -159,7 +160,7 @@ class Connection(HttpToolsProtocol):
 
     def cut_if_slow(self) -> None:
         """Closes the connection if its client has taken too long to send a head or to read an answer."""
-        now, unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
+        now, unread_bytes = time.monotonic(), self.transport.get_write_buffer_size()
         if not self._unread_bytes or unread_bytes <= self._unread_bytes - PROGRESS_BYTES:
             self._unread_bytes, self._unread_since = unread_bytes, now
         # What is written meanwhile is no progress of the client.

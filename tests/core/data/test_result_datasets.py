@@ -118,7 +118,7 @@ def test_groups_go_into_every_format(opened, tmp_path):
     (answer,) = opened.attribute([query(group_by="source", top_k=2)])
     for suffix in ("jsonl", "csv", "parquet"):
         write_table(answer.to_table(), tmp_path / f"answer.{suffix}")
-    groups = [row.group.model_dump() for row in answer.results]
+    groups = [row.group.model_dump(mode="json") for row in answer.results]
     assert groups[0]["members"]
     lines = (tmp_path / "answer.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["group"] for line in lines] == groups
