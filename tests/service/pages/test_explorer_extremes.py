@@ -81,6 +81,16 @@ def test_a_text_that_changes_its_direction_does_not_turn_the_words_after_it(
     assert not [error for error in visit.errors if "404" not in error]
 
 
+def test_a_prompt_that_changes_its_direction_does_not_turn_the_completion(
+    open_page: Callable[..., Visit],
+) -> None:
+    page = open_page(address_of(prompt=REVERSING, completion=" was born in London")).page
+    boxes = [page.locator(".word", has_text=word).bounding_box() for word in ("was", "London")]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    assert boxes[0]["x"] < boxes[1]["x"]
+
+
 def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so(
     open_page: Callable[..., Visit], tmp_path: Path
 ) -> None:
