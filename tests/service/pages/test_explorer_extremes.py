@@ -81,6 +81,12 @@ def test_a_text_that_changes_its_direction_does_not_turn_the_words_after_it(
     assert not [error for error in visit.errors if "404" not in error]
 
 
+def test_the_options_show_the_number_of_documents_of_an_address(open_page: Callable[..., Visit]) -> None:
+    page = open_page(address_of(completion=" London", top_k=30)).page
+    page.get_by_text("Options").click()
+    expect(page.get_by_label("Documents on each side")).to_have_value("30")
+
+
 def test_a_prompt_that_changes_its_direction_does_not_turn_the_completion(
     open_page: Callable[..., Visit],
 ) -> None:

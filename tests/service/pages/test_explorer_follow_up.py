@@ -265,10 +265,14 @@ def test_a_basket_is_unlearned_together_beside_other_questions_and_shows_how_eac
         {"width": 390, "height": 800}
     )  # neither the numbers nor the words above them are broken
     words = basket.locator("td.number, thead th:nth-child(-n + 3)")
-    heights = words.evaluate_all(
-        "cells => cells.map(cell => { const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length; })"
+    lines = words.evaluate_all(
+        """cells => cells.map(cell => {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            return range.getClientRects().length;
+        })"""
     )
-    assert set(heights) == {1}
+    assert set(lines) == {1}
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
