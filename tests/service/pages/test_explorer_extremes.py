@@ -13,6 +13,7 @@ from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.pages.test_explorer import address_of, ask, last_query
 from tests.service.pages.visit import HOSTILE, Visit
+from tests.worker.helpers import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +51,9 @@ def test_a_long_question_is_scrolled_with_the_keyboard(open_page: Callable[..., 
     expect(question).to_have_attribute("tabindex", "0")
     question.focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('.query').scrollTop > 0")
+    wait_until(
+        lambda: question.evaluate("node => node.scrollTop > 0")
+    )  # the page's policy forbids wait_for_function
 
 
 def test_hundreds_of_columns_are_shown_when_they_are_asked_for(open_page: Callable[..., Visit]) -> None:
