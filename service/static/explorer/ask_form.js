@@ -42,10 +42,12 @@ function Options({ question, set, index }) {
   const off = unavailable(question);
   const shared = { question, off, set };
   const order = off.order ?? question.order;
+  const isOther = Number.isInteger(question.top_k) && !RESULT_COUNTS.includes(question.top_k); // an address may ask for any
+  const counts = isOther ? [...RESULT_COUNTS, question.top_k].sort((one, other) => one - other) : RESULT_COUNTS;
   return html`<details class="options"><summary>Options</summary><div class="option-row">
     <label>Documents on each side
       <select value=${question.top_k} onChange=${(event) => set({ top_k: Number(event.target.value) })}>
-        ${RESULT_COUNTS.map((count) => html`<option value=${count} selected=${count === question.top_k}>${count}</option>`)}</select></label>
+        ${counts.map((count) => html`<option value=${count} selected=${count === question.top_k}>${count}</option>`)}</select></label>
     <label>Order
       <select value=${order} disabled=${"order" in off} onChange=${(event) => set({ order: event.target.value })}>
         ${ORDERS.map(([value, text]) => html`<option value=${value} selected=${value === order}>${text}</option>`)}</select></label>

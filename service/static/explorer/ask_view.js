@@ -31,8 +31,8 @@ function AskProblem({ error, onAsk }) {
   const parts = error.request.include ?? [];
   const plain = { include: parts.filter((part) => part === "text" || part === "metadata") };
   return html`<${Problem} key=${error.requestId} error=${error} onRetry=${() => onAsk({})} />
-    ${error.status === 422 && plain.include.length < parts.length && html`<button type="button" class="quiet" onClick=${() => onAsk(plain)}>
-      Ask for the texts alone</button>`}`;
+    ${error.status === 422 && plain.include.length < parts.length && html`<p><button type="button" class="quiet" onClick=${() => onAsk(plain)}>
+      Ask for the texts alone</button></p>`}`;
 }
 
 /** Returns an answer without a document that was taken down. */

@@ -32,20 +32,21 @@ function probability(value, { instead_of: other }) {
   return other ? `${formatProbability(1 / (1 + Math.exp(-value)))} of both` : formatProbability(Math.min(1, Math.exp(value)));
 }
 
-function Changes({ title, queries, changes }) {
+/** @param isWanted Whether these questions are to become less likely: only then is a fall drawn as good. */
+function Changes({ title, queries, changes, isWanted = false }) {
   if (!changes.length) return null;
   return html`<table class="changes"><caption>${title}</caption>
     <thead><tr><th scope="col">Question</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change in nats</th></tr></thead>
     <tbody>${changes.map(({ before, after, log_probability: change }, number) => html`<tr>
       <td>${queryText(queries[number])}</td><td class="number">${probability(before, queries[number])}</td><td class="number">${probability(after, queries[number])}</td>
-      <td class=${`number ${change !== null && change < 0 ? "down" : ""}`}>${formatChange(change)}</td></tr>`)}</tbody></table>`;
+      <td class=${`number ${isWanted && change !== null && change < 0 ? "down" : ""}`}>${formatChange(change)}</td></tr>`)}</tbody></table>`;
 }
 
 function Preview({ preview, asked }) {
   return html`<div role="status"><p>${`${plural(preview.documents, "document")} unlearned together.`}
       ${preview.left_out > 0 && ` ${plural(preview.left_out, "document")} had nothing to unlearn.`} Nothing was saved.</p>
-    <${Changes} title="What it would say less" queries=${asked.queries} changes=${preview.queries} />
-    <${Changes} title="What else would change" queries=${asked.control ?? []} changes=${preview.control} /></div>`;
+    <${Changes} title="This question and those to watch" queries=${asked.queries} changes=${preview.queries} isWanted />
+    <${Changes} title="Questions that should stay as they are" queries=${asked.control ?? []} changes=${preview.control} /></div>`;
 }
 
 /**
@@ -79,7 +80,7 @@ export function Basket({ request, answer, basket, onClear }) {
     <div class="field-row">
       <label>Other questions to watch <span class="faint">one on each line, as prompt | completion</span>
         <textarea rows="2" value=${others} placeholder="Alan Turing was born in | Maida Vale" onInput=${(event) => setOthers(event.target.value)}></textarea></label>
-      <label>Questions that should stay as they are
+      <label>Questions that should stay as they are <span class="faint">in the same form</span>
         <textarea rows="2" value=${control} onInput=${(event) => setControl(event.target.value)}></textarea></label>
     </div>
     ${may ? html`<button type="submit" class="primary" disabled=${!basket.size}>Unlearn them together</button>` : html`<${NotAllowed} what="unlearn documents for a try" />`}

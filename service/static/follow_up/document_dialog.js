@@ -3,7 +3,7 @@
 import { call } from "../shared/api.js";
 import { Dialog } from "../shared/dialog.js";
 import { formatCount, formatScore, formatValue } from "../shared/format.js";
-import { html, useEffect, useState } from "../shared/html.js";
+import { html, useEffect, useRef, useState } from "../shared/html.js";
 import { Facts, Note, Problem, Skeleton } from "../shared/parts.js";
 import { NotAllowed, useMay } from "../shared/permissions.js";
 
@@ -14,9 +14,16 @@ function Takedown({ index, id, onGone }) {
   const [isAsking, setAsking] = useState(false);
   const [error, setError] = useState(null);
   const may = useMay("write");
+  const box = useRef(null);
+  const wasAsking = useRef(false);
+  useEffect(() => { // the pressed button is gone: the keyboard goes on where the choice is, at the harmless answer
+    if (isAsking !== wasAsking.current) box.current?.querySelector("button:last-of-type")?.focus();
+    wasAsking.current = isAsking;
+  }, [isAsking]);
   const takeDown = async () => {
     try {
       await call(addressOfDocument(index, id), { method: "DELETE" });
+      box.current?.closest("dialog")?.querySelector(".dialog-head button").focus(); // the pressed button goes, too
       onGone();
     } catch (problem) {
       setError(problem);
@@ -24,10 +31,10 @@ function Takedown({ index, id, onGone }) {
     }
   };
   if (!may) return html`<${NotAllowed} what="take documents down" />`;
-  return html`<div class="takedown">
-    ${isAsking ? html`<p>From now on, no answer shows this document, for anybody. This cannot be undone. The model has learnt from it all the same.</p>
-        <button type="button" class="quiet danger" onClick=${takeDown}>Take it down for good</button>
-        <button type="button" class="quiet" onClick=${() => setAsking(false)}>Keep it</button>`
+  return html`<div class="takedown" ref=${box}>
+    ${isAsking ? html`<p id="takedown-meaning">From now on, no answer shows this document, for anybody. This cannot be undone. The model has learnt from it all the same.</p>
+        <button type="button" class="quiet danger" aria-describedby="takedown-meaning" onClick=${takeDown}>Take it down for good</button>
+        <button type="button" class="quiet" aria-describedby="takedown-meaning" onClick=${() => setAsking(false)}>Keep it</button>`
       : html`<button type="button" class="quiet" onClick=${() => setAsking(true)}>Take down…</button>`}
     ${error && html`<${Problem} error=${error} />`}
   </div>`;

@@ -88,7 +88,7 @@ export function JobCard({ job: listed, isFollowed = true, onEnd }) {
   };
   return html`<div class="job">
     <div class="row">
-      <strong>${job.index ?? job.kind}</strong><${Badge} state=${job.state} /><code class="faint">${job.job_id}</code>
+      <strong>${job.index ?? job.kind}</strong>${job.index && html`<span>${job.kind}</span>`}<${Badge} state=${job.state} /><code class="faint">${job.job_id}</code>
       ${may && !FINAL_STATES.has(job.state) && html`<span class="end"><${ConfirmButton} label="Cancel" question="Really cancel?"
         name=${`Cancel ${job.index ?? job.kind}`} onConfirm=${cancel} /></span>`}
     </div>

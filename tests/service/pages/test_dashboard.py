@@ -31,6 +31,7 @@ def test_the_page_loads_from_the_service_alone_and_without_errors(visit: Visit) 
 
 def test_jobs_are_updated_by_their_events_and_can_be_cancelled(visit: Visit, broker: FakeBroker) -> None:
     card = visit.page.locator("#jobs .job", has_text="index-job-a")
+    expect(card.locator(".row").first).to_contain_text("build")
     expect(card.locator(".badge")).to_have_text("running")
     broker.advance("job-a", "running", stage="gradients", done=25, total=100)
     expect(card.locator("progress")).to_have_js_property("value", 0.25)

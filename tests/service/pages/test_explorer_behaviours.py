@@ -179,7 +179,7 @@ def test_a_behaviour_that_was_deleted_meanwhile_is_an_error_in_full(open_page: C
     page = open_page().page
     start(page)
     page.goto(page.url.partition("#")[0] + address_of(prompt=None, behaviour="gone")[1:])
-    expect(page.get_by_label("Behaviour", exact=True)).to_have_count(0)
+    expect(page.get_by_label("Behaviour", exact=True)).to_have_value("gone")
     page.route(
         "**/attribute",
         lambda route: route.fulfill(

@@ -13,6 +13,7 @@ from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.service.pages.test_explorer import address_of, ask, last_query
 from tests.service.pages.visit import HOSTILE, Visit
+from tests.worker.helpers import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +51,9 @@ def test_a_long_question_is_scrolled_with_the_keyboard(open_page: Callable[..., 
     expect(question).to_have_attribute("tabindex", "0")
     question.focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('.query').scrollTop > 0")
+    wait_until(
+        lambda: question.evaluate("node => node.scrollTop > 0")
+    )  # the page's policy forbids wait_for_function
 
 
 def test_hundreds_of_columns_are_shown_when_they_are_asked_for(open_page: Callable[..., Visit]) -> None:
@@ -79,6 +82,22 @@ def test_a_text_that_changes_its_direction_does_not_turn_the_words_after_it(
         assert node.evaluate("node => getComputedStyle(node).unicodeBidi") == "isolate"
     assert page.locator("#page img, #page script").count() == 0
     assert not [error for error in visit.errors if "404" not in error]
+
+
+def test_the_options_show_the_number_of_documents_of_an_address(open_page: Callable[..., Visit]) -> None:
+    page = open_page(address_of(completion=" London", top_k=30)).page
+    page.get_by_text("Options").click()
+    expect(page.get_by_label("Documents on each side")).to_have_value("30")
+
+
+def test_a_prompt_that_changes_its_direction_does_not_turn_the_completion(
+    open_page: Callable[..., Visit],
+) -> None:
+    page = open_page(address_of(prompt=REVERSING, completion=" was born in London")).page
+    boxes = [page.locator(".word", has_text=word).bounding_box() for word in ("was", "London")]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    assert boxes[0]["x"] < boxes[1]["x"]
 
 
 def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so(

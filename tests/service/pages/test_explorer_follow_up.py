@@ -261,6 +261,19 @@ def test_a_basket_is_unlearned_together_beside_other_questions_and_shows_how_eac
     broker.put(record.model_copy(update={"unlearning": UnlearnPreview.model_validate(preview | means)}))
     expect(basket.locator("tbody tr").first).to_contain_text("90 %8.2 %−2.40")
     expect(basket.locator("table")).to_have_count(2)
+    page.set_viewport_size(
+        {"width": 390, "height": 800}
+    )  # neither the numbers nor the words above them are broken
+    words = basket.locator("td.number, thead th:nth-child(-n + 3)")
+    lines = words.evaluate_all(
+        """cells => cells.map(cell => {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            return range.getClientRects().length;
+        })"""
+    )
+    assert set(lines) == {1}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_address_of_a_question_keeps_every_field_that_the_form_does_not_show(
