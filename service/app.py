@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.staticfiles import StaticFiles
 
 from service.auth.authorization import KeyAuthenticator, authorize, refuse_unknown_parameters
@@ -94,7 +95,8 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         pages,
     ):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(packages=[("service", "static")]), name="static")
+    files = GZipMiddleware(StaticFiles(packages=[("service", "static")]), minimum_size=1024)
+    app.mount("/static", files, name="static")
     install_error_handlers(app)
     # Each middleware wraps those above it, so that a request passes the last one first.
     app.add_middleware(

@@ -90,6 +90,17 @@ def test_the_explorer_is_small_when_compressed(client: TestClient) -> None:
     assert sum(len(gzip.compress(content)) for content in contents) <= MAX_EXPLORER_BYTES
 
 
+def test_files_are_sent_compressed_to_who_accepts_it_and_not_again_where_they_are_known(
+    client: TestClient,
+) -> None:
+    path = "/static/explorer/main.js"
+    compressed = client.get(path, headers={"Accept-Encoding": "gzip"})
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert int(compressed.headers["content-length"]) < len(compressed.content)
+    assert compressed.text == client.get(path, headers={"Accept-Encoding": "identity"}).text
+    assert client.get(path, headers={"If-None-Match": compressed.headers["etag"]}).status_code == 304
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_security_policy_allows_only_our_own_assets(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
