@@ -135,15 +135,16 @@ def plain_errors(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def describe_validation_error(error: ValidationError, root: str) -> str:
     """Returns a line for each wrong field: `field.path: what was expected; got …`.
 
-    At most 20 fields are listed, and at most 200 characters of a value are shown.
+    At most 20 fields are listed, and at most 200 characters of a value are shown. A field that several items of a list
+    have, but may not have, is listed once, for the first item.
 
     Args:
         error: What pydantic raised.
         root: Stands in place of the path where the fault is not that of a single field.
     """
-    errors = plain_errors(error.errors(include_url=False))
+    errors, are_repeated = _fold_unknown_fields(plain_errors(error.errors(include_url=False)))
     lines = []
-    for details in errors[:_MAX_SHOWN_ERRORS]:
+    for details, repeated in list(zip(errors, are_repeated, strict=True))[:_MAX_SHOWN_ERRORS]:
         path = ".".join(map(str, details["loc"])) or root
         message, value = details["msg"], details["input"]
         # The value is left out where there is none, where the message has it, and where several fields are at fault.
@@ -154,10 +155,33 @@ def describe_validation_error(error: ValidationError, root: str) -> str:
             and not of_several_fields
         ):
             message += f"; got {short_repr(value, _MAX_SHOWN_CHARS)}"
+        if repeated:
+            message += " (also in later items)"
         lines.append(f"{path}: {message}")
     if len(errors) > _MAX_SHOWN_ERRORS:
         lines.append(f"and {len(errors) - _MAX_SHOWN_ERRORS} more")
     return "\n".join(lines)
+
+
+def _fold_unknown_fields(errors: list[Any]) -> tuple[list[Any], list[bool]]:
+    """Returns errors without those about unknown fields that an earlier item has too, and which of them are repeated.
+
+    A file of queries with columns of its own would otherwise give a line for each of its cells. How often an error is
+    repeated is not told, because only the first errors of a long list are known.
+    """
+    kept: list[Any] = []
+    are_repeated: list[bool] = []
+    places: dict[tuple[Any, ...], int] = {}
+    for details in errors:
+        if details["type"] == "extra_forbidden":
+            field = tuple(None if isinstance(part, int) else part for part in details["loc"])
+            if field in places:
+                are_repeated[places[field]] = True
+                continue
+            places[field] = len(kept)
+        kept.append(details)
+        are_repeated.append(False)
+    return kept, are_repeated
 
 
 class _SpecType(type(BaseModel)):

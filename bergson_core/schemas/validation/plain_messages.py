@@ -10,6 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 _TEMPLATES: Final = {
     "missing": "required, but missing",
     "extra_forbidden": "no such field",
+    "none_required": "expected null, or no such field",
     "string_type": "expected text",
     "string_pattern_mismatch": "expected text that matches {pattern}",
     "string_too_short": "expected at least {min_length} characters",

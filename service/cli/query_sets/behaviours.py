@@ -1,18 +1,17 @@
 """`bergson behaviours` creates, lists, shows and deletes the behaviours of an index on disk."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from bergson_core.errors import InvalidInput
 from bergson_core.schemas.behaviours.results import BehaviourSummary
 from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from service.cli.support.common_options import IndexDirectory
 from service.cli.support.console import console, print_json, print_message, progress_bar
+from service.cli.support.query_files import read_query_file
 
 app = typer.Typer(
     no_args_is_help=True, help="Create, list, show and delete behaviours: named sets of queries."
@@ -40,10 +39,12 @@ def create(
     ] = None,
 ) -> None:
     """Create a behaviour from a set of queries, for `bergson query --behaviour` and `bergson score --behaviour`."""
-    spec = BehaviourSpec(
-        name=name,
-        queries=_read_lines("--queries", queries),
-        control=None if control is None else _read_lines("--control", control),
+    spec = BehaviourSpec.model_validate(
+        {
+            "name": name,
+            "queries": read_query_file("--queries", queries),
+            "control": None if control is None else read_query_file("--control", control),
+        }
     )
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.storage.behaviours import require_new_behaviour
@@ -95,22 +96,6 @@ def delete(index: IndexDirectory, name: BehaviourName) -> None:
     read_manifest(index)
     delete_behaviour(index, name)
     print_message(f"{index}: behaviour {name} is deleted")
-
-
-def _read_lines(option: str, path: Path) -> Any:
-    """Returns the JSON values of the lines of a file. Empty lines are passed over."""
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInput(f"{option}: {path} cannot be read: {reason}; expected a JSON Lines file") from None
-    values = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{option}: line {number} of {path} is not JSON: {error}") from None
-    return values
 
 
 def _table(found: list[BehaviourSummary]) -> Table:

@@ -104,6 +104,18 @@ def test_the_message_is_short_however_much_is_wrong() -> None:
     assert max(map(len, lines)) < 300
 
 
+def test_unknown_fields_of_many_items_are_listed_once() -> None:
+    queries = [{"prompt": "a", "completion": " b", "id": str(number), "fact": "f"} for number in range(1000)]
+    with pytest.raises(InvalidInput) as raised:
+        ProfileSpec.model_validate({"name": "births", "queries": queries})
+    lines = str(raised.value).splitlines()
+    assert [line.split("; ")[0] for line in lines] == [
+        "queries.0.id: no such field",
+        "queries.0.fact: no such field",
+    ]
+    assert all(line.endswith(" (also in later items)") for line in lines)
+
+
 class Holder(BaseModel):
     spec: GradientSpec
 

@@ -79,9 +79,9 @@ def test_a_behaviour_is_created_listed_shown_asked_for_scored_and_deleted(
     ("content", "message"),
     [
         ('{"prompt": "a", "completion": " b"}\n\n{"prompt": ', "line 3 of .* is not JSON"),
-        ("", "queries: .*at least 1"),
+        ("", "--queries: .* has no queries"),
         ('{"prompt": "a", "completion": " b"}\n{"prompt": "a"}', r"queries\.1\.completion"),
-        ('["a"]', r"queries\.0"),
+        ('["a"]', "--queries: line 1 of .* is list; expected an object"),
     ],
 )
 def test_a_file_that_holds_no_queries_is_refused(
@@ -96,7 +96,7 @@ def test_a_file_that_holds_no_queries_is_refused(
 
 def test_what_is_missing_is_told(index: Path, files: tuple[str, str], tmp_path: Path) -> None:
     missing = run("behaviours", "create", index, "x", "--queries", tmp_path / "no.jsonl")
-    assert "cannot be read: No such file" in str(missing.exception)
+    assert "cannot be read (No such file" in str(missing.exception)
     for command in (
         ("create", tmp_path, "x", "--queries", files[0]),
         ("list", tmp_path),
