@@ -105,7 +105,8 @@ class WordOrder:
             if query.order != "influence":
                 direction: Direction = "proponents" if name == "results" else "opponents"
                 chosen = self._choose(query, ranking, rows)
-                rows = self._score(query.model_copy(update={"direction": direction}), tokens, chosen)
+                scored = self._score(query.model_copy(update={"direction": direction}), tokens, chosen)
+                rows = _keep_intervals(scored, rows) if query.order == "fused" else scored
                 yield
             lists[name] = self._add_words(rows, ranking, question.statement)
         return answer.model_copy(update=lists)
@@ -201,3 +202,12 @@ class WordOrder:
             )
             results.append(row.model_copy(update={"rank": len(results) + 1, "words": words}))
         return results
+
+
+def _keep_intervals(rows: Sequence[ResultRow], by_influence: Sequence[ResultRow]) -> list[ResultRow]:
+    """Returns rows with the intervals and strengths of those that were among the best by influence.
+
+    Their scores are a reason for which they were chosen, unlike those of documents that only their words have chosen.
+    """
+    known = {row.id: row.model_dump(include={"interval", "strength"}) for row in by_influence}
+    return [row.model_copy(update=known.get(row.id, {})) for row in rows]

@@ -118,6 +118,8 @@ def test_the_fused_order_is_that_of_the_sums_of_reciprocal_ranks(opened, directi
         expected = sorted(by_influence, key=lambda number: -sums[number])[:8]
         assert [number_of(row) for row in rows] == expected
         assert [row.rank for row in rows] == list(range(1, 9))
+        noise = {row.id: (row.interval, row.strength) for row in plain_rows}  # chosen by their scores as well
+        assert [(row.interval, row.strength) for row in rows] == [noise[row.id] for row in rows]
     asked = {"proponents": (True, False), "opponents": (False, True), "both": (True, True)}[direction]
     assert (answer.results is not None, answer.opponents is not None) == asked
 
