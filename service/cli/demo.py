@@ -35,7 +35,7 @@ SHOWN_RESULTS: Final = 5
 SHOWN_CONTRAST: Final = 3
 VERIFY_TIMEOUT_S: Final = 300
 MAX_MEASURED_QUERIES: Final = 200
-MEASURED_TOP_K: Final = 100
+MEASURED_TOP_K: Final = 10
 
 
 def default_directory() -> Path:
