@@ -32,7 +32,7 @@ from service.settings import ServiceSettings
 RESULTS_EACH_SIDE, TOKENS = 25, 500
 BODIES: dict[str, Any] = {
     "index?*": {"items": [examples.INDEX_SUMMARY], "next_cursor": None},
-    "index/*": examples.INDEX_DETAIL,
+    "index/facts": examples.INDEX_DETAIL,
     "jobs?*": {"items": [], "next_cursor": None},
     "readyz": examples.READY,
     "key": examples.KEY_PERMISSIONS,
