@@ -27,6 +27,6 @@ class Visit:
             self.errors.append(message.text)
 
     def _record_failure(self, request: Request) -> None:
-        """Records a failed request, except event streams, which fail for the browser when the page closes them."""
-        if not request.url.endswith("/events"):
-            self.errors.append(f"failed: {request.url}")
+        """Records a failed request, except those that the browser ends itself when it leaves or reloads the page."""
+        if request.failure != "net::ERR_ABORTED":
+            self.errors.append(f"failed: {request.url}: {request.failure}")
