@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from bergson_core.data.column_values import Describe, require_weights
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build_parts.pair_values import find_pair_problem
 from bergson_core.schemas.preference.pair_texts import PairTexts
-from bergson_core.schemas.preference.pair_values import find_pair_problem
 from bergson_core.schemas.record import Messages, Record, drop_nulls, record_of_pair
 from bergson_core.schemas.source import ColumnsSpec
 

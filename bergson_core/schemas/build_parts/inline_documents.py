@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bergson_core.schemas.build_parts.pair_values import find_pair_problem
 from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.inline_values import UnreadableValue
-from bergson_core.schemas.preference.pair_values import find_pair_problem
 from bergson_core.schemas.record import find_chat_problem
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.schemas.validation.bounded_errors import short_repr
