@@ -1,10 +1,11 @@
 """How fast the explorer appears, and whether it scrolls smoothly: `python -m benchmarks.explorer_page [--loads 20]`.
 
 The web service serves its pages on loopback to the system's Chromium, and answers the calls of the API by made-up
-bodies, so that the page alone is measured. (The browser's own interception of requests would hold up every file.) The output has the median and the 95th percentile of the first contentful
-paint over fresh pages, and, for an answer of 50 results of 500 tokens each, how long it takes to show it and the
-longest task of the main thread while the page is scrolled from its top to its end. A task of more than 50 ms is felt as
-a jerk; the browser reports none that is shorter.
+bodies, so that the page alone is measured. (The browser's own interception of requests would hold up every file.) The
+output has the median and the 95th percentile of the first contentful paint over fresh pages, and, for an answer of 50
+results of 500 tokens each, how long it takes to show it and the longest task of the main thread while the page is
+scrolled from its top to its end. A task of more than 50 ms is felt as a jerk; the browser reports none that is
+shorter.
 """
 
 import json
