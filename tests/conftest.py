@@ -17,6 +17,7 @@ import certifi
 import pytest
 
 from tests import shapes
+from tests.chromium import Chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -78,8 +79,8 @@ def require() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def chromium(require: Callable[..., str]) -> Iterator[tuple["Browser", asyncio.AbstractEventLoop]]:
-    """The system's Chromium, which is started once, and Playwright's event loop. Tests take `browser`."""
+def chromium(require: Callable[..., str]) -> Iterator[Chromium]:
+    """The system's Chromium, which is started once. Tests take `browser`."""
     from playwright.sync_api import sync_playwright  # most tests open no page, and loading this takes a while
 
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -88,20 +89,17 @@ def chromium(require: Callable[..., str]) -> Iterator[tuple["Browser", asyncio.A
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         loop = asyncio.get_running_loop()
         asyncio._set_running_loop(None)
-        yield browser, loop
+        yield Chromium(browser, loop)
         asyncio._set_running_loop(loop)
         browser.close()
 
 
 @pytest.fixture
-def browser(chromium: tuple["Browser", asyncio.AbstractEventLoop]) -> Iterator["Browser"]:
-    """The system's Chromium without open pages; pages that a test opens are closed at its end.
-
-    Playwright's event loop counts as running in this thread only during the test, so that other tests can run theirs.
-    """
-    browser, loop = chromium
-    asyncio._set_running_loop(loop)
-    yield browser
-    for context in browser.contexts:
-        context.close()
-    asyncio._set_running_loop(None)
+def browser(chromium: Chromium) -> Iterator["Browser"]:
+    """The system's Chromium; pages that a test opens with it are closed at its end."""
+    with chromium.driven() as browser:
+        others = browser.contexts
+        yield browser
+        for context in browser.contexts:
+            if context not in others:
+                context.close()

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -8,9 +9,24 @@ from fastapi.testclient import TestClient
 
 from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
+from service.openapi.metadata import openapi_document
 from service.settings import ServiceSettings
 from tests.service.fake_broker import FakeBroker, publish_manifest
 from tests.worker.helpers import make_build_job
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _document_made_once() -> Iterator[None]:
+    """Shares the OpenAPI document among all applications: it is the same, and takes a quarter of a second to make."""
+    documents: list[dict[str, Any]] = []
+
+    def share_document(app: FastAPI) -> dict[str, Any]:
+        documents[:] = documents or [openapi_document(app)]
+        return documents[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.app.openapi_document", share_document)
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,10 @@ import { Explain, messageParts, Note } from "../shared/parts.js";
 import { NOTICE, RESCORED, VERIFICATION } from "./definitions.js";
 
 /** Returns what a suggestion changes in the request. */
-export const mend = ({ code, suggestion }) => (code === "trailing_space" ? { prompt: suggestion } : { completion: suggestion });
+export const mend = ({ code, detail, suggestion }) => {
+  if (code === "trailing_space") return { prompt: suggestion };
+  return detail.startsWith("instead_of: ") ? { instead_of: suggestion } : { completion: suggestion };
+};
 
 function Warning({ warning, onAsk }) {
   const { detail, suggestion } = warning;

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from bergson_core.schemas.behaviours.spec import BehaviourSpec
@@ -43,6 +44,10 @@ def iter_references(value: object) -> Iterator[str]:
 def documented_path(path: str) -> str:
     """Returns the path of a route as the document writes it."""
     return path.replace(":path}", "}")
+
+
+def test_the_document_is_served(app: FastAPI, document: dict[str, Any]) -> None:
+    assert TestClient(app, base_url="http://localhost").get("/openapi.json").json() == document
 
 
 def test_every_route_is_documented(app: FastAPI, document: dict[str, Any]) -> None:

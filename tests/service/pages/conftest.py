@@ -1,18 +1,25 @@
-"""Pages of the service over a fake broker, in a real browser."""
+"""Pages of the service over a fake broker, in a real browser.
+
+All pages are opened at one address and in one profile of the browser, whose cache keeps the files of the pages: what
+a server and a profile for each test took was most of the time of the tests. Behind the address, each test has a service
+of its own, and what a page stores in the browser is removed at the end of its test.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from fastapi import FastAPI
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import BrowserContext, ViewportSize, expect
 
 from bergson_core.schemas.build import BuildSpec
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.chromium import Chromium
 from tests.service.fake_broker import NOW, FakeBroker, publish_manifest
 from tests.service.helpers import serve_app
 from tests.service.pages.visit import HOSTILE, Visit
+from tests.service.stage import Stage
 from worker.messages import JobRecord
 
 expect.set_options(timeout=30_000)  # a page is refreshed every few seconds, and CI is busy
@@ -29,23 +36,51 @@ def broker() -> FakeBroker:
     return broker
 
 
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """A server that stays while the services behind its address change."""
+    stage = Stage()
+    with serve_app(stage) as stage.address:
+        yield stage
+
+
 @pytest.fixture
-def address(tmp_path: Path, spec: BuildSpec, broker: FakeBroker) -> Iterator[str]:
+def address(tmp_path: Path, spec: BuildSpec, broker: FakeBroker, stage: Stage) -> str:
     """The address of the service over the fake broker, with one published index, `facts`, with the column `source`."""
     columns = spec.columns.model_copy(update={"metadata": ("source",)})
     publish_manifest(tmp_path / "indexes", "facts", spec.model_copy(update={"columns": columns}))
-    app: FastAPI = create_app(ServiceSettings(data_dir=tmp_path), broker)  # pyright: ignore[reportArgumentType]
-    with serve_app(app) as address:
-        yield address
+    stage.app = create_app(ServiceSettings(data_dir=tmp_path), broker)  # pyright: ignore[reportArgumentType]
+    return stage.address
+
+
+@pytest.fixture(scope="session")
+def profile(chromium: Chromium) -> BrowserContext:
+    """The profile of the browser that all pages are opened in."""
+    with chromium.driven() as browser:
+        return browser.new_context()
 
 
 @pytest.fixture
-def open_page(address: str, browser: Browser) -> Callable[..., Visit]:
-    """`open_page(path, **options)` opens a page of the service; the options are those of Playwright's pages."""
+def open_page(address: str, chromium: Chromium, profile: BrowserContext) -> Iterator[Callable[..., Visit]]:
+    """`open_page(path, viewport=…, color_scheme=…)` opens a page of the service."""
 
-    def open_page(path: str = "/", **options: object) -> Visit:
-        page = browser.new_page(**options)  # pyright: ignore[reportArgumentType]
+    def open_page(
+        path: str = "/",
+        *,
+        viewport: ViewportSize | None = None,
+        color_scheme: Literal["light", "dark"] | None = None,
+    ) -> Visit:
+        page = profile.new_page()
         page.set_default_timeout(15_000)
+        if viewport:
+            page.set_viewport_size(viewport)
+        if color_scheme:
+            page.emulate_media(color_scheme=color_scheme)
         return Visit(page, f"{address}{path}")
 
-    return open_page
+    with chromium.driven():
+        yield open_page
+        for page in profile.pages:
+            stored = {"origin": address, "storageTypes": "local_storage"}
+            profile.new_cdp_session(page).send("Storage.clearDataForOrigin", stored)
+            page.close()
