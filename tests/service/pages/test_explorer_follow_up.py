@@ -147,7 +147,13 @@ def test_a_link_shows_its_answer_and_says_when_the_index_has_moved_on(
 
 
 def test_a_link_fills_the_form_so_that_a_person_can_go_on_asking(open_page: Callable[..., Visit]) -> None:
-    request = {"index": "facts", "prompt": "Ada was born in", "completion": " London", "order": "fused", "top_k": 5}
+    request = {
+        "index": "facts",
+        "prompt": "Ada was born in",
+        "completion": " London",
+        "order": "fused",
+        "top_k": 5,
+    }
     visit = open_page("/docs")
     page = visit.page
     page.route("**/links/*", lambda route: route.fulfill(json=link_examples.LINK | {"request": request}))
