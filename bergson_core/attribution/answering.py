@@ -16,6 +16,7 @@ from torch import Tensor
 from bergson_core.attribution.behaviours.behaviours import Behaviours
 from bergson_core.attribution.queries.chat_queries import render_chat_queries
 from bergson_core.attribution.queries.checkpoint_losses import losses_between, not_learned_warnings
+from bergson_core.attribution.queries.contrast_warnings import unlikely_warnings
 from bergson_core.attribution.queries.isolation import run_or_error, run_together_or_alone
 from bergson_core.attribution.queries.query_rows import collect_query_rows
 from bergson_core.attribution.queries.query_tokenizer import QueryTokenizer, TokenizedQuery
@@ -197,16 +198,17 @@ class QueryAnswerer:
         """Answers queries whose tokens are known; `started` is the clock's reading before they were tokenised."""
         rows, losses = collect_query_rows(self.collector, tokenized, BUDGET_TOKENS)
         asked = [
-            self._tell_between(item, item.echo(own_losses.tolist()))
+            self._describe(item, item.echo(own_losses.tolist()))
             for item, own_losses in zip(tokenized, losses, strict=True)
         ]
         return self._answer_rows(asked, torch.from_numpy(rows), started)
 
-    def _tell_between(self, item: TokenizedQuery, echo: QueryEcho) -> _AskedQuery:
-        """Returns what an answer says of a query, with the losses at the checkpoints of its `between`."""
+    def _describe(self, item: TokenizedQuery, echo: QueryEcho) -> _AskedQuery:
+        """Returns what an answer says of a query, with its warnings and the losses at the checkpoints of `between`."""
         losses = losses_between(self.collector.model, item.query, item.tokens)
         echo = echo.model_copy(update={"losses_between": losses})
-        return _AskedQuery(item.query, echo, [*item.warnings, *not_learned_warnings(losses)])
+        warnings = [*item.warnings, *unlikely_warnings(item, echo), *not_learned_warnings(losses)]
+        return _AskedQuery(item.query, echo, warnings)
 
     def _answer_behaviour(self, query: AttributionQuery, started: float) -> Answer | BergsonError:
         """Answers a query that asks for a behaviour; `started` is the clock's reading before it was looked at."""

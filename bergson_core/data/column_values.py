@@ -4,7 +4,6 @@ Text is what the file says: an id, a prompt or a completion is never converted t
 are JSON values, and what cannot be kept exactly is refused.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
@@ -16,7 +15,7 @@ from uuid import UUID
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.inline_values import EXPECTED_KINDS, UnreadableValue
-from bergson_core.schemas.record import Messages, drop_nulls, require_message
+from bergson_core.schemas.record import Messages, drop_nulls, find_chat_problem, parse_chat
 
 Describe = Callable[[int, str], str]
 """(position, column) → what stands there, for messages."""
@@ -93,31 +92,10 @@ def require_chats(values: Sequence[Any], column: str, describe: Describe) -> lis
     Raises:
         InvalidInput: A value is not a list of messages that each have a role.
     """
-    chats = []
     for position, value in enumerate(values):
-        chat = _parse_json(value) if isinstance(value, str) else value
-        if not isinstance(chat, list) or not chat:
-            raise InvalidInput(
-                f"{describe(position, column)} is not a chat; expected a list of messages, each with a role and a "
-                "content"
-            )
-        for number, message in enumerate(chat):
-            try:
-                require_message(message if isinstance(message, dict) else {})
-            except ValueError as error:
-                raise InvalidInput(
-                    f"{describe(position, column)} is not a chat: message {number}: {error}"
-                ) from None
-        chats.append(drop_nulls(chat))
-    return chats
-
-
-def _parse_json(text: str) -> Any:
-    """Returns the value of JSON text, or None for any other text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+        if problem := find_chat_problem(value):
+            raise InvalidInput(f"{describe(position, column)} {problem}")
+    return [drop_nulls(parse_chat(value)) for value in values]
 
 
 def require_json_values(values: Sequence[Any], column: str, describe: Describe) -> list[Any]:

@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from bergson_core.data.column_values import Describe, require_chats, require_weights
+from bergson_core.data.column_values import Describe, require_weights
 from bergson_core.errors import InvalidInput
+from bergson_core.schemas.build_parts.pair_values import find_pair_problem
 from bergson_core.schemas.preference.pair_texts import PairTexts
-from bergson_core.schemas.record import Messages, Record, record_of_pair
+from bergson_core.schemas.record import Messages, Record, drop_nulls, record_of_pair
 from bergson_core.schemas.source import ColumnsSpec
-
-_FORMS: Final = "expected both as texts, or both as lists of messages"
-
 
 _PURPOSES: Final = ("prompt", "completion", "rejected", "is_chat", "reference_margin")
 """What a table of documents has of a pair, in the order of the fields of `PairTexts`."""
@@ -93,43 +91,14 @@ def _read_pair(
     """Returns the pair of one row from its prompt, which may be None, its chosen and its rejected completion."""
     names = (columns.prompt, columns.chosen or "", columns.rejected or "")
     given = {name: part for name, part in zip(names, parts, strict=True) if name is not None}
-    for name, part in given.items():
-        if part is None:
-            raise InvalidInput(
-                f"{describe(position, name)} is null or missing, expected text or a list of messages"
-            )
-        if not isinstance(part, str | list):
-            raise InvalidInput(
-                f"{describe(position, name)} is {type(part).__name__}, expected text or a list of messages"
-            )
-        if not part and name != columns.prompt:
-            raise InvalidInput(f"{describe(position, name)} is empty; expected a completion")
-    kinds = {name: isinstance(part, str) for name, part in given.items()}
-    if len(set(kinds.values())) > 1:
-        shown = ", ".join(f"{name} is {'text' if is_text else 'a list'}" for name, is_text in kinds.items())
-        raise InvalidInput(f"{describe(position, names[1])}: {shown}; {_FORMS}")
-    if parts[1] == parts[2]:
-        raise InvalidInput(
-            f"{describe(position, names[1])} is the same as {names[2]!r}; expected two different completions"
-        )
+    if problem := find_pair_problem(given, columns):
+        column, what = problem
+        raise InvalidInput(f"{describe(position, column)} {what}")
     if isinstance(parts[1], str):
         return PairTexts(*_split_texts(*parts), is_chat=False, reference_margin=margin)
-    chats = {name: _require_chat(part, name, position, describe) for name, part in given.items()}
-    for name in names[1:]:
-        if (role := chats[name][-1]["role"]) != "assistant":
-            raise InvalidInput(
-                f"{describe(position, name)}: the last message is of {role!r}; expected one of the assistant"
-            )
-    prompt = None if names[0] is None else chats[names[0]]
-    texts = map(_dumps, _split_chats(prompt, chats[names[1]], chats[names[2]]))
+    prompt, chosen, rejected = (None if part is None else drop_nulls(part) for part in parts)
+    texts = map(_dumps, _split_chats(prompt, chosen, rejected))
     return PairTexts(*texts, is_chat=True, reference_margin=margin)
-
-
-def _require_chat(value: Any, column: str, position: int, describe: Describe) -> Messages:
-    if not value:  # an empty prompt
-        return []
-    (chat,) = require_chats([value], column, lambda _position, name: describe(position, name))
-    return chat
 
 
 def _split_texts(prompt: str | None, chosen: str, rejected: str) -> tuple[str, str, str]:

@@ -27,6 +27,33 @@ def require_message(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
+def find_chat_problem(value: Any) -> str | None:
+    """Returns what is wrong with a chat, as the end of a sentence about it; None if nothing is.
+
+    Args:
+        value: A list of messages, or JSON text of one.
+    """
+    chat = parse_chat(value)
+    if not isinstance(chat, list) or not chat:
+        return "is not a chat; expected a list of messages, each with a role and a content"
+    for number, message in enumerate(chat):
+        try:
+            require_message(message if isinstance(message, dict) else {})
+        except ValueError as error:
+            return f"is not a chat: message {number}: {error}"
+    return None
+
+
+def parse_chat(value: Any) -> Any:
+    """Returns the value of JSON text, None for any other text, and other values as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return None
+
+
 def drop_nulls(value: Any) -> Any:
     """Returns a JSON value without the fields that are null, at every depth; the items of lists stay.
 

@@ -208,7 +208,8 @@ class QueryWarning(ResultModel):
     """`missing_space`: prompt and completion meet without the space that the tokenizer expects before a word.
     `double_space`: both have a space there. `trailing_space`: the completion was generated after a prompt that ends
     with a space. `not_learned`: the later checkpoint of `between` does not make the completion more likely than the
-    earlier one."""
+    earlier one. `unlikely_contrast`: the model almost never says the completion or `instead_of`, so that their contrast
+    shows noise."""
     detail: str
     """What was found, and how the text was tokenised."""
     suggestion: str | None = None

@@ -84,7 +84,9 @@ def require_writable(path: Path, suffixes: Collection[str], *, overwrite: bool =
         raise InvalidInput(f"{path} is not of a known type; expected {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise InvalidInput(f"{path.parent} is no directory; expected one for {path.name}")
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a directory; expected the name of a file")
+    if path.exists() and not overwrite:
         raise InvalidInput(f"{path} is there already; expected a new file, or overwrite to replace it")
 
 

@@ -23,6 +23,7 @@ from service.cli.support.common_options import (
     OverwriteOption,
     parse_between,
     parse_filter,
+    require_output,
 )
 from service.cli.support.console import (
     FORMAT_HELP,
@@ -181,8 +182,7 @@ def _ask_all(
     indexes: Sequence[str], spec: AttributionQuery, url: str | None, executor: ExecutorName
 ) -> list[Answer]:
     """Returns the answers of several indexes. Raises the first error that one of them meets."""
-    if len(set(indexes)) < len(indexes):
-        raise InvalidInput("--also: expected each index once, got one twice")
+    _require_each_once([os.path.realpath(index) for index in indexes] if url is None else indexes, indexes)
     if url is None:
         return [_ask_directory(Path(index), spec, executor) for index in indexes]
     from service.client import Client
@@ -195,6 +195,15 @@ def _ask_all(
         if isinstance(outcome, BergsonError):
             raise outcome
     return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+
+
+def _require_each_once(places: Sequence[str], indexes: Sequence[str]) -> None:
+    """Raises `InvalidInput` if two of the indexes are at the same place: one directory, or one name of a service."""
+    for number, place in enumerate(places):
+        if (first := places.index(place)) != number:
+            again, as_first = indexes[number], indexes[first]
+            how = "again" if again == as_first else f"which is the directory of {as_first!r}"
+            raise InvalidInput(f"--also: expected each index once, got {again!r} {how}")
 
 
 def _ask_directory(index: Path, spec: AttributionQuery, executor: ExecutorName) -> Answer:
@@ -231,13 +240,13 @@ def _ask_service(url: str, index: str, spec: AttributionQuery, *, keep: bool) ->
 
 def _require_output(output: Path, output_format: OutputFormat, overwrite: bool) -> None:
     """Checks that the results can be written, before the query is answered."""
-    from bergson_core.utils.table_writer import TABLE_SUFFIXES, require_writable
+    from bergson_core.utils.table_writer import TABLE_SUFFIXES
 
     if output_format != "table":
         raise InvalidInput(
             f"--format {output_format} is for results that are printed: expected it, or --output, but not both"
         )
-    require_writable(output, TABLE_SUFFIXES, overwrite=overwrite)
+    require_output(output, TABLE_SUFFIXES, overwrite=overwrite)
 
 
 def _write_results(answer: Answer, output: Path, *, overwrite: bool, escape_formulas: bool) -> None:

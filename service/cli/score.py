@@ -21,6 +21,7 @@ from service.cli.support.common_options import (
     OverwriteOption,
     dataset_options,
     parse_between,
+    require_output,
 )
 from service.cli.support.console import console, print_message, progress_bar
 from service.cli.support.spec_options import options_from_specs
@@ -216,9 +217,9 @@ def _query_columns(prompt: str, completion: str, messages: str | None) -> Column
 
 def _require_output(output: Path, top_k: int | None, overwrite: bool) -> None:
     """Checks that the scores can be written, before the index is opened."""
-    from bergson_core.utils.table_writer import ARRAY_SUFFIXES, TABLE_SUFFIXES, require_writable
+    from bergson_core.utils.table_writer import ARRAY_SUFFIXES, TABLE_SUFFIXES
 
-    require_writable(output, (*TABLE_SUFFIXES, *ARRAY_SUFFIXES), overwrite=overwrite)
+    require_output(output, (*TABLE_SUFFIXES, *ARRAY_SUFFIXES), overwrite=overwrite)
     if top_k is not None and output.suffix in ARRAY_SUFFIXES:
         raise InvalidInput(
             f"{output.name} has no ids to tell which documents are the best {top_k:,}; expected a file with ids: "

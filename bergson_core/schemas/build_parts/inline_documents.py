@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bergson_core.schemas.build_parts.pair_values import find_pair_problem
 from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.inline_values import UnreadableValue
+from bergson_core.schemas.record import find_chat_problem
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.schemas.validation.bounded_errors import short_repr
 
@@ -12,7 +14,7 @@ from bergson_core.schemas.validation.bounded_errors import short_repr
 def find_inline_problem(
     documents: Sequence[Mapping[str, Any]], columns: ColumnsSpec, *, skips_bad: bool
 ) -> tuple[tuple[int, str], str] | None:
-    """Returns the first wrong id or text of some documents.
+    """Returns the first wrong id, text, chat or preference pair of some documents.
 
     Args:
         documents: The documents: objects with the columns that `columns` names.
@@ -37,21 +39,31 @@ def find_inline_problem(
 
 
 def _find_problems(document: Mapping[str, Any], columns: ColumnsSpec) -> Iterator[tuple[str, str]]:
-    """Yields each column of a document whose value is no id or no text, with what is wrong about it."""
+    """Yields each column of a document whose value is no id, text, chat or part of a pair, with what is wrong."""
     if columns.id is not None and (problem := find_id_value_problem(document.get(columns.id))):
         yield columns.id, f"the id {problem}"
-    for column in _text_columns(columns):
-        value = document.get(column)
-        if isinstance(value, UnreadableValue):
-            yield column, f"the text {value.reason}"
-        elif not isinstance(value, str):
-            names = ", ".join(map(short_repr, list(document)[:10])) or "no column"
-            came = f"got {short_repr(value)}" if column in document else f"the document has {names}"
-            yield column, f"expected text in the column {short_repr(column)}; {came}"
+    if columns.chosen is not None:
+        if found := find_pair_problem(document, columns):
+            yield found[0], f"the value {found[1]}"
+    elif columns.messages is not None:
+        if problem := _find_chat_problem(document.get(columns.messages)):
+            yield columns.messages, f"the value {problem}"
+    else:
+        for column in (columns.prompt, columns.completion):
+            if column is not None and (problem := _find_text_problem(document, column)):
+                yield column, problem
 
 
-def _text_columns(columns: ColumnsSpec) -> list[str]:
-    """Returns the columns that hold texts. Chats and preference pairs are left to the worker."""
-    if columns.messages is not None or columns.chosen is not None:
-        return []
-    return [column for column in (columns.prompt, columns.completion) if column is not None]
+def _find_chat_problem(value: Any) -> str | None:
+    return value.reason if isinstance(value, UnreadableValue) else find_chat_problem(value)
+
+
+def _find_text_problem(document: Mapping[str, Any], column: str) -> str | None:
+    value = document.get(column)
+    if isinstance(value, UnreadableValue):
+        return f"the text {value.reason}"
+    if isinstance(value, str):
+        return None
+    names = ", ".join(map(short_repr, list(document)[:10])) or "no column"
+    came = f"got {short_repr(value)}" if column in document else f"the document has {names}"
+    return f"expected text in the column {short_repr(column)}; {came}"

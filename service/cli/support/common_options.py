@@ -1,6 +1,7 @@
 """Arguments and options that several commands have."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -37,6 +38,24 @@ def parse_filter(text: str) -> Any:
         raise InvalidInput(
             f'--filter is not JSON ({error}); expected for example {{"source": ["wiki"]}}'
         ) from None
+
+
+def require_output(output: Path, suffixes: Collection[str], *, overwrite: bool) -> None:
+    """Checks that `--output` can be written, before its content is computed.
+
+    Args:
+        output: The file.
+        suffixes: Suffixes of the files that can be written.
+        overwrite: Whether `--overwrite` is given.
+
+    Raises:
+        InvalidInput: The file has another suffix, its directory does not exist, or the file exists.
+    """
+    from bergson_core.utils.table_writer import require_writable
+
+    if output.is_file() and not overwrite:
+        raise InvalidInput(f"{output} is there already; expected a new file, or --overwrite to replace it")
+    require_writable(output, suffixes, overwrite=overwrite)
 
 
 def dataset_options(name: str, intro: str) -> SpecOptions:

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from bergson_core import AttributionIndex, AttributionQuery, build_index
 from bergson_core.attribution.corpus_scores import score_corpus
+from bergson_core.attribution.queries import contrast_warnings
 from bergson_core.errors import InvalidInput
 from bergson_core.gradients.row_collector import collect_rows
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
@@ -150,6 +151,25 @@ def test_a_missing_space_of_the_other_completion_is_told_too(opened):
     assert answer.warnings[0].detail.startswith("instead_of: ")
     joined = ask(opened, query("Person 3 lives", "in", instead_of="works", join="space"))
     assert (joined.query.completion, joined.query.instead_of, joined.warnings) == (" in", " works", [])
+
+
+def test_a_text_that_the_model_almost_never_says_is_told_with_both_means(opened, monkeypatch):
+    assert ask(opened, contrast()).warnings == []
+    answer = ask(opened, contrast())
+    first, second = (
+        -loss / len(opened.model.tokenizer(text)["input_ids"])
+        for loss, text in ((answer.query.loss, A), (answer.query.instead_of_loss, B))
+    )
+    monkeypatch.setattr(contrast_warnings, "UNLIKELY_LOG_PROBABILITY", (first + second) / 2)
+    (warning,) = ask(opened, contrast()).warnings
+    unlikely = "the completion" if first < second else "instead_of"
+    assert (warning.code, warning.suggestion) == ("unlikely_contrast", None)
+    assert warning.detail.startswith(f"the model almost never says {unlikely}: ")
+    assert f"{first:.2f} for the completion and {second:.2f} for instead_of" in warning.detail
+    monkeypatch.setattr(contrast_warnings, "UNLIKELY_LOG_PROBABILITY", 0.0)
+    (warning,) = ask(opened, contrast()).warnings
+    assert "almost never says the completion and instead_of: " in warning.detail
+    assert ask(opened, query(PROMPT, A)).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_results_are_written_to_a_file_with_all_of_their_text(
         assert (row["prompt"], row["words"]["rank"], row["metadata"]) == ("a text", 3, {"source": "wiki"})
     again = CliRunner().invoke(commands, arguments)
     assert isinstance(again.exception, InvalidInput)
-    assert "is there already" in str(again.exception)
+    assert "is there already; expected a new file, or --overwrite to replace it" in str(again.exception)
     assert CliRunner().invoke(commands, [*arguments, "--overwrite"]).exit_code == 0
     assert len(asked) == 2, "a file that cannot be written is refused before anything is asked"
 
@@ -298,6 +298,20 @@ def test_several_directories_answer_side_by_side(asked: list[AttributionQuery], 
     printed = CliRunner().invoke(commands, arguments).stdout
     assert len(asked) == 2
     assert printed.index("index a") < printed.index("index b")
+
+
+@pytest.mark.parametrize("again", ["./facts", "other/../facts", "link", "{here}/facts"])
+def test_a_directory_that_is_named_twice_in_other_words_is_refused(
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("facts", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("facts")
+    again = again.format(here=tmp_path)
+    result = CliRunner().invoke(commands, ["query", "facts", *ARGUMENTS, " London", "--also", again])
+    assert isinstance(result.exception, InvalidInput)
+    assert f"got {again!r} which is the directory of 'facts'" in str(result.exception)
 
 
 @pytest.mark.parametrize(

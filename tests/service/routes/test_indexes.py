@@ -141,6 +141,15 @@ def test_a_malformed_idempotency_key_is_refused(client: TestClient, key: str) ->
         ({"documents": [1]}, ("body", "documents", 0)),
         ({"documents": [{"text": "a"}, {"text": None}]}, ("body", "documents", 1, "text")),
         ({"documents": [{"txt": "a"}]}, ("body", "documents", 0, "text")),
+        (
+            {"columns": {"chosen": "a", "rejected": "b"}, "documents": [{"a": "x", "b": "x"}]},
+            ("body", "documents", 0, "a"),
+        ),
+        (
+            {"columns": {"chosen": "a", "rejected": "b"}, "documents": [{"a": "x", "b": ""}]},
+            ("body", "documents", 0, "b"),
+        ),
+        ({"columns": {"messages": "a"}, "documents": [{"a": []}]}, ("body", "documents", 0, "a")),
         ({"columns": {"id": "id"}}, ("body", "documents", 0, "id")),
         (
             {"columns": {"id": "id"}, "documents": [{"id": n // 2, "text": "a"} for n in range(4)]},

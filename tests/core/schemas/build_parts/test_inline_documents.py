@@ -61,5 +61,42 @@ def test_bad_documents_that_are_left_out_may_stand_there_but_each_id_once() -> N
     ],
 )
 def test_documents_of_every_kind_pass(columns: dict[str, Any]) -> None:
-    document = {"q": "a", "a": "b", "text": "c", "chat": [], "good": [], "bad": []}
+    said = [{"role": "assistant", "content": "yes"}]
+    document = {"q": "a", "a": "b", "text": "c", "chat": said, "good": "yes", "bad": "no"}
     assert find_inline_problem([document] * 2, ColumnsSpec(**columns), skips_bad=False) is None
+
+
+SAID, OTHER = ([{"role": "assistant", "content": text}] for text in ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("document", "column", "message"),
+    [
+        ({"good": "a", "bad": "a"}, "good", "the value is the same as 'bad'"),
+        ({"good": SAID, "bad": SAID}, "good", "the value is the same as 'bad'"),
+        ({"good": "", "bad": "a"}, "good", "the value is empty; expected a completion"),
+        ({"good": "a", "bad": []}, "bad", "the value is empty; expected a completion"),
+        ({"good": "a"}, "bad", "the value is null or missing"),
+        ({"good": "a", "bad": 3}, "bad", "the value is int, expected text or a list of messages"),
+        ({"good": "a", "bad": OTHER}, "good", "expected both as texts, or both as lists of messages"),
+        ({"good": SAID, "bad": ["no"]}, "bad", "the value is not a chat: message 0"),
+        ({"good": SAID, "bad": [{"role": "user", "content": "?"}]}, "bad", "expected one of the assistant"),
+        ({"good": "a", "bad": huge_integer(5000)}, "bad", "integer of 5,000 digits"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_the_first_wrong_part_of_a_pair_is_named(document: dict[str, Any], column: str, message: str) -> None:
+    pairs = ColumnsSpec(chosen="good", rejected="bad")
+    good = {"good": "yes", "bad": "no"}
+    found = find_inline_problem([good, document, {}], pairs, skips_bad=False)
+    assert found is not None
+    assert found[0] == (1, column) and message in found[1]
+    assert find_inline_problem([good, document], pairs, skips_bad=True) is None
+
+
+@pytest.mark.parametrize("chat", [None, [], "hello", 3, [{"content": "yes"}], huge_integer(5000)], ids=repr)
+def test_a_wrong_chat_is_named(chat: object) -> None:
+    found = find_inline_problem(
+        [{"chat": SAID}, {"chat": chat}], ColumnsSpec(messages="chat"), skips_bad=False
+    )
+    assert found is not None and found[0] == (1, "chat")
