@@ -5,8 +5,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import Depends, FastAPI
-from fastapi.middleware.gzip import GZipMiddleware
-from fastapi.staticfiles import StaticFiles
 
 from service.auth.authorization import KeyAuthenticator, authorize, refuse_unknown_parameters
 from service.auth.rate_limits import RateLimiter, redis_storage
@@ -19,6 +17,7 @@ from service.http.middleware import (
     KeyCheckMiddleware,
     RequestIdMiddleware,
 )
+from service.http.packaged_files import load_files
 from service.http.problems import install_error_handlers
 from service.http.proxy_prefix import ProxyPrefixMiddleware
 from service.http.same_origin import SameOriginMiddleware
@@ -95,8 +94,7 @@ def create_app(settings: ServiceSettings, broker: Broker | None = None) -> FastA
         pages,
     ):
         app.include_router(module.router)
-    files = GZipMiddleware(StaticFiles(packages=[("service", "static")]), minimum_size=1024)
-    app.mount("/static", files, name="static")
+    app.mount("/static", load_files(), name="static")
     install_error_handlers(app)
     # Each middleware wraps those above it, so that a request passes the last one first.
     app.add_middleware(

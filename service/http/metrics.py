@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 
+from service.http.packaged_files import PackagedFiles
 from service.indexes.canary_log import CanaryRun
 from service.queue.queue_load import QueueLoad
 from worker.messages import Heartbeat
@@ -84,7 +84,7 @@ class WebMetrics:
 
 def route_template(scope: Scope) -> str:
     """Returns the template of a request's path; all paths without a route have one and the same value."""
-    if isinstance(scope.get("endpoint"), GZipMiddleware):
+    if isinstance(scope.get("endpoint"), PackagedFiles):
         return "/static"
     return getattr(scope.get("route"), "path_format", _OTHER_LABEL)
 

@@ -10,12 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.templating import Jinja2Templates
 
+from service.http.packaged_files import STATIC, load_files
 from service.openapi.metadata import __version__
 
 router = APIRouter(include_in_schema=False)
-_SERVICE = Path(__file__).parent.parent
-_STATIC = _SERVICE / "static"
-_templates = Jinja2Templates(_SERVICE / "templates")
+_templates = Jinja2Templates(Path(__file__).parent.parent / "templates")
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src {style}; img-src 'self' data:; connect-src 'self'; "
@@ -32,10 +31,10 @@ _DOCS_HEADERS = _HEADERS | {"Content-Security-Policy": _POLICY.format(style="'se
 
 
 @cache
-def _find_modules(*folders: str) -> list[str]:
-    """Returns the paths of the script modules in these folders, below `static`."""
-    paths = [path for folder in folders for path in (_STATIC / folder).rglob("*.js")]
-    return sorted(path.relative_to(_STATIC).as_posix() for path in paths)
+def _find_scripts(*folders: str) -> list[str]:
+    """Returns the paths of the scripts in these folders, below `static`."""
+    paths = [path for folder in folders for path in (STATIC / folder).rglob("*.js")]
+    return sorted(path.relative_to(STATIC).as_posix() for path in paths)
 
 
 def _render(request: Request, name: str, headers: dict[str, str], **context: object) -> Response:
@@ -44,14 +43,16 @@ def _render(request: Request, name: str, headers: dict[str, str], **context: obj
     A proxy may leave out the slash behind its prefix, and relative addresses would lead past it then.
     """
     prefix = request.scope.get("root_path", "")
-    context |= {"version": __version__, "base": f"{prefix}/" if prefix else ""}
+    base = f"{prefix}/" if prefix else ""
+    context |= {"version": __version__, "base": base, "static": f"{base}static/{load_files().digest}"}
     return _templates.TemplateResponse(request, name, context, headers=headers)
 
 
 @router.get("/")
 async def explorer(request: Request) -> Response:
-    """Returns the explorer."""
-    modules = _find_modules("vendor", "shared", "answer", "behaviours", "follow_up", "explorer")
+    """Returns the explorer. All scripts in its folders are modules, except the one that starts them."""
+    paths = _find_scripts("vendor", "shared", "answer", "behaviours", "follow_up", "explorer")
+    modules = [path for path in paths if path != "explorer/start.js"]
     return _render(request, "explorer.html", _HEADERS, modules=modules)
 
 

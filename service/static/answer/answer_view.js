@@ -3,6 +3,7 @@
 import { behaviourText } from "../behaviours/use_behaviours.js";
 import { formatMs, plural } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
+import { FoldedOnPhone } from "../shared/narrow.js";
 import { Explain } from "../shared/parts.js";
 import { Columns } from "./columns.js";
 import { Background } from "./background.js";
@@ -72,7 +73,8 @@ function Explained({ request, answer, onAsk }) {
     <p class="query" tabindex=${isLong ? 0 : undefined}><span class="prompt">${query.prompt}</span>${onAsk ? html`<${CompletionWords} text=${text} span=${span} onSelect=${setSpan} />` : html`<mark>${text}</mark>`}</p>
     <p class="faint">${query.generated && "written by the model · "}${probabilityText(query)}<${Explain} name="this probability">${PROBABILITY}<//>
       ${` · index ${answer.index}, generation ${answer.generation} · ${formatMs(answer.timing_ms.total)}`}</p>
-    ${onAsk && html`<${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} />`}
+    ${onAsk && html`<${FoldedOnPhone} title="Why these words, and not others?" isOpen=${Boolean(span || request.instead_of)}>
+      <${Pointing} request=${request} answer=${answer} text=${text} span=${span} onSpan=${setSpan} onAsk=${onAsk} /><//>`}
   </header>`;
 }
 
@@ -82,9 +84,10 @@ function Explained({ request, answer, onAsk }) {
  * @param onAsk Asks again with changed fields. Without it, the answer can only be read.
  * @param scales The scales of the shades and the bars, if they are those of several answers.
  * @param tools What all cards share beside the scales, see `ResultCard`.
- * @param children What stands between the notes and the results.
+ * @param basket What stands right before the results, also on a phone.
+ * @param children What stands before them, and what a phone folds.
  */
-export function AnswerView({ request, answer, onAsk, scales: shared, tools = {}, children }) {
+export function AnswerView({ request, answer, onAsk, scales: shared, tools = {}, basket, children }) {
   const own = useMemo(() => ({ shade: shadeScale([answer]), score: scoreScale([answer]) }), [answer]);
   const scales = shared ?? own;
   const rows = [...(answer.results ?? []), ...(answer.opponents ?? [])];
@@ -96,9 +99,11 @@ export function AnswerView({ request, answer, onAsk, scales: shared, tools = {},
       : html`<${Explained} key=${JSON.stringify(request)} request=${request} answer=${answer} onAsk=${onAsk} />`}
     <${AnswerNotes} answer=${answer} onAsk=${onAsk} />
     ${onAsk && html`<${ActiveFilters} filter=${request.filter} onRemove=${(column) => onAsk(removeFromFilter(request.filter, column))} />`}
-    ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
-    <${Background} answer=${answer} />
-    ${children}
+    <${FoldedOnPhone} title="About this answer, and what to do with it">
+      ${onAsk && html`<${Facets} rows=${rows} onFilter=${onFilter} />`}
+      <${Background} answer=${answer} />
+      ${children}<//>
+    ${basket}
     <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
     <${Columns} answer=${answer} context=${context} />
   </article>`;

@@ -28,7 +28,7 @@ export function Facets({ rows, onFilter }) {
   const [isWhole, setWhole] = useState(false);
   const facets = countValues(rows);
   if (!facets.length) return null;
-  return html`<details class="facets" open=${innerWidth > 700}>
+  return html`<details class="facets" open>
     <summary>Only some of the documents</summary><p class="faint">${FILTERS}</p>
     ${(isWhole ? facets : facets.slice(0, MAX_COLUMNS)).map(([column, counts]) => html`<div class="facet"><span class="faint">${shorten(column)}</span>
       ${counts.map(([value, count]) => html`<button type="button" class="chip" onClick=${() => onFilter(column, value)}>

@@ -3,7 +3,7 @@
 
 import { formatChange, formatProbability, plural } from "../shared/format.js";
 import { html } from "../shared/html.js";
-import { Explain, Note } from "../shared/parts.js";
+import { Explain, messageParts, Note } from "../shared/parts.js";
 import { NOTICE, RESCORED, VERIFICATION } from "./definitions.js";
 
 /** Returns what a suggestion changes in the request. */
@@ -15,7 +15,7 @@ export const mend = ({ code, detail, suggestion }) => {
 function Warning({ warning, onAsk }) {
   const { detail, suggestion } = warning;
   return html`<div class="note warning">
-    <p>${detail}.</p>
+    <p>${messageParts(detail)}.</p>
     ${suggestion && onAsk && html`<button type="button" class="quiet" onClick=${() => onAsk(mend(warning))}>
       Use ${JSON.stringify(suggestion)} instead</button>`}
   </div>`;

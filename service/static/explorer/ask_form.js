@@ -4,7 +4,7 @@ import { BehaviourDialogs, BehaviourFields } from "../behaviours/behaviour_field
 import { useBehaviours } from "../behaviours/use_behaviours.js";
 import { html, useState } from "../shared/html.js";
 import { ChatTurns } from "./chat_turns.js";
-import { NEW_INDEX, RESULT_COUNTS, unavailable } from "./question.js";
+import { MAX_SHADED, NEW_INDEX, RESULT_COUNTS, unavailable } from "./question.js";
 
 const foldText = (name) => (name === "near_duplicates" ? "near copies, by their gradients" : `all of the same ${name}`);
 
@@ -59,6 +59,7 @@ function Options({ question, set, index }) {
     <${Check} name="shades" ...${shared}>Shade the words of each document<//>
     <${Check} name="words" ...${shared}>Say which documents state the completion<//>
     <${Check} name="exact" ...${shared}>Score the best 200 exactly<//>
+    ${question.top_k > MAX_SHADED && html`<p class="faint">${`Words are shaded for at most ${MAX_SHADED} documents on each side, because the model reads each of them again.`}</p>`}
     ${question.fold && html`<p class="faint">The service sums the scores of the 1,000 best documents in each direction, which takes longer. Groups have neither shades nor exact scores.</p>`}
     ${question.mode === "behaviour" && html`<p class="faint">A behaviour is no single text: it has no words to compare and no exact scores.</p>`}
   </div></details>`;

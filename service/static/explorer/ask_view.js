@@ -7,6 +7,7 @@ import { DocumentDialog } from "../follow_up/document_dialog.js";
 import { LinkView } from "../follow_up/link_view.js";
 import { Totals } from "../follow_up/totals.js";
 import { html, useEffect, useState } from "../shared/html.js";
+import { goToAnswer } from "../shared/narrow.js";
 import { Problem, Skeleton } from "../shared/parts.js";
 import { AnswerTools } from "./answer_tools.js";
 import { AskForm } from "./ask_form.js";
@@ -51,10 +52,10 @@ function Answer({ request, answer: given, names, onAsk, onSimilar, isBusy }) {
   const put = (id, isIn) => setBasket(new Set(isIn ? [...basket, id] : [...basket].filter((name) => name !== id)));
   useEffect(() => setAnswer(given), [given]);
   if (other) return html`<${Comparison} request=${request} answer=${answer} change=${other} onEnd=${() => setOther(null)} />`;
-  return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened, basket, onBasket: put }}>
+  return html`<${AnswerView} request=${request} answer=${answer} onAsk=${onAsk} tools=${{ onOpen: setOpened, basket, onBasket: put }}
+      basket=${html`<${Basket} request=${request} answer=${answer} basket=${basket} onClear=${() => setBasket(new Set())} />`}>
       <${AnswerTools} request=${request} answer=${answer} indexes=${names} index=${index} onAsk=${onAsk} onCompare=${setOther} isBusy=${isBusy} />
       <${Totals} request=${request} answer=${answer} columns=${index.columns} onFilter=${(column, value) => onAsk(addToFilter(request.filter, column, value))} />
-      <${Basket} request=${request} answer=${answer} basket=${basket} onClear=${() => setBasket(new Set())} />
     <//>
     ${opened !== null && html`<${DocumentDialog} index=${answer.index} id=${opened} onOpen=${setOpened} onClose=${() => setOpened(null)}
       onSimilar=${(text) => { setOpened(null); onSimilar(text); }} onGone=${(id) => setAnswer(withoutDocument(answer, id))} />`}`;
@@ -84,8 +85,8 @@ export function AskView({ indexes, jobs, view, refresh }) {
   const [question, setQuestion] = useState({ ...EMPTY_QUESTION, index: names[0] ?? "" });
   const [{ request, answer, error, isBusy }, go] = useView(view, setQuestion);
   const index = useIndex(question.index);
-  useEffect(() => { // On a phone, the form would hide the answer.
-    if (answer && innerWidth < 700) document.getElementById("answer").scrollIntoView();
+  useEffect(() => {
+    if (answer) goToAnswer();
   }, [answer]);
   const change = (fields, base = request) => go({ ...base, ...fields });
   const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt", between: null }), ...text });
@@ -96,7 +97,8 @@ export function AskView({ indexes, jobs, view, refresh }) {
   return html`
     <${AskForm} question=${question} onChange=${setQuestion} onAsk=${() => go(makeRequest(question))} indexes=${names} index=${index} isBusy=${isBusy} />
     <div id="answer" aria-busy=${isBusy}>
-      ${view.name === "link" && html`<${LinkView} id=${view.id} onAsk=${(base, fields) => go({ ...base, ...fields })} />`}
+      ${view.name === "link" && html`<${LinkView} id=${view.id} onAsk=${(base, fields) => go({ ...base, ...fields })}
+        onRequest=${(asked) => setQuestion(makeQuestion(asked))} />`}
       ${error && html`<${AskProblem} error=${error} onAsk=${(fields) => change(fields, error.request)} />`}
       ${isBusy && !answer && html`<${Skeleton} lines=${6} label="The question is being answered" />`}
       ${answer && html`<div class=${isBusy ? "stale" : ""}><${Answer} key=${JSON.stringify(request)} request=${request} answer=${answer} names=${names}

@@ -2,7 +2,7 @@
 
 import { html, render, useEffect, useState } from "../shared/html.js";
 import { ForgetKey, KeyForm, useKey } from "../shared/key.js";
-import { Problem, Skeleton } from "../shared/parts.js";
+import { messageParts, Problem, Skeleton } from "../shared/parts.js";
 import { Permissions } from "../shared/permissions.js";
 import { Status, usePolling } from "../shared/status.js";
 import { AskView } from "./ask_view.js";
@@ -32,8 +32,9 @@ function View({ data, view, refresh }) {
 }
 
 /** Says what does not work at the moment, although the page does: no worker is alive, or the service is stopping. */
-const Trouble = ({ error }) => html`<div class="note warning" role="status"><p><strong>${error.title}</strong></p><p>${error.message}</p>
-  ${error.code === "no_worker" && html`<p>What is shown stays. Questions and builds go on as soon as a worker has been started: <code>bergson worker</code>, on a machine with the same Redis and data directory.</p>`}</div>`;
+const Trouble = ({ error }) => html`<div class="note warning" role="status"><p><strong>${error.title}</strong></p>
+  ${error.code === "no_worker" ? html`<p>What is shown stays. Questions and builds go on as soon as a worker has been started: <code>bergson worker</code>, on a machine with the same Redis and data directory.</p>`
+    : html`<p>${messageParts(error.message)}</p>`}</div>`;
 
 function Page() {
   const [keyVersion, setKeyVersion] = useState(0);

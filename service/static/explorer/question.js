@@ -2,7 +2,10 @@
 
 import { withoutNulls } from "../shared/api.js";
 
-export const RESULT_COUNTS = [5, 10, 20, 32];
+export const RESULT_COUNTS = [5, 10, 20, 32, 100];
+
+/** Most documents on a side with shades: the model reads each of them again. */
+export const MAX_SHADED = 32;
 
 export const EMPTY_QUESTION = Object.freeze({
   index: "",
@@ -28,10 +31,11 @@ export const NEW_INDEX = Object.freeze({ profile: "default", fold: "", behaviour
 /**
  * Returns the fields of the form that do not go with the others, with the values that they have instead. The sums of
  * groups are those of the scores of the index, which have no parts and no other order; a behaviour has no words, no
- * whole gradients, and is kept over all checkpoints.
+ * whole gradients, and is kept over all checkpoints. The service shades at most 32 documents in each direction.
  */
-export function unavailable({ fold, mode, between }) {
+export function unavailable({ fold, mode, between, top_k: count }) {
   return {
+    ...(count > MAX_SHADED ? { shades: false } : {}),
     ...(fold ? { shades: false, order: "influence", exact: false } : {}),
     ...(mode === "behaviour" ? { words: false, order: "influence", exact: false, between: null } : {}),
     ...(between ? { exact: false } : {}),

@@ -17,7 +17,7 @@ function ranksOf(answer) {
 function movedText(row, otherRanks, otherName) {
   const rank = otherRanks.get(`${row.score < 0 ? "-" : "+"} ${row.id}`);
   if (rank === undefined) return `not in ${otherName}`;
-  if (rank === row.rank) return `= ${otherName}`;
+  if (rank === row.rank) return `same rank in ${otherName}`;
   return `${rank > row.rank ? "▲" : "▼"} ${Math.abs(rank - row.rank)}, ${rank} in ${otherName}`;
 }
 

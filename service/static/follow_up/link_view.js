@@ -3,6 +3,7 @@
 import { call } from "../shared/api.js";
 import { AnswerView } from "../answer/answer_view.js";
 import { html, useEffect, useState } from "../shared/html.js";
+import { goToAnswer } from "../shared/narrow.js";
 import { Note, Problem, Skeleton } from "../shared/parts.js";
 
 function Age({ link, onAsk }) {
@@ -16,15 +17,28 @@ function Age({ link, onAsk }) {
   </div>`;
 }
 
-/** @param onAsk Asks the request of the link again, with changed fields. */
-export function LinkView({ id, onAsk }) {
+/**
+ * @param onAsk Asks the request of the link again, with changed fields.
+ * @param onRequest Is called with the request of the link once it is known.
+ */
+export function LinkView({ id, onAsk, onRequest }) {
   const [link, setLink] = useState(null);
   const [error, setError] = useState(null);
   useEffect(() => {
     setLink(null);
     setError(null);
-    call(`links/${encodeURIComponent(id)}`).then(setLink, setError);
+    let isOver = false;
+    const show = (found) => {
+      if (isOver) return;
+      setLink(found);
+      onRequest(found.request);
+    };
+    call(`links/${encodeURIComponent(id)}`).then(show, setError);
+    return () => { isOver = true; };
   }, [id]);
+  useEffect(() => {
+    if (link) goToAnswer();
+  }, [link]);
   if (error) return html`<${Problem} error=${error} />`;
   if (!link) return html`<${Skeleton} lines=${6} label="The answer is being fetched" />`;
   const ask = (fields) => onAsk(link.request, fields);

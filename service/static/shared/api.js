@@ -1,6 +1,6 @@
 /* Calls of the API. The API key is kept in this tab alone, and is forgotten when the tab is closed. */
 
-const BASE = new URL("../../", import.meta.url); // The service may lie below a prefix of a proxy.
+const BASE = new URL("../../../", import.meta.url); // The service may lie below a prefix of a proxy; the digest of the files is a folder.
 const STORAGE_NAME = "bergson-key";
 let refusalListener = () => {};
 

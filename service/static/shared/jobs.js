@@ -3,7 +3,7 @@
 import { call, events } from "./api.js";
 import { formatAge, formatCount, formatDuration } from "./format.js";
 import { html, useEffect, useState } from "./html.js";
-import { Badge, ConfirmButton, Note } from "./parts.js";
+import { Badge, ConfirmButton, messageParts, Note } from "./parts.js";
 import { useMay } from "./permissions.js";
 
 const RETRY_MS = 1000;
@@ -94,7 +94,7 @@ export function JobCard({ job: listed, isFollowed = true, onEnd }) {
     </div>
     <${ProgressBar} job=${job} />
     <p class="faint">${progressText(job)}</p>
-    ${job.error && html`<${Note} kind="bad" role="alert">${`${job.error.code}: ${job.error.detail}`}<//>`}
+    ${job.error && html`<${Note} kind="bad" role="alert">${job.error.code}: ${messageParts(job.error.detail)}<//>`}
     ${error && html`<${Note} kind="bad" role="alert">${error.message}<//>`}
   </div>`;
 }

@@ -6,6 +6,9 @@ import { html, useEffect, useState } from "./html.js";
 /** A note in the place of content that is missing or went wrong. */
 export const Note = ({ kind = "", role, children }) => html`<p class=${`note ${kind}`} role=${role}>${children}</p>`;
 
+/** Returns the parts of a message of the service; what it puts between backticks is code. */
+export const messageParts = (text) => String(text).split(/`([^`\n]+)`/).map((part, number) => (number % 2 ? html`<code>${part}</code>` : part));
+
 /** A badge that shows a state. */
 export const Badge = ({ state, text = state, title }) => html`<span class=${`badge ${state}`} title=${title}>${text}</span>`;
 
@@ -35,7 +38,7 @@ export function Explain({ name, children, path = "docs#/Attribution/attribute" }
 }
 
 const ADVICE = {
-  no_worker: "Somebody has to start a worker: bergson worker, on a machine with the same Redis and data directory.",
+  no_worker: "The worker needs the same Redis and data directory as this service.",
   queue_full: "The service has more questions than it can answer at the moment.",
   rate_limited: "This API key has used up its rate.",
   forbidden: "Another API key may be allowed to do this.",
@@ -62,9 +65,9 @@ export function Problem({ error, onRetry }) {
   const fields = (error.errors ?? []).slice(1);
   return html`<div class="note bad problem" role="alert">
     <p><strong>${error.title ?? "Failed"}</strong></p>
-    <p>${error.message}</p>
+    <p>${messageParts(error.message)}</p>
     ${ADVICE[error.code] && html`<p>${ADVICE[error.code]}</p>`}
-    ${fields.length > 0 && html`<ul>${fields.map(({ loc, msg }) => html`<li><code>${loc.slice(1).join(".")}</code> ${msg}</li>`)}</ul>`}
+    ${fields.length > 0 && html`<ul>${fields.map(({ loc, msg }) => html`<li><code>${loc.slice(1).join(".")}</code> ${messageParts(msg)}</li>`)}</ul>`}
     ${onRetry && left > 0 && html`<progress max=${error.retryAfterS} value=${error.retryAfterS - left} aria-label="Until the next try"></progress>`}
     ${onRetry && html`<button type="button" class="quiet" disabled=${left > 0} onClick=${onRetry}>
       ${left > 0 ? `Try again in ${left} s` : "Try again"}</button>`}

@@ -98,6 +98,19 @@ def test_on_a_phone_the_text_of_a_result_comes_before_its_numbers(open_page: Cal
     assert text["width"] > 300
 
 
+def test_on_a_phone_the_text_of_the_first_result_is_on_the_first_screen_of_an_answer(
+    open_page: Callable[..., Visit],
+) -> None:
+    page = open_page(ANSWER, viewport={"width": 390, "height": 800}).page
+    text = page.locator(".proponents .sample-text").first
+    expect(text).to_be_in_viewport(ratio=0.9)
+    tools = page.get_by_role("button", name="Link", exact=True)
+    expect(tools).to_be_hidden()
+    page.get_by_text("About this answer").click()
+    expect(tools).to_be_visible()
+    expect(page.locator(".background")).to_be_visible()
+
+
 def test_a_definition_opens_and_closes_with_the_keyboard(open_page: Callable[..., Visit]) -> None:
     page = open_page(ANSWER).page
     button = page.get_by_role("button", name="What is a score?").first

@@ -154,8 +154,8 @@ def test_two_behaviours_answer_side_by_side_with_what_moved(
     broker.texts = broker.texts[:1]
     page.get_by_label("Compare with").select_option(label="refusing")
     first, second = page.get_by_role("region", name="agreeing"), page.get_by_role("region", name="refusing")
-    expect(first.locator(".proponents .moved")).to_have_text(["= refusing", "not in refusing"])
-    expect(second.locator(".proponents .moved")).to_have_text(["= agreeing"])
+    expect(first.locator(".proponents .moved")).to_have_text(["same rank in refusing", "not in refusing"])
+    expect(second.locator(".proponents .moved")).to_have_text(["same rank in agreeing"])
     assert last_query(broker).behaviour == "refusing"
 
 

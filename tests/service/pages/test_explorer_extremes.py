@@ -1,5 +1,6 @@
 """What is very long, very many or hostile leaves the page usable, and so does what disappears while it is shown."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_the_options_show_the_number_of_documents_of_an_address(open_page: Calla
     expect(page.get_by_label("Documents on each side")).to_have_value("30")
 
 
+def test_more_documents_than_the_model_reads_again_are_asked_for_without_shades(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page().page
+    page.get_by_text("Options").click()
+    page.get_by_label("Documents on each side").select_option("100")
+    expect(page.get_by_label("Shade the words")).to_be_disabled()
+    expect(page.locator(".options")).to_contain_text("Words are shaded for at most 32 documents")
+    ask(page)
+    expect(page.locator(".proponents .result")).to_have_count(2)
+    query = last_query(broker)
+    assert (query.top_k, "tokens" in query.include) == (100, False)
+
+
 def test_a_prompt_that_changes_its_direction_does_not_turn_the_completion(
     open_page: Callable[..., Visit],
 ) -> None:
@@ -106,8 +121,9 @@ def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so
     page = open_page(address_of(completion=" London")).page
     expect(page.locator(".proponents .result")).to_have_count(2)
     shutil.rmtree(tmp_path / "indexes" / "facts")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.wait_for_timeout(500)
+    with page.expect_response(re.compile("/index($|[?])")):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(50)  # what came is shown
     expect(page.locator(".proponents .result")).to_have_count(2)
     page.get_by_text("Totals over all documents").click()
     page.route(

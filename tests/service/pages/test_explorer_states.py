@@ -54,7 +54,7 @@ def test_without_an_index_the_page_leads_to_a_build(
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (NoWorker("no worker is alive"), "bergson worker"),
+        (NoWorker("no worker is alive; start one"), "The worker needs the same Redis"),
         (QueueFull("too many queries wait"), "more questions than it can answer"),
         (InvalidInput("column 'x': no such column"), "column 'x': no such column"),
     ],
@@ -63,7 +63,7 @@ def test_without_an_index_the_page_leads_to_a_build(
 def test_an_error_says_what_to_do_and_the_question_can_be_asked_again(
     open_page: Callable[..., Visit], broker: FakeBroker, error: BergsonError, advice: str
 ) -> None:
-    visit = open_page()
+    visit = open_page(haste=10)
     page = visit.page
     expect(page.locator("#ask")).to_be_visible()
     broker.error = error
@@ -76,6 +76,18 @@ def test_an_error_says_what_to_do_and_the_question_can_be_asked_again(
     problem.get_by_role("button", name="Try again").click()
     expect(page.locator(".proponents .result")).to_have_count(2)
     expect(problem).to_have_count(0)
+
+
+def test_what_a_message_puts_between_backticks_is_shown_as_code(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    page = open_page().page
+    expect(page.locator("#ask")).to_be_visible()
+    broker.error = NoWorker("start one with `bergson worker`, not with ` alone")
+    ask(page)
+    problem = page.locator("#answer [role=alert]")
+    expect(problem.locator("code").first).to_have_text("bergson worker")
+    expect(problem).to_contain_text("start one with bergson worker, not with ` alone")
 
 
 def test_a_question_that_takes_long_shows_that_it_is_being_answered(
@@ -93,7 +105,7 @@ def test_the_page_asks_for_a_key_and_asks_again_after_its_revocation(
     open_page: Callable[..., Visit], tmp_path: Path
 ) -> None:
     key = make_key_header(tmp_path)["Authorization"].removeprefix("Bearer ")
-    page = open_page().page
+    page = open_page(haste=10).page
     message = page.locator("#key-message")
     expect(message).to_contain_text("needs an API key")
     page.get_by_label("API key").fill(key)

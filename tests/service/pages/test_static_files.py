@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import service
+from service.http.packaged_files import PackagedFiles
 
 STATIC = Path(service.__file__).parent / "static"
 FOREIGN_FOLDERS = {"swagger", "vendor"}
@@ -68,12 +69,14 @@ def test_every_module_of_ours_is_imported_by_another_one_or_by_a_page() -> None:
     imported = {
         (path.parent / name).resolve() for path in OWN_SCRIPTS for name in IMPORT.findall(path.read_text())
     }
-    unused = {path for path in OWN_SCRIPTS if path.name != "main.js"} - imported
+    unused = {path for path in OWN_SCRIPTS if path.name not in ("main.js", "start.js")} - imported
     assert not unused
 
 
 def test_the_explorer_announces_every_module_that_it_loads(client: TestClient) -> None:
-    announced = set(re.findall(r'rel="modulepreload" href="static/([^"]+)"', client.get("/").text))
+    announced = set(
+        re.findall(r'rel="modulepreload" href="static/[0-9a-f]{12}/([^"]+)"', client.get("/").text)
+    )
     loaded, found = set(), {"explorer/main.js"}
     while found:
         name = found.pop()
@@ -99,6 +102,28 @@ def test_files_are_sent_compressed_to_who_accepts_it_and_not_again_where_they_ar
     assert int(compressed.headers["content-length"]) < len(compressed.content)
     assert compressed.text == client.get(path, headers={"Accept-Encoding": "identity"}).text
     assert client.get(path, headers={"If-None-Match": compressed.headers["etag"]}).status_code == 304
+    small = client.get("/static/favicon.svg", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in small.headers
+
+
+def test_files_below_their_digest_are_kept_by_the_browser_and_others_are_asked_for_again(
+    client: TestClient,
+) -> None:
+    found = re.search(r"static/([0-9a-f]{12})/", client.get("/").text)
+    assert found
+    kept = client.get(f"/static/{found[1]}/explorer/main.js")
+    assert "immutable" in kept.headers["cache-control"]
+    plain = client.get("/static/explorer/main.js")
+    assert (plain.content, plain.headers["cache-control"]) == (kept.content, "no-cache")
+    assert client.get(f"/static/{'0' * 12}/explorer/main.js").status_code == 404
+
+
+def test_another_content_of_any_file_has_another_digest(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text("1")
+    first = PackagedFiles(tmp_path).digest
+    assert PackagedFiles(tmp_path).digest == first
+    (tmp_path / "a.js").write_text("2")
+    assert PackagedFiles(tmp_path).digest != first
 
 
 @pytest.mark.parametrize("path", PATHS)
