@@ -148,26 +148,6 @@ def test_a_link_shows_its_answer_and_says_when_the_index_has_moved_on(
     assert "#ask=" in visit.page.url
 
 
-def test_a_link_fills_the_form_so_that_a_person_can_go_on_asking(open_page: Callable[..., Visit]) -> None:
-    request = {
-        "index": "facts",
-        "prompt": "Ada was born in",
-        "completion": " London",
-        "order": "fused",
-        "top_k": 5,
-    }
-    visit = open_page("/docs")
-    page = visit.page
-    page.route("**/links/*", lambda route: route.fulfill(json=link_examples.LINK | {"request": request}))
-    page.goto(page.url.replace("/docs", f"/#link={link_examples.LINK['id']}"))
-    expect(page.get_by_label("Prompt", exact=True)).to_have_value("Ada was born in")
-    expect(page.get_by_role("textbox", name="Completion")).to_have_value(" London")
-    page.get_by_text("Options").click()
-    expect(page.get_by_label("Documents on each side")).to_have_value("5")
-    expect(page.get_by_label("Order")).to_have_value("fused")
-    expect(page.get_by_label("Shade the words")).not_to_be_checked()
-
-
 def test_a_build_is_estimated_queued_followed_and_cancelled_in_the_page(
     open_page: Callable[..., Visit], broker: FakeBroker
 ) -> None:
