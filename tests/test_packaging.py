@@ -20,7 +20,7 @@ from importlib.metadata import entry_points, packages_distributions
 from importlib.resources import files
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import jsonschema
@@ -28,6 +28,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from bergson_core.version import with_extra
 from service.cli import app
 from service.settings import ServiceSettings
 from tests.worker.servers import free_port
@@ -83,6 +84,12 @@ def test_every_dependency_of_the_web_distribution_is_one_of_the_project(
     project: dict[str, Any], web_dependencies: set[str]
 ) -> None:
     assert web_dependencies <= set(project["project"]["dependencies"])
+
+
+def test_every_extra_of_the_web_distribution_is_one_of_the_project(project: dict[str, Any]) -> None:
+    web = tomllib.loads((ROOT / "distributions" / "web" / "pyproject.toml").read_text())["project"]
+    assert set(web["optional-dependencies"]) == set(get_args(get_type_hints(with_extra)["extra"]))
+    assert web["optional-dependencies"].items() <= project["project"]["optional-dependencies"].items()
 
 
 def test_the_web_distribution_needs_nothing_that_only_workers_need(web_dependencies: set[str]) -> None:

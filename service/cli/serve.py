@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bergson_core.errors import InvalidInput
+from bergson_core.version import with_extra
 from service.cli.support.console import print_message
 from service.cli.support.service_options import AllowedRoots, DataDir, Host, Port, apply_settings
 from service.cli.support.spec_options import field_help
@@ -60,7 +61,7 @@ def mcp(
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "mcp":
             raise
-        raise InvalidInput("`bergson mcp` needs the MCP SDK: pip install 'bergson-service[mcp]'") from error
+        raise InvalidInput(f"`bergson mcp` needs the MCP SDK: pip install {with_extra('mcp')}") from error
     from worker.telemetry import logs
 
     settings = ServiceSettings().model_copy(update={"host": host, "port": port})

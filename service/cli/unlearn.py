@@ -22,7 +22,7 @@ from service.cli.support.console import (
     print_message,
     progress_bar,
 )
-from service.cli.support.query_files import read_query_file
+from service.cli.support.query_files import naming_lines, read_query_file
 from service.cli.support.spec_options import field_help
 
 _CHANGES = ("before", "after", "log_probability", "probability")
@@ -72,16 +72,15 @@ def unlearn(
 
     The model takes one step of gradient ascent on all of the documents, and is then restored. Nothing is saved.
     """
-    spec = UnlearnSpec.model_validate(
-        {
-            "ids": ids or None,
-            "filter": None if filter is None else parse_filter(filter),
-            "queries": read_query_file("--queries", queries),
-            "control": None if control is None else read_query_file("--control", control),
-            "learning_rate": learning_rate,
-        }
-    )
-    with progress_bar() as show:
+    files = {
+        "queries": read_query_file("--queries", queries),
+        "control": None if control is None else read_query_file("--control", control),
+    }
+    chosen = {"ids": ids or None, "filter": None if filter is None else parse_filter(filter)}
+    lists = {field: file and file.queries for field, file in files.items()}
+    with naming_lines(**files):
+        spec = UnlearnSpec.model_validate({**chosen, **lists, "learning_rate": learning_rate})
+    with progress_bar() as show, naming_lines(**files):
         if url is None:
             preview = _ask_directory(index, spec, max_documents, show)
         else:

@@ -44,6 +44,7 @@ from service.mcp.results import (
     TakenDown,
 )
 from service.mcp.service_access import ServiceAccess
+from service.mcp.unlearning import UnlearningTool
 
 _READS: Final = ToolAnnotations(
     read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
@@ -52,6 +53,10 @@ _TAKES_DOWN: Final = ToolAnnotations(
     read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
 )
 _MAX_INDEXES: Final = 200
+_WITHOUT_TEXTS: Final = frozenset(
+    {"list_indexes", "describe_index", "list_behaviours", "preview_unlearning", "take_down"}
+)
+"""Tools whose results quote nothing."""
 
 
 class Tools:
@@ -63,6 +68,7 @@ class Tools:
 
     def __init__(self, access: ServiceAccess):
         self._access = access
+        self._unlearning = UnlearningTool(access)
 
     def read_only(self) -> list[Tool]:
         """Returns the tools that change nothing."""
@@ -74,6 +80,7 @@ class Tools:
             self.sum_influence,
             self.look_at_document,
             self.open_link,
+            self._unlearning.preview_unlearning,
         )
         return [_make_tool(function, _READS) for function in functions]
 
@@ -271,7 +278,7 @@ class Tools:
 def _make_tool(function: Any, annotations: ToolAnnotations) -> Tool:
     """Returns a tool that does what a method of `Tools` does and is described by its docstring."""
     text = " ".join(function.__doc__.split())
-    if function.__name__ not in ("list_indexes", "describe_index", "list_behaviours", "take_down"):
+    if function.__name__ not in _WITHOUT_TEXTS:
         text = f"{text} {UNTRUSTED}"
     title = function.__name__.replace("_", " ").capitalize()
     tool = Tool.from_function(function, title=title, description=text, annotations=annotations)

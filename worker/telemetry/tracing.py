@@ -17,6 +17,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from bergson_core.version import with_extra
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -68,7 +70,7 @@ def configure(service_name: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        logger.warning("nothing is traced, since %s: pip install 'bergson-service[otel]'", error)
+        logger.warning("nothing is traced, since %s: pip install %s", error, with_extra("otel"))
         return
     resource_attributes = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     is_named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in resource_attributes

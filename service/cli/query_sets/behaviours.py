@@ -11,7 +11,7 @@ from bergson_core.schemas.behaviours.results import BehaviourSummary
 from bergson_core.schemas.behaviours.spec import BehaviourSpec
 from service.cli.support.common_options import IndexDirectory
 from service.cli.support.console import console, print_json, print_message, progress_bar
-from service.cli.support.query_files import read_query_file
+from service.cli.support.query_files import naming_lines, read_query_file
 
 app = typer.Typer(
     no_args_is_help=True, help="Create, list, show and delete behaviours: named sets of queries."
@@ -39,20 +39,20 @@ def create(
     ] = None,
 ) -> None:
     """Create a behaviour from a set of queries, for `bergson query --behaviour` and `bergson score --behaviour`."""
-    spec = BehaviourSpec.model_validate(
-        {
-            "name": name,
-            "queries": read_query_file("--queries", queries),
-            "control": None if control is None else read_query_file("--control", control),
-        }
-    )
+    files = {
+        "queries": read_query_file("--queries", queries),
+        "control": None if control is None else read_query_file("--control", control),
+    }
+    lists = {field: file and file.queries for field, file in files.items()}
+    with naming_lines(**files):
+        spec = BehaviourSpec.model_validate({"name": name, **lists})
     from bergson_core.attribution.index import AttributionIndex
     from bergson_core.storage.behaviours import require_new_behaviour
     from bergson_core.storage.manifest import read_manifest
 
     read_manifest(index)
     require_new_behaviour(index, name)  # before the model is loaded
-    with progress_bar() as show:
+    with progress_bar() as show, naming_lines(**files):
         made = AttributionIndex.open(index).behaviours.create(name, spec.queries, spec.control, report=show)
     against = f", less {made.control_count:,} of the control set" if made.control_count else ""
     print_message(

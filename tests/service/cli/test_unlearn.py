@@ -81,7 +81,15 @@ def test_a_filter_is_json_and_the_result_is_printed_as_json_or_csv(
         (("--ids", "a"), {"queries": "\n"}, "has no queries"),
         (("--ids", "a"), {"queries": "{}\n{"}, "line 2 of .* is not JSON"),
         (("--ids", "a"), {"queries": "[]"}, "line 1 of .* is list; expected an object"),
-        (("--ids", "a"), {"queries": '{"prompt": "a"}'}, "queries.0.completion"),
+        (("--ids", "a"), {"queries": '\n{"prompt": "a"}'}, "^line 2 of .*queries: completion: "),
+        (
+            ("--ids", "a"),
+            {
+                "queries": '{"prompt": "a", "completion": " b"}',
+                "control": '\n{"prompt": "a", "completion": " b"}',
+            },
+            "^line 2 of .*control: .* got that of line 1 of .*queries$",
+        ),
         (("--ids", "a"), {"control": ""}, "--control: .* has no queries"),
     ],
 )

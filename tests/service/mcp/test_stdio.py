@@ -76,11 +76,16 @@ def test_the_server_loads_no_torch() -> None:
     assert run.stderr.strip() == "[]"
 
 
-def test_a_missing_sdk_is_told_with_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize("distribution", ["bergson-service", "bergson-service-web"])
+def test_a_missing_sdk_is_told_with_what_to_install(tmp_path: Path, distribution: str) -> None:
+    metadata = tmp_path / f"{distribution.replace('-', '_')}-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.4\nName: {distribution}\nVersion: 0\n")
     code = (
-        "import sys; sys.modules['mcp'] = None; sys.argv[1:] = ['mcp']; from service.cli import main; main()"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['mcp'] = None; sys.argv[1:] = ['mcp']; "
+        "from service.cli import main; main()"
     )
     run = subprocess.run(
         [str(Path(BERGSON).with_name("python")), "-c", code], capture_output=True, text=True, check=False
     )
-    assert run.returncode == 1 and "pip install 'bergson-service[mcp]'" in run.stderr
+    assert run.returncode == 1 and f"pip install '{distribution}[mcp]'" in run.stderr

@@ -26,6 +26,7 @@ READ_ONLY = {
     "sum_influence",
     "look_at_document",
     "open_link",
+    "preview_unlearning",
 }
 
 

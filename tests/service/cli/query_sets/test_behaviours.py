@@ -80,7 +80,8 @@ def test_a_behaviour_is_created_listed_shown_asked_for_scored_and_deleted(
     [
         ('{"prompt": "a", "completion": " b"}\n\n{"prompt": ', "line 3 of .* is not JSON"),
         ("", "--queries: .* has no queries"),
-        ('{"prompt": "a", "completion": " b"}\n{"prompt": "a"}', r"queries\.1\.completion"),
+        ('{"prompt": "a", "completion": " b"}\n\n{"prompt": "a"}', "^line 3 of .*bad.jsonl: completion: "),
+        ('\n{"prompt": "", "completion": "P"}', "^line 2 of .*bad.jsonl: nothing to attribute"),
         ('["a"]', "--queries: line 1 of .* is list; expected an object"),
     ],
 )
