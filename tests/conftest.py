@@ -7,6 +7,7 @@ import asyncio
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -36,6 +37,10 @@ for _name in [name for name in os.environ if name == "REDIS_URL" or name.startsw
     del os.environ[_name]
 
 shapes.install()
+
+# A shell that starts a program in the background lets it ignore Ctrl-C, and so its children: tests send SIGINT to both.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _first_certificate() -> str:

@@ -1,14 +1,13 @@
 """The examples run anywhere, and end in results that are as good as they claim."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from tests.processes import run_script
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "from_model_to_finding.ipynb"
@@ -17,13 +16,10 @@ UNLEARNED = r"^  ([+-]\d\.\d{4})  (a random document)?"
 
 
 def run_example(name: str, directory: Path) -> list[str]:
-    """Runs an example in an empty directory, which stays empty, and returns the lines that it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", f"examples.{name}"]
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert list(directory.iterdir()) == []
-    return done.stdout.splitlines()
+    """Runs an example in an empty directory, where it leaves nothing, and returns the lines that it prints."""
+    lines = run_script(ROOT / "examples" / f"{name}.py", home=directory).splitlines()
+    assert [path for path in directory.iterdir() if not path.name.startswith(".")] == []
+    return lines
 
 
 def read_numbers(line: str) -> dict[str, float]:

@@ -20,13 +20,30 @@ from tests.worker.servers import free_port
 
 
 @pytest.fixture
-def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessGroup]]:
-    """`start_service(workers=1, **settings)` starts the service on a free port, with its data in tmp_path.
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets the processes of a system start from one that has loaded torch, which those of `bergson up` do not.
 
-    It stops at the end of the test. Its processes start from one that has loaded torch; those of `bergson up` do not.
+    What a system changes in the process that starts it is as before at the end of the test.
     """
     forking = SimpleNamespace(**vars(subprocess) | {"Popen": ForkedModule})
     monkeypatch.setattr(process_group, "subprocess", forking)
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def start_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_processes: None
+) -> Iterator[Callable[..., ProcessGroup]]:
+    """`start_service(workers=1, **settings)` starts the service on a free port, with its data in tmp_path.
+
+    It stops at the end of the test.
+    """
     contexts = []
 
     def start(workers: int = 1, **settings: object) -> ProcessGroup:
@@ -37,11 +54,9 @@ def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         contexts.append(context)
         return context.__enter__()
 
-    handler = signal.getsignal(signal.SIGTERM)
     yield start
     for context in contexts:
         context.__exit__(None, None, None)
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

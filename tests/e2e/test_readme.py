@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,31 @@ GRADIENT_EXAMPLES, CORPUS_EXAMPLES, INDEX_EXAMPLES, CLIENT_EXAMPLES, EVALUATION_
 EVALUATION_COMMANDS = code_blocks("docs/evaluating.md", "sh")[0]
 
 
-def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Path, run):
-    assert run(sys.executable, "-c", LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
+RUN_COMMANDS = """
+import sys
+from service.cli import main
+for words in {!r}:
+    sys.argv = words
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+"""
+
+
+def run_commands(run_python: Callable[[str], str], home: Path, block: str, code: str = "") -> str:
+    """Runs commands of `bergson`, and then `code`, in one process, since importing torch takes seconds.
+
+    The first line of the block names a directory.
+    """
+    assignment, _, commands = block.replace("\\\n", " ").strip().partition("\n")
+    name, _, directory = assignment.partition("=")
+    commands = commands.replace(f"${name}", directory.replace("~", str(home)))
+    return run_python(RUN_COMMANDS.format([shlex.split(command) for command in commands.splitlines()]) + code)
+
+
+def test_the_library_example_gives_a_projected_gradient_for_each_module(home: Path, run_python):
+    assert run_python(LIBRARY_EXAMPLE).count("(1, 16, 16)") == 8
 
 
 def test_the_examples_of_gradients_run_in_order(home: Path, run_python):
@@ -64,13 +87,7 @@ def test_the_examples_of_a_changing_index_run_in_order(home: Path, run_python):
 
 
 def test_the_examples_of_an_evaluation_run_in_order(home: Path, run_python):
-    demo, _, commands = EVALUATION_COMMANDS.replace("\\\n", " ").partition("\n")
-    commands = commands.replace("$demo", demo.partition("=")[2].replace("~", str(home))).strip().splitlines()
-    # All of them run in one process, since importing torch takes seconds.
-    build, evaluate = (shlex.split(command)[1:] for command in commands)
-    invoke = "import sys; from service.cli import app; app({!r}, standalone_mode=False)\n"
-    code = invoke.format(["build", *build]) + invoke.format(evaluate) + EVALUATION_EXAMPLES
-    output = run_python(code)
+    output = run_commands(run_python, home, EVALUATION_COMMANDS, EVALUATION_EXAMPLES)
     assert "20 documents" in output and "queries; 95 % intervals in brackets" in output
     assert json.loads((home / "measured.json").read_text())["methods"].keys() == {
         "index",
@@ -81,8 +98,8 @@ def test_the_examples_of_an_evaluation_run_in_order(home: Path, run_python):
     assert re.fullmatch(r"Retrieval\(mrr=.*\) log_probability=Interval\(.*\).*", output.splitlines()[-1])
 
 
-def test_the_commands_of_the_readme_build_and_query_an_index(home: Path, run):
-    output = run("sh", "-ec", COMMANDS)
+def test_the_commands_of_the_readme_build_and_query_an_index(home: Path, run_python):
+    output = run_commands(run_python, home, COMMANDS)
     assert "20 documents" in output
     assert len(re.findall(r"doc-\d", output)) == 3
 

@@ -9,7 +9,8 @@ import pytest
 
 from bergson_core.utils.sandbox import run_sandboxed
 from service.client import Client
-from tests.e2e.helpers import BERGSON, build_request
+from tests.e2e.helpers import BERGSON, build_request, find_processes
+from tests.worker.helpers import wait_until
 from tests.worker.servers import free_port
 
 pytestmark = pytest.mark.e2e
@@ -57,7 +58,7 @@ def test_the_stray_files_run_under_plain_python_m(stray_directory, tmp_path):
     assert imported_files(tmp_path)
 
 
-def test_the_service_starts_builds_and_answers_in_a_directory_of_stray_modules(
+def test_up_starts_builds_and_answers_in_a_directory_of_stray_modules_and_leaves_no_process_behind(
     stray_directory, sources, tmp_path
 ):
     port = free_port()
@@ -73,6 +74,7 @@ def test_the_service_starts_builds_and_answers_in_a_directory_of_stray_modules(
         finally:
             process.terminate()
             process.wait(40)
+    wait_until(lambda: not find_processes(tmp_path))
     assert imported_files(tmp_path) == []
 
 

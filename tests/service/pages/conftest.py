@@ -23,6 +23,7 @@ from tests.service.stage import Stage
 from worker.messages import JobRecord
 
 expect.set_options(timeout=30_000)  # a page is refreshed every few seconds, and CI is busy
+HASTE = "const wait = setTimeout; window.setTimeout = (call, ms, ...rest) => wait(call, ms / %d, ...rest);"
 
 
 @pytest.fixture
@@ -62,13 +63,18 @@ def profile(chromium: Chromium) -> BrowserContext:
 
 @pytest.fixture
 def open_page(address: str, chromium: Chromium, profile: BrowserContext) -> Iterator[Callable[..., Visit]]:
-    """`open_page(path, viewport=…, color_scheme=…)` opens a page of the service."""
+    """`open_page(path, viewport=…, color_scheme=…, haste=…)` opens a page of the service.
+
+    The timers of a page with haste end earlier by this factor: those that refresh it, and those that it waits for
+    before it tries again.
+    """
 
     def open_page(
         path: str = "/",
         *,
         viewport: ViewportSize | None = None,
         color_scheme: Literal["light", "dark"] | None = None,
+        haste: int | None = None,
     ) -> Visit:
         page = profile.new_page()
         page.set_default_timeout(15_000)
@@ -76,6 +82,8 @@ def open_page(address: str, chromium: Chromium, profile: BrowserContext) -> Iter
             page.set_viewport_size(viewport)
         if color_scheme:
             page.emulate_media(color_scheme=color_scheme)
+        if haste:
+            page.add_init_script(HASTE % haste)
         return Visit(page, f"{address}{path}")
 
     with chromium.driven():

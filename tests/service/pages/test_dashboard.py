@@ -47,9 +47,10 @@ def test_jobs_are_updated_by_their_events_and_can_be_cancelled(visit: Visit, bro
 
 
 def test_the_page_asks_for_a_key_sends_it_with_every_call_and_asks_again_after_its_revocation(
-    visit: Visit, tmp_path: Path, broker: FakeBroker
+    open_page: Callable[..., Visit], tmp_path: Path, broker: FakeBroker
 ) -> None:
-    page, message = visit.page, visit.page.locator("#key-message")
+    page = open_page("/docs", haste=10).page
+    message = page.locator("#key-message")
     expect(page.locator("#workers .tile")).to_have_count(1)
     key = make_key_header(tmp_path, scope="write")["Authorization"].removeprefix("Bearer ")
     page.reload()

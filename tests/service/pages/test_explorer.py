@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker
 from tests.service.pages.visit import HOSTILE, Visit
+from tests.worker.helpers import wait_until
 from worker.messages import ServiceQuery
 
 pytestmark = pytest.mark.browser
@@ -282,7 +283,10 @@ def test_a_long_text_is_shaded_once_it_is_seen(open_page: Callable[..., Visit]) 
     expect(first.locator(".token")).to_have_count(200)
     expect(last.locator(".token")).to_have_count(0)
     assert (last.locator(".sample-text").text_content() or "").startswith(" 24000 24001")
-    for _ in range(30):  # cards that come into view get their real heights, and move those below
+
+    def is_shaded() -> bool:  # cards that come into view get their real heights, and move those below
         last.scroll_into_view_if_needed()
-        page.wait_for_timeout(100)
-    expect(last.locator(".token")).to_have_count(200)
+        page.wait_for_timeout(50)
+        return last.locator(".token").count() == 200
+
+    wait_until(is_shaded)

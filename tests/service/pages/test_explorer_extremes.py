@@ -1,5 +1,6 @@
 """What is very long, very many or hostile leaves the page usable, and so does what disappears while it is shown."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -120,8 +121,9 @@ def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so
     page = open_page(address_of(completion=" London")).page
     expect(page.locator(".proponents .result")).to_have_count(2)
     shutil.rmtree(tmp_path / "indexes" / "facts")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.wait_for_timeout(500)
+    with page.expect_response(re.compile("/index($|[?])")):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(50)  # what came is shown
     expect(page.locator(".proponents .result")).to_have_count(2)
     page.get_by_text("Totals over all documents").click()
     page.route(

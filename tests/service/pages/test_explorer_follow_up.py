@@ -196,7 +196,7 @@ def test_a_build_is_estimated_queued_followed_and_cancelled_in_the_page(
 def test_a_job_whose_stream_breaks_is_followed_again(
     open_page: Callable[..., Visit], broker: FakeBroker
 ) -> None:
-    page = open_page("/#build=1").page
+    page = open_page("/#build=1", haste=10).page
     page.route("**/jobs/*/events", lambda route: route.abort(), times=2)
     page.get_by_label("Name").fill("news")
     page.get_by_label("Model").fill("tiny")

@@ -63,7 +63,7 @@ def test_without_an_index_the_page_leads_to_a_build(
 def test_an_error_says_what_to_do_and_the_question_can_be_asked_again(
     open_page: Callable[..., Visit], broker: FakeBroker, error: BergsonError, advice: str
 ) -> None:
-    visit = open_page()
+    visit = open_page(haste=10)
     page = visit.page
     expect(page.locator("#ask")).to_be_visible()
     broker.error = error
@@ -105,7 +105,7 @@ def test_the_page_asks_for_a_key_and_asks_again_after_its_revocation(
     open_page: Callable[..., Visit], tmp_path: Path
 ) -> None:
     key = make_key_header(tmp_path)["Authorization"].removeprefix("Bearer ")
-    page = open_page().page
+    page = open_page(haste=10).page
     message = page.locator("#key-message")
     expect(message).to_contain_text("needs an API key")
     page.get_by_label("API key").fill(key)
