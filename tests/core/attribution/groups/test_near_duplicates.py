@@ -94,7 +94,7 @@ def test_no_pair_is_lost_where_rows_are_left_out_early(least, width):
 
 @pytest.mark.parametrize("cosine", [0.01, 0.5, 0.95, 1.0])
 def test_a_product_of_signs_stands_for_its_cosine(cosine):
-    product = torch.tensor([sign_product(cosine)], dtype=torch.float64)
+    product = torch.tensor([[sign_product(cosine)]], dtype=torch.float64)
     assert cosines_from_sign_products(product).item() == pytest.approx(cosine)
 
 
