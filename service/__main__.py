@@ -81,7 +81,7 @@ def _serve(settings: ServiceSettings, server_socket: socket.socket) -> None:
     server = _Server(create_app(settings), settings)
     server.run(sockets=[server_socket])
     if not server.started:
-        sys.exit("the service did not start: the log above says why")
+        sys.exit("the service did not start: its error is logged above")
 
 
 def _exit_on_signal(signum: int, frame: object) -> None:

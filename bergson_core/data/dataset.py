@@ -98,7 +98,7 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
     """
     path = Path(spec.path).expanduser()
     if spec.text_documents != "auto":
-        raise InvalidInput(f"text_documents is for .txt files; {spec.path} names none")
+        raise InvalidInput(f"text_documents is for .txt files; {spec.path} names no .txt file")
     if os.path.isdir(path):
         require_no_subset(spec)
         return _open_directory(path, spec)
@@ -107,7 +107,9 @@ def open_saved_or_hub_dataset(spec: DatasetSpec, *, streaming: bool) -> Dataset 
     if path.is_absolute() or spec.path.startswith((".", "~")) or has_file_suffix(spec.path):
         raise DatasetNotFound(f"no dataset at {spec.path}: no such file or directory")
     if spec.path in FORMAT_NAMES:  # The library would read the files of the working directory.
-        raise DatasetNotFound(f"{spec.path!r} is a file format; expected a hub id, a directory or a file")
+        raise DatasetNotFound(
+            f"{spec.path!r} is the name of a file format; expected a hub id, a directory or a file"
+        )
     return load_hub_dataset(spec, streaming)
 
 
@@ -123,7 +125,7 @@ def _open_directory(path: Path, spec: DatasetSpec) -> Dataset:
             raise DatasetNotFound(f"{path} has no split {spec.split!r}; it has {', '.join(map(str, loaded))}")
         return loaded[spec.split]
     if spec.split != "train":
-        raise DatasetNotFound(f"{path} has one split only, 'train'; {spec.split!r} was asked for")
+        raise DatasetNotFound(f"{path} has only the split 'train', got {spec.split!r}")
     return loaded
 
 
@@ -135,4 +137,4 @@ def _require_own_files(directory: Path) -> None:
         if state.is_file():
             names += [file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
     if outside := [name for name in names if name == ".." or Path(name).name != name]:
-        raise DatasetNotFound(f"{directory} names {outside[0]!r}; expected files of its own")
+        raise DatasetNotFound(f"{directory} names {outside[0]!r}; expected only files in its own directory")

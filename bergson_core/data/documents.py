@@ -151,7 +151,7 @@ class Documents:
             if document_id in seen:
                 raise InvalidInput(
                     f"{self.name}: the id {document_id!r} in column {self.columns.id!r} occurs more than once; "
-                    "ids have to be unique"
+                    "ids must be unique"
                 )
             if hash(document_id) in repeated:
                 seen.add(document_id)

@@ -48,7 +48,7 @@ def only_repository_files(repository: str) -> Iterator[None]:
         location = data_files.xjoin(base_path, pattern) if is_relative else pattern
         if not location.startswith(prefixes) or ".." in unquote(location).split("/") or "::" in location:
             raise DatasetNotFound(
-                f"dataset {repository!r} names {location!r} as its data; expected files of its own"
+                f"dataset {repository!r} names {location!r} as its data; expected only files in its own directory"
             )
         return resolve_pattern(pattern, base_path, *args, **options)
 

@@ -108,7 +108,7 @@ def _find_limits(spec: BuildSpec, model: LanguageModel) -> TokenLimits:
             )
         if limits.tokenizer is None or not limits.tokenizer.is_fast:
             raise InvalidInput(
-                f"{type(limits.tokenizer).__name__} does not tell which characters a token stands for; expected a "
+                f"{type(limits.tokenizer).__name__} does not report which characters a token stands for; expected a "
                 "fast tokenizer (a tokenizer.json) where long documents are cut"
             )
     if limits.max_tokens is None:

@@ -148,7 +148,7 @@ class _ActorPool:
         ray.kill(work.actor)
         activity = f"shard {work.task.name}" if work.task else _LOADING
         self._deaths[activity] += 1
-        logger.warning("an actor was lost (%s): %s", activity, first_line(error))
+        logger.warning("a Ray actor was lost (%s): %s", activity, first_line(error))
         # An actor that dies while it loads the model does no harm as long as other actors are alive.
         is_needed = work.task is not None or not (self._running or self._idle)
         if self._deaths[activity] >= MAX_ATTEMPTS and is_needed:
@@ -168,4 +168,4 @@ def _require_slots(device: str) -> None:
             "machine with a GPU, as `ray job submit --entrypoint-num-gpus 1` does"
         )
     if not sum(slots_by_node(device).values()):
-        raise ClusterUnavailable(f"the cluster has nothing to run on ({device}): add machines to it")
+        raise ClusterUnavailable(f"the cluster has no free resources ({device}): add machines to it")

@@ -22,7 +22,7 @@ def tokenize_documents(records: Sequence[Record], spec: BuildSpec, model: Langua
     Raises:
         TooLong: A document has more tokens than the model takes or `spec` allows; the message names it.
         InvalidInput: A document has a token that the model has no embedding for, a chat cannot be laid out by the
-            tokenizer's chat template, or the tokenizer gives up on a text.
+            tokenizer's chat template, or the tokenizer failed on a text.
     """
     assert model.tokenizer is not None  # load_model always loads one
     settings = spec.gradients

@@ -190,7 +190,7 @@ def _add_adapters(model: nn.Module, adapters: Path) -> nn.Module:
     if unexpected := sorted(adapted.load_adapter(str(adapters), "default").unexpected_keys):
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
         raise ValueError(
-            f"{adapters / ADAPTER_WEIGHTS_FILE} has weights that its model has no place for: {unexpected[0]}{more}; "
+            f"{adapters / ADAPTER_WEIGHTS_FILE} has weights that match no module of its model: {unexpected[0]}{more}; "
             "expected adapters that were trained on this causal language model"
         )
     return adapted
@@ -247,7 +247,7 @@ def _resolve(name: str, revision: str | None) -> Path:
         # httpx raises an ImportError where it lacks the package for a SOCKS proxy.
         raise_if_disk_full(error)
         raise ModelNotFound(
-            f"model {name!r} is not a local directory, and the hub did not give it: {error}"
+            f"model {name!r} is not a local directory, and the hub did not return it: {error}"
         ) from error
 
 

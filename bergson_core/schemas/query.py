@@ -292,7 +292,7 @@ class AttributionQuery(Spec):
         if "tokens" in self.include and self.top_k > MAX_TOP_K_WITH_TOKENS:
             raise field_error(
                 "top_k",
-                message="scoring tokens costs a pass through the model for each result: expected a top_k of at most "
+                message="scores of tokens need a pass through the model for each result: expected a top_k of at most "
                 f"{MAX_TOP_K_WITH_TOKENS} with them, got {self.top_k}; lower it, or leave tokens out of include",
             )
         return self
@@ -303,7 +303,7 @@ class AttributionQuery(Spec):
             if self.instead_of_behaviour is not None:
                 raise field_error(
                     "instead_of_behaviour",
-                    message="it is subtracted from a behaviour: expected `behaviour` beside it, got none",
+                    message="it is subtracted from a behaviour: expected also `behaviour`, got none",
                 )
             return self
         for name, reason in _NOT_OF_BEHAVIOURS.items():
@@ -343,7 +343,8 @@ class AttributionQuery(Spec):
         if (role := self.messages[-1]["role"]) != "assistant":
             raise field_error(
                 *("messages", len(self.messages) - 1, "role"),
-                message=f"expected the last message to be the assistant's, which is explained; got {role[:100]!r}",
+                message="expected the last message, which is explained, to have the role assistant; "
+                f"got {role[:100]!r}",
             )
         try:
             length = len(json.dumps(self.messages, ensure_ascii=False, default=str))
@@ -382,13 +383,13 @@ class AttributionQuery(Spec):
         if text is None and self.messages is not None:
             raise field_error(
                 "instead_of",
-                message="it stands for the last message's content: expected a text there, got none",
+                message="it replaces the content of the last message: expected that content to be a text, got none",
             )
         if text is not None and self.instead_of == (text if self.span is None else text[slice(*self.span)]):
             raise field_error(
                 "instead_of",
-                message="expected another text than the one that is explained, got the same: leave it out to ask why "
-                "the model says this at all",
+                message="expected a text that differs from the explained one, got the same: leave it out to ask why "
+                "the model says it at all",
             )
         return self
 

@@ -236,10 +236,12 @@ def find_finished_shard(root: Path, name: str, position: ShardPosition, rows: in
         sealed = (directory / _ENTRY_FILE).read_bytes()
         content = unseal(sealed)
         if content == sealed:
-            raise ValueError("it was altered: it has no sha256 of its own content")
+            raise ValueError("it was altered: its sha256 is missing or is not that of its content")
         shard = FinishedShard.model_validate_json(content)
     except (OSError, ValueError) as error:
-        logger.warning("%s is made again, because its %s cannot be used: %s", directory, _ENTRY_FILE, error)
+        logger.warning(
+            "%s is written again, because its %s cannot be used: %s", directory, _ENTRY_FILE, error
+        )
         return None
     entry = shard.entry
     same_position = ShardPosition(entry.first_row, entry.source, entry.generation) == position

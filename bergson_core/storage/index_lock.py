@@ -84,7 +84,7 @@ def _lock(root: Path, name: str, patience_s: float = 0) -> Iterator[None]:
             stop_if_abandoned()
             time.sleep(_PAUSE_S)
         if not is_at(handle, path):
-            raise IndexBusy(f"{root} is being removed by another process; try again")
+            raise IndexBusy(f"{root} is being removed by another process; try again later")
         with suppress(OSError):  # the lock does not depend on what is in the file: the disk may be full
             os.utime(handle)
             os.ftruncate(handle, 0)

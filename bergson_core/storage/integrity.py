@@ -88,7 +88,7 @@ def flush_files(root: Path, files: Iterable[FileEntry]) -> None:
     if damaged := find_damaged_files(root, [entry for entry in files if entry.path in checked]):
         _, problem = damaged[0]
         raise IndexCorrupt(
-            f"{problem}; it was intact when this run began: run the same again to make it anew"
+            f"{problem}; it was intact when this run began: run the same command again to make it again"
         )
     paths = [root / entry.path for entry in files]
     for path in (*paths, *{path.parent for path in paths}):

@@ -95,7 +95,7 @@ def read_token_row(row: Mapping[str, Any], what: str) -> Tokens:
     for name in row:
         if name not in TOKEN_COLUMNS and name not in _HARMLESS and _is_aligned(row[name], len(ids)):
             raise InvalidInput(
-                f"{what} has a column {name!r} with an entry for each token, which is not known: expected "
+                f"{what} has a column {name!r} with one entry for each token, which is an unknown column: expected "
                 f"{', '.join(LABEL_COLUMNS)} to mask the loss. Leave the column out if it does not change the loss"
             )
     values = {name: _read_integers(row, name, what) for name in row if name in _ALIGNED}
@@ -127,7 +127,7 @@ def _require_known_columns(row: Mapping[str, Any], what: str) -> None:
     for name in (name for name in (*_REFUSED, *WEIGHT_COLUMNS) if row.get(name) is not None):
         advice = "columns.weight to name it, or " if name in WEIGHT_COLUMNS else ""
         raise InvalidInput(
-            f"{what} has a column {name!r}, which cannot be honoured: expected {advice}one document per row as "
+            f"{what} has a column {name!r}, which cannot be used: expected {advice}one document per row as "
             "input_ids, with attention_mask and labels where needed. Leave the column out if it is not needed"
         )
 
@@ -234,6 +234,6 @@ def _require_whole_document(
         )
     if "token_type_ids" in values and len(set(values["token_type_ids"][is_token].tolist())) > 1:
         raise InvalidInput(
-            f"{what}: column 'token_type_ids' has tokens of several types, which a causal model does not tell apart; "
+            f"{what}: column 'token_type_ids' has tokens of several types, which a causal model does not distinguish; "
             "leave the column out"
         )

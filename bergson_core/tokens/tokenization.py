@@ -98,7 +98,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options:
     except BaseException as error:  # A panic in Rust code is not an `Exception`.
         if type(error).__name__ != "PanicException":
             raise
-        raise InvalidInput(f"the tokenizer gives up on a text: {error}") from None
+        raise InvalidInput(f"the tokenizer failed on a text: {error}") from None
 
 
 def encode_context(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -154,8 +154,8 @@ def tokenize(
         return documents if label_end else _without_special_labels(documents, encoded)
     if not tokenizer.is_fast:
         raise InvalidInput(
-            f"{type(tokenizer).__name__} does not tell which characters a token stands for; expected a fast tokenizer "
-            "(a tokenizer.json) where prompts have completions"
+            f"{type(tokenizer).__name__} does not report which characters a token stands for; expected a fast "
+            "tokenizer (a tokenizer.json) where prompts have completions"
         )
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     encoded = encode(tokenizer, texts, return_offsets_mapping=True, **options)

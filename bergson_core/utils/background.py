@@ -37,7 +37,7 @@ _thread: Final = _Thread()
 def stop_if_abandoned() -> None:
     """Raises `Cancelled` in the thread of work whose caller has stopped; does nothing in any other thread."""
     if _thread.abandoned is not None and _thread.abandoned.is_set():
-        raise Cancelled("nobody waits for this work any more")
+        raise Cancelled("no client waits for this work any more")
 
 
 @contextmanager

@@ -24,7 +24,9 @@ def prepare_private_directory(path: Path) -> str | None:
         with translate_disk_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InvalidInput(f"{path}: expected a directory, or a place for one; there is a file") from error
+        raise InvalidInput(
+            f"{path}: expected a directory, or a path that does not exist; got a file"
+        ) from error
     if not _is_open_to_others(path):
         return None
     return f"every user of this machine may read {path}, with the texts of documents in it: run `chmod o-rwx {path}`"

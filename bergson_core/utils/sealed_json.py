@@ -39,7 +39,7 @@ def unseal(content: bytes) -> bytes:
     if _digest(sealed) != match[2].decode():
         raise ValueError(
             f"it was altered: its sha256 is not the one in its last field, {SEAL_FIELD!r}; restore it from a copy, or "
-            "remove that field if somebody has changed the file on purpose"
+            "remove that field if the file was changed on purpose"
         )
     return sealed
 

@@ -81,13 +81,13 @@ def require_writable(path: Path, suffixes: Collection[str], *, overwrite: bool =
         InvalidInput: The path has another suffix, its directory does not exist, or the file exists.
     """
     if path.suffix not in suffixes:
-        raise InvalidInput(f"{path} is not of a known type; expected {', '.join(suffixes)}")
+        raise InvalidInput(f"{path} has an unknown suffix; expected {', '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise InvalidInput(f"{path.parent} is no directory; expected one for {path.name}")
+        raise InvalidInput(f"{path.parent} is not a directory; expected a directory for {path.name}")
     if path.is_dir():
         raise InvalidInput(f"{path} is a directory; expected the name of a file")
     if path.exists() and not overwrite:
-        raise InvalidInput(f"{path} is there already; expected a new file, or overwrite to replace it")
+        raise InvalidInput(f"{path} exists already; expected a new file, or overwrite to replace it")
 
 
 def parse_metadata(text: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class KeyFile:
             if self._stamp != (0,):
                 self._stamp = (0,)
                 logger.error(
-                    "every request is refused because %s is gone: restore it, create new keys, or remove %s to do "
+                    "every request is refused because %s is missing: restore it, create new keys, or remove %s to run "
                     "without keys",
                     *(self.path, self._marker),
                 )
@@ -163,7 +163,7 @@ class KeyFile:
             self._stamp, self._keys = stamp, self._parse()
         if self._keys is None:
             raise Unavailable(
-                "the file of the API keys cannot be read, so that all are refused; the log says more"
+                "the file of the API keys cannot be read, so all keys are refused; the log gives the reason"
             )
         return self._keys
 
@@ -215,7 +215,7 @@ class KeyFile:
         def with_new_key(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
             if any(key.name == new.name for key in keys):
                 raise InvalidInput(
-                    f"there is a key named {new.name!r}: choose another name, or revoke it first"
+                    f"a key named {new.name!r} exists already: choose another name, or revoke it first"
                 )
             return (*keys, new)
 

@@ -123,7 +123,7 @@ def require_keys_if_public(settings: ServiceSettings) -> None:
         raise InvalidInput(f"{key_file.path} cannot be read; see above") from None
     if not is_loopback(settings.host) and not any(key.is_active() for key in keys):
         raise InvalidInput(
-            f"host {settings.host!r} can be reached from other machines, and there is no API key for them: make one "
+            f"host {settings.host!r} can be reached from other machines, and there is no API key: create one "
             f"with `bergson keys create NAME --scope admin --data_dir {settings.data_dir}`, or listen on 127.0.0.1"
         )
 
@@ -161,9 +161,11 @@ async def authorize(request: Request) -> None:
         return
     scope = ROUTE_SCOPES.get(request.scope["route"].name)
     if scope is None:
-        raise Forbidden("no key may do this: the service does not say which scope it needs")
+        raise Forbidden("no key may do this: the service states no scope for this route")
     if not caller.has_scope(scope):
-        raise Forbidden(f"this needs a key of scope {scope}; {caller.name!r} has the scope {caller.scope}")
+        raise Forbidden(
+            f"this call needs a key of scope {scope}; {caller.name!r} has the scope {caller.scope}"
+        )
     name = request.path_params.get("name")
     if name is not None and not caller.can_see(name):
         raise IndexNotFound.for_name(name)

@@ -62,8 +62,8 @@ class RateLimiter:
         """
         if caller.rate is not None and calls >= parse_rate(caller.rate).amount:
             raise InvalidInput(
-                f"this key may ask {caller.rate}, got {calls + 1} queries, each document to verify and each 32 "
-                "candidates to rescore counted as one, and totals as ten: send fewer at once"
+                f"the rate limit of this key is {caller.rate}, got {calls + 1} queries, each document to verify and "
+                "each 32 candidates to rescore counted as one, and totals as ten: send fewer at once"
             )
         await self._count(caller, calls)
 
@@ -82,7 +82,7 @@ class RateLimiter:
             raise QueueFull(f"{count} requests {whose}: try again in a second")
         if caller.concurrent is not None and self._open_calls[caller.id] >= caller.concurrent:
             raise RateLimited.with_wait(
-                f"{caller.concurrent} calls with this key are open, and it allows no more: wait until one has ended",
+                f"{caller.concurrent} calls with this key are open, which is its limit: wait until one has ended",
                 1,
             )
         self._open_calls[caller.id] += 1
@@ -106,7 +106,9 @@ class RateLimiter:
         if free_at is None:
             return
         wait_s = max(1, math.ceil(free_at - time.time()))
-        raise RateLimited.with_wait(f"this key may ask {caller.rate}: try again in {wait_s} s", wait_s)
+        raise RateLimited.with_wait(
+            f"the rate limit of this key is {caller.rate}: try again in {wait_s} s", wait_s
+        )
 
     async def _hit(self, rate: RateLimitItem, caller_id: str, calls: int) -> float | None:
         """Counts calls if the rate allows them; otherwise returns when it may, in seconds of Unix time."""

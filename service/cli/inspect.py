@@ -75,7 +75,7 @@ def info(
 def _read_directory(directory: Path) -> list[IndexDetail]:
     """Returns the indexes in a directory, or in the directory `indexes` below a data directory of the service."""
     if not directory.is_dir():
-        raise InvalidInput(f"{directory} is no directory; expected one that holds indexes")
+        raise InvalidInput(f"{directory} is not a directory; expected a directory of indexes")
     directory = directory.resolve()
     if (directory / MANIFEST_FILE).is_file():
         return [read_index_detail(directory.parent, directory.name)]

@@ -144,15 +144,15 @@ def query(
         # A table of the parts of scores is of no use without the documents that they are parts of.
         spec = spec.model_copy(update={"include": tuple(dict.fromkeys(("text", *spec.include)))})
     if link and url is None:
-        raise InvalidInput("--link: a service keeps answers: expected --url with it")
+        raise InvalidInput("--link: only a service keeps links: expected --url with --link")
     if url is not None and executor != "local":
         raise InvalidInput(
-            f"--executor {executor} is for an index on disk: expected it, or --url, but not both"
+            f"--executor {executor} is for an index on disk: expected either --executor or --url"
         )
     if also:
         if output is not None or link or output_format == "csv":
             raise InvalidInput(
-                "--also: several answers are printed as tables or as JSON: expected no --output, --link or CSV with it"
+                "--also: several answers are printed as tables or JSON: expected no --output, --link or CSV with --also"
             )
         answers = _ask_all([str(index), *also], spec, url, executor)
         print_side_by_side(answers, as_json=output_format == "json")
@@ -174,7 +174,7 @@ def query(
 def _with_together(spec: AttributionQuery) -> AttributionQuery:
     """Returns the query with the step on all verified results at once."""
     if spec.verify is None:
-        raise InvalidInput("--together: expected --verify with it, which says how many results to unlearn")
+        raise InvalidInput("--together: expected also --verify, the number of results to unlearn")
     return spec.model_copy(update={"verify": spec.verify.model_copy(update={"together": True})})
 
 
@@ -234,7 +234,7 @@ def _ask_service(url: str, index: str, spec: AttributionQuery, *, keep: bool) ->
         f"link: {url.rstrip('/')}/links/{link.id} until {until}", markup=False, soft_wrap=True
     )
     if link.answer is None:
-        raise IndexNotFound(f"the index {index!r} was deleted meanwhile")
+        raise IndexNotFound(f"the index {index!r} was deleted before its answer was printed")
     return link.answer
 
 
@@ -244,7 +244,7 @@ def _require_output(output: Path, output_format: OutputFormat, overwrite: bool) 
 
     if output_format != "table":
         raise InvalidInput(
-            f"--format {output_format} is for results that are printed: expected it, or --output, but not both"
+            f"--format {output_format} is for printed results: expected either --format or --output"
         )
     require_output(output, TABLE_SUFFIXES, overwrite=overwrite)
 

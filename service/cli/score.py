@@ -140,7 +140,9 @@ def score(
         threshold = 0.0 if totals is None else THRESHOLD_OF_SUMS
     if behaviour is not None:
         if between is not None:
-            raise InvalidInput("a behaviour is kept over all checkpoints: expected no --between beside it")
+            raise InvalidInput(
+                "a behaviour is stored for all checkpoints: expected no --between with --behaviour"
+            )
         scores = score_behaviour(
             opened, behaviour, instead_of=instead_of_behaviour, profile=profile, threshold=threshold
         )
@@ -187,9 +189,7 @@ def _require_one_source(
         given = "neither" if behaviour is None else "both"
         raise InvalidInput(f"expected either --queries or --behaviour, got {given}")
     if instead_of_behaviour is not None and behaviour is None:
-        raise InvalidInput(
-            "--instead_of_behaviour is subtracted from a behaviour: expected --behaviour beside it"
-        )
+        raise InvalidInput("--instead_of_behaviour is subtracted from a behaviour: expected also --behaviour")
     if behaviour is not None and aggregate != "mean":
         raise InvalidInput(
             f"a behaviour is the mean of its queries: expected no --aggregate, got {aggregate}"
@@ -210,7 +210,8 @@ def _query_columns(prompt: str, completion: str, messages: str | None) -> Column
         return ColumnsSpec(prompt=prompt, completion=completion or None)
     if (prompt, completion) != (_PROMPT_COLUMN, _COMPLETION_COLUMN):
         raise InvalidInput(
-            "expected --messages_column, or --prompt_column and --completion_column, not both: a chat has its prompt"
+            "expected --messages_column, or --prompt_column and --completion_column, not both: "
+            "a chat contains its prompt"
         )
     return ColumnsSpec(messages=messages)
 
@@ -222,7 +223,7 @@ def _require_output(output: Path, top_k: int | None, overwrite: bool) -> None:
     require_output(output, (*TABLE_SUFFIXES, *ARRAY_SUFFIXES), overwrite=overwrite)
     if top_k is not None and output.suffix in ARRAY_SUFFIXES:
         raise InvalidInput(
-            f"{output.name} has no ids to tell which documents are the best {top_k:,}; expected a file with ids: "
+            f"{output.name} has no ids to name the best {top_k:,}; expected a file with ids: "
             f"{', '.join(TABLE_SUFFIXES)}"
         )
 

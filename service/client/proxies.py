@@ -117,6 +117,6 @@ def _read_address(address: str, source: str, host: str) -> httpx.Proxy:
     shown = re.sub(r"//[^/]*@", "//…@", address)
     advice = ProxyInUse(shown, source, host).advice
     raise InvalidInput(
-        f"{source} names no proxy that can be used: expected an address such as http://host:port or "
+        f"{source} is not the address of a proxy: expected an address such as http://host:port or "
         f"socks5://host:port, got {shown[:200]!r}; {advice}"
     )

@@ -224,7 +224,8 @@ def parse_response(schema: type[Model], content: bytes | str) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BergsonError(
-            f"the answer does not fit {schema.__name__}: {first['msg']}; do client and service have the same version?"
+            f"the answer does not fit {schema.__name__}: {first['msg']}; "
+            "check that client and service have the same version"
         ) from None
 
 

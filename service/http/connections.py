@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
         is_slow_writer = self.is_waiting and now - self._waiting_since > self._timeout_s
         if is_slow_reader or is_slow_writer:
             action = "read an answer" if is_slow_reader else "sent a request"
-            logger.info("connection from %s cut: it has not %s in time", self.client, action)
+            logger.info("connection from %s closed: it has not %s in time", self.client, action)
             self.transport.abort()
 
 

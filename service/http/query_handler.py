@@ -116,7 +116,7 @@ class QueryHandler:
                     remaining_s = deadline - time.monotonic()
                     if remaining_s <= 0:
                         raise DeadlineExceeded(
-                            f"not asked within {timeout_s:g} s; send fewer at once or wait longer"
+                            f"not sent within {timeout_s:g} s; send fewer queries at once, or raise timeout_s"
                         )
                     answer = await self.answer(query, remaining_s, priority)
                     return AttributeResponse.from_answer(answer, self.request_id)

@@ -94,7 +94,9 @@ class LinkStore:
         """
         path = self._find(link_id)
         if path.parent.name != (caller.id or _NO_KEY) and not caller.has_scope("write"):
-            raise Forbidden("another key has made this link: that key can remove it, or one of scope write")
+            raise Forbidden(
+                "another key made this link: only that key, or a key of scope write, can remove it"
+            )
         with translate_disk_errors(self._root):
             path.unlink(missing_ok=True)
 
@@ -126,7 +128,7 @@ class LinkStore:
         free = self._max_bytes - total
         if new_bytes > free:
             raise DiskFull(
-                f"the links take {total:,} of {self._max_bytes:,} bytes (BERGSON_LINKS_BYTES), and this one needs "
+                f"the links use {total:,} of {self._max_bytes:,} bytes (BERGSON_LINKS_BYTES), and this link needs "
                 f"{new_bytes:,}: raise the limit, ask for fewer results, or wait until older links end"
             )
         if own_directory is not None and own + new_bytes > free:

@@ -87,7 +87,7 @@ def serve_http(access: ServiceAccess, settings: ServiceSettings, *, allow_takedo
         server = _Server(config)
         server.run(sockets=[server_socket])
     if not server.started:
-        raise Unavailable("the server did not start: the log above says why")
+        raise Unavailable("the server did not start: its error is logged above")
 
 
 async def _require_keys_of_service(access: ServiceAccess) -> None:

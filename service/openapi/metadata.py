@@ -71,7 +71,7 @@ INDEXES_FIELD_ERROR = FieldError(loc=["body", "indexes"], msg="expected each ind
 DOCUMENTS_FIELD_ERROR = FieldError(loc=["body"], msg="expected exactly one of `dataset` and `documents`")
 BEHAVIOUR_FIELD_ERROR = FieldError(
     loc=["body", "queries", 3, "completion"],
-    msg="a behaviour consists of what the model says: expected a completion, got none",
+    msg="a query of a behaviour needs a completion: got none",
 )
 PROFILE_FIELD_ERROR = FieldError(loc=["body", "mixing"], msg="expected at most 1")
 UNLEARN_FIELD_ERROR = FieldError(loc=["body", "ids"], msg="expected either `ids` or `filter`, got both")
@@ -89,7 +89,7 @@ _EXAMPLE_DETAILS = {
     "behaviour_exists": "facts has a behaviour 'refusals' already; choose another name, or delete it first",
     "ids_exist": "the index has documents of these ids already: 'doc-17'; expected new ids",
     "index_exists": "an index named 'facts' exists: choose another name",
-    "index_busy": "a job is at work on the index 'facts': follow it at GET /jobs",
+    "index_busy": "a job is changing the index 'facts': see GET /jobs",
     "disk_full": "/data/indexes/facts cannot be written, no space is left: make room and try again, finished work is "
     "kept ([Errno 28] No space left on device)",
     "read_only": "/data/indexes/facts cannot be written, the file system is read-only: mount it for writing and try "
@@ -99,11 +99,11 @@ _EXAMPLE_DETAILS = {
     "link_not_found": f"no link {link_examples.LINK_ID!r}: it has ended, was removed, or never was",
     "redis_unavailable": "Redis does not answer: start it, or correct REDIS_URL",
     "redis_full": "Redis is full: raise maxmemory, cancel jobs that wait, or remove what else it holds",
-    "unavailable": "this web process is stopping: ask another",
+    "unavailable": "this web process is stopping: send the request to another",
     "no_worker": NO_WORKER,
     "unauthorized": "expected an API key in the header `Authorization: Bearer bg_…`",
-    "forbidden": "this needs a key of scope write; 'ada' has the scope read",
-    "rate_limited": "this key may ask 100/minute: try again in 12 s",
+    "forbidden": "this call needs a key of scope write; 'ada' has the scope read",
+    "rate_limited": "the rate limit of this key is 100/minute: try again in 12 s",
     "queue_full": "too many requests wait already: try again after Retry-After",
     "deadline_exceeded": "no answer within 30 s: raise timeout_s, or start more workers",
     "request_timeout": "expected the body, or the next 65,536 bytes of it, within 20 s (BERGSON_CLIENT_TIMEOUT_S)",

@@ -186,7 +186,9 @@ class Broker(JobBroker):
         message = self._message(query, request_id, timeout_s).model_copy(update={"totals": spec})
         reply = await self._ask_worker(message, timeout_s, lane)
         if reply.totals is None:
-            raise from_code("", "the answer has no totals; do all workers have this version?")
+            raise from_code(
+                "", "the answer has no totals; check that all workers have the version of the web process"
+            )
         return reply.totals
 
     def _message(
@@ -230,7 +232,7 @@ class Broker(JobBroker):
         if isinstance(error, IndexNotFound):
             active_jobs = await self.active_jobs(min(REDIS_WAIT_S, remaining_s()))
             if job_id := active_jobs.get(message.query.index):
-                error = IndexBusy(f"index {message.query.index!r} is being built: follow /jobs/{job_id}")
+                error = IndexBusy(f"index {message.query.index!r} is being built: see GET /jobs/{job_id}")
         raise error
 
     def _explain_silence(

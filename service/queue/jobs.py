@@ -92,15 +92,13 @@ class JobBroker:
         with translate_redis_errors():
             outcome, *details = require_list(reply)
         if outcome == "taken" and not is_build:
-            raise IndexBusy(
-                f"job {details[0]} is at work on {index!r}: follow it, and try again when it has ended"
-            )
+            raise IndexBusy(f"job {details[0]} is changing {index!r}: try again when this job has ended")
         if outcome == "taken":
             reason = f"job {details[0]} is building it" if details[0] else "it is published"
             raise IndexExists(f"the name {index!r} is taken, {reason}: choose another")
         if outcome == "known":
             if details[1] != body_sha256:
-                raise InvalidInput("this idempotency key came with another body before: use a new one")
+                raise InvalidInput("this idempotency key was used with another body: use a new key")
             known = job_records.parse_record(details[2])
             if known is None:
                 raise job_not_found(details[0])
@@ -191,8 +189,8 @@ class JobBroker:
         """
         if self._followers >= self._max_followers:
             raise QueueFull(
-                f"{self._followers} event streams are open already: ask again in a second, or read "
-                "GET /jobs/{job_id} now and then"
+                f"{self._followers} event streams are open already: try again in a second, or poll "
+                "GET /jobs/{job_id}"
             )
         self._followers += 1
         try:

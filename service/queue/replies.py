@@ -110,7 +110,7 @@ class ReplyReader:
                 if query_id in raw and not future.done():
                     future.set_exception(
                         BergsonError(
-                            "the answer cannot be read: do worker and web process have the same version?"
+                            "the answer cannot be read: check that worker and web process have the same version"
                         )
                     )
             return

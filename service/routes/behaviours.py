@@ -72,7 +72,7 @@ async def create_behaviour(
         directory = await run_in_threadpool(catalog.require_index, settings.indexes_dir, name)
     except IndexNotFound:
         if job_id := (await broker.active_jobs()).get(name):
-            raise IndexBusy(f"index {name!r} is being built: follow /jobs/{job_id}") from None
+            raise IndexBusy(f"index {name!r} is being built: see GET /jobs/{job_id}") from None
         raise
     await run_in_threadpool(behaviours.require_new_behaviour, directory, body.name)
     return await jobs.submit(

@@ -39,7 +39,7 @@ async def readyz(request: Request, broker: BrokerDep) -> Ready:
     Send the process no traffic while this fails.
     """
     if request.app.state.stopping:
-        raise Unavailable("this web process is stopping: ask another")
+        raise Unavailable("this web process is stopping: send the request to another")
     await broker.ping()
     workers = await broker.list_workers(PROBE_WAIT_S)
     if not workers:

@@ -78,7 +78,9 @@ async def build_index(
     The response comes at once; follow the job at `Location`.
     """
     if not caller.can_see(body.name):
-        raise Forbidden(f"this key is for indexes named {' or '.join(caller.indexes)}, not {body.name!r}")
+        raise Forbidden(
+            f"this key is limited to indexes named {' or '.join(caller.indexes)}, not {body.name!r}"
+        )
     return await jobs.submit(
         BuildJob(job_id=uuid4().hex, index=body.name, spec=body.build_spec(), request_id=jobs.request_id)
     )
@@ -170,6 +172,6 @@ async def remove_index(name: IndexNamePath, broker: BrokerDep, settings: Setting
     This is refused while a job works on the index: cancel the job first.
     """
     if job_id := (await broker.active_jobs()).get(name):
-        raise IndexBusy(f"job {job_id} is at work on {name!r}: wait for it, or cancel it")
+        raise IndexBusy(f"job {job_id} is changing {name!r}: wait for this job, or cancel it")
     await run_in_threadpool(delete_index, settings.indexes_dir / name)
     await run_in_threadpool(canary_log.delete_runs, settings, name)

@@ -123,8 +123,8 @@ def _require_allowed(
 def _forbidden_path(field: str, path: str, settings: Settings, expected: str) -> InvalidInput:
     allowed = ", ".join(str(root) for root in settings.readable_roots)
     return InvalidInput(
-        f"{field}: expected a {expected} below {allowed}, outside of what the service itself keeps there; got "
-        f"{path!r}{_explain(Path(path).expanduser())}. The operator allows more with BERGSON_ALLOWED_ROOTS"
+        f"{field}: expected a {expected} below {allowed}, outside of the service's own files; got "
+        f"{path!r}{_explain(Path(path).expanduser())}. The operator can allow more with BERGSON_ALLOWED_ROOTS"
     )
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _DEADLINE_PASSED = Problem(
     code=DeadlineExceeded.code, detail="the deadline passed before the query was computed"
 )
-_WITHDRAWN = Problem(code=Cancelled.code, detail="nobody waits for the answer any more")
+_WITHDRAWN = Problem(code=Cancelled.code, detail="no client waits for the answer any more")
 
 
 class QueryLoop:
@@ -158,7 +158,7 @@ class QueryLoop:
         late = [query.query_id for query, _ in self._unsent if query.deadline <= time.time()]
         if late:
             logger.warning(
-                "replies dropped, since the deadlines of their queries passed: %s", ", ".join(late)
+                "replies dropped, because the deadlines of their queries have passed: %s", ", ".join(late)
             )
         self._unsent = [entry for entry in self._unsent if entry[0].query_id not in late] + list(replies)
         if self._unsent:

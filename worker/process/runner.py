@@ -98,7 +98,7 @@ class Runner:
     def _step(self) -> None:
         """Answers the waiting queries, or else runs a job, as it does if queries have had more than their share."""
         if not self._heartbeat_thread.is_alive:
-            raise RuntimeError("the thread that renews leases has died; its error is above")
+            raise RuntimeError("the thread that renews leases has died; its error is logged above")
         has_answered = self._time_share.answer_queries(self._settings.poll_s)
         if has_answered and not self._time_share.is_jobs_turn:
             return
@@ -135,7 +135,8 @@ class Runner:
         except Cancelled:
             if not claim.cancelled:
                 logger.info(
-                    "job %s is handed back, since this worker stops: another one continues it", job.job_id
+                    "job %s is handed back, because this worker stops: another worker continues it",
+                    job.job_id,
                 )
                 self._save_outcome(lambda: self._queue.hand_back(claim))
                 return "handed_back"

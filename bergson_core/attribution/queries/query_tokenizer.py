@@ -109,7 +109,7 @@ class QueryTokenizer:
             raise type(error)(f"instead_of: {error}") from error
         if np.array_equal(other.tokens.ids, tokenized.tokens.ids):
             raise InvalidInput(
-                "instead_of: expected another text than the one that is explained, got one of the same tokens"
+                "instead_of: expected a text that differs from the completion, got one with the same tokens"
             )
         warnings = [
             warning.model_copy(update={"detail": f"instead_of: {warning.detail}"})

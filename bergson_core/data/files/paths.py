@@ -179,7 +179,7 @@ def _require_one_format(what: str, files: Sequence[DataFile]) -> list[DataFile]:
 def _make_data_file(path: Path, name: str) -> DataFile:
     parsed = _parse_suffix(path)
     if parsed is None:
-        raise DatasetNotFound(f"{path} is not of a known type; expected {EXPECTED_SUFFIXES}")
+        raise DatasetNotFound(f"{path} has an unknown suffix; expected {EXPECTED_SUFFIXES}")
     return DataFile(path, name, *parsed)
 
 

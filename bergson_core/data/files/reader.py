@@ -49,7 +49,7 @@ class FileReader:
         if not files:
             return None
         if spec.split != "train":
-            raise DatasetNotFound(f"{spec.path} has one split only, 'train'; {spec.split!r} was asked for")
+            raise DatasetNotFound(f"{spec.path} has only the split 'train', got {spec.split!r}")
         require_no_subset(spec)
         if spec.text_documents != "auto" and files[0].format != "text":
             raise InvalidInput(f"text_documents is for .txt files; {spec.path} names {files[0].format} files")

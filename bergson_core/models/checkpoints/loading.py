@@ -106,7 +106,7 @@ class _Form:
         """Raises `InvalidInput` unless another checkpoint has the same form as the first one."""
         if problem := self._find_difference(other):
             raise InvalidInput(
-                f"models.{number}: {_describe(other_source)} is no checkpoint of the run of {_describe(source)}: "
+                f"models.{number}: {_describe(other_source)} is not a checkpoint of the run of {_describe(source)}: "
                 f"{problem}; expected models that differ in their weights alone"
             )
 

@@ -61,15 +61,15 @@ def require_safe_files(directory: Path) -> None:
         except _READ_ERRORS as error:
             raise ModelNotFound(f"{path} is not an index of weights: {error}") from error
         if elsewhere:
-            raise ModelNotFound(f"{path} names {elsewhere[0]!r}; expected files of its own")
+            raise ModelNotFound(f"{path} names {elsewhere[0]!r}; expected only files in its own directory")
 
 
 def require_safe_config(directory: Path) -> None:
     """Checks every field of a model's config.json, however deeply it is nested.
 
     Raises:
-        ModelNotFound: The file is not a configuration, or a field asks for foreign code, for weights elsewhere, or for
-            absurdly many layers or experts.
+        ModelNotFound: The file is not a configuration, or a field asks for code from a third party, for weights
+            elsewhere, or for absurdly many layers or experts.
     """
     path = directory / "config.json"
     try:
@@ -89,11 +89,13 @@ def _check_field(path: Path, key: str, value: Any) -> None:
     weights holds.
     """
     if _KERNEL_FIELD.fullmatch(key) and value not in _BUILT_IN_KERNELS:
-        raise ModelNotFound(f"{path}: {key} is {value!r}, which may be foreign code; drop it")
+        raise ModelNotFound(f"{path}: {key} is {value!r}, which may be code from a third party; remove it")
     if key in _QUANTISATION_FIELDS and value is not None:
-        raise ModelNotFound(f"{path}: {key} asks for foreign code; expected weights that are not quantised")
+        raise ModelNotFound(
+            f"{path}: {key} asks for code from a third party; expected weights that are not quantised"
+        )
     if key == "transformers_weights" and value is not None and Path(value).name != value:
-        raise ModelNotFound(f"{path}: {key} is {value!r}; expected a file beside it")
+        raise ModelNotFound(f"{path}: {key} is {value!r}; expected a file in the same directory")
     if _COUNT_FIELD.fullmatch(key) and isinstance(value, int) and not 0 <= value <= _MAX_COUNT:
         raise ModelNotFound(f"{path}: {key} is {value:.3g}; expected 0 to {_MAX_COUNT:,}")
 

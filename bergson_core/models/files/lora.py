@@ -82,7 +82,7 @@ def read_adapter_base(directory: Path) -> AdapterBase | None:
         raise ModelNotFound(f"{path} has {unsupported}")
     if not has_small_ranks or not isinstance(name, str) or not isinstance(revision, str | None):
         raise ModelNotFound(
-            f"{path} is of adapters of ranks {ranks} of the model {name!r}; expected ranks up to {_MAX_RANK:,}, and "
+            f"{path} has adapters of ranks {ranks} of the model {name!r}; expected ranks up to {_MAX_RANK:,}, and "
             "the model's hub id or directory"
         )
     return AdapterBase(_find_base(name, directory), revision)

@@ -48,7 +48,7 @@ class BehaviourQuery(Spec):
         if self.completion is None and self.messages is None:
             raise field_error(
                 "completion",
-                message="a behaviour consists of what the model says: expected a completion, got none",
+                message="a query of a behaviour needs a completion: got none",
             )
         return self
 

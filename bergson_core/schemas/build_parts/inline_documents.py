@@ -19,7 +19,7 @@ def find_inline_problem(
     Args:
         documents: The documents: objects with the columns that `columns` names.
         columns: The columns and what they hold.
-        skips_bad: Whether documents that cannot be indexed are left out. Ids have to be unique all the same.
+        skips_bad: Whether documents that cannot be indexed are left out. Ids must be unique all the same.
 
     Returns:
         The number of the document and the column, and what is wrong there; None if nothing is.
@@ -33,7 +33,7 @@ def find_inline_problem(
             continue
         document_id = str(document[columns.id])
         if (first := first_numbers.setdefault(document_id, number)) != number:
-            problem = f"documents.{first} has the id {short_repr(document_id)} too; ids have to be unique"
+            problem = f"documents.{first} has the id {short_repr(document_id)} too; ids must be unique"
             return (number, columns.id), problem
     return None
 

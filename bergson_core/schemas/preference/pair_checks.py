@@ -53,7 +53,7 @@ def require_settings_of_pairs(spec: Any) -> None:
         if spec.reference_model is not None and columns.ref_chosen_logps is not None:
             raise field_error(
                 "reference_model",
-                message="columns.ref_chosen_logps has the log-probabilities of the reference already: expected one of "
+                message="columns.ref_chosen_logps already has the log-probabilities of the reference: expected one of "
                 "the two",
             )
     if spec.reference_revision is not None and spec.reference_model is None:

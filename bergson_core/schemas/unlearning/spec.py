@@ -44,7 +44,7 @@ class WatchedQuery(Spec):
         if self.completion is None and self.messages is None:
             raise field_error(
                 "completion",
-                message="expected a completion whose log-probability is watched, or `messages`; got neither",
+                message="expected a completion whose log-probability is measured, or `messages`; got neither",
             )
         return self
 
@@ -97,8 +97,8 @@ class UnlearnSpec(Spec):
             if (same := watched.get(_as_text(query))) is not None:
                 raise field_error(
                     *("control", number),
-                    message="a control query shows what else would break: expected another query than those of "
-                    f"`queries`, got that of queries.{same}",
+                    message="expected a control query that differs from all of "
+                    f"`queries`, got the same as queries.{same}",
                 )
         return self
 

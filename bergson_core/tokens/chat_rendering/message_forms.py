@@ -57,7 +57,7 @@ def _find_form(renderer: Renderer, chat: Chat) -> tuple[Chat, Rendered]:
             continue
         if any(parts in rendered[0] for parts in _lists_of_parts(form)):
             refusal = refusal or ChatError(
-                "the chat template does not read a content that is a list of parts; expected text, or parts of text"
+                "the chat template does not accept a content that is a list of parts; expected text, or parts of text"
             )
         elif any(text in rendered[0] for text in _twice_encoded_arguments(form)):
             twice_encoded = twice_encoded or (form, rendered)

@@ -54,7 +54,7 @@ def require_output(output: Path, suffixes: Collection[str], *, overwrite: bool) 
     from bergson_core.utils.table_writer import require_writable
 
     if output.is_file() and not overwrite:
-        raise InvalidInput(f"{output} is there already; expected a new file, or --overwrite to replace it")
+        raise InvalidInput(f"{output} exists already; expected a new file, or --overwrite to replace it")
     require_writable(output, suffixes, overwrite=overwrite)
 
 

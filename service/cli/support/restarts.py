@@ -82,7 +82,7 @@ class Restarter:
             history.failed_starts += 1
             if history.failed_starts >= MAX_FAILED_STARTS:
                 raise Unavailable(
-                    f"{with_article(name)} {end}, for the {history.failed_starts}th time in a row before it worked"
+                    f"{with_article(name)} {end}, for the {history.failed_starts}th time in a row before it was ready"
                 )
         if now - history.started_at >= STEADY_S:
             history.pause_s = FIRST_PAUSE_S

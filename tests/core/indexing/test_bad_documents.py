@@ -135,7 +135,7 @@ def test_a_tokenizer_that_gives_up_on_a_text_makes_it_a_bad_document(model, tmp_
 
     def give_up(tokenizer, text, **options):
         if "poison" in str(text):
-            raise InvalidInput("the tokenizer gives up on a text")
+            raise InvalidInput("the tokenizer failed on a text")
         return encode(tokenizer, text, **options)
 
     monkeypatch.setattr(tokenization, "encode", give_up)

@@ -80,7 +80,7 @@ def test_a_build_that_loses_a_node_in_the_middle_is_byte_identical(
     finally:
         cluster.add_node(num_cpus=1)
     assert file_hashes(tmp_path / "facts") == file_hashes(local)
-    assert "an actor was lost (shard " in caplog.text
+    assert "a Ray actor was lost (shard " in caplog.text
     assert seen[-1] == 40
     assert list((tmp_path / "facts").rglob("*.tmp")) == []
 

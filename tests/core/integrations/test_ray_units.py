@@ -95,8 +95,8 @@ def test_a_slot_is_a_gpu_or_the_cpus_that_a_process_uses_here(monkeypatch, resou
     ("resources", "device", "match"),
     [
         ({"CPU": 8, "GPU": 8}, "cpu", "this process has none"),
-        ({"CPU": 8}, "cuda", "nothing to run on"),
-        ({}, "cpu", "nothing to run on"),
+        ({"CPU": 8}, "cuda", "no free resources"),
+        ({}, "cpu", "no free resources"),
     ],
 )
 def test_a_cluster_of_another_kind_than_this_process_is_refused(monkeypatch, resources, device, match):

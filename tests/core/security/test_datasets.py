@@ -102,7 +102,7 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path, absolut
     named = (tmp_path / "secret" if absolute else Path("../secret")) / "data-00000-of-00001.arrow"
     path = tmp_path / "mine" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_data_files": [{"filename": str(named)}]}))
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+    with pytest.raises(DatasetNotFound, match="expected only files in its own directory"):
         load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine")))
 
 
@@ -111,7 +111,7 @@ def test_a_saved_dataset_that_names_splits_elsewhere_is_refused(tmp_path):
         DatasetDict({"train": Dataset.from_list([{"text": name}])}).save_to_disk(tmp_path / name)
     (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["../secret/train"]}')
     shutil.rmtree(tmp_path / "mine" / "train")
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+    with pytest.raises(DatasetNotFound, match="expected only files in its own directory"):
         load_dataset_spec(DatasetSpec(path=str(tmp_path / "mine"), split="../secret/train"))
 
 
@@ -161,7 +161,7 @@ def load_named(monkeypatch: pytest.MonkeyPatch, pattern: str, base_path: str = R
 def test_a_hub_dataset_that_names_files_elsewhere_is_refused_before_they_are_looked_up(
     monkeypatch, looked_up, named
 ):
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+    with pytest.raises(DatasetNotFound, match="expected only files in its own directory"):
         load_named(monkeypatch, named)
     assert looked_up == []
 
@@ -170,7 +170,7 @@ def test_a_hub_dataset_that_names_files_elsewhere_is_refused_before_they_are_loo
 def test_a_hub_dataset_in_a_directory_elsewhere_is_refused_before_it_is_looked_up(
     monkeypatch, looked_up, directory
 ):
-    with pytest.raises(DatasetNotFound, match="expected files of its own"):
+    with pytest.raises(DatasetNotFound, match="expected only files in its own directory"):
         load_named(monkeypatch, "**", directory)
     assert looked_up == []
 

@@ -224,7 +224,7 @@ def test_a_data_directory_an_index_and_the_current_directory_can_be_listed(tmp_p
     assert "facts" in run_main("info", ".").stdout
     assert "no indexes" in run_main("list", tmp_path / "empty").stdout
     missing = run_main("list", tmp_path / "nothing")
-    assert (missing.returncode, "is no directory" in missing.stderr) == (1, True)
+    assert (missing.returncode, "is not a directory" in missing.stderr) == (1, True)
 
 
 def test_an_index_is_described_for_people_and_for_programs(tmp_path, run_main):

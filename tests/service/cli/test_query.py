@@ -142,7 +142,7 @@ def test_results_are_written_to_a_file_with_all_of_their_text(
         assert (row["prompt"], row["words"]["rank"], row["metadata"]) == ("a text", 3, {"source": "wiki"})
     again = CliRunner().invoke(commands, arguments)
     assert isinstance(again.exception, InvalidInput)
-    assert "is there already; expected a new file, or --overwrite to replace it" in str(again.exception)
+    assert "exists already; expected a new file, or --overwrite to replace it" in str(again.exception)
     assert CliRunner().invoke(commands, [*arguments, "--overwrite"]).exit_code == 0
     assert len(asked) == 2, "a file that cannot be written is refused before anything is asked"
 
@@ -152,7 +152,7 @@ def test_results_are_written_to_a_file_with_all_of_their_text(
     [
         (["--output", "answer.xlsx"], "expected .jsonl, .csv, .parquet"),
         (["--output", "no/answer.csv"], "no directory"),
-        (["--output", "answer.csv", "--json"], "--output, but not both"),
+        (["--output", "answer.csv", "--json"], "expected either --format or --output"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_anything_is_asked(

@@ -76,5 +76,5 @@ async def test_a_key_that_may_only_read_gets_no_preview(
     header = make_key_header(settings.data_dir)
     monkeypatch.setenv("BERGSON_API_KEY", header["Authorization"].removeprefix("Bearer "))
     result = await call(url, "preview_unlearning", index="news", ids=["doc-0"], queries=QUERIES)
-    assert "forbidden: this needs a key of scope write" in error_of(result)
+    assert "forbidden: this call needs a key of scope write" in error_of(result)
     assert not broker.submitted_jobs

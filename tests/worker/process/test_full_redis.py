@@ -70,7 +70,9 @@ def test_an_answer_that_nobody_waits_for_any_more_is_dropped(
     send_query(redis, timeout_s=1)
     core.during_query = fill
     start_worker()
-    wait_until(lambda: "replies dropped, since the deadlines of their queries passed: q-1" in caplog.text)
+    wait_until(
+        lambda: "replies dropped, because the deadlines of their queries have passed: q-1" in caplog.text
+    )
     core.during_query = lambda: None
     make_room(redis)
     send_query(redis, "q-2")

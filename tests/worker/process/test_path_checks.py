@@ -229,7 +229,7 @@ def test_files_of_the_service_are_no_dataset(root: Path, name: str):
     (root / "link").symlink_to(root)
     spec = make_spec(documents=None, dataset={"path": str(root / name)})
     for settings in (Settings(data_dir=root), Settings(data_dir=root, allowed_roots=(root.parent,))):
-        with pytest.raises(InvalidInput, match="outside of what the service itself keeps"):
+        with pytest.raises(InvalidInput, match="outside of the service's own files"):
             require_allowed_paths(spec, settings)
 
 

@@ -244,7 +244,7 @@ def test_a_worker_that_is_stopped_hands_its_build_back_and_another_resumes_it(
     record = wait_for_end(redis)
     assert (record.state, record.deliveries, len(core.builds)) == ("succeeded", 1, 2)
     assert done < 20
-    assert f"job {record.job_id} is handed back, since this worker stops" in caplog.text
+    assert f"job {record.job_id} is handed back, because this worker stops" in caplog.text
 
 
 def test_a_directory_that_the_previous_worker_still_holds_is_waited_for(

@@ -204,7 +204,7 @@ def test_a_behaviour_that_is_created_anew_is_not_answered_from_what_was_computed
         ({"include": ("text", "words")}, "include: a behaviour has no words"),
         ({"join": "space"}, "join"),
         ({"instead_of_behaviour": "living"}, "every score would be 0"),
-        ({"behaviour": None, "instead_of_behaviour": "living"}, "beside it, got none"),
+        ({"behaviour": None, "instead_of_behaviour": "living"}, "expected also `behaviour`, got none"),
         ({"behaviour": "../living"}, "behaviour"),
     ],
 )

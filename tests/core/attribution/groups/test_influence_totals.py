@@ -182,7 +182,7 @@ def test_the_work_is_divided_into_steps_and_its_time_is_that_of_the_steps(opened
         ({"threshold": math.nan}, "threshold: "),
         ({"top_k": 3}, "top_k"),
         ({"verify": {}}, "verify"),
-        ({"instead_of": QUESTION["completion"]}, "instead_of: expected another text"),
+        ({"instead_of": QUESTION["completion"]}, "instead_of: expected a text that differs"),
         ({"behaviour": "one"}, "prompt: the behaviour has its own queries"),
         ({"filter": {"author": "x"}}, "no metadata column 'author'"),
         ({"profile": "other"}, "no profile"),

@@ -145,7 +145,7 @@ def test_some_of_the_files_may_be_empty(tmp_path):
             r"files of several types \(a\.jsonl, b\.csv\); expected files of one type",
         ),
         (("a.jsonl", "b.csv"), "/*", r"files of several types"),
-        (("a.jsonl", "README.md"), "/*", r"README\.md is not of a known type; expected \.jsonl"),
+        (("a.jsonl", "README.md"), "/*", r"README\.md has an unknown suffix; expected \.jsonl"),
         (
             ("train-00.jsonl", "test-00.jsonl"),
             "",
@@ -158,8 +158,8 @@ def test_some_of_the_files_may_be_empty(tmp_path):
             "",
             r"has no files of a known type and was not made by save_to_disk; expected \.jsonl",
         ),
-        (("a.parquet.gz",), "/a.parquet.gz", "not of a known type"),
-        (("a.jsonl.bz2",), "/a.jsonl.bz2", r"not of a known type; expected .* with \.gz or \.zst"),
+        (("a.parquet.gz",), "/a.parquet.gz", "unknown suffix"),
+        (("a.jsonl.bz2",), "/a.jsonl.bz2", r"unknown suffix; expected .* with \.gz or \.zst"),
         (("a.jsonl",), "/b.jsonl.gz", "no such file or directory"),
     ],
 )

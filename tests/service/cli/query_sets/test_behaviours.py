@@ -111,7 +111,7 @@ def test_what_is_missing_is_told(index: Path, files: tuple[str, str], tmp_path: 
     [
         ((), "either --queries or --behaviour, got neither"),
         (("--queries", "q.jsonl", "--behaviour", "a"), "either --queries or --behaviour, got both"),
-        (("--queries", "q.jsonl", "--instead_of_behaviour", "a"), "expected --behaviour beside it"),
+        (("--queries", "q.jsonl", "--instead_of_behaviour", "a"), "expected also --behaviour"),
         (("--behaviour", "a", "--aggregate", "each"), "expected no --aggregate"),
     ],
 )

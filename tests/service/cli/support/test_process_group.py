@@ -48,7 +48,7 @@ def test_a_worker_that_dies_at_once_again_and_again_ends_the_system_with_the_rea
     with pytest.raises(Unavailable) as caught:
         group.wait()
     assert len(starts) == restarts.MAX_FAILED_STARTS
-    assert "worker 1 ended with status 1, for the 5th time in a row before it worked" in str(caught.value)
+    assert "worker 1 ended with status 1, for the 5th time in a row before it was ready" in str(caught.value)
     assert "no GPU here" in str(caught.value)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == restarts.MAX_FAILED_STARTS - 1

@@ -113,7 +113,7 @@ def test_a_process_that_never_works_is_given_up_after_some_starts(system: FakeSy
     system.end()
     fail_starts(system, MAX_FAILED_STARTS - 1)
     with pytest.raises(
-        Unavailable, match="worker 1 ended with status 1, for the 5th time in a row before it worked"
+        Unavailable, match="worker 1 ended with status 1, for the 5th time in a row before it was ready"
     ):
         fail_starts(system, 1)
     assert len(system.starts) == MAX_FAILED_STARTS

@@ -130,7 +130,10 @@ def test_the_messages_of_a_query_are_json_or_a_file_with_it(tmp_path: Path, form
     [
         ("missing.json", "missing.json cannot be read"),
         ("[{]", "not JSON"),
-        ('[{"role": "user", "content": "Hi"}]', "expected the last message to be the assistant's"),
+        (
+            '[{"role": "user", "content": "Hi"}]',
+            "expected the last message, which is explained, to have the role assistant",
+        ),
         ("[]", "messages"),
     ],
 )
