@@ -197,7 +197,7 @@ def test_self_influence_is_written_highest_first_and_replaces_a_file_only_on_req
     assert (len(scores), scores) == (5, sorted(scores, reverse=True))
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, InvalidInput)
-    assert "there already" in str(again.exception)
+    assert "exists already" in str(again.exception)
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 

@@ -64,7 +64,7 @@ def test_a_file_may_have_the_scores_of_documents_with_themselves(opened, tmp_pat
 def test_a_file_is_replaced_only_on_request(opened, tmp_path):
     path = tmp_path / "scores.json"
     path.write_text("precious")
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         write_score_array(opened, score_corpus(opened, QUERIES), path)
     assert path.read_text() == "precious"
     write_score_array(opened, score_corpus(opened, QUERIES), path, overwrite=True)

@@ -55,10 +55,10 @@ def test_a_module_beside_a_model_is_never_imported(tmp_path, known):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attn_implementation": "evil/kernel"}, "foreign code"),
-        ({"_attn_implementation": {"": "evil/kernel"}}, "foreign code"),
-        ({"text_config": {"_attn_implementation_internal": "flash_attention_2"}}, "foreign code"),
-        ({"experts_implementation": "evil/kernel"}, "foreign code"),
+        ({"attn_implementation": "evil/kernel"}, "code from a third party"),
+        ({"_attn_implementation": {"": "evil/kernel"}}, "code from a third party"),
+        ({"text_config": {"_attn_implementation_internal": "flash_attention_2"}}, "code from a third party"),
+        ({"experts_implementation": "evil/kernel"}, "code from a third party"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "not quantised"),
         ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "not quantised"),
         ({"transformers_weights": "../other/model.safetensors"}, "expected a file in the same directory"),

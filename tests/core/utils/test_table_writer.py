@@ -140,7 +140,7 @@ def test_a_file_that_appears_during_the_write_is_kept(tmp_path):
         yield pa.record_batch({"score": [1.0]})
         path.write_text("theirs")
 
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         write_table(pa.RecordBatchReader.from_batches(pa.schema({"score": pa.float64()}), rows()), path)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
 
@@ -149,9 +149,9 @@ def test_a_file_that_appears_during_the_write_is_kept(tmp_path):
     ("name", "message"),
     [
         ("scores.xlsx", r"expected \.jsonl, \.csv, \.parquet"),
-        ("nowhere/scores.jsonl", "no directory"),
-        ("taken.jsonl", "there already"),
-        ("directory.jsonl", "there already"),
+        ("nowhere/scores.jsonl", "not a directory"),
+        ("taken.jsonl", "exists already"),
+        ("directory.jsonl", "exists already"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused_before_a_row_is_read(tmp_path, name, message):
@@ -182,7 +182,7 @@ def test_an_array_that_fails_to_be_written_leaves_the_old_file(tmp_path, monkeyp
 
     monkeypatch.setitem(table_writer._ARRAY_WRITERS, suffix, fail)
     path.write_text("before")
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         table_writer.write_array(np.zeros(3), path)
     with pytest.raises(DiskFull):
         table_writer.write_array(np.zeros(3), path, overwrite=True)

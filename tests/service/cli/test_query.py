@@ -151,7 +151,7 @@ def test_results_are_written_to_a_file_with_all_of_their_text(
     ("options", "message"),
     [
         (["--output", "answer.xlsx"], "expected .jsonl, .csv, .parquet"),
-        (["--output", "no/answer.csv"], "no directory"),
+        (["--output", "no/answer.csv"], "not a directory"),
         (["--output", "answer.csv", "--json"], "expected either --format or --output"),
     ],
 )

@@ -237,7 +237,7 @@ async def test_a_document_is_taken_down(url: str) -> None:
         ("describe_index", {"index": "none"}, ("index_not_found", "'none'")),
         ("ask", {"index": "news"}, ("invalid_input", "prompt")),
         ("ask", QUESTION | {"messages": [{"role": "assistant", "content": "x"}]}, ("invalid_input",)),
-        ("ask", QUESTION | {"instead_of": " London"}, ("invalid_input", "another text")),
+        ("ask", QUESTION | {"instead_of": " London"}, ("invalid_input", "a text that differs")),
         ("ask", QUESTION | {"filter": {}}, ("invalid_input", "filter")),
         ("ask", QUESTION | {"prompt": "bad"}, ("too_long", "at most 8 tokens", "request ")),
         ("ask", QUESTION | {"top_k": 51}, ("invalid_input: top_k: expected at most 50; got 51",)),

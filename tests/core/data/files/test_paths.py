@@ -176,7 +176,7 @@ def test_files_of_one_split_are_read_together(tmp_path, names):
 
 def test_another_split_than_train_is_refused(tmp_path):
     for path in (write_files(tmp_path, "a.jsonl"), f"{tmp_path}/*.jsonl", tmp_path / "a.jsonl"):
-        with pytest.raises(DatasetNotFound, match="one split only, 'train'; 'test' was asked for"):
+        with pytest.raises(DatasetNotFound, match="has only the split 'train', got 'test'"):
             read_records(path, ColumnsSpec(), split="test")
 
 
