@@ -120,6 +120,9 @@ def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so
 ) -> None:
     page = open_page(address_of(completion=" London")).page
     expect(page.locator(".proponents .result")).to_have_count(2)
+    expect(
+        page.get_by_text("Totals over all documents")
+    ).to_be_visible()  # the columns of the index are known
     shutil.rmtree(tmp_path / "indexes" / "facts")
     with page.expect_response(re.compile("/index($|[?])")):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
