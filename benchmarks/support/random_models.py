@@ -38,6 +38,20 @@ def gpt_neox_two_layers() -> PreTrainedModel:
     )
 
 
+def gpt_neox_70m() -> PreTrainedModel:
+    """Returns a GPT-NeoX of 70 M parameters, in the shape of Pythia 70M."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=50_304,
+            hidden_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            intermediate_size=2048,
+            max_position_embeddings=2048,
+        )
+    )
+
+
 def gpt_neox_160m() -> PreTrainedModel:
     """Returns a GPT-NeoX of 162 M parameters, in the shape of Pythia 160M."""
     return GPTNeoXForCausalLM(
@@ -71,6 +85,7 @@ def llama_1b() -> PreTrainedModel:
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "two-layers": gpt_neox_two_layers,
     "small": gpt_neox_8m,
+    "neox-70m": gpt_neox_70m,
     "neox-160m": gpt_neox_160m,
     "llama-1b": llama_1b,
 }
